@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `tapmirror` command and how it fails: one line on standard error, exit code 2."""
+
+from __future__ import annotations
+
+import click
+
+from tapmirror import __version__
+from tapmirror.cli.run import run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tapmirror")
+def main() -> None:
+    """Mirror live TCP traffic to a shadow service, with no proxy in the path.
+
+    Exit codes: 0 done; 1 the tap broke down while it ran; 2 it could not be started.
+    """
+
+
+main.add_command(run)

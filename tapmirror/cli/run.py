@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tapmirror run`: one tap in the foreground, until it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any, Final
+
+import click
+
+from tapmirror.cli.live import LineView, LiveView, View, print_ledger
+from tapmirror.spec import Capture, Pacing, Protocol, SpecError, TapSpec, parse_shadow
+from tapmirror.supervisor import Tap, TapError
+
+OPTION_OF: Final = {
+    "iface": "--iface",
+    "ports": "--port",
+    "addrs": "--addr",
+    "shadow": "--shadow",
+    "percent": "--percent",
+    "seed": "--seed",
+    "host": "--host",
+}
+"""The option that a field of the spec is set by."""
+
+
+@click.command(short_help="Mirror traffic of one interface until stopped.")
+@click.option("--iface", required=True, metavar="IFACE", help="Interface that production's traffic passes.")
+@click.option("--port", "ports", type=int, multiple=True, required=True, help="Production's port; repeatable.")
+@click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable.")
+@click.option("--shadow", required=True, metavar="HOST:PORT", help="Where the copies go; IPv6 in brackets.")
+@click.option("--percent", type=float, default=100.0, show_default=True, help="Share of the connections.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of connections.")
+@click.option("--protocol", type=click.Choice([p.value for p in Protocol]), default="auto", show_default=True)
+@click.option("--capture", type=click.Choice([c.value for c in Capture]), default="auto", show_default=True)
+@click.option("--pacing", type=click.Choice([p.value for p in Pacing]), default="asap", show_default=True)
+@click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's].")
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Stop after this.")
+@click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
+def run(
+    *,
+    iface: str,
+    ports: tuple[int, ...],
+    addrs: tuple[str, ...],
+    shadow: str,
+    percent: float,
+    seed: int,
+    protocol: str,
+    capture: str,
+    pacing: str,
+    host: str | None,
+    duration: float | None,
+    as_json: bool,
+) -> None:
+    """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
+
+    \b
+    Examples:
+      tapmirror run --iface eth0 --port 80 --shadow staging.internal:8080
+      tapmirror run --iface eth0 --port 80 --shadow '[2001:db8::7]:80' --percent 5 --duration 60
+      tapmirror run --iface lo --port 6379 --shadow 10.0.0.9:6379 --protocol raw --pacing wait
+    """
+    try:
+        spec = TapSpec(
+            iface=iface,
+            ports=ports,
+            addrs=addrs,
+            shadow=parse_shadow(shadow),
+            percent=percent,
+            seed=seed,
+            protocol=Protocol(protocol),
+            capture=Capture(capture),
+            pacing=Pacing(pacing),
+            host=host,
+        )
+    except SpecError as error:
+        field = error.field.partition("[")[0].partition(".")[0]
+        fail(f"{OPTION_OF.get(field, field)}: {str(error).partition(': ')[2]}", 2)
+    tap = Tap(spec, warn)
+    stop_read, stop_write = os.pipe()
+    catch_signals(stop_write)
+    try:
+        tap.start()
+    except TapError as error:
+        fail(str(error), 2)
+    try:
+        ledger = watch(tap, stop_read, duration)
+    except TapError as error:
+        fail(str(error), 1)
+    if as_json:
+        click.echo(json.dumps(ledger))
+    else:
+        print_ledger(ledger)
+
+
+def watch(tap: Tap, stop: int, duration: float | None) -> dict[str, Any]:
+    """Show the tap's state until `stop` is readable, the time is over or the worker dies; the final ledger."""
+    end = None if duration is None else time.monotonic() + duration
+    view: View = LiveView(tap.spec) if sys.stderr.isatty() else LineView(tap.spec)
+    try:
+        with view:
+            while end is None or time.monotonic() < end:
+                view.show(tap.snapshot())
+                wait = view.interval if end is None else min(view.interval, max(0.0, end - time.monotonic()))
+                if stop in select.select([stop, tap], [], [], wait)[0]:
+                    break
+    except BaseException:
+        tap.close()
+        raise
+    return tap.stop()
+
+
+def catch_signals(write_end: int) -> None:
+    """SIGINT and SIGTERM only write a byte; a second one is the default action."""
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        os.write(write_end, b"x")
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+
+
+def warn(message: str) -> None:
+    """One line of warning."""
+    click.echo(f"tapmirror: {message}", err=True)
+
+
+def fail(message: str, code: int) -> None:
+    """One line of error, and out."""
+    click.echo(f"tapmirror: error: {message}", err=True)
+    raise SystemExit(code)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every value that one stage of the pipeline hands to the next.
+
+This is the only language between the stages: sources yield `Segment`s,
+reassembly yields stream chunks, framing yields messages, the pipeline yields
+commands for replay.  Loss is a value too (`Gap`, `DropReason`), so that a
+stage which gives something up has to say what and why.
+
+Nothing here has behaviour: no I/O, no clock, no state.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, TypeAlias
+
+import msgspec
+
+Buffer: TypeAlias = bytes | memoryview
+"""Bytes of the network.  A `memoryview` may point into a capture ring: it is
+valid only until the call that received it returns.  Who keeps it, copies it."""
+
+# --- capture -> reassembly ----------------------------------------------------
+
+FlowKey: TypeAlias = bytes
+"""40 bytes, laid out as `struct tap_key` in bpf/tap.h: client address (16, IPv4
+as ::ffff:a.b.c.d), server address (16), client port, server port (big endian,
+2 each), VLAN ids (4, native order: outer << 16 | inner, or the only one, or 0)."""
+
+Segment: TypeAlias = tuple[FlowKey, int, int, int, int, Buffer, int]
+"""(key, flags, seq, ack, length, payload, time_ns): one captured TCP segment.
+
+`length` is the payload's length on the wire, `payload` what was captured of it
+(shorter when capture cut it, empty for header-only records).  `seq` and `ack`
+are the 32-bit numbers of the header.  `time_ns` is CLOCK_MONOTONIC.
+A tuple and not a class: one is made for every packet (STYLE: the data path)."""
+
+# Segment flags: the low byte is the TCP header's (RFC 9293, 3.1).
+FIN: Final = 0x01
+SYN: Final = 0x02
+RST: Final = 0x04
+PSH: Final = 0x08
+ACK: Final = 0x10
+URG: Final = 0x20
+FROM_SERVER: Final = 0x100
+"""The segment travels from production to the client."""
+ACCEPTED: Final = 0x200
+"""No packet of its own: production's SYN-ACK was seen and the client completed
+the handshake.  `seq` is the client's and `ack` the server's first byte number
+(initial sequence number + 1); `length` is 0."""
+
+# --- reassembly -> framing ----------------------------------------------------
+
+
+class Gap(msgspec.Struct, frozen=True, gc=False):
+    """`length` bytes of the stream that production received and the tap did not."""
+
+    length: int
+
+
+class End(msgspec.Struct, frozen=True, gc=False):
+    """The stream is over: the client's FIN, in order, or (`reset`) an RST from either side."""
+
+    reset: bool
+
+
+Chunk: TypeAlias = Buffer | Gap | End
+"""What a reassembled stream consists of, in its order."""
+
+# --- framing -> pipeline ------------------------------------------------------
+
+# Flags of a Message or Send part.
+START: Final = 0x1
+"""The first byte of a request is the first byte of this part."""
+END: Final = 0x2
+"""The last byte of a request is the last byte of this part."""
+NO_BODY: Final = 0x4
+"""The answer to this request has no body whatever its headers say (HEAD)."""
+TUNNEL: Final = 0x8
+"""If the answer accepts (2xx to CONNECT, 101), what follows is no longer HTTP."""
+
+
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """A run of a request's (or of a raw stream's) bytes, to be passed on.
+
+    `size` is how many captured bytes it stands for; `data` may be longer or
+    shorter where something was rewritten.
+    """
+
+    data: Buffer
+    size: int
+    flags: int
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """`size` captured bytes will not be mirrored.
+
+    `broken` says that a request was under way and is hereby given up: what of
+    it was passed on already must not be taken for a whole one.
+    """
+
+    size: int
+    reason: DropReason
+    broken: bool = False
+
+
+Message: TypeAlias = Part | Lost
+
+# --- pipeline -> replay -------------------------------------------------------
+
+
+class Open(msgspec.Struct, frozen=True, gc=False):
+    """A production connection that is mirrored: `flow` names it from here on."""
+
+    flow: int
+    http: bool
+    """Framed as HTTP/1 requests (else raw bytes)."""
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Pass on `data`, which stands for `size` captured bytes; `flags` as in `Part`.
+
+    `data` is valid only during the call that received it.
+    """
+
+    flow: int
+    data: Buffer
+    size: int
+    flags: int
+
+
+class Turn(msgspec.Struct, frozen=True, gc=False):
+    """At this point of the stream production had sent `answered` bytes since the last
+    `Turn`.  Only with pacing `wait`: what follows is sent after the shadow answered too."""
+
+    flow: int
+    answered: int
+
+
+class Finish(msgspec.Struct, frozen=True, gc=False):
+    """The client closed its side (FIN): half-close the shadow connection after what is queued."""
+
+    flow: int
+
+
+class Abort(msgspec.Struct, frozen=True, gc=False):
+    """Give up what is under way on this flow, now.
+
+    `reset`: the production connection is gone (RST, expiry); the shadow's is reset too.
+    Otherwise only the request under way (or, raw, the rest of the stream) is given up, and
+    the shadow must not be left with a part of it that it could take for a whole.
+    """
+
+    flow: int
+    reason: DropReason
+    reset: bool
+
+
+Command: TypeAlias = Open | Send | Turn | Finish | Abort
+
+# --- reasons ------------------------------------------------------------------
+
+
+class FilterReason(enum.Enum):
+    """Why something seen was not to be mirrored: nothing is lost by it."""
+
+    LOOP = "loop"
+    """Sent by a tapmirror: it carries the loop mark (`LOOP_DSCP`)."""
+    DUPLICATE = "duplicate"
+    """Retransmitted or overlapping bytes: production's TCP discarded them as well."""
+    NOT_ACCEPTED = "not_accepted"
+    """Production never accepted the connection (no SYN-ACK, no acknowledgement, or an RST)."""
+    OUTSIDE = "outside"
+    """Outside what production's TCP takes: after FIN or RST, or far from the window."""
+
+
+class DropReason(enum.Enum):
+    """Why something that should have been mirrored was not."""
+
+    RING_FULL = "ring_full"
+    """The capture ring had no room: the worker was too slow or stopped."""
+    FRAGMENT = "fragment"
+    """An IP fragment; fragments are not reassembled at the interface."""
+    CUT = "cut"
+    """The capture holds only the first bytes of the packet."""
+    MIDSTREAM = "midstream"
+    """The connection stood when the tap began: skipped up to the first request boundary."""
+    GAP = "gap"
+    """In a request broken by a hole, or between a hole and the next certain request boundary."""
+    UNPARSED = "unparsed"
+    """Not valid HTTP/1, up to the next certain request boundary."""
+    OVERSIZE = "oversize"
+    """A request head longer than `Limits.head_bytes`."""
+    FLOW_LIMIT = "flow_limit"
+    """More out-of-order data on one flow than `Limits.flow_bytes` or `Limits.flow_segments`."""
+    MEMORY_LIMIT = "memory_limit"
+    """More data held in all flows than `Limits.reassembly_bytes`."""
+    TABLE_FULL = "table_full"
+    """More flows than `Limits.flows`."""
+    IDLE = "idle"
+    """Held by a flow that fell silent."""
+    INCOMPLETE = "incomplete"
+    """The connection ended in the middle of a request."""
+    SHADOW_DOWN = "shadow_down"
+    """The shadow could not be connected to."""
+    SHADOW_SLOW = "shadow_slow"
+    """The queue to the shadow was at its bound."""
+    SHADOW_CLOSED = "shadow_closed"
+    """The shadow closed or reset the connection before everything was sent."""
+    TUNNEL_REFUSED = "tunnel_refused"
+    """After CONNECT or Upgrade that the shadow did not accept: what followed was no HTTP."""
+    NO_RESOURCES = "no_resources"
+    """No descriptor, local port or memory for a shadow connection."""
+    SHUTDOWN = "shutdown"
+    """Still queued when the tap's drain time was over."""
+
+
+LOOP_DSCP: Final = 0x2B
+"""The differentiated-services codepoint of every packet tapmirror sends to a shadow, and
+the mark by which any tap knows such a packet again: across processes, hosts, loopback and
+address translation, and without privilege.  0b101011 lies in pool 2 of RFC 2474 (xxxx11),
+which is kept for experimental and local use."""

@@ -1,0 +1,472 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow table: which connections there are, and what their segments amount to.
+
+Theory of operation
+-------------------
+A flow begins in one of two ways:
+
+* by an `ACCEPTED` record: the capture saw production's SYN-ACK and the client's completion
+  of the handshake, so the first byte is known and production has accepted the connection;
+* in mid-stream, by data of a connection that the table does not know (it stood when the tap
+  began).  Such a flow is *tentative*: its data is held until a packet of production shows that
+  the connection exists there.  An RST from production, or silence for `Limits.accept_time`,
+  discards it.
+
+It ends by FIN from both sides, by an RST, by a new connection on the same 4-tuple, or by
+`Limits.flow_idle` of silence.  An ended flow is remembered for a while (`LATE`), so that a
+late retransmission is not taken for a connection in mid-stream and mirrored twice.
+
+Production's packets are not captured as a matter of course: that would cost a record for
+each.  The table asks for the acknowledgements of a flow while it needs them (a tentative
+flow, a hole in the stream); the requests leave through `ack_requests`.
+
+The states and what moves between them are the table `TRANSITIONS`; a pair that is not in
+it changes nothing.
+
+Pure: segments and `now` in, stream events out.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, TypeAlias
+
+from tapmirror.events import (
+    ACCEPTED,
+    ACK,
+    FIN,
+    FROM_SERVER,
+    RST,
+    SYN,
+    Chunk,
+    DropReason,
+    End,
+    FilterReason,
+    FlowKey,
+    Segment,
+)
+from tapmirror.ledger import Ledger
+from tapmirror.packet import flow_hash
+from tapmirror.spec import Limits
+from tapmirror.tcp import FAR, MASK, Piece, Pool, Receiver, distance
+
+LATE: Final = 3.0
+"""Seconds for which an ended flow is remembered: more than the first retransmission time-outs
+(RFC 6298: 1 s, then 2 s; Linux: 0.2 s)."""
+LATE_FLOWS: Final = 16_384
+"""How many ended flows are remembered: LATE at 5,000 connections a second."""
+EARLY_FLOWS: Final = 1_024
+"""How many SYNs with data (TCP Fast Open) are held for production's SYN-ACK."""
+EARLY_BYTES: Final = 2_048
+"""How much of the data of each: a SYN carries at most one segment."""
+SCAN: Final = 512
+"""How many flows one call of `expire` looks at: the cost of a call stays below a millisecond."""
+REJOIN: Final = 1 << 16
+"""A flow joined by data at most this far behind the first byte of a handshake that is reported
+later is that handshake's connection, not a new one on the same tuple."""
+BUCKETS: Final = 0x10000
+
+_SPECIAL: Final = FIN | SYN | RST | FROM_SERVER | ACCEPTED
+
+Event: TypeAlias = "tuple[Flow, Chunk, bool]"
+"""A chunk of a flow's client stream, and whether a new turn of the dialogue may begin with it:
+it begins a segment, and the client had received something since its last data."""
+
+
+class State(enum.Enum):
+    """Of a flow."""
+
+    TENTATIVE = enum.auto()
+    OPEN = enum.auto()
+    CLIENT_DONE = enum.auto()
+    SERVER_DONE = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Move(enum.Enum):
+    """What can happen to a flow as a whole."""
+
+    CONFIRMED = enum.auto()
+    CLIENT_FIN = enum.auto()
+    SERVER_FIN = enum.auto()
+    RESET = enum.auto()
+
+
+TRANSITIONS: Final = {
+    (State.TENTATIVE, Move.CONFIRMED): State.OPEN,
+    (State.TENTATIVE, Move.RESET): State.CLOSED,
+    (State.OPEN, Move.CLIENT_FIN): State.CLIENT_DONE,
+    (State.OPEN, Move.SERVER_FIN): State.SERVER_DONE,
+    (State.OPEN, Move.RESET): State.CLOSED,
+    (State.CLIENT_DONE, Move.SERVER_FIN): State.CLOSED,
+    (State.CLIENT_DONE, Move.RESET): State.CLOSED,
+    (State.SERVER_DONE, Move.CLIENT_FIN): State.CLOSED,
+    (State.SERVER_DONE, Move.RESET): State.CLOSED,
+}
+
+
+class Flow:
+    """One production connection.  `framer`, `opened` and `prefix` belong to the pipeline."""
+
+    __slots__ = (
+        "ack",
+        "answered",
+        "asking",
+        "first",
+        "framer",
+        "id",
+        "key",
+        "last",
+        "midstream",
+        "opened",
+        "prefix",
+        "rx",
+        "server_next",
+        "since",
+        "state",
+    )
+
+    def __init__(self, ident: int, key: FlowKey, seq: int, rx: Receiver, now: float, midstream: bool) -> None:
+        self.id = ident
+        self.key = key
+        self.first = seq
+        """Sequence number of the first byte: tells a new connection on the same tuple from a repeated SYN-ACK."""
+        self.rx = rx
+        self.state = State.TENTATIVE if midstream else State.OPEN
+        self.midstream = midstream
+        self.last = now
+        """When the last segment came."""
+        self.since = now
+        """Since when the flow has been waiting for production's acknowledgement (while `asking`)."""
+        self.asking = False
+        self.ack: int | None = None
+        """The acknowledgement number of the client's last data."""
+        self.server_next: int | None = None
+        self.answered = 0
+        """Bytes that production sent since the pipeline last took note (where they are captured)."""
+        self.opened = False
+        self.framer: Any = None
+        self.prefix = b""
+
+
+class FlowTable:
+    """All flows of one worker, within `limits`.
+
+    `ack_requests` collects (key, wanted) for the source; the caller empties it after each batch.
+    """
+
+    def __init__(self, limits: Limits, seed: int, ledger: Ledger, *, acks_on_demand: bool) -> None:
+        """`acks_on_demand`: the source gives production's acknowledgements only while they are asked for."""
+        self._limits = limits
+        self._acks_on_demand = acks_on_demand
+        self._seed = seed
+        self._ledger = ledger
+        self._segments = ledger.segments
+        self._pool = Pool(limits)
+        self._flows: dict[FlowKey, Flow] = {}
+        self._asking: dict[FlowKey, Flow] = {}
+        self._buckets: Counter[int] = Counter()
+        self._late: OrderedDict[FlowKey, tuple[float, int]] = OrderedDict()
+        self._early: OrderedDict[FlowKey, tuple[int, bytes, int]] = OrderedDict()
+        self._scan: Iterator[Flow] = iter(())
+        self._next_id = 1
+        self.ack_requests: list[tuple[FlowKey, bool]] = []
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(self._flows.values())
+
+    def get(self, key: FlowKey) -> Flow | None:
+        """The living flow with this key."""
+        return self._flows.get(key)
+
+    def held(self) -> tuple[int, int]:
+        """(segments, bytes) that are held for bytes before them or for production's word."""
+        early = sum(len(data) for _, data, _ in self._early.values())
+        return self._pool.segments + len(self._early), self._pool.bytes + early
+
+    @property
+    def impatient(self) -> bool:
+        """Some flow waits for something that has a time-out."""
+        return bool(self._asking)
+
+    def feed(self, segment: Segment, now: float) -> Sequence[Event]:
+        """Take one captured segment; return what the client streams gained by it."""
+        key, flags, seq, ack, length, payload, _ = segment
+        flow = self._flows.get(key)
+        if flow is None:
+            return self._unknown(segment, now)
+        rx = flow.rx
+        flow.last = now
+        if seq == rx.next and rx.simple and not flags & _SPECIAL and len(payload) == length and length:
+            rx.next = (seq + length) & MASK
+            rx.position += length
+            self._segments.mirrored += 1
+            turn = ack != flow.ack
+            flow.ack = ack
+            return ((flow, payload, turn),)
+        return self._known(flow, segment, now)
+
+    def expire(self, now: float) -> list[Event]:
+        """Act on what has waited too long.  Bounded work; call it a few times a second."""
+        events: list[Event] = []
+        for flow in list(self._asking.values()):
+            if flow.state is State.TENTATIVE:
+                if now - flow.since >= self._limits.accept_time:
+                    self._refuse(flow, now)
+            elif now - flow.since >= self._limits.hole_time:
+                events += self._events(flow, flow.rx.give_up(), now)
+                flow.since = now
+        while self._late and next(iter(self._late.values()))[0] <= now:
+            self._late.popitem(last=False)
+        batch = list(islice(self._scan, SCAN))
+        if len(batch) < SCAN:
+            self._scan = iter(list(self._flows.values()))
+        for flow in batch:
+            if now - flow.last >= self._limits.flow_idle and self._flows.get(flow.key) is flow:
+                events += self._evict(flow, now)
+        return events
+
+    def close(self) -> None:
+        """Give up everything held: the tap ends."""
+        for flow in self._flows.values():
+            flow.rx.discard(DropReason.SHUTDOWN)
+        for _, data, _ in self._early.values():
+            self._ledger.drop(DropReason.SHUTDOWN, len(data), 1)
+        self._early.clear()
+
+    # --- a flow that the table knows
+
+    def _known(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
+        _, flags, seq, ack, length, payload, _ = segment
+        if flags & ACCEPTED:
+            return self._accepted_again(flow, segment, now)
+        if flags & FROM_SERVER:
+            return self._from_server(flow, flags, seq, ack, length, now)
+        if flags & SYN:
+            return self._early_data(segment)
+        if flow.state in (State.CLIENT_DONE, State.CLOSED):
+            self._ledger.filter(FilterReason.DUPLICATE, length, 1 if length else 0)
+            return self._reset(flow, now) if flags & RST else []
+        if flags & RST:
+            if length:
+                self._ledger.filter(FilterReason.OUTSIDE, length, 1)
+            return self._reset(flow, now) if flow.rx.is_edge(seq) else []
+        if flow.state is State.TENTATIVE:
+            flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
+            return []
+        pieces = flow.rx.feed(seq, payload, length, bool(flags & FIN), ack)
+        return self._events(flow, pieces, now)
+
+    def _from_server(self, flow: Flow, flags: int, seq: int, ack: int, length: int, now: float) -> list[Event]:
+        if flags & RST:
+            if flow.state is State.TENTATIVE:
+                self._refuse(flow, now)
+                return []
+            return self._reset(flow, now)
+        self._count_answer(flow, seq, length)
+        events: list[Event] = []
+        if flags & ACK and abs(distance(ack, flow.rx.next)) < FAR:
+            flow.since = now
+            if flow.state is State.TENTATIVE:
+                self._move(flow, Move.CONFIRMED, now)
+                events += self._events(flow, flow.rx.release(), now)
+            else:
+                events += self._events(flow, flow.rx.acknowledged(ack), now)
+            self._unwanted(flow.key, flags)
+        if flags & FIN:
+            self._move(flow, Move.SERVER_FIN, now)
+        return events
+
+    def _count_answer(self, flow: Flow, seq: int, length: int) -> None:
+        """Note how far production's stream has come, each byte once."""
+        end = (seq + length) & MASK
+        if flow.server_next is None:
+            flow.server_next = seq
+        gained = distance(end, flow.server_next)
+        if 0 < gained < FAR:
+            flow.answered += gained
+            flow.server_next = end
+
+    def _accepted_again(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
+        """A repeated SYN-ACK, or a new connection on the tuple of one whose end was not seen."""
+        ahead = distance(flow.first, segment[2])
+        if flow.state is State.TENTATIVE and 0 <= ahead < REJOIN:
+            self._move(flow, Move.CONFIRMED, now)
+            return self._events(flow, flow.rx.release(), now)
+        if ahead == 0 or (flow.midstream and 0 <= ahead < REJOIN):
+            return []
+        events = self._reset(flow, now)
+        return events + list(self._unknown(segment, now))
+
+    # --- a segment of no known flow
+
+    def _unknown(self, segment: Segment, now: float) -> Sequence[Event]:
+        key, flags, seq, ack, length, payload, _ = segment
+        if flags & ACCEPTED:
+            return self._begin(key, seq, now)
+        if flags & FROM_SERVER:
+            self._unwanted(key, flags)
+            return ()
+        if flags & SYN:
+            return self._early_data(segment)
+        if not length:
+            return ()
+        if flags & RST:
+            self._ledger.filter(FilterReason.OUTSIDE, length, 1)
+            return ()
+        late = self._late.get(key)
+        if late is not None and distance(seq, late[1]) < 0:
+            self._ledger.filter(FilterReason.DUPLICATE, length, 1)
+            return ()
+        if not self._room(now):
+            self._ledger.drop(DropReason.TABLE_FULL, length, 1)
+            return ()
+        flow = self._add(key, seq, now, midstream=True)
+        flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
+        self._ask(flow, now)
+        return ()
+
+    def _begin(self, key: FlowKey, seq: int, now: float) -> list[Event]:
+        """Production accepted a connection whose client's first byte has the number `seq`."""
+        self._late.pop(key, None)
+        early = self._early.pop(key, None)
+        if not self._room(now):
+            if early is not None:
+                self._ledger.drop(DropReason.TABLE_FULL, len(early[1]), 1)
+            self._ledger.events["flows_refused"] += 1
+            return []
+        if early is None or (early[0] + len(early[1])) & MASK != seq:
+            if early is not None:
+                self._ledger.filter(FilterReason.NOT_ACCEPTED, len(early[1]), 1)
+            self._add(key, seq, now, midstream=False)
+            return []
+        flow = self._add(key, early[0], now, midstream=False)
+        flow.first = seq
+        return self._events(flow, flow.rx.feed(early[0], early[1], len(early[1]), False, early[2]), now)
+
+    def _early_data(self, segment: Segment) -> list[Event]:
+        """Keep the data of a SYN (RFC 7413) until production's SYN-ACK tells whether it was taken."""
+        key, _, seq, ack, length, payload, _ = segment
+        old = self._early.pop(key, None)
+        if old is not None:
+            self._ledger.filter(FilterReason.DUPLICATE, len(old[1]), 1)
+        if length > EARLY_BYTES or len(payload) < length:
+            self._ledger.drop(DropReason.CUT, length, 1)
+            return []
+        if not length:
+            return []
+        self._early[key] = ((seq + 1) & MASK, bytes(payload), ack)
+        if len(self._early) > EARLY_FLOWS:
+            _, (_, data, _) = self._early.popitem(last=False)
+            self._ledger.filter(FilterReason.NOT_ACCEPTED, len(data), 1)
+        return []
+
+    def _room(self, now: float) -> bool:
+        """Whether there is room for one more flow, if need be by giving up a silent one.
+
+        A full table does not push out busy flows: only one that was silent for a while goes.
+        """
+        if len(self._flows) < self._limits.flows:
+            return True
+        for flow in list(islice(self._flows.values(), SCAN)):
+            if now - flow.last >= self._limits.accept_time and flow.framer is None:
+                self._evict(flow, now)
+                return True
+        return False
+
+    def _add(self, key: FlowKey, seq: int, now: float, *, midstream: bool) -> Flow:
+        flow = Flow(self._next_id, key, seq, Receiver(seq, self._pool, self._ledger), now, midstream)
+        self._next_id += 1
+        self._flows[key] = flow
+        self._ledger.events["flows_joined" if midstream else "flows"] += 1
+        return flow
+
+    # --- ends
+
+    def _move(self, flow: Flow, move: Move, now: float) -> None:
+        flow.state = TRANSITIONS.get((flow.state, move), flow.state)
+        if flow.state is State.CLOSED:
+            self._forget(flow, now)
+        elif move is Move.CONFIRMED:
+            self._stop_asking(flow)
+
+    def _reset(self, flow: Flow, now: float) -> list[Event]:
+        """The connection is gone: what waits behind a hole was never read by production."""
+        tentative = flow.state is State.TENTATIVE
+        flow.rx.discard(FilterReason.NOT_ACCEPTED if tentative else FilterReason.OUTSIDE)
+        self._move(flow, Move.RESET, now)
+        self._forget(flow, now)
+        return [(flow, End(reset=True), False)]
+
+    def _refuse(self, flow: Flow, now: float) -> None:
+        """Production does not know this connection."""
+        flow.rx.discard(FilterReason.NOT_ACCEPTED)
+        self._move(flow, Move.RESET, now)
+
+    def _evict(self, flow: Flow, now: float) -> list[Event]:
+        flow.rx.discard(DropReason.IDLE)
+        self._ledger.events["flows_idle"] += 1
+        self._forget(flow, now)
+        return [(flow, End(reset=True), False)]
+
+    def _forget(self, flow: Flow, now: float) -> None:
+        self._stop_asking(flow)
+        flow.state = State.CLOSED
+        if self._flows.get(flow.key) is flow:
+            del self._flows[flow.key]
+            self._late[flow.key] = (now + LATE, flow.rx.next)
+            if len(self._late) > LATE_FLOWS:
+                self._late.popitem(last=False)
+
+    # --- pieces, and the acknowledgements that holes need
+
+    def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
+        events: list[Event] = []
+        for chunk, ack in pieces:
+            turn = ack is not None and ack != flow.ack
+            if ack is not None:
+                flow.ack = ack
+            events.append((flow, chunk, turn))
+            if type(chunk) is End:
+                self._move(flow, Move.CLIENT_FIN, now)
+        if flow.rx.waiting:
+            self._ask(flow, now)
+        elif flow.state is not State.TENTATIVE:
+            self._stop_asking(flow)
+        return events
+
+    def _bucket(self, key: FlowKey) -> int:
+        return flow_hash(key, self._seed) % BUCKETS
+
+    def _unwanted(self, key: FlowKey, flags: int) -> None:
+        """An acknowledgement came that nobody waits for: every bucket is open when the tap begins."""
+        if self._acks_on_demand and not flags & (FIN | RST) and self._bucket(key) not in self._buckets:
+            self.ack_requests.append((key, False))
+
+    def _ask(self, flow: Flow, now: float) -> None:
+        if flow.asking or flow.state is State.CLOSED:
+            return
+        flow.asking = True
+        flow.since = now
+        self._asking[flow.key] = flow
+        bucket = self._bucket(flow.key)
+        self._buckets[bucket] += 1
+        if self._buckets[bucket] == 1:
+            self.ack_requests.append((flow.key, True))
+
+    def _stop_asking(self, flow: Flow) -> None:
+        if not flow.asking:
+            return
+        flow.asking = False
+        self._asking.pop(flow.key, None)
+        bucket = self._bucket(flow.key)
+        self._buckets[bucket] -= 1
+        if not self._buckets[bucket]:
+            del self._buckets[bucket]
+            self.ack_requests.append((flow.key, False))

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: what became of everything that was seen, and the identity that proves it.
+
+For each unit (segments, bytes, requests) at any time:
+
+    seen = mirrored + sampled_out + sum(filtered) + sum(dropped) + in_flight
+
+`seen` is counted where a thing first appears (segments and bytes: by the kernel,
+at the interface; requests: by framing) and the right side where its fate is
+decided, so the two sides are counted independently and a difference is a bug,
+not a rounding.  `in_flight` is measured too: the stages report what they hold.
+
+Pure: counters only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tapmirror.events import DropReason, FilterReason
+
+
+class Account:
+    """The account of one unit.  Plain attributes: the data path adds to them."""
+
+    __slots__ = ("dropped", "filtered", "mirrored", "sampled_out", "seen")
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.mirrored = 0
+        self.sampled_out = 0
+        self.filtered: Counter[FilterReason] = Counter()
+        self.dropped: Counter[DropReason] = Counter()
+
+    def settled(self) -> int:
+        """How much of what was seen has met its fate."""
+        return self.mirrored + self.sampled_out + self.filtered.total() + self.dropped.total()
+
+    def snapshot(self, in_flight: int) -> dict[str, Any]:
+        """The account as plain data.  `unaccounted` is 0 unless something is wrong."""
+        return {
+            "seen": self.seen,
+            "mirrored": self.mirrored,
+            "sampled_out": self.sampled_out,
+            "filtered": {r.value: n for r, n in self.filtered.items() if n},
+            "dropped": {r.value: n for r, n in self.dropped.items() if n},
+            "in_flight": in_flight,
+            "unaccounted": self.seen - self.settled() - in_flight,
+        }
+
+
+class Ledger:
+    """All counters of one tap in one process.
+
+    segments, bytes   TCP segments with payload from client to production, and their payload.
+                      A segment is `mirrored` when reassembly handed a byte of it on.  A byte is
+                      `mirrored` when the kernel took it for sending to the shadow.
+    requests          HTTP requests whose head was recognised.  `mirrored`: its last byte was sent.
+    events            everything else worth counting (flows, connections, SYNs): no identity.
+    answers           the shadow's HTTP responses by status class ("2xx"), and what went wrong.
+    """
+
+    __slots__ = ("answers", "bytes", "events", "requests", "segments")
+
+    def __init__(self) -> None:
+        self.segments = Account()
+        self.bytes = Account()
+        self.requests = Account()
+        self.events: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+
+    def drop(self, reason: DropReason, size: int, segments: int = 0) -> None:
+        """Give up `size` bytes (and `segments` that were not yet handed on)."""
+        self.bytes.dropped[reason] += size
+        if segments:
+            self.segments.dropped[reason] += segments
+
+    def filter(self, reason: FilterReason, size: int, segments: int = 0) -> None:
+        """Leave out `size` bytes (and `segments` that were not yet handed on)."""
+        self.bytes.filtered[reason] += size
+        if segments:
+            self.segments.filtered[reason] += segments
+
+    def snapshot(self, *, segments: int = 0, bytes: int = 0, requests: int = 0) -> dict[str, Any]:  # noqa: A002
+        """The ledger as plain data; the arguments are what is in flight of each unit."""
+        return {
+            "segments": self.segments.snapshot(segments),
+            "bytes": self.bytes.snapshot(bytes),
+            "requests": self.requests.snapshot(requests),
+            "events": dict(sorted(self.events.items())),
+            "answers": dict(sorted(self.answers.items())),
+        }

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that knows the order of the stages: flows, framing, and what replay is told.
+
+A segment goes in, commands for replay come out.  Here, too, is where what framing gives up
+becomes an entry of the ledger, and where a connection's protocol is decided.
+
+Pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from tapmirror.events import (
+    ACCEPTED,
+    START,
+    Abort,
+    Buffer,
+    Command,
+    DropReason,
+    End,
+    Finish,
+    Gap,
+    Message,
+    Open,
+    Part,
+    Segment,
+    Send,
+    Turn,
+)
+from tapmirror.flows import Event, Flow, FlowTable
+from tapmirror.framing import RawFramer, RequestFramer, detect
+from tapmirror.ledger import Ledger
+from tapmirror.spec import Pacing, Protocol, TapSpec
+
+Framer: TypeAlias = RawFramer | RequestFramer
+
+_NOTHING: Final[tuple[Command, ...]] = ()
+
+
+class Pipeline:
+    """Segments to commands, for one worker of one tap."""
+
+    __slots__ = ("_flows", "_head_bytes", "_host", "_ledger", "_protocol", "_turns")
+
+    def __init__(self, spec: TapSpec, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._turns = spec.pacing is Pacing.WAIT
+        self._flows = FlowTable(spec.limits, spec.seed, ledger, acks_on_demand=not self._turns)
+        self._protocol = spec.protocol
+        self._head_bytes = spec.limits.head_bytes
+        self._host = spec.host.encode("ascii") if spec.host is not None else None
+
+    @property
+    def flows(self) -> FlowTable:
+        """The flow table, for its acknowledgement requests and its size."""
+        return self._flows
+
+    def feed(self, segment: Segment, now: float) -> Sequence[Command]:
+        """Take one captured segment.  The commands' data is valid as long as the segment's."""
+        events = self._flows.feed(segment, now)
+        if not events:
+            if self._protocol is Protocol.RAW and segment[1] & ACCEPTED:
+                return self._accepted(segment)
+            return _NOTHING
+        commands: list[Command] = []
+        for event in events:
+            self._step(event, commands)
+        return commands
+
+    def expire(self, now: float) -> list[Command]:
+        """Act on time-outs; call it a few times a second."""
+        commands: list[Command] = []
+        for event in self._flows.expire(now):
+            self._step(event, commands)
+        return commands
+
+    def held(self) -> tuple[int, int]:
+        """(segments, bytes) in flight in reassembly and framing."""
+        segments, size = self._flows.held()
+        for flow in self._flows:
+            size += len(flow.prefix)
+            if flow.framer is not None:
+                size += flow.framer.held
+        return segments, size
+
+    def close(self) -> list[Command]:
+        """The capture is over: give up what is not whole, and end every stream that is still open."""
+        commands: list[Command] = []
+        self._flows.close()
+        for flow in self._flows:
+            self._give_up_prefix(flow, DropReason.SHUTDOWN)
+            if flow.framer is not None:
+                self._pass_on(flow, flow.framer.end(), commands)
+            if flow.opened:
+                commands.append(Finish(flow.id))
+        return commands
+
+    def _step(self, event: Event, commands: list[Command]) -> None:
+        flow, chunk, turn = event
+        kind = type(chunk)
+        if kind is End:
+            self._end(flow, chunk.reset, commands)  # type: ignore[union-attr]
+            return
+        framer: Framer | None = flow.framer
+        if kind is Gap:
+            if framer is None:
+                framer = self._frame(flow, self._protocol is not Protocol.RAW, commands)
+                prefix, flow.prefix = flow.prefix, b""
+                if prefix:
+                    self._pass_on(flow, framer.feed(prefix, True), commands)
+            self._pass_on(flow, framer.gap(chunk.length), commands)  # type: ignore[union-attr]
+            return
+        data: Buffer = chunk  # type: ignore[assignment]
+        if framer is None:
+            if flow.prefix:
+                data, turn, flow.prefix = flow.prefix + data, True, b""
+            framer = self._decide(flow, data, commands)
+            if framer is None:
+                flow.prefix = bytes(data)
+                return
+        if self._turns and flow.answered:
+            commands.append(Turn(flow.id, flow.answered))
+            flow.answered = 0
+        self._pass_on(flow, framer.feed(data, turn), commands)
+
+    def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
+        for message in messages:
+            if type(message) is Part:
+                if message.flags & START:
+                    self._ledger.requests.seen += 1
+                commands.append(Send(flow.id, message.data, message.size, message.flags))
+            else:
+                self._ledger.bytes.dropped[message.reason] += message.size
+                if message.broken and flow.opened:
+                    commands.append(Abort(flow.id, message.reason, False))
+
+    def _end(self, flow: Flow, reset: bool, commands: list[Command]) -> None:
+        self._give_up_prefix(flow, DropReason.INCOMPLETE)
+        if flow.framer is None:
+            return
+        self._pass_on(flow, flow.framer.end(), commands)
+        if flow.opened:
+            commands.append(Abort(flow.id, DropReason.INCOMPLETE, True) if reset else Finish(flow.id))
+
+    def _give_up_prefix(self, flow: Flow, reason: DropReason) -> None:
+        if flow.prefix:
+            self._ledger.drop(reason, len(flow.prefix))
+            flow.prefix = b""
+
+    # --- the protocol of a connection
+
+    def _decide(self, flow: Flow, data: Buffer, commands: list[Command]) -> Framer | None:
+        """Choose the framer by the first bytes; None while they do not tell."""
+        if self._protocol is Protocol.AUTO and not flow.midstream:
+            found = detect(data)
+            if found is None:
+                return None
+            return self._frame(flow, found == "http", commands)
+        return self._frame(flow, self._protocol is not Protocol.RAW, commands)
+
+    def _frame(self, flow: Flow, http: bool, commands: list[Command]) -> Framer:
+        framer: Framer
+        if http:
+            framer = RequestFramer(self._head_bytes, self._host, flow.midstream)
+        else:
+            framer = RawFramer(flow.midstream)
+        flow.framer = framer
+        flow.opened = http or not flow.midstream
+        if flow.opened:
+            commands.append(Open(flow.id, http))
+        return framer
+
+    def _accepted(self, segment: Segment) -> Sequence[Command]:
+        """A raw connection is opened at once: its server may speak first."""
+        flow = self._flows.get(segment[0])
+        if flow is None or flow.framer is not None:
+            return _NOTHING
+        commands: list[Command] = []
+        self._frame(flow, False, commands)
+        return commands

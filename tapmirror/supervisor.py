@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The privileged side of a tap: checks, loader, interface, worker; no byte of the network.
+
+`Tap.start` is transactional: whatever fails, what was begun before is undone.  The packet
+socket is held here and nowhere else: when this process dies, however it dies, the kernel
+detaches the program.  The worker sees the end of its control socket and goes by itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from tapmirror import loader, privsep
+from tapmirror.events import LOOP_DSCP
+from tapmirror.safety import plain, refusal
+from tapmirror.source.live import open_live
+from tapmirror.spec import Capture, Pacing, TapSpec
+from tapmirror.worker import MESSAGE, Setup
+
+READY_TIME: Final = 20.0
+"""Seconds for a worker to start: Python's imports on a busy host."""
+REPLY_TIME: Final = 5.0
+"""Seconds for a worker to answer; it looks at its control socket in every turn of its loop."""
+PROBE_TIME: Final = 0.5
+"""Seconds for the probe's connection to the shadow."""
+
+
+class TapError(Exception):
+    """The tap cannot be started or went wrong; the message is one line for the user."""
+
+
+class Tap:
+    """One running tap.
+
+    `warn` receives one-line warnings.  Call `start`, then `snapshot` as often as wanted, then `stop`.
+    """
+
+    def __init__(self, spec: TapSpec, warn: Callable[[str], None]) -> None:
+        self.spec = spec
+        self.capture = ""
+        """`ebpf` or `packet`, once started."""
+        self._warn = warn
+        self._packet: socket.socket | None = None
+        self._loaded: loader.Loaded | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def start(self) -> None:
+        """Attach and begin to mirror.  Raises `TapError`; nothing is left attached then."""
+        if os.geteuid() != 0:
+            raise TapError("capturing needs root: run it with sudo")
+        ifindex = self._interface()
+        shadows = self._shadows()
+        try:
+            setup, fds = self._capture(ifindex, shadows)
+            self._start_worker(setup, fds)
+            if self._packet is not None:
+                loader.attach(self._packet, ifindex)
+            self._probe(shadows[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def snapshot(self) -> dict[str, Any]:
+        """The worker's ledger.  Raises `TapError` if the worker is gone."""
+        return self._with_facts(self._ask({"op": "snapshot"}, "snapshot", REPLY_TIME))
+
+    def stop(self) -> dict[str, Any]:
+        """Detach, let the worker drain, return the final ledger.  Raises `TapError` if the worker is gone."""
+        try:
+            self._detach()
+            wait = self.spec.limits.drain_time * 2 + REPLY_TIME
+            return self._with_facts(self._ask({"op": "drain"}, "final", wait))
+        finally:
+            self.close()
+
+    def fileno(self) -> int:
+        """Becomes readable when the worker dies."""
+        assert self._control is not None
+        return self._control.fileno()
+
+    # --- checks
+
+    def _interface(self) -> int:
+        try:
+            return socket.if_nametoindex(self.spec.iface)
+        except OSError:
+            names = ", ".join(name for _, name in socket.if_nameindex())
+            raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})") from None
+
+    def _shadows(self) -> list[tuple[int, tuple[Any, ...]]]:
+        """The shadow's socket addresses, none of which is production."""
+        host, port = self.spec.shadow.host, self.spec.shadow.port
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a valid name"
+            raise TapError(f"shadow: cannot resolve {host!r}: {reason}") from None
+        local = local_addresses()
+        for i, addr in enumerate(self.spec.addrs):
+            if plain(addr) not in {plain(a) for a in local}:
+                raise TapError(f"addrs[{i}]: {addr} is not an address of this host")
+        shadows: list[tuple[int, tuple[Any, ...]]] = []
+        for family, _, _, _, address in found:
+            reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), port, local)
+            if reason is not None:
+                raise TapError(f"shadow: {reason}")
+            shadows.append((int(family), address))
+        return shadows
+
+    # --- parts
+
+    def _capture(self, ifindex: int, shadows: list[tuple[int, tuple[Any, ...]]]) -> tuple[Setup, list[int]]:
+        """Open the capture; return the worker's set-up and its descriptors."""
+        spec = self.spec
+        excluded = [(packed(str(address[0])), port(address)) for _, address in shadows]
+        addrs = [packed(addr) for addr in spec.addrs]
+        uid, gid = privsep.worker_identity()
+        setup = Setup(
+            spec=spec,
+            addresses=[(family, list(address)) for family, address in shadows],
+            capture="ring",
+            excluded=excluded,
+            addrs=addrs,
+            loopback=loader.is_loopback(spec.iface),
+            uid=uid,
+            gid=gid,
+        )
+        if spec.capture is not Capture.PACKET:
+            request = loader.Request(
+                ports=list(spec.ports),
+                addrs=addrs,
+                excluded=excluded,
+                threshold=spec.threshold(),
+                seed=spec.seed,
+                dscp=LOOP_DSCP,
+                iface=spec.iface,
+                egress_all=spec.pacing is Pacing.WAIT,
+                ring_bytes=spec.limits.ring_bytes,
+            )
+            try:
+                self._loaded = loader.load(request)
+            except loader.LoaderError as error:
+                if spec.capture is Capture.EBPF:
+                    raise TapError(str(error)) from None
+                self._warn(f"{error}; capturing through AF_PACKET instead")
+            else:
+                self.capture = "ebpf"
+                self._packet = self._loaded.packet
+                return setup, self._loaded.worker_fds()
+        self.capture = "packet"
+        live = open_live(spec.iface, spec.ports, spec.limits.ring_bytes)
+        self._packet = None
+        return msgspec.structs.replace(setup, capture="packet"), [live.detach()]
+
+    def _start_worker(self, setup: Setup, fds: list[int]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = ours
+        with theirs:
+            self._worker = subprocess.Popen(
+                [sys.executable, "-m", "tapmirror.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        privsep.send(ours, msgspec.to_builtins(setup), fds)
+        for fd in fds:
+            os.close(fd)
+        self._receive("ready", READY_TIME)
+
+    def _probe(self, shadow: tuple[int, tuple[Any, ...]]) -> None:
+        """Connect to the shadow once: if that connection arrives at the tap, the shadow is production.
+
+        Finds what addresses do not tell, such as address translation.  Sends no byte.
+        """
+        family, address = shadow
+        before = self.snapshot()["events"].get("kernel_loop_syn", 0)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(PROBE_TIME)
+            if family == socket.AF_INET:
+                probe.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2)
+            else:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOOP_DSCP << 2)
+            try:
+                probe.connect(address)
+            except OSError as error:
+                where = f"{self.spec.shadow.host} port {self.spec.shadow.port}"
+                self._warn(f"the shadow {where} cannot be reached yet ({error}); mirroring begins when it can")
+                return
+        if self.snapshot()["events"].get("kernel_loop_syn", 0) > before:
+            raise TapError("shadow: connections to it arrive at the tap as production's: it leads back to production")
+
+    # --- talking with the worker
+
+    def _ask(self, request: dict[str, str], answer: str, wait: float) -> dict[str, Any]:
+        assert self._control is not None
+        try:
+            privsep.send(self._control, request)
+        except OSError:
+            raise self._worker_gone() from None
+        return self._receive(answer, wait)
+
+    def _receive(self, answer: str, wait: float) -> dict[str, Any]:
+        assert self._control is not None
+        end = time.monotonic() + wait
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            while selector.select(max(0.0, end - time.monotonic())):
+                try:
+                    message, _ = privsep.receive(self._control, MESSAGE)
+                except (OSError, EOFError):
+                    raise self._worker_gone() from None
+                if answer in message:
+                    result: dict[str, Any] = message
+                    found = result[answer]
+                    return found if isinstance(found, dict) else {}
+        raise TapError(f"the worker process did not answer within {wait:.0f} s")
+
+    def _worker_gone(self) -> TapError:
+        status = "unknown"
+        if self._worker is not None:
+            try:
+                code = self._worker.wait(1.0)
+                status = f"signal {-code}" if code < 0 else f"exit status {code}"
+            except subprocess.TimeoutExpired:
+                status = "it hangs"
+        return TapError(f"the worker process ended ({status}); the tap is detached")
+
+    def _with_facts(self, ledger: dict[str, Any]) -> dict[str, Any]:
+        return {"tap": self.spec.name, "capture": self.capture, **ledger}
+
+    # --- the end
+
+    def _detach(self) -> None:
+        if self._packet is not None:
+            self._packet.close()
+            self._packet = None
+
+    def close(self) -> None:
+        """Detach and end the worker, whatever state the tap is in."""
+        self._detach()
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+        if self._worker is not None:
+            try:
+                self._worker.wait(self.spec.limits.drain_time + REPLY_TIME)
+            except subprocess.TimeoutExpired:
+                self._worker.kill()
+                self._worker.wait()
+            self._worker = None
+
+
+def packed(address: str) -> bytes:
+    """An address in the 16 bytes of a flow key (IPv4 as ::ffff:a.b.c.d)."""
+    found = plain(address)
+    if isinstance(found, ipaddress.IPv4Address):
+        return bytes(10) + b"\xff\xff" + found.packed
+    return found.packed
+
+
+def port(address: tuple[Any, ...]) -> int:
+    """The port of a socket address."""
+    return int(address[1])
+
+
+def local_addresses() -> list[str]:
+    """All addresses of this host (of this network namespace)."""
+    from pyroute2 import IPRoute  # takes 0.2 s to import: only who starts a tap pays
+
+    with IPRoute() as netlink:
+        return [str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")) for message in netlink.get_addr()]

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The account: what is not in a fate nor in flight is unaccounted, and shows."""
+
+from __future__ import annotations
+
+from tapmirror.events import DropReason, FilterReason
+from tapmirror.ledger import Ledger
+
+
+def test_identity_and_its_violation() -> None:
+    ledger = Ledger()
+    ledger.bytes.seen = 100
+    ledger.bytes.mirrored = 40
+    ledger.bytes.sampled_out = 10
+    ledger.drop(DropReason.GAP, 20, 2)
+    ledger.filter(FilterReason.DUPLICATE, 5, 1)
+    ledger.segments.seen = 3
+    snapshot = ledger.snapshot(bytes=25)
+    assert snapshot["bytes"] == {
+        "seen": 100,
+        "mirrored": 40,
+        "sampled_out": 10,
+        "filtered": {"duplicate": 5},
+        "dropped": {"gap": 20},
+        "in_flight": 25,
+        "unaccounted": 0,
+    }
+    assert snapshot["segments"]["unaccounted"] == 0
+    assert ledger.snapshot(bytes=24)["bytes"]["unaccounted"] == 1

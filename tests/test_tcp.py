@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reassembly of one direction: schedules of segments in, the application's bytes out."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapmirror.events import DropReason, End, FilterReason, Gap
+from tapmirror.ledger import Ledger
+from tapmirror.spec import Limits
+from tapmirror.tcp import Piece, Pool, Receiver, distance
+
+LIMITS = Limits()
+
+
+class Stream:
+    """A receiver and all that it gave: bytes, and gaps as '<n>', and the end as '.'."""
+
+    def __init__(self, first: int = 1000, limits: Limits = LIMITS) -> None:
+        self.first = first
+        self.ledger = Ledger()
+        self.pool = Pool(limits)
+        self.rx = Receiver(first, self.pool, self.ledger)
+        self.out = b""
+        self.ended = False
+        self.given = [0, 0]
+
+    def take(self, pieces: list[Piece]) -> None:
+        for chunk, _ in pieces:
+            assert not self.ended
+            if isinstance(chunk, Gap):
+                self.out += b"<%d>" % chunk.length
+            elif isinstance(chunk, End):
+                self.ended = True
+            else:
+                self.out += chunk
+
+    def seg(self, at: int, data: bytes, fin: bool = False) -> None:
+        seq = (self.first + at) & 0xFFFFFFFF
+        if data:
+            self.given[0] += 1
+            self.given[1] += len(data)
+        self.take(self.rx.feed(seq, memoryview(data), len(data), fin, 0))
+
+    def ack(self, at: int) -> None:
+        self.take(self.rx.acknowledged((self.first + at) & 0xFFFFFFFF))
+
+    def accounted(self) -> tuple[int, int]:
+        """What the ledger and the queue account for; bytes handed on are counted here."""
+        delivered = len(self.out)  # tests that use this have no gaps
+        return (
+            self.ledger.segments.settled() + self.pool.segments,
+            self.ledger.bytes.settled() + self.pool.bytes + delivered,
+        )
+
+
+# schedule of (offset, data) -> what the application reads
+SCHEDULES = {
+    "in order": ([(0, b"abc"), (3, b"def")], b"abcdef"),
+    "out of order": ([(3, b"def"), (0, b"abc")], b"abcdef"),
+    "three reversed": ([(6, b"ghi"), (3, b"def"), (0, b"abc")], b"abcdefghi"),
+    "retransmission": ([(0, b"abc"), (0, b"abc"), (3, b"def")], b"abcdef"),
+    "retransmission with more": ([(0, b"abc"), (0, b"XXXdef")], b"abcdef"),
+    "overlap in order, first wins": ([(0, b"abcd"), (2, b"XXef")], b"abcdef"),
+    "held, then covered from the front: front wins": ([(2, b"XXef"), (0, b"abcd")], b"abcdef"),
+    "held twice, same start, shorter second": ([(3, b"defg"), (3, b"XX"), (0, b"abc")], b"abcdefg"),
+    "held twice, same start, longer second replaces": ([(3, b"XX"), (3, b"defg"), (0, b"abc")], b"abcdefg"),
+    "held, covered by an earlier and longer one": ([(4, b"X"), (3, b"defg"), (0, b"abc")], b"abcdefg"),
+    "held, inside an older one": ([(3, b"defg"), (4, b"X"), (0, b"abc")], b"abcdefg"),
+    "held, partial overlap: the earlier start wins": ([(5, b"XXh"), (3, b"defg"), (0, b"abc")], b"abcdefgh"),
+    "held, partial overlap, newer begins later": ([(3, b"defg"), (5, b"XXh"), (0, b"abc")], b"abcdefgh"),
+    "one covers two": ([(3, b"X"), (5, b"X"), (3, b"def"), (0, b"abc")], b"abcdef"),
+    "keep-alive probe": ([(0, b"abc"), (2, b"X"), (3, b"def")], b"abcdef"),
+    "old data only": ([(0, b"abcdef"), (1, b"XX")], b"abcdef"),
+}
+
+
+@pytest.mark.parametrize("first", [1000, 0, 0xFFFFFFFF, 0xFFFFFFFD, 0x7FFFFFFE])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(name: str, first: int) -> None:
+    schedule, want = SCHEDULES[name]
+    stream = Stream(first)
+    for at, data in schedule:
+        stream.seg(at, data)
+    assert stream.out == want
+    assert stream.pool.bytes == stream.pool.segments == 0
+    assert stream.accounted() == tuple(stream.given)
+
+
+def test_fin_ends_the_stream_at_its_place() -> None:
+    stream = Stream()
+    stream.seg(3, b"def", fin=True)
+    stream.seg(6, b"outside")
+    assert not stream.ended
+    stream.seg(0, b"abc")
+    assert (stream.out, stream.ended) == (b"abcdef", True)
+    assert stream.ledger.bytes.filtered[FilterReason.OUTSIDE] == 7
+
+
+def test_bare_fin_in_order() -> None:
+    stream = Stream()
+    stream.seg(0, b"abc")
+    stream.seg(3, b"", fin=True)
+    assert (stream.out, stream.ended) == (b"abc", True)
+
+
+def test_data_that_reaches_past_the_fin_is_cut() -> None:
+    stream = Stream()
+    stream.seg(3, b"", fin=True)
+    stream.seg(0, b"abcXX")
+    assert (stream.out, stream.ended) == (b"abc", True)
+    assert stream.ledger.bytes.filtered[FilterReason.OUTSIDE] == 2
+
+
+def test_hole_is_a_gap_once_production_acknowledged_beyond_it() -> None:
+    stream = Stream()
+    stream.seg(0, b"abc")
+    stream.seg(6, b"ghi")
+    stream.ack(3)
+    assert stream.out == b"abc"
+    stream.ack(9)
+    assert stream.out == b"abc<3>ghi"
+    assert stream.ledger.events["gap_bytes"] == 3
+
+
+def test_acknowledgement_of_bytes_of_which_nothing_was_seen() -> None:
+    stream = Stream()
+    stream.seg(0, b"abc")
+    stream.ack(10)
+    stream.seg(10, b"k")
+    assert stream.out == b"abc<7>k"
+
+
+def test_acknowledgement_of_the_fin_is_no_gap() -> None:
+    stream = Stream()
+    stream.seg(0, b"abc", fin=True)
+    stream.ack(4)
+    assert (stream.out, stream.ended) == (b"abc", True)
+
+
+def test_hole_before_the_fin() -> None:
+    stream = Stream()
+    stream.seg(5, b"", fin=True)
+    assert stream.rx.waiting
+    stream.ack(6)
+    assert (stream.out, stream.ended) == (b"<5>", True)
+
+
+def test_several_holes_and_giving_up() -> None:
+    stream = Stream()
+    stream.seg(2, b"c")
+    stream.seg(5, b"f")
+    stream.take(stream.rx.give_up())
+    assert stream.out == b"<2>c"
+    stream.take(stream.rx.give_up())
+    assert stream.out == b"<2>c<2>f"
+
+
+def test_bounds_of_one_flow_drop_the_newest() -> None:
+    stream = Stream(limits=msgspec.structs.replace(LIMITS, flow_bytes=4, flow_segments=3))
+    stream.seg(1, b"b")
+    stream.seg(3, b"d")
+    stream.seg(5, b"f")
+    stream.seg(7, b"h")
+    assert stream.ledger.bytes.dropped[DropReason.FLOW_LIMIT] == 1
+    stream.seg(0, b"a")
+    stream.seg(2, b"c")
+    assert stream.out == b"abcd"
+    stream.seg(10, b"12345")
+    assert stream.ledger.bytes.dropped[DropReason.FLOW_LIMIT] == 6
+
+
+def test_bound_of_all_flows() -> None:
+    limits = msgspec.structs.replace(LIMITS, reassembly_bytes=4)
+    ledger, pool = Ledger(), Pool(limits)
+    one, two = Receiver(0, pool, ledger), Receiver(0, pool, ledger)
+    one.feed(1, b"xxx", 3, False, 0)
+    two.feed(1, b"yy", 2, False, 0)
+    assert ledger.bytes.dropped[DropReason.MEMORY_LIMIT] == 2
+    assert pool.bytes == 3
+    one.discard(DropReason.SHUTDOWN)
+    assert (pool.bytes, pool.segments) == (0, 0)
+    assert ledger.bytes.dropped[DropReason.SHUTDOWN] == 3
+
+
+def test_cut_segment_leaves_a_hole() -> None:
+    stream = Stream()
+    stream.take(stream.rx.feed(1000, b"ab", 5, False, 0))
+    stream.seg(5, b"f")
+    stream.ack(6)
+    assert stream.out == b"ab<3>f"
+    assert stream.ledger.bytes.dropped[DropReason.CUT] == 3
+
+
+@pytest.mark.parametrize(("to", "base", "want"), [(5, 3, 2), (3, 5, -2), (2, 0xFFFFFFFF, 3), (0xFFFFFFFF, 2, -3)])
+def test_distance(to: int, base: int, want: int) -> None:
+    assert distance(to, base) == want
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_cover_in_any_order_gives_the_stream(data: st.DataObject) -> None:
+    """Permuted, duplicated, re-sliced: whatever covers the stream gives the stream."""
+    size = data.draw(st.integers(1, 60))
+    text = bytes(i % 251 for i in range(size))
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, size - 1)), max_size=8)))
+    edges = [0, *[c for c in cuts if c < size], size]
+    segments = [(a, text[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    for _ in range(data.draw(st.integers(0, 6))):
+        a = data.draw(st.integers(0, size - 1))
+        segments.append((a, text[a : data.draw(st.integers(a + 1, size))]))
+    stream = Stream(first=data.draw(st.sampled_from([0, 0xFFFFFFF0, 77])))
+    for at, piece in data.draw(st.permutations(segments)):
+        stream.seg(at, piece, fin=at + len(piece) == size)
+        if not stream.ended:
+            assert stream.accounted() == tuple(stream.given)
+    assert stream.out == text
+    assert stream.ended
+    assert stream.pool.bytes == stream.pool.segments == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 80), st.binary(max_size=12), st.booleans(), st.booleans()), max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_bounds_and_identity_hold_after_every_segment(schedule: list[tuple[int, bytes, bool, bool]]) -> None:
+    limits = msgspec.structs.replace(LIMITS, flow_bytes=20, flow_segments=4)
+    stream = Stream(limits=limits)
+    for at, data, fin, ack in schedule:
+        if stream.ended:
+            break
+        before = stream.out
+        stream.seg(at, data, fin)
+        if ack:
+            stream.ack(at)
+        assert stream.out.startswith(before)
+        assert stream.pool.bytes <= 20
+        assert stream.pool.segments <= 4
+        delivered = stream.ledger.segments.mirrored
+        assert stream.ledger.segments.settled() + stream.pool.segments == stream.given[0]
+        assert delivered <= stream.given[0]
