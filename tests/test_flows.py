@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow table: dialogues of segments in, stream events out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, SYN, DropReason, End, FilterReason, Gap, Segment
+from tapmirror.flows import LATE, Event, FlowTable
+from tapmirror.ledger import Ledger
+from tapmirror.spec import Limits
+
+LIMITS = Limits()
+
+
+def key(port: int = 40000) -> bytes:
+    prefix = bytes(10) + b"\xff\xff"
+    return prefix + bytes([10, 0, 0, 1]) + prefix + bytes([10, 0, 0, 2]) + port.to_bytes(2, "big") + b"\x00\x50" + bytes(4)
+
+
+class Dialogue:
+    """One table and what it said; offsets count from the first byte of each side."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.ledger = Ledger()
+        self.table = FlowTable(limits, 0, self.ledger, acks_on_demand=True)
+        self.now = 100.0
+        self.out: dict[int, bytes] = {}
+        self.turns: list[bool] = []
+        self.given = [0, 0]
+
+    def take(self, events: Sequence[Event]) -> None:
+        for flow, chunk, turn in events:
+            if isinstance(chunk, Gap):
+                text = b"<%d>" % chunk.length
+            elif isinstance(chunk, End):
+                text = b"!" if chunk.reset else b"."
+            else:
+                text = bytes(chunk)
+                self.turns.append(turn)
+            self.out[flow.id] = self.out.get(flow.id, b"") + text
+
+    def put(self, flags: int, at: int, data: bytes = b"", ack: int = 0, port: int = 40000, base: int = 1000) -> None:
+        if data and not flags & FROM_SERVER:
+            self.given[0] += 1
+            self.given[1] += len(data)
+        segment: Segment = (key(port), flags, (base + at) & 0xFFFFFFFF, 5000 + ack, len(data), memoryview(data), 0)
+        self.take(self.table.feed(segment, self.now))
+
+    def accept(self, port: int = 40000, base: int = 1000) -> None:
+        self.put(ACCEPTED, 0, port=port, base=base)
+
+    def server(self, ack: int, flags: int = ACK, at: int = 0, base: int = 1000, port: int = 40000) -> None:
+        segment: Segment = (key(port), FROM_SERVER | flags, 5000 + at, (base + ack) & 0xFFFFFFFF, 0, b"", 0)
+        self.take(self.table.feed(segment, self.now))
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        for _ in range(3):
+            self.take(self.table.expire(self.now))
+
+    @property
+    def text(self) -> bytes:
+        """What the only flow gave."""
+        assert len(self.out) <= 1
+        return b"".join(self.out.values())
+
+    def unsettled(self) -> int:
+        """Segments given that the ledger does not know and the table does not hold."""
+        return self.given[0] - self.ledger.segments.settled() - self.table.held()[0]
+
+
+def test_a_whole_connection() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(PSH | ACK, 0, b"abc")
+    d.put(PSH | ACK, 3, b"def", ack=10)
+    d.put(FIN | ACK, 6)
+    d.server(7, FIN | ACK)
+    assert d.text == b"abcdef."
+    assert d.turns == [True, True]
+    assert len(d.table) == 0
+    assert d.unsettled() == 0
+
+
+def test_second_segment_of_one_turn_is_no_turn() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc", ack=4)
+    d.put(ACK, 3, b"def", ack=4)
+    d.put(ACK, 6, b"ghi", ack=9)
+    assert d.turns == [True, False, True]
+
+
+def test_hole_asks_for_acknowledgements_and_becomes_a_gap_by_them() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc")
+    d.put(ACK, 6, b"ghi", ack=5)
+    assert d.table.ack_requests == [(key(), True)]
+    d.server(3)
+    assert d.text == b"abc"
+    d.server(9)
+    assert d.text == b"abc<3>ghi"
+    assert d.table.ack_requests[:2] == [(key(), True), (key(), False)]
+
+
+def test_hole_without_any_sight_of_production_is_given_up_after_a_time() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 3, b"def")
+    d.wait(LIMITS.hole_time - 0.1)
+    d.server(0)
+    d.wait(LIMITS.hole_time - 0.1)
+    assert d.text == b""
+    d.wait(0.2)
+    assert d.text == b"<3>def"
+
+
+def test_midstream_waits_for_production() -> None:
+    d = Dialogue()
+    d.put(ACK, 0, b"abc")
+    d.put(ACK, 3, b"def")
+    assert d.text == b""
+    assert d.table.held() == (2, 6)
+    d.server(3)
+    assert d.text == b"abcdef"
+    assert next(iter(d.table)).midstream
+    d.put(ACK, 6, b"ghi")
+    assert d.text == b"abcdefghi"
+    assert d.unsettled() == 0
+
+
+def test_midstream_refused_by_production() -> None:
+    d = Dialogue()
+    d.put(ACK, 0, b"abc")
+    d.server(3, RST)
+    assert d.text == b""
+    assert d.ledger.bytes.filtered[FilterReason.NOT_ACCEPTED] == 3
+    assert len(d.table) == 0
+
+
+def test_midstream_that_production_never_answers() -> None:
+    d = Dialogue()
+    d.put(ACK, 0, b"abc")
+    d.wait(LIMITS.accept_time + 0.1)
+    assert d.text == b""
+    assert d.ledger.bytes.filtered[FilterReason.NOT_ACCEPTED] == 3
+    assert d.unsettled() == 0
+
+
+def test_reset_by_the_client_needs_the_next_sequence_number() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc")
+    d.put(RST, 100)
+    assert d.text == b"abc"
+    d.put(RST, 3)
+    assert d.text == b"abc!"
+
+
+def test_reset_by_production_discards_what_waits() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 3, b"def")
+    d.server(0, RST | ACK)
+    assert d.text == b"!"
+    assert d.ledger.bytes.filtered[FilterReason.OUTSIDE] == 3
+
+
+def test_late_retransmission_is_not_a_new_connection() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc")
+    d.put(FIN | ACK, 3)
+    d.server(4, FIN | ACK)
+    d.put(ACK, 0, b"abc")
+    d.server(4)
+    d.wait(LATE + 1)
+    assert d.text == b"abc."
+    assert d.ledger.bytes.filtered[FilterReason.DUPLICATE] == 3
+    assert d.unsettled() == 0
+
+
+def test_new_connection_on_the_tuple_of_one_that_never_ended() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"old")
+    d.put(ACK, 9, b"waits")
+    d.accept(base=900_000)
+    d.put(ACK, 0, b"new", base=900_000)
+    d.put(ACK, 3, b"OLD")
+    assert sorted(d.out.values()) == [b"new", b"old!"]
+
+
+def test_repeated_handshake_report_changes_nothing() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc")
+    d.accept()
+    d.put(ACK, 3, b"def")
+    assert d.text == b"abcdef"
+
+
+@pytest.mark.parametrize(("taken", "want"), [(True, b"earlydata"), (False, b"data")])
+def test_data_on_the_syn(taken: bool, want: bytes) -> None:
+    d = Dialogue()
+    d.put(SYN, -1, b"early")
+    d.put(ACCEPTED, 5 if taken else 0)
+    d.put(ACK, 5 if taken else 0, b"data")
+    assert d.text == want
+    assert d.unsettled() == 0
+
+
+def test_data_on_syns_that_production_never_answers_is_bounded() -> None:
+    d = Dialogue()
+    for port in range(5000):
+        d.put(SYN, -1, b"early", port=port)
+    assert d.table.held()[0] <= 1024
+    assert d.unsettled() == 0
+
+
+def test_full_table_refuses_and_counts() -> None:
+    d = Dialogue(msgspec.structs.replace(LIMITS, flows=2))
+    for port in (1, 2, 3):
+        d.accept(port=port)
+    d.put(ACK, 0, b"abc", port=3)
+    assert len(d.table) == 2
+    assert d.ledger.events["flows_refused"] == 1
+    assert d.ledger.bytes.dropped[DropReason.TABLE_FULL] == 3
+
+
+def test_idle_flow_is_forgotten_and_joins_again() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc")
+    d.wait(LIMITS.flow_idle + 1)
+    assert d.text == b"abc!"
+    d.wait(LATE + 1)
+    d.put(ACK, 3, b"def")
+    d.server(6)
+    assert sorted(d.out.values()) == [b"abc!", b"def"]
+    assert d.ledger.events["flows_joined"] == 1
+
+
+def test_open_buckets_are_closed_when_nobody_waits() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc")
+    d.server(3)
+    assert d.table.ack_requests == [(key(), False)]
+
+
+def test_closing_accounts_for_what_is_held() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 5, b"abc")
+    d.put(ACK, 0, b"xyz", port=2)
+    d.put(SYN, 0, b"early", port=3)
+    d.table.close()
+    assert d.table.held() == (0, 0)
+    assert d.unsettled() == 0
+    assert d.ledger.bytes.dropped[DropReason.SHUTDOWN] == 11
+
+
+STEP = st.tuples(
+    st.sampled_from([ACK, ACK | PSH, FIN | ACK, RST, SYN, ACCEPTED, FROM_SERVER | ACK, FROM_SERVER | RST, FROM_SERVER | FIN | ACK]),
+    st.integers(-3, 30),
+    st.binary(max_size=8),
+    st.integers(0, 3),
+    st.sampled_from([1, 2, 3]),
+    st.floats(0, 5),
+)
+
+
+@given(st.lists(STEP, max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_identity_after_every_segment(steps: list[tuple[int, int, bytes, int, int, float]]) -> None:
+    d = Dialogue(msgspec.structs.replace(LIMITS, flows=2, flow_bytes=10, flow_segments=3))
+    for flags, at, data, ack, port, pause in steps:
+        d.wait(pause)
+        if flags & FROM_SERVER:
+            d.server(at, flags & 0xFF, port=port)
+        else:
+            d.put(flags, at, b"" if flags & ACCEPTED else data, ack=ack, port=port)
+        assert d.unsettled() == 0
+        assert len(d.table) <= 2
+        delivered = sum(len(text.replace(b".", b"").replace(b"!", b"")) for text in d.out.values())
+        assert delivered >= 0
+    d.table.close()
+    assert d.table.held() == (0, 0)
+    assert d.unsettled() == 0
