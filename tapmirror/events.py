@@ -78,6 +78,8 @@ NO_BODY: Final = 0x4
 """The answer to this request has no body whatever its headers say (HEAD)."""
 TUNNEL: Final = 0x8
 """If the answer accepts (2xx to CONNECT, 101), what follows is no longer HTTP."""
+CONNECT: Final = 0x10
+"""With TUNNEL: the method is CONNECT, so that a 2xx answer accepts and has no body (else only 101 accepts)."""
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where segments come from.  All sources yield the same record; nothing after them can tell which it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+from tapmirror.events import FlowKey, Segment
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """(records, bytes) since the start, as `enum tap_count` of bpf/tap.h counts them.
+
+    seen, emitted, sampled_out, loop, ring_full and fragment count segments with payload from client to
+    production, so that seen = emitted + sampled_out + loop + ring_full + fragment.  The others count packets.
+    """
+
+    seen: tuple[int, int]
+    emitted: tuple[int, int]
+    sampled_out: tuple[int, int]
+    loop: tuple[int, int]
+    ring_full: tuple[int, int]
+    fragment: tuple[int, int]
+    syn: tuple[int, int]
+    syn_ack: tuple[int, int]
+    accepted: tuple[int, int]
+    bare_ack: tuple[int, int]
+    egress: tuple[int, int]
+    control_lost: tuple[int, int]
+    loop_syn: tuple[int, int]
+
+
+class Source(Protocol):
+    """A capture that is being read."""
+
+    @property
+    def received(self) -> tuple[int, int]:
+        """Segments with payload from client to production, and their bytes, that `read` has yielded."""
+
+    def fileno(self) -> int:
+        """Readable while there is something to read."""
+
+    def read(self, limit: int) -> Iterator[Segment]:
+        """Yield at most `limit` of the segments that are there now.
+
+        A segment's payload is valid until the next step.
+        """
+
+    def want_ack(self, key: FlowKey, wanted: bool) -> None:
+        """Begin or stop to yield production's acknowledgements of this flow (and of those in its bucket)."""
+
+    def counters(self) -> Counters:
+        """What the capture counted."""
+
+    def stop(self) -> None:
+        """Capture nothing more; what is there can still be read."""
+
+    def close(self) -> None:
+        """Let go of everything."""

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#include "tap.h"
+
+#define OUTGOING 4
+#define OTHERHOST 3
+#define PROTO_TCP 6
+
+#define FIN 0x01
+#define SYN 0x02
+#define RST 0x04
+#define PSH 0x08
+#define ACK 0x10
+
+BPF_RINGBUF_OUTPUT(ring, TAP_RING_PAGES);
+BPF_F_TABLE("array", u32, struct tap_config, config, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct tap_counter, counters, TAP_CPUS * TAP_COUNTERS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct tap_wants, wants, 1, BPF_F_MMAPABLE);
+BPF_TABLE("lru_hash", struct tap_key, struct tap_first, handshakes, 32768);
+
+/* What the headers say; payload is an offset into the packet. */
+struct seen {
+	u32 payload;
+	u32 length;
+	u32 seq;
+	u32 ack;
+	u16 window;
+	u8 flags;
+	u8 dscp;
+	u8 fragment;
+	u8 later_fragment;
+};
+
+static inline void count(u32 what, u32 records, u64 bytes)
+{
+	u32 index = (bpf_get_smp_processor_id() % TAP_CPUS) * TAP_COUNTERS + what;
+	struct tap_counter *c = counters.lookup(&index);
+	if (c) {
+		__sync_fetch_and_add(&c->records, records);
+		__sync_fetch_and_add(&c->bytes, bytes);
+	}
+}
+
+static inline u32 flow_hash(const struct tap_key *key, u32 seed)
+{
+	const u32 *w = (const u32 *)key;
+	u32 h = seed;
+#pragma unroll
+	for (int i = 0; i < 10; i++) {
+		h = (h ^ w[i]) * 0x9E3779B1u;
+		h ^= h >> 15;
+	}
+	h ^= h >> 16;
+	h *= 0x85EBCA6Bu;
+	h ^= h >> 13;
+	h *= 0xC2B2AE35u;
+	return h ^ (h >> 16);
+}
+
+static inline int same_addr(const u8 *a, const u8 *b)
+{
+	const u64 *x = (const u64 *)a, *y = (const u64 *)b;
+	return x[0] == y[0] && x[1] == y[1];
+}
+
+static inline int has_port(struct tap_config *c, __be16 port)
+{
+	u16 p = bpf_ntohs(port);
+	return c->ports[(p >> 3) & 8191] & (1 << (p & 7));
+}
+
+/* Whether (addr, port) is production's end. */
+static inline int is_production(struct tap_config *c, const u8 *addr, __be16 port)
+{
+	if (!has_port(c, port))
+		return 0;
+	for (u32 i = 0; i < TAP_MAX_ADDRS; i++) {
+		if (i >= c->excluded_count)
+			break;
+		if (c->excluded[i].port == port && same_addr(c->excluded[i].addr, addr))
+			return 0;
+	}
+	if (!c->addr_count)
+		return 1;
+	for (u32 i = 0; i < TAP_MAX_ADDRS; i++) {
+		if (i >= c->addr_count)
+			break;
+		if (same_addr(c->addrs[i], addr))
+			return 1;
+	}
+	return 0;
+}
+
+static inline void fill(struct tap_record *r, const struct tap_key *key, const struct seen *p, u32 hash)
+{
+	r->time_ns = bpf_ktime_get_ns();
+	r->seq = p->seq;
+	r->ack = p->ack;
+	r->hash = hash;
+	r->window = p->window;
+	r->key = *key;
+}
+
+/* A record without payload; 0 where there was no room. */
+static inline int emit_bare(const struct tap_key *key, const struct seen *p, u32 hash, u32 flags, u32 length)
+{
+	struct tap_record *r = ring.ringbuf_reserve(sizeof(struct tap_record));
+	if (!r) {
+		count(TAP_CONTROL_LOST, 1, 0);
+		return 0;
+	}
+	fill(r, key, p, hash);
+	r->flags = flags;
+	r->length = length;
+	r->caplen = 0;
+	ring.ringbuf_submit(r, 0);
+	return 1;
+}
+
+/* Room of the smallest slot that takes `size` bytes.  Constant on each path, as the verifier wants it. */
+static inline u32 room_for(u32 size)
+{
+	if (size <= 128)
+		return 128;
+	if (size <= 256)
+		return 256;
+	if (size <= 512)
+		return 512;
+	if (size <= 1024)
+		return 1024;
+	if (size <= 2048)
+		return 2048;
+	if (size <= 4352)
+		return 4352;
+	if (size <= 9216)
+		return 9216;
+	if (size <= 17408)
+		return 17408;
+	if (size <= 34816)
+		return 34816;
+	return TAP_CHUNK;
+}
+
+/* One record with `size` bytes from `offset` of the packet; 0 where there was no room. */
+static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const struct seen *p, u32 hash, u32 flags,
+		       u32 seq, u32 offset, u32 size, u32 room)
+{
+	struct tap_record *r = ring.ringbuf_reserve(sizeof(struct tap_record) + room);
+	if (!r)
+		return 0;
+	fill(r, key, p, hash);
+	r->seq = seq;
+	r->flags = flags;
+	r->length = size;
+	r->caplen = size;
+	/* Keep the checked and the used value in one register: the verifier forgets otherwise. */
+	u64 bounded = size;
+	asm volatile("" : "+r"(bounded));
+	if (bounded == 0 || bounded > room || bpf_skb_load_bytes(skb, offset, (void *)(r + 1), bounded)) {
+		ring.ringbuf_discard(r, BPF_RB_NO_WAKEUP);
+		return 0;
+	}
+	ring.ringbuf_submit(r, 0);
+	return 1;
+}
+
+/* The addresses, as IPv6 ones; *next is the protocol, returns the offset of what follows, 0 if it is no use. */
+static inline u32 parse_ip4(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, struct seen *p, u8 *next, u32 *end)
+{
+	struct {
+		u8 ver_ihl, tos;
+		__be16 len, id, frag;
+		u8 ttl, proto;
+		u16 check;
+		u32 src, dst;
+	} ip;
+	if (bpf_skb_load_bytes(skb, l3, &ip, sizeof(ip)))
+		return 0;
+	if (ip.ver_ihl >> 4 != 4 || (ip.ver_ihl & 15) < 5)
+		return 0;
+	u32 total = bpf_ntohs(ip.len);
+	/* BIG TCP: the length field cannot hold it and is 0. */
+	*end = total ? l3 + total : skb->len;
+	if (*end > skb->len)
+		*end = skb->len;
+	*next = ip.proto;
+	p->dscp = ip.tos >> 2;
+	p->fragment = (bpf_ntohs(ip.frag) & 0x3fff) != 0;
+	p->later_fragment = (bpf_ntohs(ip.frag) & 0x1fff) != 0;
+	((u32 *)src)[2] = bpf_htonl(0xffff);
+	((u32 *)src)[3] = ip.src;
+	((u32 *)dst)[2] = bpf_htonl(0xffff);
+	((u32 *)dst)[3] = ip.dst;
+	return l3 + (ip.ver_ihl & 15) * 4;
+}
+
+#define MAX_EXTENSIONS 6
+
+static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, struct seen *p, u8 *next, u32 *end)
+{
+	struct {
+		__be32 flow;
+		__be16 len;
+		u8 next, hops;
+		u8 src[16], dst[16];
+	} ip;
+	if (bpf_skb_load_bytes(skb, l3, &ip, sizeof(ip)))
+		return 0;
+	u32 flow = bpf_ntohl(ip.flow);
+	if (flow >> 28 != 6)
+		return 0;
+	/* Jumbo payload (RFC 2675), or BIG TCP: the length is 0. */
+	*end = ip.len ? l3 + 40 + bpf_ntohs(ip.len) : skb->len;
+	if (*end > skb->len)
+		*end = skb->len;
+	p->dscp = (flow >> 22) & 0x3f;
+	__builtin_memcpy(src, ip.src, 16);
+	__builtin_memcpy(dst, ip.dst, 16);
+	u32 off = l3 + 40;
+	u8 proto = ip.next;
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		u8 head[4];
+		if (proto != 0 && proto != 43 && proto != 60 && proto != 44)
+			break;
+		if (bpf_skb_load_bytes(skb, off, head, 4))
+			return 0;
+		if (proto == 44) {
+			u32 frag = head[2] << 8 | head[3];
+			p->fragment = (frag & 0xfff9) != 0;
+			p->later_fragment = (frag & 0xfff8) != 0;
+			off += 8;
+		} else {
+			off += (head[1] + 1) * 8;
+		}
+		proto = head[0];
+	}
+	*next = proto;
+	return off;
+}
+
+/* Offset of the network header and its EtherType; VLAN ids into *vlan. */
+static inline u32 parse_link(struct __sk_buff *skb, u32 flags, u32 *vlan, u16 *type)
+{
+	u32 off = 0;
+	*type = bpf_ntohs(skb->protocol);
+	if (skb->vlan_present)
+		*vlan = skb->vlan_tci & 0xfff;
+	if (flags & TAP_NO_L2)
+		return 0;
+	off = 12;
+	__be16 t;
+	if (bpf_skb_load_bytes(skb, off, &t, 2))
+		return 0;
+	for (int i = 0; i < 2; i++) {
+		if (t != bpf_htons(0x8100) && t != bpf_htons(0x88a8))
+			break;
+		__be16 tag[2];
+		if (bpf_skb_load_bytes(skb, off + 2, tag, 4))
+			return 0;
+		*vlan = *vlan << 16 | (bpf_ntohs(tag[0]) & 0xfff);
+		t = tag[1];
+		off += 4;
+	}
+	*type = bpf_ntohs(t);
+	return off + 2;
+}
+
+static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *sport, __be16 *dport, struct seen *p)
+{
+	struct {
+		__be16 src, dst;
+		__be32 seq, ack;
+		u8 off, flags;
+		__be16 window;
+	} tcp;
+	if (bpf_skb_load_bytes(skb, l4, &tcp, sizeof(tcp)))
+		return 0;
+	u32 header = (tcp.off >> 4) * 4;
+	if (header < 20 || l4 + header > end)
+		return 0;
+	*sport = tcp.src;
+	*dport = tcp.dst;
+	p->seq = bpf_ntohl(tcp.seq);
+	p->ack = bpf_ntohl(tcp.ack);
+	p->flags = tcp.flags & 0x3f;
+	p->window = bpf_ntohs(tcp.window);
+	p->payload = l4 + header;
+	p->length = end - p->payload;
+	return 1;
+}
+
+static inline int from_server(struct tap_config *c, const struct tap_key *key, const struct seen *p)
+{
+	u32 zero = 0;
+	u32 hash = flow_hash(key, c->seed);
+	if ((u64)hash >= c->threshold)
+		return 0;
+	if (p->flags & SYN) {
+		if (!(p->flags & ACK))
+			return 0;
+		struct tap_first first = {.client = p->ack, .server = p->seq + 1};
+		handshakes.update(key, &first);
+		count(TAP_SYN_ACK, 1, 0);
+		return 0;
+	}
+	if (!(p->flags & (FIN | RST)) && !(c->flags & TAP_EGRESS_ALL)) {
+		struct tap_wants *w = wants.lookup(&zero);
+		if (!w || !w->bucket[hash & 0xffff])
+			return 0;
+	}
+	count(TAP_EGRESS, 1, p->length);
+	emit_bare(key, p, hash, p->flags | TAP_FROM_SERVER, p->length);
+	return 0;
+}
+
+/* The client completed a handshake that production answered: say so, once. */
+static inline void complete(const struct tap_key *key, const struct seen *p, u32 hash)
+{
+	struct tap_key k = *key;
+	struct tap_first *first = handshakes.lookup(&k);
+	if (!first || p->ack - first->server >= 1u << 30 || p->seq + 1 - first->client >= 1u << 30)
+		return;
+	struct seen begin = {.seq = first->client, .ack = first->server};
+	if (emit_bare(key, &begin, hash, TAP_ACCEPTED, 0)) {
+		handshakes.delete(&k);
+		count(TAP_ACCEPTED_COUNT, 1, 0);
+	}
+}
+
+static inline u32 chunks(u32 length)
+{
+	return (length + TAP_CHUNK - 1) / TAP_CHUNK;
+}
+
+static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
+			      const struct seen *p)
+{
+	u32 records = chunks(p->length);
+	if (records)
+		count(TAP_SEEN, records, p->length);
+	if (p->dscp == c->dscp) {
+		if (p->flags & SYN)
+			count(TAP_LOOP_SYN, 1, 0);
+		if (records)
+			count(TAP_LOOP, records, p->length);
+		return 0;
+	}
+	u32 hash = flow_hash(key, c->seed);
+	if ((u64)hash >= c->threshold) {
+		if (records)
+			count(TAP_SAMPLED_OUT, records, p->length);
+		return 0;
+	}
+	if (p->fragment) {
+		count(TAP_FRAGMENT, records, p->length);
+		return 0;
+	}
+	if (p->flags & SYN)
+		count(TAP_SYN, 1, 0);
+	else if (p->flags & ACK)
+		complete(key, p, hash);
+	if (!records) {
+		if (p->flags & (FIN | RST))
+			emit_bare(key, p, hash, p->flags, 0);
+		else if (!(p->flags & SYN))
+			count(TAP_BARE_ACK, 1, 0);
+		return 0;
+	}
+	if (records == 1) {
+		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, room_for(p->length));
+		count(ok ? TAP_EMITTED : TAP_RING_FULL, 1, p->length);
+		return 0;
+	}
+	/* A super-packet of BIG TCP: the flags that end something go with its last part. */
+	u32 done = 0;
+	for (int i = 0; i < TAP_MAX_CHUNKS && done < p->length; i++) {
+		u32 size = p->length - done;
+		u32 flags = done ? p->flags & ~SYN : p->flags;
+		if (size > TAP_CHUNK) {
+			size = TAP_CHUNK;
+			flags &= ~(FIN | PSH);
+		}
+		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, TAP_CHUNK);
+		count(ok ? TAP_EMITTED : TAP_RING_FULL, 1, size);
+		done += size;
+	}
+	return 0;
+}
+
+int tap(struct __sk_buff *skb)
+{
+	u32 zero = 0;
+	struct tap_config *c = config.lookup(&zero);
+	if (!c || skb->pkt_type == OTHERHOST)
+		return 0;
+	u32 outgoing = skb->pkt_type == OUTGOING;
+	if (outgoing && (c->flags & TAP_LOOPBACK))
+		return 0;
+	struct tap_key key = {}, reverse = {};
+	struct seen p = {};
+	u16 type;
+	u8 proto = 0;
+	u32 end = 0, l4;
+	u32 l3 = parse_link(skb, c->flags, &key.vlan, &type);
+	if (type == 0x0800)
+		l4 = parse_ip4(skb, l3, key.client, key.server, &p, &proto, &end);
+	else if (type == 0x86dd)
+		l4 = parse_ip6(skb, l3, key.client, key.server, &p, &proto, &end);
+	else
+		return 0;
+	if (!l4 || proto != PROTO_TCP || p.later_fragment)
+		return 0;
+	if (!parse_tcp(skb, l4, end, &key.client_port, &key.server_port, &p))
+		return 0;
+	if (!outgoing && is_production(c, key.server, key.server_port))
+		return from_client(skb, c, &key, &p);
+	if ((outgoing || (c->flags & TAP_LOOPBACK)) && is_production(c, key.client, key.client_port)) {
+		__builtin_memcpy(reverse.client, key.server, 16);
+		__builtin_memcpy(reverse.server, key.client, 16);
+		reverse.client_port = key.server_port;
+		reverse.server_port = key.client_port;
+		reverse.vlan = key.vlan;
+		return from_server(c, &reverse, &p);
+	}
+	return 0;
+}

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head of an HTTP/1 request: its syntax, and what it says about framing.
+
+Theory of operation
+-------------------
+A mirror must find the boundaries that production's server found, without seeing what that
+server thought.  Servers agree about messages that follow the specification to the letter and
+differ about all others: that difference is what request smuggling lives on.  So only the
+former are taken, and the rest is not mirrored:
+
+* Lines end in CR LF; a bare CR, a bare LF and NUL are nowhere (RFC 9112, 2.2; RFC 9110, 5.5).
+* Request line: token, one space, target without white space or control characters, one space,
+  `HTTP/1.0` or `HTTP/1.1` (RFC 9112, 2.3 and 3).  Which form the target has does not matter for
+  framing; bytes above 0x7f are let through, as servers do.
+* Field line: token, colon without space before it, value without control characters except
+  tab; no line folding (RFC 9112, 5.1 and 5.2; RFC 9110, 5.5).
+* Host: exactly one in 1.1, at most one in 1.0, no white space within (RFC 9112, 3.2).
+* Content-Length: at most one, digits only, below 2**63.  The same value twice and a list of
+  the same values are refused too, as RFC 9112, 6.3 allows (rule 5).
+* Transfer-Encoding: at most one, `chunked` and nothing else, in 1.1 only, not together with
+  Content-Length (RFC 9112, 6.1 and 6.3, rules 3 and 4).
+* CONNECT has no body (RFC 9110, 9.3.6): one that announces any is refused.
+* `close` anywhere in Connection, or 1.0 without `keep-alive`: nothing after this request is
+  read by the server (RFC 9112, 9.3 and 9.6).
+* Upgrade counts in 1.1 and with the connection option `upgrade` (RFC 9110, 7.8).
+
+NOTE: before Python 3.11.5 a possessive repeat of a group (`(...)*+`) may miss a match
+(CPython gh-106052).  The patterns here repeat single character classes possessively and groups
+greedily; each iteration of a group can match in one way only, so that time stays linear.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
+
+CHUNKED: Final = -1
+"""`Head.length` of a chunked body."""
+MAX_LENGTH: Final = (1 << 63) - 1
+"""Longest body and chunk: what a signed 64-bit file offset holds, as in nginx, Apache and Go."""
+
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+"""One character of a token (RFC 9110, 5.6.2)."""
+VALUE: Final = rb"[\t -~\x80-\xff]"
+"""One character of a field value (RFC 9110, 5.5)."""
+_VISIBLE: Final = rb"[!-~\x80-\xff]"
+
+REQUEST_LINE: Final = re.compile(TOKEN + rb"++ " + _VISIBLE + rb"++ HTTP/1\.[01]\r\n")
+HEAD: Final = re.compile(
+    rb"(" + TOKEN + rb"++) " + _VISIBLE + rb"++ HTTP/1\.([01])\r\n(?:" + TOKEN + rb"++:" + VALUE + rb"*+\r\n)*\r\n"
+)
+"""A whole head: method, minor version.  What it says is for `read_head`."""
+STOP: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n|\r(?=[^\n])|\0")
+"""The end of a head, or the first byte that no head can have."""
+
+_ORDINARY: Final = (
+    rb"(?:(?:(?![CHTUchtu](?i:onnection|ost|ontent-length|ransfer-encoding|pgrade):)"
+    + TOKEN
+    + rb"++:|[Cc]onnection: [Kk]eep-[Aa]live(?=\r))"
+    + VALUE
+    + rb"*+\r\n)*"
+)
+PLAIN: Final = re.compile(
+    rb"(?!HEAD |CONNECT )"
+    + (TOKEN + rb"++ " + _VISIBLE + rb"++ HTTP/1\.1\r\n")
+    + (_ORDINARY + rb"[Hh]ost:[ \t]*+(" + _VISIBLE + rb"*+)[ \t]*+\r\n" + _ORDINARY)
+    + (rb"(?:[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,18})[ \t]*+\r\n" + _ORDINARY + rb")?\r\n")
+)
+"""The head that nearly all requests have: 1.1, one Host (group 1), after it perhaps one Content-Length
+(group 2), no close, no tunnel.  By it alone, in one pass, such a head is known to be valid; what it
+does not match may be valid too."""
+
+_FRAMING_FIELDS: Final = re.compile(
+    rb"\r\n(host|content-length|transfer-encoding|connection|upgrade):[ \t]*([^\r]*)", re.IGNORECASE
+)
+_DIGITS: Final = re.compile(rb"[0-9]{1,19}")
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """What a request's head says about framing."""
+
+    flags: int
+    """NO_BODY, TUNNEL, CONNECT, as of `Part.flags`."""
+    length: int
+    """Of the body in bytes; CHUNKED: to be found out."""
+    closing: bool
+    """The server reads no further request after this one."""
+    host: tuple[int, int] | None
+    """Where in the matched bytes the value of Host begins and ends."""
+
+
+def read_head(found: re.Match[bytes]) -> Head | None:
+    """Interpret a match of `HEAD`.  None: ambiguous by the rules above."""
+    source: Buffer = found.string
+    hosts: list[tuple[int, int]] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    options: list[bytes] = []
+    upgrade = False
+    for field in _FRAMING_FIELDS.finditer(source, found.end(2), found.end()):
+        name, value = field[1].lower(), field[2].rstrip(b" \t")
+        if name == b"host":
+            if b" " in value or b"\t" in value:
+                return None
+            hosts.append((field.start(2), field.start(2) + len(value)))
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value.lower())
+        elif name == b"connection":
+            options.append(value.lower())
+        else:
+            upgrade = True
+    current = found[2] == b"1"
+    if len(hosts) > 1 or (current and not hosts):
+        return None
+    length = _body_length(lengths, codings, current)
+    if length is None:
+        return None
+    flags, closing = 0, False
+    if options or not current:
+        tokens = [token.strip(b" \t") for value in options for token in value.split(b",")]
+        closing = any(b"close" in token for token in tokens) or (not current and b"keep-alive" not in tokens)
+        upgrade = upgrade and current and b"upgrade" in tokens
+        flags = TUNNEL if upgrade else 0
+    method = found[1]
+    if method == b"CONNECT":
+        if lengths or codings:
+            return None
+        flags |= TUNNEL | CONNECT
+    elif method == b"HEAD":
+        flags |= NO_BODY
+    return Head(flags, length, closing, hosts[0] if hosts else None)
+
+
+def _body_length(lengths: list[bytes], codings: list[bytes], current: bool) -> int | None:
+    """RFC 9112, 6.3, for requests and without its leniencies.  None: refused."""
+    if codings:
+        return CHUNKED if codings == [b"chunked"] and not lengths and current else None
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0]):
+        return None
+    length = int(lengths[0])
+    return length if length <= MAX_LENGTH else None

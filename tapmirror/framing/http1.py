@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1 requests: where each begins and ends in the stream of one client.
+
+Theory of operation
+-------------------
+The stream is a sequence of requests, each a head (RFC 9112, 2.1; the rules are in `head`) and
+a body of the length that the head states or in chunks (RFC 9112, 6 and 7).  A head is held
+until it is whole and known to be valid, then announced in one `Part`; the body is passed on as
+it comes.  Empty lines before a request line (RFC 9112, 2.2) are swallowed: they count in the
+`size` of the request that follows and are not in its `data`.
+
+Chunked bodies are followed byte for byte.  Size lines and trailer fields are passed on only
+when whole and valid: size of 1 to 16 hexadecimal digits below 2**63, extensions by the grammar
+(RFC 9112, 7.1.1), CR LF and nothing else after the data, trailer fields as field lines that
+name no framing field (RFC 9110, 6.5.1).
+
+What cannot be followed is not guessed at:
+
+* Invalid or ambiguous: lost as UNPARSED (a head longer than `head_bytes`: OVERSIZE).  So is what
+  follows a request after which the server reads no more (`close`; 1.0 without `keep-alive`).
+* A gap in a body whose remaining length is known (Content-Length, or the data of a chunk) breaks
+  that request only: its rest is counted off, and the next begins where it must.
+* Any other gap, also one between two requests, which may have held whole requests, is lost up to
+  the next *certain boundary*.
+
+A certain boundary is data that begins a captured segment, sent after the client had received
+something from production since its last data (`turn`), and beginning with a complete and valid request
+line; its head must then prove valid too.  A client that waits for answers begins requests there and
+nowhere else; one that never does (pipelining without a pause) is not taken up again.
+
+After a CONNECT or Upgrade request (RFC 9110, 9.3.6 and 7.8) the server may have left HTTP.  Its answer
+is not seen here; the next bytes tell: at a turn and beginning a request with a registered method, the
+server refused, and HTTP goes on; else everything from there on is the tunnel's, passed on as it is.  A
+tunnel does not survive a gap.
+
+NOTE: cannot know that production ended the connection early (errors, its limit of requests on one):
+pipelined requests that it never read are mirrored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from tapmirror.events import END, START, TUNNEL, Buffer, DropReason, Lost, Message, Part
+from tapmirror.framing.detect import ENOUGH, detect
+from tapmirror.framing.head import CHUNKED, HEAD, PLAIN, REQUEST_LINE, STOP, TOKEN, VALUE, Head, read_head
+
+CHUNK_LINE_BYTES: Final = 4096
+"""Longest line of a chunk's size and extensions, as in Go's net/http (maxLineLength)."""
+
+_WHOLE: Final = START | END
+_NOTHING: Final[tuple[Message, ...]] = ()
+_PLAIN: Final = PLAIN.match
+
+_BWS: Final = rb"[ \t]*+"
+_QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\' + VALUE + rb')*"'
+_SIZE_LINE: Final = re.compile(
+    rb"([0-7][0-9A-Fa-f]{15}|[0-9A-Fa-f]{1,15})"  # below 2**63
+    rb"(?:"
+    + _BWS
+    + rb";"
+    + _BWS
+    + TOKEN
+    + rb"++(?:"
+    + _BWS
+    + rb"="
+    + _BWS
+    + rb"(?:"
+    + TOKEN
+    + rb"++|"
+    + _QUOTED
+    + rb"))?)*"
+    rb"\r\n"
+)
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
+_CRLF: Final = re.compile(rb"\r\n")
+_TRAILER_LINE: Final = re.compile(
+    rb"(?!(?i:content-length|transfer-encoding|host):)" + TOKEN + rb"++:" + VALUE + rb"*+\r\n|\r\n"
+)
+
+# States.  The order matters: 0 is what `feed` looks for, and a request is under way from LENGTH to TRAILER.
+_BOUNDARY: Final = 0  # between requests, nothing held
+_HEAD: Final = 1  # a head is held, or tried
+_LENGTH: Final = 2  # in a body of known length
+_CHUNK_SIZE: Final = 3
+_CHUNK_DATA: Final = 4
+_CHUNK_END: Final = 5  # the CR LF after the data
+_TRAILER: Final = 6
+_SWITCH: Final = 7  # after a CONNECT or Upgrade request
+_TUNNEL: Final = 8
+_RESYNC: Final = 9  # waiting for a certain boundary
+_OVER: Final = 10  # nothing more can be taken
+
+
+class RequestFramer:
+    """The requests of one client stream.  Not more than `head_bytes` are held at any time.
+
+    `host` replaces the value of each Host field; targets in absolute form are left as they are.
+    `midstream`: the stream did not begin with the first byte fed.
+    """
+
+    __slots__ = (
+        "_after",
+        "_broken",
+        "_buffer",
+        "_empty",
+        "_flags",
+        "_head_bytes",
+        "_host",
+        "_host_at",
+        "_lined",
+        "_reason",
+        "_remaining",
+        "_run",
+        "_state",
+    )
+
+    def __init__(self, head_bytes: int, host: bytes | None, midstream: bool) -> None:
+        self._head_bytes = head_bytes
+        self._host = host
+        self._state = _RESYNC if midstream else _BOUNDARY
+        self._reason = DropReason.MIDSTREAM if midstream else None  # why there is no certain boundary now
+        self._buffer = bytearray()  # the beginning of a head or of a line of chunk framing
+        self._empty = 0  # bytes of empty lines before the head in `_buffer`
+        self._lined = False  # the request line in `_buffer` is known to be valid
+        self._remaining = 0  # of a body or chunk; in trailers, of what they may take
+        self._after = _BOUNDARY  # the state that follows the request under way
+        self._broken = False  # the request under way is being counted off
+        # Within one call of `feed`: data[_run:pos] is to be passed on, with these flags and this Host.
+        self._run = 0
+        self._flags = 0
+        self._host_at: tuple[int, int] | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes fed that are in no `Part` and no `Lost` yet."""
+        return len(self._buffer) + self._empty
+
+    def feed(self, data: Buffer, turn: bool) -> Sequence[Message]:
+        """Take the next bytes of the stream.  Parts may be views of `data`.
+
+        `turn`: the first byte of `data` may begin a request, by evidence from outside the stream.
+        """
+        if not self._state:
+            plain = _PLAIN(data)
+            if plain is not None and plain.lastindex == 1:
+                size = plain.end()
+                if size == len(data) and size <= self._head_bytes:
+                    if self._host is None:
+                        return (Part(data, size, _WHOLE),)
+                    first, last = plain.span(1)
+                    return (Part(b"".join((data[:first], self._host, data[last:])), size, _WHOLE),)
+        out: list[Message] = []
+        self._run = pos = 0
+        size = len(data)
+        while pos < size:
+            pos = _STEPS[self._state](self, data, pos, turn and not pos, out)
+        self._pass(data, size, 0, out)
+        return out
+
+    def gap(self, length: int) -> Sequence[Message]:
+        """`length` bytes are missing here."""
+        state = self._state
+        if state in (_LENGTH, _CHUNK_DATA) and length <= self._remaining:
+            broken = self._under_way()
+            self._broken = True
+            self._remaining -= length
+            if not self._remaining:
+                self._body_ended()
+            return (Lost(0, DropReason.GAP, True),) if broken else _NOTHING
+        if state in (_RESYNC, _OVER):
+            return _NOTHING
+        reason = self._reason or DropReason.GAP
+        lost = self._give_up(0, reason, state == _TUNNEL or self._under_way())
+        self._state = _OVER if state == _TUNNEL else _RESYNC
+        return lost
+
+    def end(self) -> Sequence[Message]:
+        """The stream is over: give up what is held and what is not whole."""
+        lost = self._give_up(0, DropReason.INCOMPLETE, self._under_way())
+        self._state = _OVER
+        return lost
+
+    # --- one step each: take bytes of `data` from `pos` on, say where the next step begins
+
+    def _head(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        if self._buffer or self._empty:
+            return self._hold_head(data, pos, out)
+        found = PLAIN.match(data, pos) or HEAD.match(data, pos)
+        if found is None or found.end() - pos > self._head_bytes:
+            return self._hold_head(data, pos, out)
+        if found.re is PLAIN:
+            head: Head | None = Head(0, int(found[2] or 0), False, found.span(1))
+        else:
+            head = read_head(found)
+        if head is None:
+            return self._fail(data, pos, DropReason.UNPARSED, out)
+        self._run, pos = pos, found.end()
+        self._flags = START | head.flags
+        if self._host is not None:
+            self._host_at = head.host
+        return self._begin(head, data, pos, out)
+
+    def _hold_head(self, data: Buffer, pos: int, out: list[Message]) -> int:
+        """Take a head that does not lie whole and valid in `data`."""
+        buffer = self._buffer
+        scanned = len(buffer)
+        taken = min(len(data) - pos, self._head_bytes - self.held)
+        buffer += data[pos : pos + taken]
+        pos += taken
+        if buffer.startswith(b"\r\n"):
+            empty = _EMPTY_LINES.match(buffer).end()  # type: ignore[union-attr]
+            del buffer[:empty]
+            self._empty += empty
+            scanned = 0
+        stop = STOP.search(buffer, max(scanned - 3, 0))
+        if stop is None:
+            return self._await_head(data, pos, scanned, out)
+        found = HEAD.fullmatch(bytes(buffer[: stop.end()]))
+        head = read_head(found) if found is not None else None
+        if found is None or head is None:
+            return self._fail(data, pos, DropReason.UNPARSED, out)
+        whole = found[0]
+        if self._host is not None and head.host is not None:
+            whole = whole[: head.host[0]] + self._host + whole[head.host[1] :]
+        out.append(Part(whole, self._empty + stop.end(), START | head.flags | (0 if head.length else END)))
+        pos -= len(buffer) - stop.end()
+        self._release()
+        self._run = pos
+        return self._begin(head, data, pos, out)
+
+    def _await_head(self, data: Buffer, pos: int, scanned: int, out: list[Message]) -> int:
+        """Keep the beginning of a head, if it may become a valid one."""
+        if self.held >= self._head_bytes:
+            return self._fail(data, pos, DropReason.OVERSIZE, out)
+        if not self._lined and self._buffer.find(b"\n", scanned) >= 0:
+            if REQUEST_LINE.match(self._buffer) is None:
+                return self._fail(data, pos, DropReason.UNPARSED, out)
+            self._lined = True
+        self._state = _HEAD
+        self._run = pos
+        return pos
+
+    def _begin(self, head: Head, data: Buffer, pos: int, out: list[Message]) -> int:
+        """A request is announced: its head ends at `pos`."""
+        self._reason = None
+        self._after = _SWITCH if head.flags & TUNNEL else _RESYNC if head.closing else _BOUNDARY
+        self._remaining = head.length
+        if head.length == CHUNKED:
+            self._state = _CHUNK_SIZE
+        elif head.length:
+            self._state = _LENGTH
+        else:
+            self._pass(data, pos, END, out)
+            self._request_ended()
+        return pos
+
+    def _length(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        """Of a body, or of one chunk's data."""
+        taken = min(len(data) - pos, self._remaining)
+        self._remaining -= taken
+        pos += taken
+        if not self._remaining:
+            if self._state == _LENGTH:
+                self._pass(data, pos, END, out)
+            self._body_ended()
+        return pos
+
+    def _chunk_size(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        found, stop = self._line(data, pos, _SIZE_LINE, min(CHUNK_LINE_BYTES, self._head_bytes), out)
+        if found is None:
+            return stop
+        size = int(found[1], 16)
+        self._state = _CHUNK_DATA if size else _TRAILER
+        self._remaining = size or self._head_bytes
+        return stop
+
+    def _chunk_end(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        found, stop = self._line(data, pos, _CRLF, 2, out)
+        if found is not None:
+            self._state = _CHUNK_SIZE
+        return stop
+
+    def _trailer(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        found, stop = self._line(data, pos, _TRAILER_LINE, self._remaining, out)
+        if found is not None:
+            size = found.end() - found.start()
+            self._remaining -= size
+            if size == 2:
+                self._pass(data, stop, END, out)
+                self._request_ended()
+        return stop
+
+    def _line(
+        self, data: Buffer, pos: int, pattern: re.Pattern[bytes], limit: int, out: list[Message]
+    ) -> tuple[re.Match[bytes] | None, int]:
+        """Take a line of chunk framing of at most `limit` bytes: (what it says, where it ends).
+
+        (None, …) if only its beginning is there, which is held, or if it is invalid.
+        """
+        buffer = self._buffer
+        if not buffer:
+            found = pattern.match(data, pos)
+            if found is not None and found.end() - pos <= limit:
+                return found, found.end()
+            self._pass(data, pos, 0, out)
+        piece = bytes(data[pos : pos + limit - len(buffer)])
+        end = piece.find(b"\n") + 1
+        buffer += piece[:end] if end else piece
+        pos += end or len(piece)
+        self._run = pos
+        found = pattern.fullmatch(bytes(buffer)) if end else None
+        if found is None:
+            if end or len(buffer) >= limit:
+                pos = self._fail(data, pos, DropReason.UNPARSED, out)
+            return None, pos
+        flags = END if self._state == _TRAILER and len(buffer) == 2 else 0
+        size = len(buffer)
+        out.append(Lost(size, DropReason.GAP) if self._broken else Part(found[0], size, flags))
+        self._release()
+        return found, pos
+
+    def _switch(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        """Decide what follows a CONNECT or Upgrade request."""
+        buffer = self._buffer
+        if turn or buffer:
+            begun = bytes(buffer) + data[pos : pos + ENOUGH]
+            found = detect(begun)
+            if found == "http":
+                self._state = _HEAD
+                return pos
+            if found is None and len(begun) < self._head_bytes:
+                buffer += data[pos:]
+                self._run = len(data)
+                return self._run
+        self._state = _TUNNEL
+        if buffer:
+            out.append(Part(bytes(buffer), len(buffer), 0))
+            self._release()
+        return pos
+
+    def _tunnel(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        return len(data)
+
+    def _resync(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        if turn and REQUEST_LINE.match(data, pos):
+            return self._head(data, pos, turn, out)
+        return self._fail(data, pos, DropReason.UNPARSED, out)
+
+    def _over(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+        out.append(Lost(len(data) - pos, self._reason or DropReason.INCOMPLETE))
+        self._run = len(data)
+        return self._run
+
+    # --- what the steps share
+
+    def _pass(self, data: Buffer, stop: int, flags: int, out: list[Message]) -> None:
+        """Pass on data[_run:stop]."""
+        start = self._run
+        if start == stop:
+            return
+        self._run = stop
+        if self._broken:
+            out.append(Lost(stop - start, DropReason.GAP))
+            return
+        if self._host_at is not None:
+            first, last = self._host_at
+            self._host_at = None
+            piece: Buffer = b"".join((data[start:first], self._host or b"", data[last:stop]))
+        else:
+            piece = data[start:stop]
+        out.append(Part(piece, stop - start, self._flags | flags))
+        self._flags = 0
+
+    def _body_ended(self) -> None:
+        if self._state == _LENGTH:
+            self._request_ended()
+        else:
+            self._state = _CHUNK_END
+
+    def _request_ended(self) -> None:
+        self._broken = False
+        self._state = self._after
+        if self._state == _RESYNC:
+            self._reason = DropReason.UNPARSED
+
+    def _under_way(self) -> bool:
+        """A request was announced and is neither whole nor given up."""
+        return _LENGTH <= self._state <= _TRAILER and not self._broken
+
+    def _fail(self, data: Buffer, pos: int, reason: DropReason, out: list[Message]) -> int:
+        """Lose what is held and the rest of `data`, and wait for a certain boundary."""
+        size = len(data)
+        out.extend(self._give_up(size - pos, self._reason or reason, self._under_way()))
+        self._state = _RESYNC
+        self._run = size
+        return size
+
+    def _give_up(self, size: int, reason: DropReason, broken: bool) -> tuple[Message, ...]:
+        size += self.held
+        self._release()
+        self._broken = False
+        self._reason = reason
+        return (Lost(size, reason, broken),) if size or broken else _NOTHING
+
+    def _release(self) -> None:
+        self._buffer.clear()
+        self._empty = 0
+        self._lined = False
+
+
+_Step: TypeAlias = Callable[[RequestFramer, Buffer, int, bool, list[Message]], int]
+_STEPS: Final[tuple[_Step, ...]] = (
+    RequestFramer._head,
+    RequestFramer._head,
+    RequestFramer._length,
+    RequestFramer._chunk_size,
+    RequestFramer._length,
+    RequestFramer._chunk_end,
+    RequestFramer._trailer,
+    RequestFramer._switch,
+    RequestFramer._tunnel,
+    RequestFramer._resync,
+    RequestFramer._over,
+)
+"""By state."""

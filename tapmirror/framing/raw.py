@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The framer of protocols that are not looked into: bytes in order, or nothing.
+
+A raw stream has no boundary at which it could be taken up: what stood before the tap began
+(`midstream`) and what follows a gap is lost to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from tapmirror.events import Buffer, DropReason, Lost, Message, Part
+
+_NOTHING: Final[tuple[Message, ...]] = ()
+
+
+class RawFramer:
+    """One stream of bytes; the interface of `RequestFramer`."""
+
+    __slots__ = ("_reason",)
+
+    held: Final = 0
+    """Bytes kept back: none ever."""
+
+    def __init__(self, midstream: bool) -> None:
+        self._reason = DropReason.MIDSTREAM if midstream else None
+
+    def feed(self, data: Buffer, turn: bool) -> Sequence[Message]:
+        """Take the next bytes of the stream; `turn` does not matter here."""
+        if self._reason is None:
+            return (Part(data, len(data), 0),)
+        return (Lost(len(data), self._reason),)
+
+    def gap(self, length: int) -> Sequence[Message]:
+        """`length` bytes are missing here: the stream cannot go on."""
+        if self._reason is not None:
+            return _NOTHING
+        self._reason = DropReason.GAP
+        return (Lost(0, DropReason.GAP, True),)
+
+    def end(self) -> Sequence[Message]:
+        """The stream is over.  Nothing is held, so nothing is lost by it."""
+        return _NOTHING

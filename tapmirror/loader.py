@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loader: a short-lived privileged process that compiles and loads the capture program.
+
+It is the only place that imports bcc, and only in the child (`python -m tapmirror.loader FD`), so that
+neither LLVM's memory nor its attack surface outlives the start.  It reads no packet: the packet
+socket that it makes is bound to no interface.  The descriptors go to the parent over the
+socket pair (SCM_RIGHTS), and the child exits.
+
+bcc wants kernel headers, but the program uses only stable network UAPI: any installed headers
+package serves, through a private merged view (`headers`) that is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import platform
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+LOAD_TIME: Final = 60.0
+"""Seconds for the child: compiling takes about one on an idle host."""
+REPLY_BYTES: Final = 65_536
+CHILD_FDS: Final = 5
+
+ETH_P_ALL: Final = 0x0003
+SO_ATTACH_BPF: Final = 50
+SIOCGIFHWADDR: Final = 0x8927
+ARPHRD_ETHER: Final = 1
+ARPHRD_LOOPBACK: Final = 772
+
+LOOPBACK: Final = 1
+EGRESS_ALL: Final = 2
+NO_L2: Final = 4
+MAX_ADDRS: Final = 16
+CONFIG: Final = struct.Struct("<QIIIIII256s384s8192s")
+"""`struct tap_config` of bpf/tap.h."""
+ENDPOINT: Final = struct.Struct("<16s2s6x")
+"""`struct tap_endpoint` of bpf/tap.h."""
+
+
+class LoaderError(Exception):
+    """The program cannot be loaded; the message is one line for the user.
+
+    `kind`: `privilege`, `bcc`, `headers`, `compile`, `refused` or `time`.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be captured.  Addresses are in the 16 bytes of a flow key."""
+
+    iface: str
+    ports: list[int]
+    addrs: list[bytes]
+    excluded: list[tuple[bytes, int]]
+    """Shadow end points, of which no connection is ever captured."""
+    threshold: int
+    seed: int
+    dscp: int
+    egress_all: bool
+    ring_bytes: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded program and its maps, not yet attached to an interface."""
+
+    packet: socket.socket
+    ring: int
+    counters: int
+    wants: int
+    config: int
+
+    def worker_fds(self) -> list[int]:
+        """Duplicates of the descriptors that a worker needs: ring, counters, wants."""
+        return [os.dup(fd) for fd in (self.ring, self.counters, self.wants)]
+
+    def close(self) -> None:
+        """Let go of everything; the kernel detaches and frees what nobody else holds."""
+        self.packet.close()
+        for fd in (self.ring, self.counters, self.wants, self.config):
+            with suppress(OSError):
+                os.close(fd)
+
+
+def load(request: Request) -> Loaded:
+    """Compile and load in a child process.  Raises `LoaderError`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "tapmirror.loader", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            ours.settimeout(LOAD_TIME)
+            ours.send(msgspec.json.encode(request))
+            data, fds, _, _ = socket.recv_fds(ours, REPLY_BYTES, CHILD_FDS)
+        except TimeoutError:
+            raise LoaderError("time", f"compiling the capture program took more than {LOAD_TIME:.0f} s") from None
+        except OSError as error:
+            raise LoaderError("refused", f"the loader process failed: {error}") from None
+        finally:
+            child.kill()
+            child.wait()
+    reply: dict[str, str] = json.loads(data) if data else {"kind": "refused", "error": "the loader process died"}
+    if "error" in reply:
+        raise LoaderError(reply["kind"], reply["error"])
+    packet, ring, counters, wants, config = fds
+    loaded = Loaded(socket.socket(fileno=packet), ring, counters, wants, config)
+    try:
+        configure(loaded, request)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
+
+
+def configure(loaded: Loaded, request: Request) -> None:
+    """Write the program's configuration, and open all buckets of the `wants` map."""
+    kind = link_type(request.iface)
+    flags = EGRESS_ALL if request.egress_all else 0
+    if kind == ARPHRD_LOOPBACK:
+        flags |= LOOPBACK
+    elif kind != ARPHRD_ETHER:
+        flags |= NO_L2
+    ports = bytearray(8192)
+    for port in request.ports:
+        ports[port >> 3] |= 1 << (port & 7)
+    excluded = b"".join(ENDPOINT.pack(addr, port.to_bytes(2, "big")) for addr, port in request.excluded[:MAX_ADDRS])
+    value = CONFIG.pack(
+        request.threshold,
+        request.seed,
+        flags,
+        len(request.addrs),
+        min(len(request.excluded), MAX_ADDRS),
+        request.dscp,
+        0,
+        b"".join(request.addrs),
+        excluded,
+        bytes(ports),
+    )
+    for fd, content in ((loaded.config, value), (loaded.wants, b"\x01" * 65_536)):
+        with mmap.mmap(fd, -(-len(content) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
+            view[: len(content)] = content
+
+
+def attach(packet: socket.socket, iface: str) -> None:
+    """Begin to capture: bind the packet socket to the interface, for both directions."""
+    packet.bind((iface, ETH_P_ALL))
+
+
+def link_type(iface: str) -> int:
+    """The ARPHRD type of an interface of this network namespace.  Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, SIOCGIFHWADDR, struct.pack("16s24x", iface.encode()))
+    return int(struct.unpack_from("=H", answer, 16)[0])
+
+
+def is_loopback(iface: str) -> bool:
+    """Whether the interface shows every packet twice."""
+    return link_type(iface) == ARPHRD_LOOPBACK
+
+
+def source() -> str:
+    """The program's text, its header put in."""
+    try:
+        files = resources.files("tapmirror.bpf")
+    except ModuleNotFoundError:
+        files = Path(__file__).parent.parent / "bpf"
+    header = files.joinpath("tap.h").read_text(encoding="utf-8")
+    return files.joinpath("tap.c").read_text(encoding="utf-8").replace('#include "tap.h"\n', header, 1)
+
+
+# --- the child
+
+
+@contextmanager
+def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
+    """A directory for BCC_KERNEL_SOURCE; None where the running kernel's own headers are in place.
+
+    Debian splits a headers package in two (X-amd64 and X-common), Ubuntu links one into the other;
+    the view holds links to the entries of both.  Raises `LoaderError`.
+    """
+    if Path(f"/lib/modules/{platform.release()}/build/include").is_dir():
+        yield None
+        return
+    found = sorted(path for path in root.glob("linux-headers-*") if (path / "include" / "generated").is_dir())
+    if not found:
+        raise LoaderError(
+            "headers", "no kernel headers: install linux-headers-amd64 (Debian) or linux-headers-generic (Ubuntu)"
+        )
+    main = found[-1]
+    version = main.name.rpartition("-")[0]
+    trees = [main, *root.glob(f"{version}-common")]
+    view = Path(tempfile.mkdtemp(prefix="tapmirror-headers-"))
+    try:
+        arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        for part in ("include", f"arch/{arch}/include"):
+            (view / part).mkdir(parents=True)
+            for tree in trees:
+                for entry in (tree / part).iterdir() if (tree / part).is_dir() else ():
+                    with suppress(FileExistsError):
+                        (view / part / entry.name).symlink_to(entry)
+        yield str(view)
+    finally:
+        shutil.rmtree(view, ignore_errors=True)
+
+
+def compile_and_load(request: Request) -> tuple[list[int], Any]:
+    """The descriptors packet, ring, counters, wants, config, and what keeps them open.
+
+    Raises `LoaderError`.
+    """
+    try:
+        packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    except PermissionError:
+        raise LoaderError("privilege", "capturing needs root (CAP_NET_RAW)") from None
+    with headers() as view:
+        if view is not None:
+            os.environ["BCC_KERNEL_SOURCE"] = view
+        try:
+            import bcc
+        except ImportError:
+            raise LoaderError("bcc", "the Python module bcc is missing: install python3-bpfcc") from None
+        flags = [f"-DTAP_RING_PAGES={request.ring_bytes // mmap.PAGESIZE}", f"-DTAP_CPUS={os.cpu_count() or 1}"]
+        try:
+            program = bcc.BPF(text=source(), cflags=flags)
+        except Exception as error:
+            raise LoaderError("compile", f"the capture program does not compile here: {first_line(error)}") from None
+        try:
+            function = program.load_func("tap", bcc.BPF.SOCKET_FILTER)
+        except Exception as error:
+            raise LoaderError("refused", f"the kernel refuses the BPF program: {first_line(error)}") from None
+    packet.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, function.fd)
+    maps = [program[name].map_fd for name in ("ring", "counters", "wants", "config")]
+    return [packet.fileno(), *maps], (packet, program)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error that may have many."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def main() -> None:
+    """Answer one request."""
+    with socket.socket(fileno=int(sys.argv[1])) as parent:
+        request = msgspec.json.decode(parent.recv(REPLY_BYTES), type=Request)
+        try:
+            fds, keep = compile_and_load(request)
+        except LoaderError as error:
+            parent.send(json.dumps({"kind": error.kind, "error": str(error)}).encode())
+            return
+        socket.send_fds(parent, [b"{}"], fds)
+        del keep
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving up privileges, and messages with descriptors between processes.  Nothing else.
+
+The rules of prctl(2), capabilities(7) and unix(7); what was given up is checked afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import resource
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+WORKER_USERS: Final = ("tapmirror", "nobody")
+"""The worker runs as the first of these that exists."""
+MAX_FDS: Final = 8
+
+PR_SET_DUMPABLE: Final = 4
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+CAP_LAST: Final = 63
+
+
+class PrivilegeError(RuntimeError):
+    """Privileges could not be given up."""
+
+
+def worker_identity() -> tuple[int, int]:
+    """(uid, gid) for a worker.  Raises `PrivilegeError` if the system has no user for it."""
+    for name in WORKER_USERS:
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return entry.pw_uid, entry.pw_gid
+    raise PrivilegeError(f"none of the users {', '.join(WORKER_USERS)} exists")
+
+
+def drop_privileges(uid: int, gid: int, files: int) -> None:
+    """Become `uid`, `gid` for good: no groups, no capabilities, no way back, no core dump.
+
+    `files` is the limit of open descriptors afterwards, as far as the hard limit allows.  Raises
+    `PrivilegeError` if anything is left.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, PermissionError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, max(files, hard)))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for capability in range(CAP_LAST + 1):
+        with suppress(OSError):
+            _prctl(PR_CAPBSET_DROP, capability)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    with suppress(OSError):
+        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(PR_SET_DUMPABLE, 0)
+    os.umask(0o077)
+    os.chdir("/")
+    _check(uid, gid)
+
+
+def send(sock: socket.socket, message: Any, fds: Sequence[int] = ()) -> None:
+    """Send one message as JSON, with descriptors.  Raises OSError."""
+    data = msgspec.json.encode(message)
+    if fds:
+        socket.send_fds(sock, [data], list(fds))
+    else:
+        sock.send(data)
+
+
+def receive(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]:
+    """One message of at most `limit` bytes and its descriptors.
+
+    Raises EOFError at the end, OSError, and ValueError for what is no JSON object.
+    """
+    data, fds, flags, _ = socket.recv_fds(sock, limit, MAX_FDS)
+    if not data:
+        raise EOFError
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise ValueError("message too long")
+    return msgspec.json.decode(data, type=dict[str, Any]), fds
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _check(uid: int, gid: int) -> None:
+    status = dict(
+        line.split(":\t", 1) for line in Path("/proc/thread-self/status").read_text().splitlines() if ":\t" in line
+    )
+    left = [name for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") if int(status[name], 16)]
+    if left or status["NoNewPrivs"] != "1":
+        raise PrivilegeError(f"still privileged: {', '.join(left) or 'no_new_privs is not set'}")
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
+        raise PrivilegeError("still another user")
+    if uid != 0:
+        with suppress(PermissionError):
+            os.setuid(0)
+            raise PrivilegeError("could become root again")

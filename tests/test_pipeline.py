@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments in, commands for replay out: the stages in their order, and the ledger's view of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tapmirror.events import (
+    ACCEPTED,
+    ACK,
+    END,
+    FIN,
+    FROM_SERVER,
+    RST,
+    START,
+    Abort,
+    Command,
+    DropReason,
+    Finish,
+    Open,
+    Send,
+    Turn,
+)
+from tapmirror.ledger import Ledger
+from tapmirror.pipeline import Pipeline
+from tapmirror.spec import Pacing, Protocol, Shadow, TapSpec
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+KEY = bytes(40)
+
+
+class Tap:
+    """A pipeline, and what it told replay, with the data copied as replay would have to."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.ledger = Ledger()
+        shadow = Shadow(host="10.0.0.9", port=80)
+        self.pipeline = Pipeline(TapSpec(iface="eth0", ports=(80,), shadow=shadow, **spec), self.ledger)
+        self.said: list[Command] = []
+        self.fed = 0
+
+    def put(self, flags: int, at: int, data: bytes = b"", ack: int = 0, key: bytes = KEY) -> None:
+        if not flags & FROM_SERVER:
+            self.fed += len(data)
+        length = len(data)
+        payload = memoryview(b"" if flags & FROM_SERVER else data)
+        for command in self.pipeline.feed((key, flags, 1000 + at, ack, length, payload, 0), 1.0):
+            self.keep(command)
+
+    def keep(self, command: Command) -> None:
+        if isinstance(command, Send):
+            command = Send(command.flow, bytes(command.data), command.size, command.flags)
+        self.said.append(command)
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(bytes(c.data) for c in self.said if isinstance(c, Send))
+
+    def settled(self) -> int:
+        """Bytes passed on, dropped, left out or held."""
+        passed = sum(c.size for c in self.said if isinstance(c, Send))
+        return passed + self.ledger.bytes.settled() + self.pipeline.held()[1]
+
+
+def test_a_request_on_a_new_connection() -> None:
+    tap = Tap()
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET, ack=1)
+    tap.put(FIN | ACK, len(GET), ack=2)
+    assert tap.said == [Open(1, True), Send(1, GET, len(GET), START | END), Finish(1)]
+    assert tap.ledger.requests.seen == 1
+
+
+def test_connection_without_data_is_opened_only_when_raw() -> None:
+    tap = Tap()
+    tap.put(ACCEPTED, 0)
+    assert tap.said == []
+    raw = Tap(protocol=Protocol.RAW)
+    raw.put(ACCEPTED, 0)
+    assert raw.said == [Open(1, False)]
+    raw.put(ACK, 0, b"x", ack=1)
+    raw.put(ACK, 1, b"y", ack=1)
+    assert raw.said == [Open(1, False), Send(1, b"x", 1, 0), Send(1, b"y", 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("first", "http"),
+    [(GET, True), (b"*1\r\n$4\r\nPING\r\n", False), (b"\x16\x03\x01\x02\x00\x01", False), (b"EHLO x\r\n", False)],
+)
+@pytest.mark.parametrize("slice_size", [1, 3, 1000])
+def test_protocol_is_decided_by_the_first_bytes(first: bytes, http: bool, slice_size: int) -> None:
+    tap = Tap()
+    tap.put(ACCEPTED, 0)
+    for at in range(0, len(first), slice_size):
+        tap.put(ACK, at, first[at : at + slice_size], ack=1)
+        assert tap.settled() == tap.fed
+    assert tap.said[0] == Open(1, http)
+    assert tap.sent == first
+
+
+def test_hole_in_a_request_breaks_it_and_the_next_turn_goes_on() -> None:
+    tap = Tap()
+    post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, post + b"01234", ack=1)
+    end = len(post) + 10
+    tap.put(ACK, end, GET, ack=2)
+    tap.put(FROM_SERVER | ACK, 0, b"", ack=1000 + end + len(GET))
+    assert tap.sent == post + b"01234" + GET
+    assert Abort(1, DropReason.GAP, False) in tap.said
+    assert tap.said[-1] == Send(1, GET, len(GET), START | END)
+    assert tap.settled() == tap.fed
+
+
+def test_midstream_http_begins_at_a_request_and_counts_what_it_skips() -> None:
+    tap = Tap(protocol=Protocol.HTTP)
+    tap.put(ACK, 0, b"rest of a body", ack=1)
+    tap.put(FROM_SERVER | ACK, 0, b"", ack=1014)
+    tap.put(ACK, 14, GET, ack=7)
+    assert tap.sent == GET
+    assert tap.ledger.bytes.dropped[DropReason.MIDSTREAM] == 14
+
+
+def test_midstream_raw_is_skipped_whole() -> None:
+    tap = Tap(protocol=Protocol.RAW)
+    tap.put(ACK, 0, b"abc", ack=1)
+    tap.put(FROM_SERVER | ACK, 0, b"", ack=1003)
+    tap.put(ACK, 3, b"def", ack=1)
+    tap.put(FIN | ACK, 6, ack=1)
+    assert tap.said == []
+    assert tap.ledger.bytes.dropped[DropReason.MIDSTREAM] == 6
+
+
+def test_reset_aborts() -> None:
+    tap = Tap()
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET + b"POST / HT", ack=1)
+    tap.put(RST, len(GET) + 9)
+    assert tap.said[-1] == Abort(1, DropReason.INCOMPLETE, True)
+    assert tap.ledger.bytes.dropped[DropReason.INCOMPLETE] == 9
+    assert tap.settled() == tap.fed
+
+
+def test_wait_marks_the_turns() -> None:
+    tap = Tap(protocol=Protocol.RAW, pacing=Pacing.WAIT)
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, b"a", ack=500)
+    tap.put(FROM_SERVER | ACK, 4000, b"answer", ack=1001)
+    tap.put(ACK, 1, b"b", ack=506)
+    assert tap.said == [Open(1, False), Send(1, b"a", 1, 0), Turn(1, 6), Send(1, b"b", 1, 0)]
+
+
+def test_closing_settles_what_is_held() -> None:
+    tap = Tap()
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, b"GE", ack=1)
+    tap.put(ACCEPTED, 0, key=b"\1" * 40)
+    tap.put(ACK, 0, GET[:9], ack=1, key=b"\1" * 40)
+    for command in tap.pipeline.close():
+        tap.keep(command)
+    assert tap.pipeline.held() == (0, 0)
+    assert tap.settled() == tap.fed
+    assert tap.said[-1] == Finish(2)
