@@ -59,13 +59,13 @@ class Tap:
         """Attach and begin to mirror.  Raises `TapError`; nothing is left attached then."""
         if os.geteuid() != 0:
             raise TapError("capturing needs root: run it with sudo")
-        ifindex = self._interface()
+        self._check_interface()
         shadows = self._shadows()
         try:
-            setup, fds = self._capture(ifindex, shadows)
+            setup, fds = self._capture(shadows)
             self._start_worker(setup, fds)
             if self._packet is not None:
-                loader.attach(self._packet, ifindex)
+                loader.attach(self._packet, self.spec.iface)
             self._probe(shadows[0])
         except BaseException:
             self.close()
@@ -91,9 +91,9 @@ class Tap:
 
     # --- checks
 
-    def _interface(self) -> int:
+    def _check_interface(self) -> None:
         try:
-            return socket.if_nametoindex(self.spec.iface)
+            socket.if_nametoindex(self.spec.iface)
         except OSError:
             names = ", ".join(name for _, name in socket.if_nameindex())
             raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})") from None
@@ -120,7 +120,7 @@ class Tap:
 
     # --- parts
 
-    def _capture(self, ifindex: int, shadows: list[tuple[int, tuple[Any, ...]]]) -> tuple[Setup, list[int]]:
+    def _capture(self, shadows: list[tuple[int, tuple[Any, ...]]]) -> tuple[Setup, list[int]]:
         """Open the capture; return the worker's set-up and its descriptors."""
         spec = self.spec
         excluded = [(packed(str(address[0])), port(address)) for _, address in shadows]

@@ -47,6 +47,8 @@ TICK: Final = 0.1
 """Seconds between two looks at time-outs while something waits for one."""
 IDLE_TICK: Final = 1.0
 """The same while nothing does."""
+SPARE_FILES: Final = 64
+"""Descriptors a worker needs beside its connections."""
 MESSAGE: Final = 1 << 16
 """Bytes of the longest message between supervisor and worker."""
 
@@ -118,7 +120,7 @@ class Worker:
         queued_bytes, open_requests = self._reactor.held()
         for account, index in ((self._ledger.segments, 0), (self._ledger.bytes, 1)):
             _enter(account, counters, index)
-        for name in ("syn", "syn_ack", "accepted", "bare_ack", "egress", "control_lost"):
+        for name in ("syn", "syn_ack", "accepted", "bare_ack", "egress", "control_lost", "loop_syn"):
             self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
@@ -213,7 +215,8 @@ def _rss_kb() -> int:
 def _source(setup: Setup, fds: list[int]) -> Source:
     spec = setup.spec
     if setup.capture == "ring":
-        return RingSource(*fds)
+        ring, counters, wants = fds
+        return RingSource(ring, counters, wants, ring_bytes=spec.limits.ring_bytes, seed=spec.seed)
     admission = Admission(
         ports=frozenset(spec.ports),
         addrs=frozenset(setup.addrs),
@@ -232,7 +235,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     message, fds = privsep.receive(control, MESSAGE)
     setup = msgspec.convert(message, Setup)
-    privsep.drop_privileges(setup.uid, setup.gid)
+    privsep.drop_privileges(setup.uid, setup.gid, setup.spec.limits.connections + SPARE_FILES)
     ledger = Ledger()
     reactor = Reactor([(family, tuple(address)) for family, address in setup.addresses], setup.spec, ledger)
     worker = Worker(setup.spec, _source(setup, fds), reactor, ledger)

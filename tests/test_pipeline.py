@@ -157,7 +157,7 @@ def test_closing_settles_what_is_held() -> None:
     tap.put(ACCEPTED, 0)
     tap.put(ACK, 0, b"GE", ack=1)
     tap.put(ACCEPTED, 0, key=b"\1" * 40)
-    tap.put(ACK, 0, GET[:9], ack=1, key=b"\1" * 40)
+    tap.put(ACK, 0, GET[:-2], ack=1, key=b"\1" * 40)
     for command in tap.pipeline.close():
         tap.keep(command)
     assert tap.pipeline.held() == (0, 0)
