@@ -127,7 +127,7 @@ class Pipeline:
 
     def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
         for message in messages:
-            if type(message) is Part:
+            if isinstance(message, Part):
                 if message.flags & START:
                     self._ledger.requests.seen += 1
                 commands.append(Send(flow.id, message.data, message.size, message.flags))

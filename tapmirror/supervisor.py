@@ -159,7 +159,7 @@ class Tap:
                 self._packet = self._loaded.packet
                 return setup, self._loaded.worker_fds()
         self.capture = "packet"
-        live = open_live(spec.iface, spec.ports, spec.limits.ring_bytes)
+        live = open_live(spec.iface, spec.limits.ring_bytes, loopback=setup.loopback)
         self._packet = None
         return msgspec.structs.replace(setup, capture="packet"), [live.detach()]
 

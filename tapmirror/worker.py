@@ -27,7 +27,7 @@ import msgspec
 
 from tapmirror import privsep
 from tapmirror.admission import Admission
-from tapmirror.events import DropReason, FilterReason
+from tapmirror.events import LOOP_DSCP, DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger
 from tapmirror.pipeline import Pipeline
 from tapmirror.replay import Reactor
@@ -218,11 +218,12 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         ring, counters, wants = fds
         return RingSource(ring, counters, wants, ring_bytes=spec.limits.ring_bytes, seed=spec.seed)
     admission = Admission(
-        ports=frozenset(spec.ports),
-        addrs=frozenset(setup.addrs),
-        excluded=frozenset((address, port) for address, port in setup.excluded),
+        ports=spec.ports,
+        addrs=setup.addrs,
+        excluded=setup.excluded,
         threshold=spec.threshold(),
         seed=spec.seed,
+        dscp=LOOP_DSCP,
         loopback=setup.loopback,
         egress_all=spec.pacing is Pacing.WAIT,
     )

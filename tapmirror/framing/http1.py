@@ -25,7 +25,7 @@ What cannot be followed is not guessed at:
 
 A certain boundary is data that begins a captured segment, sent after the client had received
 something from production since its last data (`turn`), and beginning with a complete and valid request
-line; its head must then prove valid too.  A client that waits for answers begins requests there and
+line with a registered method (`OST / HTTP/1.1` is a token too); its head must then prove valid.  A client that waits for answers begins requests there and
 nowhere else; one that never does (pipelining without a pause) is not taken up again.
 
 After a CONNECT or Upgrade request (RFC 9110, 9.3.6 and 7.8) the server may have left HTTP.  Its answer
@@ -233,12 +233,12 @@ class RequestFramer:
 
     def _await_head(self, data: Buffer, pos: int, scanned: int, out: list[Message]) -> int:
         """Keep the beginning of a head, if it may become a valid one."""
-        if self.held >= self._head_bytes:
-            return self._fail(data, pos, DropReason.OVERSIZE, out)
         if not self._lined and self._buffer.find(b"\n", scanned) >= 0:
             if REQUEST_LINE.match(self._buffer) is None:
                 return self._fail(data, pos, DropReason.UNPARSED, out)
             self._lined = True
+        if self.held >= self._head_bytes:
+            return self._fail(data, pos, DropReason.OVERSIZE, out)
         self._state = _HEAD
         self._run = pos
         return pos
@@ -345,7 +345,7 @@ class RequestFramer:
         return len(data)
 
     def _resync(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
-        if turn and REQUEST_LINE.match(data, pos):
+        if turn and REQUEST_LINE.match(data) and detect(data) == "http":
             return self._head(data, pos, turn, out)
         return self._fail(data, pos, DropReason.UNPARSED, out)
 

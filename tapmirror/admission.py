@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decisions of bpf/tap.c, for sources that have no program in the kernel.
+
+Direction, match, loop mark, sampling, the acceptance of connections, which of production's packets
+become records, and the counters: the same rules in the same order, so that nothing after a
+source can tell which it was.  See `tap()` there for the reasons.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import Final
+
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, RST, SYN, FlowKey, Segment
+from tapmirror.packet import Header, flow_hash, flow_key
+from tapmirror.tcp import MASK
+
+HANDSHAKES: Final = 32_768
+"""As in bpf/tap.c."""
+PLAUSIBLE: Final = 1 << 30
+"""Furthest an acknowledgement can be from the handshake that it completes: the largest window."""
+
+
+class Admission:
+    """Headers in, segments out; `totals` counts as `Counters` does."""
+
+    def __init__(
+        self,
+        *,
+        ports: Collection[int],
+        addrs: Collection[bytes],
+        excluded: Collection[tuple[bytes, int]],
+        threshold: int,
+        seed: int,
+        dscp: int,
+        loopback: bool,
+        egress_all: bool,
+    ) -> None:
+        self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
+        self._addrs = frozenset(addrs)
+        self._excluded = frozenset((address, port.to_bytes(2, "big")) for address, port in excluded)
+        self._threshold = threshold
+        self._seed = seed
+        self._dscp = dscp
+        self._loopback = loopback
+        self._egress_all = egress_all
+        self._wants = bytearray(b"\1" * 0x10000)
+        self._handshakes: OrderedDict[FlowKey, tuple[int, int]] = OrderedDict()
+        self.totals: dict[str, tuple[int, int]] = {}
+
+    def want_ack(self, key: FlowKey, wanted: bool) -> None:
+        """Begin or stop to report production's acknowledgements of the flow's bucket."""
+        self._wants[flow_hash(key, self._seed) & 0xFFFF] = wanted
+
+    def count(self, name: str, size: int = 0) -> None:
+        """Add one record of `size` bytes to a counter."""
+        records, total = self.totals.get(name, (0, 0))
+        self.totals[name] = records + 1, total + size
+
+    def admit(self, header: Header, outgoing: bool, time_ns: int) -> list[Segment]:
+        """The segments that one packet gives."""
+        if outgoing and self._loopback:
+            return []
+        if not outgoing and self._is_production(header.destination, header.destination_port):
+            key = flow_key(
+                header.source, header.destination, header.source_port, header.destination_port, header.vlan
+            )
+            return self._from_client(key, header, time_ns)
+        if (outgoing or self._loopback) and self._is_production(header.source, header.source_port):
+            key = flow_key(
+                header.destination, header.source, header.destination_port, header.source_port, header.vlan
+            )
+            return self._from_server(key, header, time_ns)
+        return []
+
+    def _is_production(self, address: bytes, port: bytes) -> bool:
+        if port not in self._ports or (address, port) in self._excluded:
+            return False
+        return not self._addrs or address in self._addrs
+
+    def _from_server(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
+        hashed = flow_hash(key, self._seed)
+        if hashed >= self._threshold:
+            return []
+        flags = header.flags
+        if flags & SYN:
+            if flags & ACK:
+                self._handshakes.pop(key, None)
+                self._handshakes[key] = (header.ack, (header.seq + 1) & MASK)
+                if len(self._handshakes) > HANDSHAKES:
+                    self._handshakes.popitem(last=False)
+                self.count("syn_ack")
+            return []
+        if not flags & (FIN | RST) and not self._egress_all and not self._wants[hashed & 0xFFFF]:
+            return []
+        self.count("egress", header.length)
+        return [(key, flags | FROM_SERVER, header.seq, header.ack, header.length, b"", time_ns)]
+
+    def _from_client(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
+        size, flags = header.length, header.flags
+        fate = self._fate(key, header)
+        if size:
+            self.count("seen", size)
+        if fate is not None:
+            if size:
+                self.count(fate, size)
+            return []
+        segments: list[Segment] = []
+        if flags & SYN:
+            self.count("syn")
+        elif flags & ACK:
+            segments = self._completed(key, header, time_ns)
+        if size:
+            self.count("emitted", size)
+        elif not flags & (FIN | RST):
+            if not flags & SYN:
+                self.count("bare_ack")
+            return segments
+        segments.append((key, flags, header.seq, header.ack, size, header.payload, time_ns))
+        return segments
+
+    def _fate(self, key: FlowKey, header: Header) -> str | None:
+        """The counter of what is left out; None for what is taken."""
+        if header.dscp == self._dscp:
+            if header.flags & SYN:
+                self.count("loop_syn")
+            return "loop"
+        if flow_hash(key, self._seed) >= self._threshold:
+            return "sampled_out"
+        return "fragment" if header.fragment else None
+
+    def _completed(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
+        """The report of a handshake that production answered and the client completed."""
+        first = self._handshakes.get(key)
+        if first is None:
+            return []
+        client, server = first
+        if (header.ack - server) & MASK >= PLAUSIBLE or (header.seq + 1 - client) & MASK >= PLAUSIBLE:
+            return []
+        del self._handshakes[key]
+        self.count("accepted")
+        return [(key, ACCEPTED, client, server, 0, b"", time_ns)]

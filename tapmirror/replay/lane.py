@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits for the shadow on one flow, and what of it has gone: the books of a connection.
+
+A lane belongs to one production connection.  It outlives shadow connections: an HTTP flow whose
+shadow closed the connection goes on with its next request on a new one.
+
+No socket calls here: what was sent is told to the lane, and it keeps the ledger.  Every `Send` is
+settled once, in bytes and, for requests, in whole requests.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Final
+
+from tapmirror.events import END, START, DropReason
+from tapmirror.framing import ResponseFramer
+from tapmirror.ledger import Ledger
+
+IDLE: Final = 0
+"""No socket."""
+CONNECTING: Final = 1
+OPEN: Final = 2
+GIVEN_UP: Final = 3
+"""A raw stream that lost bytes: nothing of it can be mirrored any more."""
+
+
+class Item:
+    """A queued part: `data` from `offset` on is to be sent, `size` captured bytes are not yet settled."""
+
+    __slots__ = ("announced", "answered", "data", "flags", "offset", "size")
+
+    def __init__(self, data: bytes, size: int, flags: int, answered: int = -1) -> None:
+        self.data = data
+        self.offset = 0
+        self.size = size
+        self.flags = flags
+        self.announced = False
+        """The response framer was told to expect the answer to the request that begins here."""
+        self.answered = answered
+        """Not negative: no data but a turn; production had sent that much."""
+
+
+class Pool:
+    """What the queues of all lanes hold, against the bounds."""
+
+    __slots__ = ("all_bytes", "bytes", "lane_bytes", "requests")
+
+    def __init__(self, lane_bytes: int, all_bytes: int) -> None:
+        self.lane_bytes = lane_bytes
+        self.all_bytes = all_bytes
+        self.bytes = 0
+        """Captured bytes queued."""
+        self.requests = 0
+        """Requests that began and are neither wholly sent nor dropped."""
+
+
+class Lane:
+    """One flow's way to the shadow."""
+
+    __slots__ = (
+        "_ledger",
+        "_pool",
+        "begun",
+        "finishing",
+        "flow",
+        "framer",
+        "heard",
+        "heard_at",
+        "http",
+        "lazy",
+        "open_request",
+        "queue",
+        "queued",
+        "sent",
+        "shadow_done",
+        "skipping",
+        "sock",
+        "state",
+        "tunnel",
+        "waiting",
+    )
+
+    def __init__(self, flow: int, http: bool, pool: Pool, ledger: Ledger) -> None:
+        self.flow = flow
+        self.http = http
+        self._pool = pool
+        self._ledger = ledger
+        self.sock: socket.socket | None = None
+        self.state = IDLE
+        self.framer: ResponseFramer | None = None
+        self.queue: deque[Item] = deque()
+        self.queued = 0
+        self.begun = False
+        """A request was sent in part."""
+        self.open_request = False
+        """The last request that was taken in has not come to its end."""
+        self.skipping: DropReason | None = None
+        """Why the rest of the request (raw: of the stream) is being dropped."""
+        self.finishing = False
+        self.shadow_done = False
+        self.sent = 0
+        """Requests sent on this shadow connection."""
+        self.lazy = False
+        """The kernel wakes us only for many bytes of answers."""
+        self.tunnel = False
+        self.waiting = False
+        self.heard = 0
+        """Bytes of the shadow since the last turn (pacing `wait`)."""
+        self.heard_at = 0.0
+
+    @property
+    def free(self) -> bool:
+        """What comes next can be sent at once."""
+        return self.state == OPEN and not self.queue and self.skipping is None and not self.tunnel
+
+    # --- taking in
+
+    def full(self, size: int) -> bool:
+        """Whether `size` more bytes pass a bound."""
+        pool = self._pool
+        return self.queued + size > pool.lane_bytes or pool.bytes + size > pool.all_bytes
+
+    def enqueue(self, data: bytes, size: int, flags: int) -> None:
+        """Keep a part for later."""
+        self.queue.append(Item(data, size, flags))
+        self.queued += size
+        self._pool.bytes += size
+        self._note_start(flags)
+
+    def enqueue_turn(self, answered: int) -> None:
+        """Mark the place in the stream where the shadow must have answered."""
+        self.queue.append(Item(b"", 0, 0, answered))
+
+    def sent_in_part(self, data: bytes, size: int, flags: int, count: int) -> None:
+        """Of a part that was not queued, `count` bytes went; keep the rest."""
+        self.enqueue(data, size, flags)
+        self.queue[-1].announced = bool(flags & START)
+        self.advance(count)
+
+    def unsent(self) -> int:
+        """Announced requests that did not go whole: they cannot have been answered."""
+        return int(self.begun or (bool(self.queue) and self.queue[0].announced))
+
+    def _note_start(self, flags: int) -> None:
+        if flags & START:
+            self._pool.requests += 1
+            self.open_request = True
+        if flags & END:
+            self.open_request = False
+
+    # --- what was sent
+
+    def sent_whole(self, size: int, flags: int) -> None:
+        """A part went at once that was never queued and is not a whole request."""
+        self._ledger.bytes.mirrored += size
+        self._note_start(flags)
+        self._note_sent(flags)
+
+    def advance(self, count: int) -> bool:
+        """`count` bytes of the first queued part went.  True when the part is done."""
+        item = self.queue[0]
+        item.offset += count
+        done = item.offset >= len(item.data)
+        settled = item.size if done else min(count, item.size)
+        item.size -= settled
+        self._unqueue(settled)
+        self._ledger.bytes.mirrored += settled
+        if done:
+            self.queue.popleft()
+            self._note_sent(item.flags)
+        elif item.flags & START and item.offset:
+            self.begun = True
+        return done
+
+    def _note_sent(self, flags: int) -> None:
+        if flags & START:
+            self.begun = True
+            self.sent += 1
+        if flags & END:
+            self.begun = False
+            self._pool.requests -= 1
+            self._ledger.requests.mirrored += 1
+
+    def _unqueue(self, size: int) -> None:
+        self.queued -= size
+        self._pool.bytes -= size
+
+    # --- what is given up
+
+    def drop(self, size: int, flags: int, reason: DropReason) -> None:
+        """Drop a part that was not taken in; its request, if it begins one."""
+        self._ledger.bytes.dropped[reason] += size
+        if flags & START:
+            self._ledger.requests.dropped[reason] += 1
+
+    def drop_all(self, reason: DropReason) -> None:
+        """Drop everything queued, and a request that went in part."""
+        requests = int(self.begun)
+        for item in self.queue:
+            self._ledger.bytes.dropped[reason] += item.size
+            if item.flags & START and not item.offset:
+                requests += 1
+        self._unqueue(self.queued)
+        self.queue.clear()
+        self.begun = False
+        self._settle(requests, reason)
+        self._cut_open(reason)
+
+    def drop_begun(self, reason: DropReason) -> None:
+        """Drop the rest of the request that went in part; the whole ones behind it stay."""
+        if not self.begun:
+            return
+        ended = False
+        while self.queue and not ended:
+            item = self.queue[0]
+            if item.flags & START and not item.offset:
+                break
+            ended = bool(item.flags & END)
+            self.queue.popleft()
+            self._ledger.bytes.dropped[reason] += item.size
+            self._unqueue(item.size)
+        self.begun = False
+        self._settle(1, reason)
+        if not ended:
+            self._cut_open(reason)
+
+    def drop_last(self, reason: DropReason) -> bool:
+        """Drop the request that was taken in last and has no end yet.
+
+        True if some of it went: the connection cannot be used any more.
+        """
+        if not self.open_request:
+            return False
+        while self.queue:
+            item = self.queue[-1]
+            if item.flags & END:
+                break
+            self.queue.pop()
+            self._ledger.bytes.dropped[reason] += item.size
+            self._unqueue(item.size)
+            if item.flags & START:
+                torn = item.offset > 0
+                self.begun = self.begun and not torn
+                self._settle(1, reason)
+                self._cut_open(reason)
+                return torn
+        self.begun = False
+        self._settle(1, reason)
+        self._cut_open(reason)
+        return True
+
+    def _settle(self, requests: int, reason: DropReason) -> None:
+        self._pool.requests -= requests
+        if requests:
+            self._ledger.requests.dropped[reason] += requests
+
+    def _cut_open(self, reason: DropReason) -> None:
+        """What is still to come of the request that was just dropped is dropped as well."""
+        if self.open_request:
+            self.open_request = False
+            self.skipping = reason
