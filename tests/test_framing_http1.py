@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import pytest
 from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
@@ -17,6 +18,7 @@ from tapmirror.framing import RequestFramer
 
 LIMIT = 8192
 Reason = DropReason
+Cut = Callable[[bytes], list[bytes]]
 
 
 class Heard:
@@ -87,7 +89,7 @@ class Heard:
 
 def slices(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(c for c in cuts if c < len(data))})
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 def cut_randomly(data: bytes, seed: int) -> list[bytes]:
@@ -95,10 +97,14 @@ def cut_randomly(data: bytes, seed: int) -> list[bytes]:
     return slices(data, rng.choices(range(len(data)), k=rng.randint(1, 12)))
 
 
-WAYS = {
+def cutter(seed: int) -> Cut:
+    return lambda data: cut_randomly(data, seed)
+
+
+WAYS: dict[str, Cut] = {
     "whole": lambda data: [data],
     "bytes": lambda data: slices(data, range(len(data))),
-    **{f"random-{seed}": lambda data, seed=seed: cut_randomly(data, seed) for seed in range(5)},
+    **{f"random-{seed}": cutter(seed) for seed in range(5)},
 }
 cut = pytest.mark.parametrize("cut", WAYS.values(), ids=WAYS.keys())
 
@@ -116,16 +122,16 @@ def heard(pieces: Iterable[bytes], **options: object) -> Heard:
 
 @cut
 @pytest.mark.parametrize("requests", TAKEN.values(), ids=TAKEN.keys())
-def test_taken(requests: tuple[bytes, ...], cut: object) -> None:
-    got = heard(cut(b"".join(requests))).end()  # type: ignore[operator]
+def test_taken(requests: tuple[bytes, ...], cut: Cut) -> None:
+    got = heard(cut(b"".join(requests))).end()
     assert got.requests == list(requests)
     assert not got.lost and not got.breaks and not got.tunnel
 
 
 @cut
 @pytest.mark.parametrize("requests", TAKEN.values(), ids=TAKEN.keys())
-def test_taken_with_trailing_bytes(requests: tuple[bytes, ...], cut: object) -> None:
-    got = heard(cut(b"".join(requests) + b"GET /to")).end()  # type: ignore[operator]
+def test_taken_with_trailing_bytes(requests: tuple[bytes, ...], cut: Cut) -> None:
+    got = heard(cut(b"".join(requests) + b"GET /to")).end()
     assert got.requests == list(requests)
     assert got.lost == {Reason.INCOMPLETE: 7} and not got.breaks
 
@@ -162,8 +168,8 @@ def test_flags(request_head: bytes, flags: int) -> None:
 
 
 @cut
-def test_empty_lines_before_a_request_count_and_are_not_passed_on(cut: object) -> None:
-    got = heard(cut(b"\r\n\r\n" + GET + b"\r\n" + GET + b"\r\n")).end()  # type: ignore[operator]
+def test_empty_lines_before_a_request_count_and_are_not_passed_on(cut: Cut) -> None:
+    got = heard(cut(b"\r\n\r\n" + GET + b"\r\n" + GET + b"\r\n")).end()
     assert got.requests == [GET, GET]
     assert got.lost == {Reason.INCOMPLETE: 2}
 
@@ -185,7 +191,7 @@ def test_body_is_passed_on_and_not_held() -> None:
     [
         (GET, b"GET / HTTP/1.1\r\nHost: new:8\r\n\r\n"),
         (GET + GET, b"GET / HTTP/1.1\r\nHost: new:8\r\n\r\n" * 2),
-        (head(b"X: y", host=b"hOST:\ta.b \t"), head(b"X: y", host=b"hOST:\tnew:8 \t")),
+        (head(b"X: y", host=b"hOST:  a.b  "), head(b"X: y", host=b"hOST:  new:8  ")),
         (head(host=b"Host:"), head(host=b"Host:new:8")),
         (head(b"Content-Length: 2") + b"ab", head(b"Content-Length: 2", host=b"Host: new:8") + b"ab"),
         (chunked(b"1\r\nx\r\n0\r\n\r\n"), chunked(b"1\r\nx\r\n0\r\n\r\n").replace(b": a\r", b": new:8\r")),
@@ -197,8 +203,8 @@ def test_body_is_passed_on_and_not_held() -> None:
         (head(b"Content-Length: 9") + b"\r\nHost: z", head(b"Content-Length: 9", host=b"Host: new:8") + b"\r\nHost: z"),
     ],
 )
-def test_host_is_replaced(sent: bytes, want: bytes, cut: object) -> None:
-    got = heard(cut(sent), host=b"new:8").end()  # type: ignore[operator]
+def test_host_is_replaced(sent: bytes, want: bytes, cut: Cut) -> None:
+    got = heard(cut(sent), host=b"new:8").end()
     assert b"".join(got.requests) == want
     assert not got.lost
 
@@ -208,15 +214,15 @@ def test_host_is_replaced(sent: bytes, want: bytes, cut: object) -> None:
 
 @cut
 @pytest.mark.parametrize("stream", REFUSED.values(), ids=REFUSED.keys())
-def test_refused(stream: bytes, cut: object) -> None:
-    got = heard(cut(stream + GET)).end()  # type: ignore[operator]
+def test_refused(stream: bytes, cut: Cut) -> None:
+    got = heard(cut(stream + GET)).end()
     assert got.outcome() == ([], [], b"", {Reason.UNPARSED: len(stream + GET)}, [])
 
 
 @cut
 @pytest.mark.parametrize("stream", BROKEN.values(), ids=BROKEN.keys())
-def test_broken_in_the_body(stream: bytes, cut: object) -> None:
-    got = heard(cut(stream + GET)).end()  # type: ignore[operator]
+def test_broken_in_the_body(stream: bytes, cut: Cut) -> None:
+    got = heard(cut(stream + GET)).end()
     assert got.requests == []
     assert got.breaks == [Reason.UNPARSED]
     assert set(got.lost) == {Reason.UNPARSED}
@@ -239,8 +245,8 @@ def test_goes_on_at_the_next_turn(stream: bytes) -> None:
         head(b"Connection: close", b"Content-Length: 2") + b"ab",
     ],
 )
-def test_nothing_is_read_after_a_closing_request(last: bytes, cut: object) -> None:
-    got = heard(cut(last + GET)).end()  # type: ignore[operator]
+def test_nothing_is_read_after_a_closing_request(last: bytes, cut: Cut) -> None:
+    got = heard(cut(last + GET)).end()
     assert got.requests == [last]
     assert got.lost == {Reason.UNPARSED: len(GET)} and not got.breaks
 
@@ -256,21 +262,21 @@ def test_nothing_is_read_after_a_closing_request(last: bytes, cut: object) -> No
         b"\r\n" * 250,
     ],
 )
-def test_head_over_the_limit(stream: bytes, cut: object) -> None:
-    got = heard(cut(stream), head_bytes=256)  # type: ignore[operator]
+def test_head_over_the_limit(stream: bytes, cut: Cut) -> None:
+    got = heard(cut(stream), head_bytes=256)
     assert got.lost == {Reason.OVERSIZE: len(stream)}
     assert got.feed(GET, turn=True).requests == [GET]
 
 
 @cut
-def test_head_at_the_limit(cut: object) -> None:
-    assert heard(cut(GET * 2), head_bytes=len(GET)).requests == [GET, GET]  # type: ignore[operator]
-    assert heard(cut(GET), head_bytes=len(GET) - 1).lost == {Reason.OVERSIZE: len(GET)}  # type: ignore[operator]
+def test_head_at_the_limit(cut: Cut) -> None:
+    assert heard(cut(GET * 2), head_bytes=len(GET)).requests == [GET, GET]
+    assert heard(cut(GET), head_bytes=len(GET) - 1).lost == {Reason.OVERSIZE: len(GET)}
 
 
 @cut
-def test_trailers_over_the_limit(cut: object) -> None:
-    got = heard(cut(chunked(b"0\r\n", b"X: y\r\n" * 100, b"\r\n")), head_bytes=256)  # type: ignore[operator]
+def test_trailers_over_the_limit(cut: Cut) -> None:
+    got = heard(cut(chunked(b"0\r\n", b"X: y\r\n" * 100, b"\r\n")), head_bytes=256)
     assert got.requests == [] and got.breaks == [Reason.UNPARSED]
 
 

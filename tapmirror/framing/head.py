@@ -15,6 +15,8 @@ former are taken, and the rest is not mirrored:
 * Field line: token, colon without space before it, value without control characters except
   tab; no line folding (RFC 9112, 5.1 and 5.2; RFC 9110, 5.5).
 * Host: exactly one in 1.1, at most one in 1.0, no white space within (RFC 9112, 3.2).
+* No tab around the values of Host, Content-Length and Transfer-Encoding: RFC 9112, 5.1 lets it stand
+  there, but nginx takes it for a part of the value.
 * Content-Length: at most one, digits only, below 2**63.  The same value twice and a list of
   the same values are refused too, as RFC 9112, 6.3 allows (rule 5).
 * Transfer-Encoding: at most one, `chunked` and nothing else, in 1.1 only, not together with
@@ -67,15 +69,15 @@ _ORDINARY: Final = (
 PLAIN: Final = re.compile(
     rb"(?!HEAD |CONNECT )"
     + (TOKEN + rb"++ " + _VISIBLE + rb"++ HTTP/1\.1\r\n")
-    + (_ORDINARY + rb"[Hh]ost:[ \t]*+(" + _VISIBLE + rb"*+)[ \t]*+\r\n" + _ORDINARY)
-    + (rb"(?:[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,18})[ \t]*+\r\n" + _ORDINARY + rb")?\r\n")
+    + (_ORDINARY + rb"[Hh]ost: *+(" + _VISIBLE + rb"*+) *+\r\n" + _ORDINARY)
+    + (rb"(?:[Cc]ontent-[Ll]ength: *+([0-9]{1,18}) *+\r\n" + _ORDINARY + rb")?\r\n")
 )
 """The head that nearly all requests have: 1.1, one Host (group 1), after it perhaps one Content-Length
 (group 2), no close, no tunnel.  By it alone, in one pass, such a head is known to be valid; what it
 does not match may be valid too."""
 
 _FRAMING_FIELDS: Final = re.compile(
-    rb"\r\n(host|content-length|transfer-encoding|connection|upgrade):[ \t]*([^\r]*)", re.IGNORECASE
+    rb"\r\n(host|content-length|transfer-encoding|connection|upgrade): *([^\r]*)", re.IGNORECASE
 )
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 
@@ -102,7 +104,7 @@ def read_head(found: re.Match[bytes]) -> Head | None:
     options: list[bytes] = []
     upgrade = False
     for field in _FRAMING_FIELDS.finditer(source, found.end(2), found.end()):
-        name, value = field[1].lower(), field[2].rstrip(b" \t")
+        name, value = field[1].lower(), field[2].rstrip(b" ")
         if name == b"host":
             if b" " in value or b"\t" in value:
                 return None

@@ -24,9 +24,10 @@ What cannot be followed is not guessed at:
   the next *certain boundary*.
 
 A certain boundary is data that begins a captured segment, sent after the client had received
-something from production since its last data (`turn`), and beginning with a complete and valid request
-line with a registered method (`OST / HTTP/1.1` is a token too); its head must then prove valid.  A client that waits for answers begins requests there and
-nowhere else; one that never does (pipelining without a pause) is not taken up again.
+something from production since its last data (`turn`), and beginning with a complete and valid
+request line with a registered method (for `OST / HTTP/1.1` is valid too); its head must then prove
+valid.  A client that waits for answers begins requests there and nowhere else; one that never does
+(pipelining without a pause) is not taken up again.
 
 After a CONNECT or Upgrade request (RFC 9110, 9.3.6 and 7.8) the server may have left HTTP.  Its answer
 is not seen here; the next bytes tell: at a turn and beginning a request with a registered method, the
@@ -56,24 +57,9 @@ _PLAIN: Final = PLAIN.match
 
 _BWS: Final = rb"[ \t]*+"
 _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\' + VALUE + rb')*"'
-_SIZE_LINE: Final = re.compile(
-    rb"([0-7][0-9A-Fa-f]{15}|[0-9A-Fa-f]{1,15})"  # below 2**63
-    rb"(?:"
-    + _BWS
-    + rb";"
-    + _BWS
-    + TOKEN
-    + rb"++(?:"
-    + _BWS
-    + rb"="
-    + _BWS
-    + rb"(?:"
-    + TOKEN
-    + rb"++|"
-    + _QUOTED
-    + rb"))?)*"
-    rb"\r\n"
-)
+_EXTENSION: Final = _BWS.join((b"", b";", TOKEN + rb"++(?:", b"=", rb"(?:" + TOKEN + rb"++|" + _QUOTED + rb"))?"))
+_SIZE_LINE: Final = re.compile(rb"([0-7][0-9A-Fa-f]{15}|[0-9A-Fa-f]{1,15})(?:" + _EXTENSION + rb")*\r\n")
+"""Below 2**63."""
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 _CRLF: Final = re.compile(rb"\r\n")
 _TRAILER_LINE: Final = re.compile(
@@ -188,8 +174,9 @@ class RequestFramer:
     def _head(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
         if self._buffer or self._empty:
             return self._hold_head(data, pos, out)
-        found = PLAIN.match(data, pos) or HEAD.match(data, pos)
-        if found is None or found.end() - pos > self._head_bytes:
+        limit = pos + self._head_bytes
+        found = PLAIN.match(data, pos, limit) or HEAD.match(data, pos, limit)
+        if found is None:
             return self._hold_head(data, pos, out)
         if found.re is PLAIN:
             head: Head | None = Head(0, int(found[2] or 0), False, found.span(1))
@@ -302,8 +289,8 @@ class RequestFramer:
         """
         buffer = self._buffer
         if not buffer:
-            found = pattern.match(data, pos)
-            if found is not None and found.end() - pos <= limit:
+            found = pattern.match(data, pos, pos + limit)
+            if found is not None:
                 return found, found.end()
             self._pass(data, pos, 0, out)
         piece = bytes(data[pos : pos + limit - len(buffer)])

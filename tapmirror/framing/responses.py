@@ -89,7 +89,7 @@ class ResponseFramer:
         self._remaining = 0
         self._state = _NEXT
         self._known = b""  # the last plain head, the size of its whole response, and the status
-        self._known_size = 0
+        self._known_size = -1
         self._known_status: tuple[int, ...] = ()
         self.closing = False
         """The shadow closes the connection after a response that has come, or that is coming."""
@@ -156,6 +156,11 @@ class ResponseFramer:
             return self._fail(data)
         buffer = self._buffer
         if not buffer:
+            known = self._known
+            if known and not self._awaited[0] and bytes(data[pos : pos + len(known)]) == known:
+                out += self._known_status
+                self._await_body(self._known_size - len(known))
+                return pos + len(known)
             plain = None if self._awaited[0] else _PLAIN(data, pos)
             if plain is not None and plain.end() - pos <= self._head_bytes:
                 return self._read_plain(plain, bytes(data[pos : plain.end()]), out)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab: client, node and shadow as network namespaces, with real servers, real load and a bad link.
+
+Used by the tests, the demo and the benchmark.  Nothing of it is on the host: the namespaces belong
+to processes that die with the one that made them, so there is nothing to clean, however it ends.
+"""
+
+from lab.hosts import Host, LabError
+from lab.network import Lab
+from lab.relay import Faults, RelayCount
+from lab.servers import Nginx, Redis, redis_pipe, resp
+from lab.sinks import Behaviour, HashSink, RecordingTcp
+from lab.snapshot import Snapshot
+from lab.tap import Tap, identity
+
+__all__ = [
+    "Behaviour",
+    "Faults",
+    "HashSink",
+    "Host",
+    "Lab",
+    "LabError",
+    "Load",
+    "LoadPlan",
+    "LoadResult",
+    "Nginx",
+    "RecordingTcp",
+    "Redis",
+    "RelayCount",
+    "Snapshot",
+    "Tap",
+    "WrkResult",
+    "body",
+    "identity",
+    "load",
+    "redis_pipe",
+    "resp",
+    "wrk",
+]

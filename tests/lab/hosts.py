@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host of the lab: a network namespace, held by a process that sleeps.
+
+Nothing is mounted and nothing has a name outside: the holder and everything started here
+is killed by the kernel when the thread that started it ends (PR_SET_PDEATHSIG), and a
+namespace without processes and descriptors is gone.  So start them from the main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+MARK: Final = "TAPMIRROR_LAB"
+"""In the environment of every process that the lab starts: the leak check looks for it."""
+CLONE_NEWNET: Final = 0x40000000
+STOP_TIME: Final = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LabError(Exception):
+    """The lab cannot be built here, or something in it went wrong."""
+
+
+def bound_to_us(command: Sequence[str]) -> list[str]:
+    """The command, to be killed by the kernel when the thread that starts it ends."""
+    return ["setpriv", "--pdeathsig", "KILL", "--", *command]
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+    """Wait for a condition; raises `LabError` when the time is over."""
+    end = time.monotonic() + seconds
+    pause = 0.002
+    while not condition():
+        if time.monotonic() > end:
+            raise LabError(f"{what}: not within {seconds:g} s")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
+
+
+class Host:
+    """One network namespace.  Made by `Lab`; `close` ends all its processes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.addr4 = ""
+        """Its address on the link that matters (the node's: towards the client)."""
+        self.addr6 = ""
+        self.iface = "eth0"
+        self._processes: list[subprocess.Popen[Any]] = []
+        self._closers: list[Callable[[], None]] = []
+        own = os.readlink("/proc/self/ns/net")
+        self._holder = subprocess.Popen(
+            bound_to_us(["unshare", "--net", "--", "sleep", "infinity"]), stdin=subprocess.DEVNULL, env=self._env(None)
+        )
+        self.pid = self._holder.pid
+        path = Path(f"/proc/{self.pid}/ns/net")
+
+        def held() -> bool:
+            if self._holder.poll() is not None:
+                raise LabError("no network namespace: it needs root and a kernel with CONFIG_NET_NS")
+            with contextlib.suppress(FileNotFoundError):
+                return os.readlink(path) != own
+            return False
+
+        try:
+            until(held, "network namespace")
+            self._net = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            self._holder.kill()
+            self._holder.wait()
+            raise
+
+    def _env(self, more: dict[str, str] | None) -> dict[str, str]:
+        return {**os.environ, MARK: str(os.getpid()), **(more or {})}
+
+    @contextlib.contextmanager
+    def enter(self) -> Iterator[None]:
+        """The calling thread is in this host's network: its sockets, files under /proc/sys/net and children are.
+
+        Sockets made here stay in this network after leaving it.
+        """
+        with open("/proc/thread-self/ns/net", "rb") as before:
+            _setns(self._net)
+            try:
+                yield
+            finally:
+                _setns(before.fileno())
+
+    def popen(
+        self, command: Sequence[str], *, env: dict[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a process here.  It is ended with the host; `stop` ends it before.  `env` is added to ours."""
+        options.setdefault("stdin", subprocess.DEVNULL)
+        with self.enter():
+            process = subprocess.Popen(bound_to_us(command), env=self._env(env), **options)
+        self._processes.append(process)
+        return process
+
+    def run(
+        self, command: Sequence[str], *, check: bool = True, timeout: float = 60.0, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command here to its end; its output is captured.  Raises `LabError` if it fails and `check`."""
+        if "input" not in options:
+            options.setdefault("stdin", subprocess.DEVNULL)
+        options.setdefault("env", self._env(None))
+        with self.enter():
+            done = subprocess.run(
+                bound_to_us(command), capture_output=True, text=True, timeout=timeout, check=False, **options
+            )
+        if check and done.returncode:
+            raise LabError(f"{self.name}: {' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+        return done
+
+    def json(self, *command: str) -> Any:
+        """What a command prints as JSON."""
+        return json.loads(self.run(command).stdout or "[]")
+
+    def stop(self, process: subprocess.Popen[Any], number: int = signal.SIGTERM, wait: float = STOP_TIME) -> int:
+        """End a process; SIGKILL if it does not go.  Returns its exit status (negative: the signal)."""
+        if process.poll() is None:
+            process.send_signal(number)
+            try:
+                process.wait(wait)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        if process in self._processes:
+            self._processes.remove(process)
+        return int(process.returncode)
+
+    def sysctl(self, name: str, value: object) -> None:
+        """Set a value of this network, as "ipv4.tcp_tw_reuse"."""
+        with self.enter():
+            Path("/proc/sys/net", *name.split(".")).write_text(f"{value}\n", encoding="ascii")
+
+    def read(self, name: str) -> str:
+        """A file of this network's /proc/net, as "packet"."""
+        return Path(f"/proc/{self.pid}/net/{name}").read_text(encoding="ascii")
+
+    @contextlib.contextmanager
+    def blocked(self, port: int) -> Iterator[None]:
+        """While it lasts, a firewall here drops what comes in for a TCP port: no answer, no reset."""
+        self.run(["nft", "add table inet lab; add chain inet lab in { type filter hook input priority 0; }"])
+        self.run(["nft", f"add rule inet lab in tcp dport {port} drop"])
+        try:
+            yield
+        finally:
+            self.run(["nft", "delete table inet lab"])
+
+    def at_close(self, closer: Callable[[], None]) -> None:
+        """Call `closer` before the processes are ended, the last one first."""
+        self._closers.append(closer)
+
+    def close(self) -> None:
+        """End everything that runs here."""
+        while self._closers:
+            self._closers.pop()()
+        running = [process for process in self._processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        for process in [*self._processes]:
+            self.stop(process)
+        os.close(self._net)
+        self._holder.kill()
+        self._holder.wait()
+
+
+def _setns(descriptor: int) -> None:
+    """setns(2) for the calling thread (os.setns came with Python 3.12)."""
+    if _libc.setns(descriptor, CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise LabError(f"setns: {os.strerror(number)}")

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real servers: nginx and Redis, in the foreground, with all they write in a directory of their own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from lab.hosts import Host, LabError, until
+
+CONFIG: Final = """
+daemon off;
+master_process off;
+pid {dir}/nginx.pid;
+error_log {dir}/error.log warn;
+events {{ worker_connections 60000; }}
+http {{
+    log_format exact escape=json '{{"method":"$request_method","uri":"$request_uri","status":$status,'
+                                 '"length":$request_length,"host":"$http_host","connection":$connection}}';
+    access_log {log};
+    client_body_temp_path {dir}/body;
+    proxy_temp_path {dir}/proxy;
+    fastcgi_temp_path {dir}/fastcgi;
+    uwsgi_temp_path {dir}/uwsgi;
+    scgi_temp_path {dir}/scgi;
+    client_max_body_size 0;
+    keepalive_requests 1000000000;
+    keepalive_timeout 1h;
+    default_type text/plain;
+    server {{
+{listen}
+        location / {{ return 200 "{text}\\n"; }}
+        location /file {{ alias {dir}/files/; }}
+    }}
+    server {{
+        listen unix:{dir}/status.sock;
+        access_log off;
+        location / {{ stub_status; }}
+    }}
+}}
+"""
+
+
+class Logged(msgspec.Struct, frozen=True):
+    """One line of nginx's access log: a request that nginx is done with."""
+
+    method: str
+    uri: str
+    status: int
+    length: int
+    """Bytes of the request, head and body."""
+    host: str
+    connection: int
+
+
+class Nginx:
+    """nginx on a host: / answers 200 at once, /file/1k and /file/1m are files; its counter is outside the network.
+
+    `logged` needs `log=True`, which costs nginx some microseconds a request.
+    """
+
+    def __init__(self, host: Host, ports: int | Sequence[int] = 80, *, log: bool = False, text: str = "ok") -> None:
+        self._host = host
+        self.ports: Collection[int] = (ports,) if isinstance(ports, int) else tuple(ports)
+        self._dir = Path(tempfile.mkdtemp(prefix="tapmirror-nginx-"))
+        host.at_close(self.stop)
+        self._asked = 0
+        (self._dir / "files").mkdir()
+        (self._dir / "files" / "1k").write_bytes(b"x" * 1024)
+        (self._dir / "files" / "1m").write_bytes(b"x" * (1 << 20))
+        listen = "\n".join(f"        listen {end}{port} backlog=16384;" for port in self.ports for end in ("", "[::]:"))
+        (self._dir / "nginx.conf").write_text(
+            "user root;"
+            + CONFIG.format(
+                dir=self._dir, log=f"{self._dir}/access.log exact" if log else "off", listen=listen, text=text
+            )
+        )
+        words = ["prlimit", "--nofile=65536", "nginx", "-p", str(self._dir), "-c", str(self._dir / "nginx.conf")]
+        self._process = host.popen([*words, "-e", str(self._dir / "error.log")], start_new_session=True)
+        try:
+            until(self._answers, f"nginx on {host.name}")
+        except LabError as error:
+            raise LabError(f"{error}; {self.errors().strip()}") from None
+
+    @property
+    def pid(self) -> int:
+        """Of its only process."""
+        return self._process.pid
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise LabError(f"nginx on {self._host.name} ended: {self.errors().strip()}")
+        try:
+            self.requests()
+        except OSError:
+            return False
+        return True
+
+    def requests(self) -> int:
+        """How many requests it read since its start, whatever became of them."""
+        with socket.socket(socket.AF_UNIX) as status:
+            status.connect(str(self._dir / "status.sock"))
+            status.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: status.recv(4096), b""))
+        self._asked += 1
+        found = re.search(rb"requests\n\s*\d+ \d+ (\d+)", answer)
+        if found is None:
+            raise LabError(f"nginx gave no status: {answer!r}")
+        return int(found[1]) - self._asked
+
+    def wait_for(self, count: int, seconds: float = 10.0) -> int:
+        """Wait until it read `count` requests; the count as it is then."""
+        until(lambda: self.requests() >= count, f"{count} requests at {self._host.name}", seconds)
+        return self.requests()
+
+    def logged(self) -> list[Logged]:
+        """The access log."""
+        with open(self._dir / "access.log", "rb") as log:
+            return [msgspec.json.decode(line, type=Logged) for line in log]
+
+    def errors(self) -> str:
+        """The error log."""
+        path = self._dir / "error.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def stop(self) -> None:
+        """End it and remove its directory; what was established is reset or closed."""
+        if hasattr(self, "_process"):
+            self._host.stop(self._process)
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+
+class Redis:
+    """Redis on a host, without persistence."""
+
+    def __init__(self, host: Host, port: int = 6379) -> None:
+        self._host = host
+        self._dir = Path(tempfile.mkdtemp(prefix="tapmirror-redis-"))
+        host.at_close(self.stop)
+        self._socket = str(self._dir / "redis.sock")
+        options = {
+            "port": port,
+            "bind": "* -::*",
+            "protected-mode": "no",
+            "save": '""',
+            "appendonly": "no",
+            "enable-debug-command": "yes",
+            "unixsocket": self._socket,
+            "dir": self._dir,
+            "logfile": self._dir / "log",
+        }
+        (self._dir / "redis.conf").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+        self._process = host.popen(
+            ["redis-server", str(self._dir / "redis.conf")], stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        until(self._answers, f"Redis on {host.name}")
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise LabError(f"Redis on {self._host.name} ended with status {self._process.returncode}")
+        return (
+            Path(self._socket).exists()
+            and self._host.run(["redis-cli", "-s", self._socket, "ping"], check=False).stdout == "PONG\n"
+        )
+
+    def command(self, *words: str) -> str:
+        """The answer to a command, asked outside the network."""
+        return self._host.run(["redis-cli", "-s", self._socket, *words]).stdout.strip()
+
+    def digest(self) -> str:
+        """A hash of the whole data set: equal data sets have equal ones."""
+        return self.command("debug", "digest")
+
+    def keys(self) -> int:
+        """How many keys it holds."""
+        return int(self.command("dbsize"))
+
+    def stop(self) -> None:
+        """End it and remove its directory."""
+        if hasattr(self, "_process"):
+            self._host.stop(self._process)
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+
+def resp(*words: object) -> bytes:
+    """A command in Redis' own protocol, for `redis-cli --pipe` or a socket."""
+    coded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"*%d\r\n" % len(coded) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in coded)
+
+
+def redis_pipe(host: Host, address: str, commands: Sequence[Sequence[object]], port: int = 6379) -> int:
+    """Send commands pipelined by redis-cli from a host; how many were answered without an error."""
+    done: Any = None
+    data = b"".join(resp(*words) for words in commands)
+    with tempfile.TemporaryFile() as pipe:
+        pipe.write(data)
+        pipe.seek(0)
+        done = host.run(["redis-cli", "-h", address, "-p", str(port), "--pipe"], stdin=pipe)
+    found = re.search(r"errors: (\d+), replies: (\d+)", done.stdout)
+    if found is None:
+        raise LabError(f"redis-cli said: {done.stdout}{done.stderr}")
+    return int(found[2]) - int(found[1])

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is attached, open or changed in a network and in the kernel, as values to be compared before and after."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
+
+from lab.hosts import Host, LabError
+
+BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
+PROGRAMS, MAPS, LINKS = 11, 12, 31
+"""bpf(2): BPF_PROG_GET_NEXT_ID, BPF_MAP_GET_NEXT_ID, BPF_LINK_GET_NEXT_ID."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def bpf_ids(what: int) -> frozenset[int]:
+    """The numbers of all BPF programs, maps or links of the kernel; none where it refuses to tell."""
+    found: set[int] = set()
+    last = 0
+    while True:
+        attributes = ctypes.create_string_buffer(struct.pack("=III", last, 0, 0), 64)
+        if _libc.syscall(BPF_SYSCALL[platform.machine()], what, attributes, 12):
+            return frozenset(found)
+        last = struct.unpack_from("=I", attributes, 4)[0]
+        found.add(last)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a tap might leave behind.  `Snapshot.of(host)`; `difference` tells what is new or gone."""
+
+    links: frozenset[str]
+    """Interface, state, MTU, promiscuity, XDP."""
+    addresses: frozenset[str]
+    routes: frozenset[str]
+    qdiscs: frozenset[str]
+    filters: frozenset[str]
+    packet_sockets: frozenset[str]
+    """By inode."""
+    programs: frozenset[int]
+    maps: frozenset[int]
+    bpf_links: frozenset[int]
+    """These three are the whole kernel's, TCX attachments among them."""
+
+    @classmethod
+    def of(cls, host: Host) -> Self:
+        """As it is now."""
+        devices = host.json("ip", "-d", "-j", "link", "show")
+        shown = ("ifname", "flags", "mtu", "promiscuity", "allmulti", "xdp", "master")
+        filters: set[str] = set()
+        for device in devices:
+            for place in ("ingress", "egress", "root"):
+                told = host.run(["tc", "filter", "show", "dev", device["ifname"], place], check=False).stdout
+                filters.update(f"{device['ifname']} {place} {line.strip()}" for line in told.splitlines())
+        return cls(
+            links=frozenset(_text({name: device.get(name) for name in shown}) for device in devices),
+            addresses=frozenset(
+                _text([device["ifname"], item["local"], item["prefixlen"]])
+                for device in host.json("ip", "-j", "addr", "show")
+                for item in device.get("addr_info", ())
+            ),
+            routes=frozenset(
+                _text(route) for family in ("-4", "-6") for route in host.json("ip", family, "-j", "route", "show")
+            ),
+            qdiscs=frozenset(_text(qdisc) for qdisc in host.json("tc", "-j", "qdisc", "show")),
+            filters=frozenset(filters),
+            packet_sockets=frozenset(line.split()[8] for line in host.read("packet").splitlines()[1:]),
+            programs=bpf_ids(PROGRAMS),
+            maps=bpf_ids(MAPS),
+            bpf_links=bpf_ids(LINKS),
+        )
+
+    def difference(self, before: Self) -> dict[str, str]:
+        """What is new (+) or gone (-) since `before`; empty: nothing."""
+        found = {}
+        for each in fields(self):
+            now, then = getattr(self, each.name), getattr(before, each.name)
+            if now != then:
+                found[each.name] = " ".join([*(f"+{x}" for x in now - then), *(f"-{x}" for x in then - now)])
+        return found
+
+
+def _text(value: Any) -> str:
+    return repr(value)
+
+
+def tree(root: int) -> dict[int, str]:
+    """A process and all that came from it, by pid, with their names."""
+    parents: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as stat:
+                    text = stat.read()
+            except OSError:
+                continue
+            names[int(entry)] = text[text.find("(") + 1 : text.rfind(")")]
+            parents.setdefault(int(text[text.rfind(")") + 2 :].split()[1]), []).append(int(entry))
+    if root not in names:
+        raise LabError(f"no process {root}")
+    found, todo = {}, [root]
+    while todo:
+        pid = todo.pop()
+        found[pid] = names[pid]
+        todo += parents.get(pid, [])
+    return found

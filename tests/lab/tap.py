@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tapmirror run` on a host of the lab, as a user would run it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from lab.hosts import Host, LabError, until
+from lab.snapshot import tree
+
+COMMAND: Final = Path(sys.executable).parent / "tapmirror"
+
+
+class Tap:
+    """A running tap.  `with Tap(lab.node, port=80, shadow="10.77.2.2:80") as tap: …; ledger = tap.stop()`.
+
+    Further options are those of the command, as in `percent=10, protocol="raw"`; a tuple repeats
+    the option.  `terminal`: what it shows goes to ours, and not to `said`.
+    Raises `LabError` if it does not come up, with what it said.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        shadow: str,
+        port: int | tuple[int, ...] = 80,
+        iface: str | None = None,
+        terminal: bool = False,
+        **more: object,
+    ) -> None:
+        self._host = host
+        self._errors = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()
+        options = {"iface": iface or host.iface, "port": port, "shadow": shadow, **more}
+        words = [
+            f"--{name.replace('_', '-')}={value}"
+            for name, values in options.items()
+            for value in (values if isinstance(values, tuple) else (values,))
+        ]
+        self._process = host.popen(
+            [str(COMMAND), "run", "--json", *words],
+            stdout=self._output,
+            stderr=None if terminal else self._errors,
+            start_new_session=True,
+        )
+        self._attached = (lambda: len(self._sockets()) > 0) if terminal else (lambda: " -> " in self.said())
+        try:
+            until(self._is_up, "the tap", 60.0)
+        except BaseException:
+            self.kill()
+            raise
+
+    def __enter__(self) -> Tap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor: the process that was started."""
+        return self._process.pid
+
+    def processes(self) -> dict[int, str]:
+        """The supervisor and its children, by pid, with their names."""
+        return tree(self.pid)
+
+    def running(self) -> bool:
+        """Whether the supervisor is there."""
+        return self._process.poll() is None
+
+    def said(self) -> str:
+        """What it wrote on standard error up to now."""
+        return self._read(self._errors)
+
+    def _read(self, file: Any) -> str:
+        file.seek(0)
+        return str(file.read().decode("utf-8", "replace"))
+
+    def _sockets(self) -> list[str]:
+        """Packet sockets of its host's network that are bound to an interface."""
+        rows = [line.split() for line in self._host.read("packet").splitlines()[1:]]
+        return [row[8] for row in rows if row[4] != "0"]
+
+    def _is_up(self) -> bool:
+        if self._process.poll() is not None:
+            raise LabError(f"the tap ended with status {self._process.returncode}: {self.said().strip()}")
+        return self._attached()
+
+    def stop(self, number: int = signal.SIGINT, wait: float = 30.0) -> dict[str, Any]:
+        """Stop it as Ctrl-C does; its final ledger.  Raises `LabError` if its exit status is not 0."""
+        code = self._host.stop(self._process, number, wait)
+        if code:
+            raise LabError(f"the tap ended with status {code}: {self.said().strip()}")
+        ledger: dict[str, Any] = json.loads(self._read(self._output))
+        return ledger
+
+    def kill(self) -> None:
+        """SIGKILL to the supervisor, if it runs; its children are left to themselves."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def identity(ledger: dict[str, Any]) -> None:
+    """Assert that everything seen is accounted for, in each unit, and nothing is unaccounted."""
+    for unit in ("segments", "bytes", "requests"):
+        account = ledger[unit]
+        settled = sum(
+            (account["mirrored"], account["sampled_out"], *account["filtered"].values(), *account["dropped"].values())
+        )
+        assert account["seen"] == settled + account["in_flight"], (unit, account)
+        assert account["unaccounted"] == 0, (unit, account)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Responses counted: however they are cut, whatever the shadow sends, with constant memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL
+from tapmirror.framing import ResponseFramer
+from tapmirror.framing.responses import ENDLESS, LINE_BYTES
+
+LIMIT = 4096
+GET = START | END
+HEAD = GET | NO_BODY
+UPGRADE = GET | TUNNEL
+TUNNELED = GET | TUNNEL | CONNECT
+
+
+def answer(status: int, *fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
+    return b"\r\n".join((b"HTTP/%s %d Any words" % (version, status), *fields)) + b"\r\n\r\n" + body
+
+
+def sized(status: int, body: bytes = b"hello") -> bytes:
+    return answer(status, b"Server: x", b"Content-Length: %d" % len(body), b"Connection: keep-alive", body=body)
+
+
+CHUNKED = answer(200, b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\nA ; x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n")
+OK = sized(200)
+
+Way = Callable[[ResponseFramer, bytes], list[int]]
+
+
+def whole(framer: ResponseFramer, data: bytes) -> list[int]:
+    return list(framer.feed(memoryview(data)))
+
+
+def by_byte(framer: ResponseFramer, data: bytes) -> list[int]:
+    return [status for i in range(len(data)) for status in framer.feed(data[i : i + 1])]
+
+
+def randomly(framer: ResponseFramer, data: bytes) -> list[int]:
+    rng, at = random.Random(len(data)), 0
+    out: list[int] = []
+    while at < len(data):
+        size = rng.randint(1, 40)
+        out += framer.feed(data[at : at + size])
+        at += size
+    return out
+
+
+def skipping(framer: ResponseFramer, data: bytes) -> list[int]:
+    """As the reactor does: discard unread what may be."""
+    out: list[int] = []
+    at = 0
+    while at < len(data):
+        size = min(framer.skippable(), len(data) - at)
+        if size:
+            framer.skip(size)
+        else:
+            size = 3
+            out += framer.feed(data[at : at + size])
+        at += size
+    return out
+
+
+ways = pytest.mark.parametrize("way", [whole, by_byte, randomly, skipping])
+
+
+@ways
+@pytest.mark.parametrize(
+    ("asked", "data", "statuses"),
+    [
+        ([GET], OK, [200]),
+        ([GET, GET, GET], OK + sized(404) + sized(503, b""), [200, 404, 503]),
+        ([GET, GET], CHUNKED + OK, [200, 200]),
+        ([GET, GET], answer(200, b"transfer-encoding:\tgzip, Chunked", body=b"0\r\n\r\n") + OK, [200, 200]),
+        ([HEAD, GET], answer(200, b"Content-Length: 5") + OK, [200, 200]),
+        ([HEAD, GET], answer(200, b"Transfer-Encoding: chunked") + OK, [200, 200]),
+        ([GET, GET], answer(304, b"Content-Length: 5") + OK, [304, 200]),
+        ([GET, GET], answer(204) + OK, [204, 200]),
+        ([GET, GET], answer(100) + OK + answer(103, b"Link: x") + answer(102) + sized(500), [200, 500]),
+        ([GET, GET], b"HTTP/1.1 200\nContent-Length : 2\n\nab" + OK, [200, 200]),
+        ([GET, GET], answer(200, b"CONTENT-LENGTH:5", b"content-length: 5 ", body=b"hello") + OK, [200, 200]),
+        ([GET, GET], answer(200, b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\n\n") + OK, [200, 200]),
+        ([GET], answer(999, b"Content-Length: 0"), [999]),
+        ([UPGRADE, GET], OK + OK, [200, 200]),
+        ([TUNNELED, GET], sized(403) + OK, [403, 200]),
+    ],
+)
+def test_counted(way: Way, asked: list[int], data: bytes, statuses: list[int]) -> None:
+    framer = ResponseFramer(LIMIT)
+    for flags in asked:
+        framer.expect(flags)
+    assert way(framer, data) == statuses
+    assert (framer.outstanding, framer.failed, framer.closing) == (0, False, False)
+    framer.expect(GET)
+    assert way(framer, OK) == [200]
+    assert framer.outstanding == 0
+
+
+@ways
+def test_equal_heads_are_answers_to_what_was_asked(way: Way) -> None:
+    """What is remembered of the last head must not outlive its conditions."""
+    framer = ResponseFramer(LIMIT)
+    for _ in range(3):
+        framer.expect(GET)
+        assert way(framer, OK) == [200]
+    framer.expect(HEAD)
+    assert way(framer, OK[: -len(b"hello")]) == [200]
+    assert framer.outstanding == 0
+    framer.expect(GET)
+    framer.expect(GET)
+    assert way(framer, OK[:-1]) == [200]
+    assert framer.outstanding == 2
+    assert way(framer, b"o" + sized(404)) == [404]
+    assert framer.outstanding == 0 and not framer.failed
+    assert way(framer, OK) == [] and framer.failed
+
+
+@pytest.mark.parametrize(
+    ("data", "outstanding", "skippable"),
+    [
+        (b"", 1, 0),
+        (b"HTTP/1.1 200 OK\r\nContent-", 1, 0),
+        (sized(200)[:-1], 1, 1),
+        (sized(200)[:-5], 1, 5),
+        (answer(200, b"Content-Length: 10000000000"), 1, 10_000_000_000),
+        (answer(200, b"Transfer-Encoding: chunked", body=b"5"), 1, 0),
+        (answer(200, b"Transfer-Encoding: chunked", body=b"5\r\n"), 1, 5),
+        (answer(200, b"Transfer-Encoding: chunked", body=b"5\r\nhello"), 1, 0),
+        (answer(200, b"Transfer-Encoding: chunked", body=b"0\r\nX: y\r\n"), 1, 0),
+        (answer(200), 1, ENDLESS),
+        (sized(200), 0, 0),
+    ],
+)
+def test_under_way(data: bytes, outstanding: int, skippable: int) -> None:
+    framer = ResponseFramer(LIMIT)
+    framer.expect(GET)
+    framer.feed(data)
+    assert (framer.outstanding, framer.skippable()) == (outstanding, skippable)
+
+
+@ways
+@pytest.mark.parametrize(
+    ("data", "closing"),
+    [
+        (OK, False),
+        (answer(200, b"Connection: close", b"Content-Length: 0"), True),
+        (answer(200, b"Connection: x", b"connection: Close", b"Content-Length: 0"), True),
+        (answer(200, b"Content-Length: 0", version=b"1.0"), True),
+        (answer(200, b"Connection: Keep-Alive", b"Content-Length: 0", version=b"1.0"), False),
+        (answer(200, body=b"until the end"), True),
+        (answer(200, b"Transfer-Encoding: gzip", body=b"until the end"), True),
+    ],
+)
+def test_closing(way: Way, data: bytes, closing: bool) -> None:
+    framer = ResponseFramer(LIMIT)
+    framer.expect(GET)
+    assert way(framer, data) == [200]
+    assert framer.closing is closing
+    assert framer.eof() == 0
+
+
+def test_eof_in_the_middle() -> None:
+    framer = ResponseFramer(LIMIT)
+    for _ in range(3):
+        framer.expect(GET)
+    framer.feed(OK + OK[:-1])
+    assert framer.eof() == 2
+    assert framer.closing and not framer.failed
+
+
+@ways
+@pytest.mark.parametrize(
+    ("asked", "data", "status", "tunnel"),
+    [
+        (TUNNELED, answer(200, b"Content-Length: 5"), 200, True),
+        (TUNNELED, answer(299), 299, True),
+        (TUNNELED, answer(100) + sized(407), 407, False),
+        (UPGRADE, answer(101, b"Upgrade: x", b"Connection: upgrade"), 101, True),
+        (UPGRADE, OK, 200, False),
+    ],
+)
+def test_tunnel(way: Way, asked: int, data: bytes, status: int, tunnel: bool) -> None:
+    framer = ResponseFramer(LIMIT)
+    framer.expect(asked)
+    before = framer.tunnel
+    assert before is None
+    assert way(framer, data) == [status]
+    assert framer.tunnel is tunnel
+    assert framer.outstanding == 0
+    if tunnel:
+        assert framer.skippable() == ENDLESS
+        assert way(framer, b"anything" * 1000) == [] and not framer.failed
+
+
+@ways
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"\0" * 100,
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 20\r\n\r\n",
+        b"HTTP/1.1 2000\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"\r\n" + OK,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * LIMIT,
+        answer(101),
+        answer(200, b"Content-Length: x"),
+        answer(200, b"Content-Length: -1"),
+        answer(200, b"Content-Length: 5", b"Content-Length: 6"),
+        answer(200, b"Content-Length: 99999999999999999999"),
+        answer(200, b"Transfer-Encoding: chunked", body=b"x\r\n"),
+        answer(200, b"Transfer-Encoding: chunked", body=b"-1\r\n"),
+        answer(200, b"Transfer-Encoding: chunked", body=b"1\r\nabc\r\n"),
+        answer(200, b"Transfer-Encoding: chunked", body=b"1;" + b"a" * LINE_BYTES),
+        answer(200, b"Transfer-Encoding: chunked", body=b"0\r\n" + b"X: y\r\n" * LIMIT),
+        OK + OK,
+    ],
+)
+def test_failed(way: Way, data: bytes) -> None:
+    framer = ResponseFramer(LIMIT)
+    framer.expect(GET)
+    way(framer, data)
+    assert framer.failed
+    assert framer.skippable() == ENDLESS
+    framer.expect(GET)
+    assert way(framer, OK) == []
+
+
+def test_unasked_is_failed() -> None:
+    framer = ResponseFramer(LIMIT)
+    assert not framer.feed(OK)
+    assert framer.failed
+
+
+responses = st.one_of(
+    st.sampled_from(
+        [OK, CHUNKED, sized(404), answer(204), answer(100), answer(200), answer(101), b"0\r\n\r\n", b"\r\n"]
+    ),
+    st.binary(max_size=30),
+    st.binary(max_size=40).map(lambda body: sized(200, body)),
+)
+
+
+@given(
+    st.lists(st.sampled_from([GET, HEAD, UPGRADE, TUNNELED]), max_size=6),
+    st.lists(responses, max_size=6).map(b"".join),
+)
+def test_the_outcome_does_not_depend_on_the_slices(asked: list[int], data: bytes) -> None:
+    outcomes = []
+    for way in (whole, by_byte, randomly, skipping):
+        framer = ResponseFramer(64)
+        for flags in asked:
+            framer.expect(flags)
+        statuses = way(framer, data)
+        outcomes.append((statuses, framer.outstanding, framer.failed, framer.closing, framer.tunnel))
+        assert framer.outstanding >= 0 and framer.skippable() >= 0
+    assert all(outcome == outcomes[0] for outcome in outcomes)
