@@ -73,6 +73,7 @@ class Lane:
         "open_request",
         "queue",
         "queued",
+        "ready",
         "sent",
         "shadow_done",
         "skipping",
@@ -89,6 +90,8 @@ class Lane:
         self._ledger = ledger
         self.sock: socket.socket | None = None
         self.state = IDLE
+        self.ready = False
+        """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""
         self.framer: ResponseFramer | None = None
         self.queue: deque[Item] = deque()
         self.queued = 0
@@ -110,10 +113,15 @@ class Lane:
         """Bytes of the shadow since the last turn (pacing `wait`)."""
         self.heard_at = 0.0
 
-    @property
-    def free(self) -> bool:
-        """What comes next can be sent at once."""
-        return self.state == OPEN and not self.queue and self.skipping is None and not self.tunnel
+    def refresh(self) -> None:
+        """Find out whether what comes next can be sent at once."""
+        self.ready = (
+            self.state == OPEN
+            and not self.queue
+            and self.skipping is None
+            and not self.tunnel
+            and (self.framer is None or not self.framer.closing)
+        )
 
     # --- taking in
 
@@ -124,6 +132,7 @@ class Lane:
 
     def enqueue(self, data: bytes, size: int, flags: int) -> None:
         """Keep a part for later."""
+        self.ready = False
         self.queue.append(Item(data, size, flags))
         self.queued += size
         self._pool.bytes += size
@@ -131,6 +140,7 @@ class Lane:
 
     def enqueue_turn(self, answered: int) -> None:
         """Mark the place in the stream where the shadow must have answered."""
+        self.ready = False
         self.queue.append(Item(b"", 0, 0, answered))
 
     def sent_in_part(self, data: bytes, size: int, flags: int, count: int) -> None:
@@ -251,6 +261,11 @@ class Lane:
         self._cut_open(reason)
         return True
 
+    def skip(self, reason: DropReason) -> None:
+        """Drop what comes, up to the next request."""
+        self.skipping = reason
+        self.ready = False
+
     def _settle(self, requests: int, reason: DropReason) -> None:
         self._pool.requests -= requests
         if requests:
@@ -260,4 +275,4 @@ class Lane:
         """What is still to come of the request that was just dropped is dropped as well."""
         if self.open_request:
             self.open_request = False
-            self.skipping = reason
+            self.skip(reason)

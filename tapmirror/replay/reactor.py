@@ -174,46 +174,43 @@ class Reactor:
         self._steps[type(command)](command, now)
 
     def _send(self, command: Send, now: float) -> None:
-        lane = self._lanes.get(command.flow)
-        if lane is None:
-            self._bytes.dropped[DropReason.SHADOW_CLOSED] += command.size
-            if command.flags & START:
-                self._requests.dropped[DropReason.SHADOW_CLOSED] += 1
-            return
-        if lane.state == OPEN and lane.free and not command.flags & TUNNEL:
-            self._send_now(lane, command, now)
-        else:
+        """The fast path: one look-up, one `send`."""
+        flow, data, size, flags = command.flow, command.data, command.size, command.flags
+        lane = self._lanes.get(flow)
+        if lane is None or not lane.ready or flags & TUNNEL:
             self._send_later(lane, command, now)
-
-    def _send_now(self, lane: Lane, command: Send, now: float) -> None:
-        data, flags = command.data, command.flags
-        if flags & START and lane.framer is not None:
-            if lane.framer.closing:
-                self._send_later(lane, command, now)
-                return
-            lane.framer.expect(flags)
+            return
+        if flags & START:
+            lane.framer.expect(flags)  # type: ignore[union-attr]
         try:
             count = lane.sock.send(data)  # type: ignore[union-attr]
         except BlockingIOError:
             count = 0
         except OSError:
-            lane.sent_in_part(bytes(data), command.size, flags, 0)
+            lane.sent_in_part(bytes(data), size, flags, 0)
             self._lost(lane, now)
             return
         if count < len(data):
-            lane.sent_in_part(bytes(data), command.size, flags, count)
+            lane.sent_in_part(bytes(data), size, flags, count)
+        elif not flags:
+            self._bytes.mirrored += size
         elif flags & _WHOLE == _WHOLE:
-            self._bytes.mirrored += command.size
+            self._bytes.mirrored += size
             self._requests.mirrored += 1
             lane.sent += 1
             if lane.sent == LAZY_AFTER and not self._wait:
                 self._set_lazy(lane, LAZY_BYTES)
         else:
-            lane.sent_whole(command.size, flags)
+            lane.sent_whole(size, flags)
 
-    def _send_later(self, lane: Lane, command: Send, now: float) -> None:
+    def _send_later(self, lane: Lane | None, command: Send, now: float) -> None:
         """The ways of a part that cannot be sent at once."""
         size, flags = command.size, command.flags
+        if lane is None:
+            self._bytes.dropped[DropReason.SHADOW_CLOSED] += size
+            if flags & START:
+                self._requests.dropped[DropReason.SHADOW_CLOSED] += 1
+            return
         if flags & START and lane.state != GIVEN_UP:
             lane.skipping = None
         if lane.skipping is not None:
@@ -221,6 +218,7 @@ class Reactor:
             return
         if lane.http and not flags and not lane.tunnel and not lane.open_request:
             lane.tunnel = True
+            lane.ready = False
         if lane.state == IDLE and not self._connect(lane, now):
             self._skip(lane, command, self._backoff.reason)
             return
@@ -235,7 +233,7 @@ class Reactor:
         """Drop a part and what belongs to it."""
         lane.drop(command.size, command.flags, reason)
         if not command.flags & END:
-            lane.skipping = reason
+            lane.skip(reason)
 
     def _overflow(self, lane: Lane, command: Send, now: float) -> None:
         """A bound is reached: give up the request under way, or the stream."""
@@ -345,6 +343,7 @@ class Reactor:
             self._backoff.succeeded()
             if not lane.http and not self._wait:
                 self._set_lazy(lane, LAZY_BYTES)
+            lane.refresh()
         if event & select.EPOLLOUT and lane.queue:
             self._flush(lane, now)
         if event & _READABLE and lane.sock is not None:
@@ -359,7 +358,7 @@ class Reactor:
         lane.drop_all(reason)
         if not lane.http:
             lane.state = GIVEN_UP
-            lane.skipping = reason
+            lane.skip(reason)
         if lane.finishing:
             self._remove(lane, reason)
 
@@ -390,6 +389,7 @@ class Reactor:
                 return
             if not lane.advance(count):
                 return
+        lane.refresh()
 
     def _may_send(self, lane: Lane, item: Item, now: float) -> bool:
         """Whether the first queued part may go on this connection now."""
@@ -407,7 +407,7 @@ class Reactor:
         if lane.tunnel and not item.flags:
             if framer.tunnel is False:
                 lane.drop_all(DropReason.TUNNEL_REFUSED)
-                lane.skipping = DropReason.TUNNEL_REFUSED
+                lane.skip(DropReason.TUNNEL_REFUSED)
                 lane.tunnel = False
             return framer.tunnel is True
         return True
@@ -455,6 +455,8 @@ class Reactor:
         if count:
             for status in framer.feed(self._view[:count]):
                 self._ledger.answers[_CLASSES[status // 100]] += 1
+            if framer.closing:
+                lane.ready = False
             if framer.failed:
                 self._ledger.answers["garbage"] += 1
         return count
@@ -505,7 +507,7 @@ class Reactor:
         self._reset(lane)
         lane.drop_all(reason)
         lane.state = GIVEN_UP
-        lane.skipping = reason
+        lane.skip(reason)
 
     def _reset(self, lane: Lane) -> None:
         """Close with an RST, so that the shadow cannot take a part for a whole."""
@@ -516,6 +518,7 @@ class Reactor:
     def _unhook(self, lane: Lane) -> None:
         """Close the socket of a lane, which is idle then."""
         lane.state = IDLE
+        lane.ready = False
         self._connecting.pop(lane, None)
         self._waiting.pop(lane, None)
         self._unread.discard(lane)
