@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import pytest
-from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
 from hypothesis import given
 from hypothesis import strategies as st
 
+from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
 from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, DropReason, Lost, Message
 from tapmirror.framing import RequestFramer
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
 
+from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
 from tapmirror.events import END, Part
 from tapmirror.framing import RequestFramer
 

@@ -56,6 +56,12 @@ LOOK_BYTES: Final = 65_536
 DISCARD_BYTES: Final = 1 << 20
 """Size of a read whose bytes are not."""
 EVENTS: Final = 1_024
+TIME_WAIT: Final = 60.0
+"""Seconds for which Linux keeps a port whose connection we closed first (TCP_TIMEWAIT_LEN)."""
+GENTLE_CLOSES: Final = 4_096
+"""How many connections are closed by FIN in that time, at most: of the 28,232 ephemeral ports that the
+host has by default (ip_local_port_range) the rest stays production's.  Beyond it, HTTP connections are
+closed by RST, which leaves nothing behind."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
 _INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -91,6 +97,8 @@ class Reactor:
         self._waiting: dict[Lane, float] = {}
         self._unread: set[Lane] = set()
         self._next_sweep = 0.0
+        self._closes = 0
+        self._closes_since = 0.0
         self._buffer = bytearray(LOOK_BYTES)
         self._view = memoryview(self._buffer)
         self._waste = bytearray(DISCARD_BYTES)
@@ -491,6 +499,7 @@ class Reactor:
             return
         if lane.framer is not None and not lane.tunnel:
             if not lane.framer.outstanding:
+                self._spare_ports(lane, now)
                 self._remove(lane, DropReason.INCOMPLETE)
             return
         if lane.shadow_done:
@@ -501,6 +510,15 @@ class Reactor:
                 lane.sock.shutdown(socket.SHUT_WR)
             except OSError:
                 self._remove(lane, DropReason.SHADOW_CLOSED)
+
+    def _spare_ports(self, lane: Lane, now: float) -> None:
+        """An answered connection is about to be closed: see that it does not keep its port for long."""
+        if now - self._closes_since >= TIME_WAIT:
+            self._closes_since = now
+            self._closes = 0
+        self._closes += 1
+        if self._closes > GENTLE_CLOSES and lane.sock is not None:
+            lane.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     def _give_up(self, lane: Lane, reason: DropReason) -> None:
         """A stream lost bytes: reset the connection, drop the rest of the flow."""

@@ -5,13 +5,15 @@ Used by the tests, the demo and the benchmark.  Nothing of it is on the host: th
 to processes that die with the one that made them, so there is nothing to clean, however it ends.
 """
 
-from lab.hosts import Host, LabError
+from lab.hosts import Host, LabError, until
+from lab.load import Load, LoadPlan, LoadResult, body, load
 from lab.network import Lab
 from lab.relay import Faults, RelayCount
 from lab.servers import Nginx, Redis, redis_pipe, resp
 from lab.sinks import Behaviour, HashSink, RecordingTcp
 from lab.snapshot import Snapshot
 from lab.tap import Tap, identity
+from lab.wrk import WrkResult, wrk
 
 __all__ = [
     "Behaviour",
@@ -35,5 +37,6 @@ __all__ = [
     "load",
     "redis_pipe",
     "resp",
+    "until",
     "wrk",
 ]

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 MARK: Final = "TAPMIRROR_LAB"
-"""In the environment of every process that the lab starts: the leak check looks for it."""
+"""In the environment of every process that the lab starts, with the pid of the first one: the leak check looks for it."""
+os.environ.setdefault(MARK, str(os.getpid()))
+NOFILE, NOFILE_MOST = resource.getrlimit(resource.RLIMIT_NOFILE)
 CLONE_NEWNET: Final = 0x40000000
 STOP_TIME: Final = 5.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -32,9 +35,12 @@ class LabError(Exception):
     """The lab cannot be built here, or something in it went wrong."""
 
 
-def bound_to_us(command: Sequence[str]) -> list[str]:
-    """The command, to be killed by the kernel when the thread that starts it ends."""
-    return ["setpriv", "--pdeathsig", "KILL", "--", *command]
+def bound_to_us(command: Sequence[str], nofile: int = NOFILE) -> list[str]:
+    """The command, to be killed by the kernel when the thread that starts it ends.
+
+    `nofile` is its soft limit of descriptors: what we began with, as on a user's shell, if not told otherwise.
+    """
+    return ["prlimit", f"--nofile={nofile}:", "setpriv", "--pdeathsig", "KILL", "--", *command]
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
@@ -61,7 +67,7 @@ class Host:
         self._closers: list[Callable[[], None]] = []
         own = os.readlink("/proc/self/ns/net")
         self._holder = subprocess.Popen(
-            bound_to_us(["unshare", "--net", "--", "sleep", "infinity"]), stdin=subprocess.DEVNULL, env=self._env(None)
+            bound_to_us(["unshare", "--net", "--", "sleep", "infinity"]), stdin=subprocess.DEVNULL
         )
         self.pid = self._holder.pid
         path = Path(f"/proc/{self.pid}/ns/net")
@@ -81,9 +87,6 @@ class Host:
             self._holder.wait()
             raise
 
-    def _env(self, more: dict[str, str] | None) -> dict[str, str]:
-        return {**os.environ, MARK: str(os.getpid()), **(more or {})}
-
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
         """The calling thread is in this host's network: its sockets, files under /proc/sys/net and children are.
@@ -98,12 +101,12 @@ class Host:
                 _setns(before.fileno())
 
     def popen(
-        self, command: Sequence[str], *, env: dict[str, str] | None = None, **options: Any
+        self, command: Sequence[str], *, env: dict[str, str] | None = None, nofile: int = NOFILE, **options: Any
     ) -> subprocess.Popen[Any]:
         """Start a process here.  It is ended with the host; `stop` ends it before.  `env` is added to ours."""
         options.setdefault("stdin", subprocess.DEVNULL)
         with self.enter():
-            process = subprocess.Popen(bound_to_us(command), env=self._env(env), **options)
+            process = subprocess.Popen(bound_to_us(command, nofile), env={**os.environ, **(env or {})}, **options)
         self._processes.append(process)
         return process
 
@@ -113,7 +116,6 @@ class Host:
         """Run a command here to its end; its output is captured.  Raises `LabError` if it fails and `check`."""
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
-        options.setdefault("env", self._env(None))
         with self.enter():
             done = subprocess.run(
                 bound_to_us(command), capture_output=True, text=True, timeout=timeout, check=False, **options

@@ -3,7 +3,7 @@
 
 For speed there is wrk; it cannot send a given number, and cuts what is under way at its end.
 Bodies and URIs follow from the request's number, so that a receiver can tell whether it got what was sent.
-As a command (`python -m lab.load`) it is the sending process; a URI is /NUMBER.
+As a command it is the sending process; a URI is /NUMBER.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-import resource
 import select
 import signal
 import socket
@@ -24,11 +23,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from lab.hosts import Host, LabError
+
+from lab.hosts import NOFILE_MOST, Host, LabError
 
 RECV_BYTES: Final = 1 << 18
 BLOCK: Final = 1 << 20
-NOFILE: Final = 65_536
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +102,9 @@ class Load:
     def __init__(self, host: Host, plan: LoadPlan) -> None:
         self._host = host
         self._process = host.popen(
-            [sys.executable, "-m", "lab.load", msgspec.json.encode(plan).decode()],
+            [sys.executable, "-c", "from lab.load import main; main()", msgspec.json.encode(plan).decode()],
             env={"PYTHONPATH": str(Path(__file__).parent.parent)},
+            nofile=NOFILE_MOST,
             stdout=subprocess.PIPE,
         )
 
@@ -147,7 +147,8 @@ class Connection:
     skip: int = 0
     """Bytes of a body that are still to come."""
     times: deque[float] = field(default_factory=deque)
-    writing: bool = False
+    connected: bool = False
+    writing: bool = True
 
 
 class Sender:
@@ -157,6 +158,8 @@ class Sender:
         self.plan = plan
         self.sent = self.answered = self.failed = self.made = 0
         self.todo = plan.requests
+        self._capacity = 0
+        """With `per_connection`: requests for which there is a connection."""
         self.statuses: Counter[str] = Counter()
         self.latencies: list[float] = []
         self._get = None if plan.bodies else f" HTTP/1.1\r\nHost: {plan.host}\r\n\r\n".encode()
@@ -171,7 +174,7 @@ class Sender:
         plan, clock = self.plan, time.monotonic
         start = self._heard = clock()
         for _ in range(min(plan.connections, plan.requests)):
-            self._connect()
+            self._connect_if_due()
         while self.todo or self.sent > self.answered + self.failed:
             now = clock()
             wait = 1.0
@@ -207,6 +210,10 @@ class Sender:
             p99=round(ordered[len(ordered) * 99 // 100] * 1e3, 3),
         )
 
+    def _connect_if_due(self) -> None:
+        if self.todo and (not self.plan.per_connection or self._capacity < self.todo):
+            self._connect()
+
     def _connect(self) -> None:
         sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -214,8 +221,8 @@ class Sender:
         connection = Connection(sock, self.plan.per_connection or -1)
         self._connections[sock.fileno()] = connection
         self._epoll.register(sock, select.EPOLLIN | select.EPOLLOUT)
-        connection.writing = True
         self.made += 1
+        self._capacity += max(0, connection.left)
 
     def _close(self, connection: Connection, *, again: bool) -> None:
         del self._connections[connection.sock.fileno()]
@@ -223,17 +230,20 @@ class Sender:
         if connection in self._free:
             self._free.remove(connection)
         self.failed += len(connection.times)
-        if again and self.todo:
-            self._connect()
+        self._capacity -= max(0, connection.left)
+        if again:
+            self._connect_if_due()
 
     def _fill(self, connection: Connection, allowed: int) -> int:
         """Send as many requests as may be under way here; how many."""
         room = min(self.plan.depth - len(connection.times), allowed, self.todo)
         if connection.left >= 0:
             room = min(room, connection.left)
-            connection.left -= room
         if room <= 0:
             return 0
+        if connection.left >= 0:
+            connection.left -= room
+            self._capacity -= room
         first = self.sent
         if self._get is not None:
             tail = self._get
@@ -261,6 +271,10 @@ class Sender:
             self._epoll.modify(connection.sock, select.EPOLLIN | (select.EPOLLOUT if data else 0))
 
     def _serve(self, connection: Connection, events: int) -> None:
+        if not connection.connected and events & (select.EPOLLERR | select.EPOLLHUP):
+            self._close(connection, again=False)  # refused: trying again is not a load's business
+            return
+        connection.connected = True
         if events & select.EPOLLIN:
             try:
                 data = connection.sock.recv(RECV_BYTES)
@@ -269,7 +283,7 @@ class Sender:
             except OSError:
                 data = b""
             if not data:
-                self._close(connection, again=self.made < self.plan.requests + self.plan.connections)
+                self._close(connection, again=True)
                 return
             self._heard = time.monotonic()
             self._read(connection, data)
@@ -277,8 +291,6 @@ class Sender:
                 self._close(connection, again=True)
             elif len(connection.times) < self.plan.depth and connection.left and not connection.out:
                 self._offer(connection)
-        elif events & (select.EPOLLERR | select.EPOLLHUP):
-            self._close(connection, again=False)
         elif connection.out:
             self._send(connection, connection.out)
         else:
@@ -331,15 +343,9 @@ class Sender:
 def main() -> None:
     """Send what the plan says; SIGINT ends it early, with nothing cut."""
     sender = Sender(msgspec.json.decode(sys.argv[1], type=LoadPlan))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, NOFILE), max(hard, NOFILE)))
 
     def stop(_number: int, _frame: object) -> None:
         sender.todo = 0
 
     signal.signal(signal.SIGINT, stop)
     print(msgspec.json.encode(sender.run()).decode(), flush=True)
-
-
-if __name__ == "__main__":
-    main()

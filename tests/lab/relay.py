@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bad link: frames between two interfaces, some lost, late or twice; in user space, for want of netem.
 
-As a command (`python -m lab.relay`) it is the process between the two packet sockets.
+As a command it is the process between the two packet sockets.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Relay:
         self._host = host
         words = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(faults).items()]
         self._process = host.popen(
-            [sys.executable, "-m", "lab.relay", one, other, *words],
+            [sys.executable, "-c", "from lab.relay import main; main()", one, other, *words],
             env={"PYTHONPATH": os.path.dirname(os.path.dirname(__file__))},
             stdout=subprocess.PIPE,
             text=True,
@@ -178,7 +178,3 @@ def main() -> None:
         forwarder.turn()
     forwarder.close()
     print(json.dumps(asdict(forwarder.count)), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,24 +3,28 @@
 
 from __future__ import annotations
 
+import abc
 import re
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Final, Self
 
 import msgspec
-from lab.hosts import Host, LabError, until
+
+from lab.hosts import NOFILE_MOST, Host, LabError, until
 
 CONFIG: Final = """
+user root;
 daemon off;
 master_process off;
 pid {dir}/nginx.pid;
 error_log {dir}/error.log warn;
-events {{ worker_connections 60000; }}
+events {{ worker_connections {files}; }}
 http {{
     log_format exact escape=json '{{"method":"$request_method","uri":"$request_uri","status":$status,'
                                  '"length":$request_length,"host":"$http_host","connection":$connection}}';
@@ -60,43 +64,85 @@ class Logged(msgspec.Struct, frozen=True):
     connection: int
 
 
-class Nginx:
+class Server(abc.ABC):
+    """A process with a directory; `stop` ends it and removes that."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._dir = Path(tempfile.mkdtemp(prefix="tapmirror-lab-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        host.at_close(self.stop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Of its only process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def stop(self) -> None:
+        """End it; what was established is closed or reset by the kernel."""
+        if self._process is not None:
+            self._host.stop(self._process)
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+    def _start(self, command: Sequence[str], log: str) -> None:
+        """Run it in the foreground, with all descriptors it may have, until it answers."""
+        process = self._process = self._host.popen(
+            command, nofile=NOFILE_MOST, start_new_session=True, stdout=subprocess.DEVNULL
+        )
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                raise LabError(f"it ended with status {process.returncode}")
+            return self._answers()
+
+        try:
+            until(ready, f"{command[0]} on {self._host.name}")
+        except LabError as error:
+            path = self._dir / log
+            raise LabError(f"{error}; {path.read_text(errors='replace').strip() if path.exists() else ''}") from None
+
+    @abc.abstractmethod
+    def _answers(self) -> bool:
+        """Whether it is ready."""
+
+
+class Nginx(Server):
     """nginx on a host: / answers 200 at once, /file/1k and /file/1m are files; its counter is outside the network.
 
     `logged` needs `log=True`, which costs nginx some microseconds a request.
     """
 
     def __init__(self, host: Host, ports: int | Sequence[int] = 80, *, log: bool = False, text: str = "ok") -> None:
-        self._host = host
-        self.ports: Collection[int] = (ports,) if isinstance(ports, int) else tuple(ports)
-        self._dir = Path(tempfile.mkdtemp(prefix="tapmirror-nginx-"))
-        host.at_close(self.stop)
+        super().__init__(host)
         self._asked = 0
-        (self._dir / "files").mkdir()
-        (self._dir / "files" / "1k").write_bytes(b"x" * 1024)
-        (self._dir / "files" / "1m").write_bytes(b"x" * (1 << 20))
-        listen = "\n".join(f"        listen {end}{port} backlog=16384;" for port in self.ports for end in ("", "[::]:"))
-        (self._dir / "nginx.conf").write_text(
-            "user root;"
-            + CONFIG.format(
-                dir=self._dir, log=f"{self._dir}/access.log exact" if log else "off", listen=listen, text=text
-            )
+        files = self._dir / "files"
+        files.mkdir()
+        (files / "1k").write_bytes(b"x" * 1024)
+        (files / "1m").write_bytes(b"x" * (1 << 20))
+        config = CONFIG.format(
+            dir=self._dir,
+            files=NOFILE_MOST - 100,
+            log=f"{self._dir}/access.log exact" if log else "off",
+            listen="\n".join(
+                f"        listen {end}{port} backlog=16384;"
+                for port in ((ports,) if isinstance(ports, int) else ports)
+                for end in ("", "[::]:")
+            ),
+            text=text,
         )
-        words = ["prlimit", "--nofile=65536", "nginx", "-p", str(self._dir), "-c", str(self._dir / "nginx.conf")]
-        self._process = host.popen([*words, "-e", str(self._dir / "error.log")], start_new_session=True)
-        try:
-            until(self._answers, f"nginx on {host.name}")
-        except LabError as error:
-            raise LabError(f"{error}; {self.errors().strip()}") from None
-
-    @property
-    def pid(self) -> int:
-        """Of its only process."""
-        return self._process.pid
+        (self._dir / "nginx.conf").write_text(config)
+        self._start(["nginx", "-p", f"{self._dir}", "-c", "nginx.conf", "-e", "error.log"], "error.log")
 
     def _answers(self) -> bool:
-        if self._process.poll() is not None:
-            raise LabError(f"nginx on {self._host.name} ended: {self.errors().strip()}")
         try:
             self.requests()
         except OSError:
@@ -130,20 +176,12 @@ class Nginx:
         path = self._dir / "error.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def stop(self) -> None:
-        """End it and remove its directory; what was established is reset or closed."""
-        if hasattr(self, "_process"):
-            self._host.stop(self._process)
-        shutil.rmtree(self._dir, ignore_errors=True)
 
-
-class Redis:
+class Redis(Server):
     """Redis on a host, without persistence."""
 
     def __init__(self, host: Host, port: int = 6379) -> None:
-        self._host = host
-        self._dir = Path(tempfile.mkdtemp(prefix="tapmirror-redis-"))
-        host.at_close(self.stop)
+        super().__init__(host)
         self._socket = str(self._dir / "redis.sock")
         options = {
             "port": port,
@@ -157,14 +195,9 @@ class Redis:
             "logfile": self._dir / "log",
         }
         (self._dir / "redis.conf").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
-        self._process = host.popen(
-            ["redis-server", str(self._dir / "redis.conf")], stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        until(self._answers, f"Redis on {host.name}")
+        self._start(["redis-server", str(self._dir / "redis.conf")], "log")
 
     def _answers(self) -> bool:
-        if self._process.poll() is not None:
-            raise LabError(f"Redis on {self._host.name} ended with status {self._process.returncode}")
         return (
             Path(self._socket).exists()
             and self._host.run(["redis-cli", "-s", self._socket, "ping"], check=False).stdout == "PONG\n"
@@ -182,12 +215,6 @@ class Redis:
         """How many keys it holds."""
         return int(self.command("dbsize"))
 
-    def stop(self) -> None:
-        """End it and remove its directory."""
-        if hasattr(self, "_process"):
-            self._host.stop(self._process)
-        shutil.rmtree(self._dir, ignore_errors=True)
-
 
 def resp(*words: object) -> bytes:
     """A command in Redis' own protocol, for `redis-cli --pipe` or a socket."""
@@ -197,7 +224,6 @@ def resp(*words: object) -> bytes:
 
 def redis_pipe(host: Host, address: str, commands: Sequence[Sequence[object]], port: int = 6379) -> int:
     """Send commands pipelined by redis-cli from a host; how many were answered without an error."""
-    done: Any = None
     data = b"".join(resp(*words) for words in commands)
     with tempfile.TemporaryFile() as pipe:
         pipe.write(data)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import resource
 import socket
 import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
-from lab.hosts import Host, until
+from lab.hosts import NOFILE_MOST, Host, until
 
 HEAD_BYTES: Final = 1 << 22
 FLOOD_BYTES: Final = 1 << 18
@@ -28,44 +30,57 @@ class Server:
     """A listening socket on a host, for IPv4 and IPv6, served by a thread."""
 
     def __init__(self, host: Host, port: int, protocol: Callable[[], asyncio.BaseProtocol], read: bool = True) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (NOFILE_MOST, NOFILE_MOST))  # what the lab starts is not affected
         with host.enter():
             self._listener = socket.create_server(
                 ("::", port), family=socket.AF_INET6, backlog=16384, dualstack_ipv6=True
             )
         self.port: int = self._listener.getsockname()[1]
-        self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.Transport] = set()
         self._accepting = read
-        self._server: asyncio.Server | None = None
         self._protocol = protocol
-        self._thread = threading.Thread(target=self._run, name=f"sink {host.name}:{port}", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._end: asyncio.Event
+        ready = threading.Event()
+        name = f"sink {host.name}:{port}"
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name=name, daemon=True)
         self._thread.start()
+        ready.wait()
         host.at_close(self.stop)
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+    async def _serve(self, ready: threading.Event) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        server = None
         if self._accepting:
-            self._server = self._loop.run_until_complete(
-                self._loop.create_server(self._protocol, sock=self._listener, backlog=16384)
-            )
-        self._loop.run_forever()
+            server = await self._loop.create_server(self._protocol, sock=self._listener, backlog=16384)
+        ready.set()
+        await self._end.wait()
+        if server is not None:
+            server.close()
+        self._listener.close()
+        await _turns(5)  # what was accepted gets its transport
         for transport in [*self._open]:
             transport.abort()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        if self._server is not None:
-            self._server.close()
-        self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.close()
-        self._listener.close()
+        await _turns(5)  # and loses its socket
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Close the port and reset what is established."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._end.set)
             self._thread.join(10)
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 # --- HTTP
@@ -86,7 +101,7 @@ class Got:
     """Its last byte arrived.  False: the connection ended within it."""
 
 
-class BadRequest(Exception):
+class BadRequestError(Exception):
     """Not HTTP/1."""
 
 
@@ -97,20 +112,20 @@ class Head:
         lines = raw.split(b"\r\n")
         line = re.fullmatch(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/1\.([01])", lines[0])
         if line is None:
-            raise BadRequest(f"request line {lines[0][:80]!r}")
+            raise BadRequestError(f"request line {lines[0][:80]!r}")
         self.raw = raw
         self.method, self.uri = line[1], line[2]
         fields: dict[bytes, list[bytes]] = {}
         for text in lines[1:]:
             name, colon, value = text.partition(b":")
             if not colon or not name or name != name.strip():
-                raise BadRequest(f"header line {text[:80]!r}")
+                raise BadRequestError(f"header line {text[:80]!r}")
             fields.setdefault(name.lower(), []).append(value.strip())
         codings, lengths = fields.get(b"transfer-encoding", []), set(fields.get(b"content-length", []))
         if codings and (codings != [b"chunked"] or lengths):
-            raise BadRequest(f"transfer coding {codings!r} with lengths {lengths!r}")
+            raise BadRequestError(f"transfer coding {codings!r} with lengths {lengths!r}")
         if len(lengths) > 1 or not all(value.isdigit() for value in lengths):
-            raise BadRequest(f"lengths {lengths!r}")
+            raise BadRequestError(f"lengths {lengths!r}")
         self.chunked = bool(codings)
         self.length = int(lengths.pop()) if lengths else 0
         connection = b",".join(fields.get(b"connection", [])).lower()
@@ -152,7 +167,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             while not self._transport.is_closing() and self._step():
                 pass
-        except BadRequest as error:
+        except BadRequestError as error:
             self._sink.bad.append(str(error))
             self._buffer.clear()
             self._transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -162,7 +177,7 @@ class HttpConnection(asyncio.Protocol):
         """What stands before the next `end`, which is taken too; None: not all is here."""
         at = self._buffer.find(end)
         if at > HEAD_BYTES or (at < 0 and len(self._buffer) > HEAD_BYTES):
-            raise BadRequest(f"{what} too long")
+            raise BadRequestError(f"{what} too long")
         if at < 0:
             return None
         line = bytes(self._buffer[:at])
@@ -205,7 +220,7 @@ class HttpConnection(asyncio.Protocol):
             return False
         size = line.partition(b";")[0].strip()
         if not re.fullmatch(rb"[0-9A-Fa-f]{1,16}", size):
-            raise BadRequest(f"chunk size {line[:80]!r}")
+            raise BadRequestError(f"chunk size {line[:80]!r}")
         self._left = int(size, 16)
         self._step = self._read_chunk if self._left else self._read_trailer
         return True
@@ -217,7 +232,7 @@ class HttpConnection(asyncio.Protocol):
         if self._left or len(self._buffer) < 2:
             return False
         if self._buffer[:2] != b"\r\n":
-            raise BadRequest("no CR LF after a chunk")
+            raise BadRequestError("no CR LF after a chunk")
         del self._buffer[:2]
         self._step = self._read_chunk_size
         return True
@@ -356,8 +371,8 @@ class TcpConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._record = self._server.opened(transport)
-        if not self._do.read:
-            transport.pause_reading()
+        if not self._do.read:  # not at once: asyncio begins to read after this call
+            asyncio.get_running_loop().call_soon(transport.pause_reading)
         self._end_if_due()
 
     def data_received(self, data: bytes) -> None:

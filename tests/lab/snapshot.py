@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
@@ -15,6 +16,11 @@ from lab.hosts import Host, LabError
 BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 PROGRAMS, MAPS, LINKS = 11, 12, 31
 """bpf(2): BPF_PROG_GET_NEXT_ID, BPF_MAP_GET_NEXT_ID, BPF_LINK_GET_NEXT_ID."""
+
+GET_FD, GET_INFO = 13, 15
+"""BPF_PROG_GET_FD_BY_ID, BPF_OBJ_GET_INFO_BY_FD."""
+KINDS: Final = {1: "socket filter", 3: "tc", 4: "tc action", 6: "xdp"}
+"""BPF_PROG_TYPE_*.  Others come and go with systemd's units."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,10 +31,29 @@ def bpf_ids(what: int) -> frozenset[int]:
     last = 0
     while True:
         attributes = ctypes.create_string_buffer(struct.pack("=III", last, 0, 0), 64)
-        if _libc.syscall(BPF_SYSCALL[platform.machine()], what, attributes, 12):
+        if _bpf(what, attributes) < 0:
             return frozenset(found)
         last = struct.unpack_from("=I", attributes, 4)[0]
         found.add(last)
+
+
+def network_programs() -> Iterator[str]:
+    """The BPF programs for sockets and interfaces, as "NUMBER KIND NAME"."""
+    for number in bpf_ids(PROGRAMS):
+        descriptor = _bpf(GET_FD, ctypes.create_string_buffer(struct.pack("=I", number), 64))
+        if descriptor < 0:
+            continue
+        info = ctypes.create_string_buffer(128)
+        asked = struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info))
+        answer = _bpf(GET_INFO, ctypes.create_string_buffer(asked, 64))
+        os.close(descriptor)
+        kind = KINDS.get(struct.unpack_from("=I", info)[0])
+        if answer == 0 and kind:
+            yield f"{number} {kind} {info.raw[64:80].partition(bytes(1))[0].decode()}"
+
+
+def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
+    return int(_libc.syscall(BPF_SYSCALL[platform.machine()], command, attributes, len(attributes)))
 
 
 @dataclass(frozen=True)
@@ -43,7 +68,7 @@ class Snapshot:
     filters: frozenset[str]
     packet_sockets: frozenset[str]
     """By inode."""
-    programs: frozenset[int]
+    programs: frozenset[str]
     maps: frozenset[int]
     bpf_links: frozenset[int]
     """These three are the whole kernel's, TCX attachments among them."""
@@ -71,7 +96,7 @@ class Snapshot:
             qdiscs=frozenset(_text(qdisc) for qdisc in host.json("tc", "-j", "qdisc", "show")),
             filters=frozenset(filters),
             packet_sockets=frozenset(line.split()[8] for line in host.read("packet").splitlines()[1:]),
-            programs=bpf_ids(PROGRAMS),
+            programs=frozenset(network_programs()),
             maps=bpf_ids(MAPS),
             bpf_links=bpf_ids(LINKS),
         )

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from lab.hosts import Host, LabError, until
 from lab.snapshot import tree
@@ -36,8 +36,9 @@ class Tap:
         **more: object,
     ) -> None:
         self._host = host
-        self._errors = tempfile.TemporaryFile()
-        self._output = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `kill`
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        self._last_words = ""
         options = {"iface": iface or host.iface, "port": port, "shadow": shadow, **more}
         words = [
             f"--{name.replace('_', '-')}={value}"
@@ -50,7 +51,8 @@ class Tap:
             stderr=None if terminal else self._errors,
             start_new_session=True,
         )
-        self._attached = (lambda: len(self._sockets()) > 0) if terminal else (lambda: " -> " in self.said())
+        self._terminal = terminal
+        host.at_close(self.kill)
         try:
             until(self._is_up, "the tap", 60.0)
         except BaseException:
@@ -78,11 +80,7 @@ class Tap:
 
     def said(self) -> str:
         """What it wrote on standard error up to now."""
-        return self._read(self._errors)
-
-    def _read(self, file: Any) -> str:
-        file.seek(0)
-        return str(file.read().decode("utf-8", "replace"))
+        return self._last_words if self._errors.closed else _read(self._errors)
 
     def _sockets(self) -> list[str]:
         """Packet sockets of its host's network that are bound to an interface."""
@@ -92,14 +90,14 @@ class Tap:
     def _is_up(self) -> bool:
         if self._process.poll() is not None:
             raise LabError(f"the tap ended with status {self._process.returncode}: {self.said().strip()}")
-        return self._attached()
+        return bool(self._sockets()) if self._terminal else " -> " in self.said()
 
     def stop(self, number: int = signal.SIGINT, wait: float = 30.0) -> dict[str, Any]:
         """Stop it as Ctrl-C does; its final ledger.  Raises `LabError` if its exit status is not 0."""
         code = self._host.stop(self._process, number, wait)
         if code:
             raise LabError(f"the tap ended with status {code}: {self.said().strip()}")
-        ledger: dict[str, Any] = json.loads(self._read(self._output))
+        ledger: dict[str, Any] = json.loads(_read(self._output))
         return ledger
 
     def kill(self) -> None:
@@ -107,6 +105,14 @@ class Tap:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        if not self._errors.closed:
+            self._last_words = self.said()
+            self._errors.close()
+            self._output.close()
+
+
+def _read(file: IO[bytes]) -> str:
+    return os.pread(file.fileno(), 1 << 24, 0).decode("utf-8", "replace")
 
 
 def identity(ledger: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 import msgspec
+
 from lab.hosts import Host, LabError
 
 UNIT: Final = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
@@ -38,7 +39,7 @@ def parse(output: str) -> WrkResult:
     """Read what wrk printed."""
 
     def percentile(name: str) -> float:
-        found = re.search(rf"^\s+{name}%\s+([\d.]+)(us|ms|s|m)$", output, re.MULTILINE)
+        found = re.search(rf"^\s+{name}%\s+([\d.]+)(us|ms|s|m)\s*$", output, re.MULTILINE)
         return float(found[1]) * UNIT[found[2]] if found else 0.0
 
     done = re.search(r"(\d+) requests in ", output)

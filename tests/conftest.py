@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the tests run: what needs root, what may not be skipped, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+
+from lab.left import Trace
+
+REQUIRE_ALL = "TAPMIRROR_REQUIRE_ALL"
+"""In the environment: a test marked `ebpf` or `e2e` that is skipped has failed."""
+SETTLE_TIME = 5.0
+"""Seconds for what was killed to be gone; the kernel frees namespaces and programs after a moment."""
+
+hypothesis.settings.register_profile("tapmirror", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("tapmirror")
+
+
+def privileged(item: pytest.Item) -> bool:
+    """Whether a test needs root."""
+    return any(item.get_closest_marker(name) for name in ("ebpf", "e2e"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        for item in filter(privileged, items):
+            item.add_marker(pytest.mark.skip(reason="needs root: sudo scripts/test"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(REQUIRE_ALL) and privileged(item):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and {REQUIRE_ALL} is set: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped and os.environ.get(REQUIRE_ALL):
+        report.outcome = "failed"
+        report.longrepr = f"skipped whole, and {REQUIRE_ALL} is set: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Processes, namespaces, mounts, attachments, programs: as before."""
+    before = Trace.now()
+    yield
+    end = time.monotonic() + SETTLE_TIME
+    left: Any = None
+    while (left := Trace.now().since(before)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left, f"left behind: {left}"

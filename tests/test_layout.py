@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of the layout, executed: ranks of imports, purity, one test file for each source file, licences."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+TOP: Final = Path(__file__).parent.parent
+SOURCE: Final = TOP / "tapmirror"
+
+RANKS: Final = {
+    "": -1,
+    "events": 0,
+    "packet": 1,
+    "ledger": 1,
+    "spec": 1,
+    "safety": 1,
+    "privsep": 1,
+    "tcp": 2,
+    "admission": 2,
+    "flows": 3,
+    "framing": 3,
+    "pipeline": 4,
+    "source": 5,
+    "replay": 5,
+    "loader": 5,
+    "control": 5,
+    "worker": 6,
+    "supervisor": 7,
+    "cli": 8,
+}
+"""A module imports only from lower ranks; the modules of a package may import each other.
+A package has one rank, unless its modules are named here too ("replay.lane")."""
+
+PURE: Final = (
+    "events",
+    "packet",
+    "ledger",
+    "spec",
+    "safety",
+    "tcp",
+    "admission",
+    "flows",
+    "framing",
+    "pipeline",
+)
+IMPURE: Final = {"time", "socket", "os", "logging", "random", "threading", "asyncio", "subprocess", "select"}
+
+
+def modules() -> list[str]:
+    """All modules, without "tapmirror.": "tcp", "framing.http1"; a package by its own name."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def file_of(module: str) -> Path:
+    """The file of a module."""
+    path = SOURCE.joinpath(*module.split(".")) if module else SOURCE
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def room(module: str) -> str | None:
+    """The deepest name in `RANKS` that the module is in."""
+    parts = module.split(".") if module else []
+    names = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+    return next((name for name in names if name in RANKS), "" if not module else None)
+
+
+def imports(module: str) -> Iterator[str]:
+    """Full names of what it imports, wherever in the file."""
+    path = file_of(module)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = node.module or ""
+            if node.level:
+                parts = f"tapmirror.{package}".rstrip(".").split(".")
+                start = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [start])])
+            for name in node.names:
+                yield f"{start}.{name.name}"
+
+
+def ours(name: str) -> str | None:
+    """The module of ours that an imported name is or is in; None: not ours."""
+    parts = name.split(".")
+    if parts[0] != "tapmirror":
+        return None
+    while len(parts) > 1 and not file_of(".".join(parts[1:])).exists():
+        parts.pop()
+    return ".".join(parts[1:])
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down(module: str) -> None:
+    own = room(module)
+    assert own is not None, (
+        f"give {module} a rank in RANKS of {Path(__file__).name}, and a line in docs/ARCHITECTURE.md"
+    )
+    for name in imports(module):
+        other = ours(name)
+        if other is None:
+            continue
+        target = room(other)
+        assert target is not None, f"{other} has no rank"
+        if target != own:
+            assert RANKS[target] < RANKS[own], (
+                f"{module} (rank {RANKS[own]}) imports {name} (rank {RANKS[target]}): "
+                "hand the value in from above, or move what both need below"
+            )
+
+
+@pytest.mark.parametrize("module", [module for module in modules() if room(module) in PURE])
+def test_the_core_is_pure(module: str) -> None:
+    for name in imports(module):
+        assert name.partition(".")[0] not in IMPURE, f"{module} is pure and imports {name}: pass the value in"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_only_the_loader_imports_bcc(module: str) -> None:
+    if module != "loader":
+        assert not any(name.partition(".")[0] == "bcc" for name in imports(module)), f"{module} imports bcc"
+
+
+def test_each_module_has_a_test_file() -> None:
+    missing = []
+    for module in modules():
+        path = file_of(module)
+        if path.name == "__init__.py" or path.name == "__main__.py":
+            continue
+        if not (TOP / "tests" / f"test_{module.replace('.', '_')}.py").exists():
+            missing.append(module)
+    assert not missing, f"no tests/test_<module>.py for: {', '.join(missing)}"
+
+
+def own_files() -> list[Path]:
+    """All files that carry a licence line."""
+    found = [path for folder in ("tapmirror", "tests") for path in (TOP / folder).rglob("*.py")]
+    found += [*(TOP / "bpf").iterdir(), *(TOP / "scripts").iterdir(), TOP / ".ci" / "run"]
+    found += [TOP / name for name in ("pyproject.toml", "setup.cfg", ".gitignore", ".clang-format")]
+    return [path for path in found if path.is_file()]
+
+
+@pytest.mark.parametrize("path", own_files(), ids=lambda path: str(path.relative_to(TOP)))
+def test_every_file_names_its_licence(path: Path) -> None:
+    licence = "(GPL-2.0-only OR BSD-2-Clause)" if path.parent.name == "bpf" else "Apache-2.0"
+    first = path.read_text(encoding="utf-8").splitlines()[:2]
+    assert any(f"SPDX-License-Identifier: {licence}" in line for line in first)
