@@ -306,6 +306,8 @@ static inline int from_server(struct tap_config *c, const struct tap_key *key, c
 		struct tap_wants *w = wants.lookup(&zero);
 		if (!w || !w->bucket[hash & 0xffff])
 			return 0;
+		if (w->bucket[hash & 0xffff] == TAP_WANT_ONE)
+			w->bucket[hash & 0xffff] = 0;
 	}
 	count(TAP_EGRESS, 1, p->length);
 	emit_bare(key, p, hash, p->flags | TAP_FROM_SERVER, p->length);

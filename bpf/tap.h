@@ -43,6 +43,9 @@ enum { TAP_SEEN, TAP_EMITTED, TAP_SAMPLED_OUT, TAP_LOOP, TAP_RING_FULL, TAP_FRAG
 struct tap_counter { __u64 records; __u64 bytes; };
 #define TAP_CHUNK 65536
 #define TAP_MAX_CHUNKS 9
+/* Of a bucket: the next packet of production only, or all until it is cleared. */
+#define TAP_WANT_ONE 1
+#define TAP_WANT_ALL 2
 struct tap_wants { __u8 bucket[65536]; };
 struct tap_first { __u32 client; __u32 server; };
 #endif

@@ -20,6 +20,8 @@ from tapmirror.tcp import MASK
 
 HANDSHAKES: Final = 32_768
 """As in bpf/tap.c."""
+WANT_ONE: Final = 1
+WANT_ALL: Final = 2
 PLAUSIBLE: Final = 1 << 30
 """Furthest an acknowledgement can be from the handshake that it completes: the largest window."""
 
@@ -53,7 +55,7 @@ class Admission:
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to report production's acknowledgements of the flow's bucket."""
-        self._wants[flow_hash(key, self._seed) & 0xFFFF] = wanted
+        self._wants[flow_hash(key, self._seed) & 0xFFFF] = WANT_ALL if wanted else 0
 
     def count(self, name: str, size: int = 0) -> None:
         """Add one record of `size` bytes to a counter."""
@@ -94,8 +96,12 @@ class Admission:
                     self._handshakes.popitem(last=False)
                 self.count("syn_ack")
             return []
-        if not flags & (FIN | RST) and not self._egress_all and not self._wants[hashed & 0xFFFF]:
-            return []
+        if not flags & (FIN | RST) and not self._egress_all:
+            bucket = hashed & 0xFFFF
+            if not self._wants[bucket]:
+                return []
+            if self._wants[bucket] == WANT_ONE:
+                self._wants[bucket] = 0
         self.count("egress", header.length)
         return [(key, flags | FROM_SERVER, header.seq, header.ack, header.length, b"", time_ns)]
 

@@ -9,7 +9,7 @@ A flow begins in one of two ways:
   of the handshake, so the first byte is known and production has accepted the connection;
 * in mid-stream, by data of a connection that the table does not know (it stood when the tap
   began).  Such a flow is *tentative*: its data is held until a packet of production shows that
-  the connection exists there.  An RST from production, or silence for `Limits.accept_time`,
+  the connection exists there, or the client acknowledges something new of it.  An RST from production, or silence for `Limits.accept_time`,
   discards it.
 
 It ends by FIN from both sides, by an RST, by a new connection on the same 4-tuple, or by
@@ -158,10 +158,8 @@ class FlowTable:
     `ack_requests` collects (key, wanted) for the source; the caller empties it after each batch.
     """
 
-    def __init__(self, limits: Limits, seed: int, ledger: Ledger, *, acks_on_demand: bool) -> None:
-        """`acks_on_demand`: the source gives production's acknowledgements only while they are asked for."""
+    def __init__(self, limits: Limits, seed: int, ledger: Ledger) -> None:
         self._limits = limits
-        self._acks_on_demand = acks_on_demand
         self._seed = seed
         self._ledger = ledger
         self._segments = ledger.segments
@@ -259,6 +257,9 @@ class FlowTable:
             return self._reset(flow, now) if flow.rx.is_edge(seq) else []
         if flow.state is State.TENTATIVE:
             flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
+            if flow.ack is not None and flow.ack != ack:
+                return self._confirmed(flow, now)
+            flow.ack = ack
             return []
         pieces = flow.rx.feed(seq, payload, length, bool(flags & FIN), ack)
         return self._events(flow, pieces, now)
@@ -274,14 +275,18 @@ class FlowTable:
         if flags & ACK and abs(distance(ack, flow.rx.next)) < FAR:
             flow.since = now
             if flow.state is State.TENTATIVE:
-                self._move(flow, Move.CONFIRMED, now)
-                events += self._events(flow, flow.rx.release(), now)
+                events += self._confirmed(flow, now)
             else:
                 events += self._events(flow, flow.rx.acknowledged(ack), now)
-            self._unwanted(flow.key, flags)
         if flags & FIN:
             self._move(flow, Move.SERVER_FIN, now)
         return events
+
+    def _confirmed(self, flow: Flow, now: float) -> list[Event]:
+        """Production knows this connection: what was held for its word goes on."""
+        flow.ack = None
+        self._move(flow, Move.CONFIRMED, now)
+        return self._events(flow, flow.rx.release(), now)
 
     def _count_answer(self, flow: Flow, seq: int, length: int) -> None:
         """Note how far production's stream has come, each byte once."""
@@ -297,8 +302,7 @@ class FlowTable:
         """A repeated SYN-ACK, or a new connection on the tuple of one whose end was not seen."""
         ahead = distance(flow.first, segment[2])
         if flow.state is State.TENTATIVE and 0 <= ahead < REJOIN:
-            self._move(flow, Move.CONFIRMED, now)
-            return self._events(flow, flow.rx.release(), now)
+            return self._confirmed(flow, now)
         if ahead == 0 or (flow.midstream and 0 <= ahead < REJOIN):
             return []
         events = self._reset(flow, now)
@@ -311,7 +315,6 @@ class FlowTable:
         if flags & ACCEPTED:
             return self._begin(key, seq, now)
         if flags & FROM_SERVER:
-            self._unwanted(key, flags)
             return ()
         if flags & SYN:
             return self._early_data(segment)
@@ -443,11 +446,6 @@ class FlowTable:
 
     def _bucket(self, key: FlowKey) -> int:
         return flow_hash(key, self._seed) % BUCKETS
-
-    def _unwanted(self, key: FlowKey, flags: int) -> None:
-        """An acknowledgement came that nobody waits for: every bucket is open when the tap begins."""
-        if self._acks_on_demand and not flags & (FIN | RST) and self._bucket(key) not in self._buckets:
-            self.ack_requests.append((key, False))
 
     def _ask(self, flow: Flow, now: float) -> None:
         if flow.asking or flow.state is State.CLOSED:

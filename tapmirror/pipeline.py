@@ -47,7 +47,7 @@ class Pipeline:
     def __init__(self, spec: TapSpec, ledger: Ledger) -> None:
         self._ledger = ledger
         self._turns = spec.pacing is Pacing.WAIT
-        self._flows = FlowTable(spec.limits, spec.seed, ledger, acks_on_demand=not self._turns)
+        self._flows = FlowTable(spec.limits, spec.seed, ledger)
         self._protocol = spec.protocol
         self._head_bytes = spec.limits.head_bytes
         self._host = spec.host.encode("ascii") if spec.host is not None else None

@@ -28,7 +28,7 @@ class Dialogue:
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.ledger = Ledger()
-        self.table = FlowTable(limits, 0, self.ledger, acks_on_demand=True)
+        self.table = FlowTable(limits, 0, self.ledger)
         self.now = 100.0
         self.out: dict[int, bytes] = {}
         self.turns: list[bool] = []
@@ -248,12 +248,14 @@ def test_idle_flow_is_forgotten_and_joins_again() -> None:
     assert d.ledger.events["flows_joined"] == 1
 
 
-def test_open_buckets_are_closed_when_nobody_waits() -> None:
+def test_midstream_is_confirmed_by_what_the_client_acknowledges() -> None:
     d = Dialogue()
-    d.accept()
-    d.put(ACK, 0, b"abc")
-    d.server(3)
-    assert d.table.ack_requests == [(key(), False)]
+    d.put(ACK, 0, b"abc", ack=1)
+    d.put(ACK, 3, b"def", ack=1)
+    assert d.text == b""
+    d.put(ACK, 6, b"ghi", ack=9)
+    assert d.text == b"abcdefghi"
+    assert d.turns == [True, False, True]
 
 
 def test_closing_accounts_for_what_is_held() -> None:

@@ -88,7 +88,7 @@ class Lane:
         self.http = http
         self._pool = pool
         self._ledger = ledger
-        self.sock: socket.socket | None = None
+        self.sock: socket.SocketType | None = None
         self.state = IDLE
         self.ready = False
         """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""

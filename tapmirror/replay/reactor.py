@@ -66,7 +66,8 @@ closed by RST, which leaves nothing behind."""
 _RESET: Final = struct.pack("ii", 1, 0)
 _INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _GONE: Final = select.EPOLLERR | select.EPOLLHUP
-_READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | _GONE
+_ENDED: Final = select.EPOLLRDHUP | _GONE
+_READABLE: Final = select.EPOLLIN | _ENDED
 _WHOLE: Final = START | END
 _EXHAUSTED: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
@@ -125,7 +126,7 @@ class Reactor:
         now = clock()
         unread, self._unread = self._unread, set()
         for lane in unread:
-            self._on_readable(lane, now)
+            self._on_readable(lane, now, ended=True)
         for fd, event in events:
             found = self._by_fd.get(fd)
             if found is not None:
@@ -206,8 +207,8 @@ class Reactor:
             self._bytes.mirrored += size
             self._requests.mirrored += 1
             lane.sent += 1
-            if lane.sent == LAZY_AFTER and not self._wait:
-                self._set_lazy(lane, LAZY_BYTES)
+            if lane.sent == LAZY_AFTER:
+                self._settle_in(lane)
         else:
             lane.sent_whole(size, flags)
 
@@ -313,7 +314,7 @@ class Reactor:
             return False
         family, address = self._addresses[0]
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError:
             self._backoff.failed(now, DropReason.NO_RESOURCES)
             return False
@@ -321,7 +322,6 @@ class Reactor:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2)
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOOP_DSCP << 2)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         number = sock.connect_ex(address)
         if number not in (0, errno.EINPROGRESS):
             sock.close()
@@ -349,13 +349,13 @@ class Reactor:
             del self._connecting[lane]
             lane.state = OPEN
             self._backoff.succeeded()
-            if not lane.http and not self._wait:
-                self._set_lazy(lane, LAZY_BYTES)
+            if not lane.http:
+                self._settle_in(lane)
             lane.refresh()
         if event & select.EPOLLOUT and lane.queue:
             self._flush(lane, now)
         if event & _READABLE and lane.sock is not None:
-            self._on_readable(lane, now)
+            self._on_readable(lane, now, ended=bool(event & _ENDED))
         if lane.finishing and lane.state == OPEN:
             self._try_finish(lane, now)
 
@@ -420,45 +420,54 @@ class Reactor:
             return framer.tunnel is True
         return True
 
-    def _on_readable(self, lane: Lane, now: float) -> None:
-        """Read and discard, a bounded amount."""
+    def _on_readable(self, lane: Lane, now: float, *, ended: bool = False) -> None:
+        """Read and discard, a bounded amount.
+
+        A read that was not filled emptied the socket: more will be a new edge (epoll(7)), except for an
+        end that came with this one (`ended`).
+        """
         sock = lane.sock
         if sock is None or lane.state != OPEN:
             return
         try:
             for _ in range(READS):
-                count = self._read_http(lane, sock) if lane.framer is not None else self._read_raw(lane, sock, now)
+                asked, count = self._read_http(lane, sock) if lane.framer is not None else self._read_raw(lane, sock, now)
                 if not count:
                     self._shadow_ended(lane, now)
                     return
+                if count < asked and not ended:
+                    break
+            else:
+                self._unread.add(lane)
         except BlockingIOError:
             pass
         except OSError:
             self._ledger.events["shadow_resets"] += 1
             self._lost(lane, now)
             return
-        else:
-            self._unread.add(lane)
         if lane.queue:
             self._flush(lane, now)
         if lane.finishing and lane.state == OPEN:
             self._try_finish(lane, now)
 
-    def _read_raw(self, lane: Lane, sock: socket.socket, now: float) -> int:
+    def _read_raw(self, lane: Lane, sock: socket.SocketType, now: float) -> tuple[int, int]:
+        """(bytes asked for, bytes read); nothing of them is looked at."""
         count = sock.recv_into(self._waste, DISCARD_BYTES, socket.MSG_TRUNC)
         if self._wait:
             lane.heard += count
             lane.heard_at = now
-        return count
+        return DISCARD_BYTES, count
 
-    def _read_http(self, lane: Lane, sock: socket.socket) -> int:
+    def _read_http(self, lane: Lane, sock: socket.SocketType) -> tuple[int, int]:
+        """(bytes asked for, bytes read); of bodies nothing is looked at."""
         framer = lane.framer
         assert framer is not None
         skippable = framer.skippable()
         if skippable:
-            count = sock.recv_into(self._waste, min(skippable, DISCARD_BYTES), socket.MSG_TRUNC)
+            asked = min(skippable, DISCARD_BYTES)
+            count = sock.recv_into(self._waste, asked, socket.MSG_TRUNC)
             framer.skip(count)
-            return count
+            return asked, count
         count = sock.recv_into(self._buffer, LOOK_BYTES)
         if count:
             for status in framer.feed(self._view[:count]):
@@ -467,7 +476,7 @@ class Reactor:
                 lane.ready = False
             if framer.failed:
                 self._ledger.answers["garbage"] += 1
-        return count
+        return LOOK_BYTES, count
 
     def _shadow_ended(self, lane: Lane, now: float) -> None:
         """The shadow closed its side."""
@@ -578,6 +587,12 @@ class Reactor:
             lane.heard = 0
         if flush:
             self._flush(lane, now)
+
+    def _settle_in(self, lane: Lane) -> None:
+        """The connection lasts: what is not worth its system calls for one request is now."""
+        lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
+        if not self._wait:
+            self._set_lazy(lane, LAZY_BYTES)
 
     def _set_lazy(self, lane: Lane, size: int) -> None:
         lane.lazy = size > 1

@@ -31,6 +31,8 @@ RECORD: Final = struct.Struct("<QIIIIIHH40s")
 COUNTER_NAMES: Final = Counters.__struct_fields__
 COUNTERS_PER_CPU: Final = 16
 """TAP_COUNTERS of bpf/tap.h."""
+WANT_ALL: Final = 2
+"""TAP_WANT_ALL of bpf/tap.h."""
 
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
@@ -105,7 +107,7 @@ class RingSource:
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Set the byte of the flow's bucket, which the kernel program looks at."""
-        self._wants[flow_hash(key, self._seed) & 0xFFFF] = wanted
+        self._wants[flow_hash(key, self._seed) & 0xFFFF] = WANT_ALL if wanted else 0
 
     def counters(self) -> Counters:
         """The sum over all CPUs."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 MARK: Final = "TAPMIRROR_LAB"
-"""In the environment of every process that the lab starts, with the pid of the first one: the leak check looks for it."""
+"""In the environment of every process that the lab starts, with our pid: the leak check looks for it."""
 os.environ.setdefault(MARK, str(os.getpid()))
 NOFILE, NOFILE_MOST = resource.getrlimit(resource.RLIMIT_NOFILE)
 CLONE_NEWNET: Final = 0x40000000
@@ -38,9 +38,11 @@ class LabError(Exception):
 def bound_to_us(command: Sequence[str], nofile: int = NOFILE) -> list[str]:
     """The command, to be killed by the kernel when the thread that starts it ends.
 
-    `nofile` is its soft limit of descriptors: what we began with, as on a user's shell, if not told otherwise.
+    The shell looks whether we died before it was so bound.  `nofile` is the command's soft limit of
+    descriptors: what we began with, as on a user's shell, if not told otherwise.
     """
-    return ["prlimit", f"--nofile={nofile}:", "setpriv", "--pdeathsig", "KILL", "--", *command]
+    script = '[ "$PPID" = "$0" ] || exit 1; ulimit -Sn "$1"; shift; exec "$@"'
+    return ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", script, str(os.getpid()), str(nofile), *command]
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:

@@ -56,12 +56,14 @@ class Server:
         ready.set()
         await self._end.wait()
         if server is not None:
-            server.close()
-        self._listener.close()
+            self._loop.remove_reader(self._listener)
         await _turns(5)  # what was accepted gets its transport
         for transport in [*self._open]:
             transport.abort()
         await _turns(5)  # and loses its socket
+        if server is not None:
+            server.close()
+        self._listener.close()
 
     def __enter__(self) -> Self:
         return self
