@@ -16,12 +16,12 @@ from typing import Final
 
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, RST, SYN, FlowKey, Segment
 from tapmirror.packet import Header, flow_hash, flow_key
-from tapmirror.tcp import MASK
 
 HANDSHAKES: Final = 32_768
 """As in bpf/tap.c."""
 WANT_ONE: Final = 1
 WANT_ALL: Final = 2
+MASK: Final = 0xFFFFFFFF
 PLAUSIBLE: Final = 1 << 30
 """Furthest an acknowledgement can be from the handshake that it completes: the largest window."""
 
@@ -67,14 +67,10 @@ class Admission:
         if outgoing and self._loopback:
             return []
         if not outgoing and self._is_production(header.destination, header.destination_port):
-            key = flow_key(
-                header.source, header.destination, header.source_port, header.destination_port, header.vlan
-            )
+            key = flow_key(header.source, header.destination, header.source_port, header.destination_port, header.vlan)
             return self._from_client(key, header, time_ns)
         if (outgoing or self._loopback) and self._is_production(header.source, header.source_port):
-            key = flow_key(
-                header.destination, header.source, header.destination_port, header.source_port, header.vlan
-            )
+            key = flow_key(header.destination, header.source, header.destination_port, header.source_port, header.vlan)
             return self._from_server(key, header, time_ns)
         return []
 

@@ -133,7 +133,8 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
     """At this point of the stream production had sent `answered` bytes since the last
-    `Turn`.  Only with pacing `wait`: what follows is sent after the shadow answered too."""
+    `Turn`.  Only with pacing `wait`: what follows is sent after the shadow answered too.
+    """
 
     flow: int
     answered: int

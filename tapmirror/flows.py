@@ -9,8 +9,8 @@ A flow begins in one of two ways:
   of the handshake, so the first byte is known and production has accepted the connection;
 * in mid-stream, by data of a connection that the table does not know (it stood when the tap
   began).  Such a flow is *tentative*: its data is held until a packet of production shows that
-  the connection exists there, or the client acknowledges something new of it.  An RST from production, or silence for `Limits.accept_time`,
-  discards it.
+  the connection exists there, or the client acknowledges something new of it.  An RST from
+  production, or silence for `Limits.accept_time`, discards it.
 
 It ends by FIN from both sides, by an RST, by a new connection on the same 4-tuple, or by
 `Limits.flow_idle` of silence.  An ended flow is remembered for a while (`LATE`), so that a
@@ -73,7 +73,8 @@ _SPECIAL: Final = FIN | SYN | RST | FROM_SERVER | ACCEPTED
 
 Event: TypeAlias = "tuple[Flow, Chunk, bool]"
 """A chunk of a flow's client stream, and whether a new turn of the dialogue may begin with it:
-it begins a segment, and the client had received something since its last data."""
+it begins a segment, and the client had received something since its last data (or, of a connection
+joined in mid-stream, it is the first)."""
 
 
 class State(enum.Enum):
@@ -313,7 +314,7 @@ class FlowTable:
     def _unknown(self, segment: Segment, now: float) -> Sequence[Event]:
         key, flags, seq, ack, length, payload, _ = segment
         if flags & ACCEPTED:
-            return self._begin(key, seq, now)
+            return self._begin(key, seq, ack, now)
         if flags & FROM_SERVER:
             return ()
         if flags & SYN:
@@ -335,8 +336,8 @@ class FlowTable:
         self._ask(flow, now)
         return ()
 
-    def _begin(self, key: FlowKey, seq: int, now: float) -> list[Event]:
-        """Production accepted a connection whose client's first byte has the number `seq`."""
+    def _begin(self, key: FlowKey, seq: int, ack: int, now: float) -> list[Event]:
+        """Production accepted a connection: the first byte of the client is `seq`, of the server `ack`."""
         self._late.pop(key, None)
         early = self._early.pop(key, None)
         if not self._room(now):
@@ -347,9 +348,10 @@ class FlowTable:
         if early is None or (early[0] + len(early[1])) & MASK != seq:
             if early is not None:
                 self._ledger.filter(FilterReason.NOT_ACCEPTED, len(early[1]), 1)
-            self._add(key, seq, now, midstream=False)
+            self._add(key, seq, now, midstream=False).ack = ack
             return []
         flow = self._add(key, early[0], now, midstream=False)
+        flow.ack = ack
         flow.first = seq
         return self._events(flow, flow.rx.feed(early[0], early[1], len(early[1]), False, early[2]), now)
 

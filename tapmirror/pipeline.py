@@ -161,11 +161,8 @@ class Pipeline:
         return self._frame(flow, self._protocol is not Protocol.RAW, commands)
 
     def _frame(self, flow: Flow, http: bool, commands: list[Command]) -> Framer:
-        framer: Framer
-        if http:
-            framer = RequestFramer(self._head_bytes, self._host, flow.midstream)
-        else:
-            framer = RawFramer(flow.midstream)
+        midstream = flow.midstream
+        framer: Framer = RequestFramer(self._head_bytes, self._host, midstream) if http else RawFramer(midstream)
         flow.framer = framer
         flow.opened = http or not flow.midstream
         if flow.opened:

@@ -22,7 +22,7 @@ RANKS: Final = {
     "safety": 1,
     "privsep": 1,
     "tcp": 2,
-    "admission": 2,
+    "admission": 3,
     "flows": 3,
     "framing": 3,
     "pipeline": 4,
@@ -49,6 +49,9 @@ PURE: Final = (
     "framing",
     "pipeline",
 )
+NO_TESTS: Final = {
+    "events",  # values without behaviour
+}
 IMPURE: Final = {"time", "socket", "os", "logging", "random", "threading", "asyncio", "subprocess", "select"}
 
 
@@ -131,15 +134,11 @@ def test_only_the_loader_imports_bcc(module: str) -> None:
         assert not any(name.partition(".")[0] == "bcc" for name in imports(module)), f"{module} imports bcc"
 
 
-def test_each_module_has_a_test_file() -> None:
-    missing = []
-    for module in modules():
-        path = file_of(module)
-        if path.name == "__init__.py" or path.name == "__main__.py":
-            continue
-        if not (TOP / "tests" / f"test_{module.replace('.', '_')}.py").exists():
-            missing.append(module)
-    assert not missing, f"no tests/test_<module>.py for: {', '.join(missing)}"
+@pytest.mark.parametrize("module", [module for module in modules() if file_of(module).name != "__init__.py"])
+def test_each_module_has_a_test_file(module: str) -> None:
+    if module not in NO_TESTS:
+        path = TOP / "tests" / f"test_{module.replace('.', '_')}.py"
+        assert path.exists(), f"write tests/{path.name}"
 
 
 def own_files() -> list[Path]:

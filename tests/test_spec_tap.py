@@ -48,7 +48,9 @@ def test_shadow(text: str, host: str, port: int) -> None:
     assert parse_shadow(text) == Shadow(host=host, port=port)
 
 
-@pytest.mark.parametrize("text", ["a", "a:", ":80", "a:x", "a:0", "a:65536", "::1:80", "[::1:80", "[::1]", "[x]:80", "a:²"])
+@pytest.mark.parametrize(
+    "text", ["a", "a:", ":80", "a:x", "a:0", "a:65536", "::1:80", "[::1:80", "[::1]", "[x]:80", "a:²"]
+)
 def test_wrong_shadow(text: str) -> None:
     with pytest.raises(SpecError):
         parse_shadow(text)

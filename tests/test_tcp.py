@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -208,7 +210,7 @@ def test_any_cover_in_any_order_gives_the_stream(data: st.DataObject) -> None:
     text = bytes(i % 251 for i in range(size))
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, size - 1)), max_size=8)))
     edges = [0, *[c for c in cuts if c < size], size]
-    segments = [(a, text[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    segments = [(a, text[a:b]) for a, b in pairwise(edges)]
     for _ in range(data.draw(st.integers(0, 6))):
         a = data.draw(st.integers(0, size - 1))
         segments.append((a, text[a : data.draw(st.integers(a + 1, size))]))

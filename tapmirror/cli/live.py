@@ -72,8 +72,9 @@ class LineView:
         lost = sum(requests["dropped"].values()), sum(segments["dropped"].values())
         answers = " ".join(f"{name} {count:,}" for name, count in ledger["answers"].items())
         click.echo(
-            f"{time.strftime('%H:%M:%S')}  {rate:,.0f}/s {size / 1e6:.1f} MB/s  requests {requests['mirrored']:,} mirrored "
-            f"{lost[0]:,} dropped  segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
+            f"{time.strftime('%H:%M:%S')}  {rate:,.0f}/s {size / 1e6:.1f} MB/s  "
+            f"requests {requests['mirrored']:,} mirrored {lost[0]:,} dropped  "
+            f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
             f"flows {ledger['flows']:,}  cpu {cpu:.0%}  shadow: {answers or 'no answers'}",
             err=True,
         )
@@ -105,7 +106,8 @@ class LiveView:
         table = Table(title=heading(self._spec), title_justify="left", caption_justify="left")
         table.caption = (
             f"{rate:,.0f}/s  {size / 1e6:.1f} MB/s  flows {ledger['flows']:,}  "
-            f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB  capture {ledger['capture']}   Ctrl-C stops"
+            f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB  "
+            f"capture {ledger['capture']}   Ctrl-C stops"
         )
         _fill(table, ledger)
         self._live.update(table, refresh=True)

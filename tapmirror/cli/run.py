@@ -58,7 +58,7 @@ def run(
     duration: float | None,
     as_json: bool,
 ) -> None:
-    """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
+    r"""Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
 
     \b
     Examples:
@@ -108,7 +108,7 @@ def watch(tap: Tap, stop: int, duration: float | None) -> dict[str, Any]:
             while end is None or time.monotonic() < end:
                 view.show(tap.snapshot())
                 wait = view.interval if end is None else min(view.interval, max(0.0, end - time.monotonic()))
-                if stop in select.select([stop, tap], [], [], wait)[0]:
+                if stop in select.select([stop, tap.fileno()], [], [], wait)[0]:
                     break
     except BaseException:
         tap.close()

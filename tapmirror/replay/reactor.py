@@ -431,7 +431,9 @@ class Reactor:
             return
         try:
             for _ in range(READS):
-                asked, count = self._read_http(lane, sock) if lane.framer is not None else self._read_raw(lane, sock, now)
+                asked, count = (
+                    self._read_http(lane, sock) if lane.framer is not None else self._read_raw(lane, sock, now)
+                )
                 if not count:
                     self._shadow_ended(lane, now)
                     return

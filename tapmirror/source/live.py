@@ -86,7 +86,9 @@ class LiveSource:
                 return
             yield from self._segments_of(size, auxiliary, address)
 
-    def _segments_of(self, size: int, auxiliary: list[tuple[int, int, bytes]], address: tuple[object, ...]) -> list[Segment]:
+    def _segments_of(
+        self, size: int, auxiliary: list[tuple[int, int, bytes]], address: tuple[object, ...]
+    ) -> list[Segment]:
         _, protocol, kind, hardware, *_ = address
         if kind == PACKET_OTHERHOST:
             return []

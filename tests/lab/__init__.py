@@ -11,7 +11,7 @@ from lab.network import Lab
 from lab.relay import Faults, RelayCount
 from lab.servers import Nginx, Redis, redis_pipe, resp
 from lab.sinks import Behaviour, HashSink, RecordingTcp
-from lab.snapshot import Snapshot
+from lab.snapshot import Snapshot, cpu_seconds, resident_kb
 from lab.tap import Tap, identity
 from lab.wrk import WrkResult, wrk
 
@@ -33,9 +33,11 @@ __all__ = [
     "Tap",
     "WrkResult",
     "body",
+    "cpu_seconds",
     "identity",
     "load",
     "redis_pipe",
+    "resident_kb",
     "resp",
     "until",
     "wrk",

@@ -7,7 +7,7 @@ import contextlib
 from types import TracebackType
 from typing import Final, Self
 
-from lab.hosts import Host, LabError
+from lab.hosts import Host, LabError, undisturbed
 from lab.relay import Faults, Relay
 
 NEAR4, NEAR6 = "10.77.1.", "fd77:1::"
@@ -50,8 +50,9 @@ class Lab:
 
     def close(self) -> None:
         """End all processes; the namespaces go with them."""
-        while self._hosts:
-            self._hosts.pop().close()
+        with undisturbed():
+            while self._hosts:
+                self._hosts.pop().close()
 
     def _build(self) -> None:
         self.client, self.node, self.shadow = (self._host(name) for name in ("client", "node", "shadow"))

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import Final, Self
 
-from lab.hosts import Host, LabError
+from lab.hosts import Host
 
 BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 PROGRAMS, MAPS, LINKS = 11, 12, 31
@@ -84,16 +86,16 @@ class Snapshot:
                 told = host.run(["tc", "filter", "show", "dev", device["ifname"], place], check=False).stdout
                 filters.update(f"{device['ifname']} {place} {line.strip()}" for line in told.splitlines())
         return cls(
-            links=frozenset(_text({name: device.get(name) for name in shown}) for device in devices),
+            links=frozenset(repr({name: device.get(name) for name in shown}) for device in devices),
             addresses=frozenset(
-                _text([device["ifname"], item["local"], item["prefixlen"]])
+                repr([device["ifname"], item["local"], item["prefixlen"]])
                 for device in host.json("ip", "-j", "addr", "show")
                 for item in device.get("addr_info", ())
             ),
             routes=frozenset(
-                _text(route) for family in ("-4", "-6") for route in host.json("ip", family, "-j", "route", "show")
+                repr(route) for family in ("-4", "-6") for route in host.json("ip", family, "-j", "route", "show")
             ),
-            qdiscs=frozenset(_text(qdisc) for qdisc in host.json("tc", "-j", "qdisc", "show")),
+            qdiscs=frozenset(repr(qdisc) for qdisc in host.json("tc", "-j", "qdisc", "show")),
             filters=frozenset(filters),
             packet_sockets=frozenset(line.split()[8] for line in host.read("packet").splitlines()[1:]),
             programs=frozenset(network_programs()),
@@ -111,28 +113,41 @@ class Snapshot:
         return found
 
 
-def _text(value: Any) -> str:
-    return repr(value)
-
-
 def tree(root: int) -> dict[int, str]:
-    """A process and all that came from it, by pid, with their names."""
-    parents: dict[int, list[int]] = {}
-    names: dict[int, str] = {}
+    """A process and all that came from it, by pid, with their command lines."""
+    children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as stat:
-                    text = stat.read()
-            except OSError:
-                continue
-            names[int(entry)] = text[text.find("(") + 1 : text.rfind(")")]
-            parents.setdefault(int(text[text.rfind(")") + 2 :].split()[1]), []).append(int(entry))
-    if root not in names:
-        raise LabError(f"no process {root}")
-    found, todo = {}, [root]
+            with contextlib.suppress(OSError):
+                children.setdefault(int(_stat(int(entry))[1]), []).append(int(entry))
+    found: dict[int, str] = {}
+    todo = [root]
     while todo:
         pid = todo.pop()
-        found[pid] = names[pid]
-        todo += parents.get(pid, [])
+        with contextlib.suppress(OSError):
+            found[pid] = (
+                Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            )
+            todo += children.get(pid, [])
     return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time that these processes took since their start; in steps of 10 ms."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            ticks += sum(int(word) for word in _stat(pid)[11:13])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident_kb(pid: int, peak: bool = False) -> int:
+    """Memory of a process, now or at its peak."""
+    name = "VmHWM:" if peak else "VmRSS:"
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: what follows the name, which may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -9,10 +9,10 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 from lab.hosts import Host, LabError, until
-from lab.snapshot import tree
+from lab.snapshot import cpu_seconds, tree
 
 COMMAND: Final = Path(sys.executable).parent / "tapmirror"
 
@@ -36,7 +36,7 @@ class Tap:
         **more: object,
     ) -> None:
         self._host = host
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `kill`
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `end`
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._last_words = ""
         options = {"iface": iface or host.iface, "port": port, "shadow": shadow, **more}
@@ -52,18 +52,18 @@ class Tap:
             start_new_session=True,
         )
         self._terminal = terminal
-        host.at_close(self.kill)
+        host.at_close(self.end)
         try:
             until(self._is_up, "the tap", 60.0)
         except BaseException:
-            self.kill()
+            self.end()
             raise
 
-    def __enter__(self) -> Tap:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        self.end()
 
     @property
     def pid(self) -> int:
@@ -71,8 +71,12 @@ class Tap:
         return self._process.pid
 
     def processes(self) -> dict[int, str]:
-        """The supervisor and its children, by pid, with their names."""
+        """The supervisor and its children, by pid, with their command lines."""
         return tree(self.pid)
+
+    def cpu(self) -> float:
+        """Seconds of CPU, user and system, of these since their start."""
+        return cpu_seconds(self.processes())
 
     def running(self) -> bool:
         """Whether the supervisor is there."""
@@ -100,15 +104,18 @@ class Tap:
         ledger: dict[str, Any] = json.loads(_read(self._output))
         return ledger
 
-    def kill(self) -> None:
-        """SIGKILL to the supervisor, if it runs; its children are left to themselves."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+    def end(self) -> None:
+        """Stop it, if it runs, and ask for nothing."""
+        self._host.stop(self._process, signal.SIGTERM, 10.0)
         if not self._errors.closed:
             self._last_words = self.said()
             self._errors.close()
             self._output.close()
+
+    def kill(self) -> None:
+        """SIGKILL to the supervisor; its children are left to themselves."""
+        self._process.kill()
+        self._process.wait()
 
 
 def _read(file: IO[bytes]) -> str:

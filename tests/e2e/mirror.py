@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of a whole tap share: a tap whose ledger is checked at its end, servers that converse."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final
+
+from lab import Host, Tap, identity, until
+
+UNITS: Final = ("segments", "bytes", "requests")
+PATIENCE: Final = 30.0
+"""Seconds after which what has not happened will not happen."""
+
+
+class Mirror(Tap):
+    """A tap that is stopped at the end of the `with` block, however the test goes on with its ledger."""
+
+    _ledger: dict[str, Any] | None = None
+
+    def final(self) -> dict[str, Any]:
+        """Stop it; its ledger, in which everything is accounted for and nothing is in flight."""
+        if self._ledger is None:
+            self._ledger = ledger = self.stop()
+            identity(ledger)
+            assert {unit: ledger[unit]["in_flight"] for unit in UNITS} == dict.fromkeys(UNITS, 0)
+        return self._ledger
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if error[0] is None:
+                self.final()
+        finally:
+            super().__exit__(*error)
+
+
+def dropped(ledger: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """What was given up, by unit and reason; empty: nothing."""
+    return {unit: ledger[unit]["dropped"] for unit in UNITS if ledger[unit]["dropped"]}
+
+
+def endpoint(address: str, port: int) -> str:
+    """HOST:PORT, IPv6 in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@contextlib.contextmanager
+def connect(host: Host, address: str, port: int) -> Iterator[socket.socket]:
+    """A connection from a host."""
+    with host.enter():
+        sock = socket.create_connection((address, port), timeout=PATIENCE)
+    with sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield sock
+
+
+def read_until(sock: socket.socket, end: bytes) -> bytes:
+    """Read up to and with `end`, or to the end of the stream."""
+    data = b""
+    while not data.endswith(end) and (piece := sock.recv(1 << 16)):
+        data += piece
+    return data
+
+
+@dataclass
+class Heard:
+    """One connection to a `Talker`."""
+
+    data: bytearray = field(default_factory=bytearray)
+    end: str = ""
+    """"eof", "reset", or "" while it lasts."""
+
+
+class Line:
+    """A talker's end of a connection: what is received is kept."""
+
+    def __init__(self, sock: socket.socket, heard: Heard) -> None:
+        self._sock = sock
+        self._heard = heard
+        self.send = sock.sendall
+        self._rest = b""
+
+    def receive(self) -> bytes:
+        """The next piece; empty at the end."""
+        rest, self._rest = self._rest, b""
+        if not rest:
+            rest = self._sock.recv(1 << 16)
+            self._heard.data += rest
+        return rest
+
+    def receive_until(self, end: bytes) -> bytes:
+        """Up to and with `end`; empty at the end of the stream."""
+        data = b""
+        while end not in data:
+            piece = self.receive()
+            if not piece:
+                return b""
+            data += piece
+        data, _, self._rest = data.partition(end)
+        return data + end
+
+    def more_waits(self) -> bool:
+        """Whether something arrived that was not received."""
+        try:
+            return bool(self._rest or self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
+
+class Talker:
+    """A server on a host whose side of each connection is a function, in a thread of its own."""
+
+    def __init__(self, host: Host, port: int, talk: Callable[[Line], None], address: str = "::") -> None:
+        self.heard: list[Heard] = []
+        """By connection, in the order of their beginning; one that said nothing is not among them."""
+        self._talk = talk
+        self._socks: list[socket.socket] = []
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with host.enter():
+            self._listener = socket.create_server(
+                (address, port), family=family, backlog=1024, dualstack_ipv6=address == "::"
+            )
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+        host.at_close(self.stop)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the listener was closed
+            while True:
+                sock, _ = self._listener.accept()
+                self._socks.append(sock)
+                thread = threading.Thread(target=self._serve, args=(sock,))
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        heard = Heard()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self._talk(Line(sock, heard))
+            heard.end = "eof"
+        except ConnectionResetError:
+            heard.end = "reset"
+        finally:
+            self.heard.append(heard)
+            sock.close()
+
+    def ended(self, count: int) -> list[Heard]:
+        """Wait until `count` connections that said something, or were reset, are over; those."""
+
+        def over() -> list[Heard]:
+            return [heard for heard in [*self.heard] if heard.data or heard.end == "reset"]
+
+        until(lambda: len(over()) >= count, f"{count} conversations (now {over()})", PATIENCE)
+        return over()
+
+    def __enter__(self) -> Talker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the port and what is established."""
+        for sock in (self._listener, *self._socks):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        self._listener.close()

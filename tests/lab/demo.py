@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`scripts/demo`: nginx mirrored to nginx under a real load, and the ledger beside both servers' counters."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lab.hosts import LabError, leave_on_signals
+from lab.network import Lab
+from lab.servers import Nginx
+from lab.tap import Tap
+from lab.wrk import WrkResult, command, parse
+
+SECONDS = 10.0
+SETTLE_TIME = 5.0
+UNITS = ("segments", "bytes", "requests")
+
+
+def main() -> int:
+    """Run it; 0 if the counts agree."""
+    parser = argparse.ArgumentParser(prog="scripts/demo")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load (%(default)s)")
+    parser.add_argument("--connections", type=int, default=32, help="of the load (%(default)s)")
+    parser.add_argument("--capture", choices=("auto", "ebpf", "packet"), default="auto")
+    options = parser.parse_args()
+    leave_on_signals()
+    say("lab: client, node and shadow in network namespaces, nginx on node (production) and shadow")
+    with Lab() as lab, Nginx(lab.node) as production, Nginx(lab.shadow, text="shadow") as shadow:
+        target = f"{lab.shadow.addr4}:80"
+        say(f"tap: tapmirror run --iface eth0 --port 80 --shadow {target} --capture {options.capture}, on the node")
+        tap = Tap(lab.node, port=80, shadow=target, capture=options.capture, terminal=True)
+        words = command(
+            f"http://{lab.node.addr4}/", connections=options.connections, threads=1, duration=options.seconds
+        )
+        say(f"load: {' '.join(words)}, on the client")
+        load = parse(lab.client.run(words, timeout=options.seconds + 60).stdout)
+        settle(production, shadow)
+        ledger = tap.stop()
+        return report(ledger, load, production.requests(), shadow.requests())
+
+
+def settle(production: Nginx, shadow: Nginx) -> None:
+    """Wait until both servers have read what is under way: their counts stand still or are equal."""
+    end = time.monotonic() + SETTLE_TIME
+    last = (-1, -2)
+    while (now := (production.requests(), shadow.requests())) != last or now[0] != now[1]:
+        if time.monotonic() > end:
+            return
+        last = now
+        time.sleep(0.2)
+
+
+def report(ledger: dict[str, Any], load: WrkResult, production: int, shadow: int) -> int:
+    """Print the ledger beside the counters; 0 if they agree."""
+    requests = ledger["requests"]
+    dropped = sum(requests["dropped"].values())
+    rows: list[tuple[str, int, str, int]] = [
+        ("production: requests read", production, "requests seen", requests["seen"]),
+        ("shadow: requests read", shadow, "requests mirrored", requests["mirrored"]),
+    ]
+    rows += [("", 0, f"{unit} unaccounted for", ledger[unit]["unaccounted"]) for unit in UNITS]
+    table = Table(title="The servers' own counters beside the tap's ledger", title_justify="left")
+    for title, justify in (("servers", "left"), ("", "right"), ("ledger", "left"), ("", "right"), ("", "left")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    agreed = True
+    for name, count, counter, value in rows:
+        same = value == count
+        agreed = agreed and same
+        table.add_row(
+            name,
+            f"{count:,}" if name else "",
+            counter,
+            f"{value:,}",
+            "[green]agree[/]" if same else "[red]DISAGREE[/]",
+        )
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in requests["dropped"].items())
+    table.add_row("", "", "requests dropped", f"{dropped:,}", reasons)
+    console = Console(highlight=False)
+    console.print()
+    console.print(table)
+    answers = ", ".join(f"{status} {count:,}" for status, count in ledger["answers"].items())
+    console.print(
+        f"client: {load.requests:,} answered at {load.rate:,.0f}/s, p50 {load.p50:g} ms, p99 {load.p99:g} ms, "
+        f"errors {load.errors}   shadow's answers: {answers or 'none'}   capture: {ledger.get('capture', '?')}"
+    )
+    agreed = agreed and production > 0
+    console.print("[bold green]agree[/]" if agreed else "[bold red]DISAGREE[/]")
+    return 0 if agreed else 1
+
+
+def say(text: str) -> None:
+    """What is done next."""
+    print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except LabError as error:
+        sys.exit(f"demo: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

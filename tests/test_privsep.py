@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving up privileges, tried from inside; messages with descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tapmirror import privsep
+
+# What a process that gave up its privileges tries; each must fail.
+ATTEMPTS = {
+    "become root": "os.setuid(0)",
+    "packet socket": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)",
+    "firewall mark": "socket.socket().setsockopt(socket.SOL_SOCKET, 36, 1)",
+    "secret": "open(sys.argv[1]).read()",
+    "another process": "os.kill(1, 9)",
+    "memory of another process": "open('/proc/1/mem', 'rb')",
+    "bpf": "check(ctypes.CDLL(None, use_errno=True).syscall(321, 0, b'\\0' * 64, 64))",
+    "mount": "check(ctypes.CDLL(None, use_errno=True).mount(b'none', b'/tmp', b'tmpfs', 0, None))",
+    "open files": "resource.setrlimit(resource.RLIMIT_CORE, (1, 1))",
+}
+PROGRAM = """
+import ctypes, os, resource, socket, sys
+from tapmirror import privsep
+privsep.drop_privileges(*privsep.worker_identity(), 100)
+def check(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+try:
+    {attempt}
+except (OSError, ValueError):
+    sys.exit(7)
+"""
+
+
+@pytest.mark.ebpf
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_nothing_is_left(name: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            import sys
+
+            sys.argv = ["", str(secret)]
+            exec(PROGRAM.format(attempt=ATTEMPTS[name]), {})
+        except SystemExit as error:
+            code = int(str(error.code))
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+@pytest.mark.ebpf
+def test_status_of_the_process() -> None:
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            privsep.drop_privileges(*privsep.worker_identity(), 100)
+            os.write(write_end, Path("/proc/thread-self/status").read_bytes())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    os.waitpid(child, 0)
+    with open(read_end, encoding="ascii", errors="replace") as pipe:
+        status = dict(line.split(":\t", 1) for line in pipe.read().splitlines() if ":\t" in line)
+    assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert status["NoNewPrivs"] == "1"
+    assert set(status["Uid"].split()) == {str(privsep.worker_identity()[0])}
+    assert not status["Groups"].strip()
+
+
+def test_messages_carry_descriptors() -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    read_end, write_end = os.pipe()
+    with one, two:
+        privsep.send(one, {"op": "x"}, [write_end])
+        os.close(write_end)
+        message, fds = privsep.receive(two, 1000)
+        assert message == {"op": "x"}
+        os.write(fds[0], b"through")
+        assert os.read(read_end, 100) == b"through"
+        os.close(fds[0])
+    os.close(read_end)
+
+
+@pytest.mark.parametrize("data", [b"{", b"[1]", b"\xff", b'{"a": "' + b"x" * 2000 + b'"}'])
+def test_wrong_messages_are_refused(data: bytes) -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, two:
+        one.send(data)
+        with pytest.raises(ValueError):  # noqa: PT011 -- msgspec's errors are ValueErrors too
+            privsep.receive(two, 1000)
+
+
+def test_the_end_is_an_end() -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with two:
+        one.close()
+        with pytest.raises(EOFError):
+            privsep.receive(two, 1000)
