@@ -12,7 +12,7 @@ A flow begins in one of two ways:
   the connection exists there, or the client acknowledges something new of it.  An RST from
   production, or silence for `Limits.accept_time`, discards it.
 
-It ends by FIN from both sides, by an RST, by a new connection on the same 4-tuple, or by
+It ends by FIN from both sides (where only requests matter, by the client's alone), by an RST, by a new connection on the same 4-tuple, or by
 `Limits.flow_idle` of silence.  An ended flow is remembered for a while (`LATE`), so that a
 late retransmission is not taken for a connection in mid-stream and mirrored twice.
 
@@ -80,6 +80,8 @@ joined in mid-stream, it is the first)."""
 class State(enum.Enum):
     """Of a flow."""
 
+    __hash__ = object.__hash__  # by identity, in C: Enum's own is Python code
+
     TENTATIVE = enum.auto()
     OPEN = enum.auto()
     CLIENT_DONE = enum.auto()
@@ -90,8 +92,12 @@ class State(enum.Enum):
 class Move(enum.Enum):
     """What can happen to a flow as a whole."""
 
+    __hash__ = object.__hash__
+
     CONFIRMED = enum.auto()
     CLIENT_FIN = enum.auto()
+    REQUESTS_END = enum.auto()
+    """The client's FIN where nothing that comes after it matters (`Flow.ends_with_client`)."""
     SERVER_FIN = enum.auto()
     RESET = enum.auto()
 
@@ -100,22 +106,25 @@ TRANSITIONS: Final = {
     (State.TENTATIVE, Move.CONFIRMED): State.OPEN,
     (State.TENTATIVE, Move.RESET): State.CLOSED,
     (State.OPEN, Move.CLIENT_FIN): State.CLIENT_DONE,
+    (State.OPEN, Move.REQUESTS_END): State.CLOSED,
     (State.OPEN, Move.SERVER_FIN): State.SERVER_DONE,
     (State.OPEN, Move.RESET): State.CLOSED,
     (State.CLIENT_DONE, Move.SERVER_FIN): State.CLOSED,
     (State.CLIENT_DONE, Move.RESET): State.CLOSED,
     (State.SERVER_DONE, Move.CLIENT_FIN): State.CLOSED,
+    (State.SERVER_DONE, Move.REQUESTS_END): State.CLOSED,
     (State.SERVER_DONE, Move.RESET): State.CLOSED,
 }
 
 
 class Flow:
-    """One production connection.  `framer`, `opened` and `prefix` belong to the pipeline."""
+    """One production connection.  `framer`, `opened`, `prefix` and `ends_with_client` are set by the pipeline."""
 
     __slots__ = (
         "ack",
         "answered",
         "asking",
+        "ends_with_client",
         "first",
         "framer",
         "id",
@@ -148,6 +157,8 @@ class Flow:
         self.server_next: int | None = None
         self.answered = 0
         """Bytes that production sent since the pipeline last took note (where they are captured)."""
+        self.ends_with_client = False
+        """The flow is over when the client's stream is: neither production's FIN nor an RST adds to it."""
         self.opened = False
         self.framer: Any = None
         self.prefix = b""
@@ -439,7 +450,7 @@ class FlowTable:
                 flow.ack = ack
             events.append((flow, chunk, turn))
             if type(chunk) is End:
-                self._move(flow, Move.CLIENT_FIN, now)
+                self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
         if flow.rx.waiting:
             self._ask(flow, now)
         elif flow.state is not State.TENTATIVE:

@@ -164,6 +164,7 @@ class Pipeline:
         midstream = flow.midstream
         framer: Framer = RequestFramer(self._head_bytes, self._host, midstream) if http else RawFramer(midstream)
         flow.framer = framer
+        flow.ends_with_client = http
         flow.opened = http or not flow.midstream
         if flow.opened:
             commands.append(Open(flow.id, http))

@@ -41,8 +41,9 @@ BATCH: Final = 512
 HOLD: Final = 0.0008
 """Pause in seconds after a batch while traffic is dense: one wake-up then serves several requests, and
 none is held longer than about a millisecond."""
-DENSE: Final = 0.002
-"""Traffic is dense when the last batch was no longer ago than this, in seconds."""
+FEW: Final = 2
+"""Traffic is dense when the pause will bring this many records, going by the last batch; with fewer
+it costs more than it saves."""
 TICK: Final = 0.1
 """Seconds between two looks at time-outs while something waits for one."""
 IDLE_TICK: Final = 1.0
@@ -107,7 +108,7 @@ class Worker:
             timeout = max(0.0, next_tick - now)
             if count:
                 timeout = 0.0
-                if count < BATCH and now - last_batch < DENSE:
+                if count < BATCH and count * HOLD >= FEW * (now - last_batch):
                     time.sleep(HOLD)
                 last_batch = now
             self._reactor.run_once(timeout, clock)

@@ -10,7 +10,7 @@ settled once, in bytes and, for requests, in whole requests.
 
 from __future__ import annotations
 
-import socket
+import _socket
 from collections import deque
 from typing import Final
 
@@ -88,7 +88,7 @@ class Lane:
         self.http = http
         self._pool = pool
         self._ledger = ledger
-        self.sock: socket.SocketType | None = None
+        self.sock: _socket.socket | None = None
         self.state = IDLE
         self.ready = False
         """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""

@@ -27,7 +27,8 @@ class Tap:
 
     def __init__(
         self,
-        host: Host,
+        node: Host,
+        /,
         *,
         shadow: str,
         port: int | tuple[int, ...] = 80,
@@ -35,24 +36,24 @@ class Tap:
         terminal: bool = False,
         **more: object,
     ) -> None:
-        self._host = host
+        self._host = node
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `end`
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._last_words = ""
-        options = {"iface": iface or host.iface, "port": port, "shadow": shadow, **more}
+        options = {"iface": iface or node.iface, "port": port, "shadow": shadow, **more}
         words = [
             f"--{name.replace('_', '-')}={value}"
             for name, values in options.items()
             for value in (values if isinstance(values, tuple) else (values,))
         ]
-        self._process = host.popen(
+        self._process = node.popen(
             [str(COMMAND), "run", "--json", *words],
             stdout=self._output,
             stderr=None if terminal else self._errors,
             start_new_session=True,
         )
         self._terminal = terminal
-        host.at_close(self.end)
+        node.at_close(self.end)
         try:
             until(self._is_up, "the tap", 60.0)
         except BaseException:
