@@ -2,8 +2,8 @@
 """Segments from the eBPF ring buffer, read through memory.
 
 The layout is the kernel's (kernel/bpf/ringbuf.c): a consumer page that we write, a producer page
-and the data that we only read.  The data is mapped twice in a row, so a record is always
-contiguous.  A record is an 8-byte header (length, with a busy and a discard bit) and its body,
+and the data that we only read.  The kernel offers the data twice in a row, so that every record is
+contiguous; we map it once, since both would count as our memory, and copy the one that wraps.  A record is an 8-byte header (length, with a busy and a discard bit) and its body,
 padded to 8 bytes.
 
 No callback for each event and no ctypes: `memoryview` slices go straight to the consumer.  Needs no
@@ -48,10 +48,10 @@ class RingSource:
         page = mmap.PAGESIZE
         self._fd = ring
         self._seed = seed
-        self._mask = ring_bytes - 1
+        self._size = ring_bytes
         self._maps = [
             mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
-            mmap.mmap(ring, page + 2 * ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page),
+            mmap.mmap(ring, page + ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page),
             mmap.mmap(counters, _pages(counter_bytes()), mmap.MAP_SHARED, mmap.PROT_READ),
             mmap.mmap(wants, 65_536, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
         ]
@@ -83,7 +83,8 @@ class RingSource:
         produced = self._producer[0]
         if position == produced:
             return
-        lengths, data, mask, unpack = self._lengths, self._data, self._mask, RECORD.unpack_from
+        lengths, data, size, unpack = self._lengths, self._data, self._size, RECORD.unpack_from
+        mask = size - 1
         left = limit
         try:
             while position < produced and left:
@@ -94,11 +95,15 @@ class RingSource:
                 position += ((header & _LENGTH) + 15) & ~7
                 left -= 1
                 if not header & _DISCARD:
-                    time_ns, seq, ack, length, caplen, _, flags, _, key = unpack(data, offset + 8)
+                    record = data
+                    if offset + 8 + (header & _LENGTH) > size:
+                        record = memoryview(b"".join((data[offset:], data[: position & mask])))
+                        offset = 0
+                    time_ns, seq, ack, length, caplen, _, flags, _, key = unpack(record, offset + 8)
                     if length and not flags & FROM_SERVER:
                         self._segments += 1
                         self._bytes += length
-                    yield key, flags, seq, ack, length, data[offset + 80 : offset + 80 + caplen], time_ns
+                    yield key, flags, seq, ack, length, record[offset + 80 : offset + 80 + caplen], time_ns
                 if not left % _GIVE_BACK:
                     self._consumer[0] = position
         finally:

@@ -293,6 +293,8 @@ class Sender:
                 self._offer(connection)
         elif connection.out:
             self._send(connection, connection.out)
+            if not connection.out and not connection.times and connection.left:
+                self._offer(connection)  # it was answered before its last byte was sent
         else:
             connection.writing = False
             self._epoll.modify(connection.sock, select.EPOLLIN)

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the traffic passes and what else is there: links, addresses, firewalls, other programs, other taps, loops."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import bcc
+import pytest
+from pyroute2 import IPRoute
+
+from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint
+from lab import HashSink, Host, Lab, LabError, Nginx, Snapshot, load, until
+from tapmirror import loader
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+CAPTURES = ("ebpf", "packet")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def agree(tap: Mirror, production: Nginx, shadow: Nginx, requests: int) -> None:
+    """Shadow and production counted the same, and nothing was given up."""
+    shadow.wait_for(requests, PATIENCE)
+    ledger = tap.final()
+    assert production.requests() == shadow.requests() == requests
+    assert ledger["requests"]["mirrored"] == requests
+    assert dropped(ledger) == {}
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("bodies", [(), (0, 3_000, 100_000)], ids=["GET", "POST"])
+@pytest.mark.parametrize("options", [{}, {"offloads": False}, {"mtu": 9000}], ids=["plain", "no offloads", "MTU 9000"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_each_link_and_family(capture: str, bodies: tuple[int, ...], options: dict[str, int], family: int) -> None:
+    with Lab(**options) as lab, Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:  # type: ignore[arg-type]
+        address, target = (lab.node.addr4, lab.shadow.addr4) if family == 4 else (lab.node.addr6, lab.shadow.addr6)
+        with Mirror(lab.node, shadow=endpoint(target, 80), capture=capture) as tap:
+            assert load(lab.client, address, requests=300, connections=10, rate=300, bodies=bodies).failed == 0
+            agree(tap, production, shadow, 300)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_loopback_shows_each_packet_once(lab: Lab, capture: str) -> None:
+    with Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
+        target = endpoint(lab.shadow.addr4, 80)
+        with Mirror(lab.node, shadow=target, capture=capture, iface="lo") as tap:
+            for address in ("127.0.0.1", "::1", lab.node.addr4):
+                assert load(lab.node, address, requests=100, connections=5, per_connection=10).failed == 0
+            agree(tap, production, shadow, 300)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_shadow_on_the_same_host_and_port(lab: Lab, capture: str) -> None:
+    """Production on one loopback address, the shadow on another, the same port, the same interface."""
+    counts = {"127.0.0.1": 0, "127.0.0.2": 0}
+
+    def answering(address: str) -> Talker:
+        def talk(line: Line) -> None:
+            while line.receive_until(b"\r\n\r\n"):
+                counts[address] += 1
+                line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        return Talker(lab.node, 80, talk, address)
+
+    with answering("127.0.0.1"), answering("127.0.0.2"):
+        with Mirror(lab.node, shadow="127.0.0.2:80", capture=capture, iface="lo", addr="127.0.0.1") as tap:
+            assert load(lab.node, "127.0.0.1", requests=200, connections=5, per_connection=10).failed == 0
+            until(lambda: counts["127.0.0.2"] >= 200, "all at the shadow", PATIENCE)
+            ledger = tap.final()
+        assert set(counts.values()) == {200}
+        assert dropped(ledger) == {}
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_several_ports_and_only_these(lab: Lab, capture: str) -> None:
+    with Nginx(lab.node, ports=(80, 81, 82)) as production, Nginx(lab.shadow) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), port=(80, 82), capture=capture) as tap:
+            for port in (80, 81, 82):
+                assert load(lab.client, lab.node.addr4, port=port, requests=50, connections=5).failed == 0
+            shadow.wait_for(100, PATIENCE)
+            ledger = tap.final()
+        assert (production.requests(), shadow.requests()) == (150, 100)
+        assert ledger["requests"]["seen"] == 100
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_what_a_firewall_or_nobody_answers_is_not_mirrored(lab: Lab, capture: str) -> None:
+    with Nginx(lab.shadow) as shadow, HashSink(lab.shadow, 81) as other:
+        target = endpoint(lab.shadow.addr4, 80)
+        with Mirror(lab.node, shadow=target, capture=capture) as tap:
+            with pytest.raises(ConnectionRefusedError), connect(lab.client, lab.node.addr4, 80):
+                pass  # nothing listens
+            with Nginx(lab.node), lab.node.blocked(80), lab.client.enter():
+                sock = socket.socket()
+                with sock:
+                    sock.settimeout(1.5)
+                    with pytest.raises(TimeoutError):
+                        sock.connect((lab.node.addr4, 80))
+            ledger = tap.final()
+        assert shadow.requests() == 0
+        assert other.connections == 0
+        assert ledger["events"]["kernel_syn"] >= 2
+        assert ledger["events"].get("shadow_connects", 0) == 0
+
+
+FOREIGN = b"""
+BPF_ARRAY(seen, u64, 2);
+int classify(struct __sk_buff *skb) { int i = 0; seen.increment(i); return -1; }
+int express(struct xdp_md *frame) { int i = 1; seen.increment(i); return XDP_PASS; }
+"""
+
+
+@contextlib.contextmanager
+def programs_of_others(host: Host) -> Iterator[Any]:
+    """A tc and an XDP program on eth0 that count packets; their table."""
+    with pytest.MonkeyPatch.context() as patch, loader.headers() as view:
+        if view is not None:
+            patch.setenv("BCC_KERNEL_SOURCE", view)
+        programs = bcc.BPF(text=FOREIGN)
+        classify = programs.load_func(b"classify", bcc.BPF.SCHED_CLS)
+        express = programs.load_func(b"express", bcc.BPF.XDP)
+    with host.enter(), IPRoute() as netlink:
+        index = netlink.link_lookup(ifname="eth0")[0]
+        netlink.tc("add", "clsact", index)
+        try:
+            netlink.tc(
+                "add-filter", "bpf", index, ":1", fd=classify.fd, name="other", parent="ffff:fff2", direct_action=True
+            )
+            netlink.link("set", index=index, xdp_fd=express.fd)
+            yield programs[b"seen"]
+        finally:
+            netlink.link("set", index=index, xdp_fd=-1)
+            netlink.tc("del", "clsact", index)
+            programs.cleanup()
+
+
+def test_two_taps_and_programs_of_others_on_one_interface(lab: Lab) -> None:
+    """Each tap gets everything; what is attached there before stays and works."""
+    node = lab.node
+    with programs_of_others(node) as seen, Nginx(node) as production, Nginx(lab.shadow, ports=(80, 81)) as shadow:
+        before = Snapshot.of(node)
+        with (
+            Mirror(node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as one,
+            Mirror(node, shadow=endpoint(lab.shadow.addr4, 81), capture="ebpf") as two,
+        ):
+            assert load(lab.client, node.addr4, requests=500, connections=10).failed == 0
+            shadow.wait_for(1_000, PATIENCE)
+            ledgers = one.final(), two.final()
+        assert (production.requests(), shadow.requests()) == (500, 1_000)
+        assert all(ledger["requests"]["mirrored"] == 500 for ledger in ledgers)
+        assert all(count.value >= 500 for count in seen.values())
+        until(lambda: not Snapshot.of(node).difference(before), "everything as before")
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_two_taps_that_mirror_to_each_other_make_no_loop(lab: Lab, capture: str) -> None:
+    """A to B and B to A: each sees the client's requests once, and the other's copies are not copied."""
+    with Nginx(lab.node) as a, Nginx(lab.shadow) as b:
+        with (
+            Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as there,
+            Mirror(lab.shadow, shadow=endpoint("10.77.2.1", 80), capture=capture) as back,
+        ):
+            assert load(lab.client, lab.node.addr4, requests=200, connections=4, per_connection=20).failed == 0
+            b.wait_for(200, PATIENCE)
+            forth, again = there.final(), back.final()
+        assert (a.requests(), b.requests()) == (200, 200)
+        assert forth["requests"]["mirrored"] == 200
+        assert again["requests"]["seen"] == 0
+        assert again["bytes"]["filtered"]["loop"] == again["bytes"]["seen"] > 0
+
+
+@pytest.mark.parametrize("shadow", ["10.77.1.2:80", "127.0.0.1:80", "[::ffff:10.77.1.2]:80", "10.77.2.1:80"])
+def test_a_shadow_that_is_production_is_refused(lab: Lab, shadow: str) -> None:
+    with Nginx(lab.node) as production:
+        with pytest.raises(LabError, match=r"error: shadow: .*(production|own address and port)"):
+            Mirror(lab.node, shadow=shadow)
+        assert production.requests() == 0
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_shadow_that_address_translation_leads_back_is_refused(lab: Lab, capture: str) -> None:
+    node, shadow = lab.node, lab.shadow
+    shadow.run(["nft", "add table ip back; add chain ip back pre { type nat hook prerouting priority -100; }"])
+    shadow.run(["nft", "add rule ip back pre tcp dport 8080 dnat to 10.77.2.1:80"])
+    shadow.run(["nft", "add chain ip back post { type nat hook postrouting priority 100; }"])
+    shadow.run(["nft", "add rule ip back post masquerade"])
+    shadow.sysctl("ipv4.ip_forward", 1)
+    try:
+        with Nginx(node) as production:
+            with pytest.raises(LabError, match="leads back to production"):
+                Mirror(node, shadow=endpoint(shadow.addr4, 8080), capture=capture, iface="eth1")
+            assert production.requests() == 0
+    finally:
+        shadow.run(["nft", "delete table ip back"])
+        shadow.sysctl("ipv4.ip_forward", 0)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_production_on_many_addresses_through_a_bridge_is_mirrored_once(capture: str) -> None:
+    """The client's link is a port of a bridge; the tap is on the bridge. IPv4, IPv6 and link-local clients."""
+    with Lab() as lab, Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
+        node = lab.node
+        node.run(["ip", "link", "add", "br0", "type", "bridge"])
+        node.run(["ip", "addr", "flush", "dev", "eth0"])
+        node.run(["ip", "link", "set", "eth0", "master", "br0"])
+        node.run(["ip", "link", "set", "br0", "up"])
+        node.run(["ip", "addr", "add", "10.77.1.2/24", "dev", "br0"])
+        node.run(["ip", "addr", "add", "10.77.1.99/24", "dev", "br0"])
+        node.run(["ip", "addr", "add", "fd77:1::2/64", "dev", "br0", "nodad"])
+        with Mirror(node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, iface="br0") as tap:
+            for address in ("10.77.1.2", "10.77.1.99", "fd77:1::2"):
+                assert load(lab.client, address, requests=100, connections=4, per_connection=10).failed == 0
+            agree(tap, production, shadow, 300)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_tuple_that_is_used_again_at_once_mixes_nothing(lab: Lab, capture: str) -> None:
+    """The same client port, connection after connection, ended by RST; every second ends unseen by the tap's peer."""
+    count = 60
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
+            for number in range(count):
+                with lab.client.enter():
+                    sock = socket.socket()
+                with sock:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    sock.settimeout(PATIENCE)
+                    sock.bind(("", 30_000))
+                    sock.connect((lab.node.addr4, 80))
+                    sock.sendall(b"GET /%d HTTP/1.1\r\nHost: %d.test\r\n\r\n" % (number, number))
+                    assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200")
+                    if number % 2:
+                        sock.sendall(b"GET /half HTTP/1.1\r\nX: ")
+            shadow.wait_for(count, PATIENCE)
+            ledger = tap.final()
+        assert [got.uri for got in shadow.got if got.whole] == [f"/{n}" for n in range(count)]
+        assert {got.head for got in shadow.got} == {got.head for got in production.got}
+        assert ledger["requests"]["mirrored"] == count
+        assert set(dropped(ledger).get("bytes", {})) <= {"incomplete"}
+        assert shadow.bad == []
