@@ -12,9 +12,10 @@ A flow begins in one of two ways:
   the connection exists there, or the client acknowledges something new of it.  An RST from
   production, or silence for `Limits.accept_time`, discards it.
 
-It ends by FIN from both sides (where only requests matter, by the client's alone), by an RST, by a new connection on the same 4-tuple, or by
-`Limits.flow_idle` of silence.  An ended flow is remembered for a while (`LATE`), so that a
-late retransmission is not taken for a connection in mid-stream and mirrored twice.
+It ends by FIN from both sides (where only requests matter, by the client's alone), by an RST, by
+a new connection on the same 4-tuple, or by `Limits.flow_idle` of silence.  An ended flow is
+remembered for a while (`LATE`), so that a late retransmission is not taken for a connection in
+mid-stream and mirrored twice.
 
 Production's packets are not captured as a matter of course: that would cost a record for
 each.  The table asks for the acknowledgements of a flow while it needs them (a tentative

@@ -107,7 +107,8 @@ def load(request: Request) -> Loaded:
     with ours:
         with theirs:
             child = subprocess.Popen(
-                [sys.executable, "-m", "tapmirror.loader", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "tapmirror.loader", str(theirs.fileno())],
+                cwd="/",
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -31,6 +31,8 @@ READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
 REPLY_TIME: Final = 5.0
 """Seconds for a worker to answer; it looks at its control socket in every turn of its loop."""
+SHADOWS: Final = 16
+"""Addresses of a shadow's name that are used: as many as the capture program can exclude."""
 PROBE_TIME: Final = 0.5
 """Seconds for the probe's connection to the shadow."""
 
@@ -60,13 +62,16 @@ class Tap:
         if os.geteuid() != 0:
             raise TapError("capturing needs root: run it with sudo")
         self._check_interface()
-        shadows = self._shadows()
         try:
+            shadows = self._shadows()
             setup, fds = self._capture(shadows)
             self._start_worker(setup, fds)
             if self._packet is not None:
                 loader.attach(self._packet, self.spec.iface)
             self._probe(shadows[0])
+        except (OSError, privsep.PrivilegeError) as error:
+            self.close()
+            raise TapError(f"the tap cannot be started: {error}") from None
         except BaseException:
             self.close()
             raise
@@ -106,17 +111,19 @@ class Tap:
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a valid name"
             raise TapError(f"shadow: cannot resolve {host!r}: {reason}") from None
-        local = local_addresses()
+        local, broadcasts = local_addresses()
         for i, addr in enumerate(self.spec.addrs):
             if plain(addr) not in {plain(a) for a in local}:
                 raise TapError(f"addrs[{i}]: {addr} is not an address of this host")
         shadows: list[tuple[int, tuple[Any, ...]]] = []
         for family, _, _, _, address in found:
             reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), port, local)
+            if reason is None and str(address[0]) in broadcasts:
+                reason = f"{address[0]} is not the address of one host"
             if reason is not None:
                 raise TapError(f"shadow: {reason}")
             shadows.append((int(family), address))
-        return shadows
+        return shadows[:SHADOWS]
 
     # --- parts
 
@@ -168,7 +175,8 @@ class Tap:
         self._control = ours
         with theirs:
             self._worker = subprocess.Popen(
-                [sys.executable, "-m", "tapmirror.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "tapmirror.worker", str(theirs.fileno())],
+                cwd="/",
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -184,6 +192,7 @@ class Tap:
         Finds what addresses do not tell, such as address translation.  Sends no byte.
         """
         family, address = shadow
+        failure: OSError | None = None
         before = self.snapshot()["events"].get("kernel_loop_syn", 0)
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.settimeout(PROBE_TIME)
@@ -194,11 +203,12 @@ class Tap:
             try:
                 probe.connect(address)
             except OSError as error:
-                where = f"{self.spec.shadow.host} port {self.spec.shadow.port}"
-                self._warn(f"the shadow {where} cannot be reached yet ({error}); mirroring begins when it can")
-                return
+                failure = error
         if self.snapshot()["events"].get("kernel_loop_syn", 0) > before:
             raise TapError("shadow: connections to it arrive at the tap as production's: it leads back to production")
+        if failure is not None:
+            where = f"{self.spec.shadow.host} port {self.spec.shadow.port}"
+            self._warn(f"the shadow {where} cannot be reached yet ({failure}); mirroring begins when it can")
 
     # --- talking with the worker
 
@@ -277,9 +287,15 @@ def port(address: tuple[Any, ...]) -> int:
     return int(address[1])
 
 
-def local_addresses() -> list[str]:
-    """All addresses of this host (of this network namespace)."""
+def local_addresses() -> tuple[list[str], set[str]]:
+    """All addresses of this host (of this network namespace), and the broadcast addresses of its links."""
     from pyroute2 import IPRoute  # takes 0.2 s to import: only who starts a tap pays
 
     with IPRoute() as netlink:
-        return [str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")) for message in netlink.get_addr()]
+        found = [
+            (str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")), int(message["prefixlen"]))
+            for message in netlink.get_addr()
+        ]
+    networks = [ipaddress.ip_interface(f"{address}/{length}").network for address, length in found]
+    broadcasts = {str(net.broadcast_address) for net in networks if net.version == 4 and net.prefixlen < 31}
+    return [address for address, _ in found], broadcasts

@@ -235,7 +235,10 @@ def main() -> None:
     """Set up, give up privileges, serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
-    message, fds = privsep.receive(control, MESSAGE)
+    try:
+        message, fds = privsep.receive(control, MESSAGE)
+    except (OSError, EOFError):
+        return  # the supervisor is gone
     setup = msgspec.convert(message, Setup)
     privsep.drop_privileges(setup.uid, setup.gid, setup.spec.limits.connections + SPARE_FILES)
     ledger = Ledger()
@@ -244,7 +247,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     gc.collect()
     gc.freeze()
-    privsep.send(control, {"ready": os.getpid()})
+    try:
+        privsep.send(control, {"ready": os.getpid()})
+    except OSError:
+        return
     worker.serve(control)
 
 

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tapmirror.spec import TapSpec
 
@@ -103,8 +104,8 @@ class LiveView:
     def show(self, ledger: dict[str, Any]) -> None:
         """Redraw."""
         rate, size, cpu = self._rates.of(ledger)
-        table = Table(title=heading(self._spec), title_justify="left", caption_justify="left")
-        table.caption = (
+        table = Table(title=Text(heading(self._spec)), title_justify="left", caption_justify="left")
+        table.caption = Text(
             f"{rate:,.0f}/s  {size / 1e6:.1f} MB/s  flows {ledger['flows']:,}  "
             f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB  "
             f"capture {ledger['capture']}   Ctrl-C stops"

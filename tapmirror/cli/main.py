@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from tapmirror import __version__
@@ -16,6 +18,14 @@ def main() -> None:
 
     Exit codes: 0 done; 1 the tap broke down while it ran; 2 it could not be started.
     """
+    open_streams()
+
+
+def open_streams() -> None:
+    """Open what is missing of standard input, output and error, lest another descriptor takes its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
 
 
 main.add_command(run)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import select
 import signal
 import sys
@@ -30,6 +32,13 @@ OPTION_OF: Final = {
 """The option that a field of the spec is set by."""
 
 
+def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """A click callback: a length of time."""
+    if value is not None and not 0 < value < math.inf:
+        raise click.BadParameter(f"{value} is not a number of seconds above 0")
+    return value
+
+
 @click.command(short_help="Mirror traffic of one interface until stopped.")
 @click.option("--iface", required=True, metavar="IFACE", help="Interface that production's traffic passes.")
 @click.option("--port", "ports", type=int, multiple=True, required=True, help="Production's port; repeatable.")
@@ -37,11 +46,29 @@ OPTION_OF: Final = {
 @click.option("--shadow", required=True, metavar="HOST:PORT", help="Where the copies go; IPv6 in brackets.")
 @click.option("--percent", type=float, default=100.0, show_default=True, help="Share of the connections.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of connections.")
-@click.option("--protocol", type=click.Choice([p.value for p in Protocol]), default="auto", show_default=True)
-@click.option("--capture", type=click.Choice([c.value for c in Capture]), default="auto", show_default=True)
-@click.option("--pacing", type=click.Choice([p.value for p in Pacing]), default="asap", show_default=True)
+@click.option(
+    "--protocol",
+    type=click.Choice([p.value for p in Protocol]),
+    default="auto",
+    show_default=True,
+    help="How the bytes are taken: HTTP/1 by request, raw as they come, auto by the first of each connection.",
+)
+@click.option(
+    "--capture",
+    type=click.Choice([c.value for c in Capture]),
+    default="auto",
+    show_default=True,
+    help="By an eBPF program, or packet by packet through AF_PACKET (dearer); auto: eBPF if the host has it.",
+)
+@click.option(
+    "--pacing",
+    type=click.Choice([p.value for p in Pacing]),
+    default="asap",
+    show_default=True,
+    help="Send at once, or wait for the shadow's answer where production had answered (stateful protocols).",
+)
 @click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's].")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Stop after this.")
+@click.option("--duration", type=float, callback=_positive, metavar="SECONDS", help="Stop after this.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
 def run(
     *,
@@ -58,14 +85,14 @@ def run(
     duration: float | None,
     as_json: bool,
 ) -> None:
-    r"""Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
+    """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
 
     \b
     Examples:
       tapmirror run --iface eth0 --port 80 --shadow staging.internal:8080
       tapmirror run --iface eth0 --port 80 --shadow '[2001:db8::7]:80' --percent 5 --duration 60
       tapmirror run --iface lo --port 6379 --shadow 10.0.0.9:6379 --protocol raw --pacing wait
-    """
+    """  # noqa: D301 -- click wants the control character
     try:
         spec = TapSpec(
             iface=iface,
@@ -80,8 +107,7 @@ def run(
             host=host,
         )
     except SpecError as error:
-        field = error.field.partition("[")[0].partition(".")[0]
-        fail(f"{OPTION_OF.get(field, field)}: {str(error).partition(': ')[2]}", 2)
+        fail(str(error), 2)
     tap = Tap(spec, warn)
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
@@ -93,16 +119,22 @@ def run(
         ledger = watch(tap, stop_read, duration)
     except TapError as error:
         fail(str(error), 1)
-    if as_json:
-        click.echo(json.dumps(ledger))
-    else:
-        print_ledger(ledger)
+    try:
+        if as_json:
+            click.echo(json.dumps(ledger))
+        else:
+            print_ledger(ledger)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
+        fail(f"the ledger could not be printed: {error.strerror}", 1)
 
 
 def watch(tap: Tap, stop: int, duration: float | None) -> dict[str, Any]:
     """Show the tap's state until `stop` is readable, the time is over or the worker dies; the final ledger."""
     end = None if duration is None else time.monotonic() + duration
-    view: View = LiveView(tap.spec) if sys.stderr.isatty() else LineView(tap.spec)
+    view: View = LiveView(tap.spec) if sys.stderr and sys.stderr.isatty() else LineView(tap.spec)
     try:
         with view:
             while end is None or time.monotonic() < end:
@@ -133,6 +165,9 @@ def warn(message: str) -> None:
 
 
 def fail(message: str, code: int) -> None:
-    """One line of error, and out."""
+    """One line of error, and out.  A field of the spec at its beginning is named as the option that sets it."""
+    field = re.match(r"([a-z]+)(?:\[\d+\]|\.[a-z]+)*: ", message)
+    if field is not None and field[1] in OPTION_OF:
+        message = f"{OPTION_OF[field[1]]}: {message[field.end() :]}"
     click.echo(f"tapmirror: error: {message}", err=True)
     raise SystemExit(code)

@@ -79,8 +79,8 @@ class Lane:
         "skipping",
         "sock",
         "state",
+        "switching",
         "tunnel",
-        "waiting",
     )
 
     def __init__(self, flow: int, http: bool, pool: Pool, ledger: Ledger) -> None:
@@ -107,8 +107,10 @@ class Lane:
         """Requests sent on this shadow connection."""
         self.lazy = False
         """The kernel wakes us only for many bytes of answers."""
+        self.switching = False
+        """The last request may turn the connection into a tunnel: what follows waits for the shadow's word."""
         self.tunnel = False
-        self.waiting = False
+        """What follows that request is no HTTP."""
         self.heard = 0
         """Bytes of the shadow since the last turn (pacing `wait`)."""
         self.heard_at = 0.0
@@ -119,7 +121,7 @@ class Lane:
             self.state == OPEN
             and not self.queue
             and self.skipping is None
-            and not self.tunnel
+            and not self.switching
             and (self.framer is None or not self.framer.closing)
         )
 

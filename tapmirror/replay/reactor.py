@@ -226,9 +226,12 @@ class Reactor:
         if lane.skipping is not None:
             lane.drop(size, flags, lane.skipping)
             return
-        if lane.http and not flags and not lane.tunnel and not lane.open_request:
+        if flags & TUNNEL:
+            lane.switching = True
+        elif flags & START and not (lane.framer is not None and lane.framer.tunnel is True):
+            lane.switching = lane.tunnel = False
+        elif lane.switching and not flags and not lane.open_request:
             lane.tunnel = True
-            lane.ready = False
         if lane.state == IDLE and not self._connect(lane, now):
             self._skip(lane, command, self._backoff.reason)
             return
@@ -407,7 +410,7 @@ class Reactor:
     def _may_send(self, lane: Lane, item: Item, now: float) -> bool:
         """Whether the first queued part may go on this connection now."""
         framer = lane.framer
-        if framer is None:
+        if framer is None or framer.tunnel is True:
             return True
         if item.flags & START and not item.announced:
             if framer.closing:
@@ -422,7 +425,7 @@ class Reactor:
                 lane.drop_all(DropReason.TUNNEL_REFUSED)
                 lane.skip(DropReason.TUNNEL_REFUSED)
                 lane.tunnel = False
-            return framer.tunnel is True
+            return False
         return True
 
     def _on_readable(self, lane: Lane, now: float, *, ended: bool = False) -> None:

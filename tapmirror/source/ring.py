@@ -3,8 +3,8 @@
 
 The layout is the kernel's (kernel/bpf/ringbuf.c): a consumer page that we write, a producer page
 and the data that we only read.  The kernel offers the data twice in a row, so that every record is
-contiguous; we map it once, since both would count as our memory, and copy the one that wraps.  A record is an 8-byte header (length, with a busy and a discard bit) and its body,
-padded to 8 bytes.
+contiguous; we map it once, since both would count as our memory, and copy the one that wraps.
+A record is an 8-byte header (length, with a busy and a discard bit) and its body, padded to 8 bytes.
 
 No callback for each event and no ctypes: `memoryview` slices go straight to the consumer.  Needs no
 privilege, only the descriptors.
@@ -33,6 +33,9 @@ COUNTERS_PER_CPU: Final = 16
 """TAP_COUNTERS of bpf/tap.h."""
 WANT_ALL: Final = 2
 """TAP_WANT_ALL of bpf/tap.h."""
+
+READS: Final = 100
+"""Attempts to read the counters between two packets: under the heaviest load one in a few succeeds."""
 
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
@@ -115,12 +118,20 @@ class RingSource:
         self._wants[flow_hash(key, self._seed) & 0xFFFF] = WANT_ALL if wanted else 0
 
     def counters(self) -> Counters:
-        """The sum over all CPUs."""
-        table = self._counters
+        """The sum over all CPUs, as it was at one moment.
+
+        The kernel counts on while we read: read again until what was seen has met its fate.
+        """
         step = 2 * COUNTERS_PER_CPU
-        return Counters(
-            *((sum(table[2 * i :: step]), sum(table[2 * i + 1 :: step])) for i in range(len(COUNTER_NAMES)))
-        )
+        for _ in range(READS):
+            table = memoryview(bytes(self._counters)).cast("Q")
+            found = Counters(
+                *((sum(table[2 * i :: step]), sum(table[2 * i + 1 :: step])) for i in range(len(COUNTER_NAMES)))
+            )
+            fates = (found.emitted, found.sampled_out, found.loop, found.ring_full, found.fragment)
+            if found.seen == tuple(map(sum, zip(*fates, strict=True))):
+                break
+        return found
 
     def stop(self) -> None:
         """Nothing to do: capture ends when the supervisor lets go of the packet socket."""

@@ -10,6 +10,9 @@ from typing import Any
 
 import msgspec
 
+MAX_ADDRS = 16
+"""Production addresses of one tap: the capture program compares each packet with all of them."""
+
 
 class SpecError(ValueError):
     """A value that the spec refuses; `field` is its path, the message one line."""
@@ -121,13 +124,15 @@ class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raises `SpecError` for the first field with a value out of its range."""
-        if not self.iface or len(self.iface.encode()) > 15 or "/" in self.iface or not self.iface.isprintable():
+        if not self.iface or not self.iface.isprintable() or "/" in self.iface or len(self.iface.encode()) > 15:
             raise SpecError("iface", f"{self.iface!r} is not an interface name")
         if not self.ports:
             raise SpecError("ports", "at least one port is needed")
         for i, port in enumerate(self.ports):
             if not 0 < port < 65536:
                 raise SpecError(f"ports[{i}]", f"{port} is not a port (1 to 65535)")
+        if len(self.addrs) > MAX_ADDRS:
+            raise SpecError("addrs", f"at most {MAX_ADDRS} addresses, not {len(self.addrs)}")
         for i, addr in enumerate(self.addrs):
             try:
                 ipaddress.ip_address(addr)
@@ -162,8 +167,8 @@ def parse_shadow(text: str) -> Shadow:
             ipaddress.IPv6Address(host)
         except ValueError:
             raise SpecError("shadow", f"{host!r} is not an IPv6 address") from None
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise SpecError("shadow", f"{port!r} is not a port (1 to 65535)")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
+        raise SpecError("shadow", f"{port[:20]!r} is not a port (1 to 65535)")
     return Shadow(host=host, port=int(port))
 
 

@@ -10,7 +10,7 @@ from lab.load import Load, LoadPlan, LoadResult, body, load
 from lab.network import Lab
 from lab.relay import Faults, RelayCount
 from lab.servers import Nginx, Redis, redis_pipe, resp
-from lab.sinks import Behaviour, HashSink, RecordingTcp
+from lab.sinks import Behaviour, HashSink, Recorded, RecordingTcp
 from lab.snapshot import Snapshot, cpu_seconds, resident_kb
 from lab.tap import Tap, identity
 from lab.wrk import WrkResult, wrk
@@ -26,6 +26,7 @@ __all__ = [
     "LoadPlan",
     "LoadResult",
     "Nginx",
+    "Recorded",
     "RecordingTcp",
     "Redis",
     "RelayCount",

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any protocol, as bytes: order, ends, servers that speak first, pacing by the answers."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint
+from lab import Behaviour, Lab, Recorded, RecordingTcp, Redis, body, redis_pipe, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+CAPTURES = ("ebpf", "packet")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def echo(line: Line) -> None:
+    while piece := line.receive():
+        line.send(piece)
+
+
+def mirrored(shadow: RecordingTcp) -> Recorded:
+    """The only connection that carried something; the tap's probe at the start carries nothing."""
+    found = [record for record in shadow.wait_ended(2, PATIENCE) if record.length]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("protocol", ["raw", "auto"])
+def test_a_half_close_is_carried_over(lab: Lab, capture: str, protocol: str) -> None:
+    sent = b"\0\1\2" + body(1, 200_000)
+    with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001) as shadow:
+        target = endpoint(lab.shadow.addr4, 7001)
+        with Mirror(lab.node, port=7000, shadow=target, capture=capture, protocol=protocol) as tap:
+            with connect(lab.client, lab.node.addr4, 7000) as client:
+                client.sendall(sent)
+                client.shutdown(socket.SHUT_WR)
+                got = b""
+                while piece := client.recv(1 << 16):
+                    got += piece
+            record = mirrored(shadow)
+            ledger = tap.final()
+        assert got == sent
+        assert (bytes(record.content), record.end) == (sent, "eof")
+        assert dropped(ledger) == {}
+        assert ledger["bytes"]["mirrored"] == len(sent)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_reset_is_carried_over(lab: Lab, capture: str) -> None:
+    with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001) as shadow:
+        target = endpoint(lab.shadow.addr4, 7001)
+        with Mirror(lab.node, port=7000, shadow=target, capture=capture, protocol="raw") as tap:
+            with connect(lab.client, lab.node.addr4, 7000) as client:
+                client.sendall(b"hello")
+                assert client.recv(100) == b"hello"
+                shadow.wait_for(5, PATIENCE)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            record = mirrored(shadow)
+            ledger = tap.final()
+        assert (bytes(record.content), record.end) == (b"hello", "reset")
+        assert ledger["bytes"]["mirrored"] == 5
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_server_that_speaks_first(lab: Lab, capture: str) -> None:
+    """The shadow is connected to when production's client is, not with its first word."""
+
+    def greet(line: Line) -> None:
+        line.send(b"220 ready\r\n")
+        while line.receive_until(b"\r\n"):
+            line.send(b"250 ok\r\n")
+
+    with Talker(lab.node, 25, greet), Talker(lab.shadow, 25, greet) as shadow:
+        target = endpoint(lab.shadow.addr4, 25)
+        with Mirror(lab.node, port=25, shadow=target, capture=capture, protocol="raw") as tap:
+            with connect(lab.client, lab.node.addr4, 25) as client:
+                assert client.recv(100) == b"220 ready\r\n"
+                until(lambda: bool(shadow.heard) or (tap.running() and _established(lab)), "a connection", PATIENCE)
+                for word in (b"HELO x\r\n", b"QUIT\r\n"):
+                    client.sendall(word)
+                    assert client.recv(100) == b"250 ok\r\n"
+            heard = shadow.ended(1)[0]
+            ledger = tap.final()
+        assert bytes(heard.data) == b"HELO x\r\nQUIT\r\n"
+        assert dropped(ledger) == {}
+
+
+def _established(lab: Lab) -> bool:
+    return bool(lab.shadow.run(["ss", "-Htn", "state", "established", "sport", "=", ":25"]).stdout.strip())
+
+
+def test_pacing_wait_holds_what_follows_until_the_shadow_answered(lab: Lab) -> None:
+    """A shadow that answers late gets the second command only after it answered the first."""
+    delay = 0.3
+    early: list[bool] = []
+
+    def slow(line: Line) -> None:
+        while line.receive_until(b"\n"):
+            time.sleep(delay)
+            early.append(line.more_waits())
+            line.send(b"done\n")
+
+    def quick(line: Line) -> None:
+        while line.receive_until(b"\n"):
+            line.send(b"done\n")
+
+    with Talker(lab.node, 7000, quick), Talker(lab.shadow, 7001, slow) as shadow:
+        target = endpoint(lab.shadow.addr4, 7001)
+        with Mirror(lab.node, port=7000, shadow=target, protocol="raw", pacing="wait") as tap:
+            with connect(lab.client, lab.node.addr4, 7000) as client:
+                for number in range(5):
+                    client.sendall(b"%d\n" % number)
+                    assert client.recv(100) == b"done\n"
+            heard = shadow.ended(1)[0]
+            ledger = tap.final()
+        assert bytes(heard.data) == b"0\n1\n2\n3\n4\n"
+        assert early == [False] * 5
+        assert dropped(ledger) == {}
+
+
+def test_pacing_asap_does_not(lab: Lab) -> None:
+    """The counterpart: without it the shadow finds the next command waiting."""
+    early: list[bool] = []
+
+    def slow(line: Line) -> None:
+        while line.receive_until(b"\n"):
+            time.sleep(0.3)
+            early.append(line.more_waits())
+            line.send(b"done\n")
+
+    def quick(line: Line) -> None:
+        while line.receive_until(b"\n"):
+            line.send(b"done\n")
+
+    with Talker(lab.node, 7000, quick), Talker(lab.shadow, 7001, slow) as shadow:
+        with Mirror(lab.node, port=7000, shadow=endpoint(lab.shadow.addr4, 7001), protocol="raw") as tap:
+            with connect(lab.client, lab.node.addr4, 7000) as client:
+                for number in range(3):
+                    client.sendall(b"%d\n" % number)
+                    assert client.recv(100) == b"done\n"
+            shadow.ended(1)
+            tap.final()
+        assert early[0]
+
+
+def test_redis_in_lock_step(lab: Lab) -> None:
+    """Pacing `wait` with a real stateful server: commands one after the other, each with its answer."""
+    with Redis(lab.node) as production, Redis(lab.shadow) as shadow:
+        target = endpoint(lab.shadow.addr4, 6379)
+        with Mirror(lab.node, port=6379, shadow=target, protocol="raw", pacing="wait") as tap:
+            for number in range(20):
+                assert redis_pipe(lab.client, lab.node.addr4, [("INCR", "n"), ("RPUSH", "l", number)]) == 2
+            until(lambda: shadow.digest() == production.digest(), "equal data sets", PATIENCE)
+            ledger = tap.final()
+        assert dropped(ledger) == {}
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour(reset_after=3), Behaviour(close_after=3)], ids=["reset", "close"])
+def test_a_raw_stream_whose_shadow_left_is_given_up_and_counted(lab: Lab, behaviour: Behaviour) -> None:
+    with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001, behaviour) as shadow:
+        with Mirror(lab.node, port=7000, shadow=endpoint(lab.shadow.addr4, 7001), protocol="raw") as tap:
+            with connect(lab.client, lab.node.addr4, 7000) as client:
+                for _ in range(50):
+                    client.sendall(b"abc")
+                    assert client.recv(100)
+                    time.sleep(0.005)
+            ledger = tap.final()
+        assert [record.length for record in shadow.records if record.length] == [3]
+        assert ledger["bytes"]["seen"] == 150
+        assert ledger["bytes"]["dropped"]["shadow_closed"] > 100
+        assert ledger["bytes"]["mirrored"] + ledger["bytes"]["dropped"]["shadow_closed"] == 150

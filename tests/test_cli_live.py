@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running tap shows: a table redrawn on a terminal, lines elsewhere, and no number that is not the ledger's."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab import HashSink, Host, Lab, LabError, load, until
+from lab.snapshot import tree
+from lab.tap import COMMAND
+from tapmirror.cli.live import LineView, LiveView, Rates, heading, print_ledger
+from tapmirror.events import DropReason, FilterReason
+from tapmirror.ledger import Ledger
+from tapmirror.spec import TapSpec, parse_shadow
+
+SHADOW = "10.77.2.2:80"
+RUN = ("run", "--iface=eth0", "--port=80", f"--shadow={SHADOW}")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+# --- the views, with a ledger
+
+
+def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dict[str, Any]:
+    """What a worker tells, with a number of its own in each place."""
+    ledger = Ledger()
+    for account, seen in ((ledger.segments, 1000), (ledger.bytes, 2000), (ledger.requests, 3000)):
+        if account is ledger.requests and protocol == "raw":
+            continue
+        account.seen = seen * scale
+        account.mirrored = (seen - 600) * scale
+        account.sampled_out = 100 * scale
+        account.filtered[FilterReason.LOOP] = 200 * scale
+        account.dropped[DropReason.SHADOW_DOWN] = 100 * scale
+        account.dropped[DropReason.RING_FULL] = 100 * scale
+    if protocol == "http":
+        ledger.answers["2xx"] = 2300 * scale
+    return {
+        "tap": "tap",
+        "capture": "ebpf",
+        **ledger.snapshot(segments=100 * scale, bytes=100 * scale, requests=0 if protocol == "raw" else 100 * scale),
+        "flows": 12_345,
+        "worker": {"pid": 1, "cpu_s": cpu, "rss_kb": 40_960},
+    }
+
+
+def spec(**change: Any) -> TapSpec:
+    shadow = parse_shadow(change.pop("shadow", "staging:8080"))
+    return TapSpec(**{"iface": "eth0", "ports": (80,), "shadow": shadow, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({}, "eth0 port 80 -> staging:8080, 100 % of connections"),
+        ({"ports": (80, 443)}, "eth0 port 80,443 -> staging:8080, 100 % of connections"),
+        ({"shadow": "[2001:db8::7]:80"}, "eth0 port 80 -> [2001:db8::7]:80, 100 % of connections"),
+        ({"percent": 0.0}, "eth0 port 80 -> staging:8080, 0 % of connections"),
+        ({"percent": 12.5}, "eth0 port 80 -> staging:8080, 12.5 % of connections"),
+        ({"percent": 0.0001}, "eth0 port 80 -> staging:8080, 0.0001 % of connections"),
+        ({"percent": 99.9999}, "eth0 port 80 -> staging:8080, 99.9999 % of connections"),
+    ],
+)
+def test_the_heading_says_what_goes_where(change: dict[str, Any], wanted: str) -> None:
+    assert heading(spec(**change)) == wanted
+
+
+@pytest.mark.parametrize("protocol", ["http", "raw"])
+def test_rates_are_of_what_came_since_the_last_look(protocol: str) -> None:
+    rates = Rates()
+    start = time.monotonic()
+    assert rates.of(snapshot(protocol=protocol)) == (0, 0, 0)
+    begun = time.monotonic()
+    until(lambda: time.monotonic() > begun + 0.1, "a tenth of a second")
+    shortest = time.monotonic() - begun
+    units, size, cpu = rates.of(snapshot(scale=3, cpu=0.05, protocol=protocol))
+    longest = time.monotonic() - start
+    new = 2 * (2400 if protocol == "http" else 400)
+    assert new / longest <= units <= new / shortest
+    assert 2800 / longest <= size <= 2800 / shortest
+    assert 0.05 / longest <= cpu <= 0.05 / shortest
+
+
+def test_a_rate_is_never_negative_when_the_unit_changes() -> None:
+    rates = Rates()
+    rates.of(snapshot(scale=10, protocol="raw"))
+    units, size, _ = rates.of({**snapshot(scale=10), "requests": snapshot()["requests"]})
+    assert (units, size) == (0, 0) or (units > 0 and size >= 0)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The last table of a text: the cells of its rows by the first."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("│ \r\n").split("│")]
+        if len(cells) == 4:
+            found[cells[0]] = cells[1:]
+    return found
+
+
+EXPECTED = {
+    "seen": ["1,000", "2,000", "3,000"],
+    "mirrored": ["400", "1,400", "2,400"],
+    "sampled out": ["100", "100", "100"],
+    "filtered: loop": ["200", "200", "200"],
+    "dropped: ring_full": ["100", "100", "100"],
+    "dropped: shadow_down": ["100", "100", "100"],
+    "in flight": ["100", "100", "100"],
+    "unaccounted": ["0", "0", "0"],
+}
+
+
+def test_the_ledger_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    print_ledger(snapshot())
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    found = rows(output)
+    assert {name: found.get(name) for name in EXPECTED} == EXPECTED
+    assert "2xx: 2,300" in output
+
+
+def test_the_table_shows_the_ledger_and_the_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    with LiveView(spec()) as view:
+        view.show(snapshot())
+    output, errors = capsys.readouterr()
+    assert output == ""
+    found = rows(errors)
+    assert {name: found.get(name) for name in EXPECTED} == EXPECTED
+    for word in (heading(spec()), "flows 12,345", "40 MB", "capture ebpf", "Ctrl-C stops"):
+        assert word in " ".join(errors.split())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shadow": "[fd77:2::2]:80"},
+        {"shadow": "[fe80::1]:80"},
+        {"shadow": "[2001:db8:0:a:b::1]:80"},
+        {"iface": "a[b]c"},
+        {"iface": "br-[red]"},
+    ],
+    ids=str,
+)
+def test_an_address_or_a_name_is_shown_as_it_is(change: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    odd = spec(**change)
+    with LiveView(odd) as view:
+        view.show(snapshot())
+    assert heading(odd) in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_line_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with LineView(spec()) as view:
+        view.show(snapshot())
+    output, errors = capsys.readouterr()
+    first, line = errors.splitlines()
+    assert (output, first) == ("", f"tapmirror: {heading(spec())}")
+    assert re.match(r"\d\d:\d\d:\d\d  0/s 0\.0 MB/s  ", line)
+    for words in (
+        "requests 2,400 mirrored 200 dropped",
+        "segments 400 passed 200 dropped",
+        "flows 12,345",
+        "2xx 2,300",
+    ):
+        assert words in line
+
+
+# --- on a real terminal
+
+
+class Terminal:
+    """The command on a terminal of its own, as from a shell: Ctrl-C is a key."""
+
+    def __init__(self, node: Host, *options: str, size: tuple[int, int] = (30, 100), term: str = "xterm") -> None:
+        self._node = node
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        self._bytes = b""
+        self.shown = ""
+        script = 'exec setsid --ctty "$@" <>"$0" >&0 2>&0'
+        try:
+            self.process: subprocess.Popen[bytes] = node.popen(
+                ["sh", "-c", script, os.ttyname(theirs), str(COMMAND), *RUN, *options],
+                env={"TERM": term},
+            )
+        finally:
+            os.close(theirs)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._node.stop(self.process)
+        os.close(self._ours)
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def read(self) -> str:
+        """All that was shown up to now."""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while select.select([self._ours], [], [], 0)[0] and (data := os.read(self._ours, 1 << 16)):
+                self._bytes += data
+        self.shown = self._bytes.decode("utf-8", "replace")
+        return self.shown
+
+    def wait_for(self, pattern: str, seconds: float = 20.0) -> str:
+        """Wait until it has shown this; all that it has shown."""
+        with contextlib.suppress(LabError):
+            until(lambda: re.search(pattern, plain(self.read())) is not None, pattern, seconds)
+        assert re.search(pattern, plain(self.shown)), f"never shown: {pattern!r} in {self.shown[-3000:]!r}"
+        return self.shown
+
+    def end(self) -> int:
+        """Wait for its end; its exit status."""
+        until(lambda: bool(self.read()) and self.process.poll() is not None, "the end", 20.0)
+        self.read()
+        return int(self.process.returncode)
+
+
+def plain(text: str) -> str:
+    """Without the terminal's control sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_the_table_is_redrawn_and_ctrl_c_ends_it(lab: Lab) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Terminal(lab.node) as screen:
+        screen.wait_for("Ctrl-C stops")
+        assert load(lab.client, lab.node.addr4, requests=1234, connections=4).answered == 1234
+        shadow.wait_for(1234)
+        shown = screen.wait_for(r"mirrored +│ +[\d,]+ │ +[\d,]+ │ +1,234 ")
+        assert "\x1b[1A" in shown  # up again: redrawn in place
+        assert plain(shown).count("port 80 ->") > 1
+        screen.press(b"\x03")
+        assert screen.end() == 0
+        after = plain(screen.shown).rpartition("Ledger")[2]
+    assert rows(after)["mirrored"][2] == rows(after)["seen"][2] == "1,234"
+    assert rows(after)["unaccounted"] == ["0", "0", "0"]
+    assert screen.shown.rfind("\x1b[?25h") > screen.shown.rfind("\x1b[?25l")  # the cursor is back
+    assert "Traceback" not in screen.shown
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize(
+    ("size", "term"),
+    [((30, 100), "dumb"), ((30, 20), "xterm"), ((5, 100), "xterm"), ((1, 1), "xterm"), ((0, 0), "xterm")],
+)
+def test_every_terminal_will_do(lab: Lab, size: tuple[int, int], term: str) -> None:
+    with HashSink(lab.shadow), Terminal(lab.node, "--capture=packet", size=size, term=term) as screen:
+        until(lambda: len(lab.node.read("packet").splitlines()) == 2, "the start", 20.0)
+        screen.press(b"\x03")
+        assert screen.end() == 0
+    assert "Traceback" not in screen.shown
+    assert ("\x1b" in screen.shown) <= (term != "dumb")
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_the_terminals_end_ends_the_tap(lab: Lab) -> None:
+    with HashSink(lab.shadow):
+        with Terminal(lab.node) as screen:
+            screen.wait_for("Ctrl-C stops")
+        until(lambda: not lab.node.read("packet").splitlines()[1:], "nothing is attached", 20.0)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_the_table_says_that_the_worker_is_gone(lab: Lab) -> None:
+    with HashSink(lab.shadow), Terminal(lab.node) as screen:
+        screen.wait_for("Ctrl-C stops")
+        os.kill(worker_of(screen.process.pid), signal.SIGKILL)
+        assert screen.end() == 1
+    last = plain(screen.shown).strip().splitlines()[-1]
+    assert last == "tapmirror: error: the worker process ended (signal 9); the tap is detached"
+    assert "Traceback" not in screen.shown
+    assert screen.shown.rfind("\x1b[?25h") > screen.shown.rfind("\x1b[?25l")
+
+
+def worker_of(pid: int) -> int:
+    """The worker that came of a process."""
+    return next(number for number, words in tree(pid).items() if "tapmirror.worker" in words)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_with_json_standard_output_is_json_though_the_terminal_shows_the_table(lab: Lab) -> None:
+    with HashSink(lab.shadow):
+        ours, theirs = pty.openpty()
+        try:
+            process: subprocess.Popen[bytes] = lab.node.popen(
+                [str(COMMAND), *RUN, "--json", "--duration=1"],
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+            )
+            os.close(theirs)
+            output, _ = process.communicate(timeout=60)
+            shown = os.read(ours, 1 << 16).decode("utf-8", "replace")
+        finally:
+            os.close(ours)
+    assert process.returncode == 0
+    assert json.loads(output)["segments"]["unaccounted"] == 0
+    assert "Ctrl-C stops" in plain(shown)
+
+
+# --- elsewhere
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_without_a_terminal_there_is_a_line_now_and_then(lab: Lab) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow:
+        process: subprocess.Popen[bytes] = lab.node.popen(
+            [str(COMMAND), *RUN, "--json", "--duration=6"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        assert process.stderr is not None
+        first = process.stderr.readline().decode()
+        assert first == f"tapmirror: eth0 port 80 -> {SHADOW}, 100 % of connections\n"
+        assert load(lab.client, lab.node.addr4, requests=700, connections=4).answered == 700
+        shadow.wait_for(700)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    text = errors.decode()
+    lines = text.splitlines()
+    assert 2 <= len(lines) <= 3
+    assert "\x1b" not in text
+    assert all(re.match(r"\d\d:\d\d:\d\d  [\d,]+/s \d+\.\d MB/s  requests ", line) for line in lines)
+    assert "requests 700 mirrored 0 dropped" in lines[-1] and "2xx 700" in lines[-1]

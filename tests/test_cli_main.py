@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `tapmirror` command as such: help, version, and what is no command at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tapmirror
+
+COMMAND = Path(sys.executable).parent / "tapmirror"
+OPTIONS = (
+    *("--iface", "--port", "--addr", "--shadow", "--percent", "--seed", "--protocol", "--capture", "--pacing"),
+    *("--host", "--duration", "--json"),
+)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(COMMAND), *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+def help_of_run() -> str:
+    return command("run", "--help").stdout
+
+
+def examples() -> list[str]:
+    lines = [line.strip() for line in help_of_run().partition("Examples:")[2].partition("Options:")[0].splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--help"], r"Usage: tapmirror .*Exit codes: 0 .* 1 .* 2 .*\n  run +Mirror "),
+        (["-h"], r"Usage: tapmirror "),
+        (["--version"], rf"tapmirror, version {re.escape(tapmirror.__version__)}\n\Z"),
+        (["run", "--help"], r"Usage: tapmirror run "),
+        (["run", "-h"], r"Usage: tapmirror run "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_was_asked_for_is_on_standard_output(words: list[str], wanted: str) -> None:
+    done = command(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(wanted, done.stdout, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["walk"], "'walk'"),
+        (["--walk"], "--walk"),
+        (["run", "--walk"], "--walk"),
+        (["run", "more", "--iface=lo", "--port=80", "--shadow=a:1"], "more"),
+        (["run"], "--iface"),
+        (["run", "--iface"], "--iface"),
+        (["run", "--iface=lo", "--shadow=a:1"], "--port"),
+        (["run", "--iface=lo", "--port=80"], "--shadow"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_no_command_is_a_usage_error(words: list[str], wanted: str) -> None:
+    done = command(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    *before, error = done.stderr.splitlines()
+    assert error.startswith("Error: ") and wanted in error
+    if before:  # click leaves it out for an option without its argument
+        usage, hint, empty = before
+        assert usage.startswith("Usage: tapmirror ") and hint.startswith("Try 'tapmirror ") and empty == ""
+
+
+def test_without_a_command_it_tells_which_there_are() -> None:
+    done = command()
+    assert done.returncode == 2
+    assert "run  Mirror traffic" in done.stdout + done.stderr
+
+
+def test_help_gives_examples_one_a_line() -> None:
+    lines = examples()
+    assert len(lines) >= 3
+    assert {shlex.split(line)[:2] == ["tapmirror", "run"] for line in lines} == {True}
+    assert "\\b" not in help_of_run()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_help_explains_every_option(option: str) -> None:
+    found = re.search(rf"^  {option}\b(.*?)(?=^  -|\Z)", help_of_run(), re.DOTALL | re.MULTILINE)
+    assert found is not None
+    words = re.sub(r"\[[^]]*\]", "", found[1])  # neither its choices nor its default
+    assert re.search(r"[a-z]{2,}", words), f"{option} is not explained"
+
+
+def test_help_knows_no_other_option() -> None:
+    assert set(re.findall(r"^  (--[a-z]+)", help_of_run(), re.MULTILINE)) == set(OPTIONS)
+
+
+def test_the_examples_are_right() -> None:
+    """They get as far as a user without privilege can: to the one line that says so."""
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+    for line in examples():
+        words = shlex.split(line)
+        assert words[0] == "tapmirror"
+        as_nobody = [*(nobody if os.geteuid() == 0 else ()), str(COMMAND), *words[1:]]
+        done = subprocess.run(as_nobody, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "tapmirror: error: capturing needs root: run it with sudo\n"

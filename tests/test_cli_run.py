@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tapmirror run` as a user meets it: every wrong input is one clear line, every end is clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import HashSink, Host, Lab, Snapshot, identity, load, until
+from lab.snapshot import tree
+from lab.tap import COMMAND
+
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+BOUND = 10.0
+"""Seconds for an end: `Limits.drain_time` twice."""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def words_of(base: dict[str, object], change: dict[str, object]) -> list[str]:
+    """`run` with these options; a tuple repeats one, True is a flag, None leaves one out."""
+    words = ["run"]
+    for name, values in {**base, **change}.items():
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None:
+                words.append(f"--{name}" if value is True else f"--{name}={value}")
+    return words
+
+
+def ended(code: int, stdout: str, stderr: str, wanted: str) -> None:
+    """Assert that a command was refused with one clear line."""
+    assert "Traceback" not in stderr
+    assert (code, stdout) == (2, ""), stderr
+    lines = stderr.splitlines()
+    if len(lines) == 4:  # click's
+        assert lines[0].startswith("Usage: tapmirror run ")
+        assert lines[3].startswith("Error: Invalid value for ")
+    else:
+        assert len(lines) == 1, stderr
+        assert lines[0].startswith("tapmirror: error: ")
+    assert wanted in lines[-1]
+    assert lines[-1].isprintable() and len(lines[-1]) < 500
+
+
+# --- what cannot be right on any host
+
+
+NO_HOST: dict[str, object] = {"iface": "lo", "port": 80, "shadow": "192.0.2.1:80"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "change"),
+    [
+        ("--iface: ", {"iface": ""}),
+        ("--iface: ", {"iface": "a" * 16}),
+        ("--iface: ", {"iface": "a/b"}),
+        ("--iface: ", {"iface": "a\nb"}),
+        ("--iface: ", {"iface": os.fsdecode(b"\xff")}),
+        ("--port: 0 is not a port (1 to 65535)", {"port": 0}),
+        ("--port: 65536 is not a port", {"port": 65536}),
+        ("--port: -1 is not a port", {"port": -1}),
+        ("--port: 99999 is not a port", {"port": (80, 99999)}),
+        ("'--port'", {"port": "x"}),
+        ("'--port'", {"port": ""}),
+        ("'--port'", {"port": "80.0"}),
+        ("--port: ", {"port": "9" * 30}),
+        ("--addr: 'x' is not an IP address", {"addr": "x"}),
+        ("--addr: ", {"addr": ""}),
+        ("--addr: ", {"addr": "10.0.0"}),
+        ("--addr: ", {"addr": "010.0.0.1"}),
+        ("--addr: ", {"addr": "[::1]"}),
+        ("--addr: ", {"addr": ("127.0.0.1", "127.0.0.256")}),
+        ("--addr: ", {"addr": "127.0.0.0/8"}),
+        ("--shadow: 'staging' is not HOST:PORT", {"shadow": "staging"}),
+        ("--shadow: ", {"shadow": ""}),
+        ("--shadow: ", {"shadow": ":"}),
+        ("--shadow: ", {"shadow": ":80"}),
+        ("--shadow: '' is not a port", {"shadow": "staging:"}),
+        ("--shadow: '0' is not a port", {"shadow": "staging:0"}),
+        ("--shadow: '65536' is not a port", {"shadow": "staging:65536"}),
+        ("--shadow: 'x' is not a port", {"shadow": "staging:x"}),
+        ("--shadow: '-1' is not a port", {"shadow": "staging:-1"}),
+        ("--shadow: '²' is not a port", {"shadow": "staging:²"}),
+        ("--shadow: ", {"shadow": "staging:" + "9" * 5000}),
+        ("goes in brackets, as in [2001:db8::1]:80", {"shadow": "2001:db8::7:80"}),
+        ("goes in brackets", {"shadow": "::1:80"}),
+        ("goes in brackets", {"shadow": "[::1:80"}),
+        ("goes in brackets", {"shadow": "::1]:80"}),
+        ("--shadow: ", {"shadow": "[::1]"}),
+        ("--shadow: ", {"shadow": "[::1]80"}),
+        ("--shadow: ", {"shadow": "[]:80"}),
+        ("'staging' is not an IPv6 address", {"shadow": "[staging]:80"}),
+        ("is not a host name or address", {"shadow": "a b:80"}),
+        ("is not a host name or address", {"shadow": "a\nb:80"}),
+        ("--percent: nan is not between 0 and 100", {"percent": "nan"}),
+        ("--percent: 101.0 is not between 0 and 100", {"percent": 101}),
+        ("--percent: 100.0001 is not between 0 and 100", {"percent": "100.0001"}),
+        ("--percent: -1.0 is not between 0 and 100", {"percent": -1}),
+        ("--percent: inf is not between 0 and 100", {"percent": "inf"}),
+        ("'--percent'", {"percent": "x"}),
+        ("'--percent'", {"percent": "5%"}),
+        ("--seed: -1 is not between 0 and 4294967295", {"seed": -1}),
+        ("--seed: 4294967296 is not between", {"seed": 1 << 32}),
+        ("'--seed'", {"seed": "x"}),
+        ("'--seed'", {"seed": "1.5"}),
+        ("--host: ", {"host": ""}),
+        ("--host: ", {"host": "a b"}),
+        ("--host: ", {"host": "a\r\nX-Evil: 1"}),
+        ("--host: ", {"host": "a\n"}),
+        ("--host: ", {"host": "a\r"}),
+        ("--host: ", {"host": "a\tb"}),
+        ("--host: ", {"host": "bücher.example"}),
+        ("'--duration'", {"duration": 0}),
+        ("'--duration'", {"duration": -1}),
+        ("'--duration'", {"duration": "nan"}),
+        ("'--duration'", {"duration": "inf"}),
+        ("'--duration'", {"duration": "x"}),
+        ("'--protocol'", {"protocol": "smtp"}),
+        ("'--capture'", {"capture": "pcap"}),
+        ("'--pacing'", {"pacing": "slow"}),
+    ],
+    ids=lambda value: " ".join(f"{k}={v!s:.20}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_wrong_input_is_refused_before_anything_is_done(wanted: str, change: dict[str, object]) -> None:
+    # --iface is one that no host has: what is wrongly accepted does not run
+    words = words_of({**NO_HOST, "iface": "no-such-iface"}, change)
+    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=60, check=False)
+    ended(done.returncode, done.stdout, done.stderr, wanted)
+
+
+def test_without_root_it_says_so() -> None:
+    before = AS_NOBODY if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*before, COMMAND, *words_of(NO_HOST, {})], capture_output=True, text=True, timeout=60, check=False
+    )
+    ended(done.returncode, done.stdout, done.stderr, "needs root: run it with sudo")
+
+
+# --- what is wrong on this host
+
+
+SHADOW = "10.77.2.2"
+NODE: dict[str, object] = {"iface": "eth0", "port": 80, "shadow": f"{SHADOW}:80", "json": True}
+
+
+def bound_sockets(host: Host) -> list[str]:
+    """Packet sockets of a host that are bound to an interface."""
+    rows = [line.split() for line in host.read("packet").splitlines()[1:]]
+    return [row[8] for row in rows if row[4] != "0"]
+
+
+class Run:
+    """The command in the background, on the node, with pipes."""
+
+    def __init__(self, node: Host, *, before: Sequence[str] = (), cwd: Path | None = None, **change: object) -> None:
+        self._node = node
+        self._lines: list[str] = []
+        self.process: subprocess.Popen[bytes] = node.popen(
+            [*before, str(COMMAND), *words_of(NODE, change)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,  # what `up` has not read is left for `end`
+            start_new_session=True,
+            cwd=cwd,
+        )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._node.stop(self.process, signal.SIGTERM, 2 * BOUND)
+
+    def up(self) -> list[str]:
+        """Wait until it mirrors; the lines that it wrote on standard error up to then."""
+        assert self.process.stderr is not None
+        while not self._lines or " -> " not in self._lines[-1]:
+            line = self.process.stderr.readline().decode()
+            assert line, f"it ended: {self._lines}"
+            self._lines.append(line.rstrip("\n"))
+        return self._lines
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for its end: exit status, standard output, the rest of standard error."""
+        output, errors = self.process.communicate(timeout=3 * BOUND)
+        return self.process.returncode, output.decode(), errors.decode()
+
+    def stop(self, number: int = signal.SIGINT) -> dict[str, Any]:
+        """End it by a signal; the ledger, which is all that there is on standard output."""
+        self.process.send_signal(number)
+        code, output, errors = self.end()
+        assert (code, "Traceback" in errors) == (0, False), errors
+        ledger: dict[str, Any] = json.loads(output)
+        identity(ledger)
+        return ledger
+
+
+def refused_on(node: Host, command: Sequence[str], wanted: str) -> None:
+    """Assert that a command is refused with one line and leaves nothing behind."""
+    before = Snapshot.of(node)
+    done = node.run(command, check=False)
+    ended(done.returncode, done.stdout, done.stderr, wanted)
+    until(lambda: not Snapshot.of(node).difference(before), f"all as before {Snapshot.of(node).difference(before)}")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("wanted", "change"),
+    [
+        ("no interface 'eth7' here (there are: lo, eth0, eth1)", {"iface": "eth7"}),
+        ("no interface 'ETH0' here", {"iface": "ETH0"}),
+        ("no interface 'eth0 '", {"iface": "eth0 "}),
+        ("no interface 'any'", {"iface": "any"}),
+        ("cannot resolve 'no-such-host.invalid'", {"shadow": "no-such-host.invalid:80"}),
+        ("cannot resolve 'a..b'", {"shadow": "a..b:80"}),
+        ("cannot resolve", {"shadow": "x" * 300 + ":80"}),
+        ("cannot resolve", {"shadow": "[fe80::1%eth7]:80"}),
+        ("10.77.9.9 is not an address of this host", {"addr": "10.77.9.9"}),
+        ("10.77.1.1 is not an address of this host", {"addr": ("10.77.1.2", "10.77.1.1")}),
+        ("fd77:9::9 is not an address of this host", {"addr": "fd77:9::9"}),
+        ("shadow 10.77.1.2 port 80 is this host's own", {"shadow": "10.77.1.2:80"}),
+        ("shadow 10.77.2.1 port 80 is this host's own", {"shadow": "10.77.2.1:80"}),
+        ("shadow 10.77.1.2 port 80 is this host's own", {"shadow": "[::ffff:10.77.1.2]:80"}),
+        ("shadow fd77:1::2 port 80 is this host's own", {"shadow": "[fd77:1::2]:80"}),
+        ("port 80 is this host's own", {"shadow": "localhost:80"}),
+        ("port 80 is this host's own", {"shadow": "localhost:80", "iface": "lo"}),
+        ("port 80 is this host's own", {"shadow": "127.0.0.1:80"}),
+        ("port 80 is this host's own", {"shadow": "127.8.8.8:80"}),
+        ("port 80 is this host's own", {"shadow": "127.1:80"}),
+        ("port 80 is this host's own", {"shadow": "[::1]:80"}),
+        ("port 80 is this host's own", {"shadow": "[::ffff:127.0.0.1]:80"}),
+        ("port 81 is this host's own", {"shadow": "10.77.1.2:81", "port": (80, 81)}),
+        ("10.77.1.2 port 80 is production itself", {"shadow": "10.77.1.2:80", "addr": "10.77.1.2"}),
+        ("10.77.1.2 port 80 is production itself", {"shadow": "[::ffff:10.77.1.2]:80", "addr": "10.77.1.2"}),
+        ("fd77:1::2 port 80 is production itself", {"shadow": "[fd77:1:0::2]:80", "addr": "fd77:1::2"}),
+        ("224.0.0.1 is not the address of one host", {"shadow": "224.0.0.1:81"}),
+        ("ff02::1 is not the address of one host", {"shadow": "[ff02::1]:81"}),
+        ("255.255.255.255 is not the address of one host", {"shadow": "255.255.255.255:81"}),
+        ("10.77.2.255 is not the address of one host", {"shadow": "10.77.2.255:81"}),
+        ("0.0.0.0 is not the address of one host", {"shadow": "0.0.0.0:81"}),
+        ("is not the address of one host", {"shadow": "0:81"}),
+        (":: is not the address of one host", {"shadow": "[::]:81"}),
+        ("0.0.0.0 is not the address of one host", {"shadow": "[::ffff:0.0.0.0]:81"}),
+        ("at most 16", {"addr": tuple(f"127.0.0.{n}" for n in range(1, 18))}),
+    ],
+    ids=lambda value: " ".join(f"{k}={v!s:.30}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_what_this_host_does_not_allow_is_refused(lab: Lab, wanted: str, change: dict[str, object]) -> None:
+    if len(change.get("addr", ())) == 17:  # type: ignore[arg-type]
+        for n in range(2, 18):
+            lab.node.run(["ip", "addr", "add", f"127.0.0.{n}/8", "dev", "lo"])
+    # --duration: what is wrongly accepted ends by itself
+    refused_on(lab.node, [str(COMMAND), *words_of({**NODE, "duration": 0.2}, change)], wanted)
+
+
+def without(what: str, tmp_path: Path) -> list[str]:
+    """What to write before a command so that it finds no headers, no bcc, …; undone with the command."""
+    scripts = {
+        "headers": "mount -t tmpfs none /usr/src && mount -t tmpfs none /lib/modules",
+        "bcc": f"export PYTHONPATH={tmp_path}",
+        "user": f"mount --bind {tmp_path}/passwd /etc/passwd && mount --bind {tmp_path}/passwd /etc/nsswitch.conf",
+        "descriptors": "ulimit -n 12",
+    }
+    (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
+    (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    return ["unshare", "--mount", "--", "sh", "-c", f'{scripts[what]} && exec "$@"', "sh"]
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize(
+    ("what", "change", "wanted"),
+    [
+        ("headers", {"capture": "ebpf"}, "no kernel headers: install linux-headers-amd64"),
+        ("bcc", {"capture": "ebpf"}, "the Python module bcc is missing: install python3-bpfcc"),
+        ("user", {}, "none of the users tapmirror, nobody exists"),
+        ("descriptors", {}, "oo many open files"),
+    ],
+)
+def test_what_this_system_lacks_is_told(
+    lab: Lab, tmp_path: Path, what: str, change: dict[str, object], wanted: str
+) -> None:
+    before = without(what, tmp_path)
+    refused_on(lab.node, [*before, str(COMMAND), *words_of({**NODE, "duration": 0.2}, change)], wanted)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize(("what", "wanted"), [("headers", "no kernel headers"), ("bcc", "module bcc is missing")])
+def test_auto_falls_back_with_one_line_and_mirrors(lab: Lab, tmp_path: Path, what: str, wanted: str) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Run(lab.node, before=without(what, tmp_path)) as tap:
+        warning, heading = tap.up()[:2]
+        assert warning.startswith("tapmirror: ") and wanted in warning
+        assert warning.endswith("; capturing through AF_PACKET instead")
+        assert " -> " in heading
+        assert load(lab.client, lab.node.addr4, requests=50, connections=5).answered == 50
+        shadow.wait_for(50)
+        ledger = tap.stop()
+    assert (ledger["capture"], ledger["requests"]["mirrored"]) == ("packet", 50)
+
+
+# --- how it runs and ends
+
+
+def nothing_left(host: Host, pids: dict[int, str]) -> None:
+    """Wait until these processes are gone and no packet socket is bound."""
+
+    def left() -> list[str]:
+        return [*bound_sockets(host), *(words for pid, words in pids.items() if os.path.exists(f"/proc/{pid}/exe"))]
+
+    until(lambda: not left(), f"nothing left, but {left()}", 2 * BOUND)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("capture", ["ebpf", "packet"])
+def test_a_signal_drains_and_prints_the_ledger(lab: Lab, capture: str, number: int) -> None:
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow, Run(lab.node, capture=capture) as tap:
+        tap.up()
+        pids = tree(tap.process.pid)
+        with lab.shadow.blocked(80):  # the shadow hears nothing: all of it waits
+            assert load(lab.client, lab.node.addr4, requests=40, connections=4).answered == 40
+            tap.process.send_signal(number)
+            until(lambda: not (capture == "ebpf" and bound_sockets(lab.node)), "detached at once")
+        code, output, errors = tap.end()
+        assert (code, errors.count("Traceback")) == (0, 0)
+        ledger = json.loads(output)
+        identity(ledger)
+        assert ledger["capture"] == capture
+        assert ledger["requests"]["mirrored"] == len(shadow.got) == len(production.got) == 40
+        assert (ledger["requests"]["dropped"], ledger["bytes"]["dropped"]) == ({}, {})
+        nothing_left(lab.node, pids)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_comes_within_the_bound_though_the_shadow_takes_nothing(lab: Lab, number: int) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Run(lab.node, capture="packet") as tap:
+        tap.up()
+        with lab.shadow.blocked(80):
+            assert load(lab.client, lab.node.addr4, requests=40, connections=4).answered == 40
+            start = time.monotonic()
+            ledger = tap.stop(number)
+            assert time.monotonic() - start < BOUND
+        assert ledger["requests"]["mirrored"] == len(shadow.got) == 0
+        assert sum(ledger["requests"]["dropped"].values()) == 40
+        assert ledger["requests"]["in_flight"] == ledger["bytes"]["in_flight"] == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize("capture", ["ebpf", "packet"])
+def test_a_second_ctrl_c_does_not_wait_for_the_drain(lab: Lab, capture: str) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow), Run(lab.node, capture=capture) as tap:
+        tap.up()
+        pids = tree(tap.process.pid)
+        with lab.shadow.blocked(80):
+            assert load(lab.client, lab.node.addr4, requests=4, connections=4).answered == 4
+            tap.process.send_signal(signal.SIGINT)
+            caught = 1 << signal.SIGINT - 1
+            until(lambda: not caught & signals_caught(tap.process.pid), "the first Ctrl-C has been taken")
+            tap.process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            code, output, errors = tap.end()
+            assert time.monotonic() - start < BOUND  # its worker holds the pipes until it has drained
+        assert (code, output, "Traceback" in errors) == (-signal.SIGINT, "", False)
+        nothing_left(lab.node, pids)
+
+
+def signals_caught(pid: int) -> int:
+    """The set of signals that a process has handlers for; empty once it is gone."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["tapmirror.loader", "tapmirror.worker"])
+def test_a_signal_during_the_start_ends_it_cleanly(lab: Lab, moment: str, number: int) -> None:
+    with HashSink(lab.shadow), Run(lab.node, capture="ebpf") as tap:
+        seen: dict[int, str] = {}
+
+        def begun() -> bool:
+            seen.update(tree(tap.process.pid))
+            return any(moment in words for words in seen.values())
+
+        until(begun, moment)
+        ledger = tap.stop(number)
+        assert ledger["segments"]["seen"] == 0
+        nothing_left(lab.node, seen)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize(("capture", "seconds"), [("ebpf", 0.01), ("ebpf", 1.5), ("packet", 1.5)])
+def test_duration(lab: Lab, capture: str, seconds: float) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow), Run(lab.node, capture=capture, duration=seconds) as tap:
+        tap.up()
+        start = time.monotonic()
+        code, output, errors = tap.end()
+        took = time.monotonic() - start
+    assert (code, "Traceback" in errors) == (0, False)
+    assert json.loads(output)["capture"] == capture
+    assert seconds - 0.2 <= took < seconds + BOUND
+    assert bound_sockets(lab.node) == []
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_json_is_one_document_and_all_that_is_on_standard_output(lab: Lab) -> None:
+    with HashSink(lab.node), Run(lab.node) as tap:  # no shadow: there is a warning too
+        assert "cannot be reached yet" in "\n".join(tap.up())
+        tap.process.send_signal(signal.SIGINT)
+        code, output, _ = tap.end()
+    assert code == 0
+    ledger = json.loads(output)
+    assert output.count("\n") == 1 and output.endswith("}\n")
+    assert {"tap", "capture", "segments", "bytes", "requests", "events", "answers", "flows", "worker"} <= set(ledger)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_without_json_the_ledger_is_a_table(lab: Lab) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Run(lab.node, json=None) as tap:
+        tap.up()
+        assert load(lab.client, lab.node.addr4, requests=1234, connections=2).answered == 1234
+        shadow.wait_for(1234)
+        tap.process.send_signal(signal.SIGTERM)
+        code, output, _ = tap.end()
+    assert code == 0
+    rows = {cells[0]: cells[1:] for line in output.splitlines() if len(cells := columns(line)) == 4}
+    assert rows["seen"][2] == rows["mirrored"][2] == "1,234"
+    assert rows["unaccounted"] == rows["in flight"] == ["0", "0", "0"]
+    assert "2xx: 1,234" in output
+
+
+def columns(line: str) -> list[str]:
+    """The cells of a row of a table."""
+    return [cell.strip() for cell in line.strip("│\n").split("│")]
+
+
+OUTPUTS = {
+    "reader is gone": "{command} | true",
+    "head -1": "{command} 2>&1 | head -1",
+    "closed": "{command} >&-",
+    "errors closed": "{command} 2>&-",
+    "all closed": "{command} <&- >&- 2>&-",
+    "full": "{command} >/dev/full",
+    "errors to the full": "{command} 2>/dev/full",
+    "reader of errors is gone": "{command} 2>&1 >/dev/null | true",
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize("capture", ["ebpf", "packet"])
+@pytest.mark.parametrize("as_json", [True, None], ids=["json", "table"])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_takes_nothing_is_no_reason_for_a_traceback(
+    lab: Lab, name: str, as_json: bool | None, capture: str
+) -> None:
+    words = words_of(NODE, {"duration": 0.3, "json": as_json, "capture": capture})
+    pipeline = OUTPUTS[name].replace("{command}", '"$@"')
+    with HashSink(lab.shadow):
+        done = lab.node.run(["bash", "-c", pipeline, "bash", str(COMMAND), *words], check=False, timeout=60)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "Exception ignored" not in done.stdout + done.stderr
+    until(lambda: not bound_sockets(lab.node), "detached")
+    if "closed" in name:
+        assert done.returncode == 0
+    if name == "full":
+        assert done.returncode == 1
+        assert [line for line in done.stderr.splitlines() if line.startswith("tapmirror: error: ")]
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize("capture", ["ebpf", "packet"])
+def test_files_in_the_working_directory_are_not_run_as_root(lab: Lab, tmp_path: Path, capture: str) -> None:
+    (tmp_path / "tapmirror").mkdir()
+    for name in ("bcc.py", "msgspec.py", "json.py", "random.py", "tapmirror/__init__.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path)!r} + '/ran', 'a').write(__file__ + '\\n')\n")
+    with HashSink(lab.shadow), Run(lab.node, cwd=tmp_path, capture=capture) as tap:
+        until(lambda: bool(bound_sockets(lab.node)) or tap.process.poll() is not None, "the start")
+        assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+        tap.up()
+        assert tap.stop()["capture"] == capture
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_it_starts_in_a_directory_that_is_gone(lab: Lab, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    before = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(gone)]
+    with HashSink(lab.shadow), Run(lab.node, before=before, capture="ebpf") as tap:
+        tap.up()
+        assert tap.stop()["capture"] == "ebpf"

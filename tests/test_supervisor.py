@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The privileged side of a tap: whoever dies, nothing stays; no mirroring to production; the worker is nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from e2e.mirror import PATIENCE, Mirror, Talker, connect, endpoint, read_until
+from lab import HashSink, Host, Lab, RecordingTcp, Snapshot, identity, load, resident_kb, until
+from lab import Tap as Command
+from lab.snapshot import network_programs, tree
+from lab.tap import COMMAND
+from tapmirror import privsep
+from tapmirror.spec import Capture, Limits, TapSpec, parse_shadow
+from tapmirror.supervisor import Tap, TapError, local_addresses, packed, port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+SHADOW = "10.77.2.2:80"
+WORKER_KB = 48_000
+"""Memory of a worker that has mirrored nothing yet, with the ring that it maps."""
+CAPTURES = ["ebpf", "packet"]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def bound(host: Host) -> list[str]:
+    """Packet sockets of a host that are bound to an interface."""
+    rows = [line.split() for line in host.read("packet").splitlines()[1:]]
+    return [row[8] for row in rows if row[4] != "0"]
+
+
+def one(tap: Command, module: str) -> int:
+    """The pid of the tap's only process that runs this module."""
+    (pid,) = (pid for pid, words in tap.processes().items() if module in words)
+    return pid
+
+
+def gone(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}/exe")
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def exit_of(tap: Command, seconds: float = PATIENCE) -> int:
+    until(lambda: not tap.running(), "the end", seconds)
+    return int(tap._process.wait())
+
+
+# --- when one of them dies
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGKILL, "the worker process ended (signal 9); the tap is detached"),
+        (signal.SIGSEGV, "the worker process ended (signal 11); the tap is detached"),
+        (signal.SIGSTOP, "the worker process did not answer within 5 s"),
+    ],
+)
+def test_the_workers_death_is_one_line_and_the_tap_is_detached(lab: Lab, capture: str, number: int, line: str) -> None:
+    programs = set(network_programs())
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Command(lab.node, shadow=SHADOW, capture=capture) as tap:
+        assert load(lab.client, lab.node.addr4, requests=10, connections=2).answered == 10
+        shadow.wait_for(10)
+        worker = one(tap, "tapmirror.worker")
+        said = tap.said()
+        os.kill(worker, number)
+        assert exit_of(tap) == 1
+        lines = [text for text in tap.said().removeprefix(said).splitlines() if not text[:1].isdigit()]
+        assert lines == [f"tapmirror: error: {line}"]
+        assert gone(worker)
+        until(lambda: not bound(lab.node) and set(network_programs()) <= programs, "detached")
+        assert load(lab.client, lab.node.addr4, requests=10, connections=2).answered == 10
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_when_the_supervisor_is_killed_the_worker_drains_and_goes(lab: Lab, capture: str) -> None:
+    programs = set(network_programs())
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Command(lab.node, shadow=SHADOW, capture=capture) as tap:
+        worker = one(tap, "tapmirror.worker")
+        with lab.shadow.blocked(80):
+            assert load(lab.client, lab.node.addr4, requests=60, connections=6).answered == 60
+            tap.kill()
+            if capture == "ebpf":
+                until(lambda: not bound(lab.node), "detached though the worker still drains")
+                assert not gone(worker)
+        shadow.wait_for(60, PATIENCE)
+        until(lambda: gone(worker), "the worker's end", PATIENCE)
+        until(lambda: not bound(lab.node) and set(network_programs()) <= programs, "nothing is attached")
+        assert len(shadow.got) == 60 and shadow.bad == []
+        assert "Traceback" not in tap.said()
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_when_the_supervisor_is_killed_the_worker_does_not_wait_for_ever(lab: Lab, capture: str) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow), Command(lab.node, shadow=SHADOW, capture=capture) as tap:
+        worker = one(tap, "tapmirror.worker")
+        with lab.shadow.blocked(80):
+            assert load(lab.client, lab.node.addr4, requests=60, connections=6).answered == 60
+            tap.kill()
+            until(lambda: gone(worker), "the worker's end", Limits().drain_time + 3)
+        assert bound(lab.node) == []
+        assert "Traceback" not in tap.said()
+
+
+@pytest.mark.parametrize("moment", ["tapmirror.loader", "tapmirror.worker"])
+def test_a_supervisor_that_is_killed_at_the_start_leaves_nothing(lab: Lab, moment: str) -> None:
+    programs = set(network_programs())
+    errors_read, errors_write = os.pipe()
+    with HashSink(lab.shadow), os.fdopen(errors_read) as errors:
+        command = [str(COMMAND), "run", "--iface=eth0", "--port=80"]
+        process = lab.node.popen([*command, f"--shadow={SHADOW}"], stderr=errors_write, start_new_session=True)
+        os.close(errors_write)
+        family: dict[int, str] = {}
+
+        def begun() -> bool:
+            family.update(tree(process.pid))
+            return any(moment in words for words in family.values())
+
+        until(begun, moment)
+        process.kill()
+        lab.node.stop(process)
+        until(lambda: all(gone(pid) for pid in family), "all gone", PATIENCE)
+        until(lambda: not bound(lab.node) and set(network_programs()) <= programs, "nothing is attached")
+        assert errors.read() == ""
+
+
+def test_two_taps_do_not_know_of_each_other(lab: Lab) -> None:
+    other = endpoint(lab.shadow.addr4, 81)
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, HashSink(lab.shadow, 81) as second:
+        with Mirror(lab.node, shadow=SHADOW) as tap:
+            with Command(lab.node, shadow=other) as victim:
+                assert load(lab.client, lab.node.addr4, requests=30, connections=3).answered == 30
+                shadow.wait_for(30)
+                second.wait_for(30)
+                victim.kill()
+            assert load(lab.client, lab.node.addr4, requests=30, connections=3).answered == 30
+            shadow.wait_for(60)
+            assert tap.final()["requests"]["mirrored"] == 60
+        assert len(second.got) == 30
+
+
+# --- who they are
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_the_worker_has_no_privilege_and_holds_little(lab: Lab, capture: str) -> None:
+    with HashSink(lab.shadow), Command(lab.node, shadow=SHADOW, capture=capture) as tap:
+        worker = one(tap, "tapmirror.worker")
+        uid, gid = privsep.worker_identity()
+        found = status(worker)
+        assert uid != 0
+        assert (set(found["Uid"].split()), set(found["Gid"].split())) == ({str(uid)}, {str(gid)})
+        assert found["Groups"] == ""
+        assert {int(found[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+        assert found["NoNewPrivs"] == "1"
+        assert os.readlink(f"/proc/{worker}/cwd") == "/"
+        assert Path(f"/proc/{worker}/fd").stat().st_uid == 0  # not dumpable: not its own user's
+        limits = Path(f"/proc/{worker}/limits").read_text()
+        assert int(limits.partition("Max core file size")[2].split()[0]) == 0
+        assert int(limits.partition("Max open files")[2].split()[0]) <= Limits().connections + 64
+        files = {number: os.readlink(f"/proc/{worker}/fd/{number}") for number in os.listdir(f"/proc/{worker}/fd")}
+        assert len(files) <= 12, files
+        kinds = {name.partition("[")[0] for number, name in files.items() if int(number) > 2}
+        assert kinds == {"anon_inode:", "socket:"} | ({"anon_inode:bpf-map"} if capture == "ebpf" else set()), files
+        maps = {
+            line
+            for number in files
+            for line in Path(f"/proc/{worker}/fdinfo/{number}").read_text().splitlines()
+            if line.startswith("map_id:")
+        }
+        assert len(maps) == (3 if capture == "ebpf" else 0)  # ring, counters, wants; not the configuration
+        inodes = {name[8:-1] for name in files.values() if name.startswith("socket:[")}
+        assert bool(inodes & set(bound(lab.node))) == (capture == "packet")
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_when_it_runs_nobody_has_the_compiler(lab: Lab, capture: str) -> None:
+    with HashSink(lab.shadow), Command(lab.node, shadow=SHADOW, capture=capture) as tap:
+        assert len(tap.processes()) == 2
+        for pid in tap.processes():
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert "LLVM" not in maps and "libbcc" not in maps and "libclang" not in maps
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_the_workers_memory_after_the_start(
+    lab: Lab, capture: str, record_property: Callable[[str, object], None]
+) -> None:
+    with HashSink(lab.shadow), Command(lab.node, shadow=SHADOW, capture=capture) as tap:
+        size = resident_kb(one(tap, "tapmirror.worker"))
+        record_property("worker_kb", size)
+        assert size < WORKER_KB
+        told = tap.stop()["worker"]["rss_kb"]
+    assert abs(told - size) < 4_000
+
+
+# --- the shadow at the start
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("reason", ["refused", "timed out"])
+def test_without_a_shadow_it_warns_and_mirrors_later(lab: Lab, capture: str, reason: str) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(HashSink(lab.node))
+        if reason == "timed out":
+            blocked = stack.enter_context(contextlib.ExitStack())
+            blocked.enter_context(lab.shadow.blocked(80))
+        tap = stack.enter_context(Command(lab.node, shadow=SHADOW, capture=capture))
+        warnings = [line for line in tap.said().splitlines() if line.startswith("tapmirror: the shadow")]
+        assert len(warnings) == 1
+        assert "the shadow 10.77.2.2 port 80 cannot be reached yet (" in warnings[0] and reason in warnings[0]
+        assert warnings[0].endswith("mirroring begins when it can")
+        assert load(lab.client, lab.node.addr4, requests=5, connections=1).answered == 5
+        if reason == "timed out":
+            blocked.close()
+        shadow = stack.enter_context(HashSink(lab.shadow))
+
+        def mirrors() -> bool:
+            assert load(lab.client, lab.node.addr4, requests=5, connections=5).answered == 5
+            return bool(shadow.got)
+
+        until(mirrors, "mirroring", PATIENCE)
+        begun = len(shadow.got)
+        assert load(lab.client, lab.node.addr4, requests=20, connections=4).answered == 20
+        shadow.wait_for(begun + 20)
+        ledger = tap.stop()
+        identity(ledger)
+        assert ledger["requests"]["mirrored"] == len(shadow.got)
+        assert shadow.bad == []
+
+
+def test_the_probe_sends_nothing(lab: Lab) -> None:
+    with RecordingTcp(lab.shadow, 80) as shadow, Command(lab.node, shadow=SHADOW) as tap:
+        shadow.wait_ended(1)
+        tap.stop()
+        assert [(each.length, each.end) for each in shadow.records] == [(0, "eof")]
+
+
+LOOPS = {
+    # the interface, where the client's or the node's address translation leads the shadow's address back
+    "by the client": "eth0",
+    "by the node": "lo",
+}
+
+
+@contextlib.contextmanager
+def leads_back(lab: Lab, way: str) -> Iterator[str]:
+    """While it lasts, connections to this end point arrive at production; nothing in its address tells."""
+    address = "10.99.9.9"
+    if way == "by the client":
+        lab.node.run(["ip", "route", "add", address, "via", lab.client.addr4])
+        lab.client.sysctl("ipv4.ip_forward", 1)
+        host, hook = lab.client, "prerouting"
+        after = "add chain ip loop post { type nat hook postrouting priority 100; }; add rule ip loop post masquerade"
+    else:
+        lab.node.run(["ip", "route", "add", address, "via", lab.shadow.addr4])
+        host, hook, after = lab.node, "output", ""
+    chain = f"add table ip loop; add chain ip loop pre {{ type nat hook {hook} priority -100; }}"
+    rule = f"add rule ip loop pre ip daddr {address} tcp dport 8080 dnat to {lab.node.addr4}:80"
+    try:
+        host.run(["nft", f"{chain}; {rule}; {after}".rstrip("; ")])
+        yield f"{address}:8080"
+    finally:
+        host.run(["nft", "delete table ip loop"], check=False)
+        lab.node.run(["ip", "route", "del", address])
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("way", LOOPS)
+@pytest.mark.parametrize("production", ["listens", "is down", "does not accept"])
+def test_a_shadow_that_leads_back_to_production_is_refused(lab: Lab, capture: str, way: str, production: str) -> None:
+    with contextlib.ExitStack() as stack:
+        if production != "is down":
+            stack.enter_context(HashSink(lab.node))
+        if production == "does not accept":
+            stack.enter_context(lab.node.blocked(80))
+        shadow = stack.enter_context(leads_back(lab, way))
+        before = Snapshot.of(lab.node)
+        words = ["--iface", LOOPS[way], "--port=80", f"--shadow={shadow}", f"--capture={capture}", "--duration=0.2"]
+        done = lab.node.run([str(COMMAND), "run", *words], check=False)
+        until(lambda: not Snapshot.of(lab.node).difference(before), "all as before")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("tapmirror: error: --shadow: connections to it arrive at the tap")
+    assert done.stdout == ""
+
+
+# --- as a library: `Tap`
+
+
+def spec(**change: Any) -> TapSpec:
+    shadow = parse_shadow(change.pop("shadow", SHADOW))
+    return TapSpec(**{"iface": "eth0", "ports": (80,), "shadow": shadow, **change})
+
+
+def descriptors() -> dict[str, str]:
+    """Our own open files, without the one that lists them."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"iface": "eth7"}, "no interface 'eth7' here"),
+        ({"shadow": "no-such-host.invalid:80"}, "cannot resolve"),
+        ({"shadow": "localhost:80"}, "is this host's own address and port"),
+        ({"addrs": ("10.77.1.9",)}, "10.77.1.9 is not an address of this host"),
+        ({"shadow": "224.0.0.1:81"}, "is not the address of one host"),
+        ({"loop": True, "capture": Capture.EBPF}, "it leads back to production"),
+        ({"loop": True, "capture": Capture.PACKET}, "it leads back to production"),
+    ],
+    ids=str,
+)
+def test_a_start_that_fails_leaves_nothing(lab: Lab, change: dict[str, Any], wanted: str) -> None:
+    warnings: list[str] = []
+    with contextlib.ExitStack() as stack:
+        if change.get("loop"):
+            stack.enter_context(HashSink(lab.node))
+            change = {**change, "shadow": stack.enter_context(leads_back(lab, "by the client"))}
+            del change["loop"]
+        before = descriptors(), Snapshot.of(lab.node)
+        tap = Tap(spec(**change), warnings.append)
+        with lab.node.enter(), pytest.raises(TapError) as caught:
+            tap.start()
+        assert wanted in str(caught.value) and "\n" not in str(caught.value)
+        until(lambda: not Snapshot.of(lab.node).difference(before[1]), "all as before")
+        assert descriptors() == before[0]
+        tap.close()  # once more does no harm
+    assert warnings == []
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_start_look_stop(lab: Lab, capture: str) -> None:
+    warnings: list[str] = []
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow:
+        before = Snapshot.of(lab.node)
+        tap = Tap(spec(capture=Capture(capture), name="one"), warnings.append)
+        with lab.node.enter():
+            tap.start()
+        assert tap.capture == capture
+        assert len(bound(lab.node)) == 1
+        assert load(lab.client, lab.node.addr4, requests=50, connections=5).answered == 50
+        shadow.wait_for(50)
+        looks = [tap.snapshot() for _ in range(20)]
+        for ledger in looks:
+            identity(ledger)
+            assert (ledger["tap"], ledger["capture"]) == ("one", capture)
+        assert select.select([tap.fileno()], [], [], 0)[0] == []
+        final = tap.stop()
+        identity(final)
+        assert final["requests"]["mirrored"] == 50
+        assert [final[unit]["in_flight"] for unit in ("segments", "bytes", "requests")] == [0, 0, 0]
+        until(lambda: not Snapshot.of(lab.node).difference(before), "all as before")
+        assert not any("bpf" in name for name in descriptors().values())
+    assert warnings == []
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_the_workers_death_is_readable_and_raises(lab: Lab, capture: str) -> None:
+    with HashSink(lab.shadow):
+        tap = Tap(spec(capture=Capture(capture)), lambda message: pytest.fail(message))
+        with lab.node.enter():
+            tap.start()
+        try:
+            os.kill(tap.snapshot()["worker"]["pid"], signal.SIGKILL)
+            assert select.select([tap.fileno()], [], [], PATIENCE)[0]
+            for ask in (tap.snapshot, tap.stop):
+                with pytest.raises(TapError, match=r"ended \(signal 9\); the tap is detached"):
+                    ask()
+        finally:
+            tap.close()
+    until(lambda: not bound(lab.node), "detached")
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_stop_keeps_to_the_time_for_draining(lab: Lab, capture: str) -> None:
+    limits = Limits(drain_time=0.5)
+    with HashSink(lab.node), HashSink(lab.shadow):
+        tap = Tap(spec(capture=Capture(capture), limits=limits), lambda message: pytest.fail(message))
+        with lab.node.enter():
+            tap.start()
+        try:
+            with lab.shadow.blocked(80):
+                assert load(lab.client, lab.node.addr4, requests=8, connections=8).answered == 8
+                start = time.monotonic()
+                ledger = tap.stop()
+                took = time.monotonic() - start
+        finally:
+            tap.close()
+    identity(ledger)
+    assert ledger["requests"]["dropped"] == {"shutdown": 8}
+    assert 0.4 < took < 2.5
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_an_interface_that_goes_down_and_up_is_mirrored_again(capture: str) -> None:
+    with Lab() as lab, HashSink(lab.node), HashSink(lab.shadow) as shadow:
+        node = lab.node
+        with Mirror(node, shadow=SHADOW, capture=capture) as tap:
+            assert load(lab.client, node.addr4, requests=10, connections=2).answered == 10
+            shadow.wait_for(10)
+            node.run(["ip", "link", "set", "eth0", "down"])
+            node.run(["ip", "link", "set", "eth0", "up"])
+            until(lambda: "state UP" in node.run(["ip", "link", "show", "eth0"]).stdout, "the link")
+            assert tap.running()
+            assert load(lab.client, node.addr4, requests=10, connections=2).answered == 10
+            shadow.wait_for(20)
+            assert tap.final()["requests"]["mirrored"] == 20
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_an_interface_that_goes_away_does_not_break_the_end(lab: Lab, capture: str) -> None:
+    lab.node.run(["ip", "link", "add", "gone0", "type", "veth", "peer", "name", "gone1"])
+    lab.node.run(["ip", "link", "set", "gone0", "up"])
+    with HashSink(lab.shadow), Command(lab.node, shadow=SHADOW, capture=capture, iface="gone0") as tap:
+        lab.node.run(["ip", "link", "del", "gone0"])
+        identity(tap.stop())
+        assert "Traceback" not in tap.said()
+
+
+def test_a_client_in_conversation_is_not_disturbed_by_start_death_and_end(lab: Lab) -> None:
+    with (
+        Talker(lab.node, 80, lambda line: _echo(line.receive, line.send)),
+        HashSink(lab.shadow),
+        connect(lab.client, lab.node.addr4, 80) as client,
+    ):
+
+        def works(text: bytes) -> None:
+            client.sendall(text + b"\n")
+            assert read_until(client, b"\n") == text + b"\n"
+
+        works(b"before")
+        with Command(lab.node, shadow=SHADOW) as tap:
+            works(b"while")
+            tap.kill()
+            works(b"killed")
+        with Command(lab.node, shadow=SHADOW) as tap:
+            os.kill(one(tap, "tapmirror.worker"), signal.SIGKILL)
+            works(b"worker killed")
+        works(b"after")
+
+
+def _echo(receive: Callable[[], bytes], send: Callable[[bytes], None]) -> None:
+    while data := receive():
+        send(data)
+
+
+# --- small parts
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("10.0.0.1", bytes(10) + b"\xff\xff\x0a\0\0\1"),
+        ("::ffff:10.0.0.1", bytes(10) + b"\xff\xff\x0a\0\0\1"),
+        ("::1", bytes(15) + b"\1"),
+        ("fe80::2%eth0", b"\xfe\x80" + bytes(13) + b"\2"),
+    ],
+)
+def test_an_address_in_sixteen_bytes(address: str, wanted: bytes) -> None:
+    assert packed(address) == wanted
+
+
+@pytest.mark.parametrize("address", [("10.0.0.1", 80), ("::1", 80, 0, 0)])
+def test_the_port_of_a_socket_address(address: tuple[Any, ...]) -> None:
+    assert port(address) == 80
+
+
+def test_local_addresses_are_those_of_the_network(lab: Lab) -> None:
+    with lab.node.enter():
+        found = {address for address in local_addresses()[0] if not address.startswith("fe80:")}
+    assert {"127.0.0.1", "::1", "10.77.1.2", "fd77:1::2", "10.77.2.1", "fd77:2::1"} == found
+
+
+def test_a_spec_fits_into_a_message() -> None:
+    largest = spec(ports=tuple(range(1, 1001)), host="h" * 255, addrs=tuple(f"10.0.0.{n}" for n in range(1, 17)))
+    assert len(msgspec.json.encode(largest)) < 1 << 14
