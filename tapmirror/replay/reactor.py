@@ -311,16 +311,18 @@ class Reactor:
 
     def _connect(self, lane: Lane, now: float) -> bool:
         """Begin to connect; False if that is not possible now (the reason is the back-off's)."""
-        if not self._backoff.allows(now):
+        connecting = self._connecting
+        oldest = next(iter(connecting.values())) - self._limits.connect_time if connecting else now
+        if not self._backoff.allows(now, oldest):
             return False
         if len(self._by_fd) >= self._limits.connections:
-            self._backoff.failed(now, DropReason.NO_RESOURCES)
+            self._backoff.failed(now, DropReason.NO_RESOURCES, now)
             return False
         family, address = self._addresses[0]
         try:
             sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError:
-            self._backoff.failed(now, DropReason.NO_RESOURCES)
+            self._backoff.failed(now, DropReason.NO_RESOURCES, now)
             return False
         if family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2)
@@ -333,7 +335,7 @@ class Reactor:
         number = sock.connect_ex(address)
         if number not in (0, errno.EINPROGRESS):
             sock.close()
-            self._count_failure(number, now)
+            self._count_failure(number, now, now)
             return False
         lane.sock = sock
         lane.state = CONNECTING
@@ -368,7 +370,7 @@ class Reactor:
             self._try_finish(lane, now)
 
     def _connect_failed(self, lane: Lane, number: int, now: float) -> None:
-        self._count_failure(number, now)
+        self._count_failure(number, now, self._connecting[lane] - self._limits.connect_time)
         reason = self._backoff.reason
         self._unhook(lane)
         lane.drop_all(reason)
@@ -378,10 +380,10 @@ class Reactor:
         if lane.finishing:
             self._remove(lane, reason)
 
-    def _count_failure(self, number: int, now: float) -> None:
+    def _count_failure(self, number: int, now: float, began: float) -> None:
         self._ledger.events[f"connect_{errno.errorcode.get(number, 'error')}"] += 1
         exhausted = number in _EXHAUSTED
-        self._backoff.failed(now, DropReason.NO_RESOURCES if exhausted else DropReason.SHADOW_DOWN)
+        self._backoff.failed(now, DropReason.NO_RESOURCES if exhausted else DropReason.SHADOW_DOWN, began)
         self._addresses.append(self._addresses.pop(0))
 
     def _flush(self, lane: Lane, now: float) -> None:

@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults and abuses: killed processes, shadows that are down or hostile, a full ring, lost bytes, floods."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from scapy.all import IP, TCP, Ether, Raw
+
+from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint
+from lab import (
+    Behaviour,
+    HashSink,
+    Host,
+    Lab,
+    Load,
+    LoadPlan,
+    Nginx,
+    RecordingTcp,
+    Snapshot,
+    Tap,
+    load,
+    resident_kb,
+    until,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+CAPTURES: Final = ("ebpf", "packet")
+ETH_P_ALL: Final = 3
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def worker_of(tap: Tap) -> int:
+    """The worker's pid."""
+    return next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("victim", ["supervisor", "worker", "all"])
+def test_killed_under_load_production_is_unharmed_and_nothing_stays(lab: Lab, capture: str, victim: str) -> None:
+    before = Snapshot.of(lab.node)
+    with Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
+        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=20, rate=2_000)
+        running = Load(lab.client, plan)
+        tap = Tap(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture)
+        try:
+            shadow.wait_for(500, PATIENCE)
+            pids = {"supervisor": [tap.pid], "worker": [worker_of(tap)], "all": list(tap.processes())}[victim]
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: not Snapshot.of(lab.node).difference(before), "nothing attached", PATIENCE)
+            read = production.requests()
+            production.wait_for(read + 1_000, PATIENCE)
+            result = running.stop()
+            until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids if pid != tap.pid), "their end")
+        finally:
+            tap.end()
+        assert result.failed == 0
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as again:
+            seen = shadow.requests()
+            assert load(lab.client, lab.node.addr4, requests=100, connections=5).failed == 0
+            shadow.wait_for(seen + 100, PATIENCE)
+            assert again.final()["requests"]["mirrored"] == 100
+
+
+@pytest.mark.parametrize("how", ["refused", "black-holed"])
+def test_a_shadow_that_is_down_and_comes_back(lab: Lab, how: str) -> None:
+    with Nginx(lab.node) as production:
+        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=40, per_connection=5, rate=1_000)
+        blocked = lab.shadow.blocked(80) if how == "black-holed" else contextlib.nullcontext()
+        with blocked:
+            tap = Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf")
+            running = Load(lab.client, plan)
+            production.wait_for(3_000, PATIENCE)
+            start = resident_kb(worker_of(tap))
+            production.wait_for(6_000, PATIENCE)
+            grown = resident_kb(worker_of(tap)) - start
+        with Nginx(lab.shadow) as shadow:
+            shadow.wait_for(500, PATIENCE)  # it resumes by itself
+            result = running.stop()
+            until(lambda: production.requests() == result.answered, "the last at production")
+            ledger = tap.final()
+            got = shadow.requests()
+        assert result.failed == 0
+        assert grown < 4_096
+        lost = ledger["requests"]["dropped"]
+        assert set(lost) <= {"shadow_down", "shadow_slow"}
+        assert lost["shadow_down"] > 1_000
+        assert ledger["requests"]["mirrored"] == got == result.answered - sum(lost.values())
+        attempts = sum(count for name, count in ledger["events"].items() if name.startswith("connect_E"))
+        # Ten a second; where nothing answers, it takes the first second to find out.
+        assert attempts <= 10 * result.seconds + (1.5 * result.connections / result.seconds) * (how == "black-holed")
+
+
+@pytest.mark.parametrize("factor", [1, 10])
+def test_a_stopped_worker_loses_what_the_ring_cannot_hold_and_says_so(lab: Lab, factor: int) -> None:
+    sizes = (0, 40_000, 3_000) if factor == 10 else (0, 100)
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as tap:
+            plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=20, rate=1_000, bodies=sizes)
+            running = Load(lab.client, plan)
+            shadow.wait_for(200, PATIENCE)
+            worker = worker_of(tap)
+            os.kill(worker, signal.SIGSTOP)
+            try:
+                count = len(production.got)
+                production.wait_for(count + 3_000, PATIENCE)
+            finally:
+                os.kill(worker, signal.SIGCONT)
+            production.wait_for(len(production.got) + 500, PATIENCE)
+            assert running.stop().failed == 0
+            until(lambda: {production.got[-1].uri} <= {got.uri for got in [*shadow.got]}, "the last one", PATIENCE)
+            ledger = tap.final()
+        assert shadow.bad == []
+        sent = {got.uri: (got.head, got.sha256) for got in production.got}
+        for got in shadow.got:
+            if got.whole:
+                assert (got.head, got.sha256) == sent[got.uri]
+        whole = [got.uri for got in shadow.got if got.whole]
+        assert len(whole) == len(set(whole)) == ledger["requests"]["mirrored"]
+        if factor == 1:
+            assert len(whole) == len(sent)  # the ring took it all
+        else:
+            assert ledger["segments"]["dropped"]["ring_full"] > 0
+            assert len(whole) < len(sent)
+
+
+class Wire:
+    """One TCP connection to a server of the node, made of frames: what the tap sees is what is sent here.
+
+    The client's kernel knows nothing of it; a firewall there keeps its resets back.
+    """
+
+    def __init__(self, lab: Lab, port: int, client_port: int, seq: int = 1_000) -> None:
+        self._lab = lab
+        self._ports = client_port, port
+        self.seq = seq
+        lab.client.run(["ping", "-c1", "-W2", lab.node.addr4], check=False)
+        near = lab.client.json("ip", "-j", "link", "show", "eth0")[0]["address"]
+        far = lab.node.json("ip", "-j", "link", "show", "eth0")[0]["address"]
+        self._ether = Ether(src=near, dst=far) / IP(src=lab.client.addr4, dst=lab.node.addr4)
+        with lab.client.enter():
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        self._sock.bind(("eth0", 0x0800))
+        self._sock.settimeout(PATIENCE)
+        self.ack = 0
+
+    def send(self, flags: str, data: bytes = b"", at: int | None = None) -> None:
+        """One segment, at `at` of the stream or where it has come to."""
+        seq = (self.seq if at is None else at) & 0xFFFFFFFF
+        segment = TCP(sport=self._ports[0], dport=self._ports[1], seq=seq, ack=self.ack, flags=flags, window=65_535)
+        packet = self._ether / segment / Raw(data) if data else self._ether / segment
+        self._sock.send(bytes(packet))
+        if at is None:
+            self.seq += len(data) + ("S" in flags) + ("F" in flags)
+
+    def receive(self) -> Any:
+        """The next segment of the server."""
+        while True:
+            packet = Ether(self._sock.recv(65_536))
+            if TCP in packet and (packet[TCP].dport, packet[TCP].sport) == self._ports:
+                return packet[TCP]
+
+    def open(self) -> None:
+        """The handshake."""
+        self.send("S")
+        answer = self.receive()
+        assert answer.flags == "SA"
+        self.ack = answer.seq + 1
+        self.send("A")
+
+    def close(self) -> None:
+        """Let go of the socket; the server is told by a reset."""
+        self.send("R")
+        self._sock.close()
+
+
+@contextlib.contextmanager
+def silent(host: Host) -> Iterator[None]:
+    """The host's kernel sends no resets."""
+    host.run(["nft", "add table ip quiet; add chain ip quiet out { type filter hook output priority 0; }"])
+    host.run(["nft", "add rule ip quiet out tcp flags rst drop"])
+    try:
+        yield
+    finally:
+        host.run(["nft", "delete table ip quiet"])
+
+
+def passed(lab: Lab, shadow: HashSink) -> bool:
+    """Whether a new connection's request comes through within a moment: what was in the ring before it was read."""
+    with connect(lab.client, lab.node.addr4, 80) as client:
+        client.sendall(b"GET /probe HTTP/1.1\r\nHost: p\r\n\r\n")
+        client.recv(1 << 16)
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        if any(got.uri == "/probe" for got in [*shadow.got]):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("where", ["header", "body", "between"])
+def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
+    """The tap loses a segment that production got: here the ring is full at that moment (the worker is stopped)."""
+    filler = b"POST /fill HTTP/1.1\r\nHost: f\r\nContent-Length: %d\r\n\r\n" % (24 << 20)
+    parts = {
+        "header": [b"GET /torn HTTP/1.1\r\nHost: a\r\nX-One: ", b"lost\r\nX-Two: ", b"end\r\n\r\n"],
+        "body": [b"POST /torn HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", b"def", b"ghi"],
+        "between": [b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /lost HTTP/1.1\r\nHost: a\r\n\r\n", b""],
+    }[where]
+    after = b"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as tap:
+            with connect(lab.client, lab.node.addr4, 80) as client, connect(lab.client, lab.node.addr4, 80) as flood:
+                client.sendall(parts[0])
+                time.sleep(0.3)
+                os.kill(worker_of(tap), signal.SIGSTOP)
+                try:
+                    flood.sendall(filler + bytes(24 << 20))
+                    for _ in range(600):  # and the rest, where a large record has no room any more
+                        flood.sendall(b"GET /small HTTP/1.1\r\nHost: f\r\n\r\n")
+                        flood.recv(1 << 16)
+                    before = len(production.got)
+                    client.sendall(parts[1])
+                    if not parts[2]:
+                        production.wait_for(before + 1, PATIENCE)
+                finally:
+                    os.kill(worker_of(tap), signal.SIGCONT)
+                until(lambda: passed(lab, shadow), "the tap to have read its ring", PATIENCE)
+                if parts[2]:
+                    client.sendall(parts[2])
+                until(lambda: any(got.uri in ("/torn", "/lost") for got in [*production.got]), "production", PATIENCE)
+                client.recv(1 << 16)
+                for _ in range(3):  # one to show the hole to the tap, one to be taken up again
+                    client.sendall(after)
+                    client.recv(1 << 16)
+                    time.sleep(0.2)
+            until(lambda: any(got.uri == "/after" for got in [*shadow.got]), "the next one", PATIENCE)
+            ledger = tap.final()
+        sent = {(got.uri, got.head, got.sha256) for got in production.got}
+        assert {(got.uri, got.head, got.sha256) for got in shadow.got if got.whole} <= sent
+        assert not any(got.whole and got.uri in ("/torn", "/lost") for got in shadow.got)
+        assert shadow.bad == [] or all("ended with" in bad for bad in shadow.bad)
+        assert ledger["bytes"]["dropped"]["ring_full"] > 0
+        assert ledger["segments"]["dropped"]["ring_full"] > 0
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_syn_flood_costs_counters(lab: Lab, capture: str) -> None:
+    """Half-open connections from random sources: no flow, no connection to the shadow; real requests go on."""
+    count = 200_000 if capture == "ebpf" else 20_000
+    with Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
+            worker = worker_of(tap)
+            start = resident_kb(worker)
+            running = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=10**9, connections=10, rate=300))
+            flood(lab, count)
+            until(lambda: production.requests() > 300, "real requests beside it", PATIENCE)
+            result = running.stop()
+            until(lambda: shadow.requests() >= 0.99 * result.answered, "them at the shadow", PATIENCE)
+            grown = resident_kb(worker) - start
+            ledger = tap.final()
+        assert result.failed == 0
+        assert ledger["events"]["kernel_syn"] > count * 0.9
+        assert ledger["events"]["flows"] <= 10
+        assert ledger["events"]["shadow_connects"] <= 10
+        assert ledger["requests"]["mirrored"] >= 0.99 * result.answered
+        assert grown <= 32 << 10
+
+
+def flood(lab: Lab, count: int) -> None:
+    """SYNs to port 80 of the node, each from another source."""
+    far = lab.node.json("ip", "-j", "link", "show", "eth0")[0]["address"]
+    near = lab.client.json("ip", "-j", "link", "show", "eth0")[0]["address"]
+    frame = bytearray(bytes(Ether(src=near, dst=far) / IP(src="10.0.0.1", dst=lab.node.addr4) / TCP(dport=80)))
+    with lab.client.enter():
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    with sock:
+        sock.bind(("eth0", 0x0800))
+        for number in range(count):
+            struct.pack_into("!I", frame, 26, 0x0B000000 + number)  # 11.x.y.z: routed nowhere
+            struct.pack_into("!H", frame, 24, 0)
+            struct.pack_into("!H", frame, 24, checksum(frame[14:34]))
+            struct.pack_into("!H", frame, 34, 1024 + number % 60_000)
+            struct.pack_into("!H", frame, 50, 0)
+            pseudo = bytes(frame[26:34]) + b"\0\6\0\x14"
+            struct.pack_into("!H", frame, 50, checksum(pseudo + frame[34:54]))
+            with contextlib.suppress(OSError):
+                sock.send(frame)
+
+
+def checksum(data: bytes | bytearray) -> int:
+    """RFC 1071."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+@pytest.mark.parametrize(
+    "behaviour", [Behaviour(read=False), Behaviour(accept=False), Behaviour(read_rate=100.0)], ids=str
+)
+def test_a_shadow_that_does_not_read(lab: Lab, behaviour: Behaviour) -> None:
+    """Memory is bounded, what does not fit is dropped by whole requests, the other tap goes on at full rate."""
+    size = 50_000
+    with (
+        Nginx(lab.node),
+        RecordingTcp(lab.shadow, 81, behaviour) as slow,
+        Nginx(lab.shadow, ports=(80,)) as fine,
+        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 81), capture="ebpf") as stuck,
+        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as other,
+    ):
+        result = load(lab.client, lab.node.addr4, requests=4_000, connections=100, rate=800, bodies=(size,))
+        assert result.failed == 0
+        fine.wait_for(4_000, PATIENCE)
+        memory = resident_kb(worker_of(stuck))
+        ledger = stuck.final()
+        assert other.final()["requests"]["mirrored"] == 4_000
+        assert len(slow.records) <= 101 + 100
+    assert memory < (45 << 10) + (72 << 10)  # itself, and `Limits.queues_bytes` with its overhead
+    assert ledger["requests"]["seen"] == 4_000
+    assert set(ledger["requests"]["dropped"]) <= {"shadow_slow", "shutdown", "shadow_down"}
+    assert ledger["requests"]["dropped"]["shadow_slow"] > 0
+
+
+ENDLESS: Final = {
+    "10 GB body": (b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n", 0.0, 300_000_000),
+    "endless headers": (b"HTTP/1.1 200 OK\r\nX: ", 0.0, 300_000_000),
+    "chunks of one byte": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 0.0, 0),
+    "garbage": (b"\x00\xff\x00garbage", 0.0, 100_000_000),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_answers_without_end_are_discarded(lab: Lab, name: str) -> None:
+    start, drip, size = ENDLESS[name]
+
+    def chunks(line: Line) -> None:
+        line.receive()
+        line.send(start)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            line.send(b"1\r\nx\r\n" * 1_000)
+
+    shadow: Any = (
+        RecordingTcp(lab.shadow, 80, Behaviour(flood=size, flood_start=start, drip=drip))
+        if size
+        else Talker(lab.shadow, 80, chunks)
+    )
+    with Nginx(lab.node), shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as tap:
+            result = load(lab.client, lab.node.addr4, requests=400, connections=2, rate=200)
+            assert (result.answered, result.failed) == (400, 0)
+            until(lambda: not size or shadow.written > size / 4, "much to be written", PATIENCE)
+            memory = resident_kb(worker_of(tap), peak=True)
+            ledger = tap.final()
+        assert memory < 60 << 10
+        assert ledger["requests"]["seen"] == 400
+        assert ledger["requests"]["mirrored"] > 0
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(reset_after=40),
+        Behaviour(close_after=40),
+        Behaviour(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", close_after=3_000),
+        Behaviour(answer=b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+    ],
+    ids=["reset in the request", "closed in the request", "answers and closes early", "says close, reads on"],
+)
+def test_a_shadow_that_leaves_in_the_middle(lab: Lab, behaviour: Behaviour) -> None:
+    """Only that connection suffers; every request is sent once at most, and each is settled."""
+    with Nginx(lab.node), RecordingTcp(lab.shadow, 80, behaviour) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as tap:
+            result = load(lab.client, lab.node.addr4, requests=300, connections=5, rate=300, bodies=(0, 2_000, 20_000))
+            assert result.failed == 0
+            ledger = tap.final()
+        content = b"".join(bytes(record.content) for record in shadow.records)
+        for number in range(300):
+            assert content.count(b"POST /%d HTTP" % number) <= 1
+        account = ledger["requests"]
+        assert account["seen"] == 300
+        assert set(account["dropped"]) <= {"shadow_closed", "shadow_slow", "shutdown"}
+
+
+def test_ten_thousand_connections_joined_in_mid_stream(lab: Lab) -> None:
+    """Each is mirrored from its first whole request on, and nothing partial is sent."""
+    count = 10_000
+    with Nginx(lab.node) as production, HashSink(lab.shadow) as shadow:
+        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=count, rate=4_000)
+        running = Load(lab.client, plan)
+        production.wait_for(count + 5_000, PATIENCE)
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as tap:
+            begun = production.requests()
+            production.wait_for(begun + 2 * count, PATIENCE)
+            result = running.stop()
+            assert result.failed == 0
+            until(lambda: len({got.uri for got in [*shadow.got]}) > count, "many requests", PATIENCE)
+            ledger = tap.final()
+        assert shadow.bad == []
+        assert all(got.whole for got in shadow.got)
+        uris = [got.uri for got in shadow.got]
+        assert len(uris) == len(set(uris)) == ledger["requests"]["mirrored"]
+        assert set(dropped(ledger).get("bytes", {})) <= {"midstream"}
+        numbers = sorted(int(uri[1:]) for uri in uris)
+        assert numbers[-1] == result.sent - 1
+        assert len(numbers) >= result.sent - begun - 2 * count - count
+
+
+def test_an_idle_connection_costs_little_and_goes_on_after_a_pause(lab: Lab) -> None:
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as tap:
+            socks = []
+            for _ in range(500):
+                with lab.client.enter():
+                    socks.append(socket.create_connection((lab.node.addr4, 80)))
+                socks[-1].sendall(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
+            production.wait_for(500, PATIENCE)
+            shadow.wait_for(500, PATIENCE)
+            before = tap.cpu()
+            time.sleep(3)
+            used = tap.cpu() - before
+            for sock in socks:
+                sock.sendall(b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n")
+            shadow.wait_for(1_000, PATIENCE)
+            for sock in socks:
+                sock.close()
+            ledger = tap.final()
+        assert used < 0.3
+        assert ledger["requests"]["mirrored"] == 1_000
+        assert ledger["events"]["shadow_connects"] == 500
+
+
+def test_overlaps_on_the_wire_reach_the_shadow_as_production_read_them(lab: Lab) -> None:
+    """Frames of our own: disorder, a repetition with other bytes, data beyond a hole; the sequence wraps around."""
+    read: list[bytes] = []
+
+    def keep(line: Line) -> None:
+        while piece := line.receive():
+            read.append(piece)
+
+    with silent(lab.client), Talker(lab.node, 7000, keep), RecordingTcp(lab.shadow, 7001) as shadow:
+        target = endpoint(lab.shadow.addr4, 7001)
+        with Mirror(lab.node, port=7000, shadow=target, protocol="raw", capture="ebpf") as tap:
+            wire = Wire(lab, 7000, 40_000, seq=0xFFFFFFF0)
+            wire.open()
+            base = wire.seq
+            wire.send("PA", b"abcdefgh", at=base)
+            wire.send("PA", b"XXXXklmn", at=base + 16)  # beyond a hole
+            wire.send("PA", b"ZZZZYYYY", at=base + 4)  # half old with other bytes, half new
+            wire.send("PA", b"12345678", at=base + 10)  # fills the hole, overlaps both
+            wire.send("PA", b"end", at=base + 24)
+            until(lambda: len(b"".join(read)) == 27, "production to read it all", PATIENCE)
+            shadow.wait_for(27, PATIENCE)
+            wire.close()
+            ledger = tap.final()
+        assert next(bytes(each.content) for each in shadow.records if each.length) == b"".join(read)
+        assert ledger["bytes"]["seen"] == 8 * 4 + 3
+        assert ledger["bytes"]["filtered"] == {"duplicate": 8 * 4 + 3 - 27}
