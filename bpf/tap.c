@@ -1,6 +1,24 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The capture program: a socket filter that always returns 0.
+ *
+ * The kernel shows it each packet of an interface, both directions, before netfilter (ingress) and after the
+ * queueing discipline (egress).  It may read and may not change, delay or drop; "accepting" nothing, it queues
+ * nothing to its socket.  What matches goes into the ring:
+ *
+ *   from a client   payload, and FIN and RST; a SYN is only counted
+ *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload
+ *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
+ *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map
+ *
+ * Order of the decisions for a client's packet: match, loop mark, sample, fragment.  Each is counted.
+ * User space has the same rules in tapmirror/admission.py; a test holds one against the other.
+ *
+ * NOTE: the program has no direct packet access: a header costs one bpf_skb_load_bytes, into the stack.
+ */
 #include "tap.h"
 
+/* skb->pkt_type, of linux/if_packet.h */
 #define OUTGOING 4
 #define OTHERHOST 3
 #define PROTO_TCP 6
@@ -11,9 +29,11 @@
 #define PSH 0x08
 #define ACK 0x10
 
+#define COUNTERS (TAP_CPUS * TAP_COUNTERS)
+
 BPF_RINGBUF_OUTPUT(ring, TAP_RING_PAGES);
 BPF_F_TABLE("array", u32, struct tap_config, config, 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct tap_counter, counters, TAP_CPUS * TAP_COUNTERS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct tap_counter, counters, COUNTERS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap_wants, wants, 1, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct tap_key, struct tap_first, handshakes, 32768);
 

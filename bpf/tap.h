@@ -1,6 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What the capture program and user space agree on.  The Python side is RECORD in tapmirror/source/ring.py, CONFIG
+ * and ENDPOINT in tapmirror/loader.py, Counters in tapmirror/source/__init__.py; tests/test_loader.py holds both
+ * against each other.  Little endian where nothing else is said, as the hosts are that this runs on.
+ */
 #ifndef TAPMIRROR_TAP_H
 #define TAPMIRROR_TAP_H
+
+/* A connection.  IPv4 addresses as ::ffff:a.b.c.d.  vlan: outer << 16 | inner, or the only one, or 0. */
 struct tap_key {
 	__u8 client[16];
 	__u8 server[16];
@@ -8,44 +15,95 @@ struct tap_key {
 	__be16 server_port;
 	__u32 vlan;
 };
+
+/* One record of the ring; `caplen` bytes of payload follow.  `flags`: TCP's in the low byte, and those below. */
 struct tap_record {
-	__u64 time_ns;
+	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u32 seq;
 	__u32 ack;
-	__u32 length;
+	__u32 length; /* of the payload on the wire */
 	__u32 caplen;
 	__u32 hash;
 	__u16 flags;
 	__u16 window;
 	struct tap_key key;
 };
+
 #define TAP_FROM_SERVER 0x100
+/* No packet of its own: the handshake is complete; seq and ack are the first bytes of client and server. */
 #define TAP_ACCEPTED 0x200
-struct tap_endpoint { __u8 addr[16]; __be16 port; __u16 pad; __u32 pad2; };
+
+/* Payload bytes of one record at most, and records of one packet: BIG TCP packets have up to 524,280 bytes. */
+#define TAP_CHUNK 65536
+#define TAP_MAX_CHUNKS 9
+
+/* What is captured; written once, before the program is attached. */
 #define TAP_MAX_ADDRS 16
-#define TAP_LOOPBACK 1
-#define TAP_EGRESS_ALL 2
-#define TAP_NO_L2 4
+#define TAP_LOOPBACK 1	 /* the interface shows each packet twice */
+#define TAP_EGRESS_ALL 2 /* a record for each packet of production */
+#define TAP_NO_L2 4	 /* packets begin with the IP header */
+
+struct tap_endpoint {
+	__u8 addr[16];
+	__be16 port;
+	__u16 pad;
+	__u32 pad2;
+};
+
 struct tap_config {
-	__u64 threshold;
-	__u32 seed;
+	__u64 threshold; /* flows whose hash is below it are mirrored */
+	__u32 seed;	 /* of that hash */
 	__u32 flags;
-	__u32 addr_count;
+	__u32 addr_count; /* 0: all addresses */
 	__u32 excluded_count;
-	__u32 dscp;
+	__u32 dscp; /* of packets that no tap may capture */
 	__u32 pad;
 	__u8 addrs[TAP_MAX_ADDRS][16];
 	struct tap_endpoint excluded[TAP_MAX_ADDRS];
-	__u8 ports[8192];
+	__u8 ports[8192]; /* a bit for each */
 };
-enum { TAP_SEEN, TAP_EMITTED, TAP_SAMPLED_OUT, TAP_LOOP, TAP_RING_FULL, TAP_FRAGMENT, TAP_SYN, TAP_SYN_ACK,
-       TAP_ACCEPTED_COUNT, TAP_BARE_ACK, TAP_EGRESS, TAP_CONTROL_LOST, TAP_LOOP_SYN, TAP_COUNTERS = 16 };
-struct tap_counter { __u64 records; __u64 bytes; };
-#define TAP_CHUNK 65536
-#define TAP_MAX_CHUNKS 9
-/* Of a bucket: the next packet of production only, or all until it is cleared. */
+
+/*
+ * Counters, in the order of `Counters`.  The first six count segments with payload from the client, so that
+ * SEEN = EMITTED + SAMPLED_OUT + LOOP + RING_FULL + FRAGMENT; the others count packets.
+ */
+enum {
+	TAP_SEEN,
+	TAP_EMITTED,
+	TAP_SAMPLED_OUT,
+	TAP_LOOP,
+	TAP_RING_FULL,
+	TAP_FRAGMENT,
+	TAP_SYN,
+	TAP_SYN_ACK,
+	TAP_ACCEPTED_COUNT,
+	TAP_BARE_ACK,
+	TAP_EGRESS,
+	TAP_CONTROL_LOST, /* records without payload that the ring had no room for */
+	TAP_LOOP_SYN,
+	TAP_COUNTERS = 16
+};
+
+struct tap_counter {
+	__u64 records;
+	__u64 bytes;
+};
+
+/*
+ * Which acknowledgements of production become records, by the low 16 bits of the flow's hash: none, the next
+ * packet only, or all until user space clears the byte.
+ */
 #define TAP_WANT_ONE 1
 #define TAP_WANT_ALL 2
-struct tap_wants { __u8 bucket[65536]; };
-struct tap_first { __u32 client; __u32 server; };
+
+struct tap_wants {
+	__u8 bucket[65536];
+};
+
+/* Of a handshake that production answered: first sequence number of each side. */
+struct tap_first {
+	__u32 client;
+	__u32 server;
+};
+
 #endif
