@@ -12,6 +12,7 @@ package serves, through a private merged view (`headers`) that is removed afterw
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import mmap
@@ -42,6 +43,10 @@ SO_ATTACH_BPF: Final = 50
 SIOCGIFHWADDR: Final = 0x8927
 ARPHRD_ETHER: Final = 1
 ARPHRD_LOOPBACK: Final = 772
+
+CLONE_NEWNS: Final = 0x00020000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
 
 LOOPBACK: Final = 1
 EGRESS_ALL: Final = 2
@@ -216,7 +221,7 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
     main = found[-1]
     version = main.name.rpartition("-")[0]
     trees = [main, *root.glob(f"{version}-common")]
-    view = Path(tempfile.mkdtemp(prefix="tapmirror-headers-"))
+    view = Path(tempfile.mkdtemp(prefix="tapmirror-headers-", dir="/tmp"))
     try:
         arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
         for part in ("include", f"arch/{arch}/include"):
@@ -265,8 +270,19 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def private_tmp() -> None:
+    """Put a file system of this process's own over /tmp: what is there goes with it, also by SIGKILL.
+
+    Where that is not allowed (a container), /tmp stays the common one.
+    """
+    libc = ctypes.CDLL(None)
+    if libc.unshare(CLONE_NEWNS) == 0 and libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0:
+        libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"size=16m,mode=700")
+
+
 def main() -> None:
     """Answer one request."""
+    private_tmp()
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         request = msgspec.json.decode(parent.recv(REPLY_BYTES), type=Request)
         try:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's decisions in Python, packet by packet; test_source_live holds them against the kernel's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tapmirror.admission import HANDSHAKES, Admission
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, PSH, RST, SYN, Segment
+from tapmirror.packet import Header, flow_hash, flow_key
+
+CLIENT, SERVER, OTHER = (bytes(15) + bytes([last]) for last in (1, 2, 3))
+PORTS = {CLIENT: b"\x9c\x40", SERVER: b"\0\x50"}
+
+
+def admission(**options: Any) -> Admission:
+    defaults: dict[str, Any] = {
+        "ports": (80,),
+        "addrs": (),
+        "excluded": (),
+        "threshold": 1 << 32,
+        "seed": 0,
+        "dscp": LOOP_DSCP,
+        "loopback": False,
+        "egress_all": False,
+    }
+    return Admission(**{**defaults, **options})
+
+
+def packet(
+    source: bytes = CLIENT, flags: int = ACK, data: bytes = b"", *, seq: int = 100, ack: int = 200, **more: Any
+) -> Header:
+    destination = CLIENT if source == SERVER else SERVER
+    fields: dict[str, Any] = {"source_port": PORTS[source], "destination_port": PORTS[destination], "vlan": 0}
+    fields |= {"dscp": 0, "fragment": False} | more
+    return Header(
+        source=source, destination=destination, seq=seq, ack=ack, flags=flags, length=len(data),
+        payload=memoryview(data), **fields,
+    )  # fmt: skip
+
+
+def brief(segments: list[Segment]) -> list[tuple[int, int, int, bytes]]:
+    return [(flags, seq, ack, bytes(payload)) for _, flags, seq, ack, _, payload, _ in segments]
+
+
+def test_a_connection() -> None:
+    tap = admission()
+    assert tap.admit(packet(flags=SYN, seq=99), False, 0) == []
+    assert tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0) == []
+    assert brief(tap.admit(packet(seq=100, ack=500), False, 0)) == [(ACCEPTED, 100, 500, b"")]
+    assert tap.admit(packet(seq=100, ack=500), False, 0) == []
+    assert brief(tap.admit(packet(flags=PSH | ACK, data=b"GET", ack=500), False, 0)) == [(PSH | ACK, 100, 500, b"GET")]
+    assert brief(tap.admit(packet(flags=FIN | ACK, seq=103), False, 0)) == [(FIN | ACK, 103, 200, b"")]
+    assert brief(tap.admit(packet(SERVER, FIN | ACK, seq=500), True, 0)) == [(FIN | ACK | FROM_SERVER, 500, 200, b"")]
+    assert tap.totals["seen"] == tap.totals["emitted"] == (1, 3)
+    assert tap.totals["accepted"] == (1, 0)
+
+
+@pytest.mark.parametrize(("seq", "ack"), [(100, 499), (98, 500), (100 + (1 << 31), 500), (100, 500 + (1 << 30))])
+def test_what_does_not_complete_the_handshake(seq: int, ack: int) -> None:
+    tap = admission()
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    assert tap.admit(packet(seq=seq, ack=ack), False, 0) == []
+    assert brief(tap.admit(packet(seq=100, ack=500), False, 0)) == [(ACCEPTED, 100, 500, b"")]
+
+
+def test_data_may_complete_it() -> None:
+    tap = admission()
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    found = brief(tap.admit(packet(flags=PSH | ACK, data=b"x", seq=100, ack=500), False, 0))
+    assert found == [(ACCEPTED, 100, 500, b""), (PSH | ACK, 100, 500, b"x")]
+
+
+def test_half_open_connections_are_bounded() -> None:
+    tap = admission()
+    for number in range(HANDSHAKES + 10):
+        port = (number % 60_000).to_bytes(2, "big")
+        answer = packet(SERVER, SYN | ACK, seq=499, ack=100, vlan=number // 60_000)
+        tap.admit(answer._replace(destination_port=port), True, 0)
+    assert len(tap._handshakes) == HANDSHAKES
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "outgoing", "count"),
+    [
+        (packet(data=b"x", destination_port=b"\0\x51"), {}, False, None),
+        (packet(data=b"x"), {"addrs": (OTHER,)}, False, None),
+        (packet(data=b"x"), {"addrs": (OTHER, SERVER)}, False, "emitted"),
+        (packet(data=b"x"), {"excluded": ((SERVER, 80),)}, False, None),
+        (packet(data=b"x"), {"excluded": ((SERVER, 81), (OTHER, 80))}, False, "emitted"),
+        (packet(data=b"x"), {}, True, None),
+        (packet(data=b"x"), {"loopback": True}, True, None),
+        (packet(data=b"x"), {"loopback": True}, False, "emitted"),
+        (packet(data=b"x", dscp=LOOP_DSCP), {}, False, "loop"),
+        (packet(data=b"x", fragment=True), {}, False, "fragment"),
+        (packet(data=b"x"), {"threshold": 0}, False, "sampled_out"),
+        (packet(data=b"x", fragment=True, dscp=LOOP_DSCP), {"threshold": 0}, False, "loop"),
+        (packet(data=b"x", fragment=True), {"threshold": 0}, False, "sampled_out"),
+        (packet(flags=RST), {}, False, None),
+        (packet(), {}, False, "bare_ack"),
+    ],
+)  # fmt: skip
+def test_one_packet(header: Header, options: dict[str, Any], outgoing: bool, count: str | None) -> None:
+    tap = admission(**options)
+    found = tap.admit(header, outgoing, 0)
+    fates = {name for name in tap.totals if name != "seen"}
+    assert fates == ({count} if count else set())
+    assert bool(found) == (count == "emitted" or bool(header.flags & RST))
+    assert ("seen" in tap.totals) == (count not in (None, "bare_ack"))
+
+
+def test_sampling_is_the_hash_of_the_flow() -> None:
+    key = flow_key(CLIENT, SERVER, PORTS[CLIENT], PORTS[SERVER], 0)
+    hashed = flow_hash(key, 5)
+    assert admission(threshold=hashed, seed=5).admit(packet(data=b"x"), False, 0) == []
+    assert admission(threshold=hashed + 1, seed=5).admit(packet(data=b"x"), False, 0) != []
+
+
+def test_acknowledgements_of_production() -> None:
+    """One at the start, then while they are wanted; with `egress_all` each."""
+    tap, every = admission(), admission(egress_all=True)
+    key = flow_key(CLIENT, SERVER, PORTS[CLIENT], PORTS[SERVER], 0)
+    answer = packet(SERVER, data=b"answer")
+    assert [len(tap.admit(answer, True, 0)) for _ in range(3)] == [1, 0, 0]
+    tap.want_ack(key, True)
+    assert [len(tap.admit(answer, True, 0)) for _ in range(3)] == [1, 1, 1]
+    tap.want_ack(key, False)
+    assert tap.admit(answer, True, 0) == []
+    assert [len(every.admit(answer, True, 0)) for _ in range(3)] == [1, 1, 1]
+    assert tap.totals["egress"] == (4, 24)
+    assert "seen" not in tap.totals

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ring read through memory: its records, their end, and what happens when it is full."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+
+import pytest
+
+from captures import Both, Wire, fates, named, take
+from lab import Lab, Load, LoadPlan, Nginx, load, until
+from tapmirror.events import ACCEPTED, FIN, FROM_SERVER
+from tapmirror.packet import flow_hash
+from tapmirror.source import Counters
+from tapmirror.source.ring import RECORD, WANT_ALL, counter_bytes
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def test_a_payload_is_a_view_of_the_ring_and_its_end_is_exact(lab: Lab) -> None:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
+        sizes = [1, 7, 8, 9, 56, 128, 129, 256, 257, 512, 1_024, 1_025, 1_446]
+        for size in sizes:
+            wire.send(wire.segment(bytes(i % 251 for i in range(size))))
+        both.settle()
+        assert [each[5] for each in both.ring] == [bytes(i % 251 for i in range(size)) for size in sizes]
+
+
+def test_records_wrap_around_the_end_of_the_ring(lab: Lab) -> None:
+    """Several times its size passes; what is read is what was sent."""
+    with lab.node.blocked(80), Both(lab.node, ring_bytes=1 << 16) as both, Wire(lab) as wire:
+        sent = []
+        for number in range(400):
+            data = bytes([number % 251]) * (1 + number * 37 % 1_400)
+            sent.append(data)
+            wire.send(wire.segment(data, seq=number))
+            if number % 7 == 0:
+                take(both.ring_source, both.ring)
+        both.settle()
+        assert [each[5] for each in both.ring] == sent
+        assert both.ring_source.counters().ring_full == (0, 0)
+
+
+def test_a_full_ring_is_counted_and_reading_goes_on(lab: Lab) -> None:
+    with lab.node.blocked(80), Both(lab.node, ring_bytes=1 << 16) as both, Wire(lab) as wire:
+        for number in range(300):
+            wire.send(wire.segment(b"x" * 1_000, seq=number))
+        until(lambda: both.ring_source.counters().seen[0] == 300, "300 to be seen")
+        lost = both.ring_source.counters().ring_full[0]
+        assert 0 < lost < 300
+        both.settle()
+        assert len(both.ring) == 300 - lost == both.ring_source.received[0]
+        wire.send(wire.segment(b"after"))
+        both.settle()
+        assert both.ring[-1][5] == b"after"
+        counts = both.ring_source.counters()
+        assert list(counts.seen) == [sum(each) for each in zip(*fates(counts), strict=True)]
+
+
+def test_the_limit_of_a_read(lab: Lab) -> None:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
+        for number in range(10):
+            wire.send(wire.segment(b"x", seq=number))
+        until(lambda: both.ring_source.counters().emitted[0] == 10, "10 to be there")
+        assert [segment[2] for segment in both.ring_source.read(4)] == [0, 1, 2, 3]
+        for segment in both.ring_source.read(100):  # left in the middle
+            assert segment[2] == 4
+            break
+        assert [segment[2] for segment in both.ring_source.read(100)] == [5, 6, 7, 8, 9]
+
+
+def test_its_descriptor_is_readable_while_there_is_something(lab: Lab) -> None:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire, select.epoll() as epoll:
+        epoll.register(both.ring_source.fileno(), select.EPOLLIN)
+        assert epoll.poll(0) == []
+        wire.send(wire.segment(b"x"))
+        assert epoll.poll(5)
+        both.settle()
+        assert epoll.poll(0) == []
+
+
+def test_acknowledgements_on_demand(lab: Lab) -> None:
+    """Production's packets are records while they are asked for, and else only what ends a connection."""
+    with Both(lab.node) as both, Nginx(lab.node):
+        assert load(lab.client, lab.node.addr4, requests=20, connections=1).failed == 0
+        both.settle()
+        from_server = [each for each in both.ring if each[1] & FROM_SERVER]
+        assert len(from_server) <= 2 and any(each[1] & FIN for each in from_server)
+        for key in {each[0] for each in both.ring}:
+            both.want_ack(key, True)
+        again = [each for each in both.ring if each[1] & ACCEPTED]
+        assert len(again) == 1
+
+
+def test_the_table_of_wants_is_set_by_the_flows_hash(lab: Lab) -> None:
+    with Both(lab.node, seed=77) as both:
+        key = bytes(range(40))
+        both.ring_source.want_ack(key, True)
+        assert both.ring_source._wants[flow_hash(key, 77) & 0xFFFF] == WANT_ALL
+        both.ring_source.want_ack(key, False)
+        assert both.ring_source._wants[flow_hash(key, 77) & 0xFFFF] == 0
+
+
+def test_counters_are_of_one_moment_under_load(lab: Lab) -> None:
+    """What is seen has met its fate in every reading, though two processors count on."""
+    with Both(lab.node, ring_bytes=1 << 22) as both, Nginx(lab.node):
+        running = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=20_000, connections=20))
+        readings: list[Counters] = []
+        while running.running():
+            take(both.ring_source, both.ring)
+            readings.append(both.ring_source.counters())
+        assert running.result().failed == 0
+        assert len({each.seen for each in readings}) > 20
+        for counts in readings:
+            assert list(counts.seen) == [sum(each) for each in zip(*fates(counts), strict=True)], named(counts)
+
+
+def test_the_layout() -> None:
+    assert RECORD.size == 72
+    assert counter_bytes() % 256 == 0
