@@ -18,7 +18,6 @@ import json
 import mmap
 import os
 import platform
-import shutil
 import socket
 import struct
 import subprocess
@@ -44,9 +43,10 @@ SIOCGIFHWADDR: Final = 0x8927
 ARPHRD_ETHER: Final = 1
 ARPHRD_LOOPBACK: Final = 772
 
-CLONE_NEWNS: Final = 0x00020000
-MS_REC: Final = 0x4000
-MS_PRIVATE: Final = 0x40000
+SYS_FSOPEN: Final = 430  # the numbers are those of all architectures
+SYS_FSCONFIG: Final = 431
+SYS_FSMOUNT: Final = 432
+FSCONFIG_CMD_CREATE: Final = 6
 
 LOOPBACK: Final = 1
 EGRESS_ALL: Final = 2
@@ -221,9 +221,8 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
     main = found[-1]
     version = main.name.rpartition("-")[0]
     trees = [main, *root.glob(f"{version}-common")]
-    view = Path(tempfile.mkdtemp(prefix="tapmirror-headers-", dir="/tmp"))
-    try:
-        arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    with scratch() as view:
         for part in ("include", f"arch/{arch}/include"):
             (view / part).mkdir(parents=True)
             for tree in trees:
@@ -231,8 +230,6 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
                     with suppress(FileExistsError):
                         (view / part / entry.name).symlink_to(entry)
         yield str(view)
-    finally:
-        shutil.rmtree(view, ignore_errors=True)
 
 
 def compile_and_load(request: Request) -> tuple[list[int], Any]:
@@ -270,19 +267,31 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def private_tmp() -> None:
-    """Put a file system of this process's own over /tmp: what is there goes with it, also by SIGKILL.
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory that is gone with this process, however it ends: a file system mounted nowhere (fsmount(2)).
 
-    Where that is not allowed (a container), /tmp stays the common one.
+    Where that is not allowed (a container), one under /tmp.
     """
-    libc = ctypes.CDLL(None)
-    if libc.unshare(CLONE_NEWNS) == 0 and libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0:
-        libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"size=16m,mode=700")
+    libc = ctypes.CDLL(None, use_errno=True)
+    context = libc.syscall(SYS_FSOPEN, b"tmpfs", 0)
+    mounted = -1
+    if context >= 0:
+        libc.syscall(SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        mounted = libc.syscall(SYS_FSMOUNT, context, 0, 0)
+        os.close(context)
+    if mounted < 0:
+        with tempfile.TemporaryDirectory(prefix="tapmirror-headers-") as path:
+            yield Path(path)
+        return
+    try:
+        yield Path(f"/proc/self/fd/{mounted}")
+    finally:
+        os.close(mounted)
 
 
 def main() -> None:
     """Answer one request."""
-    private_tmp()
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         request = msgspec.json.decode(parent.recv(REPLY_BYTES), type=Request)
         try:

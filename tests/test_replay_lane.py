@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The books of a lane: whatever is done to it, every byte and request is settled once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapmirror.events import END, START, DropReason
+from tapmirror.ledger import Ledger
+from tapmirror.replay.lane import GIVEN_UP, IDLE, OPEN, Lane, Pool
+
+SLOW, CLOSED = DropReason.SHADOW_SLOW, DropReason.SHADOW_CLOSED
+WHOLE = START | END
+
+
+class Books:
+    """A lane and what was given to it."""
+
+    def __init__(self, lane_bytes: int = 100, all_bytes: int = 150) -> None:
+        self.ledger = Ledger()
+        self.pool = Pool(lane_bytes, all_bytes)
+        self.lane = Lane(1, True, self.pool, self.ledger)
+        self.bytes = 0
+        self.requests = 0
+
+    def give(self, size: int, flags: int) -> None:
+        """As the reactor takes in a part that cannot be sent at once."""
+        self.bytes += size
+        self.requests += bool(flags & START)
+        lane = self.lane
+        if flags & START and lane.state != GIVEN_UP:
+            lane.skipping = None
+        if lane.skipping is not None:
+            lane.drop(size, flags, lane.skipping)
+        elif lane.full(size):
+            self.overflow(size, flags)
+        else:
+            lane.enqueue(bytes(size), size, flags)
+
+    def overflow(self, size: int, flags: int) -> None:
+        """As the reactor does at a bound."""
+        lane = self.lane
+        if flags & START:
+            lane.drop(size, flags, SLOW)
+            if not flags & END:
+                lane.skip(SLOW)
+            return
+        lane.drop(size, 0, SLOW)
+        if lane.drop_last(SLOW):
+            lane.drop_all(SLOW)
+        if flags & END:
+            lane.skipping = None
+
+    def check(self) -> None:
+        """The identity, and the bounds."""
+        sent, requests = self.ledger.bytes, self.ledger.requests
+        assert sent.mirrored + sent.dropped.total() + self.pool.bytes == self.bytes
+        assert requests.mirrored + requests.dropped.total() + self.pool.requests == self.requests
+        assert self.pool.bytes == self.lane.queued == sum(item.size for item in self.lane.queue)
+        assert self.lane.queued <= self.pool.lane_bytes
+        assert self.pool.requests >= 0
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("part"), st.integers(0, 60)),
+        st.tuples(st.just("end"), st.integers(0, 60)),
+        st.tuples(st.just("send"), st.integers(1, 80)),
+        st.tuples(st.sampled_from(["drop_all", "drop_begun", "drop_last"]), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_every_byte_and_request_is_settled_once(steps: list[tuple[str, int]]) -> None:
+    books = Books()
+    lane = books.lane
+    under_way = False
+    for step, size in steps:
+        if step == "part":
+            books.give(size, 0 if under_way else START)
+            under_way = True
+        elif step == "end":
+            books.give(size, END if under_way else WHOLE)
+            under_way = False
+        elif step == "send":
+            while size and lane.queue:
+                count = min(size, len(lane.queue[0].data) - lane.queue[0].offset)
+                size -= count
+                if not lane.advance(count):
+                    break
+        elif step == "drop_last":
+            if lane.drop_last(CLOSED):
+                lane.drop_all(CLOSED)
+        else:
+            getattr(lane, step)(CLOSED)
+        books.check()
+    lane.drop_all(CLOSED)
+    books.check()
+    assert (books.pool.bytes, books.pool.requests) == (0, 0)
+
+
+def test_a_request_goes_in_parts() -> None:
+    books = Books()
+    books.give(10, START)
+    books.give(20, END)
+    account = books.ledger
+    told = []
+    for count in (4, 6, 20):
+        done = books.lane.advance(count)
+        told.append((done, books.lane.begun, account.bytes.mirrored, account.requests.mirrored))
+    assert told == [(False, True, 4, 0), (True, True, 10, 0), (True, False, 30, 1)]
+
+
+def test_only_the_request_that_went_in_part_is_dropped_and_the_whole_ones_stay() -> None:
+    books = Books()
+    books.give(10, WHOLE)
+    books.give(10, WHOLE)
+    books.lane.advance(5)
+    books.lane.drop_begun(CLOSED)
+    books.check()
+    assert (books.ledger.bytes.mirrored, books.ledger.bytes.dropped[CLOSED]) == (5, 5)
+    assert len(books.lane.queue) == 1
+    assert books.lane.skipping is None
+
+
+def test_what_is_still_to_come_of_a_dropped_request_is_dropped_too() -> None:
+    books = Books()
+    books.give(10, START)
+    books.lane.advance(5)
+    books.lane.drop_begun(CLOSED)
+    assert books.lane.skipping is CLOSED
+    books.give(10, END)
+    books.give(10, WHOLE)
+    books.check()
+    assert books.ledger.requests.dropped == {CLOSED: 1}
+    assert books.ledger.bytes.dropped[CLOSED] == 15
+    assert len(books.lane.queue) == 1
+
+
+def test_the_last_request_is_torn_only_if_some_of_it_went() -> None:
+    untouched, torn = Books(), Books()
+    for books in (untouched, torn):
+        books.give(10, START)
+        books.give(10, 0)
+    torn.lane.advance(3)
+    assert not untouched.lane.drop_last(SLOW)
+    assert torn.lane.drop_last(SLOW)
+    untouched.check()
+    torn.check()
+
+
+def test_the_bound_of_all_lanes() -> None:
+    pool, ledger = Pool(100, 150), Ledger()
+    one, two = (Lane(flow, True, pool, ledger) for flow in (1, 2))
+    one.enqueue(bytes(100), 100, WHOLE)
+    assert one.full(1)
+    assert not two.full(50)
+    assert two.full(51)
+
+
+def test_when_it_is_ready() -> None:
+    changes: list[dict[str, Any]] = [{}, {"state": IDLE}, {"skipping": SLOW}, {"switching": True}]
+    ready = []
+    for change in changes:
+        lane = Books().lane
+        lane.state = OPEN
+        for name, value in change.items():
+            setattr(lane, name, value)
+        lane.refresh()
+        ready.append(lane.ready)
+    assert ready == [True, False, False, False]
+    books = Books()
+    books.lane.ready = True
+    books.give(1, START)
+    assert books.lane.ready is False

@@ -1,0 +1,643 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reactor against real sockets: what reaches the shadow, what becomes of the rest, whatever the shadow does."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+
+from tapmirror.events import (
+    CONNECT,
+    END,
+    LOOP_DSCP,
+    NO_BODY,
+    START,
+    TUNNEL,
+    Abort,
+    DropReason,
+    Finish,
+    Open,
+    Send,
+    Turn,
+)
+from tapmirror.ledger import Ledger
+from tapmirror.replay import Reactor
+from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
+
+WHOLE: Final = START | END
+OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+GET: Final = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
+RESET: Final = struct.pack("ii", 1, 0)
+GIVEN_UP: Final = DropReason.INCOMPLETE
+
+
+class Bench:
+    """A reactor, a listening shadow in the same thread, and what was given to the one.
+
+    `now` is a clock of ours; sockets are real, on loopback.
+    """
+
+    def __init__(self, *, pacing: Pacing = Pacing.ASAP, backlog: int = 128, listen: bool = True, **limits: Any) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
+        self.address = self.listener.getsockname()
+        self.listener.setblocking(False)
+        if not listen:
+            self.listener.close()
+        spec = TapSpec(
+            iface="lo",
+            ports=(80,),
+            shadow=parse_shadow("127.0.0.1:80"),
+            pacing=pacing,
+            limits=Limits(**limits),
+        )
+        self.ledger = Ledger()
+        self.reactor = Reactor([(socket.AF_INET, self.address)], spec, self.ledger)
+        self.now = 100.0
+        self.bytes = 0
+        self.requests = 0
+        self.socks: list[socket.socket] = []
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with contextlib.suppress(ValueError):  # a test may have closed it
+            self.reactor.close(DropReason.SHUTDOWN)
+        for sock in (self.listener, *self.socks):
+            sock.close()
+        if kind is None:
+            self.check(in_flight=False)
+
+    def check(self, *, in_flight: bool = True) -> None:
+        """The identity, in bytes and requests."""
+        queued, requests = self.reactor.held()
+        assert self.ledger.bytes.mirrored + self.ledger.bytes.dropped.total() + queued == self.bytes
+        assert self.ledger.requests.mirrored + self.ledger.requests.dropped.total() + requests == self.requests
+        if not in_flight:
+            assert (queued, requests) == (0, 0)
+
+    def give(self, command: Any) -> None:
+        """Execute; the identity holds after it."""
+        if isinstance(command, Send):
+            self.bytes += command.size
+            self.requests += bool(command.flags & START)
+        self.reactor.execute(command, self.now)
+        self.check()
+
+    def send(self, flow: int, data: bytes, flags: int = WHOLE) -> None:
+        """One part; it is as long as it stands for."""
+        self.give(Send(flow, memoryview(data), len(data), flags))
+
+    def open(self, flow: int = 1, *, http: bool = True) -> socket.socket:
+        """Open a flow and have it connected (HTTP: by a first request, which is read and answered)."""
+        self.give(Open(flow, http))
+        if http:
+            self.send(flow, GET % 0)
+        sock = self.accept()
+        if http:
+            self.read(sock, len(GET % 0))
+            sock.sendall(OK)
+            self.turn()
+        return sock
+
+    def accept(self) -> socket.socket:
+        """The shadow's side of the next connection."""
+        self.until(lambda: bool(select.select([self.listener], [], [], 0)[0]))
+        sock, _ = self.listener.accept()
+        sock.settimeout(5)
+        self.socks.append(sock)
+        self.turn()
+        return sock
+
+    def read(self, sock: socket.socket, size: int) -> bytes:
+        """Exactly `size` bytes as the shadow."""
+        data = b""
+
+        def whole() -> bool:
+            nonlocal data
+            if select.select([sock], [], [], 0)[0]:
+                piece = sock.recv(size - len(data))
+                assert piece, f"ended after {data!r}"
+                data += piece
+            return len(data) == size
+
+        self.until(whole)
+        return data
+
+    def turn(self, seconds: float = 0.0) -> None:
+        """Let the reactor act on what has happened, `seconds` later by its clock."""
+        self.now += seconds
+        for _ in range(3):
+            self.reactor.run_once(0.01, lambda: self.now)
+        self.reactor.expire(self.now)
+        self.check()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Turn until it holds; fails after five seconds of the real clock."""
+        end = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < end, "it does not come"
+            self.reactor.run_once(0.01, lambda: self.now)
+
+    def dropped(self) -> dict[DropReason, int]:
+        """Requests, by reason."""
+        return {reason: count for reason, count in self.ledger.requests.dropped.items() if count}
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with Bench() as made:
+        yield made
+
+
+def ended(sock: socket.socket) -> str:
+    """How the reactor ended a connection: "eof" or "reset"; waits for it, and skips what comes before."""
+    try:
+        while sock.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        return "reset"
+    return "eof"
+
+
+# --- the usual
+
+
+def test_requests_go_in_their_order_and_answers_are_counted(bench: Bench) -> None:
+    sock = bench.open()
+    for number in range(1, 51):
+        bench.send(1, GET % number)
+    wanted = b"".join(GET % number for number in range(1, 51))
+    assert bench.read(sock, len(wanted)) == wanted
+    sock.sendall(OK * 50)
+    bench.turn(1.1)  # few bytes on a busy connection are read by the sweep
+    assert bench.ledger.answers == {"2xx": 51}
+    bench.give(Finish(1))
+    bench.turn()
+    assert ended(sock) == "eof"
+    assert bench.ledger.requests.mirrored == 51
+    assert bench.reactor.idle()
+
+
+def test_what_is_sent_bears_the_mark_of_a_tap(bench: Bench) -> None:
+    bench.open()
+    lane = next(iter(bench.reactor._by_fd.values()))
+    assert lane.sock is not None
+    assert lane.sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == LOOP_DSCP << 2
+
+
+def test_each_flow_has_its_own_connection(bench: Bench) -> None:
+    socks = [bench.open(flow) for flow in (1, 2, 3)]
+    for flow, sock in enumerate(socks, 1):
+        bench.send(flow, GET % flow)
+        assert bench.read(sock, len(GET % flow)) == GET % flow
+    assert bench.ledger.events["shadow_connects"] == 3
+
+
+def test_a_body_larger_than_any_buffer_arrives_whole() -> None:
+    size = 20 << 20
+    with Bench(queue_bytes=size, queues_bytes=size) as bench:
+        sock = bench.open()
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
+        body = bytes(range(256)) * (size // 256)
+        bench.send(1, head, START)
+        for at in range(0, size, 60_000):
+            bench.send(1, body[at : at + 60_000], END if at + 60_000 >= size else 0)
+        assert bench.reactor.held()[0] > 0
+        assert bench.read(sock, len(head) + size) == head + body
+        assert bench.ledger.requests.mirrored == 2
+
+
+def test_requests_before_the_connection_stands_wait(bench: Bench) -> None:
+    bench.give(Open(1, True))
+    for number in range(5):
+        bench.send(1, GET % number)
+    assert bench.reactor.held() == (5 * len(GET % 0), 5)
+    sock = bench.accept()
+    assert bench.read(sock, 5 * len(GET % 0)) == b"".join(GET % number for number in range(5))
+
+
+def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
+    with Bench(linger_time=2.0) as bench:
+        sock = bench.open()
+        bench.send(1, GET % 1)
+        bench.give(Finish(1))
+        bench.read(sock, len(GET % 1))
+        bench.turn(1.9)
+        assert not bench.reactor.idle()
+        bench.turn(0.2)
+        assert bench.reactor.idle()
+        assert bench.ledger.events["lingered_out"] == 1
+        assert bench.ledger.answers["unanswered"] == 1
+
+
+# --- raw
+
+
+def test_a_raw_stream_with_its_fin(bench: Bench) -> None:
+    sock = bench.open(http=False)
+    bench.send(1, b"one ", 0)
+    bench.send(1, b"two", 0)
+    bench.give(Finish(1))
+    bench.turn()
+    assert bench.read(sock, 7) == b"one two"
+    assert ended(sock) == "eof"
+    sock.sendall(b"the answer may still come" * 1000)
+    bench.turn()
+    sock.close()
+    bench.until(bench.reactor.idle)
+    assert bench.ledger.bytes.mirrored == 7
+
+
+def test_a_raw_reset(bench: Bench) -> None:
+    sock = bench.open(http=False)
+    bench.send(1, b"one", 0)
+    bench.give(Abort(1, GIVEN_UP, True))
+    assert ended(sock) == "reset"
+    bench.send(1, b"late", 0)
+    assert bench.ledger.bytes.dropped[DropReason.SHADOW_CLOSED] == 4
+
+
+def test_a_raw_stream_that_lost_bytes_is_reset_and_given_up(bench: Bench) -> None:
+    sock = bench.open(http=False)
+    bench.send(1, b"one", 0)
+    bench.give(Abort(1, DropReason.GAP, False))
+    assert ended(sock) == "reset"
+    bench.send(1, b"three", 0)
+    assert bench.ledger.bytes.dropped == {DropReason.GAP: 5}
+    assert bench.ledger.events["shadow_connects"] == 1
+
+
+# --- a shadow that leaves
+
+
+def test_a_request_that_was_cut_off_never_looks_whole(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
+    bench.turn()
+    bench.give(Abort(1, DropReason.GAP, False))
+    assert ended(sock) == "reset"
+    bench.send(1, GET % 2)
+    again = bench.accept()
+    assert bench.read(again, len(GET % 2)) == GET % 2
+    assert bench.dropped() == {DropReason.GAP: 1}
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_after_the_shadow_closed_the_next_request_goes_over_a_new_connection(bench: Bench, how: str) -> None:
+    sock = bench.open()
+    if how == "rst":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+    bench.turn()
+    bench.send(1, GET % 1)
+    again = bench.accept()
+    assert bench.read(again, len(GET % 1)) == GET % 1
+    assert bench.ledger.requests.mirrored == 2
+
+
+def test_nothing_is_sent_twice(bench: Bench) -> None:
+    """Sent and not answered is `unanswered`; sent in part is dropped; queued whole goes on."""
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    assert bench.read(sock, len(GET % 1)) == GET % 1
+    big = b"POST /2 HTTP/1.1\r\nContent-Length: 6000000\r\n\r\n"
+    bench.send(1, big, START)
+    bench.send(1, bytes(3_000_000), 0)
+    bench.send(1, bytes(3_000_000), END)
+    bench.send(1, GET % 3)
+    sock.close()
+    again = bench.accept()
+    assert bench.read(again, len(GET % 3)) == GET % 3
+    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
+
+
+def test_an_answer_that_says_close_is_believed(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.read(sock, len(GET % 1))
+    sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+    bench.turn()
+    bench.send(1, GET % 2)
+    again = bench.accept()
+    assert bench.read(again, len(GET % 2)) == GET % 2
+    assert bench.dropped() == {}
+
+
+def test_an_answer_before_the_end_of_the_request(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabc", START)
+    sock.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+    bench.turn()
+    bench.send(1, b"def", END)
+    bench.send(1, GET % 2)
+    wanted = b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabcdef" + GET % 2
+    assert bench.read(sock, len(wanted)) == wanted
+    assert bench.ledger.answers["4xx"] == 1
+
+
+# --- a shadow that is not there, or takes nothing
+
+
+def test_a_shadow_that_refuses() -> None:
+    with Bench(listen=False) as bench:
+        bench.give(Open(1, True))
+        for number in range(100):
+            bench.send(1, GET % number)
+            bench.turn(0.05)
+        assert bench.dropped() == {DropReason.SHADOW_DOWN: 100}
+        assert bench.ledger.events["connect_ECONNREFUSED"] <= 10
+        with socket.create_server(bench.address) as listener:
+            bench.turn(6.0)
+            bench.send(1, GET % 1)
+            bench.turn()
+            sock, _ = listener.accept()
+            with sock:
+                sock.settimeout(5)
+                assert bench.read(sock, len(GET % 1)) == GET % 1
+
+
+def test_a_shadow_that_does_not_answer() -> None:
+    """The backlog is full: SYNs are dropped."""
+    with Bench(backlog=0, connect_time=3.0) as bench:
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(bench.address)
+        for flow in range(20):
+            bench.give(Open(flow, True))
+            bench.send(flow, GET % flow)
+            bench.turn(0.1)
+        bench.turn(5.0)
+        for filler in fillers:
+            filler.close()
+        assert set(bench.dropped()) == {DropReason.SHADOW_DOWN}
+        assert bench.ledger.events["connect_ETIMEDOUT"] >= 10 - 4
+
+
+def test_a_shadow_that_does_not_read_is_bounded() -> None:
+    """Whole requests are dropped, one that went in part resets the connection."""
+    with Bench(queue_bytes=100_000, queues_bytes=150_000) as bench:
+        first, second = bench.open(1), bench.open(2)
+        body = bytes(10_000)
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\n\r\n"
+        for _ in range(2_000):
+            for flow in (1, 2):
+                bench.send(flow, head + body)
+            queued, _ = bench.reactor.held()
+            assert queued <= 150_000
+        assert set(bench.dropped()) == {DropReason.SHADOW_SLOW}
+        for sock in (first, second):  # what it gets, when it reads at last, is whole
+            sock.setblocking(False)
+            data = b""
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    bench.turn()
+                    data += sock.recv(1 << 20)
+            assert data == (head + body) * (len(data) // len(head + body))
+
+
+def test_a_request_that_outgrows_the_queue_is_given_up() -> None:
+    with Bench(queue_bytes=100_000) as bench:
+        sock = bench.open()
+        bench.send(1, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n", START)
+        for _ in range(899):
+            bench.send(1, bytes(10_000), 0)
+        bench.send(1, bytes(10_000), END)
+        assert bench.dropped() == {DropReason.SHADOW_SLOW: 1}
+        assert ended(sock) == "reset"
+        bench.send(1, GET % 2)
+        again = bench.accept()
+        assert bench.read(again, len(GET % 2)) == GET % 2
+
+
+def test_the_limit_of_connections() -> None:
+    with Bench(connections=2) as bench:
+        bench.open(1), bench.open(2)
+        bench.give(Open(3, True))
+        bench.send(3, GET % 3)
+        assert bench.dropped() == {DropReason.NO_RESOURCES: 1}
+
+
+def test_no_descriptor_left(bench: Bench) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    bench.give(Open(1, True))
+    used = max(int(name) for name in map(str, range(3, 1024)) if _is_open(int(name)))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, before[1]))
+    fillers = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(socket.socket())
+        bench.send(1, GET % 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for filler in fillers:
+            filler.close()
+    assert bench.dropped() == {DropReason.NO_RESOURCES: 1}
+
+
+def _is_open(number: int) -> bool:
+    try:
+        with contextlib.suppress(ValueError):
+            select.select([number], [], [], 0)
+    except OSError:
+        return False
+    return True
+
+
+# --- hostile answers
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\0\xff garbage " * 10_000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1_000_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 50_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n" + bytes(1_000_000),
+        OK * 3,
+        b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000,
+    ],
+    ids=["garbage", "endless head", "chunks", "length", "long body", "too many", "status", "interim"],
+)
+def test_answers_are_discarded_whatever_they_are(bench: Bench, answer: bytes) -> None:
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.read(sock, len(GET % 1))
+    sock.setblocking(False)
+    left = memoryview(answer)
+    end = time.monotonic() + 5
+    with contextlib.suppress(ConnectionError):
+        while left and time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                left = left[sock.send(left) :]
+            bench.turn(0.6)
+    assert not left or _is_over(sock)
+    bench.send(1, GET % 2)
+    bench.turn()
+    assert bench.ledger.requests.mirrored + bench.reactor.held()[1] == 3
+
+
+def _is_over(sock: socket.socket) -> bool:
+    """The other side closed."""
+    try:
+        sock.send(b"x")
+    except OSError:
+        return True
+    return False
+
+
+# --- tunnels
+
+
+UPGRADE: Final = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "accepts"),
+    [(TUNNEL, b"HTTP/1.1 101 Switching\r\n\r\n"), (TUNNEL | CONNECT, b"HTTP/1.1 200 Fine\r\n\r\n")],
+    ids=["Upgrade", "CONNECT"],
+)
+def test_a_tunnel_waits_for_the_shadow_to_accept(bench: Bench, flags: int, accepts: bytes) -> None:
+    sock = bench.open()
+    bench.send(1, UPGRADE, WHOLE | flags)
+    bench.send(1, b"frame one", 0)
+    assert bench.read(sock, len(UPGRADE)) == UPGRADE
+    bench.turn()
+    assert not select.select([sock], [], [], 0.05)[0]
+    sock.sendall(accepts)
+    assert bench.read(sock, 9) == b"frame one"
+    bench.send(1, b"frame two", 0)
+    assert bench.read(sock, 9) == b"frame two"
+    sock.sendall(b"anything" * 10_000)
+    bench.give(Finish(1))
+    bench.turn()
+    assert ended(sock) == "eof"
+
+
+def test_a_tunnel_that_the_shadow_refuses(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, UPGRADE, WHOLE | TUNNEL)
+    bench.send(1, b"frame", 0)
+    bench.read(sock, len(UPGRADE))
+    sock.sendall(OK)
+    bench.turn()
+    bench.send(1, b"frame", 0)
+    assert bench.ledger.bytes.dropped == {DropReason.TUNNEL_REFUSED: 10}
+    bench.send(1, GET % 2)
+    assert bench.read(sock, len(GET % 2)) == GET % 2
+
+
+def test_what_production_refused_goes_on_as_http(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, UPGRADE, WHOLE | TUNNEL)
+    bench.send(1, GET % 2)
+    wanted = UPGRADE + GET % 2
+    assert bench.read(sock, len(wanted)) == wanted
+    sock.sendall(OK * 2)
+    bench.until(lambda: bench.ledger.answers["2xx"] == 3)
+
+
+def test_requests_within_an_accepted_tunnel_are_only_bytes(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, UPGRADE, WHOLE | TUNNEL | CONNECT)
+    bench.read(sock, len(UPGRADE))
+    sock.sendall(b"HTTP/1.1 200 Fine\r\n\r\n")
+    bench.turn()
+    for number in range(3):
+        bench.send(1, GET % number)
+        assert bench.read(sock, len(GET % number)) == GET % number
+    sock.sendall(b"not http at all")
+    bench.turn()
+    bench.send(1, b"x", 0)
+    assert bench.read(sock, 1) == b"x"
+
+
+def test_an_answer_to_head_has_no_body(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", WHOLE | NO_BODY)
+    bench.send(1, GET % 1)
+    bench.turn()
+    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
+    bench.until(lambda: bench.ledger.answers["4xx"] == 1)
+
+
+# --- pacing
+
+
+def test_waiting_for_the_answer_of_http() -> None:
+    with Bench(pacing=Pacing.WAIT) as bench:
+        sock = bench.open()
+        bench.send(1, GET % 1)
+        bench.read(sock, len(GET % 1))
+        bench.give(Turn(1, 100))
+        bench.send(1, GET % 2)
+        bench.turn()
+        assert not select.select([sock], [], [], 0.05)[0]
+        sock.sendall(OK)
+        assert bench.read(sock, len(GET % 2)) == GET % 2
+
+
+@pytest.mark.parametrize("answer", [b"x" * 10, b"less"])
+def test_waiting_for_the_answer_of_raw(answer: bytes) -> None:
+    """As much as production answered, or less and then silence."""
+    with Bench(pacing=Pacing.WAIT) as bench:
+        sock = bench.open(http=False)
+        bench.send(1, b"one", 0)
+        bench.read(sock, 3)
+        bench.give(Turn(1, 10))
+        bench.send(1, b"two", 0)
+        bench.turn()
+        assert not select.select([sock], [], [], 0.05)[0]
+        sock.sendall(answer)
+        bench.turn()
+        bench.turn(0.2)
+        assert bench.read(sock, 3) == b"two"
+
+
+def test_waiting_has_an_end() -> None:
+    with Bench(pacing=Pacing.WAIT, wait_time=2.0) as bench:
+        sock = bench.open(http=False)
+        bench.send(1, b"one", 0)
+        bench.read(sock, 3)
+        bench.give(Turn(1, 10))
+        bench.send(1, b"two", 0)
+        bench.turn(1.9)
+        assert not select.select([sock], [], [], 0.05)[0]
+        bench.turn(0.2)
+        assert bench.read(sock, 3) == b"two"
+        assert bench.ledger.events["wait_timeouts"] == 1
+
+
+# --- the end
+
+
+def test_closing_settles_everything(bench: Bench) -> None:
+    bench.open(1)
+    bench.give(Open(2, True))
+    bench.send(2, GET % 1)
+    bench.send(2, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", START)
+    bench.give(Open(3, False))
+    bench.send(3, b"raw", 0)
+    bench.reactor.close(DropReason.SHUTDOWN)
+    assert bench.dropped() == {DropReason.SHUTDOWN: 2}
+    assert bench.reactor.held() == (0, 0)
+
+
+def test_what_belongs_to_no_flow_is_counted(bench: Bench) -> None:
+    bench.send(9, GET % 1)
+    for command in (Finish(9), Abort(9, GIVEN_UP, True), Turn(9, 1)):
+        bench.give(command)
+    assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
