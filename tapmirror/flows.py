@@ -324,11 +324,11 @@ class FlowTable:
     # --- a segment of no known flow
 
     def _unknown(self, segment: Segment, now: float) -> Sequence[Event]:
+        if segment[1] & FROM_SERVER:
+            return ()
         key, flags, seq, ack, length, payload, _ = segment
         if flags & ACCEPTED:
             return self._begin(key, seq, ack, now)
-        if flags & FROM_SERVER:
-            return ()
         if flags & SYN:
             return self._early_data(segment)
         if not length:

@@ -108,13 +108,12 @@ class Worker:
             count = self._take(now)
             if now >= next_tick:
                 next_tick = self._tick(now)
-            timeout = max(0.0, next_tick - now)
             if count:
-                timeout = 0.0
                 if count < BATCH and count * HOLD >= FEW * (now - last_batch):
                     time.sleep(HOLD)
                 last_batch = now
-            self._reactor.run_once(timeout, clock)
+            # What came meanwhile makes the source readable: this returns at once then.
+            self._reactor.run_once(max(0.0, next_tick - now), clock)
 
     def snapshot(self) -> dict[str, Any]:
         """The ledger and what the process costs, as plain data."""

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import msgspec
 from scapy.all import IP, TCP, Ether, Raw
@@ -25,7 +25,8 @@ from tapmirror.supervisor import packed
 RING_BYTES: Final = 1 << 20
 QUIET: Final = 0.15
 """Seconds without a packet after which there will be none."""
-Kept = tuple[bytes, int, int, int, int, bytes]
+Kept: TypeAlias = tuple[bytes, int, int, int, int, bytes]
+"""A segment without its time, its payload copied."""
 
 
 class Both:

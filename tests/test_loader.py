@@ -17,7 +17,7 @@ import pytest
 
 from captures import RING_BYTES
 from lab import Lab, until
-from lab.snapshot import network_programs
+from lab.snapshot import network_programs, tree
 from tapmirror import loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters
@@ -117,12 +117,6 @@ def request(**changes: Any) -> loader.Request:
     return loader.Request(**{**values, **changes})
 
 
-def children() -> set[str]:
-    """Processes below this one."""
-    return set(subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True,
-                              check=False).stdout.splitlines())  # fmt: skip
-
-
 def views() -> list[Path]:
     """Merged views of headers that are there."""
     return list(Path("/tmp").glob("tapmirror-headers-*"))
@@ -133,7 +127,7 @@ def test_what_is_loaded_is_gone_when_it_is_closed() -> None:
     before = set(network_programs())
     loaded = loader.load(request())
     assert len(set(network_programs()) - before) == 1
-    assert not any("tapmirror.loader" in words for words in children())
+    assert not any("tapmirror.loader" in words for words in tree(os.getpid()).values())
     assert views() == []
     fds = loaded.worker_fds()
     assert len(set(fds)) == 3
@@ -197,7 +191,7 @@ except loader.LoaderError as error:
 # --- headers
 
 
-def tree(root: Path, *names: str) -> None:
+def install(root: Path, *names: str) -> None:
     """Directories of headers as packages install them."""
     for name in names:
         for part in ("include/linux", "arch/x86/include/asm", "arch/arm64/include/asm"):
@@ -214,7 +208,7 @@ def no_own_headers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_own_headers")
 def test_the_view_merges_the_two_packages_of_debian(tmp_path: Path) -> None:
-    tree(tmp_path, "linux-headers-6.1.0-9-amd64", "linux-headers-6.1.0-9-common", "linux-headers-5.0.0-1-amd64")
+    install(tmp_path, "linux-headers-6.1.0-9-amd64", "linux-headers-6.1.0-9-common", "linux-headers-5.0.0-1-amd64")
     for name in ("linux-headers-6.1.0-9-amd64", "linux-headers-5.0.0-1-amd64"):
         (tmp_path / name / "include" / "generated").mkdir()
     with loader.headers(tmp_path) as view:

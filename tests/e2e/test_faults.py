@@ -149,7 +149,6 @@ class Wire:
         self._lab = lab
         self._ports = client_port, port
         self.seq = seq
-        lab.client.run(["ping", "-c1", "-W2", lab.node.addr4], check=False)
         near = lab.client.json("ip", "-j", "link", "show", "eth0")[0]["address"]
         far = lab.node.json("ip", "-j", "link", "show", "eth0")[0]["address"]
         self._ether = Ether(src=near, dst=far) / IP(src=lab.client.addr4, dst=lab.node.addr4)
