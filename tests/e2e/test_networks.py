@@ -181,7 +181,7 @@ def test_two_taps_that_mirror_to_each_other_make_no_loop(lab: Lab, capture: str)
 @pytest.mark.parametrize("shadow", ["10.77.1.2:80", "127.0.0.1:80", "[::ffff:10.77.1.2]:80", "10.77.2.1:80"])
 def test_a_shadow_that_is_production_is_refused(lab: Lab, shadow: str) -> None:
     with Nginx(lab.node) as production:
-        with pytest.raises(LabError, match=r"error: shadow: .*(production|own address and port)"):
+        with pytest.raises(LabError, match=r"error: --shadow: .*(production|own address and port)"):
             Mirror(lab.node, shadow=shadow)
         assert production.requests() == 0
 
