@@ -263,6 +263,7 @@ class Receiver:
     def _finished(self, pieces: list[Piece]) -> list[Piece]:
         if self._fin is not None and self.position >= self._fin and not self.ended:
             self.ended = True
+            self.discard(FilterReason.OUTSIDE)  # as tcp_fin() purges what is out of order behind the FIN
             pieces.append((End(reset=False), None))
         return pieces
 

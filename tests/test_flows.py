@@ -260,6 +260,16 @@ def test_midstream_is_confirmed_by_what_the_client_acknowledges() -> None:
     assert d.turns == [True, False, True]
 
 
+def test_what_waits_behind_the_fin_of_a_connection_joined_in_mid_stream_is_let_go() -> None:
+    d = Dialogue()
+    d.put(FIN | ACK, 0, b"a")
+    d.put(ACK, 2, b"b")
+    d.server(0, FIN | ACK)
+    assert d.text == b"a."
+    assert d.table.held() == (0, 0)
+    assert d.unsettled() == 0
+
+
 def test_closing_accounts_for_what_is_held() -> None:
     d = Dialogue()
     d.accept()
