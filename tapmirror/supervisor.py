@@ -234,6 +234,8 @@ class Tap:
                     result: dict[str, Any] = message
                     found = result[answer]
                     return found if isinstance(found, dict) else {}
+        if self._worker is not None:
+            self._worker.kill()  # it hangs, and would not drain either
         raise TapError(f"the worker process did not answer within {wait:.0f} s")
 
     def _worker_gone(self) -> TapError:

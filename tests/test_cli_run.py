@@ -285,7 +285,7 @@ def without(what: str, tmp_path: Path) -> list[str]:
         ("headers", {"capture": "ebpf"}, "no kernel headers: install linux-headers-amd64"),
         ("bcc", {"capture": "ebpf"}, "the Python module bcc is missing: install python3-bpfcc"),
         ("user", {}, "none of the users tapmirror, nobody exists"),
-        ("descriptors", {}, "oo many open files"),
+        ("descriptors", {"capture": "ebpf"}, "oo many open files"),
     ],
 )
 def test_what_this_system_lacks_is_told(

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import random
+import select
 import socket
+import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import pytest
 from scapy.all import (
@@ -28,21 +34,56 @@ from scapy.all import (
 )
 
 from captures import Both, Wire, payloads
-from lab import HashSink, Lab, Nginx, body, load
-from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, SYN
-from tapmirror.packet import flow_hash
+from lab import HashSink, Lab, Nginx, body, load, until
+from lab.network import has_vlan
+from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, RST, SYN
+from tapmirror.packet import MAPPED, flow_hash, flow_key
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 ADDRESSES = {"src": "10.77.1.1", "dst": "10.77.1.2"}
+BACK = {"src": "10.77.1.2", "dst": "10.77.1.1"}
 SIX = {"src": "fd77:1::1", "dst": "fd77:1::2"}
 DATA = TCP(sport=40_000, dport=80, seq=100, ack=200, flags="PA") / Raw(b"payload")
+
+
+class FarEnd:
+    """The node's end of the link: what is sent here are production's packets."""
+
+    def __init__(self, lab: Lab) -> None:
+        near, far = (host.json("ip", "-j", "link", "show", "eth0")[0]["address"] for host in (lab.node, lab.client))
+        self.ether = Ether(src=near, dst=far)
+        with lab.node.enter():
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._sock.bind(("eth0", 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def send(self, frame: Any) -> None:
+        """One frame."""
+        self._sock.send(bytes(frame))
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab() as built:
         yield built
+
+
+def tags(packet: Any, count: int) -> Any:
+    for vlan in range(count):
+        packet = packet / Dot1Q(vlan=vlan + 1)
+    return packet
+
+
+def options(packet: Any, count: int) -> Any:
+    for _ in range(count):
+        packet = packet / IPv6ExtHdrDestOpt()
+    return packet
 
 
 FRAMES: dict[str, tuple[Callable[[Any], Any], list[bytes]]] = {
@@ -79,6 +120,27 @@ FRAMES: dict[str, tuple[Callable[[Any], Any], list[bytes]]] = {
     "a frame that ends in the TCP header": (lambda e: bytes(e / IP(**ADDRESSES) / DATA)[:50], []),
     "urgent data": (lambda e: e / IP(**ADDRESSES) / TCP(dport=80, flags="PAU", urgptr=2) / Raw(b"abc"), [b"abc"]),
     "SYN with data": (lambda e: e / IP(**ADDRESSES) / TCP(dport=80, flags="S") / Raw(b"fast"), [b"fast"]),
+    "priority tag": (lambda e: e / Dot1Q(vlan=0, prio=5) / IP(**ADDRESSES) / DATA, [b"payload"]),
+    "three tags": (lambda e: e / Dot1Q(vlan=3) / Dot1Q(vlan=5) / Dot1Q(vlan=7) / IP(**ADDRESSES) / DATA, [b"payload"]),
+    "more tags than are read": (lambda e: tags(e, 4) / IP(**ADDRESSES) / DATA, []),
+    "six extension headers": (lambda e: options(e / IPv6(**SIX), 6) / DATA, [b"payload"]),
+    "more extension headers than are read": (lambda e: options(e / IPv6(**SIX), 7) / DATA, []),
+    "IPv4 length of zero": (lambda e: e / IP(**ADDRESSES, len=0) / DATA, [b"payload"]),
+    "IPv6 length of zero": (lambda e: e / IPv6(**SIX, plen=0) / DATA, [b"payload"]),
+    "to all stations": (lambda e: Ether(src=e.src, dst="ff:ff:ff:ff:ff:ff") / IP(**ADDRESSES) / DATA, [b"payload"]),
+    "all flags": (lambda e: e / IP(**ADDRESSES) / TCP(dport=80, flags=0x1FF) / Raw(b"x"), [b"x"]),
+    "a fragment within a whole packet": (
+        lambda e: e / IPv6(**SIX) / IPv6ExtHdrFragment(offset=0, m=0) / IPv6ExtHdrFragment(offset=0, m=1) / DATA,
+        [],
+    ),
+    "a whole packet within a first fragment": (
+        lambda e: e / IPv6(**SIX) / IPv6ExtHdrFragment(offset=0, m=1) / IPv6ExtHdrFragment(offset=0, m=0) / DATA,
+        [],
+    ),
+    "a whole packet within a later fragment": (
+        lambda e: e / IPv6(**SIX) / IPv6ExtHdrFragment(offset=9, m=1) / IPv6ExtHdrFragment(offset=0, m=0) / DATA,
+        [],
+    ),
 }
 
 
@@ -146,6 +208,102 @@ def test_the_hash_of_the_kernel_is_ours(lab: Lab, threshold: int) -> None:
         assert {0: 0, 1 << 32: 200}.get(threshold, len(kept)) == len(kept)
 
 
+VLANS = [7] if has_vlan() else []
+"""Where the kernel has such devices."""
+
+
+@pytest.mark.parametrize("vlan", [None, *VLANS])
+def test_connections_on_a_link_and_on_its_vlan(vlan: int | None) -> None:
+    """Seen on the link itself, a connection's key has its tag; on the VLAN's own interface it has none."""
+    with Lab(vlan=vlan) as lab, Nginx(lab.node), ExitStack() as stack:
+        expected = {"eth0": vlan or 0} | ({f"eth0.{vlan}": 0} if vlan else {})
+        seen = {iface: stack.enter_context(Both(lab.node, iface)) for iface in expected}
+        for address in (lab.node.addr4, lab.node.addr6):
+            assert load(lab.client, address, requests=6, connections=3, per_connection=2).failed == 0
+        for iface, tag in expected.items():
+            kept = seen[iface].agreed()
+            assert len(payloads(kept)) == 12
+            assert {each[0][36:] for each in kept} == {struct.pack("=I", tag)}
+
+
+def test_a_handshake_in_a_vlan(lab: Lab) -> None:
+    """The kernel takes the tag out of what comes in and not out of what a packet socket sends: one flow all the same."""
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire, FarEnd(lab) as answers:
+        for link, back in (
+            (wire.ether / Dot1Q(vlan=7), answers.ether / Dot1Q(vlan=7)),
+            (wire.ether / Dot1AD(vlan=5) / Dot1Q(vlan=7), answers.ether / Dot1AD(vlan=5) / Dot1Q(vlan=7)),
+        ):
+            wire.send(link / IP(**ADDRESSES) / TCP(sport=40_000, dport=80, seq=99, flags="S"))
+            answers.send(back / IP(**BACK) / TCP(sport=80, dport=40_000, seq=499, ack=100, flags="SA"))
+            until(lambda: both.ring_source.counters().syn_ack == both.ring_source.counters().syn, "the SYN-ACK")
+            wire.send(link / IP(**ADDRESSES) / TCP(sport=40_000, dport=80, seq=100, ack=500, flags="PA") / b"data")
+        kept = both.agreed()
+        client, server = (MAPPED + socket.inet_aton(ADDRESSES[end]) for end in ("src", "dst"))
+        keys = [flow_key(client, server, b"\x9c\x40", b"\0\x50", vlan) for vlan in (7, 5 << 16 | 7)]
+        assert [each[:4] for each in kept if each[1] & ACCEPTED] == [(key, ACCEPTED, 100, 500) for key in keys]
+        assert [each[0] for each in kept if each[5] == b"data"] == keys
+
+
+TUNSETIFF = 0x400454CA  # linux/if_tun.h
+IFF_TUN_NO_PI = 0x1001
+
+
+def test_an_interface_without_ethernet_headers(lab: Lab) -> None:
+    """A whole connection by hand through a tun device: packets begin with the IP header, both directions."""
+    with lab.node.enter():
+        tun = os.open("/dev/net/tun", os.O_RDWR)
+    try:
+        with lab.node.enter():
+            fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN_NO_PI))
+        for words in (
+            ["link", "set", "tun0", "up"],
+            ["addr", "add", "10.9.9.1/24", "dev", "tun0"],
+            ["addr", "add", "fd09::1/64", "dev", "tun0", "nodad"],
+        ):
+            lab.node.run(["ip", *words])
+        with Nginx(lab.node), Both(lab.node, "tun0") as both:
+            for network in (IP(src="10.9.9.2", dst="10.9.9.1"), IPv6(src="fd09::2", dst="fd09::1")):
+                os.write(tun, bytes(network / TCP(sport=4_000, dport=80, seq=99, flags="S")))
+                first = next_tcp(tun, type(network)).seq + 1
+                ports = {"sport": 4_000, "dport": 80}
+                request = Raw(b"GET / HTTP/1.1\r\nHost: tun\r\n\r\n")
+                os.write(tun, bytes(network / TCP(**ports, seq=100, ack=first, flags="PA") / request))
+                next_tcp(tun, type(network))
+                os.write(tun, bytes(network / TCP(**ports, seq=100 + len(request), ack=first, flags="R")))
+            kept = both.agreed()
+            assert payloads(kept) == [bytes(request)] * 2
+            assert len([each for each in kept if each[1] & ACCEPTED]) == 2
+            assert [each[2] for each in kept if each[1] & RST] == [100 + len(request)] * 2
+    finally:
+        os.close(tun)
+
+
+def next_tcp(tun: int, network: type) -> Any:
+    """The next TCP segment that the kernel sends there."""
+    while select.select([tun], [], [], 10)[0]:
+        packet = os.read(tun, 65_536)
+        if packet[0] >> 4 == (4 if network is IP else 6) and TCP in (read := network(packet)):
+            return read[TCP]
+    raise AssertionError("no answer")
+
+
+def test_packets_larger_than_a_record() -> None:
+    """BIG TCP (Linux 6.3): the kernel hands over up to 512 KiB at once, which no record holds."""
+    with Lab() as lab, HashSink(lab.node) as sink:
+        for host in (lab.client, lab.node):
+            for limit in ("gso_max_size", "gro_max_size"):
+                host.run(["ip", "link", "set", "dev", "eth0", limit, "262144"])
+        with Both(lab.node, ring_bytes=1 << 23) as both:
+            assert load(lab.client, lab.node.addr6, requests=1, connections=1, bodies=(3_000_000,)).failed == 0
+            both.settle()
+            for kept in (both.ring, both.live):
+                stream: dict[int, bytes] = {each[2]: each[5] for each in kept if each[4] and not each[1] & FROM_SERVER}
+                text = b"".join(stream[seq] for seq in sorted(stream))
+                assert hashlib.sha256(text[text.index(b"\r\n\r\n") + 4 :]).hexdigest() == sink.got[0].sha256
+            assert max(len(each[5]) for each in both.ring) == 65_536
+            both.agreed()
+
+
 def test_loopback_shows_each_packet_once(lab: Lab) -> None:
     with Nginx(lab.node), Both(lab.node, "lo") as both:
         for address in ("127.0.0.1", "::1", lab.node.addr4):
@@ -157,8 +315,12 @@ def test_what_is_not_accepted(lab: Lab) -> None:
     """A SYN to a closed port, and one that nobody completes: counted, no records."""
     with Both(lab.node) as both, Wire(lab) as wire:
         wire.send(wire.segment(flags="S", sport=50_000))
-        both.settle()
-        assert both.ring_source.counters().syn == (1, 0)
+        for address in (lab.node.addr4, lab.node.addr6):
+            with lab.client.enter(), pytest.raises(ConnectionRefusedError):
+                socket.create_connection((address, 80), timeout=5)
+        kept = both.agreed()
+        assert len(kept) == 3 and all(each[1] & FROM_SERVER and each[1] & RST for each in kept)
+        assert both.ring_source.counters().syn == (3, 0)
     with Nginx(lab.node), Both(lab.node) as both, Wire(lab) as wire:
         wire.send(wire.segment(flags="S", sport=50_001))
         kept = both.agreed()
@@ -198,6 +360,57 @@ def test_stopped_it_takes_no_more_and_what_is_there_can_be_read(lab: Lab) -> Non
         wire.send(wire.segment(b"after"))
         both.settle()
         assert payloads(both.live) == [b"before"]
+
+
+def random_frame(rng: random.Random, ether: Any, outgoing: bool) -> bytes:
+    """A segment of one of four flows of port 80, with anything around it, a few bytes of it damaged."""
+    packet = tags(ether, rng.choice((0, 0, 0, 1, 2)))
+    mark = rng.choice((0, 0, 0, LOOP_DSCP << 2))
+    if rng.random() < 0.5:
+        packet = packet / IP(**(BACK if outgoing else ADDRESSES), tos=mark, flags=rng.choice((0, 0, 0, 1)))
+    else:
+        ends = {"src": SIX["dst"], "dst": SIX["src"]} if outgoing else SIX
+        packet = options(packet / IPv6(**ends, tc=mark), rng.choice((0, 0, 1, 2)))
+        if rng.random() < 0.1:
+            packet = packet / IPv6ExtHdrFragment(m=rng.randrange(2), offset=rng.choice((0, 0, 5)))
+    ports = (80, 40_000 + rng.randrange(4)) if outgoing else (40_000 + rng.randrange(4), 80)
+    packet = packet / TCP(
+        sport=ports[0],
+        dport=ports[1],
+        seq=100 + rng.randrange(3),
+        ack=100 + rng.randrange(3),
+        flags=rng.choice(("S", "SA", "A", "PA", "PA", "FA", "R", "RA", "SPA", "")),
+    )
+    frame = bytearray(bytes(packet / Raw(rng.randbytes(rng.choice((0, 0, 1, 5, 100, 1_300))))))
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        frame[rng.randrange(12, min(len(frame), 110))] = rng.randrange(256)
+    return bytes(frame[: rng.randrange(14, len(frame) + 1)] if rng.random() < 0.1 else frame)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("egress_all", [False, True])
+def test_random_frames_of_both_sides(lab: Lab, seed: int, egress_all: bool) -> None:
+    """Headers and states that nobody thought of.  On one processor: two may show two packets in either order."""
+    rng = random.Random(seed)
+    processors = os.sched_getaffinity(0)
+    options = {"threshold": 3 << 30, "seed": seed, "egress_all": egress_all, "ring_bytes": 1 << 23}
+    with ExitStack() as stack:
+        for host in (lab.client, lab.node):
+            stack.enter_context(host.blocked(80))
+            host.run(["nft", "add rule inet lab in meta l4proto tcp drop"])
+        both = stack.enter_context(Both(lab.node, **options))
+        wire = stack.enter_context(Wire(lab))
+        answers = stack.enter_context(FarEnd(lab))
+        stack.callback(os.sched_setaffinity, 0, processors)
+        os.sched_setaffinity(0, {min(processors)})
+        for _ in range(2_000):
+            side = answers if rng.random() < 0.4 else wire
+            side.send(random_frame(rng, side.ether, side is answers))
+        kept = both.agreed()
+        counts = both.ring_source.counters()
+        assert len({each[0] for each in kept}) > 20
+        for count in (counts.emitted, counts.sampled_out, counts.loop, counts.fragment, counts.accepted, counts.egress):
+            assert count[0] > 5, counts
 
 
 def test_what_its_buffer_has_no_room_for_is_counted(lab: Lab) -> None:

@@ -322,7 +322,7 @@ def test_a_shadow_that_does_not_read(lab: Lab, behaviour: Behaviour) -> None:
         Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 81), capture="ebpf") as stuck,
         Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as other,
     ):
-        result = load(lab.client, lab.node.addr4, requests=4_000, connections=100, rate=800, bodies=(size,))
+        result = load(lab.client, lab.node.addr4, requests=4_000, connections=100, rate=1_600, bodies=(size,))
         assert result.failed == 0
         fine.wait_for(4_000, PATIENCE)
         memory = resident_kb(worker_of(stuck))
@@ -361,13 +361,13 @@ def test_answers_without_end_are_discarded(lab: Lab, name: str) -> None:
     )
     with Nginx(lab.node), shadow:
         with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as tap:
-            result = load(lab.client, lab.node.addr4, requests=400, connections=2, rate=200)
-            assert (result.answered, result.failed) == (400, 0)
+            result = load(lab.client, lab.node.addr4, requests=200, connections=2, rate=200)
+            assert (result.answered, result.failed) == (200, 0)
             until(lambda: not size or shadow.written > size / 4, "much to be written", PATIENCE)
             memory = resident_kb(worker_of(tap), peak=True)
             ledger = tap.final()
         assert memory < 60 << 10
-        assert ledger["requests"]["seen"] == 400
+        assert ledger["requests"]["seen"] == 200
         assert ledger["requests"]["mirrored"] > 0
 
 

@@ -44,8 +44,8 @@ def test_each_link_and_family(capture: str, bodies: tuple[int, ...], options: di
     with Lab(**options) as lab, Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:  # type: ignore[arg-type]
         address, target = (lab.node.addr4, lab.shadow.addr4) if family == 4 else (lab.node.addr6, lab.shadow.addr6)
         with Mirror(lab.node, shadow=endpoint(target, 80), capture=capture) as tap:
-            assert load(lab.client, address, requests=300, connections=10, rate=300, bodies=bodies).failed == 0
-            agree(tap, production, shadow, 300)
+            assert load(lab.client, address, requests=150, connections=10, rate=300, bodies=bodies).failed == 0
+            agree(tap, production, shadow, 150)
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
