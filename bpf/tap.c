@@ -245,8 +245,8 @@ static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, str
 			return 0;
 		if (proto == 44) {
 			u32 frag = head[2] << 8 | head[3];
-			p->fragment = (frag & 0xfff9) != 0;
-			p->later_fragment = (frag & 0xfff8) != 0;
+			p->fragment |= (frag & 0xfff9) != 0;
+			p->later_fragment |= (frag & 0xfff8) != 0;
 			off += 8;
 		} else {
 			off += (head[1] + 1) * 8;

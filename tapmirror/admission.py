@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Final
 
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, RST, SYN, FlowKey, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, SYN, FlowKey, Segment
 from tapmirror.packet import Header, flow_hash, flow_key
 
 HANDSHAKES: Final = 32_768
@@ -22,6 +22,8 @@ HANDSHAKES: Final = 32_768
 WANT_ONE: Final = 1
 WANT_ALL: Final = 2
 MASK: Final = 0xFFFFFFFF
+CHUNK: Final = 65_536
+"""TAP_CHUNK of bpf/tap.h: a larger packet (BIG TCP) is several records, and what ends something goes with the last."""
 PLAUSIBLE: Final = 1 << 30
 """Furthest an acknowledgement can be from the handshake that it completes: the largest window."""
 
@@ -104,24 +106,27 @@ class Admission:
     def _from_client(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
         size, flags = header.length, header.flags
         fate = self._fate(key, header)
-        if size:
-            self.count("seen", size)
+        for start in range(0, size, CHUNK):
+            self.count("seen", min(CHUNK, size - start))
+            self.count(fate or "emitted", min(CHUNK, size - start))
         if fate is not None:
-            if size:
-                self.count(fate, size)
             return []
         segments: list[Segment] = []
         if flags & SYN:
             self.count("syn")
         elif flags & ACK:
             segments = self._completed(key, header, time_ns)
-        if size:
-            self.count("emitted", size)
-        elif not flags & (FIN | RST):
+        if not size and not flags & (FIN | RST):
             if not flags & SYN:
                 self.count("bare_ack")
             return segments
-        segments.append((key, flags, header.seq, header.ack, size, header.payload, time_ns))
+        for start in range(0, size or 1, CHUNK):
+            part = flags & ~SYN if start else flags
+            length = min(CHUNK, size - start)
+            if start + length < size:
+                part &= ~(FIN | PSH)
+            payload = header.payload[start : start + length]
+            segments.append((key, part, (header.seq + start) & MASK, header.ack, length, payload, time_ns))
         return segments
 
     def _fate(self, key: FlowKey, header: Header) -> str | None:

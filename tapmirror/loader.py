@@ -43,6 +43,10 @@ SIOCGIFHWADDR: Final = 0x8927
 ARPHRD_ETHER: Final = 1
 ARPHRD_LOOPBACK: Final = 772
 
+SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}
+BPF_MAP_CREATE: Final = 0
+BPF_MAP_TYPE_ARRAY: Final = 2
+BPF_ATTR_BYTES: Final = 72
 SYS_FSOPEN: Final = 430  # the numbers are those of all architectures
 SYS_FSCONFIG: Final = 431
 SYS_FSMOUNT: Final = 432
@@ -248,6 +252,7 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
             import bcc
         except ImportError:
             raise LoaderError("bcc", "the Python module bcc is missing: install python3-bpfcc") from None
+        check_bpf()
         flags = [f"-DTAP_RING_PAGES={request.ring_bytes // mmap.PAGESIZE}", f"-DTAP_CPUS={os.cpu_count() or 1}"]
         try:
             program = bcc.BPF(text=source(), cflags=flags)
@@ -260,6 +265,21 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
     packet.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, function.fd)
     maps = [program[name].map_fd for name in ("ring", "counters", "wants", "config")]
     return [packet.fileno(), *maps], (packet, program)
+
+
+def check_bpf() -> None:
+    """Make the smallest map: where the kernel has no BPF for us, that tells, and bcc's own error does not.
+
+    Raises `LoaderError`.
+    """
+    number = SYS_BPF.get(platform.machine())
+    if number is None:
+        return
+    attributes = ctypes.create_string_buffer(struct.pack("=5I", BPF_MAP_TYPE_ARRAY, 4, 4, 1, 0), BPF_ATTR_BYTES)
+    made = ctypes.CDLL(None, use_errno=True).syscall(number, BPF_MAP_CREATE, attributes, BPF_ATTR_BYTES)
+    if made < 0:
+        raise LoaderError("refused", f"the kernel refuses BPF: {os.strerror(ctypes.get_errno())}")
+    os.close(made)
 
 
 def first_line(error: Exception) -> str:

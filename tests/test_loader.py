@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,11 @@ import pytest
 
 from captures import RING_BYTES
 from lab import Lab, until
-from lab.snapshot import network_programs, tree
+from lab.snapshot import MAPS, bpf_ids, tree
 from tapmirror import loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters
-from tapmirror.source.ring import COUNTERS_PER_CPU, RECORD, WANT_ALL
+from tapmirror.source.ring import COUNTERS_PER_CPU, RECORD, WANT_ALL, RingSource
 
 TYPES: dict[str, Any] = {
     "__u8": ctypes.c_uint8,
@@ -117,52 +121,164 @@ def request(**changes: Any) -> loader.Request:
     return loader.Request(**{**values, **changes})
 
 
-def views() -> list[Path]:
-    """Merged views of headers that are there."""
-    return list(Path("/tmp").glob("tapmirror-headers-*"))
+def map_of(fd: int) -> int:
+    """The kernel's number of a map."""
+    found = re.search(r"^map_id:\s*(\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), flags=re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.fixture
+def traceless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever the test does: no child, no descriptor, no mount and no temporary file is left."""
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    before = traces()
+    yield
+    assert traces() == before
+    assert list(scratch.iterdir()) == []
+
+
+def traces() -> tuple[int, list[str], str]:
+    """Open descriptors, loaders among our children, and mounts."""
+    loaders = [words for words in tree(os.getpid()).values() if "tapmirror.loader" in words]
+    return len(os.listdir("/proc/self/fd")), loaders, Path("/proc/self/mountinfo").read_text()
 
 
 @pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
 def test_what_is_loaded_is_gone_when_it_is_closed() -> None:
-    before = set(network_programs())
+    """The program holds its maps, so it is gone when they are."""
     loaded = loader.load(request())
-    assert len(set(network_programs()) - before) == 1
+    held = {map_of(fd) for fd in (loaded.ring, loaded.counters, loaded.wants, loaded.config)}
+    assert len(held) == 4 and held <= bpf_ids(MAPS)
     assert not any("tapmirror.loader" in words for words in tree(os.getpid()).values())
-    assert views() == []
     fds = loaded.worker_fds()
-    assert len(set(fds)) == 3
+    assert [map_of(fd) for fd in fds] == [map_of(fd) for fd in (loaded.ring, loaded.counters, loaded.wants)]
     for fd in fds:
+        assert not os.get_inheritable(fd)
         os.close(fd)
     loaded.close()
-    until(lambda: set(network_programs()) == before, "the program to be gone")
+    until(lambda: not held & bpf_ids(MAPS), "the program and its maps to be gone")
 
 
 @pytest.mark.e2e
 @pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
+def test_it_captures_from_attach_until_close(lab: Lab) -> None:
+    """A SYN to a closed port each time; it is answered when connect(2) returns, so it was seen by then or never is."""
+
+    def count_of_syns() -> int:
+        with lab.node.enter(), pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", 80), timeout=5)
+        return source.counters().syn[0]
+
+    with lab.node.enter():
+        loaded = loader.load(request())
+    ring, counters, wants = loaded.worker_fds()
+    source = RingSource(ring, counters, wants, ring_bytes=RING_BYTES, seed=0)
+    try:
+        try:
+            assert count_of_syns() == 0
+            with lab.node.enter():
+                loader.attach(loaded.packet, "lo")
+            assert count_of_syns() == 1
+            assert count_of_syns() == 2
+        finally:
+            loaded.close()
+        assert count_of_syns() == 2
+    finally:
+        source.close()
+
+
+@pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
+def test_the_configuration_is_what_was_asked_for() -> None:
+    options = {"addrs": [b"a" * 16, b"b" * 16], "excluded": [(b"c" * 16, 0x1234)], "egress_all": True}
+    loaded = loader.load(request(ports=[1, 80, 65_535], threshold=5, seed=6, **options))
+    try:
+        kind = structs()["tap_config"]
+        with mmap.mmap(loaded.config, -(-ctypes.sizeof(kind) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
+            config = kind.from_buffer_copy(view)
+        with mmap.mmap(loaded.wants, 65_536) as view:
+            assert view[:] == b"\1" * 65_536
+    finally:
+        loaded.close()
+    assert (config.threshold, config.seed, config.dscp) == (5, 6, LOOP_DSCP)
+    assert config.flags == loader.LOOPBACK | loader.EGRESS_ALL
+    assert [bytes(each) for each in config.addrs[: config.addr_count]] == options["addrs"]
+    assert config.excluded_count == 1
+    assert bytes(config.excluded[0])[:18] == b"c" * 16 + b"\x12\x34"
+    assert [port for port in range(65_536) if config.ports[port >> 3] >> (port & 7) & 1] == [1, 80, 65_535]
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
 def test_an_interface_that_is_not_there(lab: Lab) -> None:
     with lab.node.enter():
-        before = set(network_programs())
         with pytest.raises(OSError, match="No such device"):
             loader.load(request(iface="nosuch0"))
-        until(lambda: set(network_programs()) == before, "the program to be gone")
         assert loader.is_loopback("lo")
         assert not loader.is_loopback("eth0")
 
 
+WITHOUT_BPF = ["setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin", "--inh-caps", "-all", "--"]
+"""Runs a command as root that may open packet sockets, and may neither load programs nor mount."""
+WITHOUT_HEADERS = [
+    "unshare", "--mount", "--", "sh", "-c",
+    'mount -t tmpfs none /usr/src && mount -t tmpfs none /lib/modules && exec "$@"', "sh",
+]  # fmt: skip
+
+
 @pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
 @pytest.mark.parametrize(
-    ("change", "kind"),
+    ("wrapper", "kind", "message"),
     [
-        ({"ring_bytes": 12_288}, "compile"),  # no power of two: the kernel makes no such ring
-        ({"ring_bytes": 1 << 40}, "compile"),
+        pytest.param(WITHOUT_HEADERS, "headers", "no kernel headers: install linux-headers-", id="no headers"),
+        pytest.param(["env", "PYTHONPATH={no_bcc}"], "bcc", "install python3-bpfcc", id="no bcc"),
+        pytest.param(["false"], "refused", "the loader process ", id="the child dies"),
+        pytest.param(WITHOUT_BPF, "refused", "the kernel refuses", id="the kernel refuses"),
     ],
 )
-def test_what_the_kernel_refuses_has_one_line(change: dict[str, Any], kind: str) -> None:
+def test_what_this_system_lacks_has_one_line(
+    wrapper: list[str], kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_bcc").mkdir()
+    (tmp_path / "no_bcc" / "bcc.py").write_text("raise ImportError\n")
+    words = [shutil.which(wrapper[0]) or wrapper[0], *wrapper[1:], sys.executable]
+    quoted = " ".join("'" + word.format(no_bcc=tmp_path / "no_bcc") + "'" for word in words)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(loader.LoaderError) as caught:
-        loader.load(request(**change))
-    assert (caught.value.kind, "\n" in str(caught.value)) == (kind, False)
-    assert str(caught.value)
-    assert views() == []
+        loader.load(request())
+    assert caught.value.kind == kind, caught.value
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
+def test_a_child_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "LOAD_TIME", 0.2)
+    with pytest.raises(loader.LoaderError, match=r"took more than") as caught:
+        loader.load(request())
+    assert caught.value.kind == "time"
+
+
+@pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
+@pytest.mark.parametrize("ring_bytes", [12_288, 1 << 40])
+def test_a_ring_that_the_kernel_does_not_make(ring_bytes: int) -> None:
+    """No power of two, or too large."""
+    with pytest.raises(loader.LoaderError) as caught:
+        loader.load(request(ring_bytes=ring_bytes))
+    assert caught.value.kind in ("compile", "refused")
+    assert "\n" not in str(caught.value)
 
 
 def test_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +333,46 @@ def test_the_view_merges_the_two_packages_of_debian(tmp_path: Path) -> None:
         assert {"generated", "only-linux-headers-6.1.0-9-amd64", "only-linux-headers-6.1.0-9-common"} <= found
         assert "only-linux-headers-5.0.0-1-amd64" not in found
     assert not Path(view).exists()
+
+
+@pytest.mark.usefixtures("no_own_headers", "traceless")
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_the_view_is_gone_however_it_is_left(tmp_path: Path, error: type[Exception] | None) -> None:
+    install(tmp_path, "linux-headers-6.1.0-9-amd64")
+    (tmp_path / "linux-headers-6.1.0-9-amd64" / "include" / "generated").mkdir()
+    with suppress(ValueError), loader.headers(tmp_path) as view:
+        assert view is not None
+        assert (Path(view) / "include" / "linux" / "marker.h").read_text() == "linux-headers-6.1.0-9-amd64"
+        if error is not None:
+            raise error
+
+
+SHOW_SCRATCH = """
+import pathlib
+from tapmirror import loader
+with loader.scratch() as path:
+    (path / "file").write_text("x")
+    print(path, (path / "file").exists())
+print(path.exists())
+"""
+
+
+@pytest.mark.ebpf
+@pytest.mark.parametrize(("wrapper", "parent"), [([], "/proc/self/fd"), (WITHOUT_BPF, "{tmp}")])
+def test_where_the_view_is(wrapper: list[str], parent: str, tmp_path: Path) -> None:
+    """In a file system of its own, or where that is not allowed among the temporary files."""
+    done = subprocess.run(
+        [*wrapper, sys.executable, "-c", SHOW_SCRATCH],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, after = done.stdout.splitlines()
+    path, there = first.split()
+    assert str(Path(path).parent) == parent.format(tmp=tmp_path)
+    assert (there, after) == ("True", "False")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_own_headers")

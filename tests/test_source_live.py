@@ -227,7 +227,7 @@ def test_connections_on_a_link_and_on_its_vlan(vlan: int | None) -> None:
 
 
 def test_a_handshake_in_a_vlan(lab: Lab) -> None:
-    """The kernel takes the tag out of what comes in and not out of what a packet socket sends: one flow all the same."""
+    """The kernel takes the tag out of what comes in, and not out of what a packet socket sends: one flow still."""
     with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire, FarEnd(lab) as answers:
         for link, back in (
             (wire.ether / Dot1Q(vlan=7), answers.ether / Dot1Q(vlan=7)),
@@ -393,12 +393,13 @@ def test_random_frames_of_both_sides(lab: Lab, seed: int, egress_all: bool) -> N
     """Headers and states that nobody thought of.  On one processor: two may show two packets in either order."""
     rng = random.Random(seed)
     processors = os.sched_getaffinity(0)
-    options = {"threshold": 3 << 30, "seed": seed, "egress_all": egress_all, "ring_bytes": 1 << 23}
     with ExitStack() as stack:
         for host in (lab.client, lab.node):
             stack.enter_context(host.blocked(80))
             host.run(["nft", "add rule inet lab in meta l4proto tcp drop"])
-        both = stack.enter_context(Both(lab.node, **options))
+        both = stack.enter_context(
+            Both(lab.node, threshold=3 << 30, seed=seed, egress_all=egress_all, ring_bytes=1 << 23)
+        )
         wire = stack.enter_context(Wire(lab))
         answers = stack.enter_context(FarEnd(lab))
         stack.callback(os.sched_setaffinity, 0, processors)
@@ -414,6 +415,7 @@ def test_random_frames_of_both_sides(lab: Lab, seed: int, egress_all: bool) -> N
 
 
 def test_what_its_buffer_has_no_room_for_is_counted(lab: Lab) -> None:
+    """Before it is judged, so a packet of another protocol may be among what is lost."""
     with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
         both.live_source._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         for number in range(200):
@@ -422,6 +424,8 @@ def test_what_its_buffer_has_no_room_for_is_counted(lab: Lab) -> None:
         counts = both.live_source.counters()
         lost = 200 - len(payloads(both.live))
         assert lost > 0
-        assert counts.ring_full == (lost, 0)
-        assert counts.seen[0] == 200
-        assert both.live_source.counters().ring_full == (lost, 0)  # the kernel's own counter is reset by reading
+        assert counts.ring_full[0] in range(lost, lost + 20)
+        assert counts.ring_full[1] == 0
+        assert counts.seen[0] == counts.ring_full[0] + len(payloads(both.live))
+        again = both.live_source.counters().ring_full[0]  # the kernel's own counter is reset by reading
+        assert again in range(counts.ring_full[0], lost + 20)
