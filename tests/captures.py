@@ -131,6 +131,18 @@ def payloads(kept: Sequence[Kept]) -> list[bytes]:
     return [each[5] for each in kept if each[4] and not each[1] & FROM_SERVER]
 
 
+def text_of(kept: Sequence[Kept]) -> bytes:
+    """The bytes of one client's stream, from its segments in any order; repeated ones lie on each other."""
+    found = [each for each in kept if each[4] and not each[1] & FROM_SERVER]
+    first = found[0][2]
+    places = [(((seq - first + (1 << 31)) & 0xFFFFFFFF) - (1 << 31), data) for _, _, seq, _, _, data in found]
+    start = min(place for place, _ in places)
+    text = bytearray(max(place + len(data) for place, data in places) - start)
+    for place, data in places:
+        text[place - start : place - start + len(data)] = data
+    return bytes(text)
+
+
 def fates(counts: Counters) -> list[tuple[int, int]]:
     """What becomes of what is seen."""
     return [counts.emitted, counts.sampled_out, counts.loop, counts.ring_full, counts.fragment]

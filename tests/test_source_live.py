@@ -33,7 +33,7 @@ from scapy.all import (
     fragment,
 )
 
-from captures import Both, Wire, payloads
+from captures import Both, Wire, payloads, text_of
 from lab import HashSink, Lab, Nginx, body, load, until
 from lab.network import has_vlan
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, RST, SYN
@@ -84,6 +84,19 @@ def options(packet: Any, count: int) -> Any:
     for _ in range(count):
         packet = packet / IPv6ExtHdrDestOpt()
     return packet
+
+
+@pytest.fixture(scope="module")
+def wire(lab: Lab) -> Iterator[Wire]:
+    with Wire(lab) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def both(lab: Lab) -> Iterator[Both]:
+    """Attached once, for cases that need no options: what is new is behind what was there."""
+    with Both(lab.node) as made:
+        yield made
 
 
 FRAMES: dict[str, tuple[Callable[[Any], Any], list[bytes]]] = {
@@ -145,11 +158,11 @@ FRAMES: dict[str, tuple[Callable[[Any], Any], list[bytes]]] = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_frames(lab: Lab, name: str) -> None:
+def test_frames(both: Both, wire: Wire, name: str) -> None:
     build, wanted = FRAMES[name]
-    with Both(lab.node) as both, Wire(lab) as wire:
-        wire.send(build(wire.ether))
-        assert payloads(both.agreed()) == wanted
+    before = len(both.ring)
+    wire.send(build(wire.ether))
+    assert payloads(both.agreed()[before:]) == wanted
 
 
 def test_fragments_are_counted_and_not_taken(lab: Lab) -> None:
@@ -173,9 +186,8 @@ def test_bulk_transfer(mtu: int, offloads: bool, family: int) -> None:
         with Both(lab.node, ring_bytes=1 << 23) as both:
             assert load(lab.client, address, requests=1, connections=1, bodies=(2_000_000,)).failed == 0
             kept = both.agreed()
-        stream: dict[int, bytes] = {each[2]: each[5] for each in kept if each[4] and not each[1] & FROM_SERVER}
-        assert max(map(len, stream.values())) > (40_000 if offloads else mtu - 100)
-        text = b"".join(stream[seq] for seq in sorted(stream))
+        assert max(map(len, payloads(kept))) > (40_000 if offloads else mtu - 100)
+        text = text_of(kept)
         assert hashlib.sha256(text[text.index(b"\r\n\r\n") + 4 :]).hexdigest() == sink.got[0].sha256
         assert text.endswith(body(0, 2_000_000)[-1_000:])
 
@@ -297,8 +309,7 @@ def test_packets_larger_than_a_record() -> None:
             assert load(lab.client, lab.node.addr6, requests=1, connections=1, bodies=(3_000_000,)).failed == 0
             both.settle()
             for kept in (both.ring, both.live):
-                stream: dict[int, bytes] = {each[2]: each[5] for each in kept if each[4] and not each[1] & FROM_SERVER}
-                text = b"".join(stream[seq] for seq in sorted(stream))
+                text = text_of(kept)
                 assert hashlib.sha256(text[text.index(b"\r\n\r\n") + 4 :]).hexdigest() == sink.got[0].sha256
             assert max(len(each[5]) for each in both.ring) == 65_536
             both.agreed()
