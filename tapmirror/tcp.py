@@ -126,6 +126,10 @@ class Receiver:
         place = self.position + distance(seq, self.next)
         return place == self.position or (bool(self._queue) and place == self._queue[-1].end)
 
+    def crowded(self, size: int) -> bool:
+        """There is no room to hold `size` more bytes."""
+        return self._pool.refuses(self._queue, self._held, size) is not None
+
     def feed(self, seq: int, payload: Buffer, length: int, fin: bool, ack: int) -> list[Piece]:
         """Take a segment of `length` bytes of which `payload` was captured; return what is now in order.
 

@@ -25,12 +25,14 @@ RANKS: Final = {
     "admission": 3,
     "flows": 3,
     "framing": 3,
+    "streams": 3,
     "pipeline": 4,
     "source": 5,
     "replay": 5,
     "loader": 5,
     "control": 5,
     "worker": 6,
+    "offline": 6,
     "supervisor": 7,
     "cli": 8,
 }
@@ -47,6 +49,7 @@ PURE: Final = (
     "admission",
     "flows",
     "framing",
+    "streams",
     "pipeline",
 )
 NO_TESTS: Final = {

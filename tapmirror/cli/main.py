@@ -9,6 +9,7 @@ import click
 
 from tapmirror import __version__
 from tapmirror.cli.run import run
+from tapmirror.cli.streams import streams
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,3 +30,4 @@ def open_streams() -> None:
 
 
 main.add_command(run)
+main.add_command(streams)

@@ -6,30 +6,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import select
 import signal
 import sys
 import time
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
+from tapmirror.cli.messages import fail, warn
 from tapmirror.spec import Capture, Pacing, Protocol, SpecError, TapSpec, parse_shadow
 from tapmirror.supervisor import Tap, TapError
-
-OPTION_OF: Final = {
-    "iface": "--iface",
-    "ports": "--port",
-    "addrs": "--addr",
-    "shadow": "--shadow",
-    "percent": "--percent",
-    "seed": "--seed",
-    "host": "--host",
-}
-"""The option that a field of the spec is set by."""
 
 
 def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -157,17 +146,3 @@ def catch_signals(write_end: int) -> None:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
-
-
-def warn(message: str) -> None:
-    """One line of warning."""
-    click.echo(f"tapmirror: {message}", err=True)
-
-
-def fail(message: str, code: int) -> None:
-    """One line of error, and out.  A field of the spec at its beginning is named as the option that sets it."""
-    field = re.match(r"([a-z]+)(?:\[\d+\]|\.[a-z]+)*: ", message)
-    if field is not None and field[1] in OPTION_OF:
-        message = f"{OPTION_OF[field[1]]}: {message[field.end() :]}"
-    click.echo(f"tapmirror: error: {message}", err=True)
-    raise SystemExit(code)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames to TCP headers: the order of the layers.
+
+`decode` reads what the kernel program reads, and no more.  A `Decoder` also looks into tunnels and puts
+fragments together, for sources that have the time.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Final
+
+from tapmirror.packet.fragments import Fragments
+from tapmirror.packet.header import ETHERTYPE_IP6, PROTO_TCP, Header, Network, extensions, network, tcp
+from tapmirror.packet.key import MAPPED
+from tapmirror.packet.link import Cargo, cargo, ethernet
+from tapmirror.packet.tunnel import inner
+
+MAX_TUNNELS: Final = 6
+"""Tunnels within one another."""
+
+
+def decode(frame: memoryview, size: int, *, ethertype: int | None = None, vlan: int = 0) -> Header | None:
+    """Read a captured frame of `size` bytes on the wire, of which `frame` was captured, as bpf/tap.c does.
+
+    `ethertype` is given for links without an Ethernet header; `vlan` is a tag that the kernel had
+    taken out of the frame.
+    """
+    found = ethernet(frame, vlan) if ethertype is None else Cargo(ethertype, 0, vlan)
+    packet = network(frame, found.offset, size, found.ethertype)
+    return tcp(frame, packet, found.vlan) if packet is not None else None
+
+
+class Decoder:
+    """Frames to headers, through tunnels and fragments.
+
+    `checksums`: leave out segments whose TCP checksum is wrong.  Where the sender's card computes them, outgoing
+    packets are captured before that and are all "wrong": hence only on request.
+    """
+
+    def __init__(self, *, tunnels: bool, checksums: bool) -> None:
+        self._tunnels = tunnels
+        self._checksums = checksums
+        self.fragments = Fragments()
+        self.bad_checksums = 0
+
+    def decode(self, frame: memoryview, size: int, link: int, now: float) -> Header | None:
+        """Read a frame of which `frame` was captured, `size` bytes on the wire; `now` in seconds of the capture."""
+        found = cargo(frame, link)
+        vni = 0
+        for _ in range(MAX_TUNNELS):
+            if found is None:
+                return None
+            packet = network(frame, found.offset, size, found.ethertype)
+            if packet is None:
+                return None
+            if packet.piece is not None:
+                whole = self.fragments.add(frame, packet, now)
+                if whole is None:
+                    return None
+                frame, packet = whole
+                if found.ethertype == ETHERTYPE_IP6:
+                    packet = extensions(frame, packet)
+                    if packet is None:
+                        return None
+            if packet.proto == PROTO_TCP:
+                return self._tcp(frame, packet, label(vni, found.vlan))
+            if not self._tunnels:
+                return None
+            within = inner(frame, packet)
+            if within is None:
+                return None
+            found, size = within.cargo, packet.end
+            vni = within.vni or vni
+        return None
+
+    def _tcp(self, frame: memoryview, packet: Network, vlan: int) -> Header | None:
+        header = tcp(frame, packet, vlan)
+        if header is not None and self._checksums and not checksum_right(frame, packet):
+            self.bad_checksums += 1
+            return None
+        return header
+
+
+def label(vni: int, vlan: int) -> int:
+    """The place of a flow key for VLAN ids, for what came in a virtual network: both by their checksum."""
+    return zlib.crc32(struct.pack(">II", vni, vlan)) if vni else vlan
+
+
+def checksum_right(frame: memoryview, packet: Network) -> bool:
+    """Whether the TCP checksum fits (RFC 9293, 3.1; RFC 8200, 8.1).  What was not captured whole is believed."""
+    data = frame[packet.offset : packet.end]
+    length = packet.end - packet.offset
+    if len(data) < length:
+        return True
+    source, destination = packet.source, packet.destination
+    if source.startswith(MAPPED):
+        source, destination = source[12:], destination[12:]
+    words = b"".join((source, destination, struct.pack(">II", length, PROTO_TCP), data, b"\0" * (length & 1)))
+    # The ones' complement sum is the number modulo 2**16 - 1; all ones is right, and is 0 there.
+    return int.from_bytes(words, "big") % 0xFFFF == 0

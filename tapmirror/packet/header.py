@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The headers of IP and TCP: the user-space twin of the parsing in bpf/tap.c.
+
+IPv4 (RFC 791), IPv6 (RFC 8200) with its jumbo payloads (RFC 2675) and the kernel's BIG TCP (a length
+of 0), TCP (RFC 9293).  Any bytes are allowed; what is no whole header is `None`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from tapmirror.packet.key import MAPPED
+
+_TCP: Final = struct.Struct(">HHIIBB")
+_IP4: Final = struct.Struct(">BBHHHBBH4s4s")
+_IP6: Final = struct.Struct(">IHBB16s16s")
+ETHERTYPE_IP4: Final = 0x0800
+ETHERTYPE_IP6: Final = 0x86DD
+MAX_EXTENSIONS: Final = 6
+"""As in bpf/tap.c."""
+PROTO_TCP: Final = 6
+HOP_BY_HOP: Final = 0
+ROUTING: Final = 43
+FRAGMENT: Final = 44
+DESTINATION: Final = 60
+_EXTENSIONS: Final = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION))
+
+
+class Header(NamedTuple):
+    """What the headers of a TCP packet say.  `length` is the payload's on the wire."""
+
+    source: bytes
+    destination: bytes
+    source_port: bytes
+    destination_port: bytes
+    vlan: int
+    dscp: int
+    fragment: bool
+    seq: int
+    ack: int
+    flags: int
+    length: int
+    payload: memoryview
+
+
+class Piece(NamedTuple):
+    """Which part of a datagram a fragment is: `size` bytes at `place`, which begin at `offset` of the frame."""
+
+    ident: int
+    place: int
+    more: bool
+    proto: int
+    offset: int
+
+
+class Network(NamedTuple):
+    """What the network header says; `offset` and `end` bound what it carries, of protocol `proto`."""
+
+    source: bytes
+    destination: bytes
+    dscp: int
+    piece: Piece | None
+    """Of a fragment.  Only the first one of a datagram (`place` 0) has a header of `proto` at `offset`."""
+    proto: int
+    offset: int
+    end: int
+
+
+def network(frame: memoryview, offset: int, size: int, ethertype: int) -> Network | None:
+    """Read the IP header at `offset` of a frame of `size` bytes on the wire."""
+    if ethertype == ETHERTYPE_IP4:
+        return _ip4(frame, offset, size)
+    if ethertype == ETHERTYPE_IP6:
+        return _ip6(frame, offset, size)
+    return None
+
+
+def _ip4(frame: memoryview, offset: int, size: int) -> Network | None:
+    if len(frame) < offset + 20:
+        return None
+    first, tos, total, ident, frag, _, proto, _, source, destination = _IP4.unpack_from(frame, offset)
+    header = (first & 15) * 4
+    if first >> 4 != 4 or header < 20:
+        return None
+    end = min(offset + total, size) if total else size
+    offset += header
+    piece = Piece(ident, (frag & 0x1FFF) * 8, bool(frag & 0x2000), proto, offset) if frag & 0x3FFF else None
+    return Network(MAPPED + source, MAPPED + destination, tos >> 2, piece, proto, offset, end)
+
+
+def _ip6(frame: memoryview, offset: int, size: int) -> Network | None:
+    if len(frame) < offset + 40:
+        return None
+    first, length, proto, _, source, destination = _IP6.unpack_from(frame, offset)
+    if first >> 28 != 6:
+        return None
+    end = min(offset + 40 + length, size) if length else size
+    return extensions(frame, Network(source, destination, (first >> 22) & 0x3F, None, proto, offset + 40, end))
+
+
+def extensions(frame: memoryview, found: Network) -> Network | None:
+    """Go on behind the extension headers of IPv6 at `found.offset`, up to what cannot be read of a fragment."""
+    _, _, _, piece, proto, at, _ = found
+    for _ in range(MAX_EXTENSIONS):
+        if proto not in _EXTENSIONS:
+            break
+        if len(frame) < at + 8:
+            return None
+        fragment = proto == FRAGMENT
+        step = 8 if fragment else (frame[at + 1] + 1) * 8
+        proto = frame[at]
+        if fragment:
+            place = int.from_bytes(frame[at + 2 : at + 4], "big")
+            if place & 0xFFF9 and piece is None:
+                ident = int.from_bytes(frame[at + 4 : at + 8], "big")
+                piece = Piece(ident, place & 0xFFF8, bool(place & 1), proto, at + 8)
+            if place & 0xFFF8:
+                at += 8
+                break
+        at += step
+    return Network(found.source, found.destination, found.dscp, piece, proto, at, found.end)
+
+
+def tcp(frame: memoryview, found: Network, vlan: int) -> Header | None:
+    """Read the TCP header that a network header leads to."""
+    source, destination, dscp, piece, proto, at, end = found
+    if proto != PROTO_TCP or len(frame) < at + 20 or (piece is not None and piece.place):
+        return None
+    _, _, seq, ack, offset, flags = _TCP.unpack_from(frame, at)
+    start = at + (offset >> 4) * 4
+    if offset >> 4 < 5 or start > end:
+        return None
+    return Header(
+        source,
+        destination,
+        bytes(frame[at : at + 2]),
+        bytes(frame[at + 2 : at + 4]),
+        vlan,
+        dscp,
+        piece is not None,
+        seq,
+        ack,
+        flags & 0x3F,
+        end - start,
+        frame[start:end],
+    )

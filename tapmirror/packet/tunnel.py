@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tunnels: what a packet carries that is itself a packet.
+
+VXLAN (RFC 7348) and GENEVE (RFC 8926), as AWS and Azure deliver mirrored traffic; GTP-U (3GPP TS 29.281);
+GRE (RFC 2784, 2890) with IP, Ethernet, MPLS or ERSPAN of types I to III (draft-foschiano-erspan), as switches do;
+IPv4 and IPv6 in either (RFC 2003, 2473, 4213).  UDP tunnels are known by their destination port.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from tapmirror.packet.header import ETHERTYPE_IP4, ETHERTYPE_IP6, Network
+from tapmirror.packet.link import ETHERNET, RAW, Cargo, cargo, carried
+
+IP_IN_IP: Final = 4
+UDP: Final = 17
+IP6_IN_IP: Final = 41
+GRE: Final = 47
+
+VXLAN_PORTS: Final = frozenset((4789, 8472))
+"""IANA's, and what Linux took before there was one."""
+GENEVE_PORT: Final = 6081
+GTP_PORT: Final = 2152
+ETHERNET_BRIDGING: Final = 0x6558
+ERSPAN: Final = 0x88BE
+ERSPAN_3: Final = 0x22EB
+
+
+class Inner(NamedTuple):
+    """What a tunnel carries, and the id of the virtual network it belongs to (0: none).
+
+    Only that of VXLAN, where it names a network segment and is the same both ways (RFC 7348, 4); with the others
+    each end may choose its own.
+    """
+
+    cargo: Cargo
+    vni: int
+
+
+def inner(frame: memoryview, outer: Network) -> Inner | None:
+    """Look into a packet.  None: it is no tunnel that is known."""
+    _, _, _, _, proto, at, _ = outer
+    if proto == UDP:
+        return _udp(frame, at)
+    if proto == GRE:
+        return _inner(_gre(frame, at))
+    if proto == IP_IN_IP:
+        return Inner(Cargo(ETHERTYPE_IP4, at, 0), 0)
+    if proto == IP6_IN_IP:
+        return Inner(Cargo(ETHERTYPE_IP6, at, 0), 0)
+    return None
+
+
+def _inner(found: Cargo | None, vni: int = 0) -> Inner | None:
+    return Inner(found, vni) if found is not None else None
+
+
+def _udp(frame: memoryview, at: int) -> Inner | None:
+    if len(frame) < at + 16:
+        return None
+    port = _number(frame, at + 2)
+    at += 8
+    if port in VXLAN_PORTS and frame[at] & 0x08:
+        return _inner(cargo(frame, ETHERNET, at + 8), int.from_bytes(frame[at + 4 : at + 7], "big"))
+    if port == GENEVE_PORT and frame[at] >> 6 == 0:
+        kind = _number(frame, at + 2)
+        return _inner(_bridged(frame, kind, at + 8 + (frame[at] & 0x3F) * 4))
+    if port == GTP_PORT and frame[at] >> 4 == 3 and frame[at + 1] == 0xFF:
+        return _inner(_gtp(frame, at))
+    return None
+
+
+def _gtp(frame: memoryview, at: int) -> Cargo | None:
+    """A G-PDU; optional fields and extension headers follow if one of three flags says so."""
+    flags = frame[at]
+    at += 8
+    if flags & 7:
+        kind = _byte(frame, at + 3)
+        at += 4
+        while kind and flags & 4:
+            length = _byte(frame, at) * 4
+            if not length:
+                return None
+            kind = _byte(frame, at + length - 1)
+            at += length
+    return cargo(frame, RAW, at)
+
+
+def _gre(frame: memoryview, at: int) -> Cargo | None:
+    if len(frame) < at + 4:
+        return None
+    flags, kind = _number(frame, at), _number(frame, at + 2)
+    if flags & 0x4007:  # source routes, and other versions than 0
+        return None
+    at += 4 + 4 * (flags & 0x8000 > 0) + 4 * (flags & 0x2000 > 0) + 4 * (flags & 0x1000 > 0)
+    if kind == ERSPAN:
+        return cargo(frame, ETHERNET, at + 8 if flags & 0x1000 else at)
+    if kind == ERSPAN_3:
+        return cargo(frame, ETHERNET, at + 12 + 8 * (_byte(frame, at + 11) & 1))
+    return _bridged(frame, kind, at)
+
+
+def _bridged(frame: memoryview, kind: int, at: int) -> Cargo | None:
+    return cargo(frame, ETHERNET, at) if kind == ETHERNET_BRIDGING else carried(frame, kind, at, 0)
+
+
+def _byte(frame: memoryview, at: int) -> int:
+    return frame[at] if at < len(frame) else 0
+
+
+def _number(frame: memoryview, at: int) -> int:
+    return int.from_bytes(frame[at : at + 2], "big")
