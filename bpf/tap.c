@@ -6,7 +6,7 @@
  * queueing discipline (egress).  It may read and may not change, delay or drop; "accepting" nothing, it queues
  * nothing to its socket.  What matches goes into the ring:
  *
- *   from a client   payload, and FIN and RST; a SYN is only counted
+ *   from a client   payload, and FIN, RST and URG; a SYN is only counted
  *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload
  *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
  *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map
@@ -28,6 +28,7 @@
 #define RST 0x04
 #define PSH 0x08
 #define ACK 0x10
+#define URG 0x20
 
 #define COUNTERS (TAP_CPUS * TAP_COUNTERS)
 
@@ -43,8 +44,7 @@ struct seen {
 	u32 length;
 	u32 seq;
 	u32 ack;
-	u16 window;
-	u8 flags;
+	u32 flags;
 	u8 dscp;
 	u8 fragment;
 	u8 later_fragment;
@@ -116,7 +116,6 @@ static inline void fill(struct tap_record *r, const struct tap_key *key, const s
 	r->seq = p->seq;
 	r->ack = p->ack;
 	r->hash = hash;
-	r->window = p->window;
 	r->key = *key;
 }
 
@@ -290,7 +289,7 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 		__be16 src, dst;
 		__be32 seq, ack;
 		u8 off, flags;
-		__be16 window;
+		__be16 window, check, urgent;
 	} tcp;
 	if (bpf_skb_load_bytes(skb, l4, &tcp, sizeof(tcp)))
 		return 0;
@@ -302,7 +301,8 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 	p->seq = bpf_ntohl(tcp.seq);
 	p->ack = bpf_ntohl(tcp.ack);
 	p->flags = tcp.flags & 0x3f;
-	p->window = bpf_ntohs(tcp.window);
+	if (p->flags & URG)
+		p->flags |= (u32)bpf_ntohs(tcp.urgent) << 16;
 	p->payload = l4 + header;
 	p->length = end - p->payload;
 	return 1;
@@ -381,7 +381,7 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 	else if (p->flags & ACK)
 		complete(key, p, hash);
 	if (!records) {
-		if (p->flags & (FIN | RST))
+		if (p->flags & (FIN | RST | URG))
 			emit_bare(key, p, hash, p->flags, 0);
 		else if (!(p->flags & SYN))
 			count(TAP_BARE_ACK, 1, 0);
@@ -396,7 +396,7 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 	u32 done = 0;
 	for (int i = 0; i < TAP_MAX_CHUNKS && done < p->length; i++) {
 		u32 size = p->length - done;
-		u32 flags = done ? p->flags & ~SYN : p->flags;
+		u32 flags = done ? p->flags & 0xff & ~(SYN | URG) : p->flags;
 		if (size > TAP_CHUNK) {
 			size = TAP_CHUNK;
 			flags &= ~(FIN | PSH);

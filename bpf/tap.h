@@ -16,7 +16,10 @@ struct tap_key {
 	__u32 vlan;
 };
 
-/* One record of the ring; `caplen` bytes of payload follow.  `flags`: TCP's in the low byte, and those below. */
+/*
+ * One record of the ring; `caplen` bytes of payload follow.  `flags`: TCP's in the low byte, those below, and with
+ * URG the urgent pointer in the upper half.
+ */
 struct tap_record {
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u32 seq;
@@ -24,8 +27,7 @@ struct tap_record {
 	__u32 length; /* of the payload on the wire */
 	__u32 caplen;
 	__u32 hash;
-	__u16 flags;
-	__u16 window;
+	__u32 flags;
 	struct tap_key key;
 };
 

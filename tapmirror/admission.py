@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Final
 
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, SYN, FlowKey, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, SYN, URG, FlowKey, Segment
 from tapmirror.packet import Header, flow_hash, flow_key
 
 HANDSHAKES: Final = 32_768
@@ -116,12 +116,12 @@ class Admission:
             self.count("syn")
         elif flags & ACK:
             segments = self._completed(key, header, time_ns)
-        if not size and not flags & (FIN | RST):
+        if not size and not flags & (FIN | RST | URG):
             if not flags & SYN:
                 self.count("bare_ack")
             return segments
         for start in range(0, size or 1, CHUNK):
-            part = flags & ~SYN if start else flags
+            part = flags & 0xFF & ~(SYN | URG) if start else flags
             length = min(CHUNK, size - start)
             if start + length < size:
                 part &= ~(FIN | PSH)

@@ -42,6 +42,7 @@ RST: Final = 0x04
 PSH: Final = 0x08
 ACK: Final = 0x10
 URG: Final = 0x20
+"""The urgent pointer of the header is then in bits 16 to 31 of the flags."""
 FROM_SERVER: Final = 0x100
 """The segment travels from production to the client."""
 ACCEPTED: Final = 0x200
@@ -174,7 +175,9 @@ class FilterReason(enum.Enum):
     NOT_ACCEPTED = "not_accepted"
     """Production never accepted the connection (no SYN-ACK, no acknowledgement, or an RST)."""
     OUTSIDE = "outside"
-    """Outside what production's TCP takes: after FIN or RST, or far from the window."""
+    """Outside what production's TCP takes: after FIN or RST, far from the window, or without an acknowledgement."""
+    URGENT = "urgent"
+    """The byte that an urgent pointer marks: no part of what an application reads in order."""
 
 
 class DropReason(enum.Enum):

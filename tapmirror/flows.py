@@ -42,6 +42,7 @@ from tapmirror.events import (
     FROM_SERVER,
     RST,
     SYN,
+    URG,
     Chunk,
     DropReason,
     End,
@@ -70,7 +71,8 @@ REJOIN: Final = 1 << 16
 later is that handshake's connection, not a new one on the same tuple."""
 BUCKETS: Final = 0x10000
 
-_SPECIAL: Final = FIN | SYN | RST | FROM_SERVER | ACCEPTED
+_SPECIAL: Final = FIN | SYN | RST | URG | FROM_SERVER | ACCEPTED
+_TOLD: Final = _SPECIAL | ACK
 
 Event: TypeAlias = "tuple[Flow, Chunk, bool]"
 """A chunk of a flow's client stream, and whether a new turn of the dialogue may begin with it:
@@ -180,7 +182,7 @@ class FlowTable:
         self._flows: dict[FlowKey, Flow] = {}
         self._asking: dict[FlowKey, Flow] = {}
         self._buckets: Counter[int] = Counter()
-        self._late: OrderedDict[FlowKey, tuple[float, int]] = OrderedDict()
+        self._late: OrderedDict[FlowKey, tuple[float, int, bool]] = OrderedDict()
         self._early: OrderedDict[FlowKey, tuple[int, bytes, int]] = OrderedDict()
         self._scan: Iterator[Flow] = iter(())
         self._next_id = 1
@@ -214,7 +216,7 @@ class FlowTable:
             return self._unknown(segment, now)
         rx = flow.rx
         flow.last = now
-        if seq == rx.next and rx.simple and not flags & _SPECIAL and len(payload) == length and length:
+        if seq == rx.next and rx.simple and flags & _TOLD == ACK and len(payload) == length and length:
             rx.next = (seq + length) & MASK
             rx.position += length
             self._segments.mirrored += 1
@@ -263,11 +265,17 @@ class FlowTable:
             return self._early_data(segment)
         if flow.state in (State.CLIENT_DONE, State.CLOSED):
             self._ledger.filter(FilterReason.DUPLICATE, length, 1 if length else 0)
-            return self._reset(flow, now) if flags & RST else []
+            return self._reset(flow, now) if flags & RST and flow.rx.is_edge(seq) else []
         if flags & RST:
             if length:
                 self._ledger.filter(FilterReason.OUTSIDE, length, 1)
             return self._reset(flow, now) if flow.rx.is_edge(seq) else []
+        if not flags & ACK:  # as tcp_rcv_established() discards it
+            if length:
+                self._ledger.filter(FilterReason.OUTSIDE, length, 1)
+            return []
+        if flags & URG:
+            flow.rx.mark(seq, length, flags >> 16)
         if flow.state is State.TENTATIVE:
             flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
             if flow.ack is not None and flow.ack != ack:
@@ -333,12 +341,13 @@ class FlowTable:
             return self._early_data(segment)
         if not length:
             return ()
-        if flags & RST:
+        if flags & RST or not flags & ACK:
             self._ledger.filter(FilterReason.OUTSIDE, length, 1)
             return ()
         late = self._late.get(key)
-        if late is not None and distance(seq, late[1]) < 0:
-            self._ledger.filter(FilterReason.DUPLICATE, length, 1)
+        if late is not None and distance(seq, late[1]) < (FAR if late[2] else 0):
+            old = distance(seq, late[1]) < 0
+            self._ledger.filter(FilterReason.DUPLICATE if old else FilterReason.OUTSIDE, length, 1)
             return ()
         if not self._room(now):
             self._ledger.drop(DropReason.TABLE_FULL, length, 1)
@@ -429,15 +438,16 @@ class FlowTable:
     def _evict(self, flow: Flow, now: float) -> list[Event]:
         flow.rx.discard(DropReason.IDLE)
         self._ledger.events["flows_idle"] += 1
-        self._forget(flow, now)
+        self._forget(flow, now, over=False)
         return [(flow, End(reset=True), False)]
 
-    def _forget(self, flow: Flow, now: float) -> None:
+    def _forget(self, flow: Flow, now: float, *, over: bool = True) -> None:
+        """Take a flow out of the table; `over`: nothing can follow on this connection."""
         self._stop_asking(flow)
         flow.state = State.CLOSED
         if self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
-            self._late[flow.key] = (now + LATE, flow.rx.next)
+            self._late[flow.key] = (now + LATE, flow.rx.next, over)
             if len(self._late) > LATE_FLOWS:
                 self._late.popitem(last=False)
 

@@ -5,15 +5,20 @@ Theory of operation
 -------------------
 `Receiver` models the receive queue of a Linux TCP socket as far as it can be seen
 from the wire (RFC 9293, 3.10.7.4; Linux `tcp_data_queue`, `tcp_data_queue_ofo`,
-`tcp_ofo_queue`), because what the application read there is what the shadow is to get:
+`tcp_ofo_queue`, `tcp_check_urg`), because what the application read there is what the shadow
+is to get.  The kernel is its oracle: tests/test_oracle.py.
 
 * A segment that begins at or before the next expected byte is taken at once; what
   of it was taken before is cut off its front: **the first copy of a byte wins**.
-* A segment that begins later waits in a queue sorted by its start, in which no segment
-  lies wholly inside another: one that is wholly covered by its predecessor is discarded;
-  one that begins where an older one begins, or before it, and covers it, replaces it.
-  Where two overlap in part, the one that begins first gives the common bytes.
-* FIN ends the stream at its place; bytes after it are outside.
+* A segment that begins later waits in a queue sorted by its start.  One that lies wholly inside its
+  predecessor is discarded; one that begins where an older one begins and covers it replaces it, and so it does
+  with those behind it that it covers.  One that begins where its predecessor ends is joined to it, and is one with
+  it from then on (`tcp_ooo_try_coalesce`).  Where two overlap in part, the one that begins first
+  gives the common bytes.
+* FIN occupies a sequence number behind its segment's data, waits and is discarded with it, and ends the
+  stream when it is taken; what comes after it is outside.
+* An urgent pointer marks one byte, which leaves the stream (without SO_OOBINLINE, which servers hardly set).
+  A later pointer moves the mark if it was not reached yet.  The application is taken to read without delay.
 
 A hole in the stream is waited for as long as production waits for it.  It is taken for
 a `Gap` (bytes that production has and the tap does not) when production acknowledged
@@ -24,9 +29,12 @@ which nobody repairs, cannot be mistaken for one another.
 Sequence numbers are 32 bits and wrap; positions in the stream are plain integers that
 count from its first byte and do not.
 
-NOTE: cannot see whether the kernel merged neighbouring out-of-order segments
-(`tcp_ooo_try_coalesce`), on which the outcome of some differing overlaps depends; here
-they are never merged.  Nor is the urgent pointer honoured: urgent bytes stay in line.
+What the tap cannot know, and which rule it follows.  *The window*: production discards what lies beyond it;
+here everything up to `FAR` is kept, since an honest client sends the same again.  *Its own
+sequence numbers*: production discards a segment that acknowledges what it has not sent; here it is taken,
+since that would cost a record for each packet of production.  *Memory*: where neighbouring segments
+lie so in memory that the kernel cannot join them, differing overlaps of the seam go otherwise; and with three
+segments that overlap with differing data, which of two the kernel joins a third to depends on the shape of its tree.
 
 Pure: bytes in, pieces out.
 """
@@ -34,8 +42,8 @@ Pure: bytes in, pieces out.
 from __future__ import annotations
 
 from bisect import bisect_right
-from operator import itemgetter
-from typing import Final, NamedTuple, TypeAlias
+from operator import attrgetter
+from typing import Final, TypeAlias
 
 from tapmirror.events import Buffer, Chunk, DropReason, End, FilterReason, Gap
 from tapmirror.ledger import Ledger
@@ -57,16 +65,26 @@ def distance(to: int, base: int) -> int:
     return ((to - base + HALF) & MASK) - HALF
 
 
-class Held(NamedTuple):
-    """A segment that waits for the bytes before it."""
+class Held:
+    """Segments that wait for the bytes before them: one, or several that follow each other.
 
-    start: int
-    end: int
-    data: bytes
-    ack: int
+    `end` is behind the FIN, if there is one.
+    """
+
+    __slots__ = ("end", "fin", "pieces", "start")
+
+    def __init__(self, start: int, end: int, fin: bool, data: bytes, ack: int) -> None:
+        self.start = start
+        self.end = end
+        self.fin = fin
+        self.pieces = [(start, data, ack)] if data else []
+
+    def size(self) -> int:
+        """Bytes of data."""
+        return sum(len(data) for _, data, _ in self.pieces)
 
 
-_start = itemgetter(0)
+_start = attrgetter("start")
 
 
 class Pool:
@@ -79,10 +97,10 @@ class Pool:
         self.bytes = 0
         self.segments = 0
 
-    def refuses(self, queue: list[Held], held: int, size: int) -> DropReason | None:
-        """Whether `size` more bytes beside a flow's `queue` of `held` bytes pass a bound, and which."""
+    def refuses(self, count: int, held: int, size: int) -> DropReason | None:
+        """Whether `size` more bytes beside a flow's `count` segments of `held` bytes pass a bound, and which."""
         limits = self.limits
-        if held + size > limits.flow_bytes or len(queue) >= limits.flow_segments:
+        if held + size > limits.flow_bytes or count >= limits.flow_segments:
             return DropReason.FLOW_LIMIT
         if self.bytes + size > limits.reassembly_bytes or self.segments >= limits.reassembly_segments:
             return DropReason.MEMORY_LIMIT
@@ -97,38 +115,55 @@ class Receiver:
     itself, provided that `simple` is true.
     """
 
-    __slots__ = ("_fin", "_held", "_ledger", "_pool", "_queue", "ended", "next", "position", "simple")
+    __slots__ = ("_count", "_held", "_ledger", "_pool", "_queue", "_urgent", "ended", "next", "position", "simple")
 
     def __init__(self, seq: int, pool: Pool, ledger: Ledger) -> None:
         self.next = seq & MASK
         self.position = 0
         self.simple = True
-        """Nothing is held and no FIN was seen: an in-order segment needs no further thought."""
+        """Nothing is held or marked and no FIN was taken: an in-order segment needs no further thought."""
         self.ended = False
         """The end was handed out."""
         self._queue: list[Held] = []
+        self._count = 0
         self._held = 0
-        self._fin: int | None = None
+        self._urgent = -1
+        """Place of the byte that an urgent pointer marks; -1: none."""
         self._pool = pool
         self._ledger = ledger
 
     @property
     def waiting(self) -> bool:
         """There is a hole, and bytes (or the FIN) behind it."""
-        return not self.simple and (bool(self._queue) or (self._fin is not None and self.position < self._fin))
+        return bool(self._queue)
 
     def is_edge(self, seq: int) -> bool:
         """Whether `seq` is the next expected byte, or the one after the last that was seen.
 
-        The rule for RST: Linux resets only on an exact match with the next byte (RFC 5961, 3.2);
-        behind a hole the tap cannot know which of the two production expects.
+        The rule for RST: Linux resets only on an exact match with one of these (RFC 5961, 3.2;
+        `tcp_validate_incoming`), or, after a FIN, with the FIN itself (`tcp_reset_check`).
         """
         place = self.position + distance(seq, self.next)
-        return place == self.position or (bool(self._queue) and place == self._queue[-1].end)
+        if place == self.position or (self.ended and place == self.position - 1):
+            return True
+        return bool(self._queue) and place == max(held.end for held in self._queue)
 
     def crowded(self, size: int) -> bool:
         """There is no room to hold `size` more bytes."""
-        return self._pool.refuses(self._queue, self._held, size) is not None
+        return self._pool.refuses(self._count, self._held, size) is not None
+
+    def mark(self, seq: int, length: int, pointer: int) -> None:
+        """Note the urgent pointer of a segment of `length` bytes, before it is fed (RFC 6093; Linux `tcp_check_urg`).
+
+        What an earlier one marked, and is not reached yet, is ordinary again.  That of an old segment counts nothing.
+        """
+        start = self.position + distance(seq, self.next)
+        place = start + max(pointer - 1, 0)
+        if self.ended or start + length < self.position:
+            return
+        if max(self.position, self._urgent + 1) <= place < self.position + FAR:
+            self._urgent = place
+            self.simple = False
 
     def feed(self, seq: int, payload: Buffer, length: int, fin: bool, ack: int) -> list[Piece]:
         """Take a segment of `length` bytes of which `payload` was captured; return what is now in order.
@@ -136,53 +171,37 @@ class Receiver:
         Pieces made from `payload` share its memory.  What is discarded is put into the ledger.
         """
         start = self.position + distance(seq, self.next)
-        if not -FAR < start - self.position < FAR:
+        if self.ended or not -FAR < start - self.position < FAR:
             if length:
                 self._ledger.filter(FilterReason.OUTSIDE, length, 1)
             return []
-        if fin and self._fin is None and start + length >= self.position:
-            self._fin = start + length
-            self.simple = False
-        if not length:
-            return self._finished([])
         if len(payload) < length:
             self._ledger.drop(DropReason.CUT, length - len(payload), 0 if len(payload) else 1)
-            if not len(payload):
-                return self._finished([])
-        return self._take(start, payload, ack)
+            pieces = self._take(start, payload, False, ack)
+            return pieces + self._take(start + length, b"", True, ack) if fin else pieces
+        return self._take(start, payload, fin, ack)
 
     def acknowledged(self, ack: int) -> list[Piece]:
         """Production has received everything before `ack`: holes before it are gaps."""
         limit = self.position + distance(ack, self.next)
-        if self._fin is not None:
-            limit = min(limit, self._fin)
         pieces: list[Piece] = []
-        while self.position < limit:
+        while self.position < limit and not self.ended:
             self._skip_to(min(limit, self._queue[0].start) if self._queue else limit, pieces)
-        return self._finished(pieces) if pieces else pieces
+        return pieces
 
     def give_up(self) -> list[Piece]:
         """Take the first hole for a gap without proof; return what follows it."""
         pieces: list[Piece] = []
         if self._queue:
             self._skip_to(self._queue[0].start, pieces)
-        elif self._fin is not None and self.position < self._fin:
-            self._skip_to(self._fin, pieces)
-        return self._finished(pieces)
+        return pieces
 
     def discard(self, reason: DropReason | FilterReason) -> None:
         """Forget what is held, for this reason."""
         for held in self._queue:
-            size = held.end - held.start
-            if isinstance(reason, DropReason):
-                self._ledger.drop(reason, size, 1)
-            else:
-                self._ledger.filter(reason, size, 1)
-        self._pool.bytes -= self._held
-        self._pool.segments -= len(self._queue)
+            self._unhold(held, reason)
         self._queue.clear()
-        self._held = 0
-        self.simple = self._fin is None
+        self._settle()
 
     def hold(self, seq: int, payload: Buffer, length: int, fin: bool, ack: int) -> None:
         """Keep a segment back even though it may be in order; `release` hands out what is.
@@ -190,118 +209,151 @@ class Receiver:
         For connections of which it is not yet known whether production accepted them.
         """
         start = self.position + distance(seq, self.next)
-        if fin and self._fin is None and start + length >= self.position:
-            self._fin = start + length
-        self.simple = False
-        if not length:
-            return
         if len(payload) < length:
             self._ledger.drop(DropReason.CUT, length - len(payload), 0 if len(payload) else 1)
         if not self.position <= start < self.position + FAR:
-            self._ledger.drop(DropReason.MIDSTREAM, len(payload), 1 if len(payload) else 0)
-        else:
-            self._queue_up(start, payload, ack)
+            if len(payload):
+                self._ledger.drop(DropReason.MIDSTREAM, len(payload), 1)
+            return
+        whole = len(payload) == length
+        self._queue_up(start, payload, fin and whole, ack, join=False)
+        if fin and not whole:
+            self._queue_up(start + length, b"", True, ack, join=False)
 
     def release(self) -> list[Piece]:
         """Hand out what is held and in order."""
         pieces: list[Piece] = []
         self._drain(pieces)
-        return self._finished(pieces)
+        return pieces
 
-    def _take(self, start: int, payload: Buffer, ack: int) -> list[Piece]:
-        end = start + len(payload)
-        if self._fin is not None and end > self._fin:
-            outside = end - max(start, self._fin)
-            if outside == len(payload):
-                self._ledger.filter(FilterReason.OUTSIDE, outside, 1)
-                return []
-            self._ledger.filter(FilterReason.OUTSIDE, outside)
-            payload, end = payload[: len(payload) - outside], self._fin
+    def _take(self, start: int, payload: Buffer, fin: bool, ack: int) -> list[Piece]:
         if start > self.position:
-            self._queue_up(start, payload, ack)
+            self._queue_up(start, payload, fin, ack)
             return []
         pieces: list[Piece] = []
-        self._deliver(start, end, payload, ack, pieces)
-        self._drain(pieces)
-        return self._finished(pieces)
+        if start + len(payload) + fin > self.position:
+            self._deliver(start, payload, ack, pieces)
+            if fin:
+                self._end(pieces)
+            self._drain(pieces)
+        elif len(payload):
+            self._ledger.filter(FilterReason.DUPLICATE, len(payload), 1)
+        return pieces
 
-    def _deliver(self, start: int, end: int, data: Buffer, ack: int, pieces: list[Piece]) -> None:
+    def _deliver(self, start: int, data: Buffer, ack: int | None, pieces: list[Piece]) -> None:
         """Hand on what of a segment lies at or after `position`, which is not before its start."""
+        end = start + len(data)
         if end <= self.position:
-            self._ledger.filter(FilterReason.DUPLICATE, end - start, 1)
+            if len(data):
+                self._ledger.filter(FilterReason.DUPLICATE, len(data), 1)
             return
+        self._ledger.segments.mirrored += 1
         old = self.position - start
         if old:
             self._ledger.filter(FilterReason.DUPLICATE, old)
-            pieces.append((data[old:], None))
-        else:
+            data, start, ack = data[old:], start + old, None
+        if start <= self._urgent < end:
+            at = self._urgent - start
+            self._ledger.filter(FilterReason.URGENT, 1)
+            self._urgent = -1
+            if at:
+                pieces.append((data[:at], ack))
+                ack = None
+            data = data[at + 1 :]
+        if len(data):
             pieces.append((data, ack))
-        self._ledger.segments.mirrored += 1
         self._advance(end)
+        self._settle()
+
+    def _end(self, pieces: list[Piece]) -> None:
+        """The FIN is taken."""
+        self.ended = True
+        self._advance(self.position + 1)
+        self.discard(FilterReason.OUTSIDE)  # as tcp_fin() purges what is out of order behind it
+        pieces.append((End(reset=False), None))
 
     def _advance(self, position: int) -> None:
         self.next = (self.next + position - self.position) & MASK
         self.position = position
 
+    def _settle(self) -> None:
+        self.simple = not self._queue and not self.ended and self._urgent < self.position
+
     def _drain(self, pieces: list[Piece]) -> None:
         """Hand on the queue up to the next hole."""
         queue = self._queue
-        count = 0
-        while count < len(queue) and queue[count].start <= self.position:
+        count, fin = 0, False
+        while count < len(queue) and queue[count].start <= self.position and not fin:
             held = queue[count]
-            self._unhold(held)
-            self._deliver(*held, pieces)
             count += 1
+            self._unhold(held, None)
+            for start, data, ack in held.pieces:
+                self._deliver(start, data, ack, pieces)
+            fin = held.fin and held.end > self.position
         del queue[:count]
-        self.simple = not queue and self._fin is None
+        if fin:
+            self._end(pieces)
+        self._settle()
 
     def _skip_to(self, position: int, pieces: list[Piece]) -> None:
         """Make the bytes up to `position` a gap and hand on what follows them."""
         length = position - self.position
-        pieces.append((Gap(length), None))
-        self._ledger.events["gaps"] += 1
-        self._ledger.events["gap_bytes"] += length
-        self._advance(position)
+        if length:
+            pieces.append((Gap(length), None))
+            self._ledger.events["gaps"] += 1
+            self._ledger.events["gap_bytes"] += length
+            self._advance(position)
         self._drain(pieces)
 
-    def _finished(self, pieces: list[Piece]) -> list[Piece]:
-        if self._fin is not None and self.position >= self._fin and not self.ended:
-            self.ended = True
-            self.discard(FilterReason.OUTSIDE)  # as tcp_fin() purges what is out of order behind the FIN
-            pieces.append((End(reset=False), None))
-        return pieces
+    def _queue_up(self, start: int, payload: Buffer, fin: bool, ack: int, *, join: bool = True) -> None:
+        """Insert as `tcp_data_queue_ofo` does; see the theory of operation.
 
-    def _queue_up(self, start: int, payload: Buffer, ack: int) -> None:
-        """Insert as `tcp_data_queue_ofo` does; see the theory of operation."""
-        end = start + len(payload)
+        `join`: as what is out of order, not as what production may well have taken already.
+        """
+        size = len(payload)
+        end = start + size + fin
         if start == end:
             return
         queue = self._queue
-        at = bisect_right(queue, start, key=_start)
-        if at and end <= queue[at - 1].end:
-            self._ledger.filter(FilterReason.DUPLICATE, end - start, 1)
+        last = bisect_right(queue, start, key=_start)
+        before = queue[last - 1] if last else None
+        if before is not None and end <= before.end:
+            if size:
+                self._ledger.filter(FilterReason.DUPLICATE, size, 1)
             return
-        refused = self._pool.refuses(queue, self._held, end - start)
+        refused = self._pool.refuses(self._count, self._held, size)
         if refused is not None:
-            self._ledger.drop(refused, end - start, 1)
+            if size:
+                self._ledger.drop(refused, size, 1)
             return
-        if at and queue[at - 1].start == start:
-            at -= 1
-        covered = at
-        while covered < len(queue) and queue[covered].end <= end:
-            covered += 1
-        for old in queue[at:covered]:
-            self._unhold(old)
-            self._ledger.filter(FilterReason.DUPLICATE, old.end - old.start, 1)
-        del queue[at:covered]
-        queue.insert(at, Held(start, end, bytes(payload), ack))
-        self._held += end - start
-        self._pool.bytes += end - start
-        self._pool.segments += 1
+        held = Held(start, end, fin, bytes(payload), ack)
+        self._count += len(held.pieces)
+        self._held += size
+        self._pool.bytes += size
+        self._pool.segments += len(held.pieces)
         self.simple = False
+        if join and before is not None and before.end == start:
+            # Data behind a FIN is joined to what is before it, and the FIN is behind both then.
+            before.pieces += [(start - before.fin, data, ack) for start, data, ack in held.pieces]
+            before.end = end
+            before.fin = fin or before.fin
+            return
+        if before is not None and before.start == start:
+            last -= 1
+        covered = last
+        while covered < len(queue) and queue[covered].end <= end:
+            self._unhold(queue[covered], FilterReason.DUPLICATE)
+            covered += 1
+        queue[last:covered] = [held]
 
-    def _unhold(self, held: Held) -> None:
-        size = held.end - held.start
+    def _unhold(self, held: Held, reason: DropReason | FilterReason | None) -> None:
+        """Take a segment out of the books of what is held; `reason`: why it is discarded, if it is."""
+        count, size = len(held.pieces), held.size()
+        self._count -= count
         self._held -= size
         self._pool.bytes -= size
-        self._pool.segments -= 1
+        self._pool.segments -= count
+        if isinstance(reason, DropReason):
+            self._ledger.drop(reason, size, count)
+        elif reason is not None:
+            self._ledger.filter(reason, size, count)

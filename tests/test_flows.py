@@ -10,7 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, SYN, DropReason, End, FilterReason, Gap, Segment
+from tapmirror.events import (
+    ACCEPTED,
+    ACK,
+    FIN,
+    FROM_SERVER,
+    PSH,
+    RST,
+    SYN,
+    URG,
+    DropReason,
+    End,
+    FilterReason,
+    Gap,
+    Segment,
+)
 from tapmirror.flows import LATE, Event, FlowTable
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
@@ -267,6 +281,49 @@ def test_what_waits_behind_the_fin_of_a_connection_joined_in_mid_stream_is_let_g
     d.server(0, FIN | ACK)
     assert d.text == b"a."
     assert d.table.held() == (0, 0)
+    assert d.unsettled() == 0
+
+
+def test_a_segment_without_an_acknowledgement_is_none() -> None:
+    d = Dialogue()
+    d.put(PSH, 0, b"X")
+    assert not len(d.table)
+    d.accept()
+    d.put(0, 0, b"XX")
+    d.put(ACK, 0, b"abc")
+    assert d.text == b"abc"
+    assert d.ledger.bytes.filtered[FilterReason.OUTSIDE] == 3
+    assert d.unsettled() == 0
+
+
+def test_an_urgent_byte_leaves_the_stream() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK | URG | 2 << 16, 0, b"abc")
+    d.put(ACK, 3, b"d")
+    assert d.text == b"acd"
+    assert d.ledger.bytes.filtered[FilterReason.URGENT] == 1
+    assert d.unsettled() == 0
+
+
+def test_a_reset_after_the_end_of_the_client_must_be_in_order_too() -> None:
+    for at, text in ((1, b"abc."), (3, b"abc.!"), (4, b"abc.!")):
+        d = Dialogue()
+        d.accept()
+        d.put(ACK | FIN, 0, b"abc")
+        d.put(RST, at)
+        assert d.text == text
+
+
+def test_nothing_follows_on_a_connection_that_is_over() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc")
+    d.server(3, RST | ACK)
+    d.put(ACK, 3, b"def", ack=1)
+    d.put(ACK, 6, b"ghi", ack=2)
+    assert d.text == b"abc!"
+    assert d.ledger.bytes.filtered[FilterReason.OUTSIDE] == 6
     assert d.unsettled() == 0
 
 

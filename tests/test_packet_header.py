@@ -110,6 +110,11 @@ def test_link_without_ethernet_header_and_tag_from_the_kernel() -> None:
     assert read(ETHER / V4 / SEGMENT, vlan=9).vlan == 9
 
 
+def test_urgent_pointer() -> None:
+    assert read(ETHER / V4 / TCP(dport=80, flags="AU", urgptr=0x1234)).flags == 0x12340030
+    assert read(ETHER / V4 / TCP(dport=80, flags="A", urgptr=0x1234)).flags == 0x10
+
+
 def test_differentiated_services() -> None:
     assert read(ETHER / IP(src="10.0.0.1", dst="10.0.0.2", tos=0xAF) / SEGMENT).dscp == 0x2B
     assert read(ETHER / IPv6(src="::1", dst="::2", tc=0xAF) / SEGMENT).dscp == 0x2B

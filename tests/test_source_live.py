@@ -165,6 +165,16 @@ def test_frames(both: Both, wire: Wire, name: str) -> None:
     assert payloads(both.agreed()[before:]) == wanted
 
 
+def test_an_urgent_pointer_comes_along_also_without_data(both: Both, wire: Wire) -> None:
+    before = len(both.ring)
+    for data in (b"abc", b""):
+        wire.send(wire.ether / IP(**ADDRESSES) / TCP(dport=80, flags="AU", urgptr=0x1234) / Raw(data))
+    assert [(flags, data) for _, flags, _, _, _, data in both.agreed()[before:]] == [
+        (0x12340030, b"abc"),
+        (0x12340030, b""),
+    ]
+
+
 def test_fragments_are_counted_and_not_taken(lab: Lab) -> None:
     """The first fragment is seen and dropped with its reason; the others have no TCP header."""
     with Both(lab.node) as both, Wire(lab) as wire:

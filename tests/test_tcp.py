@@ -109,12 +109,47 @@ def test_bare_fin_in_order() -> None:
     assert (stream.out, stream.ended) == (b"abc", True)
 
 
-def test_data_that_reaches_past_the_fin_is_cut() -> None:
+def test_data_that_reaches_past_a_waiting_fin_voids_it() -> None:
     stream = Stream()
     stream.seg(3, b"", fin=True)
     stream.seg(0, b"abcXX")
-    assert (stream.out, stream.ended) == (b"abc", True)
-    assert stream.ledger.bytes.filtered[FilterReason.OUTSIDE] == 2
+    assert (stream.out, stream.ended) == (b"abcXX", False)
+    stream.seg(5, b"f", fin=True)
+    assert (stream.out, stream.ended) == (b"abcXXf", True)
+
+
+def test_a_segment_behind_a_held_one_is_joined_to_it() -> None:
+    stream = Stream()
+    for at, data in ((2, b"cd"), (4, b"ef"), (3, b"XY"), (0, b"ab")):
+        stream.seg(at, data)
+    assert stream.out == b"abcdef"
+    assert stream.accounted() == tuple(stream.given)
+
+
+def test_a_marked_byte_leaves_the_stream() -> None:
+    stream = Stream()
+    stream.rx.mark(1000, 3, 2)
+    assert not stream.rx.simple
+    stream.seg(0, b"abc")
+    assert (stream.out, stream.rx.simple) == (b"ac", True)
+    stream.rx.mark(1003, 0, 3)
+    stream.seg(3, b"de")
+    stream.seg(5, b"f")
+    assert (stream.out, stream.rx.simple) == (b"acde", True)
+    assert stream.ledger.bytes.filtered[FilterReason.URGENT] == 2
+    assert stream.accounted() == tuple(stream.given)
+
+
+@pytest.mark.parametrize(
+    ("at", "length", "pointer"), [(-5, 3, 20), (0, 3, 2), (3, 0, 0x10000 << 15)], ids=["old", "passed", "far"]
+)
+def test_marks_that_count_nothing(at: int, length: int, pointer: int) -> None:
+    stream = Stream()
+    stream.seg(0, b"abc")
+    stream.rx.mark(1000 + at, length, pointer)
+    assert stream.rx.simple
+    stream.seg(3, bytes(60))
+    assert stream.out == b"abc" + bytes(60)
 
 
 def test_hole_is_a_gap_once_production_acknowledged_beyond_it() -> None:

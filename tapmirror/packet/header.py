@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
+from tapmirror.events import URG
 from tapmirror.packet.key import MAPPED
 
 _TCP: Final = struct.Struct(">HHIIBB")
@@ -28,7 +29,7 @@ _EXTENSIONS: Final = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION))
 
 
 class Header(NamedTuple):
-    """What the headers of a TCP packet say.  `length` is the payload's on the wire."""
+    """What the headers of a TCP packet say.  `length` is the payload's on the wire; `flags` as in `Segment`."""
 
     source: bytes
     destination: bytes
@@ -131,6 +132,9 @@ def tcp(frame: memoryview, found: Network, vlan: int) -> Header | None:
     start = at + (offset >> 4) * 4
     if offset >> 4 < 5 or start > end:
         return None
+    flags &= 0x3F
+    if flags & URG:
+        flags |= int.from_bytes(frame[at + 18 : at + 20], "big") << 16
     return Header(
         source,
         destination,
@@ -141,7 +145,7 @@ def tcp(frame: memoryview, found: Network, vlan: int) -> Header | None:
         piece is not None,
         seq,
         ack,
-        flags & 0x3F,
+        flags,
         end - start,
         frame[start:end],
     )

@@ -26,7 +26,7 @@ from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import flow_hash
 from tapmirror.source import Counters
 
-RECORD: Final = struct.Struct("<QIIIIIHH40s")
+RECORD: Final = struct.Struct("<QIIIIII40s")
 """`struct tap_record` of bpf/tap.h."""
 COUNTER_NAMES: Final = Counters.__struct_fields__
 COUNTERS_PER_CPU: Final = 16
@@ -102,7 +102,7 @@ class RingSource:
                     if offset + 8 + (header & _LENGTH) > size:
                         record = memoryview(b"".join((data[offset:], data[: position & mask])))
                         offset = 0
-                    time_ns, seq, ack, length, caplen, _, flags, _, key = unpack(record, offset + 8)
+                    time_ns, seq, ack, length, caplen, _, flags, key = unpack(record, offset + 8)
                     if length and not flags & FROM_SERVER:
                         self._segments += 1
                         self._bytes += length
