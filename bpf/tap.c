@@ -412,7 +412,7 @@ int tap(struct __sk_buff *skb)
 {
 	u32 zero = 0;
 	struct tap_config *c = config.lookup(&zero);
-	if (!c || skb->pkt_type == OTHERHOST)
+	if (!c || (skb->pkt_type == OTHERHOST && !(c->flags & TAP_PROMISC)))
 		return 0;
 	u32 outgoing = skb->pkt_type == OUTGOING;
 	if (outgoing && (c->flags & TAP_LOOPBACK))
@@ -435,7 +435,7 @@ int tap(struct __sk_buff *skb)
 		return 0;
 	if (!outgoing && is_production(c, key.server, key.server_port))
 		return from_client(skb, c, &key, &p);
-	if ((outgoing || (c->flags & TAP_LOOPBACK)) && is_production(c, key.client, key.client_port)) {
+	if ((outgoing || (c->flags & (TAP_LOOPBACK | TAP_PROMISC))) && is_production(c, key.client, key.client_port)) {
 		__builtin_memcpy(reverse.client, key.server, 16);
 		__builtin_memcpy(reverse.server, key.client, 16);
 		reverse.client_port = key.server_port;

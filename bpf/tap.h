@@ -44,6 +44,7 @@ struct tap_record {
 #define TAP_LOOPBACK 1	 /* the interface shows each packet twice */
 #define TAP_EGRESS_ALL 2 /* a record for each packet of production */
 #define TAP_NO_L2 4	 /* packets begin with the IP header */
+#define TAP_PROMISC 8	 /* a mirror port: packets are for other stations, production's come in too */
 
 struct tap_endpoint {
 	__u8 addr[16];

@@ -29,7 +29,10 @@ PLAUSIBLE: Final = 1 << 30
 
 
 class Admission:
-    """Headers in, segments out; `totals` counts as `Counters` does."""
+    """Headers in, segments out; `totals` counts as `Counters` does.
+
+    `both_ways`: production's packets come in too, from a mirror port or through a tunnel.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Admission:
         dscp: int,
         loopback: bool,
         egress_all: bool,
+        both_ways: bool = False,
     ) -> None:
         self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
         self._addrs = frozenset(addrs)
@@ -50,6 +54,7 @@ class Admission:
         self._seed = seed
         self._dscp = dscp
         self._loopback = loopback
+        self._both_ways = both_ways or loopback
         self._egress_all = egress_all
         self._wants = bytearray(b"\1" * 0x10000)
         self._handshakes: OrderedDict[FlowKey, tuple[int, int]] = OrderedDict()
@@ -71,7 +76,7 @@ class Admission:
         if not outgoing and self._is_production(header.destination, header.destination_port):
             key = flow_key(header.source, header.destination, header.source_port, header.destination_port, header.vlan)
             return self._from_client(key, header, time_ns)
-        if (outgoing or self._loopback) and self._is_production(header.source, header.source_port):
+        if (outgoing or self._both_ways) and self._is_production(header.source, header.source_port):
             key = flow_key(header.destination, header.source, header.destination_port, header.source_port, header.vlan)
             return self._from_server(key, header, time_ns)
         return []

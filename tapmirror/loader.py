@@ -54,6 +54,7 @@ FSCONFIG_CMD_CREATE: Final = 6
 
 LOOPBACK: Final = 1
 EGRESS_ALL: Final = 2
+PROMISC: Final = 8
 NO_L2: Final = 4
 MAX_ADDRS: Final = 16
 CONFIG: Final = struct.Struct("<QIIIIII256s384s8192s")
@@ -85,6 +86,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     dscp: int
     egress_all: bool
+    promisc: bool = False
     ring_bytes: int
 
 
@@ -151,7 +153,7 @@ def load(request: Request) -> Loaded:
 def configure(loaded: Loaded, request: Request) -> None:
     """Write the program's configuration, and open all buckets of the `wants` map."""
     kind = link_type(request.iface)
-    flags = EGRESS_ALL if request.egress_all else 0
+    flags = (EGRESS_ALL if request.egress_all else 0) | (PROMISC if request.promisc else 0)
     if kind == ARPHRD_LOOPBACK:
         flags |= LOOPBACK
     elif kind != ARPHRD_ETHER:

@@ -23,7 +23,7 @@ import msgspec
 from tapmirror import loader, privsep
 from tapmirror.events import LOOP_DSCP
 from tapmirror.safety import plain, refusal
-from tapmirror.source.live import open_live
+from tapmirror.source.live import be_promiscuous, block_bytes, open_live
 from tapmirror.spec import Capture, Pacing, TapSpec
 from tapmirror.worker import MESSAGE, Setup
 
@@ -68,6 +68,8 @@ class Tap:
             self._start_worker(setup, fds)
             if self._packet is not None:
                 loader.attach(self._packet, self.spec.iface)
+                if self.spec.promisc:
+                    be_promiscuous(self._packet, self.spec.iface)
             self._probe(shadows[0])
         except (OSError, privsep.PrivilegeError) as error:
             self.close()
@@ -113,7 +115,7 @@ class Tap:
             raise TapError(f"shadow: cannot resolve {host!r}: {reason}") from None
         local, broadcasts = local_addresses()
         for i, addr in enumerate(self.spec.addrs):
-            if plain(addr) not in {plain(a) for a in local}:
+            if plain(addr) not in {plain(a) for a in local} and not (self.spec.promisc or self.spec.decap):
                 raise TapError(f"addrs[{i}]: {addr} is not an address of this host")
         shadows: list[tuple[int, tuple[Any, ...]]] = []
         for family, _, _, _, address in found:
@@ -143,7 +145,7 @@ class Tap:
             uid=uid,
             gid=gid,
         )
-        if spec.capture is not Capture.PACKET:
+        if spec.capture is not Capture.PACKET and not spec.decap:
             request = loader.Request(
                 ports=list(spec.ports),
                 addrs=addrs,
@@ -153,6 +155,7 @@ class Tap:
                 dscp=LOOP_DSCP,
                 iface=spec.iface,
                 egress_all=spec.pacing is Pacing.WAIT,
+                promisc=spec.promisc,
                 ring_bytes=spec.limits.ring_bytes,
             )
             try:
@@ -166,9 +169,17 @@ class Tap:
                 self._packet = self._loaded.packet
                 return setup, self._loaded.worker_fds()
         self.capture = "packet"
-        live = open_live(spec.iface, spec.limits.ring_bytes, loopback=setup.loopback)
+        block = block_bytes(largest_packet(spec.iface))
+        live = open_live(
+            spec.iface,
+            spec.limits.ring_bytes,
+            loopback=setup.loopback,
+            ports=None if spec.decap else spec.ports,
+            block_bytes=block,
+            promiscuous=spec.promisc,
+        )
         self._packet = None
-        return msgspec.structs.replace(setup, capture="packet"), [live.detach()]
+        return msgspec.structs.replace(setup, capture="packet", block_bytes=block), [live.detach()]
 
     def _start_worker(self, setup: Setup, fds: list[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -287,6 +298,15 @@ def packed(address: str) -> bytes:
 def port(address: tuple[Any, ...]) -> int:
     """The port of a socket address."""
     return int(address[1])
+
+
+def largest_packet(iface: str) -> int:
+    """The largest packet that the interface hands to the kernel or takes from it: 64 KiB, more with BIG TCP."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        (link,) = netlink.link("get", ifname=iface)
+    return max(65_536, *(link.get_attr(name) or 0 for name in ("IFLA_GSO_MAX_SIZE", "IFLA_GRO_MAX_SIZE")))
 
 
 def local_addresses() -> tuple[list[str], set[str]]:

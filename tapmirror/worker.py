@@ -29,10 +29,11 @@ from tapmirror import privsep
 from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP, DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger
+from tapmirror.packet import Decoder
 from tapmirror.pipeline import Pipeline
 from tapmirror.replay import Reactor
 from tapmirror.source import Source
-from tapmirror.source.live import LiveSource
+from tapmirror.source.live import BLOCK_BYTES, LiveSource
 from tapmirror.source.ring import RingSource
 from tapmirror.spec import Pacing, TapSpec
 
@@ -70,6 +71,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     addrs: list[bytes] = []
     """Production's addresses in 16 bytes; for `packet`."""
     loopback: bool = False
+    block_bytes: int = BLOCK_BYTES
+    """Of the ring; for `packet`."""
     uid: int
     gid: int
 
@@ -229,8 +232,18 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         dscp=LOOP_DSCP,
         loopback=setup.loopback,
         egress_all=spec.pacing is Pacing.WAIT,
+        both_ways=spec.promisc or spec.decap,
     )
-    return LiveSource(socket.socket(fileno=fds[0]), admission)
+    decoder = Decoder(tunnels=True, checksums=False) if spec.decap else None
+    sock = socket.socket(fileno=fds[0])
+    return LiveSource(
+        sock,
+        admission,
+        spec.limits.ring_bytes,
+        block_bytes=setup.block_bytes,
+        decoder=decoder,
+        promiscuous=spec.promisc,
+    )
 
 
 def main() -> None:

@@ -18,11 +18,12 @@ from tapmirror import loader
 from tapmirror.admission import Admission
 from tapmirror.events import FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters, Source
-from tapmirror.source.live import LiveSource, open_live
+from tapmirror.source.live import BLOCK_BYTES, LiveSource, open_live
 from tapmirror.source.ring import RingSource
 from tapmirror.supervisor import packed
 
 RING_BYTES: Final = 1 << 20
+LIVE_BYTES: Final = 48 << 20
 QUIET: Final = 0.15
 """Seconds without a packet after which there will be none."""
 Kept: TypeAlias = tuple[bytes, int, int, int, int, bytes]
@@ -47,6 +48,8 @@ class Both:
         seed: int = 0,
         egress_all: bool = False,
         ring_bytes: int = RING_BYTES,
+        live_block: int = BLOCK_BYTES,
+        live_bytes: int = LIVE_BYTES,
     ) -> None:
         self.ring: list[Kept] = []
         self.live: list[Kept] = []
@@ -76,7 +79,12 @@ class Both:
                 loopback=loopback,
                 egress_all=egress_all,
             )
-            self.live_source = LiveSource(open_live(iface, 1 << 24, loopback=loopback), admission)
+            self.live_source = LiveSource(
+                open_live(iface, live_bytes, loopback=loopback, ports=ports, block_bytes=live_block),
+                admission,
+                live_bytes,
+                block_bytes=live_block,
+            )
             loader.attach(self._loaded.packet, iface)
 
     def __enter__(self) -> Self:
@@ -108,7 +116,7 @@ class Both:
         self.settle()
         assert by_stream(self.ring) == by_stream(self.live)
         counts = self.ring_source.counters()
-        assert named(counts) == named(self.live_source.counters())
+        assert named(counts) == named(self.live_source.counters()), (named(counts), named(self.live_source.counters()))
         whole = [sum(each) for each in zip(*fates(counts), strict=True)]
         assert list(counts.seen) == whole
         assert self.ring_source.received == self.live_source.received == counts.emitted

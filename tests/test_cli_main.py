@@ -17,6 +17,7 @@ import tapmirror
 COMMAND = Path(sys.executable).parent / "tapmirror"
 OPTIONS = (
     *("--iface", "--port", "--addr", "--shadow", "--percent", "--seed", "--protocol", "--capture", "--pacing"),
+    *("--promisc", "--decap"),
     *("--host", "--duration", "--json"),
 )
 

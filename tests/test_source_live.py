@@ -33,11 +33,13 @@ from scapy.all import (
     fragment,
 )
 
-from captures import Both, Wire, payloads, text_of
+from captures import LIVE_BYTES, Both, Wire, payloads, text_of
 from lab import HashSink, Lab, Nginx, body, load, until
 from lab.network import has_vlan
+from tapmirror.admission import Admission
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, RST, SYN
 from tapmirror.packet import MAPPED, flow_hash, flow_key
+from tapmirror.source.live import BLOCK_BYTES, LiveSource, block_bytes, open_live
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -313,7 +315,7 @@ def test_packets_larger_than_a_record() -> None:
         for host in (lab.client, lab.node):
             for limit in ("gso_max_size", "gro_max_size"):
                 host.run(["ip", "link", "set", "dev", "eth0", limit, "262144"])
-        with Both(lab.node, ring_bytes=1 << 23) as both:
+        with Both(lab.node, live_block=1 << 20, ring_bytes=1 << 23) as both:
             assert load(lab.client, lab.node.addr6, requests=1, connections=1, bodies=(3_000_000,)).failed == 0
             both.settle()
             for kept in (both.ring, both.live):
@@ -433,18 +435,58 @@ def test_random_frames_of_both_sides(lab: Lab, seed: int, egress_all: bool) -> N
             assert count[0] > 5, counts
 
 
-def test_what_its_buffer_has_no_room_for_is_counted(lab: Lab) -> None:
-    """Before it is judged, so a packet of another protocol may be among what is lost."""
-    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
-        both.live_source._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        for number in range(200):
+def test_what_the_ring_has_no_room_for_is_counted(lab: Lab) -> None:
+    """Before it is judged, so a packet of another kind may be among what is lost."""
+    with lab.node.blocked(80), Both(lab.node, live_bytes=2 * BLOCK_BYTES) as both, Wire(lab) as wire:
+        for number in range(400):
             wire.send(wire.segment(b"x" * 1_000, seq=number))
         both.settle()
         counts = both.live_source.counters()
-        lost = 200 - len(payloads(both.live))
+        lost = 400 - len(payloads(both.live))
         assert lost > 0
         assert counts.ring_full[0] in range(lost, lost + 20)
         assert counts.ring_full[1] == 0
         assert counts.seen[0] == counts.ring_full[0] + len(payloads(both.live))
         again = both.live_source.counters().ring_full[0]  # the kernel's own counter is reset by reading
         assert again in range(counts.ring_full[0], lost + 20)
+        before = len(both.live)
+        wire.send(wire.segment(b"after", seq=1_000))
+        both.settle()
+        assert payloads(both.live[before:]) == [b"after"]
+
+
+def test_fanout_keeps_both_directions_of_a_flow_together(lab: Lab) -> None:
+    with Nginx(lab.node), lab.node.enter():
+        sockets = [open_live("eth0", LIVE_BYTES, loopback=False, ports=[80], fanout=7) for _ in range(3)]
+        sources = [LiveSource(sock, admission(egress_all=True), LIVE_BYTES) for sock in sockets]
+        assert load(lab.client, lab.node.addr4, requests=60, connections=60, per_connection=1).failed == 0
+        flows = []
+        for source in sources:
+            source.stop()
+            found = list(source.read(10_000))
+            flows.append({segment[0] for segment in found})
+            ways = {key: {segment[1] & FROM_SERVER for segment in found if segment[0] == key} for key in flows[-1]}
+            assert all(len(each) == 2 for each in ways.values())
+            source.close()
+    assert sum(map(len, flows)) == len(set().union(*flows)) == 60
+    assert sum(bool(each) for each in flows) > 1
+
+
+def admission(**more: Any) -> Admission:
+    return Admission(
+        ports=[80],
+        addrs=[],
+        excluded=[],
+        threshold=1 << 32,
+        seed=0,
+        dscp=LOOP_DSCP,
+        loopback=False,
+        **{"egress_all": False, **more},
+    )
+
+
+def test_blocks_take_the_largest_packet() -> None:
+    assert block_bytes(65_536) == BLOCK_BYTES == 1 << 17
+    for size in (131_072, 262_144, 8 * 65_535):
+        assert size < block_bytes(size) < 4 * size + BLOCK_BYTES
+        assert block_bytes(size).bit_count() == 1

@@ -15,6 +15,7 @@ OPTION_OF: Final = {
     "shadow": "--shadow",
     "percent": "--percent",
     "seed": "--seed",
+    "decap": "--decap",
     "host": "--host",
 }
 """The option that a field of the spec is set by."""

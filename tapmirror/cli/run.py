@@ -56,6 +56,8 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
     show_default=True,
     help="Send at once, or wait for the shadow's answer where production had answered (stateful protocols).",
 )
+@click.option("--promisc", is_flag=True, help="Take packets for other stations too: the interface is a mirror port.")
+@click.option("--decap", is_flag=True, help="Look into tunnels (VXLAN, GENEVE, GRE, ERSPAN, IP in IP); by AF_PACKET.")
 @click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's].")
 @click.option("--duration", type=float, callback=_positive, metavar="SECONDS", help="Stop after this.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
@@ -70,6 +72,8 @@ def run(
     protocol: str,
     capture: str,
     pacing: str,
+    promisc: bool,
+    decap: bool,
     host: str | None,
     duration: float | None,
     as_json: bool,
@@ -93,6 +97,8 @@ def run(
             protocol=Protocol(protocol),
             capture=Capture(capture),
             pacing=Pacing(pacing),
+            promisc=promisc,
+            decap=decap,
             host=host,
         )
     except SpecError as error:

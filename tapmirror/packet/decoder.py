@@ -45,9 +45,12 @@ class Decoder:
         self.fragments = Fragments()
         self.bad_checksums = 0
 
-    def decode(self, frame: memoryview, size: int, link: int, now: float) -> Header | None:
-        """Read a frame of which `frame` was captured, `size` bytes on the wire; `now` in seconds of the capture."""
-        found = cargo(frame, link)
+    def decode(self, frame: memoryview, size: int, link: int, now: float, vlan: int = 0) -> Header | None:
+        """Read a frame of which `frame` was captured, `size` bytes on the wire; `now` in seconds of the capture.
+
+        `vlan` is a tag that the kernel had taken out of the frame.
+        """
+        found = cargo(frame, link, 0, vlan)
         vni = 0
         for _ in range(MAX_TUNNELS):
             if found is None:

@@ -118,6 +118,10 @@ class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
     protocol: Protocol = Protocol.AUTO
     capture: Capture = Capture.AUTO
     pacing: Pacing = Pacing.ASAP
+    promisc: bool = False
+    """Packets for other stations too: the interface is a mirror port (SPAN), where production's packets come in."""
+    decap: bool = False
+    """Look into tunnels, and put IP fragments together; through AF_PACKET."""
     host: str | None = None
     """Replaces the value of the Host header; None keeps the client's."""
     limits: Limits = Limits()
@@ -144,6 +148,8 @@ class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise SpecError("shadow.host", f"{self.shadow.host!r} is not a host name or address")
         if not math.isfinite(self.percent) or not 0 <= self.percent <= 100:
             raise SpecError("percent", f"{self.percent} is not between 0 and 100")
+        if self.decap and self.capture is Capture.EBPF:
+            raise SpecError("decap", "eBPF does not look into tunnels: capture by AF_PACKET (packet)")
         if not 0 <= self.seed < 1 << 32:
             raise SpecError("seed", f"{self.seed} is not between 0 and {(1 << 32) - 1}")
         if self.host is not None and (not self.host or any(c <= " " or c >= "\x7f" for c in self.host)):

@@ -13,7 +13,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint
-from lab import HashSink, Host, Lab, LabError, Nginx, Snapshot, load, until
+from lab import HashSink, Host, Lab, LabError, Nginx, Snapshot, Span, load, until
 from tapmirror import loader
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
@@ -56,6 +56,26 @@ def test_loopback_shows_each_packet_once(lab: Lab, capture: str) -> None:
             for address in ("127.0.0.1", "::1", lab.node.addr4):
                 assert load(lab.node, address, requests=100, connections=5, per_connection=10).failed == 0
             agree(tap, production, shadow, 300)
+
+
+@pytest.mark.parametrize(
+    ("capture", "options"),
+    [("ebpf", {"promisc": True}), ("packet", {"promisc": True}), ("packet", {"decap": True})],
+    ids=["ebpf", "packet", "VXLAN"],
+)
+def test_on_a_mirror_port(capture: str, options: dict[str, bool]) -> None:
+    """A tap on another host than production's, to which both directions come in; in VXLAN also in fragments."""
+    more: dict[str, Any] = dict.fromkeys(options)
+    with (
+        Lab(offloads=False) as lab,
+        Nginx(lab.node) as production,
+        Span(lab, vxlan="decap" in options) as watcher,
+        Nginx(watcher, 81) as shadow,
+        Mirror(watcher, shadow="127.0.0.1:81", capture=capture, addr=lab.node.addr4, **more) as tap,
+    ):
+        for bodies in ((), (0, 3_000, 100_000)):
+            assert load(lab.client, lab.node.addr4, requests=150, connections=10, rate=300, bodies=bodies).failed == 0
+        agree(tap, production, shadow, 300)
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

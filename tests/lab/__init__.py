@@ -12,6 +12,7 @@ from lab.relay import Faults, RelayCount
 from lab.servers import Nginx, Redis, redis_pipe, resp
 from lab.sinks import Behaviour, HashSink, Recorded, RecordingTcp
 from lab.snapshot import Snapshot, cpu_seconds, resident_kb
+from lab.span import Span
 from lab.tap import Tap, identity
 from lab.wrk import WrkResult, wrk
 
@@ -31,6 +32,7 @@ __all__ = [
     "Redis",
     "RelayCount",
     "Snapshot",
+    "Span",
     "Tap",
     "WrkResult",
     "body",

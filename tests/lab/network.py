@@ -55,17 +55,17 @@ class Lab:
                 self._hosts.pop().close()
 
     def _build(self) -> None:
-        self.client, self.node, self.shadow = (self._host(name) for name in ("client", "node", "shadow"))
+        self.client, self.node, self.shadow = (self.host(name) for name in ("client", "node", "shadow"))
         if self._faults is None:
-            self._wire(self.client, "eth0", self.node, "eth0")
+            self.wire(self.client, "eth0", self.node, "eth0")
         else:
-            middle = self._host("relay")
+            middle = self.host("relay")
             middle.sysctl("ipv6.conf.all.disable_ipv6", 1)
             middle.sysctl("ipv6.conf.default.disable_ipv6", 1)
-            self._wire(self.client, "eth0", middle, "eth0", offloads=False)
-            self._wire(middle, "eth1", self.node, "eth0", offloads=False)
+            self.wire(self.client, "eth0", middle, "eth0", offloads=False)
+            self.wire(middle, "eth1", self.node, "eth0", offloads=False)
             self.relay = Relay(middle, "eth0", "eth1", self._faults)
-        self._wire(self.node, "eth1", self.shadow, "eth0")
+        self.wire(self.node, "eth1", self.shadow, "eth0")
         near = "eth0"
         if self._vlan is not None:
             near = f"eth0.{self._vlan}"
@@ -78,7 +78,8 @@ class Lab:
         self._address(self.shadow, "eth0", FAR4, FAR6, 2)
         self.node.addr4, self.node.addr6 = f"{NEAR4}2", f"{NEAR6}2"
 
-    def _host(self, name: str) -> Host:
+    def host(self, name: str) -> Host:
+        """One more host, without links."""
         host = Host(name)
         self._hosts.append(host)
         for each in ("all", "default"):
@@ -91,7 +92,7 @@ class Lab:
         host.run(["ip", "link", "set", "lo", "up"])
         return host
 
-    def _wire(self, one: Host, iface: str, other: Host, other_iface: str, offloads: bool | None = None) -> None:
+    def wire(self, one: Host, iface: str, other: Host, other_iface: str, offloads: bool | None = None) -> None:
         """A veth pair, each end born in its host."""
         peer = ["peer", "name", other_iface, "mtu", str(self._mtu), "netns", str(other.pid)]
         one.run(["ip", "link", "add", iface, "mtu", str(self._mtu), "type", "veth", *peer])

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classic BPF program by which a packet socket takes only what may concern a tap.
+
+It rather takes too much than too little: what it lets through is judged again.  Offsets are relative to the network
+header (SKF_NET_OFF), so that it serves every link; the kernel has taken the outer VLAN tag out of the frame by then.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+MAX_PORTS: Final = 50
+"""More are not compared: a jump reaches 255 instructions far."""
+REFUSE_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)
+
+_NET: Final = 0x100000000 - 0x100000
+"""SKF_NET_OFF"""
+_PROTOCOL: Final = 0x100000000 - 0x1000
+"""SKF_AD_OFF + SKF_AD_PROTOCOL: the EtherType."""
+_LDB_ABS: Final = 0x30
+_LDH_ABS: Final = 0x28
+_LDH_IND: Final = 0x48
+_LDX_MSH: Final = 0xB1
+_JEQ: Final = 0x15
+_JSET: Final = 0x45
+_RET: Final = 0x06
+_ALL: Final = 0xFFFFFFFF
+_TCP: Final = 6
+_EXTENSIONS: Final = (0, 43, 44, 60)
+
+Instruction: TypeAlias = tuple[int, int, str, str]
+"""(code, operand, label if true, label if false); a label of "" is the next instruction."""
+
+
+def tcp_filter(ports: Iterable[int]) -> bytes:
+    """A program that takes TCP packets with one of these ports on either side, and what it cannot judge."""
+    wanted = sorted(set(ports))
+    ends = [(_JEQ, port, "take", "") for port in wanted] if len(wanted) <= MAX_PORTS else [(_JSET, 0, "take", "take")]
+    program: list[Instruction | str] = [
+        (_LDH_ABS, _PROTOCOL, "", ""),
+        (_JEQ, 0x0800, "four", ""),
+        (_JEQ, 0x86DD, "six", ""),
+        (_JEQ, 0x8100, "take", ""),  # an inner tag
+        (_JEQ, 0x88A8, "take", "leave"),
+        "four",
+        (_LDB_ABS, _NET + 9, "", ""),
+        (_JEQ, _TCP, "", "leave"),
+        (_LDH_ABS, _NET + 6, "", ""),
+        (_JSET, 0x1FFF, "leave", ""),  # a later fragment has no TCP header
+        (_LDX_MSH, _NET, "", ""),
+        (_LDH_IND, _NET, "", ""),
+        *ends,
+        (_LDH_IND, _NET + 2, "", ""),
+        *ends,
+        (_RET, 0, "", ""),
+        "six",
+        (_LDB_ABS, _NET + 6, "", ""),
+        *((_JEQ, kind, "take", "") for kind in _EXTENSIONS),
+        (_JEQ, _TCP, "", "leave"),
+        (_LDH_ABS, _NET + 40, "", ""),
+        *ends,
+        (_LDH_ABS, _NET + 42, "", ""),
+        *ends,
+        "leave",
+        (_RET, 0, "", ""),
+        "take",
+        (_RET, _ALL, "", ""),
+    ]
+    return _assembled(program)
+
+
+def _assembled(program: list[Instruction | str]) -> bytes:
+    places: dict[str, int] = {}
+    instructions: list[Instruction] = []
+    for item in program:
+        if isinstance(item, str):
+            places[item] = len(instructions)
+        else:
+            instructions.append(item)
+    code = b""
+    for at, (kind, operand, true, false) in enumerate(instructions):
+        jumps = [places[label] - at - 1 if label else 0 for label in (true, false)]
+        code += struct.pack("=HBBI", kind, *jumps, operand)
+    return code
