@@ -23,7 +23,7 @@ import msgspec
 from tapmirror import loader, privsep
 from tapmirror.events import LOOP_DSCP
 from tapmirror.safety import plain, refusal
-from tapmirror.source.live import be_promiscuous, block_bytes, open_live
+from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live
 from tapmirror.spec import Capture, Pacing, TapSpec
 from tapmirror.worker import MESSAGE, Setup
 
@@ -215,6 +215,8 @@ class Tap:
                 probe.connect(address)
             except OSError as error:
                 failure = error
+        if self.capture == "packet":
+            time.sleep(RETIRED)
         if self.snapshot()["events"].get("kernel_loop_syn", 0) > before:
             raise TapError("shadow: connections to it arrive at the tap as production's: it leads back to production")
         if failure is not None:
