@@ -115,12 +115,12 @@ class StreamTable:
             self._ledger.bytes.seen += length
         stream = self._streams.get(key)
         if stream is None or flags & (SYN | FIN | RST) or stream.peer.early or stream.rx is None:
-            return self._slowly(key, stream, header, now)
+            return self._slowly(key, header, now)
         rx, connection = stream.rx, stream.connection
         if not length:
             return ()
         if seq != rx.next or not rx.simple or len(payload) != length or connection.ended or connection.syn == seq:
-            return self._slowly(key, stream, header, now)
+            return self._slowly(key, header, now)
         if connection.has_data:
             self._busy.move_to_end(connection)
         else:
@@ -142,9 +142,10 @@ class StreamTable:
 
     # --- the slow path
 
-    def _slowly(self, key: FlowKey, stream: Stream | None, header: Header, now: float) -> list[Event]:
+    def _slowly(self, key: FlowKey, header: Header, now: float) -> list[Event]:
         seq, ack, flags, length = header.seq, header.ack, header.flags, header.length
         events = self._expire(now)
+        stream = self._streams.get(key)
         if stream is None:
             if flags & RST:
                 self._leave_out(length)

@@ -270,6 +270,17 @@ def test_an_ended_connection_is_told_of_after_a_while() -> None:
     assert [c.client.book for c in capture.table.finished] == [b"x"]
 
 
+def test_a_new_connection_when_the_old_one_is_just_told_of() -> None:
+    capture = Capture()
+    capture.shake()
+    capture.put(FIN | ACK, 0, b"one")
+    capture.put(FIN | ACK, 0, ack=4, client=False)
+    capture.now += 2 * LINGER
+    capture.put(SYN, -1, base=9000)
+    capture.put(ACK, 0, b"two", base=9000)
+    assert capture.streams() == [(b"one", b""), (b"two", b"")]
+
+
 def test_at_the_bound_those_without_data_go_first() -> None:
     capture = Capture(msgspec.structs.replace(Limits(), flows=100))
     capture.shake()
