@@ -23,6 +23,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from lab import bench_core
 from lab.hosts import NOFILE_MOST, LabError, leave_on_signals
 from lab.load import Load, LoadPlan, load
 from lab.network import Lab
@@ -215,12 +216,18 @@ def main() -> int:
     parser.add_argument("--capture", choices=("ebpf", "packet"), default="ebpf")
     parser.add_argument("--case", default="", help="only cases whose name has this in it")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="of blocks for production's latency; 0: skip it")
+    parser.add_argument("--core", action="store_true", help="only decoding and reassembly, without a network")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     leave_on_signals()
     console = Console(highlight=False, width=120)
     results: list[Result] = []
     report: dict[str, Any] = {"kernel": platform.release(), "python": platform.python_version()}
+    if options.core or not options.case:
+        report["core"] = bench_core.measure()
+    if options.core:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+        return 0
     with Lab() as lab, Nginx(lab.node), Nginx(lab.shadow) as shadow:
         lab.node.sysctl("ipv4.ip_local_port_range", "1024 65535")
         lab.client.sysctl("ipv4.ip_local_port_range", "1024 65535")
@@ -241,6 +248,10 @@ def main() -> int:
     show(console, results)
     if "idle_percent" in report:
         console.print(f"idle: {report['idle_percent']:.2f} % of a core")
+    for name, figures in report.get("core", {}).items():
+        console.print(
+            f"{name.replace('_', ' ')}: " + ", ".join(f"{what} {value:,.2f}" for what, value in figures.items())
+        )
     for name, value in report.get("production", {}).items():
         console.print(f"production's latency at {PAIR_RATE:,}/s, {name}: {value:.3f}")
     return 0

@@ -86,6 +86,7 @@ class Lab:
             with contextlib.suppress(FileNotFoundError):  # no IPv6 in this kernel
                 host.sysctl(f"ipv6.conf.{each}.accept_dad", 0)
         host.sysctl("ipv4.ip_local_port_range", "1024 65535")
+        host.sysctl("ipv4.ip_local_reserved_ports", "1024-1100,6379,7000-9999")  # for servers of the tests
         host.sysctl("ipv4.tcp_tw_reuse", 1)
         host.sysctl("core.somaxconn", 65535)
         host.sysctl("ipv4.tcp_max_syn_backlog", 65535)
