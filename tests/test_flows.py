@@ -327,6 +327,28 @@ def test_nothing_follows_on_a_connection_that_is_over() -> None:
     assert d.unsettled() == 0
 
 
+def test_50_000_tuples_that_are_used_again_without_an_end() -> None:
+    """No byte of one client's connection in another's stream; what waits behind a hole goes with its connection."""
+    d = Dialogue()
+    texts: dict[int, bytes] = {}
+    for turn in range(3):
+        for port in range(10_000, 60_000):
+            base = (turn + 1) * 1_000_003 * port & 0xFFFFFFFF
+            d.accept(port=port, base=base)
+            text = b"%d/%d" % (port, turn)
+            d.put(ACK, 0, text, port=port, base=base)
+            d.put(ACK, 500, b"behind a hole", port=port, base=base)
+            flow = d.table.get(key(port))
+            assert flow is not None
+            texts[flow.id] = text
+    assert len(texts) == 150_000
+    for ident, text in texts.items():
+        assert d.out[ident] in (text, text + b"!")
+    assert len(d.table) == 50_000
+    d.table.close()
+    assert d.unsettled() == 0
+
+
 def test_closing_accounts_for_what_is_held() -> None:
     d = Dialogue()
     d.accept()

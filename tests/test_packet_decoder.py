@@ -13,6 +13,7 @@ from scapy.all import fragment as cut4
 from scapy.all import fragment6 as cut6
 
 from tapmirror.packet import MAPPED, Decoder, Header
+from tapmirror.packet.fragments import DATAGRAMS
 from tapmirror.packet.link import ETHERNET, KNOWN
 
 MAC = "02:00:00:00:00:01"
@@ -89,6 +90,25 @@ def test_fragments_of_ipv6_with_headers_before_and_behind() -> None:
     found = [header for piece in pieces if (header := read(reader, piece)) is not None]
     assert len(pieces) > 3
     assert [bytes(header.payload) for header in found] == [body]
+
+
+def test_a_header_that_is_split() -> None:
+    reader = decoder()
+    first, second = cut4(V4 / SEGMENT, fragsize=16)[:2]
+    assert read(reader, ETHER / first) is None
+    header = read(reader, ETHER / second)
+    assert header is not None and bytes(header.payload) == b"payload"
+
+
+def test_65_000_datagrams_of_which_the_rest_never_comes() -> None:
+    reader = decoder()
+    frame = bytearray(bytes(ETHER / cut4(V4 / TCP(dport=80) / Raw(bytes(3_000)), fragsize=1_400)[0]))
+    for ident in range(65_000):
+        frame[18:20] = ident.to_bytes(2, "big")
+        assert read(reader, frame) is None
+    assert len(reader.fragments) <= DATAGRAMS
+    assert len(reader.fragments) + reader.fragments.discarded == 65_000
+    assert read(reader, ETHER / V4 / SEGMENT) is not None
 
 
 @pytest.mark.parametrize("packet", [V4 / SEGMENT, V6 / SEGMENT, V4 / SEGMENT / Raw(b"x")], ids=["4", "6", "odd"])

@@ -211,6 +211,18 @@ def test_a_new_connection_on_the_tuple_of_a_living_one(answered: bool) -> None:
     assert capture.streams() == [(b"one", b""), (b"two!", b"")]
 
 
+def test_tuples_that_are_used_again_without_an_end() -> None:
+    capture = Capture()
+    for turn in range(3):
+        for port in range(1_000, 3_000):
+            base = (turn + 1) * 1_000_003 * port & 0xFFFFFFFF
+            capture.shake(port=port, base=base)
+            capture.put(ACK, 0, b"%d/%d" % (port, turn), port=port, base=base)
+    wanted = {b"%d/%d" % (port, turn) for port in range(1_000, 3_000) for turn in range(3)}
+    found = [client for client, _ in capture.streams()]
+    assert (len(found), set(found)) == (6_000, wanted)
+
+
 def test_a_forged_syn_changes_nothing() -> None:
     capture = Capture()
     capture.shake()

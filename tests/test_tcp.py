@@ -152,6 +152,20 @@ def test_marks_that_count_nothing(at: int, length: int, pointer: int) -> None:
     assert stream.out == b"abc" + bytes(60)
 
 
+def test_a_connection_of_more_than_4_gib() -> None:
+    stream = Stream(first=0xFFFFFF00)
+    data = memoryview(bytes(1 << 20))
+    place = 0
+    for _ in range(5_000):
+        stream.take(stream.rx.feed((stream.first + place) & 0xFFFFFFFF, data, len(data), False, 0)[:0])
+        place += len(data)
+    assert stream.rx.position == place > 1 << 32
+    stream.seg(place + 3, b"def")
+    stream.seg(place - 5, b"XXXXX")
+    stream.seg(place, b"abc")
+    assert stream.out == b"abcdef"
+
+
 def test_hole_is_a_gap_once_production_acknowledged_beyond_it() -> None:
     stream = Stream()
     stream.seg(0, b"abc")
