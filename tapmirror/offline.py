@@ -112,7 +112,10 @@ class Reader:
 
     def remarks(self) -> list[str]:
         """What was left out or cut short, in words."""
-        found = []
+        found = [
+            f"{count:,} packets of link type {link} were left out: it is not known"
+            for link, count in sorted(self._decoder.unknown.items())
+        ]
         if self._decoder.bad_checksums:
             found.append(f"{self._decoder.bad_checksums:,} segments with a wrong checksum were left out")
         pieces = self._decoder.fragments.discarded + len(self._decoder.fragments)

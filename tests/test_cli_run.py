@@ -68,6 +68,7 @@ NO_HOST: dict[str, object] = {"iface": "lo", "port": 80, "shadow": "192.0.2.1:80
         ("--iface: ", {"iface": "a/b"}),
         ("--iface: ", {"iface": "a\nb"}),
         ("--iface: ", {"iface": os.fsdecode(b"\xff")}),
+        ("--decap: eBPF does not look into tunnels", {"decap": True, "capture": "ebpf"}),
         ("--port: 0 is not a port (1 to 65535)", {"port": 0}),
         ("--port: 65536 is not a port", {"port": 65536}),
         ("--port: -1 is not a port", {"port": -1}),

@@ -164,6 +164,14 @@ def test_damage_comes_after_the_streams_before_it(tmp_path: Path) -> None:
     assert [r["client_bytes"] for r in found] == [1]
 
 
+def test_a_link_that_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(pcap([bytes(60)] * 3, link=127))
+    with contextlib.closing(CaptureFile(str(tmp_path / "c"))) as capture:
+        reader = Reader(capture, Options(), Limits())
+        assert list(reader.records()) == []
+    assert reader.remarks() == ["3 packets of link type 127 were left out: it is not known"]
+
+
 def test_remarks(tmp_path: Path) -> None:
     talk = Talk()
     talk.put(0, b"x")

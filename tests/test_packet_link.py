@@ -55,6 +55,11 @@ FRAMES: dict[str, tuple[int, Any, int]] = {
     "Ethernet": (ETHERNET, ETHER, 0),
     "VLAN": (ETHERNET, ETHER / Dot1Q(vlan=7), 7),
     "QinQ": (ETHERNET, Ether(src=MAC, dst=MAC, type=0x88A8) / Dot1Q(vlan=5) / Dot1Q(vlan=7), 5 << 16 | 7),
+    "QinQ, as it was before": (
+        ETHERNET,
+        Ether(src=MAC, dst=MAC, type=0x9100) / Dot1Q(vlan=5) / Dot1Q(vlan=7),
+        5 << 16 | 7,
+    ),
     "SNAP": (ETHERNET, Dot3(src=MAC, dst=MAC) / LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP(), 0),
     "MPLS": (ETHERNET, ETHER / MPLS(label=3, s=0) / MPLS(label=4, s=1), 0),
     "MPLS, pseudowire": (ETHERNET, ETHER / MPLS(label=4, s=1) / EoMCW() / ETHER / Dot1Q(vlan=9), 9),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.all import GRE, IP, TCP, UDP, VXLAN, Dot1Q, Ether, IPv6, Raw
+from scapy.all import GRE, GRE_PPTP, IP, PPP, TCP, UDP, VXLAN, Dot1Q, Ether, IPv6, Raw
 from scapy.contrib.erspan import ERSPAN_II, ERSPAN_III
 from scapy.contrib.geneve import GENEVE
 from scapy.contrib.gtp import GTP_U_Header, GTPPDUSessionContainer
@@ -55,6 +55,14 @@ PACKETS: dict[str, tuple[Any, Any, int, int]] = {
     "IP in IP": (OUTER, V4, 0, 0),
     "6in4": (OUTER, V6, 0, 0),
     "4in6": (OUTER6, V4, 0, 0),
+    "Teredo": (OUTER / UDP(sport=5, dport=3544), V6, 0, 0),
+    "Teredo, answer with indications": (
+        OUTER / UDP(sport=3544, dport=5) / Raw(b"\0\1\2\3" + b"idkey" + bytes(9) + b"\0\0" + bytes(6)),
+        V6,
+        0,
+        0,
+    ),
+    "PPTP": (OUTER / GRE_PPTP(seqnum_present=1, acknum_present=1) / PPP(), V4, 0, 0),
     "GTP-U": (OUTER / UDP(dport=2152) / GTP_U_Header(gtp_type=255, teid=9), V4, 0, 0),
     "GTP-U, extension": (
         OUTER / UDP(dport=2152) / GTP_U_Header(gtp_type=255, E=1, next_ex=0x85, teid=9) / GTPPDUSessionContainer(),

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tapmirror.spec import Shadow, SpecError, TapSpec, parse_shadow
+from tapmirror.spec import Capture, Shadow, SpecError, TapSpec, parse_shadow
 
 GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadow": Shadow(host="10.0.0.9", port=80)}
 
@@ -31,6 +31,7 @@ GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadow": Shadow(host="
         ("seed", {"seed": 1 << 32}),
         ("host", {"host": "a\r\nX: y"}),
         ("host", {"host": ""}),
+        ("decap", {"decap": True, "capture": Capture.EBPF}),
     ],
 )
 def test_refused(field: str, change: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from lab.snapshot import network_programs, tree
 from lab.tap import COMMAND
 from tapmirror import privsep
 from tapmirror.spec import Capture, Limits, TapSpec, parse_shadow
-from tapmirror.supervisor import Tap, TapError, local_addresses, packed, port
+from tapmirror.supervisor import Tap, TapError, largest_packet, local_addresses, packed, port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -487,6 +487,14 @@ def test_an_address_in_sixteen_bytes(address: str, wanted: bytes) -> None:
 @pytest.mark.parametrize("address", [("10.0.0.1", 80), ("::1", 80, 0, 0)])
 def test_the_port_of_a_socket_address(address: tuple[Any, ...]) -> None:
     assert port(address) == 80
+
+
+def test_the_largest_packet_of_an_interface(lab: Lab) -> None:
+    with lab.node.enter():
+        assert largest_packet("eth0") == largest_packet("lo") == 65_536
+        lab.node.run(["ip", "link", "set", "dev", "eth0", "gro_max_size", "200000"])
+        assert largest_packet("eth0") == 200_000
+        lab.node.run(["ip", "link", "set", "dev", "eth0", "gro_max_size", "65536"])
 
 
 def test_local_addresses_are_those_of_the_network(lab: Lab) -> None:

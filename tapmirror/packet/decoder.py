@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import Counter
 from typing import Final
 
 from tapmirror.packet.fragments import Fragments
 from tapmirror.packet.header import ETHERTYPE_IP6, PROTO_TCP, Header, Network, extensions, network, tcp
 from tapmirror.packet.key import MAPPED
-from tapmirror.packet.link import Cargo, cargo, ethernet
+from tapmirror.packet.link import KNOWN, Cargo, cargo, ethernet
 from tapmirror.packet.tunnel import inner
 
 MAX_TUNNELS: Final = 6
@@ -44,6 +45,8 @@ class Decoder:
         self._checksums = checksums
         self.fragments = Fragments()
         self.bad_checksums = 0
+        self.unknown: Counter[int] = Counter()
+        """Frames of links that are not known, by link type."""
 
     def decode(self, frame: memoryview, size: int, link: int, now: float, vlan: int = 0) -> Header | None:
         """Read a frame of which `frame` was captured, `size` bytes on the wire; `now` in seconds of the capture.
@@ -51,6 +54,8 @@ class Decoder:
         `vlan` is a tag that the kernel had taken out of the frame.
         """
         found = cargo(frame, link, 0, vlan)
+        if found is None and link not in KNOWN:
+            self.unknown[link] += 1
         vni = 0
         for _ in range(MAX_TUNNELS):
             if found is None:

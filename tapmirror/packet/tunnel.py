@@ -2,8 +2,9 @@
 """Tunnels: what a packet carries that is itself a packet.
 
 VXLAN (RFC 7348) and GENEVE (RFC 8926), as AWS and Azure deliver mirrored traffic; GTP-U (3GPP TS 29.281);
-GRE (RFC 2784, 2890) with IP, Ethernet, MPLS or ERSPAN of types I to III (draft-foschiano-erspan), as switches do;
-IPv4 and IPv6 in either (RFC 2003, 2473, 4213).  UDP tunnels are known by their destination port.
+Teredo (RFC 4380); GRE (RFC 2784, 2890) with IP, Ethernet, MPLS or ERSPAN of types I to III
+(draft-foschiano-erspan), as switches do, and of PPTP (RFC 2637); IPv4 and IPv6 in either (RFC 2003, 2473, 4213).  UDP
+tunnels are known by their port.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from tapmirror.packet.header import ETHERTYPE_IP4, ETHERTYPE_IP6, Network
-from tapmirror.packet.link import ETHERNET, RAW, Cargo, cargo, carried
+from tapmirror.packet.link import ETHERNET, PPP, RAW, Cargo, cargo, carried
 
 IP_IN_IP: Final = 4
 UDP: Final = 17
@@ -22,6 +23,8 @@ VXLAN_PORTS: Final = frozenset((4789, 8472))
 """IANA's, and what Linux took before there was one."""
 GENEVE_PORT: Final = 6081
 GTP_PORT: Final = 2152
+TEREDO_PORT: Final = 3544
+PPTP_PPP: Final = 0x880B
 ETHERNET_BRIDGING: Final = 0x6558
 ERSPAN: Final = 0x88BE
 ERSPAN_3: Final = 0x22EB
@@ -59,7 +62,7 @@ def _inner(found: Cargo | None, vni: int = 0) -> Inner | None:
 def _udp(frame: memoryview, at: int) -> Inner | None:
     if len(frame) < at + 16:
         return None
-    port = _number(frame, at + 2)
+    source, port = _number(frame, at), _number(frame, at + 2)
     at += 8
     if port in VXLAN_PORTS and frame[at] & 0x08:
         return _inner(cargo(frame, ETHERNET, at + 8), int.from_bytes(frame[at + 4 : at + 7], "big"))
@@ -68,7 +71,18 @@ def _udp(frame: memoryview, at: int) -> Inner | None:
         return _inner(_bridged(frame, kind, at + 8 + (frame[at] & 0x3F) * 4))
     if port == GTP_PORT and frame[at] >> 4 == 3 and frame[at + 1] == 0xFF:
         return _inner(_gtp(frame, at))
+    if TEREDO_PORT in (source, port):
+        return _inner(_teredo(frame, at))
     return None
+
+
+def _teredo(frame: memoryview, at: int) -> Cargo | None:
+    """IPv6, perhaps behind an authentication and an origin indication (RFC 4380, 5.1.1)."""
+    if _number(frame, at) == 1:
+        at += 13 + _byte(frame, at + 2) + _byte(frame, at + 3)
+    if _number(frame, at) == 0:
+        at += 8
+    return Cargo(ETHERTYPE_IP6, at, 0) if _byte(frame, at) >> 4 == 6 else None
 
 
 def _gtp(frame: memoryview, at: int) -> Cargo | None:
@@ -91,6 +105,8 @@ def _gre(frame: memoryview, at: int) -> Cargo | None:
     if len(frame) < at + 4:
         return None
     flags, kind = _number(frame, at), _number(frame, at + 2)
+    if flags & 7 == 1 and kind == PPTP_PPP:
+        return cargo(frame, PPP, at + 8 + 4 * (flags & 0x1000 > 0) + 4 * (flags & 0x80 > 0))
     if flags & 0x4007:  # source routes, and other versions than 0
         return None
     at += 4 + 4 * (flags & 0x8000 > 0) + 4 * (flags & 0x2000 > 0) + 4 * (flags & 0x1000 > 0)

@@ -63,15 +63,14 @@ def test_loopback_shows_each_packet_once(lab: Lab, capture: str) -> None:
     [("ebpf", {"promisc": True}), ("packet", {"promisc": True}), ("packet", {"decap": True})],
     ids=["ebpf", "packet", "VXLAN"],
 )
-def test_on_a_mirror_port(capture: str, options: dict[str, bool]) -> None:
+def test_on_a_mirror_port(capture: str, options: dict[str, Any]) -> None:
     """A tap on another host than production's, to which both directions come in; in VXLAN also in fragments."""
-    more: dict[str, Any] = dict.fromkeys(options)
     with (
         Lab(offloads=False) as lab,
         Nginx(lab.node) as production,
         Span(lab, vxlan="decap" in options) as watcher,
         Nginx(watcher, 81) as shadow,
-        Mirror(watcher, shadow="127.0.0.1:81", capture=capture, addr=lab.node.addr4, **more) as tap,
+        Mirror(watcher, shadow="127.0.0.1:81", capture=capture, addr=lab.node.addr4, **options) as tap,
     ):
         for bodies in ((), (0, 3_000, 100_000)):
             assert load(lab.client, lab.node.addr4, requests=150, connections=10, rate=300, bodies=bodies).failed == 0

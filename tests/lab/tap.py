@@ -21,7 +21,7 @@ class Tap:
     """A running tap.  `with Tap(lab.node, port=80, shadow="10.77.2.2:80") as tap: …; ledger = tap.stop()`.
 
     Further options are those of the command, as in `percent=10, protocol="raw"`; a tuple repeats
-    the option, and None stands for one without a value.  `terminal`: what it shows goes to ours, and not to `said`.
+    the option, and True stands for one without a value.  `terminal`: what it shows goes to ours, and not to `said`.
     Raises `LabError` if it does not come up, with what it said.
     """
 
@@ -42,7 +42,7 @@ class Tap:
         self._last_words = ""
         options = {"iface": iface or node.iface, "port": port, "shadow": shadow, **more}
         words = [
-            f"--{name.replace('_', '-')}" + ("" if value is None else f"={value}")
+            f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
             for name, values in options.items()
             for value in (values if isinstance(values, tuple) else (values,))
         ]
