@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from lab import Host, Tap, identity, until
 
@@ -21,7 +21,12 @@ PATIENCE: Final = 30.0
 class Mirror(Tap):
     """A tap that is stopped at the end of the `with` block, however the test goes on with its ledger."""
 
+    default: ClassVar[str] = "auto"
+    """How it captures if it is not told."""
     _ledger: dict[str, Any] | None = None
+
+    def __init__(self, node: Host, /, *, shadow: str, capture: str | None = None, **more: Any) -> None:
+        super().__init__(node, shadow=shadow, capture=capture or self.default, **more)
 
     def final(self) -> dict[str, Any]:
         """Stop it; its ledger, in which everything is accounted for and nothing is in flight."""

@@ -9,10 +9,19 @@ from typing import Any, Final
 
 import pytest
 
-from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint, read_until
+from e2e.mirror import (
+    PATIENCE,
+    Line,
+    Mirror,
+    Talker,
+    connect,
+    dropped,
+    endpoint,
+    read_until,
+)
 from lab import Behaviour, HashSink, Lab, Nginx, RecordingTcp, body, load, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
 
 CHUNKS: Final = b'3;ext="a;b"\r\nabc\r\n0\r\nTrailer: x\r\n\r\n'
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"

@@ -10,10 +10,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint
+from e2e.mirror import (
+    PATIENCE,
+    Line,
+    Mirror,
+    Talker,
+    connect,
+    dropped,
+    endpoint,
+)
 from lab import Behaviour, Lab, Recorded, RecordingTcp, Redis, body, redis_pipe, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
 
 CAPTURES = ("ebpf", "packet")
 

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the tests of a whole tap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.mirror import Mirror
+
+
+@pytest.fixture(params=["ebpf", "packet"])
+def each_capture(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test is run with each way to capture."""
+    Mirror.default = request.param
+    yield
+    Mirror.default = "auto"
