@@ -170,7 +170,7 @@ class Worker:
         """Pass on what was captured, let the shadow take what is queued, within `Limits.drain_time`."""
         end = clock() + self._spec.limits.drain_time
         self._source.stop()
-        while self._take(clock()) and clock() < end:
+        while (self._take(clock()) or not self._source.empty()) and clock() < end:
             self._reactor.run_once(0.0, clock)
         for command in self._pipeline.close():
             self._reactor.execute(command, clock())

@@ -425,9 +425,10 @@ def test_random_frames_of_both_sides(lab: Lab, seed: int, egress_all: bool) -> N
         answers = stack.enter_context(FarEnd(lab))
         stack.callback(os.sched_setaffinity, 0, processors)
         os.sched_setaffinity(0, {min(processors)})
-        for _ in range(2_000):
-            side = answers if rng.random() < 0.4 else wire
-            side.send(random_frame(rng, side.ether, side is answers))
+        sides = [answers if rng.random() < 0.4 else wire for _ in range(2_000)]
+        frames = [random_frame(rng, side.ether, side is answers) for side in sides]
+        for side, frame in zip(sides, frames, strict=True):  # at once: a ring that nobody reads fills with time
+            side.send(frame)
         kept = both.agreed()
         counts = both.ring_source.counters()
         assert len({each[0] for each in kept}) > 20

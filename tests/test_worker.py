@@ -17,7 +17,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from scapy.all import IP, UDP, Raw
 
+from captures import Wire
 from lab import HashSink, Host, Lab, RecordingTcp, body, cpu_seconds, identity, load, until
 from lab.load import Load, LoadPlan
 from tapmirror import loader, privsep
@@ -25,7 +27,7 @@ from tapmirror.events import LOOP_DSCP
 from tapmirror.source.live import open_live
 from tapmirror.spec import Limits, Pacing, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor import packed
-from tapmirror.worker import MESSAGE, SPARE_FILES, Setup
+from tapmirror.worker import BATCH, MESSAGE, SPARE_FILES, Setup
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -334,3 +336,15 @@ def test_a_body_in_flight_at_the_drain_is_given_up_whole(lab: Lab, capture: str)
         assert sum(final["requests"]["dropped"].values()) == 1
         assert worker.ended() == (0, "")
         assert not [got for got in shadow.got if got.whole]
+
+
+def test_draining_goes_on_behind_packets_that_give_nothing(lab: Lab) -> None:
+    with Bare(lab.node, "packet") as worker, Wire(lab) as wire:
+        os.kill(worker.pid, signal.SIGSTOP)
+        junk = bytes(wire.ether / IP(src=lab.client.addr4, dst=lab.node.addr4) / UDP(dport=80) / Raw(bytes(40)))
+        for _ in range(4 * BATCH):
+            wire.send(junk)
+        wire.send(wire.segment(b"behind"))
+        privsep.send(worker.control, {"op": "drain"})
+        os.kill(worker.pid, signal.SIGCONT)
+        assert worker.hear("final")["segments"]["seen"] == 1

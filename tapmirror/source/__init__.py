@@ -49,6 +49,9 @@ class Source(Protocol):
         A segment's payload is valid until the next step.
         """
 
+    def empty(self) -> bool:
+        """Nothing is there to be read."""
+
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of this flow (and of those in its bucket)."""
 

@@ -197,6 +197,10 @@ class LiveSource:
             if not self._left:
                 self._give_back()
 
+    def empty(self) -> bool:
+        """No packet is there."""
+        return not self._left and not self._next_block()
+
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of the flow's bucket."""
         self._admission.want_ack(key, wanted)

@@ -113,6 +113,10 @@ class RingSource:
             self._position = position
             self._consumer[0] = position
 
+    def empty(self) -> bool:
+        """No record is there."""
+        return bool(self._position == self._producer[0])
+
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Set the byte of the flow's bucket, which the kernel program looks at."""
         self._wants[flow_hash(key, self._seed) & 0xFFFF] = WANT_ALL if wanted else 0
