@@ -19,6 +19,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -36,6 +37,8 @@ WANT_ALL: Final = 2
 
 READS: Final = 100
 """Attempts to read the counters between two packets: under the heaviest load one in a few succeeds."""
+PATIENT_READS: Final = 30
+"""Further attempts, a millisecond apart: a processor of a virtual machine can be held back amid a packet."""
 
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
@@ -127,7 +130,9 @@ class RingSource:
         The kernel counts on while we read: read again until what was seen has met its fate.
         """
         step = 2 * COUNTERS_PER_CPU
-        for _ in range(READS):
+        for attempt in range(READS + PATIENT_READS):
+            if attempt >= READS:
+                time.sleep(0.001)
             table = memoryview(bytes(self._counters)).cast("Q")
             found = Counters(
                 *((sum(table[2 * i :: step]), sum(table[2 * i + 1 :: step])) for i in range(len(COUNTER_NAMES)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Final
 
-from lab import Host, Tap, identity, until
+from lab import Host, LabError, Tap, identity, until
 
 UNITS: Final = ("segments", "bytes", "requests")
 PATIENCE: Final = 30.0
@@ -40,6 +41,9 @@ class Mirror(Tap):
         try:
             if error[0] is None:
                 self.final()
+            elif self._ledger is None and self.running():
+                with contextlib.suppress(LabError, ValueError):
+                    sys.stdout.write(f"the tap's ledger: {self.stop()}\n")
         finally:
             super().__exit__(*error)
 

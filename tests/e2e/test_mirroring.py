@@ -59,7 +59,7 @@ def test_bodies_arrive_byte_identical(mtu: int, capture: str, largest: int) -> N
     sizes = (1, 1 << 10, 64 << 10, 1 << 20)
     with Lab(mtu=mtu) as lab, HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
         with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
-            assert load(lab.client, lab.node.addr4, requests=40, connections=1, bodies=sizes).failed == 0
+            assert load(lab.client, lab.node.addr4, requests=40, connections=1, bodies=sizes, rate=50).failed == 0
             with connect(lab.client, lab.node.addr4, 80) as client:
                 client.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, BIG_RATE)
                 client.sendall(b"POST /big HTTP/1.1\r\nHost: big.test\r\nContent-Length: %d\r\n\r\n" % largest)
