@@ -112,12 +112,18 @@ Message: TypeAlias = Part | Lost
 # --- pipeline -> replay -------------------------------------------------------
 
 
+# Every command is for one shadow, `target`: its number among the copies of all shadows of the tap.
+
+
 class Open(msgspec.Struct, frozen=True, gc=False):
     """A production connection that is mirrored: `flow` names it from here on."""
 
     flow: int
     http: bool
     """Framed as HTTP/1 requests (else raw bytes)."""
+    key: FlowKey = b""
+    """Whose it is; for policy."""
+    target: int = 0
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
@@ -130,6 +136,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     data: Buffer
     size: int
     flags: int
+    target: int = 0
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
@@ -139,12 +146,14 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
 
     flow: int
     answered: int
+    target: int = 0
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
     """The client closed its side (FIN): half-close the shadow connection after what is queued."""
 
     flow: int
+    target: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, gc=False):
@@ -158,6 +167,7 @@ class Abort(msgspec.Struct, frozen=True, gc=False):
     flow: int
     reason: DropReason
     reset: bool
+    target: int = 0
 
 
 Command: TypeAlias = Open | Send | Turn | Finish | Abort
@@ -178,6 +188,24 @@ class FilterReason(enum.Enum):
     """Outside what production's TCP takes: after FIN or RST, far from the window, or without an acknowledgement."""
     URGENT = "urgent"
     """The byte that an urgent pointer marks: no part of what an application reads in order."""
+    METHOD = "method"
+    """Not a safe method, where only these are mirrored."""
+    NO_RULE = "no_rule"
+    """None of the tap's rules matches."""
+    RULE = "rule"
+    """The rule that matches mirrors nothing, or not to this shadow."""
+    NO_MATCH = "no_match"
+    """Not among what this shadow is to get."""
+    BODY_LIMIT = "body_limit"
+    """The body is longer than its rule mirrors."""
+    CAP = "cap"
+    """More requests or bytes a second than a cap allows."""
+    TURN = "turn"
+    """Another shadow's turn (`spread: round-robin`)."""
+    HOOK = "hook"
+    """The hook returned nothing."""
+    TUNNEL = "tunnel"
+    """Asks to leave HTTP (CONNECT, Upgrade), which redaction cannot follow and a pooled connection cannot carry."""
 
 
 class DropReason(enum.Enum):
@@ -217,6 +245,14 @@ class DropReason(enum.Enum):
     """After CONNECT or Upgrade that the shadow did not accept: what followed was no HTTP."""
     NO_RESOURCES = "no_resources"
     """No descriptor, local port or memory for a shadow connection."""
+    UNREDACTED = "unredacted"
+    """The body cannot be looked into, and so not be redacted: too long, compressed, or not what it claims to be."""
+    HOLD_LIMIT = "hold_limit"
+    """More bytes of bodies that must be whole than `Limits.held_bytes`, or one longer than can be held."""
+    REWRITE = "rewrite"
+    """The rewritten request would not be valid HTTP/1."""
+    HOOK_ERROR = "hook_error"
+    """The hook raised an error, or returned what is no valid request."""
     SHUTDOWN = "shutdown"
     """Still queued when the tap's drain time was over."""
 

@@ -16,7 +16,10 @@ Pure: counters only.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from tapmirror.events import DropReason, FilterReason
 
@@ -48,6 +51,61 @@ class Account:
             "in_flight": in_flight,
             "unaccounted": self.seen - self.settled() - in_flight,
         }
+
+
+def added(one: Account, other: Account) -> Account:
+    """The sum of two accounts."""
+    total = Account()
+    total.seen = one.seen + other.seen
+    total.mirrored = one.mirrored + other.mirrored
+    total.sampled_out = one.sampled_out + other.sampled_out
+    total.filtered = one.filtered + other.filtered
+    total.dropped = one.dropped + other.dropped
+    return total
+
+
+def times(account: Account, copies: int) -> Account:
+    """The account of everything sent `copies` times."""
+    total = account
+    for _ in range(copies - 1):
+        total = added(total, account)
+    return total
+
+
+class View(msgspec.Struct, frozen=True):
+    """What became of everything seen on its way to one shadow (or to several: the sum)."""
+
+    bytes: Account
+    requests: Account
+    events: Counter[str]
+    answers: Counter[str]
+    held_bytes: int
+    """In flight."""
+    held_requests: int
+
+    def snapshot(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "bytes": self.bytes.snapshot(self.held_bytes),
+            "requests": self.requests.snapshot(self.held_requests),
+            "events": dict(sorted(self.events.items())),
+            "answers": dict(sorted(self.answers.items())),
+        }
+
+
+def total(views: Sequence[View]) -> View:
+    """The sum of the accounts of all shadows: every copy counts."""
+    whole = views[0]
+    for view in views[1:]:
+        whole = View(
+            added(whole.bytes, view.bytes),
+            added(whole.requests, view.requests),
+            whole.events + view.events,
+            whole.answers + view.answers,
+            whole.held_bytes + view.held_bytes,
+            whole.held_requests + view.held_requests,
+        )
+    return whole
 
 
 class Ledger:

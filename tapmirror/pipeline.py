@@ -32,6 +32,7 @@ from tapmirror.events import (
 from tapmirror.flows import Event, Flow, FlowTable
 from tapmirror.framing import RawFramer, RequestFramer, detect
 from tapmirror.ledger import Ledger
+from tapmirror.policy import Policy, constant_host
 from tapmirror.spec import Pacing, Protocol, TapSpec
 
 Framer: TypeAlias = RawFramer | RequestFramer
@@ -40,17 +41,21 @@ _NOTHING: Final[tuple[Command, ...]] = ()
 
 
 class Pipeline:
-    """Segments to commands, for one worker of one tap."""
+    """Segments to commands, for one worker of one tap.
 
-    __slots__ = ("_flows", "_head_bytes", "_host", "_ledger", "_protocol", "_turns")
+    Without a `policy` all of them are for target 0.
+    """
 
-    def __init__(self, spec: TapSpec, ledger: Ledger) -> None:
+    __slots__ = ("_flows", "_head_bytes", "_host", "_ledger", "_policy", "_protocol", "_turns")
+
+    def __init__(self, spec: TapSpec, ledger: Ledger, policy: Policy | None = None) -> None:
         self._ledger = ledger
+        self._policy = policy
         self._turns = spec.pacing is Pacing.WAIT
         self._flows = FlowTable(spec.limits, spec.seed, ledger)
         self._protocol = spec.protocol
         self._head_bytes = spec.limits.head_bytes
-        self._host = spec.host.encode("ascii") if spec.host is not None else None
+        self._host = constant_host(spec) if policy is None else None
 
     @property
     def flows(self) -> FlowTable:
@@ -62,19 +67,19 @@ class Pipeline:
         events = self._flows.feed(segment, now)
         if not events:
             if self._protocol is Protocol.RAW and segment[1] & ACCEPTED:
-                return self._accepted(segment)
+                return self._accepted(segment, now)
             return _NOTHING
         commands: list[Command] = []
         for event in events:
             self._step(event, commands)
-        return commands
+        return commands if self._policy is None else self._policy.route(commands, now)
 
     def expire(self, now: float) -> list[Command]:
         """Act on time-outs; call it a few times a second."""
         commands: list[Command] = []
         for event in self._flows.expire(now):
             self._step(event, commands)
-        return commands
+        return commands if self._policy is None else self._policy.route(commands, now)
 
     def held(self) -> tuple[int, int]:
         """(segments, bytes) in flight in reassembly and framing."""
@@ -85,7 +90,7 @@ class Pipeline:
                 size += flow.framer.held
         return segments, size
 
-    def close(self) -> list[Command]:
+    def close(self, now: float) -> list[Command]:
         """The capture is over: give up what is not whole, and end every stream that is still open."""
         commands: list[Command] = []
         self._flows.close()
@@ -95,7 +100,7 @@ class Pipeline:
                 self._pass_on(flow, flow.framer.end(), commands)
             if flow.opened:
                 commands.append(Finish(flow.id))
-        return commands
+        return commands if self._policy is None else self._policy.route(commands, now) + self._policy.close()
 
     def _step(self, event: Event, commands: list[Command]) -> None:
         flow, chunk, turn = event
@@ -167,14 +172,14 @@ class Pipeline:
         flow.ends_with_client = http
         flow.opened = http or not flow.midstream
         if flow.opened:
-            commands.append(Open(flow.id, http))
+            commands.append(Open(flow.id, http, flow.key))
         return framer
 
-    def _accepted(self, segment: Segment) -> Sequence[Command]:
+    def _accepted(self, segment: Segment, now: float) -> Sequence[Command]:
         """A raw connection is opened at once: its server may speak first."""
         flow = self._flows.get(segment[0])
         if flow is None or flow.framer is not None:
             return _NOTHING
         commands: list[Command] = []
         self._frame(flow, False, commands)
-        return commands
+        return commands if self._policy is None else self._policy.route(commands, now)

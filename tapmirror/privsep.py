@@ -90,6 +90,27 @@ def receive(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]
     return msgspec.json.decode(data, type=dict[str, Any]), fds
 
 
+def send_large(sock: socket.socket, message: Any, fds: Sequence[int] = ()) -> None:
+    """Send one message of any size, by descriptor of its own.  Raises OSError."""
+    data = msgspec.json.encode(message)
+    memory = os.memfd_create("message", os.MFD_CLOEXEC)
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(data)
+        send(sock, {"bytes": len(data)}, [memory, *fds])
+    finally:
+        os.close(memory)
+
+
+def receive_large(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]:
+    """One message of `send_large` of at most `limit` bytes and its descriptors; raises as `receive` does."""
+    message, (memory, *fds) = receive(sock, 4096)
+    with open(memory, "rb") as file:
+        if not 0 < message["bytes"] <= limit:
+            raise ValueError("message too long")
+        return msgspec.json.decode(os.pread(file.fileno(), message["bytes"], 0), type=dict[str, Any]), fds
+
+
 def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -24,17 +24,23 @@ from tapmirror import loader, privsep
 from tapmirror.events import LOOP_DSCP
 from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live
-from tapmirror.spec import Capture, Pacing, TapSpec
+from tapmirror.spec import Capture, Pacing, Shadow, TapSpec
 from tapmirror.worker import MESSAGE, Setup
 
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
 REPLY_TIME: Final = 5.0
 """Seconds for a worker to answer; it looks at its control socket in every turn of its loop."""
-SHADOWS: Final = 16
-"""Addresses of a shadow's name that are used: as many as the capture program can exclude."""
+ADDRESSES: Final = 16
+"""Addresses of a shadow's name that are used."""
+EXCLUDED: Final = 16
+"""End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
 PROBE_TIME: Final = 0.5
 """Seconds for the probe's connection to the shadow."""
+
+
+Address: TypeAlias = tuple[int, tuple[Any, ...]]
+"""(address family, socket address)."""
 
 
 class TapError(Exception):
@@ -62,15 +68,21 @@ class Tap:
         if os.geteuid() != 0:
             raise TapError("capturing needs root: run it with sudo")
         self._check_interface()
+        for i, shadow in enumerate(self.spec.shadows):
+            if shadow.tls is not None and not shadow.tls.verify:
+                self._warn(
+                    f"{self._field(i)}: TLS WITHOUT VERIFICATION: whoever answers at {shadow.end_point} gets the copies"
+                )
         try:
-            shadows = self._shadows()
+            shadows = [self._resolve(i, shadow) for i, shadow in enumerate(self.spec.shadows)]
             setup, fds = self._capture(shadows)
             self._start_worker(setup, fds)
             if self._packet is not None:
                 loader.attach(self._packet, self.spec.iface)
                 if self.spec.promisc:
                     be_promiscuous(self._packet, self.spec.iface)
-            self._probe(shadows[0])
+            for i, found in enumerate(shadows):
+                self._probe(i, found[0])
         except (OSError, privsep.PrivilegeError) as error:
             self.close()
             raise TapError(f"the tap cannot be started: {error}") from None
@@ -105,39 +117,40 @@ class Tap:
             names = ", ".join(name for _, name in socket.if_nameindex())
             raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})") from None
 
-    def _shadows(self) -> list[tuple[int, tuple[Any, ...]]]:
-        """The shadow's socket addresses, none of which is production."""
-        host, port = self.spec.shadow.host, self.spec.shadow.port
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a valid name"
-            raise TapError(f"shadow: cannot resolve {host!r}: {reason}") from None
+    def _resolve(self, index: int, shadow: Shadow) -> list[Address]:
+        """A shadow's socket addresses, none of which is production."""
         local, broadcasts = local_addresses()
         for i, addr in enumerate(self.spec.addrs):
             if plain(addr) not in {plain(a) for a in local} and not (self.spec.promisc or self.spec.decap):
                 raise TapError(f"addrs[{i}]: {addr} is not an address of this host")
-        shadows: list[tuple[int, tuple[Any, ...]]] = []
-        for family, _, _, _, address in found:
-            reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), port, local)
+        try:
+            found = resolve(shadow)
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a valid name"
+            raise TapError(f"{self._field(index)}: cannot resolve {shadow.host!r}: {reason}") from None
+        for _, address in found:
+            reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), shadow.port, local)
             if reason is None and str(address[0]) in broadcasts:
                 reason = f"{address[0]} is not the address of one host"
             if reason is not None:
-                raise TapError(f"shadow: {reason}")
-            shadows.append((int(family), address))
-        return shadows[:SHADOWS]
+                raise TapError(f"{self._field(index)}: {reason}")
+        return found
+
+    def _field(self, index: int) -> str:
+        """How a shadow is called in a message."""
+        return "shadow" if len(self.spec.shadows) == 1 else f"shadows[{index}]"
 
     # --- parts
 
-    def _capture(self, shadows: list[tuple[int, tuple[Any, ...]]]) -> tuple[Setup, list[int]]:
+    def _capture(self, shadows: list[list[Address]]) -> tuple[Setup, list[int]]:
         """Open the capture; return the worker's set-up and its descriptors."""
         spec = self.spec
-        excluded = [(packed(str(address[0])), port(address)) for _, address in shadows]
+        excluded = [(packed(str(address[0])), port(address)) for found in shadows for _, address in found][:EXCLUDED]
         addrs = [packed(addr) for addr in spec.addrs]
         uid, gid = privsep.worker_identity()
         setup = Setup(
             spec=spec,
-            addresses=[(family, list(address)) for family, address in shadows],
+            addresses=[[(family, list(address)) for family, address in found] for found in shadows],
             capture="ring",
             excluded=excluded,
             addrs=addrs,
@@ -192,12 +205,12 @@ class Tap:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        privsep.send(ours, msgspec.to_builtins(setup), fds)
+        privsep.send_large(ours, msgspec.to_builtins(setup), fds)
         for fd in fds:
             os.close(fd)
         self._receive("ready", READY_TIME)
 
-    def _probe(self, shadow: tuple[int, tuple[Any, ...]]) -> None:
+    def _probe(self, index: int, shadow: Address) -> None:
         """Connect to the shadow once: if that connection arrives at the tap, the shadow is production.
 
         Finds what addresses do not tell, such as address translation.  Sends no byte.
@@ -218,9 +231,12 @@ class Tap:
         if self.capture == "packet":
             time.sleep(RETIRED)
         if self.snapshot()["events"].get("kernel_loop_syn", 0) > before:
-            raise TapError("shadow: connections to it arrive at the tap as production's: it leads back to production")
+            raise TapError(
+                f"{self._field(index)}: connections to it arrive at the tap as production's: "
+                "it leads back to production"
+            )
         if failure is not None:
-            where = f"{self.spec.shadow.host} port {self.spec.shadow.port}"
+            where = f"{self.spec.shadows[index].host} port {self.spec.shadows[index].port}"
             self._warn(f"the shadow {where} cannot be reached yet ({failure}); mirroring begins when it can")
 
     # --- talking with the worker
@@ -243,6 +259,8 @@ class Tap:
                     message, _ = privsep.receive(self._control, MESSAGE)
                 except (OSError, EOFError):
                     raise self._worker_gone() from None
+                if "error" in message:
+                    raise TapError(str(message["error"]))
                 if answer in message:
                     result: dict[str, Any] = message
                     found = result[answer]
@@ -287,6 +305,12 @@ class Tap:
                 self._worker.kill()
                 self._worker.wait()
             self._worker = None
+
+
+def resolve(shadow: Shadow) -> list[Address]:
+    """The socket addresses of a shadow's name.  Raises OSError or UnicodeError."""
+    found = socket.getaddrinfo(shadow.host, shadow.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return [(int(family), address) for family, _, _, _, address in found][:ADDRESSES]
 
 
 def packed(address: str) -> bytes:

@@ -14,12 +14,15 @@ The loop never sleeps on anything but its epoll and the batching pause `HOLD`.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,10 +31,12 @@ import msgspec
 from tapmirror import privsep
 from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP, DropReason, FilterReason
-from tapmirror.ledger import Account, Ledger
+from tapmirror.ledger import Account, Ledger, View, added, times, total
 from tapmirror.packet import Decoder
 from tapmirror.pipeline import Pipeline
-from tapmirror.replay import Reactor
+from tapmirror.policy import HookRequest, Policy, is_needed
+from tapmirror.replay import Reactor, Replay
+from tapmirror.replay.tls import make_context
 from tapmirror.source import Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource
 from tapmirror.source.ring import RingSource
@@ -55,15 +60,17 @@ rather drops than makes production wait."""
 SPARE_FILES: Final = 64
 """Descriptors a worker needs beside its connections."""
 MESSAGE: Final = 1 << 16
-"""Bytes of the longest message between supervisor and worker."""
+"""Bytes of the longest message between supervisor and worker but the first."""
+SETUP_BYTES: Final = 16 << 20
+"""Of that: a spec of 256 KiB of YAML with everything spelled out."""
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is told before it gives up its privileges."""
 
     spec: TapSpec
-    addresses: list[tuple[int, list[Any]]]
-    """(address family, socket address) of the shadow, in the order to be tried."""
+    addresses: list[list[tuple[int, list[Any]]]]
+    """For each shadow (address family, socket address), in the order to be tried."""
     capture: str
     """`ring` (descriptors: ring, counters, wants) or `packet` (descriptor: the AF_PACKET socket)."""
     excluded: list[tuple[bytes, int]] = []
@@ -77,23 +84,30 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     gid: int
 
 
+class SetupError(Exception):
+    """The tap cannot run as it is told to; the message is one line that begins with the field."""
+
+
 class Worker:
     """One tap's loop."""
 
-    def __init__(self, spec: TapSpec, source: Source, reactor: Reactor, ledger: Ledger) -> None:
+    def __init__(
+        self, spec: TapSpec, source: Source, replay: Replay, ledger: Ledger, policy: Policy | None = None
+    ) -> None:
         self._spec = spec
         self._source = source
-        self._reactor = reactor
+        self._replay = replay
         self._ledger = ledger
-        self._pipeline = Pipeline(spec, ledger)
+        self._policy = policy
+        self._pipeline = Pipeline(spec, ledger, policy)
         self._stopping = False
         self._control: socket.socket | None = None
 
     def serve(self, control: socket.socket) -> None:
         """Mirror until told to drain, or until the supervisor is gone."""
         self._control = control
-        self._reactor.watch(control.fileno(), self._on_control)
-        self._reactor.watch(self._source.fileno(), _awake)
+        self._replay.watch(control.fileno(), self._on_control)
+        self._replay.watch(self._source.fileno(), _awake)
         self.run(time.monotonic)
         self._drain(time.monotonic)
         self._reply({"final": self.snapshot()})
@@ -116,33 +130,61 @@ class Worker:
                     time.sleep(HOLD)
                 last_batch = now
             # What came meanwhile makes the source readable: this returns at once then.
-            self._reactor.run_once(max(0.0, next_tick - now), clock)
+            self._replay.run_once(max(0.0, next_tick - now), clock)
 
     def snapshot(self) -> dict[str, Any]:
         """The ledger and what the process costs, as plain data."""
         counters = self._source.counters()
         received_segments, received_bytes = self._source.received
         in_segments, in_bytes = self._pipeline.held()
-        queued_bytes, open_requests = self._reactor.held()
         for account, index in ((self._ledger.segments, 0), (self._ledger.bytes, 1)):
             _enter(account, counters, index)
         for name in ("syn", "syn_ack", "accepted", "bare_ack", "egress", "control_lost", "loop_syn"):
             self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
+        captured = counters.emitted[1] - received_bytes + in_bytes
+        shadows = self._shadows(captured)
+        whole = total(shadows)
+        events = self._ledger.events if self._policy is None else self._ledger.events + whole.events
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            **self._ledger.snapshot(
-                segments=counters.emitted[0] - received_segments + in_segments,
-                bytes=counters.emitted[1] - received_bytes + in_bytes + queued_bytes,
-                requests=open_requests,
-            ),
+            "segments": self._ledger.segments.snapshot(counters.emitted[0] - received_segments + in_segments),
+            "bytes": whole.bytes.snapshot(whole.held_bytes),
+            "requests": whole.requests.snapshot(whole.held_requests),
+            "events": dict(sorted(events.items())),
+            "answers": dict(sorted(whole.answers.items())),
+            "shadows": {
+                shadow.label: each.snapshot() for shadow, each in zip(self._spec.shadows, shadows, strict=True)
+            },
             "flows": len(self._pipeline.flows),
             "worker": {"pid": os.getpid(), "cpu_s": usage.ru_utime + usage.ru_stime, "rss_kb": _rss_kb()},
         }
 
+    def _shadows(self, captured: int) -> list[View]:
+        """The account of each shadow, of which `captured` bytes are in flight before policy."""
+        if self._policy is None:
+            queued, requests = self._replay.held(0)
+            common = self._ledger
+            return [View(common.bytes, common.requests, common.events, common.answers, captured + queued, requests)]
+        views = []
+        for each in self._policy.destinations:
+            copies = each.spec.copies
+            held = [self._replay.held(target) for target in each.targets]
+            views.append(
+                View(
+                    added(times(self._ledger.bytes, copies), each.ledger.bytes),
+                    added(times(self._ledger.requests, copies), each.ledger.requests),
+                    each.ledger.events,
+                    each.ledger.answers,
+                    captured * copies + each.held_bytes + sum(size for size, _ in held),
+                    each.held_requests + sum(requests for _, requests in held),
+                )
+            )
+        return views
+
     def _take(self, now: float) -> int:
         """Pass on what the source has, up to a batch; return how many records it was."""
         feed = self._pipeline.feed
-        execute = self._reactor.execute
+        execute = self._replay.execute
         count = 0
         for segment in self._source.read(BATCH):
             for command in feed(segment, now):
@@ -158,9 +200,9 @@ class Worker:
     def _tick(self, now: float) -> float:
         """Act on time-outs; return when to look again."""
         for command in self._pipeline.expire(now):
-            self._reactor.execute(command, now)
-        self._reactor.expire(now)
-        deadline = self._reactor.next_deadline()
+            self._replay.execute(command, now)
+        self._replay.expire(now)
+        deadline = self._replay.next_deadline()
         soon = now + TICK
         if self._pipeline.flows.impatient or (deadline is not None and deadline <= soon):
             return soon
@@ -171,13 +213,13 @@ class Worker:
         end = clock() + self._spec.limits.drain_time
         self._source.stop()
         while (self._take(clock()) or not self._source.empty()) and clock() < end:
-            self._reactor.run_once(0.0, clock)
-        for command in self._pipeline.close():
-            self._reactor.execute(command, clock())
-        while not self._reactor.idle() and (now := clock()) < end:
-            self._reactor.expire(now)
-            self._reactor.run_once(min(TICK, end - now), clock)
-        self._reactor.close(DropReason.SHUTDOWN)
+            self._replay.run_once(0.0, clock)
+        for command in self._pipeline.close(clock()):
+            self._replay.execute(command, clock())
+        while not self._replay.idle() and (now := clock()) < end:
+            self._replay.expire(now)
+            self._replay.run_once(min(TICK, end - now), clock)
+        self._replay.close(DropReason.SHUTDOWN)
 
     def _on_control(self) -> None:
         """A message of the supervisor, or its end."""
@@ -246,20 +288,89 @@ def _source(setup: Setup, fds: list[int]) -> Source:
     )
 
 
+def _policy(spec: TapSpec, hook: Callable[[HookRequest], object] | None) -> Policy | None:
+    """What decides on requests, if there is anything to decide."""
+    if not is_needed(spec):
+        return None
+    return Policy(
+        spec,
+        [Ledger() for _ in spec.shadows],
+        secret=os.urandom(32),
+        epoch=time.time() - time.monotonic(),
+        hook=hook,
+    )
+
+
+def _replay(setup: Setup, contexts: list[ssl.SSLContext | None], ledgers: list[Ledger]) -> Replay:
+    """A reactor for each copy of each shadow."""
+    reactors = []
+    for shadow, found, context, ledger in zip(setup.spec.shadows, setup.addresses, contexts, ledgers, strict=True):
+        addresses = [(family, tuple(address)) for family, address in found]
+        reactors += [Reactor(addresses, setup.spec, shadow, ledger, context) for _ in range(shadow.copies)]
+    return Replay(reactors)
+
+
+def load_hook(call: str, events: Counter[str]) -> Callable[[HookRequest], object]:
+    """The user's function, with its calls and its time counted.  Raises ImportError, AttributeError, or
+    whatever its module raises.
+    """
+    module, _, name = call.partition(":")
+    function = getattr(importlib.import_module(module), name)
+
+    def timed(request: HookRequest) -> object:
+        began = time.perf_counter_ns()
+        try:
+            return function(request)
+        finally:
+            events["hook_calls"] += 1
+            events["hook_ns"] += time.perf_counter_ns() - began
+
+    return timed
+
+
+def prepare(setup: Setup, fds: list[int]) -> Worker:
+    """The worker, without privileges.  Raises `SetupError` for what the user can set right."""
+    spec = setup.spec
+    ledger = Ledger()
+    contexts: list[ssl.SSLContext | None] = []
+    for i, shadow in enumerate(spec.shadows):
+        try:
+            contexts.append(make_context(shadow.tls, shadow.host) if shadow.tls is not None else None)
+        except (OSError, ValueError) as error:
+            raise SetupError(f"shadows[{i}].tls: {_reason(error)}") from None
+    os.nice(NICENESS)
+    copies = sum(shadow.copies for shadow in spec.shadows)
+    privsep.drop_privileges(setup.uid, setup.gid, spec.limits.connections * copies + SPARE_FILES)
+    hook = None
+    if spec.hook is not None:
+        try:
+            hook = load_hook(spec.hook.call, ledger.events)
+        except Exception as error:  # whatever a user's module raises
+            raise SetupError(f"hook: cannot load {spec.hook.call}: {_reason(error)}") from None
+    policy = _policy(spec, hook)
+    ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
+    return Worker(spec, _source(setup, fds), _replay(setup, contexts, ledgers), ledger, policy)
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return f"{' '.join(text.split())}{where}" or type(error).__name__
+
+
 def main() -> None:
     """Set up, give up privileges, serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
-        message, fds = privsep.receive(control, MESSAGE)
+        message, fds = privsep.receive_large(control, SETUP_BYTES)
     except (OSError, EOFError):
         return  # the supervisor is gone
-    setup = msgspec.convert(message, Setup)
-    os.nice(NICENESS)
-    privsep.drop_privileges(setup.uid, setup.gid, setup.spec.limits.connections + SPARE_FILES)
-    ledger = Ledger()
-    reactor = Reactor([(family, tuple(address)) for family, address in setup.addresses], setup.spec, ledger)
-    worker = Worker(setup.spec, _source(setup, fds), reactor, ledger)
+    try:
+        worker = prepare(msgspec.convert(message, Setup), fds)
+    except SetupError as error:
+        privsep.send(control, {"error": str(error)})
+        return
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     gc.collect()
     gc.freeze()

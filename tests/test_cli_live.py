@@ -55,10 +55,12 @@ def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dic
         account.dropped[DropReason.RING_FULL] = 100 * scale
     if protocol == "http":
         ledger.answers["2xx"] = 2300 * scale
+    known = ledger.snapshot(segments=100 * scale, bytes=100 * scale, requests=0 if protocol == "raw" else 100 * scale)
     return {
         "tap": "tap",
         "capture": "ebpf",
-        **ledger.snapshot(segments=100 * scale, bytes=100 * scale, requests=0 if protocol == "raw" else 100 * scale),
+        **known,
+        "shadows": {"staging:8080": {name: known[name] for name in ("bytes", "requests", "events", "answers")}},
         "flows": 12_345,
         "worker": {"pid": 1, "cpu_s": cpu, "rss_kb": 40_960},
     }
@@ -66,7 +68,7 @@ def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dic
 
 def spec(**change: Any) -> TapSpec:
     shadow = parse_shadow(change.pop("shadow", "staging:8080"))
-    return TapSpec(**{"iface": "eth0", "ports": (80,), "shadow": shadow, **change})
+    return TapSpec(**{"iface": "eth0", "ports": (80,), "shadows": (shadow,), **change})
 
 
 @pytest.mark.parametrize(
@@ -140,8 +142,8 @@ def test_the_ledger_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_table_shows_the_ledger_and_the_cost(capsys: pytest.CaptureFixture[str]) -> None:
-    with LiveView(spec()) as view:
-        view.show(snapshot())
+    with LiveView([spec()]) as view:
+        view.show([snapshot()])
     output, errors = capsys.readouterr()
     assert output == ""
     found = rows(errors)
@@ -163,14 +165,14 @@ def test_the_table_shows_the_ledger_and_the_cost(capsys: pytest.CaptureFixture[s
 )
 def test_an_address_or_a_name_is_shown_as_it_is(change: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     odd = spec(**change)
-    with LiveView(odd) as view:
-        view.show(snapshot())
+    with LiveView([odd]) as view:
+        view.show([snapshot()])
     assert heading(odd) in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_line_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    with LineView(spec()) as view:
-        view.show(snapshot())
+    with LineView([spec()]) as view:
+        view.show([snapshot()])
     output, errors = capsys.readouterr()
     first, line = errors.splitlines()
     assert (output, first) == ("", f"tapmirror: {heading(spec())}")

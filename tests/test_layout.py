@@ -25,6 +25,8 @@ RANKS: Final = {
     "admission": 3,
     "flows": 3,
     "framing": 3,
+    "framing.head": 2,
+    "policy": 3,
     "streams": 3,
     "pipeline": 4,
     "source": 5,
@@ -49,6 +51,7 @@ PURE: Final = (
     "admission",
     "flows",
     "framing",
+    "policy",
     "streams",
     "pipeline",
 )

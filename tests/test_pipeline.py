@@ -37,7 +37,7 @@ class Tap:
     def __init__(self, **spec: Any) -> None:
         self.ledger = Ledger()
         shadow = Shadow(host="10.0.0.9", port=80)
-        self.pipeline = Pipeline(TapSpec(iface="eth0", ports=(80,), shadow=shadow, **spec), self.ledger)
+        self.pipeline = Pipeline(TapSpec(iface="eth0", ports=(80,), shadows=(shadow,), **spec), self.ledger)
         self.said: list[Command] = []
         self.fed = 0
 
@@ -69,7 +69,7 @@ def test_a_request_on_a_new_connection() -> None:
     tap.put(ACCEPTED, 0)
     tap.put(ACK, 0, GET, ack=1)
     tap.put(FIN | ACK, len(GET), ack=2)
-    assert tap.said == [Open(1, True), Send(1, GET, len(GET), START | END), Finish(1)]
+    assert tap.said == [Open(1, True, KEY), Send(1, GET, len(GET), START | END), Finish(1)]
     assert tap.ledger.requests.seen == 1
 
 
@@ -79,10 +79,10 @@ def test_connection_without_data_is_opened_only_when_raw() -> None:
     assert tap.said == []
     raw = Tap(protocol=Protocol.RAW)
     raw.put(ACCEPTED, 0)
-    assert raw.said == [Open(1, False)]
+    assert raw.said == [Open(1, False, KEY)]
     raw.put(ACK, 0, b"x", ack=1)
     raw.put(ACK, 1, b"y", ack=1)
-    assert raw.said == [Open(1, False), Send(1, b"x", 1, 0), Send(1, b"y", 1, 0)]
+    assert raw.said == [Open(1, False, KEY), Send(1, b"x", 1, 0), Send(1, b"y", 1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_protocol_is_decided_by_the_first_bytes(first: bytes, http: bool, slice_
     for at in range(0, len(first), slice_size):
         tap.put(ACK, at, first[at : at + slice_size], ack=1)
         assert tap.settled() == tap.fed
-    assert tap.said[0] == Open(1, http)
+    assert tap.said[0] == Open(1, http, KEY)
     assert tap.sent == first
 
 
@@ -149,7 +149,7 @@ def test_wait_marks_the_turns() -> None:
     tap.put(ACK, 0, b"a", ack=500)
     tap.put(FROM_SERVER | ACK, 4000, b"answer", ack=1001)
     tap.put(ACK, 1, b"b", ack=506)
-    assert tap.said == [Open(1, False), Send(1, b"a", 1, 0), Turn(1, 6), Send(1, b"b", 1, 0)]
+    assert tap.said == [Open(1, False, KEY), Send(1, b"a", 1, 0), Turn(1, 6), Send(1, b"b", 1, 0)]
 
 
 def test_closing_settles_what_is_held() -> None:
@@ -158,7 +158,7 @@ def test_closing_settles_what_is_held() -> None:
     tap.put(ACK, 0, b"GE", ack=1)
     tap.put(ACCEPTED, 0, key=b"\1" * 40)
     tap.put(ACK, 0, GET[:-2], ack=1, key=b"\1" * 40)
-    for command in tap.pipeline.close():
+    for command in tap.pipeline.close(1.0):
         tap.keep(command)
     assert tap.pipeline.held() == (0, 0)
     assert tap.settled() == tap.fed

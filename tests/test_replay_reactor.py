@@ -45,7 +45,15 @@ class Bench:
     `now` is a clock of ours; sockets are real, on loopback.
     """
 
-    def __init__(self, *, pacing: Pacing = Pacing.ASAP, backlog: int = 128, listen: bool = True, **limits: Any) -> None:
+    def __init__(
+        self,
+        *,
+        pacing: Pacing = Pacing.ASAP,
+        backlog: int = 128,
+        listen: bool = True,
+        shadow: dict[str, Any] | None = None,
+        **limits: Any,
+    ) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
         self.address = self.listener.getsockname()
         self.listener.setblocking(False)
@@ -54,12 +62,12 @@ class Bench:
         spec = TapSpec(
             iface="lo",
             ports=(80,),
-            shadow=parse_shadow("127.0.0.1:80"),
+            shadows=(parse_shadow("127.0.0.1:80", **(shadow or {})),),
             pacing=pacing,
             limits=Limits(**limits),
         )
         self.ledger = Ledger()
-        self.reactor = Reactor([(socket.AF_INET, self.address)], spec, self.ledger)
+        self.reactor = Reactor([(socket.AF_INET, self.address)], spec, spec.shadows[0], self.ledger)
         self.now = 100.0
         self.bytes = 0
         self.requests = 0
@@ -368,7 +376,7 @@ def test_a_shadow_that_refuses() -> None:
 
 def test_a_shadow_that_does_not_answer() -> None:
     """The backlog is full: SYNs are dropped."""
-    with Bench(backlog=0, connect_time=3.0) as bench:
+    with Bench(backlog=0, shadow={"connect_time": 3.0}) as bench:
         fillers = [socket.socket() for _ in range(4)]
         for filler in fillers:
             filler.setblocking(False)

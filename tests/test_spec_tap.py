@@ -10,7 +10,7 @@ import pytest
 
 from tapmirror.spec import Capture, Shadow, SpecError, TapSpec, parse_shadow
 
-GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadow": Shadow(host="10.0.0.9", port=80)}
+GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadows": (Shadow(host="10.0.0.9", port=80),)}
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,12 @@ GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadow": Shadow(host="
         ("ports[1]", {"ports": (80, 0)}),
         ("ports[0]", {"ports": (65536,)}),
         ("addrs[0]", {"addrs": ("10.0.0",)}),
-        ("shadow.port", {"shadow": Shadow(host="a", port=0)}),
-        ("shadow.host", {"shadow": Shadow(host="", port=1)}),
+        ("shadows", {"shadows": ()}),
+        ("shadows[1].name", {"shadows": (Shadow(host="a", port=1),) * 2}),
         ("percent", {"percent": 100.1}),
         ("percent", {"percent": -1.0}),
         ("percent", {"percent": float("nan")}),
         ("seed", {"seed": 1 << 32}),
-        ("host", {"host": "a\r\nX: y"}),
-        ("host", {"host": ""}),
         ("decap", {"decap": True, "capture": Capture.EBPF}),
     ],
 )

@@ -51,11 +51,11 @@ class Bare:
     ) -> None:
         self._node = node
         self._loaded: loader.Loaded | None = None
-        self.spec = TapSpec(**{"iface": "eth0", "ports": (80,), "shadow": parse_shadow(f"{SHADOW}:80"), **spec})
+        self.spec = TapSpec(**{"iface": "eth0", "ports": (80,), "shadows": (parse_shadow(f"{SHADOW}:80"),), **spec})
         uid, gid = privsep.worker_identity()
         setup = Setup(
             spec=self.spec,
-            addresses=addresses or [(int(socket.AF_INET), [SHADOW, 80])],
+            addresses=[addresses or [(int(socket.AF_INET), [SHADOW, 80])]],
             capture=capture,
             excluded=[(packed(SHADOW), 80)],
             uid=uid,
@@ -66,7 +66,7 @@ class Bare:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process: subprocess.Popen[str] = start(node, theirs)
-        privsep.send(self.control, msgspec.to_builtins(setup), fds)
+        privsep.send_large(self.control, msgspec.to_builtins(setup), fds)
         for fd in fds:
             os.close(fd)
 

@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tapmirror.spec import TapSpec
+from tapmirror.spec import By, TapSpec
 
 
 class View(Protocol):
-    """Shows snapshots of the ledger, every `interval` seconds."""
+    """Shows snapshots of the ledgers of some taps, every `interval` seconds."""
 
     interval: float
 
@@ -27,8 +28,8 @@ class View(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, ledger: dict[str, Any]) -> None:
-        """Show one snapshot."""
+    def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
+        """Show one snapshot of each."""
 
 
 class Rates:
@@ -49,16 +50,17 @@ class Rates:
 
 
 class LineView:
-    """One line every few seconds, on standard error."""
+    """A line for each tap every few seconds, on standard error."""
 
     interval = 5.0
 
-    def __init__(self, spec: TapSpec) -> None:
-        self._spec = spec
-        self._rates = Rates()
+    def __init__(self, specs: Sequence[TapSpec]) -> None:
+        self._specs = specs
+        self._rates = [Rates() for _ in specs]
 
     def __enter__(self) -> Self:
-        click.echo(f"tapmirror: {heading(self._spec)}", err=True)
+        for spec in self._specs:
+            click.echo(f"tapmirror: {heading(spec)}", err=True)
         return self
 
     def __exit__(
@@ -66,29 +68,31 @@ class LineView:
     ) -> None:
         """Nothing to undo."""
 
-    def show(self, ledger: dict[str, Any]) -> None:
-        """Print the state in one line."""
-        rate, size, cpu = self._rates.of(ledger)
-        requests, segments = ledger["requests"], ledger["segments"]
-        lost = sum(requests["dropped"].values()), sum(segments["dropped"].values())
-        answers = " ".join(f"{name} {count:,}" for name, count in ledger["answers"].items())
-        click.echo(
-            f"{time.strftime('%H:%M:%S')}  {rate:,.0f}/s {size / 1e6:.1f} MB/s  "
-            f"requests {requests['mirrored']:,} mirrored {lost[0]:,} dropped  "
-            f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
-            f"flows {ledger['flows']:,}  cpu {cpu:.0%}  shadow: {answers or 'no answers'}",
-            err=True,
-        )
+    def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
+        """Print the state of each in one line."""
+        for rates, ledger in zip(self._rates, ledgers, strict=True):
+            rate, size, cpu = rates.of(ledger)
+            requests, segments = ledger["requests"], ledger["segments"]
+            lost = sum(requests["dropped"].values()), sum(segments["dropped"].values())
+            answers = " ".join(f"{name} {count:,}" for name, count in ledger["answers"].items())
+            name = f"{ledger['tap']}  " if len(ledgers) > 1 else ""
+            click.echo(
+                f"{time.strftime('%H:%M:%S')}  {name}{rate:,.0f}/s {size / 1e6:.1f} MB/s  "
+                f"requests {requests['mirrored']:,} mirrored {lost[0]:,} dropped  "
+                f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
+                f"flows {ledger['flows']:,}  cpu {cpu:.0%}  shadow: {answers or 'no answers'}",
+                err=True,
+            )
 
 
 class LiveView:
-    """A table that is redrawn in place."""
+    """A table for each tap, redrawn in place."""
 
     interval = 0.5
 
-    def __init__(self, spec: TapSpec) -> None:
-        self._spec = spec
-        self._rates = Rates()
+    def __init__(self, specs: Sequence[TapSpec]) -> None:
+        self._specs = specs
+        self._rates = [Rates() for _ in specs]
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=False)
 
     def __enter__(self) -> Self:
@@ -101,39 +105,54 @@ class LiveView:
         """Leave the last state on the screen."""
         self._live.__exit__(kind, error, trace)
 
-    def show(self, ledger: dict[str, Any]) -> None:
+    def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
         """Redraw."""
-        rate, size, cpu = self._rates.of(ledger)
-        table = Table(title=Text(heading(self._spec)), title_justify="left", caption_justify="left")
-        table.caption = Text(
-            f"{rate:,.0f}/s  {size / 1e6:.1f} MB/s  flows {ledger['flows']:,}  "
-            f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB  "
-            f"capture {ledger['capture']}   Ctrl-C stops"
-        )
-        _fill(table, ledger)
-        self._live.update(table, refresh=True)
+        tables = []
+        for spec, rates, ledger in zip(self._specs, self._rates, ledgers, strict=True):
+            rate, size, cpu = rates.of(ledger)
+            table = Table(title=Text(heading(spec)), title_justify="left", caption_justify="left")
+            table.caption = Text(
+                f"{rate:,.0f}/s  {size / 1e6:.1f} MB/s  flows {ledger['flows']:,}  "
+                f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB  "
+                f"capture {ledger['capture']}   Ctrl-C stops"
+            )
+            _fill(table, ledger)
+            tables.append(table)
+        self._live.update(Group(*tables), refresh=True)
 
 
 def heading(spec: TapSpec) -> str:
     """What is mirrored where, in a few words."""
     ports = ",".join(str(p) for p in spec.ports)
-    host = f"[{spec.shadow.host}]" if ":" in spec.shadow.host else spec.shadow.host
-    return f"{spec.iface} port {ports} -> {host}:{spec.shadow.port}, {spec.percent:g} % of connections"
+    shadows = ", ".join(
+        shadow.end_point + (f" x{shadow.copies}" if shadow.copies > 1 else "") for shadow in spec.shadows
+    )
+    share = f"{spec.ramp.start:g} to {spec.ramp.end:g} %" if spec.ramp is not None else f"{spec.percent:g} %"
+    what = {By.CONNECTION: "connections", By.KEY: f"keys ({spec.key})"}.get(spec.by, "requests")
+    return f"{spec.iface} port {ports} -> {shadows}, {share} of {what}"
 
 
 def print_ledger(ledger: dict[str, Any]) -> None:
     """The final ledger, as a table on standard output."""
-    table = Table(title="Ledger", title_justify="left")
+    table = Table(
+        title=Text(f"Ledger of {ledger['tap']}" if ledger["tap"] != "tap" else "Ledger"), title_justify="left"
+    )
     _fill(table, ledger)
     Console().print(table)
 
 
 def _fill(table: Table, ledger: dict[str, Any]) -> None:
-    """A row for each fate, a column for each unit."""
+    """A row for each fate, a column for each unit; of several shadows the last two for each."""
     units = [ledger["segments"], ledger["bytes"], ledger["requests"]]
     table.add_column("")
-    for name in ("segments", "bytes", "requests"):
-        table.add_column(name, justify="right")
+    names = ["segments", "bytes", "requests"]
+    if len(ledger["shadows"]) > 1:
+        units, names = units[:1], names[:1]
+        for label, shadow in ledger["shadows"].items():
+            units += [shadow["bytes"], shadow["requests"]]
+            names += [f"bytes\n{label}", f"requests\n{label}"]
+    for name in names:
+        table.add_column(Text(name), justify="right")
     for fate in ("seen", "mirrored", "sampled_out"):
         table.add_row(fate.replace("_", " "), *(f"{unit[fate]:,}" for unit in units))
     for kind in ("filtered", "dropped"):
@@ -141,6 +160,11 @@ def _fill(table: Table, ledger: dict[str, Any]) -> None:
             table.add_row(f"{kind}: {reason}", *(f"{unit[kind].get(reason, 0):,}" for unit in units))
     for fate in ("in_flight", "unaccounted"):
         table.add_row(fate.replace("_", " "), *(f"{unit[fate]:,}" for unit in units))
-    answers = "  ".join(f"{name}: {count:,}" for name, count in ledger["answers"].items())
     table.add_section()
-    table.add_row("shadow's answers", answers or "none seen")
+    for label, shadow in ledger["shadows"].items():
+        answers = "  ".join(f"{name}: {count:,}" for name, count in shadow["answers"].items())
+        title = "shadow's answers" if len(ledger["shadows"]) == 1 else f"answers of {label}"
+        table.add_row(Text(title), Text(answers or "none seen"))
+    calls = ledger["events"].get("hook_calls")
+    if calls:
+        table.add_row("hook", f"{calls:,} calls", f"{ledger['events']['hook_ns'] / calls / 1000:.1f} us each")

@@ -8,6 +8,8 @@ from typing import Final, NoReturn
 
 import click
 
+from tapmirror.spec.document import FileError
+
 OPTION_OF: Final = {
     "iface": "--iface",
     "ports": "--port",
@@ -16,9 +18,18 @@ OPTION_OF: Final = {
     "percent": "--percent",
     "seed": "--seed",
     "decap": "--decap",
+    "shadows": "--shadow",
     "host": "--host",
 }
 """The option that a field of the spec is set by."""
+
+
+def refuse_file(file: str, problems: FileError) -> NoReturn:
+    """A line for each thing that is wrong with a file, and out."""
+    for problem in problems.found:
+        separator = ":" if problem.line else ": "
+        click.echo(f"tapmirror: error: {file}{separator}{problem}", err=True)
+    raise SystemExit(2)
 
 
 def warn(message: str) -> None:
@@ -27,9 +38,14 @@ def warn(message: str) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """One line of error, and out.  A field of the spec at its beginning is named as the option that sets it."""
-    field = re.match(r"([a-z]+)(?:\[\d+\]|\.[a-z]+)*: ", message)
-    if field is not None and field[1] in OPTION_OF:
-        message = f"{OPTION_OF[field[1]]}: {message[field.end() :]}"
+    """One line of error, and out."""
     click.echo(f"tapmirror: error: {message}", err=True)
     raise SystemExit(code)
+
+
+def as_option(message: str) -> str:
+    """The message with a field of the spec at its beginning named as the option that sets it."""
+    field = re.match(r"([a-z]+)(?:\[\d+\]|\.[a-z]+)*: ", message)
+    if field is not None and field[1] in OPTION_OF:
+        return f"{OPTION_OF[field[1]]}: {message[field.end() :]}"
+    return message

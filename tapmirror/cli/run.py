@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tapmirror run`: one tap in the foreground, until it is stopped."""
+"""`tapmirror run`: taps in the foreground, until they are stopped."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
+from tapmirror.cli.files import read_file
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
-from tapmirror.cli.messages import fail, warn
-from tapmirror.spec import Capture, Pacing, Protocol, SpecError, TapSpec, parse_shadow
+from tapmirror.cli.messages import as_option, fail, warn
+from tapmirror.spec import Capture, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
 from tapmirror.supervisor import Tap, TapError
 
 
@@ -29,10 +32,22 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
 
 
 @click.command(short_help="Mirror traffic of one interface until stopped.")
-@click.option("--iface", required=True, metavar="IFACE", help="Interface that production's traffic passes.")
-@click.option("--port", "ports", type=int, multiple=True, required=True, help="Production's port; repeatable.")
+@click.option(
+    "-f",
+    "--file",
+    metavar="FILE",
+    help="Taps of a YAML file instead of the options that describe one; - is standard input.",
+)
+@click.option("--iface", metavar="IFACE", help="Interface that production's traffic passes.")
+@click.option("--port", "ports", type=int, multiple=True, help="Production's port; repeatable.")
 @click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable.")
-@click.option("--shadow", required=True, metavar="HOST:PORT", help="Where the copies go; IPv6 in brackets.")
+@click.option(
+    "--shadow",
+    "shadows",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Where the copies go; IPv6 in brackets; repeatable: each gets every request.",
+)
 @click.option("--percent", type=float, default=100.0, show_default=True, help="Share of the connections.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of connections.")
 @click.option(
@@ -61,23 +76,8 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
 @click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's].")
 @click.option("--duration", type=float, callback=_positive, metavar="SECONDS", help="Stop after this.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
-def run(
-    *,
-    iface: str,
-    ports: tuple[int, ...],
-    addrs: tuple[str, ...],
-    shadow: str,
-    percent: float,
-    seed: int,
-    protocol: str,
-    capture: str,
-    pacing: str,
-    promisc: bool,
-    decap: bool,
-    host: str | None,
-    duration: float | None,
-    as_json: bool,
-) -> None:
+@click.pass_context
+def run(context: click.Context, /, *, file: str | None, duration: float | None, as_json: bool, **options: Any) -> None:
     """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
 
     \b
@@ -85,40 +85,32 @@ def run(
       tapmirror run --iface eth0 --port 80 --shadow staging.internal:8080
       tapmirror run --iface eth0 --port 80 --shadow '[2001:db8::7]:80' --percent 5 --duration 60
       tapmirror run --iface lo --port 6379 --shadow 10.0.0.9:6379 --protocol raw --pacing wait
+      tapmirror run -f tap.yaml
     """  # noqa: D301 -- click wants the control character
-    try:
-        spec = TapSpec(
-            iface=iface,
-            ports=ports,
-            addrs=addrs,
-            shadow=parse_shadow(shadow),
-            percent=percent,
-            seed=seed,
-            protocol=Protocol(protocol),
-            capture=Capture(capture),
-            pacing=Pacing(pacing),
-            promisc=promisc,
-            decap=decap,
-            host=host,
-        )
-    except SpecError as error:
-        fail(str(error), 2)
-    tap = Tap(spec, warn)
+    given = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if file is not None:
+        if given:
+            fail(f"--{OPTION_NAMES.get(min(given), min(given))} and -f: what a tap is, is in the file", 2)
+        specs = read_file(file)
+    else:
+        specs = [spec_of(**options)]
+    taps = [Tap(spec, warn) for spec in specs]
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
     try:
-        tap.start()
+        start(taps)
     except TapError as error:
-        fail(str(error), 2)
+        fail(as_option(str(error)) if file is None else str(error), 2)
     try:
-        ledger = watch(tap, stop_read, duration)
+        ledgers = watch(taps, stop_read, duration)
     except TapError as error:
         fail(str(error), 1)
     try:
         if as_json:
-            click.echo(json.dumps(ledger))
+            click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
         else:
-            print_ledger(ledger)
+            for ledger in ledgers:
+                print_ledger(ledger)
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
@@ -126,21 +118,68 @@ def run(
         fail(f"the ledger could not be printed: {error.strerror}", 1)
 
 
-def watch(tap: Tap, stop: int, duration: float | None) -> dict[str, Any]:
-    """Show the tap's state until `stop` is readable, the time is over or the worker dies; the final ledger."""
+OPTION_NAMES: Final = {"ports": "port", "addrs": "addr", "shadows": "shadow"}
+
+
+def spec_of(
+    *,
+    iface: str | None,
+    ports: tuple[int, ...],
+    shadows: tuple[str, ...],
+    host: str | None,
+    protocol: str,
+    capture: str,
+    pacing: str,
+    **rest: Any,
+) -> TapSpec:
+    """The tap that options describe."""
+    for name, value in (("iface", iface), ("port", ports), ("shadow", shadows)):
+        if not value:
+            fail(f"--{name} is needed (or -f with a file)", 2)
+    try:
+        rewrite = Rewrite(host=host) if host is not None else Rewrite()
+        return TapSpec(
+            iface=iface or "",
+            ports=ports,
+            shadows=tuple(parse_shadow(shadow, rewrite=rewrite) for shadow in shadows),
+            protocol=Protocol(protocol),
+            capture=Capture(capture),
+            pacing=Pacing(pacing),
+            **rest,
+        )
+    except SpecError as error:
+        for field, message in error.problems:
+            click.echo(f"tapmirror: error: {as_option(f'{field}: {message}')}", err=True)
+        raise SystemExit(2) from None
+
+
+def start(taps: Sequence[Tap]) -> None:
+    """Start all or none.  Raises `TapError`."""
+    for i, tap in enumerate(taps):
+        try:
+            tap.start()
+        except BaseException:
+            for begun in taps[:i]:
+                begun.close()
+            raise
+
+
+def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> list[dict[str, Any]]:
+    """Show the taps' state until `stop` is readable, the time is over or a worker dies; the final ledgers."""
     end = None if duration is None else time.monotonic() + duration
-    view: View = LiveView(tap.spec) if sys.stderr and sys.stderr.isatty() else LineView(tap.spec)
+    specs = [tap.spec for tap in taps]
+    view: View = LiveView(specs) if sys.stderr and sys.stderr.isatty() else LineView(specs)
     try:
         with view:
             while end is None or time.monotonic() < end:
-                view.show(tap.snapshot())
+                view.show([tap.snapshot() for tap in taps])
                 wait = view.interval if end is None else min(view.interval, max(0.0, end - time.monotonic()))
-                if stop in select.select([stop, tap.fileno()], [], [], wait)[0]:
+                if stop in select.select([stop, *(tap.fileno() for tap in taps)], [], [], wait)[0]:
                     break
-    except BaseException:
-        tap.close()
-        raise
-    return tap.stop()
+        return [tap.stop() for tap in taps]
+    finally:
+        for tap in taps:
+            tap.close()
 
 
 def catch_signals(write_end: int) -> None:

@@ -6,5 +6,6 @@ whose answers are read, counted and thrown away.  Nothing is ever sent twice.
 """
 
 from tapmirror.replay.reactor import Reactor
+from tapmirror.replay.replay import Replay
 
-__all__ = ["Reactor"]
+__all__ = ["Reactor", "Replay"]

@@ -17,6 +17,7 @@ from typing import Final
 from tapmirror.events import END, START, DropReason
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
+from tapmirror.replay.tls import TlsSocket
 
 IDLE: Final = 0
 """No socket."""
@@ -63,18 +64,21 @@ class Lane:
         "_ledger",
         "_pool",
         "begun",
+        "fd",
         "finishing",
         "flow",
         "framer",
         "heard",
         "heard_at",
         "http",
+        "idle_since",
         "lazy",
         "open_request",
         "queue",
         "queued",
         "ready",
         "sent",
+        "sent_at_sweep",
         "shadow_done",
         "skipping",
         "sock",
@@ -88,7 +92,9 @@ class Lane:
         self.http = http
         self._pool = pool
         self._ledger = ledger
-        self.sock: _socket.socket | None = None
+        self.sock: _socket.socket | TlsSocket | None = None
+        self.fd = -1
+        """The socket's, as long as there is one."""
         self.state = IDLE
         self.ready = False
         """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""
@@ -105,6 +111,9 @@ class Lane:
         self.shadow_done = False
         self.sent = 0
         """Requests sent on this shadow connection."""
+        self.sent_at_sweep = -1
+        self.idle_since = 0.0
+        """Since when nothing was sent, as far as sweeps saw (`Shadow.idle_time`)."""
         self.lazy = False
         """The kernel wakes us only for many bytes of answers."""
         self.switching = False

@@ -31,16 +31,18 @@ import _socket
 import errno
 import select
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from tapmirror.events import END, LOOP_DSCP, START, TUNNEL, Abort, Command, DropReason, Finish, Open, Send, Turn
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.backoff import Backoff
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
-from tapmirror.spec import Pacing, TapSpec
+from tapmirror.replay.tls import TlsSocket
+from tapmirror.spec import Pacing, Shadow, TapSpec
 
 LAZY_BYTES: Final = 16_384
 """Answers that wake us on a busy connection: some twenty small ones, far less than a receive buffer."""
@@ -75,14 +77,30 @@ _EXHAUSTED: Final = frozenset(
 )
 
 
+Address: TypeAlias = tuple[int, tuple[Any, ...]]
+"""(address family, socket address)."""
+
+
 class Reactor:
     """All connections of one worker to one shadow.
 
-    `addresses` are (family, socket address), tried in turn after a failure.
+    `addresses` are (family, socket address), tried in turn after a failure; `tls` is how a connection is
+    secured, if it is.
     """
 
-    def __init__(self, addresses: Sequence[tuple[int, tuple[Any, ...]]], spec: TapSpec, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        spec: TapSpec,
+        shadow: Shadow,
+        ledger: Ledger,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._addresses = list(addresses)
+        self._tls = tls
+        self._tls_name = (shadow.tls.sni if shadow.tls is not None else None) or shadow.host
+        self._connect_time = shadow.connect_time
+        self._idle_time = shadow.idle_time
         self._limits = spec.limits
         self._wait = spec.pacing is Pacing.WAIT
         self._ledger = ledger
@@ -135,6 +153,19 @@ class Reactor:
             elif fd in self._watched:
                 self._watched[fd]()
 
+    def fileno(self) -> int:
+        """Readable when `run_once` has something to do."""
+        return self._epoll.fileno()
+
+    @property
+    def unread(self) -> bool:
+        """Something is left to be read that no event will tell of."""
+        return bool(self._unread)
+
+    def readdress(self, addresses: Sequence[Address]) -> None:
+        """Connect to these from now on; what is connected stays."""
+        self._addresses = list(addresses)
+
     def next_deadline(self) -> float | None:
         """When `expire` has something to do; None: no connection is open."""
         times = [next(iter(table.values())) for table in (self._connecting, self._lingering) if table]
@@ -162,6 +193,8 @@ class Reactor:
             self._next_sweep = now + SWEEP
             for lane in [lane for lane in self._by_fd.values() if lane.lazy]:
                 self._on_readable(lane, now)
+            if self._idle_time:
+                self._close_idle(now)
 
     def held(self) -> tuple[int, int]:
         """(captured bytes queued, requests that are neither wholly sent nor dropped)."""
@@ -312,7 +345,7 @@ class Reactor:
     def _connect(self, lane: Lane, now: float) -> bool:
         """Begin to connect; False if that is not possible now (the reason is the back-off's)."""
         connecting = self._connecting
-        oldest = next(iter(connecting.values())) - self._limits.connect_time if connecting else now
+        oldest = next(iter(connecting.values())) - self._connect_time if connecting else now
         if not self._backoff.allows(now, oldest):
             return False
         if len(self._by_fd) >= self._limits.connections:
@@ -344,9 +377,10 @@ class Reactor:
         lane.lazy = False
         lane.shadow_done = False
         lane.heard = 0
-        self._by_fd[sock.fileno()] = lane
-        self._connecting[lane] = now + self._limits.connect_time
-        self._epoll.register(sock.fileno(), _INTEREST)
+        lane.fd = sock.fileno()
+        self._by_fd[lane.fd] = lane
+        self._connecting[lane] = now + self._connect_time
+        self._epoll.register(lane.fd, _INTEREST)
         self._ledger.events["shadow_connects"] += 1
         return True
 
@@ -355,6 +389,8 @@ class Reactor:
             if event & _GONE:
                 number = lane.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # type: ignore[union-attr]
                 self._connect_failed(lane, number, now)
+                return
+            if self._tls is not None and not self._secured(lane, self._tls, now):
                 return
             del self._connecting[lane]
             lane.state = OPEN
@@ -369,8 +405,21 @@ class Reactor:
         if lane.finishing and lane.state == OPEN:
             self._try_finish(lane, now)
 
+    def _secured(self, lane: Lane, context: ssl.SSLContext, now: float) -> bool:
+        """Go on with the TLS handshake; whether it is done."""
+        try:
+            if not isinstance(lane.sock, TlsSocket):
+                assert lane.sock is not None
+                lane.sock = TlsSocket(lane.sock, context, self._tls_name)
+            return lane.sock.handshake()
+        except (OSError, ValueError) as error:
+            self._ledger.events["tls_failures"] += 1
+            number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+            self._connect_failed(lane, number or errno.EPROTO, now)
+            return False
+
     def _connect_failed(self, lane: Lane, number: int, now: float) -> None:
-        self._count_failure(number, now, self._connecting[lane] - self._limits.connect_time)
+        self._count_failure(number, now, self._connecting[lane] - self._connect_time)
         reason = self._backoff.reason
         self._unhook(lane)
         lane.drop_all(reason)
@@ -447,7 +496,7 @@ class Reactor:
                 if not count:
                     self._shadow_ended(lane, now)
                     return
-                if count < asked and not ended:
+                if count < asked and not ended and self._tls is None:
                     break
             else:
                 self._unread.add(lane)
@@ -462,7 +511,7 @@ class Reactor:
         if lane.finishing and lane.state == OPEN:
             self._try_finish(lane, now)
 
-    def _read_raw(self, lane: Lane, sock: _socket.socket, now: float) -> tuple[int, int]:
+    def _read_raw(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float) -> tuple[int, int]:
         """(bytes asked for, bytes read); nothing of them is looked at."""
         count = sock.recv_into(self._waste, DISCARD_BYTES, socket.MSG_TRUNC)
         if self._wait:
@@ -470,7 +519,7 @@ class Reactor:
             lane.heard_at = now
         return DISCARD_BYTES, count
 
-    def _read_http(self, lane: Lane, sock: _socket.socket) -> tuple[int, int]:
+    def _read_http(self, lane: Lane, sock: _socket.socket | TlsSocket) -> tuple[int, int]:
         """(bytes asked for, bytes read); of bodies nothing is looked at."""
         framer = lane.framer
         assert framer is not None
@@ -569,7 +618,7 @@ class Reactor:
         if lane.queue and not lane.begun:
             lane.queue[0].announced = False
         if lane.sock is not None:
-            del self._by_fd[lane.sock.fileno()]
+            del self._by_fd[lane.fd]
             lane.sock.close()
             lane.sock = None
 
@@ -605,6 +654,16 @@ class Reactor:
         lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
         if not self._wait:
             self._set_lazy(lane, LAZY_BYTES)
+
+    def _close_idle(self, now: float) -> None:
+        """Close what has had nothing to send and nothing to wait for long enough."""
+        for lane in list(self._by_fd.values()):
+            if lane.sent != lane.sent_at_sweep or lane.queue or lane.framer is None or lane.framer.outstanding:
+                lane.sent_at_sweep = lane.sent
+                lane.idle_since = now
+            elif lane.state == OPEN and not lane.begun and not lane.tunnel and now - lane.idle_since >= self._idle_time:
+                self._ledger.events["idle_closes"] += 1
+                self._unhook(lane)
 
     def _set_lazy(self, lane: Lane, size: int) -> None:
         lane.lazy = size > 1

@@ -4,6 +4,48 @@
 Pure: names are not resolved and no interface is looked at here.
 """
 
-from tapmirror.spec.tap import Capture, Limits, Pacing, Protocol, Shadow, SpecError, TapSpec, parse_shadow
+from tapmirror.spec.errors import SpecError
+from tapmirror.spec.match import Match, Size, Text
+from tapmirror.spec.rewrite import PathRewrite, Redact, Rewrite
+from tapmirror.spec.sampled import By, Ramp, Sampled
+from tapmirror.spec.shadow import Shadow, Tls, parse_shadow
+from tapmirror.spec.tap import (
+    BodyLimit,
+    Capture,
+    Hook,
+    Limits,
+    Mirror,
+    Over,
+    Pacing,
+    Protocol,
+    Rule,
+    Spread,
+    TapSpec,
+)
 
-__all__ = ["Capture", "Limits", "Pacing", "Protocol", "Shadow", "SpecError", "TapSpec", "parse_shadow"]
+__all__ = [
+    "BodyLimit",
+    "By",
+    "Capture",
+    "Hook",
+    "Limits",
+    "Match",
+    "Mirror",
+    "Over",
+    "Pacing",
+    "PathRewrite",
+    "Protocol",
+    "Ramp",
+    "Redact",
+    "Rewrite",
+    "Rule",
+    "Sampled",
+    "Shadow",
+    "Size",
+    "SpecError",
+    "Spread",
+    "TapSpec",
+    "Text",
+    "Tls",
+    "parse_shadow",
+]

@@ -5,21 +5,26 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from tapmirror.spec.errors import Checked, Found, shown
+from tapmirror.spec.match import Match
+from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
+from tapmirror.spec.sampled import By, Sampled, threshold
+from tapmirror.spec.shadow import MAX_COPIES, Shadow
+
 MAX_ADDRS = 16
 """Production addresses of one tap: the capture program compares each packet with all of them."""
+MAX_SHADOWS = 16
+"""Of one tap: the capture program can leave out as many end points."""
 
 
-class SpecError(ValueError):
-    """A value that the spec refuses; `field` is its path, the message one line."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
+LEAST = {"ring_bytes": 1 << 18, "head_bytes": 128, "queue_bytes": 4096, "queues_bytes": 4096}
+"""Of the limits: two of the largest packets; a request line and a Host; a small request."""
+MOST = 1 << 40
 
 
 class Protocol(enum.Enum):
@@ -48,15 +53,71 @@ class Pacing(enum.Enum):
     """After the shadow answered as production did: half-duplex, for stateful protocols."""
 
 
-class Shadow(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the copies go."""
+class Spread(enum.Enum):
+    """Which of several shadows get a request."""
 
-    host: str
-    """A name or an address literal (IPv6 without brackets)."""
-    port: int
+    ALL = "all"
+    ROUND_ROBIN = "round-robin"
+    """One after the other, of those that a rule names."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class Over(enum.Enum):
+    """What becomes of a request whose body is longer than its rule's limit."""
+
+    SKIP = "skip"
+    """It is not mirrored.  Where the length is not announced (chunked), the body is held up to the limit."""
+    STREAM = "stream"
+    """It is mirrored all the same, and counted."""
+
+
+class BodyLimit(Checked, frozen=True, kw_only=True):
+    """The longest body that a rule mirrors, and what is done with a longer one."""
+
+    max: int
+    """Bytes."""
+    over: Over = Over.SKIP
+
+    def _check(self) -> Found:
+        if not 0 <= self.max <= 64 << 20:
+            yield "max", f"{self.max} is not between 0 and {64 << 20}"
+
+
+class Mirror(Sampled, frozen=True, kw_only=True):
+    """One of the shadows that a rule mirrors to, with a share of its own."""
+
+    shadow: str
+    """Its name."""
+
+
+class Rule(Sampled, frozen=True, kw_only=True):
+    """What is done with the requests that match.  The first rule that matches decides, also when it mirrors nothing."""
+
+    name: str = ""
+    match: tuple[Match, ...] = ()
+    """One of these must hold; empty: every request matches."""
+    mirror: tuple[Mirror, ...] | None = None
+    """To which shadows: names (or structures with a share of their own), `none`, or `all` (also if absent)."""
+    body: BodyLimit | None = None
+
+
+class Hook(Checked, frozen=True, kw_only=True):
+    """A function of yours that sees every request that is about to be mirrored; `MODULE:FUNCTION` for short."""
+
+    call: str
+    """`package.module:function`.  It is imported and called in the worker, without privilege."""
+    body: bool = False
+    """Whether it wants the body: requests are then held until they are whole, up to `body_bytes`."""
+    body_bytes: int = 1 << 20
+
+    def _check(self) -> Found:
+        module, colon, function = self.call.partition(":")
+        if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            yield "call", f"{shown(self.call)} is not package.module:function"
+        if not 0 < self.body_bytes <= 64 << 20:
+            yield "body_bytes", f"{self.body_bytes} is not between 1 and {64 << 20}"
+
+
+class Limits(Checked, frozen=True, kw_only=True):
     """The bound of every buffer, table and queue.  The core has no defaults of its own."""
 
     ring_bytes: int = 16 << 20
@@ -90,8 +151,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     not tell: several retransmission time-outs (RFC 6298: 1 s at first)."""
     accept_time: float = 10.0
     """Seconds that data of a connection joined mid-stream is held for production's first acknowledgement."""
-    connect_time: float = 5.0
-    """Seconds for a connection to the shadow to be established."""
     linger_time: float = 10.0
     """Seconds that a shadow connection stays open for outstanding answers after the client is gone."""
     wait_time: float = 5.0
@@ -100,19 +159,28 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Longest pause between attempts to reach a shadow that is down, in seconds."""
     drain_time: float = 5.0
     """Seconds for what is queued to leave at the end."""
+    held_bytes: int = 32 << 20
+    """Bodies that are held in all flows, where a body must be whole before it can be mirrored."""
+
+    def _check(self) -> Found:
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            least = LEAST.get(field.name, 1 if isinstance(field.default, int) else 0.001)
+            if not least <= value <= MOST:
+                yield field.name, f"{value} is not between {least} and {MOST}"
+        if self.ring_bytes & (self.ring_bytes - 1):
+            yield "ring_bytes", f"{self.ring_bytes} is not a power of two"
 
 
-class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
+class TapSpec(Sampled, frozen=True, kw_only=True):
     """One tap: what is captured where, and what is done with it."""
 
     iface: str
     ports: tuple[int, ...]
-    shadow: Shadow
+    shadows: tuple[Shadow, ...]
     name: str = "tap"
     addrs: tuple[str, ...] = ()
     """Local addresses of production; empty: any."""
-    percent: float = 100.0
-    """Share of the connections, in steps of 0.0001."""
     seed: int = 0
     """Of the sampling hash: the same seed chooses the same connections."""
     protocol: Protocol = Protocol.AUTO
@@ -122,60 +190,83 @@ class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Packets for other stations too: the interface is a mirror port (SPAN), where production's packets come in."""
     decap: bool = False
     """Look into tunnels, and put IP fragments together; through AF_PACKET."""
-    host: str | None = None
-    """Replaces the value of the Host header; None keeps the client's."""
+    safe_methods: bool = False
+    """Mirror only GET, HEAD and OPTIONS."""
+    rules: tuple[Rule, ...] = ()
+    """Tried in order; a request that none matches is not mirrored.  Empty: every request goes to every shadow."""
+    spread: Spread = Spread.ALL
+    redact: Redact | None = None
+    hook: Hook | None = None
     limits: Limits = Limits()
 
-    def __post_init__(self) -> None:
-        """Raises `SpecError` for the first field with a value out of its range."""
+    def _check(self) -> Found:
+        yield from super()._check()
         if not self.iface or not self.iface.isprintable() or "/" in self.iface or len(self.iface.encode()) > 15:
-            raise SpecError("iface", f"{self.iface!r} is not an interface name")
+            yield "iface", f"{shown(self.iface)} is not an interface name"
         if not self.ports:
-            raise SpecError("ports", "at least one port is needed")
+            yield "ports", "at least one port is needed"
         for i, port in enumerate(self.ports):
             if not 0 < port < 65536:
-                raise SpecError(f"ports[{i}]", f"{port} is not a port (1 to 65535)")
+                yield f"ports[{i}]", f"{port} is not a port (1 to 65535)"
+        if not self.name or not self.name.isprintable() or len(self.name) > 63:
+            yield "name", f"{shown(self.name)} is not a name of up to 63 printable characters"
         if len(self.addrs) > MAX_ADDRS:
-            raise SpecError("addrs", f"at most {MAX_ADDRS} addresses, not {len(self.addrs)}")
+            yield "addrs", f"at most {MAX_ADDRS} addresses, not {len(self.addrs)}"
         for i, addr in enumerate(self.addrs):
             try:
                 ipaddress.ip_address(addr)
             except ValueError:
-                raise SpecError(f"addrs[{i}]", f"{addr!r} is not an IP address") from None
-        if not 0 < self.shadow.port < 65536:
-            raise SpecError("shadow.port", f"{self.shadow.port} is not a port (1 to 65535)")
-        if not self.shadow.host or not self.shadow.host.isprintable() or " " in self.shadow.host:
-            raise SpecError("shadow.host", f"{self.shadow.host!r} is not a host name or address")
-        if not math.isfinite(self.percent) or not 0 <= self.percent <= 100:
-            raise SpecError("percent", f"{self.percent} is not between 0 and 100")
+                yield f"addrs[{i}]", f"{shown(addr)} is not an IP address"
         if self.decap and self.capture is Capture.EBPF:
-            raise SpecError("decap", "eBPF does not look into tunnels: capture by AF_PACKET (packet)")
+            yield "decap", "eBPF does not look into tunnels: capture by AF_PACKET (packet)"
         if not 0 <= self.seed < 1 << 32:
-            raise SpecError("seed", f"{self.seed} is not between 0 and {(1 << 32) - 1}")
-        if self.host is not None and (not self.host or any(c <= " " or c >= "\x7f" for c in self.host)):
-            raise SpecError("host", f"{self.host!r} is not a host name")
+            yield "seed", f"{self.seed} is not between 0 and {(1 << 32) - 1}"
+        yield from self._shadow_problems()
+        if self.protocol is not Protocol.HTTP:
+            yield from (
+                (field, f"needs requests: protocol must be http, not {self.protocol.value}")
+                for field in self.http_only()
+            )
+
+    def _shadow_problems(self) -> Found:
+        if not 1 <= len(self.shadows) <= MAX_SHADOWS:
+            yield "shadows", f"{len(self.shadows)} shadows: one is needed, {MAX_SHADOWS} are the most"
+        if sum(shadow.copies for shadow in self.shadows) > MAX_COPIES:
+            yield "shadows", f"more than {MAX_COPIES} copies in all"
+        labels = [shadow.label for shadow in self.shadows]
+        for i, label in enumerate(labels):
+            if label in labels[:i]:
+                yield f"shadows[{i}].name", f"{shown(label)} is there already"
+        for i, rule in enumerate(self.rules):
+            for j, mirror in enumerate(rule.mirror or ()):
+                if mirror.shadow not in labels:
+                    yield (
+                        f"rules[{i}].mirror[{j}]",
+                        f"no shadow has the name {shown(mirror.shadow)} (there are: {', '.join(labels)})",
+                    )
+                elif mirror.shadow in [other.shadow for other in (rule.mirror or ())[:j]]:
+                    yield f"rules[{i}].mirror[{j}]", f"{shown(mirror.shadow)} is there already"
+
+    def http_only(self) -> Iterator[str]:
+        """The fields in use that make sense only where requests are known."""
+        if self.needs_requests():
+            yield "by" if self.by is not By.CONNECTION else "max_requests" if self.max_requests else "max_bytes"
+        for field in ("safe_methods", "rules", "redact", "hook"):
+            if getattr(self, field):
+                yield field
+        for i, shadow in enumerate(self.shadows):
+            if shadow.needs_requests():
+                yield f"shadows[{i}]"
+            if shadow.match:
+                yield f"shadows[{i}].match"
+            if shadow.pooled:
+                yield f"shadows[{i}].pooled"
+            if msgspec.structs.replace(shadow.rewrite, host=KEEP) != Rewrite():
+                yield f"shadows[{i}].rewrite"
 
     def threshold(self) -> int:
-        """Of 2**32 hash values, how many are mirrored: `percent` rounded to its step of 0.0001."""
-        return round(self.percent * 10_000) * (1 << 32) // 1_000_000
-
-
-def parse_shadow(text: str) -> Shadow:
-    """Read `HOST:PORT`, with an IPv6 literal in brackets.  Raises `SpecError`."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host:
-        raise SpecError("shadow", f"{text!r} is not HOST:PORT")
-    if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
-        raise SpecError("shadow", f"{text!r}: an IPv6 address goes in brackets, as in [2001:db8::1]:80")
-    if host.startswith("["):
-        host = host[1:-1]
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise SpecError("shadow", f"{host!r} is not an IPv6 address") from None
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
-        raise SpecError("shadow", f"{port[:20]!r} is not a port (1 to 65535)")
-    return Shadow(host=host, port=int(port))
+        """Of 2**32 hash values, how many the kernel passes on; by anything but connections, all."""
+        return threshold(self.most()) if self.by is By.CONNECTION else 1 << 32
 
 
 def to_builtins(spec: TapSpec) -> Any:

@@ -26,8 +26,10 @@ class Mirror(Tap):
     """How it captures if it is not told."""
     _ledger: dict[str, Any] | None = None
 
-    def __init__(self, node: Host, /, *, shadow: str, capture: str | None = None, **more: Any) -> None:
-        super().__init__(node, shadow=shadow, capture=capture or self.default, **more)
+    def __init__(self, node: Host, /, *, capture: str | None = None, **more: Any) -> None:
+        if "spec" not in more:
+            more["capture"] = capture or self.default
+        super().__init__(node, **more)
 
     def final(self) -> dict[str, Any]:
         """Stop it; its ledger, in which everything is accounted for and nothing is in flight."""

@@ -9,7 +9,7 @@ from lab.hosts import Host, LabError, until
 from lab.load import Load, LoadPlan, LoadResult, body, load
 from lab.network import Lab
 from lab.relay import Faults, RelayCount
-from lab.servers import Nginx, Redis, redis_pipe, resp
+from lab.servers import Certificates, Nginx, Redis, redis_pipe, resp
 from lab.sinks import Behaviour, HashSink, Recorded, RecordingTcp
 from lab.snapshot import Snapshot, cpu_seconds, resident_kb
 from lab.span import Span
@@ -18,6 +18,7 @@ from lab.wrk import WrkResult, wrk
 
 __all__ = [
     "Behaviour",
+    "Certificates",
     "Faults",
     "HashSink",
     "Host",

@@ -40,6 +40,7 @@ http {{
     default_type text/plain;
     server {{
 {listen}
+{tls}
         location / {{ return 200 "{text}\\n"; }}
         location /file {{ alias {dir}/files/; }}
     }}
@@ -115,13 +116,63 @@ class Server(abc.ABC):
         """Whether it is ready."""
 
 
+class Certificates:
+    """An authority, a server's certificate for a name and a client's, in a directory."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.authority = path / "ca.pem"
+        self.server, self.server_key = path / "server.pem", path / "server.key"
+        self.client = path / "client.pem"
+        """With its key."""
+        new = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ]
+        sign = ["-CA", f"{self.authority}", "-CAkey", f"{path}/ca.key", "-addext", "basicConstraints=critical,CA:FALSE"]
+        for words in (
+            ["-subj", "/CN=authority", "-keyout", f"{path}/ca.key", "-out", f"{self.authority}"],
+            [
+                *(*sign, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
+                *("-keyout", f"{self.server_key}", "-out", f"{self.server}"),
+            ],
+            [*sign, "-subj", "/CN=client", "-keyout", f"{path}/client.key", "-out", f"{path}/client.crt"],
+        ):
+            subprocess.run([*new, *words], check=True, capture_output=True)
+        self.client.write_bytes((path / "client.crt").read_bytes() + (path / "client.key").read_bytes())
+
+    def nginx(self, clients: bool) -> str:
+        """What a server's configuration says."""
+        lines = [f"ssl_certificate {self.server};", f"ssl_certificate_key {self.server_key};"]
+        if clients:
+            lines += [f"ssl_client_certificate {self.authority};", "ssl_verify_client on;"]
+        return "\n".join(lines)
+
+
 class Nginx(Server):
     """nginx on a host: / answers 200 at once, /file/1k and /file/1m are files; its counter is outside the network.
 
-    `logged` needs `log=True`, which costs nginx some microseconds a request.
+    `logged` needs `log=True`, which costs nginx some microseconds a request.  With `tls` it speaks TLS, and
+    asks for the clients' certificates if that says so.
     """
 
-    def __init__(self, host: Host, ports: int | Sequence[int] = 80, *, log: bool = False, text: str = "ok") -> None:
+    def __init__(
+        self,
+        host: Host,
+        ports: int | Sequence[int] = 80,
+        *,
+        log: bool = False,
+        text: str = "ok",
+        tls: Certificates | None = None,
+        clients: bool = False,
+    ) -> None:
         super().__init__(host)
         self._asked = 0
         files = self._dir / "files"
@@ -133,11 +184,12 @@ class Nginx(Server):
             files=NOFILE_MOST - 100,
             log=f"{self._dir}/access.log exact" if log else "off",
             listen="\n".join(
-                f"        listen {end}{port} backlog=16384;"
+                f"        listen {end}{port}{' ssl' if tls is not None else ''} backlog=16384;"
                 for port in ((ports,) if isinstance(ports, int) else ports)
                 for end in ("", "[::]:")
             ),
             text=text,
+            tls=tls.nginx(clients) if tls is not None else "",
         )
         (self._dir / "nginx.conf").write_text(config)
         self._start(["nginx", "-p", f"{self._dir}", "-c", "nginx.conf", "-e", "error.log"], "error.log")

@@ -20,8 +20,9 @@ COMMAND: Final = Path(sys.executable).parent / "tapmirror"
 class Tap:
     """A running tap.  `with Tap(lab.node, port=80, shadow="10.77.2.2:80") as tap: …; ledger = tap.stop()`.
 
-    Further options are those of the command, as in `percent=10, protocol="raw"`; a tuple repeats
-    the option, and True stands for one without a value.  `terminal`: what it shows goes to ours, and not to `said`.
+    Or `Tap(lab.node, spec="iface: eth0 ...")`, with the text of a file.  Further options are those of the
+    command, as in `percent=10, protocol="raw"`; a tuple repeats the option, and True stands for one without a
+    value.  `terminal`: what it shows goes to ours, and not to `said`.
     Raises `LabError` if it does not come up, with what it said.
     """
 
@@ -30,7 +31,8 @@ class Tap:
         node: Host,
         /,
         *,
-        shadow: str,
+        shadow: str = "",
+        spec: str | None = None,
         port: int | tuple[int, ...] = 80,
         iface: str | None = None,
         terminal: bool = False,
@@ -40,7 +42,12 @@ class Tap:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `end`
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._last_words = ""
+        self._file = tempfile.NamedTemporaryFile(suffix=".yaml")  # noqa: SIM115
         options = {"iface": iface or node.iface, "port": port, "shadow": shadow, **more}
+        if spec is not None:
+            self._file.write(spec.encode())
+            self._file.flush()
+            options = {"file": self._file.name, **more}
         words = [
             f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
             for name, values in options.items()
@@ -112,6 +119,7 @@ class Tap:
             self._last_words = self.said()
             self._errors.close()
             self._output.close()
+            self._file.close()
 
     def kill(self) -> None:
         """SIGKILL to the supervisor; its children are left to themselves."""

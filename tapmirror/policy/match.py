@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Match` as a function of a request.
+
+Texts are compared as the bytes that were sent (ISO 8859-1 for what is not ASCII).  Regular expressions
+are RE2's: in time linear in the input, whatever a client sends.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
+
+from tapmirror.policy.request import Request
+from tapmirror.spec import Match, Text
+
+Check: TypeAlias = Callable[[Request], bool]
+TextCheck: TypeAlias = Callable[[bytes | None], bool]
+
+_V4: Final = bytes(10) + b"\xff\xff"
+
+
+def matcher(matches: Iterable[Match]) -> Check | None:
+    """Whether one of the matches holds; None: there are none, so that every request matches."""
+    checks = [_all_of(match) for match in matches]
+    if not checks or any(check is None for check in checks):
+        return None
+    if len(checks) == 1:
+        return checks[0]
+    known = [check for check in checks if check is not None]
+    return lambda request: any(check(request) for check in known)
+
+
+def _all_of(match: Match) -> Check | None:
+    """Whether all conditions of a match hold; None: it has none.  The cheap ones are tried first."""
+    checks: list[Check] = []
+    if match.methods:
+        checks.append(_methods(match.methods))
+    if match.path is not None:
+        checks.append(_path(match.path))
+    if match.clients:
+        checks.append(clients(match.clients))
+    if match.host is not None:
+        checks.append(_host(match.host))
+    for name, text in match.headers.items():
+        checks.append(_field(name.lower().encode(), text_check(text)))
+    for name, text in match.query.items():
+        checks.append(_parameter(name.encode(), text_check(text)))
+    for name, text in match.cookies.items():
+        checks.append(_cookie(name.encode(), text_check(text)))
+    if match.body is not None:
+        checks.append(_size(match.body.min, match.body.max))
+    if len(checks) < 2:
+        return checks[0] if checks else None
+    if len(checks) == 2:
+        first, second = checks
+        return lambda request: first(request) and second(request)
+    return lambda request: all(check(request) for check in checks)
+
+
+def text_check(text: Text) -> TextCheck:
+    """The condition as a function of a value, or of None: there is no such value."""
+    check = _plain_check(text)
+    if text.invert:
+        return lambda value: not check(value)
+    return check
+
+
+def _plain_check(text: Text) -> TextCheck:
+    if text.present is not None:
+        wanted = text.present
+        return lambda value: (value is not None) is wanted
+    if text.regex is not None:
+        full = compile_re2(text.regex, text.ignore_case).fullmatch
+        return lambda value: value is not None and full(value) is not None
+    literal = next(each for each in (text.exact, text.prefix, text.suffix) if each is not None).encode()
+    if text.ignore_case:
+        literal = literal.lower()
+    check: TextCheck
+    if text.exact is not None:
+
+        def check(value: bytes | None) -> bool:
+            return value == literal
+    elif text.prefix is not None:
+
+        def check(value: bytes | None) -> bool:
+            return value is not None and value.startswith(literal)
+    else:
+
+        def check(value: bytes | None) -> bool:
+            return value is not None and value.endswith(literal)
+
+    if text.ignore_case:
+        return lambda value: value is not None and check(value.lower())
+    return check
+
+
+def compile_re2(text: str, ignore_case: bool = False) -> re.Pattern[bytes]:
+    """An expression of RE2 on bytes."""
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.case_sensitive = not ignore_case
+    pattern: re.Pattern[bytes] = re2.compile(text.encode("latin-1", "replace"), options)
+    return pattern
+
+
+def clients(networks: Iterable[str]) -> Check:
+    """Whether the client is in one of the networks."""
+    ranges: list[tuple[bytes, bytes]] = []
+    for text in networks:
+        network = ipaddress.ip_network(text)
+        front = _V4 if network.version == 4 else b""
+        ranges.append((front + network.network_address.packed, front + network.broadcast_address.packed))
+    return lambda request: any(low <= request.client <= high for low, high in ranges)
+
+
+def _methods(methods: Iterable[str]) -> Check:
+    wanted = frozenset(method.encode() for method in methods)
+    return lambda request: request.method in wanted
+
+
+def _path(text: Text) -> Check:
+    if text.prefix is not None and not text.ignore_case and not text.invert:
+        prefix = text.prefix.encode()
+        return lambda request: request.path.startswith(prefix)
+    check = text_check(text)
+    return lambda request: check(request.path)
+
+
+def _host(text: Text) -> Check:
+    check = text_check(text)
+    return lambda request: check(request.host)
+
+
+def _field(name: bytes, check: TextCheck) -> Check:
+    return lambda request: check(request.fields.get(name))
+
+
+def _parameter(name: bytes, check: TextCheck) -> Check:
+    return lambda request: check(request.parameters.get(name))
+
+
+def _cookie(name: bytes, check: TextCheck) -> Check:
+    return lambda request: check(request.cookies.get(name))
+
+
+def _size(least: int, most: int | None) -> Check:
+    def check(request: Request) -> bool:
+        length = request.length
+        return length is not None and length >= least and (most is None or length <= most)
+
+    return check

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Redact` as functions of a head and of a body.
+
+Theory of operation
+-------------------
+What is to be taken out must not leave, so everything doubtful is refused and not passed on:
+
+* A JSON body is parsed and written anew even where nothing matched: what a second parser would see in
+  it (a member given twice, white space) is what ours saw.
+* A body that says it is JSON or a form and is not, one with a Content-Encoding, one that is too long:
+  `None`, and the request is not mirrored.
+* A body that does not say it is JSON but begins like it is taken for JSON.
+* With `privacy: strict` a body of any other kind is refused too.
+
+Hashes are HMAC-SHA-256 (RFC 2104) under a key that lives as long as the tap, cut to 64 bits: equal
+values can be recognised, values cannot be looked up in a table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from tapmirror.policy.match import compile_re2
+from tapmirror.policy.request import Request, decoded
+from tapmirror.spec import Redact
+
+Action: TypeAlias = Callable[[bytes], bytes | None]
+"""A value to what replaces it; None: it goes, and its name with it."""
+
+STRICT_HEADERS: Final = {
+    **dict.fromkeys(
+        (
+            "authorization",
+            "cookie",
+            "proxy-authorization",
+            "www-authenticate",
+            "x-api-key",
+            "x-auth-token",
+            "x-csrf-token",
+            "x-xsrf-token",
+            "x-amz-security-token",
+            "referer",
+            "from",
+        ),
+        "remove",
+    ),
+    **dict.fromkeys(("x-forwarded-for", "x-real-ip", "forwarded", "true-client-ip", "cf-connecting-ip"), "hash"),
+}
+"""Credentials, and what says who or where a person is."""
+STRICT_NAMES: Final = (
+    *("password", "passwd", "pwd", "secret", "client_secret", "pin", "code", "signature", "sig"),
+    *("token", "access_token", "refresh_token", "id_token", "api_key", "apikey", "auth", "authorization"),
+    *("session", "sessionid", "sid", "email", "phone", "ssn"),
+    *("iban", "card", "card_number", "cardnumber", "cvv", "cvc"),
+)
+"""Parameters and JSON members."""
+
+_KINDS: Final = re.compile(rb"\s*([^;\s]*)")
+_DEPTH: Final = 200
+
+
+class Redactor:
+    """Takes things out of requests.  `secret` is the key of the hashes."""
+
+    def __init__(self, spec: Redact, secret: bytes) -> None:
+        self._secret = secret
+        self._strict = spec.privacy == "strict"
+        names = dict.fromkeys(STRICT_NAMES, "remove") if self._strict else {}
+        headers = {**(STRICT_HEADERS if self._strict else {}), **{k.lower(): v for k, v in spec.headers.items()}}
+        self._headers = {name.encode(): self._action(text) for name, text in headers.items()}
+        self._query = {k.lower().encode(): self._action(v) for k, v in {**names, **spec.query}.items()}
+        members = {**{f"**.{name}": "remove" for name in names}, **spec.json}
+        self._members = [(_steps(path), self._action(text)) for path, text in members.items()]
+        self._patterns = [(compile_re2(text), becomes.encode()) for text, becomes in spec.patterns.items()]
+        self.reads_bodies = bool(self._members or self._query or self._patterns)
+        """Whether bodies must be whole to be redacted."""
+        self.body_bytes = spec.body_bytes
+
+    def head(self, request: Request) -> bytes:
+        """The head without what is to be taken out."""
+        path = self._replaced(request.path)
+        query = request.query
+        if query is not None:
+            query = self._replaced(self._pairs(query) if self._query else query)
+        start = b"%b %b%b%b %b" % (
+            request.method,
+            request.origin,
+            path,
+            b"" if query is None else b"?" + query,
+            request.version,
+        )
+        lines = []
+        for line in request.head[request.line_end + 2 : -4].split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            action = self._headers.get(name.lower())
+            if action is not None:
+                found = action(value.strip(b" \t"))
+                if found is None:
+                    continue
+                line = name + b": " + found
+            elif self._patterns and name.lower() not in (b"host", b"content-length", b"transfer-encoding"):
+                line = name + b":" + self._replaced(value)
+            lines.append(line)
+        return b"\r\n".join([start, *lines, b"", b""])
+
+    def body(self, request: Request, body: bytes) -> bytes | None:
+        """The body without it; None: it cannot be looked into."""
+        if not body:
+            return body
+        if request.fields.get(b"content-encoding", b"identity").lower() != b"identity":
+            return None
+        match = _KINDS.match(request.fields.get(b"content-type", b""))
+        kind = match[1].lower() if match is not None else b""
+        if kind == b"application/x-www-form-urlencoded":
+            body = self._pairs(body)
+        elif kind.endswith((b"/json", b"+json")) or body.lstrip()[:1] in (b"{", b"["):
+            if self._members:
+                found = self._json(body)
+                if found is None:
+                    return None
+                body = found
+        elif self._strict:
+            return None
+        return self._replaced(body)
+
+    def _action(self, text: str) -> Action:
+        if text == "remove":
+            return lambda _: None
+        if text == "hash":
+            return self._hash
+        becomes = text.removeprefix("replace:").encode()
+        return lambda _: becomes
+
+    def _hash(self, value: bytes) -> bytes:
+        return hmac.new(self._secret, value, hashlib.sha256).hexdigest()[:16].encode()
+
+    def _replaced(self, text: bytes) -> bytes:
+        for pattern, becomes in self._patterns:
+            text = pattern.sub(lambda _, becomes=becomes: becomes, text)  # type: ignore[misc]
+        return text
+
+    def _pairs(self, text: bytes) -> bytes:
+        """A query or a form."""
+        kept = []
+        for pair in text.split(b"&"):
+            name, _, value = pair.partition(b"=")
+            action = self._query.get(decoded(name).lower())
+            if action is not None:
+                found = action(decoded(value))
+                if found is None:
+                    continue
+                pair = name + b"=" + found
+            kept.append(pair)
+        return b"&".join(kept)
+
+    def _json(self, body: bytes) -> bytes | None:
+        try:
+            document = msgspec.json.decode(body)
+            for steps, action in self._members:
+                _redact(document, steps, action, 0)
+            return msgspec.json.encode(document)
+        except (msgspec.MsgspecError, RecursionError, ValueError):
+            return None
+
+
+def _steps(path: str) -> tuple[str, ...]:
+    """`cards[].number` as ("cards", "[]", "number")."""
+    return tuple(path.replace("[]", ".[]").strip(".").split("."))
+
+
+def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int) -> None:
+    """Apply the action to what the steps lead to, in place."""
+    if depth > _DEPTH:
+        raise RecursionError
+    step, rest = steps[0], steps[1:]
+    if step == "**":
+        if rest:
+            _redact(value, rest, action, depth + 1)
+        for child in _children(value):
+            _redact(child, steps, action, depth + 1)
+    elif step == "[]" or step == "*":
+        keys: Any = range(len(value)) if isinstance(value, list) and step == "[]" else _keys(value, step)
+        _apply(value, keys, rest, action, depth)
+    elif isinstance(value, dict):
+        lower = step.lower()
+        _apply(value, [key for key in value if key.lower() == lower], rest, action, depth)
+
+
+def _keys(value: Any, step: str) -> list[str]:
+    return list(value) if isinstance(value, dict) and step == "*" else []
+
+
+def _apply(value: Any, keys: Any, rest: tuple[str, ...], action: Action, depth: int) -> None:
+    for key in list(keys):
+        if rest:
+            _redact(value[key], rest, action, depth + 1)
+        else:
+            found = action(_as_bytes(value[key]))
+            if found is not None:
+                value[key] = found.decode("utf-8", "replace")
+            elif isinstance(value, dict):
+                del value[key]
+            else:
+                value[key] = None
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _as_bytes(value: Any) -> bytes:
+    return value.encode("utf-8", "replace") if isinstance(value, str) else msgspec.json.encode(value)
+
+
+def framed(head: bytes, length: int) -> bytes:
+    """A head for a body of `length` bytes that was held: with Content-Length, not chunked."""
+    kept = [
+        line
+        for line in head[:-4].split(b"\r\n")
+        if line.partition(b":")[0].lower() not in (b"content-length", b"transfer-encoding", b"trailer")
+    ]
+    return b"\r\n".join([*kept, b"Content-Length: %d" % length, b"", b""])
+
+
+def unchunked(body: bytes) -> bytes:
+    """The data of a chunked body that framing has followed to its end (RFC 9112, 7.1)."""
+    data: list[bytes] = []
+    pos = 0
+    while True:
+        end = body.index(b"\r\n", pos)
+        size = int(body[pos:end].partition(b";")[0].strip(b" \t"), 16)
+        if not size:
+            return b"".join(data)
+        data.append(body[end + 2 : end + 2 + size])
+        pos = end + 2 + size + 2

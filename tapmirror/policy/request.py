@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request's head, looked at no further than somebody asks.
+
+The head is one that `framing.head` took for valid; nothing is validated here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from functools import cached_property
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from tapmirror.events import FlowKey
+
+_ORIGIN: Final = re.compile(rb"[a-z][a-z0-9+.-]*+://[^/?]*+", re.IGNORECASE)
+"""Scheme and authority of a target in absolute form."""
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
+TOKEN_BYTES: Final = 8192
+"""Longest JSON Web Token that is looked into: what servers take as one field (nginx: large_client_header_buffers)."""
+
+
+class Request:
+    """The head of a request on the connection `key`."""
+
+    def __init__(self, head: bytes, key: FlowKey) -> None:
+        self.head = head
+        self.key = key
+        self.line_end = end = head.find(b"\r")
+        self.method, target, self.version = head[:end].split(b" ")
+        self.origin = b""
+        """Scheme and authority of a target in absolute form, else empty."""
+        if not target.startswith(b"/"):
+            origin = _ORIGIN.match(target)
+            if origin is not None:
+                self.origin, target = origin[0], target[origin.end() :]
+        self.path, mark, query = target.partition(b"?")
+        self.query = query if mark else None
+        """None: there is no question mark."""
+
+    @cached_property
+    def fields(self) -> dict[bytes, bytes]:
+        """Values by lower-case name; several of one name joined by `, ` (RFC 9110, 5.3)."""
+        fields: dict[bytes, bytes] = {}
+        for line in self.head[self.line_end + 2 : -4].split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            name = name.lower()
+            value = value.strip(b" \t")
+            before = fields.get(name)
+            fields[name] = value if before is None else before + (b"; " if name == b"cookie" else b", ") + value
+        return fields
+
+    @cached_property
+    def host(self) -> bytes:
+        """The Host field without its port, in lower case."""
+        host = self.fields.get(b"host", b"").lower()
+        end = port_start(host)
+        return host if end < 0 else host[:end]
+
+    @cached_property
+    def client(self) -> bytes:
+        """The client's address, 16 bytes."""
+        return self.key[:16]
+
+    @cached_property
+    def length(self) -> int | None:
+        """Of the body as announced; None: chunked."""
+        found = _LENGTH.search(self.head, self.line_end)
+        if found is not None:
+            return int(found[1])
+        return None if b"transfer-encoding" in self.fields else 0
+
+    @cached_property
+    def parameters(self) -> dict[bytes, bytes]:
+        """Of the query, decoded; the first of each name."""
+        found: dict[bytes, bytes] = {}
+        for pair in (self.query or b"").split(b"&"):
+            name, _, value = pair.partition(b"=")
+            if name:
+                found.setdefault(decoded(name), decoded(value))
+        return found
+
+    @cached_property
+    def cookies(self) -> dict[bytes, bytes]:
+        """By name; the first of each (RFC 6265, 5.4)."""
+        found: dict[bytes, bytes] = {}
+        for pair in self.fields.get(b"cookie", b"").split(b";"):
+            name, sign, value = pair.strip(b" \t").partition(b"=")
+            if sign:
+                found.setdefault(name, value)
+        return found
+
+    @cached_property
+    def claims(self) -> dict[str, object]:
+        """Of the JSON Web Token in Authorization (RFC 7519), unverified; empty if there is none that can be read."""
+        scheme, _, token = self.fields.get(b"authorization", b"").partition(b" ")
+        parts = token.strip(b" ").split(b".")
+        if scheme.lower() != b"bearer" or len(parts) != 3 or len(token) > TOKEN_BYTES:
+            return {}
+        try:
+            return msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + b"==="), type=dict[str, object])
+        except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return {}
+
+
+def decoded(text: bytes) -> bytes:
+    """A name or value of a query."""
+    return unquote_to_bytes(text.replace(b"+", b" ")) if b"%" in text or b"+" in text else text
+
+
+def port_start(host: bytes) -> int:
+    """Where the colon before the port is in `host[:port]`; -1: it has none.  Colons within brackets are an
+    IPv6 address's (Envoy: HeaderUtility::getPortStart).
+    """
+    colon = host.rfind(b":")
+    return -1 if colon < host.rfind(b"]") else colon

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All shadows of a worker: a reactor for each copy of each, so that none waits for another.
+
+The first one's epoll is what the worker sleeps on; it watches those of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tapmirror.events import Command, DropReason
+from tapmirror.replay.reactor import Reactor
+
+
+class Replay:
+    """Commands to the reactors of their targets."""
+
+    def __init__(self, reactors: Sequence[Reactor]) -> None:
+        self.reactors = list(reactors)
+        self._first, *self._others = reactors
+        for other in self._others:
+            self._first.watch(other.fileno(), _awake)
+        self.execute: Callable[[Command, float], None] = self._first.execute if not self._others else self._dispatch
+        """Carry out one command."""
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call back whenever another descriptor is readable."""
+        self._first.watch(fd, callback)
+
+    def run_once(self, timeout: float, clock: Callable[[], float]) -> None:
+        """Wait at most `timeout` seconds for events and act on them."""
+        if any(other.unread for other in self._others):
+            timeout = 0.0
+        self._first.run_once(timeout, clock)
+        for other in self._others:
+            other.run_once(0.0, clock)
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do; None: no connection is open."""
+        times = [time for each in self.reactors if (time := each.next_deadline()) is not None]
+        return min(times) if times else None
+
+    def expire(self, now: float) -> None:
+        """Act on what took too long."""
+        for each in self.reactors:
+            each.expire(now)
+
+    def held(self, target: int) -> tuple[int, int]:
+        """(captured bytes queued for a target, requests that are neither wholly sent nor dropped)."""
+        return self.reactors[target].held()
+
+    def idle(self) -> bool:
+        """Nothing is queued and no connection waits for its end."""
+        return all(each.idle() for each in self.reactors)
+
+    def close(self, reason: DropReason) -> None:
+        """Drop what is queued and close every connection."""
+        for each in reversed(self.reactors):
+            each.close(reason)
+
+    def _dispatch(self, command: Any, now: float) -> None:
+        self.reactors[command.target].execute(command, now)
+
+
+def _awake() -> None:
+    """Another reactor has events: it is looked at in every turn anyway."""

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain data to `TapSpec`: every field checked against its type, everything that is wrong told at once.
+
+The types are the only description: what a field may be is read from them (`msgspec.inspect`).  Beside
+them there is this sugar, which `sugar` puts into the long form before anything is looked at:
+
+* `port`, `shadow`, `addr`, `rule`: one value instead of a list of one;
+* a shadow as `HOST:PORT` (also as `to:` within a structure);
+* a condition on a text as the text itself (`exact`); a single `match` structure instead of a list;
+* `mirror: none`, `mirror: all`, `mirror: NAME`, `mirror: [NAME, …]`;
+* `hook: package.module:function`.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any, Final
+
+from msgspec import inspect
+
+from tapmirror.spec.document import Document, FileError, Path, Problem, dotted, load
+from tapmirror.spec.errors import SpecError, shown
+from tapmirror.spec.match import Text
+from tapmirror.spec.shadow import Shadow, parse_shadow
+from tapmirror.spec.tap import Hook, Rule, TapSpec
+
+SINGULAR: Final = {"port": "ports", "shadow": "shadows", "addr": "addrs", "rule": "rules"}
+"""Of a tap."""
+_ABSENT: Final = object()
+_NAMES: Final[dict[type, str]] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def read_taps(data: bytes) -> list[TapSpec]:
+    """All taps of a YAML file.  Raises `FileError` with everything that is wrong."""
+    return taps_of(load(data))
+
+
+def taps_of(documents: list[Document]) -> list[TapSpec]:
+    """The taps of documents, each one tap or a list under `taps`.  Raises `FileError`."""
+    found = [problem for document in documents for problem in document.problems]
+    taps: list[TapSpec] = []
+    for document in documents:
+        reader = _Reader(document, found)
+        data = document.data
+        if isinstance(data, dict) and set(data) == {"taps"} and isinstance(data["taps"], list):
+            for i, item in enumerate(data["taps"]):
+                taps += reader.tap(item, ("taps", i))
+        else:
+            taps += reader.tap(data, ())
+    if not taps and not found:
+        found.append(Problem(0, "", "no tap in it"))
+    names = [tap.name for tap in taps]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        found.append(Problem(0, "name", f"{shown(name)} is the name of more than one tap"))
+    if found:
+        raise FileError(found)
+    return taps
+
+
+class _Reader:
+    """One document's values to structures."""
+
+    def __init__(self, document: Document, found: list[Problem]) -> None:
+        self._document = document
+        self._found = found
+
+    def tap(self, data: Any, path: Path) -> list[TapSpec]:
+        """The tap, or nothing: what is wrong has been told."""
+        known = len(self._found)
+        tap = self._struct(data, TapSpec, path)
+        return [tap] if isinstance(tap, TapSpec) and len(self._found) == known else []
+
+    def _wrong(self, path: Path, message: str) -> Any:
+        self._found.append(Problem(self._document.line(path), dotted(path), message))
+        return _ABSENT
+
+    def _value(self, data: Any, kind: inspect.Type, path: Path) -> Any:
+        """A value of a type; `_ABSENT` if it is none, which has been told then."""
+        if isinstance(kind, inspect.UnionType):
+            if data is None:
+                return None
+            (kind,) = [each for each in kind.types if not isinstance(each, inspect.NoneType)]
+        if isinstance(kind, inspect.StructType):
+            return self._struct(data, kind.cls, path)
+        if isinstance(kind, inspect.EnumType):
+            return self._enum(data, kind.cls, path)
+        if isinstance(kind, inspect.VarTupleType):
+            return self._tuple(data, kind, path)
+        if isinstance(kind, inspect.DictType):
+            return self._dict(data, kind, path)
+        return self._scalar(data, kind, path)
+
+    def _struct(self, data: Any, cls: type, path: Path) -> Any:
+        try:
+            data, places = sugar(data, cls)
+        except SpecError as error:
+            return self._wrong(path, str(error).removeprefix("shadow: "))
+        if not isinstance(data, dict):
+            return self._wrong(path, f"{shown(data)} is not a structure of {_title(cls)}")
+        known = inspect.type_info(cls)
+        assert isinstance(known, inspect.StructType)
+        fields = {field.encode_name: field for field in known.fields}
+        values: dict[str, Any] = {}
+        for name, value in data.items():
+            if name not in fields:
+                self._wrong((*path, name), f"no such field of {_title(cls)}{_meant(name, fields)}")
+                continue
+            built = self._value(value, fields[name].type, (*path, *places.get(name, (name,))))
+            if built is not _ABSENT:
+                values[fields[name].name] = built
+        for name, field in fields.items():
+            if field.required and name not in data:
+                self._wrong(path, f"{name} is missing")
+        # What is missing is put in, so that the other fields are checked all the same.
+        missing = {field.name for field in fields.values() if field.required and field.name not in values}
+        values |= {name: _STAND_INS[name] for name in missing}
+        try:
+            built = cls(**values)
+        except SpecError as error:
+            for where, message in error.problems:
+                place = _split(where)
+                if not (missing and (place[:1] in {(name,) for name in missing} or place[:1] == ("rules",))):
+                    self._wrong((*path, *place), message)
+            return _ABSENT
+        return _ABSENT if missing else built
+
+    def _enum(self, data: Any, cls: type, path: Path) -> Any:
+        for member in cls:  # type: ignore[attr-defined]
+            if member.value == data:
+                return member
+        return self._wrong(path, f"{shown(data)} is none of {', '.join(m.value for m in cls)}")  # type: ignore[attr-defined]
+
+    def _tuple(self, data: Any, kind: inspect.VarTupleType, path: Path) -> Any:
+        if not isinstance(data, list):
+            return self._wrong(path, f"{shown(data)} is not a list")
+        built = [self._value(item, kind.item_type, _place(path, data, i)) for i, item in enumerate(data)]
+        return _ABSENT if any(each is _ABSENT for each in built) else tuple(built)
+
+    def _dict(self, data: Any, kind: inspect.DictType, path: Path) -> Any:
+        if not isinstance(data, dict):
+            return self._wrong(path, f"{shown(data)} is not a mapping")
+        built = {name: self._value(value, kind.value_type, (*path, name)) for name, value in data.items()}
+        return _ABSENT if any(each is _ABSENT for each in built.values()) else built
+
+    def _scalar(self, data: Any, kind: inspect.Type, path: Path) -> Any:
+        wanted = _SCALARS[type(kind)]
+        if wanted is float and isinstance(data, int) and not isinstance(data, bool):
+            data = float(data) if abs(data) < 1 << 53 else math.inf
+        if type(data) is not wanted:
+            hint = "; put it in quotes" if wanted is str and isinstance(data, int | float) else ""
+            return self._wrong(path, f"{shown(data)} is not {_NAMES[wanted]}{hint}")
+        return data
+
+
+_STAND_INS: Final[dict[str, Any]] = {
+    "iface": "lo",
+    "ports": (1,),
+    "shadows": (Shadow(host="x", port=1),),
+    "host": "x",
+    "port": 1,
+    "shadow": "x",
+    "start": 0.0,
+    "end": 0.0,
+    "over": 1.0,
+    "becomes": "/",
+    "call": "x:x",
+    "max": 0,
+}
+"""Valid values of every field that is required somewhere."""
+_SCALARS: Final = types.MappingProxyType(
+    {inspect.StrType: str, inspect.IntType: int, inspect.FloatType: float, inspect.BoolType: bool}
+)
+
+
+class _One(list[Any]):
+    """A list of one that was written as the one itself: its problems are told without an index."""
+
+
+def sugar(data: Any, cls: type) -> tuple[Any, dict[str, Path]]:
+    """The long form of what was written for a structure, and where its fields are written, if elsewhere.
+
+    Raises `SpecError`.
+    """
+    if cls is Text and isinstance(data, str):
+        return {"exact": data}, {}
+    if cls is Hook and isinstance(data, str):
+        return {"call": data}, {"call": ()}
+    if cls.__name__ == "Mirror" and isinstance(data, str):
+        return {"shadow": data}, {"shadow": ()}
+    if cls is Shadow and isinstance(data, str):
+        found = parse_shadow(data)
+        return {"host": found.host, "port": found.port}, {"host": (), "port": ()}
+    if not isinstance(data, dict):
+        return data, {}
+    data = dict(data)
+    places: dict[str, Path] = {}
+    if cls is Shadow and isinstance(data.get("to"), str) and "host" not in data and "port" not in data:
+        found = parse_shadow(data.pop("to"))
+        data |= {"host": found.host, "port": found.port}
+        places = {"host": ("to",), "port": ("to",)}
+    if cls is TapSpec:
+        for one, many in SINGULAR.items():
+            if one in data and many in data:
+                raise SpecError("", f"give {one} or {many}, not both")
+            if one in data:
+                data[many] = _One([data.pop(one)])
+                places[many] = (one,)
+    if cls in (Shadow, Rule) and isinstance(data.get("match"), dict):
+        data["match"] = _One([data["match"]])
+    if cls is Rule and isinstance(data.get("mirror"), str):
+        word = data["mirror"]
+        data["mirror"] = [] if word == "none" else None if word == "all" else _One([word])
+    return data, places
+
+
+def _place(path: Path, data: list[Any], index: int) -> Path:
+    return path if isinstance(data, _One) else (*path, index)
+
+
+def _title(cls: type) -> str:
+    return {"TapSpec": "a tap"}.get(
+        cls.__name__, f"{'an' if cls.__name__[0] in 'AEIOU' else 'a'} {cls.__name__.lower()}"
+    )
+
+
+def _meant(name: str, fields: dict[str, Any]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, [*fields, *SINGULAR], 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _split(field: str) -> Path:
+    """`a[0].b` as a path; what is behind the first two parts is a name of the user's, with whatever dots."""
+    if not field:
+        return ()
+    head, _, rest = field.partition(".")
+    name, _, index = head.partition("[")
+    first: Path = (name, int(index[:-1])) if index else (name,)
+    if not rest:
+        return first
+    if index:
+        return (*first, *_split(rest))
+    return (*first, rest)

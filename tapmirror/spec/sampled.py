@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much is mirrored: a share, by what it is chosen, a cap, a ramp.  The same for taps, rules and shadows."""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from typing import Final
+
+import msgspec
+
+from tapmirror.spec.errors import Checked, Found, shown
+
+STEP: Final = 0.0001
+"""Of a percentage: Envoy's finest denominator is a million."""
+FULL: Final = 1_000_000
+"""Steps in 100 percent."""
+KEY: Final = re.compile(r"client|(header|cookie|query|jwt):([!#$%&'*+\-.^_`|~0-9A-Za-z\[\]/]{1,128})")
+"""What a key is taken from; of a JSON Web Token, one claim (RFC 7519, 4)."""
+
+
+class By(enum.Enum):
+    """What is in or out as a whole."""
+
+    CONNECTION = "connection"
+    """A client's connection; for a tap the kernel decides, and what is out costs nothing."""
+    REQUEST = "request"
+    KEY = "key"
+    """All requests with the same value of `key`; those without one, by their client's address."""
+    EXACT = "exact"
+    """Every so many requests one, evenly spaced."""
+
+
+class Ramp(Checked, frozen=True, kw_only=True, rename={"start": "from", "end": "to"}):
+    """A share that changes with time, in a straight line from the start of the tap on."""
+
+    start: float
+    """Percent at first."""
+    end: float
+    """Percent at last."""
+    over: float
+    """Seconds between."""
+
+    def _check(self) -> Found:
+        for name, value in (("from", self.start), ("to", self.end)):
+            if not 0 <= value <= 100:
+                yield name, f"{value} is not between 0 and 100"
+        if not 0 < self.over < math.inf:
+            yield "over", f"{self.over} is not a number of seconds above 0"
+
+
+class Sampled(Checked, frozen=True, kw_only=True):
+    """Something of which a share is taken."""
+
+    percent: float = 100.0
+    """Share that is mirrored, in steps of 0.0001; 0: nothing."""
+    by: By = By.CONNECTION
+    """What is in or out as a whole."""
+    key: str | None = None
+    """For `by: key`: `header:NAME`, `cookie:NAME`, `query:NAME`, `jwt:CLAIM` or `client`."""
+    ramp: Ramp | None = None
+    """Instead of `percent`: a share that changes with time."""
+    max_requests: float | None = None
+    """Requests a second at most, in bursts of one second's worth."""
+    max_bytes: float | None = None
+    """Bytes a second at most, in bursts of one second's worth."""
+
+    def _check(self) -> Found:
+        if not 0 <= self.percent <= 100:
+            yield "percent", f"{self.percent} is not between 0 and 100"
+        if self.by is By.KEY and self.key is None:
+            yield "key", "by: key needs one (header:NAME, cookie:NAME, query:NAME, jwt:CLAIM or client)"
+        if self.key is not None:
+            if self.by is not By.KEY:
+                yield "key", f"has no effect with by: {self.by.value}"
+            if not KEY.fullmatch(self.key):
+                yield "key", f"{shown(self.key)} is not header:NAME, cookie:NAME, query:NAME, jwt:CLAIM or client"
+        if self.ramp is not None and self.percent != 100:
+            yield "ramp", "give percent or ramp, not both"
+        for name in ("max_requests", "max_bytes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                yield name, f"{value} is not a number above 0"
+
+    def most(self) -> float:
+        """The largest percentage that this ever is."""
+        return max(self.ramp.start, self.ramp.end) if self.ramp is not None else self.percent
+
+    def needs_requests(self) -> bool:
+        """Whether it can be decided only where requests are known."""
+        return self.by is not By.CONNECTION or self.max_requests is not None or self.max_bytes is not None
+
+
+def steps(percent: float) -> int:
+    """A percentage in steps of 0.0001."""
+    return round(percent / STEP)
+
+
+def threshold(percent: float) -> int:
+    """Of 2**32 hash values, how many are mirrored: `percent` rounded to its step."""
+    return steps(percent) * (1 << 32) // FULL
+
+
+def defaults_only(one: Sampled) -> bool:
+    """Whether everything is taken."""
+    return all(getattr(one, field.name) == field.default for field in msgspec.structs.fields(Sampled))

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taps of a file, end to end: shares, rules, several shadows, TLS, redaction, hooks."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.mirror import PATIENCE, Mirror, connect, dropped, read_until
+from lab import Behaviour, Certificates, HashSink, Lab, Nginx, RecordingTcp, Snapshot, load, until
+from lab.tap import COMMAND
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+SHADOW = "10.77.2.2"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"), "new.test")
+
+
+def tap(body: str) -> str:
+    """A tap on the lab's node that takes requests."""
+    return "iface: eth0\nport: 80\nprotocol: http\n" + textwrap.dedent(body)
+
+
+def ask(lab: Lab, *requests: bytes) -> None:
+    """Send requests on one connection, each after the answer to the one before."""
+    with connect(lab.client, lab.node.addr4, 80) as client:
+        for request in requests:
+            client.sendall(request)
+            assert read_until(client, b"ok\n").startswith(b"HTTP/1.1 200 ")
+
+
+def get(path: str, *fields: str, host: str = "shop.test") -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", f"Host: {host}", *fields, "", ""]).encode()
+
+
+def post(path: str, body: bytes, *fields: str) -> bytes:
+    fields = (*fields, f"Content-Length: {len(body)}")
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: shop.test", *fields, "", ""]).encode() + body
+
+
+@pytest.mark.parametrize("fault", ["refused", "silent"])
+def test_a_bad_shadow_delays_no_other(lab: Lab, fault: str) -> None:
+    """Two shadows, one of them dead or not reading: the other gets everything."""
+    spec = tap(
+        f"""
+        shadows:
+          - {{to: "{SHADOW}:81", name: bad}}
+          - {{to: "{SHADOW}:80", name: good}}
+        limits: {{queue_bytes: 524288, queues_bytes: 8388608}}
+        """
+    )
+    with HashSink(lab.node), HashSink(lab.shadow) as good:
+        bad = RecordingTcp(lab.shadow, 81, Behaviour(read=False)) if fault == "silent" else None
+        with Mirror(lab.node, spec=spec) as mirror:
+            assert (
+                load(lab.client, lab.node.addr4, requests=3000, connections=20, bodies=(0, 30_000), rate=1500).failed
+                == 0
+            )
+            good.wait_for(3000, PATIENCE)
+            ledger = mirror.final()
+        if bad is not None:
+            bad.stop()
+        shadows = ledger["shadows"]
+        assert shadows["good"]["requests"] == {
+            "seen": 3000,
+            "mirrored": 3000,
+            "sampled_out": 0,
+            "filtered": {},
+            "dropped": {},
+            "in_flight": 0,
+            "unaccounted": 0,
+        }
+        assert shadows["good"]["answers"] == {"2xx": 3000}
+        assert shadows["bad"]["requests"]["seen"] == 3000
+        assert sum(shadows["bad"]["requests"]["dropped"].values()) > 100
+        assert ledger["requests"]["seen"] == 6000
+
+
+def test_rules_shares_and_rewrites(lab: Lab) -> None:
+    spec = tap(
+        f"""
+        shadows:
+          - to: "{SHADOW}:80"
+            name: new
+            rewrite:
+              host: shadow-suffix
+              path: {{prefix: /v1, with: /v2}}
+              set_headers: {{X-Client: "{{client}}"}}
+              marker: X-Mirror
+          - {{to: "{SHADOW}:81", name: some, percent: 30, by: key, key: "cookie:user"}}
+        rules:
+          - {{match: {{path: {{prefix: /health}}}}, mirror: none}}
+          - {{match: {{headers: {{X-Beta: {{present: true}}}}}}, mirror: new}}
+          - {{match: {{methods: [GET]}}}}
+        """
+    )
+    users = [f"u{n}" for n in range(200)]
+    with (
+        HashSink(lab.node),
+        HashSink(lab.shadow) as new,
+        HashSink(lab.shadow, 81) as some,
+        Mirror(lab.node, spec=spec) as mirror,
+    ):
+        ask(
+            lab,
+            get("/health"),
+            get("/v1/a", "X-Beta: 1"),
+            post("/v1/b", b"x"),
+            *[get("/v1/c", f"Cookie: user={u}") for u in users * 2],
+        )
+        new.wait_for(401, PATIENCE)
+        ledger = mirror.final()
+    assert ledger["shadows"]["new"]["requests"]["filtered"] == {"rule": 1, "no_rule": 1}
+    assert [got.uri for got in new.got] == ["/v2/a"] + ["/v2/c"] * 400
+    assert b"Host: shop.test-shadow\r\n" in new.got[0].head
+    assert b"X-Client: 10.77.1.1\r\nX-Mirror: tap" in new.got[0].head
+    chosen = [got.head.partition(b"user=")[2].split(b"\r")[0] for got in some.got]
+    assert all(chosen.count(user) == 2 for user in chosen)
+    assert abs(len(set(chosen)) - 60) < 5 * math.sqrt(200 * 0.3 * 0.7)
+
+
+def test_copies_pools_and_taps_of_one_file(lab: Lab) -> None:
+    """Three copies for one port, two pooled connections for another, each a tap of its own."""
+    spec = f"""
+taps:
+  - {{name: three, iface: eth0, port: 80, shadow: {{to: "{SHADOW}:80", copies: 3}}}}
+  - {{name: pool, iface: eth0, port: 81, protocol: http, shadow: {{to: "{SHADOW}:81", pooled: 2}}}}
+"""
+    with HashSink(lab.node), HashSink(lab.node, 81), HashSink(lab.shadow) as three, HashSink(lab.shadow, 81) as pool:
+        mirror = Mirror(lab.node, spec=spec)
+        assert load(lab.client, lab.node.addr4, requests=200, connections=4, bodies=(0, 100_000), rate=400).failed == 0
+        assert load(lab.client, lab.node.addr4, port=81, requests=500, connections=25, bodies=(0, 3000)).failed == 0
+        three.wait_for(600, PATIENCE)
+        pool.wait_for(500, PATIENCE)
+        ledgers = {ledger["tap"]: ledger for ledger in mirror.stop()["taps"]}
+        mirror.end()
+    assert len({got.connection for got in pool.got}) == 2
+    assert len({got.connection for got in three.got}) == 12
+    assert all(got.whole for got in [*three.got, *pool.got]) and three.bad == pool.bad == []
+    assert ledgers["three"]["requests"]["mirrored"] == 600 and ledgers["pool"]["requests"]["mirrored"] == 500
+    assert dropped(ledgers["three"]) == dropped(ledgers["pool"]) == {}
+
+
+# --- secrets
+
+
+def test_a_redacted_secret_appears_nowhere(lab: Lab) -> None:
+    """Not at the shadow, not in what we say, not in the ledger, and no core can be dumped."""
+    secret = b"hunter2-4711"
+    spec = tap(
+        f"""
+        redact:
+          privacy: strict
+          patterns: {{"hunter2-[0-9]+": XXX}}
+        shadow: "{SHADOW}:80"
+        """
+    )
+    body = json.dumps({"name": "ann", "user": {"password": secret.decode()}, "note": f"is {secret.decode()}"}).encode()
+    broken = b'{"password": "' + secret + b'"'
+    chunks = b"5\r\n" + body[:5] + b"\r\n%x\r\n" % (len(body) - 5) + body[5:] + b"\r\n0\r\n\r\n"
+    fields = [f"Authorization: Bearer {secret.decode()}", f"Cookie: s={secret.decode()}", f"X-Other: {secret.decode()}"]
+    json_type = "Content-Type: application/json"
+    asked = [
+        get(f"/a?token={secret.decode()}&x=1", *fields),
+        post("/b", body, json_type, *fields),
+        get("/c", "Transfer-Encoding: chunked", json_type).replace(b"GET", b"POST") + chunks,
+        post("/d", b"email=" + secret, "Content-Type: application/x-www-form-urlencoded"),
+        post("/e", broken, json_type),
+        post("/f", secret),
+        get(f"/{secret.decode()}"),
+    ]
+    with HashSink(lab.node) as production, RecordingTcp(lab.shadow, 80, Behaviour()) as shadow:
+        with Mirror(lab.node, spec=spec) as mirror:
+            ask(lab, *asked)
+            until(lambda: b"GET /XXX" in b"".join(bytes(r.content) for r in shadow.records), "the last", PATIENCE)
+            workers = [pid for pid, command in mirror.processes().items() if "tapmirror.worker" in command]
+            limits = Path(f"/proc/{workers[0]}/limits").read_text()
+            ledger = mirror.final()
+            said = mirror.said()
+        received = b"".join(bytes(record.content) for record in shadow.records)
+        assert len(production.got) == 7
+    assert secret not in received and b"hunter2" not in received
+    assert b'"name":"ann","user":{},"note":"is XXX"' in received
+    assert received.count(b"HTTP/1.1") == 5
+    assert ledger["requests"]["dropped"] == {"unredacted": 2}
+    for text in (said, json.dumps(ledger)):
+        assert "hunter2" not in text
+    assert "Max core file size        0                    0" in limits
+
+
+# --- TLS, with nginx at the other end
+
+
+@pytest.mark.parametrize(
+    ("tls", "clients", "failures"),
+    [
+        ("{{sni: new.test, ca_file: {c.authority}}}", False, False),
+        ("{{sni: new.test, ca_file: {c.authority}, cert_file: {c.client}}}", True, False),
+        ("{{verify: false}}", False, False),
+        ("{{sni: new.test}}", False, True),  # an authority that the system does not know
+        ("{{ca_file: {c.authority}}}", False, True),  # the name is not in the certificate
+    ],
+)
+def test_tls(lab: Lab, certificates: Certificates, tls: str, clients: bool, failures: bool) -> None:
+    shadow_spec = f'{{to: "{SHADOW}:443", tls: {tls.format(c=certificates)}}}'
+    with HashSink(lab.node), Nginx(lab.shadow, 443, log=True, tls=certificates, clients=clients) as shadow:
+        with Mirror(lab.node, spec=tap(f"shadow: {shadow_spec}\n")) as mirror:
+            assert (
+                load(lab.client, lab.node.addr4, requests=300, connections=10, bodies=(0, 200_000), rate=600).failed
+                == 0
+            )
+            if not failures:
+                shadow.wait_for(300, PATIENCE)
+            ledger = mirror.final()
+            said = mirror.said()
+        if failures:
+            assert shadow.requests() == 0
+            assert ledger["requests"]["dropped"] == {"shadow_down": 300}
+            assert ledger["events"]["tls_failures"] >= 1
+        else:
+            assert dropped(ledger) == {}
+            assert ledger["answers"] == {"2xx": 300}
+            wanted = sorted((f"/{n}", (0, 200_000)[n % 2]) for n in range(300))
+            assert [uri for uri, _ in wanted] == sorted(line.uri for line in shadow.logged())
+        assert ("TLS WITHOUT VERIFICATION" in said) is ("verify: false" in tls)
+
+
+def test_tls_answers_that_fill_more_than_one_record(lab: Lab, certificates: Certificates) -> None:
+    spec = tap(f'shadow: {{to: "{SHADOW}:443", tls: {{sni: new.test, ca_file: {certificates.authority}}}}}\n')
+    with Nginx(lab.node), Nginx(lab.shadow, 443, tls=certificates) as shadow, Mirror(lab.node, spec=spec) as mirror:
+        with connect(lab.client, lab.node.addr4, 80) as client:
+            for _ in range(20):
+                client.sendall(get("/file/1m"))
+                size = 0
+                while size < 1 << 20:
+                    size += len(client.recv(1 << 20))
+        shadow.wait_for(20, PATIENCE)
+        ledger = mirror.final()
+    assert ledger["answers"] == {"2xx": 20} and dropped(ledger) == {}
+
+
+# --- hooks
+
+
+HOOK = """
+def change(request):
+    if request.target == "/drop":
+        return None
+    if request.target == "/fail":
+        raise RuntimeError(request.target)
+    return request.replace(target=request.target + "?by=hook")
+"""
+
+
+def test_a_hook(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)  # the worker is another user
+    (tmp_path / "my_hook.py").write_text(HOOK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    spec = tap(f'shadow: "{SHADOW}:80"\nhook: my_hook:change\n')
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Mirror(lab.node, spec=spec) as mirror:
+        ask(lab, get("/a"), get("/drop"), get("/fail"), get("/b"))
+        shadow.wait_for(2, PATIENCE)
+        ledger = mirror.final()
+    assert [got.uri for got in shadow.got] == ["/a?by=hook", "/b?by=hook"]
+    assert ledger["requests"]["filtered"] == {"hook": 1} and ledger["requests"]["dropped"] == {"hook_error": 1}
+    assert ledger["events"]["hook_calls"] == 4 and ledger["events"]["hook_ns"] > 0
+
+
+# --- what is wrong is told in one line each, and nothing is left attached
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        (
+            f'shadow: "{SHADOW}:80"\nhook: no_such_module:change\n',
+            ["hook: cannot load no_such_module:change: No module"],
+        ),
+        (f'shadow: "{SHADOW}:80"\nhook: json:no_such\n', ["hook: cannot load json:no_such: module 'json' has no"]),
+        (f'shadow: {{to: "{SHADOW}:80", tls: {{ca_file: /no/such}}}}\n', ["shadows[0].tls: No such file or directory"]),
+        (f'shadow: {{to: "{SHADOW}:80", tls: {{cert_file: /etc/passwd}}}}\n', ["shadows[0].tls: "]),
+        ('shadow: "no-such-host.invalid:80"\n', ["shadow: cannot resolve 'no-such-host.invalid'"]),
+        ('shadows: ["127.0.0.1:81", "127.0.0.1:80"]\n', ["shadows[1]: shadow 127.0.0.1 port 80 is this host's own"]),
+        ("shadow: a\npercent: 101\n", [":4: shadow: 'a' is not HOST:PORT", ":5: percent: 101.0 is not"]),
+    ],
+)
+def test_wrong_taps(lab: Lab, tmp_path: Path, body: str, wanted: list[str]) -> None:
+    before = Snapshot.of(lab.node)
+    file = tmp_path / "tap.yaml"
+    file.write_text(tap(body))
+    done = lab.node.run([str(COMMAND), "run", "-f", str(file)], check=False)
+    until(lambda: not Snapshot.of(lab.node).difference(before), "all as before", PATIENCE)
+    assert done.returncode == 2 and done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("tapmirror: error: ")]
+    assert len(lines) == len(wanted) == len(done.stderr.splitlines()), done.stderr
+    for line, part in zip(lines, wanted, strict=True):
+        assert part in line

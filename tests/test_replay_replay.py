@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several reactors as one: each command to its target, and all of them served."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tapmirror.events import END, START, DropReason, Finish, Open, Send
+from tapmirror.ledger import Ledger
+from tapmirror.replay import Reactor, Replay
+from tapmirror.spec import TapSpec, parse_shadow
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+class Three:
+    """Three shadows; the second refuses."""
+
+    def __init__(self) -> None:
+        self.listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        addresses = [each.getsockname() for each in self.listeners]
+        self.listeners[1].close()
+        spec = TapSpec(iface="lo", ports=(80,), shadows=tuple(parse_shadow(f"{h}:{p}") for h, p in addresses))
+        self.ledgers = [Ledger() for _ in addresses]
+        self.replay = Replay(
+            [
+                Reactor([(socket.AF_INET, address)], spec, shadow, ledger)
+                for address, shadow, ledger in zip(addresses, spec.shadows, self.ledgers, strict=True)
+            ]
+        )
+
+    def turn(self, seconds: float = 0.05) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.replay.run_once(0.01, time.monotonic)
+
+
+@pytest.fixture
+def three() -> Iterator[Three]:
+    made = Three()
+    yield made
+    made.replay.close(DropReason.SHUTDOWN)
+    for each in made.listeners:
+        each.close()
+
+
+def test_commands_go_to_their_targets(three: Three) -> None:
+    now = time.monotonic()
+    for target in range(3):
+        three.replay.execute(Open(1, True, b"", target), now)
+        three.replay.execute(Send(1, GET, len(GET), START | END, target), now)
+    assert three.replay.next_deadline() is not None
+    three.turn()
+    for target in (0, 2):
+        sock, _ = three.listeners[target].accept()
+        with sock:
+            assert sock.recv(1000) == GET
+            sock.sendall(OK)
+            three.turn()
+        assert three.ledgers[target].answers["2xx"] == 1
+    assert three.ledgers[1].requests.dropped == {DropReason.SHADOW_DOWN: 1}
+    assert [three.replay.held(target) for target in range(3)] == [(0, 0)] * 3
+    for target in range(3):
+        three.replay.execute(Finish(1, target), now)
+    three.turn()
+    three.replay.expire(time.monotonic() + 60)
+    assert three.replay.idle()
+
+
+def test_what_happens_at_any_of_them_ends_the_wait(three: Three) -> None:
+    """The last reactor's epoll is watched by the first one's."""
+    three.replay.execute(Open(1, True, b"", 2), time.monotonic())
+    three.replay.execute(Send(1, GET, len(GET), START | END, 2), time.monotonic())
+    began = time.monotonic()
+    three.replay.run_once(5.0, time.monotonic)
+    assert time.monotonic() - began < 1.0
+
+
+def test_other_descriptors_are_watched(three: Three) -> None:
+    reading, writing = socket.socketpair()
+    called = []
+    with reading, writing:
+        three.replay.watch(reading.fileno(), lambda: called.append(1))
+        writing.send(b"x")
+        assert select.select([reading], [], [], 1)[0]
+        three.replay.run_once(1.0, time.monotonic)
+    assert called

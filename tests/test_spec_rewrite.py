@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing that would tear the stream or inject a field can be said."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapmirror.spec import Rewrite, SpecError
+from tapmirror.spec.rewrite import FRAMING
+
+
+@pytest.mark.parametrize("name", [*sorted(FRAMING), "Content-Length", "TE", "a b", "a:", "", "a\r\nb"])
+@pytest.mark.parametrize("group", ["set_headers", "add_headers", "remove_headers", "marker"])
+def test_fields_that_cannot_be_changed(name: str, group: str) -> None:
+    value = {"remove_headers": (name,), "marker": name}.get(group, {name: "x"})
+    with pytest.raises(SpecError):
+        Rewrite(**{group: value})  # type: ignore[arg-type]
+
+
+@given(st.text(max_size=10), st.sampled_from("\r\n\0\x0b\x1f\x7f\u2028\xe9"), st.text(max_size=10))
+def test_no_control_character_in_a_value(before: str, bad: str, after: str) -> None:
+    with pytest.raises(SpecError):
+        Rewrite(set_headers={"X": before + bad + after})

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""End points and names of shadows."""
+
+from __future__ import annotations
+
+import pytest
+
+from tapmirror.spec import Shadow, parse_shadow
+
+
+@pytest.mark.parametrize("text", ["a.b:80", "10.0.0.1:8080", "[2001:db8::1]:80"])
+def test_end_points_are_written_as_they_are_read(text: str) -> None:
+    shadow = parse_shadow(text)
+    assert shadow.end_point == shadow.label == text
+    assert parse_shadow(text, name="new").label == "new"
+    assert parse_shadow(text, copies=2) == Shadow(host=shadow.host, port=shadow.port, copies=2)
