@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,18 @@ def test_help_knows_no_other_option() -> None:
 
 def test_the_examples_are_right() -> None:
     """They get as far as a user without privilege can: to the one line that says so."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "tap.yaml").write_text("iface: eth0\nport: 80\nshadow: staging.internal:8080\n")
+        try_examples(folder)
+
+
+def try_examples(folder: str) -> None:
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     for line in examples():
         words = shlex.split(line)
         assert words[0] == "tapmirror"
         as_nobody = [*(nobody if os.geteuid() == 0 else ()), str(COMMAND), *words[1:]]
-        done = subprocess.run(as_nobody, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(as_nobody, capture_output=True, text=True, timeout=60, check=False, cwd=folder)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "tapmirror: error: capturing needs root: run it with sudo\n"

@@ -9,6 +9,7 @@ import click
 
 from tapmirror import __version__
 from tapmirror.cli.run import run
+from tapmirror.cli.spec import explain, spec
 from tapmirror.cli.streams import streams
 
 
@@ -30,4 +31,6 @@ def open_streams() -> None:
 
 
 main.add_command(run)
+main.add_command(explain)
+main.add_command(spec)
 main.add_command(streams)

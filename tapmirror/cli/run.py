@@ -135,7 +135,7 @@ def spec_of(
     """The tap that options describe."""
     for name, value in (("iface", iface), ("port", ports), ("shadow", shadows)):
         if not value:
-            fail(f"--{name} is needed (or -f with a file)", 2)
+            raise click.UsageError(f"Missing option '--{name}' (or '-f' with a file).")
     try:
         rewrite = Rewrite(host=host) if host is not None else Rewrite()
         return TapSpec(

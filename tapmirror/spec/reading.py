@@ -120,8 +120,12 @@ class _Reader:
         except SpecError as error:
             for where, message in error.problems:
                 place = _split(where)
-                if not (missing and (place[:1] in {(name,) for name in missing} or place[:1] == ("rules",))):
-                    self._wrong((*path, *place), message)
+                if missing and (place[:1] == ("rules",) or (place and place[0] in missing)):
+                    continue
+                if place and place[0] in places:  # where it was written
+                    one = isinstance(data.get(place[0]), _One)
+                    place = (*places[str(place[0])], *place[2 if one else 1 :])
+                self._wrong((*path, *place), message)
             return _ABSENT
         return _ABSENT if missing else built
 

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tap in plain words: what happens to a request, in which order, where it is decided and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tapmirror.spec.match import Match, Text
+from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
+from tapmirror.spec.sampled import By, Sampled
+from tapmirror.spec.shadow import Shadow
+from tapmirror.spec.tap import Over, Pacing, Protocol, Rule, Spread, TapSpec
+
+BASE = "about 9 us of CPU for a small request on a kept connection"
+HELD = "requests with a body are held in memory until they are whole"
+
+
+def explain(tap: TapSpec) -> list[str]:
+    """The lines, without line breaks; what belongs to something is indented by two spaces."""
+    ports = " and ".join(str(port) for port in tap.ports)
+    where = f" of {', '.join(tap.addrs)}" if tap.addrs else ""
+    lines = [f"Tap {tap.name}: TCP to port {ports}{where} at interface {tap.iface}"]
+    lines += _indented(["In the kernel (what is out here costs next to nothing):", *_indented(_kernel(tap))])
+    steps = list(_steps(tap))
+    if steps:
+        lines += _indented(["In the worker, for each request:", *_indented(steps)])
+    for i, rule in enumerate(tap.rules):
+        lines += _indented([f"Rule {i + 1}{f' ({rule.name})' if rule.name else ''}: {_rule(rule, tap)}"])
+    if tap.rules:
+        lines += _indented(["A request that no rule matches is not mirrored (no_rule)."])
+    for shadow in tap.shadows:
+        lines += _indented([f"Shadow {shadow.label}:", *_indented(_shadow(shadow, tap))])
+    lines += _indented(["Cost:", *_indented(_cost(tap))])
+    return lines
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _kernel(tap: TapSpec) -> Iterable[str]:
+    if tap.by is By.CONNECTION:
+        yield f"{_percent(tap.most())} of the connections are captured, whole, by a hash with seed {tap.seed}"
+    else:
+        yield "all connections are captured"
+    yield "a connection is mirrored only after production accepted it"
+    if tap.decap:
+        yield "captured through AF_PACKET, looking into tunnels: every packet is decided in user space"
+
+
+def _steps(tap: TapSpec) -> Iterable[str]:
+    """What is decided for all shadows, in order."""
+    if tap.protocol is not Protocol.HTTP:
+        how = "as they come" if tap.protocol is Protocol.RAW else "as HTTP/1 or as they come, by their first bytes"
+        yield f"connections are taken {how}"
+    if tap.pacing is Pacing.WAIT:
+        yield "what a client sends after an answer waits for the shadow's answer"
+    if tap.safe_methods:
+        yield "only GET, HEAD and OPTIONS go on (method)"
+    if tap.by is not By.CONNECTION or tap.ramp is not None:
+        yield f"{_share(tap)} go on (sampled out)"
+    yield from _caps(tap)
+    if tap.rules:
+        yield f"the first of {len(tap.rules)} rules that matches decides"
+    if tap.spread is Spread.ROUND_ROBIN and len(tap.shadows) > 1:
+        yield "of the shadows that a rule names, one gets it, in turn (turn)"
+    if tap.redact is not None:
+        yield f"redacted before anything leaves this host: {', '.join(_redactions(tap.redact))}"
+    if tap.hook is not None:
+        body = " with the body" if tap.hook.body else ""
+        yield f"{tap.hook.call} is called{body}; it may change it or drop it (hook)"
+
+
+def _rule(rule: Rule, tap: TapSpec) -> str:
+    when = " or ".join(_match(match) for match in rule.match) or "every request"
+    if rule.mirror == ():
+        return f"{when}: is not mirrored (rule)"
+    if rule.mirror is None:
+        to = "to every shadow" if len(tap.shadows) > 1 else f"to {tap.shadows[0].label}"
+    else:
+        to = "to " + " and ".join(
+            mirror.shadow + (f" ({_share(mirror)})" if mirror.percent != 100 or mirror.ramp else "")
+            for mirror in rule.mirror
+        )
+    share = "" if rule.percent == 100 and rule.ramp is None else f"{_share(rule)} "
+    limits = [f"; {cap}" for cap in _caps(rule)]
+    if rule.body is not None:
+        skips = rule.body.over is Over.SKIP
+        limits.append(
+            f"; with a body of more than {rule.body.max:,} bytes "
+            + ("it is not mirrored (body_limit)" if skips else "it is counted (bodies_over_limit)")
+        )
+    return f"{when}: {share}{to}{''.join(limits)}"
+
+
+def _match(match: Match) -> str:
+    parts = []
+    if match.methods:
+        parts.append(f"method {' or '.join(match.methods)}")
+    for name, text in (("host", match.host), ("path", match.path)):
+        if text is not None:
+            parts.append(f"{name} {_text(text)}")
+    for kind, group in (("header", match.headers), ("query", match.query), ("cookie", match.cookies)):
+        parts += [f"{kind} {name} {_text(text)}" for name, text in group.items()]
+    if match.clients:
+        parts.append(f"client in {' or '.join(match.clients)}")
+    if match.body is not None:
+        most = "" if match.body.max is None else f" and at most {match.body.max:,}"
+        parts.append(f"body of at least {match.body.min:,}{most} bytes")
+    return " and ".join(parts) or "every request"
+
+
+def _text(text: Text) -> str:
+    if text.present is not None:
+        said = "is there" if text.present else "is not there"
+    else:
+        word, value = next(
+            (word, value)
+            for word, value in (
+                ("is", text.exact),
+                ("begins with", text.prefix),
+                ("ends with", text.suffix),
+                ("matches", text.regex),
+            )
+            if value is not None
+        )
+        said = f"{word} {value}"
+    return f"{'not: ' if text.invert else ''}{said}{' (any case)' if text.ignore_case else ''}"
+
+
+def _shadow(shadow: Shadow, tap: TapSpec) -> Iterable[str]:
+    secured = ""
+    if shadow.tls is not None:
+        secured = " by TLS" if shadow.tls.verify else " by TLS WITHOUT VERIFICATION of who answers"
+    yield f"at {shadow.end_point}{secured}"
+    if shadow.match:
+        yield f"gets only: {' or '.join(_match(match) for match in shadow.match)} (no_match)"
+    if shadow.percent != 100 or shadow.ramp is not None:
+        yield f"gets {_share(shadow)} (sampled out)"
+    yield from _caps(shadow)
+    if shadow.copies > 1:
+        yield f"gets each request {shadow.copies} times, on connections of its own"
+    yield (
+        f"over {shadow.pooled} connections that all share; {HELD}"
+        if shadow.pooled
+        else "over one connection for each of production's"
+    )
+    changes = list(_rewrites(shadow.rewrite))
+    if changes:
+        yield f"rewritten: {', '.join(changes)}"
+    yield "its answers are read, counted and thrown away"
+
+
+def _rewrites(rewrite: Rewrite) -> Iterable[str]:
+    if rewrite.method is not None:
+        yield f"method {rewrite.method}"
+    if rewrite.path is not None:
+        what = (
+            f"prefix {rewrite.path.prefix}" if rewrite.path.prefix is not None else f"what matches {rewrite.path.regex}"
+        )
+        yield f"path: {what} becomes {rewrite.path.becomes or 'nothing'}"
+    for word, names in (("set", rewrite.set_query), ("without", rewrite.remove_query)):
+        if names:
+            yield f"query: {word} {', '.join(names)}"
+    if rewrite.host != KEEP:
+        yield {"target": "Host is the shadow's", "shadow-suffix": "Host gets the suffix -shadow"}.get(
+            rewrite.host, f"Host is {rewrite.host}"
+        )
+    for word, fields in (
+        ("without", rewrite.remove_headers),
+        ("set", (*rewrite.set_headers, *([rewrite.marker] if rewrite.marker else []))),
+        ("added", (*rewrite.add_headers, *(["X-Forwarded-For"] if rewrite.x_forwarded_for else []))),
+    ):
+        if fields:
+            yield f"headers {word}: {', '.join(fields)}"
+
+
+def _redactions(redact: Redact) -> Iterable[str]:
+    if redact.privacy is not None:
+        yield "credentials, cookies, client addresses and the usual names of secrets (strict)"
+    for word, names in (
+        ("headers", redact.headers),
+        ("query", redact.query),
+        ("JSON", redact.json),
+        ("patterns", redact.patterns),
+    ):
+        if names:
+            yield f"{word} {' '.join(names)}"
+
+
+def _share(sampled: Sampled) -> str:
+    what = {By.CONNECTION: "the connections", By.KEY: f"the values of {sampled.key}"}.get(sampled.by, "the requests")
+    spaced = ", evenly spaced" if sampled.by is By.EXACT else ""
+    if sampled.ramp is not None:
+        ramp = sampled.ramp
+        return f"{_percent(ramp.start)} to {_percent(ramp.end)} of {what}{spaced}, over {ramp.over:g} s,"
+    return f"{_percent(sampled.percent)} of {what}{spaced}"
+
+
+def _percent(percent: float) -> str:
+    return f"{percent:.10g} %"
+
+
+def _caps(sampled: Sampled) -> Iterable[str]:
+    if sampled.max_requests is not None:
+        yield f"at most {sampled.max_requests:g} requests a second (cap)"
+    if sampled.max_bytes is not None:
+        yield f"at most {sampled.max_bytes:,.0f} bytes a second (cap)"
+
+
+def _cost(tap: TapSpec) -> Iterable[str]:
+    yield f"{BASE}, as `scripts/bench` measures it"
+    if tap.rules:
+        regexes = sum(
+            text.regex is not None
+            for rule in tap.rules
+            for match in rule.match
+            for text in (
+                match.host,
+                match.path,
+                *match.headers.values(),
+                *match.query.values(),
+                *match.cookies.values(),
+            )
+            if text is not None
+        )
+        yield f"rules: up to 4 us for 20 conditions on the path; each regular expression tried 1 us ({regexes} here)"
+    if any(shadow.rewrite != Rewrite() for shadow in tap.shadows):
+        yield "rewrites: under 1 us for constant headers"
+    if tap.redact is not None:
+        bodies = tap.redact.privacy or tap.redact.json or tap.redact.query or tap.redact.patterns
+        yield f"redaction: 2 to 5 us a head{f'; {HELD}' if bodies else ''}"
+    if tap.hook is not None:
+        yield "the hook: what it takes itself, shown in the ledger"
+    if len(tap.shadows) > 1:
+        yield f"{len(tap.shadows)} shadows: a send for each"

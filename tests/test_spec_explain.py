@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tap in plain words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policy_cases import tap_of
+from tapmirror.spec.explain import explain
+
+
+def words(**spec: Any) -> str:
+    return "\n".join(explain(tap_of(**spec)))
+
+
+def test_a_whole_tap() -> None:
+    assert explain(tap_of(percent=5, addr="10.0.0.1", name="shop")) == [
+        "Tap shop: TCP to port 80 of 10.0.0.1 at interface eth0",
+        "  In the kernel (what is out here costs next to nothing):",
+        "    5 % of the connections are captured, whole, by a hash with seed 0",
+        "    a connection is mirrored only after production accepted it",
+        "  Shadow new:80:",
+        "    at new:80",
+        "    over one connection for each of production's",
+        "    its answers are read, counted and thrown away",
+        "  Cost:",
+        "    about 9 us of CPU for a small request on a kept connection, as `scripts/bench` measures it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"protocol": "raw"}, "connections are taken as they come"),
+        ({"protocol": "auto", "pacing": "wait"}, "waits for the shadow's answer"),
+        ({"safe_methods": True}, "only GET, HEAD and OPTIONS go on (method)"),
+        ({"by": "request", "percent": 0.0001}, "0.0001 % of the requests go on"),
+        ({"by": "exact", "percent": 50}, "50 % of the requests, evenly spaced go on"),
+        ({"ramp": {"from": 1, "to": 50, "over": 600}}, "1 % to 50 % of the connections, over 600 s, go on"),
+        ({"max_requests": 5, "max_bytes": 1e6}, "at most 1,000,000 bytes a second (cap)"),
+        ({"decap": True}, "through AF_PACKET"),
+        ({"rules": [{"mirror": "none"}]}, "Rule 1: every request: is not mirrored (rule)"),
+        ({"rules": [{"name": "a"}]}, "Rule 1 (a): every request: to new:80"),
+        (
+            {"rules": [{"match": {"methods": ["GET"], "host": {"suffix": ".x"}}}]},
+            "method GET and host ends with .x: to",
+        ),
+        (
+            {"rules": [{"match": [{"path": "/a"}, {"query": {"q": {"regex": "b+"}}}]}]},
+            "path is /a or query q matches b+",
+        ),
+        ({"rules": [{"match": {"cookies": {"c": {"present": False}}}}]}, "cookie c is not there: to"),
+        ({"rules": [{"match": {"headers": {"H": {"prefix": "x", "invert": True}}}}]}, "header H not: begins with x"),
+        ({"rules": [{"match": {"clients": ["10.0.0.0/8"], "body": {"max": 5}}}]}, "client in 10.0.0.0/8 and body of"),
+        ({"rules": [{"body": {"max": 1000}}]}, "with a body of more than 1,000 bytes it is not mirrored (body_limit)"),
+        ({"rules": [{"mirror": [{"shadow": "new:80", "percent": 5}]}]}, "to new:80 (5 % of the connections)"),
+        ({"redact": {"privacy": "strict", "json": {"a.b": "hash"}}}, "(strict), JSON a.b"),
+        ({"hook": "a:b"}, "a:b is called; it may"),
+        ({"shadow": {"to": "a:1", "tls": {"verify": False}}}, "at a:1 by TLS WITHOUT VERIFICATION"),
+        ({"shadow": {"to": "a:1", "copies": 3}}, "gets each request 3 times"),
+        ({"shadow": {"to": "a:1", "pooled": 3}}, "over 3 connections that all share"),
+        ({"shadow": {"to": "a:1", "match": {"methods": ["GET"]}}}, "gets only: method GET (no_match)"),
+        (
+            {
+                "shadow": {
+                    "to": "a:1",
+                    "rewrite": {"host": "target", "path": {"prefix": "/a", "with": ""}, "marker": "M"},
+                }
+            },
+            "rewritten: path: prefix /a becomes nothing, Host is the shadow's, headers set: M",
+        ),
+        ({"shadows": ["a:1", "b:2"], "spread": "round-robin"}, "one gets it, in turn (turn)"),
+    ],
+)
+def test_what_is_said(spec: dict[str, Any], said: str) -> None:
+    found = words(**spec)
+    assert said in found
+    assert all(line.isprintable() for line in found.splitlines())
