@@ -9,7 +9,7 @@ A flow begins in one of two ways:
   of the handshake, so the first byte is known and production has accepted the connection;
 * in mid-stream, by data of a connection that the table does not know (it stood when the tap
   began).  Such a flow is *tentative*: its data is held until a packet of production shows that
-  the connection exists there, or the client acknowledges something new of it.  An RST from
+  the connection exists there; whatever the client sends shows nothing.  An RST from
   production, or silence for `Limits.accept_time`, discards it.
 
 It ends by FIN from both sides (where only requests matter, by the client's alone), by an RST, by
@@ -185,6 +185,7 @@ class FlowTable:
         self._late: OrderedDict[FlowKey, tuple[float, int, bool]] = OrderedDict()
         self._early: OrderedDict[FlowKey, tuple[int, bytes, int]] = OrderedDict()
         self._scan: Iterator[Flow] = iter(())
+        self._waits: Iterator[Flow] = iter(())
         self._next_id = 1
         self.ack_requests: list[tuple[FlowKey, bool]] = []
 
@@ -228,7 +229,12 @@ class FlowTable:
     def expire(self, now: float) -> list[Event]:
         """Act on what has waited too long.  Bounded work; call it a few times a second."""
         events: list[Event] = []
-        for flow in list(self._asking.values()):
+        waiting = list(islice(self._waits, SCAN))
+        if len(waiting) < SCAN:
+            self._waits = iter(list(self._asking.values()))
+        for flow in waiting:
+            if not flow.asking:
+                continue
             if flow.state is State.TENTATIVE:
                 if now - flow.since >= self._limits.accept_time:
                     self._refuse(flow, now)
@@ -278,9 +284,6 @@ class FlowTable:
             flow.rx.mark(seq, length, flags >> 16)
         if flow.state is State.TENTATIVE:
             flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
-            if flow.ack is not None and flow.ack != ack:
-                return self._confirmed(flow, now)
-            flow.ack = ack
             return []
         pieces = flow.rx.feed(seq, payload, length, bool(flags & FIN), ack)
         return self._events(flow, pieces, now)
@@ -349,19 +352,22 @@ class FlowTable:
             old = distance(seq, late[1]) < 0
             self._ledger.filter(FilterReason.DUPLICATE if old else FilterReason.OUTSIDE, length, 1)
             return ()
-        if not self._room(now):
+        events = self._room(now)
+        if events is None:
             self._ledger.drop(DropReason.TABLE_FULL, length, 1)
             return ()
         flow = self._add(key, seq, now, midstream=True)
+        flow.rx.simple = False  # until production's word nothing is in order, however it looks
         flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
         self._ask(flow, now)
-        return ()
+        return events
 
     def _begin(self, key: FlowKey, seq: int, ack: int, now: float) -> list[Event]:
         """Production accepted a connection: the first byte of the client is `seq`, of the server `ack`."""
         self._late.pop(key, None)
         early = self._early.pop(key, None)
-        if not self._room(now):
+        events = self._room(now)
+        if events is None:
             if early is not None:
                 self._ledger.drop(DropReason.TABLE_FULL, len(early[1]), 1)
             self._ledger.events["flows_refused"] += 1
@@ -370,11 +376,11 @@ class FlowTable:
             if early is not None:
                 self._ledger.filter(FilterReason.NOT_ACCEPTED, len(early[1]), 1)
             self._add(key, seq, now, midstream=False).ack = ack
-            return []
+            return events
         flow = self._add(key, early[0], now, midstream=False)
         flow.ack = ack
         flow.first = seq
-        return self._events(flow, flow.rx.feed(early[0], early[1], len(early[1]), False, early[2]), now)
+        return events + self._events(flow, flow.rx.feed(early[0], early[1], len(early[1]), False, early[2]), now)
 
     def _early_data(self, segment: Segment) -> list[Event]:
         """Keep the data of a SYN (RFC 7413) until production's SYN-ACK tells whether it was taken."""
@@ -393,18 +399,17 @@ class FlowTable:
             self._ledger.filter(FilterReason.NOT_ACCEPTED, len(data), 1)
         return []
 
-    def _room(self, now: float) -> bool:
-        """Whether there is room for one more flow, if need be by giving up a silent one.
+    def _room(self, now: float) -> list[Event] | None:
+        """Make room for one more flow, if need be by giving up a silent one, and tell of its end; None: there is none.
 
         A full table does not push out busy flows: only one that was silent for a while goes.
         """
         if len(self._flows) < self._limits.flows:
-            return True
+            return []
         for flow in list(islice(self._flows.values(), SCAN)):
             if now - flow.last >= self._limits.accept_time and flow.framer is None:
-                self._evict(flow, now)
-                return True
-        return False
+                return self._evict(flow, now)
+        return None
 
     def _add(self, key: FlowKey, seq: int, now: float, *, midstream: bool) -> Flow:
         flow = Flow(self._next_id, key, seq, Receiver(seq, self._pool, self._ledger), now, midstream)

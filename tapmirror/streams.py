@@ -182,7 +182,7 @@ class StreamTable:
     def _take(self, stream: Stream, rx: Receiver, header: Header, events: list[Event]) -> None:
         """Feed a segment.  Where it has to wait and there is no room, holes are given up."""
         length = header.length
-        while distance(header.seq, rx.next) > 0 and rx.crowded(length):
+        while distance(header.seq, rx.next) > 0 and rx.crowded(len(header.payload)):
             oldest = stream if rx.waiting else next(iter(self._waiting), None)
             if oldest is None or oldest.rx is None:
                 break

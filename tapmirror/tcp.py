@@ -68,16 +68,19 @@ def distance(to: int, base: int) -> int:
 class Held:
     """Segments that wait for the bytes before them: one, or several that follow each other.
 
-    `end` is behind the FIN, if there is one.
+    `end` is behind the FINs, if there are any, `data_end` behind the data alone.
     """
 
-    __slots__ = ("end", "fin", "pieces", "start")
+    __slots__ = ("data_end", "end", "entries", "fin", "pieces", "start")
 
     def __init__(self, start: int, end: int, fin: bool, data: bytes, ack: int) -> None:
         self.start = start
         self.end = end
+        self.data_end = start + len(data)
         self.fin = fin
         self.pieces = [(start, data, ack)] if data else []
+        self.entries = 1
+        """Segments that it was made of, those without data (FINs) too: each costs memory."""
 
     def size(self) -> int:
         """Bytes of data."""
@@ -90,19 +93,22 @@ _start = attrgetter("start")
 class Pool:
     """What all receivers together hold, against the bounds of `Limits`."""
 
-    __slots__ = ("bytes", "limits", "segments")
+    __slots__ = ("bytes", "entries", "limits", "segments")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.bytes = 0
         self.segments = 0
+        """Those with data."""
+        self.entries = 0
+        """All of them."""
 
     def refuses(self, count: int, held: int, size: int) -> DropReason | None:
         """Whether `size` more bytes beside a flow's `count` segments of `held` bytes pass a bound, and which."""
         limits = self.limits
         if held + size > limits.flow_bytes or count >= limits.flow_segments:
             return DropReason.FLOW_LIMIT
-        if self.bytes + size > limits.reassembly_bytes or self.segments >= limits.reassembly_segments:
+        if self.bytes + size > limits.reassembly_bytes or self.entries >= limits.reassembly_segments:
             return DropReason.MEMORY_LIMIT
         return None
 
@@ -327,14 +333,17 @@ class Receiver:
                 self._ledger.drop(refused, size, 1)
             return
         held = Held(start, end, fin, bytes(payload), ack)
-        self._count += len(held.pieces)
+        self._count += 1
         self._held += size
         self._pool.bytes += size
+        self._pool.entries += 1
         self._pool.segments += len(held.pieces)
         self.simple = False
         if join and before is not None and before.end == start:
-            # Data behind a FIN is joined to what is before it, and the FIN is behind both then.
-            before.pieces += [(start - before.fin, data, ack) for start, data, ack in held.pieces]
+            # Data behind FINs is joined to the data before them, and the FIN is behind both then.
+            before.pieces += [(before.data_end, data, ack) for _, data, ack in held.pieces]
+            before.data_end += size
+            before.entries += 1
             before.end = end
             before.fin = fin or before.fin
             return
@@ -349,7 +358,8 @@ class Receiver:
     def _unhold(self, held: Held, reason: DropReason | FilterReason | None) -> None:
         """Take a segment out of the books of what is held; `reason`: why it is discarded, if it is."""
         count, size = len(held.pieces), held.size()
-        self._count -= count
+        self._count -= held.entries
+        self._pool.entries -= held.entries
         self._held -= size
         self._pool.bytes -= size
         self._pool.segments -= count

@@ -48,6 +48,23 @@ def test_lines_of_json(capture: Path, tmp_path: Path) -> None:
     assert command(capture, "--port", "81").stdout == ""
 
 
+def test_the_capture_is_not_overwritten(capture: Path) -> None:
+    before = capture.read_bytes()
+    done = command(capture, "--out", capture)
+    assert done.returncode == 2 and "that is the capture file itself" in done.stderr
+    assert capture.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("closed", "wanted"), [(">&-", "standard output is closed"), ("<&-", "standard input is closed")]
+)
+def test_closed_standard_streams(capture: Path, closed: str, wanted: str) -> None:
+    file = capture if closed == ">&-" else "-"
+    line = f"exec {COMMAND} streams {file} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and wanted in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_standard_input(capture: Path) -> None:
     with capture.open("rb") as file:
         assert len(records(command("-", stdin=file).stdout)) == 1

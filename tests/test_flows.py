@@ -25,7 +25,7 @@ from tapmirror.events import (
     Gap,
     Segment,
 )
-from tapmirror.flows import LATE, Event, FlowTable
+from tapmirror.flows import LATE, SCAN, Event, FlowTable
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
 
@@ -264,14 +264,61 @@ def test_idle_flow_is_forgotten_and_joins_again() -> None:
     assert d.ledger.events["flows_joined"] == 1
 
 
-def test_midstream_is_confirmed_by_what_the_client_acknowledges() -> None:
+def test_midstream_is_not_confirmed_by_what_the_client_says() -> None:
+    """Whoever a firewall drops can acknowledge what was never sent; production's word counts."""
     d = Dialogue()
-    d.put(ACK, 0, b"abc", ack=1)
-    d.put(ACK, 3, b"def", ack=1)
+    for ack in range(5):
+        d.put(ACK, 0, b"abc", ack=ack)
+        d.put(ACK, 3, b"def", ack=ack)
     assert d.text == b""
-    d.put(ACK, 6, b"ghi", ack=9)
-    assert d.text == b"abcdefghi"
-    assert d.turns == [True, False, True]
+    d.server(6)
+    assert d.text == b"abcdef"
+
+
+def test_what_is_refused_for_want_of_room_is_no_less_tentative() -> None:
+    d = Dialogue(msgspec.structs.replace(LIMITS, reassembly_segments=2))
+    for port in (1, 2):
+        d.put(ACK, 0, b"x", port=port)
+    for _ in range(3):
+        d.put(ACK, 0, b"GET", port=3)
+    assert d.out == {}
+    assert d.unsettled() == 0
+
+
+def test_fins_out_of_order_are_bounded_and_cost_what_they_cost() -> None:
+    d = Dialogue(msgspec.structs.replace(LIMITS, flow_segments=100))
+    d.accept()
+    for n in range(5_000):
+        d.put(FIN | ACK, 1_000 + 3 * n)
+    (flow,) = d.table
+    assert len(flow.rx._queue) == flow.rx._count == d.table._pool.entries == 100
+    assert d.table.held() == (0, 0)
+    d.put(RST, 0)
+    assert d.table._pool.entries == 0
+
+
+def test_an_evicted_flow_is_told_of() -> None:
+    d = Dialogue(msgspec.structs.replace(LIMITS, flows=1))
+    d.accept(port=1)
+    d.put(ACK, 0, b"GE", port=1)
+    d.wait(20)
+    d.accept(port=2)
+    assert next(iter(d.out.values())) == b"GE!"
+
+
+def test_time_outs_are_acted_on_a_few_at_a_time() -> None:
+    d = Dialogue()
+    for port in range(3_000):
+        d.put(ACK, 0, b"x", port=port)
+    d.now += 60
+    before = len(d.table)
+    for _ in range(3):
+        d.table.expire(d.now)
+        assert before - len(d.table) <= 2 * SCAN
+        before = len(d.table)
+    for _ in range(20):
+        d.table.expire(d.now)
+    assert len(d.table) == 0 and d.unsettled() == 0
 
 
 def test_what_waits_behind_the_fin_of_a_connection_joined_in_mid_stream_is_let_go() -> None:

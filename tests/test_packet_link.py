@@ -119,3 +119,17 @@ def test_a_link_that_is_not_known() -> None:
 def test_any_bytes(link: int, frame: bytes) -> None:
     found = cargo(memoryview(frame), link)
     assert found is None or found.offset > 0 or link in (IPV4, IPV6) or frame[0] >> 4 in (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [
+        (b"\x01\x00", b"\xaa\xaa\x03\0\0\0\x01\x00"),  # SNAP in SNAP
+        (b"\x88\x47", b"\x00\x00\x11\x40" + bytes(4) + bytes(12) + b"\x88\x47"),  # MPLS, Ethernet, MPLS, ...
+        (b"\x88\x64", bytes(6) + b"\x0f\x00\x88\x64"),  # PPPoE, HDLC, PPPoE, ...
+    ],
+)
+def test_layers_without_end(kind: bytes, layer: bytes) -> None:
+    """A few bytes each: they end somewhere, and not in the stack of the interpreter."""
+    found = cargo(memoryview(bytes(12) + kind + layer * 1_200), ETHERNET)
+    assert found is None or found.ethertype not in (0x0800, 0x86DD)

@@ -30,6 +30,7 @@ from tapmirror.events import (
 )
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor
+from tapmirror.replay.reactor import OUTSTANDING
 from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
 
 WHOLE: Final = START | END
@@ -649,3 +650,17 @@ def test_what_belongs_to_no_flow_is_counted(bench: Bench) -> None:
     for command in (Finish(9), Abort(9, GIVEN_UP, True), Turn(9, 1)):
         bench.give(command)
     assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
+
+
+def test_a_shadow_that_never_answers_costs_no_memory_without_end(bench: Bench) -> None:
+    """Beyond so many outstanding answers the connection is given up, and the next request opens another."""
+    sock = bench.open()
+    for _ in range(OUTSTANDING + 10):
+        bench.send(1, GET % 1)
+        if select.select([sock], [], [], 0)[0]:
+            sock.recv(1 << 20)
+    bench.turn(2.0)
+    assert bench.ledger.events["unanswered_closes"] == 1
+    assert bench.ledger.answers["unanswered"] == OUTSTANDING + 10
+    bench.send(1, GET % 2)
+    assert bench.read(bench.accept(), len(GET % 2)) == GET % 2

@@ -77,6 +77,18 @@ class Capture:
         return [(c.client.book or b"", c.server.book or b"") for c in self.table.finished]
 
 
+def test_a_segment_that_lies_about_its_length_harms_no_other_stream() -> None:
+    """One that would never find room, for its length on the wire; nothing of it was captured."""
+    capture = Capture()
+    capture.shake()
+    capture.put(ACK, 0, b"0123456789")
+    capture.put(ACK, 20, b"c" * 10)
+    capture.shake(port=50_000)
+    capture.put(ACK, 5, b"", port=50_000, length=1 << 31)
+    capture.put(ACK, 10, b"b" * 10)
+    assert (b"0123456789" + b"b" * 10 + b"c" * 10, b"") in capture.streams()
+
+
 def test_a_dialogue() -> None:
     capture = Capture()
     capture.shake()

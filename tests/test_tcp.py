@@ -59,6 +59,19 @@ class Stream:
         )
 
 
+def test_data_behind_several_fins_follows_the_data_before_them() -> None:
+    """As tcp_try_coalesce() joins them: each FIN has a number, none has a byte."""
+    stream = Stream()
+    stream.seg(10, b"a" * 10, fin=True)
+    stream.seg(21, b"", fin=True)
+    stream.seg(22, b"xyzw")
+    stream.seg(0, b"0123456789")
+    assert (stream.out, stream.ended) == (b"0123456789" + b"a" * 10 + b"xyzw", True)
+    assert stream.pool.entries == stream.pool.segments == stream.pool.bytes == 0
+    assert all(count >= 0 for count in stream.ledger.bytes.filtered.values())
+    assert stream.accounted() == tuple(stream.given)
+
+
 # schedule of (offset, data) -> what the application reads
 SCHEDULES = {
     "in order": ([(0, b"abc"), (3, b"def")], b"abcdef"),

@@ -134,7 +134,7 @@ def spec_of(
 ) -> TapSpec:
     """The tap that options describe."""
     for name, value in (("iface", iface), ("port", ports), ("shadow", shadows)):
-        if not value:
+        if value is None or value == ():
             raise click.UsageError(f"Missing option '--{name}' (or '-f' with a file).")
     try:
         rewrite = Rewrite(host=host) if host is not None else Rewrite()

@@ -61,6 +61,10 @@ def streams(
         capture = CaptureFile(file)
     except CaptureError as error:
         fail(f"{file}: {error}", 2)
+    if out is not None and capture.is_same(out):
+        fail(f"--out {out}: that is the capture file itself", 2)
+    if out is None and sys.stdout is None:
+        fail("standard output is closed (see --out)", 2)
     try:
         with contextlib.closing(capture), _output(out) as output, _progress(capture):
             reader = Reader(capture, options, Limits())

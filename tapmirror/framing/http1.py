@@ -34,6 +34,10 @@ is not seen here; the next bytes tell: at a turn and beginning a request with a 
 server refused, and HTTP goes on; else everything from there on is the tunnel's, passed on as it is.  A
 tunnel does not survive a gap.
 
+NOTE: cannot know what the lost bytes had acknowledged: a request line at the beginning of a segment that
+follows a gap, in a body whose head was lost, is taken for a request if the head was the first to
+acknowledge an answer.
+
 NOTE: cannot know that production ended the connection early (errors, its limit of requests on one):
 pipelined requests that it never read are mirrored.
 """

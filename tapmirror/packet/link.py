@@ -60,6 +60,10 @@ KNOWN: Final = _RAW_TYPES | {
 }
 
 
+MAX_LAYERS: Final = 8
+"""Frames within frames of the link layer (MPLS, SNAP, PPPoE); none is known to nest more than two or three."""
+
+
 class Cargo(NamedTuple):
     """What a frame carries: its EtherType, where it begins, and the VLAN ids (as in a flow key)."""
 
@@ -68,10 +72,12 @@ class Cargo(NamedTuple):
     vlan: int
 
 
-def cargo(frame: memoryview, link: int, offset: int = 0, vlan: int = 0) -> Cargo | None:
-    """Read the link layer at `offset`.  None: a type that is not known, or not whole."""
+def cargo(frame: memoryview, link: int, offset: int = 0, vlan: int = 0, depth: int = 0) -> Cargo | None:
+    """Read the link layer at `offset`.  None: a type that is not known, not whole, or deeper than `MAX_LAYERS`."""
+    if depth > MAX_LAYERS:
+        return None
     if link == ETHERNET:
-        return carried(frame, _number(frame, offset + 12), offset + 14, vlan)
+        return carried(frame, _number(frame, offset + 12), offset + 14, vlan, depth)
     if link in _RAW_TYPES:
         version = frame[offset] >> 4 if len(frame) > offset else 0
         kind = {4: ETHERTYPE_IP4, 6: ETHERTYPE_IP6}.get(version)
@@ -109,23 +115,23 @@ def ethernet(frame: memoryview, vlan: int) -> Cargo:
     return tagged(frame, _number(frame, 12), 14, vlan)
 
 
-def carried(frame: memoryview, kind: int, offset: int, vlan: int) -> Cargo | None:
-    """Go on from an EtherType through tags and labels."""
+def carried(frame: memoryview, kind: int, offset: int, vlan: int, depth: int = 0) -> Cargo | None:
+    """Go on from an EtherType through tags and labels; `depth` layers were there before."""
     if kind in PLAIN_TYPES:
         return Cargo(kind, offset, vlan)
     kind, offset, vlan = tagged(frame, kind, offset, vlan)
     if kind in OLD_TAGS:
         kind, offset, vlan = tagged(frame, 0x8100, offset, vlan)
     if kind in MPLS_TYPES:
-        return _mpls(frame, offset, vlan)
+        return _mpls(frame, offset, vlan, depth)
     if kind == PPPOE_SESSION:
-        return _ppp(frame, offset + 6, vlan)
-    if 0 < kind < SHORTEST_TYPE and bytes(frame[offset : offset + 6]) == _SNAP:
-        return carried(frame, _number(frame, offset + 6), offset + 8, vlan)
+        return _ppp(frame, offset + 6, vlan, depth + 1) if depth < MAX_LAYERS else None
+    if 0 < kind < SHORTEST_TYPE and bytes(frame[offset : offset + 6]) == _SNAP and depth < MAX_LAYERS:
+        return carried(frame, _number(frame, offset + 6), offset + 8, vlan, depth + 1)
     return Cargo(kind, offset, vlan)
 
 
-def _mpls(frame: memoryview, offset: int, vlan: int) -> Cargo | None:
+def _mpls(frame: memoryview, offset: int, vlan: int, depth: int) -> Cargo | None:
     """What lies behind a stack of labels is not named: the first four bits tell (RFC 4928)."""
     for _ in range(MAX_LABELS):
         if len(frame) < offset + 5:
@@ -135,22 +141,22 @@ def _mpls(frame: memoryview, offset: int, vlan: int) -> Cargo | None:
         if bottom:
             version = frame[offset] >> 4
             if version == 0:
-                return cargo(frame, ETHERNET, offset + 4, vlan)
+                return cargo(frame, ETHERNET, offset + 4, vlan, depth + 1)
             return cargo(frame, RAW, offset, vlan)
     return None
 
 
-def _ppp(frame: memoryview, offset: int, vlan: int) -> Cargo | None:
+def _ppp(frame: memoryview, offset: int, vlan: int, depth: int = 0) -> Cargo | None:
     start = bytes(frame[offset : offset + 2])
     if start in (b"\x0f\x00", b"\x8f\x00"):  # Cisco HDLC: unicast, multicast
-        return carried(frame, _number(frame, offset + 2), offset + 4, vlan)
+        return carried(frame, _number(frame, offset + 2), offset + 4, vlan, depth + 1)
     if start == b"\xff\x03":
         offset += 2
     if len(frame) <= offset:
         return None
     short = frame[offset] & 1  # RFC 1661, 6.5: the protocol field may be one byte
     kind = _PPP_PROTOCOLS.get(frame[offset] if short else _number(frame, offset))
-    return carried(frame, kind, offset + (1 if short else 2), vlan) if kind is not None else None
+    return carried(frame, kind, offset + (1 if short else 2), vlan, depth + 1) if kind is not None else None
 
 
 def _number(frame: memoryview, offset: int) -> int:

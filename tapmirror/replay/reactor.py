@@ -58,6 +58,8 @@ LOOK_BYTES: Final = 65_536
 """Size of a read whose bytes are looked at."""
 DISCARD_BYTES: Final = 1 << 20
 """Size of a read whose bytes are not."""
+OUTSTANDING: Final = 16_384
+"""Requests without an answer beyond which a connection is given up at the next sweep: each costs memory."""
 EVENTS: Final = 1_024
 TIME_WAIT: Final = 60.0
 """Seconds for which Linux keeps a port whose connection we closed first (TCP_TIMEWAIT_LEN)."""
@@ -193,6 +195,11 @@ class Reactor:
             self._next_sweep = now + SWEEP
             for lane in [lane for lane in self._by_fd.values() if lane.lazy]:
                 self._on_readable(lane, now)
+            for lane in [
+                lane for lane in self._by_fd.values() if lane.framer and lane.framer.outstanding > OUTSTANDING
+            ]:
+                self._ledger.events["unanswered_closes"] += 1
+                self._lost(lane, now)
             if self._idle_time:
                 self._close_idle(now)
 

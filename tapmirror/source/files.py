@@ -21,6 +21,8 @@ class CaptureFile:
     """An open capture file.  `-` is standard input.  Raises `CaptureError` if it cannot be opened."""
 
     def __init__(self, path: str) -> None:
+        if path == "-" and sys.stdin is None:
+            raise CaptureError("standard input is closed")
         try:
             self._file: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: SIM115 -- see close
             self.size = os.fstat(self._file.fileno()).st_size
@@ -43,6 +45,13 @@ class CaptureFile:
         if magic in pcap.MAGICS:
             return pcap.frames(blocks)
         raise CaptureError("no capture file (pcap or pcapng, or either compressed by gzip)", 0)
+
+    def is_same(self, path: str) -> bool:
+        """Whether a path leads to this file."""
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the file."""

@@ -108,4 +108,4 @@ def parse_shadow(text: str, **more: object) -> Shadow:
 
 
 def _is_host(text: str) -> bool:
-    return bool(text) and text.isprintable() and " " not in text and len(text) <= 255
+    return bool(text) and text.isprintable() and " " not in text
