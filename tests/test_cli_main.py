@@ -19,7 +19,7 @@ COMMAND = Path(sys.executable).parent / "tapmirror"
 OPTIONS = (
     *("--iface", "--port", "--addr", "--shadow", "--percent", "--seed", "--protocol", "--capture", "--pacing"),
     *("--promisc", "--decap"),
-    *("--host", "--duration", "--json"),
+    *("--host", "--duration", "--json", "--resolve", "--strict"),
 )
 
 

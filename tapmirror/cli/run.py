@@ -38,6 +38,13 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
     metavar="FILE",
     help="Taps of a YAML file instead of the options that describe one; - is standard input.",
 )
+@click.option(
+    "--resolve",
+    multiple=True,
+    metavar="NAME=HOST:PORT",
+    help="Address of a destination (HOST or HOST:SUBSET) of Istio's or the Gateway API's rules in FILE; repeatable.",
+)
+@click.option("--strict", is_flag=True, help="Refuse what such a FILE has and a mirror beside the path cannot do.")
 @click.option("--iface", metavar="IFACE", help="Interface that production's traffic passes.")
 @click.option("--port", "ports", type=int, multiple=True, help="Production's port; repeatable.")
 @click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable.")
@@ -77,7 +84,17 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
 @click.option("--duration", type=float, callback=_positive, metavar="SECONDS", help="Stop after this.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
 @click.pass_context
-def run(context: click.Context, /, *, file: str | None, duration: float | None, as_json: bool, **options: Any) -> None:
+def run(
+    context: click.Context,
+    /,
+    *,
+    file: str | None,
+    resolve: tuple[str, ...],
+    strict: bool,
+    duration: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
 
     \b
@@ -89,9 +106,12 @@ def run(context: click.Context, /, *, file: str | None, duration: float | None, 
     """  # noqa: D301 -- click wants the control character
     given = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if file is not None:
-        if given:
-            fail(f"--{OPTION_NAMES.get(min(given), min(given))} and -f: what a tap is, is in the file", 2)
-        specs = read_file(file)
+        beside = {name: list(options[name]) if name in LISTS else options[name] for name in given & BESIDE}
+        if given - BESIDE:
+            fail(f"-f and --{OPTION_NAMES.get(min(given - BESIDE), min(given - BESIDE))}: it is in the file", 2)
+        specs = read_file(file, beside, resolve, strict=strict)
+    elif resolve or strict:
+        fail("--resolve and --strict are for files of Kubernetes (-f)", 2)
     else:
         specs = [spec_of(**options)]
     taps = [Tap(spec, warn) for spec in specs]
@@ -118,6 +138,9 @@ def run(context: click.Context, /, *, file: str | None, duration: float | None, 
         fail(f"the ledger could not be printed: {error.strerror}", 1)
 
 
+BESIDE: Final = frozenset({"iface", "ports", "addrs", "capture", "seed", "promisc", "decap"})
+"""Options that say where to tap: they go with a file of Kubernetes, which does not."""
+LISTS: Final = frozenset({"ports", "addrs"})
 OPTION_NAMES: Final = {"ports": "port", "addrs": "addr", "shadows": "shadow"}
 
 

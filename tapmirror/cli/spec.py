@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -31,7 +32,11 @@ def spec(*, schema: bool, example: bool) -> None:
 
 @click.command(short_help="Say in plain words what the taps of a file do.")
 @click.option("-f", "--file", metavar="FILE", required=True, help="Taps of a YAML file; - is standard input.")
-def explain(*, file: str) -> None:
+@click.option("--iface", metavar="IFACE", help="For files of Kubernetes, as of `run`.")
+@click.option("--port", "ports", type=int, multiple=True, help="The same.")
+@click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="The same.")
+@click.option("--strict", is_flag=True, help="The same.")
+def explain(*, file: str, iface: str | None, ports: tuple[int, ...], resolve: tuple[str, ...], strict: bool) -> None:
     """Say in plain words what each tap and rule will do, in which order, and what it costs.
 
     Touches no interface and needs no root.
@@ -42,7 +47,10 @@ def explain(*, file: str) -> None:
     """  # noqa: D301 -- click wants the control character
     from tapmirror.spec.explain import explain as in_words
 
-    for i, tap in enumerate(read_file(file)):
+    given: dict[str, Any] = {"ports": list(ports)} if ports else {}
+    if iface is not None:
+        given["iface"] = iface
+    for i, tap in enumerate(read_file(file, given, resolve, strict=strict)):
         if i:
             click.echo()
         for line in in_words(tap):

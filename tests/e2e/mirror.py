@@ -27,7 +27,7 @@ class Mirror(Tap):
     _ledger: dict[str, Any] | None = None
 
     def __init__(self, node: Host, /, *, capture: str | None = None, **more: Any) -> None:
-        if "spec" not in more:
+        if "spec" not in more and "file_text" not in more:
             more["capture"] = capture or self.default
         super().__init__(node, **more)
 

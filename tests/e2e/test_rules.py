@@ -312,3 +312,63 @@ def test_wrong_taps(lab: Lab, tmp_path: Path, body: str, wanted: list[str]) -> N
     assert len(lines) == len(wanted) == len(done.stderr.splitlines()), done.stderr
     for line, part in zip(lines, wanted, strict=True):
         assert part in line
+
+
+# --- Istio's own rules: the Bookinfo sample's reviews, v1 in production, v2 as the shadow
+
+REVIEWS = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+    - match: [{uri: {prefix: /health}}]
+      route: [{destination: {host: reviews, subset: v1}}]
+    - route: [{destination: {host: reviews, subset: v1}, weight: 100}]
+      mirror: {host: reviews, subset: v2}
+      mirrorPercentage: {value: 40.0}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+"""
+
+
+def test_bookinfo_mirrors_a_portion_to_v2(lab: Lab) -> None:
+    """Three services: ratings beside production is no destination and gets nothing."""
+    with (
+        Nginx(lab.node, 9080, log=True) as v1,
+        Nginx(lab.shadow, 9080, log=True) as v2,
+        HashSink(lab.shadow, 9081) as ratings,
+    ):
+        with Mirror(
+            lab.node,
+            file_text=REVIEWS,
+            iface="eth0",
+            port=9080,
+            resolve=f"reviews:v2={SHADOW}:9080",
+        ) as mirror:
+            with connect(lab.client, lab.node.addr4, 9080) as client:
+                for n in range(1000):
+                    path = "/health" if n % 10 == 0 else f"/reviews/{n}"
+                    client.sendall(get(path, host="reviews:9080"))
+                    assert read_until(client, b"ok\n").startswith(b"HTTP/1.1 200 ")
+            until(lambda: mirror_settled(v2), "v2's requests", PATIENCE)
+            ledger = mirror.final()
+        assert v1.wait_for(1000) == 1000
+        logged = v2.logged()
+    assert ledger["requests"]["filtered"] == {"rule": 100}
+    assert len(logged) == ledger["requests"]["mirrored"]
+    assert abs(len(logged) - 360) < 5 * math.sqrt(900 * 0.4 * 0.6)
+    assert {line.host for line in logged} == {"reviews-shadow:9080"}
+    assert not any(line.uri == "/health" for line in logged)
+    assert ratings.got == []
+
+
+def mirror_settled(server: Nginx) -> bool:
+    """Whether it has got most of its share; the ledger then says how many exactly."""
+    return server.requests() > 250

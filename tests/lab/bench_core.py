@@ -21,13 +21,14 @@ from typing import Any, Final
 import msgspec
 
 from capture_files import pcap
-from tapmirror.events import ACCEPTED, ACK, SYN, Gap, Segment
+from tapmirror.events import ACCEPTED, ACK, END, START, SYN, Command, Gap, Open, Segment, Send
 from tapmirror.flows import FlowTable
 from tapmirror.ledger import Ledger
 from tapmirror.offline import Options, Reader
 from tapmirror.packet import MAPPED, Header
+from tapmirror.policy import Policy
 from tapmirror.source.files import CaptureFile
-from tapmirror.spec import Limits
+from tapmirror.spec import By, Limits, Match, Protocol, Redact, Rewrite, Rule, Shadow, TapSpec, Text
 from tapmirror.streams import StreamTable
 
 CONNECTIONS: Final = 100
@@ -36,6 +37,7 @@ SIZE: Final = 1_460
 MILLION: Final = 1_000_000
 HALF_OPEN: Final = 200_000
 TINY: Final = 50_000
+REQUESTS: Final = 50_000
 DISORDER: Final = (0.0, 0.01, 0.1, 0.5)
 
 _HEAD: Final = bytes.fromhex("02000000000102000000000208004500000000000000400600000a0000020a000001")
@@ -146,10 +148,54 @@ def tiny_segments() -> dict[str, float]:
     }
 
 
+def policy() -> dict[str, float]:
+    """Microseconds that deciding on a request takes: the last of 20 rules matches, two fields are set."""
+    prefixes = [f"/api/v{n}/" for n in range(20, 39)] + ["/api/"]
+    by_path = tuple(Rule(match=(Match(path=Text(prefix=prefix)),)) for prefix in prefixes)
+    by_regex = tuple(Rule(match=(Match(path=Text(regex=prefix + ".*")),)) for prefix in prefixes)
+    two = Rewrite(set_headers={"X-Shadow": "1", "X-Env": "test"})
+    cases: dict[str, dict[str, Any]] = {
+        "us_no_rules": {},
+        "us_20_rules": {"rules": by_path},
+        "us_20_rules_2_headers": {"rules": by_path, "rewrite": two},
+        "us_20_regexes_2_headers": {"rules": by_regex, "rewrite": two},
+        "us_strict_redaction": {"redact": Redact(privacy="strict")},
+        "us_30_percent_by_cookie": {"percent": 30.0, "by": By.KEY, "key": "cookie:session"},
+    }
+    return {name: decided(**spec) for name, spec in cases.items()}
+
+
+def decided(*, rewrite: Rewrite | None = None, **spec: Any) -> float:
+    """Microseconds a request, of many different ones on many connections."""
+    shadow = Shadow(host="new", port=80, rewrite=rewrite or Rewrite())
+    tap = TapSpec(iface="eth0", ports=(80,), shadows=(shadow,), protocol=Protocol.HTTP, **spec)
+    decider = Policy(tap, [Ledger()], secret=bytes(32))
+    decider.route([Open(n, True, key(n)) for n in range(CONNECTIONS)], 0.0)
+    sends: list[list[Command]] = []
+    for n in range(REQUESTS):
+        head = (
+            f"GET /api/items/{n}?page={n % 7}&sort=name HTTP/1.1\r\nHost: shop.example.com\r\n"
+            "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36\r\n"
+            "Accept: text/html,application/xhtml+xml\r\n"
+            f"Accept-Encoding: gzip, deflate\r\nCookie: theme=dark; session={n * 7919 % 10_000}\r\n\r\n"
+        ).encode()
+        sends.append([Send(n % CONNECTIONS, memoryview(head), len(head), START | END)])
+    begin = time.process_time()
+    for commands in sends:
+        decider.route(commands, 1.0)
+    return (time.process_time() - begin) / REQUESTS * 1e6
+
+
 def measure() -> dict[str, Any]:
     """All figures."""
     found: dict[str, Any] = {}
-    for name in ("million_flows", "syn_flood", "tiny_segments", *(f"from_file {share}" for share in DISORDER)):
+    for name in (
+        "million_flows",
+        "syn_flood",
+        "tiny_segments",
+        "policy",
+        *(f"from_file {share}" for share in DISORDER),
+    ):
         print(f"bench: {name.replace('_', ' ')}", file=sys.stderr, flush=True)
         done = subprocess.run(
             [sys.executable, "-m", "lab.bench_core", *name.split()], capture_output=True, text=True, check=True

@@ -20,7 +20,8 @@ COMMAND: Final = Path(sys.executable).parent / "tapmirror"
 class Tap:
     """A running tap.  `with Tap(lab.node, port=80, shadow="10.77.2.2:80") as tap: …; ledger = tap.stop()`.
 
-    Or `Tap(lab.node, spec="iface: eth0 ...")`, with the text of a file.  Further options are those of the
+    Or `Tap(lab.node, spec="iface: eth0 ...")`, with the text of a file; `file_text`: of one that does not say where to
+    tap.  Further options are those of the
     command, as in `percent=10, protocol="raw"`; a tuple repeats the option, and True stands for one without a
     value.  `terminal`: what it shows goes to ours, and not to `said`.
     Raises `LabError` if it does not come up, with what it said.
@@ -33,6 +34,7 @@ class Tap:
         *,
         shadow: str = "",
         spec: str | None = None,
+        file_text: str | None = None,
         port: int | tuple[int, ...] = 80,
         iface: str | None = None,
         terminal: bool = False,
@@ -48,6 +50,10 @@ class Tap:
             self._file.write(spec.encode())
             self._file.flush()
             options = {"file": self._file.name, **more}
+        elif file_text is not None:
+            self._file.write(file_text.encode())
+            self._file.flush()
+            options = {"file": self._file.name, "iface": iface or node.iface, "port": port, **more}
         words = [
             f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
             for name, values in options.items()

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of Kubernetes: where to tap, what is left out, what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tapmirror.spec import Protocol, TapSpec
+from tapmirror.spec.document import FileError, load
+from tapmirror.spec.kubernetes import import_tap, is_kubernetes
+
+BOOKINFO = b"""\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+    - route: [{destination: {host: reviews, subset: v1}, weight: 100}]
+      mirror: {host: reviews, subset: v2}
+      mirrorPercentage: {value: 50.0}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+"""
+BESIDE: dict[str, Any] = {"iface": "eth0", "ports": [9080]}
+V2 = {"reviews:v2": "10.0.0.12:9080"}
+
+
+def imported(data: bytes, resolve: dict[str, str] | None = None, **given: Any) -> tuple[TapSpec, list[str]]:
+    tap, warnings = import_tap(load(data), {**BESIDE, **given}, V2 if resolve is None else resolve)
+    return tap, [str(warning) for warning in warnings]
+
+
+def problems(data: bytes, resolve: dict[str, str] | None = None, **given: Any) -> list[str]:
+    with pytest.raises(FileError) as caught:
+        imported(data, resolve, **given)
+    return [str(problem) for problem in caught.value.found]
+
+
+def test_bookinfo() -> None:
+    tap, warnings = imported(BOOKINFO)
+    assert warnings == []
+    assert (tap.iface, tap.ports, tap.protocol) == ("eth0", (9080,), Protocol.HTTP)
+    (shadow,) = tap.shadows
+    assert (shadow.label, shadow.end_point, shadow.rewrite.host) == ("reviews:v2", "10.0.0.12:9080", "shadow-suffix")
+    (rule,) = tap.rules
+    assert rule.mirror is not None and [(m.shadow, m.percent) for m in rule.mirror] == [("reviews:v2", 50.0)]
+
+
+def test_a_document_that_says_where() -> None:
+    base = b"name: shop\niface: lo\nport: 81\nresolve: {'reviews:v2': '10.0.0.5:81'}\n---\n"
+    documents = load(base + BOOKINFO)
+    assert is_kubernetes(documents) and not is_kubernetes(load(base))
+    tap, _ = import_tap(documents, {}, {})
+    assert (tap.name, tap.iface, tap.ports, tap.shadows[0].end_point) == ("shop", "lo", (81,), "10.0.0.5:81")
+
+
+@pytest.mark.parametrize(
+    ("before", "resolve", "wanted"),
+    [
+        (b"", {}, "8: spec.http[0].mirror: a subset has no name in DNS: --resolve reviews:v2=HOST:PORT"),
+        (b"", {"reviews:v2": "x"}, "8: spec.http[0].mirror: reviews:v2: 'x' is not HOST:PORT"),
+        (b"shadow: a:1\n---\n", None, "1: shadow: comes from the rules of the other documents"),
+        (b"resolve: [1]\n---\n", None, "1: resolve: is not a mapping of NAME: HOST:PORT"),
+        (b"percent: 200\n---\n", None, "1: percent: 200.0 is not between 0 and 100"),
+    ],
+)
+def test_refused(before: bytes, resolve: dict[str, str] | None, wanted: str) -> None:
+    assert problems(before + BOOKINFO, resolve) == [wanted]
+
+
+def test_where_to_tap_is_needed() -> None:
+    with pytest.raises(FileError) as caught:
+        import_tap(load(BOOKINFO), {}, V2)
+    assert {problem.message for problem in caught.value.found} == {"iface is missing", "ports is missing"}
+
+
+def test_files_that_mirror_nothing_and_kinds_that_are_not_known() -> None:
+    without = BOOKINFO.replace(b"      mirror: {host: reviews, subset: v2}\n", b"")
+    assert problems(without) == ["no route in it mirrors anything"]
+    _, warnings = imported(BOOKINFO + b"---\napiVersion: v1\nkind: Service\n")
+    assert warnings == ["19: kind: 'Service' (v1) says nothing about mirroring"]
