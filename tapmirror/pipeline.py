@@ -65,13 +65,14 @@ class Pipeline:
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
         """Take one captured segment.  The commands' data is valid as long as the segment's."""
         events = self._flows.feed(segment, now)
-        if not events:
-            if self._protocol is Protocol.RAW and segment[1] & ACCEPTED:
-                return self._accepted(segment, now)
+        accepted = segment[1] & ACCEPTED
+        if not events and not accepted:
             return _NOTHING
         commands: list[Command] = []
         for event in events:
             self._step(event, commands)
+        if accepted and self._protocol is Protocol.RAW:
+            self._accept(segment, commands)
         return commands if self._policy is None else self._policy.route(commands, now)
 
     def expire(self, now: float) -> list[Command]:
@@ -175,11 +176,8 @@ class Pipeline:
             commands.append(Open(flow.id, http, flow.key))
         return framer
 
-    def _accepted(self, segment: Segment, now: float) -> Sequence[Command]:
+    def _accept(self, segment: Segment, commands: list[Command]) -> None:
         """A raw connection is opened at once: its server may speak first."""
         flow = self._flows.get(segment[0])
-        if flow is None or flow.framer is not None:
-            return _NOTHING
-        commands: list[Command] = []
-        self._frame(flow, False, commands)
-        return commands if self._policy is None else self._policy.route(commands, now)
+        if flow is not None and flow.framer is None:
+            self._frame(flow, False, commands)

@@ -25,7 +25,7 @@ from tapmirror.events import (
 )
 from tapmirror.ledger import Ledger
 from tapmirror.pipeline import Pipeline
-from tapmirror.spec import Pacing, Protocol, Shadow, TapSpec
+from tapmirror.spec import Limits, Pacing, Protocol, Shadow, TapSpec
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 KEY = bytes(40)
@@ -163,3 +163,18 @@ def test_closing_settles_what_is_held() -> None:
     assert tap.pipeline.held() == (0, 0)
     assert tap.settled() == tap.fed
     assert tap.said[-1] == Finish(2)
+
+
+def test_a_raw_connection_is_opened_at_once_also_where_another_made_room() -> None:
+    tap = Tap(protocol=Protocol.AUTO, limits=Limits(flows=1))
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, b"GE", ack=1)
+    assert tap.pipeline.held() == (0, 2)
+    raw = Tap(protocol=Protocol.RAW, limits=Limits(flows=1))
+    other = bytes(39) + b"\1"
+    for one in (tap, raw):
+        commands = one.pipeline.feed((other, ACCEPTED, 1, 1, 0, b"", 0), 60.0)
+        for command in commands:
+            one.keep(command)
+    assert tap.ledger.bytes.dropped == {DropReason.INCOMPLETE: 2} and tap.pipeline.held() == (0, 0)
+    assert raw.said == [Open(1, False, other)]
