@@ -17,6 +17,26 @@ from tapmirror.spec.reading import taps_of
 
 V4 = bytes(10) + b"\xff\xff"
 
+BOOKINFO = b"""\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+    - route: [{destination: {host: reviews, subset: v1}, weight: 100}]
+      mirror: {host: reviews, subset: v2}
+      mirrorPercentage: {value: 50.0}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+"""
+"""Istio's sample: all traffic to v1 of reviews, half of it mirrored to v2."""
+
 
 def key(client: str = "10.0.0.1", port: int = 40_000) -> bytes:
     """The flow key of a client's connection."""

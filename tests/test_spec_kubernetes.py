@@ -7,28 +7,11 @@ from typing import Any
 
 import pytest
 
+from policy_cases import BOOKINFO
 from tapmirror.spec import Protocol, TapSpec
 from tapmirror.spec.document import FileError, load
 from tapmirror.spec.kubernetes import import_tap, is_kubernetes
 
-BOOKINFO = b"""\
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: reviews}
-spec:
-  hosts: [reviews]
-  http:
-    - route: [{destination: {host: reviews, subset: v1}, weight: 100}]
-      mirror: {host: reviews, subset: v2}
-      mirrorPercentage: {value: 50.0}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: reviews}
-spec:
-  host: reviews
-  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
-"""
 BESIDE: dict[str, Any] = {"iface": "eth0", "ports": [9080]}
 V2 = {"reviews:v2": "10.0.0.12:9080"}
 

@@ -14,6 +14,7 @@ import pytest
 from e2e.mirror import PATIENCE, Mirror, connect, dropped, read_until
 from lab import Behaviour, Certificates, HashSink, Lab, Nginx, RecordingTcp, Snapshot, load, until
 from lab.tap import COMMAND
+from policy_cases import BOOKINFO
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -316,26 +317,8 @@ def test_wrong_taps(lab: Lab, tmp_path: Path, body: str, wanted: list[str]) -> N
 
 # --- Istio's own rules: the Bookinfo sample's reviews, v1 in production, v2 as the shadow
 
-REVIEWS = """
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: reviews}
-spec:
-  hosts: [reviews]
-  http:
-    - match: [{uri: {prefix: /health}}]
-      route: [{destination: {host: reviews, subset: v1}}]
-    - route: [{destination: {host: reviews, subset: v1}, weight: 100}]
-      mirror: {host: reviews, subset: v2}
-      mirrorPercentage: {value: 40.0}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: reviews}
-spec:
-  host: reviews
-  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
-"""
+HEALTH = "    - match: [{uri: {prefix: /health}}]\n      route: [{destination: {host: reviews, subset: v1}}]\n"
+REVIEWS = BOOKINFO.decode().replace("  http:\n", "  http:\n" + HEALTH)
 
 
 def test_bookinfo_mirrors_a_portion_to_v2(lab: Lab) -> None:
@@ -363,7 +346,7 @@ def test_bookinfo_mirrors_a_portion_to_v2(lab: Lab) -> None:
         logged = v2.logged()
     assert ledger["requests"]["filtered"] == {"rule": 100}
     assert len(logged) == ledger["requests"]["mirrored"]
-    assert abs(len(logged) - 360) < 5 * math.sqrt(900 * 0.4 * 0.6)
+    assert abs(len(logged) - 450) < 5 * math.sqrt(900 * 0.5 * 0.5)
     assert {line.host for line in logged} == {"reviews-shadow:9080"}
     assert not any(line.uri == "/health" for line in logged)
     assert ratings.got == []
