@@ -309,12 +309,22 @@ def checksum(data: bytes | bytearray) -> int:
     return ~(total + (total >> 16)) & 0xFFFF
 
 
+@pytest.fixture
+def lab_with_small_buffers() -> Iterator[Lab]:
+    """The kernel keeps 128 KiB a connection at most: all of them together less than is sent."""
+    with Lab() as built:
+        for host in (built.node, built.shadow):
+            host.sysctl("ipv4.tcp_wmem", "4096 16384 131072")
+            host.sysctl("ipv4.tcp_rmem", "4096 131072 131072")
+        yield built
+
+
 @pytest.mark.parametrize(
     "behaviour", [Behaviour(read=False), Behaviour(accept=False), Behaviour(read_rate=100.0)], ids=str
 )
-def test_a_shadow_that_does_not_read(lab: Lab, behaviour: Behaviour) -> None:
+def test_a_shadow_that_does_not_read(lab_with_small_buffers: Lab, behaviour: Behaviour) -> None:
     """Memory is bounded, what does not fit is dropped by whole requests, the other tap goes on at full rate."""
-    size = 50_000
+    lab, size = lab_with_small_buffers, 50_000
     with (
         Nginx(lab.node),
         RecordingTcp(lab.shadow, 81, behaviour) as slow,
