@@ -48,12 +48,13 @@ from tapmirror.events import (
     End,
     FilterReason,
     FlowKey,
+    Gap,
     Segment,
 )
 from tapmirror.ledger import Ledger
 from tapmirror.packet import flow_hash
 from tapmirror.spec import Limits
-from tapmirror.tcp import FAR, MASK, Piece, Pool, Receiver, distance
+from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, Pool, Receiver, distance
 
 LATE: Final = 3.0
 """Seconds for which an ended flow is remembered: more than the first retransmission time-outs
@@ -77,7 +78,8 @@ _TOLD: Final = _SPECIAL | ACK
 Event: TypeAlias = "tuple[Flow, Chunk, bool]"
 """A chunk of a flow's client stream, and whether a new turn of the dialogue may begin with it:
 it begins a segment, and the client had received something since its last data (or, of a connection
-joined in mid-stream, it is the first)."""
+joined in mid-stream, it is the first).  What follows a gap is no turn: the lost bytes may have
+acknowledged the same."""
 
 
 class State(enum.Enum):
@@ -155,8 +157,8 @@ class Flow:
         self.since = now
         """Since when the flow has been waiting for production's acknowledgement (while `asking`)."""
         self.asking = False
-        self.ack: int | None = None
-        """The acknowledgement number of the client's last data."""
+        self.ack = ANY
+        """The acknowledgement number of the client's last data; `ANY`, `UNKNOWN`."""
         self.server_next: int | None = None
         self.answered = 0
         """Bytes that production sent since the pipeline last took note (where they are captured)."""
@@ -221,7 +223,7 @@ class FlowTable:
             rx.next = (seq + length) & MASK
             rx.position += length
             self._segments.mirrored += 1
-            turn = ack != flow.ack
+            turn = ack != flow.ack >= 0
             flow.ack = ack
             return ((flow, payload, turn),)
         return self._known(flow, segment, now)
@@ -308,7 +310,7 @@ class FlowTable:
 
     def _confirmed(self, flow: Flow, now: float) -> list[Event]:
         """Production knows this connection: what was held for its word goes on."""
-        flow.ack = None
+        flow.ack = ANY
         self._move(flow, Move.CONFIRMED, now)
         return self._events(flow, flow.rx.release(), now)
 
@@ -461,9 +463,12 @@ class FlowTable:
     def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
         events: list[Event] = []
         for chunk, ack in pieces:
-            turn = ack is not None and ack != flow.ack
+            turn = False
             if ack is not None:
+                turn = ack != flow.ack >= 0
                 flow.ack = ack
+            elif type(chunk) is Gap:
+                flow.ack = UNKNOWN
             events.append((flow, chunk, turn))
             if type(chunk) is End:
                 self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)

@@ -26,11 +26,11 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Any, Final, TypeAlias
 
-from tapmirror.events import ACK, FIN, RST, SYN, Chunk, End, FilterReason, FlowKey
+from tapmirror.events import ACK, FIN, RST, SYN, Chunk, End, FilterReason, FlowKey, Gap
 from tapmirror.ledger import Ledger
 from tapmirror.packet import Header, flow_key
 from tapmirror.spec import Limits
-from tapmirror.tcp import MASK, Piece, Pool, Receiver, distance
+from tapmirror.tcp import ANY, MASK, UNKNOWN, Piece, Pool, Receiver, distance
 
 LINGER: Final = 60.0
 """Seconds for which an ended connection stays known: Linux's TIME-WAIT (TCP_TIMEWAIT_LEN)."""
@@ -57,8 +57,8 @@ class Stream:
         """Its first byte is not known to have been captured."""
         self.early = False
         """What came with the SYN is held: it is not known whether the other side took it."""
-        self.ack: int | None = None
-        """The acknowledgement number of the last data."""
+        self.ack = ANY
+        """The acknowledgement number of the last data; `ANY`, `UNKNOWN`."""
         self.book: Any = None
 
 
@@ -128,7 +128,7 @@ class StreamTable:
         rx.next = (seq + length) & MASK
         rx.position += length
         self._ledger.segments.mirrored += 1
-        turn = ack != stream.ack
+        turn = ack != stream.ack >= 0
         stream.ack = ack
         return ((stream, payload, turn),)
 
@@ -355,7 +355,10 @@ class StreamTable:
         for chunk, ack in pieces:
             if type(chunk) is End:
                 continue
-            turn = ack is not None and ack != stream.ack
+            turn = False
             if ack is not None:
+                turn = ack != stream.ack >= 0
                 stream.ack = ack
+            elif type(chunk) is Gap:
+                stream.ack = UNKNOWN
             events.append((stream, chunk, turn))

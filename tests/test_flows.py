@@ -113,6 +113,25 @@ def test_second_segment_of_one_turn_is_no_turn() -> None:
     assert d.turns == [True, False, True]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_follows_a_gap_is_no_turn(late: bool) -> None:
+    """The lost bytes may have acknowledged the same; `late`: it comes only after production acknowledged them."""
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc", ack=4)
+    if late:
+        d.put(ACK, 9, b"", ack=9)
+        d.put(ACK, 10, b"x", ack=4)
+        d.server(6)
+        d.put(ACK, 6, b"ghi", ack=9)
+    else:
+        d.put(ACK, 6, b"ghi", ack=9)
+        d.server(6)
+    d.put(ACK, 9, b"jkl", ack=12)
+    assert d.text.startswith(b"abc<3>ghijkl")
+    assert d.turns[:3] == [True, False, True]
+
+
 def test_hole_asks_for_acknowledgements_and_becomes_a_gap_by_them() -> None:
     d = Dialogue()
     d.accept()

@@ -114,6 +114,21 @@ def test_hole_in_a_request_breaks_it_and_the_next_turn_goes_on() -> None:
     assert tap.settled() == tap.fed
 
 
+def test_a_body_whose_head_was_lost_is_no_request() -> None:
+    """However much it looks like one, and though the head was the first to acknowledge the last answer."""
+    tap = Tap()
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET, ack=1)
+    at = len(GET) + 60
+    tap.put(ACK, at, GET, ack=90)
+    tap.put(FROM_SERVER | ACK, 0, b"", ack=1000 + at + len(GET))
+    assert tap.sent == GET
+    tap.put(ACK, at + len(GET), GET, ack=180)
+    assert tap.sent == GET * 2
+    assert tap.ledger.bytes.dropped[DropReason.GAP] == len(GET)
+    assert tap.settled() == tap.fed
+
+
 def test_midstream_http_begins_at_a_request_and_counts_what_it_skips() -> None:
     tap = Tap(protocol=Protocol.HTTP)
     tap.put(ACK, 0, b"rest of a body", ack=1)

@@ -102,6 +102,17 @@ def test_a_dialogue() -> None:
     assert capture.turns == [True, True, False, True]
 
 
+def test_what_follows_a_gap_is_no_turn() -> None:
+    capture = Capture()
+    capture.put(SYN, -1)
+    capture.put(SYN | ACK, -1, b"", 0, client=False)
+    capture.put(PSH | ACK, 0, b"abc", 0)
+    capture.put(PSH | ACK, 6, b"ghi", 5)
+    capture.put(PSH | ACK, 9, b"jkl", 9)
+    assert capture.streams() == [(b"abc<3>ghijkl", b"")]
+    assert capture.turns == [True, False, True]
+
+
 CLIENTS = {
     "the sender of the SYN": (SYN, False, 40000, ()),
     "the receiver of the SYN-ACK": (SYN | ACK, True, 40000, ()),

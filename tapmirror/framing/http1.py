@@ -27,16 +27,16 @@ A certain boundary is data that begins a captured segment, sent after the client
 something from production since its last data (`turn`), and beginning with a complete and valid
 request line with a registered method (for `OST / HTTP/1.1` is valid too); its head must then prove
 valid.  A client that waits for answers begins requests there and nowhere else; one that never does
-(pipelining without a pause) is not taken up again.
+(pipelining without a pause) is not taken up again.  The first segment behind a gap is none: the lost bytes
+may have been the head of a request, and it the body.  That costs the request which follows a gap.
 
 After a CONNECT or Upgrade request (RFC 9110, 9.3.6 and 7.8) the server may have left HTTP.  Its answer
 is not seen here; the next bytes tell: at a turn and beginning a request with a registered method, the
 server refused, and HTTP goes on; else everything from there on is the tunnel's, passed on as it is.  A
 tunnel does not survive a gap.
 
-NOTE: cannot know what the lost bytes had acknowledged: a request line at the beginning of a segment that
-follows a gap, in a body whose head was lost, is taken for a request if the head was the first to
-acknowledge an answer.
+NOTE: cannot know what a server says while it still reads a body: where the head was lost, a request line at the
+beginning of a segment of the body is taken for a request if the client received something amid the body.
 
 NOTE: cannot know that production ended the connection early (errors, its limit of requests on one):
 pipelined requests that it never read are mirrored.
