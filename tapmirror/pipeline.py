@@ -179,6 +179,7 @@ class Pipeline:
             RequestFramer(self._head_bytes, self._host, midstream, self._heads) if http else RawFramer(midstream)
         )
         flow.framer = framer
+        self._flows.framed(flow)
         flow.ends_with_client = http
         flow.opened = http or not flow.midstream
         if flow.opened:
