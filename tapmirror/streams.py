@@ -15,6 +15,8 @@ file shows both and can wait; what they share is the `Receiver`.
 * A connection ends when both sides' FIN are in order, by an RST that the receiver would take, by a
   new SYN on its tuple (if it had ended, or a SYN-ACK or the first byte answers to the new one), or with the
   capture.  For `LINGER` seconds of the capture it then stays known, so that late segments begin no new one.
+* The byte that an urgent pointer marks stays where it was sent: a file's streams are what was captured.  A tap leaves
+  it out, as the application's `read` does.
 * At the bound of the table the oldest connection without data goes first, then the one longest silent.
 
 Pure: headers and the capture's time in, events out.
