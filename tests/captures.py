@@ -20,7 +20,7 @@ from tapmirror.events import FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters, Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource, open_live
 from tapmirror.source.ring import RingSource
-from tapmirror.supervisor import packed
+from tapmirror.supervisor.addresses import packed
 
 RING_BYTES: Final = 1 << 20
 LIVE_BYTES: Final = 48 << 20

@@ -26,7 +26,7 @@ from tapmirror import loader, privsep
 from tapmirror.events import LOOP_DSCP
 from tapmirror.source.live import open_live
 from tapmirror.spec import Limits, Pacing, Protocol, TapSpec, parse_shadow
-from tapmirror.supervisor import packed
+from tapmirror.supervisor.addresses import packed
 from tapmirror.worker import BATCH, MESSAGE, SPARE_FILES, Setup
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
