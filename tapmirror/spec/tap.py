@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from tapmirror.spec.budget import Budget
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
@@ -201,6 +202,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     redact: Redact | None = None
     hook: Hook | None = None
     limits: Limits = Limits()
+    budget: Budget = Budget()
 
     def _check(self) -> Found:
         yield from super()._check()
