@@ -5,6 +5,7 @@ Pure: names are not resolved and no interface is looked at here.
 """
 
 from tapmirror.spec.budget import Budget
+from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.errors import SpecError
 from tapmirror.spec.match import Match, Size, Text
 from tapmirror.spec.rewrite import PathRewrite, Redact, Rewrite
@@ -29,7 +30,9 @@ __all__ = [
     "Budget",
     "By",
     "Capture",
+    "Compare",
     "Hook",
+    "Level",
     "Limits",
     "Match",
     "Mirror",
