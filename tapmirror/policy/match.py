@@ -39,6 +39,8 @@ def _all_of(match: Match) -> Check | None:
         checks.append(_methods(match.methods))
     if match.path is not None:
         checks.append(_path(match.path))
+    if match.target is not None:
+        checks.append(_target(match.target))
     if match.clients:
         checks.append(clients(match.clients))
     if match.host is not None:
@@ -129,6 +131,11 @@ def _path(text: Text) -> Check:
         return lambda request: request.path.startswith(prefix)
     check = text_check(text)
     return lambda request: check(request.path)
+
+
+def _target(text: Text) -> Check:
+    check = text_check(text)
+    return lambda request: check(request.target)
 
 
 def _host(text: Text) -> Check:
