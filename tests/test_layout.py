@@ -16,19 +16,26 @@ SOURCE: Final = TOP / "tapmirror"
 RANKS: Final = {
     "": -1,
     "events": 0,
+    "exchange": 1,
     "packet": 1,
     "ledger": 1,
     "spec": 1,
     "safety": 1,
     "privsep": 1,
+    "governor": 2,
     "tcp": 2,
     "admission": 3,
     "flows": 3,
     "framing": 3,
+    "framing.answers": 2,
     "framing.head": 2,
+    "framing.pool": 0,
+    "framing.responses": 1,
+    "compare": 3,
     "policy": 3,
     "streams": 3,
     "pipeline": 4,
+    "report": 4,
     "source": 5,
     "replay": 5,
     "loader": 5,
@@ -43,20 +50,25 @@ A package has one rank, unless its modules are named here too ("replay.lane").""
 
 PURE: Final = (
     "events",
+    "exchange",
     "packet",
     "ledger",
     "spec",
     "safety",
+    "governor",
     "tcp",
     "admission",
     "flows",
     "framing",
+    "compare",
     "policy",
+    "report",
     "streams",
     "pipeline",
 )
 NO_TESTS: Final = {
     "events",  # values without behaviour
+    "exchange",  # the same
 }
 IMPURE: Final = {"time", "socket", "os", "logging", "random", "threading", "asyncio", "subprocess", "select"}
 
