@@ -8,9 +8,11 @@ import os
 import click
 
 from tapmirror import __version__
+from tapmirror.cli.daemon import daemon
 from tapmirror.cli.run import run
 from tapmirror.cli.spec import explain, spec
 from tapmirror.cli.streams import streams
+from tapmirror.cli.taps import COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,6 +33,9 @@ def open_streams() -> None:
 
 
 main.add_command(run)
+main.add_command(daemon)
+for command in COMMANDS:
+    main.add_command(command)
 main.add_command(explain)
 main.add_command(spec)
 main.add_command(streams)
