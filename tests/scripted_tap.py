@@ -27,6 +27,7 @@ class ScriptedTap:
         self.attached = False
         self.detached = threading.Event()
         self.closed = False
+        self.stopping = False
         self.did: list[tuple[Any, ...]] = []
         self._script = script
         self._read, self._write = os.pipe()
@@ -40,6 +41,8 @@ class ScriptedTap:
     def snapshot(self) -> dict[str, Any]:
         """The least that a ledger has."""
         self._script.step("snapshot")
+        if self.detached.is_set() and not self.stopping:
+            raise TapError("detached")
         return {"tap": self.spec.name, "shadows": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
 
     def service(self, now: float) -> None:
@@ -73,6 +76,7 @@ class ScriptedTap:
 
     def stop(self) -> dict[str, Any]:
         self.detach()
+        self.stopping = True
         self._script.step("stop")
         return {**self.snapshot(), "final": True}
 

@@ -197,9 +197,9 @@ class Daemon:
                 raise RefusedError("refused", f"a tap has the name {spec.name!r} already{origin}")
         self._allowed(specs, [*self.specs(), *specs], force=force)
         failed = await self._begin(specs, {})
-        if failed or any(spec.name not in self._taps for spec in specs):
-            await self._leave(spec.name for spec in specs if spec.name in self._taps)
-            name, message = next(iter(failed.items()), (specs[0].name, "the tap was stopped while it started"))
+        if failed:
+            await self._leave([self._taps[spec.name] for spec in specs if spec.name not in failed])
+            name, message = next(iter(failed.items()))
             raise RefusedError("failed", f"{name}: {message}" if len(specs) > 1 else message)
         await self._save()
         return [spec.name for spec in specs]
@@ -372,11 +372,11 @@ class Daemon:
         )
         failed = {}
         for entry, outcome in zip(entries, outcomes, strict=True):
-            if outcome is None:
+            if outcome is None and not entry.leaving:
                 entry.accepted = True
             else:
-                failed[entry.spec.name] = str(outcome)
-        await self._leave(failed)
+                failed[entry.spec.name] = str(outcome or EndedError("the tap was stopped while it started"))
+        await self._leave([entry for entry in entries if not entry.accepted])
         return failed
 
     async def _stop(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -387,13 +387,12 @@ class Daemon:
             if entry.origin:
                 self._stopped.add(entry.spec.name)
         saved = asyncio.ensure_future(self._save())
-        ledgers = await self._leave(names)
+        ledgers = await self._leave(entries)
         await saved
         return [{"name": name, "ledger": ledger} for name, ledger in zip(names, ledgers, strict=True)]
 
-    async def _leave(self, names: Iterable[str]) -> list[dict[str, Any] | None]:
+    async def _leave(self, entries: Sequence[Entry]) -> list[dict[str, Any] | None]:
         """End taps and forget them; their final ledgers."""
-        entries = [self._taps[name] for name in names]
         ledgers = await self._ended(entries)
         for entry in entries:
             if self._taps.get(entry.spec.name) is entry:
@@ -426,11 +425,12 @@ class Daemon:
                 except RefusedError as error:
                     failed[step.name] = str(error)
         stops = self._stops
-        await self._leave(step.name for step in doing if step.action in (Action.REMOVE, Action.RESTART))
-        if self.killed or self._stops != stops:
-            raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
+        await self._leave([self._taps[step.name] for step in doing if step.action in (Action.REMOVE, Action.RESTART)])
         new = [step.spec for step in doing if step.action is Action.ADD]
         new += [step.spec for step in doing if step.name in old and not old[step.name].unwanted]
+        if new and (self.killed or self._stops != stops):
+            await self._save()
+            raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
         for name, message in (await self._begin(new, origins, {n for n in old if old[n].paused})).items():
             failed[name] = message
             if name in old and name not in self._taps and self._stops == stops:

@@ -212,7 +212,7 @@ class Runner:
                     final = self._drive()
                 elif not self.keep_trying:
                     break
-                else:
+                if self._state[0] == "failed":
                     self._pause()
         except BaseException as error:
             self._state = ("failed", f"internal error: {error!r}")
@@ -256,6 +256,8 @@ class Runner:
             return False
         finally:
             self._loaders.release()
+        if self._ending:
+            return False
         self._state = ("running", "")
         self.since = time.time()
         self._accepted()
@@ -283,20 +285,9 @@ class Runner:
         """Until it ends, is held, or is lost; the last ledger."""
         tap = self._tap
         assert tap is not None
-        began = due = time.monotonic()
-        regulation = Regulation(self.spec.budget, began)
+        began = time.monotonic()
         try:
-            while not self._leaving():
-                now = time.monotonic()
-                tap.service(now)
-                if now >= due:
-                    ledger = tap.snapshot()
-                    regulation.observe(tap, ledger, now)
-                    self.ledger = ledger
-                    due = now + INTERVAL
-                self._serve_commands(tap)
-                until = min(due, tap.due() or due)
-                self._wait(max(0.0, until - time.monotonic()), tap.filenos())
+            self._go_on(tap)
             self._state = ("stopping", self._held or "sends what was captured")
             self.ledger = tap.stop()
         except TapError as error:
@@ -305,6 +296,27 @@ class Runner:
             self._tap = None
             tap.close()
         return self.ledger
+
+    def _go_on(self, tap: DrivenTap) -> None:
+        """Until it is to end, or to be held.  Raises `TapError` if it is lost."""
+        due = time.monotonic()
+        regulation = Regulation(self.spec.budget, due)
+        while not self._leaving():
+            now = time.monotonic()
+            try:
+                tap.service(now)
+                if now >= due:
+                    ledger = tap.snapshot()
+                    regulation.observe(tap, ledger, now)
+                    self.ledger = ledger
+                    due = now + INTERVAL
+            except TapError:
+                if self._leaving():  # it was detached amid this
+                    return
+                raise
+            self._serve_commands(tap)
+            until = min(due, tap.due() or due)
+            self._wait(max(0.0, until - time.monotonic()), tap.filenos())
 
     def _lost(self, error: TapError, lasted: float) -> None:
         if lasted >= STEADY:
@@ -315,8 +327,6 @@ class Runner:
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
         if self._paused:
             self._held = PAUSED
-        if not self._leaving():
-            self._pause()
 
     def _pause(self) -> None:
         """Wait for the next try; commands are served meanwhile."""
