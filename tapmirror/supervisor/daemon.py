@@ -431,6 +431,7 @@ class Daemon:
         if new and (self.killed or self._stops != stops):
             await self._save()
             raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
+        failed |= {name: "it was stopped meanwhile" for name, entry in old.items() if entry.unwanted}
         for name, message in (await self._begin(new, origins, {n for n in old if old[n].paused})).items():
             failed[name] = message
             if name in old and name not in self._taps and self._stops == stops:
