@@ -20,11 +20,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
+from tapmirror.governor import Decision, Governor, measure
 from tapmirror.spec import TapSpec
+from tapmirror.spec.budget import Budget
+from tapmirror.supervisor import pressure
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
@@ -44,6 +47,16 @@ class DrivenTap(Tap):
 
     state = "running"
     state_reason = ""
+
+    def __init__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool = False) -> None:
+        super().__init__(spec, warn)
+
+    def due(self) -> float | None:
+        """Never."""
+        return None
+
+    def throttle(self, share: float, reason: str = "") -> None:
+        """Nothing yet."""
 
     def service(self, now: float) -> None:
         """Nothing yet."""
@@ -66,6 +79,13 @@ class DrivenTap(Tap):
         self._detach()
 
 
+class Make(Protocol):
+    """What makes a tap: `Tap` itself."""
+
+    def __call__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool) -> DrivenTap:
+        """A tap that is not started."""
+
+
 Command: TypeAlias = Callable[[DrivenTap | None], object]
 """Done in the tap's thread; the tap is None while it does not run."""
 
@@ -86,7 +106,7 @@ class Runner:
         log: Log,
         loaders: threading.Semaphore,
         *,
-        make: Callable[[TapSpec, Callable[[str], None]], DrivenTap] = DrivenTap,
+        make: Make = DrivenTap,
     ) -> None:
         self.spec = spec
         self.ledger: dict[str, Any] | None = None
@@ -192,7 +212,7 @@ class Runner:
                     final = self._drive()
                 elif not self.keep_trying:
                     break
-                else:
+                if self._state[0] == "failed":
                     self._pause()
         except BaseException as error:
             self._state = ("failed", f"internal error: {error!r}")
@@ -227,7 +247,7 @@ class Runner:
                 return False
         try:
             self._state = ("starting", "loads the program and starts the worker")
-            self._tap = tap = self._make(self.spec, self._warn)
+            self._tap = tap = self._make(self.spec, self._warn, wait_for_interface=self.keep_trying)
             if self._leaving():
                 return False
             tap.start()
@@ -236,6 +256,8 @@ class Runner:
             return False
         finally:
             self._loaders.release()
+        if self._ending:
+            return False
         self._state = ("running", "")
         self.since = time.time()
         self._accepted()
@@ -263,16 +285,9 @@ class Runner:
         """Until it ends, is held, or is lost; the last ledger."""
         tap = self._tap
         assert tap is not None
-        began = due = time.monotonic()
+        began = time.monotonic()
         try:
-            while not self._leaving():
-                now = time.monotonic()
-                if now >= due:
-                    self.ledger = tap.snapshot()
-                    due = now + INTERVAL
-                tap.service(now)
-                self._serve_commands(tap)
-                self._wait(max(0.0, due - time.monotonic()), tap.filenos())
+            self._go_on(tap)
             self._state = ("stopping", self._held or "sends what was captured")
             self.ledger = tap.stop()
         except TapError as error:
@@ -281,6 +296,27 @@ class Runner:
             self._tap = None
             tap.close()
         return self.ledger
+
+    def _go_on(self, tap: DrivenTap) -> None:
+        """Until it is to end, or to be held.  Raises `TapError` if it is lost."""
+        due = time.monotonic()
+        regulation = Regulation(self.spec.budget, due)
+        while not self._leaving():
+            now = time.monotonic()
+            try:
+                tap.service(now)
+                if now >= due:
+                    ledger = tap.snapshot()
+                    regulation.observe(tap, ledger, now)
+                    self.ledger = ledger
+                    due = now + INTERVAL
+            except TapError:
+                if self._leaving():  # it was detached amid this
+                    return
+                raise
+            self._serve_commands(tap)
+            until = min(due, tap.due() or due)
+            self._wait(max(0.0, until - time.monotonic()), tap.filenos())
 
     def _lost(self, error: TapError, lasted: float) -> None:
         if lasted >= STEADY:
@@ -291,8 +327,6 @@ class Runner:
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
         if self._paused:
             self._held = PAUSED
-        if not self._leaving():
-            self._pause()
 
     def _pause(self) -> None:
         """Wait for the next try; commands are served meanwhile."""
@@ -370,3 +404,23 @@ class Runner:
                 self._held = ""
 
         return self.ask(change)
+
+
+class Regulation:
+    """The governor of one running tap, fed with its ledgers."""
+
+    def __init__(self, budget: Budget, now: float) -> None:
+        self._governor = Governor(budget, now)
+        self._before: tuple[float, dict[str, Any]] | None = None
+        self._decision = Decision(share=1.0, reason="")
+
+    def observe(self, tap: DrivenTap, ledger: dict[str, Any], now: float) -> None:
+        """Look at a new ledger, and lower or raise the tap's share.  Raises `TapError`."""
+        before, self._before = self._before, (now, ledger)
+        if before is None:
+            return
+        found = measure(before[1], ledger, now - before[0], pressure.some("cpu"), pressure.some("memory"))
+        decision = self._governor.observe(found, now)
+        if decision != self._decision:
+            self._decision = decision
+            tap.throttle(decision.share, decision.reason)
