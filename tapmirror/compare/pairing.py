@@ -101,8 +101,11 @@ class Conversation:
 
     # --- production's side
 
-    def request(self, asked: Asked, flags: int, keep: int, now: float) -> None:
-        """The client began a request; `flags` as of its first `Part`, `keep` as in `AnswerReader.expect`."""
+    def request(self, asked: Asked | None, flags: int, keep: int, now: float) -> None:
+        """The client began a request; `flags` as of its first `Part`, `keep` as in `AnswerReader.expect`.
+
+        None: it is not compared, and only keeps its place among the others.
+        """
         production = self._production
         if production.outstanding:
             self._pipelined = True
@@ -114,10 +117,17 @@ class Conversation:
         recovered = False
         if production.broken is not None:
             if self._pipelined or production.broken not in _CURABLE:
-                self._sink.unpaired(PRODUCTION, production.broken)
+                if asked is not None:
+                    self._sink.unpaired(PRODUCTION, production.broken)
+                return
+            if asked is None:
                 return
             production.resync()
             recovered = True
+        if asked is None:
+            production.expect(flags, NOTHING, None)
+            self._check()
+            return
         pending = Pending(asked, flags, keep, now, {}, 3)
         self._pending[asked.number] = pending
         if recovered:
@@ -289,8 +299,8 @@ class Conversation:
 
     # --- inside
 
-    def _answered(self, pending: Pending, answer: Answer) -> None:
-        if pending.dead:
+    def _answered(self, pending: Pending | None, answer: Answer) -> None:
+        if pending is None or pending.dead:
             self._room.free += len(answer.body)
             return
         pending.production = answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -42,11 +43,19 @@ class Client:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.settimeout(connect_time)
         self._id = 0
-        try:
-            self._sock.connect(os.fspath(path))
-        except OSError as error:
-            self._sock.close()
-            raise NoDaemonError(_why(path, error)) from None
+        end = time.monotonic() + connect_time
+        while True:
+            try:
+                self._sock.connect(os.fspath(path))
+                return
+            except BlockingIOError:  # its backlog is full
+                if time.monotonic() > end:
+                    self._sock.close()
+                    raise NoDaemonError(f"{path}: the daemon takes no more connections at present") from None
+                time.sleep(0.02)
+            except OSError as error:
+                self._sock.close()
+                raise NoDaemonError(_why(path, error)) from None
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,8 @@ RATE: Final = 10
 """Lines a second of one cause."""
 KEPT: Final = 200
 """Lines of a tap that are kept."""
+KEPT_TAPS: Final = 200
+"""Taps of which lines are kept; that of which nothing was said for the longest time gives way."""
 WAITING: Final = 1000
 """Lines that wait to be written."""
 LONGEST: Final = 500
@@ -92,11 +94,6 @@ class Log:
         with self._lock:
             return [line for line in self._kept.get(tap, ()) if line.seq > after], self._seq
 
-    def forget(self, tap: str) -> None:
-        """Drop what is kept of a tap."""
-        with self._lock:
-            self._kept.pop(tap, None)
-
     def close(self) -> None:
         """Write what waits, if that does not take long."""
         try:
@@ -109,8 +106,10 @@ class Log:
         self._seq += 1
         rest = "".join(f" {name}={quoted(value)}" for name, value in fields.items())
         if tap:
-            kept = self._kept.setdefault(tap, deque(maxlen=KEPT))
+            kept = self._kept[tap] = self._kept.pop(tap, deque(maxlen=KEPT))
             kept.append(Line(self._seq, time.time(), level.name.lower(), printable(message) + rest))
+            if len(self._kept) > KEPT_TAPS:
+                del self._kept[next(iter(self._kept))]
         start = f"<{level.value}>" if self._journal else f"time={stamp(time.time())} "
         where = f" tap={quoted(tap)}" if tap else ""
         text = f"{start}level={level.name.lower()} event={cause}{where} msg={quoted(message)}{rest}\n"

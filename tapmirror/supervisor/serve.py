@@ -136,8 +136,9 @@ class Service:
             case Status():
                 return {"daemon": self._facts(), "taps": daemon.told(request.name, ledger=True)}
             case Logs():
-                daemon.told(request.name, ledger=False)
                 lines, after = self._log.of(request.name, request.after)
+                if not lines:
+                    daemon.told(request.name, ledger=False)  # or it is refused
                 return {"lines": lines, "next": after}
             case Start():
                 return {"started": await daemon.start(request.taps, force=request.force)}
