@@ -481,7 +481,6 @@ def admission(**more: Any) -> Admission:
         threshold=1 << 32,
         seed=0,
         dscp=LOOP_DSCP,
-        loopback=False,
         **{"egress_all": False, **more},
     )
 

@@ -22,6 +22,9 @@ MAX_SHADOWS = 16
 """Of one tap: the capture program can leave out as many end points."""
 
 
+ANY = "any"
+"""Instead of an interface's name: all of them."""
+
 LEAST = {"ring_bytes": 1 << 18, "head_bytes": 128, "queue_bytes": 4096, "queues_bytes": 4096}
 """Of the limits: two of the largest packets; a request line and a Host; a small request."""
 MOST = 1 << 40
@@ -176,6 +179,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     """One tap: what is captured where, and what is done with it."""
 
     iface: str
+    """Interface that production's traffic passes; several with commas between, with patterns (`veth*`), or `any`."""
     ports: tuple[int, ...]
     shadows: tuple[Shadow, ...]
     name: str = "tap"
@@ -201,8 +205,9 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
 
     def _check(self) -> Found:
         yield from super()._check()
-        if not self.iface or not self.iface.isprintable() or "/" in self.iface or len(self.iface.encode()) > 15:
-            yield "iface", f"{shown(self.iface)} is not an interface name"
+        for name in self.links():
+            if not name or not name.isprintable() or "/" in name or " " in name or len(name.encode()) > 15:
+                yield "iface", f"{shown(name)} is not an interface name"
         if not self.ports:
             yield "ports", "at least one port is needed"
         for i, port in enumerate(self.ports):
@@ -263,6 +268,15 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                 yield f"shadows[{i}].pooled"
             if msgspec.structs.replace(shadow.rewrite, host=KEEP) != Rewrite():
                 yield f"shadows[{i}].rewrite"
+
+    def links(self) -> tuple[str, ...]:
+        """Names of interfaces, or patterns of them (fnmatch)."""
+        return ("*",) if self.iface == ANY else tuple(self.iface.split(","))
+
+    @property
+    def many(self) -> bool:
+        """Whether it may be several interfaces."""
+        return self.iface == ANY or any(character in self.iface for character in ",*?[")
 
     def threshold(self) -> int:
         """Of 2**32 hash values, how many the kernel passes on; by anything but connections, all."""
