@@ -25,7 +25,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -58,6 +59,8 @@ IDLE_TICK: Final = 1.0
 NICENESS: Final = 5
 """Where CPU is short, production's processes (0) get three times as much (sched_prio_to_weight in the kernel): a tap
 rather drops than makes production wait."""
+OOM_SCORE: Final = 1000
+"""Where memory is short, the kernel ends workers first (proc(5): the most that can be set), production is not."""
 SPARE_FILES: Final = 64
 """Descriptors a worker needs beside its connections."""
 MESSAGE: Final = 1 << 16
@@ -381,6 +384,8 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
         except (OSError, ValueError) as error:
             raise SetupError(f"shadows[{i}].tls: {_reason(error)}") from None
     os.nice(NICENESS)
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write(str(OOM_SCORE))
     copies = sum(shadow.copies for shadow in spec.shadows)
     privsep.drop_privileges(setup.uid, setup.gid, spec.limits.connections * copies + SPARE_FILES)
     hook = None
@@ -402,6 +407,12 @@ def _reason(error: Exception) -> str:
     return f"{' '.join(text.split())}{where}" or type(error).__name__
 
 
+def memory_limit(spec: TapSpec) -> int:
+    """Bytes of private memory (setrlimit(2), RLIMIT_DATA): the ring, which is shared, is not among them."""
+    copies = sum(shadow.copies for shadow in spec.shadows)
+    return spec.limits.memory + (copies - 1) * spec.limits.queues_bytes
+
+
 def main() -> None:
     """Set up, give up privileges, serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -410,19 +421,32 @@ def main() -> None:
         message, fds = privsep.receive_large(control, SETUP_BYTES)
     except (OSError, EOFError):
         return  # the supervisor is gone
+    setup = msgspec.convert(message, Setup)
+    limit = memory_limit(setup.spec)
     try:
-        worker = prepare(msgspec.convert(message, Setup), fds)
+        worker = prepare(setup, fds)
     except SetupError as error:
         privsep.send(control, {"error": str(error)})
         return
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     gc.collect()
     gc.freeze()
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         privsep.send(control, {"ready": os.getpid()})
     except OSError:
         return
-    worker.serve(control)
+    try:
+        worker.serve(control)
+    except MemoryError:
+        _say_that_memory_is_out(control, limit)
+
+
+def _say_that_memory_is_out(control: socket.socket, limit: int) -> NoReturn:
+    """End, with a line for the supervisor; there may be no memory for more."""
+    with suppress(OSError):
+        privsep.send(control, {"error": f"limits.memory: the worker needs more than {limit >> 20} MiB"})
+    os._exit(1)
 
 
 if __name__ == "__main__":

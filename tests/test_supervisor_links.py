@@ -54,7 +54,7 @@ def test_a_name_is_followed(ip: Callable[..., None]) -> None:
     links = Links(["tap0"], sockets)
     assert not links.follow() and links.names() == []
     assert links.waits_for() == "no interface tap0"
-    ip("add", "tap0", "type", "dummy")
+    ip("add", "tap0", "type", "veth")
     assert links.follow() and links.names() == ["tap0"]
     assert links.waits_for() == "tap0 is down"
     ip("set", "tap0", "up")
@@ -62,7 +62,7 @@ def test_a_name_is_followed(ip: Callable[..., None]) -> None:
     ip("set", "tap0", "down")
     ip("set", "tap0", "name", "other0")
     assert links.follow() and links.names() == []
-    ip("add", "tap0", "type", "dummy")
+    ip("add", "tap0", "type", "veth")
     assert links.follow() and links.names() == ["tap0"]
     ip("del", "tap0")
     assert links.follow() and links.names() == []
@@ -82,17 +82,17 @@ def test_a_number_that_is_given_again_is_not_the_same_interface(ip: Callable[...
         return held[-1]
 
     links = Links(["tap0"], hold)
-    ip("add", "tap0", "index", "4711", "type", "dummy")
+    ip("add", "tap0", "index", "4711", "type", "veth")
     links.follow()
     ip("del", "tap0")
-    ip("add", "stranger0", "index", "4711", "type", "dummy")
+    ip("add", "stranger0", "index", "4711", "type", "veth")
     links.follow()
     assert links.names() == [] and len(held) == 1
     ip("del", "stranger0")
-    ip("add", "tap0", "index", "4711", "type", "dummy")
+    ip("add", "tap0", "index", "4711", "type", "veth")
     links.follow()
     ip("del", "tap0")
-    ip("add", "tap0", "index", "4711", "type", "dummy")
+    ip("add", "tap0", "index", "4711", "type", "veth")
     assert links.follow() and links.names() == ["tap0"]
     assert len(held) == 3 and held[-1].name() == "tap0"
     links.release()
@@ -100,8 +100,8 @@ def test_a_number_that_is_given_again_is_not_the_same_interface(ip: Callable[...
 
 def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
     links = Links(["tap0"], sockets)
-    ip("add", "tap0", "index", "801", "type", "dummy")
-    ip("add", "tap1", "index", "802", "type", "dummy")
+    ip("add", "tap0", "index", "801", "type", "veth")
+    ip("add", "tap1", "index", "802", "type", "veth")
     links.follow()
     for old, new in (("tap0", "tmp0"), ("tap1", "tap0"), ("tmp0", "tap1")):
         ip("set", old, "name", new)
@@ -112,7 +112,7 @@ def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
 
 def test_one_that_is_moved_to_another_namespace(lab: Lab, ip: Callable[..., None]) -> None:
     links = Links(["tap0"], sockets)
-    ip("add", "tap0", "type", "dummy")
+    ip("add", "tap0", "type", "veth")
     links.follow()
     ip("set", "tap0", "netns", str(lab.client.pid))
     try:
@@ -125,7 +125,7 @@ def test_one_that_is_moved_to_another_namespace(lab: Lab, ip: Callable[..., None
 def test_patterns(ip: Callable[..., None]) -> None:
     links = Links(["ta*", "lo"], sockets)
     for name in ("tap0", "tap1", "xtap"):
-        ip("add", name, "type", "dummy")
+        ip("add", name, "type", "veth")
     links.follow()
     assert links.names() == ["lo", "tap0", "tap1"]
     ip("del", "tap1")
@@ -164,7 +164,7 @@ def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None])
     with open_live(None, 1 << 20, loopback=False, ports=[80]) as sock:
         links = Links(["tap0"], lambda name: Bound(sock, name))
         for number in (901, 902):
-            ip("add", "tap0", "index", str(number), "type", "dummy")
+            ip("add", "tap0", "index", str(number), "type", "veth")
             ip("set", "tap0", "up")
             assert links.follow() and sock.getsockname()[0] == "tap0"
             ip("del", "tap0")
@@ -176,7 +176,7 @@ def test_the_bell(ip: Callable[..., None]) -> None:
     bell = Bell()
     try:
         assert not bell.rung()
-        ip("add", "tap0", "type", "dummy")
+        ip("add", "tap0", "type", "veth")
         until(bell.rung, "the bell")
         assert not bell.rung()
         ip("del", "tap0")

@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
+from e2e.driven import SHADOW, driven, serve, spec
 from e2e.mirror import PATIENCE, Mirror, Talker, connect, endpoint, read_until
 from lab import HashSink, Host, Lab, RecordingTcp, Snapshot, identity, load, resident_kb, until
 from lab import Tap as Command
 from lab.snapshot import network_programs, tree
 from lab.tap import COMMAND
 from tapmirror import privsep
-from tapmirror.spec import Capture, Limits, TapSpec, parse_shadow
+from tapmirror.spec import Capture, Limits
 from tapmirror.supervisor import Tap, TapError, workers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
-SHADOW = "10.77.2.2:80"
 WORKER_KB = 48_000
 """Memory of a worker that has mirrored nothing yet, with the ring that it maps."""
 CAPTURES = ["ebpf", "packet"]
@@ -182,6 +182,8 @@ def test_the_worker_has_no_privilege_and_holds_little(lab: Lab, capture: str) ->
         assert Path(f"/proc/{worker}/fd").stat().st_uid == 0  # not dumpable: not its own user's
         limits = Path(f"/proc/{worker}/limits").read_text()
         assert int(limits.partition("Max core file size")[2].split()[0]) == 0
+        assert int(limits.partition("Max data size")[2].split()[0]) == Limits().memory
+        assert Path(f"/proc/{worker}/oom_score_adj").read_text() == "1000\n"
         assert int(limits.partition("Max open files")[2].split()[0]) <= Limits().connections + 64
         files = {number: os.readlink(f"/proc/{worker}/fd/{number}") for number in os.listdir(f"/proc/{worker}/fd")}
         assert len(files) <= 12, files
@@ -312,11 +314,6 @@ def test_a_shadow_that_leads_back_to_production_is_refused(lab: Lab, capture: st
 # --- as a library: `Tap`
 
 
-def spec(**change: Any) -> TapSpec:
-    shadow = parse_shadow(change.pop("shadow", SHADOW))
-    return TapSpec(**{"iface": "eth0", "ports": (80,), "shadows": (shadow,), **change})
-
-
 def descriptors() -> dict[str, str]:
     """Our own open files, without the one that lists them."""
     found = {}
@@ -383,39 +380,16 @@ def test_start_look_stop(lab: Lab, capture: str) -> None:
     assert warnings == []
 
 
-@contextlib.contextmanager
-def running(lab: Lab, warn: Callable[[str], None] | None = None, **change: Any) -> Iterator[Tap]:
-    """A tap of the node's."""
-    tap = Tap(spec(**change), warn or (lambda message: pytest.fail(message)))
-    with lab.node.enter():
-        tap.start()
-        try:
-            yield tap
-        finally:
-            tap.close()
-
-
-def serve(tap: Tap, until_: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Drive the tap until something holds."""
-    end = time.monotonic() + seconds
-    while not until_():
-        assert time.monotonic() < end, (tap.state, tap.state_reason)
-        now = time.monotonic()
-        tap.service(now)
-        due = tap.due()
-        select.select(tap.filenos(), [], [], 0.1 if due is None else min(0.1, max(0.0, due - now)))
-
-
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_the_workers_death_is_readable_and_the_tap_goes_on(lab: Lab, capture: str) -> None:
     warnings: list[str] = []
-    with HashSink(lab.shadow), running(lab, warnings.append, capture=Capture(capture)) as tap:
+    with HashSink(lab.shadow), driven(lab.node, warnings.append, capture=Capture(capture)) as tap:
         first = tap.snapshot()["worker"]["pid"]
         os.kill(first, signal.SIGKILL)
         assert select.select(tap.filenos(), [], [], PATIENCE)[0]
         identity(tap.snapshot())
         assert (tap.state, tap.state_reason) == ("restarting", "the worker process ended (signal 9)")
-        serve(tap, lambda: tap.state == "running")
+        serve(tap, lambda: tap.state == "running", "the next")
         assert tap.snapshot()["worker"]["pid"] != first
         assert len(bound(lab.node)) == 1
         identity(tap.stop())
@@ -426,12 +400,12 @@ def test_the_workers_death_is_readable_and_the_tap_goes_on(lab: Lab, capture: st
 def test_one_that_dies_at_every_start_ends_the_tap(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "FAILURES", 3)
     warnings: list[str] = []
-    with HashSink(lab.shadow), running(lab, warnings.append) as tap:
+    with HashSink(lab.shadow), driven(lab.node, warnings.append) as tap:
         while tap.state != "stopped":
-            serve(tap, lambda: tap.state != "restarting")
+            serve(tap, lambda: tap.state != "restarting", "its end")
             if tap.state == "running":
                 os.kill(tap.snapshot()["worker"]["pid"], signal.SIGSEGV)
-                serve(tap, lambda: tap.state != "running")
+                serve(tap, lambda: tap.state != "running", "its death")
         why = "the worker process ended (signal 11) 3 times in a row; the tap is detached"
         assert tap.state_reason == why
         with pytest.raises(TapError, match=re.escape(why)):

@@ -25,8 +25,9 @@ MAX_SHADOWS = 16
 ANY = "any"
 """Instead of an interface's name: all of them."""
 
-LEAST = {"ring_bytes": 1 << 18, "head_bytes": 128, "queue_bytes": 4096, "queues_bytes": 4096}
-"""Of the limits: two of the largest packets; a request line and a Host; a small request."""
+LEAST = {"ring_bytes": 1 << 18, "head_bytes": 128, "queue_bytes": 4096, "queues_bytes": 4096, "memory": 32 << 20}
+"""Of the limits: two of the largest packets; a request line and a Host; a small request; twice what a worker has at
+its start."""
 MOST = 1 << 40
 
 
@@ -164,6 +165,9 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Seconds for what is queued to leave at the end."""
     held_bytes: int = 32 << 20
     """Bodies that are held in all flows, where a body must be whole before it can be mirrored."""
+    memory: int = 512 << 20
+    """Bytes of memory of a worker, and `queues_bytes` more for each copy beyond the first.  The other bounds come
+    to half of it; a worker that needs more all the same ends, and another starts."""
 
     def _check(self) -> Found:
         for field in msgspec.structs.fields(type(self)):

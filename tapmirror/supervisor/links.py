@@ -15,8 +15,10 @@ messages do no harm.  An interface that goes down and up keeps its sockets.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import fnmatch
+import os
 import socket
 import struct
 import threading
@@ -72,10 +74,18 @@ class Hold(Protocol):
         """Capture there no longer."""
 
 
+def bind_to_all(sock: socket.socket, protocol: int) -> None:
+    """Bind a packet socket to all interfaces there ever are (Python's bind wants the name of one).  Raises OSError."""
+    address = struct.pack("=HHi12x", socket.AF_PACKET, socket.htons(protocol), 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.bind(sock.fileno(), address, len(address)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def unbind(sock: socket.socket) -> None:
     """Let a packet socket take no packet any more.  (There is no way to unbind one; this protocol never comes.)"""
     with contextlib.suppress(OSError):
-        sock.bind(("", NEVER))
+        bind_to_all(sock, NEVER)
 
 
 class Links:
@@ -193,14 +203,18 @@ class Bound:
         unbind(self.socket)
 
 
-class Listed(Bound):
+class Listed:
     """One of several interfaces of a packet socket that is bound to all: which packets count, its reader decides."""
 
-    def __init__(self, sock: socket.socket, name: str) -> None:
-        """Raises OSError."""
-        super().__init__(sock, "")
+    def __init__(self, sock: socket.socket, name: str, others: set[Listed]) -> None:
+        """`others`: of the same socket; we enter and leave it.  Raises OSError."""
+        self.socket = sock
+        self._others = others
         self._name = name
         self._index = loader.link_index(name, sock)
+        if not others:
+            bind_to_all(sock, ETH_P_ALL)
+        others.add(self)
 
     def name(self) -> str:
         """The name, as long as it is the same interface's."""
@@ -210,4 +224,7 @@ class Listed(Bound):
             return ""
 
     def close(self) -> None:
-        """Nothing: the socket may serve others."""
+        """The last one takes the socket off."""
+        self._others.discard(self)
+        if not self._others:
+            unbind(self.socket)

@@ -56,6 +56,7 @@ class Tap:
         self._addresses: list[list[Address]] = []
         self._loaded: loader.Loaded | None = None
         self._live: socket.socket | None = None
+        self._listed: set[Listed] = set()
         self._block_bytes = 0
         self._links = Links(spec.links(), self._hold)
         self._bell: Bell | None = None
@@ -66,9 +67,8 @@ class Tap:
         self._throttle_reason = ""
         self._paused = False
         self._probed = False
-        self._ended = ""
-        """Why it is over."""
-        self._final: dict[str, Any] | None = None
+        self._ended: str | None = None
+        """Why it is over (None: it is not)."""
 
     def start(self) -> None:
         """Attach and begin to mirror.  Raises `TapError`; nothing is left attached then."""
@@ -112,7 +112,7 @@ class Tap:
         return self._condition()[1]
 
     def _condition(self) -> tuple[str, str]:
-        if self._ended:
+        if self._ended is not None:
             return "stopped", self._ended
         if not self._seats:
             return "starting", ""
@@ -123,6 +123,10 @@ class Tap:
             return "paused", ""
         waits_for = self._links.waits_for()
         return ("waiting", waits_for) if waits_for else ("running", "")
+
+    def interfaces(self) -> list[str]:
+        """Those that are captured now."""
+        return self._links.names()
 
     def filenos(self) -> list[int]:
         """Readable when there is something for `service` to do."""
@@ -136,7 +140,7 @@ class Tap:
 
     def service(self, now: float) -> None:
         """Follow the interfaces, restart workers that died.  Does not wait for anything that takes long."""
-        if self._ended or self._bell is None:
+        if self._ended is not None or self._bell is None:
             return
         if self._bell.rung() or now >= self._next_look:
             self._next_look = now + LOOK
@@ -148,15 +152,17 @@ class Tap:
                 self._end(str(error))
         for seat in self._seats:
             seat.service(now)
-            if seat.lost:
-                self._end(f"{seat.lost}; the tap is detached")
+        self._end_if_lost()
 
     def snapshot(self) -> dict[str, Any]:
         """The ledger.  Raises `TapError` if the tap is over."""
-        ledger = self._with_facts(self._seats[0].snapshot())
-        if self._ended:
+        if not self._seats:
+            raise TapError(self._ended or "the tap does not run")
+        ledger = self._seats[0].snapshot()
+        self._end_if_lost()
+        if self._ended is not None:
             raise TapError(self._ended)
-        return ledger
+        return self._with_facts(ledger)
 
     def set_percent(self, percent: float) -> None:
         """Change the tap's share (a ramp is over then).
@@ -184,19 +190,17 @@ class Tap:
 
     def detach(self) -> None:
         """Take the capture off all interfaces, for good.  At once; in any thread, as often as wanted."""
-        self._links.release()
-        self._ended = self._ended or "detached"
+        self._end("detached")
 
     def stop(self) -> dict[str, Any]:
         """Detach, let the worker drain, return the final ledger."""
         if not self._seats:
             raise TapError("the tap does not run")
         try:
-            self._links.release()
+            self._end("")
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
             return self._with_facts(self._seats[0].drain(wait))
         finally:
-            self._ended = self._ended or "stopped"
             self.close()
 
     def close(self) -> None:
@@ -210,10 +214,16 @@ class Tap:
                 part.close()
         self._loaded = self._live = self._bell = None
 
+    def _end_if_lost(self) -> None:
+        for seat in self._seats:
+            if seat.lost:
+                self._end(f"{seat.lost}; the tap is detached")
+
     def _end(self, reason: str) -> None:
         """It is over, but for its last ledger."""
         self._links.release()
-        self._ended = reason
+        if self._ended is None:
+            self._ended = reason
 
     # --- the share
 
@@ -330,10 +340,10 @@ class Tap:
     def _hold(self, name: str) -> Hold:
         """Begin to capture on an interface.  Raises OSError."""
         if self._loaded is not None:
-            hold: Attached | Bound = Attached(self._loaded, name)
+            hold: Attached | Bound | Listed = Attached(self._loaded, name)
         else:
             assert self._live is not None
-            hold = Listed(self._live, name) if self.spec.many else Bound(self._live, name)
+            hold = Listed(self._live, name, self._listed) if self.spec.many else Bound(self._live, name)
         if self.spec.promisc:
             be_promiscuous(hold.socket, name)
         return hold
