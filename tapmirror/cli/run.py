@@ -224,6 +224,7 @@ def look(tap: Tap, ledgers: dict[Tap, dict[str, Any]], broken: set[Tap], *, seve
     try:
         ledgers[tap] = tap.snapshot()
     except TapError as error:
+        ledgers.setdefault(tap, tap.last())
         broken.add(tap)
         error_line(f"{tap.spec.name}: {error}" if several else str(error))
 

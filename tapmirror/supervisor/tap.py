@@ -156,13 +156,17 @@ class Tap:
 
     def snapshot(self) -> dict[str, Any]:
         """The ledger.  Raises `TapError` if the tap is over."""
-        if not self._seats:
-            raise TapError(self._ended or "the tap does not run")
-        ledger = self._seats[0].snapshot()
+        ledger = self.last()
         self._end_if_lost()
         if self._ended is not None:
             raise TapError(self._ended)
         return self._with_facts(ledger)
+
+    def last(self) -> dict[str, Any]:
+        """The ledger, or what is known of it, also of a tap that is over, until it is stopped.  Raises `TapError`."""
+        if not self._seats:
+            raise TapError(self._ended or "the tap does not run")
+        return self._with_facts(self._seats[0].snapshot())
 
     def set_percent(self, percent: float) -> None:
         """Change the tap's share (a ramp is over then).
