@@ -3,7 +3,7 @@
 
 It is started by the supervisor as `python -m tapmirror.worker FD`, with one end of a socket
 pair.  It imports what it needs, receives its set-up and its descriptors, gives up every
-privilege, and only then looks at a byte of the network.
+privilege, and only then looks at a byte of the network (`privsep`, `sandbox`).
 
 Over the same socket the supervisor asks for the ledger (`snapshot`), tells of a change of the share (`share`) and
 ends the tap (`drain`).  If the supervisor dies, the socket ends and the worker drains and goes.  If the worker dies,
@@ -30,7 +30,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from tapmirror import privsep, succession
+from tapmirror import privsep, sandbox, succession
 from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP, DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger, View, added, times, total
@@ -113,6 +113,9 @@ class Worker:
         self._pipeline = Pipeline(spec, ledger, policy)
         self._stopping = False
         self._control: socket.socket | None = None
+        self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self.sandbox: list[str] = []
+        """Layers of the kernel's that hold this process, of `seccomp` and `landlock`."""
 
     def serve(self, control: socket.socket) -> None:
         """Mirror until told to drain, or until the supervisor is gone."""
@@ -177,7 +180,12 @@ class Worker:
             },
             "flows": len(self._pipeline.flows),
             "ring": {"bytes": self._spec.limits.ring_bytes, "fill": round(self._source.fill(), 4)},
-            "worker": {"pid": os.getpid(), "cpu_s": usage.ru_utime + usage.ru_stime, "rss_kb": _rss_kb()},
+            "worker": {
+                "pid": os.getpid(),
+                "cpu_s": usage.ru_utime + usage.ru_stime,
+                "rss_kb": self._rss_kb(),
+                "sandbox": self.sandbox,
+            },
         }
 
     def books(self) -> dict[str, Any]:
@@ -187,6 +195,9 @@ class Worker:
             **succession.books(self._ledger, shadows),
             "capture": msgspec.to_builtins(self._source.counters()),
         }
+
+    def _rss_kb(self) -> int:
+        return int(os.pread(self._memory, 100, 0).split()[1]) * resource.getpagesize() // 1024
 
     def _shadows(self, captured: int) -> list[View]:
         """The account of each shadow, of which `captured` bytes are in flight before policy."""
@@ -297,11 +308,6 @@ def _enter(account: Account, counters: Any, index: int) -> None:
     account.dropped[DropReason.FRAGMENT] = counters.fragment[index]
 
 
-def _rss_kb() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize() // 1024
-
-
 def _source(setup: Setup, fds: list[int]) -> Source:
     spec = setup.spec
     if setup.capture == "ring":
@@ -398,6 +404,15 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
     ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
     worker = Worker(spec, _source(setup, fds), _replay(setup, contexts, ledgers), ledger, policy)
     worker.take_over(setup)
+    limit = memory_limit(spec)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    worker.sandbox = sandbox.enter(
+        sandbox.Grants(
+            ports=frozenset(int(address[1]) for found in setup.addresses for _, address in found),
+            only_read=[] if setup.capture == "ring" else fds,
+            imports=hook is not None,
+        )
+    )
     return worker
 
 
@@ -422,7 +437,6 @@ def main() -> None:
     except (OSError, EOFError):
         return  # the supervisor is gone
     setup = msgspec.convert(message, Setup)
-    limit = memory_limit(setup.spec)
     try:
         worker = prepare(setup, fds)
     except SetupError as error:
@@ -431,7 +445,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     gc.collect()
     gc.freeze()
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         privsep.send(control, {"ready": os.getpid()})
     except OSError:
@@ -439,7 +452,7 @@ def main() -> None:
     try:
         worker.serve(control)
     except MemoryError:
-        _say_that_memory_is_out(control, limit)
+        _say_that_memory_is_out(control, memory_limit(setup.spec))
 
 
 def _say_that_memory_is_out(control: socket.socket, limit: int) -> NoReturn:

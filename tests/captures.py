@@ -77,7 +77,9 @@ class Both:
                 egress_all=egress_all,
             )
             self.live_source = LiveSource(
-                open_live(iface, live_bytes, loopback=loader.is_loopback(iface), ports=ports, block_bytes=live_block),
+                open_live(iface, live_bytes, loopback=loader.is_loopback(iface), ports=ports, block_bytes=live_block)[
+                    0
+                ],
                 admission,
                 live_bytes,
                 block_bytes=live_block,

@@ -9,8 +9,9 @@ of the body do not matter, and the caller may discard `skippable()` of them unre
 
 Nothing that follows from this reaches production, and the shadow may be a test build or
 hostile.  So it is read leniently (lines may end in LF alone) and with constant memory: a
-head is held up to `head_bytes`, of everything else at most a line.  What is not HTTP, or
-answers nothing that was asked, sets `failed`: from then on nothing is looked at any more.
+head is held up to `head_bytes`, of everything else at most a line, and all connections together hold no more
+than `pool` has room for.  What is not HTTP, or answers nothing that was asked, or finds no room, sets `failed`:
+from then on nothing is looked at any more.
 
 Pure: bytes in, counts out.
 """
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
+from tapmirror.framing.pool import Pool
 
 ENDLESS: Final = 1 << 62
 """What `skippable` says when the body ends with the connection, or nothing matters any more."""
@@ -37,7 +39,7 @@ _PLAIN_LINES: Final = (
     rb"|(?![Cc](?i:ontent-length|onnection)|[Tt](?i:ransfer-encoding))[CcTt][^\r]*+"
     rb"|[Cc]onnection: keep-alive)\r\n)*"
 )
-_PLAIN: Final = re.compile(
+PLAIN: Final = re.compile(
     rb"HTTP/1\.1 ((?!204|304)[2-5][0-9][0-9]) [^\r]*+\r\n"
     + _PLAIN_LINES
     + rb"[Cc]ontent-[Ll]ength: ([0-9]{1,18})\r\n"
@@ -46,12 +48,12 @@ _PLAIN: Final = re.compile(
 ).match
 """The head that nearly all responses have: status, Content-Length."""
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?=[ \r\n])[^\n]*+\n")
-_HEAD_END: Final = re.compile(rb"\n\r?\n")
-_FIELDS: Final = re.compile(rb"\n(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
-_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*[;\r\n]")
-_PREFIX: Final = b"HTTP/1."
+STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?=[ \r\n])[^\n]*+\n")
+HEAD_END: Final = re.compile(rb"\n\r?\n")
+FIELDS: Final = re.compile(rb"\n(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*[;\r\n]")
+PREFIX: Final = b"HTTP/1."
 
 # States.  0 is what `feed` looks for.
 _NEXT: Final = 0  # between responses, nothing held
@@ -75,6 +77,7 @@ class ResponseFramer:
         "_known",
         "_known_size",
         "_known_status",
+        "_pool",
         "_remaining",
         "_state",
         "closing",
@@ -82,8 +85,9 @@ class ResponseFramer:
         "tunnel",
     )
 
-    def __init__(self, head_bytes: int) -> None:
+    def __init__(self, head_bytes: int, pool: Pool) -> None:
         self._head_bytes = head_bytes
+        self._pool = pool
         self._awaited: deque[int] = deque()  # flags of each request without a complete response
         self._buffer = bytearray()
         self._remaining = 0
@@ -123,8 +127,12 @@ class ResponseFramer:
             return self._known_status
         out: list[int] = []
         pos, size = 0, len(data)
+        before = len(self._buffer)
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, out)
+        if (self._buffer or before) and not self._pool.resize(before, len(self._buffer)):
+            self._pool.resize(len(self._buffer), 0)
+            self._fail(data)
         return out
 
     def skippable(self) -> int:
@@ -145,6 +153,7 @@ class ResponseFramer:
         if self._state == _ENDLESS:
             self._answered()
         self._state = _DISCARD
+        self._pool.resize(len(self._buffer), 0)
         self._buffer.clear()
         self.closing = True
         return len(self._awaited)
@@ -161,18 +170,18 @@ class ResponseFramer:
                 out += self._known_status
                 self._await_body(self._known_size - len(known))
                 return pos + len(known)
-            plain = None if self._awaited[0] else _PLAIN(data, pos)
+            plain = None if self._awaited[0] else PLAIN(data, pos)
             if plain is not None and plain.end() - pos <= self._head_bytes:
                 return self._read_plain(plain, bytes(data[pos : plain.end()]), out)
-            end = _HEAD_END.search(data, pos, pos + self._head_bytes)
+            end = HEAD_END.search(data, pos, pos + self._head_bytes)
             if end is not None:
                 return end.end() if self._read_head(bytes(data[pos : end.end()]), out) else self._fail(data)
         scanned = len(buffer)
         piece = data[pos : pos + self._head_bytes - scanned]
         buffer += piece
-        found = _HEAD_END.search(buffer, max(scanned - 2, 0))
+        found = HEAD_END.search(buffer, max(scanned - 2, 0))
         if found is None:
-            if len(buffer) >= self._head_bytes or not _PREFIX.startswith(buffer[: len(_PREFIX)]):
+            if len(buffer) >= self._head_bytes or not PREFIX.startswith(buffer[: len(PREFIX)]):
                 return self._fail(data)
             self._state = _HEAD
             return pos + len(piece)
@@ -191,7 +200,7 @@ class ResponseFramer:
     def _chunk_size(self, data: Buffer, pos: int, out: list[int]) -> int:
         line, pos = self._line(data, pos, LINE_BYTES)
         if line:
-            found = _SIZE.match(line)
+            found = SIZE.match(line)
             if found is None:
                 return self._fail(data)
             self._remaining = int(found[1], 16)
@@ -237,7 +246,7 @@ class ResponseFramer:
 
     def _read_head(self, head: bytes, out: list[int]) -> bool:
         """Act on a whole head; False if it is none.  RFC 9112, 6.3 gives the order of the cases."""
-        line = _STATUS_LINE.match(head)
+        line = STATUS_LINE.match(head)
         if line is None:
             return False
         status, asked = int(line[2]), self._awaited[0]
@@ -255,7 +264,7 @@ class ResponseFramer:
         lengths: set[bytes] = set()
         codings: list[bytes] = []
         option = b""
-        for name, value in _FIELDS.findall(head, line.end() - 1):
+        for name, value in FIELDS.findall(head, line.end() - 1):
             match name.lower():
                 case b"content-length":
                     lengths.add(value.rstrip(b" \t"))
@@ -284,7 +293,7 @@ class ResponseFramer:
             self._state = _CHUNK_SIZE if chunked else _ENDLESS
         elif lengths:
             length = lengths.pop()
-            if lengths or not _DIGITS.fullmatch(length):
+            if lengths or not DIGITS.fullmatch(length):
                 return False
             self._await_body(int(length))
         else:

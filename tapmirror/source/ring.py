@@ -60,9 +60,14 @@ _GIVE_BACK: Final = 64
 
 
 class RingSource:
-    """The reader of one ring.  Takes over the three descriptors."""
+    """The reader of one ring.  Takes over the three descriptors.
 
-    def __init__(self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int) -> None:
+    `shard`: which of the tap's `shards` workers this is, and whose counters therefore count.
+    """
+
+    def __init__(
+        self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int, shard: int = 0, shards: int = 1
+    ) -> None:
         page = mmap.PAGESIZE
         self._fd = ring
         self._seed = seed
@@ -70,7 +75,7 @@ class RingSource:
         self._maps = [
             mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
             mmap.mmap(ring, page + ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page),
-            mmap.mmap(counters, _pages(counter_bytes()), mmap.MAP_SHARED, mmap.PROT_READ),
+            mmap.mmap(counters, _pages((shard + 1) * counter_bytes()), mmap.MAP_SHARED, mmap.PROT_READ),
             mmap.mmap(wants, 65_536, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
         ]
         self._consumer = memoryview(self._maps[0]).cast("Q")
@@ -78,15 +83,16 @@ class RingSource:
         self._producer = shared[:page].cast("Q")
         self._data = shared[page:]
         self._lengths = self._data.cast("I")
-        self._counters = memoryview(self._maps[2])[: counter_bytes()].cast("Q")
+        start = shard * counter_bytes()
+        self._counters = memoryview(self._maps[2])[start : start + counter_bytes()].cast("Q")
         self._wants = self._maps[3]
         first = _NOTES + 3 * self._consumer[_VALID]
         self._position, self._segments, self._bytes = self._consumer[first : first + 3]
-        self._take_over()
+        self._take_over(shard, shards)
         for fd in (counters, wants):
             os.close(fd)
 
-    def _take_over(self) -> None:
+    def _take_over(self, shard: int, shards: int) -> None:
         """Pass over what a reader before us had claimed, and open the buckets that it left as it needed them."""
         position = self._position
         if not position and not self._consumer[_CLAIM]:
@@ -104,7 +110,9 @@ class RingSource:
                     self._bytes += length
             position += ((header & _LENGTH) + 15) & ~7
         self._note(position)
-        self._wants[:] = b"\1" * len(self._wants)
+        for bucket in range(len(self._wants)):
+            if shard_of(bucket, shards) == shard:
+                self._wants[bucket] = 1
 
     def _bytes_at(self, offset: int, size: int) -> bytes:
         """A part of the ring that may wrap around."""
@@ -212,8 +220,13 @@ class RingSource:
         os.close(self._fd)
 
 
+def shard_of(bucket: int, shards: int) -> int:
+    """The worker that a bucket of `wants` belongs to, with all its flows; as `shard_of` of bpf/tap.c."""
+    return ((bucket * 0x9E3779B1 & 0xFFFFFFFF) >> 16) * shards >> 16
+
+
 def counter_bytes() -> int:
-    """Size of the counters map: a set for each CPU."""
+    """Size of a worker's part of the counters map: a set for each CPU."""
     return (os.cpu_count() or 1) * COUNTERS_PER_CPU * 16
 
 

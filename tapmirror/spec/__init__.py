@@ -4,6 +4,8 @@
 Pure: names are not resolved and no interface is looked at here.
 """
 
+from tapmirror.spec.budget import Budget
+from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.errors import SpecError
 from tapmirror.spec.match import Match, Size, Text
 from tapmirror.spec.rewrite import PathRewrite, Redact, Rewrite
@@ -25,9 +27,12 @@ from tapmirror.spec.tap import (
 
 __all__ = [
     "BodyLimit",
+    "Budget",
     "By",
     "Capture",
+    "Compare",
     "Hook",
+    "Level",
     "Limits",
     "Match",
     "Mirror",

@@ -307,7 +307,7 @@ class Tap:
                 return
         self.capture = "packet"
         self._block_bytes = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
-        self._live = open_live(
+        (self._live,) = open_live(
             None,
             spec.limits.ring_bytes,
             loopback=spec.iface == "lo",
