@@ -217,7 +217,7 @@ def test_its_own_work_is_not_refused(inside: tuple[str, list[int], Inside]) -> N
             "randomness": lambda: os.urandom(32),
             "signals": signals,
             "sleep": lambda: time.sleep(0.001),
-            "an import": lambda: importlib.import_module("colorsys"),
+            "an import": lambda: importlib.import_module("nturl2path"),
         }
     )
     del found["sandbox"]
