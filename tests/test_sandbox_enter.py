@@ -150,13 +150,13 @@ def inside(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[str, list
     with ExitStack() as stack:
         with lab.node.enter():
             if capture == "packet":
-                (live,) = open_live("eth0", spec.limits.ring_bytes, loopback=False, ports=[80])
+                live = open_live("eth0", spec.limits.ring_bytes, loopback=False, ports=[80])
                 stack.enter_context(live)
                 fds = [live.fileno()]
             else:
                 loaded = loader.load(
                     loader.Request(
-                        iface="eth0", ports=[80], addrs=[], excluded=[], threshold=0, seed=0, dscp=LOOP_DSCP,
+                        ports=[80], addrs=[], excluded=[], threshold=0, seed=0, dscp=LOOP_DSCP,
                         egress_all=False, ring_bytes=spec.limits.ring_bytes,
                     )
                 )  # fmt: skip

@@ -19,9 +19,19 @@ from click.core import ParameterSource
 
 from tapmirror.cli.files import read_file
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
-from tapmirror.cli.messages import as_option, fail, warn
+from tapmirror.cli.messages import as_option, error_line, fail, warn
 from tapmirror.spec import Capture, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
 from tapmirror.supervisor import Tap, TapError
+
+
+def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -> int | str:
+    """A click callback: a number, or auto; which numbers, the spec says."""
+    if value == "auto":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number, nor auto") from None
 
 
 def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -80,6 +90,14 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
 )
 @click.option("--promisc", is_flag=True, help="Take packets for other stations too: the interface is a mirror port.")
 @click.option("--decap", is_flag=True, help="Look into tunnels (VXLAN, GENEVE, GRE, ERSPAN, IP in IP); by AF_PACKET.")
+@click.option(
+    "--workers",
+    callback=_workers,
+    default="1",
+    show_default=True,
+    metavar="N|auto",
+    help="Processes that share the connections; auto: half as many as processors.",
+)
 @click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's].")
 @click.option("--duration", type=float, callback=_positive, metavar="SECONDS", help="Stop after this.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
@@ -121,10 +139,7 @@ def run(
         start(taps)
     except TapError as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
-    try:
-        ledgers = watch(taps, stop_read, duration)
-    except TapError as error:
-        fail(str(error), 1)
+    ledgers, broken = watch(taps, stop_read, duration)
     try:
         if as_json:
             click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
@@ -136,10 +151,14 @@ def run(
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
         fail(f"the ledger could not be printed: {error.strerror}", 1)
+    if broken:
+        raise SystemExit(1)
 
 
-BESIDE: Final = frozenset({"iface", "ports", "addrs", "capture", "seed", "promisc", "decap"})
+BESIDE: Final = frozenset({"iface", "ports", "addrs", "capture", "seed", "promisc", "decap", "workers"})
 """Options that say where to tap: they go with a file of Kubernetes, which does not."""
+SERVICE: Final = 1.0
+"""Seconds between two calls of `Tap.service` at most."""
 LISTS: Final = frozenset({"ports", "addrs"})
 OPTION_NAMES: Final = {"ports": "port", "addrs": "addr", "shadows": "shadow"}
 
@@ -187,22 +206,53 @@ def start(taps: Sequence[Tap]) -> None:
             raise
 
 
-def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> list[dict[str, Any]]:
-    """Show the taps' state until `stop` is readable, the time is over or a worker dies; the final ledgers."""
-    end = None if duration is None else time.monotonic() + duration
+def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> tuple[list[dict[str, Any]], bool]:
+    """Drive the taps, and show their state, until `stop` is readable, the time is over or all have broken down.
+
+    The final ledgers, and whether one broke down.
+    """
+    end = math.inf if duration is None else time.monotonic() + duration
     specs = [tap.spec for tap in taps]
     view: View = LiveView(specs) if sys.stderr and sys.stderr.isatty() else LineView(specs)
+    ledgers: dict[Tap, dict[str, Any]] = {}
+    broken: set[Tap] = set()
     try:
         with view:
-            while end is None or time.monotonic() < end:
-                view.show([tap.snapshot() for tap in taps])
-                wait = view.interval if end is None else min(view.interval, max(0.0, end - time.monotonic()))
-                if stop in select.select([stop, *(tap.fileno() for tap in taps)], [], [], wait)[0]:
+            shown = -math.inf
+            while len(broken) < len(taps) and (now := time.monotonic()) < end:
+                for tap in taps:
+                    tap.service(now)
+                    if now >= shown + view.interval or tap.state == "stopped":
+                        look(tap, ledgers, broken, several=len(taps) > 1)
+                if now >= shown + view.interval:
+                    view.show([ledgers[tap] for tap in taps])
+                    shown = now
+                if wait(taps, stop, min(end, now + SERVICE, shown + view.interval)):
                     break
-        return [tap.stop() for tap in taps]
+        return [tap.stop() for tap in taps], bool(broken)
     finally:
         for tap in taps:
             tap.close()
+
+
+def look(tap: Tap, ledgers: dict[Tap, dict[str, Any]], broken: set[Tap], *, several: bool) -> None:
+    """Take a tap's ledger; where it has broken down, say so once, and keep its last one."""
+    if tap in broken:
+        return
+    try:
+        ledgers[tap] = tap.snapshot()
+    except TapError as error:
+        broken.add(tap)
+        error_line(f"{tap.spec.name}: {error}" if several else str(error))
+
+
+def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
+    """Sleep until then, or until a tap has something to do; whether it is time to stop."""
+    for tap in taps:
+        due = tap.due()
+        until = until if due is None else min(until, due)
+    fds = [fd for tap in taps for fd in tap.filenos()]
+    return stop in select.select([stop, *fds], [], [], max(0.0, until - time.monotonic()))[0]
 
 
 def catch_signals(write_end: int) -> None:
