@@ -126,6 +126,21 @@ def total(views: Sequence[View]) -> View:
     return whole
 
 
+def summed(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One snapshot of several, which have the same shape: numbers are added; of all else the first's stays."""
+    found = dict(snapshots[0])
+    for snapshot in snapshots[1:]:
+        for name, value in snapshot.items():
+            mine = found.get(name)
+            if mine is None:
+                found[name] = value
+            elif isinstance(value, dict):
+                found[name] = summed([mine, value])
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                found[name] = mine + value
+    return found
+
+
 class Ledger:
     """All counters of one tap in one process.
 

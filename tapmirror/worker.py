@@ -85,6 +85,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of the interfaces whose packets count; for `packet` where the socket sees others too."""
     block_bytes: int = BLOCK_BYTES
     """Of the ring; for `packet`."""
+    shard: int = 0
+    """Which of the tap's workers this is,"""
+    workers: int = 1
+    """of so many, of which each has its part of the connections."""
     threshold: int = 1 << 32
     """Of 2**32 values of the flow hash, how many are captured now."""
     secret: bytes = b""
@@ -312,7 +316,15 @@ def _source(setup: Setup, fds: list[int]) -> Source:
     spec = setup.spec
     if setup.capture == "ring":
         ring, counters, wants = fds
-        return RingSource(ring, counters, wants, ring_bytes=spec.limits.ring_bytes, seed=spec.seed)
+        return RingSource(
+            ring,
+            counters,
+            wants,
+            ring_bytes=spec.limits.ring_bytes,
+            seed=spec.seed,
+            shard=setup.shard,
+            workers=setup.workers,
+        )
     admission = Admission(
         ports=spec.ports,
         addrs=setup.addrs,
@@ -381,7 +393,7 @@ def load_hook(call: str, events: Counter[str]) -> Callable[[HookRequest], object
 
 def prepare(setup: Setup, fds: list[int]) -> Worker:
     """The worker, without privileges.  Raises `SetupError` for what the user can set right."""
-    spec = setup.spec
+    spec = setup.spec.of_worker(setup.workers)
     ledger = Ledger()
     contexts: list[ssl.SSLContext | None] = []
     for i, shadow in enumerate(spec.shadows):

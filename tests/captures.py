@@ -77,9 +77,7 @@ class Both:
                 egress_all=egress_all,
             )
             self.live_source = LiveSource(
-                open_live(iface, live_bytes, loopback=loader.is_loopback(iface), ports=ports, block_bytes=live_block)[
-                    0
-                ],
+                open_live(iface, live_bytes, loopback=loader.is_loopback(iface), ports=ports, block_bytes=live_block),
                 admission,
                 live_bytes,
                 block_bytes=live_block,

@@ -150,7 +150,7 @@ def inside(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[str, list
     with ExitStack() as stack:
         with lab.node.enter():
             if capture == "packet":
-                (live,) = open_live("eth0", spec.limits.ring_bytes, loopback=False, ports=[80])
+                live = open_live("eth0", spec.limits.ring_bytes, loopback=False, ports=[80])
                 stack.enter_context(live)
                 fds = [live.fileno()]
             else:

@@ -161,7 +161,7 @@ def test_what_cannot_be_held_is_said(ip: Callable[..., None]) -> None:
 
 def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None]) -> None:
     """That of a ring, which cannot be made anew: its reader has it mapped."""
-    with open_live(None, 1 << 20, loopback=False, ports=[80])[0] as sock:
+    with open_live(None, 1 << 20, loopback=False, ports=[80]) as sock:
         links = Links(["tap0"], lambda name: Bound(sock, name))
         for number in (901, 902):
             ip("add", "tap0", "index", str(number), "type", "veth")

@@ -38,7 +38,7 @@ def started(lab: Lab, **change: Any) -> WorkerProcess:
     fields = {"iface": "eth0", "ports": (80,), "shadows": (parse_shadow(f"{SHADOW}:80"),), **change}
     spec = TapSpec(**fields)
     setup = Setup(spec=spec, addresses=[[(int(socket.AF_INET), [SHADOW, 80])]], capture="packet", uid=uid, gid=gid)
-    with lab.node.enter(), open_live("eth0", Limits().ring_bytes, loopback=False, ports=None)[0] as sock:
+    with lab.node.enter(), open_live("eth0", Limits().ring_bytes, loopback=False, ports=None) as sock:
         worker = WorkerProcess(setup, [sock.fileno()])
     try:
         worker.wait_ready(PATIENCE)

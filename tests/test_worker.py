@@ -74,7 +74,7 @@ class Bare:
     def _open(self, capture: str) -> list[int]:
         limits = self.spec.limits
         if capture == "packet":
-            return [open_live("eth0", limits.ring_bytes, loopback=False, ports=None)[0].detach()]
+            return [open_live("eth0", limits.ring_bytes, loopback=False, ports=None).detach()]
         request = loader.Request(
             ports=list(self.spec.ports),
             addrs=[],

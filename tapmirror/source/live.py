@@ -15,7 +15,7 @@ import mmap
 import socket
 import struct
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Protocol
 
 from tapmirror.admission import Admission
@@ -91,47 +91,69 @@ def open_live(
     ports: Collection[int] | None,
     block_bytes: int = BLOCK_BYTES,
     promiscuous: bool = False,
-    workers: int = 1,
-) -> list[socket.socket]:
-    """Packet sockets, one for each worker, each with a ring.  Needs privilege; raises OSError.
-
-    `iface` None: a socket that is not bound to any interface yet; for one worker.
+) -> socket.socket:
+    """A packet socket on the interface (None: not on any yet), with a ring.  Needs privilege; raises OSError.
 
     `ports`: what the kernel lets through (None: everything, for tunnels).  `promiscuous`: also packets for other
     stations.
+    """
+    sock = _with_ring(0, TAKE_ALL if ports is None else tcp_filter(ports), ring_bytes, block_bytes, loopback)
+    try:
+        if iface is not None:
+            if promiscuous:
+                be_promiscuous(sock, iface)
+            sock.bind((iface, ETH_P_ALL))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
-    Of several sockets each gets its share of the flows, both directions of one together: the kernel's flow hash
-    of PACKET_FANOUT_HASH takes the lower end point first (`__skb_get_hash_symmetric`).  It does not look into UDP, so
-    not into VXLAN or GENEVE.  A socket that is closed changes the share of all others.
+
+def open_shared(
+    workers: int, ring_bytes: int, *, loopback: bool, block_bytes: int = BLOCK_BYTES
+) -> list[socket.socket]:
+    """A packet socket with a ring for each of several workers, on all interfaces; no packet comes before `let_in`.
+
+    Each gets its share of the flows, both directions of one together: the kernel's hash of PACKET_FANOUT_HASH takes
+    the lower end point first (`__skb_get_hash_symmetric`).  It does not look into UDP, so not into VXLAN or GENEVE.
+    Sockets of such a group cannot be bound to another interface later, hence all.  Needs privilege; raises OSError.
     """
     sockets: list[socket.socket] = []
     group = PACKET_FANOUT_FLAG_UNIQUEID << 16
-    blocks = ring_bytes // block_bytes
-    request = _REQUEST.pack(block_bytes, blocks, block_bytes, blocks, RETIRE_MS, 0, 0)
     try:
         for _ in range(workers):
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+            sock = _with_ring(socket.htons(ETH_P_ALL), REFUSE_ALL, ring_bytes, block_bytes, loopback)
             sockets.append(sock)
-            sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
-            attach_filter(sock, REFUSE_ALL)
-            sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
-            if loopback:
-                sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-            if iface is not None:
-                if promiscuous:
-                    be_promiscuous(sock, iface)
-                sock.bind((iface, ETH_P_ALL))
-            if workers > 1:
-                sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
-                group = sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
-        # Only now, when the share of none changes any more: a flow stays where it began.
-        for sock in sockets:
-            attach_filter(sock, TAKE_ALL if ports is None else tcp_filter(ports))
+            sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
+            group = sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
     except BaseException:
         for sock in sockets:
             sock.close()
         raise
     return sockets
+
+
+def let_in(sockets: Iterable[socket.socket], ports: Collection[int], links: Collection[int]) -> None:
+    """Let packets of these ports and of the interfaces with these numbers in, and no others."""
+    for sock in sockets:
+        attach_filter(sock, tcp_filter(ports, links) if links else REFUSE_ALL)
+
+
+def _with_ring(protocol: int, taken: bytes, ring_bytes: int, block_bytes: int, loopback: bool) -> socket.socket:
+    """A packet socket with a filter and a ring (which discards what came before)."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    try:
+        sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
+        attach_filter(sock, taken)
+        blocks = ring_bytes // block_bytes
+        request = _REQUEST.pack(block_bytes, blocks, block_bytes, blocks, RETIRE_MS, 0, 0)
+        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+        if loopback:
+            sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def be_promiscuous(sock: socket.socket, iface: str) -> None:

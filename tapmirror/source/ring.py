@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
-from tapmirror.packet import flow_hash
+from tapmirror.packet import flow_hash, shard_of
 from tapmirror.source import Counters
 
 RECORD: Final = struct.Struct("<QIIIIII40s")
@@ -37,8 +37,9 @@ RECORD: Final = struct.Struct("<QIIIIII40s")
 COUNTER_NAMES: Final = Counters.__struct_fields__
 COUNTERS_PER_CPU: Final = 16
 """TAP_COUNTERS of bpf/tap.h."""
+WANT_ONE: Final = 1
 WANT_ALL: Final = 2
-"""TAP_WANT_ALL of bpf/tap.h."""
+"""TAP_WANT_ONE, TAP_WANT_ALL of bpf/tap.h."""
 
 READS: Final = 100
 """Attempts to read the counters between two packets: under the heaviest load one in a few succeeds."""
@@ -62,11 +63,11 @@ _GIVE_BACK: Final = 64
 class RingSource:
     """The reader of one ring.  Takes over the three descriptors.
 
-    `shard`: which of the tap's `shards` workers this is, and whose counters therefore count.
+    `shard`: which of the tap's `workers` this is, whose counters therefore count and whose buckets are ours.
     """
 
     def __init__(
-        self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int, shard: int = 0, shards: int = 1
+        self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int, shard: int = 0, workers: int = 1
     ) -> None:
         page = mmap.PAGESIZE
         self._fd = ring
@@ -88,11 +89,11 @@ class RingSource:
         self._wants = self._maps[3]
         first = _NOTES + 3 * self._consumer[_VALID]
         self._position, self._segments, self._bytes = self._consumer[first : first + 3]
-        self._take_over(shard, shards)
+        self._take_over(shard, workers)
         for fd in (counters, wants):
             os.close(fd)
 
-    def _take_over(self, shard: int, shards: int) -> None:
+    def _take_over(self, shard: int, workers: int) -> None:
         """Pass over what a reader before us had claimed, and open the buckets that it left as it needed them."""
         position = self._position
         if not position and not self._consumer[_CLAIM]:
@@ -111,8 +112,8 @@ class RingSource:
             position += ((header & _LENGTH) + 15) & ~7
         self._note(position)
         for bucket in range(len(self._wants)):
-            if shard_of(bucket, shards) == shard:
-                self._wants[bucket] = 1
+            if shard_of(bucket, workers) == shard:
+                self._wants[bucket] = WANT_ONE
 
     def _bytes_at(self, offset: int, size: int) -> bytes:
         """A part of the ring that may wrap around."""
@@ -218,11 +219,6 @@ class RingSource:
         for view in (self._consumer, self._producer, self._lengths, self._data, self._counters):
             view.release()
         os.close(self._fd)
-
-
-def shard_of(bucket: int, shards: int) -> int:
-    """The worker that a bucket of `wants` belongs to, with all its flows; as `shard_of` of bpf/tap.c."""
-    return ((bucket * 0x9E3779B1 & 0xFFFFFFFF) >> 16) * shards >> 16
 
 
 def counter_bytes() -> int:

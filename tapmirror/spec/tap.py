@@ -7,19 +7,22 @@ import enum
 import ipaddress
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
-from tapmirror.spec.sampled import By, Sampled, threshold
+from tapmirror.spec.sampled import By, Sampled, divided, threshold
 from tapmirror.spec.shadow import MAX_COPIES, Shadow
 
 MAX_ADDRS = 16
 """Production addresses of one tap: the capture program compares each packet with all of them."""
+MAX_WORKERS = 64
+"""Of one tap: more than a host has processors to spare."""
 MAX_SHADOWS = 16
 """Of one tap: the capture program can leave out as many end points."""
 
@@ -219,11 +222,18 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     hook: Hook | None = None
     ttl: float | None = None
     """Seconds after which the tap ends by itself."""
+    workers: int | Literal["auto"] = 1
+    """Processes that share the connections of the tap; auto: half as many as there are processors.  The limits are
+    those of each, `ring_bytes` too; caps (`max_requests`, `max_bytes`) are divided among them."""
     limits: Limits = Limits()
     budget: Budget = Budget()
 
     def _check(self) -> Found:
         yield from super()._check()
+        if self.workers != "auto" and not 1 <= self.workers <= MAX_WORKERS:
+            yield "workers", f"{self.workers} is not auto nor between 1 and {MAX_WORKERS}"
+        if self.decap and self.workers != 1:
+            yield "workers", "the kernel cannot tell the connections in tunnels apart (decap): one must do"
         for name in self.links():
             if not name or not name.isprintable() or "/" in name or " " in name or len(name.encode()) > 15:
                 yield "iface", f"{shown(name)} is not an interface name"
@@ -298,6 +308,18 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     def many(self) -> bool:
         """Whether it may be several interfaces."""
         return self.iface == ANY or any(character in self.iface for character in ",*?[")
+
+    def of_worker(self, workers: int) -> TapSpec:
+        """The spec by which one of so many workers decides: with its part of the caps."""
+        rules = tuple(
+            divided(
+                rule if rule.mirror is None else replace(rule, mirror=tuple(divided(m, workers) for m in rule.mirror)),
+                workers,
+            )
+            for rule in self.rules
+        )
+        shadows = tuple(divided(shadow, workers) for shadow in self.shadows)
+        return replace(divided(self, workers), rules=rules, shadows=shadows)
 
     def threshold(self) -> int:
         """Of 2**32 hash values, how many the kernel passes on; by anything but connections, all."""

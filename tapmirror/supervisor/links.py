@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from tapmirror import loader
+from tapmirror.source.live import let_in
 
 RTMGRP_LINK: Final = 1
 SIOCGIFFLAGS: Final = 0x8913
@@ -201,6 +202,36 @@ class Bound:
     def close(self) -> None:
         """Take no packet any more."""
         unbind(self.socket)
+
+
+class Shared:
+    """One of the interfaces of packet sockets that share the connections: the kernel lets in what comes from them."""
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], ports: Sequence[int], name: str, links: dict[str, int]
+    ) -> None:
+        """`links`: the numbers of those that are captured, to which this one comes.  Raises OSError."""
+        self.socket = sockets[0]
+        self._sockets = sockets
+        self._ports = ports
+        self._name = name
+        self._index = loader.link_index(name, self.socket)
+        self._links = links
+        links[name] = self._index
+        let_in(sockets, ports, links.values())
+
+    def name(self) -> str:
+        """The name, as long as it is the same interface's."""
+        try:
+            return self._name if loader.link_index(self._name, self.socket) == self._index else ""
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """Let nothing more in from there."""
+        self._links.pop(self._name, None)
+        with contextlib.suppress(OSError):  # closed by now
+            let_in(self._sockets, self._ports, self._links.values())
 
 
 class Listed:

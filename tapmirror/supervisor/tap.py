@@ -16,17 +16,19 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from tapmirror import loader, privsep
 from tapmirror.events import LOOP_DSCP
+from tapmirror.ledger import summed
 from tapmirror.safety import plain, refusal
-from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live
-from tapmirror.spec import Capture, Pacing, Shadow, TapSpec
+from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
+from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
-from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, present
+from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError
 from tapmirror.worker import Setup
 
@@ -55,8 +57,13 @@ class Tap:
         self._wait_for_interface = wait_for_interface
         self._addresses: list[list[Address]] = []
         self._loaded: loader.Loaded | None = None
-        self._live: socket.socket | None = None
         self._listed: set[Listed] = set()
+        """By AF_PACKET and of one worker: the interfaces that are captured, where they may be several."""
+        self._live: list[socket.socket] = []
+        """By AF_PACKET: a socket for each worker."""
+        self._shared: dict[str, int] = {}
+        """By AF_PACKET and of several workers: the interfaces that are captured, with their numbers."""
+        self._workers = workers_of(spec)
         self._block_bytes = 0
         self._links = Links(spec.links(), self._hold)
         self._bell: Bell | None = None
@@ -86,7 +93,9 @@ class Tap:
             self._addresses = [self._resolve(i, shadow) for i, shadow in enumerate(self.spec.shadows)]
             self._bell = Bell()
             self._open_capture()
-            self._seats = [Seat(self._set_up, self._warn)]
+            self._seats = [Seat(partial(self._set_up, shard), self._warn) for shard in range(self._workers)]
+            for seat in self._seats:
+                seat.begin()
             for seat in self._seats:
                 seat.start()
             self._links.follow()
@@ -160,13 +169,13 @@ class Tap:
         self._end_if_lost()
         if self._ended is not None:
             raise TapError(self._ended)
-        return self._with_facts(ledger)
+        return ledger
 
     def last(self) -> dict[str, Any]:
         """The ledger, or what is known of it, also of a tap that is over, until it is stopped.  Raises `TapError`."""
         if not self._seats:
             raise TapError(self._ended or "the tap does not run")
-        return self._with_facts(self._seats[0].snapshot())
+        return self._with_facts([seat.snapshot() for seat in self._seats])
 
     def set_percent(self, percent: float) -> None:
         """Change the tap's share (a ramp is over then).
@@ -203,7 +212,9 @@ class Tap:
         try:
             self._end("")
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
-            return self._with_facts(self._seats[0].drain(wait))
+            for seat in self._seats:
+                seat.begin_drain()
+            return self._with_facts([seat.drain(wait) for seat in self._seats])
         finally:
             self.close()
 
@@ -213,10 +224,11 @@ class Tap:
         for seat in self._seats:
             seat.close(self.spec.limits.drain_time + REPLY_TIME)
         self._seats = []
-        for part in (self._loaded, self._live, self._bell):
+        for part in (self._loaded, *self._live, self._bell):
             if part is not None:
                 part.close()
-        self._loaded = self._live = self._bell = None
+        self._loaded = self._bell = None
+        self._live = []
 
     def _end_if_lost(self) -> None:
         for seat in self._seats:
@@ -295,6 +307,7 @@ class Tap:
                 many=spec.many,
                 either_way=spec.many and bool(spec.addrs),
                 ring_bytes=spec.limits.ring_bytes,
+                workers=self._workers,
             )
             try:
                 self._loaded = loader.load(request)
@@ -307,20 +320,19 @@ class Tap:
                 return
         self.capture = "packet"
         self._block_bytes = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
-        (self._live,) = open_live(
-            None,
-            spec.limits.ring_bytes,
-            loopback=spec.iface == "lo",
-            ports=None if spec.decap else spec.ports,
-            block_bytes=self._block_bytes,
-        )
+        size, loopback, block = spec.limits.ring_bytes, spec.iface == "lo", self._block_bytes
+        if self._workers > 1:
+            self._live = open_shared(self._workers, size, loopback=loopback, block_bytes=block)
+        else:
+            ports = None if spec.decap else spec.ports
+            self._live = [open_live(None, size, loopback=loopback, ports=ports, block_bytes=block)]
 
     def _excluded(self) -> list[tuple[bytes, int]]:
         return [(packed(str(address[0])), port(address)) for found in self._addresses for _, address in found][
             :EXCLUDED
         ]
 
-    def _set_up(self) -> tuple[Setup, list[int]]:
+    def _set_up(self, shard: int) -> tuple[Setup, list[int]]:
         """Of a worker that starts now, with its descriptors."""
         uid, gid = privsep.worker_identity()
         setup = Setup(
@@ -330,6 +342,8 @@ class Tap:
             excluded=self._excluded(),
             addrs=[packed(addr) for addr in self.spec.addrs],
             block_bytes=self._block_bytes,
+            shard=shard,
+            workers=self._workers,
             links=self._indexes(),
             threshold=self._threshold(),
             secret=self._secret,
@@ -337,30 +351,32 @@ class Tap:
             gid=gid,
         )
         if self._loaded is not None:
-            return setup, self._loaded.worker_fds()
-        assert self._live is not None
-        return setup, [os.dup(self._live.fileno())]
+            return setup, self._loaded.worker_fds(shard)
+        return setup, [os.dup(self._live[shard].fileno())]
 
     def _hold(self, name: str) -> Hold:
         """Begin to capture on an interface.  Raises OSError."""
         if self._loaded is not None:
-            hold: Attached | Bound | Listed = Attached(self._loaded, name)
+            hold: Attached | Bound | Listed | Shared = Attached(self._loaded, name)
+        elif self._workers > 1:
+            hold = Shared(self._live, self.spec.ports, name, self._shared)
+        elif self.spec.many:
+            hold = Listed(self._live[0], name, self._listed)
         else:
-            assert self._live is not None
-            hold = Listed(self._live, name, self._listed) if self.spec.many else Bound(self._live, name)
+            hold = Bound(self._live[0], name)
         if self.spec.promisc:
             be_promiscuous(hold.socket, name)
         return hold
 
     def _moved(self) -> None:
         """The interfaces are others than before: tell the worker, where it has to know."""
-        if self.spec.many and self._live is not None:
+        if self._indexes() is not None:
             for seat in self._seats:
                 seat.tell({"op": "links", "indexes": self._indexes()}, "links")
 
     def _indexes(self) -> list[int] | None:
         """Numbers of the interfaces, where one socket sees all that there are and these are to be taken."""
-        if self._live is None or not self.spec.many:
+        if not self._live or not (self.spec.many or self._workers > 1):
             return None
         found: list[int] = []
         for name in self._links.names():
@@ -405,7 +421,11 @@ class Tap:
             where = f"{self.spec.shadows[index].host} port {self.spec.shadows[index].port}"
             self._warn(f"the shadow {where} cannot be reached yet ({failure}); mirroring begins when it can")
 
-    def _with_facts(self, ledger: dict[str, Any]) -> dict[str, Any]:
+    def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The ledger of all workers together."""
+        ledger = summed(parts)
+        ledger["ring"] = {**parts[0]["ring"], "fill": max(part["ring"]["fill"] for part in parts)}
+        ledger["worker"]["pid"] = parts[0]["worker"]["pid"]
         state, reason = self._condition()
         effective = 0.0 if self._paused else self._throttle * self.spec.most()
         return {
@@ -414,10 +434,15 @@ class Tap:
             "state": state,
             "state_reason": reason,
             **ledger,
-            "workers": [ledger["worker"]],
+            "workers": [part["worker"] for part in parts],
             "share": {
                 "percent": self.spec.most(),
                 "effective": effective,
                 "reason": "paused" if self._paused else self._throttle_reason,
             },
         }
+
+
+def workers_of(spec: TapSpec) -> int:
+    """How many workers the tap has here: `auto` leaves production half of the processors."""
+    return spec.workers if spec.workers != "auto" else max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // 2))

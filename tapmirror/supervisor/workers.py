@@ -106,10 +106,18 @@ class WorkerProcess:
 
     def ask(self, request: dict[str, Any], answer: str, wait: float) -> dict[str, Any]:
         """Send a request; the message that answers it.  Raises `TapError`: it is gone, or over `wait` seconds late."""
+        self.tell(request)
+        return self.answer(answer, wait)
+
+    def tell(self, request: dict[str, Any]) -> None:
+        """Send a request.  Raises `TapError`: it is gone."""
         try:
             privsep.send(self._control, request)
         except OSError:
             raise self._gone() from None
+
+    def answer(self, answer: str, wait: float) -> dict[str, Any]:
+        """Wait for the message that answers a request.  Raises `TapError`: it is gone, or over `wait` seconds late."""
         end = time.monotonic() + wait
         while True:
             self._wait(end, wait)
@@ -174,13 +182,19 @@ class Seat:
         self._last: dict[str, Any] = {}
         """The last snapshot; as long as one runs it can be asked for a newer one."""
         self._books: dict[str, Any] | None = None
+        self._drains = False
         self._looked = 0.0
         self._cpu = 0.0
         """Seconds of CPU of those that died."""
 
+    def begin(self) -> None:
+        """Start the first worker; `start` waits for it.  Raises OSError; `close` is due then too."""
+        if self._process is None:
+            self._launch()
+
     def start(self) -> None:
         """Start the first worker, and wait for it.  Raises `TapError`, OSError; `close` is due then too."""
-        self._launch()
+        self.begin()
         assert self._process is not None
         self._process.wait_ready(READY_TIME)
         self._look(self._process)
@@ -242,11 +256,21 @@ class Seat:
             except TapError as error:
                 self._died(error)
 
+    def begin_drain(self) -> None:
+        """Let the worker pass on what was captured, and end; `drain` waits for it."""
+        if self._process is not None and self._process.ready and not self._drains:
+            try:
+                self._process.tell({"op": "drain"})
+                self._drains = True
+            except TapError as error:
+                self._died(error)
+
     def drain(self, wait: float) -> dict[str, Any]:
         """Let the worker pass on what was captured, and end; the final ledger."""
+        self.begin_drain()
         if self._process is not None and self._process.ready:
             try:
-                self._last = self._counted(self._process.ask({"op": "drain"}, "final", wait)["final"])
+                self._last = self._counted(self._process.answer("final", wait)["final"])
                 return self._last
             except TapError as error:
                 self._died(error)
