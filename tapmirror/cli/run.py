@@ -20,6 +20,7 @@ from tapmirror.cli.live import LineView, LiveView, View, print_ledger
 from tapmirror.cli.messages import as_option, fail, warn
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.supervisor import Tap, TapError
+from tapmirror.supervisor.claims import ClaimedError, Claims
 
 
 def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -59,13 +60,16 @@ def run(
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
     try:
-        start(taps)
-    except TapError as error:
+        claims = start(taps)
+    except (TapError, ClaimedError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
     try:
         ledgers = watch(taps, stop_read, duration)
     except TapError as error:
         fail(str(error), 1)
+    finally:
+        for claim in claims:
+            claim.close()
     try:
         if as_json:
             click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
@@ -79,15 +83,20 @@ def run(
         fail(f"the ledger could not be printed: {error.strerror}", 1)
 
 
-def start(taps: Sequence[Tap]) -> None:
-    """Start all or none.  Raises `TapError`."""
+def start(taps: Sequence[Tap]) -> list[Claims]:
+    """Start all or none; what is claimed for them.  Raises `TapError` and `ClaimedError`."""
+    claims: list[Claims] = []
     for i, tap in enumerate(taps):
         try:
+            claims.append(Claims(tap.spec))
             tap.start()
         except BaseException:
             for begun in taps[:i]:
                 begun.close()
+            for claim in claims:
+                claim.close()
             raise
+    return claims
 
 
 def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> list[dict[str, Any]]:
