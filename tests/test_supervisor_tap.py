@@ -172,14 +172,18 @@ def test_the_worker_has_no_privilege_and_holds_little(lab: Lab, capture: str) ->
         assert found["Groups"] == ""
         assert {int(found[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
         assert found["NoNewPrivs"] == "1"
+        assert found["Seccomp"] == "2"  # SECCOMP_MODE_FILTER
         assert os.readlink(f"/proc/{worker}/cwd") == "/"
         assert Path(f"/proc/{worker}/fd").stat().st_uid == 0  # not dumpable: not its own user's
         limits = Path(f"/proc/{worker}/limits").read_text()
-        assert int(limits.partition("Max core file size")[2].split()[0]) == 0
+        for name in ("Max core file size", "Max processes"):
+            assert limits.partition(name)[2].split()[:2] == ["0", "0"]
+        assert int(limits.partition("Max file size")[2].split()[0]) <= privsep.LAST_WORDS + 4_096
         assert int(limits.partition("Max open files")[2].split()[0]) <= Limits().connections + 64
         files = {number: os.readlink(f"/proc/{worker}/fd/{number}") for number in os.listdir(f"/proc/{worker}/fd")}
         assert len(files) <= 12, files
         kinds = {name.partition("[")[0] for number, name in files.items() if int(number) > 2}
+        kinds.remove(f"/proc/{worker}/statm")
         assert kinds == {"anon_inode:", "socket:"} | ({"anon_inode:bpf-map"} if capture == "ebpf" else set()), files
         maps = {
             line

@@ -11,6 +11,7 @@ from tapmirror import __version__
 from tapmirror.cli import status, taps
 from tapmirror.cli.completion import completion
 from tapmirror.cli.daemon import daemon
+from tapmirror.cli.install import install, uninstall
 from tapmirror.cli.run import run
 from tapmirror.cli.spec import explain, spec
 from tapmirror.cli.streams import streams
@@ -40,6 +41,8 @@ for command in (*taps.COMMANDS, *status.COMMANDS):
     main.add_command(command)
 main.add_command(top)
 main.add_command(completion)
+main.add_command(install)
+main.add_command(uninstall)
 main.add_command(explain)
 main.add_command(spec)
 main.add_command(streams)
