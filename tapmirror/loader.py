@@ -61,7 +61,7 @@ EGRESS_ALL: Final = 2
 PROMISC: Final = 8
 NO_L2: Final = 4
 MAX_ADDRS: Final = 16
-CONFIG: Final = struct.Struct("<QIIIIII256s384s8192s")
+CONFIG: Final = struct.Struct("<QIIIIII256s384s1024s8192s")
 """`struct tap_config` of bpf/tap.h."""
 ENDPOINT: Final = struct.Struct("<16s2s6x")
 """`struct tap_endpoint` of bpf/tap.h."""
@@ -86,6 +86,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     addrs: list[bytes]
     excluded: list[tuple[bytes, int]]
     """Shadow end points, of which no connection is ever captured."""
+    clients: list[tuple[bytes, bytes]] = []
+    """(address, mask) of the networks whose clients are captured; empty: any client."""
     threshold: int
     seed: int
     dscp: int
@@ -177,9 +179,10 @@ def configure(loaded: Loaded, request: Request) -> None:
         len(request.addrs),
         min(len(request.excluded), MAX_ADDRS),
         request.dscp,
-        0,
+        len(request.clients),
         b"".join(request.addrs),
         excluded,
+        b"".join(address + mask for address, mask in request.clients),
         bytes(ports),
     )
     for fd, content in ((loaded.config, value), (loaded.wants, b"\x01" * 65_536)):

@@ -21,6 +21,7 @@ from tapmirror.events import LOOP_DSCP
 from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live
 from tapmirror.spec import Capture, Pacing, Shadow, TapSpec
+from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
 from tapmirror.supervisor.workers import REPLY_TIME, TapError, WorkerProcess
 from tapmirror.worker import Setup
@@ -153,6 +154,7 @@ class Tap:
                 ports=list(spec.ports),
                 addrs=addrs,
                 excluded=excluded,
+                clients=as_ranges(captured_clients(spec)),
                 threshold=spec.threshold(),
                 seed=spec.seed,
                 dscp=LOOP_DSCP,
