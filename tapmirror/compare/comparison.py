@@ -146,13 +146,14 @@ class Comparison:
             for summary in self._summaries:
                 summary.fold()
         repeat = None
+        plain = self._level is Level.STATUS
         for shadow, summary in enumerate(self._summaries):
             reply = replies.get(shadow)
             if reply is None:
                 continue
             endpoint = summary.endpoint(name)
             summary.observe(endpoint, asked, production, reply, self._now)
-            if self._level is Level.STATUS:
+            if plain:
                 endpoint.compared += 1
                 if production.status != reply.answer.status:
                     self._differs(shadow, endpoint, exchange, reply)

@@ -169,8 +169,14 @@ class Summary:
         endpoint.pairs += 1
         mine, its = endpoint.production, endpoint.shadow
         status, other = production.status, answer.status
-        _count(mine.statuses, status)
-        _count(its.statuses, other)
+        if status in mine.statuses:
+            mine.statuses[status] += 1
+        else:
+            _count(mine.statuses, status)
+        if other in its.statuses:
+            its.statuses[other] += 1
+        else:
+            _count(its.statuses, other)
         wrong, its_wrong = status >= ERROR, other >= ERROR or not other
         if wrong != its_wrong:
             if wrong:

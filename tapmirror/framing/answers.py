@@ -130,8 +130,22 @@ class AnswerReader:
         if self.broken is not None:
             return _NONE
         self._now = time_ns
-        out: list[tuple[Any, Answer]] = []
         pos, size = 0, len(data)
+        if not self._state and self._awaited:  # the common case: one answer, plain, all of it
+            flags, keep, token = self._awaited[0]
+            plain = None if flags else PLAIN(data)
+            if plain is not None:
+                end = plain.end()
+                length = int(plain[2])
+                if end + length == size and (keep < 0 or (length <= keep and length <= self._room.free)):
+                    self._awaited.popleft()
+                    body = b""
+                    if keep > 0:
+                        body = bytes(data[end:])
+                        self._room.free -= length
+                    head = bytes(data[:end])
+                    return ((token, Answer(int(plain[1]), head, body, length, b"", True, time_ns, time_ns)),)
+        out: list[tuple[Any, Answer]] = []
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, out)
         return out
