@@ -11,6 +11,7 @@ import os
 import pwd
 import resource
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ import msgspec
 WORKER_USERS: Final = ("tapmirror", "nobody")
 """The worker runs as the first of these that exists."""
 MAX_FDS: Final = 8
+LAST_WORDS: Final = 64 << 10
+"""Bytes that a process without privilege may add to a file that is its standard error."""
 
 PR_SET_DUMPABLE: Final = 4
 PR_CAPBSET_DROP: Final = 24
@@ -44,7 +47,7 @@ def worker_identity() -> tuple[int, int]:
 
 
 def drop_privileges(uid: int, gid: int, files: int) -> None:
-    """Become `uid`, `gid` for good: no groups, no capabilities, no way back, no core dump.
+    """Become `uid`, `gid` for good: no groups, no capabilities, no way back, no core dump, no children, no files.
 
     `files` is the limit of open descriptors afterwards, as far as the hard limit allows.  Raises
     `PrivilegeError` if anything is left.
@@ -53,6 +56,8 @@ def drop_privileges(uid: int, gid: int, files: int) -> None:
     with suppress(ValueError, PermissionError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, max(files, hard)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_room_for_last_words(),) * 2)
     for capability in range(CAP_LAST + 1):
         with suppress(OSError):
             _prctl(PR_CAPBSET_DROP, capability)
@@ -109,6 +114,15 @@ def receive_large(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list
         if not 0 < message["bytes"] <= limit:
             raise ValueError("message too long")
         return msgspec.json.decode(os.pread(file.fileno(), message["bytes"], 0), type=dict[str, Any]), fds
+
+
+def _room_for_last_words() -> int:
+    """The size that files may have: none, or where standard error is one, what a traceback needs beyond it."""
+    with suppress(OSError):
+        found = os.fstat(2)
+        if stat.S_ISREG(found.st_mode):
+            return found.st_size + LAST_WORDS
+    return 0
 
 
 def _prctl(option: int, value: int) -> None:

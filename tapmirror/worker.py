@@ -3,7 +3,7 @@
 
 It is started by the supervisor as `python -m tapmirror.worker FD`, with one end of a socket
 pair.  It imports what it needs, receives its set-up and its descriptors, gives up every
-privilege, and only then looks at a byte of the network.
+privilege, and only then looks at a byte of the network (`privsep`, `sandbox`).
 
 Over the same socket the supervisor asks for the ledger (`snapshot`) and ends the tap
 (`drain`).  If the supervisor dies, the socket ends and the worker drains and goes.
@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tapmirror import privsep
+from tapmirror import privsep, sandbox
 from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP, DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger, View, added, times, total
@@ -102,6 +102,9 @@ class Worker:
         self._pipeline = Pipeline(spec, ledger, policy)
         self._stopping = False
         self._control: socket.socket | None = None
+        self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self.sandbox: list[str] = []
+        """Layers of the kernel's that hold this process, of `seccomp` and `landlock`."""
 
     def serve(self, control: socket.socket) -> None:
         """Mirror until told to drain, or until the supervisor is gone."""
@@ -156,8 +159,16 @@ class Worker:
                 shadow.label: each.snapshot() for shadow, each in zip(self._spec.shadows, shadows, strict=True)
             },
             "flows": len(self._pipeline.flows),
-            "worker": {"pid": os.getpid(), "cpu_s": usage.ru_utime + usage.ru_stime, "rss_kb": _rss_kb()},
+            "worker": {
+                "pid": os.getpid(),
+                "cpu_s": usage.ru_utime + usage.ru_stime,
+                "rss_kb": self._rss_kb(),
+                "sandbox": self.sandbox,
+            },
         }
+
+    def _rss_kb(self) -> int:
+        return int(os.pread(self._memory, 100, 0).split()[1]) * resource.getpagesize() // 1024
 
     def _shadows(self, captured: int) -> list[View]:
         """The account of each shadow, of which `captured` bytes are in flight before policy."""
@@ -255,11 +266,6 @@ def _enter(account: Account, counters: Any, index: int) -> None:
     account.dropped[DropReason.FRAGMENT] = counters.fragment[index]
 
 
-def _rss_kb() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize() // 1024
-
-
 def _source(setup: Setup, fds: list[int]) -> Source:
     spec = setup.spec
     if setup.capture == "ring":
@@ -349,7 +355,15 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             raise SetupError(f"hook: cannot load {spec.hook.call}: {_reason(error)}") from None
     policy = _policy(spec, hook)
     ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
-    return Worker(spec, _source(setup, fds), _replay(setup, contexts, ledgers), ledger, policy)
+    worker = Worker(spec, _source(setup, fds), _replay(setup, contexts, ledgers), ledger, policy)
+    worker.sandbox = sandbox.enter(
+        sandbox.Grants(
+            ports=frozenset(int(address[1]) for found in setup.addresses for _, address in found),
+            only_read=[] if setup.capture == "ring" else fds,
+            imports=hook is not None,
+        )
+    )
+    return worker
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from tapmirror.events import FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters, Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource, open_live
 from tapmirror.source.ring import RingSource
-from tapmirror.supervisor import packed
+from tapmirror.supervisor.addresses import packed
 
 RING_BYTES: Final = 1 << 20
 LIVE_BYTES: Final = 48 << 20
@@ -80,7 +80,7 @@ class Both:
                 egress_all=egress_all,
             )
             self.live_source = LiveSource(
-                open_live(iface, live_bytes, loopback=loopback, ports=ports, block_bytes=live_block),
+                open_live(iface, live_bytes, loopback=loopback, ports=ports, block_bytes=live_block)[0],
                 admission,
                 live_bytes,
                 block_bytes=live_block,

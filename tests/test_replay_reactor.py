@@ -30,7 +30,7 @@ from tapmirror.events import (
 )
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor
-from tapmirror.replay.reactor import OUTSTANDING
+from tapmirror.replay.sweep import OUTSTANDING
 from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
 
 WHOLE: Final = START | END

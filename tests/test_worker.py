@@ -26,7 +26,7 @@ from tapmirror import loader, privsep
 from tapmirror.events import LOOP_DSCP
 from tapmirror.source.live import open_live
 from tapmirror.spec import Limits, Pacing, Protocol, TapSpec, parse_shadow
-from tapmirror.supervisor import packed
+from tapmirror.supervisor.addresses import packed
 from tapmirror.worker import BATCH, MESSAGE, SPARE_FILES, Setup
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
@@ -73,7 +73,7 @@ class Bare:
     def _open(self, capture: str) -> list[int]:
         limits = self.spec.limits
         if capture == "packet":
-            return [open_live("eth0", limits.ring_bytes, loopback=False, ports=None).detach()]
+            return [open_live("eth0", limits.ring_bytes, loopback=False, ports=None)[0].detach()]
         request = loader.Request(
             iface="eth0",
             ports=list(self.spec.ports),

@@ -124,6 +124,17 @@ class Lane:
         """Bytes of the shadow since the last turn (pacing `wait`)."""
         self.heard_at = 0.0
 
+    def attach(self, sock: _socket.socket, framer: ResponseFramer | None) -> None:
+        """A connection to the shadow begins."""
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.state = CONNECTING
+        self.framer = framer
+        self.sent = 0
+        self.lazy = False
+        self.shadow_done = False
+        self.heard = 0
+
     def refresh(self) -> None:
         """Find out whether what comes next can be sent at once."""
         self.ready = (

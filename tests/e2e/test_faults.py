@@ -182,9 +182,10 @@ class Wire:
         self.ack = answer.seq + 1
         self.send("A")
 
-    def close(self) -> None:
-        """Let go of the socket; the server is told by a reset."""
-        self.send("R")
+    def close(self, *, silently: bool = False) -> None:
+        """Let go of the socket; the server is told by a reset, unless `silently`."""
+        if not silently:
+            self.send("R")
         self._sock.close()
 
 
@@ -197,6 +198,35 @@ def silent(host: Host) -> Iterator[None]:
         yield
     finally:
         host.run(["nft", "delete table ip quiet"])
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(lab: Lab, capture: str) -> None:
+    """Production forgets each connection and says nothing; the next client has the same address and port."""
+    count, port = 30, 7100
+    texts = [b"%04d " % number * 50 for number in range(count)]
+    reset = Behaviour(reset_after=len(texts[0]))
+    with (
+        silent(lab.client),
+        silent(lab.node),
+        RecordingTcp(lab.node, port, reset) as production,
+        RecordingTcp(lab.shadow, port) as shadow,
+        Mirror(lab.node, port=port, shadow=endpoint(lab.shadow.addr4, port), protocol="raw", capture=capture) as tap,
+    ):
+        for number, text in enumerate(texts):
+            wire = Wire(lab, port, 40_100, seq=number * 1_000_003)
+            wire.open()
+            wire.send("PA", b"behind a hole", at=wire.seq + 1_000)
+            wire.send("PA", text)
+            until(lambda: production.received() == (number + 1) * len(text), "production", PATIENCE)  # noqa: B023
+            until(lambda: not production._open, "the end that nobody sees", PATIENCE)
+            wire.close(silently=True)
+        until(lambda: len(shadow.records) == count, f"{count} connections to the shadow", PATIENCE)
+        until(lambda: shadow.received() == len(texts[0]) * count, "all bytes", PATIENCE)
+        ledger = tap.final()
+    assert [bytes(record.content) for record in shadow.records] == texts
+    assert [bytes(record.content) for record in production.records] == texts
+    assert ledger["events"]["flows"] == count
 
 
 def passed(lab: Lab, shadow: HashSink) -> bool:
@@ -212,7 +242,7 @@ def passed(lab: Lab, shadow: HashSink) -> bool:
     return False
 
 
-@pytest.mark.parametrize("where", ["header", "body", "between"])
+@pytest.mark.parametrize("where", ["header", "body", "between", "disguise"])
 def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
     """The tap loses a segment that production got: here the ring is full at that moment (the worker is stopped)."""
     filler = b"POST /fill HTTP/1.1\r\nHost: f\r\nContent-Length: %d\r\n\r\n" % (24 << 20)
@@ -220,6 +250,11 @@ def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
         "header": [b"GET /torn HTTP/1.1\r\nHost: a\r\nX-One: ", b"lost\r\nX-Two: ", b"end\r\n\r\n"],
         "body": [b"POST /torn HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", b"def", b"ghi"],
         "between": [b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /lost HTTP/1.1\r\nHost: a\r\n\r\n", b""],
+        "disguise": [
+            b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST /torn HTTP/1.1\r\nHost: a\r\nContent-Length: 37\r\n\r\n",
+            b"GET /never-sent HTTP/1.1\r\nHost: a\r\n\r\n",
+        ],
     }[where]
     after = b"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"
     with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
@@ -309,12 +344,22 @@ def checksum(data: bytes | bytearray) -> int:
     return ~(total + (total >> 16)) & 0xFFFF
 
 
+@pytest.fixture
+def lab_with_small_buffers() -> Iterator[Lab]:
+    """The kernel keeps 128 KiB a connection at most: all of them together less than is sent."""
+    with Lab() as built:
+        for host in (built.node, built.shadow):
+            host.sysctl("ipv4.tcp_wmem", "4096 16384 131072")
+            host.sysctl("ipv4.tcp_rmem", "4096 131072 131072")
+        yield built
+
+
 @pytest.mark.parametrize(
     "behaviour", [Behaviour(read=False), Behaviour(accept=False), Behaviour(read_rate=100.0)], ids=str
 )
-def test_a_shadow_that_does_not_read(lab: Lab, behaviour: Behaviour) -> None:
+def test_a_shadow_that_does_not_read(lab_with_small_buffers: Lab, behaviour: Behaviour) -> None:
     """Memory is bounded, what does not fit is dropped by whole requests, the other tap goes on at full rate."""
-    size = 50_000
+    lab, size = lab_with_small_buffers, 50_000
     with (
         Nginx(lab.node),
         RecordingTcp(lab.shadow, 81, behaviour) as slow,

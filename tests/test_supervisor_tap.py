@@ -21,7 +21,7 @@ from lab.snapshot import network_programs, tree
 from lab.tap import COMMAND
 from tapmirror import privsep
 from tapmirror.spec import Capture, Limits, TapSpec, parse_shadow
-from tapmirror.supervisor import Tap, TapError, largest_packet, local_addresses, packed, port
+from tapmirror.supervisor import Tap, TapError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -172,14 +172,18 @@ def test_the_worker_has_no_privilege_and_holds_little(lab: Lab, capture: str) ->
         assert found["Groups"] == ""
         assert {int(found[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
         assert found["NoNewPrivs"] == "1"
+        assert found["Seccomp"] == "2"  # SECCOMP_MODE_FILTER
         assert os.readlink(f"/proc/{worker}/cwd") == "/"
         assert Path(f"/proc/{worker}/fd").stat().st_uid == 0  # not dumpable: not its own user's
         limits = Path(f"/proc/{worker}/limits").read_text()
-        assert int(limits.partition("Max core file size")[2].split()[0]) == 0
+        for name in ("Max core file size", "Max processes"):
+            assert limits.partition(name)[2].split()[:2] == ["0", "0"]
+        assert int(limits.partition("Max file size")[2].split()[0]) <= privsep.LAST_WORDS + 4_096
         assert int(limits.partition("Max open files")[2].split()[0]) <= Limits().connections + 64
         files = {number: os.readlink(f"/proc/{worker}/fd/{number}") for number in os.listdir(f"/proc/{worker}/fd")}
         assert len(files) <= 12, files
         kinds = {name.partition("[")[0] for number, name in files.items() if int(number) > 2}
+        kinds.remove(f"/proc/{worker}/statm")
         assert kinds == {"anon_inode:", "socket:"} | ({"anon_inode:bpf-map"} if capture == "ebpf" else set()), files
         maps = {
             line
@@ -465,38 +469,3 @@ def test_a_client_in_conversation_is_not_disturbed_by_start_death_and_end(lab: L
 def _echo(receive: Callable[[], bytes], send: Callable[[bytes], None]) -> None:
     while data := receive():
         send(data)
-
-
-# --- small parts
-
-
-@pytest.mark.parametrize(
-    ("address", "wanted"),
-    [
-        ("10.0.0.1", bytes(10) + b"\xff\xff\x0a\0\0\1"),
-        ("::ffff:10.0.0.1", bytes(10) + b"\xff\xff\x0a\0\0\1"),
-        ("::1", bytes(15) + b"\1"),
-        ("fe80::2%eth0", b"\xfe\x80" + bytes(13) + b"\2"),
-    ],
-)
-def test_an_address_in_sixteen_bytes(address: str, wanted: bytes) -> None:
-    assert packed(address) == wanted
-
-
-@pytest.mark.parametrize("address", [("10.0.0.1", 80), ("::1", 80, 0, 0)])
-def test_the_port_of_a_socket_address(address: tuple[Any, ...]) -> None:
-    assert port(address) == 80
-
-
-def test_the_largest_packet_of_an_interface(lab: Lab) -> None:
-    with lab.node.enter():
-        assert largest_packet("eth0") == largest_packet("lo") == 65_536
-        lab.node.run(["ip", "link", "set", "dev", "eth0", "gro_max_size", "200000"])
-        assert largest_packet("eth0") == 200_000
-        lab.node.run(["ip", "link", "set", "dev", "eth0", "gro_max_size", "65536"])
-
-
-def test_local_addresses_are_those_of_the_network(lab: Lab) -> None:
-    with lab.node.enter():
-        found = {address for address in local_addresses()[0] if not address.startswith("fe80:")}
-    assert {"127.0.0.1", "::1", "10.77.1.2", "fd77:1::2", "10.77.2.1", "fd77:2::1"} == found

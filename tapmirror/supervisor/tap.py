@@ -8,15 +8,11 @@ detaches the program.  The worker sees the end of its control socket and goes by
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import selectors
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
@@ -25,26 +21,14 @@ from tapmirror.events import LOOP_DSCP
 from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live
 from tapmirror.spec import Capture, Pacing, Shadow, TapSpec
-from tapmirror.worker import MESSAGE, Setup
+from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
+from tapmirror.supervisor.workers import REPLY_TIME, TapError, WorkerProcess
+from tapmirror.worker import Setup
 
-READY_TIME: Final = 20.0
-"""Seconds for a worker to start: Python's imports on a busy host."""
-REPLY_TIME: Final = 5.0
-"""Seconds for a worker to answer; it looks at its control socket in every turn of its loop."""
-ADDRESSES: Final = 16
-"""Addresses of a shadow's name that are used."""
 EXCLUDED: Final = 16
 """End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
 PROBE_TIME: Final = 0.5
 """Seconds for the probe's connection to the shadow."""
-
-
-Address: TypeAlias = tuple[int, tuple[Any, ...]]
-"""(address family, socket address)."""
-
-
-class TapError(Exception):
-    """The tap cannot be started or went wrong; the message is one line for the user."""
 
 
 class Tap:
@@ -60,8 +44,7 @@ class Tap:
         self._warn = warn
         self._packet: socket.socket | None = None
         self._loaded: loader.Loaded | None = None
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._worker: WorkerProcess | None = None
 
     def start(self) -> None:
         """Attach and begin to mirror.  Raises `TapError`; nothing is left attached then."""
@@ -76,7 +59,11 @@ class Tap:
         try:
             shadows = [self._resolve(i, shadow) for i, shadow in enumerate(self.spec.shadows)]
             setup, fds = self._capture(shadows)
-            self._start_worker(setup, fds)
+            try:
+                self._worker = WorkerProcess.started(setup, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
             if self._packet is not None:
                 loader.attach(self._packet, self.spec.iface)
                 if self.spec.promisc:
@@ -92,21 +79,24 @@ class Tap:
 
     def snapshot(self) -> dict[str, Any]:
         """The worker's ledger.  Raises `TapError` if the worker is gone."""
-        return self._with_facts(self._ask({"op": "snapshot"}, "snapshot", REPLY_TIME))
+        return self._with_facts(self._running().ask({"op": "snapshot"}, "snapshot", REPLY_TIME))
 
     def stop(self) -> dict[str, Any]:
         """Detach, let the worker drain, return the final ledger.  Raises `TapError` if the worker is gone."""
         try:
             self._detach()
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
-            return self._with_facts(self._ask({"op": "drain"}, "final", wait))
+            return self._with_facts(self._running().ask({"op": "drain"}, "final", wait))
         finally:
             self.close()
 
     def fileno(self) -> int:
         """Becomes readable when the worker dies."""
-        assert self._control is not None
-        return self._control.fileno()
+        return self._running().fileno()
+
+    def _running(self) -> WorkerProcess:
+        assert self._worker is not None
+        return self._worker
 
     # --- checks
 
@@ -183,7 +173,7 @@ class Tap:
                 return setup, self._loaded.worker_fds()
         self.capture = "packet"
         block = block_bytes(largest_packet(spec.iface))
-        live = open_live(
+        (live,) = open_live(
             spec.iface,
             spec.limits.ring_bytes,
             loopback=setup.loopback,
@@ -193,22 +183,6 @@ class Tap:
         )
         self._packet = None
         return msgspec.structs.replace(setup, capture="packet", block_bytes=block), [live.detach()]
-
-    def _start_worker(self, setup: Setup, fds: list[int]) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control = ours
-        with theirs:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tapmirror.worker", str(theirs.fileno())],
-                cwd="/",
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        privsep.send_large(ours, msgspec.to_builtins(setup), fds)
-        for fd in fds:
-            os.close(fd)
-        self._receive("ready", READY_TIME)
 
     def _probe(self, index: int, shadow: Address) -> None:
         """Connect to the shadow once: if that connection arrives at the tap, the shadow is production.
@@ -239,46 +213,6 @@ class Tap:
             where = f"{self.spec.shadows[index].host} port {self.spec.shadows[index].port}"
             self._warn(f"the shadow {where} cannot be reached yet ({failure}); mirroring begins when it can")
 
-    # --- talking with the worker
-
-    def _ask(self, request: dict[str, str], answer: str, wait: float) -> dict[str, Any]:
-        assert self._control is not None
-        try:
-            privsep.send(self._control, request)
-        except OSError:
-            raise self._worker_gone() from None
-        return self._receive(answer, wait)
-
-    def _receive(self, answer: str, wait: float) -> dict[str, Any]:
-        assert self._control is not None
-        end = time.monotonic() + wait
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._control, selectors.EVENT_READ)
-            while selector.select(max(0.0, end - time.monotonic())):
-                try:
-                    message, _ = privsep.receive(self._control, MESSAGE)
-                except (OSError, EOFError):
-                    raise self._worker_gone() from None
-                if "error" in message:
-                    raise TapError(str(message["error"]))
-                if answer in message:
-                    result: dict[str, Any] = message
-                    found = result[answer]
-                    return found if isinstance(found, dict) else {}
-        if self._worker is not None:
-            self._worker.kill()  # it hangs, and would not drain either
-        raise TapError(f"the worker process did not answer within {wait:.0f} s")
-
-    def _worker_gone(self) -> TapError:
-        status = "unknown"
-        if self._worker is not None:
-            try:
-                code = self._worker.wait(1.0)
-                status = f"signal {-code}" if code < 0 else f"exit status {code}"
-            except subprocess.TimeoutExpired:
-                status = "it hangs"
-        return TapError(f"the worker process ended ({status}); the tap is detached")
-
     def _with_facts(self, ledger: dict[str, Any]) -> dict[str, Any]:
         return {"tap": self.spec.name, "capture": self.capture, **ledger}
 
@@ -292,58 +226,9 @@ class Tap:
     def close(self) -> None:
         """Detach and end the worker, whatever state the tap is in."""
         self._detach()
-        if self._control is not None:
-            self._control.close()
-            self._control = None
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
         if self._worker is not None:
-            try:
-                self._worker.wait(self.spec.limits.drain_time + REPLY_TIME)
-            except subprocess.TimeoutExpired:
-                self._worker.kill()
-                self._worker.wait()
+            self._worker.close(self.spec.limits.drain_time + REPLY_TIME)
             self._worker = None
-
-
-def resolve(shadow: Shadow) -> list[Address]:
-    """The socket addresses of a shadow's name.  Raises OSError or UnicodeError."""
-    found = socket.getaddrinfo(shadow.host, shadow.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return [(int(family), address) for family, _, _, _, address in found][:ADDRESSES]
-
-
-def packed(address: str) -> bytes:
-    """An address in the 16 bytes of a flow key (IPv4 as ::ffff:a.b.c.d)."""
-    found = plain(address)
-    if isinstance(found, ipaddress.IPv4Address):
-        return bytes(10) + b"\xff\xff" + found.packed
-    return found.packed
-
-
-def port(address: tuple[Any, ...]) -> int:
-    """The port of a socket address."""
-    return int(address[1])
-
-
-def largest_packet(iface: str) -> int:
-    """The largest packet that the interface hands to the kernel or takes from it: 64 KiB, more with BIG TCP."""
-    from pyroute2 import IPRoute
-
-    with IPRoute() as netlink:
-        (link,) = netlink.link("get", ifname=iface)
-    return max(65_536, *(link.get_attr(name) or 0 for name in ("IFLA_GSO_MAX_SIZE", "IFLA_GRO_MAX_SIZE")))
-
-
-def local_addresses() -> tuple[list[str], set[str]]:
-    """All addresses of this host (of this network namespace), and the broadcast addresses of its links."""
-    from pyroute2 import IPRoute  # takes 0.2 s to import: only who starts a tap pays
-
-    with IPRoute() as netlink:
-        found = [
-            (str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")), int(message["prefixlen"]))
-            for message in netlink.get_addr()
-        ]
-    networks = [ipaddress.ip_interface(f"{address}/{length}").network for address, length in found]
-    broadcasts = {str(net.broadcast_address) for net in networks if net.version == 4 and net.prefixlen < 31}
-    return [address for address, _ in found], broadcasts

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shadow's answers: read and thrown away.
+
+Raw answers are discarded in the kernel (`MSG_TRUNC`, tcp(7)), HTTP answers are framed for their status and
+their bodies discarded.  A busy connection is woken only for `LAZY_BYTES` of them (`SO_RCVLOWAT`).
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+from typing import Final
+
+from tapmirror.ledger import Ledger
+from tapmirror.replay.lane import Lane
+from tapmirror.replay.tls import TlsSocket
+
+LAZY_BYTES: Final = 16_384
+"""Answers that wake us on a busy connection: some twenty small ones, far less than a receive buffer."""
+LOOK_BYTES: Final = 65_536
+"""Size of a read whose bytes are looked at."""
+DISCARD_BYTES: Final = 1 << 20
+"""Size of a read whose bytes are not."""
+
+_CLASSES: Final = ["other", "1xx", "2xx", "3xx", "4xx", "5xx", "other", "other", "other", "other"]
+
+
+class Answers:
+    """Reads of all connections to one shadow.  `heard`: their time and size matter (pacing `wait`)."""
+
+    __slots__ = ("_buffer", "_counts", "_heard", "_view", "_waste")
+
+    def __init__(self, ledger: Ledger, *, heard: bool) -> None:
+        self._counts = ledger.answers
+        self._heard = heard
+        self._buffer = bytearray(LOOK_BYTES)
+        self._view = memoryview(self._buffer)
+        self._waste = bytearray(DISCARD_BYTES)
+
+    def read_raw(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float) -> tuple[int, int]:
+        """(bytes asked for, bytes read); nothing of them is looked at.  Raises what `recv_into` does."""
+        count = sock.recv_into(self._waste, DISCARD_BYTES, socket.MSG_TRUNC)
+        if self._heard:
+            lane.heard += count
+            lane.heard_at = now
+        return DISCARD_BYTES, count
+
+    def read_http(self, lane: Lane, sock: _socket.socket | TlsSocket) -> tuple[int, int]:
+        """(bytes asked for, bytes read); of bodies nothing is looked at.  Raises what `recv_into` does."""
+        framer = lane.framer
+        assert framer is not None
+        skippable = framer.skippable()
+        if skippable:
+            asked = min(skippable, DISCARD_BYTES)
+            count = sock.recv_into(self._waste, asked, socket.MSG_TRUNC)
+            framer.skip(count)
+            return asked, count
+        count = sock.recv_into(self._buffer, LOOK_BYTES)
+        if count:
+            for status in framer.feed(self._view[:count]):
+                self._counts[_CLASSES[status // 100]] += 1
+            if framer.closing:
+                lane.ready = False
+            if framer.failed:
+                self._counts["garbage"] += 1
+        return LOOK_BYTES, count
+
+    def settle_in(self, lane: Lane) -> None:
+        """The connection lasts: what is not worth its system calls for one request is now."""
+        lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
+        if not self._heard:
+            wake_for(lane, LAZY_BYTES)
+
+
+def wake_for(lane: Lane, size: int) -> None:
+    """Have an event only when `size` bytes are there to be read."""
+    lane.lazy = size > 1
+    lane.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)  # type: ignore[union-attr]

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses, as the supervisor asks the system for them: of a shadow's name, of this host, of an interface."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any, Final, TypeAlias
+
+from tapmirror.safety import plain
+from tapmirror.spec import Shadow
+
+ADDRESSES: Final = 16
+"""Addresses of a shadow's name that are used."""
+
+Address: TypeAlias = tuple[int, tuple[Any, ...]]
+"""(address family, socket address)."""
+
+
+def resolve(shadow: Shadow) -> list[Address]:
+    """The socket addresses of a shadow's name.  Raises OSError or UnicodeError."""
+    found = socket.getaddrinfo(shadow.host, shadow.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return [(int(family), address) for family, _, _, _, address in found][:ADDRESSES]
+
+
+def packed(address: str) -> bytes:
+    """An address in the 16 bytes of a flow key (IPv4 as ::ffff:a.b.c.d)."""
+    found = plain(address)
+    if isinstance(found, ipaddress.IPv4Address):
+        return bytes(10) + b"\xff\xff" + found.packed
+    return found.packed
+
+
+def port(address: tuple[Any, ...]) -> int:
+    """The port of a socket address."""
+    return int(address[1])
+
+
+def largest_packet(iface: str) -> int:
+    """The largest packet that the interface hands to the kernel or takes from it: 64 KiB, more with BIG TCP."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        (link,) = netlink.link("get", ifname=iface)
+    return max(65_536, *(link.get_attr(name) or 0 for name in ("IFLA_GSO_MAX_SIZE", "IFLA_GRO_MAX_SIZE")))
+
+
+def local_addresses() -> tuple[list[str], set[str]]:
+    """All addresses of this host (of this network namespace), and the broadcast addresses of its links."""
+    from pyroute2 import IPRoute  # takes 0.2 s to import: only who starts a tap pays
+
+    with IPRoute() as netlink:
+        found = [
+            (str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")), int(message["prefixlen"]))
+            for message in netlink.get_addr()
+        ]
+    networks = [ipaddress.ip_interface(f"{address}/{length}").network for address, length in found]
+    broadcasts = {str(net.broadcast_address) for net in networks if net.version == 4 and net.prefixlen < 31}
+    return [address for address, _ in found], broadcasts

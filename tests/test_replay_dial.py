@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections begin, against real listeners and real refusals."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from typing import Any
+
+import pytest
+
+from tapmirror.events import LOOP_DSCP, DropReason
+from tapmirror.ledger import Ledger
+from tapmirror.replay.dial import Dialer
+from tapmirror.replay.lane import CONNECTING, Lane, Pool
+from tapmirror.spec import Limits, parse_shadow
+
+
+def dialer(ledger: Ledger, *addresses: Any, **shadow: Any) -> Dialer:
+    """To these addresses of IPv4, in their order."""
+    found = [(socket.AF_INET, address) for address in addresses]
+    return Dialer(found, Limits(connections=10), parse_shadow("127.0.0.1:80", **shadow), ledger, None)
+
+
+def lane(*, http: bool = True) -> Lane:
+    """A flow's."""
+    return Lane(1, http, Pool(1000, 1000), Ledger())
+
+
+def outcome(dial: Dialer, made: Lane) -> int | None:
+    """What comes of an attempt, at its first event."""
+    poll = select.poll()
+    poll.register(made.fd, select.POLLOUT)
+    ((_, event),) = poll.poll(5000)
+    return dial.proceed(made, gone=bool(event & (select.POLLERR | select.POLLHUP)))
+
+
+def close(*lanes: Lane) -> None:
+    for made in lanes:
+        if made.sock is not None:
+            made.sock.close()
+
+
+@pytest.fixture
+def closed_port() -> Any:
+    """An address where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()
+
+
+@pytest.mark.parametrize("http", [True, False])
+def test_a_connection_bears_the_mark_and_is_open_at_its_event(http: bool) -> None:
+    ledger, made = Ledger(), lane(http=http)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dial = dialer(ledger, listener.getsockname())
+        assert dial.dial(made, 100.0, 0)
+        assert made.state == CONNECTING
+        assert (made.framer is not None) is http
+        assert dial.next_deadline() is not None
+        assert outcome(dial, made) == 0
+    assert made.sock is not None
+    assert made.sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == LOOP_DSCP << 2
+    assert not dial
+    assert ledger.events["shadow_connects"] == 1
+    close(made)
+
+
+def test_after_a_failure_the_next_address_is_tried(closed_port: Any) -> None:
+    ledger, first, second = Ledger(), lane(), lane()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dial = dialer(ledger, closed_port, listener.getsockname())
+        assert dial.dial(first, 100.0, 0)
+        number = outcome(dial, first)
+        assert number == errno.ECONNREFUSED
+        dial.failed(first, number, 100.0)
+        dial.forget(first)
+        assert dial.reason is DropReason.SHADOW_DOWN
+        assert not dial.dial(second, 100.0, 0), "there is a pause"
+        assert dial.dial(second, 101.0, 0)
+        assert outcome(dial, second) == 0
+    assert ledger.events["connect_ECONNREFUSED"] == 1
+    close(first, second)
+
+
+def test_new_addresses_are_for_new_connections(closed_port: Any) -> None:
+    made = lane()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dial = dialer(Ledger(), closed_port)
+        dial.readdress([(socket.AF_INET, listener.getsockname())])
+        assert dial.dial(made, 100.0, 0)
+        assert outcome(dial, made) == 0
+    close(made)
+
+
+def test_at_the_limit_of_connections_there_is_no_attempt(closed_port: Any) -> None:
+    ledger = Ledger()
+    dial = dialer(ledger, closed_port)
+    assert not dial.dial(lane(), 100.0, 10)
+    assert dial.reason is DropReason.NO_RESOURCES
+    assert not ledger.events["shadow_connects"]
+
+
+def test_an_address_that_cannot_be_connected_to_at_all() -> None:
+    ledger, made = Ledger(), lane()
+    dial = dialer(ledger, ("255.255.255.255", 80))
+    assert not dial.dial(made, 100.0, 0)
+    assert made.sock is None
+    assert [name for name in ledger.events if name.startswith("connect_")]
+
+
+def test_an_attempt_has_its_time(closed_port: Any) -> None:
+    dial, first, second = dialer(Ledger(), closed_port, connect_time=3.0), lane(), lane()
+    dial.dial(first, 100.0, 0)
+    dial.dial(second, 100.5, 1)
+    assert dial.next_deadline() == 103.0
+    assert [dial.overdue(now) for now in (102.9, 103.0)] == [None, first]
+    dial.forget(first)
+    assert dial.overdue(103.0) is None
+    assert dial.overdue(103.5) is second
+    close(first, second)

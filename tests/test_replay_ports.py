@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Few closed connections keep their port: as the kernel sees it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from tapmirror.replay import ports
+from tapmirror.replay.ports import GENTLE_CLOSES, TIME_WAIT, Ports, reset_on_close
+
+
+def resets(sock: socket.socket) -> bool:
+    """Whether `close` would send an RST."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 0)
+
+
+def test_beyond_so_many_closes_a_minute_connections_are_reset() -> None:
+    spared = Ports()
+    with socket.socket() as gentle, socket.socket() as hard, socket.socket() as later:
+        for _ in range(GENTLE_CLOSES):
+            spared.spare(gentle, 100.0)
+        assert not resets(gentle)
+        spared.spare(hard, 100.0 + TIME_WAIT / 2)
+        assert resets(hard)
+        spared.spare(later, 100.0 + TIME_WAIT)
+        assert not resets(later)
+
+
+def test_a_reset_leaves_no_port_behind() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for reset in (False, True):
+            sock = socket.create_connection(listener.getsockname())
+            peer, _ = listener.accept()
+            if reset:
+                reset_on_close(sock)
+            own = sock.getsockname()[1]
+            sock.close()
+            peer.close()
+            assert _in_time_wait(own) is not reset
+
+
+def _in_time_wait(port: int) -> bool:
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        rows = [line.split() for line in table][1:]
+    return any(row[1].endswith(f":{port:04X}") and row[3] == "06" for row in rows)
+
+
+def test_production_keeps_most_of_the_ephemeral_ports() -> None:
+    assert ports.GENTLE_CLOSES * 4 < 60_999 - 32_768

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a turn is over, and which lanes wait for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tapmirror.framing import Pool as Heads
+from tapmirror.framing import ResponseFramer
+from tapmirror.ledger import Ledger
+from tapmirror.replay.lane import Lane, Pool
+from tapmirror.replay.turns import SILENCE, Turns
+
+
+def raw(heard: int, at: float) -> Lane:
+    """A raw lane whose shadow sent so much, the last of it then."""
+    lane = Lane(1, False, Pool(1000, 1000), Ledger())
+    lane.heard, lane.heard_at = heard, at
+    return lane
+
+
+def http(outstanding: int) -> Lane:
+    """An HTTP lane with so many unanswered requests."""
+    lane = Lane(1, True, Pool(1000, 1000), Ledger())
+    lane.framer = ResponseFramer(1000, Heads(1000))
+    for _ in range(outstanding):
+        lane.framer.expect(0)
+    return lane
+
+
+@pytest.mark.parametrize(
+    ("lane", "done"),
+    [
+        (raw(10, 100.0), True),
+        (raw(9, 100.0), False),
+        (raw(9, 99.9 - SILENCE), True),
+        (raw(0, 0.0), False),  # silence from the beginning is no answer
+        (http(0), True),
+        (http(1), False),
+    ],
+)
+def test_what_counts_as_an_answer(lane: Lane, done: bool) -> None:
+    turns = Turns(5.0)
+    assert turns.answered(lane, 10, 100.0) is done
+    assert turns.waiting() == ([] if done else [(lane, 105.0)])
+
+
+def test_the_time_runs_from_the_first_look() -> None:
+    turns, lane = Turns(5.0), raw(0, 0.0)
+    turns.answered(lane, 10, 100.0)
+    turns.answered(lane, 10, 103.0)
+    assert turns.waiting() == [(lane, 105.0)]
+
+
+@pytest.mark.parametrize("over", [Turns.pass_on, Turns.forget])
+def test_a_lane_that_waits_no_more(over: Callable[[Turns, Lane], None]) -> None:
+    turns, lane = Turns(5.0), raw(3, 0.0)
+    lane.enqueue_turn(10)
+    lane.enqueue(b"next", 4, 0)
+    turns.answered(lane, 10, 0.0)
+    over(turns, lane)
+    assert not turns
+    if over is Turns.pass_on:
+        assert [item.data for item in lane.queue] == [b"next"]
+        assert lane.heard == 0
