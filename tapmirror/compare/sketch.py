@@ -11,7 +11,7 @@ array of them.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -20,6 +20,8 @@ _GAMMA: Final = (1 + ERROR) / (1 - ERROR)
 _SCALE: Final = 1 / math.log(_GAMMA)
 KEYS: Final = 2048
 """Keys lie between -KEYS and KEYS: factors of up to 6e17 around 1, more than nanoseconds in an hour (3.6e12)."""
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Key: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 _LEAST: Final = _GAMMA ** (1 - KEYS)
 _MOST: Final = _GAMMA ** (KEYS - 1)
 _log = math.log
@@ -29,7 +31,7 @@ _ceil = math.ceil
 class Sketch(msgspec.Struct):
     """Values above 0."""
 
-    buckets: dict[int, int] = {}
+    buckets: dict[_Key, Count] = {}
     """By key: how many values lie in (gamma ** (key - 1), gamma ** key]."""
 
     @property
