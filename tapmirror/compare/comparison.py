@@ -28,7 +28,7 @@ HEAD_BYTES: Final = 64 << 10
 REPEAT_EVERY: Final = 8
 """Of an endpoint's exchanges, one in so many is held against an earlier answer of production's; of the first
 `REPEAT_FIRST`, every second."""
-REPEAT_FIRST: Final = 4000
+REPEAT_FIRST: Final = 2000
 REASONS: Final = 16
 """Why bodies were not compared, of one endpoint."""
 REPEATS: Final = 1024
