@@ -323,8 +323,12 @@ class Conversation:
 
     def _drop(self, pending: Pending | None, reason: Unpaired) -> None:
         if pending is not None and not pending.dead:
+            doubtful = pending is self._held and self._production.broken is None
             self._finish(pending)
             self._sink.unpaired(PRODUCTION, reason)
+            if doubtful:  # nothing will show any more whether the order is what it seems
+                self._production.broken = Unpaired.ORDER
+                self._lost()
 
     def _finish(self, pending: Pending) -> None:
         pending.dead = True
