@@ -194,6 +194,17 @@ def test_after_a_hole_a_client_that_pipelines_is_never_paired_again() -> None:
     assert Counter(talk.out.lost) == {(PRODUCTION, Unpaired.GAP): 4}
 
 
+def test_a_request_lost_while_another_waits_is_pipelining() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.conversation.requests_lost()
+    talk.ask()
+    talk.production(ok("the first's"))
+    talk.shadow(ok() * 2)
+    talk.ask()
+    assert not talk.out.pairs
+
+
 def test_joined_mid_stream() -> None:
     talk = Talk(midstream=True)
     talk.production(b"rest of an answer")
@@ -206,7 +217,7 @@ def test_joined_mid_stream() -> None:
 
 def test_a_hole_among_the_requests() -> None:
     talk = Talk()
-    talk.ask()
+    talk.ask(end=False)
     talk.conversation.requests_lost()
     talk.production(ok())
     assert talk.out.lost == [(PRODUCTION, Unpaired.ORDER)]
