@@ -235,7 +235,7 @@ def compared(level: Level, *, differing: bool) -> float:
             document |= {"time": f"2026-11-24T10:00:{n:02}Z", "request": f"{n * 7919:016x}"}
         body = json.dumps(document).encode()
         assert 1900 < len(body) < 2400
-        date = f"Tue, 24 Nov 2026 10:00:{n // 8:02} GMT"
+        date = f"Tue, 24 Nov 2026 10:00:{n % 2 if differing else 0:02} GMT"
         answers.append(
             f"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: {date}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: keep-alive\r\nCache-Control: no-store\r\n"
