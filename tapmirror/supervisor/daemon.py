@@ -24,7 +24,8 @@ from tapmirror.supervisor import folder, state
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.places import Places
 from tapmirror.supervisor.plan import Action, Step, can_change, conflict, needs_force, plan
-from tapmirror.supervisor.runner import PAUSED, DrivenTap, EndedError, Make, Runner
+from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner
+from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
 
 LOADERS: Final = 2
@@ -89,7 +90,7 @@ class Entry:
 class Daemon:
     """Use it within one running loop.  Call `tick` several times a second."""
 
-    def __init__(self, places: Places, log: Log, make: Make = DrivenTap) -> None:
+    def __init__(self, places: Places, log: Log, make: Make = Tap) -> None:
         self.places = places
         self.killed = False
         """The file STOP is there."""

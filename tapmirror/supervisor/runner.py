@@ -28,6 +28,7 @@ from tapmirror.governor import Decision, Governor, measure
 from tapmirror.spec import TapSpec
 from tapmirror.spec.budget import Budget
 from tapmirror.supervisor import pressure
+from tapmirror.supervisor.claims import ClaimedError, Claims
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
@@ -42,51 +43,14 @@ STEADY: Final = 60.0
 PAUSED: Final = "paused by command"
 
 
-class DrivenTap(Tap):
-    """Until `Tap` has these itself."""
-
-    state = "running"
-    state_reason = ""
-
-    def __init__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool = False) -> None:
-        super().__init__(spec, warn)
-
-    def due(self) -> float | None:
-        """Never."""
-        return None
-
-    def throttle(self, share: float, reason: str = "") -> None:
-        """Nothing yet."""
-
-    def service(self, now: float) -> None:
-        """Nothing yet."""
-
-    def filenos(self) -> list[int]:
-        """What to wait on."""
-        return [self.fileno()]
-
-    def set_percent(self, percent: float) -> None:
-        """Nothing yet."""
-
-    def pause(self) -> None:
-        """Nothing yet."""
-
-    def resume(self) -> None:
-        """Nothing yet."""
-
-    def detach(self) -> None:
-        """Off the interface."""
-        self._detach()
-
-
 class Make(Protocol):
     """What makes a tap: `Tap` itself."""
 
-    def __call__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool) -> DrivenTap:
+    def __call__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool) -> Tap:
         """A tap that is not started."""
 
 
-Command: TypeAlias = Callable[[DrivenTap | None], object]
+Command: TypeAlias = Callable[[Tap | None], object]
 """Done in the tap's thread; the tap is None while it does not run."""
 
 
@@ -106,7 +70,7 @@ class Runner:
         log: Log,
         loaders: threading.Semaphore,
         *,
-        make: Make = DrivenTap,
+        make: Make = Tap,
     ) -> None:
         self.spec = spec
         self.ledger: dict[str, Any] | None = None
@@ -124,7 +88,8 @@ class Runner:
         self._log = log
         self._loaders = loaders
         self._make = make
-        self._tap: DrivenTap | None = None
+        self._tap: Tap | None = None
+        self._claims: Claims | None = None
         self._state = ("starting", "waits for its turn")
         self._held = ""
         self._paused = False
@@ -226,9 +191,7 @@ class Runner:
         with self._lock:
             self._ending = True
         self._refuse_commands()
-        if self._tap is not None:
-            self._tap.close()
-            self._tap = None
+        self._close()
         if self._state[0] != "failed":
             self._state = ("stopped", "")
         if not self.started.done():
@@ -247,12 +210,14 @@ class Runner:
                 return False
         try:
             self._state = ("starting", "loads the program and starts the worker")
+            self._claims = Claims(self.spec)
             self._tap = tap = self._make(self.spec, self._warn, wait_for_interface=self.keep_trying)
             if self._leaving():
+                self._close()
                 return False
             tap.start()
-        except TapError as error:
-            self._failed(error)
+        except (TapError, ClaimedError) as error:
+            self._failed(TapError(str(error)))
             return False
         finally:
             self._loaders.release()
@@ -270,9 +235,7 @@ class Runner:
             self.started.set_result(None)
 
     def _failed(self, error: TapError) -> None:
-        tap, self._tap = self._tap, None
-        if tap is not None:
-            tap.close()
+        self._close()
         if self._leaving():
             return
         self._failures += 1
@@ -293,11 +256,18 @@ class Runner:
         except TapError as error:
             self._lost(error, time.monotonic() - began)
         finally:
-            self._tap = None
-            tap.close()
+            self._close()
         return self.ledger
 
-    def _go_on(self, tap: DrivenTap) -> None:
+    def _close(self) -> None:
+        tap, self._tap = self._tap, None
+        if tap is not None:
+            tap.close()
+        claims, self._claims = self._claims, None
+        if claims is not None:
+            claims.close()
+
+    def _go_on(self, tap: Tap) -> None:
         """Until it is to end, or to be held.  Raises `TapError` if it is lost."""
         due = time.monotonic()
         regulation = Regulation(self.spec.budget, due)
@@ -351,7 +321,7 @@ class Runner:
         if descriptors is None:
             self._serve_commands(None)
 
-    def _serve_commands(self, tap: DrivenTap | None) -> None:
+    def _serve_commands(self, tap: Tap | None) -> None:
         with self._lock:
             commands, self._commands = self._commands, []
         for command, future in commands:
@@ -374,7 +344,7 @@ class Runner:
     def set_percent(self, percent: float) -> Future[Any]:
         """The share, now and after every restart."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             if tap is not None:
                 tap.set_percent(percent)
             self.spec = msgspec.structs.replace(self.spec, percent=percent)
@@ -384,7 +354,7 @@ class Runner:
     def pause(self) -> Future[Any]:
         """Capture nothing until `resume`."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             self._paused = True
             if tap is not None:
                 tap.pause()
@@ -396,7 +366,7 @@ class Runner:
     def resume(self) -> Future[Any]:
         """Capture again."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             self._paused = False
             if tap is not None:
                 tap.resume()
@@ -414,7 +384,7 @@ class Regulation:
         self._before: tuple[float, dict[str, Any]] | None = None
         self._decision = Decision(share=1.0, reason="")
 
-    def observe(self, tap: DrivenTap, ledger: dict[str, Any], now: float) -> None:
+    def observe(self, tap: Tap, ledger: dict[str, Any], now: float) -> None:
         """Look at a new ledger, and lower or raise the tap's share.  Raises `TapError`."""
         before, self._before = self._before, (now, ledger)
         if before is None:
