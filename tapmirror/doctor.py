@@ -193,7 +193,6 @@ def trial_load() -> Finding:
     if os.geteuid() != 0:
         return Finding("ebpf", Level.UNKNOWN, "the capture program was not loaded: not root", "use sudo")
     request = loader.Request(
-        iface="lo",
         ports=[1],
         addrs=[],
         excluded=[],
