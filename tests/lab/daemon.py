@@ -21,12 +21,12 @@ from tapmirror.control.messages import Request
 class Daemon:
     """A running daemon.  `with Daemon(lab.node) as daemon: daemon.run("start", "--name=web", …)`.
 
-    `start=False`: only its directories, until `start`.
+    `start=False`: only its directories, until `start`; `more`: more options of the command.
     """
 
-    def __init__(self, node: Host, *, start: bool = True, group: str = "no-such-group") -> None:
+    def __init__(self, node: Host, *, start: bool = True, more: tuple[str, ...] = ()) -> None:
         self._host = node
-        self._group = group
+        self._more = more
         self._folder = tempfile.TemporaryDirectory(prefix="tapmirror-lab-")
         self.top = Path(self._folder.name)
         self.runtime, self.state, self.config = (self.top / name for name in ("run", "state", "etc"))
@@ -51,9 +51,18 @@ class Daemon:
         return [
             str(COMMAND),
             "daemon",
-            f"--group={self._group}",
+            "--group=no-such-group",
             *(f"--{name}={path}" for name, path in places.items()),
+            *self._more,
         ]
+
+    def command(self, *words: str) -> list[str]:
+        """The command of an operator."""
+        return [str(COMMAND), *words]
+
+    def environment(self) -> dict[str, str]:
+        """In which it finds this daemon."""
+        return {**os.environ, "TAPMIRROR_SOCKET": str(self.socket), "COLUMNS": "200"}
 
     def start(self, before: tuple[str, ...] = ()) -> None:
         """Start it; `before`: a command that runs it."""
@@ -90,8 +99,8 @@ class Daemon:
         """A command of an operator.  Raises `LabError` if its exit status is another than `check`."""
         with self._host.enter():
             done = subprocess.run(
-                [str(COMMAND), *words],
-                env={**os.environ, "TAPMIRROR_SOCKET": str(self.socket), "COLUMNS": "200"},
+                self.command(*words),
+                env=self.environment(),
                 capture_output=True,
                 text=True,
                 timeout=120,
