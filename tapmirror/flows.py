@@ -71,6 +71,8 @@ REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
 later is that handshake's connection, not a new one on the same tuple."""
 BUCKETS: Final = 0x10000
+ALL: Final = 1 << 32
+"""Values of the flow hash."""
 
 _SPECIAL: Final = FIN | SYN | RST | URG | FROM_SERVER | ACCEPTED
 _TOLD: Final = _SPECIAL | ACK
@@ -132,6 +134,7 @@ class Flow:
         "ends_with_client",
         "first",
         "framer",
+        "hash",
         "id",
         "key",
         "last",
@@ -167,6 +170,8 @@ class Flow:
         self.opened = False
         self.framer: Any = None
         self.prefix = b""
+        self.hash: int | None = None
+        """Of the key, once it was asked for."""
 
 
 class FlowTable:
@@ -191,6 +196,7 @@ class FlowTable:
         self._scan: Iterator[Flow] = iter(())
         self._waits: Iterator[Flow] = iter(())
         self._next_id = 1
+        self._threshold = ALL
         self.ack_requests: list[tuple[FlowKey, bool]] = []
 
     def __len__(self) -> int:
@@ -258,6 +264,25 @@ class FlowTable:
             if now - flow.last >= self._limits.flow_idle and self._flows.get(flow.key) is flow:
                 events += self._evict(flow, now)
         return events
+
+    def keep(self, threshold: int, now: float) -> list[Flow]:
+        """Forget the flows whose hash is not below `threshold`, and take no more of these; those that were forgotten.
+
+        Where the threshold is raised again they are joined like any connection in mid-stream.
+        """
+        self._threshold = threshold
+        gone: list[Flow] = []
+        if threshold >= ALL:
+            return gone
+        for flow in list(self._flows.values()):
+            if flow.hash is None:
+                flow.hash = flow_hash(flow.key, self._seed)
+            if flow.hash >= threshold:
+                flow.rx.discard(DropReason.SHARE)
+                self._ledger.events["flows_unshared"] += 1
+                self._forget(flow, now, over=False)
+                gone.append(flow)
+        return gone
 
     def close(self) -> None:
         """Give up everything held: the tap ends."""
@@ -346,6 +371,10 @@ class FlowTable:
         if segment[1] & FROM_SERVER:
             return ()
         key, flags, seq, ack, length, payload, _ = segment
+        if self._threshold < ALL and flow_hash(key, self._seed) >= self._threshold:
+            if length:  # the capture had it before the share was lowered
+                self._ledger.drop(DropReason.SHARE, length, 1)
+            return ()
         if flags & ACCEPTED:
             return self._begin(key, seq, ack, now)
         if flags & SYN:

@@ -83,6 +83,21 @@ class Pipeline:
             self._step(event, commands)
         return commands if self._policy is None else self._policy.route(commands, now)
 
+    def keep(self, threshold: int, now: float) -> Sequence[Command]:
+        """From here on there are only flows whose hash is below `threshold`: give up the others, each with the
+        request under way on it, and what of them still comes.
+
+        What went to the shadow of such a request is cut off there by a reset; whole requests that are queued still go.
+        """
+        commands: list[Command] = []
+        for flow in self._flows.keep(threshold, now):
+            self._give_up_prefix(flow, DropReason.SHARE)
+            if flow.framer is not None:
+                self._ledger.bytes.dropped[DropReason.SHARE] += sum(each.size for each in flow.framer.end())
+            if flow.opened:
+                commands.append(Abort(flow.id, DropReason.SHARE, True))
+        return commands if self._policy is None else self._policy.route(commands, now)
+
     def held(self) -> tuple[int, int]:
         """(segments, bytes) in flight in reassembly and framing."""
         segments, size = self._flows.held()

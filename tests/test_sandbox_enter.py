@@ -150,13 +150,13 @@ def inside(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[str, list
     with ExitStack() as stack:
         with lab.node.enter():
             if capture == "packet":
-                (live,) = open_live("eth0", spec.limits.ring_bytes, loopback=False, ports=[80])
+                live = open_live("eth0", spec.limits.ring_bytes, loopback=False, ports=[80])
                 stack.enter_context(live)
                 fds = [live.fileno()]
             else:
                 loaded = loader.load(
                     loader.Request(
-                        iface="eth0", ports=[80], addrs=[], excluded=[], threshold=0, seed=0, dscp=LOOP_DSCP,
+                        ports=[80], addrs=[], excluded=[], threshold=0, seed=0, dscp=LOOP_DSCP,
                         egress_all=False, ring_bytes=spec.limits.ring_bytes,
                     )
                 )  # fmt: skip
@@ -217,7 +217,7 @@ def test_its_own_work_is_not_refused(inside: tuple[str, list[int], Inside]) -> N
             "randomness": lambda: os.urandom(32),
             "signals": signals,
             "sleep": lambda: time.sleep(0.001),
-            "an import": lambda: importlib.import_module("colorsys"),
+            "an import": lambda: importlib.import_module("nturl2path"),
         }
     )
     del found["sandbox"]

@@ -12,15 +12,25 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
-from tapmirror.cli.messages import as_option, fail, warn
+from tapmirror.cli.messages import as_option, error_line, fail, warn
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.supervisor import Tap, TapError
 from tapmirror.supervisor.claims import ClaimedError, Claims
+
+
+def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -> int | str:
+    """A click callback: a number, or auto; which numbers, the spec says."""
+    if value == "auto":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number, nor auto") from None
 
 
 def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -63,10 +73,9 @@ def run(
         claims = start(taps)
     except (TapError, ClaimedError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
+    lasts = min((spec.ttl for spec in specs if spec.ttl is not None), default=math.inf)
     try:
-        ledgers = watch(taps, stop_read, duration)
-    except TapError as error:
-        fail(str(error), 1)
+        ledgers, broken = watch(taps, stop_read, min(lasts, math.inf if duration is None else duration))
     finally:
         for claim in claims:
             claim.close()
@@ -81,6 +90,12 @@ def run(
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
         fail(f"the ledger could not be printed: {error.strerror}", 1)
+    if broken:
+        raise SystemExit(1)
+
+
+SERVICE: Final = 1.0
+"""Seconds between two calls of `Tap.service` at most."""
 
 
 def start(taps: Sequence[Tap]) -> list[Claims]:
@@ -99,22 +114,54 @@ def start(taps: Sequence[Tap]) -> list[Claims]:
     return claims
 
 
-def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> list[dict[str, Any]]:
-    """Show the taps' state until `stop` is readable, the time is over or a worker dies; the final ledgers."""
-    end = None if duration is None else time.monotonic() + duration
+def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[str, Any]], bool]:
+    """Drive the taps, and show their state, until `stop` is readable, the time is over or all have broken down.
+
+    The final ledgers, and whether one broke down.
+    """
+    end = time.monotonic() + duration
     specs = [tap.spec for tap in taps]
     view: View = LiveView(specs) if sys.stderr and sys.stderr.isatty() else LineView(specs)
+    ledgers: dict[Tap, dict[str, Any]] = {}
+    broken: set[Tap] = set()
     try:
         with view:
-            while end is None or time.monotonic() < end:
-                view.show([tap.snapshot() for tap in taps])
-                wait = view.interval if end is None else min(view.interval, max(0.0, end - time.monotonic()))
-                if stop in select.select([stop, *(tap.fileno() for tap in taps)], [], [], wait)[0]:
+            shown = -math.inf
+            while len(broken) < len(taps) and (now := time.monotonic()) < end:
+                for tap in taps:
+                    tap.service(now)
+                    if now >= shown + view.interval or tap.state == "stopped":
+                        look(tap, ledgers, broken, several=len(taps) > 1)
+                if now >= shown + view.interval:
+                    view.show([ledgers[tap] for tap in taps])
+                    shown = now
+                if wait(taps, stop, min(end, now + SERVICE, shown + view.interval)):
                     break
-        return [tap.stop() for tap in taps]
+        return [tap.stop() for tap in taps], bool(broken)
     finally:
         for tap in taps:
             tap.close()
+
+
+def look(tap: Tap, ledgers: dict[Tap, dict[str, Any]], broken: set[Tap], *, several: bool) -> None:
+    """Take a tap's ledger; where it has broken down, say so once, and keep its last one."""
+    if tap in broken:
+        return
+    try:
+        ledgers[tap] = tap.snapshot()
+    except TapError as error:
+        ledgers.setdefault(tap, tap.last())
+        broken.add(tap)
+        error_line(f"{tap.spec.name}: {error}" if several else str(error))
+
+
+def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
+    """Sleep until then, or until a tap has something to do; whether it is time to stop."""
+    for tap in taps:
+        due = tap.due()
+        until = until if due is None else min(until, due)
+    fds = [fd for tap in taps for fd in tap.filenos()]
+    return stop in select.select([stop, *fds], [], [], max(0.0, until - time.monotonic()))[0]
 
 
 def catch_signals(write_end: int) -> None:

@@ -23,8 +23,9 @@ from tapmirror.spec import SpecError, TapSpec
 from tapmirror.supervisor import folder, state
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.places import Places
-from tapmirror.supervisor.plan import Action, Step, can_change, conflict, needs_force, plan
-from tapmirror.supervisor.runner import PAUSED, DrivenTap, EndedError, Make, Runner
+from tapmirror.supervisor.plan import Action, Step, conflict, different, needs_force, plan
+from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner, with_share
+from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
 
 LOADERS: Final = 2
@@ -89,7 +90,7 @@ class Entry:
 class Daemon:
     """Use it within one running loop.  Call `tick` several times a second."""
 
-    def __init__(self, places: Places, log: Log, make: Make = DrivenTap) -> None:
+    def __init__(self, places: Places, log: Log, make: Make = Tap) -> None:
         self.places = places
         self.killed = False
         """The file STOP is there."""
@@ -175,7 +176,7 @@ class Daemon:
             return
         spec = kept.spec
         if kept.percent is not None:
-            spec = msgspec.structs.replace(spec, percent=kept.percent)
+            spec = with_share(spec, kept.percent)
         self._add(spec, kept.origin, written=kept.spec, paused=kept.paused, ttl=left, accepted=True)
 
     async def close(self) -> None:
@@ -236,11 +237,8 @@ class Daemon:
     async def set_percent(self, name: str, percent: float) -> None:
         """The share of a tap, while it runs.  Raises `RefusedError`."""
         entry = self._entry(name)
-        reason = can_change(entry.spec)
-        if reason is not None:
-            raise RefusedError("refused", f"percent: {reason}")
         try:
-            msgspec.structs.replace(entry.spec, percent=percent)
+            with_share(entry.spec, percent)
         except SpecError as error:
             raise RefusedError("bad_request", str(error)) from None
         await self._done(entry.runner.set_percent(percent))
@@ -460,7 +458,7 @@ class Daemon:
                 raise folder.FolderError(taken)
             wanted = [spec for name, (_, spec) in found.items() if name not in self._stopped]
             changed = [spec for spec in wanted if known.get(spec.name) != spec]
-            self._allowed(changed, [*commands, *wanted], force=False)
+            self._allowed(changed, [*commands, *wanted], force=True)  # whoever wrote the file has insisted
         except folder.FolderError as error:
             for problem in error.problems:
                 self._log.say(Level.ERROR, "reload", problem)
@@ -508,7 +506,7 @@ class Daemon:
         taps = [
             state.Kept(
                 spec=entry.written,
-                percent=entry.spec.percent if entry.spec.percent != entry.written.percent else None,
+                percent=entry.spec.percent if different(entry.spec, entry.written) else None,
                 origin=entry.origin,
                 paused=entry.paused,
                 ends_at=None if entry.ends is None else wall + entry.ends - now,

@@ -43,51 +43,14 @@ STEADY: Final = 60.0
 PAUSED: Final = "paused by command"
 
 
-class DrivenTap(Tap):
-    """Until `Tap` has these itself."""
-
-    state = "running"
-    state_reason = ""
-
-    def __init__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool = False) -> None:
-        super().__init__(spec, warn)
-
-    def due(self) -> float | None:
-        """Never."""
-        return None
-
-    def throttle(self, share: float, reason: str = "") -> None:
-        """Nothing yet."""
-
-    def service(self, now: float) -> None:
-        """Nothing yet."""
-
-    def filenos(self) -> list[int]:
-        """What to wait on."""
-        return [self.fileno()]
-
-    def set_percent(self, percent: float) -> None:
-        """Nothing yet."""
-
-    def pause(self) -> None:
-        """Nothing yet."""
-
-    def resume(self) -> None:
-        """Nothing yet."""
-
-    def detach(self) -> None:
-        """Off the interface."""
-        self._detach()
-
-
 class Make(Protocol):
     """What makes a tap: `Tap` itself."""
 
-    def __call__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool) -> DrivenTap:
+    def __call__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool) -> Tap:
         """A tap that is not started."""
 
 
-Command: TypeAlias = Callable[[DrivenTap | None], object]
+Command: TypeAlias = Callable[[Tap | None], object]
 """Done in the tap's thread; the tap is None while it does not run."""
 
 
@@ -107,7 +70,7 @@ class Runner:
         log: Log,
         loaders: threading.Semaphore,
         *,
-        make: Make = DrivenTap,
+        make: Make = Tap,
     ) -> None:
         self.spec = spec
         self.ledger: dict[str, Any] | None = None
@@ -125,7 +88,7 @@ class Runner:
         self._log = log
         self._loaders = loaders
         self._make = make
-        self._tap: DrivenTap | None = None
+        self._tap: Tap | None = None
         self._claims: Claims | None = None
         self._state = ("starting", "waits for its turn")
         self._held = ""
@@ -304,7 +267,7 @@ class Runner:
         if claims is not None:
             claims.close()
 
-    def _go_on(self, tap: DrivenTap) -> None:
+    def _go_on(self, tap: Tap) -> None:
         """Until it is to end, or to be held.  Raises `TapError` if it is lost."""
         due = time.monotonic()
         regulation = Regulation(self.spec.budget, due)
@@ -358,7 +321,7 @@ class Runner:
         if descriptors is None:
             self._serve_commands(None)
 
-    def _serve_commands(self, tap: DrivenTap | None) -> None:
+    def _serve_commands(self, tap: Tap | None) -> None:
         with self._lock:
             commands, self._commands = self._commands, []
         for command, future in commands:
@@ -381,17 +344,17 @@ class Runner:
     def set_percent(self, percent: float) -> Future[Any]:
         """The share, now and after every restart."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             if tap is not None:
                 tap.set_percent(percent)
-            self.spec = msgspec.structs.replace(self.spec, percent=percent)
+            self.spec = with_share(self.spec, percent)
 
         return self.ask(change)
 
     def pause(self) -> Future[Any]:
         """Capture nothing until `resume`."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             self._paused = True
             if tap is not None:
                 tap.pause()
@@ -403,7 +366,7 @@ class Runner:
     def resume(self) -> Future[Any]:
         """Capture again."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             self._paused = False
             if tap is not None:
                 tap.resume()
@@ -411,6 +374,11 @@ class Runner:
                 self._held = ""
 
         return self.ask(change)
+
+
+def with_share(spec: TapSpec, percent: float) -> TapSpec:
+    """The tap with a share that was set: a ramp is over then.  Raises `SpecError`."""
+    return msgspec.structs.replace(spec, percent=percent, ramp=None)
 
 
 class Regulation:
@@ -421,7 +389,7 @@ class Regulation:
         self._before: tuple[float, dict[str, Any]] | None = None
         self._decision = Decision(share=1.0, reason="")
 
-    def observe(self, tap: DrivenTap, ledger: dict[str, Any], now: float) -> None:
+    def observe(self, tap: Tap, ledger: dict[str, Any], now: float) -> None:
         """Look at a new ledger, and lower or raise the tap's share.  Raises `TapError`."""
         before, self._before = self._before, (now, ledger)
         if before is None:
