@@ -362,9 +362,7 @@ class Daemon:
         self, specs: Sequence[TapSpec], origins: Mapping[str, str], paused: Container[str] = ()
     ) -> dict[str, str]:
         """Start new taps; why some could not be, by name.  Those are there no more."""
-        entries = [
-            self._add(spec, origins.get(spec.name, ""), paused=spec.name in paused, ttl=spec.ttl) for spec in specs
-        ]
+        entries = [self._add(spec, origins.get(spec.name, ""), paused=spec.name in paused) for spec in specs]
         outcomes = await asyncio.gather(
             *(asyncio.wrap_future(entry.runner.started) for entry in entries), return_exceptions=True
         )
@@ -372,6 +370,7 @@ class Daemon:
         for entry, outcome in zip(entries, outcomes, strict=True):
             if outcome is None and not entry.leaving:
                 entry.accepted = True
+                entry.ends = None if entry.spec.ttl is None else time.monotonic() + entry.spec.ttl
             else:
                 failed[entry.spec.name] = str(outcome or EndedError("the tap was stopped while it started"))
         await self._leave([entry for entry in entries if not entry.accepted])

@@ -138,7 +138,7 @@ def test_refusals_are_one_line_and_an_exit_code(lab: Lab, tmp_path: Path) -> Non
             (1, ("start", "--name=b", "--iface=eth9", "--port=80", "--shadow=10.77.2.2:81"), "no interface 'eth9'"),
             (1, ("start", "--name=b", "--iface=eth0", "--port=80", "--shadow=nowhere.invalid:81"), "cannot resolve"),
             (2, ("start", "--name=b", "--ttl=0", "--iface=eth0", "--port=80", "--shadow=a:81"), "--ttl: 0.0 is not"),
-            (2, ("apply", "-f", str(bad)), "bad.yaml:3: ports[0]: 0 is not a port"),
+            (2, ("apply", "-f", str(bad)), "bad.yaml:3: port: 0 is not a port"),
         ]:  # fmt: skip
             done = daemon.run(*words, check=code)
             assert line in done.stderr and done.stdout == "", (words, done)

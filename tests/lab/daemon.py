@@ -11,9 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+from click.testing import CliRunner, Result
+
 from lab.hosts import Host, LabError, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
+from tapmirror.cli.main import main
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Request
 
@@ -95,20 +98,13 @@ class Daemon:
         """What it wrote up to now."""
         return (self.top / "said").read_text(encoding="utf-8") if self.top.exists() else ""
 
-    def run(self, *words: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-        """A command of an operator.  Raises `LabError` if its exit status is another than `check`."""
-        with self._host.enter():
-            done = subprocess.run(
-                self.command(*words),
-                env=self.environment(),
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-                **options,
-            )
-        if check is not None and done.returncode != check:
-            raise LabError(f"{' '.join(words)}: status {done.returncode}: {done.stderr or done.stdout}")
+    def run(self, *words: str, check: int = 0) -> Result:
+        """A command of an operator, within this process.  Raises `LabError` if its exit status is another."""
+        done = CliRunner().invoke(main, words, env=self.environment(), prog_name="tapmirror")
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        if done.exit_code != check:
+            raise LabError(f"{' '.join(words)}: status {done.exit_code}: {done.output}")
         return done
 
     def json(self, *words: str) -> Any:
