@@ -23,16 +23,6 @@ from tapmirror.supervisor import Tap, TapError
 from tapmirror.supervisor.claims import ClaimedError, Claims
 
 
-def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -> int | str:
-    """A click callback: a number, or auto; which numbers, the spec says."""
-    if value == "auto":
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a number, nor auto") from None
-
-
 def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
     """A click callback: a length of time."""
     if value is not None and not 0 < value < math.inf:
