@@ -80,7 +80,7 @@ def test_what_is_no_command_is_a_usage_error(words: list[str], wanted: str) -> N
 def test_without_a_command_it_tells_which_there_are() -> None:
     done = command()
     assert done.returncode == 2
-    assert "run      Mirror traffic" in done.stdout + done.stderr
+    assert re.search("^  run +Mirror traffic", done.stdout + done.stderr, re.MULTILINE)
 
 
 def test_help_gives_examples_one_a_line() -> None:

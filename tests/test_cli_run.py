@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -561,7 +562,7 @@ def test_a_tap_that_breaks_down_does_not_end_the_others(
         )
         os.kill(victim.snapshot()["worker"]["pid"], signal.SIGKILL)
         threading.Timer(1.0, lambda: os.write(stop_write, b"x")).start()
-        ledgers, broken = watch([victim, other], stop_read, None)
+        ledgers, broken = watch([victim, other], stop_read, math.inf)
     assert broken and [ledger["tap"] for ledger in ledgers] == ["victim", "other"]
     assert [ledger["state"] for ledger in ledgers] == ["stopped", "stopped"]
     assert [bool(ledger["state_reason"]) for ledger in ledgers] == [True, False]

@@ -45,6 +45,7 @@ def test_a_whole_tap() -> None:
         ({"decap": True}, "through AF_PACKET"),
         ({"clients": ["10.0.0.0/8"]}, "only clients in 10.0.0.0/8 are captured (client)"),
         ({"rules": [{"match": {"clients": ["10.0.0.0/8"]}}]}, "only clients in 10.0.0.0/8 are captured (client)"),
+        ({"ttl": 3600}, "it ends by itself after 3600 s"),
         ({"budget": {"cpu": 0.5, "bandwidth": 1e6}}, "passes 0.5 cores, 512 MiB or 1,000,000 bytes a second"),
         ({"rules": [{"mirror": "none"}]}, "Rule 1: every request: is not mirrored (rule)"),
         ({"rules": [{"name": "a"}]}, "Rule 1 (a): every request: to new:80"),

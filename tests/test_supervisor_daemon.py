@@ -250,9 +250,15 @@ async def test_a_share_is_set_and_kept(rig: Rig) -> None:
 
 
 @conversation
-async def test_a_ramp_is_not_set(rig: Rig) -> None:
-    await rig.daemon.start([tap("r", ramp=Ramp(start=0, end=5, over=60))], force=False)
-    await refused(rig.daemon.set_percent("r", 2.0), "refused", "a ramp")
+async def test_a_ramp_ends_where_a_share_is_set(rig: Rig) -> None:
+    ramp = tap("r", ramp=Ramp(start=0, end=5, over=60))
+    await rig.daemon.start([ramp], force=False)
+    await rig.daemon.set_percent("r", 2.0)
+    assert (kept(rig)["r"].spec, kept(rig)["r"].percent) == (ramp, 2.0)
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("r")
+    assert (rig.script.taps[0].spec.percent, rig.script.taps[0].spec.ramp) == (2.0, None)
 
 
 @conversation
@@ -406,7 +412,6 @@ async def test_a_bad_file_leaves_everything_as_it_is(rig: Rig) -> None:
     [
         (msgspec.structs.replace(A, seed=1), "b.yaml: the tap 'a' was started by command"),
         (msgspec.structs.replace(A, name="twin"), "twin: the tap 'a' mirrors eth0 port 80"),
-        (tap("ssh", 22), "port 22"),
     ],
 )
 def test_files_may_not_do_what_commands_may_not(rig: Rig, spec: TapSpec, words: str) -> None:

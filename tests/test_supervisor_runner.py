@@ -237,6 +237,7 @@ def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
     until(lambda: any(did[0] == "throttle" for did in script.taps[0].did), "less")
     (_, share, reason) = next(did for did in script.taps[0].did if did[0] == "throttle")
     assert share < 1 and "the budget is 0 MiB" in reason
+    assert said(log)[-1] == f"{share:.0%} of its share: {reason}"
     made.end().result(10)
 
 

@@ -63,8 +63,9 @@ def run(
         claims = start(taps)
     except (TapError, ClaimedError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
+    lasts = min((spec.ttl for spec in specs if spec.ttl is not None), default=math.inf)
     try:
-        ledgers, broken = watch(taps, stop_read, duration)
+        ledgers, broken = watch(taps, stop_read, min(lasts, math.inf if duration is None else duration))
     finally:
         for claim in claims:
             claim.close()
@@ -103,12 +104,12 @@ def start(taps: Sequence[Tap]) -> list[Claims]:
     return claims
 
 
-def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> tuple[list[dict[str, Any]], bool]:
+def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[str, Any]], bool]:
     """Drive the taps, and show their state, until `stop` is readable, the time is over or all have broken down.
 
     The final ledgers, and whether one broke down.
     """
-    end = math.inf if duration is None else time.monotonic() + duration
+    end = time.monotonic() + duration
     specs = [tap.spec for tap in taps]
     view: View = LiveView(specs) if sys.stderr and sys.stderr.isatty() else LineView(specs)
     ledgers: dict[Tap, dict[str, Any]] = {}

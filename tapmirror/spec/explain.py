@@ -53,6 +53,8 @@ def _kernel(tap: TapSpec) -> Iterable[str]:
     yield "a connection is mirrored only after production accepted it"
     if tap.decap:
         yield "captured through AF_PACKET, looking into tunnels: every packet is decided in user space"
+    if tap.ttl is not None:
+        yield f"it ends by itself after {tap.ttl:g} s"
     if tap.workers != 1:
         count = "half as many workers as there are processors" if tap.workers == "auto" else f"{tap.workers} workers"
         yield f"{count} share the connections, each with limits and a ring ({tap.limits.ring_bytes:,} bytes) of its own"

@@ -23,8 +23,8 @@ from tapmirror.spec import SpecError, TapSpec
 from tapmirror.supervisor import folder, state
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.places import Places
-from tapmirror.supervisor.plan import Action, Step, can_change, conflict, needs_force, plan
-from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner
+from tapmirror.supervisor.plan import Action, Step, conflict, different, needs_force, plan
+from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner, with_share
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
 
@@ -176,7 +176,7 @@ class Daemon:
             return
         spec = kept.spec
         if kept.percent is not None:
-            spec = msgspec.structs.replace(spec, percent=kept.percent)
+            spec = with_share(spec, kept.percent)
         self._add(spec, kept.origin, written=kept.spec, paused=kept.paused, ttl=left, accepted=True)
 
     async def close(self) -> None:
@@ -237,11 +237,8 @@ class Daemon:
     async def set_percent(self, name: str, percent: float) -> None:
         """The share of a tap, while it runs.  Raises `RefusedError`."""
         entry = self._entry(name)
-        reason = can_change(entry.spec)
-        if reason is not None:
-            raise RefusedError("refused", f"percent: {reason}")
         try:
-            msgspec.structs.replace(entry.spec, percent=percent)
+            with_share(entry.spec, percent)
         except SpecError as error:
             raise RefusedError("bad_request", str(error)) from None
         await self._done(entry.runner.set_percent(percent))
@@ -365,9 +362,7 @@ class Daemon:
         self, specs: Sequence[TapSpec], origins: Mapping[str, str], paused: Container[str] = ()
     ) -> dict[str, str]:
         """Start new taps; why some could not be, by name.  Those are there no more."""
-        entries = [
-            self._add(spec, origins.get(spec.name, ""), paused=spec.name in paused, ttl=spec.ttl) for spec in specs
-        ]
+        entries = [self._add(spec, origins.get(spec.name, ""), paused=spec.name in paused) for spec in specs]
         outcomes = await asyncio.gather(
             *(asyncio.wrap_future(entry.runner.started) for entry in entries), return_exceptions=True
         )
@@ -375,6 +370,7 @@ class Daemon:
         for entry, outcome in zip(entries, outcomes, strict=True):
             if outcome is None and not entry.leaving:
                 entry.accepted = True
+                entry.ends = None if entry.spec.ttl is None else time.monotonic() + entry.spec.ttl
             else:
                 failed[entry.spec.name] = str(outcome or EndedError("the tap was stopped while it started"))
         await self._leave([entry for entry in entries if not entry.accepted])
@@ -461,7 +457,7 @@ class Daemon:
                 raise folder.FolderError(taken)
             wanted = [spec for name, (_, spec) in found.items() if name not in self._stopped]
             changed = [spec for spec in wanted if known.get(spec.name) != spec]
-            self._allowed(changed, [*commands, *wanted], force=False)
+            self._allowed(changed, [*commands, *wanted], force=True)  # whoever wrote the file has insisted
         except folder.FolderError as error:
             for problem in error.problems:
                 self._log.say(Level.ERROR, "reload", problem)
@@ -509,7 +505,7 @@ class Daemon:
         taps = [
             state.Kept(
                 spec=entry.written,
-                percent=entry.spec.percent if entry.spec.percent != entry.written.percent else None,
+                percent=entry.spec.percent if different(entry.spec, entry.written) else None,
                 origin=entry.origin,
                 paused=entry.paused,
                 ends_at=None if entry.ends is None else wall + entry.ends - now,

@@ -225,7 +225,7 @@ def what(request: Request) -> dict[str, Any]:
     facts: dict[str, Any] = {"op": request.__struct_config__.tag}
     for field in ("name", "percent", "all", "force", "dry_run"):
         value = getattr(request, field, None)
-        if value not in (None, False):
+        if value is not None and value is not False:
             facts[field] = value
     taps = getattr(request, "taps", None)
     if taps is not None:

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's process: who did what is told in words; what it is as a whole is in e2e/test_daemon.py."""
+
+from __future__ import annotations
+
+import os
+
+from tapmirror.control import Peer
+from tapmirror.control.messages import Apply, Set, Start, Stop
+from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.supervisor.serve import barred, group_id, summary, what, who
+
+SPEC = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:1"),), name="web")
+
+
+def test_who_and_what_for_the_log() -> None:
+    assert who(Peer(7, 0, 0, (), may_change=True)) == {"user": "root", "uid": 0, "pid": 7}
+    assert who(Peer(7, 4001, 0, (), may_change=False)) == {"user": "4001", "uid": 4001, "pid": 7}
+    assert what(Start(taps=[SPEC, SPEC])) == {"op": "start", "taps": "web,web"}
+    assert what(Stop(all=True)) == {"op": "stop", "all": True}
+    assert what(Set(name="web", percent=0.0)) == {"op": "set", "name": "web", "percent": 0.0}
+    assert what(Apply(taps=[], dry_run=True, force=True)) == {"op": "apply", "dry_run": True, "force": True, "taps": ""}
+
+
+def test_a_plan_in_a_line() -> None:
+    plan = [{"action": action} for action in ("add", "keep", "add")]
+    assert summary({"plan": plan, "failed": {}}) == "2 add, 1 keep"
+    assert summary({"plan": [], "failed": {"web": "why"}}) == "no taps; web FAILED: why"
+
+
+def test_the_workers_user_is_turned_away_and_we_are_not() -> None:
+    assert 0 not in barred() and os.geteuid() not in barred()
+    assert group_id("root") == 0 and group_id("no-such-group") is None
