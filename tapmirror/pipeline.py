@@ -46,7 +46,7 @@ class Pipeline:
     Without a `policy` all of them are for target 0.
     """
 
-    __slots__ = ("_flows", "_head_bytes", "_heads", "_host", "_ledger", "_policy", "_protocol", "_turns")
+    __slots__ = ("_flows", "_head_bytes", "_heads", "_host", "_ledger", "_policy", "_protocol", "_raw", "_turns")
 
     def __init__(self, spec: TapSpec, ledger: Ledger, policy: Policy | None = None) -> None:
         self._ledger = ledger
@@ -54,6 +54,7 @@ class Pipeline:
         self._turns = spec.pacing is Pacing.WAIT
         self._flows = FlowTable(spec.limits, spec.seed, ledger)
         self._protocol = spec.protocol
+        self._raw = spec.protocol is Protocol.RAW
         self._head_bytes = spec.limits.head_bytes
         self._heads = Pool(spec.limits.heads_bytes)
         self._host = constant_host(spec) if policy is None else None
@@ -66,13 +67,13 @@ class Pipeline:
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
         """Take one captured segment.  The commands' data is valid as long as the segment's."""
         events = self._flows.feed(segment, now)
-        accepted = segment[1] & ACCEPTED
-        if not events and not accepted:
+        begins = self._raw and segment[1] & ACCEPTED
+        if not events and not begins:
             return _NOTHING
         commands: list[Command] = []
         for event in events:
             self._step(event, commands)
-        if accepted and self._protocol is Protocol.RAW:
+        if begins:
             self._accept(segment, commands)
         return commands if self._policy is None else self._policy.route(commands, now)
 

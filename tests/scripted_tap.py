@@ -128,3 +128,13 @@ class Script:
     def attached(self) -> list[str]:
         """The names of the taps that capture, in order."""
         return sorted(tap.spec.name for tap in self.taps if tap.attached)
+
+
+class NoClaims:
+    """In the place of `Claims`: tests that run at the same time do not meet."""
+
+    def __init__(self, spec: TapSpec) -> None:
+        self.spec = spec
+
+    def close(self) -> None:
+        """Nothing is held."""

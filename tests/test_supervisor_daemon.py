@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from scripted_tap import Script
+from scripted_tap import NoClaims, Script
 from tapmirror.spec import Ramp, TapSpec, parse_shadow
 from tapmirror.supervisor import daemon as module
 from tapmirror.supervisor import runner, state
@@ -77,6 +77,7 @@ def text(spec: TapSpec) -> str:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(runner, "Claims", NoClaims)
     monkeypatch.setattr(runner, "INTERVAL", 0.01)
     monkeypatch.setattr(runner, "BACKOFF", (0.01,))
     log = Log(lambda _: None, journal=False)

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from lab import until
-from scripted_tap import Script
+from scripted_tap import NoClaims, Script
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.spec.budget import Budget
 from tapmirror.supervisor import runner as module
+from tapmirror.supervisor.claims import ClaimedError
 from tapmirror.supervisor.log import Log
 from tapmirror.supervisor.runner import PAUSED, EndedError, Runner
 from tapmirror.supervisor.workers import TapError
@@ -24,6 +25,7 @@ SPEC = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("s.test:80"),), 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Claims", NoClaims)
     monkeypatch.setattr(module, "INTERVAL", 0.01)
     monkeypatch.setattr(module, "BACKOFF", (0.01, 0.02))
 
@@ -250,3 +252,32 @@ def test_an_error_of_ours_ends_this_tap_alone(runner: Runner, script: Script, lo
     runner.ended.result(10)
     assert runner.state[0] == "failed" and "a defect" in runner.state[1]
     assert script.attached() == []
+
+
+def test_what_is_claimed_is_let_go_with_the_tap(
+    runner: Runner, script: Script, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed: list[str] = []
+
+    class Claimed(NoClaims):
+        def __init__(self, spec: TapSpec) -> None:
+            if claimed:
+                raise ClaimedError("it is claimed")
+            claimed.append(spec.name)
+
+        def close(self) -> None:
+            claimed.clear()
+
+    monkeypatch.setattr(module, "Claims", Claimed)
+    runner.start()
+    runner.started.result(10)
+    other = Runner(SPEC, log, threading.Semaphore(1), make=script)
+    other.start()
+    failed(other.started, TapError, "it is claimed")
+    script.fails["snapshot"] = "lost"
+    until(lambda: runner.losses > 0, "the loss")
+    script.fails.clear()
+    until(lambda: runner.state == ("running", ""), "it runs again")
+    assert claimed == ["web"]
+    runner.end().result(10)
+    assert claimed == []

@@ -20,16 +20,7 @@ from tapmirror.cli.live import LineView, LiveView, View, print_ledger
 from tapmirror.cli.messages import as_option, error_line, fail, warn
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.supervisor import Tap, TapError
-
-
-def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -> int | str:
-    """A click callback: a number, or auto; which numbers, the spec says."""
-    if value == "auto":
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a number, nor auto") from None
+from tapmirror.supervisor.claims import ClaimedError, Claims
 
 
 def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -69,10 +60,14 @@ def run(
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
     try:
-        start(taps)
-    except TapError as error:
+        claims = start(taps)
+    except (TapError, ClaimedError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
-    ledgers, broken = watch(taps, stop_read, duration)
+    try:
+        ledgers, broken = watch(taps, stop_read, duration)
+    finally:
+        for claim in claims:
+            claim.close()
     try:
         if as_json:
             click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
@@ -92,15 +87,20 @@ SERVICE: Final = 1.0
 """Seconds between two calls of `Tap.service` at most."""
 
 
-def start(taps: Sequence[Tap]) -> None:
-    """Start all or none.  Raises `TapError`."""
+def start(taps: Sequence[Tap]) -> list[Claims]:
+    """Start all or none; what is claimed for them.  Raises `TapError` and `ClaimedError`."""
+    claims: list[Claims] = []
     for i, tap in enumerate(taps):
         try:
+            claims.append(Claims(tap.spec))
             tap.start()
         except BaseException:
             for begun in taps[:i]:
                 begun.close()
+            for claim in claims:
+                claim.close()
             raise
+    return claims
 
 
 def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> tuple[list[dict[str, Any]], bool]:

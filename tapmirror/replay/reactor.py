@@ -335,7 +335,8 @@ class Reactor:
             lane.state = OPEN
             if not lane.http:
                 self._answers.settle_in(lane)
-            lane.refresh()
+            if not lane.queue:
+                lane.refresh()
         if event & select.EPOLLOUT and lane.queue:
             self._flush(lane, now)
         if event & _READABLE and lane.sock is not None:
@@ -497,6 +498,7 @@ class Reactor:
             unanswered = lane.framer.eof() - lane.unsent()
             if unanswered > 0:
                 self._ledger.answers["unanswered"] += unanswered
+            self._dialer.like = lane.framer
             lane.framer = None
         if lane.queue and not lane.begun:
             lane.queue[0].announced = False

@@ -28,6 +28,7 @@ from tapmirror.governor import Decision, Governor, measure
 from tapmirror.spec import TapSpec
 from tapmirror.spec.budget import Budget
 from tapmirror.supervisor import pressure
+from tapmirror.supervisor.claims import ClaimedError, Claims
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
@@ -88,6 +89,7 @@ class Runner:
         self._loaders = loaders
         self._make = make
         self._tap: Tap | None = None
+        self._claims: Claims | None = None
         self._state = ("starting", "waits for its turn")
         self._held = ""
         self._paused = False
@@ -189,9 +191,7 @@ class Runner:
         with self._lock:
             self._ending = True
         self._refuse_commands()
-        if self._tap is not None:
-            self._tap.close()
-            self._tap = None
+        self._close()
         if self._state[0] != "failed":
             self._state = ("stopped", "")
         if not self.started.done():
@@ -210,12 +210,14 @@ class Runner:
                 return False
         try:
             self._state = ("starting", "loads the program and starts the worker")
+            self._claims = Claims(self.spec)
             self._tap = tap = self._make(self.spec, self._warn, wait_for_interface=self.keep_trying)
             if self._leaving():
+                self._close()
                 return False
             tap.start()
-        except TapError as error:
-            self._failed(error)
+        except (TapError, ClaimedError) as error:
+            self._failed(TapError(str(error)))
             return False
         finally:
             self._loaders.release()
@@ -233,9 +235,7 @@ class Runner:
             self.started.set_result(None)
 
     def _failed(self, error: TapError) -> None:
-        tap, self._tap = self._tap, None
-        if tap is not None:
-            tap.close()
+        self._close()
         if self._leaving():
             return
         self._failures += 1
@@ -256,9 +256,16 @@ class Runner:
         except TapError as error:
             self._lost(error, time.monotonic() - began)
         finally:
-            self._tap = None
-            tap.close()
+            self._close()
         return self.ledger
+
+    def _close(self) -> None:
+        tap, self._tap = self._tap, None
+        if tap is not None:
+            tap.close()
+        claims, self._claims = self._claims, None
+        if claims is not None:
+            claims.close()
 
     def _go_on(self, tap: Tap) -> None:
         """Until it is to end, or to be held.  Raises `TapError` if it is lost."""

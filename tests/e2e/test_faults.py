@@ -221,10 +221,9 @@ def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(lab: Lab, capt
             until(lambda: production.received() == (number + 1) * len(text), "production", PATIENCE)  # noqa: B023
             until(lambda: not production._open, "the end that nobody sees", PATIENCE)
             wire.close(silently=True)
-        until(lambda: len(shadow.records) == count, f"{count} connections to the shadow", PATIENCE)
         until(lambda: shadow.received() == len(texts[0]) * count, "all bytes", PATIENCE)
         ledger = tap.final()
-    assert [bytes(record.content) for record in shadow.records] == texts
+    assert [bytes(record.content) for record in shadow.records if record.length] == texts  # a probe said nothing
     assert [bytes(record.content) for record in production.records] == texts
     assert ledger["events"]["flows"] == count
 
