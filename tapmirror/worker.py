@@ -94,6 +94,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Of 2**32 values of the flow hash, how many are captured now."""
     secret: bytes = b""
     """Of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
+    began: float = 0.0
+    """When the tap began, of CLOCK_MONOTONIC."""
     past: dict[str, Any] | None = None
     """The last books of the worker whose place this one takes."""
     uid: int
@@ -354,17 +356,20 @@ def _source(setup: Setup, fds: list[int]) -> Source:
     )
 
 
-def _policy(spec: TapSpec, secret: bytes, hook: Callable[[HookRequest], object] | None) -> Policy | None:
+def _policy(setup: Setup, hook: Callable[[HookRequest], object] | None) -> Policy | None:
     """What decides on requests, if there is anything to decide."""
+    spec = setup.spec
     if not is_needed(spec):
         return None
-    return Policy(
+    policy = Policy(
         spec,
         [Ledger() for _ in spec.shadows],
-        secret=secret,
+        secret=setup.secret,
         epoch=time.time() - time.monotonic(),
         hook=hook,
     )
+    policy.begin(setup.began or time.monotonic())
+    return policy
 
 
 def _replay(setup: Setup, contexts: list[ssl.SSLContext | None], ledgers: list[Ledger]) -> Replay:
@@ -415,7 +420,7 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             hook = load_hook(spec.hook.call, ledger.events)
         except Exception as error:  # whatever a user's module raises
             raise SetupError(f"hook: cannot load {spec.hook.call}: {_reason(error)}") from None
-    policy = _policy(spec, setup.secret, hook)
+    policy = _policy(setup, hook)
     ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
     worker = Worker(spec, _source(setup, fds), _replay(setup, contexts, ledgers), ledger, policy)
     worker.take_over(setup)

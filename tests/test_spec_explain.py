@@ -47,6 +47,8 @@ def test_a_whole_tap() -> None:
         ({"rules": [{"match": {"clients": ["10.0.0.0/8"]}}]}, "only clients in 10.0.0.0/8 are captured (client)"),
         ({"ttl": 3600}, "it ends by itself after 3600 s"),
         ({"budget": {"cpu": 0.5, "bandwidth": 1e6}}, "passes 0.5 cores, 512 MiB or 1,000,000 bytes a second"),
+        ({"workers": 3}, "3 workers share the connections, each with limits and a ring (16,777,216 bytes)"),
+        ({"workers": "auto"}, "half as many workers as there are processors share"),
         ({"rules": [{"mirror": "none"}]}, "Rule 1: every request: is not mirrored (rule)"),
         ({"rules": [{"name": "a"}]}, "Rule 1 (a): every request: to new:80"),
         (

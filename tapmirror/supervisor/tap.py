@@ -71,6 +71,7 @@ class Tap:
         self._next_look = 0.0
         self._seats: list[Seat] = []
         self._secret = os.urandom(32)
+        self._began = time.monotonic()
         self._throttle = 1.0
         self._throttle_reason = ""
         self._paused = False
@@ -349,6 +350,7 @@ class Tap:
             links=self._indexes(),
             threshold=self._threshold(),
             secret=self._secret,
+            began=self._began,
             uid=uid,
             gid=gid,
         )
