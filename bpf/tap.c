@@ -11,7 +11,7 @@
  *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
  *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map
  *
- * Order of the decisions for a client's packet: match, loop mark, sample, fragment.  Each is counted.
+ * Order of the decisions for a client's packet: match, loop mark, client, sample, fragment.  Each is counted.
  * User space has the same rules in tapmirror/admission.py; a test holds one against the other.
  *
  * NOTE: the program has no direct packet access: a header costs one bpf_skb_load_bytes, into the stack.
@@ -128,6 +128,22 @@ static inline struct tap_record *reserve(u32 shard, u32 room)
 {
 	void *of = rings.lookup(&shard);
 	return of ? bpf_ringbuf_reserve(of, sizeof(struct tap_record) + room, 0) : NULL;
+}
+
+/* Whether connections from this address are captured. */
+static inline int is_client(struct tap_config *c, const u8 *addr)
+{
+	const u64 *a = (const u64 *)addr;
+	if (!c->client_count)
+		return 1;
+	for (u32 i = 0; i < TAP_MAX_CLIENTS; i++) {
+		if (i >= c->client_count)
+			break;
+		struct tap_network *n = &c->clients[i];
+		if ((a[0] & n->mask[0]) == n->addr[0] && (a[1] & n->mask[1]) == n->addr[1])
+			return 1;
+	}
+	return 0;
 }
 
 static inline void fill(struct tap_record *r, const struct tap_key *key, const struct seen *p, u32 hash)
@@ -332,6 +348,8 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 static inline int from_server(struct tap_config *c, const struct tap_key *key, const struct seen *p)
 {
 	u32 zero = 0;
+	if (!is_client(c, key->client))
+		return 0;
 	u32 hash = flow_hash(key, c->seed);
 	if ((u64)hash >= c->threshold)
 		return 0;
@@ -387,6 +405,11 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 			count(shard, TAP_LOOP_SYN, 1, 0);
 		if (records)
 			count(shard, TAP_LOOP, records, p->length);
+		return 0;
+	}
+	if (!is_client(c, key->client)) {
+		if (records)
+			count(shard, TAP_CLIENT, records, p->length);
 		return 0;
 	}
 	if ((u64)hash >= c->threshold) {

@@ -65,7 +65,7 @@ MANY: Final = 16
 EITHER_WAY: Final = 32
 MAX_ADDRS: Final = 16
 MAX_LINKS: Final = 16
-CONFIG: Final = struct.Struct("<QIIIIII256s384s128s8192s")
+CONFIG: Final = struct.Struct("<QIIIIII256s384s128s1024sII8192s")
 """`struct tap_config` of bpf/tap.h."""
 THRESHOLD: Final = struct.Struct("<Q")
 LINK_COUNT_AT: Final = 28
@@ -94,6 +94,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     addrs: list[bytes]
     excluded: list[tuple[bytes, int]]
     """Shadow end points, of which no connection is ever captured."""
+    clients: list[tuple[bytes, bytes]] = []
+    """(address, mask) of the networks whose clients are captured; empty: any client."""
     threshold: int
     seed: int
     dscp: int
@@ -188,6 +190,9 @@ def configure(loaded: Loaded, request: Request) -> None:
         b"".join(request.addrs),
         excluded,
         b"",
+        b"".join(address + mask for address, mask in request.clients),
+        len(request.clients),
+        0,
         bytes(ports),
     )
     write(loaded.config, 0, value)

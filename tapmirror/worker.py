@@ -43,6 +43,7 @@ from tapmirror.source import Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource
 from tapmirror.source.ring import RingSource
 from tapmirror.spec import Pacing, TapSpec
+from tapmirror.spec.clients import as_ranges, captured_clients
 
 BATCH: Final = 512
 """Records between two looks at the shadow's sockets: a few milliseconds of work at most."""
@@ -308,6 +309,7 @@ def _enter(account: Account, counters: Any, index: int) -> None:
     account.seen = counters.seen[index]
     account.sampled_out = counters.sampled_out[index]
     account.filtered[FilterReason.LOOP] = counters.loop[index]
+    account.filtered[FilterReason.CLIENT] = counters.client[index]
     account.dropped[DropReason.RING_FULL] = counters.ring_full[index]
     account.dropped[DropReason.FRAGMENT] = counters.fragment[index]
 
@@ -329,6 +331,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         ports=spec.ports,
         addrs=setup.addrs,
         excluded=setup.excluded,
+        clients=as_ranges(captured_clients(spec)),
         threshold=setup.threshold,
         seed=spec.seed,
         dscp=LOOP_DSCP,

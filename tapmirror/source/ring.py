@@ -196,7 +196,7 @@ class RingSource:
             found = Counters(
                 *((sum(table[2 * i :: step]), sum(table[2 * i + 1 :: step])) for i in range(len(COUNTER_NAMES)))
             )
-            fates = (found.emitted, found.sampled_out, found.loop, found.ring_full, found.fragment)
+            fates = (found.emitted, found.sampled_out, found.loop, found.ring_full, found.fragment, found.client)
             if found.seen == tuple(map(sum, zip(*fates, strict=True))):
                 break
         return found

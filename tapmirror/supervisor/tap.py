@@ -27,6 +27,7 @@ from tapmirror.ledger import summed
 from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
 from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
+from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError
@@ -299,6 +300,7 @@ class Tap:
                 ports=list(spec.ports),
                 addrs=[packed(addr) for addr in spec.addrs],
                 excluded=self._excluded(),
+                clients=as_ranges(captured_clients(spec)),
                 threshold=self._threshold(),
                 seed=spec.seed,
                 dscp=LOOP_DSCP,
