@@ -72,6 +72,8 @@ LINK_COUNT_AT: Final = 28
 LINKS_AT: Final = 672
 LINK: Final = struct.Struct("<II")
 """`struct tap_link` of bpf/tap.h."""
+EXCLUDED_COUNT_AT: Final = 20
+EXCLUDED_AT: Final = 288
 ENDPOINT: Final = struct.Struct("<16s2s6x")
 """`struct tap_endpoint` of bpf/tap.h."""
 
@@ -178,7 +180,7 @@ def configure(loaded: Loaded, request: Request) -> None:
     ports = bytearray(8192)
     for port in request.ports:
         ports[port >> 3] |= 1 << (port & 7)
-    excluded = b"".join(ENDPOINT.pack(addr, port.to_bytes(2, "big")) for addr, port in request.excluded[:MAX_ADDRS])
+    excluded = _end_points(request.excluded)
     value = CONFIG.pack(
         request.threshold,
         request.seed,
@@ -203,6 +205,20 @@ def write(fd: int, offset: int, content: bytes) -> None:
     """Write into a map that can be mapped."""
     with mmap.mmap(fd, -(-(offset + len(content)) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
         view[offset : offset + len(content)] = content
+
+
+def set_excluded(loaded: Loaded, excluded: list[tuple[bytes, int]]) -> None:
+    """Other end points of shadows, while the program runs.
+
+    Until all are written it may know some of the old ones and some of the new; what goes to the others
+    bears the loop mark.
+    """
+    write(loaded.config, EXCLUDED_AT, _end_points(excluded))
+    write(loaded.config, EXCLUDED_COUNT_AT, struct.pack("<I", min(len(excluded), MAX_ADDRS)))
+
+
+def _end_points(excluded: list[tuple[bytes, int]]) -> bytes:
+    return b"".join(ENDPOINT.pack(address, port.to_bytes(2, "big")) for address, port in excluded[:MAX_ADDRS])
 
 
 def set_threshold(loaded: Loaded, threshold: int) -> None:
