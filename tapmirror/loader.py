@@ -65,7 +65,7 @@ MANY: Final = 16
 EITHER_WAY: Final = 32
 MAX_ADDRS: Final = 16
 MAX_LINKS: Final = 16
-CONFIG: Final = struct.Struct("<QIIIIII256s384s128s1024sII8192s")
+CONFIG: Final = struct.Struct("<QIIIIII256s384s128sII8192s")
 """`struct tap_config` of bpf/tap.h."""
 THRESHOLD: Final = struct.Struct("<Q")
 LINK_COUNT_AT: Final = 28
@@ -192,7 +192,6 @@ def configure(loaded: Loaded, request: Request) -> None:
         b"".join(request.addrs),
         excluded,
         b"",
-        b"".join(address + mask for address, mask in request.clients),
         len(request.clients),
         0,
         bytes(ports),
@@ -370,6 +369,10 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
         raise LoaderError("refused", f"the kernel refuses the ring of a worker: {error.strerror}") from None
     for shard, ring in enumerate(rings):
         program["rings"][ctypes.c_int(shard)] = ctypes.c_int(ring)
+    networks = program["clients"]
+    for address, mask in request.clients:
+        bits = int.from_bytes(mask).bit_count()
+        networks[networks.Key(bits, (ctypes.c_ubyte * 16)(*address))] = networks.Leaf(1)
     return [function.fd, *maps, *rings], program
 
 
