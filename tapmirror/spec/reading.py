@@ -80,7 +80,7 @@ class _Reader:
         if isinstance(kind, inspect.UnionType):
             if data is None and kind.includes_none:
                 return None
-            words = [word for each in kind.types if isinstance(each, inspect.LiteralType) for word in each.values]
+            words = [str(word) for each in kind.types if isinstance(each, inspect.LiteralType) for word in each.values]
             if isinstance(data, str) and data in words:
                 return data
             (kind,) = [each for each in kind.types if not isinstance(each, inspect.NoneType | inspect.LiteralType)]

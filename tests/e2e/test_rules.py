@@ -206,6 +206,37 @@ def test_a_redacted_secret_appears_nowhere(lab: Lab) -> None:
     assert "Max core file size        0                    0" in limits
 
 
+def test_nothing_copied_from_a_request_makes_a_field_or_a_request_more(lab: Lab) -> None:
+    """Scenario 14: what a client sends goes into path, parameters, fields; the shadow reads as many requests."""
+    spec = tap(
+        f"""
+        shadow:
+          to: "{SHADOW}:80"
+          rewrite:
+            path: {{regex: "^(.*)$", with: '\\1'}}
+            set_query: {{by: tap}}
+            set_headers: {{X-Host: "{{host}}", X-Target: "{{target}}", X-Both: "{{client}} {{host}}{{target}}"}}
+            x_forwarded_for: true
+        """
+    )
+    odd = ["a%0d%0aX-Evil:%201", "a%00", "%0aGET%20/evil%20HTTP/1.1", "\xe9", "{host}", "a:b", "\\r\\n"]
+    asked = [
+        f"GET /{text}?{text} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: {text}\r\n\r\n".encode("latin-1")
+        for text in odd
+        for host in ("shop.test", "a%0d%0aX-Evil:1")
+    ]
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        with Mirror(lab.node, spec=spec) as mirror:
+            ask(lab, *asked)
+            shadow.wait_for(len(asked), PATIENCE)
+            ledger = mirror.final()
+        assert len(production.got) == len(asked)
+    assert len(shadow.got) == len(asked) and shadow.bad == [] and dropped(ledger) == {}
+    for got in shadow.got:
+        names = [line.partition(b":")[0] for line in got.head.split(b"\r\n")[1:] if line]
+        assert sorted(names) == [b"Host", b"X-Both", b"X-Forwarded-For", b"X-Host", b"X-Target"]
+
+
 # --- TLS, with nginx at the other end
 
 
