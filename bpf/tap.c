@@ -39,6 +39,7 @@ BPF_ARRAY_OF_MAPS(rings, "ring", TAP_WORKERS);
 BPF_F_TABLE("array", u32, struct tap_config, config, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap_counter, counters, COUNTERS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap_wants, wants, 1, BPF_F_MMAPABLE);
+BPF_LPM_TRIE(clients, struct tap_network, u8, TAP_MAX_CLIENTS);
 BPF_TABLE("lru_hash", struct tap_key, struct tap_first, handshakes, 32768);
 
 /* What the headers say; payload is an offset into the packet. */
@@ -146,17 +147,11 @@ static inline struct tap_record *reserve(u32 shard, u32 room)
 /* Whether connections from this address are captured. */
 static inline int is_client(struct tap_config *c, const u8 *addr)
 {
-	const u64 *a = (const u64 *)addr;
 	if (!c->client_count)
 		return 1;
-	u64 found = 0;
-	for (u32 i = 0; i < TAP_MAX_CLIENTS; i++) {
-		if (i >= c->client_count)
-			break;
-		struct tap_network *n = &c->clients[i];
-		found |= none(((a[0] & n->mask[0]) ^ n->addr[0]) | ((a[1] & n->mask[1]) ^ n->addr[1]));
-	}
-	return found != 0;
+	struct tap_network n = {.bits = 128};
+	__builtin_memcpy(n.addr, addr, 16);
+	return clients.lookup(&n) != 0;
 }
 
 static inline void fill(struct tap_record *r, const struct tap_key *key, const struct seen *p, u32 hash)

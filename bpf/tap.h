@@ -63,10 +63,10 @@ struct tap_endpoint {
 	__u32 pad2;
 };
 
-/* Addresses that are `addr` under `mask`, as they lie in memory. */
+/* A network of clients that are captured: so many bits of an address. */
 struct tap_network {
-	__u64 addr[2];
-	__u64 mask[2];
+	__u32 bits;
+	__u8 addr[16];
 };
 
 struct tap_config {
@@ -82,7 +82,6 @@ struct tap_config {
 	__u8 addrs[TAP_MAX_ADDRS][16];
 	struct tap_endpoint excluded[TAP_MAX_ADDRS];
 	struct tap_link links[TAP_MAX_LINKS];
-	struct tap_network clients[TAP_MAX_CLIENTS];
 	__u8 ports[8192]; /* a bit for each */
 };
 

@@ -54,7 +54,7 @@ class Admission:
     ) -> None:
         self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
         self._addrs = frozenset(addrs)
-        self._excluded = frozenset((address, port.to_bytes(2, "big")) for address, port in excluded)
+        self.exclude(excluded)
         self._clients = [(int.from_bytes(address), int.from_bytes(mask)) for address, mask in clients]
         self._threshold = threshold
         self._seed = seed
@@ -70,6 +70,10 @@ class Admission:
     def set_threshold(self, threshold: int) -> None:
         """From here on take the flows whose hash is below it."""
         self._threshold = threshold
+
+    def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
+        """End points of shadows from now on."""
+        self._excluded = frozenset((address, port.to_bytes(2, "big")) for address, port in excluded)
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to report production's acknowledgements of the flow's bucket."""

@@ -65,13 +65,15 @@ MANY: Final = 16
 EITHER_WAY: Final = 32
 MAX_ADDRS: Final = 16
 MAX_LINKS: Final = 16
-CONFIG: Final = struct.Struct("<QIIIIIIII256s384s128s1024s8192s")
+CONFIG: Final = struct.Struct("<QIIIIIIII256s384s128s8192s")
 """`struct tap_config` of bpf/tap.h."""
 THRESHOLD: Final = struct.Struct("<Q")
 LINK_COUNT_AT: Final = 28
 LINKS_AT: Final = 680
 LINK: Final = struct.Struct("<II")
 """`struct tap_link` of bpf/tap.h."""
+EXCLUDED_COUNT_AT: Final = 20
+EXCLUDED_AT: Final = 296
 ENDPOINT: Final = struct.Struct("<16s2s6x")
 """`struct tap_endpoint` of bpf/tap.h."""
 
@@ -178,7 +180,7 @@ def configure(loaded: Loaded, request: Request) -> None:
     ports = bytearray(8192)
     for port in request.ports:
         ports[port >> 3] |= 1 << (port & 7)
-    excluded = b"".join(ENDPOINT.pack(addr, port.to_bytes(2, "big")) for addr, port in request.excluded[:MAX_ADDRS])
+    excluded = _end_points(request.excluded)
     value = CONFIG.pack(
         request.threshold,
         request.seed,
@@ -192,7 +194,6 @@ def configure(loaded: Loaded, request: Request) -> None:
         b"".join(request.addrs),
         excluded,
         b"",
-        b"".join(address + mask for address, mask in request.clients),
         bytes(ports),
     )
     write(loaded.config, 0, value)
@@ -203,6 +204,20 @@ def write(fd: int, offset: int, content: bytes) -> None:
     """Write into a map that can be mapped."""
     with mmap.mmap(fd, -(-(offset + len(content)) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
         view[offset : offset + len(content)] = content
+
+
+def set_excluded(loaded: Loaded, excluded: list[tuple[bytes, int]]) -> None:
+    """Other end points of shadows, while the program runs.
+
+    Until all are written it may know some of the old ones and some of the new; what goes to the others
+    bears the loop mark.
+    """
+    write(loaded.config, EXCLUDED_AT, _end_points(excluded))
+    write(loaded.config, EXCLUDED_COUNT_AT, struct.pack("<I", min(len(excluded), MAX_ADDRS)))
+
+
+def _end_points(excluded: list[tuple[bytes, int]]) -> bytes:
+    return b"".join(ENDPOINT.pack(address, port.to_bytes(2, "big")) for address, port in excluded[:MAX_ADDRS])
 
 
 def set_threshold(loaded: Loaded, threshold: int) -> None:
@@ -354,6 +369,10 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
         raise LoaderError("refused", f"the kernel refuses the ring of a worker: {error.strerror}") from None
     for shard, ring in enumerate(rings):
         program["rings"][ctypes.c_int(shard)] = ctypes.c_int(ring)
+    networks = program["clients"]
+    for address, mask in request.clients:
+        bits = int.from_bytes(mask).bit_count()
+        networks[networks.Key(bits, (ctypes.c_ubyte * 16)(*address))] = networks.Leaf(1)
     return [function.fd, *maps, *rings], program
 
 

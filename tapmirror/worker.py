@@ -14,6 +14,7 @@ The loop never sleeps on anything but its epoll and the batching pause `HOLD`.
 
 from __future__ import annotations
 
+import base64
 import gc
 import importlib
 import os
@@ -286,6 +287,9 @@ class Worker:
             if isinstance(self._source, LiveSource):
                 self._source.links = frozenset(message["indexes"])
             self._reply({"links": {}})
+        elif operation == "addresses":
+            self._readdress(message)
+            self._reply({"addresses": {}})
         else:
             self._stopping = True
 
@@ -297,6 +301,15 @@ class Worker:
         now = time.monotonic()
         for command in self._pipeline.keep(threshold, now):
             self._replay.execute(command, now)
+
+    def _readdress(self, message: dict[str, Any]) -> None:
+        """A shadow (its index) is at other addresses; what it and the others are at is not captured."""
+        copies = [shadow.copies for shadow in self._spec.shadows]
+        first = sum(copies[: message["shadow"]])
+        addresses = [(int(family), tuple(address)) for family, address in message["addresses"]]
+        self._replay.readdress(range(first, first + copies[message["shadow"]]), addresses)
+        if isinstance(self._source, LiveSource):
+            self._source.exclude([(base64.b64decode(address), port) for address, port in message["excluded"]])
 
     def _reply(self, message: dict[str, Any]) -> None:
         assert self._control is not None

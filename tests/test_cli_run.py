@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from e2e.driven import driven
-from lab import HashSink, Host, Lab, Snapshot, identity, load, until
+from lab import HashSink, Host, Lab, Snapshot, Tap, identity, load, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import main
@@ -345,6 +345,34 @@ def test_auto_falls_back_with_one_line_and_mirrors(lab: Lab, tmp_path: Path, wha
         shadow.wait_for(50)
         ledger = tap.stop()
     assert (ledger["capture"], ledger["requests"]["mirrored"]) == ("packet", 50)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_taps_of_a_file_fall_back_too(lab: Lab, tmp_path: Path) -> None:
+    """Rules, a network of clients and two shadows by AF_PACKET: the same as by eBPF."""
+    text = f"""
+iface: eth0
+port: 80
+protocol: http
+clients: [10.77.1.0/24]
+shadows: [{{to: "{lab.shadow.addr4}:80", name: a}}, {{to: "{lab.shadow.addr4}:81", name: b, percent: 0}}]
+rules: [{{match: {{path: {{prefix: /1}}}}, mirror: none}}, {{}}]
+"""
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow:
+        tap = Tap(lab.node, spec=text, wrapper=without("bcc", tmp_path))
+        with tap:
+            assert load(lab.client, lab.node.addr4, requests=50, connections=5).answered == 50
+            shadow.wait_for(39)
+            ledger = tap.stop()
+            said = tap.said()
+    assert "module bcc is missing: install python3-bpfcc; capturing through AF_PACKET instead" in said
+    assert ledger["capture"] == "packet"
+    assert ledger["shadows"]["a"]["requests"] | {"in_flight": 0} == {
+        "seen": 50, "mirrored": 39, "sampled_out": 0, "filtered": {"rule": 11}, "dropped": {},
+        "in_flight": 0, "unaccounted": 0,
+    }  # fmt: skip
+    assert ledger["shadows"]["b"]["requests"]["sampled_out"] == 39
 
 
 # --- how it runs and ends

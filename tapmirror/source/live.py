@@ -247,6 +247,10 @@ class LiveSource:
         """No packet is there."""
         return not self._left and not self._next_block()
 
+    def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
+        """End points of shadows from now on: nothing that goes there is captured."""
+        self._admission.exclude(excluded)
+
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of the flow's bucket."""
         self._admission.want_ack(key, wanted)

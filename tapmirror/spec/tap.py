@@ -24,7 +24,7 @@ MAX_ADDRS = 16
 MAX_WORKERS = 64
 """Of one tap: more than a host has processors to spare."""
 MAX_CLIENTS = 32
-"""Networks of clients: the capture program compares each packet from a client with all of them."""
+"""Networks of clients: the capture without a program in the kernel compares each packet with all of them."""
 MAX_SHADOWS = 16
 """Of one tap: the capture program can leave out as many end points."""
 

@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
+from tapmirror.supervisor.resolving import Names
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError
 from tapmirror.worker import Setup
 
@@ -57,6 +58,9 @@ class Tap:
         self._warn = warn
         self._wait_for_interface = wait_for_interface
         self._addresses: list[list[Address]] = []
+        self._left: list[tuple[bytes, int]] = []
+        """End points of shadows that moved: connections to them may stand yet."""
+        self._names: Names | None = None
         self._loaded: loader.Loaded | None = None
         self._listed: set[Listed] = set()
         """By AF_PACKET and of one worker: the interfaces that are captured, where they may be several."""
@@ -103,6 +107,14 @@ class Tap:
             self._links.follow()
             self._moved()
             self._probe_once()
+            self._names = Names(
+                self.spec.shadows,
+                self._addresses,
+                self._refusal,
+                self._warn,
+                identity=privsep.worker_identity(),
+                now=time.monotonic(),
+            )
         except (OSError, privsep.PrivilegeError) as error:
             self.close()
             raise TapError(f"the tap cannot be started: {error}") from None
@@ -150,7 +162,7 @@ class Tap:
         return min(times) if times else None
 
     def service(self, now: float) -> None:
-        """Follow the interfaces, restart workers that died.  Does not wait for anything that takes long."""
+        """Follow interfaces and the shadows' names, restart workers that died.  Waits for nothing that takes long."""
         if self._ended is not None or self._bell is None:
             return
         if self._bell.rung() or now >= self._next_look:
@@ -163,6 +175,7 @@ class Tap:
                 self._end(str(error))
         for seat in self._seats:
             seat.service(now)
+        self._follow_names(now)
         self._end_if_lost()
 
     def snapshot(self) -> dict[str, Any]:
@@ -226,10 +239,10 @@ class Tap:
         for seat in self._seats:
             seat.close(self.spec.limits.drain_time + REPLY_TIME)
         self._seats = []
-        for part in (self._loaded, *self._live, self._bell):
+        for part in (self._loaded, *self._live, self._bell, self._names):
             if part is not None:
                 part.close()
-        self._loaded = self._bell = None
+        self._loaded = self._bell = self._names = None
         self._live = []
 
     def _end_if_lost(self) -> None:
@@ -269,7 +282,7 @@ class Tap:
 
     def _resolve(self, index: int, shadow: Shadow) -> list[Address]:
         """A shadow's socket addresses, none of which is production."""
-        local, broadcasts = local_addresses()
+        local, _ = local_addresses()
         for i, addr in enumerate(self.spec.addrs):
             elsewhere = self.spec.promisc or self.spec.decap or self.spec.many
             if plain(addr) not in {plain(a) for a in local} and not elsewhere and present(self.spec.links()):
@@ -279,13 +292,32 @@ class Tap:
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a valid name"
             raise TapError(f"{self._field(index)}: cannot resolve {shadow.host!r}: {reason}") from None
-        for _, address in found:
-            reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), shadow.port, local)
-            if reason is None and str(address[0]) in broadcasts:
-                reason = f"{address[0]} is not the address of one host"
-            if reason is not None:
-                raise TapError(f"{self._field(index)}: {reason}")
+        reason = self._refusal(index, found)
+        if reason is not None:
+            raise TapError(f"{self._field(index)}: {reason}")
         return found
+
+    def _refusal(self, index: int, addresses: Sequence[Address]) -> str | None:
+        """Why a shadow may not have these addresses: one of them is production's, or not that of a host."""
+        local, broadcasts = local_addresses()
+        for _, address in addresses:
+            reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), self.spec.shadows[index].port, local)
+            if reason is not None:
+                return reason
+            if str(address[0]) in broadcasts:
+                return f"{address[0]} is not the address of one host"
+        return None
+
+    def _follow_names(self, now: float) -> None:
+        """Have what is new go to where the shadows' names point to now."""
+        for index, found in self._names.poll(now) if self._names is not None else ():
+            self._left = self._excluded()
+            self._addresses[index] = found
+            if self._loaded is not None:
+                loader.set_excluded(self._loaded, self._excluded())
+            request = {"op": "addresses", "shadow": index, "addresses": found, "excluded": self._excluded()}
+            for seat in self._seats:
+                seat.tell(request, "addresses")
 
     def _field(self, index: int) -> str:
         """How a shadow is called in a message."""
@@ -331,9 +363,9 @@ class Tap:
             self._live = [open_live(None, size, loopback=loopback, ports=ports, block_bytes=block)]
 
     def _excluded(self) -> list[tuple[bytes, int]]:
-        return [(packed(str(address[0])), port(address)) for found in self._addresses for _, address in found][
-            :EXCLUDED
-        ]
+        """End points that are never captured."""
+        found = [(packed(str(address[0])), port(address)) for found in self._addresses for _, address in found]
+        return list(dict.fromkeys([*found, *self._left]))[:EXCLUDED]
 
     def _set_up(self, shard: int) -> tuple[Setup, list[int]]:
         """Of a worker that starts now, with its descriptors."""
@@ -430,6 +462,9 @@ class Tap:
         ledger = summed(parts)
         ledger["ring"] = {**parts[0]["ring"], "fill": max(part["ring"]["fill"] for part in parts)}
         ledger["worker"]["pid"] = parts[0]["worker"]["pid"]
+        if self._names is not None:
+            counts = msgspec.structs.asdict(self._names.counts)
+            ledger["events"] |= {f"names_{name}": count for name, count in counts.items() if count}
         state, reason = self._condition()
         effective = 0.0 if self._paused else self._throttle * self.spec.most()
         return {
