@@ -16,6 +16,7 @@ SOURCE: Final = TOP / "tapmirror"
 RANKS: Final = {
     "": -1,
     "events": 0,
+    "exchange": 1,
     "packet": 1,
     "ledger": 1,
     "spec": 1,
@@ -25,10 +26,14 @@ RANKS: Final = {
     "admission": 3,
     "flows": 3,
     "framing": 3,
+    "framing.answers": 2,
     "framing.head": 2,
+    "framing.responses": 1,
+    "compare": 3,
     "policy": 3,
     "streams": 3,
     "pipeline": 4,
+    "report": 4,
     "source": 5,
     "replay": 5,
     "loader": 5,
@@ -43,6 +48,7 @@ A package has one rank, unless its modules are named here too ("replay.lane").""
 
 PURE: Final = (
     "events",
+    "exchange",
     "packet",
     "ledger",
     "spec",
@@ -51,12 +57,15 @@ PURE: Final = (
     "admission",
     "flows",
     "framing",
+    "compare",
     "policy",
+    "report",
     "streams",
     "pipeline",
 )
 NO_TESTS: Final = {
     "events",  # values without behaviour
+    "exchange",  # the same
 }
 IMPURE: Final = {"time", "socket", "os", "logging", "random", "threading", "asyncio", "subprocess", "select"}
 

@@ -37,7 +37,7 @@ _PLAIN_LINES: Final = (
     rb"|(?![Cc](?i:ontent-length|onnection)|[Tt](?i:ransfer-encoding))[CcTt][^\r]*+"
     rb"|[Cc]onnection: keep-alive)\r\n)*"
 )
-_PLAIN: Final = re.compile(
+PLAIN: Final = re.compile(
     rb"HTTP/1\.1 ((?!204|304)[2-5][0-9][0-9]) [^\r]*+\r\n"
     + _PLAIN_LINES
     + rb"[Cc]ontent-[Ll]ength: ([0-9]{1,18})\r\n"
@@ -46,12 +46,12 @@ _PLAIN: Final = re.compile(
 ).match
 """The head that nearly all responses have: status, Content-Length."""
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?=[ \r\n])[^\n]*+\n")
-_HEAD_END: Final = re.compile(rb"\n\r?\n")
-_FIELDS: Final = re.compile(rb"\n(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
-_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*[;\r\n]")
-_PREFIX: Final = b"HTTP/1."
+STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?=[ \r\n])[^\n]*+\n")
+HEAD_END: Final = re.compile(rb"\n\r?\n")
+FIELDS: Final = re.compile(rb"\n(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*[;\r\n]")
+PREFIX: Final = b"HTTP/1."
 
 # States.  0 is what `feed` looks for.
 _NEXT: Final = 0  # between responses, nothing held
@@ -161,18 +161,18 @@ class ResponseFramer:
                 out += self._known_status
                 self._await_body(self._known_size - len(known))
                 return pos + len(known)
-            plain = None if self._awaited[0] else _PLAIN(data, pos)
+            plain = None if self._awaited[0] else PLAIN(data, pos)
             if plain is not None and plain.end() - pos <= self._head_bytes:
                 return self._read_plain(plain, bytes(data[pos : plain.end()]), out)
-            end = _HEAD_END.search(data, pos, pos + self._head_bytes)
+            end = HEAD_END.search(data, pos, pos + self._head_bytes)
             if end is not None:
                 return end.end() if self._read_head(bytes(data[pos : end.end()]), out) else self._fail(data)
         scanned = len(buffer)
         piece = data[pos : pos + self._head_bytes - scanned]
         buffer += piece
-        found = _HEAD_END.search(buffer, max(scanned - 2, 0))
+        found = HEAD_END.search(buffer, max(scanned - 2, 0))
         if found is None:
-            if len(buffer) >= self._head_bytes or not _PREFIX.startswith(buffer[: len(_PREFIX)]):
+            if len(buffer) >= self._head_bytes or not PREFIX.startswith(buffer[: len(PREFIX)]):
                 return self._fail(data)
             self._state = _HEAD
             return pos + len(piece)
@@ -191,7 +191,7 @@ class ResponseFramer:
     def _chunk_size(self, data: Buffer, pos: int, out: list[int]) -> int:
         line, pos = self._line(data, pos, LINE_BYTES)
         if line:
-            found = _SIZE.match(line)
+            found = SIZE.match(line)
             if found is None:
                 return self._fail(data)
             self._remaining = int(found[1], 16)
@@ -237,7 +237,7 @@ class ResponseFramer:
 
     def _read_head(self, head: bytes, out: list[int]) -> bool:
         """Act on a whole head; False if it is none.  RFC 9112, 6.3 gives the order of the cases."""
-        line = _STATUS_LINE.match(head)
+        line = STATUS_LINE.match(head)
         if line is None:
             return False
         status, asked = int(line[2]), self._awaited[0]
@@ -255,7 +255,7 @@ class ResponseFramer:
         lengths: set[bytes] = set()
         codings: list[bytes] = []
         option = b""
-        for name, value in _FIELDS.findall(head, line.end() - 1):
+        for name, value in FIELDS.findall(head, line.end() - 1):
             match name.lower():
                 case b"content-length":
                     lengths.add(value.rstrip(b" \t"))
@@ -284,7 +284,7 @@ class ResponseFramer:
             self._state = _CHUNK_SIZE if chunked else _ENDLESS
         elif lengths:
             length = lengths.pop()
-            if lengths or not _DIGITS.fullmatch(length):
+            if lengths or not DIGITS.fullmatch(length):
                 return False
             self._await_body(int(length))
         else:

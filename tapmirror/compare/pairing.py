@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests of one connection, each paired with production's answer and each shadow's.
+
+Theory of operation
+-------------------
+On each side answers come in the order of the requests (RFC 9112, 9.3.2), so a reader of each side, told of every
+request that goes there, says which answer belongs to which.  Here the sides are brought together: a request is done
+when production and every shadow that got it have answered, or cannot any more.
+
+Never mispaired.  A hole in production's answers, outside a body of known length, hides how many of them went by.
+Everything under way is unpaired then, and so is everything after it, until a request begins while, for all that is
+known, no other waits for its answer.  That is a fact for clients that wait for each answer before they ask again.  So:
+
+* A client that was ever seen to ask before it was answered (pipelining) is not trusted: after a hole nothing of its
+  connection is paired again.
+* The first pair after a hole is held until the next request begins, or the connection ends, with no further
+  answer in between: had the reader been one answer behind, that one would have shown up as an answer to nothing.
+
+NOTE: a client that pipelines for the first time right after a hole, and from then on always keeps one more request
+under way than it seems, would be paired wrongly.  No such client is known.
+
+The same holds where the requests were not all seen (`requests_lost`), and for a connection joined mid-stream.
+
+The caller feeds what production sent before a request, as far as that is known by its acknowledgements,
+before the request.
+
+Pure: no clock; outcomes are handed to `Sink`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import msgspec
+
+from tapmirror.events import Buffer
+from tapmirror.exchange import Answer, Asked, Exchange, Failure, Reply, Unpaired
+from tapmirror.framing.answers import NOTHING, AnswerReader, Bounds, Room
+
+PRODUCTION: Final = -1
+"""The number of production's side."""
+
+
+class Sink(Protocol):
+    """Where the outcomes go."""
+
+    def paired(self, exchange: Exchange) -> None:
+        """All that answered has answered; `replies` may be empty."""
+
+    def unpaired(self, shadow: int, reason: Unpaired) -> None:
+        """A request that cannot be compared; `shadow` is PRODUCTION where it is so for all of them."""
+
+
+class Pending(msgspec.Struct, gc=False):
+    """A request that is not done.  `gc=False`: nothing that it refers to refers to it."""
+
+    asked: Asked
+    flags: int
+    keep: int
+    since: float
+    replies: dict[int, Reply]
+    waiting: int
+    """For: its end, production's answer, the decision which shadows get it, each of their answers, and its release."""
+    production: Answer | None = None
+    decided: bool = False
+    dead: bool = False
+    """Its outcome is told already."""
+
+
+class _Side:
+    """One shadow's connection."""
+
+    __slots__ = ("answers", "reader")
+
+    def __init__(self, reader: AnswerReader) -> None:
+        self.reader = reader
+        self.answers = 0
+
+
+class Conversation:
+    """The requests of one connection of production.  `midstream`: it stood before the tap."""
+
+    __slots__ = ("_bounds", "_held", "_pending", "_pipelined", "_production", "_room", "_sides", "_sink")
+
+    def __init__(self, bounds: Bounds, room: Room, sink: Sink, midstream: bool) -> None:
+        self._bounds = bounds
+        self._room = room
+        self._sink = sink
+        self._production = AnswerReader(bounds, room)
+        self._sides: dict[int, _Side] = {}
+        self._pending: dict[int, Pending] = {}
+        self._pipelined = False
+        self._held: Pending | None = None
+        """The first request after a hole, until its pair is certain."""
+        if midstream:
+            self._production.broken = Unpaired.ORDER
+
+    def __len__(self) -> int:
+        """Requests that are not done."""
+        return len(self._pending)
+
+    # --- production's side
+
+    def request(self, asked: Asked, flags: int, keep: int, now: float) -> None:
+        """The client began a request; `flags` as of its first `Part`, `keep` as in `AnswerReader.expect`."""
+        production = self._production
+        if production.outstanding:
+            self._pipelined = True
+            if self._held is not None:
+                production.broken = Unpaired.ORDER
+                self._lost()
+        elif self._held is not None:
+            self._release()
+        recovered = False
+        if production.broken is not None:
+            if self._pipelined or production.broken not in _CURABLE:
+                self._sink.unpaired(PRODUCTION, production.broken)
+                return
+            production.resync()
+            recovered = True
+        pending = Pending(asked, flags, keep, now, {}, 3)
+        self._pending[asked.number] = pending
+        if recovered:
+            pending.waiting = 4
+            self._held = pending
+        production.expect(flags, keep, pending)
+        if production.broken is not None:
+            self._lost()
+
+    def request_ended(self, number: int, time_ns: int) -> None:
+        """Its last byte was seen."""
+        pending = self._pending.get(number)
+        if pending is not None and not pending.asked.ended_ns:
+            pending.asked.ended_ns = time_ns
+            self._less(pending)
+
+    def request_broken(self, number: int) -> None:
+        """It was not seen whole, but where it ends is known."""
+        self._drop(self._pending.get(number), Unpaired.BROKEN)
+
+    def requests_lost(self) -> None:
+        """Bytes of the client went by in which requests may have begun."""
+        if self._production.broken is None:
+            self._production.broken = Unpaired.ORDER
+            self._lost()
+
+    def production(self, data: Buffer, time_ns: int) -> None:
+        """Production's next bytes."""
+        production = self._production
+        if production.broken is None:
+            for pending, answer in production.feed(data, time_ns):
+                self._answered(pending, answer)
+            self._check()
+
+    def production_gap(self, size: int, time_ns: int) -> None:
+        """So many of production's bytes were not seen, or not copied."""
+        production = self._production
+        if production.broken is None:
+            for pending, answer in production.gap(size, time_ns):
+                self._answered(pending, answer)
+            self._check()
+
+    def production_skippable(self) -> int:
+        """How many of the next bytes matter only by their number."""
+        return self._production.skippable()
+
+    def production_ended(self, time_ns: int, reset: bool) -> None:
+        """Production closed its side, or the connection was reset."""
+        for pending, answer in self._production.end(time_ns, reset):
+            self._answered(pending, answer)
+        if self._production.broken is None:
+            self._release()
+            self._production.broken = Unpaired.UNANSWERED
+            self._lost()
+
+    # --- the shadows' sides
+
+    def asked(self, shadow: int, number: int, flags: int) -> None:
+        """The request, with these flags, begins to be sent to this shadow, after those that were before it."""
+        side = self._sides.get(shadow)
+        if side is None:
+            side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._room))
+        pending = self._pending.get(number)
+        keep = NOTHING
+        if pending is not None:
+            keep = pending.keep
+            pending.replies[shadow] = Reply(_NO_ANSWER, 0)
+            pending.waiting += 1
+        side.reader.expect(flags, keep, pending)
+        broken = side.reader.broken
+        if broken is not None:
+            self._fail(shadow, side, broken)
+            if pending is not None:
+                self._failed(shadow, pending, broken)
+
+    def sent(self, shadow: int, number: int, time_ns: int, rtt_ns: int) -> None:
+        """Its last byte left for the shadow; `rtt_ns` is the round trip as tcp_info has it then."""
+        pending = self._pending.get(number)
+        reply = None if pending is None else pending.replies.get(shadow)
+        if reply is not None:
+            reply.sent_ns, reply.rtt_ns = time_ns, rtt_ns
+
+    def left_out(self, shadow: int, number: int, reason: Unpaired) -> None:
+        """A shadow does not get the request, or got a part of it only."""
+        pending = self._pending.get(number)
+        if pending is not None:
+            self._sink.unpaired(shadow, reason)
+            if pending.replies.pop(shadow, None) is not None:
+                self._less(pending)
+
+    def decided(self, number: int) -> None:
+        """`asked` or `left_out` was called for every shadow that may get the request."""
+        pending = self._pending.get(number)
+        if pending is not None and not pending.decided:
+            pending.decided = True
+            self._less(pending)
+
+    def answer(self, shadow: int, data: Buffer, time_ns: int) -> None:
+        """A shadow's next bytes."""
+        side = self._sides.get(shadow)
+        if side is not None and side.reader.broken is None:
+            for pending, answer in side.reader.feed(data, time_ns):
+                side.answers += 1
+                self._replied(shadow, pending, answer)
+            self._check_side(shadow, side)
+
+    def answer_gap(self, shadow: int, size: int, time_ns: int) -> None:
+        """So many of its bytes were not looked at: at most `answer_skippable`."""
+        side = self._sides.get(shadow)
+        if side is not None:
+            for pending, answer in side.reader.gap(size, time_ns):
+                self._replied(shadow, pending, answer)
+
+    def answer_skippable(self, shadow: int) -> int:
+        """How many of a shadow's next bytes matter only by their number."""
+        side = self._sides.get(shadow)
+        return 0 if side is None else side.reader.skippable()
+
+    def answer_ended(self, shadow: int, time_ns: int, reset: bool) -> None:
+        """The shadow closed its connection; the next request opens another."""
+        side = self._sides.pop(shadow, None)
+        if side is None:
+            return
+        for pending, answer in side.reader.end(time_ns, reset):
+            self._replied(shadow, pending, answer)
+        raced = side.answers > 0 and side.reader.idle
+        for pending in side.reader.give_up():
+            reply = None if pending is None else pending.replies.get(shadow)
+            if pending is None or reply is None:
+                continue
+            if raced and (not reply.sent_ns or time_ns - reply.sent_ns <= reply.rtt_ns):
+                self.left_out(shadow, pending.asked.number, Unpaired.RECONNECT)
+            else:
+                self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.CLOSED))
+
+    def given_up(self, shadow: int, reason: Unpaired) -> None:
+        """The tap itself closed the connection to the shadow: what is under way there is unpaired."""
+        side = self._sides.pop(shadow, None)
+        if side is not None:
+            for pending in side.reader.give_up():
+                if pending is not None and shadow in pending.replies:
+                    self.left_out(shadow, pending.asked.number, reason)
+
+    # --- time and the end
+
+    def expire(self, before: float, time_ns: int) -> None:
+        """Requests that began before this time have waited long enough."""
+        for pending in list(self._pending.values()):
+            if pending.since >= before:
+                break
+            if pending.production is None or not pending.asked.ended_ns:
+                self._drop(pending, Unpaired.UNANSWERED)
+                continue
+            self.decided(pending.asked.number)
+            for shadow, reply in list(pending.replies.items()):
+                if reply.answer is _NO_ANSWER:
+                    self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.TIMEOUT))
+
+    def close(self, reason: Unpaired) -> None:
+        """The connection is over, on all sides."""
+        if self._production.broken is None:
+            self._release()
+        for pending in list(self._pending.values()):
+            self._drop(pending, reason)
+        self._production.give_up()
+        for side in self._sides.values():
+            side.reader.give_up()
+        self._sides.clear()
+
+    # --- inside
+
+    def _answered(self, pending: Pending, answer: Answer) -> None:
+        if pending.dead:
+            self._room.free += len(answer.body)
+            return
+        pending.production = answer
+        self._less(pending)
+
+    def _replied(self, shadow: int, pending: Pending | None, answer: Answer) -> None:
+        reply = None if pending is None or pending.dead else pending.replies.get(shadow)
+        if pending is None or reply is None or reply.answer is not _NO_ANSWER:
+            self._room.free += len(answer.body)
+            return
+        reply.answer = answer
+        self._less(pending)
+
+    def _less(self, pending: Pending) -> None:
+        """One thing less that the request waits for."""
+        pending.waiting -= 1
+        if not pending.waiting and pending.production is not None:
+            self._finish(pending)
+            self._sink.paired(Exchange(pending.asked, pending.production, pending.replies))
+
+    def _drop(self, pending: Pending | None, reason: Unpaired) -> None:
+        if pending is not None and not pending.dead:
+            self._finish(pending)
+            self._sink.unpaired(PRODUCTION, reason)
+
+    def _finish(self, pending: Pending) -> None:
+        pending.dead = True
+        if pending is self._held:
+            self._held = None
+        del self._pending[pending.asked.number]
+        free = 0 if pending.production is None else len(pending.production.body)
+        for reply in pending.replies.values():
+            free += len(reply.answer.body)
+        self._room.free += free
+
+    def _check_side(self, shadow: int, side: _Side) -> None:
+        if side.reader.broken is not None:
+            self._fail(shadow, side, side.reader.broken)
+
+    def _fail(self, shadow: int, side: _Side, reason: Unpaired) -> None:
+        """Nothing more can be learned from this connection of a shadow's."""
+        for pending in side.reader.give_up():
+            if pending is not None:
+                self._failed(shadow, pending, reason)
+
+    def _failed(self, shadow: int, pending: Pending, reason: Unpaired) -> None:
+        if shadow not in pending.replies:
+            return
+        if reason in (Unpaired.UNPARSED, Unpaired.ORDER):
+            self._replied(shadow, pending, Answer(0, failure=Failure.INVALID))
+        else:
+            self.left_out(shadow, pending.asked.number, reason)
+
+    def _check(self) -> None:
+        if self._production.broken is not None:
+            self._lost()
+
+    def _lost(self) -> None:
+        """It is not certain any more which answer is whose."""
+        production = self._production
+        if production.broken is Unpaired.UNPARSED and self._held is not None:
+            production.broken = Unpaired.ORDER  # the rest of an answer that was taken for the beginning of one
+        reason = production.broken or Unpaired.ORDER
+        for pending in production.give_up():
+            self._drop(pending, reason)
+        self._drop(self._held, reason)
+
+    def _release(self) -> None:
+        """The first pair after a hole is certain."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._less(held)
+
+
+_NO_ANSWER: Final = Answer(0)
+_CURABLE: Final = (Unpaired.GAP, Unpaired.ORDER, Unpaired.LIMIT)
+"""After these an answer's beginning can be known again."""

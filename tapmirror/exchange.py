@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values of comparison: a request, what production and each shadow answered, and why some were not paired.
+
+An exchange is one request with production's answer and each shadow's.  Loss is a value here as everywhere: what
+cannot be paired with certainty is `Unpaired` with its reason, and never a guess.
+
+Nothing here has behaviour.  Times are in nanoseconds of CLOCK_MONOTONIC.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeAlias
+
+import msgspec
+
+
+class Failure(enum.Enum):
+    """Why a shadow gave no answer.  It is the shadow's doing, and counts as an error of it."""
+
+    CLOSED = "closed"
+    """It closed or reset the connection before its answer was complete."""
+    INVALID = "invalid"
+    """What it sent is no HTTP/1, or its head is longer than is read."""
+    TIMEOUT = "timeout"
+    """It gave none within `Compare.answer_time`."""
+
+
+class Unpaired(enum.Enum):
+    """Why a request cannot be compared.  It says nothing about the shadow."""
+
+    NOT_SENT = "not_sent"
+    """The shadow did not get it: sampled out, filtered, dropped, or changed by redaction into none."""
+    GAP = "gap"
+    """A hole in what the tap saw of production's answers, on a request that was under way."""
+    ORDER = "order"
+    """After such a hole, before it is certain again which answer belongs to which request."""
+    UNPARSED = "unparsed"
+    """What production sent is no HTTP/1, or its head is longer than is read."""
+    UNANSWERED = "unanswered"
+    """Production's connection ended, or the time ran out, before its answer was complete."""
+    RECONNECT = "reconnect"
+    """The shadow closed its kept connection while the request was on its way (RFC 9112, 9.3.1)."""
+    BROKEN = "broken"
+    """The request was not seen whole."""
+    TUNNEL = "tunnel"
+    """After an upgrade: no HTTP/1 any more."""
+    LIMIT = "limit"
+    """More requests without an answer on one connection than `Compare.pending`."""
+    THINNED = "thinned"
+    """More exchanges a second than `Compare.max_exchanges`."""
+    SHUTDOWN = "shutdown"
+    """Still under way when the tap ended."""
+
+
+class Answer(msgspec.Struct, gc=False):
+    """What came back on one side: a final response (1xx are skipped), or that none came."""
+
+    status: int
+    """0: none came, for the reason `failure`."""
+    head: bytes = b""
+    """Status line and fields as they came, up to the empty line."""
+    body: bytes = b""
+    """The first bytes of the body, without the framing of chunks, still encoded."""
+    length: int = 0
+    """Of the whole body."""
+    digest: bytes = b""
+    """Of the whole body, where `body` is not all of it; empty if not every byte was seen."""
+    whole: bool = True
+    """Every byte of the body was seen."""
+    first_ns: int = 0
+    """When the first byte was seen."""
+    last_ns: int = 0
+    """When the last byte was seen."""
+    failure: Failure | None = None
+
+
+class Asked(msgspec.Struct, gc=False):
+    """A request: what comparison needs to know of it."""
+
+    number: int
+    """Which of its connection's requests."""
+    method: bytes
+    target: bytes
+    head: bytes
+    """As it came from the client; for a sample's `curl` line."""
+    bodies: bool = False
+    """Whether bodies are kept to be compared."""
+    probed: bool = False
+    """A safe request that the shadow gets twice, so that its answers can be compared with each other."""
+    body: bytes = b""
+    """Its first bytes, for a sample."""
+    ended_ns: int = 0
+    """When its last byte was seen; 0: not yet."""
+
+
+class Reply(msgspec.Struct, gc=False):
+    """A shadow's answer, and what its times are to be measured from."""
+
+    answer: Answer
+    sent_ns: int
+    """When the last byte of the request left for the shadow."""
+    rtt_ns: int = 0
+    """Round trip of the network to the shadow (tcp_info), contained in the times; 0: not known."""
+
+
+class Exchange(msgspec.Struct, gc=False):
+    """A request, production's answer, and each shadow's: by its number, where there is one."""
+
+    asked: Asked
+    production: Answer
+    replies: dict[int, Reply]
+    """By shadow.  Those of probes are at `shadow + PROBE`."""
+
+
+Outcome: TypeAlias = Exchange | tuple[int, Unpaired]
+"""What becomes of each request for each shadow: (shadow, reason) where it was not paired."""
+
+PROBE = 1 << 16
+"""Added to a shadow's number: the second answer to a request that was sent twice."""

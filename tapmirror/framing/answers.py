@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1 responses of one connection, read for comparison: each with its request, head, and what is kept of its body.
+
+Theory of operation
+-------------------
+As in `responses`, answers come in the order of the requests (RFC 9112, 9.3.2), and the length of each body follows
+from RFC 9112, 6.3.  Here each request is expected with a token of the caller's, and its answer is handed back with
+it, so that which answer belongs to which request is decided in this one place.
+
+Both sides are read by it.  A shadow may be hostile: it is read leniently and within bounds.  Production's stream has
+holes: one inside a body of known length is that body's loss only.  Any other one hides how many answers went by, and
+from then on nothing is read (`broken`) until the caller knows of a point where an answer must begin (`resync`).
+
+Pure: bytes and times in, answers out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
+from tapmirror.exchange import Answer, Unpaired
+from tapmirror.framing.responses import DIGITS, ENDLESS, FIELDS, HEAD_END, LINE_BYTES, PLAIN, PREFIX, SIZE, STATUS_LINE
+
+NOTHING: Final = -1
+"""`keep` of a request whose answer's body does not matter: it is skipped by its length."""
+DIGEST_BYTES: Final = 16
+"""128 bits: that two bodies are equal by chance, or made so, is out of the question."""
+
+_NEXT: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
+_CHUNK_SIZE: Final = 3
+_CHUNK_DATA: Final = 4
+_CHUNK_END: Final = 5
+_TRAILER: Final = 6
+_ENDLESS: Final = 7
+_DISCARD: Final = 8
+
+_NONE: Final = ()
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """Of one reader."""
+
+    head_bytes: int
+    """Longest head."""
+    hash_bytes: int
+    """Of a body; what is longer has no digest."""
+    awaited: int
+    """Requests without an answer."""
+
+
+class Room(msgspec.Struct):
+    """Bytes that all readers of a worker may keep of bodies.  Who is done with an answer gives back `len(body)`."""
+
+    free: int
+
+
+class AnswerReader:
+    """The answers on one side of one connection."""
+
+    __slots__ = (
+        "_awaited",
+        "_body",
+        "_bounds",
+        "_buffer",
+        "_digest",
+        "_first",
+        "_hashed",
+        "_head",
+        "_keep",
+        "_length",
+        "_now",
+        "_remaining",
+        "_room",
+        "_state",
+        "_status",
+        "_whole",
+        "broken",
+    )
+
+    def __init__(self, bounds: Bounds, room: Room) -> None:
+        self._bounds = bounds
+        self._room = room
+        self._awaited: deque[tuple[int, int, Any]] = deque()  # flags, keep, token
+        self._buffer = bytearray()
+        self._state = _NEXT
+        self._remaining = 0
+        self._now = self._first = 0
+        self.broken: Unpaired | None = None
+        """Why nothing is read any more."""
+        self._status = 0
+        self._head = b""
+        self._keep = NOTHING
+        self._body: list[bytes] = []
+        self._length = 0
+        self._hashed: blake2b | None = None
+        self._digest = True
+        self._whole = True
+
+    @property
+    def outstanding(self) -> int:
+        """Requests whose answer is not complete."""
+        return len(self._awaited)
+
+    @property
+    def idle(self) -> bool:
+        """Between answers: nothing of one is held."""
+        return self._state == _NEXT
+
+    def expect(self, flags: int, keep: int, token: Any) -> None:
+        """A request with these flags (as of its first `Part`): call it before its answer can come.
+
+        `keep` is how many bytes of the answer's body are kept (NOTHING: its body does not matter at all).
+        """
+        if self.broken is None:
+            if len(self._awaited) >= self._bounds.awaited:
+                self._break(Unpaired.LIMIT)
+            self._awaited.append((flags & (NO_BODY | TUNNEL | CONNECT), keep, token))
+
+    def feed(self, data: Buffer, time_ns: int) -> Sequence[tuple[Any, Answer]]:
+        """Take the next bytes: the answers that they complete, each with its request's token."""
+        if self.broken is not None:
+            return _NONE
+        self._now = time_ns
+        out: list[tuple[Any, Answer]] = []
+        pos, size = 0, len(data)
+        while pos < size:
+            pos = _STEPS[self._state](self, data, pos, out)
+        return out
+
+    def gap(self, size: int, time_ns: int) -> Sequence[tuple[Any, Answer]]:
+        """`size` bytes were not seen, or not looked at (`skippable`)."""
+        if self.broken is not None:
+            return _NONE
+        self._now = time_ns
+        out: list[tuple[Any, Answer]] = []
+        if self._state in (_BODY, _CHUNK_DATA) and size <= self._remaining:
+            self._whole = False
+            self._length += size
+            self._remaining -= size
+            if not self._remaining:
+                self._run_ended(out)
+        elif self._state == _ENDLESS:
+            self._whole = False
+            self._length += size
+        else:
+            self._break(Unpaired.GAP)
+        return out
+
+    def skippable(self) -> int:
+        """How many of the next bytes need not be fed: hand them to `gap`."""
+        if self.broken is not None:
+            return ENDLESS
+        if self._keep == NOTHING or not (self._digest and self._whole):
+            if self._state in (_BODY, _CHUNK_DATA):
+                return self._remaining
+            if self._state == _ENDLESS:
+                return ENDLESS
+        return 0
+
+    def end(self, time_ns: int, reset: bool) -> Sequence[tuple[Any, Answer]]:
+        """The side closed its stream; that ends the body of an answer whose length nothing else tells."""
+        out: list[tuple[Any, Answer]] = []
+        if self._state == _ENDLESS and not reset and self.broken is None:
+            self._now = time_ns
+            self._answered(out)
+        return out
+
+    def give_up(self) -> list[Any]:
+        """Forget everything that is under way: the tokens of the requests that have no answer."""
+        tokens = [token for _, _, token in self._awaited]
+        self._awaited.clear()
+        self._buffer.clear()
+        self._room.free += sum(map(len, self._body))
+        self._body = []
+        return tokens
+
+    def resync(self) -> None:
+        """After `give_up`: the next byte is the first of the answer to the request that is expected next."""
+        self.broken = None
+        self._state = _NEXT
+
+    # --- one step each: take bytes of `data` from `pos` on, say where the next step begins
+
+    def _next(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        """The common case, all in one piece."""
+        if not self._awaited:
+            return self._fail(data)
+        flags, keep, _ = self._awaited[0]
+        self._first = self._now
+        if not flags:
+            plain = PLAIN(data, pos)
+            if plain is not None and plain.end() - pos <= self._bounds.head_bytes:
+                end = plain.end()
+                self._start(int(plain[1]), bytes(data[pos:end]), keep)
+                self._await_body(int(plain[2]), out)
+                return end
+        self._state = _HEAD
+        return pos
+
+    def _read_head(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        buffer = self._buffer
+        scanned = len(buffer)
+        piece = data[pos : pos + self._bounds.head_bytes - scanned]
+        buffer += piece
+        found = HEAD_END.search(buffer, max(scanned - 2, 0))
+        if found is None:
+            if len(buffer) >= self._bounds.head_bytes or not PREFIX.startswith(buffer[: len(PREFIX)]):
+                return self._fail(data)
+            return pos + len(piece)
+        head = bytes(buffer[: found.end()])
+        buffer.clear()
+        return pos + len(head) - scanned if self._interpret(head, out) else self._fail(data)
+
+    def _run(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        taken = min(len(data) - pos, self._remaining)
+        self._take(data, pos, taken)
+        self._remaining -= taken
+        if not self._remaining:
+            self._run_ended(out)
+        return pos + taken
+
+    def _until_end(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        self._take(data, pos, len(data) - pos)
+        return len(data)
+
+    def _chunk_size(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        line, pos = self._line(data, pos, LINE_BYTES)
+        if line:
+            found = SIZE.match(line)
+            if found is None:
+                return self._fail(data)
+            self._remaining = int(found[1], 16)
+            self._state = _CHUNK_DATA if self._remaining else _TRAILER
+            if self._state == _TRAILER:
+                self._remaining = self._bounds.head_bytes
+        return pos
+
+    def _chunk_end(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        line, pos = self._line(data, pos, 2)
+        if line:
+            if line not in (b"\r\n", b"\n"):
+                return self._fail(data)
+            self._state = _CHUNK_SIZE
+        return pos
+
+    def _trailer(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        line, pos = self._line(data, pos, self._remaining)
+        if line:
+            self._remaining -= len(line)
+            if line in (b"\r\n", b"\n"):
+                self._answered(out)
+        return pos
+
+    def _discard(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        return len(data)
+
+    # --- what the steps share
+
+    def _line(self, data: Buffer, pos: int, limit: int) -> tuple[bytes, int]:
+        """Take a line of at most `limit` bytes and say where it ends; empty while it is not whole."""
+        buffer = self._buffer
+        piece = bytes(data[pos : pos + limit - len(buffer)])
+        end = piece.find(b"\n") + 1
+        if not end:
+            buffer += piece
+            if len(buffer) >= limit:
+                return b"", self._fail(data)
+            return b"", pos + len(piece)
+        line = bytes(buffer) + piece[:end]
+        buffer.clear()
+        return line, pos + end
+
+    def _start(self, status: int, head: bytes, keep: int) -> None:
+        """A final answer whose body may follow."""
+        self._status, self._head, self._keep = status, head, keep
+        self._body = []
+        self._length = 0
+        self._hashed = None
+        self._digest = keep != NOTHING
+        self._whole = True
+
+    def _interpret(self, head: bytes, out: list[tuple[Any, Answer]]) -> bool:
+        """Act on a whole head; False if it is none.  RFC 9112, 6.3 gives the order of the cases."""
+        line = STATUS_LINE.match(head)
+        if line is None:
+            return False
+        status = int(line[2])
+        asked, keep, _ = self._awaited[0]
+        accepted = asked & TUNNEL and (status == 101 or (asked & CONNECT and 200 <= status < 300))
+        if status < 200 and not accepted:
+            self._state = _NEXT
+            return status != 101
+        self._start(status, head, keep)
+        if accepted:
+            self._answered(out)
+            self._break(Unpaired.TUNNEL)
+            return True
+        if asked & NO_BODY or status in (204, 304):
+            self._answered(out)
+            return True
+        return self._expect_body(head, line, out)
+
+    def _expect_body(self, head: bytes, line: re.Match[bytes], out: list[tuple[Any, Answer]]) -> bool:
+        lengths: set[bytes] = set()
+        codings: list[bytes] = []
+        for name, value in FIELDS.findall(head, line.end() - 1):
+            match name.lower():
+                case b"content-length":
+                    lengths.add(value.rstrip(b" \t"))
+                case b"transfer-encoding":
+                    codings.append(value.lower().rstrip(b" \t"))
+        if codings:
+            self._state = _CHUNK_SIZE if codings[-1].endswith(b"chunked") else _ENDLESS
+        elif lengths:
+            length = lengths.pop()
+            if lengths or not DIGITS.fullmatch(length):
+                return False
+            self._await_body(int(length), out)
+        else:
+            self._state = _ENDLESS
+        return True
+
+    def _await_body(self, length: int, out: list[tuple[Any, Answer]]) -> None:
+        self._state = _BODY
+        self._remaining = length
+        if not length:
+            self._answered(out)
+
+    def _take(self, data: Buffer, pos: int, size: int) -> None:
+        """Body bytes: keep the first, hash the others along with them."""
+        if self._digest:
+            room = self._room
+            taken = min(size, self._keep, room.free) if self._whole else 0
+            if taken == size:
+                self._body.append(bytes(data[pos : pos + size]))
+            else:
+                if self._hashed is None:
+                    self._hashed = blake2b(b"".join(self._body), digest_size=DIGEST_BYTES)
+                if taken:
+                    self._body.append(bytes(data[pos : pos + taken]))
+                self._hashed.update(data[pos : pos + size])
+                self._keep = taken
+                self._digest = self._length + size <= self._bounds.hash_bytes
+            self._keep -= taken
+            room.free -= taken
+        self._length += size
+
+    def _run_ended(self, out: list[tuple[Any, Answer]]) -> None:
+        if self._state == _BODY:
+            self._answered(out)
+        else:
+            self._state = _CHUNK_END
+
+    def _answered(self, out: list[tuple[Any, Answer]]) -> None:
+        digest = b""
+        if self._hashed is not None and self._digest and self._whole:
+            digest = self._hashed.digest()
+        body = self._body
+        self._state = _NEXT
+        out.append(
+            (
+                self._awaited.popleft()[2],
+                Answer(
+                    self._status,
+                    self._head,
+                    body[0] if len(body) == 1 else b"".join(body),
+                    self._length,
+                    digest,
+                    self._whole,
+                    self._first,
+                    self._now,
+                ),
+            )
+        )
+        self._body = []
+
+    def _break(self, reason: Unpaired) -> None:
+        self.broken = reason
+        self._state = _DISCARD
+
+    def _fail(self, data: Buffer) -> int:
+        self._break(Unpaired.UNPARSED if self._awaited else Unpaired.ORDER)
+        return len(data)
+
+
+_Step: TypeAlias = Callable[[AnswerReader, Buffer, int, list[tuple[Any, Answer]]], int]
+_STEPS: Final[tuple[_Step, ...]] = (
+    AnswerReader._next,
+    AnswerReader._read_head,
+    AnswerReader._run,
+    AnswerReader._chunk_size,
+    AnswerReader._run,
+    AnswerReader._chunk_end,
+    AnswerReader._trailer,
+    AnswerReader._until_end,
+    AnswerReader._discard,
+)
+"""By state."""

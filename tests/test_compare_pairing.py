@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapmirror.compare.pairing import PRODUCTION, Conversation
+from tapmirror.events import NO_BODY, TUNNEL
+from tapmirror.exchange import Asked, Exchange, Failure, Unpaired
+from tapmirror.framing.answers import Bounds, Room
+
+BOUNDS: Final = Bounds(head_bytes=4096, hash_bytes=1 << 20, awaited=64)
+ROOM: Final = 1 << 20
+
+
+class Outcomes:
+    def __init__(self) -> None:
+        self.pairs: list[Exchange] = []
+        self.lost: list[tuple[int, Unpaired]] = []
+
+    def paired(self, exchange: Exchange) -> None:
+        self.pairs.append(exchange)
+
+    def unpaired(self, shadow: int, reason: Unpaired) -> None:
+        self.lost.append((shadow, reason))
+
+
+class Talk:
+    """A connection with one shadow, as a test writes it down."""
+
+    def __init__(self, midstream: bool = False) -> None:
+        self.out = Outcomes()
+        self.room = Room(ROOM)
+        self.conversation = Conversation(BOUNDS, self.room, self.out, midstream)
+        self.number = 0
+        self.time = 1000
+
+    def ask(self, flags: int = 0, *, shadow: bool = True, end: bool = True) -> int:
+        self.number += 1
+        number = self.number
+        asked = Asked(number, b"GET", b"/%d" % number, b"")
+        self.conversation.request(asked, flags, 100, float(number))
+        if shadow:
+            self.conversation.asked(0, number, flags)
+            self.conversation.sent(0, number, self.tick(), 5)
+        self.conversation.decided(number)
+        if end:
+            self.conversation.request_ended(number, self.tick())
+        return number
+
+    def tick(self) -> int:
+        self.time += 10
+        return self.time
+
+    def production(self, data: bytes) -> None:
+        self.conversation.production(data, self.tick())
+
+    def shadow(self, data: bytes) -> None:
+        self.conversation.answer(0, data, self.tick())
+
+    def statuses(self) -> list[tuple[int, int, list[int]]]:
+        return [
+            (pair.asked.number, pair.production.status, [reply.answer.status for reply in pair.replies.values()])
+            for pair in self.out.pairs
+        ]
+
+
+def ok(body: str = "x", status: int = 200) -> bytes:
+    return f"HTTP/1.1 {status} OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def test_a_request_with_both_answers() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.production(ok())
+    assert not talk.out.pairs
+    talk.shadow(ok(status=500))
+    assert talk.statuses() == [(1, 200, [500])]
+    (pair,) = talk.out.pairs
+    assert (pair.replies[0].sent_ns, pair.asked.ended_ns, pair.production.last_ns) == (1010, 1020, 1030)
+    assert pair.replies[0].answer.last_ns == 1040
+    assert len(talk.conversation) == 0
+    assert talk.room.free == ROOM
+
+
+def test_pipelined_requests_are_paired_in_order() -> None:
+    talk = Talk()
+    for _ in range(3):
+        talk.ask()
+    talk.shadow(ok(status=201) + ok(status=202) + ok(status=203))
+    talk.production(ok(status=201) + ok(status=202) + ok(status=203))
+    assert talk.statuses() == [(n, 200 + n, [200 + n]) for n in (1, 2, 3)]
+
+
+def test_an_answer_before_the_request_ends() -> None:
+    talk = Talk()
+    talk.ask(end=False)
+    talk.production(ok(status=413))
+    talk.shadow(ok(status=413))
+    assert not talk.out.pairs
+    talk.conversation.request_ended(1, talk.tick())
+    assert talk.statuses() == [(1, 413, [413])]
+
+
+def test_a_request_that_no_shadow_gets_is_told_of() -> None:
+    talk = Talk()
+    talk.ask(shadow=False)
+    talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
+    talk.production(ok())
+    assert talk.statuses() == [(1, 200, [])]
+    assert talk.out.lost == [(0, Unpaired.NOT_SENT)]
+
+
+def test_a_request_given_up_half_way_to_the_shadow() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
+    talk.production(ok())
+    talk.shadow(ok())
+    assert talk.statuses() == [(1, 200, [])]
+    assert talk.room.free == ROOM
+
+
+def test_after_a_hole_a_client_that_waits_is_paired_again_once_it_is_certain() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.conversation.production_gap(50, talk.tick())
+    talk.shadow(ok())
+    assert talk.out.lost == [(PRODUCTION, Unpaired.GAP)]
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    assert not talk.out.pairs
+    talk.ask()
+    assert talk.statuses() == [(2, 200, [200])]
+
+
+def test_what_looked_certain_after_a_hole_and_was_not_is_given_up() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.conversation.production_gap(50, talk.tick())
+    talk.ask()
+    talk.production(ok("the first's"))
+    talk.shadow(ok() + ok())
+    talk.production(ok("the second's"))
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    talk.conversation.close(Unpaired.UNANSWERED)
+    assert [pair.asked.number for pair in talk.out.pairs] == [3]
+    assert talk.out.lost == [(PRODUCTION, Unpaired.GAP), (PRODUCTION, Unpaired.ORDER)]
+
+
+def test_the_rest_of_an_answer_is_not_taken_for_the_next_one() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.conversation.production_gap(50, talk.tick())
+    talk.ask()
+    talk.production(b"rest of a body")
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok() * 3)
+    talk.ask()
+    assert [pair.asked.number for pair in talk.out.pairs] == [3]
+
+
+def test_after_a_hole_a_client_that_pipelines_is_never_paired_again() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    talk.conversation.production_gap(50, talk.tick())
+    for _ in range(3):
+        talk.ask()
+        talk.production(ok())
+        talk.shadow(ok())
+    assert [pair.asked.number for pair in talk.out.pairs] == [1]
+    assert Counter(talk.out.lost) == {(PRODUCTION, Unpaired.GAP): 4}
+
+
+def test_joined_mid_stream() -> None:
+    talk = Talk(midstream=True)
+    talk.production(b"rest of an answer")
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    talk.ask()
+    assert talk.statuses() == [(1, 200, [200])]
+
+
+def test_a_hole_among_the_requests() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.conversation.requests_lost()
+    talk.production(ok())
+    assert talk.out.lost == [(PRODUCTION, Unpaired.ORDER)]
+    talk.shadow(ok())
+    talk.ask()
+    talk.production(ok(status=404))
+    talk.shadow(ok(status=404))
+    talk.ask()
+    assert talk.statuses() == [(2, 404, [404])]
+
+
+def test_a_shadow_that_fails() -> None:
+    talk = Talk()
+    for _ in range(4):
+        talk.ask()
+    talk.production(ok() * 4)
+    talk.shadow(ok() + b"garbage")
+    talk.ask()
+    talk.production(ok())
+    talk.conversation.answer_ended(0, talk.tick(), True)
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok()[:-1])
+    talk.conversation.answer_ended(0, talk.tick(), True)
+    talk.ask()
+    talk.production(ok())
+    talk.conversation.expire(100.0, talk.tick())
+    failures = [pair.replies[0].answer.failure for pair in talk.out.pairs]
+    assert failures == [None, *[Failure.INVALID] * 4, Failure.CLOSED, Failure.TIMEOUT]
+    assert talk.room.free == ROOM
+
+
+def test_a_shadow_that_closes_a_kept_connection_as_the_request_comes_did_not_fail() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    talk.ask()
+    talk.production(ok())
+    talk.conversation.answer_ended(0, talk.time - 20, False)
+    assert talk.out.lost == [(0, Unpaired.RECONNECT)]
+    talk.ask()
+    talk.production(ok())
+    talk.conversation.answer_ended(0, talk.tick() + 1000, False)
+    assert talk.out.pairs[-1].replies[0].answer.failure is Failure.CLOSED
+
+
+def test_upgrades() -> None:
+    talk = Talk()
+    talk.ask(TUNNEL)
+    talk.production(b"HTTP/1.1 101 Up\r\n\r\nframes")
+    talk.shadow(ok(status=400))
+    assert talk.statuses() == [(1, 101, [400])]
+    talk.ask()
+    assert talk.out.lost == [(PRODUCTION, Unpaired.TUNNEL)]
+
+
+def test_production_that_does_not_answer() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok() + ok())
+    talk.conversation.production_ended(talk.tick(), True)
+    assert talk.statuses() == [(1, 200, [200])]
+    assert talk.out.lost == [(PRODUCTION, Unpaired.UNANSWERED)]
+    talk.ask()
+    assert len(talk.out.lost) == 2
+
+
+def test_a_broken_request_keeps_its_place() -> None:
+    talk = Talk()
+    talk.ask(end=False)
+    talk.conversation.request_broken(1)
+    talk.production(ok(status=400))
+    talk.shadow(ok(status=400))
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    assert talk.statuses() == [(2, 200, [200])]
+
+
+def test_requests_without_an_answer_are_bounded() -> None:
+    talk = Talk()
+    for _ in range(200):
+        talk.ask()
+    assert len(talk.conversation) <= BOUNDS.awaited
+    talk.conversation.close(Unpaired.SHUTDOWN)
+    assert Counter(dict(Counter(reason for _, reason in talk.out.lost)))[Unpaired.LIMIT] == 200
+
+
+# --- whatever happens, never a wrong pair
+
+KINDS: Final = ("length", "chunked", "head", "no content", "continue", "not modified")
+
+
+def written(kind: str, name: str) -> bytes:
+    """An answer that names its request in its head, whatever its kind."""
+    start = f"X-Answers: {name}\r\n"
+    match kind:
+        case "length":
+            return f"HTTP/1.1 200 OK\r\n{start}Content-Length: {len(name) + 40}\r\n\r\n{name}{'.' * 40}".encode()
+        case "chunked":
+            body = f"{len(name):x}\r\n{name}\r\n14\r\n{'.' * 20}\r\n0\r\n\r\n"
+            return f"HTTP/1.1 200 OK\r\n{start}Transfer-Encoding: chunked\r\n\r\n{body}".encode()
+        case "head":
+            return f"HTTP/1.1 200 OK\r\n{start}Content-Length: 1000\r\n\r\n".encode()
+        case "no content":
+            return f"HTTP/1.1 204 No\r\n{start}\r\n".encode()
+        case "not modified":
+            return f"HTTP/1.1 304 No\r\n{start}Content-Length: 10\r\n\r\n".encode()
+        case _:
+            return b"HTTP/1.1 100 Continue\r\n\r\n" + written("length", name)
+
+
+class World:
+    """A client, production and a shadow, and a tap that loses some of it."""
+
+    def __init__(self, seed: int) -> None:
+        self.rand = random.Random(seed)
+        self.talk = Talk(midstream=self.rand.random() < 0.1)
+        self.pipelines = self.rand.random() < 0.5
+        self.loss = self.rand.choice((0.0, 0.02, 0.2))
+        self.flags: dict[int, int] = {}
+        self.kinds: dict[int, str] = {}
+        self.production = b""  # answers not yet sent
+        self.shadow = b""
+        self.waiting = 0  # requests that the client has no answer to
+        self.ends: list[int] = []  # how many bytes of production's remain when each of these is answered
+        self.open = 0
+
+    def ask(self) -> None:
+        rand, talk = self.rand, self.talk
+        self.end()
+        kind = rand.choice(KINDS)
+        flags = NO_BODY if kind == "head" else 0
+        if rand.random() < self.loss / 4:
+            talk.conversation.requests_lost()
+            self.production += written("length", "unseen")
+            self.ends.append(len(self.production))
+            return
+        shadow = rand.random() < 0.9
+        number = talk.ask(flags, shadow=shadow, end=False)
+        self.open = number
+        if not shadow:
+            talk.conversation.left_out(0, number, Unpaired.NOT_SENT)
+        else:
+            self.shadow += written(kind, str(number))
+        self.production += written(kind, str(number))
+        self.ends.append(len(self.production))
+
+    def end(self) -> None:
+        if self.open:
+            if self.rand.random() < self.loss / 4:
+                self.talk.conversation.request_broken(self.open)
+            else:
+                self.talk.conversation.request_ended(self.open, self.talk.tick())
+            self.open = 0
+
+    def produce(self) -> None:
+        size = self.rand.choice((1, 20, 60, 200, 1000))
+        piece, self.production = self.production[:size], self.production[size:]
+        self.ends = [end - len(piece) for end in self.ends if end > len(piece)]
+        if piece:
+            if self.rand.random() < self.loss:
+                self.talk.conversation.production_gap(len(piece), self.talk.tick())
+            else:
+                self.talk.production(piece)
+
+    def reply(self) -> None:
+        size = self.rand.choice((1, 20, 60, 200, 1000))
+        piece, self.shadow = self.shadow[:size], self.shadow[size:]
+        self.talk.shadow(piece)
+        if self.rand.random() < self.loss / 10:
+            self.talk.conversation.answer_ended(0, self.talk.tick(), True)
+            self.shadow = b""
+
+    def run(self) -> None:
+        if self.pipelines:
+            self.ask()
+            self.ask()
+        for _ in range(self.rand.randint(1, 60)):
+            if not self.ends or (self.pipelines and len(self.ends) < 6 and self.rand.random() < 0.4):
+                self.ask()
+            self.rand.choice((self.produce, self.produce, self.reply, self.reply, self.end))()
+        while self.production or self.shadow:
+            self.produce()
+            self.reply()
+        self.end()
+        self.talk.conversation.close(Unpaired.SHUTDOWN)
+
+
+def named(head: bytes) -> str:
+    return head.partition(b"X-Answers: ")[2].partition(b"\r")[0].decode()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_never_a_wrong_pair(seed: int) -> None:
+    world = World(seed)
+    world.run()
+    out, number = world.talk.out, world.talk.number
+    for pair in out.pairs:
+        assert named(pair.production.head) == str(pair.asked.number)
+        for reply in pair.replies.values():
+            if reply.answer.failure is None:
+                assert named(reply.answer.head) == str(pair.asked.number)
+    whole = [reason for shadow, reason in out.lost if shadow == PRODUCTION]
+    assert len(out.pairs) + len(whole) == number
+    assert world.talk.room.free == ROOM
+    if not world.loss and not world.talk.conversation._pipelined:
+        assert len(out.pairs) >= number - 1
+
+
+def test_most_requests_are_paired_in_spite_of_losses() -> None:
+    pairs = total = 0
+    for seed in range(300):
+        world = World(seed)
+        world.run()
+        if not world.pipelines and 0 < world.loss < 0.1:
+            pairs += len(world.talk.out.pairs)
+            total += world.talk.number
+    assert total > 300
+    assert pairs > 0.8 * total
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_without_loss_every_request_is_paired(seed: int) -> None:
+    world = World(seed)
+    world.loss, world.talk = 0.0, Talk()
+    world.run()
+    assert len(world.talk.out.pairs) == world.talk.number

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import pytest
+
+from tapmirror.events import CONNECT, NO_BODY, TUNNEL
+from tapmirror.exchange import Answer, Unpaired
+from tapmirror.framing.answers import DIGEST_BYTES, NOTHING, AnswerReader, Bounds, Room
+
+BOUNDS = Bounds(head_bytes=1000, hash_bytes=10_000, awaited=8)
+
+
+def make(*flags: int, keep: int = 100, room: int = 1 << 20) -> AnswerReader:
+    reader = AnswerReader(BOUNDS, Room(room))
+    for n, each in enumerate(flags):
+        reader.expect(each, keep, n)
+    return reader
+
+
+def plain(body: bytes, status: int = 200) -> bytes:
+    return b"HTTP/1.1 %d OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nTrailer: x\r\n\r\n"
+
+CASES: dict[str, tuple[tuple[int, ...], bytes, list[tuple[int, bytes]]]] = {
+    "length": ((0,), plain(b"hello"), [(200, b"hello")]),
+    "empty": ((0,), plain(b""), [(200, b"")]),
+    "pipelined": ((0, 0), plain(b"one") + plain(b"two", 404), [(200, b"one"), (404, b"two")]),
+    "chunked": ((0, 0), CHUNKED + plain(b"x"), [(200, b"abcde"), (200, b"x")]),
+    "HEAD": (
+        (NO_BODY, 0),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n" + plain(b"x"),
+        [(200, b""), (200, b"x")],
+    ),
+    "204": ((0, 0), b"HTTP/1.1 204 No\r\n\r\n" + plain(b"x"), [(204, b""), (200, b"x")]),
+    "304": ((0, 0), b"HTTP/1.1 304 No\r\nContent-Length: 5\r\n\r\n" + plain(b"x"), [(304, b""), (200, b"x")]),
+    "100": ((0,), b"HTTP/1.1 100 Continue\r\n\r\n" + plain(b"x"), [(200, b"x")]),
+    "103": ((0,), b"HTTP/1.1 103 Hints\r\nLink: <x>\r\n\r\n" + plain(b"x"), [(200, b"x")]),
+    "bare LF": ((0,), b"HTTP/1.1 200 OK\nContent-Length: 1\n\nx", [(200, b"x")]),
+    "same length twice": ((0,), b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx", [(200, b"x")]),
+    "refused upgrade": ((TUNNEL, 0), plain(b"no", 400) + plain(b"x"), [(400, b"no"), (200, b"x")]),
+    "CONNECT": ((TUNNEL | CONNECT,), b"HTTP/1.1 200 OK\r\n\r\nSSH-2.0", [(200, b"")]),
+    "101": ((TUNNEL,), b"HTTP/1.1 101 Up\r\nUpgrade: x\r\n\r\nbinary", [(101, b"")]),
+}
+
+
+def read(reader: AnswerReader, pieces: list[bytes]) -> list[tuple[int, Answer]]:
+    return [found for n, piece in enumerate(pieces) for found in reader.feed(memoryview(piece), 10 + n)]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+def test_answers_come_with_their_requests(name: str, size: int) -> None:
+    flags, data, want = CASES[name]
+    reader = make(*flags)
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    found = read(reader, pieces)
+    assert [(token, answer.status, answer.body) for token, answer in found] == [
+        (n, status, body) for n, (status, body) in enumerate(want)
+    ]
+    assert all(answer.whole and answer.length == len(answer.body) for _, answer in found)
+
+
+def test_times_are_of_the_first_byte_of_the_final_head_and_of_the_last_byte() -> None:
+    reader = make(0)
+    data = plain(b"hello")
+    found = read(reader, [b"HTTP/1.1 100 Continue\r\n\r\n", data[:5], data[5:-1], data[-1:]])
+    assert (found[0][1].first_ns, found[0][1].last_ns) == (11, 13)
+
+
+def test_until_the_end_of_the_connection() -> None:
+    reader = make(0)
+    assert not reader.feed(b"HTTP/1.0 200 OK\r\n\r\nab", 1)
+    assert not reader.feed(b"c", 2)
+    ((_, answer),) = reader.end(3, False)
+    assert (answer.body, answer.last_ns) == (b"abc", 3)
+
+
+def test_a_reset_does_not_complete_an_answer() -> None:
+    reader = make(0)
+    reader.feed(b"HTTP/1.0 200 OK\r\n\r\nab", 1)
+    assert not reader.end(3, True)
+    assert reader.give_up() == [0]
+
+
+@pytest.mark.parametrize("size", [7, 1 << 20])
+def test_a_long_body_is_kept_in_part_and_hashed_whole(size: int) -> None:
+    body = bytes(range(256)) * 4
+    reader = make(0)
+    data = plain(body)
+    ((_, answer),) = read(reader, [data[at : at + size] for at in range(0, len(data), size)])
+    assert answer.length == 1024
+    assert answer.body == body[: len(answer.body)]
+    assert 93 <= len(answer.body) <= 100
+    assert answer.digest == blake2b(body, digest_size=DIGEST_BYTES).digest()
+
+
+def test_a_body_longer_than_is_hashed_has_no_digest_and_may_be_skipped() -> None:
+    reader = make(0, keep=0)
+    reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n", 1)
+    assert not reader.skippable()
+    reader.feed(bytes(10_001), 1)
+    assert reader.skippable() == 10_000_000_000 - 10_001
+    ((_, answer),) = reader.gap(reader.skippable(), 2)
+    assert (answer.length, answer.digest, answer.body) == (10_000_000_000, b"", b"")
+
+
+def test_a_body_that_does_not_matter_is_skipped() -> None:
+    reader = make(0, keep=NOTHING)
+    reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nab", 1)
+    assert reader.skippable() == 8
+    ((_, answer),) = reader.gap(8, 2)
+    assert (answer.length, answer.body) == (10, b"")
+
+
+def test_all_readers_share_the_room_for_bodies() -> None:
+    room = Room(10)
+    one, other = AnswerReader(BOUNDS, room), AnswerReader(BOUNDS, room)
+    one.expect(0, 100, 1)
+    other.expect(0, 100, 2)
+    ((_, first),) = one.feed(plain(b"12345678"), 1)
+    ((_, second),) = other.feed(plain(b"12345678"), 1)
+    assert (first.body, second.body, room.free) == (b"12345678", b"12", 0)
+    assert second.digest
+    one.expect(0, 100, 3)
+    room.free += 8
+    one.feed(plain(b"12345678")[:-1], 1)
+    assert room.free == 1
+    assert one.give_up() == [3]
+    assert room.free == 8
+
+
+def test_a_hole_in_a_body_is_that_bodys_loss_only() -> None:
+    reader = make(0, 0)
+    assert not reader.feed(plain(b"0123456789")[:-8], 1)
+    ((_, answer),) = reader.gap(8, 2)
+    assert not answer.whole
+    assert answer.length == 10
+    ((_, answer),) = reader.feed(plain(b"x"), 3)
+    assert answer.body == b"x"
+
+
+def test_a_hole_in_a_chunk_is_that_bodys_loss_only() -> None:
+    reader = make(0)
+    reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n", 1)
+    reader.gap(5, 2)
+    ((_, answer),) = reader.feed(b"\r\n0\r\n\r\n", 3)
+    assert (answer.length, answer.whole) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("before", "size"),
+    [(b"", 5), (plain(b"abc")[:10], 1), (plain(b"abc")[:-1], 2), (CHUNKED[: CHUNKED.index(b"3;")], 1)],
+)
+def test_any_other_hole_ends_what_is_certain(before: bytes, size: int) -> None:
+    reader = make(0, 0)
+    reader.feed(before, 1)
+    assert not reader.gap(size, 2)
+    assert reader.broken is Unpaired.GAP
+    assert not reader.feed(plain(b"x"), 3)
+    assert reader.give_up() == [0, 1]
+    reader.resync()
+    reader.expect(0, 10, "next")
+    assert [token for token, _ in reader.feed(plain(b"x"), 4)] == ["next"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"0" * 5000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"A: b\r\n" * 300,
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 300,
+        b"HTTP/1.1 101 Up\r\n\r\n",
+    ],
+)
+def test_what_is_no_answer_is_read_no_further(data: bytes) -> None:
+    reader = make(0)
+    assert not reader.feed(data, 1)
+    assert reader.broken is Unpaired.UNPARSED
+    assert not reader.feed(plain(b"x"), 2)
+
+
+def test_an_answer_to_nothing_is_an_error_of_order() -> None:
+    reader = make()
+    reader.feed(plain(b"x"), 1)
+    assert reader.broken is Unpaired.ORDER
+
+
+def test_requests_without_an_answer_are_bounded() -> None:
+    reader = make(*[0] * 9)
+    assert reader.broken is Unpaired.LIMIT
+    assert len(reader.give_up()) == 9
