@@ -7,7 +7,8 @@
  * nothing to its socket.  What matches goes into the ring:
  *
  *   from a client   payload, and FIN, RST and URG; a SYN is only counted
- *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload
+ *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload; and where answers
+ *                   are compared, the first bytes of each segment with payload
  *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
  *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map
  *
@@ -159,9 +160,9 @@ static inline u32 room_for(u32 size)
 	return TAP_CHUNK;
 }
 
-/* One record with `size` bytes from `offset` of the packet; 0 where there was no room. */
+/* One record with `size` bytes from `offset` of the packet, for `length`; 0 where there was no room. */
 static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const struct seen *p, u32 hash, u32 flags,
-		       u32 seq, u32 offset, u32 size, u32 room)
+		       u32 seq, u32 offset, u32 length, u32 size, u32 room)
 {
 	struct tap_record *r = ring.ringbuf_reserve(sizeof(struct tap_record) + room);
 	if (!r)
@@ -169,7 +170,7 @@ static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const s
 	fill(r, key, p, hash);
 	r->seq = seq;
 	r->flags = flags;
-	r->length = size;
+	r->length = length;
 	r->caplen = size;
 	/* Keep the checked and the used value in one register: the verifier forgets otherwise. */
 	u64 bounded = size;
@@ -308,7 +309,20 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 	return 1;
 }
 
-static inline int from_server(struct tap_config *c, const struct tap_key *key, const struct seen *p)
+/* Production's payload, as much of it as is compared.  NOTE: of a packet beyond TAP_CHUNK the rest is not copied. */
+static inline void answer(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
+			  u32 hash)
+{
+	u32 size = p->length < c->answer_bytes ? p->length : c->answer_bytes;
+	if (size > TAP_CHUNK)
+		size = TAP_CHUNK;
+	int ok = emit(skb, key, p, hash, (p->flags & 0xff) | TAP_FROM_SERVER, p->seq, p->payload, p->length, size,
+		      room_for(size));
+	count(ok ? TAP_ANSWERS : TAP_ANSWERS_LOST, 1, p->length);
+}
+
+static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
+			      const struct seen *p)
 {
 	u32 zero = 0;
 	u32 hash = flow_hash(key, c->seed);
@@ -322,12 +336,19 @@ static inline int from_server(struct tap_config *c, const struct tap_key *key, c
 		count(TAP_SYN_ACK, 1, 0);
 		return 0;
 	}
+	if (c->answer_bytes && p->length && !p->fragment) {
+		struct tap_wants *w = wants.lookup(&zero);
+		if (w && w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) {
+			w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
+			answer(skb, c, key, p, hash);
+			return 0;
+		}
+	}
 	if (!(p->flags & (FIN | RST)) && !(c->flags & TAP_EGRESS_ALL)) {
 		struct tap_wants *w = wants.lookup(&zero);
-		if (!w || !w->bucket[hash & 0xffff])
+		if (!w || !(w->bucket[hash & 0xffff] & (TAP_WANT_ONE | TAP_WANT_ALL)))
 			return 0;
-		if (w->bucket[hash & 0xffff] == TAP_WANT_ONE)
-			w->bucket[hash & 0xffff] = 0;
+		w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
 	}
 	count(TAP_EGRESS, 1, p->length);
 	emit_bare(key, p, hash, p->flags | TAP_FROM_SERVER, p->length);
@@ -388,7 +409,8 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 		return 0;
 	}
 	if (records == 1) {
-		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, room_for(p->length));
+		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, p->length,
+			      room_for(p->length));
 		count(ok ? TAP_EMITTED : TAP_RING_FULL, 1, p->length);
 		return 0;
 	}
@@ -401,7 +423,7 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 			size = TAP_CHUNK;
 			flags &= ~(FIN | PSH);
 		}
-		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, TAP_CHUNK);
+		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, size, TAP_CHUNK);
 		count(ok ? TAP_EMITTED : TAP_RING_FULL, 1, size);
 		done += size;
 	}
@@ -441,7 +463,7 @@ int tap(struct __sk_buff *skb)
 		reverse.client_port = key.server_port;
 		reverse.server_port = key.client_port;
 		reverse.vlan = key.vlan;
-		return from_server(c, &reverse, &p);
+		return from_server(skb, c, &reverse, &p);
 	}
 	return 0;
 }

@@ -60,7 +60,7 @@ struct tap_config {
 	__u32 addr_count; /* 0: all addresses */
 	__u32 excluded_count;
 	__u32 dscp; /* of packets that no tap may capture */
-	__u32 pad;
+	__u32 answer_bytes; /* copied of each of production's segments, of flows with TAP_WANT_ANSWERS; 0: no answers */
 	__u8 addrs[TAP_MAX_ADDRS][16];
 	struct tap_endpoint excluded[TAP_MAX_ADDRS];
 	__u8 ports[8192]; /* a bit for each */
@@ -84,6 +84,8 @@ enum {
 	TAP_EGRESS,
 	TAP_CONTROL_LOST, /* records without payload that the ring had no room for */
 	TAP_LOOP_SYN,
+	TAP_ANSWERS, /* segments of production with payload that became records with it */
+	TAP_ANSWERS_LOST, /* that the ring had no room for */
 	TAP_COUNTERS = 16
 };
 
@@ -94,10 +96,11 @@ struct tap_counter {
 
 /*
  * Which acknowledgements of production become records, by the low 16 bits of the flow's hash: none, the next
- * packet only, or all until user space clears the byte.
+ * packet only, or all until user space clears the bit.  And whether production's payload does too.
  */
 #define TAP_WANT_ONE 1
 #define TAP_WANT_ALL 2
+#define TAP_WANT_ANSWERS 4
 
 struct tap_wants {
 	__u8 bucket[65536];

@@ -87,6 +87,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     dscp: int
     egress_all: bool
     promisc: bool = False
+    answer_bytes: int = 0
+    """Copied of each of production's segments; 0: none."""
     ring_bytes: int
 
 
@@ -169,12 +171,13 @@ def configure(loaded: Loaded, request: Request) -> None:
         len(request.addrs),
         min(len(request.excluded), MAX_ADDRS),
         request.dscp,
-        0,
+        request.answer_bytes,
         b"".join(request.addrs),
         excluded,
         bytes(ports),
     )
-    for fd, content in ((loaded.config, value), (loaded.wants, b"\x01" * 65_536)):
+    wants = b"\x05" if request.answer_bytes else b"\x01"
+    for fd, content in ((loaded.config, value), (loaded.wants, wants * 65_536)):
         with mmap.mmap(fd, -(-len(content) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
             view[: len(content)] = content
 

@@ -25,7 +25,7 @@ from lab.snapshot import MAPS, bpf_ids, tree
 from tapmirror import loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters
-from tapmirror.source.ring import COUNTERS_PER_CPU, RECORD, WANT_ALL, RingSource
+from tapmirror.source.ring import COUNTERS_PER_CPU, RECORD, WANT_ALL, WANT_ANSWERS, RingSource
 
 TYPES: dict[str, Any] = {
     "__u8": ctypes.c_uint8,
@@ -76,9 +76,9 @@ def test_the_configuration_has_the_layout_of_the_header() -> None:
     config, endpoint = found["tap_config"], found["tap_endpoint"]
     assert (ctypes.sizeof(config), ctypes.sizeof(endpoint)) == (loader.CONFIG.size, loader.ENDPOINT.size)
     packed = loader.ENDPOINT.pack(bytes(range(16)), b"\0\x50")
-    value = config.from_buffer_copy(loader.CONFIG.pack(1, 2, 3, 4, 5, 6, 0, b"a" * 256, packed, b"p" * 8192))
-    names = ("threshold", "seed", "flags", "addr_count", "excluded_count", "dscp")
-    assert [getattr(value, name) for name in names] == [1, 2, 3, 4, 5, 6]
+    value = config.from_buffer_copy(loader.CONFIG.pack(1, 2, 3, 4, 5, 6, 7, b"a" * 256, packed, b"p" * 8192))
+    names = ("threshold", "seed", "flags", "addr_count", "excluded_count", "dscp", "answer_bytes")
+    assert [getattr(value, name) for name in names] == [1, 2, 3, 4, 5, 6, 7]
     assert bytes(value.addrs[15]) == b"a" * 16
     assert (bytes(value.excluded[0].addr), bytes(value.ports)) == (bytes(range(16)), b"p" * 8192)
     assert value.excluded[0].port.to_bytes(2, sys.byteorder) == b"\0\x50"
@@ -93,7 +93,8 @@ def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     assert f"TAP_COUNTERS = {COUNTERS_PER_CPU}" in content[1]
     defined = constants()
     assert (defined["TAP_FROM_SERVER"], defined["TAP_ACCEPTED"]) == (FROM_SERVER, ACCEPTED)
-    assert (defined["TAP_WANT_ALL"], defined["TAP_MAX_ADDRS"]) == (WANT_ALL, loader.MAX_ADDRS)
+    assert (defined["TAP_WANT_ALL"], defined["TAP_WANT_ANSWERS"]) == (WANT_ALL, WANT_ANSWERS)
+    assert defined["TAP_MAX_ADDRS"] == loader.MAX_ADDRS
     assert (defined["TAP_LOOPBACK"], defined["TAP_EGRESS_ALL"], defined["TAP_NO_L2"]) == (1, 2, 4)
 
 
