@@ -4,6 +4,7 @@
 Pure: names are not resolved and no interface is looked at here.
 """
 
+from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.errors import SpecError
 from tapmirror.spec.match import Match, Size, Text
 from tapmirror.spec.rewrite import PathRewrite, Redact, Rewrite
@@ -27,7 +28,9 @@ __all__ = [
     "BodyLimit",
     "By",
     "Capture",
+    "Compare",
     "Hook",
+    "Level",
     "Limits",
     "Match",
     "Mirror",

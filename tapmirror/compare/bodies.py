@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A body as something that can be compared: its codings undone within bounds, and what kind of thing it is.
+
+A small compressed body may stand for gigabytes: decoding stops at a bound.  `br` needs the package brotli (1.2 or
+later: earlier ones cannot be bounded), `zstd` the package zstandard; without them such bodies are compared as bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Final
+
+CODINGS: Final = 3
+"""Most codings of one body that are undone."""
+MEMBERS: Final = 64
+"""Most members of one gzip body: each costs a copy of what follows it."""
+WINDOW: Final = 8 << 20
+"""Largest window of zstd: what a decoder must accept on the web (RFC 9659)."""
+
+_WORD: Final = re.compile(rb"[a-z0-9-]+")
+_CHARSET: Final = re.compile(rb"charset=\"?([a-z0-9._-]{1,40})")
+
+
+class Kind(enum.Enum):
+    """How two bodies are compared."""
+
+    JSON = "json"
+    HTML = "html"
+    TEXT = "text"
+    BYTES = "bytes"
+
+
+class UndecodableError(Exception):
+    """The body is not what its coding says, or its coding is not known here; the message says which."""
+
+
+class TooLongError(Exception):
+    """The body is longer than the bound once it is decoded."""
+
+
+def decoded(body: bytes, coding: bytes, limit: int) -> bytes:
+    """The body without its codings (RFC 9110, 8.4), at most `limit` bytes.
+
+    Raises `UndecodableError` and `TooLongError`.
+    """
+    codings = [name for name in _WORD.findall(coding.lower()) if name != b"identity"]
+    if len(codings) > CODINGS:
+        raise UndecodableError("more codings than are undone")
+    for name in reversed(codings):
+        decode = _DECODERS.get(name)
+        if decode is None:
+            raise UndecodableError(f"unknown coding {name.decode()[:20]}")
+        body = decode(body, limit)
+        if len(body) > limit:
+            raise TooLongError
+    return body
+
+
+def kind_of(content_type: bytes, body: bytes) -> Kind:
+    """By what its Content-Type says; without one by how it begins."""
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind.endswith((b"/json", b"+json")):
+        return Kind.JSON
+    if kind in (b"text/html", b"application/xhtml+xml"):
+        return Kind.HTML
+    if kind.startswith(b"text/") or kind.endswith((b"/xml", b"+xml", b"/javascript", b"/x-www-form-urlencoded")):
+        return Kind.TEXT
+    if not kind and body.lstrip()[:1] in (b"{", b"["):
+        return Kind.JSON
+    return Kind.BYTES
+
+
+def text_of(body: bytes, content_type: bytes) -> str:
+    """As text in its character set; what is no text in it is replaced."""
+    found = _CHARSET.search(content_type.lower())
+    try:
+        return body.decode("utf-8" if found is None else found[1].decode(), "replace")
+    except (LookupError, UnicodeError, ValueError):  # not a character set, or one of Python's that makes no text
+        return body.decode("utf-8", "replace")
+
+
+def missing() -> list[str]:
+    """Codings that cannot be undone because a package is not there."""
+    found = []
+    for name, package in (("br", "brotli"), ("zstd", "zstandard")):
+        try:
+            __import__(package)
+        except ImportError:
+            found.append(name)
+    return found
+
+
+def _gzip(body: bytes, limit: int) -> bytes:
+    """All members (RFC 1952, 2.2)."""
+    out = b""
+    for _ in range(MEMBERS):
+        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        out += _inflated(member, body, limit + 1 - len(out))
+        if len(out) > limit:
+            return out
+        if not member.eof:
+            raise UndecodableError("gzip: cut off")
+        body = member.unused_data.lstrip(b"\0")  # padding, as gzip(1) allows
+        if not body:
+            return out
+    raise UndecodableError("gzip: more members than are read")
+
+
+def _deflate(body: bytes, limit: int) -> bytes:
+    """The zlib format, as RFC 9110, 8.4.1.2 says, or the bare data that some servers send in its place."""
+    try:
+        return _one(zlib.decompressobj(), body, limit)
+    except UndecodableError:
+        return _one(zlib.decompressobj(-zlib.MAX_WBITS), body, limit)
+
+
+def _one(stream: zlib._Decompress, body: bytes, limit: int) -> bytes:
+    out = _inflated(stream, body, limit + 1)
+    if not stream.eof and len(out) <= limit:
+        raise UndecodableError("deflate: cut off")
+    return out
+
+
+def _inflated(stream: zlib._Decompress, body: bytes, most: int) -> bytes:
+    try:
+        return stream.decompress(body, most)
+    except zlib.error as error:
+        raise UndecodableError(str(error)) from None
+
+
+def _brotli(body: bytes, limit: int) -> bytes:
+    try:
+        import brotli
+    except ImportError:
+        raise UndecodableError("br: the package brotli is not there") from None
+    stream = brotli.Decompressor()
+    try:
+        out: bytes = stream.process(body, output_buffer_limit=limit + 1)
+        while len(out) <= limit and not stream.is_finished() and not stream.can_accept_more_data():
+            out += stream.process(b"", output_buffer_limit=limit + 1 - len(out))
+    except TypeError:
+        raise UndecodableError("br: the package brotli is older than 1.2 and cannot be bounded") from None
+    except brotli.error as error:
+        raise UndecodableError(f"br: {error}") from None
+    if len(out) <= limit and not stream.is_finished():
+        raise UndecodableError("br: cut off")
+    return out
+
+
+def _zstd(body: bytes, limit: int) -> bytes:
+    try:
+        import zstandard
+    except ImportError:
+        raise UndecodableError("zstd: the package zstandard is not there") from None
+    stream = zstandard.ZstdDecompressor(max_window_size=WINDOW).stream_reader(body, read_across_frames=True)
+    try:
+        return bytes(stream.read(limit + 1))
+    except zstandard.ZstdError as error:
+        raise UndecodableError(f"zstd: {error}") from None
+
+
+_DECODERS: Final[Mapping[bytes, Callable[[bytes, int], bytes]]] = {
+    b"gzip": _gzip,
+    b"x-gzip": _gzip,
+    b"deflate": _deflate,
+    b"br": _brotli,
+    b"zstd": _zstd,
+}

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two answers to one request differ in: status, header fields, body.
+
+Theory of operation
+-------------------
+A difference has a *kind* and the *path* of a field, so that the same difference in many exchanges can be counted as
+one.  Paths are `status`, `header.etag`, `body.items[].price`; `[]` stands for any place in an array, `{}` for a name
+that is an identifier and no word.  Kinds: the value differs, the type differs, the shadow lacks it (missing), only
+the shadow has it (extra), the same elements in another order, another number of elements (length).
+
+* Where the status differs nothing else is compared: the rest follows from it.
+* JSON numbers are equal if they are within a relative tolerance, and times (RFC 3339) within one in seconds.
+* An array whose elements differ in their places only is one difference of order; of arrays of different length that is
+  the difference, and their elements are not compared.
+* HTML is its text: without tags, comments, scripts and styles, white space as one space.
+* Text is its lines.  Lines that differ in digits and long tokens only are a field of their own, named by the rest of
+  the line: so a line with the time of day, which differs always, hides no other.
+* Everything else is its bytes.
+
+All work is bounded: `Rules` says how many bytes, nodes, lines and differences.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from tapmirror.compare.bodies import Kind, TooLongError, UndecodableError, decoded, kind_of, text_of
+from tapmirror.compare.words import shortened
+from tapmirror.exchange import Answer
+from tapmirror.spec.compare import IGNORED_HEADERS, Compare, Level
+
+PATH: Final = 200
+"""Characters of a path; names within are cut to 60."""
+LINES: Final = 2000
+"""Of a text that are compared."""
+DEPTH: Final = 48
+"""Of JSON that is looked into; what is deeper is compared as a whole."""
+
+_JSON: Final = msgspec.json.Decoder()
+_SORTED: Final = msgspec.json.Encoder(order="sorted")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.\d]{0,10}(?:Z|[+-]\d\d:?\d\d)?")
+_HTTP_LINE: Final = re.compile(rb"([^\s:]+)[ \t]*:[ \t]*([^\r\n]*)")
+_TAG: Final = re.compile(r"<[^<>]*>")
+_BLOCK: Final = re.compile(
+    r"</?(?:p|div|br|li|ul|ol|tr|td|th|table|h[1-6]|section|article|title|body|head|option|hr)\b[^<>]*>", re.IGNORECASE
+)
+_ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27);")
+_ENTITIES: Final = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " ", "&#39;": "'", "&#x27;": "'"}
+_VARIABLE: Final = re.compile(r"[0-9A-Za-z+/_=-]{20,}|[0-9a-fA-F-]{8,}|\d+")
+
+
+class Change(enum.Enum):
+    """The kind of a difference."""
+
+    VALUE = "value"
+    TYPE = "type"
+    MISSING = "missing"
+    EXTRA = "extra"
+    ORDER = "order"
+    LENGTH = "length"
+
+
+class Difference(msgspec.Struct, gc=False):
+    """One difference; `one` is production's value, `other` the shadow's."""
+
+    change: Change
+    path: str
+    one: Any = None
+    other: Any = None
+
+    @property
+    def field(self) -> str:
+        """What it is counted by."""
+        return f"{self.change.value} {self.path}"
+
+
+class Expression(Protocol):
+    """A compiled expression (RE2)."""
+
+    def sub(self, replacement: str, text: str) -> str:
+        """As re.sub."""
+
+
+class Rules:
+    """What is compared, and what does not count."""
+
+    def __init__(self, spec: Compare, expressions: Iterable[Expression] = ()) -> None:
+        """`expressions` are `spec.ignore_patterns`, compiled."""
+        self.level = spec.level
+        ignored = () if spec.all_headers else IGNORED_HEADERS
+        self.headers = frozenset(name.lower().encode() for name in (*ignored, *spec.ignore_headers))
+        self.ignored = _paths(spec.ignore_paths) if spec.ignore_paths else None
+        self.expressions = tuple(expressions)
+        self.float_tolerance = spec.float_tolerance
+        self.time_tolerance = spec.time_tolerance
+        self.decoded_bytes = spec.decoded_bytes
+        self.nodes = spec.nodes
+        self.differences = spec.differences
+
+
+class Compared(msgspec.Struct, gc=False):
+    """The outcome for one exchange."""
+
+    found: list[Difference]
+    skipped: str = ""
+    """Why the bodies were not compared, if they were not."""
+
+
+def compare(one: Answer, other: Answer, rules: Rules, bodies: bool = True) -> Compared:
+    """What the shadow's answer (`other`) differs in from production's, as far as the level says."""
+    if one.status != other.status:
+        change = Change.VALUE if other.failure is None else Change.MISSING
+        shown = other.status if other.failure is None else other.failure.value
+        return Compared([Difference(change, "status", one.status, shown)])
+    if rules.level is Level.STATUS:
+        return _NOTHING
+    search = _Search(rules)
+    mine, its = fields(one.head), fields(other.head)
+    if mine != its:
+        search.headers(mine, its)
+    skipped = ""
+    if bodies and rules.level is Level.BODY:
+        skipped = search.bodies(one, other, mine, its)
+    return Compared(search.found, skipped)
+
+
+def fields(head: bytes) -> dict[bytes, bytes]:
+    """Of a response's head: values by lower-case name; several of one name joined by a line break."""
+    found: dict[bytes, bytes] = {}
+    for line in head.split(b"\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            name, value = name.strip().lower(), value.strip()
+            before = found.get(name)
+            found[name] = value if before is None else before + b"\n" + value
+    return found
+
+
+class _Search:
+    """One comparison: its differences, and how much it may still do."""
+
+    __slots__ = ("budget", "found", "rules")
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.found: list[Difference] = []
+        self.budget = rules.nodes
+
+    def add(self, change: Change, path: str, one: Any, other: Any) -> None:
+        path = path[:PATH]
+        ignored = self.rules.ignored
+        if ignored is not None and ignored.match(path):
+            return
+        if len(self.found) < self.rules.differences:
+            self.found.append(Difference(change, path, one, other))
+
+    def headers(self, one: dict[bytes, bytes], other: dict[bytes, bytes]) -> None:
+        ignored = self.rules.headers
+        for name in one.keys() | other.keys():
+            mine, its = one.get(name), other.get(name)
+            if mine == its or name in ignored:
+                continue
+            if mine is not None and its is not None and name == b"set-cookie":
+                mine, its = _cookies(mine), _cookies(its)
+                if mine == its:
+                    continue
+            path = "header." + shortened(name.decode("latin-1"))
+            if its is None:
+                self.add(Change.MISSING, path, mine, None)
+            elif mine is None:
+                self.add(Change.EXTRA, path, None, its)
+            elif not self.same_text(mine.decode("latin-1"), its.decode("latin-1")):
+                self.add(Change.VALUE, path, mine, its)
+
+    def bodies(self, one: Answer, other: Answer, mine: dict[bytes, bytes], its: dict[bytes, bytes]) -> str:
+        """Compare the bodies; says why not, if not."""
+        if not one.whole or not other.whole:
+            return "not seen whole"
+        coding, its_coding = mine.get(b"content-encoding", b""), its.get(b"content-encoding", b"")
+        if one.length == other.length and coding == its_coding and _same(one, other):
+            return ""
+        cut = len(one.body) < one.length or len(other.body) < other.length
+        if cut:
+            if coding or its_coding:
+                return "compressed and too long"
+            if one.length == other.length and not (one.digest and other.digest):
+                return "too long"
+            self.add(Change.VALUE, "body", _measure(one), _measure(other))
+            return ""
+        try:
+            first = decoded(one.body, coding, self.rules.decoded_bytes) if coding else one.body
+            second = decoded(other.body, its_coding, self.rules.decoded_bytes) if its_coding else other.body
+        except TooLongError:
+            return "too long decoded"
+        except UndecodableError as error:
+            if coding == its_coding:
+                self.add(Change.VALUE, "body", _measure(one), _measure(other))
+            return str(error)
+        if first != second:
+            self.decoded(first, second, mine.get(b"content-type", b""), its.get(b"content-type", b""))
+        return ""
+
+    def decoded(self, one: bytes, other: bytes, type_: bytes, its_type: bytes) -> None:
+        kind, its_kind = kind_of(type_, one), kind_of(its_type, other)
+        if not one or not other:
+            self.add(Change.MISSING if one else Change.EXTRA, "body", one, other)
+        elif kind is not its_kind:
+            self.add(Change.TYPE, "body", one, other)
+        elif kind is Kind.JSON:
+            self.json(one, other)
+        elif kind is Kind.HTML:
+            self.lines(list(html_lines(text_of(one, type_))), list(html_lines(text_of(other, its_type))))
+        elif kind is Kind.TEXT:
+            self.lines(text_of(one, type_).splitlines(), text_of(other, its_type).splitlines())
+        else:
+            self.add(Change.VALUE, "body", one, other)
+
+    def json(self, one: bytes, other: bytes) -> None:
+        try:
+            first, second = _JSON.decode(one), _JSON.decode(other)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+            self.add(Change.VALUE, "body", one, other)  # one of them is none; if none is, they are bytes
+            return
+        self.values(first, second, "body", DEPTH)
+
+    def values(self, one: Any, other: Any, path: str, depth: int) -> None:
+        """Two JSON values."""
+        self.budget -= 1
+        kind = type(one)
+        if kind is not type(other):
+            if kind in _NUMBERS and type(other) in _NUMBERS:
+                if not self.close(one, other):
+                    self.add(Change.VALUE, path, one, other)
+            else:
+                self.add(Change.TYPE, path, one, other)
+        elif kind is dict:
+            if depth and self.budget > 0:
+                self.objects(one, other, path, depth - 1)
+            elif one != other:
+                self.add(Change.VALUE, path, one, other)
+        elif kind is list:
+            if len(one) != len(other):
+                self.add(Change.LENGTH, path, one, other)
+            elif depth and self.budget > 0:
+                self.arrays(one, other, path + "[]", depth - 1)
+            elif one != other:
+                self.add(Change.VALUE, path, one, other)
+        elif one != other:
+            if kind is str:
+                if not self.same_text(one, other):
+                    self.add(Change.VALUE, path, one, other)
+            elif kind is bool or not self.close(one, other):
+                self.add(Change.VALUE, path, one, other)
+
+    def objects(self, one: dict[str, Any], other: dict[str, Any], path: str, depth: int) -> None:
+        values = self.values
+        for name, value in one.items():
+            its = other.get(name, _ABSENT)
+            if its is _ABSENT:
+                self.budget -= 1
+                self.add(Change.MISSING, f"{path}.{shortened(name)}", value, None)
+            elif value is not its:
+                if type(value) is str and type(its) is str and value == its:
+                    self.budget -= 1
+                else:
+                    values(value, its, f"{path}.{shortened(name)}", depth)
+        if len(other) > len(one) or other.keys() != one.keys():
+            for name, its in other.items():
+                if name not in one:
+                    self.budget -= 1
+                    self.add(Change.EXTRA, f"{path}.{shortened(name)}", None, its)
+
+    def arrays(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
+        """Of equal length."""
+        before = len(self.found)
+        for mine, its in zip(one, other, strict=True):
+            self.values(mine, its, path, depth)
+            if self.budget <= 0:
+                break
+        if len(self.found) > before and len(one) > 1 and _elements(one) == _elements(other):
+            del self.found[before:]
+            self.add(Change.ORDER, path[:-2], one, other)
+
+    def close(self, one: Any, other: Any) -> bool:
+        """Whether two numbers are equal within the tolerance."""
+        tolerance = self.rules.float_tolerance
+        try:
+            return bool(one == other or (tolerance and abs(one - other) <= tolerance * max(abs(one), abs(other))))
+        except OverflowError:  # an integer longer than any float
+            return False
+
+    def same_text(self, one: str, other: str) -> bool:
+        """Whether two texts are equal but for what does not count."""
+        if self.rules.time_tolerance and _TIME.fullmatch(one) and _TIME.fullmatch(other):
+            apart = _seconds_between(one, other)
+            if apart is not None and apart <= self.rules.time_tolerance:
+                return True
+        for expression in self.rules.expressions:
+            one, other = expression.sub("", one), expression.sub("", other)
+        return bool(self.rules.expressions) and one == other
+
+    def lines(self, one: list[str], other: list[str]) -> None:
+        one, other = one[:LINES], other[:LINES]
+        if len(one) != len(other):
+            mine, its = Counter(one), Counter(other)
+            gone, new = list((mine - its).elements()), list((its - mine).elements())
+            if gone:
+                self.add(Change.MISSING, "body.lines", "\n".join(gone[:20]), None)
+            if new:
+                self.add(Change.EXTRA, "body.lines", None, "\n".join(new[:20]))
+            return
+        seen = set()
+        for mine_, its_ in zip(one, other, strict=True):
+            if mine_ != its_ and not self.same_text(mine_, its_):
+                name = _VARIABLE.sub("#", mine_[:400])
+                path = "body.lines"
+                if name == _VARIABLE.sub("#", its_[:400]):
+                    path = f"body.lines[{shortened(' '.join(name.split()))}]"
+                if path not in seen:
+                    seen.add(path)
+                    self.add(Change.VALUE, path, mine_, its_)
+
+
+def html_lines(text: str) -> Iterator[str]:
+    """What of HTML is text: a line for each block, white space as one space, no empty ones."""
+    text = _BLOCK.sub("\n", _without(text))
+    text = _TAG.sub("", text)
+    text = _ENTITY.sub(lambda found: _ENTITIES[found[0]], text)
+    for line in text.split("\n"):
+        line = " ".join(line.split())
+        if line:
+            yield line
+
+
+def _without(text: str) -> str:
+    """Without comments, scripts and styles.  One that has no end goes on to the end."""
+    kept = []
+    lower = text.lower() if text.isascii() else text
+    pos = 0
+    for found in _HIDDEN.finditer(lower):
+        if found.start() < pos:
+            continue
+        end = {"<!--": "-->", "<scr": "</script", "<sty": "</style"}[found[0][:4]]
+        kept.append(text[pos : found.start()])
+        at = lower.find(end, found.end())
+        if at < 0:
+            return "".join(kept)
+        at = lower.find(">", at)
+        if at < 0:
+            return "".join(kept)
+        pos = at + 1
+    return "".join(kept) + text[pos:]
+
+
+_HIDDEN: Final = re.compile(r"<!--|<script\b|<style\b")
+
+
+def _paths(patterns: Iterable[str]) -> re.Pattern[str]:
+    """Paths as in `redact.json`, with `body.` before them if they name nothing else: they and all within them."""
+    choices = []
+    for pattern in patterns:
+        if not pattern.startswith(("body", "header.", "status")):
+            pattern = f"body.{pattern}" if not pattern.startswith("[]") else f"body{pattern}"
+        steps = []
+        for step in re.findall(r"\*\*\.?|\*|\[\]|\.|[^.*\[\]]+|.", pattern):
+            if step.startswith("**"):
+                steps.append(r"(?:[^.]*\.)*")
+            else:
+                steps.append(r"[^.\[]*" if step == "*" else re.escape(step))
+        choices.append("".join(steps).replace(r"\.(?:[^.]*\.)*", r"(?:\[\])*\.(?:[^.]*\.)*"))
+    return re.compile(rf"(?:{'|'.join(choices)})(?=[.\[]|\Z)")
+
+
+def _same(one: Answer, other: Answer) -> bool:
+    """Whether two bodies of the same length are the same for certain."""
+    if len(one.body) == one.length and len(other.body) == other.length:
+        return one.body == other.body
+    return bool(one.digest) and one.digest == other.digest
+
+
+def _measure(answer: Answer) -> str:
+    start = answer.body[:100].decode("utf-8", "replace")
+    return f"{answer.length} bytes, beginning with {start!r}"
+
+
+def _cookies(value: bytes) -> bytes:
+    """Cookies without their values and times: sessions differ always."""
+    kept = []
+    for line in value.split(b"\n"):
+        name, *attributes = line.split(b";")
+        kept.append(
+            b"; ".join(
+                [
+                    name.partition(b"=")[0].strip() + b"=",
+                    *sorted(
+                        each.strip().lower()
+                        for each in attributes
+                        if not each.strip().lower().startswith((b"expires", b"max-age"))
+                    ),
+                ]
+            )
+        )
+    return b"\n".join(sorted(kept))
+
+
+def _elements(array: list[Any]) -> list[bytes]:
+    return sorted(map(_SORTED.encode, array))
+
+
+def _seconds_between(one: str, other: str) -> float | None:
+    try:
+        first, second = datetime.datetime.fromisoformat(one), datetime.datetime.fromisoformat(other)
+        return abs((first - second).total_seconds())
+    except (ValueError, TypeError, OverflowError):  # no such day; only one of them names its zone
+        return None
+
+
+_NOTHING: Final = Compared([])
+_ABSENT: Final = object()
+_NUMBERS: Final = (int, float)

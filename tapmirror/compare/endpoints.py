@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which endpoint of the application a request is for: its method and the template of its path.
+
+Theory of operation ------------------- Templates that are given are tried first.  Others are learned: a segment that
+looks like an identifier is `{id}`, and where many different words are seen at one place, those that are seen seldom
+are `{id}` too.  So names in paths become one endpoint, and frequent words beside them stay what they are.
+
+What clients send is hostile: a scan of random paths must cost neither memory nor the names of real endpoints.  The
+tree of words, the cache and the endpoints are bounded; what comes after the bound is `OTHER`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from tapmirror.compare.words import shortened, variable
+
+OTHER: Final = "other"
+"""Everything beyond the bound."""
+HOLE: Final = "{id}"
+WORDS: Final = 24
+"""Different words at one place that are kept: more is not a set of routes but of names."""
+FREQUENT: Final = 0.02
+"""Share of the requests at a place from which on a word stays when there are too many."""
+SEGMENTS: Final = 8
+"""Of a path that count."""
+CACHED: Final = 4096
+METHODS: Final = frozenset(
+    {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PROPFIND", b"REPORT"}
+)
+
+
+class _Node:
+    __slots__ = ("full", "hits", "words")
+
+    def __init__(self) -> None:
+        self.words: dict[str, _Node] = {}
+        self.hits = 0
+        self.full = False
+        """Words that are not there are `HOLE`."""
+
+
+class Endpoints:
+    """The endpoints of one tap, as far as they have been learned."""
+
+    def __init__(self, templates: Iterable[str], limit: int) -> None:
+        self._given = [_Template(text) for text in templates]
+        self._limit = limit
+        self._root = _Node()
+        self._nodes = 1
+        self._names: set[str] = set()
+        self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled]
+        self.learned = 0
+        """Goes up when names seen before are covered by a new template: `fold` them then."""
+
+    def name(self, method: bytes, target: bytes) -> str:
+        """The endpoint's name: `GET /users/{id}`."""
+        path = target.partition(b"?")[0] if b"?" in target else target
+        found = self._cache.get((method, path))
+        if found is not None:
+            found[1] += 1
+            return found[0]  # type: ignore[no-any-return]
+        name = self._find(method, path)
+        if len(self._cache) >= CACHED:
+            self._settle()
+        self._cache[method, path] = [name, 0]
+        return name
+
+    def _settle(self) -> None:
+        """Count at their places the requests that the cache answered, and forget them."""
+        for (_, path), (_, hits) in self._cache.items():
+            node: _Node | None = self._root
+            for word in _words(path):
+                if node is None:
+                    break
+                node.hits += hits
+                node = node.words.get(word) or node.words.get(HOLE)
+            if node is not None:
+                node.hits += hits
+        self._cache.clear()
+
+    def _find(self, method: bytes, path: bytes) -> str:
+        verb = method.decode() if method in METHODS else "OTHER"
+        segments = _segments(path)
+        for template in self._given:
+            if template.matches(verb, segments):
+                return self._admitted(f"{verb} {template.path}")
+        return self._admitted(f"{verb} /{'/'.join(self._learn(_words(path)))}")
+
+    def _admitted(self, name: str) -> str:
+        if name not in self._names:
+            if len(self._names) >= self._limit:
+                return OTHER
+            self._names.add(name)
+        return name
+
+    def _learn(self, words: list[str]) -> list[str]:
+        node = self._root
+        found: list[str] = []
+        for word in words:
+            node.hits += 1
+            child = node.words.get(word)
+            if child is None and node.full:
+                word = HOLE
+                child = node.words.get(HOLE)
+            if child is None:
+                if self._nodes >= self._limit * WORDS:
+                    return [*found, "..."]
+                child = node.words[word] = _Node()
+                self._nodes += 1
+                if len(node.words) > WORDS:
+                    word, child = self._narrow(node, word)
+            found.append(word)
+            node = child
+        node.hits += 1
+        return found
+
+    def _narrow(self, node: _Node, word: str) -> tuple[str, _Node]:
+        """Too many words at one place: the seldom ones become one."""
+        self._settle()
+        node.full = True
+        least = max(10.0, FREQUENT * node.hits)
+        kept = {key: child for key, child in node.words.items() if child.hits >= least and key != HOLE}
+        hole = node.words.get(HOLE, _Node())
+        for key, child in node.words.items():
+            if key not in kept and child is not hole:
+                hole.hits += child.hits
+                self._nodes -= _size(child)
+        self._nodes += HOLE not in node.words
+        node.words = {**kept, HOLE: hole}
+        self.learned += 1
+        self._names.clear()  # those still in use come again
+        return (word, kept[word]) if word in kept else (HOLE, hole)
+
+
+def _segments(path: bytes) -> list[str]:
+    if b"://" in path[:12]:
+        path = b"/" + path.split(b"/", 3)[-1] if path.count(b"/") > 2 else b"/"
+    return path.decode("latin-1").split("/")[1:]
+
+
+def _words(path: bytes) -> list[str]:
+    segments = _segments(path)
+    words = [HOLE if variable(word) else shortened(word) for word in segments[:SEGMENTS]]
+    return [*words, "..."] if len(segments) > SEGMENTS else words
+
+
+class _Template:
+    """`GET /users/{name}/files/{path...}`; without a method for all of them."""
+
+    def __init__(self, text: str) -> None:
+        verb, _, path = text.rpartition(" ")
+        self.verb = verb
+        self.path = path
+        self.segments = path.split("/")[1:]
+
+    def matches(self, verb: str, segments: Sequence[str]) -> bool:
+        return self.verb in ("", verb) and _covers(self.segments, segments)
+
+
+def _covers(template: Sequence[str], segments: Sequence[str]) -> bool:
+    if template and template[-1].startswith("{") and template[-1].endswith("...}"):
+        template = template[:-1]
+        if len(segments) <= len(template):
+            return False
+        segments = segments[: len(template)]
+    return len(template) == len(segments) and all(
+        want == got or (want.startswith("{") and want.endswith("}") and got != "")
+        for want, got in zip(template, segments, strict=True)
+    )
+
+
+def _size(node: _Node) -> int:
+    return 1 + sum(map(_size, node.words.values()))
+
+
+def fold(names: Iterable[str]) -> dict[str, str]:
+    """Which names are covered by a template among them, and by which."""
+    split = {name: name.split("/") for name in names}
+    templates = [(name, parts) for name, parts in split.items() if HOLE in parts]
+    found = {}
+    for name, parts in split.items():
+        for template, wanted in templates:
+            if (
+                template != name
+                and wanted[0] == parts[0]
+                and _covers(wanted, parts)
+                and parts.count(HOLE) < wanted.count(HOLE)
+            ):
+                found[name] = template
+                break
+    return found

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Confidence that holds whenever one looks.
+
+Theory of operation ------------------- Who looks at a 99 % interval after every request, and stops when he likes
+what he sees, is wrong much more often than in 1 % of the cases.  A *confidence sequence* contains the true value at
+all times at once, with probability 1 - alpha (Howard, Ramdas, McAuliffe and Sekhon, Annals of Statistics 2021).
+
+All of them are built alike.  For each value that the truth may have, a gambler bets against it; if it is the truth,
+his capital is a non-negative martingale that begins at 1, and exceeds 1/alpha ever with a probability of at most
+alpha (Ville 1939).  The values against which he has not won that much are the interval (Waudby-Smith and Ramdas,
+JRSS B 2023).  Here the bets are mixtures fixed in advance, so that the capital depends on counts alone: it is
+computed when somebody looks, costs nothing before, and the counts of several workers add up.
+
+* A share (of exchanges that differ): the beta-binomial mixture (Robbins 1970; Howard et al. 2021, 3.2).
+* A paired difference of error rates.  Each exchange gives +1 (only the shadow failed), -1 (only production) or 0; their
+  mean is the difference.  Exchanges where both fail or neither does add no variance: that is what pairing is for.
+  Bets are fractions of a fixed grid (Waudby-Smith and Ramdas 2023, 4; mixture in place of adaptation).
+* A quantile.  If it is x, then how many values are at or below x is binomial: the beta-binomial mixture again, so that
+  the interval lies between two order statistics (Howard and Ramdas, Bernoulli 2022, Theorem 1 ff.).
+* A ratio of two quantiles: of both intervals at alpha/2, which holds whatever depends on what.
+
+What they assume: exchanges are alike and independent of each other.  Traffic that changes in time is averaged over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, TypeAlias
+
+from tapmirror.compare.sketch import Sketch
+
+Interval: TypeAlias = tuple[float, float]
+
+FRACTIONS: Final = tuple(0.001 * (0.99 / 0.001) ** (n / 23) for n in range(24))
+"""Of the capital, bet each time: from what is best for differences of 0.1 % and great variance, to nearly all."""
+QUANTILE_PRIOR: Final = 1000.0
+"""Weight of the mixture around the quantile, in observations: tightest at some 12,000 (Howard et al. 2021, 3.5)."""
+_STEPS: Final = 50
+"""Of bisection: 2**-50 of the range."""
+
+
+def share_evidence(hits: int, count: int, share: float, a: float = 0.5, b: float = 0.5) -> float:
+    """Logarithm of the capital won against "the share is `share`"."""
+    if (share <= 0 and hits) or (share >= 1 and hits < count):
+        return math.inf
+    evidence = _log_beta(a + hits, b + count - hits) - _log_beta(a, b)
+    if hits:
+        evidence -= hits * math.log(share)
+    if hits < count:
+        evidence -= (count - hits) * math.log1p(-share)
+    return evidence
+
+
+def share_interval(hits: int, count: int, alpha: float) -> Interval:
+    """Of a share, from how many of how many."""
+    if not count:
+        return 0.0, 1.0
+    enough = -math.log(alpha)
+    middle = hits / count
+    low = 0.0 if not hits else _edge(0.0, middle, lambda share: share_evidence(hits, count, share) < enough)
+    high = 1.0 if hits == count else _edge(1.0, middle, lambda share: share_evidence(hits, count, share) < enough)
+    return low, high
+
+
+def difference_evidence(plus: int, minus: int, count: int, mean: float) -> float:
+    """Logarithm of the capital won against "the mean is at most `mean`" by `count` values of which so many were
+    +1 and -1, the others 0.
+    """
+    scale = 1 / (1 + abs(mean))
+    zero = count - plus - minus
+    logs = []
+    for fraction in FRACTIONS:
+        bet = fraction * scale
+        logs.append(
+            plus * math.log1p(bet * (1 - mean)) + minus * math.log1p(-bet * (1 + mean)) + zero * math.log1p(-bet * mean)
+        )
+    most = max(logs)
+    return most + math.log(sum(math.exp(each - most) for each in logs) / len(logs))
+
+
+def difference_interval(plus: int, minus: int, count: int, alpha: float) -> Interval:
+    """Of the mean of values that are +1, -1 and 0."""
+    if not count:
+        return -1.0, 1.0
+    enough = math.log(2 / alpha)
+    mean = (plus - minus) / count
+    low = _edge(-1.0, mean, lambda at: difference_evidence(plus, minus, count, at) < enough)
+    high = -_edge(-1.0, -mean, lambda at: difference_evidence(minus, plus, count, at) < enough)
+    return low, high
+
+
+def quantile_interval(sketch: Sketch, share: float, alpha: float, times: float = 1.0) -> Interval:
+    """Of a quantile.  `times`: as if there had been so many times as many values, distributed alike."""
+    count = round(sketch.count * times)
+    low, high = _ranks(count, share, alpha)
+    return sketch.around(low / max(count, 1), high / max(count, 1))
+
+
+def ratio_interval(over: Sketch, under: Sketch, share: float, alpha: float, times: float = 1.0) -> Interval:
+    """Of the quantile of one distribution divided by that of another."""
+    if not over.count or not under.count:
+        return 0.0, math.inf
+    low, high = quantile_interval(over, share, alpha / 2, times)
+    least, most = quantile_interval(under, share, alpha / 2, times)
+    return low / most, high / least if least > 0 else math.inf
+
+
+@lru_cache(256)
+def _ranks(count: int, share: float, alpha: float) -> tuple[int, int]:
+    """Between which order statistics the quantile lies: 0 and count + 1 are beyond all of them."""
+    enough = -math.log(alpha)
+    a, b = QUANTILE_PRIOR * share, QUANTILE_PRIOR * (1 - share)
+
+    def possible(hits: int) -> bool:
+        """Whether so many values may be at or below it."""
+        return share_evidence(hits, count, share, a, b) < enough
+
+    middle = min(count, max(0, round(count * share)))
+    low, high = -1, middle  # low is not possible, high is
+    while high - low > 1:
+        at = (low + high) // 2
+        low, high = (low, at) if possible(at) else (at, high)
+    least = high
+    low, high = middle, count + 1
+    while high - low > 1:
+        at = (low + high) // 2
+        low, high = (at, high) if possible(at) else (low, at)
+    return least, low + 1
+
+
+def _edge(outside: float, inside: float, possible: Callable[[float], bool]) -> float:
+    """The end of an interval between a value outside of it and one inside."""
+    if possible(outside):
+        return outside
+    for _ in range(_STEPS):
+        at = (outside + inside) / 2
+        if possible(at):
+            inside = at
+        else:
+            outside = at
+    return outside
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)

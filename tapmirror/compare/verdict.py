@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is the shadow good enough?  Pass, fail, or not known yet, and then how many more requests it would take.
+
+Each limit is held against a confidence sequence: a limit is kept when the whole interval is on its good side, and
+broken when the whole interval is on the other.  Alpha is divided among the limits, so that with probability 1 -
+alpha no verdict at any time is wrong about any of them.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias
+
+import msgspec
+
+from tapmirror.compare.sketch import Sketch
+from tapmirror.compare.statistics import Interval, difference_interval, ratio_interval, share_interval
+
+P99: Final = 0.99
+Intervals: TypeAlias = Callable[[float], Interval]
+"""The interval, if there were so many times as many observations."""
+FARTHEST: Final = 1000.0
+"""How many times the requests seen so far a forecast looks ahead."""
+
+
+class Outcome(enum.Enum):
+    """What is known."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNDECIDED = "undecided"
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the shadow must keep to; None: does not matter."""
+
+    max_error_diff: float | None = 0.001
+    """The shadow's error rate may be higher by so much."""
+    max_p99_ratio: float | None = 1.10
+    """The shadow's 99th percentile of the time to the last byte, divided by production's."""
+    max_diff_rate: float | None = 0.005
+    """Share of the compared exchanges that differ otherwise than by noise."""
+    alpha: float = 0.01
+    """Probability that any verdict at any time is wrong."""
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What a verdict is made from."""
+
+    pairs: int
+    """Exchanges where both sides answered, or production did and the shadow failed to."""
+    only_shadow: int
+    """Of these: only the shadow's answer was an error."""
+    only_production: int
+    production: Sketch
+    """Times of those that both answered."""
+    shadow: Sketch
+    compared: int
+    """Exchanges whose answers were compared."""
+    differing: int
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One limit."""
+
+    name: str
+    outcome: Outcome
+    estimate: float
+    low: float
+    high: float
+    limit: float
+    more: int | None
+    """Requests still needed, if it goes on as it did; None: none, or more than can be foreseen."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """All limits together."""
+
+    outcome: Outcome
+    reason: str
+    """One line."""
+    more: int | None
+    checks: tuple[Check, ...]
+
+
+def judge(counts: Counts, limits: Limits) -> Verdict:
+    """The verdict on what was counted."""
+    checks = tuple(_checks(counts, limits))
+    if not checks:
+        return Verdict(Outcome.UNDECIDED, "no limit is given", None, ())
+    failed = [check for check in checks if check.outcome is Outcome.FAIL]
+    open_ = [check for check in checks if check.outcome is Outcome.UNDECIDED]
+    if failed:
+        return Verdict(Outcome.FAIL, "; ".join(map(_said, failed)), None, checks)
+    if open_:
+        needed = [check.more for check in open_]
+        more = None if None in needed else max(n for n in needed if n is not None)
+        ahead = "cannot be told soon" if more is None else f"about {more:,} more requests would tell"
+        return Verdict(Outcome.UNDECIDED, f"{'; '.join(map(_said, open_))}: {ahead}", more, checks)
+    return Verdict(Outcome.PASS, "; ".join(map(_said, checks)), None, checks)
+
+
+def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
+    given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
+    alpha = limits.alpha / max(1, sum(limit is not None for limit in given))
+    if limits.max_error_diff is not None:
+        n = counts.pairs
+
+        def errors(times: float) -> Interval:
+            return difference_interval(
+                round(counts.only_shadow * times), round(counts.only_production * times), round(n * times), alpha
+            )
+
+        yield _check(
+            "error rate difference",
+            (counts.only_shadow - counts.only_production) / n if n else 0.0,
+            limits.max_error_diff,
+            errors,
+            n,
+        )
+    if limits.max_p99_ratio is not None:
+        under = counts.production.quantile(P99)
+
+        def ratio(times: float) -> Interval:
+            return ratio_interval(counts.shadow, counts.production, P99, alpha, times)
+
+        yield _check(
+            "p99 ratio",
+            counts.shadow.quantile(P99) / under if under else 0.0,
+            limits.max_p99_ratio,
+            ratio,
+            counts.production.count,
+        )
+    if limits.max_diff_rate is not None:
+        compared = counts.compared
+
+        def rate(times: float) -> Interval:
+            return share_interval(round(counts.differing * times), round(compared * times), alpha)
+
+        yield _check(
+            "difference rate",
+            counts.differing / compared if compared else 0.0,
+            limits.max_diff_rate,
+            rate,
+            compared,
+            counts.pairs,
+        )
+
+
+def _check(
+    name: str, estimate: float, limit: float, interval: Intervals, count: int, requests: int | None = None
+) -> Check:
+    """`count` are the observations behind it, `requests` how many requests they took."""
+    low, high = interval(1.0)
+    outcome = _outcome(low, high, limit)
+    more = None
+    if outcome is Outcome.UNDECIDED:
+        total = max(1, count) if requests is None else max(1, requests)
+        times = _needed(interval, limit) if count else None
+        more = None if times is None else _rounded((times - 1) * total)
+    return Check(name, outcome, estimate, low, high, limit, more)
+
+
+def _outcome(low: float, high: float, limit: float) -> Outcome:
+    if high <= limit:
+        return Outcome.PASS
+    return Outcome.FAIL if low > limit else Outcome.UNDECIDED
+
+
+def _needed(interval: Intervals, limit: float) -> float | None:
+    """How many times the observations decide, if they go on as they did."""
+    if _outcome(*interval(FARTHEST), limit) is Outcome.UNDECIDED:
+        return None
+    low, high = 1.0, FARTHEST
+    while high / low > 1.05:
+        at = math.sqrt(low * high)
+        low, high = (at, high) if _outcome(*interval(at), limit) is Outcome.UNDECIDED else (low, at)
+    return high
+
+
+def _rounded(number: float) -> int:
+    """To two digits, upwards: it is a forecast."""
+    if number < 10:
+        return max(1, math.ceil(number))
+    unit = int(10 ** (math.floor(math.log10(number)) - 1))
+    return math.ceil(number / unit) * unit
+
+
+def _said(check: Check) -> str:
+    relation = {Outcome.PASS: "within", Outcome.FAIL: "over", Outcome.UNDECIDED: "may be on either side of"}
+    if check.name == "p99 ratio":
+        value, low, high, limit = (_times(x) for x in (check.estimate, check.low, check.high, check.limit))
+    else:
+        value, low, high, limit = (_percent(x) for x in (check.estimate, check.low, check.high, check.limit))
+    return f"{check.name} {value} ({low} to {high}) is {relation[check.outcome]} the limit of {limit}"
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.3g} %"
+
+
+def _times(value: float) -> str:
+    return f"{value:.3f}" if value < math.inf else "any"

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What in a path is a word of the application's, and what an identifier that is another one each time.
+
+Used for the paths of requests (`/users/{id}`) and for names in JSON objects.  It goes by the look of a word alone;
+what it cannot see, learning in `endpoints` does.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+
+NAME: Final = 60
+"""Characters that are kept of a name."""
+
+_IDENTIFIER: Final = re.compile(
+    r"[0-9]+"  # numbers
+    r"|[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"  # UUIDs (RFC 9562)
+    r"|(?=[a-f]*[0-9])[0-9a-f]{8,}|(?=[A-F]*[0-9])[0-9A-F]{8,}"  # hashes, object identifiers
+    r"|[0-9]{1,4}[-.:_T/][0-9][-0-9.:_TZ+]*"  # dates, versions of data, addresses
+    r"|[^@]+(?:@|%40)[^@]+"  # mail addresses
+    r"|(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[0-9A-Za-z_=-]{16,}"  # tokens: long, letters and digits
+    r"|[A-Za-z]{1,10}[-_]?[0-9]{3,}"  # user123, ORD-00017
+    r"|.{65,}"  # longer than any word
+)
+
+
+@lru_cache(4096)
+def variable(word: str) -> bool:
+    """Whether a word looks like an identifier."""
+    return _IDENTIFIER.fullmatch(word) is not None
+
+
+@lru_cache(4096)
+def shortened(name: str) -> str:
+    """A name in a path: `{}` for an identifier, printable, not long."""
+    if name.isidentifier() and len(name) < 16 and not name[-1].isdigit():
+        return name
+    if variable(name):
+        return "{}"
+    shown = name[:NAME]
+    return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)

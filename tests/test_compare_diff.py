@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import time
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapmirror.compare.diff import Rules, compare, fields, html_lines
+from tapmirror.exchange import Answer, Failure
+from tapmirror.spec import Compare, Level
+
+
+def rules(level: Level = Level.BODY, **spec: Any) -> Rules:
+    patterns = spec.get("ignore_patterns", ())
+    return Rules(Compare(level=level, **spec), [re.compile(text) for text in patterns])
+
+
+def answer(body: bytes = b"", status: int = 200, type_: str = "application/json", **more: str) -> Answer:
+    lines = [f"HTTP/1.1 {status} OK", f"Content-Type: {type_}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in more.items()]
+    return Answer(status, ("\r\n".join(lines) + "\r\n\r\n").encode(), body, len(body))
+
+
+def found(one: Answer, other: Answer, **spec: Any) -> list[str]:
+    return [each.field for each in compare(one, other, rules(**spec)).found]
+
+
+def doc(one: Any, other: Any, **spec: Any) -> list[str]:
+    return found(answer(json.dumps(one).encode()), answer(json.dumps(other).encode()), **spec)
+
+
+def test_equal_answers() -> None:
+    assert not found(answer(b"{}"), answer(b"{}"))
+
+
+def test_where_the_status_differs_nothing_else_counts() -> None:
+    assert found(answer(b"{}"), answer(b"[]", 500, Server="x")) == ["value status"]
+    assert found(answer(b"{}"), Answer(0, failure=Failure.CLOSED)) == ["missing status"]
+
+
+def test_levels() -> None:
+    one, other = answer(b"1", Vary="a"), answer(b"2", Vary="b")
+    assert found(one, other, level=Level.STATUS) == []
+    assert found(one, other, level=Level.HEADERS) == ["value header.vary"]
+    assert found(one, other) == ["value header.vary", "value body"]
+
+
+def test_headers() -> None:
+    one = answer(Date="now", Vary="a", Gone="x", Set_Cookie="session=1; Path=/; HttpOnly")
+    other = answer(date="then", VARY="b", New="x", Set_Cookie="session=2; httponly; Path=/")
+    assert sorted(found(one, other)) == ["extra header.new", "missing header.gone", "value header.vary"]
+    assert sorted(found(one, other, ignore_headers=("New", "gone"))) == ["value header.vary"]
+    assert "value header.date" in found(one, other, all_headers=True)
+
+
+def test_cookies_differ_in_names_and_attributes() -> None:
+    one = answer(Set_Cookie="session=1; Path=/; Secure")
+    assert found(one, answer(Set_Cookie="session=2; Path=/")) == ["value header.set-cookie"]
+    assert found(one, answer(Set_Cookie="sid=1; Path=/; Secure")) == ["value header.set-cookie"]
+
+
+def test_fields_of_one_name() -> None:
+    assert fields(b"HTTP/1.1 200 OK\r\nA: 1\r\nb:2 \r\na:  3\r\n\r\n") == {b"a": b"1\n3", b"b": b"2"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "want"),
+    [
+        ({"a": 1}, {"a": 2}, ["value body.a"]),
+        ({"a": 1}, {"a": "1"}, ["type body.a"]),
+        ({"a": 1}, {"a": True}, ["type body.a"]),
+        ({"a": False}, {"a": 0}, ["type body.a"]),
+        ({"a": None}, {}, ["missing body.a"]),
+        ({}, {"a": None}, ["extra body.a"]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, []),
+        ({"a": 1.0}, {"a": 1}, []),
+        ({"a": 0.1 + 0.2}, {"a": 0.3}, []),
+        ([1, 2, 3], [3, 1, 2], ["order body"]),
+        ([{"id": 1}, {"id": 2}], [{"id": 2}, {"id": 1}], ["order body"]),
+        ([1, 2], [1, 2, 3], ["length body"]),
+        ([{"p": 1}, {"p": 2}], [{"p": 1}, {"p": 3}], ["value body[].p"]),
+        ([{"p": 1}, {"p": 2}], [{"p": 5}, {"p": 6}], ["value body[].p", "value body[].p"]),
+        ({"m": {"507f1f77bcf86cd799439011": 1}}, {"m": {"507f1f77bcf86cd799439011": 2}}, ["value body.m.{}"]),
+        ({"a": [[1]]}, {"a": [[2]]}, ["value body.a[][]"]),
+        ({"a": {}}, {"a": []}, ["type body.a"]),
+        ([], {}, ["type body"]),
+        (1 << 63, (1 << 63) + 1, []),
+        (1 << 53, (1 << 53) + (1 << 30), ["value body"]),
+        (10**400, 1.5, ["value body"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_json(one: Any, other: Any, want: list[str]) -> None:
+    assert doc(one, other) == want
+
+
+def test_tolerances() -> None:
+    one = {"n": 100.0, "t": "2026-01-01T00:00:00Z"}
+    other = {"n": 100.5, "t": "2026-01-01T01:00:01.5+01:00"}
+    assert doc(one, other) == ["value body.n", "value body.t"]
+    assert doc(one, other, float_tolerance=0.01, time_tolerance=2.0) == []
+    assert doc({"t": "2026-13-01T00:00:00Z"}, {"t": "2026-01-01T00:00:00Z"}, time_tolerance=1e9) == ["value body.t"]
+
+
+@pytest.mark.parametrize(
+    ("path", "ignored"),
+    [
+        ("meta", True),
+        ("meta.time", True),
+        ("meta.tim", False),
+        ("met", False),
+        ("*.time", True),
+        ("**.time", True),
+        ("time", False),
+        ("body.meta.time", True),
+    ],
+)
+def test_ignored_paths(path: str, ignored: bool) -> None:
+    assert doc({"meta": {"time": 1}}, {"meta": {"time": 2}}, ignore_paths=(path,)) == (
+        [] if ignored else ["value body.meta.time"]
+    )
+
+
+@pytest.mark.parametrize("path", ["items[].id", "**.id", "items", "items[]", "items[].*", "[].x", "header.vary"])
+def test_ignored_paths_through_arrays(path: str) -> None:
+    ignored = doc({"items": [{"id": 1}, {"id": 3}]}, {"items": [{"id": 2}, {"id": 4}]}, ignore_paths=(path,))
+    assert (ignored == []) == (path not in ("[].x", "header.vary"))
+    assert doc([{"id": 1}], [{"id": 2}], ignore_paths=("[].id",)) == []
+    assert doc({"id": 1}, {"id": 2}, ignore_paths=("**.id",)) == []
+
+
+def test_ignored_patterns() -> None:
+    one, other = {"text": "took 12 ms", "b": "x"}, {"text": "took 7 ms", "b": "y"}
+    assert doc(one, other, ignore_patterns=(r"\d+ ms",)) == ["value body.b"]
+
+
+def test_what_is_no_json_is_compared_as_bytes() -> None:
+    assert found(answer(b"{"), answer(b"{}")) == ["value body"]
+    assert found(answer(b'{"a": "\xff"}'), answer(b"{}")) == ["value body"]
+
+
+def test_depth_nodes_and_differences_are_bounded() -> None:
+    one: Any = 1
+    other: Any = 2
+    for _ in range(200):
+        one, other = [one], [other]
+    assert doc(one, other) == ["value body" + "[]" * 48]
+    many = {f"k{n}x": n for n in range(1000)}
+    assert len(doc(many, {k: -v for k, v in many.items()}, differences=10)) == 10
+    assert len(doc([[n] for n in range(1000)], [[n + 1] for n in range(1000)], nodes=20)) <= 20
+    deep = b"[" * 100_000
+    assert found(answer(deep), answer(deep + b"]")) == ["value body"]
+
+
+def test_hostile_documents_take_no_long_time() -> None:
+    one = answer(json.dumps([{"a" * 50 + str(n): [n] * 10 for n in range(300)}] * 10).encode())
+    other = answer(json.dumps([{"a" * 50 + str(n): [n + 1] * 10 for n in range(300)}] * 10).encode())
+    html = answer(b"<" * 60_000, type_="text/html"), answer(b"<script" * 9000, type_="text/html")
+    begin = time.process_time()
+    compare(one, other, rules())
+    compare(*html, rules())
+    assert time.process_time() - begin < 0.5
+
+
+def test_compressed_bodies_are_decoded_first() -> None:
+    one = answer(gzip.compress(b'{"a": 1}'), Content_Encoding="gzip")
+    other = answer(zlib.compress(b'{"a": 2}'), Content_Encoding="deflate")
+    assert found(one, other, ignore_headers=("content-encoding",)) == ["value body.a"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "skipped"),
+    [
+        (answer(b"x", Content_Encoding="gzip"), answer(b"y", Content_Encoding="br"), ""),
+        (
+            answer(gzip.compress(bytes(99_999)), Content_Encoding="gzip"),
+            answer(b"y", Content_Encoding="gzip"),
+            "too long decoded",
+        ),
+        (Answer(200, b"", b"ab", 2, whole=False), Answer(200, b"", b"ab", 2), "not seen whole"),
+        (Answer(200, b"", b"ab", 20), Answer(200, b"", b"ab", 20), "too long"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(one: Answer, other: Answer, skipped: str) -> None:
+    compared = compare(one, other, rules(decoded_bytes=1000, ignore_headers=("content-encoding", "content-type")))
+    assert not compared.found
+    assert skipped in compared.skipped
+
+
+def test_long_bodies_are_compared_by_hash_and_length() -> None:
+    one = Answer(200, b"", b"ab", 20, b"one")
+    assert found(one, Answer(200, b"", b"abc", 20, b"one")) == []
+    assert found(one, Answer(200, b"", b"ab", 20, b"two")) == ["value body"]
+    assert found(one, Answer(200, b"", b"ab", 21)) == ["value body"]
+
+
+def test_bodies_of_different_kinds() -> None:
+    assert found(answer(b"{}"), answer(b"<p>", type_="text/html"), ignore_headers=("content-type",)) == ["type body"]
+    assert found(answer(b"{}"), answer(b"")) == ["missing body"]
+
+
+def test_html_is_compared_by_its_text() -> None:
+    one = b"<html><!-- 1 --><style>p {}</style><p class=a>Price:&nbsp;<b>5</b></p>\n<script>x = 1</script><p>on</p>"
+    other = b"<html>\n<p>Price: 5</p><script>x = 2</script>\n\n<p id=x>on</p><!-- no end"
+    assert list(html_lines(one.decode())) == ["Price: 5", "on"]
+    assert found(answer(one, type_="text/html"), answer(other, type_="text/html")) == []
+    other = other.replace(b"on<", b"off<")
+    assert found(answer(one, type_="text/html"), answer(other, type_="text/html")) == ["value body.lines"]
+
+
+def test_lines_that_differ_in_numbers_are_a_field_of_their_own() -> None:
+    one = "Hello\nrendered at 12:01:33 in 5 ms\nprice is low"
+    other = "Hello\nrendered at 12:02:44 in 7 ms\nprice is high"
+    assert found(answer(one.encode(), type_="text/plain"), answer(other.encode(), type_="text/plain")) == [
+        "value body.lines[rendered at #:#:# in # ms]",
+        "value body.lines",
+    ]
+
+
+def test_more_and_fewer_lines() -> None:
+    one, other = answer(b"a\nb\nc", type_="text/plain"), answer(b"a\nc\nd\ne", type_="text/plain")
+    assert found(one, other) == ["missing body.lines", "extra body.lines"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=40)
+@given(JSON, JSON)
+def test_difference_is_symmetric_and_never_found_in_equal_documents(one: Any, other: Any) -> None:
+    assert not doc(one, one)
+    mirrored = {"missing": "extra", "extra": "missing"}
+    back = []
+    for each in doc(other, one):
+        change, _, path = each.partition(" ")
+        back.append(f"{mirrored.get(change, change)} {path}")
+    assert sorted(doc(one, other)) == sorted(back)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200), st.sampled_from(["text/html", "text/plain", "text/json", ""]))
+def test_whatever_comes_is_compared(one: bytes, other: bytes, type_: str) -> None:
+    compare(answer(one, type_=type_), answer(other, type_=type_), rules(ignore_patterns=("x+",)))
+    compare(Answer(200, one, other, len(other)), Answer(200, other, one, len(one)), rules())

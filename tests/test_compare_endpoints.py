@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapmirror.compare.endpoints import OTHER, WORDS, Endpoints, fold
+
+
+def test_identifiers_by_their_look() -> None:
+    endpoints = Endpoints((), 100)
+    assert endpoints.name(b"GET", b"/") == "GET /"
+    assert endpoints.name(b"GET", b"/users/17/orders?page=2") == "GET /users/{id}/orders"
+    assert endpoints.name(b"POST", b"/v2/items/5f4dcc3b5aa765d61d8327deb882cf99") == "POST /v2/items/{id}"
+    assert endpoints.name(b"GET", b"http://host/users/5") == "GET /users/{id}"
+    assert endpoints.name(b"HACK", b"/x\x1b[2J") == "OTHER /x?[2J"
+    assert endpoints.name(b"OPTIONS", b"*") == "OPTIONS /"
+
+
+def test_given_templates_come_first() -> None:
+    endpoints = Endpoints(("/users/{name}", "GET /files/{path...}", "/users/me/{x}"), 100)
+    assert endpoints.name(b"GET", b"/users/alice") == "GET /users/{name}"
+    assert endpoints.name(b"GET", b"/files/a/b/c") == "GET /files/{path...}"
+    assert endpoints.name(b"PUT", b"/files/a/b") == "PUT /files/a/b"
+    assert endpoints.name(b"GET", b"/files") == "GET /files"
+    assert endpoints.name(b"GET", b"/users/") == "GET /users/"
+
+
+def test_many_words_at_one_place_are_learned_to_be_names() -> None:
+    endpoints = Endpoints((), 1000)
+    for n in range(2000):
+        endpoints.name(b"GET", b"/people/login")
+        endpoints.name(b"GET", b"/people/" + bytes(random.Random(n).choices(b"abcdefgh", k=5)) + b"/profile")
+    assert endpoints.name(b"GET", b"/people/somebody/profile") == "GET /people/{id}/profile"
+    assert endpoints.name(b"GET", b"/people/login") == "GET /people/login"
+    assert endpoints.learned == 1
+
+
+def test_a_scan_takes_neither_memory_nor_the_names_of_others() -> None:
+    endpoints = Endpoints((), 20)
+    rand = random.Random(1)
+    for _ in range(200):
+        endpoints.name(b"GET", b"/api/items")
+    names = {
+        endpoints.name(
+            b"GET", b"/" + b"/".join(bytes(rand.choices(b"abcdefgh", k=6)) for _ in range(rand.randint(1, 12)))
+        )
+        for _ in range(20_000)
+    }
+    assert len(names) < 200
+    assert endpoints._nodes <= 20 * WORDS
+    assert len(endpoints._names) <= 20
+    assert endpoints.name(b"GET", b"/api/items") == "GET /api/items"
+    assert OTHER in names
+
+
+@given(st.binary(max_size=5), st.binary(max_size=300))
+def test_whatever_comes_has_a_short_printable_name(method: bytes, target: bytes) -> None:
+    name = Endpoints((), 10).name(method, target)
+    assert len(name) < 700
+    assert name.isprintable()
+
+
+def test_names_covered_by_a_template_fold_into_it() -> None:
+    names = ["GET /u/{id}", "GET /u/bob", "POST /u/bob", "GET /u/bob/x", "GET /u/{id}/x", "GET /v/bob"]
+    assert fold(names) == {"GET /u/bob": "GET /u/{id}", "GET /u/bob/x": "GET /u/{id}/x"}
+    assert fold(["GET /{id}/{id}", "GET /{id}/x"]) == {"GET /{id}/x": "GET /{id}/{id}"}
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_bound_holds(limit: int) -> None:
+    endpoints = Endpoints((), limit)
+    assert len({endpoints.name(b"GET", b"/" + word) for word in (b"a", b"b", b"c", b"d")}) <= limit + 1

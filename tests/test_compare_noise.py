@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from tapmirror.compare.noise import Nature, Repeats, Thresholds, evidence, nature, request_key
+from tapmirror.exchange import Answer
+
+DIFFY = Thresholds(0.2, 0.0003)
+
+
+@pytest.mark.parametrize(
+    ("raw", "exchanges", "noisy", "pairs", "want"),
+    [
+        (100_000, 100_000, 1000, 1000, Nature.NOISE),  # a time of day
+        (50_300, 100_000, 490, 1000, Nature.NOISE),  # random order of two
+        (1000, 100_000, 0, 1000, Nature.DIFFERENT),  # wrong in 1 %
+        (1000, 100_000, 0, 100, Nature.WAITING),  # nobody can tell yet
+        (1000, 100_000, 12, 1000, Nature.NOISE),
+        (1000, 100_000, 1, 1000, Nature.DIFFERENT),
+        (20, 100_000, 0, 100_000, Nature.NOISE),  # below the absolute threshold
+        (89_000, 100_000, 600, 1000, Nature.NOISE),  # within the relative one: 0.29 of 1.49
+        (95_000, 100_000, 600, 1000, Nature.DIFFERENT),
+        (100, 100, 0, 0, Nature.DIFFERENT),
+        (100, 100, 0, 1, Nature.DIFFERENT),
+        (100, 100, 1, 1, Nature.NOISE),
+        (0, 100, 0, 0, Nature.NOISE),
+        (0, 0, 5, 5, Nature.NOISE),
+    ],
+)
+def test_nature(raw: int, exchanges: int, noisy: int, pairs: int, want: Nature) -> None:
+    assert nature(raw, exchanges, noisy, pairs, DIFFY) is want
+
+
+def test_repeats_count_while_probes_are_few() -> None:
+    assert evidence(5, 1, 100, 50) == (51, 105)
+    assert evidence(20, 1, 100, 50) == (1, 20)
+
+
+def test_repeats_are_bounded_by_number_and_bytes() -> None:
+    repeats = Repeats(2, 1000)
+    one, two, three = (Answer(200, b"", bytes(100), 100) for _ in range(3))
+    assert repeats.swap(b"1", one) is None
+    assert repeats.swap(b"1", two) is one
+    repeats.swap(b"2", one)
+    repeats.swap(b"3", three)
+    assert repeats.swap(b"1", one) is None
+    assert repeats.swap(b"3", one) is three
+    assert repeats.swap(b"4", Answer(200, b"", bytes(2000), 2000)) is None
+    assert repeats.swap(b"4", one) is None
+    assert repeats._free <= 1000
+
+
+def test_requests_that_should_get_the_same_answer() -> None:
+    head = b"GET /a?b HTTP/1.1\r\nHost: x\r\nCookie: a=1\r\nX-Request-Id: 1\r\n\r\n"
+    assert request_key(head) == request_key(head.replace(b"Id: 1", b"Id: 2").replace(b"Host: x\r\n", b"Host: x\r\n"))
+    assert request_key(head) != request_key(head.replace(b"a=1", b"a=2"))
+    assert request_key(head) != request_key(head.replace(b"?b", b"?c"))

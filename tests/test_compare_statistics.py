@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from lab.peeking import false_alarms_of_differences, false_alarms_of_quantiles, false_alarms_of_shares
+from tapmirror.compare.sketch import Sketch
+from tapmirror.compare.statistics import (
+    difference_evidence,
+    difference_interval,
+    quantile_interval,
+    ratio_interval,
+    share_evidence,
+    share_interval,
+)
+
+ALPHA = 0.05
+RUNS = 200
+
+
+def most(runs: int, alpha: float) -> float:
+    """False alarms that a rate of alpha exceeds once in a thousand times."""
+    return runs * alpha + 3.1 * math.sqrt(runs * alpha * (1 - alpha))
+
+
+def test_who_looks_after_every_request_is_seldom_wrong_about_a_share() -> None:
+    wrong, usual = false_alarms_of_shares(RUNS, 1000, 0.05, ALPHA, random.Random(1))
+    assert wrong <= most(RUNS, ALPHA)
+    assert usual > 2 * most(RUNS, ALPHA)  # the simulation does see false alarms where there are some
+
+
+@pytest.mark.parametrize(("plus", "minus"), [(0.02, 0.02), (0.1, 0.01)])
+def test_nor_about_a_difference(plus: float, minus: float) -> None:
+    assert false_alarms_of_differences(RUNS // 2, 1000, plus, minus, ALPHA, random.Random(2)) <= most(RUNS // 2, ALPHA)
+
+
+def test_nor_about_a_quantile() -> None:
+    assert false_alarms_of_quantiles(RUNS, 1000, 0.9, ALPHA, random.Random(3)) <= most(RUNS, ALPHA)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 0), (0, 10), (10, 10), (3, 1000), (500, 1000)])
+def test_intervals_of_shares_hold_the_estimate_and_shrink(hits: int, count: int) -> None:
+    low, high = share_interval(hits, count, 0.01)
+    assert 0 <= low <= (hits / count if count else 0.5) <= high <= 1
+    if count:
+        wide = high - low
+        low, high = share_interval(hits * 100, count * 100, 0.01)
+        assert high - low < wide / 4
+
+
+def test_the_ends_of_an_interval_are_where_the_evidence_is_enough() -> None:
+    low, high = share_interval(30, 1000, 0.01)
+    for edge in (low, high):
+        assert share_evidence(30, 1000, edge) == pytest.approx(math.log(100), rel=1e-3)
+    low, high = difference_interval(40, 10, 1000, 0.01)
+    assert difference_evidence(40, 10, 1000, low) == pytest.approx(math.log(200), rel=1e-3)
+    assert difference_evidence(10, 40, 1000, -high) == pytest.approx(math.log(200), rel=1e-3)
+
+
+def test_differences() -> None:
+    assert difference_interval(0, 0, 0, 0.01) == (-1.0, 1.0)
+    low, high = difference_interval(100, 0, 10_000, 0.01)
+    assert 0 < low < 0.01 < high < 0.02
+    mirrored = difference_interval(0, 100, 10_000, 0.01)
+    assert mirrored == pytest.approx((-high, -low))
+
+
+def test_pairing_makes_it_sure_sooner() -> None:
+    paired = difference_interval(20, 0, 2000, 0.01)
+    assert paired[0] > 0
+    unpaired = difference_interval(320, 300, 2000, 0.01)  # the same difference, of independent errors
+    assert unpaired[0] < 0 < unpaired[1]
+
+
+def sketch(slower: float, count: int, seed: int) -> Sketch:
+    rand = random.Random(seed)
+    found = Sketch()
+    for _ in range(count):
+        found.add(slower * rand.lognormvariate(15, 0.5))
+    return found
+
+
+def test_quantiles_and_their_ratio() -> None:
+    production, shadow = sketch(1.0, 20_000, 1), sketch(1.5, 20_000, 2)
+    true = math.exp(15 + 0.5 * 2.3263)
+    low, high = quantile_interval(production, 0.99, 0.01)
+    assert low < true < high < low * 1.3
+    low, high = ratio_interval(shadow, production, 0.99, 0.01)
+    assert 1.2 < low < 1.5 < high < 1.9
+    wider = high - low
+    low, high = ratio_interval(shadow, production, 0.99, 0.01, 10.0)
+    assert high - low < wider / 2
+
+
+def test_few_values_tell_nothing_of_a_high_quantile() -> None:
+    low, high = quantile_interval(sketch(1.0, 20, 1), 0.99, 0.01)
+    assert high == math.inf
+    assert ratio_interval(Sketch(), sketch(1.0, 20, 1), 0.5, 0.01) == (0.0, math.inf)
+    assert low > 0

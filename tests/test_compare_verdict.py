@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from lab.peeking import Stream, first_verdict
+from tapmirror.compare.sketch import Sketch
+from tapmirror.compare.verdict import Counts, Limits, Outcome, judge
+
+
+def stream(slower: float = 1.0, errors: float = 0.0, differing: float = 0.0) -> Stream:
+    return Stream(random.Random(1), slower, errors, differing)
+
+
+ONLY_ERRORS = Limits(max_p99_ratio=None, max_diff_rate=None)
+
+
+def test_nothing_seen_is_undecided() -> None:
+    found = judge(Counts(0, 0, 0, Sketch(), Sketch(), 0, 0), Limits())
+    assert (found.outcome, found.more) == (Outcome.UNDECIDED, None)
+    assert (
+        judge(
+            Counts(0, 0, 0, Sketch(), Sketch(), 0, 0),
+            Limits(max_error_diff=None, max_p99_ratio=None, max_diff_rate=None),
+        ).reason
+        == "no limit is given"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shadow", "limits", "outcome", "names"),
+    [
+        (stream(slower=2.0), Limits(), Outcome.FAIL, "p99 ratio"),
+        (stream(errors=0.05), Limits(), Outcome.FAIL, "error rate difference"),
+        (stream(differing=0.05), Limits(), Outcome.FAIL, "difference rate"),
+        (stream(), Limits(max_p99_ratio=1.5, max_error_diff=0.01), Outcome.PASS, "p99 ratio"),
+    ],
+)
+def test_what_is_plain_is_soon_seen(shadow: Stream, limits: Limits, outcome: Outcome, names: str) -> None:
+    found, requests = first_verdict(shadow, limits, 20_000)
+    assert found is outcome
+    assert requests < 10_000
+    verdict = judge(shadow.counts(), limits)
+    assert names in verdict.reason
+    assert "\n" not in verdict.reason
+    if outcome is Outcome.FAIL:
+        assert [check.name for check in verdict.checks if check.outcome is Outcome.FAIL] == [names]
+
+
+def test_an_undecided_one_says_how_many_more_requests_would_tell() -> None:
+    counts = Counts(1000, 0, 0, Sketch(), Sketch(), 0, 0)
+    verdict = judge(counts, ONLY_ERRORS)
+    assert verdict.outcome is Outcome.UNDECIDED
+    assert verdict.more is not None
+    assert f"{verdict.more:,} more requests" in verdict.reason
+    after = judge(Counts(1000 + verdict.more, 0, 0, Sketch(), Sketch(), 0, 0), ONLY_ERRORS)
+    assert after.outcome is Outcome.PASS
+    before = judge(Counts(1000 + verdict.more // 2, 0, 0, Sketch(), Sketch(), 0, 0), ONLY_ERRORS)
+    assert before.outcome is Outcome.UNDECIDED
+
+
+def test_just_at_the_limit_nothing_can_be_foreseen() -> None:
+    verdict = judge(Counts(100_000, 600, 500, Sketch(), Sketch(), 0, 0), ONLY_ERRORS)
+    assert (verdict.outcome, verdict.more) == (Outcome.UNDECIDED, None)
+    assert "cannot be told soon" in verdict.reason
+
+
+def test_alpha_is_divided_among_the_limits() -> None:
+    counts = stream(errors=0.004)
+    counts.step(3000)
+    alone = judge(counts.counts(), Limits(max_p99_ratio=None, max_diff_rate=None)).checks[0]
+    together = judge(counts.counts(), Limits()).checks[0]
+    assert together.low < alone.low < alone.high < together.high
