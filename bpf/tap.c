@@ -31,9 +31,12 @@
 #define ACK 0x10
 #define URG 0x20
 
-#define COUNTERS (TAP_CPUS * TAP_COUNTERS)
+/* TAP_WORKERS: how many share the flows; each has a ring and counters of its own.  All sums are of one worker. */
+#define COUNTERS (TAP_WORKERS * TAP_CPUS * TAP_COUNTERS)
 
+/* The first worker's ring, and the pattern of the others'. */
 BPF_RINGBUF_OUTPUT(ring, TAP_RING_PAGES);
+BPF_ARRAY_OF_MAPS(rings, "ring", TAP_WORKERS);
 BPF_F_TABLE("array", u32, struct tap_config, config, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap_counter, counters, COUNTERS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap_wants, wants, 1, BPF_F_MMAPABLE);
@@ -51,9 +54,9 @@ struct seen {
 	u8 later_fragment;
 };
 
-static inline void count(u32 what, u32 records, u64 bytes)
+static inline void count(u32 shard, u32 what, u32 records, u64 bytes)
 {
-	u32 index = (bpf_get_smp_processor_id() % TAP_CPUS) * TAP_COUNTERS + what;
+	u32 index = (shard * TAP_CPUS + bpf_get_smp_processor_id() % TAP_CPUS) * TAP_COUNTERS + what;
 	struct tap_counter *c = counters.lookup(&index);
 	if (c) {
 		__sync_fetch_and_add(&c->records, records);
@@ -75,6 +78,16 @@ static inline u32 flow_hash(const struct tap_key *key, u32 seed)
 	h ^= h >> 13;
 	h *= 0xC2B2AE35u;
 	return h ^ (h >> 16);
+}
+
+/*
+ * The worker that a flow belongs to.  By the bucket of `wants` that the flow is in, so that each bucket is one
+ * worker's.  The bucket is mixed: a small threshold leaves only hashes below it, so not all of its values, and
+ * yet every worker shall have its part of them.
+ */
+static inline u32 shard_of(u32 hash)
+{
+	return (((hash & 0xffff) * 0x9E3779B1u) >> 16) * TAP_WORKERS >> 16;
 }
 
 static inline int same_addr(const u8 *a, const u8 *b)
@@ -111,6 +124,13 @@ static inline int is_production(struct tap_config *c, const u8 *addr, __be16 por
 	return 0;
 }
 
+/* A slot of the worker's ring; NULL where there is no room. */
+static inline struct tap_record *reserve(u32 shard, u32 room)
+{
+	void *of = rings.lookup(&shard);
+	return of ? bpf_ringbuf_reserve(of, sizeof(struct tap_record) + room, 0) : NULL;
+}
+
 static inline void fill(struct tap_record *r, const struct tap_key *key, const struct seen *p, u32 hash)
 {
 	r->time_ns = bpf_ktime_get_ns();
@@ -123,16 +143,17 @@ static inline void fill(struct tap_record *r, const struct tap_key *key, const s
 /* A record without payload; 0 where there was no room. */
 static inline int emit_bare(const struct tap_key *key, const struct seen *p, u32 hash, u32 flags, u32 length)
 {
-	struct tap_record *r = ring.ringbuf_reserve(sizeof(struct tap_record));
+	u32 shard = shard_of(hash);
+	struct tap_record *r = reserve(shard, 0);
 	if (!r) {
-		count(TAP_CONTROL_LOST, 1, 0);
+		count(shard, TAP_CONTROL_LOST, 1, 0);
 		return 0;
 	}
 	fill(r, key, p, hash);
 	r->flags = flags;
 	r->length = length;
 	r->caplen = 0;
-	ring.ringbuf_submit(r, 0);
+	bpf_ringbuf_submit(r, 0);
 	return 1;
 }
 
@@ -164,7 +185,7 @@ static inline u32 room_for(u32 size)
 static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const struct seen *p, u32 hash, u32 flags,
 		       u32 seq, u32 offset, u32 length, u32 size, u32 room)
 {
-	struct tap_record *r = ring.ringbuf_reserve(sizeof(struct tap_record) + room);
+	struct tap_record *r = reserve(shard_of(hash), room);
 	if (!r)
 		return 0;
 	fill(r, key, p, hash);
@@ -176,10 +197,10 @@ static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const s
 	u64 bounded = size;
 	asm volatile("" : "+r"(bounded));
 	if (bounded == 0 || bounded > room || bpf_skb_load_bytes(skb, offset, (void *)(r + 1), bounded)) {
-		ring.ringbuf_discard(r, BPF_RB_NO_WAKEUP);
+		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);
 		return 0;
 	}
-	ring.ringbuf_submit(r, 0);
+	bpf_ringbuf_submit(r, 0);
 	return 1;
 }
 
@@ -309,16 +330,22 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 	return 1;
 }
 
-/* Production's payload, as much of it as is compared.  NOTE: of a packet beyond TAP_CHUNK the rest is not copied. */
+/*
+ * Production's payload, as much of it as is compared.  Only while half of the ring is free: comparison may lose what
+ * it wants, and must not cost a client's segment.  NOTE: of a packet beyond TAP_CHUNK the rest is not copied.
+ */
 static inline void answer(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
 			  u32 hash)
 {
 	u32 size = p->length < c->answer_bytes ? p->length : c->answer_bytes;
 	if (size > TAP_CHUNK)
 		size = TAP_CHUNK;
-	int ok = emit(skb, key, p, hash, (p->flags & 0xff) | TAP_FROM_SERVER, p->seq, p->payload, p->length, size,
+	u32 shard = shard_of(hash);
+	void *of = rings.lookup(&shard);
+	int ok = of && bpf_ringbuf_query(of, BPF_RB_AVAIL_DATA) < TAP_RING_PAGES * 2048ull &&
+		 emit(skb, key, p, hash, (p->flags & 0xff) | TAP_FROM_SERVER, p->seq, p->payload, p->length, size,
 		      room_for(size));
-	count(ok ? TAP_ANSWERS : TAP_ANSWERS_LOST, 1, p->length);
+	count(shard, ok ? TAP_ANSWERS : TAP_ANSWERS_LOST, 1, p->length);
 }
 
 static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
@@ -328,12 +355,13 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	u32 hash = flow_hash(key, c->seed);
 	if ((u64)hash >= c->threshold)
 		return 0;
+	u32 shard = shard_of(hash);
 	if (p->flags & SYN) {
 		if (!(p->flags & ACK))
 			return 0;
 		struct tap_first first = {.client = p->ack, .server = p->seq + 1};
 		handshakes.update(key, &first);
-		count(TAP_SYN_ACK, 1, 0);
+		count(shard, TAP_SYN_ACK, 1, 0);
 		return 0;
 	}
 	if (c->answer_bytes && p->length && !p->fragment) {
@@ -350,7 +378,7 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 			return 0;
 		w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
 	}
-	count(TAP_EGRESS, 1, p->length);
+	count(shard, TAP_EGRESS, 1, p->length);
 	emit_bare(key, p, hash, p->flags | TAP_FROM_SERVER, p->length);
 	return 0;
 }
@@ -365,7 +393,7 @@ static inline void complete(const struct tap_key *key, const struct seen *p, u32
 	struct seen begin = {.seq = first->client, .ack = first->server};
 	if (emit_bare(key, &begin, hash, TAP_ACCEPTED, 0)) {
 		handshakes.delete(&k);
-		count(TAP_ACCEPTED_COUNT, 1, 0);
+		count(shard_of(hash), TAP_ACCEPTED_COUNT, 1, 0);
 	}
 }
 
@@ -377,41 +405,41 @@ static inline u32 chunks(u32 length)
 static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
 			      const struct seen *p)
 {
+	u32 hash = flow_hash(key, c->seed), shard = shard_of(hash);
 	u32 records = chunks(p->length);
 	if (records)
-		count(TAP_SEEN, records, p->length);
+		count(shard, TAP_SEEN, records, p->length);
 	if (p->dscp == c->dscp) {
 		if (p->flags & SYN)
-			count(TAP_LOOP_SYN, 1, 0);
+			count(shard, TAP_LOOP_SYN, 1, 0);
 		if (records)
-			count(TAP_LOOP, records, p->length);
+			count(shard, TAP_LOOP, records, p->length);
 		return 0;
 	}
-	u32 hash = flow_hash(key, c->seed);
 	if ((u64)hash >= c->threshold) {
 		if (records)
-			count(TAP_SAMPLED_OUT, records, p->length);
+			count(shard, TAP_SAMPLED_OUT, records, p->length);
 		return 0;
 	}
 	if (p->fragment) {
-		count(TAP_FRAGMENT, records, p->length);
+		count(shard, TAP_FRAGMENT, records, p->length);
 		return 0;
 	}
 	if (p->flags & SYN)
-		count(TAP_SYN, 1, 0);
+		count(shard, TAP_SYN, 1, 0);
 	else if (p->flags & ACK)
 		complete(key, p, hash);
 	if (!records) {
 		if (p->flags & (FIN | RST | URG))
 			emit_bare(key, p, hash, p->flags, 0);
 		else if (!(p->flags & SYN))
-			count(TAP_BARE_ACK, 1, 0);
+			count(shard, TAP_BARE_ACK, 1, 0);
 		return 0;
 	}
 	if (records == 1) {
 		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, p->length,
 			      room_for(p->length));
-		count(ok ? TAP_EMITTED : TAP_RING_FULL, 1, p->length);
+		count(shard, ok ? TAP_EMITTED : TAP_RING_FULL, 1, p->length);
 		return 0;
 	}
 	/* A super-packet of BIG TCP: the flags that end something go with its last part. */
@@ -424,7 +452,7 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 			flags &= ~(FIN | PSH);
 		}
 		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, size, TAP_CHUNK);
-		count(ok ? TAP_EMITTED : TAP_RING_FULL, 1, size);
+		count(shard, ok ? TAP_EMITTED : TAP_RING_FULL, 1, size);
 		done += size;
 	}
 	return 0;

@@ -85,7 +85,7 @@ enum {
 	TAP_CONTROL_LOST, /* records without payload that the ring had no room for */
 	TAP_LOOP_SYN,
 	TAP_ANSWERS, /* segments of production with payload that became records with it */
-	TAP_ANSWERS_LOST, /* that the ring had no room for */
+	TAP_ANSWERS_LOST, /* that did not: the ring was half full, and the rest is the clients' */
 	TAP_COUNTERS = 16
 };
 

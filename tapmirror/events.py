@@ -228,7 +228,7 @@ class DropReason(enum.Enum):
     FLOW_LIMIT = "flow_limit"
     """More out-of-order data on one flow than `Limits.flow_bytes` or `Limits.flow_segments`."""
     MEMORY_LIMIT = "memory_limit"
-    """More data held in all flows than `Limits.reassembly_bytes`."""
+    """More held in all flows than `Limits.reassembly_bytes`, or of heads than `Limits.heads_bytes`."""
     TABLE_FULL = "table_full"
     """More flows than `Limits.flows`."""
     IDLE = "idle"

@@ -48,12 +48,13 @@ from tapmirror.events import (
     End,
     FilterReason,
     FlowKey,
+    Gap,
     Segment,
 )
 from tapmirror.ledger import Ledger
 from tapmirror.packet import flow_hash
 from tapmirror.spec import Limits
-from tapmirror.tcp import FAR, MASK, Piece, Pool, Receiver, distance
+from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, Pool, Receiver, distance
 
 LATE: Final = 3.0
 """Seconds for which an ended flow is remembered: more than the first retransmission time-outs
@@ -77,7 +78,8 @@ _TOLD: Final = _SPECIAL | ACK
 Event: TypeAlias = "tuple[Flow, Chunk, bool]"
 """A chunk of a flow's client stream, and whether a new turn of the dialogue may begin with it:
 it begins a segment, and the client had received something since its last data (or, of a connection
-joined in mid-stream, it is the first)."""
+joined in mid-stream, it is the first).  What follows a gap is no turn: the lost bytes may have
+acknowledged the same."""
 
 
 class State(enum.Enum):
@@ -155,8 +157,8 @@ class Flow:
         self.since = now
         """Since when the flow has been waiting for production's acknowledgement (while `asking`)."""
         self.asking = False
-        self.ack: int | None = None
-        """The acknowledgement number of the client's last data."""
+        self.ack = ANY
+        """The acknowledgement number of the client's last data; `ANY`, `UNKNOWN`."""
         self.server_next: int | None = None
         self.answered = 0
         """Bytes that production sent since the pipeline last took note (where they are captured)."""
@@ -180,6 +182,8 @@ class FlowTable:
         self._segments = ledger.segments
         self._pool = Pool(limits)
         self._flows: dict[FlowKey, Flow] = {}
+        self._blank: OrderedDict[Flow, float] = OrderedDict()
+        """Flows without a framer, and since when they are known to be silent, in this order."""
         self._asking: dict[FlowKey, Flow] = {}
         self._buckets: Counter[int] = Counter()
         self._late: OrderedDict[FlowKey, tuple[float, int, bool]] = OrderedDict()
@@ -198,6 +202,10 @@ class FlowTable:
     def get(self, key: FlowKey) -> Flow | None:
         """The living flow with this key."""
         return self._flows.get(key)
+
+    def framed(self, flow: Flow) -> None:
+        """The flow has a framer from now on: it does not make room for others any more."""
+        self._blank.pop(flow, None)
 
     def held(self) -> tuple[int, int]:
         """(segments, bytes) that are held for bytes before them or for production's word."""
@@ -221,7 +229,7 @@ class FlowTable:
             rx.next = (seq + length) & MASK
             rx.position += length
             self._segments.mirrored += 1
-            turn = ack != flow.ack
+            turn = ack != flow.ack >= 0
             flow.ack = ack
             return ((flow, payload, turn),)
         return self._known(flow, segment, now)
@@ -308,7 +316,7 @@ class FlowTable:
 
     def _confirmed(self, flow: Flow, now: float) -> list[Event]:
         """Production knows this connection: what was held for its word goes on."""
-        flow.ack = None
+        flow.ack = ANY
         self._move(flow, Move.CONFIRMED, now)
         return self._events(flow, flow.rx.release(), now)
 
@@ -402,19 +410,27 @@ class FlowTable:
     def _room(self, now: float) -> list[Event] | None:
         """Make room for one more flow, if need be by giving up a silent one, and tell of its end; None: there is none.
 
-        A full table does not push out busy flows: only one that was silent for a while goes.
+        A full table does not push out busy flows: only one goes that was silent for a while and of whose protocol
+        nothing is known yet.  Amortized constant time: one that had a segment since the last look goes to the end.
         """
         if len(self._flows) < self._limits.flows:
             return []
-        for flow in list(islice(self._flows.values(), SCAN)):
-            if now - flow.last >= self._limits.accept_time and flow.framer is None:
+        patience = self._limits.accept_time
+        for _ in range(SCAN):
+            flow, since = next(iter(self._blank.items()), (None, now))
+            if flow is None or now - since < patience:
+                return None
+            if now - flow.last >= patience:
                 return self._evict(flow, now)
+            self._blank[flow] = now
+            self._blank.move_to_end(flow)
         return None
 
     def _add(self, key: FlowKey, seq: int, now: float, *, midstream: bool) -> Flow:
         flow = Flow(self._next_id, key, seq, Receiver(seq, self._pool, self._ledger), now, midstream)
         self._next_id += 1
         self._flows[key] = flow
+        self._blank[flow] = now
         self._ledger.events["flows_joined" if midstream else "flows"] += 1
         return flow
 
@@ -452,6 +468,7 @@ class FlowTable:
         flow.state = State.CLOSED
         if self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
+            self._blank.pop(flow, None)
             self._late[flow.key] = (now + LATE, flow.rx.next, over)
             if len(self._late) > LATE_FLOWS:
                 self._late.popitem(last=False)
@@ -461,9 +478,12 @@ class FlowTable:
     def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
         events: list[Event] = []
         for chunk, ack in pieces:
-            turn = ack is not None and ack != flow.ack
+            turn = False
             if ack is not None:
+                turn = ack != flow.ack >= 0
                 flow.ack = ack
+            elif type(chunk) is Gap:
+                flow.ack = UNKNOWN
             events.append((flow, chunk, turn))
             if type(chunk) is End:
                 self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)

@@ -35,7 +35,10 @@ import msgspec
 LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
 REPLY_BYTES: Final = 65_536
-CHILD_FDS: Final = 5
+MAX_WORKERS: Final = 64
+"""Workers of one tap: more than a host has processors to spare; their descriptors fit into one message
+(SCM_MAX_FD in the kernel is 253)."""
+CHILD_FDS: Final = 4 + MAX_WORKERS
 
 ETH_P_ALL: Final = 0x0003
 SO_ATTACH_BPF: Final = 50
@@ -46,6 +49,7 @@ ARPHRD_LOOPBACK: Final = 772
 SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}
 BPF_MAP_CREATE: Final = 0
 BPF_MAP_TYPE_ARRAY: Final = 2
+BPF_MAP_TYPE_RINGBUF: Final = 27
 BPF_ATTR_BYTES: Final = 72
 SYS_FSOPEN: Final = 430  # the numbers are those of all architectures
 SYS_FSCONFIG: Final = 431
@@ -90,6 +94,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     answer_bytes: int = 0
     """Copied of each of production's segments; 0: none."""
     ring_bytes: int
+    """Of each worker's ring; a power of two."""
+    workers: int = 1
+    """How many share the flows, at most `MAX_WORKERS`."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +104,20 @@ class Loaded:
     """A loaded program and its maps, not yet attached to an interface."""
 
     packet: socket.socket
-    ring: int
     counters: int
     wants: int
     config: int
+    rings: tuple[int, ...]
+    """One for each worker."""
 
-    def worker_fds(self) -> list[int]:
-        """Duplicates of the descriptors that a worker needs: ring, counters, wants."""
-        return [os.dup(fd) for fd in (self.ring, self.counters, self.wants)]
+    def worker_fds(self, shard: int = 0) -> list[int]:
+        """Duplicates of the descriptors that a worker needs: its ring, counters, wants."""
+        return [os.dup(fd) for fd in (self.rings[shard], self.counters, self.wants)]
 
     def close(self) -> None:
         """Let go of everything; the kernel detaches and frees what nobody else holds."""
         self.packet.close()
-        for fd in (self.ring, self.counters, self.wants, self.config):
+        for fd in (self.counters, self.wants, self.config, *self.rings):
             with suppress(OSError):
                 os.close(fd)
 
@@ -142,8 +150,8 @@ def load(request: Request) -> Loaded:
     reply: dict[str, str] = json.loads(data) if data else {"kind": "refused", "error": "the loader process died"}
     if "error" in reply:
         raise LoaderError(reply["kind"], reply["error"])
-    packet, ring, counters, wants, config = fds
-    loaded = Loaded(socket.socket(fileno=packet), ring, counters, wants, config)
+    packet, counters, wants, config, *rings = fds
+    loaded = Loaded(socket.socket(fileno=packet), counters, wants, config, tuple(rings))
     try:
         configure(loaded, request)
     except BaseException:
@@ -242,7 +250,7 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
 
 
 def compile_and_load(request: Request) -> tuple[list[int], Any]:
-    """The descriptors packet, ring, counters, wants, config, and what keeps them open.
+    """The descriptors packet, counters, wants, config, a ring for each worker; and what keeps them open.
 
     Raises `LoaderError`.
     """
@@ -258,7 +266,11 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
         except ImportError:
             raise LoaderError("bcc", "the Python module bcc is missing: install python3-bpfcc") from None
         check_bpf()
-        flags = [f"-DTAP_RING_PAGES={request.ring_bytes // mmap.PAGESIZE}", f"-DTAP_CPUS={os.cpu_count() or 1}"]
+        flags = [
+            f"-DTAP_RING_PAGES={request.ring_bytes // mmap.PAGESIZE}",
+            f"-DTAP_CPUS={os.cpu_count() or 1}",
+            f"-DTAP_WORKERS={request.workers}",
+        ]
         try:
             program = bcc.BPF(text=source(), cflags=flags)
         except Exception as error:
@@ -268,8 +280,15 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
         except Exception as error:
             raise LoaderError("refused", f"the kernel refuses the BPF program: {first_line(error)}") from None
     packet.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, function.fd)
-    maps = [program[name].map_fd for name in ("ring", "counters", "wants", "config")]
-    return [packet.fileno(), *maps], (packet, program)
+    maps = [program[name].map_fd for name in ("counters", "wants", "config")]
+    rings = [program["ring"].map_fd]
+    try:
+        rings += [make_map(BPF_MAP_TYPE_RINGBUF, 0, 0, request.ring_bytes) for _ in range(1, request.workers)]
+    except OSError as error:
+        raise LoaderError("refused", f"the kernel refuses the ring of a worker: {error.strerror}") from None
+    for shard, ring in enumerate(rings):
+        program["rings"][ctypes.c_int(shard)] = ctypes.c_int(ring)
+    return [packet.fileno(), *maps, *rings], (packet, program)
 
 
 def check_bpf() -> None:
@@ -277,14 +296,25 @@ def check_bpf() -> None:
 
     Raises `LoaderError`.
     """
-    number = SYS_BPF.get(platform.machine())
-    if number is None:
+    if platform.machine() not in SYS_BPF:
         return
-    attributes = ctypes.create_string_buffer(struct.pack("=5I", BPF_MAP_TYPE_ARRAY, 4, 4, 1, 0), BPF_ATTR_BYTES)
-    made = ctypes.CDLL(None, use_errno=True).syscall(number, BPF_MAP_CREATE, attributes, BPF_ATTR_BYTES)
+    try:
+        os.close(make_map(BPF_MAP_TYPE_ARRAY, 4, 4, 1))
+    except OSError as error:
+        raise LoaderError("refused", f"the kernel refuses BPF: {error.strerror}") from None
+
+
+def make_map(kind: int, key_bytes: int, value_bytes: int, entries: int) -> int:
+    """Make a BPF map; its descriptor.  Raises OSError."""
+    attributes = ctypes.create_string_buffer(
+        struct.pack("=5I", kind, key_bytes, value_bytes, entries, 0), BPF_ATTR_BYTES
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    made = int(libc.syscall(SYS_BPF.get(platform.machine(), -1), BPF_MAP_CREATE, attributes, BPF_ATTR_BYTES))
     if made < 0:
-        raise LoaderError("refused", f"the kernel refuses BPF: {os.strerror(ctypes.get_errno())}")
-    os.close(made)
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return made
 
 
 def first_line(error: Exception) -> str:

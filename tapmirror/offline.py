@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final, Literal, TypeAlias
 import msgspec
 
 from tapmirror.events import START, Buffer, Chunk, DropReason, End, Gap, Message, Part
-from tapmirror.framing import RequestFramer, detect
+from tapmirror.framing import Pool, RequestFramer, detect
 from tapmirror.ledger import Ledger
 from tapmirror.packet import Decoder, show_client, show_server
 from tapmirror.source.blocks import CaptureError
@@ -72,6 +72,7 @@ class Reader:
         self._capture = capture
         self._http = options.http
         self._head_bytes = limits.head_bytes
+        self._heads = Pool(limits.heads_bytes)
         self.ledger = Ledger()
         self._decoder = Decoder(tunnels=options.tunnels, checksums=options.checksums)
         self._table = StreamTable(limits, self.ledger, options.ports)
@@ -154,14 +155,15 @@ class Reader:
         if framer is None:
             begun = book.prefix + data if data is not None else book.prefix
             kind = "http" if stream.midstream or data is None else detect(begun)
-            if kind is None:
+            if kind is None and self._heads.resize(len(book.prefix), len(begun)):
                 book.prefix = begun
                 return
+            self._heads.resize(len(book.prefix), 0)
             book.prefix = b""
             if kind == "raw":
                 book.raw = True
                 return
-            framer = book.framer = RequestFramer(self._head_bytes, None, stream.midstream)
+            framer = book.framer = RequestFramer(self._head_bytes, None, stream.midstream, self._heads)
             if begun:
                 self._tell(stream, framer.feed(begun, True))
             if data is not None:

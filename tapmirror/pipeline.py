@@ -30,7 +30,7 @@ from tapmirror.events import (
     Turn,
 )
 from tapmirror.flows import Event, Flow, FlowTable
-from tapmirror.framing import RawFramer, RequestFramer, detect
+from tapmirror.framing import Pool, RawFramer, RequestFramer, detect
 from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, constant_host
 from tapmirror.spec import Pacing, Protocol, TapSpec
@@ -46,7 +46,7 @@ class Pipeline:
     Without a `policy` all of them are for target 0.
     """
 
-    __slots__ = ("_flows", "_head_bytes", "_host", "_ledger", "_policy", "_protocol", "_turns")
+    __slots__ = ("_flows", "_head_bytes", "_heads", "_host", "_ledger", "_policy", "_protocol", "_turns")
 
     def __init__(self, spec: TapSpec, ledger: Ledger, policy: Policy | None = None) -> None:
         self._ledger = ledger
@@ -55,6 +55,7 @@ class Pipeline:
         self._flows = FlowTable(spec.limits, spec.seed, ledger)
         self._protocol = spec.protocol
         self._head_bytes = spec.limits.head_bytes
+        self._heads = Pool(spec.limits.heads_bytes)
         self._host = constant_host(spec) if policy is None else None
 
     @property
@@ -113,7 +114,7 @@ class Pipeline:
         if kind is Gap:
             if framer is None:
                 framer = self._frame(flow, self._protocol is not Protocol.RAW, commands)
-                prefix, flow.prefix = flow.prefix, b""
+                prefix = self._take_prefix(flow)
                 if prefix:
                     self._pass_on(flow, framer.feed(prefix, True), commands)
             self._pass_on(flow, framer.gap(chunk.length), commands)  # type: ignore[union-attr]
@@ -121,7 +122,7 @@ class Pipeline:
         data: Buffer = chunk  # type: ignore[assignment]
         if framer is None:
             if flow.prefix:
-                data, turn, flow.prefix = flow.prefix + data, True, b""
+                data, turn = self._take_prefix(flow) + data, True
             framer = self._decide(flow, data, commands)
             if framer is None:
                 flow.prefix = bytes(data)
@@ -152,8 +153,12 @@ class Pipeline:
 
     def _give_up_prefix(self, flow: Flow, reason: DropReason) -> None:
         if flow.prefix:
-            self._ledger.drop(reason, len(flow.prefix))
-            flow.prefix = b""
+            self._ledger.drop(reason, len(self._take_prefix(flow)))
+
+    def _take_prefix(self, flow: Flow) -> bytes:
+        prefix, flow.prefix = flow.prefix, b""
+        self._heads.resize(len(prefix), 0)
+        return prefix
 
     # --- the protocol of a connection
 
@@ -161,15 +166,20 @@ class Pipeline:
         """Choose the framer by the first bytes; None while they do not tell."""
         if self._protocol is Protocol.AUTO and not flow.midstream:
             found = detect(data)
-            if found is None:
+            if found is None and self._heads.resize(0, len(data)):
                 return None
-            return self._frame(flow, found == "http", commands)
+            if found is None:  # no room: the framer finds none either, and gives up what there is
+                self._heads.resize(len(data), 0)
+            return self._frame(flow, found != "raw", commands)
         return self._frame(flow, self._protocol is not Protocol.RAW, commands)
 
     def _frame(self, flow: Flow, http: bool, commands: list[Command]) -> Framer:
         midstream = flow.midstream
-        framer: Framer = RequestFramer(self._head_bytes, self._host, midstream) if http else RawFramer(midstream)
+        framer: Framer = (
+            RequestFramer(self._head_bytes, self._host, midstream, self._heads) if http else RawFramer(midstream)
+        )
         flow.framer = framer
+        self._flows.framed(flow)
         flow.ends_with_client = http
         flow.opened = http or not flow.midstream
         if flow.opened:

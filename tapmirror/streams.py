@@ -15,6 +15,8 @@ file shows both and can wait; what they share is the `Receiver`.
 * A connection ends when both sides' FIN are in order, by an RST that the receiver would take, by a
   new SYN on its tuple (if it had ended, or a SYN-ACK or the first byte answers to the new one), or with the
   capture.  For `LINGER` seconds of the capture it then stays known, so that late segments begin no new one.
+* The byte that an urgent pointer marks stays where it was sent: a file's streams are what was captured.  A tap leaves
+  it out, as the application's `read` does.
 * At the bound of the table the oldest connection without data goes first, then the one longest silent.
 
 Pure: headers and the capture's time in, events out.
@@ -26,11 +28,11 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Any, Final, TypeAlias
 
-from tapmirror.events import ACK, FIN, RST, SYN, Chunk, End, FilterReason, FlowKey
+from tapmirror.events import ACK, FIN, RST, SYN, Chunk, End, FilterReason, FlowKey, Gap
 from tapmirror.ledger import Ledger
 from tapmirror.packet import Header, flow_key
 from tapmirror.spec import Limits
-from tapmirror.tcp import MASK, Piece, Pool, Receiver, distance
+from tapmirror.tcp import ANY, MASK, UNKNOWN, Piece, Pool, Receiver, distance
 
 LINGER: Final = 60.0
 """Seconds for which an ended connection stays known: Linux's TIME-WAIT (TCP_TIMEWAIT_LEN)."""
@@ -57,8 +59,8 @@ class Stream:
         """Its first byte is not known to have been captured."""
         self.early = False
         """What came with the SYN is held: it is not known whether the other side took it."""
-        self.ack: int | None = None
-        """The acknowledgement number of the last data."""
+        self.ack = ANY
+        """The acknowledgement number of the last data; `ANY`, `UNKNOWN`."""
         self.book: Any = None
 
 
@@ -128,7 +130,7 @@ class StreamTable:
         rx.next = (seq + length) & MASK
         rx.position += length
         self._ledger.segments.mirrored += 1
-        turn = ack != stream.ack
+        turn = ack != stream.ack >= 0
         stream.ack = ack
         return ((stream, payload, turn),)
 
@@ -355,7 +357,10 @@ class StreamTable:
         for chunk, ack in pieces:
             if type(chunk) is End:
                 continue
-            turn = ack is not None and ack != stream.ack
+            turn = False
             if ack is not None:
+                turn = ack != stream.ack >= 0
                 stream.ack = ack
+            elif type(chunk) is Gap:
+                stream.ack = UNKNOWN
             events.append((stream, chunk, turn))

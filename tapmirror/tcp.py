@@ -55,6 +55,11 @@ FAR: Final = 1 << 30
 """No segment further than this from the next byte belongs to the stream: the largest
 window that TCP can offer (RFC 7323, 2.3)."""
 
+ANY: Final = 1 << 32
+"""In place of the acknowledgement number of a sender's last data: whatever the next acknowledges is new."""
+UNKNOWN: Final = -1
+"""The same: bytes are missing, and nobody knows what they acknowledged."""
+
 Piece: TypeAlias = tuple[Chunk, int | None]
 """A chunk of the stream, and the acknowledgement number of the segment that it begins
 (None where the chunk does not begin a segment)."""

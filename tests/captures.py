@@ -83,7 +83,7 @@ class Both:
                 answer_bytes=answer_bytes,
             )
             self.live_source = LiveSource(
-                open_live(iface, live_bytes, loopback=loopback, ports=ports, block_bytes=live_block),
+                open_live(iface, live_bytes, loopback=loopback, ports=ports, block_bytes=live_block)[0],
                 admission,
                 live_bytes,
                 block_bytes=live_block,

@@ -113,6 +113,25 @@ def test_second_segment_of_one_turn_is_no_turn() -> None:
     assert d.turns == [True, False, True]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_follows_a_gap_is_no_turn(late: bool) -> None:
+    """The lost bytes may have acknowledged the same; `late`: it comes only after production acknowledged them."""
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc", ack=4)
+    if late:
+        d.put(ACK, 9, b"", ack=9)
+        d.put(ACK, 10, b"x", ack=4)
+        d.server(6)
+        d.put(ACK, 6, b"ghi", ack=9)
+    else:
+        d.put(ACK, 6, b"ghi", ack=9)
+        d.server(6)
+    d.put(ACK, 9, b"jkl", ack=12)
+    assert d.text.startswith(b"abc<3>ghijkl")
+    assert d.turns[:3] == [True, False, True]
+
+
 def test_hole_asks_for_acknowledgements_and_becomes_a_gap_by_them() -> None:
     d = Dialogue()
     d.accept()
@@ -304,6 +323,49 @@ def test_an_evicted_flow_is_told_of() -> None:
     d.wait(20)
     d.accept(port=2)
     assert next(iter(d.out.values())) == b"GE!"
+
+
+def test_a_flood_pushes_out_itself_and_no_busy_flow() -> None:
+    """Connections that are accepted and say nothing, ten times what the table holds, beside old ones that speak."""
+    d = Dialogue(msgspec.structs.replace(LIMITS, flows=1_000))
+    real = range(600)  # more than one look goes through
+    for port in real:
+        d.accept(port=port)
+        d.put(ACK, 0, b"hello", port=port)
+        flow = d.table.get(key(port))
+        assert flow is not None
+        d.table.framed(flow)
+    for port in range(1_000, 11_000):
+        d.now += 0.05
+        d.accept(port=port)
+    assert d.ledger.events["flows_idle"] + d.ledger.events["flows_refused"] == 10_000 - 400
+    assert d.ledger.events["flows_idle"] > 9_000
+    assert all(d.table.get(key(port)) is not None for port in real)
+    d.now += LIMITS.accept_time
+    before = d.ledger.events["flows_idle"]
+    for port in range(20_000, 20_400):
+        d.accept(port=port)
+    assert d.ledger.events["flows_idle"] == before + 400, "room for all of them, at once"
+
+
+def test_room_is_made_by_those_that_are_silent_in_their_order() -> None:
+    d = Dialogue(msgspec.structs.replace(LIMITS, flows=3))
+    for port in (1, 2, 3):
+        d.accept(port=port)
+    d.now += LIMITS.accept_time
+    d.put(ACK, 0, b"G", port=1)  # its protocol is not known yet, but it lives
+    d.accept(port=4)
+    d.accept(port=5)
+    d.accept(port=6)
+    assert [d.table.get(key(port)) is not None for port in (1, 2, 3, 4, 5, 6)] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert d.ledger.events["flows_refused"] == 1
 
 
 def test_time_outs_are_acted_on_a_few_at_a_time() -> None:

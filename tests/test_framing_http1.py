@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
 from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, DropReason, Lost, Message
-from tapmirror.framing import RequestFramer
+from tapmirror.framing import Pool, RequestFramer
 
 LIMIT = 8192
 Reason = DropReason
@@ -24,8 +24,12 @@ Cut = Callable[[bytes], list[bytes]]
 class Heard:
     """A framer and all that came of it.  Every call is checked against what was fed."""
 
-    def __init__(self, head_bytes: int = LIMIT, host: bytes | None = None, midstream: bool = False) -> None:
-        self.framer = RequestFramer(head_bytes, host, midstream)
+    def __init__(
+        self, head_bytes: int = LIMIT, host: bytes | None = None, midstream: bool = False, pool: Pool | None = None
+    ) -> None:
+        self.own = pool is None
+        self.pool = pool or Pool(head_bytes)
+        self.framer = RequestFramer(head_bytes, host, midstream, self.pool)
         self.head_bytes = head_bytes
         self.requests: list[bytes] = []
         self.flags: list[int] = []
@@ -82,6 +86,8 @@ class Heard:
         held = self.framer.held
         assert 0 <= held <= self.head_bytes
         assert self.accounted + held == self.fed
+        if self.own:
+            assert self.pool.bytes == len(self.framer._buffer)
 
     def outcome(self) -> tuple[object, ...]:
         return self.requests, self.flags, self.tunnel, +self.lost, self.breaks
@@ -138,7 +144,7 @@ def test_taken_with_trailing_bytes(requests: tuple[bytes, ...], cut: Cut) -> Non
 
 def test_ordinary_request_is_passed_on_as_it_came() -> None:
     view = memoryview(GET)
-    (part,) = RequestFramer(LIMIT, None, False).feed(view, True)
+    (part,) = RequestFramer(LIMIT, None, False, Pool(LIMIT)).feed(view, True)
     assert part.data is view  # type: ignore[union-attr]
     assert (part.size, part.flags) == (len(GET), START | END)  # type: ignore[union-attr]
 
@@ -544,8 +550,34 @@ def test_bytes_of_the_two_sides_of_a_gap_never_meet() -> None:
 
 def test_a_head_may_come_in_as_many_pieces_as_it_has_bytes() -> None:
     size = 1 << 16
-    got = RequestFramer(size, None, False)
+    got = RequestFramer(size, None, False, Pool(size))
     for byte in (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * size)[: size - 1]:
         assert not got.feed(bytes([byte]), False)
     assert got.held == size - 1
     assert list(got.feed(b"x", False)) == [Lost(size, Reason.OVERSIZE)]
+
+
+# --- the bound of all framers together
+
+BEGUN = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
+
+
+def test_heads_that_find_no_room_are_lost_and_the_next_request_is_taken() -> None:
+    pool = Pool(3 * len(BEGUN))
+    framers = [Heard(pool=pool).feed(BEGUN) for _ in range(3)]
+    refused = Heard(pool=pool).feed(BEGUN)
+    assert refused.lost == {Reason.MEMORY_LIMIT: len(BEGUN)}
+    assert refused.feed(b"\r\n\r\n").feed(GET, True).requests == [GET]  # one that lies whole in a segment needs none
+    framers[0].feed(b"\r\n\r\n")
+    assert framers[0].requests == [BEGUN + b"\r\n\r\n"]
+    assert Heard(pool=pool).feed(BEGUN).lost == {}, "what became whole makes room"
+    framers[1].end()
+    framers[2].gap(10)
+    assert pool.bytes == len(BEGUN)
+
+
+def test_a_request_under_way_that_finds_no_room_is_broken() -> None:
+    """Lines of chunk framing are held too."""
+    heard = Heard(pool=Pool(2)).feed(chunked() + b"5\r\nhello\r\n5;a")
+    assert heard.breaks == [Reason.MEMORY_LIMIT]
+    assert heard.lost == {Reason.MEMORY_LIMIT: 3}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL
-from tapmirror.framing import ResponseFramer
+from tapmirror.framing import Pool, ResponseFramer
 from tapmirror.framing.responses import ENDLESS, LINE_BYTES
 
 LIMIT = 4096
@@ -93,7 +93,7 @@ ways = pytest.mark.parametrize("way", [whole, by_byte, randomly, skipping])
     ],
 )
 def test_counted(way: Way, asked: list[int], data: bytes, statuses: list[int]) -> None:
-    framer = ResponseFramer(LIMIT)
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
     for flags in asked:
         framer.expect(flags)
     assert way(framer, data) == statuses
@@ -106,7 +106,7 @@ def test_counted(way: Way, asked: list[int], data: bytes, statuses: list[int]) -
 @ways
 def test_equal_heads_are_answers_to_what_was_asked(way: Way) -> None:
     """What is remembered of the last head must not outlive its conditions."""
-    framer = ResponseFramer(LIMIT)
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
     for _ in range(3):
         framer.expect(GET)
         assert way(framer, OK) == [200]
@@ -139,7 +139,7 @@ def test_equal_heads_are_answers_to_what_was_asked(way: Way) -> None:
     ],
 )
 def test_under_way(data: bytes, outstanding: int, skippable: int) -> None:
-    framer = ResponseFramer(LIMIT)
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
     framer.expect(GET)
     framer.feed(data)
     assert (framer.outstanding, framer.skippable()) == (outstanding, skippable)
@@ -159,7 +159,7 @@ def test_under_way(data: bytes, outstanding: int, skippable: int) -> None:
     ],
 )
 def test_closing(way: Way, data: bytes, closing: bool) -> None:
-    framer = ResponseFramer(LIMIT)
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
     framer.expect(GET)
     assert way(framer, data) == [200]
     assert framer.closing is closing
@@ -167,7 +167,7 @@ def test_closing(way: Way, data: bytes, closing: bool) -> None:
 
 
 def test_eof_in_the_middle() -> None:
-    framer = ResponseFramer(LIMIT)
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
     for _ in range(3):
         framer.expect(GET)
     framer.feed(OK + OK[:-1])
@@ -187,7 +187,7 @@ def test_eof_in_the_middle() -> None:
     ],
 )
 def test_tunnel(way: Way, asked: int, data: bytes, status: int, tunnel: bool) -> None:
-    framer = ResponseFramer(LIMIT)
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
     framer.expect(asked)
     before = framer.tunnel
     assert before is None
@@ -225,7 +225,7 @@ def test_tunnel(way: Way, asked: int, data: bytes, status: int, tunnel: bool) ->
     ],
 )
 def test_failed(way: Way, data: bytes) -> None:
-    framer = ResponseFramer(LIMIT)
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
     framer.expect(GET)
     way(framer, data)
     assert framer.failed
@@ -235,7 +235,7 @@ def test_failed(way: Way, data: bytes) -> None:
 
 
 def test_unasked_is_failed() -> None:
-    framer = ResponseFramer(LIMIT)
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
     assert not framer.feed(OK)
     assert framer.failed
 
@@ -256,10 +256,24 @@ responses = st.one_of(
 def test_the_outcome_does_not_depend_on_the_slices(asked: list[int], data: bytes) -> None:
     outcomes = []
     for way in (whole, by_byte, randomly, skipping):
-        framer = ResponseFramer(64)
+        framer = ResponseFramer(64, Pool(64))
         for flags in asked:
             framer.expect(flags)
         statuses = way(framer, data)
         outcomes.append((statuses, framer.outstanding, framer.failed, framer.closing, framer.tunnel))
         assert framer.outstanding >= 0 and framer.skippable() >= 0
     assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+def test_answers_that_find_no_room_are_garbage() -> None:
+    """However many connections hold the beginning of a head, together they hold no more than the pool."""
+    pool = Pool(1000)
+    framers = [ResponseFramer(LIMIT, pool) for _ in range(50)]
+    for framer in framers:
+        framer.expect(0)
+        framer.feed(b"HTTP/1.1 200 OK\r\nX: " + bytes(80))
+        assert pool.bytes == sum(len(each._buffer) for each in framers) <= 1000
+    assert sum(framer.failed for framer in framers) == 50 - 1000 // 100
+    for framer in framers:
+        framer.eof()
+    assert pool.bytes == 0

@@ -152,11 +152,11 @@ def traces() -> tuple[int, list[str], str]:
 def test_what_is_loaded_is_gone_when_it_is_closed() -> None:
     """The program holds its maps, so it is gone when they are."""
     loaded = loader.load(request())
-    held = {map_of(fd) for fd in (loaded.ring, loaded.counters, loaded.wants, loaded.config)}
+    held = {map_of(fd) for fd in (*loaded.rings, loaded.counters, loaded.wants, loaded.config)}
     assert len(held) == 4 and held <= bpf_ids(MAPS)
     assert not any("tapmirror.loader" in words for words in tree(os.getpid()).values())
     fds = loaded.worker_fds()
-    assert [map_of(fd) for fd in fds] == [map_of(fd) for fd in (loaded.ring, loaded.counters, loaded.wants)]
+    assert [map_of(fd) for fd in fds] == [map_of(fd) for fd in (*loaded.rings, loaded.counters, loaded.wants)]
     for fd in fds:
         assert not os.get_inheritable(fd)
         os.close(fd)

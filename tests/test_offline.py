@@ -108,7 +108,7 @@ def test_requests_around_a_hole_and_in_mid_stream(tmp_path: Path) -> None:
         talk.put(1, b"HTTP/1.1 204 No Content\r\n\r\n")
     del talk.frames[4]
     found = read(tmp_path / "c", pcap(talk.frames), Options(http=True))
-    assert [r["uri"] for r in found if r["type"] == "http1"] == ["/0", "/2", "/3"]
+    assert [r["uri"] for r in found if r["type"] == "http1"] == ["/0", "/3"]  # 2 may be the body of what was lost
     found = read(tmp_path / "c", pcap(talk.frames[3:]), Options(http=True))
     assert [r["uri"] for r in found if r["type"] == "http1"] == ["/2", "/3"]
 

@@ -114,6 +114,41 @@ def test_hole_in_a_request_breaks_it_and_the_next_turn_goes_on() -> None:
     assert tap.settled() == tap.fed
 
 
+def test_a_body_whose_head_was_lost_is_no_request() -> None:
+    """However much it looks like one, and though the head was the first to acknowledge the last answer."""
+    tap = Tap()
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET, ack=1)
+    at = len(GET) + 60
+    tap.put(ACK, at, GET, ack=90)
+    tap.put(FROM_SERVER | ACK, 0, b"", ack=1000 + at + len(GET))
+    assert tap.sent == GET
+    tap.put(ACK, at + len(GET), GET, ack=180)
+    assert tap.sent == GET * 2
+    assert tap.ledger.bytes.dropped[DropReason.GAP] == len(GET)
+    assert tap.settled() == tap.fed
+
+
+@pytest.mark.parametrize("begun", [b"GET /a/long/path", GET[:-2]], ids=["prefix", "head"])
+def test_what_many_flows_hold_is_bounded(begun: bytes) -> None:
+    """First bytes that do not tell the protocol, and heads; whole requests need no room."""
+    tap = Tap(limits=Limits(heads_bytes=128))
+    keys = [KEY[:32] + port.to_bytes(2, "big") + KEY[34:] for port in range(1000, 1100)]
+    for key in keys:
+        tap.put(ACCEPTED, 0, key=key)
+        tap.put(ACK, 0, begun, ack=1, key=key)
+        assert tap.pipeline.held()[1] <= 128
+        assert tap.settled() == tap.fed
+    assert tap.ledger.bytes.dropped == {DropReason.MEMORY_LIMIT: len(begun) * (100 - 128 // len(begun))}
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET, ack=1)
+    assert tap.sent == GET
+    for key in keys:
+        tap.put(RST, len(begun), key=key)
+    assert tap.pipeline.held() == (0, 0)
+    assert tap.pipeline._heads.bytes == 0
+
+
 def test_midstream_http_begins_at_a_request_and_counts_what_it_skips() -> None:
     tap = Tap(protocol=Protocol.HTTP)
     tap.put(ACK, 0, b"rest of a body", ack=1)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tapmirror.framing import Pool as Heads
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import DISCARD_BYTES, LAZY_BYTES, LOOK_BYTES, Answers, wake_for
@@ -24,7 +25,7 @@ class Pair:
         self.ledger = Ledger()
         self.answers = Answers(self.ledger, heard=heard)
         self.lane = Lane(1, http, Pool(1000, 1000), self.ledger)
-        self.lane.attach(self.sock, ResponseFramer(LOOK_BYTES) if http else None)
+        self.lane.attach(self.sock, ResponseFramer(LOOK_BYTES, Heads(LOOK_BYTES)) if http else None)
 
     def lowat(self) -> int:
         """How many bytes wake us."""

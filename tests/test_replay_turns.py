@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tapmirror.framing import Pool as Heads
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.lane import Lane, Pool
@@ -23,7 +24,7 @@ def raw(heard: int, at: float) -> Lane:
 def http(outstanding: int) -> Lane:
     """An HTTP lane with so many unanswered requests."""
     lane = Lane(1, True, Pool(1000, 1000), Ledger())
-    lane.framer = ResponseFramer(1000)
+    lane.framer = ResponseFramer(1000, Heads(1000))
     for _ in range(outstanding):
         lane.framer.expect(0)
     return lane

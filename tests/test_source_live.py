@@ -475,11 +475,15 @@ def test_what_the_ring_has_no_room_for_is_counted(lab: Lab) -> None:
         assert payloads(both.live[before:]) == [b"after"]
 
 
-def test_fanout_keeps_both_directions_of_a_flow_together(lab: Lab) -> None:
+@pytest.mark.parametrize("iface", ["eth0", "lo"])
+def test_workers_share_the_flows_and_both_directions_meet(lab: Lab, iface: str) -> None:
+    """On loopback each packet once."""
+    on_loopback = iface == "lo"
     with Nginx(lab.node), lab.node.enter():
-        sockets = [open_live("eth0", LIVE_BYTES, loopback=False, ports=[80], fanout=7) for _ in range(3)]
-        sources = [LiveSource(sock, admission(egress_all=True), LIVE_BYTES) for sock in sockets]
-        assert load(lab.client, lab.node.addr4, requests=60, connections=60, per_connection=1).failed == 0
+        sockets = open_live(iface, LIVE_BYTES, loopback=on_loopback, ports=[80], workers=3)
+        sources = [LiveSource(sock, admission(egress_all=True, loopback=on_loopback), LIVE_BYTES) for sock in sockets]
+        client, address = (lab.node, "127.0.0.1") if on_loopback else (lab.client, lab.node.addr4)
+        assert load(client, address, requests=60, connections=60, per_connection=1).failed == 0
         flows = []
         for source in sources:
             source.stop()
@@ -487,6 +491,8 @@ def test_fanout_keeps_both_directions_of_a_flow_together(lab: Lab) -> None:
             flows.append({segment[0] for segment in found})
             ways = {key: {segment[1] & FROM_SERVER for segment in found if segment[0] == key} for key in flows[-1]}
             assert all(len(each) == 2 for each in ways.values())
+            counts = source.counters()
+            assert counts.seen[0] == counts.emitted[0] == len(flows[-1])
             source.close()
     assert sum(map(len, flows)) == len(set().union(*flows)) == 60
     assert sum(bool(each) for each in flows) > 1
@@ -500,8 +506,7 @@ def admission(**more: Any) -> Admission:
         threshold=1 << 32,
         seed=0,
         dscp=LOOP_DSCP,
-        loopback=False,
-        **{"egress_all": False, **more},
+        **{"loopback": False, "egress_all": False, **more},
     )
 
 

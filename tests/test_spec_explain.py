@@ -27,6 +27,7 @@ def test_a_whole_tap() -> None:
         "    its answers are read, counted and thrown away",
         "  Cost:",
         "    about 9 us of CPU for a small request on a kept connection, as `scripts/bench` measures it",
+        "    under the daemon fewer connections are captured where it passes 1 core, 512 MiB",
     ]
 
 
@@ -41,6 +42,7 @@ def test_a_whole_tap() -> None:
         ({"ramp": {"from": 1, "to": 50, "over": 600}}, "1 % to 50 % of the connections, over 600 s, go on"),
         ({"max_requests": 5, "max_bytes": 1e6}, "at most 1,000,000 bytes a second (cap)"),
         ({"decap": True}, "through AF_PACKET"),
+        ({"budget": {"cpu": 0.5, "bandwidth": 1e6}}, "passes 0.5 cores, 512 MiB or 1,000,000 bytes a second"),
         ({"rules": [{"mirror": "none"}]}, "Rule 1: every request: is not mirrored (rule)"),
         ({"rules": [{"name": "a"}]}, "Rule 1 (a): every request: to new:80"),
         (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapmirror.events import ACK, FIN, PSH, RST, SYN, DropReason, End, FilterReason, Gap
+from tapmirror.events import ACK, FIN, PSH, RST, SYN, URG, DropReason, End, FilterReason, Gap
 from tapmirror.ledger import Ledger
 from tapmirror.packet import MAPPED, Header, show_client, show_server
 from tapmirror.spec import Limits
@@ -100,6 +100,25 @@ def test_a_dialogue() -> None:
     capture.put(FIN | ACK, 6, b"", 7, client=False)
     assert capture.streams() == [(b"GETPUT", b"200 OK")]
     assert capture.turns == [True, True, False, True]
+
+
+def test_an_urgent_byte_was_captured_too() -> None:
+    """A tap leaves it out; a file's streams are what was sent."""
+    capture = Capture()
+    capture.shake()
+    capture.put(PSH | ACK | URG | 2 << 16, 0, b"aUb")
+    assert capture.streams() == [(b"aUb", b"")]
+
+
+def test_what_follows_a_gap_is_no_turn() -> None:
+    capture = Capture()
+    capture.put(SYN, -1)
+    capture.put(SYN | ACK, -1, b"", 0, client=False)
+    capture.put(PSH | ACK, 0, b"abc", 0)
+    capture.put(PSH | ACK, 6, b"ghi", 5)
+    capture.put(PSH | ACK, 9, b"jkl", 9)
+    assert capture.streams() == [(b"abc<3>ghijkl", b"")]
+    assert capture.turns == [True, False, True]
 
 
 CLIENTS = {

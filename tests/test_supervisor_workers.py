@@ -37,7 +37,7 @@ def started(lab: Lab, **change: Any) -> WorkerProcess:
     fields = {"iface": "eth0", "ports": (80,), "shadows": (parse_shadow(f"{SHADOW}:80"),), **change}
     spec = TapSpec(**fields)
     setup = Setup(spec=spec, addresses=[[(int(socket.AF_INET), [SHADOW, 80])]], capture="packet", uid=uid, gid=gid)
-    with lab.node.enter(), open_live("eth0", Limits().ring_bytes, loopback=False, ports=None) as sock:
+    with lab.node.enter(), open_live("eth0", Limits().ring_bytes, loopback=False, ports=None)[0] as sock:
         return WorkerProcess.started(setup, [sock.fileno()])
 
 

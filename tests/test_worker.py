@@ -73,7 +73,7 @@ class Bare:
     def _open(self, capture: str) -> list[int]:
         limits = self.spec.limits
         if capture == "packet":
-            return [open_live("eth0", limits.ring_bytes, loopback=False, ports=None).detach()]
+            return [open_live("eth0", limits.ring_bytes, loopback=False, ports=None)[0].detach()]
         request = loader.Request(
             iface="eth0",
             ports=list(self.spec.ports),

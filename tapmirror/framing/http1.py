@@ -27,16 +27,16 @@ A certain boundary is data that begins a captured segment, sent after the client
 something from production since its last data (`turn`), and beginning with a complete and valid
 request line with a registered method (for `OST / HTTP/1.1` is valid too); its head must then prove
 valid.  A client that waits for answers begins requests there and nowhere else; one that never does
-(pipelining without a pause) is not taken up again.
+(pipelining without a pause) is not taken up again.  The first segment behind a gap is none: the lost bytes
+may have been the head of a request, and it the body.  That costs the request which follows a gap.
 
 After a CONNECT or Upgrade request (RFC 9110, 9.3.6 and 7.8) the server may have left HTTP.  Its answer
 is not seen here; the next bytes tell: at a turn and beginning a request with a registered method, the
 server refused, and HTTP goes on; else everything from there on is the tunnel's, passed on as it is.  A
 tunnel does not survive a gap.
 
-NOTE: cannot know what the lost bytes had acknowledged: a request line at the beginning of a segment that
-follows a gap, in a body whose head was lost, is taken for a request if the head was the first to
-acknowledge an answer.
+NOTE: cannot know what a server says while it still reads a body: where the head was lost, a request line at the
+beginning of a segment of the body is taken for a request if the client received something amid the body.
 
 NOTE: cannot know that production ended the connection early (errors, its limit of requests on one):
 pipelined requests that it never read are mirrored.
@@ -51,6 +51,7 @@ from typing import Final, TypeAlias
 from tapmirror.events import END, START, TUNNEL, Buffer, DropReason, Lost, Message, Part
 from tapmirror.framing.detect import ENOUGH, detect
 from tapmirror.framing.head import CHUNKED, HEAD, PLAIN, REQUEST_LINE, STOP, TOKEN, VALUE, Head, read_head
+from tapmirror.framing.pool import Pool
 
 CHUNK_LINE_BYTES: Final = 4096
 """Longest line of a chunk's size and extensions, as in Go's net/http (maxLineLength)."""
@@ -85,7 +86,8 @@ _OVER: Final = 10  # nothing more can be taken
 
 
 class RequestFramer:
-    """The requests of one client stream.  Not more than `head_bytes` are held at any time.
+    """The requests of one client stream.  Not more than `head_bytes` are held at any time, and no more than
+    `pool` has room for; what passes its bound is lost as MEMORY_LIMIT.
 
     `host` replaces the value of each Host field; targets in absolute form are left as they are.
     `midstream`: the stream did not begin with the first byte fed.
@@ -101,14 +103,16 @@ class RequestFramer:
         "_host",
         "_host_at",
         "_lined",
+        "_pool",
         "_reason",
         "_remaining",
         "_run",
         "_state",
     )
 
-    def __init__(self, head_bytes: int, host: bytes | None, midstream: bool) -> None:
+    def __init__(self, head_bytes: int, host: bytes | None, midstream: bool, pool: Pool) -> None:
         self._head_bytes = head_bytes
+        self._pool = pool
         self._host = host
         self._state = _RESYNC if midstream else _BOUNDARY
         self._reason = DropReason.MIDSTREAM if midstream else None  # why there is no certain boundary now
@@ -145,9 +149,12 @@ class RequestFramer:
         out: list[Message] = []
         self._run = pos = 0
         size = len(data)
+        before = len(self._buffer)
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, turn and not pos, out)
         self._pass(data, size, 0, out)
+        if (self._buffer or before) and not self._pool.resize(before, len(self._buffer)):
+            out += self._lose(DropReason.MEMORY_LIMIT)
         return out
 
     def gap(self, length: int) -> Sequence[Message]:
@@ -162,14 +169,14 @@ class RequestFramer:
             return (Lost(0, DropReason.GAP, True),) if broken else _NOTHING
         if state in (_RESYNC, _OVER):
             return _NOTHING
-        reason = self._reason or DropReason.GAP
-        lost = self._give_up(0, reason, state == _TUNNEL or self._under_way())
-        self._state = _OVER if state == _TUNNEL else _RESYNC
-        return lost
+        if state == _TUNNEL:
+            self._state = _OVER
+            return self._give_up(0, DropReason.GAP, True)
+        return self._lose(self._reason or DropReason.GAP)
 
     def end(self) -> Sequence[Message]:
         """The stream is over: give up what is held and what is not whole."""
-        lost = self._give_up(0, DropReason.INCOMPLETE, self._under_way())
+        lost = self._lose(DropReason.INCOMPLETE)
         self._state = _OVER
         return lost
 
@@ -388,6 +395,13 @@ class RequestFramer:
         self._state = _RESYNC
         self._run = size
         return size
+
+    def _lose(self, reason: DropReason) -> tuple[Message, ...]:
+        """Between two calls of `feed`: lose what is held and the request under way, and wait for a certain boundary."""
+        self._pool.resize(len(self._buffer), 0)
+        lost = self._give_up(0, reason, self._under_way())
+        self._state = _RESYNC
+        return lost
 
     def _give_up(self, size: int, reason: DropReason, broken: bool) -> tuple[Message, ...]:
         size += self.held

@@ -9,8 +9,9 @@ of the body do not matter, and the caller may discard `skippable()` of them unre
 
 Nothing that follows from this reaches production, and the shadow may be a test build or
 hostile.  So it is read leniently (lines may end in LF alone) and with constant memory: a
-head is held up to `head_bytes`, of everything else at most a line.  What is not HTTP, or
-answers nothing that was asked, sets `failed`: from then on nothing is looked at any more.
+head is held up to `head_bytes`, of everything else at most a line, and all connections together hold no more
+than `pool` has room for.  What is not HTTP, or answers nothing that was asked, or finds no room, sets `failed`:
+from then on nothing is looked at any more.
 
 Pure: bytes in, counts out.
 """
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
+from tapmirror.framing.pool import Pool
 
 ENDLESS: Final = 1 << 62
 """What `skippable` says when the body ends with the connection, or nothing matters any more."""
@@ -75,6 +77,7 @@ class ResponseFramer:
         "_known",
         "_known_size",
         "_known_status",
+        "_pool",
         "_remaining",
         "_state",
         "closing",
@@ -82,8 +85,9 @@ class ResponseFramer:
         "tunnel",
     )
 
-    def __init__(self, head_bytes: int) -> None:
+    def __init__(self, head_bytes: int, pool: Pool) -> None:
         self._head_bytes = head_bytes
+        self._pool = pool
         self._awaited: deque[int] = deque()  # flags of each request without a complete response
         self._buffer = bytearray()
         self._remaining = 0
@@ -123,8 +127,12 @@ class ResponseFramer:
             return self._known_status
         out: list[int] = []
         pos, size = 0, len(data)
+        before = len(self._buffer)
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, out)
+        if (self._buffer or before) and not self._pool.resize(before, len(self._buffer)):
+            self._pool.resize(len(self._buffer), 0)
+            self._fail(data)
         return out
 
     def skippable(self) -> int:
@@ -145,6 +153,7 @@ class ResponseFramer:
         if self._state == _ENDLESS:
             self._answered()
         self._state = _DISCARD
+        self._pool.resize(len(self._buffer), 0)
         self._buffer.clear()
         self.closing = True
         return len(self._awaited)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from tapmirror.events import LOOP_DSCP, DropReason
-from tapmirror.framing import ResponseFramer
+from tapmirror.framing import Pool, ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.backoff import Backoff
 from tapmirror.replay.lane import Lane
@@ -45,6 +45,7 @@ class Dialer:
         self._connect_time = shadow.connect_time
         self._tls = tls
         self._tls_name = (shadow.tls.sni if shadow.tls is not None else None) or shadow.host
+        self._heads = Pool(limits.heads_bytes)
         self._events = ledger.events
         self._backoff = Backoff(limits.backoff_max)
         self._deadlines: dict[Lane, float] = {}
@@ -99,7 +100,7 @@ class Dialer:
             sock.close()
             self._count_failure(number, now, now)
             return False
-        lane.attach(sock, ResponseFramer(self._limits.head_bytes) if lane.http else None)
+        lane.attach(sock, ResponseFramer(self._limits.head_bytes, self._heads) if lane.http else None)
         deadlines[lane] = now + self._connect_time
         self._events["shadow_connects"] += 1
         return True

@@ -14,7 +14,9 @@ from tapmirror.replay.lane import OPEN, Lane
 EVERY: Final = 1.0
 """Seconds between two sweeps."""
 OUTSTANDING: Final = 16_384
-"""Requests without an answer beyond which a connection is given up at the next sweep: each costs memory."""
+"""Requests without an answer beyond which a connection is given up at the next sweep: each costs 8 bytes."""
+OUTSTANDING_ALL: Final = 1 << 20
+"""The same on all connections; beyond it, those are given up that have more than an equal share."""
 
 
 class Sweep:
@@ -39,7 +41,11 @@ class Sweep:
 
     def unanswered(self, lanes: Collection[Lane]) -> list[Lane]:
         """Those whose shadow owes too many answers."""
-        return [lane for lane in lanes if lane.framer and lane.framer.outstanding > OUTSTANDING]
+        owed = [(lane, lane.framer.outstanding) for lane in lanes if lane.framer is not None]
+        bound = OUTSTANDING
+        if sum(count for _, count in owed) > OUTSTANDING_ALL:
+            bound = min(bound, OUTSTANDING_ALL // len(owed))
+        return [lane for lane, count in owed if count > bound]
 
     def idle(self, lanes: Collection[Lane], now: float) -> list[Lane]:
         """Those that have had nothing to send and nothing to wait for long enough."""

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 MAX_PORTS: Final = 50
 """More are not compared: a jump reaches 255 instructions far."""
 REFUSE_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)
+TAKE_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF)
 
 _NET: Final = 0x100000000 - 0x100000
 """SKF_NET_OFF"""

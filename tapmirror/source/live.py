@@ -23,7 +23,7 @@ from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import Decoder, Header, decode
 from tapmirror.packet.link import ETHERNET, RAW
 from tapmirror.source import Counters
-from tapmirror.source.filter import REFUSE_ALL, tcp_filter
+from tapmirror.source.filter import REFUSE_ALL, TAKE_ALL, tcp_filter
 
 ETH_P_ALL: Final = 0x0003
 SOL_PACKET: Final = 263
@@ -35,6 +35,7 @@ PACKET_FANOUT: Final = 18
 PACKET_IGNORE_OUTGOING: Final = 23
 PACKET_MR_PROMISC: Final = 1
 PACKET_FANOUT_HASH: Final = 0
+PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
 TPACKET_V3: Final = 2
 SO_ATTACH_FILTER: Final = 26
 PACKET_OTHERHOST: Final = 3
@@ -87,33 +88,44 @@ def open_live(
     ports: Collection[int] | None,
     block_bytes: int = BLOCK_BYTES,
     promiscuous: bool = False,
-    fanout: int | None = None,
-) -> socket.socket:
-    """A packet socket on the interface, with a ring.  Needs privilege; raises OSError.
+    workers: int = 1,
+) -> list[socket.socket]:
+    """Packet sockets on the interface, one for each worker, each with a ring.  Needs privilege; raises OSError.
 
     `ports`: what the kernel lets through (None: everything, for tunnels).  `promiscuous`: also packets for other
-    stations.  `fanout`: of the sockets with this number each gets its share of the flows, both directions of one
-    together.
+    stations.
+
+    Of several sockets each gets its share of the flows, both directions of one together: the kernel's flow hash
+    of PACKET_FANOUT_HASH takes the lower end point first (`__skb_get_hash_symmetric`).  It does not look into UDP, so
+    not into VXLAN or GENEVE.  A socket that is closed changes the share of all others.
     """
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    sockets: list[socket.socket] = []
+    group = PACKET_FANOUT_FLAG_UNIQUEID << 16
+    blocks = ring_bytes // block_bytes
+    request = _REQUEST.pack(block_bytes, blocks, block_bytes, blocks, RETIRE_MS, 0, 0)
     try:
-        sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
-        if ports is not None:
-            attach_filter(sock, tcp_filter(ports))
-        blocks = ring_bytes // block_bytes
-        request = _REQUEST.pack(block_bytes, blocks, block_bytes, blocks, RETIRE_MS, 0, 0)
-        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
-        if loopback:
-            sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-        if promiscuous:
-            be_promiscuous(sock, iface)
-        sock.bind((iface, ETH_P_ALL))
-        if fanout is not None:
-            sock.setsockopt(SOL_PACKET, PACKET_FANOUT, fanout | PACKET_FANOUT_HASH << 16)
+        for _ in range(workers):
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+            sockets.append(sock)
+            sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
+            attach_filter(sock, REFUSE_ALL)
+            sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+            if loopback:
+                sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            if promiscuous:
+                be_promiscuous(sock, iface)
+            sock.bind((iface, ETH_P_ALL))
+            if workers > 1:
+                sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
+                group = sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
+        # Only now, when the share of none changes any more: a flow stays where it began.
+        for sock in sockets:
+            attach_filter(sock, TAKE_ALL if ports is None else tcp_filter(ports))
     except BaseException:
-        sock.close()
+        for sock in sockets:
+            sock.close()
         raise
-    return sock
+    return sockets
 
 
 def be_promiscuous(sock: socket.socket, iface: str) -> None:

@@ -50,9 +50,12 @@ _GIVE_BACK: Final = 64
 
 
 class RingSource:
-    """The reader of one ring.  Takes over the three descriptors."""
+    """The reader of one ring.  Takes over the three descriptors.
 
-    def __init__(self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int) -> None:
+    `shard`: which of the tap's workers this is, and whose counters therefore count.
+    """
+
+    def __init__(self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int, shard: int = 0) -> None:
         page = mmap.PAGESIZE
         self._fd = ring
         self._seed = seed
@@ -60,7 +63,7 @@ class RingSource:
         self._maps = [
             mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
             mmap.mmap(ring, page + ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page),
-            mmap.mmap(counters, _pages(counter_bytes()), mmap.MAP_SHARED, mmap.PROT_READ),
+            mmap.mmap(counters, _pages((shard + 1) * counter_bytes()), mmap.MAP_SHARED, mmap.PROT_READ),
             mmap.mmap(wants, 65_536, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
         ]
         self._consumer = memoryview(self._maps[0]).cast("Q")
@@ -68,7 +71,8 @@ class RingSource:
         self._producer = shared[:page].cast("Q")
         self._data = shared[page:]
         self._lengths = self._data.cast("I")
-        self._counters = memoryview(self._maps[2])[: counter_bytes()].cast("Q")
+        start = shard * counter_bytes()
+        self._counters = memoryview(self._maps[2])[start : start + counter_bytes()].cast("Q")
         self._wants = self._maps[3]
         self._position = self._consumer[0]
         self._segments = 0
@@ -163,7 +167,7 @@ class RingSource:
 
 
 def counter_bytes() -> int:
-    """Size of the counters map: a set for each CPU."""
+    """Size of a worker's part of the counters map: a set for each CPU."""
     return (os.cpu_count() or 1) * COUNTERS_PER_CPU * 16
 
 

@@ -4,6 +4,7 @@
 Pure: names are not resolved and no interface is looked at here.
 """
 
+from tapmirror.spec.budget import Budget
 from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.errors import SpecError
 from tapmirror.spec.match import Match, Size, Text
@@ -26,6 +27,7 @@ from tapmirror.spec.tap import (
 
 __all__ = [
     "BodyLimit",
+    "Budget",
     "By",
     "Capture",
     "Compare",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tapmirror.spec.budget import Budget
 from tapmirror.spec.match import Match, Text
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
 from tapmirror.spec.sampled import By, Sampled
@@ -210,6 +211,7 @@ def _caps(sampled: Sampled) -> Iterable[str]:
 
 def _cost(tap: TapSpec) -> Iterable[str]:
     yield f"{BASE}, as `scripts/bench` measures it"
+    yield f"under the daemon fewer connections are captured where it passes {_budget(tap.budget)}"
     if tap.rules:
         regexes = sum(
             text.regex is not None
@@ -234,3 +236,8 @@ def _cost(tap: TapSpec) -> Iterable[str]:
         yield "the hook: what it takes itself, shown in the ledger"
     if len(tap.shadows) > 1:
         yield f"{len(tap.shadows)} shadows: a send for each"
+
+
+def _budget(budget: Budget) -> str:
+    bandwidth = "" if budget.bandwidth is None else f" or {budget.bandwidth:,.0f} bytes a second"
+    return f"{budget.cpu:g} {'core' if budget.cpu == 1 else 'cores'}, {budget.memory >> 20:,} MiB{bandwidth}"

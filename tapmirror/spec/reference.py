@@ -154,6 +154,7 @@ _WHERE: Final = {
     "Redact": "redact",
     "Hook": "hook",
     "Limits": "limits",
+    "Budget": "budget",
 }
 
 

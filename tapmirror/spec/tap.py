@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from tapmirror.spec.budget import Budget
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
@@ -22,7 +23,7 @@ MAX_SHADOWS = 16
 """Of one tap: the capture program can leave out as many end points."""
 
 
-LEAST = {"ring_bytes": 1 << 18, "head_bytes": 128, "queue_bytes": 4096, "queues_bytes": 4096}
+LEAST = {"ring_bytes": 1 << 18, "head_bytes": 128, "heads_bytes": 128, "queue_bytes": 4096, "queues_bytes": 4096}
 """Of the limits: two of the largest packets; a request line and a Host; a small request."""
 MOST = 1 << 40
 
@@ -137,6 +138,9 @@ class Limits(Checked, frozen=True, kw_only=True):
     """The same in segments, each with its own cost of memory."""
     head_bytes: int = 64 << 10
     """A request head.  nginx takes 32 KiB (large_client_header_buffers 4 8k), Node.js 16 KiB, Go 1 MiB."""
+    heads_bytes: int = 16 << 20
+    """Heads that are not whole, and first bytes that do not tell the protocol yet, in all flows; as much again for
+    the answers of each shadow.  A quarter of all flows may stop after 1,000 bytes."""
     queue_bytes: int = 4 << 20
     """Queued for one shadow connection."""
     queues_bytes: int = 64 << 20
@@ -198,6 +202,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     redact: Redact | None = None
     hook: Hook | None = None
     limits: Limits = Limits()
+    budget: Budget = Budget()
 
     def _check(self) -> Found:
         yield from super()._check()

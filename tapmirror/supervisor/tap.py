@@ -173,7 +173,7 @@ class Tap:
                 return setup, self._loaded.worker_fds()
         self.capture = "packet"
         block = block_bytes(largest_packet(spec.iface))
-        live = open_live(
+        (live,) = open_live(
             spec.iface,
             spec.limits.ring_bytes,
             loopback=setup.loopback,

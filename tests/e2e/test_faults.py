@@ -212,7 +212,7 @@ def passed(lab: Lab, shadow: HashSink) -> bool:
     return False
 
 
-@pytest.mark.parametrize("where", ["header", "body", "between"])
+@pytest.mark.parametrize("where", ["header", "body", "between", "disguise"])
 def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
     """The tap loses a segment that production got: here the ring is full at that moment (the worker is stopped)."""
     filler = b"POST /fill HTTP/1.1\r\nHost: f\r\nContent-Length: %d\r\n\r\n" % (24 << 20)
@@ -220,6 +220,11 @@ def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
         "header": [b"GET /torn HTTP/1.1\r\nHost: a\r\nX-One: ", b"lost\r\nX-Two: ", b"end\r\n\r\n"],
         "body": [b"POST /torn HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", b"def", b"ghi"],
         "between": [b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /lost HTTP/1.1\r\nHost: a\r\n\r\n", b""],
+        "disguise": [
+            b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST /torn HTTP/1.1\r\nHost: a\r\nContent-Length: 37\r\n\r\n",
+            b"GET /never-sent HTTP/1.1\r\nHost: a\r\n\r\n",
+        ],
     }[where]
     after = b"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"
     with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
@@ -309,12 +314,22 @@ def checksum(data: bytes | bytearray) -> int:
     return ~(total + (total >> 16)) & 0xFFFF
 
 
+@pytest.fixture
+def lab_with_small_buffers() -> Iterator[Lab]:
+    """The kernel keeps 128 KiB a connection at most: all of them together less than is sent."""
+    with Lab() as built:
+        for host in (built.node, built.shadow):
+            host.sysctl("ipv4.tcp_wmem", "4096 16384 131072")
+            host.sysctl("ipv4.tcp_rmem", "4096 131072 131072")
+        yield built
+
+
 @pytest.mark.parametrize(
     "behaviour", [Behaviour(read=False), Behaviour(accept=False), Behaviour(read_rate=100.0)], ids=str
 )
-def test_a_shadow_that_does_not_read(lab: Lab, behaviour: Behaviour) -> None:
+def test_a_shadow_that_does_not_read(lab_with_small_buffers: Lab, behaviour: Behaviour) -> None:
     """Memory is bounded, what does not fit is dropped by whole requests, the other tap goes on at full rate."""
-    size = 50_000
+    lab, size = lab_with_small_buffers, 50_000
     with (
         Nginx(lab.node),
         RecordingTcp(lab.shadow, 81, behaviour) as slow,

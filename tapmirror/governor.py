@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of what the spec asks for is captured: a closed loop over what the tap costs and how the shadows are.
+
+Theory of operation
+-------------------
+The governor sees one `Measure` a second and answers with a share, 0 to 1, by which the kernel-side sampling is
+multiplied: whole connections, monotone, so those of a smaller share are among those of a larger one.
+
+*Throttle.*  Each load (CPU, ring, ...) is a quotient of what was measured and what is allowed.  Above 1 the share is
+multiplied by a factor at once (as TCP does with its window, RFC 5681, 3.1), then left alone until the measurement
+can have followed: the averages of PSI take ten seconds.  It rises only after all loads have been below `CALM` for a
+while, fast up to near where it failed last and slowly from there (the idea of CUBIC, RFC 9438), and never to where a
+load that is proportional to the share (CPU, bandwidth) would be above `AIM`.  Between `CALM` and 1 nothing moves.  A
+rise that fails makes the next one wait twice as long: so it does not swing.
+
+*Breaker.*  Each shadow has one.  `CLOSED` while the shadow is well.  Connections that fail while nothing is sent, or
+too many bad answers, make it `OPEN`: nothing is captured for this shadow.  After a pause it is `HALF_OPEN`: a few
+connections try, twice as many each second; a failure opens it again, for twice as long.  What the tap captures is
+what the shadow that can take most gets: one that is down does not cost the others anything.
+
+Pure: measurements and `now` (monotonic seconds) in, share and reason out.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from tapmirror.spec.budget import Budget
+
+FLOOR: Final = 0.01
+"""The least share that a load leaves: without any traffic nothing would show that it is over."""
+AIM: Final = 0.85
+"""Of a limit: where a load that is proportional to the share is brought."""
+CALM: Final = 0.8
+"""Of a limit: below it a load lets the share rise."""
+NEAR: Final = 0.8
+"""Of the share that failed last: up to there it rises fast."""
+FAST: Final = 1.15
+"""Growth a second: from a half to all in five."""
+SLOW: Final = 1.02
+"""Growth a second near the share that failed last."""
+HOLD: Final = 5.0
+"""Seconds of calm before the share rises."""
+HOLD_MOST: Final = 120.0
+"""The same after rises that failed."""
+FORGIVEN: Final = 60.0
+"""Seconds at the full share after which earlier failures count no more."""
+
+PROBE: Final = 0.05
+"""Share of the connections that try a shadow first."""
+PROBE_GROWTH: Final = 2.0
+"""A second: all of them after five."""
+RETRY: Final = 5.0
+"""Seconds of the first pause: replay's own longest back-off (`Limits.backoff_max`)."""
+DOWN_TIME: Final = 3.0
+"""Seconds for which connections must fail, and nothing be sent, before a shadow counts as down: a restart of a
+server's process is shorter."""
+WINDOW: Final = 10.0
+"""Seconds of answers that are judged."""
+ENOUGH: Final = 20
+"""Answers in the window before their share of errors says anything."""
+ENOUGH_HALF_OPEN: Final = 5
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """How one shadow was since the last measure; counts of that time."""
+
+    answers: int = 0
+    errors: int = 0
+    """Of these: 5xx, not HTTP, or missing when the connection ended."""
+    connect_failures: int = 0
+    sent_bytes: int = 0
+    latency: float | None = None
+    """Median in seconds; None: not known."""
+
+
+class Measure(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured since the last time."""
+
+    ring_fill: float = 0.0
+    """Of the worst worker, 0 to 1."""
+    cpu_share: float = 0.0
+    """Cores, all workers."""
+    rss_bytes: int = 0
+    shadow_bytes: float = 0.0
+    """A second, to all shadows."""
+    host_cpu: float = 0.0
+    """PSI some avg10, percent."""
+    host_memory: float = 0.0
+    shadows: Mapping[str, Health] = {}
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be captured now, and why not all; the reason changes only with a cause, not each second."""
+
+    share: float
+    """0 to 1, of what the spec asks for."""
+    reason: str
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that may be too much."""
+
+    quotient: float
+    """Of what is allowed."""
+    text: str
+    settle: float
+    """Seconds after a change of the share until the measurement has followed."""
+    factor: float
+    """By which the share is multiplied where it is too much; at least that where it is proportional: `AIM` decides."""
+    proportional: bool = False
+
+
+class Throttle:
+    """One share by loads."""
+
+    __slots__ = ("_calm_since", "_failed", "_full_since", "_hold", "_last", "_rose", "_settled", "reason", "share")
+
+    def __init__(self, now: float) -> None:
+        self.share = 1.0
+        self.reason = ""
+        self._last = now
+        self._settled = now
+        self._calm_since: float | None = None
+        self._full_since: float | None = now
+        self._hold = HOLD
+        self._failed = 1.0
+        """The share that was too much last."""
+        self._rose = False
+        """Since it was lowered last."""
+
+    def update(self, loads: Iterable[Load], now: float) -> float:
+        """The share for now on."""
+        loads = list(loads)
+        passed = max(0.0, min(1.0, now - self._last))  # after a suspend, too, it is one step
+        self._last = now
+        over = [load for load in loads if load.quotient > 1]
+        if over:
+            self._calm_since = None
+            if now >= self._settled:
+                self._lower(over, now)
+        elif self.share < 1 and all(load.quotient < CALM for load in loads):
+            if self._calm_since is None:
+                self._calm_since = now
+            if now >= max(self._settled, self._calm_since + self._hold):
+                self._rise(loads, now, passed)
+        else:
+            self._calm_since = None
+        if self._full_since is not None and now - self._full_since >= FORGIVEN:
+            self._hold, self._failed = HOLD, 1.0
+        return self.share
+
+    def _lower(self, over: list[Load], now: float) -> None:
+        if self._rose:
+            self._hold = min(HOLD_MOST, self._hold * 2)
+        self._rose = False
+        self._failed = self.share
+        self._full_since = None
+        self._settled = now + max(load.settle for load in over)
+        factors = [max(load.factor, AIM / load.quotient) if load.proportional else load.factor for load in over]
+        self.share = max(min(FLOOR, self.share), self.share * min(factors))
+        self.reason = max(over, key=lambda load: load.quotient).text
+
+    def _rise(self, loads: list[Load], now: float, passed: float) -> None:
+        growth = (FAST if self.share < self._failed * NEAR else SLOW) ** passed
+        room = min((AIM / load.quotient for load in loads if load.proportional and load.quotient > 0), default=growth)
+        self.share = min(1.0, self.share * max(1.0, min(growth, room)))
+        self._rose = True
+        if self.share == 1.0:
+            self._full_since = now
+            self.reason = ""
+
+
+class State(enum.Enum):
+    """Of a breaker."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+class Breaker:
+    """Whether a shadow is left alone."""
+
+    __slots__ = (
+        "_closed_at",
+        "_down_since",
+        "_errors",
+        "_last",
+        "_longest",
+        "_pause",
+        "_until",
+        "_window",
+        "reason",
+        "share",
+        "state",
+    )
+
+    def __init__(self, budget: Budget, now: float) -> None:
+        self.state = State.CLOSED
+        self.share = 1.0
+        self.reason = ""
+        self._errors = budget.errors
+        self._longest = budget.retry
+        self._pause = min(RETRY, budget.retry)
+        self._until = now
+        self._closed_at = now
+        self._last = now
+        self._down_since: float | None = None
+        self._window: deque[tuple[float, int, int]] = deque()
+
+    def update(self, health: Health, now: float) -> float:
+        """The share for now on."""
+        passed = max(0.0, min(1.0, now - self._last))
+        self._last = now
+        if self.state is State.OPEN:
+            if now >= self._until:
+                self._try(now)
+            return self.share
+        cause = self._cause(health, now)
+        if cause:
+            self._open(cause, now)
+        elif self.state is State.HALF_OPEN:
+            self.share = min(1.0, self.share * PROBE_GROWTH**passed)
+            if self.share == 1.0:
+                self.state, self.reason, self._closed_at = State.CLOSED, "", now
+        elif now - self._closed_at >= FORGIVEN:
+            self._pause = min(RETRY, self._longest)
+        return self.share
+
+    def _cause(self, health: Health, now: float) -> str:
+        """Why the shadow is to be left alone; empty: it is well."""
+        if health.sent_bytes:
+            self._down_since = None
+        elif health.connect_failures:
+            if self._down_since is None:
+                self._down_since = now
+            if self.state is State.HALF_OPEN or now - self._down_since >= DOWN_TIME:
+                return "it cannot be connected to"
+        self._window.append((now, health.answers, health.errors))
+        while self._window[0][0] <= now - WINDOW:
+            self._window.popleft()
+        answers = sum(answers for _, answers, _ in self._window)
+        errors = sum(errors for _, _, errors in self._window)
+        enough = ENOUGH_HALF_OPEN if self.state is State.HALF_OPEN else ENOUGH
+        if answers >= enough and errors > self._errors * answers:
+            return f"{errors / answers:.0%} of its answers are errors"
+        return ""
+
+    def _open(self, cause: str, now: float) -> None:
+        self._until = now + self._pause
+        self.reason = f"{cause}; tried again after {self._pause:g} s"
+        self._pause = min(self._longest, self._pause * 2)
+        self.state, self.share = State.OPEN, 0.0
+
+    def _try(self, now: float) -> None:
+        self.state, self.share = State.HALF_OPEN, PROBE
+        self.reason = "it is tried again"
+        self._down_since = None
+        self._window.clear()
+
+
+class _Shadow:
+    """What one shadow can take."""
+
+    __slots__ = ("_latency", "breaker", "throttle")
+
+    def __init__(self, budget: Budget, now: float) -> None:
+        self.breaker = Breaker(budget, now)
+        self.throttle = Throttle(now)
+        self._latency = budget.latency
+
+    def update(self, health: Health, now: float) -> tuple[float, str]:
+        """Its share and the reason."""
+        slow = (health.latency or 0.0) / self._latency
+        text = f"half of its answers take more than {self._latency:g} s"
+        share = self.throttle.update([Load(quotient=slow, text=text, settle=5.0, factor=0.5)], now)
+        return min((self.breaker.update(health, now), self.breaker.reason), (share, self.throttle.reason))
+
+
+class Governor:
+    """The loop of one tap; or of all taps, with the sums as measures and a budget of their own."""
+
+    def __init__(self, budget: Budget, now: float) -> None:
+        self._budget = budget
+        self._throttle = Throttle(now)
+        self._shadows: dict[str, _Shadow] = {}
+
+    def observe(self, measure: Measure, now: float) -> Decision:
+        """What to do after this measure; call it about once a second."""
+        share, reason = self._throttle.update(self._loads(measure), now), self._throttle.reason
+        # A shadow that is no longer there is forgotten: a tap can be changed.
+        self._shadows = {name: self._shadows.get(name) or _Shadow(self._budget, now) for name in measure.shadows}
+        wanted = {name: self._shadows[name].update(health, now) for name, health in measure.shadows.items()}
+        if wanted:
+            name, (most, why) = max(wanted.items(), key=lambda item: item[1][0])
+            if most < share:
+                share, reason = most, f"shadow {name}: {why}"
+        return Decision(share=round(share, 4), reason=reason if share < 1 else "")
+
+    def breakers(self) -> dict[str, State]:
+        """The state of each shadow's breaker."""
+        return {name: shadow.breaker.state for name, shadow in self._shadows.items()}
+
+    def _loads(self, measure: Measure) -> list[Load]:
+        budget = self._budget
+        loads = [
+            Load(
+                quotient=measure.cpu_share / budget.cpu,
+                text=f"the workers use {measure.cpu_share:.2f} cores; the budget is {budget.cpu:g}",
+                settle=2.0,
+                factor=0.25,
+                proportional=True,
+            ),
+            Load(
+                quotient=measure.ring_fill / budget.ring,
+                text=f"the capture ring is {measure.ring_fill:.0%} full",
+                settle=2.0,
+                factor=0.5,
+            ),
+            Load(
+                quotient=measure.rss_bytes / budget.memory,
+                text=f"the workers hold {measure.rss_bytes >> 20} MiB; the budget is {budget.memory >> 20} MiB",
+                settle=10.0,
+                factor=0.7,
+            ),
+            Load(
+                quotient=0.0 if budget.host_cpu >= 100 else measure.host_cpu / budget.host_cpu,
+                text=f"this host is short of CPU (pressure {measure.host_cpu:.0f} %)",
+                settle=10.0,
+                factor=0.6,
+            ),
+            Load(
+                quotient=0.0 if budget.host_memory >= 100 else measure.host_memory / budget.host_memory,
+                text=f"this host is short of memory (pressure {measure.host_memory:.0f} %)",
+                settle=10.0,
+                factor=0.6,
+            ),
+        ]
+        if budget.bandwidth is not None:
+            loads.append(
+                Load(
+                    quotient=measure.shadow_bytes / budget.bandwidth,
+                    text=f"{measure.shadow_bytes:,.0f} bytes/s go out; the budget is {budget.bandwidth:,.0f}",
+                    settle=2.0,
+                    factor=0.25,
+                    proportional=True,
+                )
+            )
+        return loads
+
+
+def measure(
+    before: Mapping[str, Any], after: Mapping[str, Any], seconds: float, host_cpu: float, host_memory: float
+) -> Measure:
+    """What two snapshots of a tap, `seconds` apart, say; `host_cpu` and `host_memory` are the host's pressure."""
+    shadows = {}
+    for name, now in after["shadows"].items():
+        then = before["shadows"].get(name, _NOTHING)
+        shadows[name] = Health(
+            answers=_grown(then, now, "answers"),
+            errors=sum(_grew(then, now, "answers", kind) for kind in ERRORS),
+            connect_failures=sum(
+                _grew(then, now, "events", kind) for kind in now["events"] if kind.startswith("connect_")
+            ),
+            sent_bytes=_grew(then, now, "bytes", "mirrored"),
+        )
+    cpu = after["worker"]["cpu_s"] - before["worker"]["cpu_s"]
+    return Measure(
+        ring_fill=after.get("ring", {}).get("fill", 0.0),
+        cpu_share=max(0.0, cpu) / seconds,  # less than before: a worker was replaced
+        rss_bytes=after["worker"]["rss_kb"] * 1024,
+        shadow_bytes=sum(health.sent_bytes for health in shadows.values()) / seconds,
+        host_cpu=host_cpu,
+        host_memory=host_memory,
+        shadows=shadows,
+    )
+
+
+ERRORS: Final = ("5xx", "garbage", "unanswered")
+"""Classes of answers that are a shadow's errors."""
+_NOTHING: Final[Mapping[str, Any]] = {"answers": {}, "events": {}, "bytes": {}}
+
+
+def _grew(then: Mapping[str, Any], now: Mapping[str, Any], group: str, name: str) -> int:
+    return max(0, int(now[group].get(name, 0)) - int(then[group].get(name, 0)))
+
+
+def _grown(then: Mapping[str, Any], now: Mapping[str, Any], group: str) -> int:
+    """All of a group together; 1xx are no answers of their own."""
+    return sum(_grew(then, now, group, name) for name in now[group] if name != "1xx")

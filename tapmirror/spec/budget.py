@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tap may cost this host and its shadows, and when a shadow counts as ill: the set points of the governor.
+
+Where one is passed, fewer connections are captured (whole ones, in the kernel) until it holds again.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tapmirror.spec.errors import Checked, Found
+
+
+class Budget(Checked, frozen=True, kw_only=True):
+    """The most that a tap may take.  Passing one lowers the share; nothing is ever above `percent`."""
+
+    cpu: float = 1.0
+    """Processor cores, of all workers together.  One core is what one worker can use, some 70,000 small requests a
+    second; more workers may have more only if somebody says so."""
+    memory: int = 512 << 20
+    """Bytes of resident memory, of all workers together.  The default limits of one worker with one shadow, all
+    reached at once, are some 200 MiB."""
+    bandwidth: float | None = None
+    """Bytes a second to all shadows together.  Absent: what production receives; only you know the link."""
+    ring: float = 0.5
+    """Fill of the capture ring, 0 to 1.  At 1 requests are lost in the midst of connections; half is time to act."""
+    host_cpu: float = 70.0
+    """Percent of the last ten seconds in which something on this host waited for a processor (PSI, `some`).  Busy
+    hosts live at 20 to 50; 100 turns it off."""
+    host_memory: float = 10.0
+    """The same for memory.  A healthy host is at 0; a tenth of the time lost to reclaim is felt by everybody."""
+    errors: float = 0.5
+    """Share of a shadow's answers (5xx, no HTTP, or none at all) above which it is left alone.  One error in ten
+    requests is what a mirror is there to show; half of them is a shadow that is down; 1 turns it off."""
+    latency: float = 5.0
+    """Median of a shadow's answers in seconds, above which it gets less: as long as pacing waits (`wait_time`)."""
+    retry: float = 30.0
+    """Longest time in seconds that a shadow is left alone before a few connections try it again; the first time is
+    at most 5."""
+
+    def _check(self) -> Found:
+        for name, most in (
+            ("cpu", math.inf),
+            ("memory", math.inf),
+            ("bandwidth", math.inf),
+            ("latency", math.inf),
+            ("ring", 1.0),
+            ("errors", 1.0),
+            ("host_cpu", 100.0),
+            ("host_memory", 100.0),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (0 < value <= most and value < math.inf):
+                yield name, f"{value} is not a number above 0" + (f" and up to {most:g}" if most < math.inf else "")
+        if not 1 <= self.retry <= 3600:
+            yield "retry", f"{self.retry} is not between 1 and 3600"

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The capture program on packets from memory: match, direction, sampling, the choice of a worker, odd headers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+from scapy.all import (
+    IP,
+    TCP,
+    UDP,
+    Dot1AD,
+    Dot1Q,
+    Ether,
+    IPOption_NOP,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
+    Raw,
+)
+
+from captures import fates, payloads
+from program import Program
+from tapmirror.events import FROM_SERVER, LOOP_DSCP
+from tapmirror.packet import flow_hash, flow_key
+from tapmirror.source import Counters
+from tapmirror.spec.sampled import threshold
+
+pytestmark = pytest.mark.ebpf
+
+CLIENT, SERVER = "10.0.0.1", "10.0.0.2"
+CLIENT6, SERVER6 = "fd00::1", "fd00::2"
+WORKERS = 3
+
+
+@pytest.fixture(scope="module")
+def shards() -> Iterator[Program]:
+    with Program(workers=WORKERS, promisc=True, egress_all=True) as program:
+        yield program
+
+
+@pytest.fixture(scope="module")
+def frames() -> Iterator[Program]:
+    with Program(links=True) as program:
+        yield program
+
+
+def tcp(data: bytes = b"x", **fields: Any) -> Any:
+    """A segment of the client to port 80."""
+    segment = TCP(**{"sport": 40_000, "dport": 80, "seq": 1, "ack": 1, "flags": "PA", **fields})
+    return segment / Raw(data) if data else segment
+
+
+def from_client(number: int, data: bytes = b"x") -> Any:
+    """A segment of one of many clients."""
+    return IP(src=f"10.1.{number >> 8}.{number & 255}", dst=SERVER) / tcp(data, sport=1_024 + number)
+
+
+def key_of(number: int) -> bytes:
+    """The key of that client's connection."""
+    client, server = (
+        bytes(10) + b"\xff\xff" + bytes(address) for address in ((10, 1, number >> 8, number & 255), (10, 0, 0, 2))
+    )
+    return flow_key(client, server, (1_024 + number).to_bytes(2, "big"), b"\0\x50", 0)
+
+
+def shard_of(hashed: int) -> int:
+    """As in bpf/tap.c."""
+    return ((((hashed & 0xFFFF) * 0x9E3779B1) & 0xFFFFFFFF) >> 16) * WORKERS >> 16
+
+
+def worker_of(number: int) -> int:
+    """Who gets that client's connection."""
+    return shard_of(flow_hash(key_of(number), 0))
+
+
+def counted(program: Program) -> list[Counters]:
+    """What each worker's ledger is made of; the identity holds for each by itself."""
+    found = [source.counters() for source in program.sources]
+    for counts in found:
+        assert list(counts.seen) == [sum(each) for each in zip(*fates(counts), strict=True)]
+    return found
+
+
+# --- who gets it
+
+
+def test_each_flow_is_one_workers_and_both_directions_meet(shards: Program) -> None:
+    shards.configure(threshold=1 << 32)
+    before = [counts.seen[0] for counts in counted(shards)]
+    for number in range(300):
+        shards.run(from_client(number))
+        answer = IP(src=SERVER, dst=f"10.1.{number >> 8}.{number & 255}")
+        shards.run(answer / tcp(sport=80, dport=1_024 + number, flags="A"))
+    records = shards.records()
+    for shard, kept in enumerate(records):
+        assert {each[0] for each in kept} == {key_of(number) for number in range(300) if worker_of(number) == shard}
+        assert Counter(each[1] & FROM_SERVER for each in kept) == {0: len(kept) // 2, FROM_SERVER: len(kept) // 2}
+        assert 70 < len(kept) // 2 < 130
+    seen = [counts.seen[0] - start for counts, start in zip(counted(shards), before, strict=True)]
+    assert seen == [len(kept) // 2 for kept in records]
+
+
+@pytest.mark.parametrize("percent", [50, 10, 2])
+def test_who_gets_a_flow_has_nothing_to_do_with_whether_it_is_sampled(shards: Program, percent: float) -> None:
+    """Whatever the share: the flows within it go to all workers alike."""
+    shards.configure(threshold=threshold(percent))
+    inside = (number for number in range(1 << 16) if flow_hash(key_of(number), 0) < threshold(percent))
+    chosen = list(islice(inside, 100))
+    expected = Counter(worker_of(number) for number in chosen)
+    for number in range(chosen[-1] + 1):
+        shards.run(from_client(number))
+    assert [len(kept) for kept in shards.records()] == [expected[shard] for shard in range(WORKERS)]
+    assert min(expected.values()) > 20
+    counted(shards)
+
+
+def test_the_smallest_share_has_flows_for_all_workers() -> None:
+    chosen = Counter(shard_of(hashed) for hashed in range(threshold(0.0001)))
+    assert len(chosen) == WORKERS
+    assert max(chosen.values()) - min(chosen.values()) < 10
+
+
+def test_what_is_left_out_is_counted_by_the_flows_worker(shards: Program) -> None:
+    shards.configure(threshold=0)
+    before = [counts.sampled_out[0] for counts in counted(shards)]
+    loops = [counts.loop[0] for counts in counted(shards)]
+    for number in range(30):
+        shards.run(from_client(number))
+        marked = from_client(number)
+        marked[IP].tos = LOOP_DSCP << 2
+        shards.run(marked)
+    assert shards.records() == [[]] * WORKERS
+    wanted = Counter(worker_of(number) for number in range(30))
+    after = counted(shards)
+    assert [counts.sampled_out[0] - start for counts, start in zip(after, before, strict=True)] == [
+        wanted[shard] for shard in range(WORKERS)
+    ]
+    assert [counts.loop[0] - start for counts, start in zip(after, loops, strict=True)] == [
+        wanted[shard] for shard in range(WORKERS)
+    ]
+
+
+def test_a_full_ring_is_one_workers(shards: Program) -> None:
+    shards.configure(threshold=1 << 32)
+    shards.records()
+    full = next(number for number in range(100) if worker_of(number) == 1)
+    other = next(number for number in range(100) if worker_of(number) == 2)
+    before = counted(shards)
+    shards.run(from_client(full, b"x" * 1_000), repeat=2_000)
+    shards.run(from_client(other, b"other"))
+    after = counted(shards)
+    lost = [one.ring_full[0] - two.ring_full[0] for one, two in zip(after, before, strict=True)]
+    assert lost[0] == lost[2] == 0 and 0 < lost[1] < 2_000
+    records = shards.records()
+    assert [len(kept) for kept in records] == [0, 2_000 - lost[1], 1]
+    assert payloads(records[2]) == [b"other"]
+
+
+# --- what is taken
+
+
+@pytest.mark.parametrize(
+    ("packet", "taken"),
+    [
+        (IP(src=CLIENT, dst=SERVER) / tcp(b"four"), b"four"),
+        (IP(src=CLIENT, dst=SERVER, options=[IPOption_NOP()] * 4) / tcp(b"options"), b"options"),
+        (IP(src=CLIENT, dst=SERVER) / tcp(b"tcp options", options=[("Timestamp", (1, 2))]), b"tcp options"),
+        (IPv6(src=CLIENT6, dst=SERVER6) / tcp(b"six"), b"six"),
+        (IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrHopByHop(options=[PadN(optdata=b"12")]) / tcp(b"hop"), b"hop"),
+        (IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrDestOpt() / tcp(b"destination"), b"destination"),
+        (IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrRouting(addresses=[SERVER6]) / tcp(b"routing"), b"routing"),
+        (
+            IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / tcp(b"two of them"),
+            b"two of them",
+        ),
+        (IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrFragment(m=0, offset=0) / tcp(b"atomic"), b"atomic"),
+        (IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrFragment(m=1, offset=0) / tcp(b"first of some"), None),
+        (IP(src=CLIENT, dst=SERVER, flags="MF") / tcp(b"first of some"), None),
+        (IP(src=CLIENT, dst=SERVER, frag=5) / tcp(b"a later one"), None),
+        (IP(src=CLIENT, dst=SERVER) / tcp(b"other port", dport=81), None),
+        (IP(src=CLIENT, dst=SERVER) / UDP(sport=1, dport=80) / b"datagram", None),
+        (IP(src=CLIENT, dst=SERVER, tos=LOOP_DSCP << 2) / tcp(b"ours"), None),
+        (IP(src=CLIENT, dst=SERVER) / tcp(b""), None),
+    ],
+)
+def test_packets(frames: Program, packet: Any, taken: bytes | None) -> None:
+    frames.run(Ether(type=0x86DD if IPv6 in packet else 0x0800) / packet)
+    (records,) = frames.records()
+    assert payloads(records) == ([] if taken is None else [taken])
+    counted(frames)
+
+
+@pytest.mark.parametrize(
+    ("tags", "vlan"),
+    [
+        (Ether(), 0),
+        (Ether() / Dot1Q(vlan=7), 7),
+        (Ether() / Dot1AD(vlan=5) / Dot1Q(vlan=7), 5 << 16 | 7),
+        (Ether() / Dot1Q(vlan=5) / Dot1Q(vlan=7), 5 << 16 | 7),
+        (Ether() / Dot1Q(vlan=4) / Dot1Q(vlan=5) / Dot1Q(vlan=7), None),
+    ],
+)
+def test_tags_are_in_the_key(frames: Program, tags: Any, vlan: int | None) -> None:
+    frames.run(tags / IP(src=CLIENT, dst=SERVER) / tcp(b"tagged"))
+    (records,) = frames.records()
+    assert [int.from_bytes(each[0][36:], "little") for each in records] == ([] if vlan is None else [vlan])
+
+
+def test_a_packet_that_is_cut_anywhere_is_not_read_beyond_its_end(frames: Program) -> None:
+    whole = bytes(Ether() / Dot1Q(vlan=7) / IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrDestOpt() / tcp(b"whole"))
+    for end in range(20, len(whole)):
+        frames.run(whole[:end])
+    (records,) = frames.records()
+    assert all(b"whole".startswith(each) for each in payloads(records))
+    assert len(payloads(records)) == 4  # of whose payload a part was there

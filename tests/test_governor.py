@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The governor on simulated plants: it stays in bounds, settles, recovers, and does not swing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapmirror.governor import (
+    AIM,
+    FLOOR,
+    HOLD_MOST,
+    PROBE,
+    Decision,
+    Governor,
+    Health,
+    Measure,
+    State,
+    measure,
+)
+from tapmirror.spec import Budget
+
+Plant = Callable[[float, float], Measure]
+"""(share, seconds since the start) to what is measured then."""
+OK = Health(answers=100, sent_bytes=10_000)
+
+
+def run(plant: Plant, seconds: int, budget: Budget | None = None, governor: Governor | None = None) -> list[Decision]:
+    """One decision a second."""
+    governor = governor or Governor(budget or Budget(), 0.0)
+    decisions: list[Decision] = []
+    share = 1.0
+    for now in range(1, seconds + 1):
+        decisions.append(governor.observe(plant(share, now), float(now)))
+        share = decisions[-1].share
+    return decisions
+
+
+def shares(decisions: list[Decision]) -> list[float]:
+    return [decision.share for decision in decisions]
+
+
+def drops(values: list[float]) -> int:
+    """How often it went down."""
+    return sum(after < before for before, after in itertools.pairwise(values))
+
+
+# --- whatever happens
+
+numbers = st.floats(0, 1e12)
+healths = st.builds(
+    Health,
+    answers=st.integers(0, 1000),
+    errors=st.integers(0, 1000),
+    connect_failures=st.integers(0, 10),
+    sent_bytes=st.integers(0, 1000),
+    latency=st.none() | numbers,
+)
+measures = st.builds(
+    Measure,
+    ring_fill=st.floats(0, 1),
+    cpu_share=numbers,
+    rss_bytes=st.integers(0, 1 << 50),
+    shadow_bytes=numbers,
+    host_cpu=st.floats(0, 100),
+    host_memory=st.floats(0, 100),
+    shadows=st.dictionaries(st.sampled_from("abc"), healths, max_size=3),
+)
+
+
+@given(st.lists(st.tuples(measures, st.floats(0, 1000)), max_size=50))
+def test_the_share_is_one_and_has_a_reason_when_it_is_not_all(steps: list[tuple[Measure, float]]) -> None:
+    governor, now = Governor(Budget(bandwidth=1e6), 0.0), 0.0
+    for each, passed in steps:
+        now += passed
+        decision = governor.observe(each, now)
+        assert 0 <= decision.share <= 1
+        assert bool(decision.reason) == (decision.share < 1)
+        assert decision.reason.isprintable()
+        assert set(governor.breakers()) == set(each.shadows)
+
+
+@given(measures, st.integers(1, 60))
+def test_calm_gives_all_back(bad: Measure, seconds: int) -> None:
+    """Whatever went before, the share is the full one again after the longest wait and some minutes."""
+    budget = Budget(bandwidth=1e6)
+    governor = Governor(budget, 0.0)
+    for now in range(seconds):
+        governor.observe(bad, float(now))
+    calm = Measure(shadows=dict.fromkeys(bad.shadows, OK))
+    for now in range(seconds, seconds + int(HOLD_MOST + 10 * budget.retry + 300)):
+        decision = governor.observe(calm, float(now))
+    assert decision == Decision(share=1.0, reason="")
+
+
+# --- plants
+
+
+@pytest.mark.parametrize("demand", [1.1, 2.0, 5.0, 50.0])
+@pytest.mark.parametrize("kind", ["cpu", "bandwidth"])
+def test_a_proportional_load_settles_below_its_budget(kind: str, demand: float) -> None:
+    def plant(share: float, _now: float) -> Measure:
+        return Measure(cpu_share=demand * share) if kind == "cpu" else Measure(shadow_bytes=1e6 * demand * share)
+
+    values = shares(run(plant, 600, Budget(cpu=1.0, bandwidth=1e6)))
+    settled = values[30:]
+    assert max(settled) == min(settled), "it swings"
+    assert 0.7 <= settled[-1] * demand <= 1.0
+    assert drops(values) <= 4
+
+
+def test_a_small_fixed_cost_does_not_swing_either() -> None:
+    def plant(share: float, _now: float) -> Measure:
+        return Measure(cpu_share=0.3 + 1.5 * share)
+
+    settled = shares(run(plant, 1200))[200:]
+    assert max(settled) == min(settled)
+    assert 0.7 <= 0.3 + 1.5 * settled[-1] <= 1.0
+
+
+@pytest.mark.parametrize("capacity", [0.9, 0.5, 0.2, 0.05])
+def test_a_ring_that_fills_beyond_a_capacity(capacity: float) -> None:
+    """All or nothing, as a queue is: empty below the capacity, full above it."""
+
+    def plant(share: float, _now: float) -> Measure:
+        return Measure(ring_fill=1.0 if share > capacity else 0.01)
+
+    values = shares(run(plant, 3600))
+    assert drops(values) <= 40, "it swings"
+    late = values[600:]
+    assert sum(value > capacity for value in late) / len(late) < 0.02
+    assert sum(late) / len(late) > 0.5 * capacity
+
+
+def test_pressure_with_its_lag() -> None:
+    """PSI is an average of ten seconds; what the tap adds to it is a part of it."""
+    average = 0.0
+
+    def plant(share: float, _now: float) -> Measure:
+        nonlocal average
+        average += (40 + 50 * share - average) / 10
+        return Measure(host_cpu=average)
+
+    values = shares(run(plant, 3600))
+    assert drops(values) <= 40
+    assert 40 + 50 * (sum(values[600:]) / 3000) <= 72
+
+
+def test_pressure_that_is_not_the_taps_leaves_the_floor_and_comes_back() -> None:
+    def plant(_share: float, now: float) -> Measure:
+        return Measure(host_cpu=95.0 if now <= 300 else 10.0)
+
+    decisions = run(plant, 600)
+    assert decisions[299].share == FLOOR
+    assert decisions[299].reason == "this host is short of CPU (pressure 95 %)"
+    assert decisions[-1] == Decision(share=1.0, reason="")
+
+
+def test_memory_that_does_not_come_back() -> None:
+    decisions = run(lambda _share, _now: Measure(rss_bytes=1 << 30), 300)
+    assert decisions[-1].share == FLOOR
+    assert decisions[-1].reason == "the workers hold 1024 MiB; the budget is 512 MiB"
+
+
+def test_a_burst_costs_seconds() -> None:
+    values = shares(run(lambda _share, now: Measure(ring_fill=0.9 if now == 10 else 0.0), 60))
+    assert values[9] == 0.5
+    assert values[45:] == [1.0] * 15
+
+
+def test_a_suspend_is_one_step() -> None:
+    governor = Governor(Budget(), 0.0)
+    assert governor.observe(Measure(ring_fill=1.0), 1.0).share == 0.5
+    assert governor.observe(Measure(), 2.0).share == 0.5
+    assert governor.observe(Measure(), 86_400.0).share < 0.6
+
+
+def test_slow_answers_get_less_until_they_are_fast() -> None:
+    def plant(share: float, _now: float) -> Measure:
+        return Measure(shadows={"v2": Health(answers=50, sent_bytes=1, latency=10.0 * share)})
+
+    decisions = run(plant, 1200)
+    assert 0.2 < decisions[-1].share <= 0.5
+    assert decisions[-1].reason == "shadow v2: half of its answers take more than 5 s"
+    assert drops(shares(decisions)) <= 15
+
+
+# --- the breaker
+
+
+def down(share: float, _now: float) -> Measure:
+    """Attempts as replay's back-off makes them: while there is something to send."""
+    return Measure(shadows={"v2": Health(connect_failures=1 if share else 0)})
+
+
+def well(_share: float, _now: float) -> Measure:
+    return Measure(shadows={"v2": OK})
+
+
+def test_a_dead_shadow_opens_its_breaker_and_its_return_closes_it() -> None:
+    governor = Governor(Budget(), 0.0)
+    seen: list[State] = []
+
+    def plant(share: float, now: float) -> Measure:
+        if state := governor.breakers().get("v2"):
+            seen.append(state)
+        return well(share, now) if now <= 10 or now > 100 else down(share, now)
+
+    decisions = run(plant, 200, governor=governor)
+    assert decisions[9].share == 1
+    assert decisions[14].share == 0, "down for four seconds"
+    assert decisions[14].reason == "shadow v2: it cannot be connected to; tried again after 5 s"
+    tries = [i for i, state in enumerate(seen[:100]) if state is State.HALF_OPEN]
+    assert 3 <= len(tries) <= 6, "after 5, 10, 20, 30 seconds"
+    assert {decisions[i].share for i in tries} == {PROBE}
+    back = next(i for i in range(100, 200) if decisions[i].share == 1)
+    assert back <= 100 + 30 + 6, "the longest pause and the probes"
+    assert decisions[-1] == Decision(share=1.0, reason="")
+    assert governor.breakers() == {"v2": State.CLOSED}
+
+
+def test_a_restart_of_the_shadow_does_not_open_it() -> None:
+    decisions = run(lambda share, now: down(share, now) if 10 < now <= 13 else well(share, now), 30)
+    assert min(shares(decisions)) == 1
+
+
+def test_bad_answers_open_it_and_a_bug_does_not() -> None:
+    def answers(errors: int) -> Plant:
+        return lambda _share, _now: Measure(shadows={"v2": Health(answers=100, errors=errors, sent_bytes=1)})
+
+    assert min(shares(run(answers(30), 60))) == 1
+    decisions = run(answers(80), 60)
+    assert decisions[0] == Decision(share=0.0, reason="shadow v2: 80% of its answers are errors; tried again after 5 s")
+    assert min(shares(run(answers(100), 60, Budget(errors=1.0)))) == 1
+
+
+def test_a_few_errors_of_a_quiet_shadow_tell_nothing() -> None:
+    plant: Plant = lambda _share, now: Measure(  # noqa: E731
+        shadows={"v2": Health(answers=1, errors=1, sent_bytes=1)} if now % 5 == 0 else {"v2": Health()}
+    )
+    assert min(shares(run(plant, 100))) == 1
+
+
+def test_a_dead_shadow_costs_the_others_nothing() -> None:
+    def plant(_share: float, _now: float) -> Measure:
+        return Measure(shadows={"v2": OK, "dead": Health(connect_failures=1)})
+
+    governor = Governor(Budget(), 0.0)
+    assert min(shares(run(plant, 100, governor=governor))) == 1
+    assert governor.breakers()["dead"] is not State.CLOSED
+
+
+def test_without_traffic_nothing_moves() -> None:
+    plant: Plant = lambda _share, _now: Measure(shadows={"v2": Health()})  # noqa: E731
+    assert shares(run(plant, 100)) == [1.0] * 100
+
+
+# --- snapshots
+
+
+def snapshot(**changes: Any) -> dict[str, Any]:
+    shadow = {
+        "answers": {"1xx": 5, "2xx": 10},
+        "events": {"shadow_connects": 3},
+        "bytes": {"mirrored": 1000},
+    }
+    return {"shadows": {"v2": shadow}, "worker": {"pid": 1, "cpu_s": 2.0, "rss_kb": 1024}, **changes}
+
+
+def test_measures_of_two_snapshots() -> None:
+    shadow = {
+        "answers": {"1xx": 9, "2xx": 20, "5xx": 4, "garbage": 1, "unanswered": 2},
+        "events": {"shadow_connects": 9, "connect_ECONNREFUSED": 2, "connect_ETIMEDOUT": 1},
+        "bytes": {"mirrored": 5000},
+    }
+    after = snapshot(
+        shadows={"v2": shadow, "new": shadow},
+        worker={"pid": 1, "cpu_s": 3.0, "rss_kb": 2048},
+        ring={"bytes": 1 << 24, "fill": 0.25},
+    )
+    found = measure(snapshot(), after, 2.0, 12.0, 3.0)
+    assert found == Measure(
+        ring_fill=0.25,
+        cpu_share=0.5,
+        rss_bytes=2048 * 1024,
+        shadow_bytes=4500.0,
+        host_cpu=12.0,
+        host_memory=3.0,
+        shadows={
+            "v2": Health(answers=17, errors=7, connect_failures=3, sent_bytes=4000),
+            "new": Health(answers=27, errors=7, connect_failures=3, sent_bytes=5000),
+        },
+    )
+
+
+def test_a_replaced_worker_is_not_taken_for_less_than_nothing() -> None:
+    found = measure(snapshot(), snapshot(worker={"pid": 2, "cpu_s": 0.1, "rss_kb": 10}), 1.0, 0.0, 0.0)
+    assert found.cpu_share == 0
+    assert AIM < 1
