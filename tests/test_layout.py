@@ -29,6 +29,7 @@ RANKS: Final = {
     "framing": 3,
     "framing.answers": 2,
     "framing.head": 2,
+    "framing.pool": 0,
     "framing.responses": 1,
     "compare": 3,
     "policy": 3,
