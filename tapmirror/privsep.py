@@ -12,7 +12,7 @@ import pwd
 import resource
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,6 +109,18 @@ def receive_large(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list
         if not 0 < message["bytes"] <= limit:
             raise ValueError("message too long")
         return msgspec.json.decode(os.pread(file.fileno(), message["bytes"], 0), type=dict[str, Any]), fds
+
+
+def receive_any(sock: socket.socket, limit: int, most: int) -> dict[str, Any]:
+    """One message, of `send` (at most `limit` bytes) or of `send_large` (`most`); raises as `receive` does."""
+    message, fds = receive(sock, limit)
+    if not fds:
+        return message
+    with ExitStack() as files:
+        memory, *_ = [files.enter_context(open(fd, "rb")) for fd in fds]
+        if not 0 < message["bytes"] <= most:
+            raise ValueError("message too long")
+        return msgspec.json.decode(os.pread(memory.fileno(), message["bytes"], 0), type=dict[str, Any])
 
 
 def _prctl(option: int, value: int) -> None:

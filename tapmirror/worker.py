@@ -30,17 +30,24 @@ import msgspec
 
 from tapmirror import privsep
 from tapmirror.admission import Admission
+from tapmirror.compare import Comparison
+from tapmirror.comparing import ComparingPipeline, answer_bytes
 from tapmirror.events import LOOP_DSCP, DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger, View, added, times, total
 from tapmirror.packet import Decoder
 from tapmirror.pipeline import Pipeline
 from tapmirror.policy import HookRequest, Policy, is_needed
+from tapmirror.policy.match import compile_text
+from tapmirror.policy.redact import Redactor
+from tapmirror.policy.samples import SampleRedactor
 from tapmirror.replay import Reactor, Replay
+from tapmirror.replay.hearing import Hearing
+from tapmirror.replay.listener import Clock
 from tapmirror.replay.tls import make_context
 from tapmirror.source import Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource
 from tapmirror.source.ring import RingSource
-from tapmirror.spec import Pacing, TapSpec
+from tapmirror.spec import Level, Pacing, TapSpec
 
 BATCH: Final = 512
 """Records between two looks at the shadow's sockets: a few milliseconds of work at most."""
@@ -61,6 +68,8 @@ SPARE_FILES: Final = 64
 """Descriptors a worker needs beside its connections."""
 MESSAGE: Final = 1 << 16
 """Bytes of the longest message between supervisor and worker but the first."""
+STATE_BYTES: Final = 64 << 20
+"""The same with the state of a comparison: 100 end points, 200 samples."""
 SETUP_BYTES: Final = 16 << 20
 """Of that: a spec of 256 KiB of YAML with everything spelled out."""
 
@@ -92,14 +101,21 @@ class Worker:
     """One tap's loop."""
 
     def __init__(
-        self, spec: TapSpec, source: Source, replay: Replay, ledger: Ledger, policy: Policy | None = None
+        self,
+        spec: TapSpec,
+        source: Source,
+        replay: Replay,
+        ledger: Ledger,
+        policy: Policy | None = None,
+        comparing: ComparingPipeline | None = None,
     ) -> None:
         self._spec = spec
         self._source = source
         self._replay = replay
         self._ledger = ledger
         self._policy = policy
-        self._pipeline = Pipeline(spec, ledger, policy)
+        self._comparing = comparing
+        self._pipeline = Pipeline(spec, ledger, policy) if comparing is None else comparing
         self._stopping = False
         self._control: socket.socket | None = None
 
@@ -110,7 +126,11 @@ class Worker:
         self._replay.watch(self._source.fileno(), _awake)
         self.run(time.monotonic)
         self._drain(time.monotonic)
-        self._reply({"final": self.snapshot()})
+        final = self.snapshot()
+        if self._comparing is not None:
+            self._comparing.shut()
+            final["compare"] = self._comparing.state()
+        self._reply({"final": final})
 
     def stop(self) -> None:
         """Leave the loop after the turn under way."""
@@ -141,6 +161,9 @@ class Worker:
             _enter(account, counters, index)
         for name in ("syn", "syn_ack", "accepted", "bare_ack", "egress", "control_lost", "loop_syn"):
             self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
+        if self._comparing is not None:
+            for name in ("answers", "answers_lost"):
+                self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
         captured = counters.emitted[1] - received_bytes + in_bytes
         shadows = self._shadows(captured)
         whole = total(shadows)
@@ -156,6 +179,7 @@ class Worker:
                 shadow.label: each.snapshot() for shadow, each in zip(self._spec.shadows, shadows, strict=True)
             },
             "flows": len(self._pipeline.flows),
+            **({} if self._comparing is None else {"compare": self._comparing.brief()}),
             "worker": {"pid": os.getpid(), "cpu_s": usage.ru_utime + usage.ru_stime, "rss_kb": _rss_kb()},
         }
 
@@ -231,13 +255,18 @@ class Worker:
             return
         if message.get("op") == "snapshot":
             self._reply({"snapshot": self.snapshot()})
+        elif message.get("op") == "compare":
+            self._reply({"compare": {} if self._comparing is None else self._comparing.state()})
         else:
             self._stopping = True
 
     def _reply(self, message: dict[str, Any]) -> None:
         assert self._control is not None
         try:
-            privsep.send(self._control, message)
+            if self._comparing is None:
+                privsep.send(self._control, message)
+            else:  # with samples it may be long
+                privsep.send_large(self._control, message)
         except OSError:
             self._stopping = True
 
@@ -275,6 +304,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         loopback=setup.loopback,
         egress_all=spec.pacing is Pacing.WAIT,
         both_ways=spec.promisc or spec.decap,
+        answer_bytes=answer_bytes(spec),
     )
     decoder = Decoder(tunnels=True, checksums=False) if spec.decap else None
     sock = socket.socket(fileno=fds[0])
@@ -301,12 +331,44 @@ def _policy(spec: TapSpec, hook: Callable[[HookRequest], object] | None) -> Poli
     )
 
 
-def _replay(setup: Setup, contexts: list[ssl.SSLContext | None], ledgers: list[Ledger]) -> Replay:
+def _comparing(spec: TapSpec, ledger: Ledger, policy: Policy | None) -> ComparingPipeline | None:
+    """What compares answers, if that is asked for: with each copy of each shadow."""
+    if spec.compare.level is Level.OFF:
+        return None
+    secret = os.urandom(32)
+    redactions = [each for each in (spec.redact, spec.compare.redact) if each is not None]
+    comparison = Comparison(
+        spec.compare,
+        [
+            (
+                shadow.label if not copy else f"{shadow.label}#{copy + 1}",
+                f"{'http' if shadow.tls is None else 'https'}://{shadow.end_point}",
+            )
+            for shadow in spec.shadows
+            for copy in range(shadow.copies)
+        ],
+        SampleRedactor([Redactor(each, secret) for each in redactions]),
+        [compile_text(pattern) for pattern in spec.compare.ignore_patterns],
+    )
+    return ComparingPipeline(spec, ledger, policy, comparison)
+
+
+def _replay(
+    setup: Setup,
+    contexts: list[ssl.SSLContext | None],
+    ledgers: list[Ledger],
+    comparing: ComparingPipeline | None,
+) -> Replay:
     """A reactor for each copy of each shadow."""
-    reactors = []
+    reactors: list[Reactor] = []
+    clock = Clock()
     for shadow, found, context, ledger in zip(setup.spec.shadows, setup.addresses, contexts, ledgers, strict=True):
         addresses = [(family, tuple(address)) for family, address in found]
-        reactors += [Reactor(addresses, setup.spec, shadow, ledger, context) for _ in range(shadow.copies)]
+        for _ in range(shadow.copies):
+            hearing = None
+            if comparing is not None:
+                hearing = Hearing(comparing.conversation, len(reactors), clock, ledger.events)
+            reactors.append(Reactor(addresses, setup.spec, shadow, ledger, context, hearing))
     return Replay(reactors)
 
 
@@ -349,7 +411,9 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             raise SetupError(f"hook: cannot load {spec.hook.call}: {_reason(error)}") from None
     policy = _policy(spec, hook)
     ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
-    return Worker(spec, _source(setup, fds), _replay(setup, contexts, ledgers), ledger, policy)
+    comparing = _comparing(spec, ledger, policy)
+    replay = _replay(setup, contexts, ledgers, comparing)
+    return Worker(spec, _source(setup, fds), replay, ledger, policy, comparing)
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from tapmirror.cli.files import read_file
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
 from tapmirror.cli.messages import as_option, fail, warn
-from tapmirror.spec import Capture, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
+from tapmirror.spec import Capture, Compare, Level, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
 from tapmirror.supervisor import Tap, TapError
 
 
@@ -81,6 +81,13 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
 @click.option("--promisc", is_flag=True, help="Take packets for other stations too: the interface is a mirror port.")
 @click.option("--decap", is_flag=True, help="Look into tunnels (VXLAN, GENEVE, GRE, ERSPAN, IP in IP); by AF_PACKET.")
 @click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's].")
+@click.option(
+    "--compare",
+    type=click.Choice([level.value for level in Level]),
+    default="off",
+    show_default=True,
+    help="Compare the shadow's answers with production's, as far as this.",
+)
 @click.option("--duration", type=float, callback=_positive, metavar="SECONDS", help="Stop after this.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
 @click.pass_context
@@ -153,6 +160,7 @@ def spec_of(
     protocol: str,
     capture: str,
     pacing: str,
+    compare: str,
     **rest: Any,
 ) -> TapSpec:
     """The tap that options describe."""
@@ -168,6 +176,7 @@ def spec_of(
             protocol=Protocol(protocol),
             capture=Capture(capture),
             pacing=Pacing(pacing),
+            compare=Compare(level=Level(compare)),
             **rest,
         )
     except SpecError as error:

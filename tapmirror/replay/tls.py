@@ -12,6 +12,7 @@ import _socket
 import contextlib
 import socket
 import ssl
+from typing import Any
 
 from tapmirror.events import Buffer
 from tapmirror.spec import Tls
@@ -60,7 +61,7 @@ class TlsSocket:
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
 
-    def recv_into(self, buffer: bytearray, size: int, flags: int = 0) -> int:
+    def recv_into(self, buffer: bytearray | memoryview, size: int, flags: int = 0) -> int:
         """Read; `flags` are for the kernel, which cannot see into TLS."""
         try:
             return self._sock.recv_into(buffer, min(size, len(buffer)))
@@ -77,9 +78,9 @@ class TlsSocket:
         """Of the socket beneath."""
         self._sock.setsockopt(level, option, value)
 
-    def getsockopt(self, level: int, option: int) -> int:
+    def getsockopt(self, level: int, option: int, *size: int) -> Any:
         """Of the socket beneath."""
-        return self._sock.getsockopt(level, option)
+        return self._sock.getsockopt(level, option, *size)
 
     def fileno(self) -> int:
         """Of the socket beneath."""

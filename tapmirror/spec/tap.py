@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tapmirror.spec.budget import Budget
+from tapmirror.spec.compare import Compare
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
@@ -201,6 +202,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     spread: Spread = Spread.ALL
     redact: Redact | None = None
     hook: Hook | None = None
+    compare: Compare = Compare()
     limits: Limits = Limits()
     budget: Budget = Budget()
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror import loader, privsep
+from tapmirror.comparing import answer_bytes
 from tapmirror.events import LOOP_DSCP
 from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live
@@ -80,6 +81,10 @@ class Tap:
     def snapshot(self) -> dict[str, Any]:
         """The worker's ledger.  Raises `TapError` if the worker is gone."""
         return self._with_facts(self._running().ask({"op": "snapshot"}, "snapshot", REPLY_TIME))
+
+    def comparison(self) -> dict[str, Any]:
+        """The state of the comparison.  Raises as `snapshot` does."""
+        return self._running().ask({"op": "compare"}, "compare", REPLY_TIME)
 
     def stop(self) -> dict[str, Any]:
         """Detach, let the worker drain, return the final ledger.  Raises `TapError` if the worker is gone."""
@@ -159,6 +164,7 @@ class Tap:
                 iface=spec.iface,
                 egress_all=spec.pacing is Pacing.WAIT,
                 promisc=spec.promisc,
+                answer_bytes=answer_bytes(spec),
                 ring_bytes=spec.limits.ring_bytes,
             )
             try:

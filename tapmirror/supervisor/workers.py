@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror import privsep
-from tapmirror.worker import MESSAGE, Setup
+from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
@@ -85,7 +85,7 @@ class WorkerProcess:
             selector.register(self._control, selectors.EVENT_READ)
             while selector.select(max(0.0, end - time.monotonic())):
                 try:
-                    message, _ = privsep.receive(self._control, MESSAGE)
+                    message = privsep.receive_any(self._control, MESSAGE, STATE_BYTES)
                 except (OSError, EOFError):
                     raise self._gone() from None
                 if "error" in message:
