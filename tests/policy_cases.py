@@ -59,7 +59,7 @@ def request(
 
 def tap_of(**spec: Any) -> TapSpec:
     """A tap as a file describes it."""
-    data = {"iface": "eth0", "port": 80, "protocol": "http", **spec}
+    data = {"iface": "eth0", **({} if "ports" in spec else {"port": 80}), "protocol": "http", **spec}
     if "shadow" not in data and "shadows" not in data:
         data["shadow"] = "new:80"
     (tap,) = taps_of([Document(data, {}, [])])

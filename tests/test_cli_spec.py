@@ -24,7 +24,16 @@ def test_schema_and_example() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["spec"], ["spec", "--schema", "--example"], ["explain"], ["explain", "-f", "/no/such"]]
+    "words",
+    [
+        ["spec"],
+        ["spec", "--schema", "--example"],
+        ["spec", "--schema", "--strict"],
+        ["spec", "--from-gor", "gor", "--from-nginx", "x"],
+        ["spec", "--from-nginx", "/no/such"],
+        ["explain"],
+        ["explain", "-f", "/no/such"],
+    ],
 )
 def test_wrong_calls(words: list[str]) -> None:
     done = CliRunner().invoke(main, words)
@@ -77,3 +86,41 @@ def test_options_beside_a_file_that_says_it_all(tmp_path: Path) -> None:
         assert (done.exit_code, done.stdout) == (2, "") and len(done.stderr.splitlines()) == 1
     done = CliRunner().invoke(main, ["run", "--iface=lo", "--port=80", "--shadow=a:1", "--strict"])
     assert done.exit_code == 2 and "--strict" in done.stderr
+
+
+def test_from_gor() -> None:
+    runner = CliRunner()
+    command = "gor --input-raw :8080 --output-http 'http://staging|10%' --middleware x"
+    done = runner.invoke(main, ["spec", "--from-gor", command, "--iface", "eth1"])
+    assert done.exit_code == 0
+    assert done.stderr == "tapmirror: --from-gor: --middleware: is a program of its own: a `hook` is the nearest\n"
+    assert "# - --middleware: is a program" in done.stdout
+    told = runner.invoke(main, ["explain", "-f", "-"], input=done.stdout).stdout
+    assert "TCP to port 8080 at interface eth1" in told and "gets 10 % of the requests" in told
+    strict = runner.invoke(main, ["spec", "--from-gor", command, "--iface", "eth1", "--strict"])
+    assert (strict.exit_code, strict.stdout) == (2, "")
+    assert strict.stderr.startswith("tapmirror: error: --from-gor: --middleware: ")
+    wrong = runner.invoke(main, ["spec", "--from-gor", "gor --input-raw 80"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "") and len(wrong.stderr.splitlines()) == 2
+
+
+NGINX = b"""
+split_clients $remote_addr $some { 25% 1; * ""; }
+server {
+    location / { mirror /copy; proxy_pass http://app; }
+    location = /copy { internal; if ($some = "") { return 204; } proxy_pass http://new:81$request_uri; limit_rate 1k; }
+}
+"""
+
+
+def test_from_nginx(tmp_path: Path) -> None:
+    (tmp_path / "nginx.conf").write_bytes(NGINX)
+    runner = CliRunner()
+    done = runner.invoke(main, ["spec", "--from-nginx", str(tmp_path / "nginx.conf"), "--iface", "eth1"])
+    assert done.exit_code == 0
+    assert done.stderr == f"tapmirror: {tmp_path}/nginx.conf:5: limit_rate: has no equivalent\n"
+    assert "gets 25 % of the values of client" in runner.invoke(main, ["explain", "-f", "-"], input=done.stdout).stdout
+    assert runner.invoke(main, ["spec", "--from-nginx", "-", "--iface", "eth1"], input=NGINX).stdout == done.stdout
+    wrong = runner.invoke(main, ["spec", "--from-nginx", "-"], input=b"server {\n\0\xff")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert wrong.stderr == "tapmirror: error: standard input:2: not UTF-8\n"

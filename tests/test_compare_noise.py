@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from tapmirror.compare.noise import Nature, Repeats, Thresholds, evidence, nature, request_key
+from tapmirror.compare.noise import Evidence, Nature, Repeats, Thresholds, nature, request_key, weigh
 from tapmirror.exchange import Answer
 
 DIFFY = Thresholds(0.2, 0.0003)
@@ -18,6 +18,7 @@ DIFFY = Thresholds(0.2, 0.0003)
         (1000, 100_000, 0, 100, Nature.WAITING),  # nobody can tell yet
         (1000, 100_000, 12, 1000, Nature.NOISE),
         (1000, 100_000, 1, 1000, Nature.DIFFERENT),
+        (1000, 100_000, 7, 1000, Nature.NOISE),
         (20, 100_000, 0, 100_000, Nature.NOISE),  # below the absolute threshold
         (89_000, 100_000, 600, 1000, Nature.NOISE),  # within the relative one: 0.29 of 1.49
         (95_000, 100_000, 600, 1000, Nature.DIFFERENT),
@@ -29,12 +30,22 @@ DIFFY = Thresholds(0.2, 0.0003)
     ],
 )
 def test_nature(raw: int, exchanges: int, noisy: int, pairs: int, want: Nature) -> None:
-    assert nature(raw, exchanges, noisy, pairs, DIFFY) is want
+    assert nature(raw, exchanges, Evidence(noisy, pairs), DIFFY) is want
 
 
-def test_repeats_count_while_probes_are_few() -> None:
-    assert evidence(5, 1, 100, 50) == (51, 105)
-    assert evidence(20, 1, 100, 50) == (1, 20)
+def test_noise_is_what_probes_and_repeats_show_both() -> None:
+    assert weigh(5, 1, 10, 5) == Evidence(6, 15)
+    assert weigh(5, 1, 100, 50) == Evidence(50, 100)
+    assert weigh(20, 1, 10, 5) == Evidence(1, 20)
+    assert weigh(20, 1, 100, 50) == Evidence(1, 20, varies=True)
+    assert weigh(20, 10, 100, 1) == Evidence(1, 100)
+    assert weigh(20, 0, 100, 0) == Evidence(0, 120)
+
+
+def test_of_a_field_that_varies_in_time_more_probes_are_asked() -> None:
+    assert nature(1000, 100_000, Evidence(0, 200), DIFFY) is Nature.DIFFERENT
+    assert nature(1000, 100_000, Evidence(0, 200, varies=True), DIFFY) is Nature.WAITING
+    assert nature(1000, 100_000, Evidence(0, 600, varies=True), DIFFY) is Nature.DIFFERENT
 
 
 def test_repeats_are_bounded_by_number_and_bytes() -> None:

@@ -458,6 +458,25 @@ def test_50_000_tuples_that_are_used_again_without_an_end() -> None:
     assert d.unsettled() == 0
 
 
+@pytest.mark.parametrize(("most", "reason"), [(32, DropReason.FLOW_LIMIT), (64, DropReason.MEMORY_LIMIT)])
+def test_tiny_segments_behind_holes_that_never_fill_harm_only_themselves(most: int, reason: DropReason) -> None:
+    """Every second byte, on 100 flows: segments are bounded, of each flow and of all; one in order loses nothing."""
+    limits = msgspec.structs.replace(LIMITS, flow_segments=most, reassembly_segments=4_096)
+    d = Dialogue(limits)
+    for port in (1, *range(1_000, 1_100)):
+        d.accept(port=port)
+    for at in range(100):
+        for port in range(1_000, 1_100):
+            d.put(ACK, 2 + 2 * at, b"x", port=port)
+        d.put(ACK, 3 * at, b"abc", port=1)
+        assert d.table.held()[0] <= 4_096
+    busy = d.table.get(key(1))
+    assert busy is not None
+    assert d.out[busy.id] == b"abc" * 100
+    assert d.ledger.segments.dropped == {reason: 100 * 100 - min(most * 100, 4_096)}
+    assert d.unsettled() == 0
+
+
 def test_closing_accounts_for_what_is_held() -> None:
     d = Dialogue()
     d.accept()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -161,6 +162,13 @@ def test_each_module_has_a_test_file(module: str) -> None:
     if module not in NO_TESTS:
         path = TOP / "tests" / f"test_{module.replace('.', '_')}.py"
         assert path.exists(), f"write tests/{path.name}"
+
+
+def test_every_package_is_shipped() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(TOP / "setup.cfg", encoding="utf-8")
+    found = {f"tapmirror.{module}".rstrip(".") for module in modules() if file_of(module).name == "__init__.py"}
+    assert set(setup["options"]["packages"].split()) == found | {"tapmirror.bpf"}
 
 
 def own_files() -> list[Path]:

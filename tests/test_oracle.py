@@ -67,6 +67,13 @@ CASES: dict[str, tuple[list[Step], bytes, str]] = {
     "urgent byte, of old data": ([Step(0, b"abc"), Step(0, b"abc", ACK | URG, 2), Step(3, b"d")], b"abcd", ""),
     "keep-alive probe, empty": ([Step(0, b"abc"), Step(2), Step(3, b"d")], b"abcd", ""),
     "keep-alive probe, a byte": ([Step(0, b"abc"), Step(2, b"X"), Step(3, b"d")], b"abcd", ""),
+    "decoy: a header that is too short": ([Step(0, b"XYZ", words=4), Step(0, b"abc")], b"abc", ""),
+    "decoy: a header longer than the segment": ([Step(0, b"XYZ", words=15), Step(0, b"abc")], b"abc", ""),
+    "decoy: data taken for options": ([Step(0, b"XXXXabc", words=6), Step(3, b"d")], b"abcd", ""),
+    "decoy: FIN without an acknowledgement": ([Step(0, b"XYZ", FIN), Step(0, b"abc")], b"abc", ""),
+    "decoy: RST far away": ([Step(0, b"abc"), Step(1 << 20, b"", RST), Step(3, b"d")], b"abcd", ""),
+    "decoy: SYN-ACK with data": ([Step(0, b"XYZ", SYN | ACK), Step(0, b"abc")], b"abc", ""),
+    "decoy: SYN with FIN": ([Step(0, b"abc"), Step(3, b"X", SYN | FIN), Step(3, b"d")], b"abcd", ""),
     "PSH makes no difference": ([Step(3, b"def", ACK | PSH), Step(0, b"abc", ACK | PSH)], b"abcdef", ""),
 }
 
@@ -144,5 +151,12 @@ def test_zero_window_and_its_probes(oracle: Oracle) -> None:
 def test_an_acknowledgement_of_what_was_never_sent(oracle: Oracle) -> None:
     """Production discards the segment, the tap takes it: it does not know how much production has sent."""
     outcome = oracle.ask([Step(0, b"XYZ", ack=5), Step(0, b"abc")])
+    assert outcome.read == b"abc"
+    assert reading(outcome).read == b"XYZ"
+
+
+def test_a_wrong_checksum(oracle: Oracle) -> None:
+    """Production discards the segment, the tap takes it: with offload, checksums on the wire are not what counts."""
+    outcome = oracle.ask([Step(0, b"XYZ", spoil=1), Step(0, b"abc")])
     assert outcome.read == b"abc"
     assert reading(outcome).read == b"XYZ"

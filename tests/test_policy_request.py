@@ -28,6 +28,7 @@ from tapmirror.policy.request import port_start
 def test_targets(target: str, origin: bytes, path: bytes, query: bytes | None) -> None:
     found = request(f"GET {target} HTTP/1.1")
     assert (found.origin, found.path, found.query) == (origin, path, query)
+    assert found.target == path + (b"" if query is None else b"?" + query)
     assert (found.method, found.version) == (b"GET", b"HTTP/1.1")
 
 

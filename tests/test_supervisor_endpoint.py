@@ -110,7 +110,7 @@ def test_one_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.Monkey
             sock.connect(endpoint.address)
             sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             sock.recv(1)
-            until(lambda: not endpoint._open, "the end of the connection", 10.0)
+            until(lambda: not endpoint.connections(), "the end of the connection", 10.0)
     finally:
         endpoint.close()
 

@@ -23,14 +23,7 @@ def read_file(
     and a mirror beside the path cannot do is an error.
     """
     name = "standard input" if file == "-" else file
-    try:
-        if file == "-":
-            data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        else:
-            with open(file, "rb") as opened:
-                data = opened.read(MAX_BYTES + 1)
-    except OSError as error:
-        fail(f"-f {file}: {error.strerror}", 2)
+    data = read_bytes(file, "-f", MAX_BYTES)
     try:
         documents = load(data)
         if not is_kubernetes(documents):
@@ -45,6 +38,17 @@ def read_file(
         return [tap]
     except FileError as problems:
         refuse_file(name, problems)
+
+
+def read_bytes(file: str, option: str, most: int) -> bytes:
+    """What is in a file (`-`: standard input), up to one byte more than `most`; or a line of error, and out."""
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read(most + 1)
+        with open(file, "rb") as opened:
+            return opened.read(most + 1)
+    except OSError as error:
+        fail(f"{option} {file}: {error.strerror}", 2)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -8,9 +8,13 @@ import os
 import click
 
 from tapmirror import __version__
+from tapmirror.cli import status, taps
+from tapmirror.cli.completion import completion
+from tapmirror.cli.daemon import daemon
 from tapmirror.cli.run import run
 from tapmirror.cli.spec import explain, spec
 from tapmirror.cli.streams import streams
+from tapmirror.cli.top import top
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,6 +35,11 @@ def open_streams() -> None:
 
 
 main.add_command(run)
+main.add_command(daemon)
+for command in (*taps.COMMANDS, *status.COMMANDS):
+    main.add_command(command)
+main.add_command(top)
+main.add_command(completion)
 main.add_command(explain)
 main.add_command(spec)
 main.add_command(streams)

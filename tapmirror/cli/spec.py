@@ -4,30 +4,64 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
 
-from tapmirror.cli.files import read_file
-from tapmirror.cli.messages import fail
+from tapmirror.cli.files import read_bytes, read_file
+from tapmirror.cli.messages import fail, refuse_file, warn
+from tapmirror.spec import nginx_syntax
+from tapmirror.spec.document import FileError
+from tapmirror.spec.gor import from_gor
+from tapmirror.spec.nginx import from_nginx
+from tapmirror.spec.translated import Translation
 
 
-@click.command(short_help="What a file of taps may say.")
+@click.command(short_help="What a file of taps may say, and other tools' rules as one.")
 @click.option("--schema", is_flag=True, help="As JSON Schema, for editors and checkers.")
 @click.option("--example", is_flag=True, help="As an example with every field.")
-def spec(*, schema: bool, example: bool) -> None:
-    """Print the reference of the file that `tapmirror run -f` takes.
+@click.option("--from-gor", "gor", metavar="COMMAND", help="The tap that does what a command line of GoReplay does.")
+@click.option("--from-nginx", "nginx", metavar="FILE", help="The taps of nginx's `mirror`; - is standard input.")
+@click.option("--iface", metavar="IFACE", help="With these two: the interface, which they do not name.")
+@click.option("--strict", is_flag=True, help="Refuse what has no equivalent.")
+def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, iface: str | None, strict: bool) -> None:
+    """Print the reference of the file that `tapmirror run -f` takes, or other tools' rules as such a file.
+
+    What has no equivalent is told on standard error, and in the file as comments.
 
     \b
     Examples:
       tapmirror spec --example > tap.yaml
       tapmirror spec --schema > tapmirror.schema.json
+      tapmirror spec --from-gor 'gor --input-raw :80 --output-http "http://staging:8080|10%"' --iface eth0
+      nginx -T | tapmirror spec --from-nginx - --iface eth0
     """  # noqa: D301 -- click wants the control character
-    from tapmirror.spec import reference  # reads the sources: only here
+    if [schema, example, gor is not None, nginx is not None].count(True) != 1:
+        fail("give one of --schema, --example, --from-gor and --from-nginx", 2)
+    if schema or example:
+        if iface is not None or strict:
+            fail("--iface and --strict go with --from-gor and --from-nginx", 2)
+        from tapmirror.spec import reference  # reads the sources: only here
 
-    if schema == example:
-        fail("give --schema or --example", 2)
-    click.echo(json.dumps(reference.schema(), indent=2) if schema else reference.example(), nl=schema)
+        click.echo(json.dumps(reference.schema(), indent=2) if schema else reference.example(), nl=schema)
+        return
+    if gor is not None:
+        name = "--from-gor"
+        read: Callable[[], Translation] = partial(from_gor, gor, iface)
+    else:
+        name = "standard input" if nginx == "-" else str(nginx)
+        read = partial(from_nginx, read_bytes(str(nginx), "--from-nginx", nginx_syntax.MAX_BYTES), iface)
+    try:
+        found = read()
+        if strict and found.left_out:
+            raise FileError(found.left_out)
+    except FileError as problems:
+        refuse_file(name, problems)
+    for problem in found.left_out:
+        warn(f"{name}:{'' if problem.line else ' '}{problem}")
+    click.echo(found.text("a command line of GoReplay" if gor is not None else "a configuration of nginx"), nl=False)
 
 
 @click.command(short_help="Say in plain words what the taps of a file do.")

@@ -115,7 +115,7 @@ class Compared(msgspec.Struct, gc=False):
     """Why the bodies were not compared, if they were not."""
 
 
-def compare(one: Answer, other: Answer, rules: Rules, bodies: bool = True) -> Compared:
+def compare(one: Answer, other: Answer, rules: Rules) -> Compared:
     """What the shadow's answer (`other`) differs in from production's, as far as the level says."""
     if one.status != other.status:
         change = Change.VALUE if other.failure is None else Change.MISSING
@@ -123,12 +123,14 @@ def compare(one: Answer, other: Answer, rules: Rules, bodies: bool = True) -> Co
         return Compared([Difference(change, "status", one.status, shown)])
     if rules.level is Level.STATUS:
         return _NOTHING
+    if one.head == other.head and one.body == other.body and one.length == other.length == len(one.body):
+        return _NOTHING
     search = _Search(rules)
     mine, its = fields(one.head), fields(other.head)
     if mine != its:
         search.headers(mine, its)
     skipped = ""
-    if bodies and rules.level is Level.BODY:
+    if rules.level is Level.BODY:
         skipped = search.bodies(one, other, mine, its)
     return Compared(search.found, skipped)
 

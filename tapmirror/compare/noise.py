@@ -8,6 +8,9 @@ Two kinds of pairs show it, without a second production:
 * A *probe*: a safe request that the shadow got twice.  Its two answers come from the same version.
 * A *repeat*: the same request (method, target, fields that choose an answer) that production answered again later.
 
+Noise is what both show.  A field that differs among probes only is a shadow that cannot make up its mind where
+production can; one that differs among repeats only is data that changed in between.
+
 A field of an endpoint has a raw rate (of exchanges in which it differs) and a noise rate (of such pairs).  It counts
 as different when both are further apart than Diffy's thresholds (Twitter 2015): relatively, |raw - noise| / (raw +
 noise), and absolutely.  Diffy has as many noise pairs as exchanges; here they are few, so one thing more is asked:
@@ -29,10 +32,12 @@ import msgspec
 
 from tapmirror.exchange import Answer
 
-ENOUGH_PROBES: Final = 20
-"""Probes from which on repeats are not asked: production's data may have changed between two repeats."""
-SURPRISE: Final = 0.05
-"""Probability below which so few noisy pairs are a surprise."""
+ENOUGH: Final = 20
+"""Pairs of one kind from which on it is believed."""
+SURPRISE: Final = 0.2
+"""Probability below which so few noisy pairs are a surprise.  A difference in 1 % of the exchanges takes 160 pairs."""
+GREAT_SURPRISE: Final = 0.01
+"""The same for fields that vary in time."""
 CHOOSING: Final = (b"accept", b"accept-encoding", b"accept-language", b"authorization", b"cookie", b"range", b"host")
 """Request fields on which an answer depends as a rule."""
 
@@ -53,8 +58,18 @@ class Thresholds(msgspec.Struct, frozen=True):
     absolute: float
 
 
-def nature(raw: int, exchanges: int, noisy: int, pairs: int, limits: Thresholds) -> Nature:
-    """What a field is that differs in `raw` of so many exchanges, and in `noisy` of so many noise pairs."""
+class Evidence(msgspec.Struct, frozen=True):
+    """What noise pairs say of a field."""
+
+    noisy: int
+    pairs: int
+    varies: bool = False
+    """Production varies it in time."""
+
+
+def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> Nature:
+    """What a field is that differs in `raw` of so many exchanges."""
+    noisy, pairs = evidence.noisy, evidence.pairs
     if not raw or not exchanges:
         return Nature.NOISE
     if not pairs:
@@ -62,14 +77,25 @@ def nature(raw: int, exchanges: int, noisy: int, pairs: int, limits: Thresholds)
     rate, noise = raw / exchanges, noisy / pairs
     if rate <= noise or (rate - noise) / (rate + noise) <= limits.relative or rate - noise <= limits.absolute:
         return Nature.NOISE
-    return Nature.DIFFERENT if _at_most(noisy, pairs, rate) < SURPRISE else Nature.WAITING
+    surprise = GREAT_SURPRISE if evidence.varies else SURPRISE
+    return Nature.DIFFERENT if _at_most(noisy, pairs, rate) < surprise else Nature.WAITING
 
 
-def evidence(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tuple[int, int]:
-    """(noisy, pairs) that count: of probes if there are enough, else of both."""
-    if probed >= ENOUGH_PROBES:
-        return probe_noise, probed
-    return probe_noise + repeat_noise, probed + repeated
+def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> Evidence:
+    """What counts of so many probes and repeats, of which so many differed: where there are enough of both, those
+    that differ less often.
+    """
+    if probed < ENOUGH and repeated < ENOUGH:
+        return Evidence(probe_noise + repeat_noise, probed + repeated)
+    if repeated < ENOUGH:
+        return Evidence(probe_noise, probed)
+    if probed < ENOUGH:
+        return Evidence(repeat_noise, repeated)
+    if not probe_noise and not repeat_noise:
+        return Evidence(0, probed + repeated)
+    if probe_noise * repeated < repeat_noise * probed:
+        return Evidence(probe_noise, probed, True)
+    return Evidence(repeat_noise, repeated)
 
 
 def _at_most(hits: int, count: int, share: float) -> float:

@@ -101,8 +101,11 @@ class Conversation:
 
     # --- production's side
 
-    def request(self, asked: Asked, flags: int, keep: int, now: float) -> None:
-        """The client began a request; `flags` as of its first `Part`, `keep` as in `AnswerReader.expect`."""
+    def request(self, asked: Asked | None, flags: int, keep: int, now: float) -> None:
+        """The client began a request; `flags` as of its first `Part`, `keep` as in `AnswerReader.expect`.
+
+        None: it is not compared, and only keeps its place among the others.
+        """
         production = self._production
         if production.outstanding:
             self._pipelined = True
@@ -114,10 +117,17 @@ class Conversation:
         recovered = False
         if production.broken is not None:
             if self._pipelined or production.broken not in _CURABLE:
-                self._sink.unpaired(PRODUCTION, production.broken)
+                if asked is not None:
+                    self._sink.unpaired(PRODUCTION, production.broken)
+                return
+            if asked is None:
                 return
             production.resync()
             recovered = True
+        if asked is None:
+            production.expect(flags, NOTHING, None)
+            self._check()
+            return
         pending = Pending(asked, flags, keep, now, {}, 3)
         self._pending[asked.number] = pending
         if recovered:
@@ -175,6 +185,13 @@ class Conversation:
 
     # --- the shadows' sides
 
+    def chosen(self, shadow: int, number: int) -> None:
+        """This shadow is to get the request: `asked` will follow, or `left_out`."""
+        pending = self._pending.get(number)
+        if pending is not None:
+            pending.replies[shadow] = Reply(_NO_ANSWER, 0)
+            pending.waiting += 1
+
     def asked(self, shadow: int, number: int, flags: int) -> None:
         """The request, with these flags, begins to be sent to this shadow, after those that were before it."""
         side = self._sides.get(shadow)
@@ -184,8 +201,8 @@ class Conversation:
         keep = NOTHING
         if pending is not None:
             keep = pending.keep
-            pending.replies[shadow] = Reply(_NO_ANSWER, 0)
-            pending.waiting += 1
+            if shadow not in pending.replies:
+                self.chosen(shadow, number)
         side.reader.expect(flags, keep, pending)
         broken = side.reader.broken
         if broken is not None:
@@ -209,7 +226,7 @@ class Conversation:
                 self._less(pending)
 
     def decided(self, number: int) -> None:
-        """`asked` or `left_out` was called for every shadow that may get the request."""
+        """`chosen`, `asked` or `left_out` was called for every shadow that may get the request."""
         pending = self._pending.get(number)
         if pending is not None and not pending.decided:
             pending.decided = True
@@ -289,8 +306,8 @@ class Conversation:
 
     # --- inside
 
-    def _answered(self, pending: Pending, answer: Answer) -> None:
-        if pending.dead:
+    def _answered(self, pending: Pending | None, answer: Answer) -> None:
+        if pending is None or pending.dead:
             self._room.free += len(answer.body)
             return
         pending.production = answer

@@ -34,8 +34,8 @@ class Sketch(msgspec.Struct):
     count: int = 0
     total: float = 0.0
 
-    def add(self, value: float) -> None:
-        """Count a value; what lies outside of the range is counted at its end."""
+    def add(self, value: float) -> int:
+        """Count a value, and say in which bucket; what lies outside of the range is counted at its end."""
         if not _LEAST < value < _MOST:
             value = _MOST if value > 1 else _LEAST
         key = _ceil(_log(value) * _SCALE)
@@ -43,6 +43,7 @@ class Sketch(msgspec.Struct):
         buckets[key] = buckets.get(key, 0) + 1
         self.count += 1
         self.total += value
+        return key
 
     def merge(self, other: Sketch) -> None:
         """Add another one's values."""
@@ -76,3 +77,8 @@ class Sketch(msgspec.Struct):
     def points(self) -> list[tuple[float, int]]:
         """(middle of a bucket, count), in order of value."""
         return [(2 * _GAMMA**key / (1 + _GAMMA), self.buckets[key]) for key in sorted(self.buckets)]
+
+
+def value_at(key: int, coarse: int = 0) -> float:
+    """The middle of a bucket, or of 2**coarse of them whose keys begin alike (`key >> coarse`)."""
+    return float(_GAMMA ** ((key + 0.5) * (1 << coarse) - 0.5) / math.sqrt(_GAMMA))

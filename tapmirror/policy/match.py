@@ -12,18 +12,23 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
+from tapmirror.policy.expressions import Expressions, Reader, Subject
 from tapmirror.policy.request import Request
 from tapmirror.spec import Match, Text
 
 Check: TypeAlias = Callable[[Request], bool]
 TextCheck: TypeAlias = Callable[[bytes | None], bool]
 
+NONE: Final = Expressions()
 _V4: Final = bytes(10) + b"\xff\xff"
 
 
-def matcher(matches: Iterable[Match]) -> Check | None:
-    """Whether one of the matches holds; None: there are none, so that every request matches."""
-    checks = [_all_of(match) for match in matches]
+def matcher(matches: Iterable[Match], expressions: Expressions = NONE) -> Check | None:
+    """Whether one of the matches holds; None: there are none, so that every request matches.
+
+    `expressions` are those that are looked for together, of these matches and others.
+    """
+    checks = [_all_of(match, expressions) for match in matches]
     if not checks or any(check is None for check in checks):
         return None
     if len(checks) == 1:
@@ -32,23 +37,30 @@ def matcher(matches: Iterable[Match]) -> Check | None:
     return lambda request: any(check(request) for check in known)
 
 
-def _all_of(match: Match) -> Check | None:
+def _all_of(match: Match, expressions: Expressions) -> Check | None:
     """Whether all conditions of a match hold; None: it has none.  The cheap ones are tried first."""
+
+    def of(subject: Subject, text: Text, read: Reader) -> Check:
+        found = expressions.check(subject, text, read)
+        return found if found is not None else _of_value(text_check(text), read)
+
     checks: list[Check] = []
     if match.methods:
         checks.append(_methods(match.methods))
     if match.path is not None:
-        checks.append(_path(match.path))
+        checks.append(_prefix(match.path) or of("path", match.path, lambda request: request.path))
+    if match.target is not None:
+        checks.append(of("target", match.target, lambda request: request.target))
     if match.clients:
         checks.append(clients(match.clients))
     if match.host is not None:
-        checks.append(_host(match.host))
+        checks.append(of("host", match.host, lambda request: request.host))
     for name, text in match.headers.items():
-        checks.append(_field(name.lower().encode(), text_check(text)))
+        checks.append(of(("header", name.lower()), text, _field(name.lower().encode())))
     for name, text in match.query.items():
-        checks.append(_parameter(name.encode(), text_check(text)))
+        checks.append(of(("query", name), text, _parameter(name.encode())))
     for name, text in match.cookies.items():
-        checks.append(_cookie(name.encode(), text_check(text)))
+        checks.append(of(("cookie", name), text, _cookie(name.encode())))
     if match.body is not None:
         checks.append(_size(match.body.min, match.body.max))
     if len(checks) < 2:
@@ -133,29 +145,28 @@ def _methods(methods: Iterable[str]) -> Check:
     return lambda request: request.method in wanted
 
 
-def _path(text: Text) -> Check:
-    if text.prefix is not None and not text.ignore_case and not text.invert:
-        prefix = text.prefix.encode()
-        return lambda request: request.path.startswith(prefix)
-    check = text_check(text)
-    return lambda request: check(request.path)
+def _prefix(text: Text) -> Check | None:
+    """The path begins so, the commonest of all conditions, with one call less."""
+    if text.prefix is None or text.ignore_case or text.invert:
+        return None
+    prefix = text.prefix.encode()
+    return lambda request: request.path.startswith(prefix)
 
 
-def _host(text: Text) -> Check:
-    check = text_check(text)
-    return lambda request: check(request.host)
+def _of_value(check: TextCheck, read: Reader) -> Check:
+    return lambda request: check(read(request))
 
 
-def _field(name: bytes, check: TextCheck) -> Check:
-    return lambda request: check(request.fields.get(name))
+def _field(name: bytes) -> Reader:
+    return lambda request: request.fields.get(name)
 
 
-def _parameter(name: bytes, check: TextCheck) -> Check:
-    return lambda request: check(request.parameters.get(name))
+def _parameter(name: bytes) -> Reader:
+    return lambda request: request.parameters.get(name)
 
 
-def _cookie(name: bytes, check: TextCheck) -> Check:
-    return lambda request: check(request.cookies.get(name))
+def _cookie(name: bytes) -> Reader:
+    return lambda request: request.cookies.get(name)
 
 
 def _size(least: int, most: int | None) -> Check:

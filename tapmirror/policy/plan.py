@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Ledger
+from tapmirror.policy.expressions import Expressions
 from tapmirror.policy.match import matcher
 from tapmirror.policy.rewrite import rewriter
 from tapmirror.policy.sample import MIRROR, RULE, SHADOW, Sampler
@@ -30,12 +31,12 @@ class Share:
 class Destination:
     """One shadow, with all its copies."""
 
-    def __init__(self, spec: Shadow, first: int, tap: TapSpec, ledger: Ledger) -> None:
+    def __init__(self, spec: Shadow, first: int, tap: TapSpec, ledger: Ledger, expressions: Expressions) -> None:
         self.spec = spec
         self.targets = range(first, first + spec.copies)
         """Numbers of its copies."""
         self.ledger = ledger
-        self.check = matcher(spec.match)
+        self.check = matcher(spec.match, expressions)
         self.share = Share(spec, SHADOW, tap.seed)
         self.rewrite = rewriter(spec, tap.name)
         self.changes_method = spec.rewrite.method is not None
@@ -62,9 +63,9 @@ class Destination:
 class CompiledRule:
     """One rule."""
 
-    def __init__(self, spec: Rule, tap: TapSpec, destinations: list[Destination]) -> None:
+    def __init__(self, spec: Rule, tap: TapSpec, destinations: list[Destination], expressions: Expressions) -> None:
         self.spec = spec
-        self.check = matcher(spec.match)
+        self.check = matcher(spec.match, expressions)
         self.share = Share(spec, RULE, tap.seed)
         self.body = spec.body
         self.skips = spec.body is not None and spec.body.over is Over.SKIP

@@ -21,6 +21,7 @@ A raw connection is decided when it opens, by its shares of connections alone.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias
@@ -42,6 +43,7 @@ from tapmirror.events import (
     Turn,
 )
 from tapmirror.ledger import Ledger
+from tapmirror.policy.expressions import Expressions
 from tapmirror.policy.hook import HookRequest, from_hook, to_hook
 from tapmirror.policy.plan import CompiledRule, Destination, Fate, Share
 from tapmirror.policy.redact import Redactor, framed, unchunked
@@ -152,10 +154,12 @@ class Policy:
         self._held_bytes = 0
         self._safe = spec.safe_methods
         self._redactor = Redactor(spec.redact, secret) if spec.redact is not None else None
+        matches = [each.match for each in spec.rules] + [each.match for each in spec.shadows]
+        expressions = Expressions(itertools.chain.from_iterable(matches))
         self.destinations: list[Destination] = []
         first = 0
         for shadow, ledger in zip(spec.shadows, ledgers, strict=True):
-            self.destinations.append(Destination(shadow, first, spec, ledger))
+            self.destinations.append(Destination(shadow, first, spec, ledger, expressions))
             first += shadow.copies
         self._tap = Share(spec, TAP, spec.seed)
         # What the kernel decided is not decided again, unless the share moves.
@@ -163,14 +167,15 @@ class Policy:
             self._tap.plain
         )
         self._capped = self._tap.sampler.capped
-        self._rules = [CompiledRule(rule, spec, self.destinations) for rule in spec.rules or (Rule(),)]
+        rules = [CompiledRule(rule, spec, self.destinations, expressions) for rule in spec.rules or (Rule(),)]
+        self._rules = [(rule.check, rule) for rule in rules]
         self._round_robin = spec.spread is Spread.ROUND_ROBIN
         self._turn = 0
         self._may_hold = bool(
             (self._redactor is not None and self._redactor.reads_bodies)
             or (spec.hook is not None and spec.hook.body)
             or any(shadow.pooled for shadow in spec.shadows)
-            or any(rule.skips for rule in self._rules)
+            or any(rule.skips for rule in rules)
         )
         self._talks: dict[int, Talk] = {}
         self._pools: set[tuple[int, int]] = set()
@@ -312,8 +317,8 @@ class Policy:
         elif not self._tap_plain and not self._tap.sampler.takes(request, talk, now):
             fate = None
         else:
-            for rule in self._rules:
-                if rule.check is None or rule.check(request):
+            for check, rule in self._rules:
+                if check is None or check(request):
                     return self._by_rule(rule, request, talk, flags, now)
             fate = FilterReason.NO_RULE
         return [], [(each, fate) for each in self.destinations], None

@@ -43,6 +43,11 @@ class Request:
         """None: there is no question mark."""
 
     @cached_property
+    def target(self) -> bytes:
+        """Path and query."""
+        return self.path if self.query is None else self.path + b"?" + self.query
+
+    @cached_property
     def fields(self) -> dict[bytes, bytes]:
         """Values by lower-case name; several of one name joined by `, ` (RFC 9110, 5.3)."""
         fields: dict[bytes, bytes] = {}

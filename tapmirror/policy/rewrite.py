@@ -211,5 +211,6 @@ _READERS: Final[dict[str, Part]] = {
     "client_port": lambda request, _, __: b"%d" % int.from_bytes(request.key[32:34], "big"),
     "connection": lambda _, connection, __: b"%d" % connection,
     "host": lambda request, _, __: request.fields.get(b"host", b""),
+    "target": lambda request, _, __: request.target,
     "time": lambda _, __, time: _rfc3339(time),
 }

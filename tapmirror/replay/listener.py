@@ -228,6 +228,6 @@ class Listener:
 
 
 def _rtt_ns(sock: _socket.socket | TlsSocket) -> int:
-    info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_RTT + 4)
+    info = bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_RTT + 4))
     rtt = int.from_bytes(info[TCP_INFO_RTT:], sys.byteorder)
     return rtt * 1000

@@ -21,7 +21,7 @@ class SpecError(ValueError):
         self.problems = [(field, message), *more]
 
 
-class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A structure that cannot hold values out of their range."""
 
     def _check(self) -> Found:

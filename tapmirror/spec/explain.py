@@ -98,7 +98,7 @@ def _match(match: Match) -> str:
     parts = []
     if match.methods:
         parts.append(f"method {' or '.join(match.methods)}")
-    for name, text in (("host", match.host), ("path", match.path)):
+    for name, text in (("host", match.host), ("path", match.path), ("path and query", match.target)):
         if text is not None:
             parts.append(f"{name} {_text(text)}")
     for kind, group in (("header", match.headers), ("query", match.query), ("cookie", match.cookies)):
@@ -220,6 +220,7 @@ def _cost(tap: TapSpec) -> Iterable[str]:
             for text in (
                 match.host,
                 match.path,
+                match.target,
                 *match.headers.values(),
                 *match.query.values(),
                 *match.cookies.values(),

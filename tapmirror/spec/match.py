@@ -62,6 +62,8 @@ class Match(Checked, frozen=True, kw_only=True):
     """The Host field without its port, in lower case."""
     path: Text | None = None
     """The path of the target, as sent (not decoded), without the query."""
+    target: Text | None = None
+    """Path and query as sent."""
     headers: dict[str, Text] = {}
     """By name; of several fields of one name the values joined by `, `."""
     query: dict[str, Text] = {}

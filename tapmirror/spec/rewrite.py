@@ -10,7 +10,7 @@ from typing import Final
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import TOKEN, regex_error
 
-TEMPLATE_NAMES: Final = frozenset({"client", "client_port", "connection", "host", "time", "tap", "shadow"})
+TEMPLATE_NAMES: Final = frozenset({"client", "client_port", "connection", "host", "target", "time", "tap", "shadow"})
 FRAMING: Final = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect", "keep-alive"}
 )
@@ -58,7 +58,8 @@ class Rewrite(Checked, frozen=True, kw_only=True):
     remove_query: tuple[str, ...] = ()
     set_headers: dict[str, str] = {}
     """Fields with their values; those of the same name are replaced.  Values are templates: `{client}`,
-    `{client_port}`, `{connection}`, `{host}`, `{time}` (RFC 3339, UTC), `{tap}`, `{shadow}`; `{{` is a brace."""
+    `{client_port}`, `{connection}`, `{host}`, `{target}` (path and query), `{time}` (RFC 3339, UTC), `{tap}`,
+    `{shadow}`; `{{` is a brace."""
     add_headers: dict[str, str] = {}
     """The same, beside fields of the same name."""
     remove_headers: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -203,6 +204,8 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     redact: Redact | None = None
     hook: Hook | None = None
     compare: Compare = Compare()
+    ttl: float | None = None
+    """Seconds after which the tap ends by itself."""
     limits: Limits = Limits()
     budget: Budget = Budget()
 
@@ -226,6 +229,8 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                 yield f"addrs[{i}]", f"{shown(addr)} is not an IP address"
         if self.decap and self.capture is Capture.EBPF:
             yield "decap", "eBPF does not look into tunnels: capture by AF_PACKET (packet)"
+        if self.ttl is not None and not 0 < self.ttl < math.inf:
+            yield "ttl", f"{self.ttl} is not a number of seconds above 0"
         if not 0 <= self.seed < 1 << 32:
             yield "seed", f"{self.seed} is not between 0 and {(1 << 32) - 1}"
         yield from self._shadow_problems()

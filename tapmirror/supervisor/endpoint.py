@@ -8,9 +8,9 @@ makes room.  The text is made at most once in `FRESH`, however often it is asked
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import os
+import selectors
 import socket
 import threading
 import time
@@ -32,7 +32,10 @@ HEAD: Final = 8192
 """Bytes of a request."""
 FRESH: Final = 1.0
 """Seconds for which a text serves: the taps are asked once a second."""
+REST: Final = 0.05
+"""Seconds of rest where no connection can be accepted: it stays readable."""
 LOOPBACK: Final = "127.0.0.1"
+END: Final = b"\r\n\r\n"
 
 
 class EndpointError(Exception):
@@ -46,7 +49,7 @@ def parse_address(text: str) -> tuple[str, int]:
         host = str(ipaddress.IPv6Address(host[1:-1]))
     elif host:
         host = str(ipaddress.IPv4Address(host))
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 <= int(port) < 65536):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536):
         raise ValueError(f"{text!r} is not PORT or ADDRESS:PORT")
     return host or LOOPBACK, int(port)
 
@@ -61,52 +64,87 @@ class Endpoint:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             raise EndpointError(f"metrics: cannot listen at {host} port {port}: {reason}") from None
+        self._listener.setblocking(False)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._registry = registry
         self._texts: dict[str, tuple[float, bytes]] = {}
-        self._open: dict[asyncio.StreamWriter, None] = {}
-        """The connections, the oldest first."""
-        self._ended = asyncio.Event()
-        runner = asyncio.Runner()
-        self._loop = runner.get_loop()
-        self._thread = threading.Thread(target=self._run, args=(runner,), name="metrics", daemon=True)
+        self._peers: dict[int, _Peer] = {}
+        """The connections by descriptor, the oldest first."""
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._end_read, self._end_write = socket.socketpair()
+        self._selector.register(self._end_read, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop serving; returns when the thread has ended."""
-        with suppress(RuntimeError):  # it has ended already
-            self._loop.call_soon_threadsafe(self._ended.set)
+        self._end_write.close()
         self._thread.join()
 
-    def _run(self, runner: asyncio.Runner) -> None:
-        with runner:
-            runner.run(self._serve())
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._peers)
 
-    async def _serve(self) -> None:
-        server = await asyncio.start_server(self._connected, sock=self._listener, limit=HEAD)
-        await self._ended.wait()
-        server.close()
-        for writer in self._open:
-            writer.transport.abort()
+    def _serve(self) -> None:
+        while True:
+            wait = None
+            if self._peers:
+                wait = max(0.0, next(iter(self._peers.values())).deadline - time.monotonic())
+            for key, _ in self._selector.select(wait):
+                if key.fileobj is self._end_read:
+                    self._finish()
+                    return
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif (peer := self._peers.get(key.fd)) is not None and not self._advance(peer):
+                    self._drop(peer)
+            now = time.monotonic()
+            for peer in [peer for peer in self._peers.values() if peer.deadline <= now]:
+                self._drop(peer)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while len(self._open) >= PLACES:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
-            oldest.transport.abort()
-        self._open[writer] = None
+    def _accept(self) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._answer(head.decode("latin-1")))
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
-        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            writer.transport.abort()
-            self._open.pop(writer, None)
+            sock, _ = self._listener.accept()
+        except OSError:  # it is gone again, or there is no descriptor for it
+            time.sleep(REST)
+            return
+        if len(self._peers) >= PLACES:
+            self._drop(next(iter(self._peers.values())))
+        sock.setblocking(False)
+        self._peers[sock.fileno()] = _Peer(sock, time.monotonic() + PATIENCE)
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def _advance(self, peer: _Peer) -> bool:
+        """Read or write what goes; whether the connection stays open."""
+        try:
+            if not peer.answer:
+                data = peer.sock.recv(HEAD)
+                peer.head += data
+                if END not in peer.head:
+                    return bool(data) and len(peer.head) < HEAD
+                peer.answer = memoryview(self._answer(peer.head.decode("latin-1")))
+                self._selector.modify(peer.sock, selectors.EVENT_WRITE)
+            peer.answer = peer.answer[peer.sock.send(peer.answer) :]
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return bool(peer.answer)
+
+    def _drop(self, peer: _Peer) -> None:
+        del self._peers[peer.sock.fileno()]
+        self._selector.unregister(peer.sock)
+        with suppress(OSError):
+            peer.sock.shutdown(socket.SHUT_WR)
+        peer.sock.close()
+
+    def _finish(self) -> None:
+        for peer in list(self._peers.values()):
+            self._drop(peer)
+        self._selector.close()
+        self._listener.close()
+        self._end_read.close()
 
     def _answer(self, head: str) -> bytes:
         """The whole answer to a request."""
@@ -119,7 +157,7 @@ class Endpoint:
             return _response("404 Not Found", "text/plain", b"see /metrics\n")
         kind = OPENMETRICS if "application/openmetrics-text" in fields.lower() else PLAIN
         answer = _response("200 OK", kind, self._text(kind))
-        return answer if method == "GET" else answer[: answer.index(b"\r\n\r\n") + 4]
+        return answer if method == "GET" else answer[: answer.index(END) + len(END)]
 
     def _text(self, kind: str) -> bytes:
         made, text = self._texts.get(kind, (-FRESH, b""))
@@ -131,8 +169,18 @@ class Endpoint:
         return text
 
 
+class _Peer:
+    """One connection."""
+
+    __slots__ = ("answer", "deadline", "head", "sock")
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self.sock = sock
+        self.deadline = deadline
+        self.head = b""
+        self.answer = memoryview(b"")
+
+
 def _response(status: str, kind: str, body: bytes, more: str = "") -> bytes:
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}Connection: close\r\n\r\n"
-    )
-    return head.encode("latin-1") + body
+    fields = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}Connection: close\r\n\r\n"
+    return f"HTTP/1.1 {status}\r\n{fields}".encode("latin-1") + body

@@ -29,7 +29,7 @@ from tapmirror.events import DropReason, FilterReason
 
 Snapshot: TypeAlias = Mapping[str, Any]
 
-STATES: Final = ("starting", "running", "paused", "waiting", "restarting", "stopped")
+STATES: Final = ("starting", "running", "paused", "waiting", "restarting", "failed", "stopping", "stopped")
 ANSWERS: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "other", "garbage", "unanswered")
 REASONS: Final = frozenset(reason.value for reason in (*DropReason, *FilterReason))
 CONNECT: Final = "connect_"

@@ -182,9 +182,10 @@ class Wire:
         self.ack = answer.seq + 1
         self.send("A")
 
-    def close(self) -> None:
-        """Let go of the socket; the server is told by a reset."""
-        self.send("R")
+    def close(self, *, silently: bool = False) -> None:
+        """Let go of the socket; the server is told by a reset, unless `silently`."""
+        if not silently:
+            self.send("R")
         self._sock.close()
 
 
@@ -197,6 +198,35 @@ def silent(host: Host) -> Iterator[None]:
         yield
     finally:
         host.run(["nft", "delete table ip quiet"])
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(lab: Lab, capture: str) -> None:
+    """Production forgets each connection and says nothing; the next client has the same address and port."""
+    count, port = 30, 7100
+    texts = [b"%04d " % number * 50 for number in range(count)]
+    reset = Behaviour(reset_after=len(texts[0]))
+    with (
+        silent(lab.client),
+        silent(lab.node),
+        RecordingTcp(lab.node, port, reset) as production,
+        RecordingTcp(lab.shadow, port) as shadow,
+        Mirror(lab.node, port=port, shadow=endpoint(lab.shadow.addr4, port), protocol="raw", capture=capture) as tap,
+    ):
+        for number, text in enumerate(texts):
+            wire = Wire(lab, port, 40_100, seq=number * 1_000_003)
+            wire.open()
+            wire.send("PA", b"behind a hole", at=wire.seq + 1_000)
+            wire.send("PA", text)
+            until(lambda: production.received() == (number + 1) * len(text), "production", PATIENCE)  # noqa: B023
+            until(lambda: not production._open, "the end that nobody sees", PATIENCE)
+            wire.close(silently=True)
+        until(lambda: len(shadow.records) == count, f"{count} connections to the shadow", PATIENCE)
+        until(lambda: shadow.received() == len(texts[0]) * count, "all bytes", PATIENCE)
+        ledger = tap.final()
+    assert [bytes(record.content) for record in shadow.records] == texts
+    assert [bytes(record.content) for record in production.records] == texts
+    assert ledger["events"]["flows"] == count
 
 
 def passed(lab: Lab, shadow: HashSink) -> bool:

@@ -35,8 +35,8 @@ CONNECTIONS: Final = 100
 SEGMENTS: Final = 100_000
 SIZE: Final = 1_460
 MILLION: Final = 1_000_000
-HALF_OPEN: Final = 200_000
-TINY: Final = 50_000
+HALF_OPEN: Final = 1_000_000
+TINY: Final = 500_000
 REQUESTS: Final = 50_000
 DISORDER: Final = (0.0, 0.01, 0.1, 0.5)
 
@@ -139,12 +139,12 @@ def tiny(count: int, flows: int) -> float:
 def tiny_segments() -> dict[str, float]:
     """Whether the time is linear: twice as many over once as many."""
     one, two = tiny(TINY, 1), tiny(2 * TINY, 1)
-    many, twice = tiny(TINY, 1_000), tiny(2 * TINY, 1_000)
+    many, twice = tiny(TINY, 10_000), tiny(2 * TINY, 10_000)
     return {
         "us_one_flow": two / (2 * TINY) * 1e6,
         "growth_one_flow": two / one,
-        "us_1000_flows": twice / (2 * TINY) * 1e6,
-        "growth_1000_flows": twice / many,
+        "us_10000_flows": twice / (2 * TINY) * 1e6,
+        "growth_10000_flows": twice / many,
     }
 
 

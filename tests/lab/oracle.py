@@ -38,7 +38,8 @@ SACK_OPTIONS: Final = bytes.fromhex("020405b4040203030701")
 class Step:
     """A segment of the client; `at` counts from its first byte.
 
-    `ack`: how far behind what the server sent (nothing) it acknowledges; `urgent`: the urgent pointer's value.
+    `ack`: how far behind what the server sent (nothing) it acknowledges; `urgent`: the urgent pointer's value;
+    `words`: what the data offset says; `spoil`: is added to the checksum.
     """
 
     at: int
@@ -46,6 +47,8 @@ class Step:
     flags: int = ACK
     urgent: int = 0
     ack: int = 0
+    words: int = 5
+    spoil: int = 0
 
 
 @dataclass
@@ -109,7 +112,8 @@ class Oracle:
         with self._connected(outcome, first, with_syn) as (connection, server):
             for step in steps:
                 seq = (first + step.at) & 0xFFFFFFFF
-                self._send(outcome, seq, (server + step.ack) & 0xFFFFFFFF, step.flags, step.data, step.urgent)
+                ack = (server + step.ack) & 0xFFFFFFFF
+                self._send(outcome, seq, ack, step.flags, step.data, step.urgent, words=step.words, spoil=step.spoil)
                 self._drain(outcome)
                 self._read(connection, outcome)
         return outcome
@@ -183,14 +187,16 @@ class Oracle:
         data: bytes = b"",
         urgent: int = 0,
         options: bytes = b"",
+        words: int = 5,
+        spoil: int = 0,
     ) -> None:
         source, destination = socket.inet_aton(CLIENT), socket.inet_aton(SERVER)
-        words = 5 + len(options) // 4
+        words += len(options) // 4
         tcp = (
             struct.pack(">HHIIBBHHH", self._port, PORT, seq, ack, words << 4, flags, 65_535, 0, urgent) + options + data
         )
         pseudo = source + destination + struct.pack(">HH", socket.IPPROTO_TCP, len(tcp))
-        tcp = tcp[:16] + struct.pack(">H", checksum(pseudo + tcp)) + tcp[18:]
+        tcp = tcp[:16] + struct.pack(">H", (checksum(pseudo + tcp) + spoil) & 0xFFFF) + tcp[18:]
         head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0x4000, 64, 6, 0, source, destination)
         head = head[:10] + struct.pack(">H", checksum(head)) + head[12:]
         frame = self._ethernet + head + tcp

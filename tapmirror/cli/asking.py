@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking the daemon, for every command that does: where it is, and how a refusal is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from tapmirror.cli.messages import fail
+from tapmirror.control import Client, ControlError
+from tapmirror.control.client import SOCKET
+from tapmirror.control.messages import List, Request
+from tapmirror.supervisor.places import RUNTIME
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DEFAULT: Final = RUNTIME / SOCKET
+COMPLETION_TIME: Final = 1.0
+"""Seconds that a shell waits for names."""
+
+
+def socket_option(function: Function) -> Function:
+    """Give a command the option `--socket`."""
+    return click.option(
+        "--socket",
+        type=click.Path(path_type=Path),
+        default=DEFAULT,
+        show_default=True,
+        envvar="TAPMIRROR_SOCKET",
+        show_envvar=True,
+        help="The daemon's control socket.",
+    )(function)
+
+
+def name_argument(**options: Any) -> Callable[[Function], Function]:
+    """Give a command the argument NAME, which a shell completes."""
+    return click.argument("name", metavar="NAME", shell_complete=complete, **options)
+
+
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+
+
+def ask(socket: Path, request: Request) -> dict[str, Any]:
+    """What the daemon answers; a refusal is told in a line, exit code 2, a failure with exit code 1."""
+    try:
+        with Client(socket) as client:
+            return client.ask(request)
+    except ControlError as error:
+        refused(error)
+
+
+def refused(error: ControlError) -> NoReturn:
+    """Tell why it was not done, and out."""
+    fail(str(error), 1 if error.code in ("failed", "lost") else 2)
+
+
+def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of the daemon's taps that begin so; none if it cannot be asked."""
+    socket = context.params.get("socket") or DEFAULT
+    try:
+        with Client(socket, COMPLETION_TIME) as client:
+            taps = client.ask(List(), COMPLETION_TIME)["taps"]
+    except ControlError:
+        return []
+    return [
+        CompletionItem(tap["name"], help=f"{tap['iface']} -> {', '.join(tap['shadows'])}")
+        for tap in taps
+        if tap["name"].startswith(incomplete)
+    ]
+
+
+def print_json(what: Any) -> None:
+    """One document on standard output."""
+    click.echo(json.dumps(what))

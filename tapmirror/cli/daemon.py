@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tapmirror daemon`: taps as a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tapmirror.cli.messages import fail
+from tapmirror.supervisor.log import to_stderr
+from tapmirror.supervisor.places import CONFIG, RUNTIME, STATE, PlaceError, Places
+from tapmirror.supervisor.serve import GROUP, serve
+
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command(short_help="Run taps as a service, in the foreground.")
+@click.option(
+    "--runtime-dir",
+    type=DIRECTORY,
+    default=RUNTIME,
+    show_default=True,
+    help="For the control socket and the file STOP.",
+)
+@click.option("--state-dir", type=DIRECTORY, default=STATE, show_default=True, help="Where taps are kept.")
+@click.option("--config-dir", type=DIRECTORY, default=CONFIG, show_default=True, help="Has taps.d/*.yaml.")
+@click.option("--group", default=GROUP, show_default=True, metavar="NAME", help="Whose members may change taps.")
+def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str) -> None:
+    """Run taps as a service until SIGTERM or Ctrl-C: started, changed and stopped by the other commands.
+
+    Taps are kept and come back after a restart.  SIGHUP reads taps.d anew.  While there is a file STOP in the runtime
+    directory, nothing is captured.
+
+    \b
+    Examples:
+      tapmirror daemon
+      tapmirror start --name web --iface eth0 --port 80 --shadow staging.internal:8080
+      tapmirror status
+      touch /run/tapmirror/STOP           # the kill switch
+
+    Exit codes: 0 it was stopped; 1 it broke down; 2 it could not be started.
+    """  # noqa: D301 -- click wants the control character
+    log = to_stderr()
+    try:
+        serve(Places(runtime_dir.absolute(), state_dir.absolute(), config_dir.absolute()), log, group)
+    except PlaceError as error:
+        log.close()
+        fail(str(error), 2)
+    finally:
+        log.close()

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that describe a tap, the same for every command that takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from tapmirror.cli.files import read_file
+from tapmirror.cli.messages import as_option, fail
+from tapmirror.spec import Capture, Compare, Level, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+OPTIONS: Final = (
+    click.option(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="Taps of a YAML file instead of the options that describe one; - is standard input.",
+    ),
+    click.option(
+        "--resolve",
+        multiple=True,
+        metavar="NAME=HOST:PORT",
+        help="Address of a destination (HOST or HOST:SUBSET) of rules of Istio or the Gateway API in FILE; repeatable.",
+    ),
+    click.option("--strict", is_flag=True, help="Refuse what such a FILE has and a mirror beside the path cannot do."),
+    click.option("--iface", metavar="IFACE", help="Interface that production's traffic passes."),
+    click.option("--port", "ports", type=int, multiple=True, help="Production's port; repeatable."),
+    click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable."),
+    click.option(
+        "--shadow",
+        "shadows",
+        multiple=True,
+        metavar="HOST:PORT",
+        help="Where the copies go; IPv6 in brackets; repeatable: each gets every request.",
+    ),
+    click.option("--percent", type=float, default=100.0, show_default=True, help="Share of the connections."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of connections."),
+    click.option(
+        "--protocol",
+        type=click.Choice([p.value for p in Protocol]),
+        default="auto",
+        show_default=True,
+        help="How the bytes are taken: HTTP/1 by request, raw as they come, auto by the first of each connection.",
+    ),
+    click.option(
+        "--capture",
+        type=click.Choice([c.value for c in Capture]),
+        default="auto",
+        show_default=True,
+        help="By an eBPF program, or packet by packet through AF_PACKET (dearer); auto: eBPF if the host has it.",
+    ),
+    click.option(
+        "--pacing",
+        type=click.Choice([p.value for p in Pacing]),
+        default="asap",
+        show_default=True,
+        help="Send at once, or wait for the shadow's answer where production had answered (stateful protocols).",
+    ),
+    click.option(
+        "--promisc", is_flag=True, help="Take packets for other stations too: the interface is a mirror port."
+    ),
+    click.option(
+        "--decap", is_flag=True, help="Look into tunnels (VXLAN, GENEVE, GRE, ERSPAN, IP in IP); by AF_PACKET."
+    ),
+    click.option(
+        "--compare",
+        type=click.Choice([level.value for level in Level]),
+        default="off",
+        show_default=True,
+        help="Compare the shadow's answers with production's, this far.",
+    ),
+    click.option(
+        "--noise-probe",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="PERCENT",
+        help="Of the safe requests that the shadow gets twice, to learn what differs by itself.",
+    ),
+    click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's]."),
+)
+
+
+def tap_options(function: Function) -> Function:
+    """Give a command these options."""
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
+
+
+BESIDE: Final = frozenset({"iface", "ports", "addrs", "capture", "seed", "promisc", "decap"})
+"""Options that say where to tap: they go with a file of Kubernetes, which does not."""
+LISTS: Final = frozenset({"ports", "addrs"})
+OPTION_NAMES: Final = {"ports": "port", "addrs": "addr", "shadows": "shadow"}
+
+
+def specs_of(
+    context: click.Context,
+    file: str | None,
+    resolve: tuple[str, ...],
+    *,
+    strict: bool,
+    options: dict[str, Any],
+) -> list[TapSpec]:
+    """The taps of a file, or the one that options describe; what is wrong is told, exit code 2."""
+    given = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if file is not None:
+        beside = {name: list(options[name]) if name in LISTS else options[name] for name in given & BESIDE}
+        if given - BESIDE:
+            fail(f"-f and --{OPTION_NAMES.get(min(given - BESIDE), min(given - BESIDE))}: it is in the file", 2)
+        return read_file(file, beside, resolve, strict=strict)
+    if resolve or strict:
+        fail("--resolve and --strict are for files of Kubernetes (-f)", 2)
+    return [spec_of(**options)]
+
+
+def spec_of(
+    *,
+    iface: str | None,
+    ports: tuple[int, ...],
+    shadows: tuple[str, ...],
+    host: str | None,
+    protocol: str,
+    capture: str,
+    pacing: str,
+    compare: str,
+    noise_probe: float,
+    **rest: Any,
+) -> TapSpec:
+    """The tap that options describe."""
+    for name, value in (("iface", iface), ("port", ports), ("shadow", shadows)):
+        if value is None or value == ():
+            raise click.UsageError(f"Missing option '--{name}' (or '-f' with a file).")
+    try:
+        rewrite = Rewrite(host=host) if host is not None else Rewrite()
+        return TapSpec(
+            iface=iface or "",
+            ports=ports,
+            shadows=tuple(parse_shadow(shadow, rewrite=rewrite) for shadow in shadows),
+            protocol=Protocol(protocol),
+            capture=Capture(capture),
+            pacing=Pacing(pacing),
+            compare=Compare(level=Level(compare), noise_probe=noise_probe),
+            **rest,
+        )
+    except SpecError as error:
+        for field, message in error.problems:
+            click.echo(f"tapmirror: error: {as_option(f'{field}: {message}')}", err=True)
+        raise SystemExit(2) from None

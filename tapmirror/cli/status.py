@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tapmirror status`, `logs`: how the daemon's taps are, and what was said of them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option
+from tapmirror.cli.live import Rates
+from tapmirror.control import Client, ControlError
+from tapmirror.control.messages import Logs, Status
+
+WATCH: Final = 1.0
+"""Seconds between two looks."""
+FOLLOW: Final = 0.5
+
+
+@click.command(short_help="Tell how the daemon and its taps are.")
+@name_argument(required=False)
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@json_option
+@socket_option
+def status(name: str | None, watch: bool, as_json: bool, socket: Path) -> None:
+    """Tell how the daemon and its taps are, or one tap: state, share, what was mirrored, what was lost and why.
+
+    With --json the whole ledger of each; with --watch one document a line.
+
+    \b
+    Examples:
+      tapmirror status
+      tapmirror status web --watch
+      tapmirror status --json | jq '.taps[].ledger.requests'
+    """  # noqa: D301 -- click wants the control character
+    rates: dict[str, Rates] = {}
+    try:
+        with Client(socket) as client:
+            while True:
+                done = client.ask(Status(name=name))
+                if as_json:
+                    print_json(done)
+                else:
+                    click.echo("\n".join(lines(done, rates)))
+                if not watch:
+                    return
+                sys.stdout.flush()
+                time.sleep(WATCH)
+                if not as_json:
+                    click.echo()
+    except ControlError as error:
+        refused(error)
+    except KeyboardInterrupt:
+        return
+
+
+def lines(done: dict[str, Any], rates: dict[str, Rates]) -> list[str]:
+    """Status for people; `rates` remembers the last one's totals."""
+    daemon = done["daemon"]
+    found = [f"daemon {daemon['version']}, pid {daemon['pid']}, up {duration(daemon['uptime_s'])}"]
+    if daemon["killed"]:
+        found.append("KILL SWITCH: all capture is off")
+    found += [f"error: {daemon[name]}" for name in ("state_error", "reload_error") if daemon[name]]
+    for tap in done["taps"]:
+        found += ["", *tap_lines(tap, rates.setdefault(tap["name"], Rates()))]
+    if not done["taps"]:
+        found.append("no taps")
+    return found
+
+
+def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
+    """One tap for people."""
+    reason = f" ({tap['state_reason']})" if tap["state_reason"] else ""
+    share = f"{tap['percent']:g} % of {tap['by']}s" if tap["by"] == "connection" else f"{tap['percent']:g} %"
+    found = [
+        f"{tap['name']}: {tap['state']}{reason}",
+        f"  {tap['iface']} port {','.join(map(str, tap['ports']))} -> {', '.join(tap['shadows'])}, {share}",
+    ]
+    if tap["origin"]:
+        found.append(f"  from {tap['origin']}")
+    if tap["ends_in"] is not None:
+        found.append(f"  ends in {duration(tap['ends_in'])}")
+    if tap["losses"]:
+        found.append(f"  began anew {tap['losses']} times")
+    ledger = tap["ledger"]
+    if ledger is None:
+        return found
+    effective = ledger.get("share") or {}
+    if effective.get("effective", tap["percent"]) != tap["percent"]:
+        found.append(f"  at present {effective['effective']:g} %: {effective['reason']}")
+    rate, size, cpu = rates.of(ledger)
+    for unit in ("requests", "segments"):
+        account = ledger[unit]
+        fates = [f"{account['seen']:,} seen", f"{account['mirrored']:,} mirrored"]
+        if account["sampled_out"]:
+            fates.append(f"{account['sampled_out']:,} sampled out")
+        fates += [
+            f"{count:,} {kind} ({why})" for kind in ("filtered", "dropped") for why, count in account[kind].items()
+        ]
+        found.append(f"  {unit}: {', '.join(fates)}")
+    for label, shadow in ledger["shadows"].items():
+        answers = ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
+        found.append(f"  shadow {label}: {answers or 'no answers'}")
+    worker = ledger["worker"]
+    found.append(
+        f"  {rate:,.0f}/s, {size / 1e6:.1f} MB/s, {ledger['flows']:,} flows, worker {cpu:.0%} CPU "
+        f"{worker['rss_kb'] / 1024:.0f} MB, capture {ledger['capture']}"
+    )
+    return found
+
+
+def duration(seconds: float) -> str:
+    """A length of time, in its two largest units."""
+    rest = int(seconds)
+    parts: list[str] = []
+    for name, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count or (name == "s" and not parts):
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2])
+
+
+@click.command(short_help="Print what the daemon said of a tap.")
+@name_argument()
+@click.option("--follow", is_flag=True, help="Go on with what is said from now on, until Ctrl-C.")
+@json_option
+@socket_option
+def logs(name: str, follow: bool, as_json: bool, socket: Path) -> None:
+    """Print the last lines that the daemon said of a tap: starts, warnings, losses, the reasons for them.
+
+    The whole log, with who did what, is in the journal: journalctl -u tapmirror.
+
+    \b
+    Examples:
+      tapmirror logs web
+      tapmirror logs web --follow
+    """  # noqa: D301
+    after = 0
+    try:
+        with Client(socket) as client:
+            while True:
+                done = client.ask(Logs(name=name, after=after))
+                after = done["next"]
+                for line in done["lines"]:
+                    if as_json:
+                        print_json(line)
+                    else:
+                        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"]))
+                        click.echo(f"{when} {line['level']}: {line['text']}")
+                if not follow:
+                    return
+                sys.stdout.flush()
+                time.sleep(FOLLOW)
+    except ControlError as error:
+        refused(error)
+    except KeyboardInterrupt:
+        return
+
+
+COMMANDS = (status, logs)

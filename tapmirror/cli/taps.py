@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators do with the taps of a daemon: `start`, `stop`, `list`, `apply`, `set`, `pause`, `resume`, `reload`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tapmirror.cli.asking import ask, json_option, name_argument, print_json, socket_option
+from tapmirror.cli.files import read_file
+from tapmirror.cli.live import print_ledger
+from tapmirror.cli.messages import fail
+from tapmirror.cli.options import specs_of, tap_options
+from tapmirror.control.messages import Apply, List, Pause, Reload, Resume, Set, Start, Stop
+from tapmirror.spec import SpecError
+
+MARKS = {"add": "+", "change": "~", "restart": "!", "remove": "-", "keep": " "}
+"""Of the steps of a plan."""
+
+
+@click.command(short_help="Start taps in the daemon.")
+@tap_options
+@click.option("--name", metavar="NAME", help="How the tap is called [default: tap].")
+@click.option("--ttl", type=float, metavar="SECONDS", help="End it by itself after this.")
+@click.option("--force", is_flag=True, help="Do what is better not done, such as a tap on port 22.")
+@json_option
+@socket_option
+@click.pass_context
+def start(
+    context: click.Context,
+    /,
+    *,
+    file: str | None,
+    resolve: tuple[str, ...],
+    strict: bool,
+    name: str | None,
+    ttl: float | None,
+    force: bool,
+    as_json: bool,
+    socket: Path,
+    **options: Any,
+) -> None:
+    """Start taps in the daemon, all or none: those of FILE, or one that options describe.
+
+    They run until they are stopped, also after a restart of the daemon or of the host.
+
+    \b
+    Examples:
+      tapmirror start --name web --iface eth0 --port 80 --shadow staging.internal:8080 --percent 5
+      tapmirror start --name hour --ttl 3600 --iface eth0 --port 80 --shadow staging.internal:8080
+      tapmirror start -f tap.yaml
+
+    Exit codes: 0 they run; 1 one could not be started; 2 it was refused.
+    """  # noqa: D301 -- click wants the control character
+    specs = specs_of(context, file, resolve, strict=strict, options=options)
+    given = {field: value for field, value in (("name", name), ("ttl", ttl)) if value is not None}
+    if given and len(specs) > 1:
+        fail(f"--{min(given)}: the file has {len(specs)} taps", 2)
+    if given:
+        try:
+            specs = [msgspec.structs.replace(specs[0], **given)]
+        except SpecError as error:
+            fail(f"--{error}", 2)
+    done = ask(socket, Start(taps=specs, force=force))
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"started: {', '.join(done['started'])}")
+
+
+@click.command(short_help="Stop a tap of the daemon, or all.")
+@name_argument(required=False)
+@click.option("--all", "everything", is_flag=True, help="All taps, at once: the kill switch.")
+@json_option
+@socket_option
+def stop(name: str | None, everything: bool, as_json: bool, socket: Path) -> None:
+    """Stop a tap: capture ends at once; what was captured is sent, and the final ledger is printed.
+
+    A stopped tap does not come back by itself.  One of a file in taps.d comes back at the next reload.
+
+    \b
+    Examples:
+      tapmirror stop web
+      tapmirror stop --all        # all capture ends within a second
+    """  # noqa: D301
+    if (name is None) != everything:
+        fail("give the NAME of a tap, or --all", 2)
+    done = ask(socket, Stop(name=name, all=everything))
+    if as_json:
+        print_json(done)
+        return
+    for tap in done["stopped"]:
+        if tap["ledger"] is not None:
+            print_ledger(tap["ledger"])
+        click.echo(f"stopped: {tap['name']}")
+
+
+@click.command("list", short_help="List the daemon's taps.")
+@json_option
+@socket_option
+def list_(as_json: bool, socket: Path) -> None:
+    """List the daemon's taps: one line each, what they do and how they are.
+
+    \b
+    Examples:
+      tapmirror list
+      tapmirror list --json | jq -r '.taps[] | select(.state != "running").name'
+    """  # noqa: D301
+    done = ask(socket, List())
+    if as_json:
+        print_json(done)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("NAME", "STATE", "SHARE", "INTERFACE", "PORTS", "SHADOWS", "FROM"):
+        table.add_column(column, no_wrap=column == "NAME")
+    for tap in done["taps"]:
+        table.add_row(*(Text(str(cell)) for cell in row(tap)))
+    if done["taps"]:
+        Console().print(table)
+    else:
+        click.echo("no taps")
+
+
+def row(tap: dict[str, Any]) -> tuple[str, ...]:
+    """A tap in a line of a table."""
+    reason = f": {tap['state_reason']}" if tap["state_reason"] else ""
+    return (
+        tap["name"],
+        f"{tap['state']}{reason}",
+        f"{tap['percent']:g} %",
+        tap["iface"],
+        ",".join(map(str, tap["ports"])),
+        ", ".join(tap["shadows"]),
+        tap["origin"] or "command",
+    )
+
+
+@click.command(short_help="Make the daemon's taps equal to a file.")
+@click.option("-f", "--file", required=True, metavar="FILE", help="Taps of a YAML file; - is standard input.")
+@click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="As of `tapmirror run`; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.option("--force", is_flag=True, help="Do what is better not done, such as a tap on port 22.")
+@json_option
+@socket_option
+def apply(file: str, resolve: tuple[str, ...], dry_run: bool, force: bool, as_json: bool, socket: Path) -> None:
+    """Make the taps that were started by command equal to those of FILE.
+
+    What did not change runs on untouched; where only `percent` did, it is changed live; what else changed is
+    restarted.  Taps of files in taps.d are not concerned.
+
+    \b
+    Examples:
+      tapmirror apply -f taps.yaml --dry-run
+      tapmirror apply -f taps.yaml
+
+    Exit codes: 0 done; 1 some of it failed; 2 it was refused, and nothing was done.
+    """  # noqa: D301
+    specs = read_file(file, {}, resolve)
+    planned(ask(socket, Apply(taps=specs, dry_run=dry_run, force=force)), as_json=as_json)
+
+
+@click.command(short_help="Read the taps of /etc/tapmirror/taps.d anew.")
+@json_option
+@socket_option
+def reload(as_json: bool, socket: Path) -> None:
+    """Read the files in taps.d anew, as SIGHUP does: all of them, or none if anything in them is wrong.
+
+    \b
+    Example:
+      tapmirror reload
+    """  # noqa: D301
+    planned(ask(socket, Reload()), as_json=as_json)
+
+
+def planned(done: dict[str, Any], *, as_json: bool) -> None:
+    """Print a plan and what of it failed; exit code 1 if anything did."""
+    if as_json:
+        print_json(done)
+    else:
+        for step in done["plan"]:
+            fields = f"  ({', '.join(step['fields'])})" if step["fields"] else ""
+            click.echo(f"{MARKS[step['action']]} {step['action']:8}{step['name']}{fields}")
+        if not done["plan"]:
+            click.echo("no taps")
+        for name, message in done["failed"].items():
+            click.echo(f"tapmirror: error: {name}: {message}", err=True)
+    if done["failed"]:
+        raise SystemExit(1)
+
+
+@click.command("set", short_help="Change a tap while it runs.")
+@name_argument()
+@click.argument("setting", metavar="percent=P")
+@socket_option
+def set_(name: str, setting: str, socket: Path) -> None:
+    """Change the share of a tap while it runs.
+
+    Connections that stay in are not disturbed; those that fall out end with their request.
+
+    \b
+    Example:
+      tapmirror set web percent=25
+    """  # noqa: D301
+    field, sign, value = setting.partition("=")
+    if not sign or field != "percent":
+        fail(f"{setting!r}: only percent=P can be set", 2)
+    try:
+        percent = float(value)
+    except ValueError:
+        fail(f"percent: {value!r} is not a number", 2)
+    if percent != percent:  # JSON has no NaN
+        fail(f"percent: {value!r} is not between 0 and 100", 2)
+    done = ask(socket, Set(name=name, percent=percent))
+    click.echo(f"{done['name']}: {done['percent']:g} %")
+
+
+@click.command(short_help="Let a tap capture nothing for now.")
+@name_argument()
+@socket_option
+def pause(name: str, socket: Path) -> None:
+    """Let a tap capture nothing until `resume`, also after a restart of the daemon.
+
+    \b
+    Example:
+      tapmirror pause web
+    """  # noqa: D301
+    click.echo(f"paused: {ask(socket, Pause(name=name))['name']}")
+
+
+@click.command(short_help="Let a paused tap capture again.")
+@name_argument()
+@socket_option
+def resume(name: str, socket: Path) -> None:
+    """Let a paused tap capture again.
+
+    \b
+    Example:
+      tapmirror resume web
+    """  # noqa: D301
+    click.echo(f"resumed: {ask(socket, Resume(name=name))['name']}")
+
+
+COMMANDS = (start, stop, list_, apply, reload, set_, pause, resume)

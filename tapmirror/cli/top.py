@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tapmirror top`: the daemon's taps on the whole screen, as they go."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tapmirror.cli.asking import refused, socket_option
+from tapmirror.cli.live import Rates
+from tapmirror.cli.messages import fail
+from tapmirror.cli.status import duration
+from tapmirror.control import Client, ControlError
+from tapmirror.control.messages import Status
+
+INTERVAL: Final = 1.0
+COLORS: Final = {"running": "green", "failed": "bold red", "restarting": "red", "waiting": "yellow", "paused": "yellow"}
+
+
+@click.command(short_help="Watch the daemon's taps on the whole screen.")
+@socket_option
+def top(socket: Path) -> None:
+    """Watch the daemon's taps: rates, what was lost and why, the shadows' answers, what each worker costs.
+
+    Keys: q quits.
+
+    \b
+    Example:
+      tapmirror top
+    """  # noqa: D301 -- click wants the control character
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        fail("top needs a terminal; for anything else there is `tapmirror status --json`", 2)
+    rates: dict[str, Rates] = {}
+    try:
+        with Client(socket) as client, keys(), Live(screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(screen(client.ask(Status()), rates), refresh=True)
+                if pressed(INTERVAL) in ("q", "Q", ""):
+                    return
+    except ControlError as error:
+        refused(error)
+    except KeyboardInterrupt:
+        return
+
+
+@contextmanager
+def keys() -> Iterator[None]:
+    """Keys come at once and are not shown; SIGTERM and SIGHUP put the terminal back, too."""
+    before = termios.tcgetattr(sys.stdin)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))
+    tty.setcbreak(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def pressed(seconds: float) -> str | None:
+    """The key that is pressed within this time; empty: the terminal is gone."""
+    end = time.monotonic() + seconds
+    if select.select([sys.stdin], [], [], max(0.0, end - time.monotonic()))[0]:
+        return os.read(sys.stdin.fileno(), 1).decode("latin-1")
+    return None
+
+
+def screen(done: dict[str, Any], rates: dict[str, Rates]) -> RenderableType:
+    """Everything, once; `rates` remembers the last one's totals."""
+    daemon = done["daemon"]
+    running = sum(tap["state"] == "running" for tap in done["taps"])
+    head = Text(
+        f"tapmirror {daemon['version']}  up {duration(daemon['uptime_s'])}  "
+        f"{len(done['taps'])} taps, {running} running    {time.strftime('%H:%M:%S')}    q quits"
+    )
+    parts: list[RenderableType] = [head]
+    if daemon["killed"]:
+        parts.append(Text("KILL SWITCH: all capture is off", "bold white on red"))
+    parts += [Text(daemon[name], "bold red") for name in ("state_error", "reload_error") if daemon[name]]
+    return Group(*parts, taps_table(done["taps"], rates), shadows_table(done["taps"]))
+
+
+def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:
+    """A line for each tap, and one for each process where it has several."""
+    table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
+    table.add_column("TAP", no_wrap=True)
+    table.add_column("STATE")
+    for name in ("SHARE", "RATE", "MB/S", "FLOWS", "MIRRORED", "LOST", "CPU", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("LOST BY REASON", ratio=1)
+    for tap in taps:
+        ledger = tap["ledger"]
+        state = Text(tap["state"], COLORS.get(tap["state"], ""))
+        if ledger is None:
+            cells = [f"{tap['percent']:g} %", *[""] * 7, tap["state_reason"]]
+            table.add_row(Text(tap["name"]), state, *map(Text, cells))
+            continue
+        rate, size, cpu = rates.setdefault(tap["name"], Rates()).of(ledger)
+        unit = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]
+        lost = {**ledger["segments"]["dropped"], **unit["dropped"]}
+        reasons = "  ".join(f"{reason} {count:,}" for reason, count in sorted(lost.items(), key=lambda each: -each[1]))
+        share = (ledger.get("share") or {}).get("effective", tap["percent"])
+        cells = [
+            f"{share:g} %",
+            f"{rate:,.0f}",
+            f"{size / 1e6:.1f}",
+            f"{ledger['flows']:,}",
+            f"{unit['mirrored']:,}",
+            f"{sum(unit['dropped'].values()):,}",
+            f"{cpu:.0%}",
+            f"{ledger['worker']['rss_kb'] / 1024:.0f}",
+            f"{reasons}  {tap['state_reason']}".strip(),
+        ]
+        table.add_row(Text(tap["name"]), state, *map(Text, cells))
+        workers = ledger.get("workers") or []
+        for worker in workers if len(workers) > 1 else []:
+            mark = f"  worker {worker['pid']}"
+            table.add_row(Text(mark, "dim"), *[""] * 8, f"{worker['rss_kb'] / 1024:.0f}", "")
+    return table
+
+
+def shadows_table(taps: list[dict[str, Any]]) -> Table:
+    """A line for each shadow: its answers by status class, its latencies where they are known."""
+    table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
+    table.add_column("SHADOW", no_wrap=True)
+    table.add_column("OF TAP", no_wrap=True)
+    table.add_column("MIRRORED", justify="right")
+    table.add_column("P50", justify="right")
+    table.add_column("P99", justify="right")
+    table.add_column("ANSWERS", ratio=1)
+    for tap in taps:
+        for label, shadow in ((tap["ledger"] or {}).get("shadows") or {}).items():
+            answers = "  ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
+            latency = shadow.get("latency") or {}
+            times = [f"{latency[name]:.1f} ms" if name in latency else "" for name in ("p50_ms", "p99_ms")]
+            table.add_row(*map(Text, (label, tap["name"], f"{shadow['requests']['mirrored']:,}", *times, answers)))
+    return table

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison of one tap in one worker: what it is fed, and its state.  See the package for how to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from tapmirror.compare.bodies import missing
+from tapmirror.compare.diff import Expression, Rules, compare
+from tapmirror.compare.endpoints import Endpoints
+from tapmirror.compare.noise import Repeats, request_key
+from tapmirror.compare.pairing import PRODUCTION, Conversation
+from tapmirror.compare.samples import Redaction, sample
+from tapmirror.compare.summary import SCHEMA, Bounds, Endpoint, Summary
+from tapmirror.events import Buffer
+from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
+from tapmirror.framing.answers import NOTHING, Room
+from tapmirror.framing.answers import Bounds as ReaderBounds
+from tapmirror.spec.compare import Compare, Level
+
+SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+"""Methods of which a second copy does no harm (RFC 9110, 9.2.1)."""
+HEAD_BYTES: Final = 64 << 10
+"""Of an answer's head, as of a request's."""
+REPEAT_EVERY: Final = 8
+"""Of an endpoint's exchanges, one in so many is held against an earlier answer of production's; of the first
+`REPEAT_FIRST`, every second."""
+REPEAT_FIRST: Final = 4000
+REASONS: Final = 16
+"""Why bodies were not compared, of one endpoint."""
+REPEATS: Final = 1024
+REPEAT_BYTES: Final = 4 << 20
+
+
+class Comparison:
+    """Compares what it is fed.  `shadows` are (label, URL) by number."""
+
+    def __init__(
+        self,
+        spec: Compare,
+        shadows: Sequence[tuple[str, str]],
+        redaction: Redaction,
+        expressions: Iterable[Expression] = (),
+    ) -> None:
+        """`expressions` are `spec.ignore_patterns`, compiled."""
+        self._spec = spec
+        self._level = spec.level
+        self._rules = Rules(spec, expressions)
+        self._redaction = redaction
+        self._shadows = list(shadows)
+        bounds = Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples)
+        self._summaries = [Summary(bounds, spec.level.value) for _ in shadows]
+        self._endpoints = Endpoints(spec.endpoints, spec.max_endpoints)
+        self._learned = 0
+        self._repeats = Repeats(REPEATS, REPEAT_BYTES)
+        self._reader = ReaderBounds(HEAD_BYTES, spec.hash_bytes, spec.pending)
+        self._room = Room(spec.held_bytes)
+        self._conversations: dict[int, Conversation] = {}
+        self._exchanges = Rate(spec.max_exchanges)
+        self._bodies = Rate(spec.max_bodies)
+        self._probes = 0.0
+        self._now = 0.0
+        if spec.level is Level.BODY:
+            for name in missing():
+                for summary in self._summaries:
+                    summary.state.notes.append(f"bodies with Content-Encoding {name} are compared as bytes")
+
+    # --- what it is fed
+
+    def opened(self, flow: int, midstream: bool) -> Conversation:
+        """A connection of production begins, or is joined; feed what it returns, and `request` here."""
+        self.closed(flow, Unpaired.UNANSWERED)
+        found = self._conversations[flow] = Conversation(self._reader, self._room, self, midstream)
+        return found
+
+    def request(self, flow: int, number: int, head: Buffer, flags: int, now: float) -> bool:
+        """A request begins; `head` is valid, `flags` are as of its first `Part`.
+
+        True: the shadow shall get it twice, the second time as `shadow + PROBE`.
+        """
+        self._now = now
+        conversation = self._conversations.get(flow)
+        if conversation is None:
+            return False
+        for summary in self._summaries:
+            summary.state.requests += 1
+        if not self._exchanges.allows(now):
+            conversation.request(None, flags, NOTHING, now)
+            self.unpaired(PRODUCTION, Unpaired.THINNED)
+            return False
+        head = bytes(head)
+        method, _, rest = head.partition(b" ")
+        target = rest[: rest.find(b" ")]
+        keep = NOTHING
+        probed = False
+        bodies = False
+        if self._level is not Level.STATUS:
+            if self._level is Level.BODY:
+                bodies = self._bodies.allows(now)
+                keep = self._spec.body_bytes if bodies else NOTHING
+            if method in SAFE:
+                self._probes += self._spec.noise_probe
+                if self._probes >= 100 and (bodies or self._level is Level.HEADERS):
+                    self._probes -= 100
+                    probed = True
+        conversation.request(Asked(number, method, target, head, bodies, probed), flags, keep, now)
+        return probed
+
+    def closed(self, flow: int, reason: Unpaired) -> None:
+        """The connection is over, and so are its copies."""
+        conversation = self._conversations.pop(flow, None)
+        if conversation is not None:
+            conversation.close(reason)
+
+    def tick(self, now: float, time_ns: int) -> None:
+        """About once a second: `now` as everywhere, `time_ns` the clock of the answers."""
+        self._now = now
+        for conversation in self._conversations.values():
+            if conversation:
+                conversation.expire(now - self._spec.answer_time, time_ns)
+
+    def close(self) -> None:
+        """The tap ends."""
+        for flow in list(self._conversations):
+            self.closed(flow, Unpaired.SHUTDOWN)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of each shadow by its label, as plain JSON data: for `merge` and `figures`."""
+        states = {
+            label: msgspec.to_builtins(summary.state, str_keys=True)
+            for (label, _), summary in zip(self._shadows, self._summaries, strict=True)
+        }
+        return {"schema": SCHEMA, "shadows": states}
+
+    # --- what comes of it: Sink
+
+    def paired(self, exchange: Exchange) -> None:
+        """A request, production's answer and the shadows'."""
+        asked, production, replies = exchange.asked, exchange.production, exchange.replies
+        name = self._endpoints.name(asked.method, asked.target)
+        if self._endpoints.learned != self._learned:
+            self._learned = self._endpoints.learned
+            for summary in self._summaries:
+                summary.fold()
+        repeat = None
+        for shadow, summary in enumerate(self._summaries):
+            reply = replies.get(shadow)
+            if reply is None:
+                continue
+            endpoint = summary.endpoint(name)
+            summary.observe(endpoint, asked, production, reply, self._now)
+            if self._level is Level.STATUS:
+                endpoint.compared += 1
+                if production.status != reply.answer.status:
+                    self._differs(shadow, endpoint, exchange, reply)
+                continue
+            if self._level is Level.BODY and not asked.bodies:
+                summary.state.thinned += 1
+                continue
+            endpoint.compared += 1
+            self._differs(shadow, endpoint, exchange, reply)
+            if asked.probed:
+                probe = replies.get(shadow + PROBE)
+                if probe is not None:
+                    found = compare(reply.answer, probe.answer, self._rules).found
+                    summary.noisy(endpoint, [each.field for each in found], probe=True)
+            every = 2 if endpoint.compared <= REPEAT_FIRST else REPEAT_EVERY
+            if endpoint.compared % every == 1 and asked.method in SAFE:
+                if repeat is None:
+                    repeat = self._repeat(asked, production)
+                if repeat:
+                    summary.noisy(endpoint, repeat[0], probe=False)
+
+    def unpaired(self, shadow: int, reason: Unpaired) -> None:
+        """A request that could not be paired, with one shadow or at all."""
+        if shadow >= PROBE:
+            return
+        for number, summary in enumerate(self._summaries):
+            if shadow in (PRODUCTION, number):
+                summary.unpaired(reason.value)
+
+    # --- inside
+
+    def _differs(self, shadow: int, endpoint: Endpoint, exchange: Exchange, reply: Reply) -> None:
+        """Compare the answers, count what differs, and keep samples where they are wanted."""
+        asked, production = exchange.asked, exchange.production
+        summary = self._summaries[shadow]
+        compared = compare(production, reply.answer, self._rules)
+        if compared.skipped:
+            reason = compared.skipped
+            if reason in endpoint.skipped or len(endpoint.skipped) < REASONS:
+                endpoint.skipped[reason] = endpoint.skipped.get(reason, 0) + 1
+        if compared.found:
+            wanted = summary.differed(endpoint, [each.field for each in compared.found])
+            if wanted:
+                label, base = self._shadows[shadow]
+                samples = sample(
+                    asked, production, reply.answer, wanted, self._rules, self._redaction, base or label, self._now
+                )
+                for field, one in samples.items():
+                    summary.keep(endpoint, field, one)
+
+    def _repeat(self, asked: Asked, production: Answer) -> list[list[str]]:
+        """What differs from production's last answer to the same request: one list, or none if there was none."""
+        before = self._repeats.swap(request_key(asked.head), production)
+        if before is None:
+            return []
+        return [[each.field for each in compare(before, production, self._rules).found]]
+
+
+class Rate:
+    """At most so many a second, counted in seconds of the clock."""
+
+    __slots__ = ("_left", "_most", "_second")
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._left = most
+        self._second = -1
+
+    def allows(self, now: float) -> bool:
+        """Whether there may be one more, which is counted then."""
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._left = min(self._most, max(self._left, 0.0) + self._most)
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

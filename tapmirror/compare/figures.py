@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the state of a comparison says: rates, quantiles, what differs and what is noise, and the verdict.
+
+This is what reports show, and `report --format json` prints.  Times are in milliseconds, shares between 0 and 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from tapmirror.compare.noise import Nature, Thresholds, nature, weigh
+from tapmirror.compare.sketch import Sketch, value_at
+from tapmirror.compare.statistics import difference_interval, ratio_interval, share_interval
+from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Sample, Side, State, merged, whole
+from tapmirror.compare.verdict import Counts, Limits, Verdict, judge
+from tapmirror.spec.compare import Compare
+
+SCHEMA_FIGURES: Final = "tapmirror.report/1"
+BINS: Final = 48
+"""Of a distribution that is drawn."""
+MS: Final = 1e-6
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A number, and between which it lies for certain enough (alpha of the limits)."""
+
+    value: float | None
+    """None: nothing is known."""
+    low: float | None
+    high: float | None
+    """None: no bound."""
+
+
+class Bin(msgspec.Struct, frozen=True):
+    """Of a distribution."""
+
+    low: float
+    high: float
+    production: int
+    shadow: int
+
+
+class SideFigures(msgspec.Struct, frozen=True):
+    """One side of an endpoint."""
+
+    statuses: dict[str, int]
+    """By code; `none`: no answer."""
+    error_rate: float
+    first: dict[str, float]
+    """Time from the request's last byte to the answer's first: p50, p90, p99."""
+    last: dict[str, float]
+    """The same to its last byte."""
+    mean_bytes: float
+    """Of bodies, as they came."""
+
+
+class FieldFigures(msgspec.Struct, frozen=True):
+    """A field in which answers differ."""
+
+    kind: str
+    path: str
+    nature: Nature
+    count: int
+    """Exchanges in which it differed."""
+    raw: float
+    """The same as a share."""
+    noise: float | None
+    """Share of pairs of one version in which it differed; None: there were none."""
+    rate: float
+    """`raw` without noise."""
+    samples: list[Sample]
+
+
+class EndpointFigures(msgspec.Struct, frozen=True):
+    """One endpoint, or all of them."""
+
+    name: str
+    pairs: int
+    production: SideFigures
+    shadow: SideFigures
+    paired_ratio: dict[str, float]
+    """p50, p90, p99 of the shadow's time by production's, of each exchange."""
+    p50_ratio: Estimate
+    """The shadow's p50 by production's; of the time to the last byte."""
+    p99_ratio: Estimate
+    error_diff: Estimate
+    """The shadow's error rate less production's."""
+    compared: int
+    differing: int
+    """Exchanges that differed otherwise than by noise."""
+    diff_rate: Estimate
+    fields: list[FieldFigures]
+    skipped: dict[str, int]
+    """Bodies that could not be compared."""
+    bins: list[Bin]
+    """Times to the last byte."""
+
+
+class PointFigures(msgspec.Struct, frozen=True):
+    """A stretch of time; production's value comes first."""
+
+    at: float
+    """Seconds from the first exchange."""
+    requests: int
+    errors: tuple[int, int]
+    p50: tuple[float, float]
+    p99: tuple[float, float]
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """Everything about one shadow of one tap."""
+
+    schema: str
+    tap: str
+    shadow: str
+    level: str
+    seconds: float
+    requests: int
+    paired: int
+    unpaired: dict[str, int]
+    failures: dict[str, int]
+    thinned: int
+    rtt: float | None
+    """Mean round trip to the shadow, which its times contain; None: not known."""
+    notes: list[str]
+    verdict: Verdict
+    alpha: float
+    all: EndpointFigures
+    endpoints: list[EndpointFigures]
+    """The worst first."""
+    line: list[PointFigures]
+    width: float
+    """Seconds of a point of `line`."""
+
+
+def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, State]:
+    """The states of all shadows by label, of the snapshots of several workers.
+
+    Raises `msgspec.ValidationError` where one is not what it should be.
+    """
+    bounds = Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples)
+    by_label: dict[str, list[State]] = {}
+    for snapshot in snapshots:
+        if snapshot.get("schema") != SCHEMA:
+            raise msgspec.ValidationError(f"not of {SCHEMA}: {str(snapshot.get('schema'))[:40]}")
+        for label, state in snapshot["shadows"].items():
+            by_label.setdefault(label, []).append(msgspec.convert(state, State, str_keys=True))
+    return {label: merged(states, bounds) for label, states in by_label.items()}
+
+
+def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) -> Figures:
+    """What a state says."""
+    thresholds = Thresholds(spec.noise_relative / 100, spec.noise_absolute / 100)
+    known = _noise_elsewhere(state, thresholds)
+    total = whole(state)
+    endpoints = [_endpoint(name, each, thresholds, known, limits) for name, each in state.endpoints.items()]
+    endpoints.sort(key=lambda each: (-_badness(each), -each.pairs, each.name))
+    differing = sum(each.differing for each in endpoints)
+    everything = _endpoint("all", total, thresholds, known, limits, differing)
+    counts = Counts(
+        total.pairs,
+        total.only_shadow,
+        total.only_production,
+        total.production.last,
+        total.shadow.last,
+        total.compared,
+        differing,
+    )
+    return Figures(
+        SCHEMA_FIGURES,
+        tap,
+        shadow,
+        state.level,
+        max(0.0, state.ended - state.began) if total.pairs else 0.0,
+        state.requests,
+        total.pairs,
+        dict(sorted(state.unpaired.items(), key=lambda item: -item[1])),
+        dict(sorted(state.failures.items(), key=lambda item: -item[1])),
+        state.thinned,
+        state.rtt_ns / state.rtts * MS if state.rtts else None,
+        state.notes,
+        judge(counts, limits),
+        limits.alpha,
+        everything,
+        endpoints,
+        _line(state),
+        state.width,
+    )
+
+
+def _endpoint(
+    name: str,
+    endpoint: Endpoint,
+    thresholds: Thresholds,
+    known: set[str],
+    limits: Limits,
+    differing: int | None = None,
+) -> EndpointFigures:
+    fields = sorted(_fields(endpoint, thresholds, known), key=lambda each: (_ORDER[each.nature], -each.rate, each.path))
+    if differing is None:
+        different = {f"{each.kind} {each.path}".strip() for each in fields if each.nature is Nature.DIFFERENT}
+        differing = sum(
+            count for signature, count in endpoint.signatures.items() if different.intersection(signature.split("\n"))
+        )
+    pairs = endpoint.pairs
+    diff = (endpoint.only_shadow - endpoint.only_production) / pairs if pairs else None
+    low, high = difference_interval(endpoint.only_shadow, endpoint.only_production, pairs, limits.alpha)
+    rate = differing / endpoint.compared if endpoint.compared else None
+    production, shadow = endpoint.production, endpoint.shadow
+    return EndpointFigures(
+        name,
+        pairs,
+        _side(production),
+        _side(shadow),
+        _quantiles(endpoint.ratio, 1.0),
+        _ratio(shadow.last, production.last, 0.5, limits.alpha),
+        _ratio(shadow.last, production.last, 0.99, limits.alpha),
+        Estimate(diff, low, high),
+        endpoint.compared,
+        differing,
+        Estimate(rate, *share_interval(differing, endpoint.compared, limits.alpha)),
+        fields,
+        dict(sorted(endpoint.skipped.items(), key=lambda item: -item[1])),
+        _bins(production.last, shadow.last),
+    )
+
+
+def _side(side: Side) -> SideFigures:
+    count = sum(side.statuses.values())
+    errors = sum(count for status, count in side.statuses.items() if status >= 500 or not status)
+    return SideFigures(
+        {str(status) if status else "none": side.statuses[status] for status in sorted(side.statuses)},
+        errors / count if count else 0.0,
+        _quantiles(side.first, MS),
+        _quantiles(side.last, MS),
+        side.bytes / count if count else 0.0,
+    )
+
+
+def _quantiles(sketch: Sketch, unit: float) -> dict[str, float]:
+    return {name: sketch.quantile(share) * unit for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
+
+
+def _ratio(over: Sketch, under: Sketch, share: float, alpha: float) -> Estimate:
+    below = under.quantile(share)
+    low, high = ratio_interval(over, under, share, alpha)
+    return Estimate(over.quantile(share) / below if below else None, low, high if high < math.inf else None)
+
+
+def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> list[FieldFigures]:
+    found = []
+    for name, field in endpoint.fields.items():
+        evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+        what = nature(field.raw, endpoint.compared, evidence, thresholds)
+        if what is Nature.DIFFERENT and not evidence.pairs and name in known:
+            what = Nature.NOISE
+        elif what is Nature.WAITING and name.endswith(" status"):
+            what = Nature.DIFFERENT  # seldom noise, and too grave to wait
+        if not field.raw:
+            continue
+        raw = field.raw / endpoint.compared if endpoint.compared else 0.0
+        noise = evidence.noisy / evidence.pairs if evidence.pairs else None
+        kind, _, path = name.partition(" ")
+        rate = 0.0 if what is Nature.NOISE else max(0.0, raw - (noise or 0.0))
+        found.append(FieldFigures(kind, path, what, field.raw, raw, noise, rate, field.samples))
+    return found
+
+
+def _noise_elsewhere(state: State, thresholds: Thresholds) -> set[str]:
+    """Fields that are noise at some endpoint where noise pairs were seen."""
+    found = set()
+    for endpoint in state.endpoints.values():
+        for name, field in endpoint.fields.items():
+            evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+            if evidence.noisy and nature(field.raw, endpoint.compared, evidence, thresholds) is Nature.NOISE:
+                found.add(name)
+    return found
+
+
+def _badness(endpoint: EndpointFigures) -> float:
+    """By what comes first: errors, differences, slowness as far as it is certain."""
+    slower = math.log(max(1.0, endpoint.p99_ratio.low or 1.0)) + math.log(max(1.0, endpoint.p50_ratio.low or 1.0))
+    return 10 * max(0.0, endpoint.error_diff.value or 0.0) + (endpoint.diff_rate.value or 0.0) + slower
+
+
+def _bins(one: Sketch, other: Sketch) -> list[Bin]:
+    """Both distributions in bins of equal width on a logarithmic scale, without the outermost 0.1 %."""
+    if not one.count and not other.count:
+        return []
+    both = Sketch()
+    both.merge(one)
+    both.merge(other)
+    low, high = both.around(0.001, 0.999)
+    step = (math.log(high) - math.log(low)) / BINS
+    counts = [[0] * BINS, [0] * BINS]
+    for into, sketch in zip(counts, (one, other), strict=True):
+        for value, count in sketch.points():
+            into[min(BINS - 1, max(0, int((math.log(value) - math.log(low)) / step)))] += count
+    edges = [low * math.exp(step * n) * MS for n in range(BINS + 1)]
+    return [Bin(edges[n], edges[n + 1], counts[0][n], counts[1][n]) for n in range(BINS)]
+
+
+def _line(state: State) -> list[PointFigures]:
+    found = []
+    start = min(state.line, default=0)
+    for number in sorted(state.line):
+        point = state.line[number]
+        found.append(
+            PointFigures(
+                (number - start) * state.width,
+                point.pairs,
+                (point.errors[0], point.errors[1]),
+                (_coarse(point.production, 0.5), _coarse(point.shadow, 0.5)),
+                (_coarse(point.production, 0.99), _coarse(point.shadow, 0.99)),
+            )
+        )
+    return found
+
+
+def _coarse(buckets: dict[int, int], share: float) -> float:
+    wanted = math.ceil(share * sum(buckets.values()))
+    seen = 0
+    for key in sorted(buckets):
+        seen += buckets[key]
+        if seen >= wanted:
+            return value_at(key, COARSE) * MS
+    return 0.0
+
+
+_ORDER: Final = {Nature.DIFFERENT: 0, Nature.WAITING: 1, Nature.NOISE: 2}

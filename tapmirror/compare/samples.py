@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One exchange for people: the request as a line for a shell, both answers, the field's values; redacted and cut.
+
+What is redacted is redacted before anything else is done with it: the values are taken from the redacted answers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded
+from tapmirror.compare.diff import Rules, compare, fields
+from tapmirror.compare.summary import Sample
+from tapmirror.exchange import Answer, Asked
+
+EXCERPT: Final = 1500
+"""Characters of an answer's body."""
+VALUE: Final = 200
+"""Characters of a value."""
+CURL: Final = 4000
+"""Characters of a curl line; a body that does not fit is left out."""
+HIDDEN: Final = "(redacted)"
+_UNPRINTABLE: Final = re.compile(rb"[^\t\n\r -~]")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./:=@%+,-]+")
+_OWN: Final = (b"host", b"content-length", b"connection", b"transfer-encoding", b"accept-encoding", b"expect")
+"""Fields that curl sets itself, or that would make its output unreadable."""
+
+
+class Redaction(Protocol):
+    """Takes out what must not be shown.  None: it cannot be looked into, and is not shown at all."""
+
+    def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+        """A request's head and body."""
+
+    def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+        """An answer's head and (decoded) body."""
+
+
+def sample(
+    asked: Asked,
+    one: Answer,
+    other: Answer,
+    names: list[str],
+    rules: Rules,
+    redaction: Redaction,
+    base: str,
+    at: float,
+) -> dict[str, Sample]:
+    """Samples of an exchange for the fields of these names.  `base` is the shadow's address as a URL."""
+    mine, its = _redacted(one, rules, redaction), _redacted(other, rules, redaction)
+    found = {each.field: each for each in compare(mine, its, rules).found}
+    line = curl(asked, redaction, base)
+    texts = _shown(mine), _shown(its)
+    samples = {}
+    for name in names:
+        difference = found.get(name)
+        values = (HIDDEN, HIDDEN)
+        if difference is not None:
+            values = (_value(difference.one), _value(difference.other))
+        samples[name] = Sample(at, line, *texts, *values)
+    return samples
+
+
+def curl(asked: Asked, redaction: Redaction, base: str) -> str:
+    """The request as a line for a POSIX shell."""
+    head, body = redaction.request(asked.head, asked.body)
+    first, *lines = head[:-4].split(b"\r\n")
+    method, _, rest = first.partition(b" ")
+    target = rest.rpartition(b" ")[0]
+    if not target.startswith(b"/"):
+        target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
+    words = ["curl", "-i"]
+    if method == b"HEAD":
+        words.append("-I")
+    elif method != b"GET" or body:
+        words += ["-X", _quoted(method)]
+    for line in lines:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"host" or name.lower() not in _OWN:
+            words += ["-H", _quoted(name + b": " + value.strip())]
+    if body is None:
+        words.append("--data-binary '(not shown)'")
+    elif body:
+        text = _quoted(body)
+        words += ["--data-binary", text if len(text) < CURL // 2 else "'(too long)'"]
+    words.append(_quoted(base.encode() + target))
+    return " ".join(words)[:CURL]
+
+
+def _quoted(text: bytes) -> str:
+    """One word of a shell (POSIX 2024, 2.2.4 for what is not printable): nothing in it is acted upon."""
+    if _UNPRINTABLE.search(text) or b"\n" in text or b"\r" in text or b"\t" in text:
+        inner = "".join(chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\{byte:03o}" for byte in text)
+        return f"$'{inner}'"
+    shown = text.decode("ascii")
+    return shown if _PLAIN.fullmatch(shown) else "'" + shown.replace("'", "'\\''") + "'"
+
+
+def _redacted(answer: Answer, rules: Rules, redaction: Redaction) -> Answer:
+    """The answer decoded and without what must not be shown; its body empty where that cannot be told."""
+    if not answer.head:
+        return answer
+    body: bytes | None = answer.body
+    head = answer.head
+    coding = fields(head).get(b"content-encoding", b"")
+    if coding:
+        try:
+            body = decoded(answer.body, coding, rules.decoded_bytes)
+        except (TooLongError, UndecodableError):
+            body = None
+    elif len(answer.body) < answer.length:
+        body = None
+    head, shown = redaction.answer(head, body or b"")
+    if body is None:
+        shown = None
+    kept = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-encoding:")]
+    return msgspec.structs.replace(
+        answer,
+        head=b"\r\n".join(kept),
+        body=shown or b"",
+        length=len(shown or b""),
+        digest=b"",
+        whole=shown is not None or not answer.length,
+    )
+
+
+def _shown(answer: Answer) -> str:
+    if answer.failure is not None:
+        return f"(no answer: {answer.failure.value})"
+    head = answer.head.decode("latin-1").replace("\r\n", "\n").strip()
+    body = answer.body[: 4 * EXCERPT].decode("utf-8", "replace")
+    if not answer.whole:
+        body = "(body not shown)"
+    if len(body) > EXCERPT:
+        body = body[:EXCERPT] + "…"
+    return _printable(f"{head[:EXCERPT]}\n\n{body}".strip())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bytes):
+        text = value[: 4 * VALUE].decode("utf-8", "replace")
+    elif isinstance(value, str):
+        text = value
+    elif value is None:
+        text = "(nothing)"
+    else:
+        try:
+            text = msgspec.json.encode(value).decode()
+        except (RecursionError, msgspec.MsgspecError, ValueError, OverflowError):
+            text = "(too deep)"
+    text = _printable(text)
+    return text if len(text) <= VALUE else text[:VALUE] + "…"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "·" for c in text)

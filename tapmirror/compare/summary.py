@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of one shadow: one bounded structure of plain data, which adds up over workers.
+
+Counts, sketches and a few samples; nothing grows with the number of requests.  What is derived from it (rates,
+quantiles, what is noise, a verdict) is in `figures`; so a state can be judged anew with other limits.
+
+All times are in nanoseconds, `began`, `ended` and the time line in seconds of the caller's clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from tapmirror.compare.endpoints import OTHER, fold
+from tapmirror.compare.sketch import Sketch
+from tapmirror.exchange import Answer, Asked, Reply
+
+Key = TypeVar("Key", int, str)
+
+SCHEMA: Final = "tapmirror.compare/1"
+POINTS: Final = 120
+"""Of the time line: when there are more, two become one."""
+COARSE: Final = 2
+"""The time line's latencies have buckets of 4 of the sketches' (8 %)."""
+SIGNATURES: Final = 128
+"""Sets of fields that differ together, of one endpoint."""
+STATUSES: Final = 64
+"""Different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
+ERROR: Final = 500
+"""Status codes from here on are errors (RFC 9110, 15.6), and so is no answer at all."""
+
+
+class Sample(msgspec.Struct):
+    """One exchange in which a field differed.  All texts are redacted and cut."""
+
+    at: float
+    curl: str
+    production: str
+    """Status line, fields and body of its answer."""
+    shadow: str
+    one: str
+    """The field's value in production's answer."""
+    other: str
+
+
+class Field(msgspec.Struct):
+    """One kind of difference at one path."""
+
+    raw: int = 0
+    """Exchanges in which it differed."""
+    probes: int = 0
+    """Of the requests that the shadow got twice: how often its own answers differed."""
+    repeats: int = 0
+    """The same of production's own answers to the same request."""
+    samples: list[Sample] = []
+
+
+class Side(msgspec.Struct):
+    """One side of an endpoint."""
+
+    statuses: dict[int, int] = {}
+    """0: no answer."""
+    first: Sketch = msgspec.field(default_factory=Sketch)
+    """From the last byte of the request to the first of the answer."""
+    last: Sketch = msgspec.field(default_factory=Sketch)
+    """The same to its last byte."""
+    bytes: int = 0
+    """Of bodies, as they came."""
+
+
+class Endpoint(msgspec.Struct):
+    """The exchanges of one endpoint."""
+
+    pairs: int = 0
+    only_shadow: int = 0
+    """Exchanges in which only the shadow's answer was an error."""
+    only_production: int = 0
+    production: Side = msgspec.field(default_factory=Side)
+    shadow: Side = msgspec.field(default_factory=Side)
+    ratio: Sketch = msgspec.field(default_factory=Sketch)
+    """Of the times to the last byte, shadow's by production's, of each exchange."""
+    compared: int = 0
+    """Exchanges whose answers were looked at as far as the level says."""
+    skipped: dict[str, int] = {}
+    """Bodies that could not be compared, by reason."""
+    probed: int = 0
+    repeated: int = 0
+    fields: dict[str, Field] = {}
+    signatures: dict[str, int] = {}
+    """How many exchanges differed in just these fields (one a line)."""
+
+
+class Point(msgspec.Struct):
+    """A stretch of the time line."""
+
+    pairs: int = 0
+    errors: list[int] = msgspec.field(default_factory=lambda: [0, 0])
+    """Production's, the shadow's."""
+    production: dict[int, int] = {}
+    """Times to the last byte, in coarse buckets."""
+    shadow: dict[int, int] = {}
+
+
+class State(msgspec.Struct):
+    """Everything that is known of one shadow."""
+
+    schema: str = SCHEMA
+    level: str = ""
+    began: float = math.inf
+    ended: float = 0.0
+    requests: int = 0
+    """That were seen, paired or not."""
+    unpaired: dict[str, int] = {}
+    failures: dict[str, int] = {}
+    """Why the shadow gave no answer."""
+    thinned: int = 0
+    """Exchanges of which only status and times were looked at, for there were too many a second."""
+    rtt_ns: int = 0
+    """Sum of the round trips to the shadow, which its times contain; of `rtts` exchanges."""
+    rtts: int = 0
+    endpoints: dict[str, Endpoint] = {}
+    width: float = 1.0
+    """Seconds of a point of the time line."""
+    line: dict[int, Point] = {}
+    """By its number: from `number * width` on."""
+    notes: list[str] = []
+    """What the reader should know: codings that could not be undone."""
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """Of a state."""
+
+    endpoints: int
+    fields: int
+    samples: int
+    """Of one field."""
+    all_samples: int
+
+
+class Summary:
+    """A state that grows by one exchange at a time."""
+
+    __slots__ = ("_bounds", "_samples", "state")
+
+    def __init__(self, bounds: Bounds, level: str) -> None:
+        self._bounds = bounds
+        self._samples = 0
+        self.state = State(level=level)
+
+    def endpoint(self, name: str) -> Endpoint:
+        """The endpoint of this name, or the one for all that are too many."""
+        endpoints = self.state.endpoints
+        found = endpoints.get(name)
+        if found is None:
+            if len(endpoints) >= self._bounds.endpoints:
+                name = OTHER
+            found = endpoints.setdefault(name, Endpoint())
+        return found
+
+    def observe(self, endpoint: Endpoint, asked: Asked, production: Answer, reply: Reply, now: float) -> None:
+        """Statuses, sizes and times of an exchange."""
+        state = self.state
+        answer = reply.answer
+        endpoint.pairs += 1
+        mine, its = endpoint.production, endpoint.shadow
+        status, other = production.status, answer.status
+        _count(mine.statuses, status)
+        _count(its.statuses, other)
+        wrong, its_wrong = status >= ERROR, other >= ERROR or not other
+        if wrong != its_wrong:
+            if wrong:
+                endpoint.only_production += 1
+            else:
+                endpoint.only_shadow += 1
+        mine.bytes += production.length
+        its.bytes += answer.length
+        if now < state.began:
+            state.began = now
+        state.ended = now
+        number = int(now / state.width)
+        point = state.line.get(number)
+        if point is None:
+            point = self._point(now)
+        point.pairs += 1
+        if wrong:
+            point.errors[0] += 1
+        if its_wrong:
+            point.errors[1] += 1
+        ended = asked.ended_ns
+        took = production.last_ns - ended
+        mine.first.add(production.first_ns - ended)
+        key = mine.last.add(took) >> COARSE
+        point.production[key] = point.production.get(key, 0) + 1
+        if not other:
+            if answer.failure is not None:
+                reason = answer.failure.value
+                state.failures[reason] = state.failures.get(reason, 0) + 1
+            return
+        sent = reply.sent_ns
+        its.first.add(answer.first_ns - sent)
+        its_took = answer.last_ns - sent
+        key = its.last.add(its_took) >> COARSE
+        point.shadow[key] = point.shadow.get(key, 0) + 1
+        endpoint.ratio.add(its_took / took if took > 0 else 1e9)
+        if reply.rtt_ns:
+            state.rtt_ns += reply.rtt_ns
+            state.rtts += 1
+
+    def differed(self, endpoint: Endpoint, fields: list[str]) -> list[str]:
+        """Count an exchange that differed in these fields; those of them of which a sample is wanted."""
+        wanted = []
+        names = set()
+        for name in fields:
+            field = self._field(endpoint, name)
+            if field is None:
+                name = OTHER
+                field = endpoint.fields.setdefault(OTHER, Field())
+            if name not in names:
+                names.add(name)
+                field.raw += 1
+                if name != OTHER and len(field.samples) < self._bounds.samples:
+                    wanted.append(name)
+        signature = "\n".join(sorted(names))
+        if signature not in endpoint.signatures and len(endpoint.signatures) >= SIGNATURES:
+            # Its least noisy field stands for all: what differs in it is judged right, whatever else differs.
+            signature = min(names, key=lambda name: _noisiness(endpoint.fields[name]))
+        _count_text(endpoint.signatures, signature, SIGNATURES + self._bounds.fields + 1)
+        return wanted if self._samples < self._bounds.all_samples else []
+
+    def noisy(self, endpoint: Endpoint, fields: list[str], *, probe: bool) -> None:
+        """Count a pair of answers of one version, which differed in these fields."""
+        if probe:
+            endpoint.probed += 1
+        else:
+            endpoint.repeated += 1
+        for name in dict.fromkeys(fields):
+            field = self._field(endpoint, name)
+            if field is None:
+                field = endpoint.fields.setdefault(OTHER, Field())
+            if probe:
+                field.probes += 1
+            else:
+                field.repeats += 1
+
+    def keep(self, endpoint: Endpoint, field: str, sample: Sample) -> None:
+        """A sample that was asked for."""
+        endpoint.fields[field].samples.append(sample)
+        self._samples += 1
+
+    def unpaired(self, reason: str) -> None:
+        """A request that was not compared."""
+        self.state.unpaired[reason] = self.state.unpaired.get(reason, 0) + 1
+
+    def fold(self) -> None:
+        """Endpoints that a template covers become a part of it."""
+        fold_endpoints(self.state.endpoints)
+
+    def _field(self, endpoint: Endpoint, name: str) -> Field | None:
+        field = endpoint.fields.get(name)
+        if field is None and len(endpoint.fields) < self._bounds.fields:
+            field = endpoint.fields[name] = Field()
+        return field
+
+    def _point(self, now: float) -> Point:
+        state = self.state
+        while len(state.line) >= POINTS and int(now / state.width) not in state.line:
+            _coarsen(state)
+        return state.line.setdefault(int(now / state.width), Point())
+
+
+def merged(states: list[State], bounds: Bounds) -> State:
+    """The sum of the states of several workers."""
+    total = State()
+    for state in states:
+        _merge_state(total, state)
+    fold_endpoints(total.endpoints)
+    if len(total.endpoints) > bounds.endpoints:
+        ranked = sorted(total.endpoints, key=lambda name: (name == OTHER, -total.endpoints[name].pairs))
+        for name in ranked[bounds.endpoints :]:
+            if name != OTHER:
+                merge_endpoint(total.endpoints.setdefault(OTHER, Endpoint()), total.endpoints.pop(name))
+    kept = 0
+    for endpoint in total.endpoints.values():
+        _limit_fields(endpoint, bounds.fields)
+        for field in endpoint.fields.values():
+            del field.samples[min(bounds.samples, max(0, bounds.all_samples - kept)) :]
+            kept += len(field.samples)
+    return total
+
+
+def whole(state: State) -> Endpoint:
+    """All endpoints as one, without their fields."""
+    total = Endpoint()
+    for endpoint in state.endpoints.values():
+        merge_endpoint(total, endpoint, fields=False)
+    return total
+
+
+def fold_endpoints(endpoints: dict[str, Endpoint]) -> None:
+    """Endpoints that the template of another covers become a part of it."""
+    for name, template in fold(endpoints).items():
+        while template not in endpoints:  # folded itself
+            template = fold([*endpoints, template])[template]
+        merge_endpoint(endpoints[template], endpoints.pop(name))
+
+
+def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> None:
+    """Add the exchanges of another endpoint (which is used up)."""
+    for name in ("pairs", "only_shadow", "only_production", "compared", "probed", "repeated"):
+        setattr(into, name, getattr(into, name) + getattr(other, name))
+    for mine, its in ((into.production, other.production), (into.shadow, other.shadow)):
+        _add(mine.statuses, its.statuses)
+        mine.first.merge(its.first)
+        mine.last.merge(its.last)
+        mine.bytes += its.bytes
+    into.ratio.merge(other.ratio)
+    _add(into.skipped, other.skipped)
+    if not fields:
+        return
+    for name, field in other.fields.items():
+        found = into.fields.setdefault(name, Field())
+        found.raw += field.raw
+        found.probes += field.probes
+        found.repeats += field.repeats
+        found.samples = found.samples + field.samples
+    for signature, count in other.signatures.items():
+        into.signatures[signature] = into.signatures.get(signature, 0) + count
+
+
+def _merge_state(into: State, other: State) -> None:
+    into.level = other.level
+    into.began = min(into.began, other.began)
+    into.ended = max(into.ended, other.ended)
+    for name in ("requests", "thinned", "rtt_ns", "rtts"):
+        setattr(into, name, getattr(into, name) + getattr(other, name))
+    _add(into.unpaired, other.unpaired)
+    _add(into.failures, other.failures)
+    into.notes = sorted({*into.notes, *other.notes})
+    for name, endpoint in other.endpoints.items():
+        merge_endpoint(into.endpoints.setdefault(name, Endpoint()), endpoint)
+    while into.width < other.width:
+        _coarsen(into)
+    shift = int(math.log2(into.width / other.width)) if into.width > other.width else 0
+    for number, point in other.line.items():
+        _merge_point(into.line.setdefault(number >> shift, Point()), point)
+    while len(into.line) > POINTS:
+        _coarsen(into)
+
+
+def _coarsen(state: State) -> None:
+    """Two points of the time line become one."""
+    line: dict[int, Point] = {}
+    for number, point in state.line.items():
+        _merge_point(line.setdefault(number >> 1, Point()), point)
+    state.line = line
+    state.width *= 2
+
+
+def _merge_point(into: Point, other: Point) -> None:
+    into.pairs += other.pairs
+    into.errors = [one + more for one, more in zip(into.errors, other.errors, strict=True)]
+    _add(into.production, other.production)
+    _add(into.shadow, other.shadow)
+
+
+def _limit_fields(endpoint: Endpoint, most: int) -> None:
+    """The seldom ones become one, and so do the signatures that have them."""
+    if len(endpoint.fields) > most:
+        ranked = sorted(endpoint.fields, key=lambda name: (name == OTHER, -endpoint.fields[name].raw))
+        gone = set(ranked[most:]) - {OTHER}
+        rest = endpoint.fields.setdefault(OTHER, Field())
+        for name in gone:
+            field = endpoint.fields.pop(name)
+            rest.raw += field.raw
+            rest.probes += field.probes
+            rest.repeats += field.repeats
+        signatures: dict[str, int] = {}
+        for signature, count in endpoint.signatures.items():
+            names = {OTHER if name in gone else name for name in signature.split("\n")}
+            key = "\n".join(sorted(names))
+            signatures[key] = signatures.get(key, 0) + count
+        endpoint.signatures = signatures
+    if len(endpoint.signatures) > SIGNATURES + most + 1:
+        ranked = sorted(endpoint.signatures, key=lambda each: -endpoint.signatures[each])
+        for signature in ranked[SIGNATURES:]:
+            least = min(signature.split("\n"), key=lambda name: _noisiness(endpoint.fields.get(name, _NO_FIELD)))
+            count = endpoint.signatures.pop(signature)
+            endpoint.signatures[least] = endpoint.signatures.get(least, 0) + count
+
+
+def _noisiness(field: Field) -> tuple[float, int]:
+    return (field.probes + field.repeats) / max(1, field.raw), field.raw
+
+
+def _count(counts: dict[int, int], status: int) -> None:
+    if status not in counts and len(counts) >= STATUSES:
+        status = 0
+    counts[status] = counts.get(status, 0) + 1
+
+
+def _count_text(counts: dict[str, int], name: str, most: int) -> None:
+    if name in counts or len(counts) < most:
+        counts[name] = counts.get(name, 0) + 1
+
+
+def _add(into: dict[Key, int], other: Mapping[Key, int]) -> None:
+    for key, count in other.items():
+        into[key] = into.get(key, 0) + count
+
+
+_NO_FIELD: Final = Field()

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's end of the control socket: ask, and wait for the answer."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+
+from tapmirror.control.messages import MAX_ANSWER, Lines, ProtocolError, Request, read_answer, write_request
+
+PATIENCE: Final = 120.0
+"""Seconds for an answer: a start compiles a program and may wait for names to resolve."""
+CONNECT_TIME: Final = 5.0
+SOCKET: Final = "control.sock"
+"""In the runtime directory."""
+
+
+class ControlError(Exception):
+    """The daemon refused, or did not answer; the message is one line for the user."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        """Of `ProtocolError`, or `lost`."""
+
+
+class NoDaemonError(ControlError):
+    """There is no daemon to ask."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("no_daemon", message)
+
+
+class Client:
+    """A connection to the daemon.  Raises `NoDaemonError` if there is none, or if one may not."""
+
+    def __init__(self, path: Path, connect_time: float = CONNECT_TIME) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(connect_time)
+        self._id = 0
+        end = time.monotonic() + connect_time
+        while True:
+            try:
+                self._sock.connect(os.fspath(path))
+                return
+            except BlockingIOError:  # its backlog is full
+                if time.monotonic() > end:
+                    self._sock.close()
+                    raise NoDaemonError(f"{path}: the daemon takes no more connections at present") from None
+                time.sleep(0.02)
+            except OSError as error:
+                self._sock.close()
+                raise NoDaemonError(_why(path, error)) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def ask(self, request: Request, patience: float = PATIENCE) -> dict[str, Any]:
+        """What the daemon answers.  Raises `ControlError`."""
+        self._id += 1
+        self._sock.settimeout(patience)
+        lines = Lines(MAX_ANSWER)
+        try:
+            self._sock.sendall(write_request(msgspec.structs.replace(request, id=self._id)))
+            while (line := lines.next()) is None:
+                data = self._sock.recv(1 << 16)
+                if not data:
+                    raise ControlError("lost", "the daemon closed the connection")
+                lines.feed(data)
+            return read_answer(line)
+        except ProtocolError as error:
+            raise ControlError(error.code, str(error)) from None
+        except TimeoutError:
+            raise ControlError("lost", f"the daemon did not answer within {patience:g} s") from None
+        except OSError as error:
+            raise ControlError("lost", f"the connection to the daemon broke: {error.strerror}") from None
+
+
+def _why(path: Path, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return f"{path}: permission denied: be root, or in the group tapmirror"
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return f"no daemon at {path}: start it with `systemctl start tapmirror` or `tapmirror daemon`"
+    return f"{path}: {error.strerror or error}"

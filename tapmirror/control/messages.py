@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol of the control socket: one JSON object a line, a closed table of requests, an answer for each.
+
+    -> {"v":1,"id":7,"op":"set","name":"web","percent":25}
+    <- {"v":1,"id":7,"ok":{...}}
+    <- {"v":1,"id":7,"error":{"code":"not_found","message":"no tap has the name 'web'"}}
+
+`v` is the version of the protocol: a daemon refuses one that it does not speak.  `id` is the client's, and comes
+back with the answer.  Requests of one connection are answered in their order.  What a line may be is said
+by the types below and by nothing else.
+
+No I/O: bytes in, requests out, and the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+
+import msgspec
+
+from tapmirror.spec import TapSpec
+
+VERSION: Final = 1
+MAX_MESSAGE: Final = 1 << 20
+"""Bytes of a request: hundreds of taps."""
+MAX_LOOKING: Final = 4096
+"""Bytes of a request of who may only look."""
+MAX_ANSWER: Final = 16 << 20
+"""Bytes of an answer that a client takes: the status of some thousand taps."""
+MAX_TAPS: Final = 1000
+"""Taps in a request, and of a daemon."""
+
+Id: TypeAlias = int | Annotated[str, msgspec.Meta(max_length=64)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=63)]
+Taps: TypeAlias = Annotated[list[TapSpec], msgspec.Meta(max_length=MAX_TAPS)]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
+    """What a client asks for.  Fields that are not given have their defaults."""
+
+    changes: ClassVar[bool] = False
+    """Whether only who may change taps may ask for it."""
+    v: Literal[1] = 1
+    id: Id = 0
+
+
+class List(Request, frozen=True, kw_only=True, tag="list"):
+    """`{"taps": [{name, state, state_reason, percent, iface, …}]}`, by name."""
+
+
+class Status(Request, frozen=True, kw_only=True, tag="status"):
+    """`{"daemon": {…}, "taps": [{…, "ledger": {…} or null}]}`: of one tap, or of all."""
+
+    name: Name | None = None
+
+
+class Logs(Request, frozen=True, kw_only=True, tag="logs"):
+    """`{"lines": [{"seq", "time", "level", "text"}], "next": N}`: what was said of a tap, from `after` on."""
+
+    name: Name
+    after: int = 0
+
+
+class Start(Request, frozen=True, kw_only=True, tag="start"):
+    """Start these taps, all or none: `{"started": [name]}`."""
+
+    changes: ClassVar[bool] = True
+    taps: Taps
+    force: bool = False
+
+
+class Stop(Request, frozen=True, kw_only=True, tag="stop"):
+    """Stop one tap, or all (at once: the kill switch): `{"stopped": [{name, "ledger": {…} or null}]}`."""
+
+    changes: ClassVar[bool] = True
+    name: Name | None = None
+    all: bool = False
+
+
+class Apply(Request, frozen=True, kw_only=True, tag="apply"):
+    """Make the taps that were started by command equal to these.
+
+    `{"plan": [{name, action, fields}], "failed": {name: message}}`; with `dry_run` nothing is done.
+    """
+
+    changes: ClassVar[bool] = True
+    taps: Taps
+    dry_run: bool = False
+    force: bool = False
+
+
+class Set(Request, frozen=True, kw_only=True, tag="set"):
+    """Change a tap's share while it runs: `{"name", "percent"}`."""
+
+    changes: ClassVar[bool] = True
+    name: Name
+    percent: float
+
+
+class Pause(Request, frozen=True, kw_only=True, tag="pause"):
+    """Capture nothing until `resume`: `{"name"}`."""
+
+    changes: ClassVar[bool] = True
+    name: Name
+
+
+class Resume(Request, frozen=True, kw_only=True, tag="resume"):
+    """The end of `pause`: `{"name"}`."""
+
+    changes: ClassVar[bool] = True
+    name: Name
+
+
+class Reload(Request, frozen=True, kw_only=True, tag="reload"):
+    """Read the directory of taps again, as SIGHUP does: `{"plan": […], "failed": {…}}`."""
+
+    changes: ClassVar[bool] = True
+
+
+AnyRequest: TypeAlias = List | Status | Logs | Start | Stop | Apply | Set | Pause | Resume | Reload
+
+
+class ProtocolError(Exception):
+    """A line that is no request, or an answer that tells an error.
+
+    `code` is one of: `bad_request`, `version`, `denied`, `not_found`, `refused`, `failed`, `busy`.
+    """
+
+    def __init__(self, code: str, message: str, id: Id | None = None) -> None:  # noqa: A002
+        super().__init__(message)
+        self.code = code
+        self.id = id
+
+
+class _Head(msgspec.Struct):
+    """What every request of every version has."""
+
+    v: int
+    id: Id = 0
+    op: str = ""
+
+
+class Error(msgspec.Struct, frozen=True):
+    """Why it was not done; `message` is one line for people."""
+
+    code: str
+    message: str
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of a request."""
+
+    v: int
+    id: Id | None = None
+    """None: of a line of which not even that could be read."""
+    ok: dict[str, Any] | None = None
+    error: Error | None = None
+
+
+_HEAD: Final[msgspec.json.Decoder[_Head]] = msgspec.json.Decoder(_Head)
+_REQUEST: Final[msgspec.json.Decoder[AnyRequest]] = msgspec.json.Decoder(AnyRequest)
+_ANSWER: Final = msgspec.json.Decoder(Answer)
+
+
+def read_request(line: bytes) -> AnyRequest:
+    """The request of a line.  Raises `ProtocolError`, with the line's id if it could be read."""
+    try:
+        head = _HEAD.decode(line)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError("bad_request", _plain(error)) from None
+    if head.v != VERSION:
+        raise ProtocolError("version", f"this daemon speaks version {VERSION} of the protocol, not {head.v}", head.id)
+    try:
+        return _REQUEST.decode(line)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError("bad_request", _plain(error), head.id) from None
+
+
+def write_request(request: Request) -> bytes:
+    """The line of a request.  Raises `ProtocolError` if it is too long."""
+    line = msgspec.json.encode(request) + b"\n"
+    if len(line) > MAX_MESSAGE:
+        raise ProtocolError("bad_request", f"{len(line)} bytes are more than a request may have ({MAX_MESSAGE})")
+    return line
+
+
+def write_answer(id: Id | None, ok: dict[str, Any]) -> bytes:  # noqa: A002
+    """The line of an answer."""
+    return msgspec.json.encode(Answer(v=VERSION, id=id, ok=ok)) + b"\n"
+
+
+def write_error(id: Id | None, code: str, message: str) -> bytes:  # noqa: A002
+    """The line of an answer that tells an error."""
+    return msgspec.json.encode(Answer(v=VERSION, id=id, error=Error(code, message))) + b"\n"
+
+
+def read_answer(line: bytes) -> dict[str, Any]:
+    """The result in an answer.  Raises `ProtocolError` with the error that it tells."""
+    try:
+        answer = _ANSWER.decode(line)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError("bad_request", f"not an answer: {_plain(error)}") from None
+    if answer.error is not None:
+        raise ProtocolError(answer.error.code, answer.error.message, answer.id)
+    return answer.ok or {}
+
+
+class Lines:
+    """Bytes as they come to lines, of which at most `limit` bytes are held."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._data = bytearray()
+        self._looked = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def feed(self, data: bytes) -> None:
+        """Take what came.  Feed no more while a line waits in `next`: nothing else bounds what is held."""
+        self._data += data
+
+    def next(self) -> bytes | None:
+        """The next whole line, if there is one.  Raises `ProtocolError` if it is longer than the limit."""
+        end = self._data.find(b"\n", self._looked)
+        if (len(self._data) if end < 0 else end) > self.limit:
+            raise ProtocolError("bad_request", f"a request longer than {self.limit} bytes")
+        if end < 0:
+            self._looked = len(self._data)
+            return None
+        line = bytes(self._data[:end])
+        del self._data[: end + 1]
+        self._looked = 0
+        return line
+
+
+def _plain(error: Exception) -> str:
+    """What a library says of a line, in one line of ours: `percent: …` for `… - at `$.percent``."""
+    text = " ".join(str(error).split())
+    text, _, path = text.partition(" - at `")
+    field = path.rstrip("`").removeprefix("$").removeprefix(".")
+    return f"{field}: {text}" if field else text

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of taps: every `*.yaml` in it, all of them or none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from tapmirror.spec import TapSpec
+from tapmirror.spec.document import MAX_BYTES, FileError, load
+from tapmirror.spec.kubernetes import import_tap, is_kubernetes
+from tapmirror.spec.reading import taps_of
+
+MAX_FILES: Final = 1000
+
+
+class FolderError(Exception):
+    """What is wrong with the files: a line for each thing."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more)")
+        self.problems = problems
+
+
+def read(directory: Path) -> dict[str, tuple[str, TapSpec]]:
+    """(name of the file, tap), by the tap's name.  Raises `FolderError` with everything that is wrong."""
+    problems: list[str] = []
+    found: dict[str, tuple[str, TapSpec]] = {}
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".yaml") and not name.startswith("."))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise FolderError([f"{directory}: {error.strerror}"]) from None
+    if len(names) > MAX_FILES:
+        raise FolderError([f"{directory}: more than {MAX_FILES} files"])
+    for name in names:
+        try:
+            taps = taps_in(directory / name)
+        except OSError as error:
+            problems.append(f"{directory / name}: {error.strerror}")
+        except FileError as error:
+            problems += [f"{directory / name}:{problem}" for problem in error.found]
+        else:
+            for spec in taps:
+                if spec.name in found:
+                    problems.append(f"{directory / name}: name: {found[spec.name][0]} has a tap {spec.name!r} too")
+                found[spec.name] = (name, spec)
+    if problems:
+        raise FolderError(problems)
+    return found
+
+
+def taps_in(path: Path) -> list[TapSpec]:
+    """The taps of a file.  Raises OSError and `FileError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO holds up nobody
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "not a regular file")
+        documents = load(file.read(MAX_BYTES + 1))
+    if is_kubernetes(documents):
+        return [import_tap(documents, {}, {})[0]]
+    return taps_of(documents)

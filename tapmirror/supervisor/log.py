@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon says: lines of `name=value` on standard error, few of each cause, and the last ones kept by tap.
+
+A line is written by a thread of its own, from a queue with a bound: a journal that hangs, or a terminal that is
+stopped, holds up nothing.  No payload gets here: what is logged are names, numbers and messages of ours; whatever is in
+them, a line stays one line of printable characters.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+RATE: Final = 10
+"""Lines a second of one cause."""
+KEPT: Final = 200
+"""Lines of a tap that are kept."""
+KEPT_TAPS: Final = 200
+"""Taps of which lines are kept; that of which nothing was said for the longest time gives way."""
+WAITING: Final = 1000
+"""Lines that wait to be written."""
+LONGEST: Final = 500
+"""Characters of a value."""
+FLUSH_TIME: Final = 2.0
+"""Seconds for the last lines to leave."""
+
+
+class Level(enum.IntEnum):
+    """How urgent a line is: syslog(3)."""
+
+    ERROR = 3
+    WARNING = 4
+    NOTICE = 5
+    INFO = 6
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A line that is kept for a tap."""
+
+    seq: int
+    """Grows from one line to the next, over all taps."""
+    time: float
+    """Of the wall clock, in seconds."""
+    level: str
+    text: str
+
+
+class Log:
+    """Threads may call it at any time.  `write` takes lines as bytes; `journal`: they go to the journal."""
+
+    def __init__(self, write: Callable[[bytes], object], *, journal: bool) -> None:
+        self._write = write
+        self._journal = journal
+        self._lock = threading.Lock()
+        self._causes: dict[str, _Cause] = {}
+        self._kept: dict[str, deque[Line]] = {}
+        self._seq = 0
+        self.lost = 0
+        """Lines that found the queue full."""
+        self._queue: queue.Queue[bytes | None] = queue.Queue(WAITING)
+        self._thread = threading.Thread(target=self._writer, name="log", daemon=True)
+        self._thread.start()
+
+    def say(self, level: Level, cause: str, message: str, *, tap: str = "", **fields: Any) -> None:
+        """One line.  `cause` is a constant of the code, by which lines are counted and held back."""
+        now = time.monotonic()
+        with self._lock:
+            found = self._causes.setdefault(cause, _Cause(now))
+            suppressed = found.passes(now)
+            if suppressed is None:
+                return
+            self._put(level, cause, message, tap, fields | ({"suppressed": suppressed} if suppressed else {}))
+
+    def tick(self) -> None:
+        """Tell of what was held back by causes that have fallen silent.  Call it about once a second."""
+        now = time.monotonic()
+        with self._lock:
+            for cause, found in [*self._causes.items()]:
+                if found.held and found.quiet(now):
+                    fields = {"suppressed": found.held}
+                    found.held = 0
+                    self._put(Level.WARNING, cause, "lines like the last were held back", "", fields)
+
+    def of(self, tap: str, after: int) -> tuple[list[Line], int]:
+        """The lines kept of a tap that came after the one with this number, and the number to go on from."""
+        with self._lock:
+            return [line for line in self._kept.get(tap, ()) if line.seq > after], self._seq
+
+    def close(self) -> None:
+        """Write what waits, if that does not take long."""
+        try:
+            self._queue.put(None, timeout=FLUSH_TIME)
+        except queue.Full:
+            return
+        self._thread.join(FLUSH_TIME)
+
+    def _put(self, level: Level, cause: str, message: str, tap: str, fields: dict[str, Any]) -> None:
+        self._seq += 1
+        rest = "".join(f" {name}={quoted(value)}" for name, value in fields.items())
+        if tap:
+            kept = self._kept[tap] = self._kept.pop(tap, deque(maxlen=KEPT))
+            kept.append(Line(self._seq, time.time(), level.name.lower(), printable(message) + rest))
+            if len(self._kept) > KEPT_TAPS:
+                del self._kept[next(iter(self._kept))]
+        start = f"<{level.value}>" if self._journal else f"time={stamp(time.time())} "
+        where = f" tap={quoted(tap)}" if tap else ""
+        text = f"{start}level={level.name.lower()} event={cause}{where} msg={quoted(message)}{rest}\n"
+        try:
+            self._queue.put_nowait(text.encode())
+        except queue.Full:
+            self.lost += 1
+
+    def _writer(self) -> None:
+        while (line := self._queue.get()) is not None:
+            try:
+                self._write(line)
+            except OSError:
+                self.lost += 1
+
+
+class _Cause:
+    """A token bucket of one second's lines."""
+
+    __slots__ = ("_last", "_tokens", "held")
+
+    def __init__(self, now: float) -> None:
+        self.held = 0
+        self._tokens = float(RATE)
+        self._last = now
+
+    def passes(self, now: float) -> int | None:
+        """None: hold this line back; else how many were since the last one that was not."""
+        self._tokens = min(float(RATE), self._tokens + (now - self._last) * RATE)
+        self._last = now
+        if self._tokens < 1:
+            self.held += 1
+            return None
+        self._tokens -= 1
+        held, self.held = self.held, 0
+        return held
+
+    def quiet(self, now: float) -> bool:
+        """Whether nothing came for a second."""
+        return now - self._last >= 1.0
+
+
+def to_stderr() -> Log:
+    """The log of a daemon: standard error is the journal if systemd says so (JOURNAL_STREAM of systemd.exec(5))."""
+    try:
+        facts = os.fstat(2)
+        journal = os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
+    except OSError:
+        journal = False
+    return Log(lambda line: os.write(2, line), journal=journal)
+
+
+def stamp(seconds: float) -> str:
+    """A time of the wall clock, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+
+
+def printable(text: str) -> str:
+    """One line of printable characters, not long: everything else is escaped."""
+    short = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+
+
+def quoted(value: Any) -> str:
+    """A value of logfmt: bare if it is one word, else in quotes."""
+    text = printable(str(value))
+    if text and not any(c in ' "=\\' for c in text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telling the service manager what the daemon is doing: sd_notify(3), and the watchdog.
+
+The protocol is a datagram of lines to a Unix socket; the libraries for it either need libsystemd or lack
+MONOTONIC_USEC and the watchdog's time, so it is written out here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from typing import Final
+
+STATUS_BYTES: Final = 512
+"""Of a status line: it is read in a terminal."""
+
+
+class Notifier:
+    """Messages to the service manager; without one, nothing is sent.
+
+    Takes the variables out of `environ`, so that no process started later takes itself for the service.  A message that
+    cannot be sent is left out: nothing in the daemon depends on it.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        self.address = _address(environ.pop("NOTIFY_SOCKET", ""))
+        """Of the socket; empty: there is no service manager."""
+        self.watchdog = _watchdog(environ, os.getpid())
+        """Seconds between two calls of `alive`, half of what the manager waits; None: it waits for none."""
+        for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+            environ.pop(name, None)
+        self._status = ""
+
+    def ready(self) -> None:
+        """The daemon serves: after its start, and after a reload."""
+        self._send("READY=1")
+
+    def reloading(self) -> None:
+        """A reload begins; `ready` ends it.  With the time, as `Type=notify-reload` wants it."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        """The end begins."""
+        self._send("STOPPING=1")
+
+    def alive(self) -> None:
+        """Call it every `watchdog` seconds, where it shows that the daemon does its work."""
+        self._send("WATCHDOG=1")
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`; sent only when it is another one."""
+        text = " ".join(text.split())[:STATUS_BYTES]
+        if text != self._status:
+            self._status = text
+            self._send(f"STATUS={text}")
+
+    def _send(self, *lines: str) -> None:
+        if not self.address:
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)
+            sock.sendto("\n".join(lines).encode(), self.address)
+
+
+def _address(name: str) -> str:
+    """The socket's address: a path, or an abstract name, which begins with `@`."""
+    if name.startswith("@"):
+        return "\0" + name[1:]
+    return name if name.startswith("/") else ""
+
+
+def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
+    """sd_watchdog_enabled(3): half of the time, if it is for this process."""
+    if environ.get("WATCHDOG_PID", str(pid)) != str(pid):
+        return None
+    try:
+        microseconds = int(environ.get("WATCHDOG_USEC", ""))
+    except ValueError:
+        return None
+    return microseconds / 2e6 if microseconds > 0 else None

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tap of the daemon: a thread that drives it, so that a worker that hangs holds up its own tap and no other.
+
+    held ──release──► starting ──► running ──hold──► held
+                        │  ▲          │
+                        ▼  └─back-off─┴─ all of it was lost
+                      failed
+
+A tap that cannot be started is tried again, with growing pauses, once it was accepted; at the first try the reason
+goes to who asked for it.  Held is a tap that is to run and may not at the moment: paused before its start, or the kill
+switch.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from tapmirror.spec import TapSpec
+from tapmirror.supervisor.log import Level, Log
+from tapmirror.supervisor.tap import Tap
+from tapmirror.supervisor.workers import TapError
+
+INTERVAL: Final = 1.0
+"""Seconds between two snapshots."""
+BACKOFF: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds before each further try to start; the last one for all that follow."""
+STEADY: Final = 60.0
+"""Seconds after which a tap that ran is taken to be well: its next loss is a first one again."""
+
+PAUSED: Final = "paused by command"
+
+
+class DrivenTap(Tap):
+    """Until `Tap` has these itself."""
+
+    state = "running"
+    state_reason = ""
+
+    def service(self, now: float) -> None:
+        """Nothing yet."""
+
+    def filenos(self) -> list[int]:
+        """What to wait on."""
+        return [self.fileno()]
+
+    def set_percent(self, percent: float) -> None:
+        """Nothing yet."""
+
+    def pause(self) -> None:
+        """Nothing yet."""
+
+    def resume(self) -> None:
+        """Nothing yet."""
+
+    def detach(self) -> None:
+        """Off the interface."""
+        self._detach()
+
+
+Command: TypeAlias = Callable[[DrivenTap | None], object]
+"""Done in the tap's thread; the tap is None while it does not run."""
+
+
+class EndedError(Exception):
+    """The tap was ended before it could be done."""
+
+
+class Runner:
+    """Call `start` once; `end` is the last thing.  All but the underscored may be used from any thread.
+
+    `loaders` bounds how many taps start at a time: each compiles for a second and in 150 MB.
+    """
+
+    def __init__(
+        self,
+        spec: TapSpec,
+        log: Log,
+        loaders: threading.Semaphore,
+        *,
+        make: Callable[[TapSpec, Callable[[str], None]], DrivenTap] = DrivenTap,
+    ) -> None:
+        self.spec = spec
+        self.ledger: dict[str, Any] | None = None
+        """The last snapshot; None before the first.  Never changed, only replaced."""
+        self.losses = 0
+        """How often all of the tap was lost, and it began anew."""
+        self.since = time.time()
+        """When it began to run, of the wall clock."""
+        self.started: Future[None] = Future()
+        """The outcome of the first try: done, or the `TapError`."""
+        self.ended: Future[dict[str, Any] | None] = Future()
+        """The final ledger, if there is one."""
+        self.keep_trying = False
+        """Whether the first try is followed by others."""
+        self._log = log
+        self._loaders = loaders
+        self._make = make
+        self._tap: DrivenTap | None = None
+        self._state = ("starting", "waits for its turn")
+        self._held = ""
+        self._paused = False
+        self._interrupted = False
+        """It was detached from outside: what runs is to end, also if it may begin again at once."""
+        self._ending = False
+        self._failures = 0
+        self._commands: list[tuple[Command, Future[Any]]] = []
+        self._lock = threading.RLock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name=f"tap {spec.name}", daemon=True)
+
+    def start(self, held: str = "") -> None:
+        """Begin; `held`: why it is not to run yet."""
+        self._held = held
+        self._thread.start()
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """What it is doing, and why, in one line for people."""
+        tap = self._tap
+        if tap is not None and self._state[0] == "running":
+            return tap.state, tap.state_reason
+        return self._state
+
+    def ask(self, command: Command) -> Future[Any]:
+        """Have something done in the tap's thread."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if not self._ending:
+                self._commands.append((command, future))
+                self._poke()
+                return future
+        future.set_exception(EndedError("the tap is being stopped"))
+        return future
+
+    def hold(self, reason: str) -> None:
+        """Capture nothing from now on, whatever else the tap's thread is doing; let go what was captured."""
+        self._held = reason
+        self._interrupted = True
+        self._detach()
+
+    def release(self) -> None:
+        """The end of `hold`: start anew."""
+        self._held = ""
+        self._poke()
+
+    def end(self) -> Future[dict[str, Any] | None]:
+        """Detach at once, drain, go.  Can be called again."""
+        with self._lock:
+            self._ending = True
+        self._detach()
+        return self.ended
+
+    def detach(self) -> None:
+        """Once more for a tap that was amid its start at `hold` or `end`."""
+        if self._leaving():
+            self._detach()
+
+    def _leaving(self) -> bool:
+        return self._ending or self._interrupted or bool(self._held)
+
+    def _detach(self) -> None:
+        tap = self._tap
+        if tap is not None:
+            tap.detach()
+        self._poke()
+
+    def _poke(self) -> None:
+        with self._lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    # --- the thread
+
+    def _run(self) -> None:
+        final: dict[str, Any] | None = None
+        try:
+            while not self._ending:
+                if self._held:
+                    self._accepted()
+                    self._state = ("paused", self._held)
+                    self._wait(None)
+                elif self._begin():
+                    final = self._drive()
+                elif not self.keep_trying:
+                    break
+                else:
+                    self._pause()
+        except BaseException as error:
+            self._state = ("failed", f"internal error: {error!r}")
+            self._log.say(Level.ERROR, "internal", f"{error!r}", tap=self.spec.name)
+            if not self.started.done():
+                self.started.set_exception(error)
+        finally:
+            self._finish(final)
+
+    def _finish(self, final: dict[str, Any] | None) -> None:
+        with self._lock:
+            self._ending = True
+        self._refuse_commands()
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+        if self._state[0] != "failed":
+            self._state = ("stopped", "")
+        if not self.started.done():
+            self.started.set_exception(EndedError("the tap was stopped while it started"))
+        with self._lock:
+            os.close(self._wake)
+            self._wake = -1
+        self.ended.set_result(final)
+
+    def _begin(self) -> bool:
+        """Whether the tap runs."""
+        self._interrupted = False
+        self._state = ("starting", "waits for its turn")
+        while not self._loaders.acquire(timeout=0.1):
+            if self._leaving():
+                return False
+        try:
+            self._state = ("starting", "loads the program and starts the worker")
+            self._tap = tap = self._make(self.spec, self._warn)
+            if self._leaving():
+                return False
+            tap.start()
+        except TapError as error:
+            self._failed(error)
+            return False
+        finally:
+            self._loaders.release()
+        self._state = ("running", "")
+        self.since = time.time()
+        self._accepted()
+        self._log.say(Level.INFO, "started", f"capture by {tap.capture}", tap=self.spec.name)
+        return True
+
+    def _accepted(self) -> None:
+        if not self.started.done():
+            self.keep_trying = True
+            self.started.set_result(None)
+
+    def _failed(self, error: TapError) -> None:
+        tap, self._tap = self._tap, None
+        if tap is not None:
+            tap.close()
+        if self._leaving():
+            return
+        self._failures += 1
+        self._state = ("failed", str(error))
+        self._log.say(Level.ERROR, "not_started", str(error), tap=self.spec.name)
+        if not self.started.done():
+            self.started.set_exception(error)
+
+    def _drive(self) -> dict[str, Any] | None:
+        """Until it ends, is held, or is lost; the last ledger."""
+        tap = self._tap
+        assert tap is not None
+        began = due = time.monotonic()
+        try:
+            while not self._leaving():
+                now = time.monotonic()
+                if now >= due:
+                    self.ledger = tap.snapshot()
+                    due = now + INTERVAL
+                tap.service(now)
+                self._serve_commands(tap)
+                self._wait(max(0.0, due - time.monotonic()), tap.filenos())
+            self._state = ("stopping", self._held or "sends what was captured")
+            self.ledger = tap.stop()
+        except TapError as error:
+            self._lost(error, time.monotonic() - began)
+        finally:
+            self._tap = None
+            tap.close()
+        return self.ledger
+
+    def _lost(self, error: TapError, lasted: float) -> None:
+        if lasted >= STEADY:
+            self._failures = 0
+        self._failures += 1
+        self.losses += 1
+        self._state = ("failed", str(error))
+        self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
+        if self._paused:
+            self._held = PAUSED
+        if not self._leaving():
+            self._pause()
+
+    def _pause(self) -> None:
+        """Wait for the next try; commands are served meanwhile."""
+        wait = BACKOFF[min(self._failures, len(BACKOFF)) - 1] if self._failures else 0.0
+        state, reason = self._state
+        if state == "failed":
+            self._state = ("restarting", f"{reason}; next try in {wait:g} s")
+        end = time.monotonic() + wait
+        while not self._leaving() and (left := end - time.monotonic()) > 0:
+            self._wait(left)
+
+    def _wait(self, seconds: float | None, descriptors: list[int] | None = None) -> None:
+        """Until somebody asks for something, one of the descriptors is readable, or the time is over."""
+        if descriptors is None:
+            self._serve_commands(None)
+        poll = select.poll()
+        for descriptor in (self._wake, *(descriptors or ())):
+            poll.register(descriptor, select.POLLIN)
+        poll.poll(None if seconds is None else seconds * 1000)
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        if descriptors is None:
+            self._serve_commands(None)
+
+    def _serve_commands(self, tap: DrivenTap | None) -> None:
+        with self._lock:
+            commands, self._commands = self._commands, []
+        for command, future in commands:
+            try:
+                future.set_result(command(tap))
+            except TapError as error:
+                future.set_exception(error)
+
+    def _refuse_commands(self) -> None:
+        with self._lock:
+            commands, self._commands = self._commands, []
+        for _, future in commands:
+            future.set_exception(EndedError("the tap was stopped"))
+
+    def _warn(self, message: str) -> None:
+        self._log.say(Level.WARNING, "warning", message, tap=self.spec.name)
+
+    # --- what can be asked for
+
+    def set_percent(self, percent: float) -> Future[Any]:
+        """The share, now and after every restart."""
+
+        def change(tap: DrivenTap | None) -> None:
+            if tap is not None:
+                tap.set_percent(percent)
+            self.spec = msgspec.structs.replace(self.spec, percent=percent)
+
+        return self.ask(change)
+
+    def pause(self) -> Future[Any]:
+        """Capture nothing until `resume`."""
+
+        def change(tap: DrivenTap | None) -> None:
+            self._paused = True
+            if tap is not None:
+                tap.pause()
+            else:
+                self._held = PAUSED
+
+        return self.ask(change)
+
+    def resume(self) -> Future[Any]:
+        """Capture again."""
+
+        def change(tap: DrivenTap | None) -> None:
+            self._paused = False
+            if tap is not None:
+                tap.resume()
+            else:
+                self._held = ""
+
+        return self.ask(change)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon as a process: its directories and lock, signals, the control socket, the audit log."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import pwd
+import resource
+import signal
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+from tapmirror import __version__, privsep
+from tapmirror.control import Call, Peer, Server
+from tapmirror.control.client import SOCKET
+from tapmirror.control.messages import (
+    AnyRequest,
+    Apply,
+    List,
+    Logs,
+    Pause,
+    Reload,
+    Request,
+    Resume,
+    Set,
+    Start,
+    Status,
+    Stop,
+)
+from tapmirror.supervisor.daemon import Daemon, RefusedError
+from tapmirror.supervisor.log import Level, Log
+from tapmirror.supervisor.places import PlaceError, Places, take
+
+GROUP: Final = "tapmirror"
+"""Whose members may change taps."""
+TICK: Final = 0.2
+"""Seconds between two looks at the file STOP."""
+STOP_TIME: Final = 30.0
+"""Seconds for all taps to end when the daemon is told to."""
+
+
+class Service:
+    """Requests to a `Daemon`, and its life."""
+
+    def __init__(self, places: Places, log: Log, group: str) -> None:
+        self._places = places
+        self._log = log
+        self._group = group
+        self._daemon = Daemon(places, log)
+        self._began = time.monotonic()
+        self._leave = asyncio.Event()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def run(self, gid: int | None) -> None:
+        """Serve until SIGTERM or SIGINT; a second one is the default action.  Raises `PlaceError`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
+        path = self._places.runtime / SOCKET
+        try:
+            server = Server(path, self._serve, self._denied, group=self._group, gid=gid, barred=barred())
+        except OSError as error:
+            raise PlaceError(f"{path}: {error.strerror}") from None
+        try:
+            self._log.say(Level.INFO, "daemon", "serving", version=__version__, pid=os.getpid(), socket=path)
+            restored = asyncio.create_task(self._daemon.restore())
+            while not self._leave.is_set():
+                now = time.monotonic()
+                self._daemon.tick(now)
+                server.expire(now)
+                self._log.tick()
+                if restored.done():
+                    restored.result()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._leave.wait(), TICK)
+            restored.cancel()
+            self._log.say(Level.INFO, "daemon", "stopping: the taps send what was captured")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._daemon.close(), STOP_TIME)
+        finally:
+            server.close()
+
+    def _on_end(self, number: int) -> None:
+        self._leave.set()
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+
+    def _on_reload(self) -> None:
+        self._task(self._reload_by_signal())
+
+    async def _reload_by_signal(self) -> None:
+        try:
+            done = await self._daemon.reload()
+        except RefusedError as error:
+            self._log.say(Level.ERROR, "reload", f"{error}; the taps that ran before go on")
+        else:
+            self._log.say(Level.NOTICE, "reload", summary(done))
+
+    # --- requests
+
+    def _serve(self, call: Call) -> None:
+        self._task(self._answer(call))
+
+    def _task(self, what: Any) -> None:
+        task = asyncio.create_task(what)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _answer(self, call: Call) -> None:
+        try:
+            result = await self._do(call.request)
+        except RefusedError as error:
+            self._audit(call.peer, call.request, f"{error.code}: {error}")
+            call.refuse(error.code, str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._log.say(Level.ERROR, "internal", f"{error!r}")
+            call.refuse("failed", f"internal error: {error!r}")
+            raise
+        else:
+            self._audit(call.peer, call.request, "done")
+            call.answer(result)
+
+    async def _do(self, request: AnyRequest) -> dict[str, Any]:
+        daemon = self._daemon
+        match request:
+            case List():
+                return {"taps": daemon.told(None, ledger=False)}
+            case Status():
+                return {"daemon": self._facts(), "taps": daemon.told(request.name, ledger=True)}
+            case Logs():
+                lines, after = self._log.of(request.name, request.after)
+                if not lines:
+                    daemon.told(request.name, ledger=False)  # or it is refused
+                return {"lines": lines, "next": after}
+            case Start():
+                return {"started": await daemon.start(request.taps, force=request.force)}
+            case Stop():
+                if request.all == (request.name is not None):
+                    raise RefusedError("bad_request", "name: give a name or all")
+                done = await (daemon.stop_all() if request.name is None else daemon.stop(request.name))
+                return {"stopped": done}
+            case Apply():
+                return await daemon.apply(request.taps, dry_run=request.dry_run, force=request.force)
+            case Set():
+                await daemon.set_percent(request.name, request.percent)
+                return {"name": request.name, "percent": request.percent}
+            case Pause():
+                await daemon.pause(request.name)
+                return {"name": request.name}
+            case Resume():
+                await daemon.resume(request.name)
+                return {"name": request.name}
+            case Reload():
+                return await daemon.reload()
+
+    def _facts(self) -> dict[str, Any]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._began, 1),
+            "killed": self._daemon.killed,
+            "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+            "state_error": self._daemon.state_error,
+            "state_errors": self._daemon.state_errors,
+            "reload_error": self._daemon.reload_error,
+            "log_lines_lost": self._log.lost,
+        }
+
+    # --- who did what
+
+    def _audit(self, peer: Peer, request: Request, outcome: str) -> None:
+        if request.changes:
+            self._log.say(Level.NOTICE, "audit", outcome, **who(peer), **what(request))
+
+    def _denied(self, peer: Peer, request: Request) -> None:
+        self._log.say(Level.WARNING, "denied", "may only look", **who(peer), **what(request))
+
+
+def who(peer: Peer) -> dict[str, Any]:
+    """A peer, for the log.  The name is for people; what was checked is the number."""
+    # NOTE: where users come from a directory service that hangs, this waits for it.
+    try:
+        name = pwd.getpwuid(peer.uid).pw_name
+    except KeyError:
+        name = str(peer.uid)
+    return {"user": name, "uid": peer.uid, "pid": peer.pid}
+
+
+def what(request: Request) -> dict[str, Any]:
+    """A request, for the log."""
+    facts: dict[str, Any] = {"op": request.__struct_config__.tag}
+    for field in ("name", "percent", "all", "force", "dry_run"):
+        value = getattr(request, field, None)
+        if value not in (None, False):
+            facts[field] = value
+    taps = getattr(request, "taps", None)
+    if taps is not None:
+        facts["taps"] = ",".join(spec.name for spec in taps)
+    return facts
+
+
+def summary(done: dict[str, Any]) -> str:
+    """What a plan did, in a line."""
+    actions = [step["action"] for step in done["plan"]]
+    counts = ", ".join(f"{actions.count(action)} {action}" for action in dict.fromkeys(actions))
+    failed = "".join(f"; {name} FAILED: {message}" for name, message in done["failed"].items())
+    return f"{counts or 'no taps'}{failed}"
+
+
+def barred() -> frozenset[int]:
+    """Users that may not even look: the workers', should what parses the network ever be taken over."""
+    with suppress(privsep.PrivilegeError):
+        return frozenset({privsep.worker_identity()[0]} - {0, os.geteuid()})
+    return frozenset()
+
+
+def group_id(name: str) -> int | None:
+    """The number of a group; None: there is none of this name."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def serve(places: Places, log: Log, group: str = GROUP) -> None:
+    """Be the daemon.  Raises `PlaceError`, with nothing done, if it cannot."""
+    gid = group_id(group)
+    raise_file_limit()
+    held = [take(places.runtime, 0o750, gid)]
+    try:
+        held.append(take(places.state, 0o700))
+        if gid is None:
+            log.say(Level.INFO, "daemon", f"there is no group {group}: only root may use the control socket")
+        asyncio.run(_main(places, log, group, gid))
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+async def _main(places: Places, log: Log, group: str, gid: int | None) -> None:
+    await Service(places, log, group).run(gid)
+
+
+def raise_file_limit() -> None:
+    """As many descriptors as the system allows: a tap takes about ten."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The taps that a daemon is to run, on disk: what it finds again after a restart.
+
+One file, replaced whole: written beside it, synced, renamed, and the directory synced, so that at any moment, also
+after a power failure, there is the old one or the new one.  What cannot be read is set aside and told, and stops no
+daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from tapmirror.spec import TapSpec
+
+VERSION: Final = 1
+"""Of the file's format.  A field that is new in a spec is no new version: it has a default, and is left out then."""
+NAME: Final = "taps.json"
+MAX_BYTES: Final = 16 << 20
+"""Of the file: a thousand taps with rules."""
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One tap, and how it is to go on."""
+
+    spec: TapSpec
+    """As it was written."""
+    percent: float | None = None
+    """The share that was set by command since, if it was."""
+    origin: str = ""
+    """The file in the directory of taps that it came from; empty: a command."""
+    paused: bool = False
+    ends_at: float | None = None
+    """When its `ttl` is over, of the wall clock in seconds; None: never."""
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is kept."""
+
+    version: int = VERSION
+    taps: list[Kept] = []
+    stopped: list[str] = []
+    """Taps of files that were stopped by command: they stay so until the files are read anew on request."""
+
+
+class _Rough(msgspec.Struct):
+    """As far as the file is read at once: a tap that is not understood costs no other."""
+
+    version: int
+    taps: list[Any] = []
+    stopped: list[str] = []
+
+
+def load(directory: Path) -> tuple[State, list[str]]:
+    """What is kept, and a line for each thing that was wrong with it.  Never fails."""
+    path = directory / NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return State(), []
+    except OSError as error:
+        return State(), [f"{path}: {error.strerror}; beginning without taps"]
+    try:
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"longer than {MAX_BYTES} bytes")
+        rough = msgspec.json.decode(data, type=_Rough)
+        if rough.version != VERSION:
+            raise ValueError(f"its version is {rough.version}, this is for {VERSION}")
+    except (ValueError, RecursionError) as error:
+        aside = _aside(path)
+        return State(), [f"{path}: {_line(error)}; {aside}, beginning without taps"]
+    taps, wrong = [], []
+    for i, item in enumerate(rough.taps):
+        try:
+            taps.append(msgspec.convert(item, Kept))
+        except (ValueError, RecursionError) as error:
+            wrong.append(f"{path}: taps[{i}]: {_line(error)}")
+    if wrong:
+        wrong.append(f"{path}: {_aside(path)}; the other taps go on")
+    return State(taps=taps, stopped=rough.stopped), wrong
+
+
+def save(directory: Path, state: State) -> None:
+    """Write it.  Raises OSError; what was there before is there then."""
+    path = directory / NAME
+    new = directory / f"{NAME}.new"
+    with suppress(FileNotFoundError):
+        new.unlink()
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(new, path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
+    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _aside(path: Path) -> str:
+    """Put the file where nothing overwrites it."""
+    name = f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.unread"
+    try:
+        path.rename(path.with_name(name))
+    except OSError as error:
+        return f"it could not be set aside ({error.strerror})"
+    return f"set aside as {name}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tapmirror daemon` on a host of the lab, with directories of its own, and the commands of its operators."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from lab.hosts import Host, LabError, until
+from lab.snapshot import tree
+from lab.tap import COMMAND
+from tapmirror.control import Client, ControlError
+from tapmirror.control.messages import Request
+
+
+class Daemon:
+    """A running daemon.  `with Daemon(lab.node) as daemon: daemon.run("start", "--name=web", …)`.
+
+    `start=False`: only its directories, until `start`.
+    """
+
+    def __init__(self, node: Host, *, start: bool = True, group: str = "no-such-group") -> None:
+        self._host = node
+        self._group = group
+        self._folder = tempfile.TemporaryDirectory(prefix="tapmirror-lab-")
+        self.top = Path(self._folder.name)
+        self.runtime, self.state, self.config = (self.top / name for name in ("run", "state", "etc"))
+        self.taps = self.config / "taps.d"
+        self.taps.mkdir(parents=True)
+        self.socket = self.runtime / "control.sock"
+        self._errors = open(self.top / "said", "wb")  # noqa: SIM115 -- closed by `end`
+        self._process: subprocess.Popen[Any] | None = None
+        node.at_close(self.end)
+        if start:
+            self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def words(self) -> list[str]:
+        """The command, as it is started."""
+        places = {"runtime-dir": self.runtime, "state-dir": self.state, "config-dir": self.config}
+        return [
+            str(COMMAND),
+            "daemon",
+            f"--group={self._group}",
+            *(f"--{name}={path}" for name, path in places.items()),
+        ]
+
+    def start(self, before: tuple[str, ...] = ()) -> None:
+        """Start it; `before`: a command that runs it."""
+        said = len(self.said())
+        self._process = self._host.popen([*before, *self.words()], stdout=subprocess.DEVNULL, stderr=self._errors)
+
+        def up() -> bool:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise LabError(f"the daemon ended with status {self._process.returncode}: {self.said()[said:]}")
+            return "msg=serving" in self.said()[said:]
+
+        until(up, "the daemon", 30.0)
+
+    @property
+    def pid(self) -> int:
+        """Of the daemon itself."""
+        assert self._process is not None
+        return self._process.pid
+
+    def processes(self) -> dict[int, str]:
+        """The daemon and all that came of it, by pid, with their command lines."""
+        return tree(self.pid)
+
+    def workers(self) -> list[int]:
+        """The pids of all workers."""
+        return [pid for pid, words in self.processes().items() if "tapmirror.worker" in words]
+
+    def said(self) -> str:
+        """What it wrote up to now."""
+        return (self.top / "said").read_text(encoding="utf-8") if self.top.exists() else ""
+
+    def run(self, *words: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+        """A command of an operator.  Raises `LabError` if its exit status is another than `check`."""
+        with self._host.enter():
+            done = subprocess.run(
+                [str(COMMAND), *words],
+                env={**os.environ, "TAPMIRROR_SOCKET": str(self.socket), "COLUMNS": "200"},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+                **options,
+            )
+        if check is not None and done.returncode != check:
+            raise LabError(f"{' '.join(words)}: status {done.returncode}: {done.stderr or done.stdout}")
+        return done
+
+    def json(self, *words: str) -> Any:
+        """What a command prints with `--json`."""
+        return json.loads(self.run(*words, "--json").stdout)
+
+    def ask(self, request: Request) -> dict[str, Any]:
+        """What the daemon answers.  Raises `ControlError`."""
+        with Client(self.socket) as client:
+            return client.ask(request)
+
+    def refusal(self, request: Request) -> ControlError:
+        """Why the daemon refuses.  Raises `LabError` if it does not."""
+        try:
+            done = self.ask(request)
+        except ControlError as error:
+            return error
+        raise LabError(f"{request} was not refused: {done}")
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to the daemon alone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it as systemd does; its exit status."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        return self._host.stop(process, number, 40.0)
+
+    def end(self) -> None:
+        """Stop it, if it runs, and remove its directories."""
+        if self._process is not None:
+            self.stop()
+        self._errors.close()
+        self._folder.cleanup()

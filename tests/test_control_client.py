@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command's end of the socket: whatever is or is not at the other end, one line."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tapmirror.control import Client, ControlError, NoDaemonError
+from tapmirror.control.messages import List
+
+
+def answered(path: Path, talk: Callable[[socket.socket], None]) -> threading.Thread:
+    """A daemon that answers one client."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as sock:
+            assert sock.recv(1000).endswith(b"\n")
+            talk(sock)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with pytest.raises(NoDaemonError, match="start it with"):
+        Client(path)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+        with pytest.raises(NoDaemonError, match="no daemon at"):
+            Client(path)
+    with pytest.raises(NoDaemonError, match="too long"):
+        Client(tmp_path / ("x" * 200))
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "words"),
+    [
+        (b"", "lost", "the daemon closed the connection"),
+        (b"half", "lost", "the daemon closed the connection"),
+        (b"rubbish\n", "bad_request", "not an answer"),
+        (b'{"v":1,"id":1,"error":{"code":"busy","message":"wait"}}\n', "busy", "wait"),
+    ],
+)
+def test_what_goes_wrong_is_told(tmp_path: Path, answer: bytes, code: str, words: str) -> None:
+    thread = answered(tmp_path / "s", lambda sock: sock.sendall(answer))
+    with Client(tmp_path / "s") as client, pytest.raises(ControlError, match=words) as caught:
+        client.ask(List())
+    assert caught.value.code == code
+    thread.join()
+
+
+def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
+    def wait(event: threading.Event) -> None:
+        event.wait(10)
+
+    done = threading.Event()
+    thread = answered(tmp_path / "s", lambda _: wait(done))
+    with Client(tmp_path / "s") as client, pytest.raises(ControlError, match=r"did not answer within 0\.1 s"):
+        client.ask(List(), 0.1)
+    done.set()
+    thread.join()

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of taps: all of its files or none, and everything that is wrong is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tapmirror.supervisor.folder import FolderError, read
+
+TAP = "name: {}\niface: eth0\nport: 80\nshadow: s.test:80\n"
+
+
+def test_every_yaml_file_is_read_and_nothing_else(tmp_path: Path) -> None:
+    assert read(tmp_path / "none") == {}
+    assert read(tmp_path) == {}
+    (tmp_path / "b.yaml").write_text(f"{TAP.format('b')}---\n{TAP.format('c')}")
+    (tmp_path / "a.yaml").write_text(TAP.format("a"))
+    for name in ("a.yaml~", ".hidden.yaml", "README"):
+        (tmp_path / name).write_text("{{{")
+    found = read(tmp_path)
+    assert {name: file for name, (file, _) in found.items()} == {"a": "a.yaml", "b": "b.yaml", "c": "b.yaml"}
+    assert found["c"][1].name == "c"
+
+
+def test_one_bad_file_and_none_counts(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(TAP.format("a"))
+    (tmp_path / "b.yaml").write_text(f"{TAP.format('b')}percent: 101\nnonsense: 1\n")
+    (tmp_path / "c.yaml").write_text(TAP.format("a"))
+    (tmp_path / "d.yaml").mkdir()
+    os.mkfifo(tmp_path / "e.yaml")
+    (tmp_path / "f.yaml").symlink_to("gone")
+    with pytest.raises(FolderError, match="more") as caught:
+        read(tmp_path)
+    problems = [problem.removeprefix(f"{tmp_path}/") for problem in caught.value.problems]
+    assert problems == [
+        "b.yaml:5: percent: 101.0 is not between 0 and 100",
+        "b.yaml:6: nonsense: no such field of a tap",
+        "c.yaml: name: a.yaml has a tap 'a' too",
+        "d.yaml: Is a directory",
+        "e.yaml: not a regular file",
+        "f.yaml: No such file or directory",
+    ]
+
+
+def test_rules_of_kubernetes(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "kind: VirtualService\napiVersion: networking.istio.io/v1\nmetadata: {name: reviews}\n"
+        "spec: {hosts: [reviews], http: [{mirror: {host: s.test, port: {number: 80}}}]}\n"
+        "---\nname: reviews\niface: eth0\nport: 9080\n"
+    )
+    ((name, (file, spec)),) = read(tmp_path).items()
+    assert (name, file, spec.iface, spec.ports) == ("reviews", "a.yaml", "eth0", (9080,))

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log: few lines of a cause, one line each whatever is in it, and nobody waits for who reads it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from lab import until
+from tapmirror.supervisor import log as module
+from tapmirror.supervisor.log import KEPT, KEPT_TAPS, LONGEST, RATE, WAITING, Level, Log, quoted
+
+
+class Written:
+    """What was written, as lines."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def __call__(self, line: bytes) -> None:
+        self.data += line
+
+    def lines(self) -> list[str]:
+        return self.data.decode().splitlines()
+
+
+def test_a_line_names_what_it_is_about() -> None:
+    written = Written()
+    log = Log(written, journal=False)
+    log.say(Level.NOTICE, "audit", "done", tap="web", user="root", percent=5.0)
+    log.close()
+    (line,) = written.lines()
+    start, rest = line.split(" ", 1)
+    assert start.startswith("time=20") and start.endswith("Z")
+    assert rest == "level=notice event=audit tap=web msg=done user=root percent=5.0"
+
+
+def test_for_the_journal_a_line_begins_with_its_priority_and_has_no_time() -> None:
+    written = Written()
+    log = Log(written, journal=True)
+    log.say(Level.ERROR, "lost", "it is gone")
+    log.close()
+    assert written.lines() == ['<3>level=error event=lost msg="it is gone"']
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("web", "web"),
+        ("", '""'),
+        ("a b", '"a b"'),
+        ('a"b\\', '"a\\"b\\\\"'),
+        ("a\nlevel=error", '"a\\\\nlevel=error"'),
+        ("\x1b[31m\x00\x7f\u202e", '"\\\\x1b[31m\\\\x00\\\\x7f\\\\u202e"'),
+        ("x" * 65_536, "x" * (LONGEST - 3) + "..."),
+        (12, "12"),
+    ],
+)
+def test_whatever_is_in_a_value_the_line_is_one(value: object, text: str) -> None:
+    assert quoted(value) == text
+    assert quoted(value).isprintable()
+
+
+def test_ten_lines_a_second_of_a_cause_and_the_others_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    written = Written()
+    log = Log(written, journal=False)
+    for i in range(1000):
+        log.say(Level.ERROR, "flood", f"line {i}")
+    log.say(Level.ERROR, "another", "cause is not concerned")
+    now += 0.15
+    log.say(Level.ERROR, "flood", "later")
+    log.say(Level.ERROR, "flood", "held back")
+    now += 1.0
+    log.tick()
+    log.tick()
+    log.close()
+    lines = written.lines()
+    assert len(lines) == RATE + 3
+    assert lines[-3].endswith("msg=\"cause is not concerned\"")  # fmt: skip
+    assert lines[-2].endswith(f"msg=later suppressed={1000 - RATE}")
+    assert lines[-1].endswith("suppressed=1")
+
+
+def test_the_last_lines_of_a_tap_are_kept_and_can_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RATE", 10**6)
+    log = Log(lambda _: None, journal=False)
+    log.say(Level.INFO, "a", "of no tap")
+    for i in range(KEPT + 5):
+        log.say(Level.INFO, "a", f"line {i}\n", tap="web", more=i)
+    lines, after = log.of("web", 0)
+    assert [lines[0].text, lines[-1].text] == ["line 5\\n more=5", f"line {KEPT + 4}\\n more={KEPT + 4}"]
+    assert len(lines) == KEPT
+    assert log.of("web", after) == ([], after)
+    log.say(Level.WARNING, "a", "new", tap="web")
+    assert [(line.level, line.text) for line in log.of("web", after)[0]] == [("warning", "new")]
+    for i in range(KEPT_TAPS):
+        log.say(Level.INFO, "a", "other", tap=str(i))
+    assert log.of("web", 0)[0] == []
+    log.close()
+
+
+def test_a_reader_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RATE", 10**6)
+    monkeypatch.setattr(module, "FLUSH_TIME", 0.1)
+    hangs = threading.Event()
+    log = Log(lambda _: hangs.wait(30), journal=False)
+    began = time.monotonic()
+    for _ in range(WAITING + 100):
+        log.say(Level.INFO, "a", "line")
+    log.close()
+    assert time.monotonic() - began < 5
+    assert 99 <= log.lost <= 100
+    hangs.set()
+
+
+def test_an_error_of_the_journal_is_counted() -> None:
+    def broken(_: bytes) -> None:
+        raise BrokenPipeError
+
+    log = Log(broken, journal=False)
+    log.say(Level.INFO, "a", "line")
+    until(lambda: log.lost == 1, "the count")
+    log.close()
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_standard_error_is_the_journal_if_systemd_says_so(journal: bool) -> None:
+    read, write = os.pipe()
+    facts = os.fstat(write)
+    stream = f"{facts.st_dev}:{facts.st_ino if journal else 1}"
+    code = "from tapmirror.supervisor.log import *; l = to_stderr(); l.say(Level.INFO, 'a', 'b'); l.close()"
+    subprocess.run([sys.executable, "-c", code], stderr=write, env={**os.environ, "JOURNAL_STREAM": stream}, check=True)
+    os.close(write)
+    with open(read, "rb") as file:
+        assert file.read().startswith(b"<6>level" if journal else b"time=")
+
+
+def test_many_threads() -> None:
+    written = Written()
+    log = Log(written, journal=False)
+
+    def talk(cause: str) -> None:
+        for _ in range(200):
+            log.say(Level.INFO, cause, "x")
+
+    threads = [threading.Thread(target=talk, args=(str(i),)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    assert 8 * RATE <= len(written.lines()) <= 8 * RATE + 16

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's directories: one owner, whom nobody else can put things into."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tapmirror.supervisor.places import PlaceError, Places, take
+
+
+def test_it_is_made_and_locked_and_the_second_is_told_who_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    held = take(path, 0o750)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o750
+    with pytest.raises(PlaceError, match=rf"^{path}: a daemon \(pid {os.getpid()}\) runs with it already$"):
+        take(path, 0o750)
+    os.close(held)
+    os.close(take(path, 0o750))
+
+
+def test_the_lock_is_gone_with_its_owner_however_it_ended(tmp_path: Path) -> None:
+    code = "import sys,time;from pathlib import Path;from tapmirror.supervisor.places import take;"
+    code += "d=take(Path(sys.argv[1]),0o700);print('held',flush=True);time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(PlaceError, match=rf"pid {other.pid}\)"):
+            take(tmp_path, 0o700)
+        other.kill()
+        other.wait()
+        os.close(take(tmp_path, 0o700))
+
+
+def test_one_that_others_can_write_into_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(PlaceError, match="others than its owner 0 and root could write into it"):
+        take(tmp_path, 0o700)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory away")
+def test_one_of_another_user_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4001, 4001)
+    with pytest.raises(PlaceError, match="others than its owner 4001 and root"):
+        take(tmp_path, 0o700)
+
+
+def test_a_link_and_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "file").write_text("")
+    for name in ("link", "file"):
+        with pytest.raises(PlaceError, match=f"{name}: Not a directory"):
+            take(tmp_path / name, 0o700)
+
+
+def test_where_things_are() -> None:
+    places = Places()
+    assert places.stop_file == Path("/run/tapmirror/STOP")
+    assert places.taps == Path("/etc/tapmirror/taps.d")
