@@ -72,7 +72,7 @@ class Shop:
         """Head and body."""
         data = body.encode()
         reason = "OK" if status < 400 else "Error"
-        extra = "X-Powered-By: v2\r\n" if self.variant == "broken" else ""
+        extra = "X-Powered-By: v2\r\n" if self.variant == "broken" and kind.startswith("text") else ""
         return (
             f"HTTP/1.1 {status} {reason}\r\nServer: shop\r\nDate: now\r\nContent-Type: {kind}\r\n"
             f"X-Request-Id: {self.rand.getrandbits(64):016x}\r\n{extra}Content-Length: {len(data)}\r\n\r\n"

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures as one page of HTML for people who would rather look than read.
+
+One file with everything in it: no script, no font, no picture from elsewhere.  A policy in its head (CSP level 3)
+forbids all that to the browser too, so that even a mistake in escaping could not run or fetch anything.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from html import escape
+from typing import Final
+
+from tapmirror.compare import EndpointFigures, FieldFigures, Figures, Nature, Outcome
+from tapmirror.compare.summary import Sample
+from tapmirror.report import charts
+from tapmirror.report.style import STYLE
+from tapmirror.report.words import (
+    KINDS,
+    OUTCOMES,
+    between,
+    count,
+    duration,
+    limits_of,
+    milliseconds,
+    nature,
+    percent,
+    rtt,
+    size,
+    slower,
+    times,
+)
+
+CLASSES: Final = {Outcome.PASS: "good", Outcome.FAIL: "bad", Outcome.UNDECIDED: "open"}
+_HASH: Final = base64.b64encode(sha256(STYLE.encode()).digest()).decode()
+POLICY: Final = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
+LEGEND: Final = (
+    '<p class="legend"><span><i class="p"></i>production</span><span><i class="s"></i>shadow</span>{more}</p>'
+)
+
+
+def html(figures: Figures) -> str:
+    """The page."""
+    title = escape(f"{figures.tap}: {figures.shadow} against production")
+    return "".join(
+        [
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width,initial-scale=1">',
+            '<meta name="referrer" content="no-referrer"><meta name="robots" content="noindex">',
+            f"<title>{OUTCOMES[figures.verdict.outcome]} · {title}</title><style>{STYLE}</style></head><body><main>",
+            *_page(figures, title),
+            "</main></body></html>\n",
+        ]
+    )
+
+
+def _page(figures: Figures, title: str) -> Iterator[str]:
+    everything = figures.all
+    yield f"<h1>{title}</h1>"
+    yield from _verdict(figures)
+    if figures.verdict.checks:
+        yield '<div class="grid3">'
+        for check in figures.verdict.checks:
+            estimate, around, _ = limits_of(check)
+            tag = f'<span class="tag {CLASSES[check.outcome]}">{check.outcome.value}</span>'
+            yield f'<section class="card"><div class="bar"><h3>{escape(check.name)}</h3>{tag}</div>'
+            yield f'<div class="bar"><span class="big num">{estimate}</span>'
+            yield f'<small class="dim">certainly {around}</small></div>{charts.interval(check)}</section>'
+        yield "</div>"
+    yield from _tiles(figures)
+    yield "<h2>How fast</h2>"
+    yield LEGEND.format(more="<span>time to the last byte</span>")
+    yield '<div class="grid2">'
+    yield _card("All requests, production above, shadow below", charts.distribution(everything.bins))
+    yield _card("Quantiles", charts.quantile_marks(everything.production, everything.shadow))
+    yield _card("Over time: p50, and p99 dashed", charts.timeline(figures.line, figures.width))
+    yield _card("Status codes", charts.statuses(everything.production, everything.shadow))
+    yield "</div>"
+    yield "<h2>Endpoints, the worst first</h2>"
+    for n, endpoint in enumerate(figures.endpoints):
+        yield from _endpoint(endpoint, opened=n == 0 and _concerns(endpoint))
+    if not figures.endpoints:
+        yield '<p class="dim">Nothing was compared yet.</p>'
+    yield from _noise(figures)
+    yield from _losses(figures)
+    yield f"<footer><p>{escape(rtt(figures))}</p>"
+    yield (
+        f"<p>Intervals hold at every moment at once, with a probability of {percent(1 - figures.alpha)} "
+        "(confidence sequences): look as often as you like.</p></footer>"
+    )
+
+
+def _verdict(figures: Figures) -> Iterator[str]:
+    verdict = figures.verdict
+    yield f'<section class="verdict {CLASSES[verdict.outcome]}"><b>{OUTCOMES[verdict.outcome]}</b>'
+    yield f"<p>{escape(verdict.reason)}</p></section>"
+
+
+def _tiles(figures: Figures) -> Iterator[str]:
+    everything = figures.all
+    one, other = everything.production, everything.shadow
+    share = figures.paired / figures.requests if figures.requests else 0.0
+    yield '<div class="tiles">'
+    yield _tile(
+        "requests compared",
+        count(figures.paired),
+        f"{percent(share)} of {count(figures.requests)}, {duration(figures.seconds)}",
+    )
+    yield _tile("errors", f"{percent(one.error_rate)} → {percent(other.error_rate)}", "production → shadow")
+    yield _tile(
+        "p99",
+        f"{milliseconds(one.last['p99'])} → {milliseconds(other.last['p99'])}",
+        f"{slower(everything)}; first byte {milliseconds(one.first['p99'])} → {milliseconds(other.first['p99'])}",
+    )
+    yield _tile(
+        "shadow by production, each request",
+        f"{times(everything.paired_ratio['p50'])}",
+        f"p90 {times(everything.paired_ratio['p90'])}, p99 {times(everything.paired_ratio['p99'])}",
+    )
+    yield _tile("mean size", f"{size(one.mean_bytes)} → {size(other.mean_bytes)}", "production → shadow")
+    if figures.level != "status":
+        yield _tile(
+            "answers that differ",
+            percent(everything.diff_rate.value),
+            f"{count(everything.differing)} of {count(everything.compared)}",
+        )
+    yield "</div>"
+
+
+def _endpoint(endpoint: EndpointFigures, *, opened: bool) -> Iterator[str]:
+    one, other = endpoint.production, endpoint.shadow
+    error = (endpoint.error_diff.low or 0) > 0
+    slow = (endpoint.p99_ratio.low or 0) > 1
+    yield f'<details{" open" if opened else ""}><summary><div class="ep">'
+    yield f'<span class="name">{escape(endpoint.name)}</span>'
+    yield _cell(count(endpoint.pairs), "requests")
+    yield _cell(percent(other.error_rate), f"errors, was {percent(one.error_rate)}", error)
+    yield _cell(slower(endpoint), f"p99, {milliseconds(other.last['p99'])}", slow)
+    yield _cell(percent(endpoint.diff_rate.value), "differ", endpoint.differing > 0)
+    yield '</div></summary><div class="body">'
+    fields = [field for field in endpoint.fields if field.nature is not Nature.NOISE]
+    for field in fields:
+        yield from _field(field)
+    if not fields:
+        yield '<p class="dim">No difference but noise.</p>'
+    for reason, number in endpoint.skipped.items():
+        yield f'<p class="dim">{count(number)} bodies not compared: {escape(reason)}.</p>'
+    yield '<div class="grid2">'
+    yield f"<div><h3>Times</h3>{charts.distribution(endpoint.bins)}</div>"
+    yield f"<div><h3>Quantiles</h3>{charts.quantile_marks(one, other)}</div>"
+    if set(one.statuses) != {"200"} or set(other.statuses) != {"200"}:
+        yield f"<div><h3>Status codes</h3>{charts.statuses(one, other)}</div>"
+    yield "</div>"
+    yield (
+        f'<p class="dim"><small>Error rate difference {between(endpoint.error_diff)}, '
+        f"p99 ratio {times(endpoint.p99_ratio.low)} to {times(endpoint.p99_ratio.high)}, "
+        f"difference rate {between(endpoint.diff_rate)}.</small></p></div></details>"
+    )
+
+
+def _field(field: FieldFigures) -> Iterator[str]:
+    early = ' <span class="tag open">too early to tell from noise</span>' if field.nature is Nature.WAITING else ""
+    kind = KINDS.get(field.kind, field.kind)
+    yield (
+        f'<div class="field"><div class="bar"><span class="path">{escape(field.path or field.kind)}</span>'
+        f'<span>{escape(kind)} in <b class="num">{percent(field.raw)}</b> <small class="dim">({count(field.count)} '
+        f"requests, {escape(nature(field))})</small>{early}</span></div>"
+    )
+    for sample in field.samples:
+        yield from _sample(sample)
+    yield "</div>"
+
+
+def _sample(sample: Sample) -> Iterator[str]:
+    yield f'<div class="sample"><div class="pair"><div><code>{escape(sample.one)}</code></div>'
+    yield f"<div><code>{escape(sample.other)}</code></div></div>"
+    yield f"<details><summary>request and both answers</summary><pre>{escape(sample.curl)}</pre>"
+    yield f'<div class="pair"><div><pre>{escape(sample.production)}</pre></div>'
+    yield f"<div><pre>{escape(sample.shadow)}</pre></div></div></details></div>"
+
+
+def _noise(figures: Figures) -> Iterator[str]:
+    found: dict[str, list[str]] = {}
+    for endpoint in figures.endpoints:
+        for field in endpoint.fields:
+            if field.nature is Nature.NOISE:
+                found.setdefault(f"{field.path} ({KINDS.get(field.kind, field.kind)})", []).append(endpoint.name)
+    if found:
+        yield f"<h2>Noise</h2><details><summary>{count(len(found))} fields differ by themselves "
+        yield 'and do not count</summary><div class="body"><table>'
+        for path, names in sorted(found.items()):
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            yield f'<tr><td><code>{escape(path)}</code></td><td class="dim">{escape(shown)}</td></tr>'
+        yield "</table></div></details>"
+
+
+def _losses(figures: Figures) -> Iterator[str]:
+    rows: Iterable[tuple[str, int]] = [
+        *((f"shadow gave no answer: {reason}", number) for reason, number in figures.failures.items()),
+        *((f"not compared: {reason.replace('_', ' ')}", number) for reason, number in figures.unpaired.items()),
+        *([("only status and times compared: over the budget", figures.thinned)] if figures.thinned else []),
+    ]
+    if rows or figures.notes:
+        yield '<h2>What is not in it</h2><section class="card"><table>'
+        for reason, number in rows:
+            yield f'<tr><td>{escape(reason)}</td><td class="n">{count(number)}</td></tr>'
+        for note in figures.notes:
+            yield f"<tr><td>{escape(note)}</td><td></td></tr>"
+        yield "</table></section>"
+
+
+def _concerns(endpoint: EndpointFigures) -> bool:
+    return bool(endpoint.differing or (endpoint.error_diff.low or 0) > 0 or (endpoint.p99_ratio.low or 0) > 1)
+
+
+def _card(title: str, picture: str) -> str:
+    return f'<section class="card"><h3>{escape(title)}</h3>{picture}</section>' if picture else ""
+
+
+def _tile(name: str, value: str, more: str) -> str:
+    return (
+        f'<section class="card tile"><small>{escape(name)}</small><div class="big num">{escape(value)}</div>'
+        f"<small>{escape(more)}</small></section>"
+    )
+
+
+def _cell(value: str, name: str, bad: bool = False) -> str:
+    return f'<span class="num{" red" if bad else ""}">{escape(value)}<small>{escape(name)}</small></span>'

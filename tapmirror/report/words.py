@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How numbers and names are put into words, the same in all reports."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tapmirror.compare import Check, EndpointFigures, Estimate, FieldFigures, Figures, Outcome
+
+KINDS: Final = {
+    "value": "another value",
+    "type": "another type",
+    "missing": "missing at the shadow",
+    "extra": "only at the shadow",
+    "order": "another order",
+    "length": "another length",
+    "other": "others, too many to list",
+}
+OUTCOMES: Final = {Outcome.PASS: "PASS", Outcome.FAIL: "FAIL", Outcome.UNDECIDED: "UNDECIDED"}
+CONTAINS: Final = (
+    "Production's times run from the last byte of the request to the answer's first or last byte, as the interface "
+    "of this host saw them.  The shadow's run from the last byte sent to it to the answer's bytes as this host "
+    "received them: they contain the network's round trip{rtt}."
+)
+
+
+def milliseconds(value: float) -> str:
+    """A time given in milliseconds, to three digits."""
+    if value >= 1000:
+        return f"{value / 1000:.3g} s" if value < 1e6 else f"{value / 1000:,.0f} s"
+    return f"{value:.3g} ms" if value >= 0.1 else f"{value * 1000:.3g} µs"
+
+
+def percent(value: float | None) -> str:
+    """A share."""
+    if value is None:
+        return "-"
+    if value and abs(value) < 0.0001:
+        return f"{value * 100:.1g} %"
+    return f"{value * 100:.2f} %" if abs(value) < 0.1 else f"{value * 100:.1f} %"
+
+
+def times(value: float | None) -> str:
+    """A ratio."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def count(value: float) -> str:
+    """A number of things."""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes."""
+    for unit in ("B", "KB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}" if unit != "B" else f"{value:.0f} B"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    """A length of time."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def between(estimate: Estimate) -> str:
+    """An interval of shares."""
+    return f"{percent(estimate.low)} to {percent(estimate.high)}"
+
+
+def limits_of(check: Check) -> tuple[str, str, str]:
+    """(estimate, interval, limit) of a check."""
+    show = times if check.name == "p99 ratio" else percent
+    high = show(check.high) if check.high < 1e9 else "?"
+    return show(check.estimate), f"{show(check.low)} to {high}", show(check.limit)
+
+
+def rtt(figures: Figures) -> str:
+    """What the times contain."""
+    return CONTAINS.format(rtt=f", here {milliseconds(figures.rtt)} on average" if figures.rtt is not None else "")
+
+
+def nature(field: FieldFigures) -> str:
+    """What noise says of a field."""
+    if field.noise is None:
+        return "no noise measured here"
+    return f"noise {percent(field.noise)}"
+
+
+def slower(endpoint: EndpointFigures) -> str:
+    """How the shadow's p99 compares."""
+    value = endpoint.p99_ratio.value
+    if value is None:
+        return "-"
+    return f"{(value - 1) * 100:+.0f} %"
+
+
+def clean(text: str) -> str:
+    """One line without control characters."""
+    return "".join(c if c.isprintable() else "·" for c in text)
