@@ -186,7 +186,7 @@ class Conversation:
     # --- the shadows' sides
 
     def chosen(self, shadow: int, number: int) -> None:
-        """This shadow is to get the request: `asked` will follow, or `left_out`."""
+        """The shadow is to get the request: `asked` will follow, or `left_out`."""
         pending = self._pending.get(number)
         if pending is not None:
             pending.replies[shadow] = Reply(_NO_ANSWER, 0)

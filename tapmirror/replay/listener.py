@@ -223,7 +223,7 @@ class Listener:
         for _, kind, data in found:
             if kind == SO_TIMESTAMPING:
                 seconds, rest = _STAMP.unpack_from(data)
-                return seconds * 1_000_000_000 + rest - self._clock.ahead
+                return int(seconds * 1_000_000_000 + rest) - self._clock.ahead
         return time.monotonic_ns()
 
 
