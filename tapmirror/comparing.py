@@ -10,14 +10,31 @@ Pure: no I/O, no clock.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
 from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
 from tapmirror.compare import Comparison, Conversation
-from tapmirror.events import ACCEPTED, END, START, Abort, Buffer, Command, Cut, End, Gap, Message, Part, Segment, Send
-from tapmirror.exchange import Unpaired
+from tapmirror.events import (
+    ACCEPTED,
+    END,
+    START,
+    TUNNEL,
+    Abort,
+    Buffer,
+    Command,
+    Cut,
+    End,
+    Finish,
+    Gap,
+    Message,
+    Open,
+    Part,
+    Segment,
+    Send,
+)
+from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.flows import Flow
 from tapmirror.ledger import Ledger
 from tapmirror.pipeline import Framer, Pipeline
@@ -36,6 +53,20 @@ HEAD_BYTES: Final = 8192
 """Of a request's head that are kept for a sample."""
 
 
+WHOLE: Final = START | END
+PROBE_DELAY: Final = 1.5
+"""Seconds after which a shadow gets a request the second time: what tells the time of day in seconds has changed."""
+PROBES: Final = 1024
+"""Second copies that wait at one time: 1 % of 20,000 requests a second, three times over."""
+PROBE_BYTES: Final = 16_384
+"""Of a request that is sent twice; heads are shorter, and safe requests have no body as a rule."""
+
+
+def probes(spec: TapSpec) -> bool:
+    """Whether shadows get some requests twice, to see what differs by itself."""
+    return spec.compare.level in (Level.HEADERS, Level.BODY) and spec.compare.noise_probe > 0
+
+
 def answer_bytes(spec: TapSpec) -> int:
     """How much of each of production's segments is captured."""
     sizes = {Level.STATUS: STATUS_BYTES, Level.HEADERS: HEADERS_BYTES, Level.BODY: BODY_BYTES}
@@ -45,31 +76,56 @@ def answer_bytes(spec: TapSpec) -> int:
 class Talk:
     """A connection whose answers are compared."""
 
-    __slots__ = ("conversation", "number", "over")
+    __slots__ = ("conversation", "number", "over", "probes")
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         self.number = 0
         """Of its last request."""
+        self.probes: set[int] = set()
+        """Shadows that have a second connection, for requests that they get twice."""
         self.over = False
         """The client's side has ended."""
 
 
 class ComparingPipeline(Pipeline):
-    """As `Pipeline`, for a tap whose answers are compared."""
+    """As `Pipeline`, for a tap whose answers are compared.
 
-    __slots__ = ("_comparison", "_counts", "_next_tick", "_now", "_table", "_talks", "_time_ns", "_undecided")
+    Second copies of requests are for targets behind those of the shadows, in the same order.
+    """
+
+    __slots__ = (
+        "_comparison",
+        "_counts",
+        "_ends",
+        "_next_tick",
+        "_now",
+        "_probed",
+        "_probes",
+        "_table",
+        "_talks",
+        "_targets",
+        "_time_ns",
+        "_undecided",
+    )
 
     def __init__(self, spec: TapSpec, ledger: Ledger, policy: Policy | None, comparison: Comparison) -> None:
         self._counts: Counter[str] = Counter()
         self._table = AnsweredTable(spec.limits, spec.seed, ledger, self._counts)
         super().__init__(spec, ledger, policy, self._table)
         self._comparison = comparison
+        self._targets = sum(shadow.copies for shadow in spec.shadows)
         self._now = 0.0
         self._time_ns = 0
         self._next_tick = 0.0
         self._undecided: list[tuple[int, Talk, int]] = []
         """Requests of which policy has not said yet which shadows get them."""
+        self._probes: deque[tuple[float, Talk, int, bytes, Send]] = deque()
+        """When, where and what is to be sent a second time."""
+        self._ends: list[Finish] = []
+        """Of second connections; policy knows nothing of them."""
+        self._probed: set[tuple[int, int]] = set()
+        """Flow and number of requests that the shadows are to get twice and have not got yet."""
         self._talks: dict[int, Talk] = {}
 
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
@@ -98,14 +154,20 @@ class ComparingPipeline(Pipeline):
             self._comparison.tick(now, self._time_ns)
             for flow, talk in [each for each in self._talks.items() if each[1].over]:
                 self._let_go(flow, talk)
-        return self._routed(commands)
+        out = self._routed(commands)
+        return [*out, *self._due_probes(), *self._taken_ends()] if self._probes else out
 
     def close(self, now: float) -> list[Command]:
         """The capture is over."""
         self._at(now)
-        for talk in self._talks.values():
+        commands = super().close(now)
+        for _, talk, _, _, command in self._probes:
+            talk.conversation.left_out(command.target + PROBE, command.number, Unpaired.SHUTDOWN)
+        self._probes.clear()
+        for flow, talk in self._talks.items():
             talk.over = True
-        return super().close(now)
+            self._end_probes(flow, talk)
+        return [*commands, *self._taken_ends()]
 
     def conversation(self, flow: int) -> Conversation | None:
         """Of a connection whose answers are compared; for replay, when it opens its own."""
@@ -196,7 +258,8 @@ class ComparingPipeline(Pipeline):
         """A request begins; which of its connection it is."""
         talk.number = number = talk.number + 1
         conversation = talk.conversation
-        self._comparison.request(flow.id, number, _head(part.data), part.flags, self._now)
+        if self._comparison.request(flow.id, number, _head(part.data), part.flags, self._now):
+            self._probed.add((flow.id, number))
         if self._policy is None:
             conversation.chosen(0, number)
             conversation.decided(number)
@@ -210,6 +273,7 @@ class ComparingPipeline(Pipeline):
         if talk is not None:
             talk.over = True
             talk.conversation.production_ended(self._time_ns, reset)
+            self._end_probes(flow.id, talk)
             self._let_go(flow.id, talk)
 
     # --- which shadows get it
@@ -217,7 +281,9 @@ class ComparingPipeline(Pipeline):
     def _routed(self, commands: list[Command]) -> list[Command]:
         """Through policy; what it decided on requests is told to their conversations."""
         if self._policy is None:
-            return commands
+            if self._probed:
+                self._keep_probes(commands)
+            return [*commands, *self._taken_ends()] if self._ends else commands
         routed = self._policy.route(commands, self._now)
         if self._undecided:
             for command in routed:
@@ -230,7 +296,44 @@ class ComparingPipeline(Pipeline):
                 else:
                     talk.conversation.decided(number)
             self._undecided = waiting
-        return routed
+        if self._probed:
+            self._keep_probes(routed)
+        return [*routed, *self._taken_ends()] if self._ends else routed
+
+    def _keep_probes(self, commands: list[Command]) -> None:
+        """Keep a copy of what shadows are to get a second time."""
+        for command in commands:
+            if type(command) is not Send or (command.flow, command.number) not in self._probed:
+                continue
+            talk = self._talks.get(command.flow)
+            if talk is None or command.flags & WHOLE != WHOLE or command.flags & TUNNEL:
+                continue
+            if len(self._probes) < PROBES and len(command.data) <= PROBE_BYTES:
+                talk.conversation.chosen(command.target + PROBE, command.number)
+                self._probes.append((self._now + PROBE_DELAY, talk, command.flow, bytes(command.data), command))
+        self._probed &= {(flow, number) for flow, _, number in self._undecided}
+
+    def _due_probes(self) -> list[Command]:
+        """Those whose time has come."""
+        out: list[Command] = []
+        while self._probes and self._probes[0][0] <= self._now:
+            _, talk, flow, data, command = self._probes.popleft()
+            target = self._targets + command.target
+            if command.target not in talk.probes:
+                talk.probes.add(command.target)
+                out.append(Open(flow, True, target=target))
+            out.append(Send(flow, data, 0, command.flags, target, command.number))
+            if talk.over:
+                self._end_probes(flow, talk)
+        return out
+
+    def _end_probes(self, flow: int, talk: Talk) -> None:
+        self._ends += [Finish(flow, self._targets + target) for target in sorted(talk.probes)]
+        talk.probes.clear()
+
+    def _taken_ends(self) -> list[Finish]:
+        ends, self._ends = self._ends, []
+        return ends
 
 
 def _head(data: Buffer) -> bytes:

@@ -31,8 +31,9 @@ import msgspec
 from tapmirror import privsep
 from tapmirror.admission import Admission
 from tapmirror.compare import Comparison
-from tapmirror.comparing import ComparingPipeline, answer_bytes
+from tapmirror.comparing import ComparingPipeline, answer_bytes, probes
 from tapmirror.events import LOOP_DSCP, DropReason, FilterReason
+from tapmirror.exchange import PROBE
 from tapmirror.ledger import Account, Ledger, View, added, times, total
 from tapmirror.packet import Decoder
 from tapmirror.pipeline import Pipeline
@@ -361,6 +362,7 @@ def _replay(
 ) -> Replay:
     """A reactor for each copy of each shadow."""
     reactors: list[Reactor] = []
+    second: list[Reactor] = []
     clock = Clock()
     for shadow, found, context, ledger in zip(setup.spec.shadows, setup.addresses, contexts, ledgers, strict=True):
         addresses = [(family, tuple(address)) for family, address in found]
@@ -369,7 +371,11 @@ def _replay(
             if comparing is not None:
                 hearing = Hearing(comparing.conversation, len(reactors), clock, ledger.events)
             reactors.append(Reactor(addresses, setup.spec, shadow, ledger, context, hearing))
-    return Replay(reactors)
+            if comparing is not None and probes(setup.spec):
+                hearing = Hearing(comparing.conversation, len(reactors) - 1 + PROBE, clock, Counter())
+                # A ledger of its own: what is sent twice was captured once.
+                second.append(Reactor(addresses, setup.spec, shadow, Ledger(), context, hearing))
+    return Replay(reactors + second)
 
 
 def load_hook(call: str, events: Counter[str]) -> Callable[[HookRequest], object]:
