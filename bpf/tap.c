@@ -458,21 +458,37 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 	return 0;
 }
 
+/* What holds for packets of this interface. */
+static inline u32 flags_of(struct tap_config *c, u32 ifindex)
+{
+	u32 flags = c->flags;
+	for (u32 i = 0; i < TAP_MAX_LINKS; i++) {
+		if (i >= c->link_count)
+			break;
+		if (c->links[i].ifindex == ifindex)
+			flags |= c->links[i].flags;
+	}
+	return flags;
+}
+
 int tap(struct __sk_buff *skb)
 {
 	u32 zero = 0;
 	struct tap_config *c = config.lookup(&zero);
 	if (!c || (skb->pkt_type == OTHERHOST && !(c->flags & TAP_PROMISC)))
 		return 0;
+	u32 flags = flags_of(c, skb->ifindex);
 	u32 outgoing = skb->pkt_type == OUTGOING;
-	if (outgoing && (c->flags & TAP_LOOPBACK))
+	if (outgoing && (flags & TAP_LOOPBACK))
 		return 0;
 	struct tap_key key = {}, reverse = {};
 	struct seen p = {};
 	u16 type;
 	u8 proto = 0;
 	u32 end = 0, l4;
-	u32 l3 = parse_link(skb, c->flags, &key.vlan, &type);
+	u32 l3 = parse_link(skb, flags, &key.vlan, &type);
+	if (flags & TAP_MANY)
+		key.vlan = 0;
 	if (type == 0x0800)
 		l4 = parse_ip4(skb, l3, key.client, key.server, &p, &proto, &end);
 	else if (type == 0x86dd)
@@ -483,9 +499,9 @@ int tap(struct __sk_buff *skb)
 		return 0;
 	if (!parse_tcp(skb, l4, end, &key.client_port, &key.server_port, &p))
 		return 0;
-	if (!outgoing && is_production(c, key.server, key.server_port))
+	if ((!outgoing || (flags & TAP_EITHER_WAY)) && is_production(c, key.server, key.server_port))
 		return from_client(skb, c, &key, &p);
-	if ((outgoing || (c->flags & (TAP_LOOPBACK | TAP_PROMISC))) && is_production(c, key.client, key.client_port)) {
+	if ((outgoing || (flags & (TAP_LOOPBACK | TAP_PROMISC | TAP_EITHER_WAY))) && is_production(c, key.client, key.client_port)) {
 		__builtin_memcpy(reverse.client, key.server, 16);
 		__builtin_memcpy(reverse.server, key.client, 16);
 		reverse.client_port = key.server_port;

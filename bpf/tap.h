@@ -39,12 +39,21 @@ struct tap_record {
 #define TAP_CHUNK 65536
 #define TAP_MAX_CHUNKS 9
 
-/* What is captured; written once, before the program is attached. */
+/* What is captured; written before the program is attached.  Threshold and links may change later. */
 #define TAP_MAX_ADDRS 16
 #define TAP_LOOPBACK 1	 /* the interface shows each packet twice */
 #define TAP_EGRESS_ALL 2 /* a record for each packet of production */
 #define TAP_NO_L2 4	 /* packets begin with the IP header */
 #define TAP_PROMISC 8	 /* a mirror port: packets are for other stations, production's come in too */
+#define TAP_MANY 16	 /* several interfaces, which may show one packet: VLANs do not tell flows apart */
+#define TAP_EITHER_WAY 32 /* production may be behind the interface (a container): its address alone tells */
+#define TAP_MAX_LINKS 16
+
+/* An interface whose packets are to be read in another way: TAP_LOOPBACK, TAP_NO_L2. */
+struct tap_link {
+	__u32 ifindex;
+	__u32 flags;
+};
 
 struct tap_endpoint {
 	__u8 addr[16];
@@ -60,9 +69,12 @@ struct tap_config {
 	__u32 addr_count; /* 0: all addresses */
 	__u32 excluded_count;
 	__u32 dscp; /* of packets that no tap may capture */
+	__u32 link_count;
 	__u32 answer_bytes; /* copied of each of production's segments, of flows with TAP_WANT_ANSWERS; 0: no answers */
+	__u32 pad;
 	__u8 addrs[TAP_MAX_ADDRS][16];
 	struct tap_endpoint excluded[TAP_MAX_ADDRS];
+	struct tap_link links[TAP_MAX_LINKS];
 	__u8 ports[8192]; /* a bit for each */
 };
 

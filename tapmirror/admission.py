@@ -32,8 +32,9 @@ PLAUSIBLE: Final = 1 << 30
 class Admission:
     """Headers in, segments out; `totals` counts as `Counters` does.
 
-    `both_ways`: production's packets come in too, from a mirror port or through a tunnel.  `answer_bytes`: of each of
-    production's segments with payload, where flows want answers.
+    `both_ways`: production's packets come in too, from a mirror port or through a tunnel.  `many`: several interfaces,
+    which may show one packet.  `either_way`: production may be behind the interface; its address alone tells.
+    `answer_bytes`: of each of production's segments with payload, where flows want answers.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class Admission:
         threshold: int,
         seed: int,
         dscp: int,
-        loopback: bool,
         egress_all: bool,
         both_ways: bool = False,
         answer_bytes: int = 0,
+        many: bool = False,
+        either_way: bool = False,
     ) -> None:
         self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
         self._addrs = frozenset(addrs)
@@ -56,13 +58,18 @@ class Admission:
         self._threshold = threshold
         self._seed = seed
         self._dscp = dscp
-        self._loopback = loopback
-        self._both_ways = both_ways or loopback
+        self._both_ways = both_ways or either_way
+        self._many = many
+        self._either_way = either_way
         self._egress_all = egress_all
         self._answer_bytes = answer_bytes
         self._wants = bytearray(bytes([WANT_ONE | (WANT_ANSWERS if answer_bytes else 0)]) * 0x10000)
         self._handshakes: OrderedDict[FlowKey, tuple[int, int]] = OrderedDict()
         self.totals: dict[str, tuple[int, int]] = {}
+
+    def set_threshold(self, threshold: int) -> None:
+        """From here on take the flows whose hash is below it."""
+        self._threshold = threshold
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to report production's acknowledgements of the flow's bucket."""
@@ -79,15 +86,17 @@ class Admission:
         records, total = self.totals.get(name, (0, 0))
         self.totals[name] = records + 1, total + size
 
-    def admit(self, header: Header, outgoing: bool, time_ns: int) -> list[Segment]:
-        """The segments that one packet gives."""
-        if outgoing and self._loopback:
+    def admit(self, header: Header, outgoing: bool, time_ns: int, loopback: bool = False) -> list[Segment]:
+        """The segments that one packet gives; `loopback`: of an interface that shows every packet twice."""
+        if outgoing and loopback:
             return []
-        if not outgoing and self._is_production(header.destination, header.destination_port):
-            key = flow_key(header.source, header.destination, header.source_port, header.destination_port, header.vlan)
+        vlan = 0 if self._many else header.vlan
+        inwards = not outgoing or self._either_way
+        if inwards and self._is_production(header.destination, header.destination_port):
+            key = flow_key(header.source, header.destination, header.source_port, header.destination_port, vlan)
             return self._from_client(key, header, time_ns)
-        if (outgoing or self._both_ways) and self._is_production(header.source, header.source_port):
-            key = flow_key(header.destination, header.source, header.destination_port, header.source_port, header.vlan)
+        if (outgoing or loopback or self._both_ways) and self._is_production(header.source, header.source_port):
+            key = flow_key(header.destination, header.source, header.destination_port, header.source_port, vlan)
             return self._from_server(key, header, time_ns)
         return []
 

@@ -265,6 +265,10 @@ class DropReason(enum.Enum):
     """The rewritten request would not be valid HTTP/1."""
     HOOK_ERROR = "hook_error"
     """The hook raised an error, or returned what is no valid request."""
+    WORKER_LOST = "worker_lost"
+    """Read by a worker that died: what it held, and what became of it since its last account."""
+    SHARE = "share"
+    """Of a connection that fell out of the share while it was mirrored: what was held, and the request under way."""
     SHUTDOWN = "shutdown"
     """Still queued when the tap's drain time was over."""
 

@@ -40,6 +40,24 @@ class Account:
         """How much of what was seen has met its fate."""
         return self.mirrored + self.sampled_out + self.filtered.total() + self.dropped.total()
 
+    def saved(self) -> dict[str, Any]:
+        """The account as plain data, for `restore`."""
+        return {
+            "seen": self.seen,
+            "mirrored": self.mirrored,
+            "sampled_out": self.sampled_out,
+            "filtered": {reason.value: count for reason, count in self.filtered.items()},
+            "dropped": {reason.value: count for reason, count in self.dropped.items()},
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Add what was saved."""
+        self.seen += saved["seen"]
+        self.mirrored += saved["mirrored"]
+        self.sampled_out += saved["sampled_out"]
+        self.filtered.update({FilterReason(reason): count for reason, count in saved["filtered"].items()})
+        self.dropped.update({DropReason(reason): count for reason, count in saved["dropped"].items()})
+
     def snapshot(self, in_flight: int) -> dict[str, Any]:
         """The account as plain data.  `unaccounted` is 0 unless something is wrong."""
         return {
@@ -108,6 +126,21 @@ def total(views: Sequence[View]) -> View:
     return whole
 
 
+def summed(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One snapshot of several, which have the same shape: numbers are added; of all else the first's stays."""
+    found = dict(snapshots[0])
+    for snapshot in snapshots[1:]:
+        for name, value in snapshot.items():
+            mine = found.get(name)
+            if mine is None:
+                found[name] = value
+            elif isinstance(value, dict):
+                found[name] = summed([mine, value])
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                found[name] = mine + value
+    return found
+
+
 class Ledger:
     """All counters of one tap in one process.
 
@@ -139,6 +172,18 @@ class Ledger:
         self.bytes.filtered[reason] += size
         if segments:
             self.segments.filtered[reason] += segments
+
+    def saved(self) -> dict[str, Any]:
+        """All counters as plain data, for `restore`."""
+        units = {unit: getattr(self, unit).saved() for unit in ("segments", "bytes", "requests")}
+        return {**units, "events": dict(self.events), "answers": dict(self.answers)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Add what was saved."""
+        for unit in ("segments", "bytes", "requests"):
+            getattr(self, unit).restore(saved[unit])
+        self.events.update(saved["events"])
+        self.answers.update(saved["answers"])
 
     def snapshot(self, *, segments: int = 0, bytes: int = 0, requests: int = 0) -> dict[str, Any]:  # noqa: A002
         """The ledger as plain data; the arguments are what is in flight of each unit."""

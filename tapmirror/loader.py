@@ -2,9 +2,8 @@
 """The loader: a short-lived privileged process that compiles and loads the capture program.
 
 It is the only place that imports bcc, and only in the child (`python -m tapmirror.loader FD`), so that
-neither LLVM's memory nor its attack surface outlives the start.  It reads no packet: the packet
-socket that it makes is bound to no interface.  The descriptors go to the parent over the
-socket pair (SCM_RIGHTS), and the child exits.
+neither LLVM's memory nor its attack surface outlives the start.  It reads no packet.  The descriptors go
+to the parent over the socket pair (SCM_RIGHTS), and the child exits.
 
 bcc wants kernel headers, but the program uses only stable network UAPI: any installed headers
 package serves, through a private merged view (`headers`) that is removed afterwards.
@@ -13,6 +12,7 @@ package serves, through a private merged view (`headers`) that is removed afterw
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import mmap
@@ -43,6 +43,7 @@ CHILD_FDS: Final = 4 + MAX_WORKERS
 ETH_P_ALL: Final = 0x0003
 SO_ATTACH_BPF: Final = 50
 SIOCGIFHWADDR: Final = 0x8927
+SIOCGIFINDEX: Final = 0x8933
 ARPHRD_ETHER: Final = 1
 ARPHRD_LOOPBACK: Final = 772
 
@@ -60,9 +61,17 @@ LOOPBACK: Final = 1
 EGRESS_ALL: Final = 2
 PROMISC: Final = 8
 NO_L2: Final = 4
+MANY: Final = 16
+EITHER_WAY: Final = 32
 MAX_ADDRS: Final = 16
-CONFIG: Final = struct.Struct("<QIIIIII256s384s8192s")
+MAX_LINKS: Final = 16
+CONFIG: Final = struct.Struct("<QIIIIIIII256s384s128s8192s")
 """`struct tap_config` of bpf/tap.h."""
+THRESHOLD: Final = struct.Struct("<Q")
+LINK_COUNT_AT: Final = 28
+LINKS_AT: Final = 680
+LINK: Final = struct.Struct("<II")
+"""`struct tap_link` of bpf/tap.h."""
 ENDPOINT: Final = struct.Struct("<16s2s6x")
 """`struct tap_endpoint` of bpf/tap.h."""
 
@@ -81,7 +90,6 @@ class LoaderError(Exception):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be captured.  Addresses are in the 16 bytes of a flow key."""
 
-    iface: str
     ports: list[int]
     addrs: list[bytes]
     excluded: list[tuple[bytes, int]]
@@ -93,6 +101,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     promisc: bool = False
     answer_bytes: int = 0
     """Copied of each of production's segments; 0: none."""
+    many: bool = False
+    """Several interfaces, which may show one packet."""
+    either_way: bool = False
+    """Production may be behind the interface: its address alone tells, and must be given."""
     ring_bytes: int
     """Of each worker's ring; a power of two."""
     workers: int = 1
@@ -103,7 +115,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class Loaded:
     """A loaded program and its maps, not yet attached to an interface."""
 
-    packet: socket.socket
+    program: int
     counters: int
     wants: int
     config: int
@@ -116,8 +128,7 @@ class Loaded:
 
     def close(self) -> None:
         """Let go of everything; the kernel detaches and frees what nobody else holds."""
-        self.packet.close()
-        for fd in (self.counters, self.wants, self.config, *self.rings):
+        for fd in (self.program, self.counters, self.wants, self.config, *self.rings):
             with suppress(OSError):
                 os.close(fd)
 
@@ -150,8 +161,8 @@ def load(request: Request) -> Loaded:
     reply: dict[str, str] = json.loads(data) if data else {"kind": "refused", "error": "the loader process died"}
     if "error" in reply:
         raise LoaderError(reply["kind"], reply["error"])
-    packet, counters, wants, config, *rings = fds
-    loaded = Loaded(socket.socket(fileno=packet), counters, wants, config, tuple(rings))
+    program, counters, wants, config, *rings = fds
+    loaded = Loaded(program, counters, wants, config, tuple(rings))
     try:
         configure(loaded, request)
     except BaseException:
@@ -162,12 +173,8 @@ def load(request: Request) -> Loaded:
 
 def configure(loaded: Loaded, request: Request) -> None:
     """Write the program's configuration, and open all buckets of the `wants` map."""
-    kind = link_type(request.iface)
     flags = (EGRESS_ALL if request.egress_all else 0) | (PROMISC if request.promisc else 0)
-    if kind == ARPHRD_LOOPBACK:
-        flags |= LOOPBACK
-    elif kind != ARPHRD_ETHER:
-        flags |= NO_L2
+    flags |= (MANY if request.many else 0) | (EITHER_WAY if request.either_way else 0)
     ports = bytearray(8192)
     for port in request.ports:
         ports[port >> 3] |= 1 << (port & 7)
@@ -179,32 +186,91 @@ def configure(loaded: Loaded, request: Request) -> None:
         len(request.addrs),
         min(len(request.excluded), MAX_ADDRS),
         request.dscp,
+        0,
         request.answer_bytes,
+        0,
         b"".join(request.addrs),
         excluded,
+        b"",
         bytes(ports),
     )
-    wants = b"\x05" if request.answer_bytes else b"\x01"
-    for fd, content in ((loaded.config, value), (loaded.wants, wants * 65_536)):
-        with mmap.mmap(fd, -(-len(content) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
-            view[: len(content)] = content
+    write(loaded.config, 0, value)
+    write(loaded.wants, 0, (b"\x05" if request.answer_bytes else b"\x01") * 65_536)
 
 
-def attach(packet: socket.socket, iface: str) -> None:
-    """Begin to capture: bind the packet socket to the interface, for both directions."""
-    packet.bind((iface, ETH_P_ALL))
+def write(fd: int, offset: int, content: bytes) -> None:
+    """Write into a map that can be mapped."""
+    with mmap.mmap(fd, -(-(offset + len(content)) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
+        view[offset : offset + len(content)] = content
 
 
-def link_type(iface: str) -> int:
-    """The ARPHRD type of an interface of this network namespace.  Raises OSError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        answer = fcntl.ioctl(any_socket, SIOCGIFHWADDR, struct.pack("16s24x", iface.encode()))
-    return int(struct.unpack_from("=H", answer, 16)[0])
+def set_threshold(loaded: Loaded, threshold: int) -> None:
+    """From the next packet on capture the flows whose hash is below `threshold`."""
+    write(loaded.config, 0, THRESHOLD.pack(threshold))
+
+
+class Attachment:
+    """A packet socket with the program, bound to one interface, for both directions."""
+
+    def __init__(self, loaded: Loaded, iface: str) -> None:
+        """Begin to capture.  Raises OSError."""
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, loaded.program)
+            self.index = link_index(iface, self.socket)
+            self.flags = link_flags(iface, self.socket)
+            _note_link(loaded, self.index, self.flags)
+            self.socket.bind((iface, ETH_P_ALL))
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def close(self) -> None:
+        """Capture there no longer."""
+        self.socket.close()
+
+
+def _note_link(loaded: Loaded, index: int, flags: int) -> None:
+    """Tell the program how to read the interface's packets.  Raises OSError if it has no more room.
+
+    An entry of an interface that is gone stays until another needs its place: the kernel seldom gives an index twice,
+    and then the entry is overwritten here.
+    """
+    with mmap.mmap(loaded.config, -(-CONFIG.size // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
+        (count,) = struct.unpack_from("<I", view, LINK_COUNT_AT)
+        known = [LINK.unpack_from(view, LINKS_AT + LINK.size * i)[0] for i in range(count)]
+        if index in known:
+            place = known.index(index)
+        elif not flags:
+            return
+        else:
+            there = {found for found, _ in socket.if_nameindex()}
+            place = next((i for i, found in enumerate(known) if found not in there), count)
+        if place >= MAX_LINKS:
+            raise OSError(errno.ENOSPC, f"more than {MAX_LINKS} interfaces without an Ethernet header")
+        LINK.pack_into(view, LINKS_AT + LINK.size * place, index, flags)
+        struct.pack_into("<I", view, LINK_COUNT_AT, max(count, place + 1))
+
+
+def link_index(iface: str, any_socket: socket.socket) -> int:
+    """The number of an interface in the network namespace of the socket.  Raises OSError."""
+    answer = fcntl.ioctl(any_socket, SIOCGIFINDEX, struct.pack("16s24x", iface.encode()))
+    return int(struct.unpack_from("=i", answer, 16)[0])
+
+
+def link_flags(iface: str, any_socket: socket.socket) -> int:
+    """How its packets are to be read: `LOOPBACK`, `NO_L2` or 0.  Raises OSError."""
+    answer = fcntl.ioctl(any_socket, SIOCGIFHWADDR, struct.pack("16s24x", iface.encode()))
+    kind = int(struct.unpack_from("=H", answer, 16)[0])
+    if kind == ARPHRD_LOOPBACK:
+        return LOOPBACK
+    return 0 if kind == ARPHRD_ETHER else NO_L2
 
 
 def is_loopback(iface: str) -> bool:
-    """Whether the interface shows every packet twice."""
-    return link_type(iface) == ARPHRD_LOOPBACK
+    """Whether the interface, of this network namespace, shows every packet twice.  Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        return link_flags(iface, any_socket) == LOOPBACK
 
 
 def source() -> str:
@@ -250,12 +316,12 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
 
 
 def compile_and_load(request: Request) -> tuple[list[int], Any]:
-    """The descriptors packet, counters, wants, config, a ring for each worker; and what keeps them open.
+    """The descriptors program, counters, wants, config, a ring for each worker; and what keeps them open.
 
     Raises `LoaderError`.
     """
     try:
-        packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
     except PermissionError:
         raise LoaderError("privilege", "capturing needs root (CAP_NET_RAW)") from None
     with headers() as view:
@@ -279,7 +345,6 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
             function = program.load_func("tap", bcc.BPF.SOCKET_FILTER)
         except Exception as error:
             raise LoaderError("refused", f"the kernel refuses the BPF program: {first_line(error)}") from None
-    packet.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, function.fd)
     maps = [program[name].map_fd for name in ("counters", "wants", "config")]
     rings = [program["ring"].map_fd]
     try:
@@ -288,7 +353,7 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
         raise LoaderError("refused", f"the kernel refuses the ring of a worker: {error.strerror}") from None
     for shard, ring in enumerate(rings):
         program["rings"][ctypes.c_int(shard)] = ctypes.c_int(ring)
-    return [packet.fileno(), *maps, *rings], (packet, program)
+    return [function.fd, *maps, *rings], program
 
 
 def check_bpf() -> None:

@@ -46,7 +46,7 @@ class Pipeline:
     Without a `policy` all of them are for target 0.
     """
 
-    __slots__ = ("_flows", "_head_bytes", "_heads", "_host", "_ledger", "_policy", "_protocol", "_turns")
+    __slots__ = ("_flows", "_head_bytes", "_heads", "_host", "_ledger", "_policy", "_protocol", "_raw", "_turns")
 
     def __init__(
         self, spec: TapSpec, ledger: Ledger, policy: Policy | None = None, flows: FlowTable | None = None
@@ -56,6 +56,7 @@ class Pipeline:
         self._turns = spec.pacing is Pacing.WAIT
         self._flows = FlowTable(spec.limits, spec.seed, ledger) if flows is None else flows
         self._protocol = spec.protocol
+        self._raw = spec.protocol is Protocol.RAW
         self._head_bytes = spec.limits.head_bytes
         self._heads = Pool(spec.limits.heads_bytes)
         self._host = constant_host(spec) if policy is None else None
@@ -68,13 +69,13 @@ class Pipeline:
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
         """Take one captured segment.  The commands' data is valid as long as the segment's."""
         events = self._flows.feed(segment, now)
-        accepted = segment[1] & ACCEPTED
-        if not events and not accepted:
+        begins = self._raw and segment[1] & ACCEPTED
+        if not events and not begins:
             return _NOTHING
         commands: list[Command] = []
         for event in events:
             self._step(event, commands)
-        if accepted and self._protocol is Protocol.RAW:
+        if begins:
             self._accept(segment, commands)
         return commands if self._policy is None else self._policy.route(commands, now)
 
@@ -83,6 +84,21 @@ class Pipeline:
         commands: list[Command] = []
         for event in self._flows.expire(now):
             self._step(event, commands)
+        return commands if self._policy is None else self._policy.route(commands, now)
+
+    def keep(self, threshold: int, now: float) -> Sequence[Command]:
+        """From here on there are only flows whose hash is below `threshold`: give up the others, each with the
+        request under way on it, and what of them still comes.
+
+        What went to the shadow of such a request is cut off there by a reset; whole requests that are queued still go.
+        """
+        commands: list[Command] = []
+        for flow in self._flows.keep(threshold, now):
+            self._give_up_prefix(flow, DropReason.SHARE)
+            if flow.framer is not None:
+                self._ledger.bytes.dropped[DropReason.SHARE] += sum(each.size for each in flow.framer.end())
+            if flow.opened:
+                commands.append(Abort(flow.id, DropReason.SHARE, True))
         return commands if self._policy is None else self._policy.route(commands, now)
 
     def held(self) -> tuple[int, int]:

@@ -11,8 +11,9 @@ import os
 import pwd
 import resource
 import socket
+import stat
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ import msgspec
 WORKER_USERS: Final = ("tapmirror", "nobody")
 """The worker runs as the first of these that exists."""
 MAX_FDS: Final = 8
+LAST_WORDS: Final = 64 << 10
+"""Bytes that a process without privilege may add to a file that is its standard error."""
 
 PR_SET_DUMPABLE: Final = 4
 PR_CAPBSET_DROP: Final = 24
@@ -28,6 +31,8 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAP_LAST: Final = 63
+PIECE: Final = 1 << 13
+"""Characters of a piece of a long message: below `MESSAGE` of the worker, however they are written in JSON."""
 
 
 class PrivilegeError(RuntimeError):
@@ -44,7 +49,7 @@ def worker_identity() -> tuple[int, int]:
 
 
 def drop_privileges(uid: int, gid: int, files: int) -> None:
-    """Become `uid`, `gid` for good: no groups, no capabilities, no way back, no core dump.
+    """Become `uid`, `gid` for good: no groups, no capabilities, no way back, no core dump, no children, no files.
 
     `files` is the limit of open descriptors afterwards, as far as the hard limit allows.  Raises
     `PrivilegeError` if anything is left.
@@ -53,6 +58,8 @@ def drop_privileges(uid: int, gid: int, files: int) -> None:
     with suppress(ValueError, PermissionError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, max(files, hard)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_room_for_last_words(),) * 2)
     for capability in range(CAP_LAST + 1):
         with suppress(OSError):
             _prctl(PR_CAPBSET_DROP, capability)
@@ -111,16 +118,43 @@ def receive_large(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list
         return msgspec.json.decode(os.pread(file.fileno(), message["bytes"], 0), type=dict[str, Any]), fds
 
 
-def receive_any(sock: socket.socket, limit: int, most: int) -> dict[str, Any]:
-    """One message, of `send` (at most `limit` bytes) or of `send_large` (`most`); raises as `receive` does."""
-    message, fds = receive(sock, limit)
-    if not fds:
-        return message
-    with ExitStack() as files:
-        memory, *_ = [files.enter_context(open(fd, "rb")) for fd in fds]
-        if not 0 < message["bytes"] <= most:
+def send_pieces(sock: socket.socket, message: Any) -> None:
+    """Send one message of any size as several of at most `PIECE` characters.  Raises OSError."""
+    text = msgspec.json.encode(message).decode()
+    for start in range(0, len(text), PIECE):
+        send(sock, {"piece": text[start : start + PIECE], "more": start + PIECE < len(text)})
+
+
+class Pieces:
+    """Messages of `send_pieces` as they come; one has at most `limit` characters."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[str] = []
+        self._size = 0
+
+    def take(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message that this one completes, or is; empty while there is more to come.  Raises ValueError."""
+        piece = message.get("piece")
+        if not isinstance(piece, str):
+            return message
+        self._parts.append(piece)
+        self._size += len(piece)
+        if self._size > self._limit:
             raise ValueError("message too long")
-        return msgspec.json.decode(os.pread(memory.fileno(), message["bytes"], 0), type=dict[str, Any])
+        if message.get("more"):
+            return {}
+        whole, self._parts, self._size = "".join(self._parts), [], 0
+        return msgspec.json.decode(whole, type=dict[str, Any])
+
+
+def _room_for_last_words() -> int:
+    """The size that files may have: none, or where standard error is one, what a traceback needs beyond it."""
+    with suppress(OSError):
+        found = os.fstat(2)
+        if stat.S_ISREG(found.st_mode):
+            return found.st_size + LAST_WORDS
+    return 0
 
 
 def _prctl(option: int, value: int) -> None:

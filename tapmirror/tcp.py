@@ -192,6 +192,12 @@ class Receiver:
             return pieces + self._take(start + length, b"", True, ack) if fin else pieces
         return self._take(start, payload, fin, ack)
 
+    def finish(self) -> None:
+        """Take a FIN that comes alone and in order to a receiver that is `simple`, as `feed` would."""
+        self.ended = True
+        self.simple = False
+        self._advance(self.position + 1)
+
     def acknowledged(self, ack: int) -> list[Piece]:
         """Production has received everything before `ack`: holes before it are gaps."""
         limit = self.position + distance(ack, self.next)

@@ -3,10 +3,11 @@
 
 It is started by the supervisor as `python -m tapmirror.worker FD`, with one end of a socket
 pair.  It imports what it needs, receives its set-up and its descriptors, gives up every
-privilege, and only then looks at a byte of the network.
+privilege, and only then looks at a byte of the network (`privsep`, `sandbox`).
 
-Over the same socket the supervisor asks for the ledger (`snapshot`) and ends the tap
-(`drain`).  If the supervisor dies, the socket ends and the worker drains and goes.
+Over the same socket the supervisor asks for the ledger (`snapshot`), tells of a change of the share (`share`) and
+ends the tap (`drain`).  If the supervisor dies, the socket ends and the worker drains and goes.  If the worker dies,
+another one takes its place over the same capture and goes on with its books (`succession`).
 
 The loop never sleeps on anything but its epoll and the batching pause `HOLD`.
 """
@@ -24,11 +25,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, NoReturn
 
 import msgspec
 
-from tapmirror import privsep
+from tapmirror import privsep, sandbox, succession
 from tapmirror.admission import Admission
 from tapmirror.compare import Comparison
 from tapmirror.comparing import ComparingPipeline, answer_bytes, probes
@@ -39,8 +41,7 @@ from tapmirror.packet import Decoder
 from tapmirror.pipeline import Pipeline
 from tapmirror.policy import HookRequest, Policy, is_needed
 from tapmirror.policy.match import compile_text
-from tapmirror.policy.redact import Redactor
-from tapmirror.policy.samples import SampleRedactor
+from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.replay import Reactor, Replay
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.listener import Clock
@@ -65,6 +66,8 @@ IDLE_TICK: Final = 1.0
 NICENESS: Final = 5
 """Where CPU is short, production's processes (0) get three times as much (sched_prio_to_weight in the kernel): a tap
 rather drops than makes production wait."""
+OOM_SCORE: Final = 1000
+"""Where memory is short, the kernel ends workers first (proc(5): the most that can be set), production is not."""
 SPARE_FILES: Final = 64
 """Descriptors a worker needs beside its connections."""
 MESSAGE: Final = 1 << 16
@@ -87,9 +90,20 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Shadow end points (16-byte address, port) that are never captured; for `packet`."""
     addrs: list[bytes] = []
     """Production's addresses in 16 bytes; for `packet`."""
-    loopback: bool = False
+    links: list[int] | None = None
+    """Numbers of the interfaces whose packets count; for `packet` where the socket sees others too."""
     block_bytes: int = BLOCK_BYTES
     """Of the ring; for `packet`."""
+    shard: int = 0
+    """Which of the tap's workers this is,"""
+    workers: int = 1
+    """of so many, of which each has its part of the connections."""
+    threshold: int = 1 << 32
+    """Of 2**32 values of the flow hash, how many are captured now."""
+    secret: bytes = b""
+    """Of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
+    past: dict[str, Any] | None = None
+    """The last books of the worker whose place this one takes."""
     uid: int
     gid: int
 
@@ -119,19 +133,32 @@ class Worker:
         self._pipeline = Pipeline(spec, ledger, policy) if comparing is None else comparing
         self._stopping = False
         self._control: socket.socket | None = None
+        self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self.sandbox: list[str] = []
+        """Layers of the kernel's that hold this process, of `seccomp` and `landlock`."""
 
     def serve(self, control: socket.socket) -> None:
         """Mirror until told to drain, or until the supervisor is gone."""
         self._control = control
         self._replay.watch(control.fileno(), self._on_control)
-        self._replay.watch(self._source.fileno(), _awake)
+        self._replay.watch(self._source.fileno(), self._source.woken)
         self.run(time.monotonic)
         self._drain(time.monotonic)
         final = self.snapshot()
         if self._comparing is not None:
             self._comparing.shut()
-            final["compare"] = self._comparing.state()
+            final["compare"] = self._comparing.brief()
+            final["comparison"] = self._comparing.state()
         self._reply({"final": final})
+
+    def take_over(self, setup: Setup) -> None:
+        """Go on with the books of a predecessor, if there was one."""
+        shadows = (
+            [] if self._policy is None else [(each.ledger, each.spec.copies) for each in self._policy.destinations]
+        )
+        succession.take_over(setup.past, self._ledger, shadows, self._source.received)
+        if setup.past is not None:
+            self._pipeline.keep(setup.threshold, time.monotonic())
 
     def stop(self) -> None:
         """Leave the loop after the turn under way."""
@@ -181,8 +208,25 @@ class Worker:
             },
             "flows": len(self._pipeline.flows),
             **({} if self._comparing is None else {"compare": self._comparing.brief()}),
-            "worker": {"pid": os.getpid(), "cpu_s": usage.ru_utime + usage.ru_stime, "rss_kb": _rss_kb()},
+            "ring": {"bytes": self._spec.limits.ring_bytes, "fill": round(self._source.fill(), 4)},
+            "worker": {
+                "pid": os.getpid(),
+                "cpu_s": usage.ru_utime + usage.ru_stime,
+                "rss_kb": self._rss_kb(),
+                "sandbox": self.sandbox,
+            },
         }
+
+    def books(self) -> dict[str, Any]:
+        """What a successor needs; right after `snapshot`."""
+        shadows = [] if self._policy is None else [each.ledger for each in self._policy.destinations]
+        return {
+            **succession.books(self._ledger, shadows),
+            "capture": msgspec.to_builtins(self._source.counters()),
+        }
+
+    def _rss_kb(self) -> int:
+        return int(os.pread(self._memory, 100, 0).split()[1]) * resource.getpagesize() // 1024
 
     def _shadows(self, captured: int) -> list[View]:
         """The account of each shadow, of which `captured` bytes are in flight before policy."""
@@ -254,12 +298,29 @@ class Worker:
         except (OSError, EOFError):
             self._stopping = True
             return
-        if message.get("op") == "snapshot":
-            self._reply({"snapshot": self.snapshot()})
-        elif message.get("op") == "compare":
+        operation = message.get("op")
+        if operation == "snapshot":
+            self._reply({"snapshot": self.snapshot(), "books": self.books()})
+        elif operation == "compare":
             self._reply({"compare": {} if self._comparing is None else self._comparing.state()})
+        elif operation == "share":
+            self._set_share(int(message["threshold"]), message.get("percent"))
+            self._reply({"share": {}})
+        elif operation == "links":
+            if isinstance(self._source, LiveSource):
+                self._source.links = frozenset(message["indexes"])
+            self._reply({"links": {}})
         else:
             self._stopping = True
+
+    def _set_share(self, threshold: int, percent: float | None) -> None:
+        """Take only flows whose hash is below `threshold`; `percent`: of the tap's share, where it is not of flows."""
+        self._source.set_threshold(threshold)
+        if self._policy is not None and percent is not None:
+            self._policy.set_percent(percent)
+        now = time.monotonic()
+        for command in self._pipeline.keep(threshold, now):
+            self._replay.execute(command, now)
 
     def _reply(self, message: dict[str, Any]) -> None:
         assert self._control is not None
@@ -267,13 +328,9 @@ class Worker:
             if self._comparing is None:
                 privsep.send(self._control, message)
             else:  # with samples it may be long
-                privsep.send_large(self._control, message)
+                privsep.send_pieces(self._control, message)
         except OSError:
             self._stopping = True
-
-
-def _awake() -> None:
-    """The source has something: the loop looks at it in every turn anyway."""
 
 
 def _enter(account: Account, counters: Any, index: int) -> None:
@@ -285,27 +342,31 @@ def _enter(account: Account, counters: Any, index: int) -> None:
     account.dropped[DropReason.FRAGMENT] = counters.fragment[index]
 
 
-def _rss_kb() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize() // 1024
-
-
 def _source(setup: Setup, fds: list[int]) -> Source:
     spec = setup.spec
     if setup.capture == "ring":
         ring, counters, wants = fds
-        return RingSource(ring, counters, wants, ring_bytes=spec.limits.ring_bytes, seed=spec.seed)
+        return RingSource(
+            ring,
+            counters,
+            wants,
+            ring_bytes=spec.limits.ring_bytes,
+            seed=spec.seed,
+            shard=setup.shard,
+            workers=setup.workers,
+        )
     admission = Admission(
         ports=spec.ports,
         addrs=setup.addrs,
         excluded=setup.excluded,
-        threshold=spec.threshold(),
+        threshold=setup.threshold,
         seed=spec.seed,
         dscp=LOOP_DSCP,
-        loopback=setup.loopback,
         egress_all=spec.pacing is Pacing.WAIT,
         both_ways=spec.promisc or spec.decap,
         answer_bytes=answer_bytes(spec),
+        many=spec.many,
+        either_way=spec.many and bool(spec.addrs),
     )
     decoder = Decoder(tunnels=True, checksums=False) if spec.decap else None
     sock = socket.socket(fileno=fds[0])
@@ -316,28 +377,30 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         block_bytes=setup.block_bytes,
         decoder=decoder,
         promiscuous=spec.promisc,
+        links=setup.links,
+        past=msgspec.convert(setup.past["capture"], dict[str, tuple[int, int]]) if setup.past is not None else None,
     )
 
 
-def _policy(spec: TapSpec, hook: Callable[[HookRequest], object] | None) -> Policy | None:
+def _policy(spec: TapSpec, secret: bytes, hook: Callable[[HookRequest], object] | None) -> Policy | None:
     """What decides on requests, if there is anything to decide."""
     if not is_needed(spec):
         return None
     return Policy(
         spec,
         [Ledger() for _ in spec.shadows],
-        secret=os.urandom(32),
+        secret=secret,
         epoch=time.time() - time.monotonic(),
         hook=hook,
     )
 
 
-def _comparing(spec: TapSpec, ledger: Ledger, policy: Policy | None) -> ComparingPipeline | None:
+def _comparing(setup: Setup, ledger: Ledger, policy: Policy | None) -> ComparingPipeline | None:
     """What compares answers, if that is asked for: with each copy of each shadow."""
+    spec = setup.spec
     if spec.compare.level is Level.OFF:
         return None
-    secret = os.urandom(32)
-    redactions = [each for each in (spec.redact, spec.compare.redact) if each is not None]
+    rules = [spec.compare.redact or USUAL, *([spec.redact] if spec.redact is not None else [])]
     comparison = Comparison(
         spec.compare,
         [
@@ -348,7 +411,7 @@ def _comparing(spec: TapSpec, ledger: Ledger, policy: Policy | None) -> Comparin
             for shadow in spec.shadows
             for copy in range(shadow.copies)
         ],
-        SampleRedactor([Redactor(each, secret) for each in redactions]),
+        SampleRedactor(rules, setup.secret),
         [compile_text(pattern) for pattern in spec.compare.ignore_patterns],
     )
     return ComparingPipeline(spec, ledger, policy, comparison)
@@ -398,7 +461,7 @@ def load_hook(call: str, events: Counter[str]) -> Callable[[HookRequest], object
 
 def prepare(setup: Setup, fds: list[int]) -> Worker:
     """The worker, without privileges.  Raises `SetupError` for what the user can set right."""
-    spec = setup.spec
+    spec = setup.spec.of_worker(setup.workers)
     ledger = Ledger()
     contexts: list[ssl.SSLContext | None] = []
     for i, shadow in enumerate(spec.shadows):
@@ -407,6 +470,8 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
         except (OSError, ValueError) as error:
             raise SetupError(f"shadows[{i}].tls: {_reason(error)}") from None
     os.nice(NICENESS)
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write(str(OOM_SCORE))
     copies = sum(shadow.copies for shadow in spec.shadows)
     privsep.drop_privileges(setup.uid, setup.gid, spec.limits.connections * copies + SPARE_FILES)
     hook = None
@@ -415,17 +480,39 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             hook = load_hook(spec.hook.call, ledger.events)
         except Exception as error:  # whatever a user's module raises
             raise SetupError(f"hook: cannot load {spec.hook.call}: {_reason(error)}") from None
-    policy = _policy(spec, hook)
+    policy = _policy(spec, setup.secret, hook)
     ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
-    comparing = _comparing(spec, ledger, policy)
+    comparing = _comparing(setup, ledger, policy)
     replay = _replay(setup, contexts, ledgers, comparing)
-    return Worker(spec, _source(setup, fds), replay, ledger, policy, comparing)
+    worker = Worker(spec, _source(setup, fds), replay, ledger, policy, comparing)
+    worker.take_over(setup)
+    limit = memory_limit(spec)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    worker.sandbox = sandbox.enter(
+        sandbox.Grants(
+            ports=frozenset(int(address[1]) for found in setup.addresses for _, address in found),
+            only_read=[] if setup.capture == "ring" else fds,
+            imports=hook is not None,
+        )
+    )
+    return worker
 
 
 def _reason(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     return f"{' '.join(text.split())}{where}" or type(error).__name__
+
+
+COMPARED_BYTES: Final = 128 << 20
+"""What a comparison holds beside bodies: 100 end points, 200 samples, repeats, and its whole state in one message."""
+
+
+def memory_limit(spec: TapSpec) -> int:
+    """Bytes of private memory (setrlimit(2), RLIMIT_DATA): the ring, which is shared, is not among them."""
+    copies = sum(shadow.copies for shadow in spec.shadows)
+    compared = spec.compare.held_bytes + COMPARED_BYTES if spec.compare.level is not Level.OFF else 0
+    return spec.limits.memory + (copies - 1) * spec.limits.queues_bytes + compared * copies
 
 
 def main() -> None:
@@ -436,8 +523,9 @@ def main() -> None:
         message, fds = privsep.receive_large(control, SETUP_BYTES)
     except (OSError, EOFError):
         return  # the supervisor is gone
+    setup = msgspec.convert(message, Setup)
     try:
-        worker = prepare(msgspec.convert(message, Setup), fds)
+        worker = prepare(setup, fds)
     except SetupError as error:
         privsep.send(control, {"error": str(error)})
         return
@@ -448,7 +536,17 @@ def main() -> None:
         privsep.send(control, {"ready": os.getpid()})
     except OSError:
         return
-    worker.serve(control)
+    try:
+        worker.serve(control)
+    except MemoryError:
+        _say_that_memory_is_out(control, memory_limit(setup.spec))
+
+
+def _say_that_memory_is_out(control: socket.socket, limit: int) -> NoReturn:
+    """End, with a line for the supervisor; there may be no memory for more."""
+    with suppress(OSError):
+        privsep.send(control, {"error": f"limits.memory: the worker needs more than {limit >> 20} MiB"})
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ class Both:
         self.ring: list[Kept] = []
         self.live: list[Kept] = []
         with host.enter():
-            loopback = loader.is_loopback(iface)
             request = loader.Request(
-                iface=iface,
                 ports=list(ports),
                 addrs=[packed(address) for address in addrs],
                 excluded=[(packed(address), port) for address, port in excluded],
@@ -78,17 +76,16 @@ class Both:
                 threshold=threshold,
                 seed=seed,
                 dscp=LOOP_DSCP,
-                loopback=loopback,
                 egress_all=egress_all,
                 answer_bytes=answer_bytes,
             )
             self.live_source = LiveSource(
-                open_live(iface, live_bytes, loopback=loopback, ports=ports, block_bytes=live_block)[0],
+                open_live(iface, live_bytes, loopback=loader.is_loopback(iface), ports=ports, block_bytes=live_block),
                 admission,
                 live_bytes,
                 block_bytes=live_block,
             )
-            loader.attach(self._loaded.packet, iface)
+            self._attached = loader.Attachment(self._loaded, iface)
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +93,7 @@ class Both:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._attached.close()
         self._loaded.close()
         self.ring_source.close()
         self.live_source.close()

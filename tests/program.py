@@ -8,13 +8,8 @@ behind a header of the kernel's own, whose zero address is the loopback interfac
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
 import platform
-import socket
 import struct
-import subprocess
-import sys
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,15 +26,6 @@ ETH_P_IPV6: Final = 0x86DD
 RING_BYTES: Final = 1 << 20
 FLAGS_AT: Final = 12
 """Of `flags` in `struct tap_config`."""
-LOADER: Final = """
-import socket, sys
-import bcc, msgspec
-from tapmirror import loader
-with socket.socket(fileno=int(sys.argv[1])) as parent:
-    request = msgspec.json.decode(parent.recv(65536), type=loader.Request)
-    fds, (packet, program) = loader.compile_and_load(request)
-    socket.send_fds(parent, [b"x"], [*fds, program.load_func("tap", bcc.BPF.SOCKET_FILTER).fd])
-"""
 
 
 class Program:
@@ -52,22 +38,11 @@ class Program:
         self._links = links
         self.request = loader.Request(
             **{
-                "iface": "lo", "ports": [80], "addrs": [], "excluded": [], "threshold": 1 << 32, "seed": 0,
+                "ports": [80], "addrs": [], "excluded": [], "threshold": 1 << 32, "seed": 0,
                 "dscp": LOOP_DSCP, "egress_all": False, "ring_bytes": RING_BYTES, **options,
             }
         )  # fmt: skip
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            with theirs:
-                ours.send(msgspec.json.encode(self.request))
-                done = subprocess.run(
-                    [sys.executable, "-c", LOADER, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()], capture_output=True, text=True, check=False,
-                )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            _, fds, _, _ = socket.recv_fds(ours, 100, 100)
-        packet, counters, wants, config, *rings, self._program = fds
-        self.loaded = loader.Loaded(socket.socket(fileno=packet), counters, wants, config, tuple(rings))
+        self.loaded = loader.load(self.request)
         self.configure()
         self.sources = [
             RingSource(
@@ -83,10 +58,11 @@ class Program:
         """Write the configuration, with other values."""
         self.request = msgspec.structs.replace(self.request, **changes)
         loader.configure(self.loaded, self.request)
-        chosen = ((loader.EGRESS_ALL, self.request.egress_all), (loader.PROMISC, self.request.promisc))
-        flags = sum(flag for flag, there in chosen if there) | (0 if self._links else loader.NO_L2)
-        with mmap.mmap(self.loaded.config, -(-loader.CONFIG.size // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
-            view[FLAGS_AT : FLAGS_AT + 4] = struct.pack("=I", flags)
+        if not self._links:
+            flags = (loader.EGRESS_ALL if self.request.egress_all else 0) | (
+                loader.PROMISC if self.request.promisc else 0
+            )
+            loader.write(self.loaded.config, FLAGS_AT, struct.pack("=I", flags | loader.NO_L2))
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +73,6 @@ class Program:
         for source in self.sources:
             source.close()
         self.loaded.close()
-        os.close(self._program)
 
     def run(self, packet: Any, repeat: int = 1) -> int:
         """Show it a packet so many times; the nanoseconds that one took.  Raises OSError."""
@@ -107,7 +82,7 @@ class Program:
         size = 14 + len(content)
         attributes = ctypes.create_string_buffer(80)
         address = ctypes.addressof(data)
-        struct.pack_into("=IIIIQQII", attributes, 0, self._program, 0, size, 0, address, 0, repeat, 0)
+        struct.pack_into("=IIIIQQII", attributes, 0, self.loaded.program, 0, size, 0, address, 0, repeat, 0)
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syscall(loader.SYS_BPF[platform.machine()], PROG_TEST_RUN, attributes, 80) < 0:
             raise OSError(ctypes.get_errno(), "BPF_PROG_TEST_RUN")

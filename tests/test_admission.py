@@ -23,7 +23,6 @@ def admission(**options: Any) -> Admission:
         "threshold": 1 << 32,
         "seed": 0,
         "dscp": LOOP_DSCP,
-        "loopback": False,
         "egress_all": False,
     }
     return Admission(**{**defaults, **options})
@@ -91,8 +90,8 @@ def test_half_open_connections_are_bounded() -> None:
         (packet(data=b"x"), {"excluded": ((SERVER, 80),)}, False, None),
         (packet(data=b"x"), {"excluded": ((SERVER, 81), (OTHER, 80))}, False, "emitted"),
         (packet(data=b"x"), {}, True, None),
-        (packet(data=b"x"), {"loopback": True}, True, None),
-        (packet(data=b"x"), {"loopback": True}, False, "emitted"),
+        (packet(data=b"x"), {"either_way": True}, True, "emitted"),
+        (packet(data=b"x"), {"either_way": True}, False, "emitted"),
         (packet(data=b"x", dscp=LOOP_DSCP), {}, False, "loop"),
         (packet(data=b"x", fragment=True), {}, False, "fragment"),
         (packet(data=b"x"), {"threshold": 0}, False, "sampled_out"),
@@ -109,6 +108,25 @@ def test_one_packet(header: Header, options: dict[str, Any], outgoing: bool, cou
     assert fates == ({count} if count else set())
     assert bool(found) == (count == "emitted" or bool(header.flags & RST))
     assert ("seen" in tap.totals) == (count not in (None, "bare_ack"))
+
+
+def test_of_an_interface_that_shows_packets_twice_one_is_taken() -> None:
+    tap = admission()
+    assert [len(tap.admit(packet(data=b"x"), outgoing, 0, loopback=True)) for outgoing in (True, False)] == [0, 1]
+    assert len(tap.admit(packet(SERVER, data=b"y"), False, 0, loopback=True)) == 1
+
+
+def test_with_many_interfaces_a_vlan_does_not_tell_flows_apart() -> None:
+    keys = {admission(many=many).admit(packet(data=b"x", vlan=5), False, 0)[0][0] for many in (True, False)}
+    assert keys == {flow_key(CLIENT, SERVER, PORTS[CLIENT], PORTS[SERVER], vlan) for vlan in (0, 5)}
+
+
+def test_a_threshold_that_moves() -> None:
+    tap = admission()
+    tap.set_threshold(0)
+    assert tap.admit(packet(data=b"x"), False, 0) == []
+    tap.set_threshold(1 << 32)
+    assert len(tap.admit(packet(data=b"x"), False, 0)) == 1
 
 
 def test_sampling_is_the_hash_of_the_flow() -> None:

@@ -29,7 +29,7 @@ from scapy.all import (
 from captures import fates, payloads
 from program import Program
 from tapmirror.events import FROM_SERVER, LOOP_DSCP
-from tapmirror.packet import flow_hash, flow_key
+from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
 from tapmirror.spec.sampled import threshold
 
@@ -71,14 +71,9 @@ def key_of(number: int) -> bytes:
     return flow_key(client, server, (1_024 + number).to_bytes(2, "big"), b"\0\x50", 0)
 
 
-def shard_of(hashed: int) -> int:
-    """As in bpf/tap.c."""
-    return ((((hashed & 0xFFFF) * 0x9E3779B1) & 0xFFFFFFFF) >> 16) * WORKERS >> 16
-
-
 def worker_of(number: int) -> int:
     """Who gets that client's connection."""
-    return shard_of(flow_hash(key_of(number), 0))
+    return shard_of(flow_hash(key_of(number), 0), WORKERS)
 
 
 def counted(program: Program) -> list[Counters]:
@@ -123,7 +118,7 @@ def test_who_gets_a_flow_has_nothing_to_do_with_whether_it_is_sampled(shards: Pr
 
 
 def test_the_smallest_share_has_flows_for_all_workers() -> None:
-    chosen = Counter(shard_of(hashed) for hashed in range(threshold(0.0001)))
+    chosen = Counter(shard_of(hashed, WORKERS) for hashed in range(threshold(0.0001)))
     assert len(chosen) == WORKERS
     assert max(chosen.values()) - min(chosen.values()) < 10
 

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any
 
 import pytest
 
+from e2e.driven import driven
 from lab import HashSink, Host, Lab, Snapshot, identity, load, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import main
+from tapmirror.cli.run import watch
+from tapmirror.supervisor import workers
 
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 BOUND = 10.0
@@ -536,3 +540,32 @@ def test_it_starts_in_a_directory_that_is_gone(lab: Lab, tmp_path: Path) -> None
     with HashSink(lab.shadow), Run(lab.node, before=before, capture="ebpf") as tap:
         tap.up()
         assert tap.stop()["capture"] == "ebpf"
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_a_tap_that_breaks_down_does_not_end_the_others(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All final ledgers come all the same, and the exit status tells."""
+    monkeypatch.setattr(workers, "FAILURES", 1)
+    stop_read, stop_write = os.pipe()
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, stop_write)
+        stack.callback(os.close, stop_read)
+        for port in (80, 81):
+            stack.enter_context(HashSink(lab.shadow, port))
+        victim, other = (
+            stack.enter_context(driven(lab.node, name=name, shadow=f"{lab.shadow.addr4}:{port}"))
+            for name, port in (("victim", 80), ("other", 81))
+        )
+        os.kill(victim.snapshot()["worker"]["pid"], signal.SIGKILL)
+        threading.Timer(1.0, lambda: os.write(stop_write, b"x")).start()
+        ledgers, broken = watch([victim, other], stop_read, None)
+    assert broken and [ledger["tap"] for ledger in ledgers] == ["victim", "other"]
+    assert [ledger["state"] for ledger in ledgers] == ["stopped", "stopped"]
+    assert [bool(ledger["state_reason"]) for ledger in ledgers] == [True, False]
+    for ledger in ledgers:
+        identity(ledger)
+    error = "tapmirror: error: victim: the worker process ended (signal 9) 1 times in a row; the tap is detached"
+    assert [line for line in capsys.readouterr().err.splitlines() if "error" in line] == [error]

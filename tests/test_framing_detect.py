@@ -77,3 +77,21 @@ def test_an_answer_stands_whatever_follows(data: bytes) -> None:
 @given(st.binary(min_size=LONGEST + 1, max_size=40).filter(lambda d: b" " not in d))
 def test_what_is_no_method_is_known_after_the_longest_method(data: bytes) -> None:
     assert detect(data) == "raw"
+
+
+@given(
+    st.sampled_from([*sorted(METHODS), b"GETS", b"get"]),
+    st.binary(max_size=12),
+    st.sampled_from([b"HTTP/1.1\r\n", b"HTTP/1.0\r\n", b"HTTP/1.1\n", b"HTTP/2.0\r\n", b"HTTP/1.1\r\nHost: a\r\n"]),
+)
+def test_what_is_known_at_once_is_known_step_by_step(method: bytes, target: bytes, version: bytes) -> None:
+    """The short way, for beginnings that are whole, says what the long way says of their parts."""
+    data = method + b" /" + target + b" " + version
+    line = data[: data.find(b"\n") + 1] or data
+    told = next((found for n in range(len(line) + 1) if (found := detect(line[:n])) is not None), None)
+    assert detect(data) == told
+
+
+@pytest.mark.parametrize("length", range(ENOUGH - 40, ENOUGH + 40, 7))
+def test_a_long_line_is_http_either_way(length: int) -> None:
+    assert detect(b"GET /" + b"a" * (length - 16) + b" HTTP/1.1\r\n") == "http"

@@ -277,3 +277,24 @@ def test_answers_that_find_no_room_are_garbage() -> None:
     for framer in framers:
         framer.eof()
     assert pool.bytes == 0
+
+
+def test_a_connection_knows_what_another_was_answered() -> None:
+    """And is not misled by it where its own answer is another."""
+    first = ResponseFramer(LIMIT, Pool(LIMIT))
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    first.expect(0)
+    assert first.feed(answer) == [200]
+    for mine, statuses in (
+        (answer, [200]),
+        (answer.replace(b"200", b"404"), [404]),
+        (answer.replace(b"2\r", b"3\r") + b"!", [200]),
+    ):
+        second = ResponseFramer(LIMIT, Pool(LIMIT), first)
+        second.expect(0)
+        assert list(second.feed(mine)) == statuses
+        assert (second.outstanding, second.failed) == (0, False)
+    second = ResponseFramer(LIMIT, Pool(LIMIT), first)
+    second.expect(NO_BODY)
+    assert list(second.feed(answer[:-2])) == [200]
+    assert (second.outstanding, second.skippable()) == (0, 0)

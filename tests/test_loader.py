@@ -75,12 +75,18 @@ def test_the_configuration_has_the_layout_of_the_header() -> None:
     found = structs()
     config, endpoint = found["tap_config"], found["tap_endpoint"]
     assert (ctypes.sizeof(config), ctypes.sizeof(endpoint)) == (loader.CONFIG.size, loader.ENDPOINT.size)
+    link = bytes(loader.LINK.size) + loader.LINK.pack(7, 1)
     packed = loader.ENDPOINT.pack(bytes(range(16)), b"\0\x50")
-    value = config.from_buffer_copy(loader.CONFIG.pack(1, 2, 3, 4, 5, 6, 7, b"a" * 256, packed, b"p" * 8192))
+    value = config.from_buffer_copy(
+        loader.CONFIG.pack(1, 2, 3, 4, 5, 6, 0, 7, 0, b"a" * 256, packed, link, b"p" * 8192)
+    )
     names = ("threshold", "seed", "flags", "addr_count", "excluded_count", "dscp", "answer_bytes")
     assert [getattr(value, name) for name in names] == [1, 2, 3, 4, 5, 6, 7]
     assert bytes(value.addrs[15]) == b"a" * 16
     assert (bytes(value.excluded[0].addr), bytes(value.ports)) == (bytes(range(16)), b"p" * 8192)
+    assert (value.links[1].ifindex, value.links[1].flags) == (7, 1)
+    assert (config.link_count.offset, config.links.offset) == (loader.LINK_COUNT_AT, loader.LINKS_AT)
+    assert config.threshold.offset == 0
     assert value.excluded[0].port.to_bytes(2, sys.byteorder) == b"\0\x50"
 
 
@@ -95,7 +101,8 @@ def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     assert (defined["TAP_FROM_SERVER"], defined["TAP_ACCEPTED"]) == (FROM_SERVER, ACCEPTED)
     assert (defined["TAP_WANT_ALL"], defined["TAP_WANT_ANSWERS"]) == (WANT_ALL, WANT_ANSWERS)
     assert defined["TAP_MAX_ADDRS"] == loader.MAX_ADDRS
-    assert (defined["TAP_LOOPBACK"], defined["TAP_EGRESS_ALL"], defined["TAP_NO_L2"]) == (1, 2, 4)
+    flags = ("LOOPBACK", "EGRESS_ALL", "NO_L2", "PROMISC", "MANY", "EITHER_WAY", "MAX_LINKS")
+    assert {name: defined[f"TAP_{name}"] for name in flags} == {name: getattr(loader, name) for name in flags}
 
 
 # --- for real
@@ -109,7 +116,6 @@ def lab() -> Iterator[Lab]:
 
 def request(**changes: Any) -> loader.Request:
     values: dict[str, Any] = {
-        "iface": "lo",
         "ports": [80],
         "addrs": [],
         "excluded": [],
@@ -183,12 +189,13 @@ def test_it_captures_from_attach_until_close(lab: Lab) -> None:
         try:
             assert count_of_syns() == 0
             with lab.node.enter():
-                loader.attach(loaded.packet, "lo")
+                attached = loader.Attachment(loaded, "lo")
             assert count_of_syns() == 1
             assert count_of_syns() == 2
         finally:
-            loaded.close()
+            attached.close()
         assert count_of_syns() == 2
+        loaded.close()
     finally:
         source.close()
 
@@ -207,7 +214,7 @@ def test_the_configuration_is_what_was_asked_for() -> None:
     finally:
         loaded.close()
     assert (config.threshold, config.seed, config.dscp) == (5, 6, LOOP_DSCP)
-    assert config.flags == loader.LOOPBACK | loader.EGRESS_ALL
+    assert config.flags == loader.EGRESS_ALL
     assert [bytes(each) for each in config.addrs[: config.addr_count]] == options["addrs"]
     assert config.excluded_count == 1
     assert bytes(config.excluded[0])[:18] == b"c" * 16 + b"\x12\x34"
@@ -220,7 +227,7 @@ def test_the_configuration_is_what_was_asked_for() -> None:
 def test_an_interface_that_is_not_there(lab: Lab) -> None:
     with lab.node.enter():
         with pytest.raises(OSError, match="No such device"):
-            loader.load(request(iface="nosuch0"))
+            loader.is_loopback("nosuch0")
         assert loader.is_loopback("lo")
         assert not loader.is_loopback("eth0")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import shutil
 import socket
 import ssl
 import threading
@@ -34,6 +35,17 @@ def test_contexts(certificates: Certificates, tmp_path: Path) -> None:
             make_context(spec, "new.test")
     with pytest.raises(ValueError, match=r".+"):
         make_context(Tls(sni="." + "a" * 70), "new.test")
+
+
+def test_authorities_of_a_directory_are_read_at_once(
+    certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later the worker can open no file; one that holds none is passed over."""
+    shutil.copy(certificates.authority, tmp_path / "0a1b2c3d.0")
+    (tmp_path / "README").write_text("no certificate")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    assert make_context(Tls(), "new.test").cert_store_stats()["x509_ca"] == 1
 
 
 def test_a_socket_that_would_block_says_so(certificates: Certificates) -> None:

@@ -39,7 +39,7 @@ from lab.network import has_vlan
 from tapmirror.admission import Admission
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, RST, SYN
 from tapmirror.packet import MAPPED, flow_hash, flow_key
-from tapmirror.source.live import BLOCK_BYTES, LiveSource, block_bytes, open_live
+from tapmirror.source.live import BLOCK_BYTES, LiveSource, block_bytes, let_in, open_shared
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -480,8 +480,10 @@ def test_workers_share_the_flows_and_both_directions_meet(lab: Lab, iface: str) 
     """On loopback each packet once."""
     on_loopback = iface == "lo"
     with Nginx(lab.node), lab.node.enter():
-        sockets = open_live(iface, LIVE_BYTES, loopback=on_loopback, ports=[80], workers=3)
-        sources = [LiveSource(sock, admission(egress_all=True, loopback=on_loopback), LIVE_BYTES) for sock in sockets]
+        sockets = open_shared(3, LIVE_BYTES, loopback=on_loopback)
+        links = [socket.if_nametoindex(iface)]
+        sources = [LiveSource(sock, admission(egress_all=True), LIVE_BYTES, links=links) for sock in sockets]
+        let_in(sockets, [80], links)
         client, address = (lab.node, "127.0.0.1") if on_loopback else (lab.client, lab.node.addr4)
         assert load(client, address, requests=60, connections=60, per_connection=1).failed == 0
         flows = []
@@ -506,7 +508,7 @@ def admission(**more: Any) -> Admission:
         threshold=1 << 32,
         seed=0,
         dscp=LOOP_DSCP,
-        **{"loopback": False, "egress_all": False, **more},
+        **{"egress_all": False, **more},
     )
 
 

@@ -23,6 +23,7 @@ from tapmirror.worker import Setup
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 SHADOW = "10.77.2.2"
+PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,20 @@ def started(lab: Lab, **change: Any) -> WorkerProcess:
     fields = {"iface": "eth0", "ports": (80,), "shadows": (parse_shadow(f"{SHADOW}:80"),), **change}
     spec = TapSpec(**fields)
     setup = Setup(spec=spec, addresses=[[(int(socket.AF_INET), [SHADOW, 80])]], capture="packet", uid=uid, gid=gid)
-    with lab.node.enter(), open_live("eth0", Limits().ring_bytes, loopback=False, ports=None)[0] as sock:
-        return WorkerProcess.started(setup, [sock.fileno()])
+    with lab.node.enter(), open_live("eth0", Limits().ring_bytes, loopback=False, ports=None) as sock:
+        worker = WorkerProcess(setup, [sock.fileno()])
+    try:
+        worker.wait_ready(PATIENCE)
+    except BaseException:
+        worker.close(0.0)
+        raise
+    return worker
 
 
 def test_it_answers_and_goes_when_let_go(lab: Lab) -> None:
     worker = started(lab)
     try:
-        found = worker.ask({"op": "snapshot"}, "snapshot", 5.0)
+        found = worker.ask({"op": "snapshot"}, "snapshot", 5.0)["snapshot"]
         assert found["worker"]["pid"] == worker.pid
         assert not select.select([worker.fileno()], [], [], 0)[0]
     finally:

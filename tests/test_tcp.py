@@ -122,6 +122,21 @@ def test_bare_fin_in_order() -> None:
     assert (stream.out, stream.ended) == (b"abc", True)
 
 
+@pytest.mark.parametrize("first", [1000, 0xFFFFFFFF])
+def test_a_fin_alone_and_in_order_is_taken_the_short_way_to_the_same_state(first: int) -> None:
+    ways = []
+    for short in (True, False):
+        ledger = Ledger()
+        rx = Receiver(first, Pool(LIMITS), ledger)
+        if short:
+            rx.finish()
+        else:
+            assert rx.feed(first, b"", 0, True, 5) == [(End(reset=False), None)]
+        late = rx.feed(first, b"x", 1, False, 5)
+        ways.append((rx.next, rx.position, rx.ended, rx.simple, rx.waiting, late, ledger.snapshot()))
+    assert ways[0] == ways[1]
+
+
 def test_data_that_reaches_past_a_waiting_fin_voids_it() -> None:
     stream = Stream()
     stream.seg(3, b"", fin=True)

@@ -51,6 +51,7 @@ class Bare:
     ) -> None:
         self._node = node
         self._loaded: loader.Loaded | None = None
+        self.attached: loader.Attachment | None = None
         self.spec = TapSpec(**{"iface": "eth0", "ports": (80,), "shadows": (parse_shadow(f"{SHADOW}:80"),), **spec})
         uid, gid = privsep.worker_identity()
         setup = Setup(
@@ -73,9 +74,8 @@ class Bare:
     def _open(self, capture: str) -> list[int]:
         limits = self.spec.limits
         if capture == "packet":
-            return [open_live("eth0", limits.ring_bytes, loopback=False, ports=None)[0].detach()]
+            return [open_live("eth0", limits.ring_bytes, loopback=False, ports=None).detach()]
         request = loader.Request(
-            iface="eth0",
             ports=list(self.spec.ports),
             addrs=[],
             excluded=[(packed(SHADOW), 80)],
@@ -86,7 +86,7 @@ class Bare:
             ring_bytes=limits.ring_bytes,
         )
         self._loaded = loader.load(request)
-        loader.attach(self._loaded.packet, "eth0")
+        self.attached = loader.Attachment(self._loaded, "eth0")
         return self._loaded.worker_fds()
 
     def __enter__(self) -> Bare:
@@ -95,15 +95,16 @@ class Bare:
 
     def __exit__(self, *_: object) -> None:
         self.control.close()
-        if self._loaded is not None:
-            self._loaded.close()
+        for part in (self.attached, self._loaded):
+            if part is not None:
+                part.close()
         self._node.stop(self.process, signal.SIGKILL)
 
     def hear(self, name: str, seconds: float = PATIENCE) -> Any:
         """The next message, which is this one."""
         assert select.select([self.control], [], [], seconds)[0], f"no {name!r} within {seconds:g} s"
         message, fds = privsep.receive(self.control, MESSAGE)
-        assert (list(message), fds) == ([name], [])
+        assert (list(message), fds) == ([name, "books"] if name == "snapshot" else [name], [])
         return message[name]
 
     def ask(self, request: str, name: str) -> dict[str, Any]:
@@ -225,8 +226,8 @@ def test_the_drain_has_an_end(lab: Lab, capture: str, protocol: Protocol, shadow
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_after_the_drain_has_begun_nothing_new_is_taken(lab: Lab, capture: str) -> None:
     with HashSink(lab.node), HashSink(lab.shadow) as shadow, Bare(lab.node, capture) as worker:
-        if worker._loaded is not None:
-            worker._loaded.packet.close()  # as the supervisor does before it asks
+        if worker.attached is not None:
+            worker.attached.close()  # as the supervisor does before it asks
         with lab.shadow.blocked(80):
             privsep.send(worker.control, {"op": "drain"})
             final = worker.hear("final")

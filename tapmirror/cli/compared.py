@@ -94,8 +94,8 @@ def all_figures(ledgers: Sequence[dict[str, Any]], limits: Limits, spec: Compare
     return [
         figures(str(ledger.get("tap", "tap")), label, state, spec, limits)
         for ledger in ledgers
-        if "compare" in ledger
-        for label, state in merge([ledger["compare"]], spec).items()
+        if ledger.get("comparison")
+        for label, state in merge(ledger["comparison"], spec).items()
     ]
 
 

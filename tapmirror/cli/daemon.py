@@ -8,11 +8,20 @@ from pathlib import Path
 import click
 
 from tapmirror.cli.messages import fail
+from tapmirror.supervisor.endpoint import parse_address
 from tapmirror.supervisor.log import to_stderr
 from tapmirror.supervisor.places import CONFIG, RUNTIME, STATE, PlaceError, Places
 from tapmirror.supervisor.serve import GROUP, serve
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """A click callback: where to listen."""
+    try:
+        return None if value is None else parse_address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(short_help="Run taps as a service, in the foreground.")
@@ -26,7 +35,8 @@ DIRECTORY = click.Path(path_type=Path, file_okay=False)
 @click.option("--state-dir", type=DIRECTORY, default=STATE, show_default=True, help="Where taps are kept.")
 @click.option("--config-dir", type=DIRECTORY, default=CONFIG, show_default=True, help="Has taps.d/*.yaml.")
 @click.option("--group", default=GROUP, show_default=True, metavar="NAME", help="Whose members may change taps.")
-def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str) -> None:
+@click.option("--metrics", metavar="[ADDRESS:]PORT", callback=_address, help="Serve metrics there for Prometheus.")
+def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str, metrics: tuple[str, int] | None) -> None:
     """Run taps as a service until SIGTERM or Ctrl-C: started, changed and stopped by the other commands.
 
     Taps are kept and come back after a restart.  SIGHUP reads taps.d anew.  While there is a file STOP in the runtime
@@ -34,7 +44,7 @@ def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str) -> 
 
     \b
     Examples:
-      tapmirror daemon
+      tapmirror daemon --metrics 9464        # on the loopback
       tapmirror start --name web --iface eth0 --port 80 --shadow staging.internal:8080
       tapmirror status
       touch /run/tapmirror/STOP           # the kill switch
@@ -43,7 +53,7 @@ def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str) -> 
     """  # noqa: D301 -- click wants the control character
     log = to_stderr()
     try:
-        serve(Places(runtime_dir.absolute(), state_dir.absolute(), config_dir.absolute()), log, group)
+        serve(Places(runtime_dir.absolute(), state_dir.absolute(), config_dir.absolute()), log, group, metrics)
     except PlaceError as error:
         log.close()
         fail(str(error), 2)

@@ -12,6 +12,7 @@ from tapmirror.cli import status, taps
 from tapmirror.cli.compared import report, verdict
 from tapmirror.cli.completion import completion
 from tapmirror.cli.daemon import daemon
+from tapmirror.cli.install import install, uninstall
 from tapmirror.cli.run import run
 from tapmirror.cli.spec import explain, spec
 from tapmirror.cli.streams import streams
@@ -44,6 +45,8 @@ for command in (*taps.COMMANDS, *status.COMMANDS):
     main.add_command(command)
 main.add_command(top)
 main.add_command(completion)
+main.add_command(install)
+main.add_command(uninstall)
 main.add_command(explain)
 main.add_command(spec)
 main.add_command(streams)

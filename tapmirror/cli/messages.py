@@ -37,9 +37,14 @@ def warn(message: str) -> None:
     click.echo(f"tapmirror: {message}", err=True)
 
 
+def error_line(message: str) -> None:
+    """One line of error, and on."""
+    click.echo(f"tapmirror: error: {message}", err=True)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """One line of error, and out."""
-    click.echo(f"tapmirror: error: {message}", err=True)
+    error_line(message)
     raise SystemExit(code)
 
 

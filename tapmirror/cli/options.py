@@ -15,6 +15,17 @@ from tapmirror.spec import Capture, Compare, Level, Pacing, Protocol, Rewrite, S
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -> int | str:
+    """A click callback: a number, or auto; which numbers, the spec says."""
+    if value == "auto":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number, nor auto") from None
+
+
 OPTIONS: Final = (
     click.option(
         "-f",
@@ -83,6 +94,14 @@ OPTIONS: Final = (
         metavar="PERCENT",
         help="Of the safe requests that the shadow gets twice, to learn what differs by itself.",
     ),
+    click.option(
+        "--workers",
+        callback=_workers,
+        default="1",
+        show_default=True,
+        metavar="N|auto",
+        help="Processes that share the connections; auto: half as many as processors.",
+    ),
     click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's]."),
 )
 
@@ -94,7 +113,7 @@ def tap_options(function: Function) -> Function:
     return function
 
 
-BESIDE: Final = frozenset({"iface", "ports", "addrs", "capture", "seed", "promisc", "decap"})
+BESIDE: Final = frozenset({"iface", "ports", "addrs", "capture", "seed", "promisc", "decap", "workers"})
 """Options that say where to tap: they go with a file of Kubernetes, which does not."""
 LISTS: Final = frozenset({"ports", "addrs"})
 OPTION_NAMES: Final = {"ports": "port", "addrs": "addr", "shadows": "shadow"}

@@ -12,16 +12,17 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from tapmirror.cli.compared import all_figures, form_of, limit_options, limits_of, tell_verdict, write_reports
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
-from tapmirror.cli.messages import as_option, fail, warn
+from tapmirror.cli.messages import as_option, error_line, fail, warn
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.spec import Level
 from tapmirror.supervisor import Tap, TapError
+from tapmirror.supervisor.claims import ClaimedError, Claims
 
 
 def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -73,13 +74,14 @@ def run(
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
     try:
-        start(taps)
-    except TapError as error:
+        claims = start(taps)
+    except (TapError, ClaimedError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
     try:
-        ledgers = watch(taps, stop_read, duration)
-    except TapError as error:
-        fail(str(error), 1)
+        ledgers, broken = watch(taps, stop_read, duration)
+    finally:
+        for claim in claims:
+            claim.close()
     try:
         if as_json:
             click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
@@ -98,37 +100,79 @@ def run(
                 click.echo(f"tapmirror: {path} written", err=True)
         except OSError as error:
             fail(f"--report: {report_file}: {error.strerror}", 1)
-    if judge:
-        raise SystemExit(tell_verdict(found, err=as_json))
+    code = tell_verdict(found, err=as_json) if judge else 0
+    if broken or code:
+        raise SystemExit(1 if broken else code)
 
 
-def start(taps: Sequence[Tap]) -> None:
-    """Start all or none.  Raises `TapError`."""
+SERVICE: Final = 1.0
+"""Seconds between two calls of `Tap.service` at most."""
+
+
+def start(taps: Sequence[Tap]) -> list[Claims]:
+    """Start all or none; what is claimed for them.  Raises `TapError` and `ClaimedError`."""
+    claims: list[Claims] = []
     for i, tap in enumerate(taps):
         try:
+            claims.append(Claims(tap.spec))
             tap.start()
         except BaseException:
             for begun in taps[:i]:
                 begun.close()
+            for claim in claims:
+                claim.close()
             raise
+    return claims
 
 
-def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> list[dict[str, Any]]:
-    """Show the taps' state until `stop` is readable, the time is over or a worker dies; the final ledgers."""
-    end = None if duration is None else time.monotonic() + duration
+def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> tuple[list[dict[str, Any]], bool]:
+    """Drive the taps, and show their state, until `stop` is readable, the time is over or all have broken down.
+
+    The final ledgers, and whether one broke down.
+    """
+    end = math.inf if duration is None else time.monotonic() + duration
     specs = [tap.spec for tap in taps]
     view: View = LiveView(specs) if sys.stderr and sys.stderr.isatty() else LineView(specs)
+    ledgers: dict[Tap, dict[str, Any]] = {}
+    broken: set[Tap] = set()
     try:
         with view:
-            while end is None or time.monotonic() < end:
-                view.show([tap.snapshot() for tap in taps])
-                wait = view.interval if end is None else min(view.interval, max(0.0, end - time.monotonic()))
-                if stop in select.select([stop, *(tap.fileno() for tap in taps)], [], [], wait)[0]:
+            shown = -math.inf
+            while len(broken) < len(taps) and (now := time.monotonic()) < end:
+                for tap in taps:
+                    tap.service(now)
+                    if now >= shown + view.interval or tap.state == "stopped":
+                        look(tap, ledgers, broken, several=len(taps) > 1)
+                if now >= shown + view.interval:
+                    view.show([ledgers[tap] for tap in taps])
+                    shown = now
+                if wait(taps, stop, min(end, now + SERVICE, shown + view.interval)):
                     break
-        return [tap.stop() for tap in taps]
+        return [tap.stop() for tap in taps], bool(broken)
     finally:
         for tap in taps:
             tap.close()
+
+
+def look(tap: Tap, ledgers: dict[Tap, dict[str, Any]], broken: set[Tap], *, several: bool) -> None:
+    """Take a tap's ledger; where it has broken down, say so once, and keep its last one."""
+    if tap in broken:
+        return
+    try:
+        ledgers[tap] = tap.snapshot()
+    except TapError as error:
+        ledgers.setdefault(tap, tap.last())
+        broken.add(tap)
+        error_line(f"{tap.spec.name}: {error}" if several else str(error))
+
+
+def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
+    """Sleep until then, or until a tap has something to do; whether it is time to stop."""
+    for tap in taps:
+        due = tap.due()
+        until = until if due is None else min(until, due)
+    fds = [fd for tap in taps for fd in tap.filenos()]
+    return stop in select.select([stop, *fds], [], [], max(0.0, until - time.monotonic()))[0]
 
 
 def catch_signals(write_end: int) -> None:

@@ -175,7 +175,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         tap,
         shadow,
         state.level,
-        max(0.0, state.ended - state.began) if total.pairs else 0.0,
+        0.0 if state.began is None else state.ended - state.began,
         state.requests,
         total.pairs,
         dict(sorted(state.unpaired.items(), key=lambda item: -item[1])),

@@ -110,7 +110,8 @@ class State(msgspec.Struct):
 
     schema: str = SCHEMA
     level: str = ""
-    began: float = math.inf
+    began: float | None = None
+    """When the first exchange was done."""
     ended: float = 0.0
     requests: int = 0
     """That were seen, paired or not."""
@@ -178,7 +179,7 @@ class Summary:
                 endpoint.only_shadow += 1
         mine.bytes += production.length
         its.bytes += answer.length
-        if now < state.began:
+        if state.began is None:
             state.began = now
         state.ended = now
         number = int(now / state.width)
@@ -333,7 +334,8 @@ def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> N
 
 def _merge_state(into: State, other: State) -> None:
     into.level = other.level
-    into.began = min(into.began, other.began)
+    if other.began is not None:
+        into.began = other.began if into.began is None else min(into.began, other.began)
     into.ended = max(into.ended, other.ended)
     for name in ("requests", "thinned", "rtt_ns", "rtts"):
         setattr(into, name, getattr(into, name) + getattr(other, name))

@@ -39,6 +39,10 @@ LONGEST: Final = max(map(len, METHODS))
 _BEGUN: Final = frozenset(method[:n] for method in METHODS for n in range(len(method) + 1))
 _TARGET: Final = re.compile(rb"[!-~\x80-\xff]+")
 _VERSIONS: Final = (b"HTTP/1.1\r", b"HTTP/1.0\r")
+_WHOLE: Final = re.compile(
+    rb"(?:GET|POST|PUT|HEAD|DELETE|OPTIONS|PATCH) [!-~\x80-\xff]{1,%d} HTTP/1\.[01]\r\n" % (ENOUGH - 19)
+).match
+"""What most connections begin with, by the same rule."""
 
 
 def detect(data: Buffer) -> Detected | None:
@@ -46,6 +50,8 @@ def detect(data: Buffer) -> Detected | None:
 
     Call it again with all bytes so far.  It never answers None to `ENOUGH` bytes or more.
     """
+    if _WHOLE(data):
+        return "http"
     line, ended, _ = bytes(data[:ENOUGH]).partition(b"\n")
     method, space, rest = line.partition(b" ")
     if not space:

@@ -85,16 +85,20 @@ class ResponseFramer:
         "tunnel",
     )
 
-    def __init__(self, head_bytes: int, pool: Pool) -> None:
+    def __init__(self, head_bytes: int, pool: Pool, like: ResponseFramer | None = None) -> None:
+        """`like`: of another connection to the same server, whose last head is likely to come again."""
         self._head_bytes = head_bytes
         self._pool = pool
         self._awaited: deque[int] = deque()  # flags of each request without a complete response
         self._buffer = bytearray()
         self._remaining = 0
         self._state = _NEXT
-        self._known = b""  # the last plain head, the size of its whole response, and the status
-        self._known_size = -1
-        self._known_status: tuple[int, ...] = ()
+        # The last plain head, the size of its whole response, and the status.
+        if like is None:
+            self._known, self._known_size = b"", -1
+            self._known_status: tuple[int, ...] = ()
+        else:
+            self._known, self._known_size, self._known_status = like._known, like._known_size, like._known_status
         self.closing = False
         """The shadow closes the connection after a response that has come, or that is coming."""
         self.failed = False

@@ -9,7 +9,7 @@ Pure.  Any bytes are allowed; what is no TCP segment is `None`.
 
 from tapmirror.packet.decoder import Decoder, decode
 from tapmirror.packet.header import Header
-from tapmirror.packet.key import MAPPED, flow_hash, flow_key, mapped, show_client, show_key, show_server
+from tapmirror.packet.key import MAPPED, flow_hash, flow_key, mapped, shard_of, show_client, show_key, show_server
 
 __all__ = [
     "MAPPED",
@@ -19,6 +19,7 @@ __all__ = [
     "flow_hash",
     "flow_key",
     "mapped",
+    "shard_of",
     "show_client",
     "show_key",
     "show_server",

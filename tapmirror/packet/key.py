@@ -31,6 +31,15 @@ def flow_hash(key: FlowKey, seed: int) -> int:
     return h ^ (h >> 16)
 
 
+def shard_of(hashed: int, workers: int) -> int:
+    """Which of so many workers a flow belongs to, by its hash; as in bpf/tap.c.
+
+    It depends on the low 16 bits alone, so that all flows of a bucket belong to one worker, and hardly on how small
+    the hash is, by which flows are sampled.
+    """
+    return ((((hashed & 0xFFFF) * 0x9E3779B1) & 0xFFFFFFFF) >> 16) * workers >> 16
+
+
 def flow_key(client: bytes, server: bytes, client_port: bytes, server_port: bytes, vlan: int) -> FlowKey:
     """The key of a flow; addresses in 16 bytes, ports in 2, big endian."""
     return client + server + client_port + server_port + struct.pack("=I", vlan)

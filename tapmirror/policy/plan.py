@@ -27,6 +27,11 @@ class Share:
         self.plain = self.sampler.always and not self.sampler.capped
         """Everything passes."""
 
+    def set_percent(self, percent: float) -> None:
+        """Change the share."""
+        self.sampler.set_percent(percent)
+        self.plain = self.sampler.always and not self.sampler.capped
+
 
 class Destination:
     """One shadow, with all its copies."""

@@ -163,9 +163,8 @@ class Policy:
             first += shadow.copies
         self._tap = Share(spec, TAP, spec.seed)
         # What the kernel decided is not decided again, unless the share moves.
-        self._tap_plain = (spec.by is By.CONNECTION and spec.ramp is None and not self._tap.sampler.capped) or (
-            self._tap.plain
-        )
+        self._by_connection = spec.by is By.CONNECTION and not self._tap.sampler.capped
+        self._tap_plain = (self._by_connection and spec.ramp is None) or self._tap.plain
         self._capped = self._tap.sampler.capped
         rules = [CompiledRule(rule, spec, self.destinations, expressions) for rule in spec.rules or (Rule(),)]
         self._rules = [(rule.check, rule) for rule in rules]
@@ -198,6 +197,11 @@ class Policy:
         """Whether a request of this connection waits to be whole."""
         talk = self._talks.get(flow)
         return talk is not None and talk.held is not None
+
+    def set_percent(self, percent: float) -> None:
+        """Change the tap's share, a ramp's too, for requests that begin from here on."""
+        self._tap.set_percent(percent)
+        self._tap_plain = self._by_connection or self._tap.plain
 
     def close(self) -> list[Command]:
         """End the pooled connections: the capture is over."""

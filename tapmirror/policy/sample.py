@@ -98,6 +98,13 @@ class Sampler:
         """Whether every request is in the share (a cap may still say no)."""
         self.capped = self._requests is not None or self.bytes is not None
 
+    def set_percent(self, percent: float) -> None:
+        """Change the share; a ramp is over then."""
+        self._ramp = None
+        self._steps = steps(percent)
+        self._threshold = threshold(percent)
+        self.always = percent == 100
+
     def takes_connection(self, talk: Conversation) -> bool:
         """Whether the connection is in the share; for `by: connection` only."""
         return self.always or self._connection(talk) < self._limit(talk.since)

@@ -21,6 +21,12 @@ from tapmirror.spec import Limits, Shadow
 Address: TypeAlias = tuple[int, tuple[Any, ...]]
 """(address family, socket address)."""
 
+_KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+_MARK: Final[dict[int, tuple[int, int, int]]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOOP_DSCP << 2),
+}
+"""By family, the option that puts the mark of a tap on every packet."""
 _EXHAUSTED: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
 )
@@ -46,6 +52,8 @@ class Dialer:
         self._tls = tls
         self._tls_name = (shadow.tls.sni if shadow.tls is not None else None) or shadow.host
         self._heads = Pool(limits.heads_bytes)
+        self.like: ResponseFramer | None = None
+        """Of the last connection that ended: what its answers began with is what others' will."""
         self._events = ledger.events
         self._backoff = Backoff(limits.backoff_max)
         self._deadlines: dict[Lane, float] = {}
@@ -83,14 +91,11 @@ class Dialer:
             return False
         family, address = self._addresses[0]
         try:
-            sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = _socket.socket(family, _KIND)
         except OSError:
             self._backoff.failed(now, DropReason.NO_RESOURCES, now)
             return False
-        if family == socket.AF_INET:
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOOP_DSCP << 2)
+        sock.setsockopt(*_MARK[family])
         if lane.http:
             # The last step of the handshake goes with the request that waits, as its acknowledgement: a packet
             # less, and the shadow wakes once and not twice (tcp_rcv_synsent_state_process, "pingpong mode").
@@ -100,7 +105,7 @@ class Dialer:
             sock.close()
             self._count_failure(number, now, now)
             return False
-        lane.attach(sock, ResponseFramer(self._limits.head_bytes, self._heads) if lane.http else None)
+        lane.attach(sock, ResponseFramer(self._limits.head_bytes, self._heads, self.like) if lane.http else None)
         deadlines[lane] = now + self._connect_time
         self._events["shadow_connects"] += 1
         return True

@@ -236,6 +236,8 @@ class Lane:
 
     def drop_all(self, reason: DropReason) -> None:
         """Drop everything queued, and a request that went in part."""
+        if not self.queue and not self.begun and not self.open_request:
+            return
         requests = int(self.begun)
         for item in self.queue:
             self._ledger.bytes.dropped[reason] += item.size

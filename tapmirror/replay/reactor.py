@@ -369,7 +369,8 @@ class Reactor:
                 lane.listener.connected(lane.sock)
             if not lane.http:
                 self._answers.settle_in(lane)
-            lane.refresh()
+            if not lane.queue:
+                lane.refresh()
         if event & select.EPOLLOUT and lane.queue:
             self._flush(lane, now)
         if event & select.EPOLLERR and lane.listener is not None and lane.sock is not None:
@@ -548,6 +549,7 @@ class Reactor:
             unanswered = lane.framer.eof() - lane.unsent()
             if unanswered > 0:
                 self._ledger.answers["unanswered"] += unanswered
+            self._dialer.like = lane.framer
             lane.framer = None
         if lane.queue and not lane.begun:
             lane.queue[0].announced = False

@@ -12,6 +12,7 @@ import _socket
 import contextlib
 import socket
 import ssl
+from pathlib import Path
 from typing import Any
 
 from tapmirror.events import Buffer
@@ -29,11 +30,24 @@ def make_context(spec: Tls, host: str) -> ssl.SSLContext:
         context.load_verify_locations(spec.ca_file)
     else:
         context.load_default_certs()
+        _load_directory(context)
     if spec.cert_file is not None:
         context.load_cert_chain(spec.cert_file, spec.key_file)
     context.set_alpn_protocols(["http/1.1"])
     context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=spec.sni or host)  # whether it takes the name
     return context
+
+
+def _load_directory(context: ssl.SSLContext) -> None:
+    """Read the system's authorities where they are files of a directory: OpenSSL looks there only when it needs one,
+    and the worker can open no file by then.
+    """
+    if context.cert_store_stats()["x509_ca"]:
+        return
+    place = ssl.get_default_verify_paths().capath
+    for path in sorted(Path(place).iterdir()) if place is not None else ():
+        with contextlib.suppress(OSError):
+            context.load_verify_locations(path)
 
 
 class TlsSocket:

@@ -18,6 +18,8 @@ from tapmirror.report.words import count, duration, limits_of, milliseconds, per
 WIDTH: Final = 400
 LEFT: Final = 44
 RIGHT: Final = 392
+SPARSE: Final = 0.1
+"""Of the usual number of requests: a point with fewer (the last one) has no quantiles worth a line."""
 _CLASSES: Final = ("p", "s")
 _NAMES: Final = ("production", "shadow")
 
@@ -73,6 +75,8 @@ def quantile_marks(one: SideFigures, other: SideFigures) -> str:
 
 def timeline(line: Sequence[PointFigures], width: float) -> str:
     """p50 and p99 of both over time, on a logarithmic axis."""
+    usual = sorted(point.requests for point in line)[len(line) // 2] if line else 0
+    line = [point for point in line if point.requests >= usual * SPARSE]
     if len(line) < 2:
         return ""
     values = [value for point in line for pair in (point.p50, point.p99) for value in pair if value > 0]

@@ -74,7 +74,7 @@ def _page(figures: Figures, title: str) -> Iterator[str]:
     yield "<h2>How fast</h2>"
     yield LEGEND.format(more="<span>time to the last byte</span>")
     yield '<div class="grid2">'
-    yield _card("All requests, production above, shadow below", charts.distribution(everything.bins))
+    yield _card("Production above, shadow below", charts.distribution(everything.bins))
     yield _card("Quantiles", charts.quantile_marks(everything.production, everything.shadow))
     yield _card("Over time: p50, and p99 dashed", charts.timeline(figures.line, figures.width))
     yield _card("Status codes", charts.statuses(everything.production, everything.shadow))
@@ -101,7 +101,7 @@ def _verdict(figures: Figures) -> Iterator[str]:
 
 def _tiles(figures: Figures) -> Iterator[str]:
     everything = figures.all
-    one, other = everything.production, everything.shadow
+    one, other, ratio = everything.production, everything.shadow, everything.paired_ratio
     share = figures.paired / figures.requests if figures.requests else 0.0
     yield '<div class="tiles">'
     yield _tile(
@@ -116,9 +116,9 @@ def _tiles(figures: Figures) -> Iterator[str]:
         f"{slower(everything)}; first byte {milliseconds(one.first['p99'])} → {milliseconds(other.first['p99'])}",
     )
     yield _tile(
-        "shadow by production, each request",
-        f"{times(everything.paired_ratio['p50'])}",
-        f"p90 {times(everything.paired_ratio['p90'])}, p99 {times(everything.paired_ratio['p99'])}",
+        "ratio, each request",
+        times(ratio["p50"]),
+        f"shadow by production; p90 {times(ratio['p90'])}, p99 {times(ratio['p99'])}",
     )
     yield _tile("mean size", f"{size(one.mean_bytes)} → {size(other.mean_bytes)}", "production → shadow")
     if figures.level != "status":
@@ -221,6 +221,7 @@ def _card(title: str, picture: str) -> str:
 
 
 def _tile(name: str, value: str, more: str) -> str:
+    value = value.replace(" ", "\u00a0").replace("\u00a0→\u00a0", " → ")  # a number stays with its unit
     return (
         f'<section class="card tile"><small>{escape(name)}</small><div class="big num">{escape(value)}</div>'
         f"<small>{escape(more)}</small></section>"

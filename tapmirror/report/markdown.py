@@ -97,7 +97,7 @@ def _row(endpoint: EndpointFigures) -> str:
 
 def _field(field: FieldFigures) -> Iterator[str]:
     early = " (too early to tell it from noise)" if field.nature is Nature.WAITING else ""
-    kind = KINDS.get(field.kind, field.kind)
+    kind = _text(KINDS.get(field.kind, field.kind))
     yield f"* **{_text(field.path)}**: {kind} in {percent(field.raw)} ({nature(field)}){early}"
     for sample in field.samples[:1]:
         yield f"    * production `{_code(sample.one)}`, shadow `{_code(sample.other)}`"

@@ -40,7 +40,9 @@ class Source(Protocol):
 
     @property
     def received(self) -> tuple[int, int]:
-        """Segments with payload from client to production, and their bytes, that `read` has yielded."""
+        """Segments with payload from client to production, and their bytes, that `read` has yielded, also to a worker
+        before us.
+        """
 
     def fileno(self) -> int:
         """Readable while there is something to read."""
@@ -62,6 +64,15 @@ class Source(Protocol):
 
     def counters(self) -> Counters:
         """What the capture counted."""
+
+    def fill(self) -> float:
+        """How full the ring is, from 0 to 1."""
+
+    def set_threshold(self, threshold: int) -> None:
+        """From here on take only flows whose hash is below it, where this is not decided in the kernel."""
+
+    def woken(self) -> None:
+        """The descriptor is readable, or has an error."""
 
     def stop(self) -> None:
         """Capture nothing more; what is there can still be read."""

@@ -8,9 +8,11 @@ header (SKF_NET_OFF), so that it serves every link; the kernel has taken the out
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, TypeAlias
 
+MAX_LINKS: Final = 16
+"""More interfaces are not compared."""
 MAX_PORTS: Final = 50
 """More are not compared: a jump reaches 255 instructions far."""
 REFUSE_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)
@@ -20,6 +22,9 @@ _NET: Final = 0x100000000 - 0x100000
 """SKF_NET_OFF"""
 _PROTOCOL: Final = 0x100000000 - 0x1000
 """SKF_AD_OFF + SKF_AD_PROTOCOL: the EtherType."""
+_IFINDEX: Final = 0x100000000 - 0x1000 + 8
+"""SKF_AD_OFF + SKF_AD_IFINDEX"""
+_LDW_ABS: Final = 0x20
 _LDB_ABS: Final = 0x30
 _LDH_ABS: Final = 0x28
 _LDH_IND: Final = 0x48
@@ -35,11 +40,19 @@ Instruction: TypeAlias = tuple[int, int, str, str]
 """(code, operand, label if true, label if false); a label of "" is the next instruction."""
 
 
-def tcp_filter(ports: Iterable[int]) -> bytes:
-    """A program that takes TCP packets with one of these ports on either side, and what it cannot judge."""
+def tcp_filter(ports: Iterable[int], links: Collection[int] = ()) -> bytes:
+    """A program that takes TCP packets with one of these ports on either side, and what it cannot judge.
+
+    `links`: numbers of the interfaces whose packets it takes; none: it does not look.
+    """
     wanted = sorted(set(ports))
     ends = [(_JEQ, port, "take", "") for port in wanted] if len(wanted) <= MAX_PORTS else [(_JSET, 0, "take", "take")]
+    of_links: list[Instruction | str] = []
+    if 0 < len(links) <= MAX_LINKS:
+        of_links = [(_LDW_ABS, _IFINDEX, "", ""), *((_JEQ, i, "there", "") for i in sorted(links)), (_RET, 0, "", "")]
     program: list[Instruction | str] = [
+        *of_links,
+        "there",
         (_LDH_ABS, _PROTOCOL, "", ""),
         (_JEQ, 0x0800, "four", ""),
         (_JEQ, 0x86DD, "six", ""),

@@ -15,7 +15,7 @@ import mmap
 import socket
 import struct
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Protocol
 
 from tapmirror.admission import Admission
@@ -42,7 +42,8 @@ PACKET_OTHERHOST: Final = 3
 PACKET_OUTGOING: Final = 4
 TP_STATUS_USER: Final = 1
 TP_STATUS_VLAN_VALID: Final = 0x10
-ARPHRD_WITH_ETHERNET: Final = (1, 772)
+ARPHRD_LOOPBACK: Final = 772
+ARPHRD_WITH_ETHERNET: Final = (1, ARPHRD_LOOPBACK)
 
 BLOCK_BYTES: Final = 128 << 10
 """Of the ring.  A packet has to fit into one; many blocks make it patient, since each holds little where traffic
@@ -59,6 +60,8 @@ HEADROOM: Final = 4_096
 _REQUEST: Final = struct.Struct("=7I")
 _BLOCK: Final = struct.Struct("=4xI2I")  # after version: offset of private data, status, packets
 _STATUS: Final = 8
+_PACKETS: Final = 12
+_NUMBER: Final = 24
 _FIRST: Final = struct.Struct("=16xI")
 _FRAME: Final = struct.Struct("=6I2H2IH")
 """`struct tpacket3_hdr`: next, seconds, nanoseconds, captured, length, status, offset of frame and network header,
@@ -81,51 +84,76 @@ def read_plain(frame: memoryview, size: int, ethertype: int | None, vlan: int, n
 
 
 def open_live(
-    iface: str,
+    iface: str | None,
     ring_bytes: int,
     *,
     loopback: bool,
     ports: Collection[int] | None,
     block_bytes: int = BLOCK_BYTES,
     promiscuous: bool = False,
-    workers: int = 1,
-) -> list[socket.socket]:
-    """Packet sockets on the interface, one for each worker, each with a ring.  Needs privilege; raises OSError.
+) -> socket.socket:
+    """A packet socket on the interface (None: not on any yet), with a ring.  Needs privilege; raises OSError.
 
     `ports`: what the kernel lets through (None: everything, for tunnels).  `promiscuous`: also packets for other
     stations.
-
-    Of several sockets each gets its share of the flows, both directions of one together: the kernel's flow hash
-    of PACKET_FANOUT_HASH takes the lower end point first (`__skb_get_hash_symmetric`).  It does not look into UDP, so
-    not into VXLAN or GENEVE.  A socket that is closed changes the share of all others.
     """
-    sockets: list[socket.socket] = []
-    group = PACKET_FANOUT_FLAG_UNIQUEID << 16
-    blocks = ring_bytes // block_bytes
-    request = _REQUEST.pack(block_bytes, blocks, block_bytes, blocks, RETIRE_MS, 0, 0)
+    sock = _with_ring(0, TAKE_ALL if ports is None else tcp_filter(ports), ring_bytes, block_bytes, loopback)
     try:
-        for _ in range(workers):
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-            sockets.append(sock)
-            sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
-            attach_filter(sock, REFUSE_ALL)
-            sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
-            if loopback:
-                sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        if iface is not None:
             if promiscuous:
                 be_promiscuous(sock, iface)
             sock.bind((iface, ETH_P_ALL))
-            if workers > 1:
-                sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
-                group = sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
-        # Only now, when the share of none changes any more: a flow stays where it began.
-        for sock in sockets:
-            attach_filter(sock, TAKE_ALL if ports is None else tcp_filter(ports))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def open_shared(
+    workers: int, ring_bytes: int, *, loopback: bool, block_bytes: int = BLOCK_BYTES
+) -> list[socket.socket]:
+    """A packet socket with a ring for each of several workers, on all interfaces; no packet comes before `let_in`.
+
+    Each gets its share of the flows, both directions of one together: the kernel's hash of PACKET_FANOUT_HASH takes
+    the lower end point first (`__skb_get_hash_symmetric`).  It does not look into UDP, so not into VXLAN or GENEVE.
+    Sockets of such a group cannot be bound to another interface later, hence all.  Needs privilege; raises OSError.
+    """
+    sockets: list[socket.socket] = []
+    group = PACKET_FANOUT_FLAG_UNIQUEID << 16
+    try:
+        for _ in range(workers):
+            sock = _with_ring(socket.htons(ETH_P_ALL), REFUSE_ALL, ring_bytes, block_bytes, loopback)
+            sockets.append(sock)
+            sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
+            group = sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
     except BaseException:
         for sock in sockets:
             sock.close()
         raise
     return sockets
+
+
+def let_in(sockets: Iterable[socket.socket], ports: Collection[int], links: Collection[int]) -> None:
+    """Let packets of these ports and of the interfaces with these numbers in, and no others."""
+    for sock in sockets:
+        attach_filter(sock, tcp_filter(ports, links) if links else REFUSE_ALL)
+
+
+def _with_ring(protocol: int, taken: bytes, ring_bytes: int, block_bytes: int, loopback: bool) -> socket.socket:
+    """A packet socket with a filter and a ring (which discards what came before)."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    try:
+        sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
+        attach_filter(sock, taken)
+        blocks = ring_bytes // block_bytes
+        request = _REQUEST.pack(block_bytes, blocks, block_bytes, blocks, RETIRE_MS, 0, 0)
+        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+        if loopback:
+            sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def be_promiscuous(sock: socket.socket, iface: str) -> None:
@@ -142,7 +170,9 @@ def block_bytes(largest: int) -> int:
 class LiveSource:
     """The reader of one packet socket with a ring.
 
-    `decoder` reads what `decode` does not; `promiscuous`: packets for other stations count.
+    `decoder` reads what `decode` does not; `promiscuous`: packets for other stations count.  `past`: what
+    `counters` gave a worker that read this ring before.  `links`: numbers of the interfaces whose packets count (None:
+    the socket sees no others).
     """
 
     def __init__(
@@ -154,25 +184,28 @@ class LiveSource:
         block_bytes: int = BLOCK_BYTES,
         decoder: Decoder | None = None,
         promiscuous: bool = False,
+        past: dict[str, tuple[int, int]] | None = None,
+        links: Collection[int] | None = None,
     ) -> None:
         self._sock = sock
         self._admission = admission
         self._decoder = decoder
         self._read: Reader = read_plain if decoder is None else self._read_deep
         self._promiscuous = promiscuous
+        self.links = links
         self._block_bytes = block_bytes
         self._count = ring_bytes // block_bytes
         self._map = mmap.mmap(sock.fileno(), self._count * block_bytes, mmap.MAP_SHARED)
         self._ring = memoryview(self._map)
-        self._block = 0
+        self._block = self._oldest()
         self._left = 0
         """Packets of the present block that are still to be read; the next is at `_at`."""
         self._at = 0
         self._real = 0
         """What the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns."""
-        self._segments = 0
-        self._bytes = 0
+        self._segments, self._bytes = (past or {}).get("emitted", (0, 0))
         self._lost = 0
+        admission.totals.update(past or {})
 
     @property
     def received(self) -> tuple[int, int]:
@@ -191,15 +224,16 @@ class LiveSource:
                 return
             at = self._at
             step, seconds, nanoseconds, captured, size, status, place, _, _, tag, _ = frame(ring, at)
-            _, protocol, _, hardware, kind = _ADDRESS.unpack_from(ring, at + _ADDRESS_AT)
-            if kind != PACKET_OTHERHOST or self._promiscuous:
+            _, protocol, link, hardware, kind = _ADDRESS.unpack_from(ring, at + _ADDRESS_AT)
+            if (kind != PACKET_OTHERHOST or self._promiscuous) and (self.links is None or link in self.links):
                 time_ns = seconds * 1_000_000_000 + nanoseconds - self._real
                 vlan = tag & 0xFFF if status & TP_STATUS_VLAN_VALID else 0
                 ethertype = None if hardware in ARPHRD_WITH_ETHERNET else int.from_bytes(protocol, "big")
                 data = ring[at + place : at + place + captured]
                 header = self._read(data, size, ethertype, vlan, time_ns / 1e9)
                 if header is not None:
-                    for segment in self._admission.admit(header, kind == PACKET_OUTGOING, time_ns):
+                    loopback = hardware == ARPHRD_LOOPBACK
+                    for segment in self._admission.admit(header, kind == PACKET_OUTGOING, time_ns, loopback):
                         if segment[4] and not segment[1] & FROM_SERVER:
                             self._segments += 1
                             self._bytes += segment[4]
@@ -234,9 +268,22 @@ class LiveSource:
         pieces = self._decoder.fragments.discarded if self._decoder is not None else 0
         seen, fragment = totals.get("seen", (0, 0)), totals.get("fragment", (0, 0))
         totals["seen"] = seen[0] + self._lost + pieces, seen[1]
-        totals["ring_full"] = self._lost, 0
+        totals["ring_full"] = totals.get("ring_full", (0, 0))[0] + self._lost, 0
         totals["fragment"] = fragment[0] + pieces, fragment[1]
         return Counters(*(totals.get(name, (0, 0)) for name in Counters.__struct_fields__))
+
+    def fill(self) -> float:
+        """How full the ring is, from 0 to 1."""
+        blocks = range(0, self._count * self._block_bytes, self._block_bytes)
+        return float(sum(_BLOCK.unpack_from(self._ring, at)[1] & TP_STATUS_USER for at in blocks)) / self._count
+
+    def set_threshold(self, threshold: int) -> None:
+        """From here on take only flows whose hash is below it."""
+        self._admission.set_threshold(threshold)
+
+    def woken(self) -> None:
+        """Take note of an error (ENETDOWN: the interface went down): it would wake us for ever."""
+        self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def stop(self) -> None:
         """Let no more packets in, and wait for the last block; needs no privilege."""
@@ -262,7 +309,23 @@ class LiveSource:
         if not self._left:
             self._give_back()
             return self._next_block()
+        # A worker that takes over from us must not read this block again: it finds it empty.
+        struct.pack_into("=I", self._ring, start + _PACKETS, 0)
         return True
+
+    def _oldest(self) -> int:
+        """The block to begin with: the first of a new ring; of one that another read, the oldest that it left, or else
+        the newest, which the kernel is filling.
+        """
+        blocks = [
+            (_BLOCK.unpack_from(self._ring, i * self._block_bytes)[1], self._number(i), i) for i in range(self._count)
+        ]
+        ready = [(number, i) for status, number, i in blocks if status & TP_STATUS_USER]
+        return min(ready)[1] if ready else max((number, -i) for _, number, i in blocks)[1] * -1
+
+    def _number(self, block: int) -> int:
+        """When the kernel began to fill it: of all blocks in their order."""
+        return int(struct.unpack_from("=Q", self._ring, block * self._block_bytes + _NUMBER)[0])
 
     def _give_back(self) -> None:
         struct.pack_into("=I", self._ring, self._block * self._block_bytes + _STATUS, 0)

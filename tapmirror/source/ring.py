@@ -6,6 +6,11 @@ and the data that we only read.  The kernel offers the data twice in a row, so t
 contiguous; we map it once, since both would count as our memory, and copy the one that wraps.
 A record is an 8-byte header (length, with a busy and a discard bit) and its body, padded to 8 bytes.
 
+The rest of the consumer page is ours as well, and lasts as long as the ring: there a reader notes how far it came,
+for the case that it dies and another takes over.  First it claims what it is about to yield (`_CLAIM`), then it
+notes what it has yielded (one of two triples, so that there is always a whole one).  What was claimed and not noted
+may have been acted on: the successor counts it and does not yield it again.
+
 No callback for each event and no ctypes: `memoryview` slices go straight to the consumer.  Needs no
 privilege, only the descriptors.
 
@@ -24,7 +29,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
-from tapmirror.packet import flow_hash
+from tapmirror.packet import flow_hash, shard_of
 from tapmirror.source import Counters
 
 RECORD: Final = struct.Struct("<QIIIIII40s")
@@ -32,16 +37,23 @@ RECORD: Final = struct.Struct("<QIIIIII40s")
 COUNTER_NAMES: Final = Counters.__struct_fields__
 COUNTERS_PER_CPU: Final = 16
 """TAP_COUNTERS of bpf/tap.h."""
+WANT_ONE: Final = 1
 WANT_ALL: Final = 2
-"""TAP_WANT_ALL of bpf/tap.h."""
 WANT_ANSWERS: Final = 4
-"""TAP_WANT_ANSWERS of bpf/tap.h."""
+"""TAP_WANT_ONE, TAP_WANT_ALL, TAP_WANT_ANSWERS of bpf/tap.h."""
 
 READS: Final = 100
 """Attempts to read the counters between two packets: under the heaviest load one in a few succeeds."""
 PATIENT_READS: Final = 30
 """Further attempts, a millisecond apart: a processor of a virtual machine can be held back amid a packet."""
 
+_CLAIM: Final = 8
+"""Words of the consumer page: the position up to which records were claimed, which triple is valid, the triples
+(position, segments, bytes)."""
+_VALID: Final = 9
+_NOTES: Final = 10
+_CLAIM_BYTES: Final = 1 << 16
+"""What is claimed at once; at most so much, and a record, is lost with a reader that dies while it reads."""
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
 _LENGTH: Final = _DISCARD - 1
@@ -52,10 +64,12 @@ _GIVE_BACK: Final = 64
 class RingSource:
     """The reader of one ring.  Takes over the three descriptors.
 
-    `shard`: which of the tap's workers this is, and whose counters therefore count.
+    `shard`: which of the tap's `workers` this is, whose counters therefore count and whose buckets are ours.
     """
 
-    def __init__(self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int, shard: int = 0) -> None:
+    def __init__(
+        self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int, shard: int = 0, workers: int = 1
+    ) -> None:
         page = mmap.PAGESIZE
         self._fd = ring
         self._seed = seed
@@ -74,15 +88,53 @@ class RingSource:
         start = shard * counter_bytes()
         self._counters = memoryview(self._maps[2])[start : start + counter_bytes()].cast("Q")
         self._wants = self._maps[3]
-        self._position = self._consumer[0]
-        self._segments = 0
-        self._bytes = 0
+        first = _NOTES + 3 * self._consumer[_VALID]
+        self._position, self._segments, self._bytes = self._consumer[first : first + 3]
+        self._take_over(shard, workers)
         for fd in (counters, wants):
             os.close(fd)
 
+    def _take_over(self, shard: int, workers: int) -> None:
+        """Pass over what a reader before us had claimed, and open the buckets that it left as it needed them."""
+        position = self._position
+        if not position and not self._consumer[_CLAIM]:
+            return
+        while position < min(self._consumer[_CLAIM], self._producer[0]):
+            offset = position & (self._size - 1)
+            header = self._lengths[offset >> 2]
+            if header & _BUSY:
+                break
+            if not header & _DISCARD:
+                start = offset + 8 if offset + 8 < self._size else 0
+                _, _, _, length, _, _, flags, _ = RECORD.unpack(self._bytes_at(start, RECORD.size))
+                if length and not flags & FROM_SERVER:
+                    self._segments += 1
+                    self._bytes += length
+            position += ((header & _LENGTH) + 15) & ~7
+        self._note(position)
+        for bucket in range(len(self._wants)):
+            if shard_of(bucket, workers) == shard:
+                self._wants[bucket] = WANT_ONE
+
+    def _bytes_at(self, offset: int, size: int) -> bytes:
+        """A part of the ring that may wrap around."""
+        return bytes(self._data[offset : offset + size]) + bytes(self._data[: max(0, offset + size - self._size)])
+
+    def _note(self, position: int) -> None:
+        """Everything before `position` is done with: say so to a successor, and give the room back to the kernel."""
+        words = self._consumer
+        other = 1 - words[_VALID]
+        first = _NOTES + 3 * other
+        words[first] = position
+        words[first + 1] = self._segments
+        words[first + 2] = self._bytes
+        words[_VALID] = other
+        words[0] = position
+        self._position = position
+
     @property
     def received(self) -> tuple[int, int]:
-        """Segments with payload from client to production, and their bytes, read so far."""
+        """Segments with payload from client to production, and their bytes, read so far, by whichever reader."""
         return self._segments, self._bytes
 
     def fileno(self) -> int:
@@ -98,12 +150,15 @@ class RingSource:
         lengths, data, size, unpack = self._lengths, self._data, self._size, RECORD.unpack_from
         mask = size - 1
         left = limit
+        claimed = self._consumer[_CLAIM]
         try:
             while position < produced and left:
                 offset = position & mask
                 header = lengths[offset >> 2]
                 if header & _BUSY:
                     break
+                if position >= claimed:
+                    self._consumer[_CLAIM] = claimed = min(position + _CLAIM_BYTES, produced)
                 position += ((header & _LENGTH) + 15) & ~7
                 left -= 1
                 if not header & _DISCARD:
@@ -117,10 +172,9 @@ class RingSource:
                         self._bytes += length
                     yield key, flags, seq, ack, length, record[offset + 80 : offset + 80 + caplen], time_ns
                 if not left % _GIVE_BACK:
-                    self._consumer[0] = position
+                    self._note(position)
         finally:
-            self._position = position
-            self._consumer[0] = position
+            self._note(position)
 
     def empty(self) -> bool:
         """No record is there."""
@@ -155,6 +209,16 @@ class RingSource:
             if found.seen == tuple(map(sum, zip(*fates, strict=True))):
                 break
         return found
+
+    def fill(self) -> float:
+        """How full the ring is, from 0 to 1."""
+        return int(self._producer[0] - self._position) / self._size
+
+    def set_threshold(self, threshold: int) -> None:
+        """Nothing to do: the kernel program has it from the supervisor."""
+
+    def woken(self) -> None:
+        """Nothing to do: it is read in every turn of the loop anyway."""
 
     def stop(self) -> None:
         """Nothing to do: capture ends when the supervisor lets go of the packet socket."""

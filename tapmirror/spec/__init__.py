@@ -12,6 +12,7 @@ from tapmirror.spec.rewrite import PathRewrite, Redact, Rewrite
 from tapmirror.spec.sampled import By, Ramp, Sampled
 from tapmirror.spec.shadow import Shadow, Tls, parse_shadow
 from tapmirror.spec.tap import (
+    MAX_WORKERS,
     BodyLimit,
     Capture,
     Hook,
@@ -26,6 +27,7 @@ from tapmirror.spec.tap import (
 )
 
 __all__ = [
+    "MAX_WORKERS",
     "BodyLimit",
     "Budget",
     "By",

@@ -65,8 +65,9 @@ class Compare(Checked, frozen=True, kw_only=True):
     """Templates that are tried first: `/users/{name}/orders`, `GET /files/{path...}`; others are learned."""
     samples: int = 3
     """Kept of each difference: the request as a curl line, and both answers."""
-    redact: Redact = Redact(privacy="strict")
-    """What is taken out of samples, beside what the tap takes out of requests."""
+    redact: Redact | None = None
+    """What is taken out of samples, beside what the tap takes out of requests; without it what `privacy: strict`
+    names."""
     body_bytes: int = 64 << 10
     """Of each body that are kept.  Most JSON is shorter; of what is longer a hash is compared."""
     decoded_bytes: int = 1 << 20

@@ -47,6 +47,9 @@ def _kernel(tap: TapSpec) -> Iterable[str]:
     yield "a connection is mirrored only after production accepted it"
     if tap.decap:
         yield "captured through AF_PACKET, looking into tunnels: every packet is decided in user space"
+    if tap.workers != 1:
+        count = "half as many workers as there are processors" if tap.workers == "auto" else f"{tap.workers} workers"
+        yield f"{count} share the connections, each with limits and a ring ({tap.limits.ring_bytes:,} bytes) of its own"
 
 
 def _steps(tap: TapSpec) -> Iterable[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -18,6 +18,9 @@ FULL: Final = 1_000_000
 """Steps in 100 percent."""
 KEY: Final = re.compile(r"client|(header|cookie|query|jwt):([!#$%&'*+\-.^_`|~0-9A-Za-z\[\]/]{1,128})")
 """What a key is taken from; of a JSON Web Token, one claim (RFC 7519, 4)."""
+
+
+SomeSampled = TypeVar("SomeSampled", bound="Sampled")
 
 
 class By(enum.Enum):
@@ -90,6 +93,12 @@ class Sampled(Checked, frozen=True, kw_only=True):
     def needs_requests(self) -> bool:
         """Whether it can be decided only where requests are known."""
         return self.by is not By.CONNECTION or self.max_requests is not None or self.max_bytes is not None
+
+
+def divided(one: SomeSampled, workers: int) -> SomeSampled:
+    """The same, with the caps of one of so many workers."""
+    caps = {name: getattr(one, name) for name in ("max_requests", "max_bytes")}
+    return msgspec.structs.replace(one, **{name: cap / workers for name, cap in caps.items() if cap is not None})
 
 
 def steps(percent: float) -> int:

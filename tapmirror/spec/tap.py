@@ -7,26 +7,40 @@ import enum
 import ipaddress
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.compare import Compare
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
-from tapmirror.spec.sampled import By, Sampled, threshold
+from tapmirror.spec.sampled import By, Sampled, divided, threshold
 from tapmirror.spec.shadow import MAX_COPIES, Shadow
 
 MAX_ADDRS = 16
 """Production addresses of one tap: the capture program compares each packet with all of them."""
+MAX_WORKERS = 64
+"""Of one tap: more than a host has processors to spare."""
 MAX_SHADOWS = 16
 """Of one tap: the capture program can leave out as many end points."""
 
 
-LEAST = {"ring_bytes": 1 << 18, "head_bytes": 128, "heads_bytes": 128, "queue_bytes": 4096, "queues_bytes": 4096}
-"""Of the limits: two of the largest packets; a request line and a Host; a small request."""
+ANY = "any"
+"""Instead of an interface's name: all of them."""
+
+LEAST = {
+    "ring_bytes": 1 << 18,
+    "head_bytes": 128,
+    "heads_bytes": 128,
+    "queue_bytes": 4096,
+    "queues_bytes": 4096,
+    "memory": 32 << 20,
+}
+"""Of the limits: two of the largest packets; a request line and a Host; a small request; twice what a worker has at
+its start."""
 MOST = 1 << 40
 
 
@@ -167,6 +181,9 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Seconds for what is queued to leave at the end."""
     held_bytes: int = 32 << 20
     """Bodies that are held in all flows, where a body must be whole before it can be mirrored."""
+    memory: int = 512 << 20
+    """Bytes of memory of a worker, and `queues_bytes` more for each copy beyond the first.  The other bounds come
+    to half of it; a worker that needs more all the same ends, and another starts."""
 
     def _check(self) -> Found:
         for field in msgspec.structs.fields(type(self)):
@@ -182,6 +199,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     """One tap: what is captured where, and what is done with it."""
 
     iface: str
+    """Interface that production's traffic passes; several with commas between, with patterns (`veth*`), or `any`."""
     ports: tuple[int, ...]
     shadows: tuple[Shadow, ...]
     name: str = "tap"
@@ -206,13 +224,21 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     compare: Compare = Compare()
     ttl: float | None = None
     """Seconds after which the tap ends by itself."""
+    workers: int | Literal["auto"] = 1
+    """Processes that share the connections of the tap; auto: half as many as there are processors.  The limits are
+    those of each, `ring_bytes` too; caps (`max_requests`, `max_bytes`) are divided among them."""
     limits: Limits = Limits()
     budget: Budget = Budget()
 
     def _check(self) -> Found:
         yield from super()._check()
-        if not self.iface or not self.iface.isprintable() or "/" in self.iface or len(self.iface.encode()) > 15:
-            yield "iface", f"{shown(self.iface)} is not an interface name"
+        if self.workers != "auto" and not 1 <= self.workers <= MAX_WORKERS:
+            yield "workers", f"{self.workers} is not auto nor between 1 and {MAX_WORKERS}"
+        if self.decap and self.workers != 1:
+            yield "workers", "the kernel cannot tell the connections in tunnels apart (decap): one must do"
+        for name in self.links():
+            if not name or not name.isprintable() or "/" in name or " " in name or len(name.encode()) > 15:
+                yield "iface", f"{shown(name)} is not an interface name"
         if not self.ports:
             yield "ports", "at least one port is needed"
         for i, port in enumerate(self.ports):
@@ -275,6 +301,27 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                 yield f"shadows[{i}].pooled"
             if msgspec.structs.replace(shadow.rewrite, host=KEEP) != Rewrite():
                 yield f"shadows[{i}].rewrite"
+
+    def links(self) -> tuple[str, ...]:
+        """Names of interfaces, or patterns of them (fnmatch)."""
+        return ("*",) if self.iface == ANY else tuple(self.iface.split(","))
+
+    @property
+    def many(self) -> bool:
+        """Whether it may be several interfaces."""
+        return self.iface == ANY or any(character in self.iface for character in ",*?[")
+
+    def of_worker(self, workers: int) -> TapSpec:
+        """The spec by which one of so many workers decides: with its part of the caps."""
+        rules = tuple(
+            divided(
+                rule if rule.mirror is None else replace(rule, mirror=tuple(divided(m, workers) for m in rule.mirror)),
+                workers,
+            )
+            for rule in self.rules
+        )
+        shadows = tuple(divided(shadow, workers) for shadow in self.shadows)
+        return replace(divided(self, workers), rules=rules, shadows=shadows)
 
     def threshold(self) -> int:
         """Of 2**32 hash values, how many the kernel passes on; by anything but connections, all."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -24,8 +24,8 @@ from tapmirror.supervisor import folder, state
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.places import Places
 from tapmirror.supervisor.plan import Action, Step, can_change, conflict, needs_force, plan
-from tapmirror.supervisor.runner import PAUSED, EndedError, Runner
-from tapmirror.supervisor.runner import DrivenTap as Tap
+from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner
+from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
 
 LOADERS: Final = 2
@@ -90,7 +90,7 @@ class Entry:
 class Daemon:
     """Use it within one running loop.  Call `tick` several times a second."""
 
-    def __init__(self, places: Places, log: Log, make: Callable[[TapSpec, Callable[[str], None]], Tap] = Tap) -> None:
+    def __init__(self, places: Places, log: Log, make: Make = Tap) -> None:
         self.places = places
         self.killed = False
         """The file STOP is there."""
@@ -128,29 +128,56 @@ class Daemon:
         """Of the taps that are to run."""
         return [entry.spec for entry in self._taps.values() if not entry.leaving]
 
+    def summary(self) -> str:
+        """All in a line."""
+        states = [entry.runner.state[0] for entry in self._taps.values()]
+        counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
+        return f"{'KILL SWITCH; ' if self.killed else ''}taps: {counts or 'none'}"
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """The last ledger of each tap, for the metrics; any thread may ask."""
+        found = []
+        for name, entry in [*self._taps.items()]:
+            found.append({**(entry.runner.ledger or {"tap": name}), "state": entry.runner.state[0]})
+        return found
+
     # --- beginning and end
 
     async def restore(self) -> None:
-        """Start what was kept, then what the files say; what is wrong is told, and stops nothing."""
+        """Start what was kept and what the files say; what is wrong is told, and stops nothing."""
         kept, problems = await asyncio.to_thread(state.load, self.places.state)
         for problem in problems:
             self._log.say(Level.ERROR, "state", problem)
         self._stopped = set(kept.stopped)
-        self.look_for_stop()
-        for each in kept.taps:
-            left = None if each.ends_at is None else each.ends_at - time.time()
-            if left is not None and left <= 0:
-                self._log.say(Level.NOTICE, "ttl", "its time was over while no daemon ran", tap=each.spec.name)
-                continue
-            spec = each.spec
-            if each.percent is not None:
-                spec = msgspec.structs.replace(spec, percent=each.percent)
-            self._add(spec, each.origin, written=each.spec, paused=each.paused, ttl=left, accepted=True)
+        commands = [each for each in kept.taps if not each.origin]
+        files = {each.spec.name: each for each in kept.taps if each.origin}
         try:
-            await self._take_files(asked=False)
+            found = await self._read_files([each.spec for each in commands], ())
         except RefusedError as error:
             self._log.say(Level.ERROR, "reload", f"{error}; the taps that ran before go on")
+        else:
+            self._stopped &= found.keys()
+            files = {
+                name: _as_kept(files.get(name), file, spec)
+                for name, (file, spec) in found.items()
+                if name not in self._stopped
+            }
+        self.look_for_stop()
+        for each in (*commands, *files.values()):
+            self._restore(each)
         await self._save()
+
+    def _restore(self, kept: state.Kept) -> None:
+        left = None if kept.ends_at is None else kept.ends_at - time.time()
+        if left is not None and left <= 0:
+            self._log.say(Level.NOTICE, "ttl", "its time was over while no daemon ran", tap=kept.spec.name)
+            if kept.origin:
+                self._stopped.add(kept.spec.name)
+            return
+        spec = kept.spec
+        if kept.percent is not None:
+            spec = msgspec.structs.replace(spec, percent=kept.percent)
+        self._add(spec, kept.origin, written=kept.spec, paused=kept.paused, ttl=left, accepted=True)
 
     async def close(self) -> None:
         """Stop all, and keep on disk that they are to run."""
@@ -171,9 +198,9 @@ class Daemon:
                 raise RefusedError("refused", f"a tap has the name {spec.name!r} already{origin}")
         self._allowed(specs, [*self.specs(), *specs], force=force)
         failed = await self._begin(specs, {})
-        if failed or any(spec.name not in self._taps for spec in specs):
-            await self._leave(spec.name for spec in specs if spec.name in self._taps)
-            name, message = next(iter(failed.items()), (specs[0].name, "the tap was stopped while it started"))
+        if failed:
+            await self._leave([self._taps[spec.name] for spec in specs if spec.name not in failed])
+            name, message = next(iter(failed.items()))
             raise RefusedError("failed", f"{name}: {message}" if len(specs) > 1 else message)
         await self._save()
         return [spec.name for spec in specs]
@@ -239,7 +266,19 @@ class Daemon:
     async def reload(self) -> dict[str, Any]:
         """Make the taps of files equal to the files: what is done, and what failed.  Raises `RefusedError`."""
         self._not_killed()
-        return await self._take_files(asked=True)
+        stopped, self._stopped = self._stopped, set()
+        running = {name: entry.spec for name, entry in self._taps.items() if entry.origin and not entry.leaving}
+        commands = [entry.spec for entry in self._taps.values() if not entry.origin]
+        try:
+            found = await self._read_files(commands, running.values())
+        except RefusedError:
+            self._stopped = stopped
+            raise
+        for name, (file, _) in found.items():
+            if name in running:
+                self._taps[name].origin = file
+        steps = plan(running, [spec for _, spec in found.values()])
+        return await self._carry_out(steps, {name: file for name, (file, _) in found.items()})
 
     # --- time
 
@@ -334,11 +373,11 @@ class Daemon:
         )
         failed = {}
         for entry, outcome in zip(entries, outcomes, strict=True):
-            if outcome is None:
+            if outcome is None and not entry.leaving:
                 entry.accepted = True
             else:
-                failed[entry.spec.name] = str(outcome)
-        await self._leave(failed)
+                failed[entry.spec.name] = str(outcome or EndedError("the tap was stopped while it started"))
+        await self._leave([entry for entry in entries if not entry.accepted])
         return failed
 
     async def _stop(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -349,13 +388,12 @@ class Daemon:
             if entry.origin:
                 self._stopped.add(entry.spec.name)
         saved = asyncio.ensure_future(self._save())
-        ledgers = await self._leave(names)
+        ledgers = await self._leave(entries)
         await saved
         return [{"name": name, "ledger": ledger} for name, ledger in zip(names, ledgers, strict=True)]
 
-    async def _leave(self, names: Iterable[str]) -> list[dict[str, Any] | None]:
+    async def _leave(self, entries: Sequence[Entry]) -> list[dict[str, Any] | None]:
         """End taps and forget them; their final ledgers."""
-        entries = [self._taps[name] for name in names]
         ledgers = await self._ended(entries)
         for entry in entries:
             if self._taps.get(entry.spec.name) is entry:
@@ -388,11 +426,13 @@ class Daemon:
                 except RefusedError as error:
                     failed[step.name] = str(error)
         stops = self._stops
-        await self._leave(step.name for step in doing if step.action in (Action.REMOVE, Action.RESTART))
-        if self.killed or self._stops != stops:
-            raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
+        await self._leave([self._taps[step.name] for step in doing if step.action in (Action.REMOVE, Action.RESTART)])
         new = [step.spec for step in doing if step.action is Action.ADD]
         new += [step.spec for step in doing if step.name in old and not old[step.name].unwanted]
+        if new and (self.killed or self._stops != stops):
+            await self._save()
+            raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
+        failed |= {name: "it was stopped meanwhile" for name, entry in old.items() if entry.unwanted}
         for name, message in (await self._begin(new, origins, {n for n in old if old[n].paused})).items():
             failed[name] = message
             if name in old and name not in self._taps and self._stops == stops:
@@ -402,55 +442,36 @@ class Daemon:
         await self._save()
         return {"plan": [step.told() for step in steps], "failed": failed}
 
-    async def _take_files(self, *, asked: bool) -> dict[str, Any]:
-        """Make the taps of files equal to the files.  What was stopped by command stays so unless it is asked for."""
+    async def _read_files(
+        self, commands: Iterable[TapSpec], running: Iterable[TapSpec]
+    ) -> dict[str, tuple[str, TapSpec]]:
+        """The taps of files: (file, tap) by name.  Raises `RefusedError` if any of them cannot be taken.
+
+        `commands` are the taps of commands, `running` those of files that run: what runs already was allowed once.
+        """
+        commands = list(commands)
+        names = {spec.name for spec in commands}
+        known = {spec.name: spec for spec in running}
         try:
             found = await asyncio.to_thread(folder.read, self.places.taps)
-            if asked:
-                self._stopped.clear()
-            self._stopped &= found.keys()
-            for name, (file, _) in found.items():
-                if name in self._taps and not self._taps[name].origin:
-                    raise folder.FolderError([f"{file}: the tap {name!r} was started by command already"])
-            origins = {name: file for name, (file, _) in found.items()}
+            taken = [
+                f"{file}: the tap {name!r} was started by command" for name, (file, _) in found.items() if name in names
+            ]
+            if taken:
+                raise folder.FolderError(taken)
             wanted = [spec for name, (_, spec) in found.items() if name not in self._stopped]
-            running = {}
-            for name, entry in self._taps.items():
-                if entry.origin and not entry.leaving:
-                    # At a start a share that was set by command stands: it was lowered for a reason.
-                    running[name] = entry.spec if asked else entry.written
-                    entry.origin = origins.get(name, entry.origin)
-            steps = plan(running, wanted)
-            others = [entry.spec for entry in self._taps.values() if not entry.origin]
-            self._allowed(
-                [step.spec for step in steps if step.action in (Action.ADD, Action.RESTART)],
-                [*others, *wanted],
-                force=False,
-            )
+            changed = [spec for spec in wanted if known.get(spec.name) != spec]
+            self._allowed(changed, [*commands, *wanted], force=False)
         except folder.FolderError as error:
-            self.reload_error = str(error)
             for problem in error.problems:
                 self._log.say(Level.ERROR, "reload", problem)
+            self.reload_error = str(error)
             raise RefusedError("refused", str(error)) from None
         except RefusedError as error:
             self.reload_error = str(error)
             raise
         self.reload_error = ""
-        if not asked:
-            steps = self._as_kept(steps, origins)
-        return await self._carry_out(steps, origins)
-
-    def _as_kept(self, steps: Sequence[Step], origins: Mapping[str, str]) -> list[Step]:
-        """At a start nobody waits: what is new is tried until it runs, and under the kill switch it is held."""
-        left = []
-        for step in steps:
-            if step.action is Action.ADD:
-                self._add(step.spec, origins[step.name], ttl=step.spec.ttl, accepted=True)
-            elif step.action is Action.RESTART and self.killed:
-                left.append(msgspec.structs.replace(step, action=Action.KEEP))
-            else:
-                left.append(step)
-        return left
+        return found
 
     async def _done(self, future: Any) -> None:
         """Wait for what a tap was asked for.  Raises `RefusedError`."""
@@ -497,3 +518,13 @@ class Daemon:
             if entry.accepted and not entry.leaving
         ]
         return state.State(taps=taps, stopped=sorted(self._stopped))
+
+
+def _as_kept(kept: state.Kept | None, file: str, spec: TapSpec) -> state.Kept:
+    """A tap of a file at the start: how it was, if the file says the same as then.
+
+    So a share that was set by command stands: it was lowered for a reason.
+    """
+    if kept is not None and kept.spec == spec:
+        return msgspec.structs.replace(kept, origin=file)
+    return state.Kept(spec=spec, origin=file, ends_at=None if spec.ttl is None else time.time() + spec.ttl)

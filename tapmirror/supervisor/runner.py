@@ -20,11 +20,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
+from tapmirror.governor import Decision, Governor, measure
 from tapmirror.spec import TapSpec
+from tapmirror.spec.budget import Budget
+from tapmirror.supervisor import pressure
+from tapmirror.supervisor.claims import ClaimedError, Claims
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
@@ -39,34 +43,14 @@ STEADY: Final = 60.0
 PAUSED: Final = "paused by command"
 
 
-class DrivenTap(Tap):
-    """Until `Tap` has these itself."""
+class Make(Protocol):
+    """What makes a tap: `Tap` itself."""
 
-    state = "running"
-    state_reason = ""
-
-    def service(self, now: float) -> None:
-        """Nothing yet."""
-
-    def filenos(self) -> list[int]:
-        """What to wait on."""
-        return [self.fileno()]
-
-    def set_percent(self, percent: float) -> None:
-        """Nothing yet."""
-
-    def pause(self) -> None:
-        """Nothing yet."""
-
-    def resume(self) -> None:
-        """Nothing yet."""
-
-    def detach(self) -> None:
-        """Off the interface."""
-        self._detach()
+    def __call__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool) -> Tap:
+        """A tap that is not started."""
 
 
-Command: TypeAlias = Callable[[DrivenTap | None], object]
+Command: TypeAlias = Callable[[Tap | None], object]
 """Done in the tap's thread; the tap is None while it does not run."""
 
 
@@ -86,7 +70,7 @@ class Runner:
         log: Log,
         loaders: threading.Semaphore,
         *,
-        make: Callable[[TapSpec, Callable[[str], None]], DrivenTap] = DrivenTap,
+        make: Make = Tap,
     ) -> None:
         self.spec = spec
         self.ledger: dict[str, Any] | None = None
@@ -104,7 +88,8 @@ class Runner:
         self._log = log
         self._loaders = loaders
         self._make = make
-        self._tap: DrivenTap | None = None
+        self._tap: Tap | None = None
+        self._claims: Claims | None = None
         self._state = ("starting", "waits for its turn")
         self._held = ""
         self._paused = False
@@ -192,7 +177,7 @@ class Runner:
                     final = self._drive()
                 elif not self.keep_trying:
                     break
-                else:
+                if self._state[0] == "failed":
                     self._pause()
         except BaseException as error:
             self._state = ("failed", f"internal error: {error!r}")
@@ -206,9 +191,7 @@ class Runner:
         with self._lock:
             self._ending = True
         self._refuse_commands()
-        if self._tap is not None:
-            self._tap.close()
-            self._tap = None
+        self._close()
         if self._state[0] != "failed":
             self._state = ("stopped", "")
         if not self.started.done():
@@ -227,15 +210,19 @@ class Runner:
                 return False
         try:
             self._state = ("starting", "loads the program and starts the worker")
-            self._tap = tap = self._make(self.spec, self._warn)
+            self._claims = Claims(self.spec)
+            self._tap = tap = self._make(self.spec, self._warn, wait_for_interface=self.keep_trying)
             if self._leaving():
+                self._close()
                 return False
             tap.start()
-        except TapError as error:
-            self._failed(error)
+        except (TapError, ClaimedError) as error:
+            self._failed(TapError(str(error)))
             return False
         finally:
             self._loaders.release()
+        if self._ending:
+            return False
         self._state = ("running", "")
         self.since = time.time()
         self._accepted()
@@ -248,9 +235,7 @@ class Runner:
             self.started.set_result(None)
 
     def _failed(self, error: TapError) -> None:
-        tap, self._tap = self._tap, None
-        if tap is not None:
-            tap.close()
+        self._close()
         if self._leaving():
             return
         self._failures += 1
@@ -263,24 +248,45 @@ class Runner:
         """Until it ends, is held, or is lost; the last ledger."""
         tap = self._tap
         assert tap is not None
-        began = due = time.monotonic()
+        began = time.monotonic()
         try:
-            while not self._leaving():
-                now = time.monotonic()
-                if now >= due:
-                    self.ledger = tap.snapshot()
-                    due = now + INTERVAL
-                tap.service(now)
-                self._serve_commands(tap)
-                self._wait(max(0.0, due - time.monotonic()), tap.filenos())
+            self._go_on(tap)
             self._state = ("stopping", self._held or "sends what was captured")
             self.ledger = tap.stop()
         except TapError as error:
             self._lost(error, time.monotonic() - began)
         finally:
-            self._tap = None
-            tap.close()
+            self._close()
         return self.ledger
+
+    def _close(self) -> None:
+        tap, self._tap = self._tap, None
+        if tap is not None:
+            tap.close()
+        claims, self._claims = self._claims, None
+        if claims is not None:
+            claims.close()
+
+    def _go_on(self, tap: Tap) -> None:
+        """Until it is to end, or to be held.  Raises `TapError` if it is lost."""
+        due = time.monotonic()
+        regulation = Regulation(self.spec.budget, due)
+        while not self._leaving():
+            now = time.monotonic()
+            try:
+                tap.service(now)
+                if now >= due:
+                    ledger = tap.snapshot()
+                    regulation.observe(tap, ledger, now)
+                    self.ledger = ledger
+                    due = now + INTERVAL
+            except TapError:
+                if self._leaving():  # it was detached amid this
+                    return
+                raise
+            self._serve_commands(tap)
+            until = min(due, tap.due() or due)
+            self._wait(max(0.0, until - time.monotonic()), tap.filenos())
 
     def _lost(self, error: TapError, lasted: float) -> None:
         if lasted >= STEADY:
@@ -291,8 +297,6 @@ class Runner:
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
         if self._paused:
             self._held = PAUSED
-        if not self._leaving():
-            self._pause()
 
     def _pause(self) -> None:
         """Wait for the next try; commands are served meanwhile."""
@@ -317,7 +321,7 @@ class Runner:
         if descriptors is None:
             self._serve_commands(None)
 
-    def _serve_commands(self, tap: DrivenTap | None) -> None:
+    def _serve_commands(self, tap: Tap | None) -> None:
         with self._lock:
             commands, self._commands = self._commands, []
         for command, future in commands:
@@ -340,7 +344,7 @@ class Runner:
     def set_percent(self, percent: float) -> Future[Any]:
         """The share, now and after every restart."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             if tap is not None:
                 tap.set_percent(percent)
             self.spec = msgspec.structs.replace(self.spec, percent=percent)
@@ -350,7 +354,7 @@ class Runner:
     def pause(self) -> Future[Any]:
         """Capture nothing until `resume`."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             self._paused = True
             if tap is not None:
                 tap.pause()
@@ -362,7 +366,7 @@ class Runner:
     def resume(self) -> Future[Any]:
         """Capture again."""
 
-        def change(tap: DrivenTap | None) -> None:
+        def change(tap: Tap | None) -> None:
             self._paused = False
             if tap is not None:
                 tap.resume()
@@ -370,3 +374,23 @@ class Runner:
                 self._held = ""
 
         return self.ask(change)
+
+
+class Regulation:
+    """The governor of one running tap, fed with its ledgers."""
+
+    def __init__(self, budget: Budget, now: float) -> None:
+        self._governor = Governor(budget, now)
+        self._before: tuple[float, dict[str, Any]] | None = None
+        self._decision = Decision(share=1.0, reason="")
+
+    def observe(self, tap: Tap, ledger: dict[str, Any], now: float) -> None:
+        """Look at a new ledger, and lower or raise the tap's share.  Raises `TapError`."""
+        before, self._before = self._before, (now, ledger)
+        if before is None:
+            return
+        found = measure(before[1], ledger, now - before[0], pressure.some("cpu"), pressure.some("memory"))
+        decision = self._governor.observe(found, now)
+        if decision != self._decision:
+            self._decision = decision
+            tap.throttle(decision.share, decision.reason)

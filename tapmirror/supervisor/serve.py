@@ -31,7 +31,10 @@ from tapmirror.control.messages import (
     Stop,
 )
 from tapmirror.supervisor.daemon import Daemon, RefusedError
+from tapmirror.supervisor.endpoint import Endpoint, EndpointError
 from tapmirror.supervisor.log import Level, Log
+from tapmirror.supervisor.metrics import TapMetrics
+from tapmirror.supervisor.notify import Notifier
 from tapmirror.supervisor.places import PlaceError, Places, take
 
 GROUP: Final = "tapmirror"
@@ -45,13 +48,16 @@ STOP_TIME: Final = 30.0
 class Service:
     """Requests to a `Daemon`, and its life."""
 
-    def __init__(self, places: Places, log: Log, group: str) -> None:
+    def __init__(self, places: Places, log: Log, group: str, metrics: tuple[str, int] | None) -> None:
         self._places = places
+        self._metrics = metrics
+        self._notifier = Notifier()
         self._log = log
         self._group = group
         self._daemon = Daemon(places, log)
         self._began = time.monotonic()
         self._leave = asyncio.Event()
+        self._restored = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
 
     async def run(self, gid: int | None) -> None:
@@ -65,24 +71,39 @@ class Service:
             server = Server(path, self._serve, self._denied, group=self._group, gid=gid, barred=barred())
         except OSError as error:
             raise PlaceError(f"{path}: {error.strerror}") from None
+        endpoint = None
         try:
+            if self._metrics is not None:
+                endpoint = Endpoint(TapMetrics(self._daemon.snapshots).registry(), *self._metrics)
+            await self._daemon.restore()
+            self._restored.set()
             self._log.say(Level.INFO, "daemon", "serving", version=__version__, pid=os.getpid(), socket=path)
-            restored = asyncio.create_task(self._daemon.restore())
-            while not self._leave.is_set():
-                now = time.monotonic()
-                self._daemon.tick(now)
-                server.expire(now)
-                self._log.tick()
-                if restored.done():
-                    restored.result()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._leave.wait(), TICK)
-            restored.cancel()
+            self._notifier.ready()
+            await self._serve_until_told(server)
             self._log.say(Level.INFO, "daemon", "stopping: the taps send what was captured")
+            self._notifier.stopping()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._daemon.close(), STOP_TIME)
+        except EndpointError as error:
+            raise PlaceError(str(error)) from None
         finally:
             server.close()
+            if endpoint is not None:
+                endpoint.close()
+
+    async def _serve_until_told(self, server: Server) -> None:
+        alive = 0.0
+        while not self._leave.is_set():
+            now = time.monotonic()
+            self._daemon.tick(now)
+            server.expire(now)
+            self._log.tick()
+            if self._notifier.watchdog is not None and now >= alive:
+                alive = now + self._notifier.watchdog
+                self._notifier.alive()
+            self._notifier.status(self._daemon.summary())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._leave.wait(), TICK)
 
     def _on_end(self, number: int) -> None:
         self._leave.set()
@@ -95,12 +116,15 @@ class Service:
         self._task(self._reload_by_signal())
 
     async def _reload_by_signal(self) -> None:
+        self._notifier.reloading()
         try:
             done = await self._daemon.reload()
         except RefusedError as error:
             self._log.say(Level.ERROR, "reload", f"{error}; the taps that ran before go on")
         else:
             self._log.say(Level.NOTICE, "reload", summary(done))
+        finally:
+            self._notifier.ready()
 
     # --- requests
 
@@ -113,6 +137,7 @@ class Service:
         task.add_done_callback(self._calls.discard)
 
     async def _answer(self, call: Call) -> None:
+        await self._restored.wait()
         try:
             result = await self._do(call.request)
         except RefusedError as error:
@@ -231,8 +256,8 @@ def group_id(name: str) -> int | None:
         return None
 
 
-def serve(places: Places, log: Log, group: str = GROUP) -> None:
-    """Be the daemon.  Raises `PlaceError`, with nothing done, if it cannot."""
+def serve(places: Places, log: Log, group: str = GROUP, metrics: tuple[str, int] | None = None) -> None:
+    """Be the daemon; `metrics`: where to serve them.  Raises `PlaceError`, with nothing done, if it cannot."""
     gid = group_id(group)
     raise_file_limit()
     held = [take(places.runtime, 0o750, gid)]
@@ -240,14 +265,14 @@ def serve(places: Places, log: Log, group: str = GROUP) -> None:
         held.append(take(places.state, 0o700))
         if gid is None:
             log.say(Level.INFO, "daemon", f"there is no group {group}: only root may use the control socket")
-        asyncio.run(_main(places, log, group, gid))
+        asyncio.run(_main(places, log, group, gid, metrics))
     finally:
         for descriptor in held:
             os.close(descriptor)
 
 
-async def _main(places: Places, log: Log, group: str, gid: int | None) -> None:
-    await Service(places, log, group).run(gid)
+async def _main(places: Places, log: Log, group: str, gid: int | None, metrics: tuple[str, int] | None) -> None:
+    await Service(places, log, group, metrics).run(gid)
 
 
 def raise_file_limit() -> None:

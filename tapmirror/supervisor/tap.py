@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The privileged side of a tap: checks, loader, interface, worker; no byte of the network.
+"""The privileged side of a tap: checks, loader, interfaces, workers; no byte of the network.
 
 `Tap.start` is transactional: whatever fails, what was begun before is undone.  The packet
-socket is held here and nowhere else: when this process dies, however it dies, the kernel
+sockets are held here and nowhere else: when this process dies, however it dies, the kernel
 detaches the program.  The worker sees the end of its control socket and goes by itself.
+
+What is captured, and how much of it, is decided here and told to the kernel and to the worker; both are asked and
+told only by whoever calls a `Tap`, there is no thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -19,58 +24,84 @@ import msgspec
 from tapmirror import loader, privsep
 from tapmirror.comparing import answer_bytes
 from tapmirror.events import LOOP_DSCP
+from tapmirror.ledger import summed
 from tapmirror.safety import plain, refusal
-from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live
-from tapmirror.spec import Capture, Pacing, Shadow, TapSpec
+from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
+from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
-from tapmirror.supervisor.workers import REPLY_TIME, TapError, WorkerProcess
+from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
+from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError
 from tapmirror.worker import Setup
 
 EXCLUDED: Final = 16
 """End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
 PROBE_TIME: Final = 0.5
 """Seconds for the probe's connection to the shadow."""
+LOOK: Final = 1.0
+"""Seconds between two looks at the interfaces where nothing tells of a change."""
 
 
 class Tap:
     """One running tap.
 
-    `warn` receives one-line warnings.  Call `start`, then `snapshot` as often as wanted, then `stop`.
+    `warn` receives one-line warnings.  Call `start`, then `service` at least once a second and when a descriptor of
+    `filenos` is readable, `snapshot` as often as wanted, then `stop`.  `wait_for_interface`: an interface
+    that is not there at the start is no error.
     """
 
-    def __init__(self, spec: TapSpec, warn: Callable[[str], None]) -> None:
+    def __init__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool = False) -> None:
         self.spec = spec
+        """With the share as it is now."""
         self.capture = ""
         """`ebpf` or `packet`, once started."""
         self._warn = warn
-        self._packet: socket.socket | None = None
+        self._wait_for_interface = wait_for_interface
+        self._addresses: list[list[Address]] = []
         self._loaded: loader.Loaded | None = None
-        self._worker: WorkerProcess | None = None
+        self._listed: set[Listed] = set()
+        """By AF_PACKET and of one worker: the interfaces that are captured, where they may be several."""
+        self._live: list[socket.socket] = []
+        """By AF_PACKET: a socket for each worker."""
+        self._shared: dict[str, int] = {}
+        """By AF_PACKET and of several workers: the interfaces that are captured, with their numbers."""
+        self._workers = workers_of(spec)
+        self._block_bytes = 0
+        self._links = Links(spec.links(), self._hold)
+        self._bell: Bell | None = None
+        self._next_look = 0.0
+        self._seats: list[Seat] = []
+        self._secret = os.urandom(32)
+        self._throttle = 1.0
+        self._throttle_reason = ""
+        self._paused = False
+        self._probed = False
+        self._ended: str | None = None
+        """Why it is over (None: it is not)."""
 
     def start(self) -> None:
         """Attach and begin to mirror.  Raises `TapError`; nothing is left attached then."""
         if os.geteuid() != 0:
             raise TapError("capturing needs root: run it with sudo")
-        self._check_interface()
+        if not (self.spec.many or self._wait_for_interface or present(self.spec.links())):
+            names = ", ".join(name for _, name in socket.if_nameindex())
+            raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})")
         for i, shadow in enumerate(self.spec.shadows):
             if shadow.tls is not None and not shadow.tls.verify:
                 self._warn(
                     f"{self._field(i)}: TLS WITHOUT VERIFICATION: whoever answers at {shadow.end_point} gets the copies"
                 )
         try:
-            shadows = [self._resolve(i, shadow) for i, shadow in enumerate(self.spec.shadows)]
-            setup, fds = self._capture(shadows)
-            try:
-                self._worker = WorkerProcess.started(setup, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            if self._packet is not None:
-                loader.attach(self._packet, self.spec.iface)
-                if self.spec.promisc:
-                    be_promiscuous(self._packet, self.spec.iface)
-            for i, found in enumerate(shadows):
-                self._probe(i, found[0])
+            self._addresses = [self._resolve(i, shadow) for i, shadow in enumerate(self.spec.shadows)]
+            self._bell = Bell()
+            self._open_capture()
+            self._seats = [Seat(partial(self._set_up, shard), self._warn) for shard in range(self._workers)]
+            for seat in self._seats:
+                seat.begin()
+            for seat in self._seats:
+                seat.start()
+            self._links.follow()
+            self._moved()
+            self._probe_once()
         except (OSError, privsep.PrivilegeError) as error:
             self.close()
             raise TapError(f"the tap cannot be started: {error}") from None
@@ -78,45 +109,176 @@ class Tap:
             self.close()
             raise
 
-    def snapshot(self) -> dict[str, Any]:
-        """The worker's ledger.  Raises `TapError` if the worker is gone."""
-        return self._with_facts(self._running().ask({"op": "snapshot"}, "snapshot", REPLY_TIME))
+    # --- while it runs
 
-    def comparison(self) -> dict[str, Any]:
-        """The state of the comparison.  Raises as `snapshot` does."""
-        return self._running().ask({"op": "compare"}, "compare", REPLY_TIME)
+    @property
+    def state(self) -> str:
+        """One of starting, running, paused, waiting (for an interface), restarting (a worker), stopped."""
+        return self._condition()[0]
+
+    @property
+    def state_reason(self) -> str:
+        """Why, in one line for people; "" where there is nothing to say."""
+        return self._condition()[1]
+
+    def _condition(self) -> tuple[str, str]:
+        if self._ended is not None:
+            return "stopped", self._ended
+        if not self._seats:
+            return "starting", ""
+        dead = [seat.reason for seat in self._seats if not seat.running]
+        if dead:
+            return "restarting", dead[0]
+        if self._paused:
+            return "paused", ""
+        waits_for = self._links.waits_for()
+        return ("waiting", waits_for) if waits_for else ("running", "")
+
+    def interfaces(self) -> list[str]:
+        """Those that are captured now."""
+        return self._links.names()
+
+    def filenos(self) -> list[int]:
+        """Readable when there is something for `service` to do."""
+        fds = [fd for seat in self._seats for fd in seat.filenos()]
+        return fds if self._bell is None else [self._bell.fileno(), *fds]
+
+    def due(self) -> float | None:
+        """When `service` has something to do before the second is over (of `time.monotonic`); None: nothing."""
+        times = [time for seat in self._seats if (time := seat.due()) is not None]
+        return min(times) if times else None
+
+    def service(self, now: float) -> None:
+        """Follow the interfaces, restart workers that died.  Does not wait for anything that takes long."""
+        if self._ended is not None or self._bell is None:
+            return
+        if self._bell.rung() or now >= self._next_look:
+            self._next_look = now + LOOK
+            if self._links.follow():
+                self._moved()
+            try:
+                self._probe_once()
+            except TapError as error:
+                self._end(str(error))
+        for seat in self._seats:
+            seat.service(now)
+        self._end_if_lost()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The ledger.  Raises `TapError` if the tap is over."""
+        ledger = self.last()
+        self._end_if_lost()
+        if self._ended is not None:
+            raise TapError(self._ended)
+        return ledger
+
+    def last(self) -> dict[str, Any]:
+        """The ledger, or what is known of it, also of a tap that is over, until it is stopped.  Raises `TapError`."""
+        if not self._seats:
+            raise TapError(self._ended or "the tap does not run")
+        return self._with_facts([seat.snapshot() for seat in self._seats])
+
+    def set_percent(self, percent: float) -> None:
+        """Change the tap's share (a ramp is over then).
+
+        By connection, the kernel decides: connections that fall out are given up at once, each with the request
+        under way on it, and those that come in are joined at their next request.  Otherwise it decides on requests
+        that begin from here on.
+        """
+        self._share(msgspec.structs.replace(self.spec, percent=percent, ramp=None), self._throttle, self._paused)
+
+    def throttle(self, share: float, reason: str = "") -> None:
+        """Capture only this share (0 to 1) of the connections that the tap's own share is; `reason` is for people."""
+        self._throttle_reason = reason
+        self._share(self.spec, min(1.0, max(0.0, share)), self._paused)
+
+    def pause(self) -> None:
+        """Capture nothing until `resume`; connections are given up as by a share of nothing."""
+        self._share(self.spec, self._throttle, paused=True)
+        self._links.suspend(True)
+
+    def resume(self) -> None:
+        """Capture again."""
+        self._links.suspend(False)
+        self._share(self.spec, self._throttle, paused=False)
+
+    def detach(self) -> None:
+        """Take the capture off all interfaces, for good.  At once; in any thread, as often as wanted."""
+        self._end("detached")
+
+    def comparison(self) -> list[dict[str, Any]]:
+        """The states of the workers' comparisons, of those that run."""
+        return [state for seat in self._seats if (state := seat.comparison()) is not None]
 
     def stop(self) -> dict[str, Any]:
-        """Detach, let the worker drain, return the final ledger.  Raises `TapError` if the worker is gone."""
+        """Detach, let the worker drain, return the final ledger."""
+        if not self._seats:
+            raise TapError("the tap does not run")
         try:
-            self._detach()
+            self._end("")
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
-            return self._with_facts(self._running().ask({"op": "drain"}, "final", wait))
+            for seat in self._seats:
+                seat.begin_drain()
+            parts = [seat.drain(wait) for seat in self._seats]
+            states = [part.pop("comparison") for part in parts if "comparison" in part]
+            ledger = self._with_facts(parts)
+            return {**ledger, "comparison": states} if states else ledger
         finally:
             self.close()
 
-    def fileno(self) -> int:
-        """Becomes readable when the worker dies."""
-        return self._running().fileno()
+    def close(self) -> None:
+        """Detach and end the worker, whatever state the tap is in."""
+        self._links.release()
+        for seat in self._seats:
+            seat.close(self.spec.limits.drain_time + REPLY_TIME)
+        self._seats = []
+        for part in (self._loaded, *self._live, self._bell):
+            if part is not None:
+                part.close()
+        self._loaded = self._bell = None
+        self._live = []
 
-    def _running(self) -> WorkerProcess:
-        assert self._worker is not None
-        return self._worker
+    def _end_if_lost(self) -> None:
+        for seat in self._seats:
+            if seat.lost:
+                self._end(f"{seat.lost}; the tap is detached")
+
+    def _end(self, reason: str) -> None:
+        """It is over, but for its last ledger."""
+        self._links.release()
+        if self._ended is None:
+            self._ended = reason
+
+    # --- the share
+
+    def _threshold(self) -> int:
+        return 0 if self._paused else int(self.spec.threshold() * self._throttle)
+
+    def _share(self, spec: TapSpec, throttle: float, paused: bool) -> None:
+        before = self._threshold()
+        self.spec, self._throttle, self._paused = spec, throttle, paused
+        threshold = self._threshold()
+        # What the kernel captures and the worker no longer wants is dropped there: so the kernel is first to take less,
+        # and last to take more.
+        if threshold < before:
+            self._tell_kernel(threshold)
+        for seat in self._seats:
+            seat.tell({"op": "share", "threshold": threshold, "percent": spec.percent}, "share")
+        if threshold > before:
+            self._tell_kernel(threshold)
+
+    def _tell_kernel(self, threshold: int) -> None:
+        if self._loaded is not None:
+            loader.set_threshold(self._loaded, threshold)
 
     # --- checks
-
-    def _check_interface(self) -> None:
-        try:
-            socket.if_nametoindex(self.spec.iface)
-        except OSError:
-            names = ", ".join(name for _, name in socket.if_nameindex())
-            raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})") from None
 
     def _resolve(self, index: int, shadow: Shadow) -> list[Address]:
         """A shadow's socket addresses, none of which is production."""
         local, broadcasts = local_addresses()
         for i, addr in enumerate(self.spec.addrs):
-            if plain(addr) not in {plain(a) for a in local} and not (self.spec.promisc or self.spec.decap):
+            elsewhere = self.spec.promisc or self.spec.decap or self.spec.many
+            if plain(addr) not in {plain(a) for a in local} and not elsewhere and present(self.spec.links()):
                 raise TapError(f"addrs[{i}]: {addr} is not an address of this host")
         try:
             found = resolve(shadow)
@@ -137,35 +299,24 @@ class Tap:
 
     # --- parts
 
-    def _capture(self, shadows: list[list[Address]]) -> tuple[Setup, list[int]]:
-        """Open the capture; return the worker's set-up and its descriptors."""
+    def _open_capture(self) -> None:
+        """Open what the worker reads from; nothing is attached to an interface yet."""
         spec = self.spec
-        excluded = [(packed(str(address[0])), port(address)) for found in shadows for _, address in found][:EXCLUDED]
-        addrs = [packed(addr) for addr in spec.addrs]
-        uid, gid = privsep.worker_identity()
-        setup = Setup(
-            spec=spec,
-            addresses=[[(family, list(address)) for family, address in found] for found in shadows],
-            capture="ring",
-            excluded=excluded,
-            addrs=addrs,
-            loopback=loader.is_loopback(spec.iface),
-            uid=uid,
-            gid=gid,
-        )
         if spec.capture is not Capture.PACKET and not spec.decap:
             request = loader.Request(
                 ports=list(spec.ports),
-                addrs=addrs,
-                excluded=excluded,
-                threshold=spec.threshold(),
+                addrs=[packed(addr) for addr in spec.addrs],
+                excluded=self._excluded(),
+                threshold=self._threshold(),
                 seed=spec.seed,
                 dscp=LOOP_DSCP,
-                iface=spec.iface,
                 egress_all=spec.pacing is Pacing.WAIT,
                 promisc=spec.promisc,
                 answer_bytes=answer_bytes(spec),
+                many=spec.many,
+                either_way=spec.many and bool(spec.addrs),
                 ring_bytes=spec.limits.ring_bytes,
+                workers=self._workers,
             )
             try:
                 self._loaded = loader.load(request)
@@ -175,20 +326,80 @@ class Tap:
                 self._warn(f"{error}; capturing through AF_PACKET instead")
             else:
                 self.capture = "ebpf"
-                self._packet = self._loaded.packet
-                return setup, self._loaded.worker_fds()
+                return
         self.capture = "packet"
-        block = block_bytes(largest_packet(spec.iface))
-        (live,) = open_live(
-            spec.iface,
-            spec.limits.ring_bytes,
-            loopback=setup.loopback,
-            ports=None if spec.decap else spec.ports,
-            block_bytes=block,
-            promiscuous=spec.promisc,
+        self._block_bytes = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
+        size, loopback, block = spec.limits.ring_bytes, spec.iface == "lo", self._block_bytes
+        if self._workers > 1:
+            self._live = open_shared(self._workers, size, loopback=loopback, block_bytes=block)
+        else:
+            ports = None if spec.decap else spec.ports
+            self._live = [open_live(None, size, loopback=loopback, ports=ports, block_bytes=block)]
+
+    def _excluded(self) -> list[tuple[bytes, int]]:
+        return [(packed(str(address[0])), port(address)) for found in self._addresses for _, address in found][
+            :EXCLUDED
+        ]
+
+    def _set_up(self, shard: int) -> tuple[Setup, list[int]]:
+        """Of a worker that starts now, with its descriptors."""
+        uid, gid = privsep.worker_identity()
+        setup = Setup(
+            spec=self.spec,
+            addresses=[[(family, list(address)) for family, address in found] for found in self._addresses],
+            capture="ring" if self._loaded is not None else "packet",
+            excluded=self._excluded(),
+            addrs=[packed(addr) for addr in self.spec.addrs],
+            block_bytes=self._block_bytes,
+            shard=shard,
+            workers=self._workers,
+            links=self._indexes(),
+            threshold=self._threshold(),
+            secret=self._secret,
+            uid=uid,
+            gid=gid,
         )
-        self._packet = None
-        return msgspec.structs.replace(setup, capture="packet", block_bytes=block), [live.detach()]
+        if self._loaded is not None:
+            return setup, self._loaded.worker_fds(shard)
+        return setup, [os.dup(self._live[shard].fileno())]
+
+    def _hold(self, name: str) -> Hold:
+        """Begin to capture on an interface.  Raises OSError."""
+        if self._loaded is not None:
+            hold: Attached | Bound | Listed | Shared = Attached(self._loaded, name)
+        elif self._workers > 1:
+            hold = Shared(self._live, self.spec.ports, name, self._shared)
+        elif self.spec.many:
+            hold = Listed(self._live[0], name, self._listed)
+        else:
+            hold = Bound(self._live[0], name)
+        if self.spec.promisc:
+            be_promiscuous(hold.socket, name)
+        return hold
+
+    def _moved(self) -> None:
+        """The interfaces are others than before: tell the worker, where it has to know."""
+        if self._indexes() is not None:
+            for seat in self._seats:
+                seat.tell({"op": "links", "indexes": self._indexes()}, "links")
+
+    def _indexes(self) -> list[int] | None:
+        """Numbers of the interfaces, where one socket sees all that there are and these are to be taken."""
+        if not self._live or not (self.spec.many or self._workers > 1):
+            return None
+        found: list[int] = []
+        for name in self._links.names():
+            with contextlib.suppress(OSError):
+                found.append(socket.if_nametoindex(name))
+        return found
+
+    def _probe_once(self) -> None:
+        """Look once whether a shadow leads back to production, as soon as there is an interface to see it at."""
+        if self._probed or self._links.waits_for():
+            return
+        self._probed = True
+        for i, found in enumerate(self._addresses):
+            self._probe(i, found[0])
 
     def _probe(self, index: int, shadow: Address) -> None:
         """Connect to the shadow once: if that connection arrives at the tap, the shadow is production.
@@ -219,22 +430,28 @@ class Tap:
             where = f"{self.spec.shadows[index].host} port {self.spec.shadows[index].port}"
             self._warn(f"the shadow {where} cannot be reached yet ({failure}); mirroring begins when it can")
 
-    def _with_facts(self, ledger: dict[str, Any]) -> dict[str, Any]:
-        return {"tap": self.spec.name, "capture": self.capture, **ledger}
+    def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The ledger of all workers together."""
+        ledger = summed(parts)
+        ledger["ring"] = {**parts[0]["ring"], "fill": max(part["ring"]["fill"] for part in parts)}
+        ledger["worker"]["pid"] = parts[0]["worker"]["pid"]
+        state, reason = self._condition()
+        effective = 0.0 if self._paused else self._throttle * self.spec.most()
+        return {
+            "tap": self.spec.name,
+            "capture": self.capture,
+            "state": state,
+            "state_reason": reason,
+            **ledger,
+            "workers": [part["worker"] for part in parts],
+            "share": {
+                "percent": self.spec.most(),
+                "effective": effective,
+                "reason": "paused" if self._paused else self._throttle_reason,
+            },
+        }
 
-    # --- the end
 
-    def _detach(self) -> None:
-        if self._packet is not None:
-            self._packet.close()
-            self._packet = None
-
-    def close(self) -> None:
-        """Detach and end the worker, whatever state the tap is in."""
-        self._detach()
-        if self._loaded is not None:
-            self._loaded.close()
-            self._loaded = None
-        if self._worker is not None:
-            self._worker.close(self.spec.limits.drain_time + REPLY_TIME)
-            self._worker = None
+def workers_of(spec: TapSpec) -> int:
+    """How many workers the tap has here: `auto` leaves production half of the processors."""
+    return spec.workers if spec.workers != "auto" else max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // 2))

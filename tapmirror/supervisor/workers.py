@@ -1,48 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process, as the supervisor has it: its start, questions to it, its end."""
+"""Worker processes, as the supervisor has them: one process, and the place that one after the other takes.
+
+Theory of operation
+-------------------
+What is captured belongs to the supervisor: the ring and its counters outlive whoever reads them.  A worker that dies (a
+signal, out of memory, an error) is replaced over the same ring, after a pause that doubles with each failure; while
+nobody reads, the ring fills, and what it has no room for is counted in the kernel as `ring_full`.  The successor gets
+the books of the last snapshot (`succession`), reads on where its predecessor had come to, and joins the connections in
+mid-stream.  A place is lost after `FAILURES` deaths of which each came soon.
+"""
 
 from __future__ import annotations
 
-import selectors
+import copy
+import os
+import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from tapmirror import privsep
+from tapmirror.events import DropReason
 from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
 REPLY_TIME: Final = 5.0
 """Seconds for a worker to answer; it looks at its control socket in every turn of its loop."""
+FIRST_PAUSE: Final = 0.1
+"""Seconds before the first restart."""
+LONGEST_PAUSE: Final = 5.0
+"""Seconds before a restart at most."""
+STEADY: Final = 10.0
+"""Seconds for which a worker has run when its next death counts as the first again: twice the longest pause, so that
+one that dies soon after each start does not take half of a processor for its starts."""
+FAILURES: Final = 8
+"""Deaths in a row after which the tap is given up: some 16 seconds, and whatever kills it is there to stay."""
+
+Make: TypeAlias = Callable[[], "tuple[Setup, Sequence[int]]"]
+"""The set-up of a worker that starts now, and its descriptors, which become the caller's."""
 
 
 class TapError(Exception):
     """The tap cannot be started or went wrong; the message is one line for the user."""
 
 
+def _readable(sock: socket.socket, wait: float) -> bool:
+    """Whether something is there, within `wait` seconds.  By poll(2): a daemon may have descriptors beyond 1024."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(wait * 1000))
+
+
 class WorkerProcess:
-    """A worker and our end of its control socket.
+    """A worker and our end of its control socket; ours until `close`."""
 
-    Start one with `started`; it is ours until `close`.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
-        self._process = process
-        self._control = control
-
-    @classmethod
-    def started(cls, setup: Setup, fds: Sequence[int]) -> WorkerProcess:
-        """A worker that mirrors.  The descriptors stay the caller's.  Raises OSError, `TapError`."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, setup: Setup, fds: Sequence[int]) -> None:
+        """Begin to start it.  The descriptors stay the caller's.  Raises OSError."""
+        self._pieces = privsep.Pieces(STATE_BYTES)
+        self.ready = False
+        """It mirrors."""
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                process = subprocess.Popen(
+                self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "tapmirror.worker", str(theirs.fileno())],
                     cwd="/",
                     pass_fds=[theirs.fileno()],
@@ -50,16 +76,13 @@ class WorkerProcess:
                     start_new_session=True,
                 )
         except BaseException:
-            ours.close()
+            self._control.close()
             raise
-        worker = cls(process, ours)
         try:
-            privsep.send_large(ours, msgspec.to_builtins(setup), fds)
-            worker.receive("ready", READY_TIME)
+            privsep.send_large(self._control, msgspec.to_builtins(setup), fds)
         except BaseException:
-            worker.close(REPLY_TIME)
+            self.close(0.0)
             raise
-        return worker
 
     @property
     def pid(self) -> int:
@@ -67,34 +90,41 @@ class WorkerProcess:
         return self._process.pid
 
     def fileno(self) -> int:
-        """Becomes readable when the worker dies."""
+        """Readable when the worker has become ready, and when it died."""
         return self._control.fileno()
 
+    def look(self) -> None:
+        """Take note of what it says unasked.  Raises `TapError` if it is gone or cannot start."""
+        if _readable(self._control, 0.0):
+            self._take()
+
+    def wait_ready(self, wait: float) -> None:
+        """Raises `TapError` if it is gone, cannot start, or takes over `wait` seconds."""
+        end = time.monotonic() + wait
+        while not self.ready:
+            self._wait(end, wait)
+            self._take()
+
     def ask(self, request: dict[str, Any], answer: str, wait: float) -> dict[str, Any]:
-        """Send a request; its answer.  Raises `TapError` if the worker is gone or takes over `wait` seconds."""
+        """Send a request; the message that answers it.  Raises `TapError`: it is gone, or over `wait` seconds late."""
+        self.tell(request)
+        return self.answer(answer, wait)
+
+    def tell(self, request: dict[str, Any]) -> None:
+        """Send a request.  Raises `TapError`: it is gone."""
         try:
             privsep.send(self._control, request)
         except OSError:
             raise self._gone() from None
-        return self.receive(answer, wait)
 
-    def receive(self, answer: str, wait: float) -> dict[str, Any]:
-        """Wait for a message that has the field `answer`; its value.  Raises as `ask` does."""
+    def answer(self, answer: str, wait: float) -> dict[str, Any]:
+        """Wait for the message that answers a request.  Raises `TapError`: it is gone, or over `wait` seconds late."""
         end = time.monotonic() + wait
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._control, selectors.EVENT_READ)
-            while selector.select(max(0.0, end - time.monotonic())):
-                try:
-                    message = privsep.receive_any(self._control, MESSAGE, STATE_BYTES)
-                except (OSError, EOFError):
-                    raise self._gone() from None
-                if "error" in message:
-                    raise TapError(str(message["error"]))
-                if answer in message:
-                    found = message[answer]
-                    return found if isinstance(found, dict) else {}
-        self._process.kill()  # it hangs, and would not drain either
-        raise TapError(f"the worker process did not answer within {wait:.0f} s")
+        while True:
+            self._wait(end, wait)
+            message = self._take()
+            if answer in message:
+                return message
 
     def close(self, wait: float) -> None:
         """Let it drain and go, for `wait` seconds at most; it is gone then."""
@@ -105,10 +135,222 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
 
+    def _wait(self, end: float, wait: float) -> None:
+        if not _readable(self._control, max(0.0, end - time.monotonic())):
+            self._process.kill()  # it hangs, and would not drain either
+            raise TapError(f"the worker process did not answer within {wait:.0f} s")
+
+    def _take(self) -> dict[str, Any]:
+        """The next message."""
+        try:
+            message, _ = privsep.receive(self._control, MESSAGE)
+            message = self._pieces.take(message)
+        except (OSError, EOFError):
+            raise self._gone() from None
+        except ValueError as error:
+            self._process.kill()
+            raise TapError(f"the worker process said what cannot be read: {error}") from None
+        if "error" in message:
+            raise TapError(str(message["error"]))
+        self.ready = self.ready or "ready" in message
+        return message
+
     def _gone(self) -> TapError:
         try:
             code = self._process.wait(1.0)
             status = f"signal {-code}" if code < 0 else f"exit status {code}"
         except subprocess.TimeoutExpired:
             status = "it hangs"
-        return TapError(f"the worker process ended ({status}); the tap is detached")
+        return TapError(f"the worker process ended ({status})")
+
+
+class Seat:
+    """The place of a worker, which others take when one dies.
+
+    Call `start`; then `service` when a descriptor is readable and at least once a second.  `lost` says why no worker
+    takes the place any more ("": one has it, or will have).
+    """
+
+    def __init__(self, make: Make, warn: Callable[[str], None]) -> None:
+        self.lost = ""
+        self.reason = ""
+        """Why there is no worker just now; "": there is one."""
+        self.restarts = 0
+        self._make = make
+        self._warn = warn
+        self._process: WorkerProcess | None = None
+        self._failures = 0
+        self._due = 0.0
+        """When the next one is to be started, if there is none."""
+        self._began = 0.0
+        """When the present one was."""
+        self._last: dict[str, Any] = {}
+        """The last snapshot; as long as one runs it can be asked for a newer one."""
+        self._books: dict[str, Any] | None = None
+        self._drains = False
+        self._looked = 0.0
+        self._cpu = 0.0
+        """Seconds of CPU of those that died."""
+
+    def begin(self) -> None:
+        """Start the first worker; `start` waits for it.  Raises OSError; `close` is due then too."""
+        if self._process is None:
+            self._launch()
+
+    def start(self) -> None:
+        """Start the first worker, and wait for it.  Raises `TapError`, OSError; `close` is due then too."""
+        self.begin()
+        assert self._process is not None
+        self._process.wait_ready(READY_TIME)
+        self._look(self._process)
+
+    @property
+    def running(self) -> bool:
+        """A worker has it, and mirrors."""
+        return self._process is not None and self._process.ready
+
+    def filenos(self) -> list[int]:
+        """Readable when there is something for `service` to do."""
+        return [self._process.fileno()] if self._process is not None else []
+
+    def due(self) -> float | None:
+        """When there is something to do that no descriptor tells of; None: nothing."""
+        return None if self._process is not None or self.lost else self._due
+
+    def service(self, now: float) -> None:
+        """Take note of a worker's death, and start the next when it is time; look at the ledger once a second."""
+        if self.lost:
+            return
+        if self._process is None:
+            if now >= self._due:
+                self._restart(now)
+            return
+        ready = self._process.ready
+        try:
+            self._process.look()
+            if self._process.ready and not ready:
+                self.reason = ""
+            elif not ready and now - self._began > READY_TIME:
+                raise TapError(f"the worker process did not start within {READY_TIME:.0f} s")
+            if self._process.ready and now - self._looked >= 1.0:
+                self._look(self._process)
+        except TapError as error:
+            self._died(error)
+            return
+        if self._process.ready and now - self._began >= STEADY:
+            self._failures = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        """The ledger; the last one that was given, where no worker runs."""
+        if self._process is not None and self._process.ready:
+            try:
+                self._look(self._process)
+            except TapError as error:
+                self._died(error)
+        return copy.deepcopy(self._last)
+
+    def comparison(self) -> dict[str, Any] | None:
+        """The state of its comparison; None where no worker runs."""
+        if self._process is None or not self._process.ready:
+            return None
+        try:
+            state: dict[str, Any] = self._process.ask({"op": "compare"}, "compare", REPLY_TIME)["compare"]
+        except TapError as error:
+            self._died(error)
+            return None
+        return state
+
+    def tell(self, request: dict[str, Any], answer: str) -> None:
+        """Tell the worker something, if there is one; a later one has it from its set-up."""
+        if self._process is not None and not self._process.ready:
+            self._process.close(0.0)  # what it was started with is no longer true
+            self._process = None
+            self._due = 0.0
+        if self._process is not None:
+            try:
+                self._process.ask(request, answer, REPLY_TIME)
+            except TapError as error:
+                self._died(error)
+
+    def begin_drain(self) -> None:
+        """Let the worker pass on what was captured, and end; `drain` waits for it."""
+        if self._process is not None and self._process.ready and not self._drains:
+            try:
+                self._process.tell({"op": "drain"})
+                self._drains = True
+            except TapError as error:
+                self._died(error)
+
+    def drain(self, wait: float) -> dict[str, Any]:
+        """Let the worker pass on what was captured, and end; the final ledger."""
+        self.begin_drain()
+        if self._process is not None and self._process.ready:
+            try:
+                self._last = self._counted(self._process.answer("final", wait)["final"])
+                return self._last
+            except TapError as error:
+                self._died(error)
+        return written_off(self._last)
+
+    def close(self, wait: float) -> None:
+        """End the worker, which may drain for `wait` seconds."""
+        if self._process is not None:
+            self._process.close(wait)
+            self._process = None
+
+    def _launch(self) -> None:
+        setup, fds = self._make()
+        try:
+            self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._books), fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._began = time.monotonic()
+
+    def _restart(self, now: float) -> None:
+        self.restarts += 1
+        try:
+            self._launch()
+        except (OSError, privsep.PrivilegeError) as error:
+            self._died(TapError(f"the worker process cannot be started: {error}"))
+
+    def _look(self, process: WorkerProcess) -> None:
+        message = process.ask({"op": "snapshot"}, "snapshot", REPLY_TIME)
+        self._last = self._counted(message["snapshot"])
+        self._books = message["books"]
+        self._looked = time.monotonic()
+
+    def _counted(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+        snapshot["worker"]["cpu_s"] += self._cpu
+        snapshot["worker"]["restarts"] = self.restarts
+        return snapshot
+
+    def _died(self, error: TapError) -> None:
+        now = time.monotonic()
+        if self._process is not None:
+            if self._process.ready and now - self._began >= STEADY:
+                self._failures = 0
+            self._process.close(0.0)
+            self._process = None
+        if self._last:
+            self._cpu = self._last["worker"]["cpu_s"]
+        self._failures += 1
+        self.reason = str(error)
+        if self._failures >= FAILURES:
+            self.lost = f"{error} {FAILURES} times in a row"
+            return
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - 1))
+        self._due = now + pause
+        self._warn(f"{error}; another one starts in {pause:.1f} s")
+
+
+def written_off(ledger: dict[str, Any]) -> dict[str, Any]:
+    """A ledger whose worker is gone for good: what it had in flight is lost."""
+    for view in (ledger, *ledger["shadows"].values()):
+        for unit in ("segments", "bytes", "requests"):
+            account = view.get(unit)
+            if account is not None and account["in_flight"]:
+                lost = DropReason.WORKER_LOST.value
+                account["dropped"][lost] = account["dropped"].get(lost, 0) + account["in_flight"]
+                account["in_flight"] = 0
+    return ledger

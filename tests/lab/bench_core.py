@@ -21,14 +21,16 @@ from typing import Any, Final
 import msgspec
 
 from capture_files import pcap
+from tapmirror.compare import Comparison
 from tapmirror.events import ACCEPTED, ACK, END, START, SYN, Command, Gap, Open, Segment, Send
+from tapmirror.exchange import PROBE
 from tapmirror.flows import FlowTable
 from tapmirror.ledger import Ledger
 from tapmirror.offline import Options, Reader
 from tapmirror.packet import MAPPED, Header
 from tapmirror.policy import Policy
 from tapmirror.source.files import CaptureFile
-from tapmirror.spec import By, Limits, Match, Protocol, Redact, Rewrite, Rule, Shadow, TapSpec, Text
+from tapmirror.spec import By, Compare, Level, Limits, Match, Protocol, Redact, Rewrite, Rule, Shadow, TapSpec, Text
 from tapmirror.streams import StreamTable
 
 CONNECTIONS: Final = 100
@@ -186,6 +188,74 @@ def decided(*, rewrite: Rewrite | None = None, **spec: Any) -> float:
     return (time.process_time() - begin) / REQUESTS * 1e6
 
 
+class Shown:
+    """No redaction."""
+
+    def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+        return head, body
+
+    def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
+        return head, body
+
+
+def comparison() -> dict[str, float]:
+    """Microseconds that comparing an exchange takes: reading both answers, pairing, counting; of bodies of 2 KB
+    of JSON when they are equal, when two fields differ always, and when only status and times count.
+    """
+    found = {}
+    for name, level, differing in (
+        ("us_status", Level.STATUS, False),
+        ("us_headers", Level.HEADERS, False),
+        ("us_body_equal", Level.BODY, False),
+        ("us_body_differing", Level.BODY, True),
+    ):
+        found[name] = min(compared(level, differing=differing) for _ in range(3))
+    return found
+
+
+def compared(level: Level, *, differing: bool) -> float:
+    """Microseconds an exchange, of kept connections, each answer in one piece."""
+    spec = Compare(level=level, max_exchanges=1e9, max_bodies=1e9)
+    comparison = Comparison(spec, [("new", "")], Shown())
+    talks = [comparison.opened(n, False) for n in range(CONNECTIONS)]
+    items = [{"id": n, "name": f"item number {n}", "price": n * 1.25, "tags": ["a", "b"]} for n in range(28)]
+    answers = []
+    for n in range(64):
+        document: dict[str, Any] = {"items": items}
+        if differing:
+            document |= {"time": f"2026-11-24T10:00:{n:02}Z", "request": f"{n * 7919:016x}"}
+        body = json.dumps(document).encode()
+        assert 1900 < len(body) < 2400
+        date = f"Tue, 24 Nov 2026 10:00:{n // 8:02} GMT"
+        answers.append(
+            f"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: {date}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: keep-alive\r\nCache-Control: no-store\r\n"
+            f"X-Request-Id: {n if differing else 0}\r\n\r\n".encode()
+            + body
+        )
+    heads = [
+        f"GET /api/items/{n % 500} HTTP/1.1\r\nHost: shop.example.com\r\nUser-Agent: Mozilla/5.0\r\n\r\n".encode()
+        for n in range(REQUESTS // 5)
+    ]
+    begin = time.process_time()
+    for n, head in enumerate(heads):
+        flow = n % CONNECTIONS
+        talk = talks[flow]
+        at = n * 100_000
+        probed = comparison.request(flow, n, head, 0, n / 10_000)
+        talk.request_ended(n, at)
+        for side in (0, PROBE) if probed else (0,):
+            talk.asked(side, n, 0)
+            talk.sent(side, n, at, 50_000)
+        talk.decided(n)
+        talk.production(memoryview(answers[n % 64]), at + 1_000_000)
+        for side in (0, PROBE) if probed else (0,):
+            talk.answer(side, memoryview(answers[(n + 17) % 64]), at + 1_100_000)
+    took = (time.process_time() - begin) / len(heads) * 1e6
+    assert comparison.snapshot()["shadows"]["new"]["endpoints"]["GET /api/items/{id}"]["pairs"] == len(heads)
+    return took
+
+
 def measure() -> dict[str, Any]:
     """All figures."""
     found: dict[str, Any] = {}
@@ -194,6 +264,7 @@ def measure() -> dict[str, Any]:
         "syn_flood",
         "tiny_segments",
         "policy",
+        "comparison",
         *(f"from_file {share}" for share in DISORDER),
     ):
         print(f"bench: {name.replace('_', ' ')}", file=sys.stderr, flush=True)

@@ -40,7 +40,6 @@ def reading(outcome: Outcome) -> Reading:
         threshold=1 << 32,
         seed=0,
         dscp=LOOP_DSCP,
-        loopback=False,
         egress_all=False,
     )
     found = Reading()

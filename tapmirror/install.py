@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `tapmirror install` puts in place for systemd, and what `uninstall` takes away: a plan, then its steps.
+
+For machines without the Debian package.  A plan only looks; what it found is in its steps, so a dry run shows what
+would be done.  Nothing of the user's is ever removed: taps, state, a changed example.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+UNIT: Final = "etc/systemd/system/tapmirror.service"
+FILES: Final = {
+    UNIT: "tapmirror.service",
+    "etc/sysusers.d/tapmirror.conf": "sysusers.conf",
+    "etc/tmpfiles.d/tapmirror.conf": "tmpfiles.conf",
+}
+"""Where below the root to what of the package; ours, and replaced when they differ."""
+EXAMPLE: Final = "etc/tapmirror/taps.d/example.yaml.disabled"
+LEFT: Final = ("etc/tapmirror", "etc/default/tapmirror", "var/lib/tapmirror")
+"""What may be the user's."""
+PACKAGED: Final = ("lib/systemd/system/tapmirror.service", "usr/lib/systemd/system/tapmirror.service")
+"""Where a distribution's package has the unit."""
+COMMAND: Final = "/usr/bin/tapmirror"
+"""In the unit as it is shipped."""
+HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+"""Directories that the unit's ProtectHome= and PrivateTmp= hide from the service."""
+SYSTEMD: Final = Path("/run/systemd/system")
+"""Is there where systemd runs (sd_booted(3))."""
+AFTER_INSTALL: Final = (
+    ("systemd-sysusers", "tapmirror.conf"),
+    ("systemd-tmpfiles", "--create", "tapmirror.conf"),
+    ("systemctl", "daemon-reload"),
+)
+
+
+class InstallError(Exception):
+    """It cannot be done; the message is one line for the user."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One thing to do, or one that is left as it is."""
+
+    verb: str
+    """`write`, `keep`, `remove`, `leave` or `run`."""
+    what: str
+    """A path, or a command."""
+    content: bytes = b""
+    words: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.verb:6} {self.what}"
+
+
+def deployed(name: str) -> bytes:
+    """A file of `deploy/`, wherever the package is."""
+    files: Traversable
+    try:
+        files = resources.files("tapmirror.deploy")
+    except ModuleNotFoundError:
+        files = Path(__file__).parent.parent / "deploy"
+    return files.joinpath(name).read_bytes()
+
+
+def install_plan(root: Path, command: Path) -> list[Step]:
+    """The steps that put the service below `root`, with `command` as what it runs.  Raises `InstallError`."""
+    _not_packaged(root)
+    if any(command.is_relative_to(hidden) for hidden in HIDDEN):
+        raise InstallError(
+            f"{command}: the service cannot look there (ProtectHome=); install it below /opt or /usr/local"
+        )
+    steps = []
+    for target, name in FILES.items():
+        content = deployed(name)
+        if target == UNIT:
+            content = content.replace(COMMAND.encode(), os.fsencode(command))
+        steps.append(_written(root / target, content))
+    example = root / EXAMPLE
+    steps.append(Step("leave", str(example)) if example.exists() else _written(example, deployed(Path(EXAMPLE).name)))
+    if _is_live(root) and any(step.verb == "write" for step in steps):
+        steps += [_run(words) for words in AFTER_INSTALL]
+    return steps
+
+
+def uninstall_plan(root: Path) -> list[Step]:
+    """The steps that take the service away from `root`.  Raises `InstallError`."""
+    _not_packaged(root)
+    there = [root / target for target in FILES if (root / target).exists()]
+    live = _is_live(root) and bool(there)
+    steps = [_run(("systemctl", "disable", "--now", "tapmirror.service"))] if live else []
+    steps += [Step("remove", str(path)) for path in there]
+    example = root / EXAMPLE
+    with suppress(FileNotFoundError):
+        if example.read_bytes() == deployed(example.name):
+            steps.append(Step("remove", str(example)))
+    if live:
+        steps.append(_run(("systemctl", "daemon-reload")))
+    return steps + [Step("leave", str(root / name)) for name in LEFT if (root / name).exists()]
+
+
+def carry_out(steps: Iterable[Step]) -> Iterator[Step]:
+    """Do each step and give it back when it is done.  Raises `InstallError`."""
+    for step in steps:
+        try:
+            if step.verb == "write":
+                _write(Path(step.what), step.content)
+            elif step.verb == "remove":
+                Path(step.what).unlink(missing_ok=True)
+            elif step.verb == "run":
+                subprocess.run(step.words, check=True)
+        except OSError as error:
+            raise InstallError(f"{step.what}: {error.strerror}") from None
+        except subprocess.CalledProcessError as error:
+            raise InstallError(f"{step.what}: status {error.returncode}") from None
+        yield step
+
+
+def _not_packaged(root: Path) -> None:
+    for name in PACKAGED:
+        if (root / name).exists():
+            raise InstallError(f"{root / name} is there: a package of this system has the service; use its tools")
+
+
+def _written(path: Path, content: bytes) -> Step:
+    try:
+        same = path.read_bytes() == content
+    except OSError:
+        same = False
+    return Step("keep", str(path)) if same else Step("write", str(path), content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a file in place at once: readers see the old one or the new one."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(content)
+    beside.chmod(0o644)
+    beside.replace(path)
+
+
+def _is_live(root: Path) -> bool:
+    return root == Path("/") and SYSTEMD.exists()
+
+
+def _run(words: tuple[str, ...]) -> Step:
+    return Step("run", " ".join(words), words=words)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker leaves to the one that takes its place: its books, so that the ledger goes on.
+
+Theory of operation
+-------------------
+With every snapshot the supervisor gets the worker's books (`books`) and hands the last ones to a successor, which
+goes on from them (`take_over`).  What the capture counted in the kernel is not in them: it goes on by itself.
+
+How much the dead worker had read is known exactly, for the capture keeps it (`Source.received`); what became
+of that only up to the last books.  The difference, what it held and what it passed on after its last books, is entered
+as `worker_lost`: at most what it read in the time between two snapshots is counted as lost though it was mirrored, and
+nothing the other way around.  Requests that began after the last books are in no account at all.
+
+Pure: values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tapmirror.events import DropReason, FilterReason
+from tapmirror.ledger import Account, Ledger
+
+BY_CAPTURE: Final = (FilterReason.LOOP, DropReason.RING_FULL, DropReason.FRAGMENT)
+"""What the capture itself enters into the segments and bytes of the worker's own ledger."""
+
+
+def books(own: Ledger, shadows: Sequence[Ledger]) -> dict[str, Any]:
+    """The worker's own ledger and those of its shadows (none: its own is the only shadow's), as plain data."""
+    return {"own": own.saved(), "shadows": [ledger.saved() for ledger in shadows]}
+
+
+def take_over(
+    past: dict[str, Any] | None,
+    own: Ledger,
+    shadows: Sequence[tuple[Ledger, int]],
+    received: tuple[int, int],
+) -> None:
+    """Enter a predecessor's books into our new ledgers; `past` None: it left none.
+
+    `shadows` with the number of their copies; `received`: segments and bytes that were read before us.
+    """
+    if past is not None:
+        own.restore(past["own"])
+        for (ledger, _), saved in zip(shadows, past["shadows"], strict=True):
+            ledger.restore(saved)
+    lost = DropReason.WORKER_LOST
+    own.segments.dropped[lost] += received[0] - _met(own.segments)
+    size, requests = received[1] - _met(own.bytes), own.requests.seen - own.requests.settled()
+    if not shadows:
+        own.bytes.dropped[lost] += size
+        own.requests.dropped[lost] += requests
+    for ledger, copies in shadows:
+        ledger.bytes.dropped[lost] += size * copies - ledger.bytes.settled()
+        ledger.requests.dropped[lost] += requests * copies + ledger.requests.seen - ledger.requests.settled()
+
+
+def _met(account: Account) -> int:
+    """How much of what was read from the capture has met its fate."""
+    filtered = sum(count for reason, count in account.filtered.items() if reason not in BY_CAPTURE)
+    return account.mirrored + filtered + sum(n for reason, n in account.dropped.items() if reason not in BY_CAPTURE)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interfaces of a tap: which there are, and the capture's hold on each, while they come, go and change names.
+
+Theory of operation
+-------------------
+A tap's interfaces are named, and a packet socket is bound to a number.  So a name is followed: what has it is
+captured, whatever number it gets, and what has lost it is not (renamed, deleted, moved to another
+namespace, its number given to another).  Nothing is remembered of numbers: each socket is asked what the interface that
+it is bound to is called now (packet(7): getsockname), which is nothing once that was deleted.
+
+The kernel's messages on links (rtnetlink(7)) are only a bell: what there is is looked up afterwards, so that lost
+messages do no harm.  An interface that goes down and up keeps its sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import fnmatch
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from tapmirror import loader
+from tapmirror.source.live import let_in
+
+RTMGRP_LINK: Final = 1
+SIOCGIFFLAGS: Final = 0x8913
+IFF_UP: Final = 1
+NEVER: Final = 0x00FF
+"""A protocol that no packet has: EtherTypes begin at 0x600."""
+ETH_P_ALL: Final = 0x0003
+
+
+class Bell:
+    """Readable when some link of this network namespace has changed."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._socket.bind((0, RTMGRP_LINK))
+
+    def fileno(self) -> int:
+        """To be waited on."""
+        return self._socket.fileno()
+
+    def rung(self) -> bool:
+        """Whether anything changed since the last call."""
+        rung = False
+        while True:
+            try:
+                self._socket.recv(65_536)
+            except BlockingIOError:
+                return rung
+            except OSError:  # ENOBUFS: there was more than it could hold
+                pass
+            rung = True
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._socket.close()
+
+
+class Hold(Protocol):
+    """The capture on one interface."""
+
+    def name(self) -> str:
+        """What the interface that is captured is called now; "": it is gone."""
+
+    def close(self) -> None:
+        """Capture there no longer."""
+
+
+def bind_to_all(sock: socket.socket, protocol: int) -> None:
+    """Bind a packet socket to all interfaces there ever are (Python's bind wants the name of one).  Raises OSError."""
+    address = struct.pack("=HHi12x", socket.AF_PACKET, socket.htons(protocol), 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.bind(sock.fileno(), address, len(address)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def unbind(sock: socket.socket) -> None:
+    """Let a packet socket take no packet any more.  (There is no way to unbind one; this protocol never comes.)"""
+    with contextlib.suppress(OSError):
+        bind_to_all(sock, NEVER)
+
+
+class Links:
+    """A tap's hold on its interfaces.  `patterns`: their names, or what they match (fnmatch).
+
+    `hold` begins to capture on one; it raises OSError.  `release` may be called in another thread.
+    """
+
+    def __init__(self, patterns: Sequence[str], hold: Callable[[str], Hold]) -> None:
+        self._patterns = patterns
+        self._hold = hold
+        self._held: dict[str, Hold] = {}
+        self._lock = threading.Lock()
+        self._released = False
+        self._suspended = False
+        self._problem = ""
+
+    def names(self) -> list[str]:
+        """Those that are captured."""
+        with self._lock:
+            return sorted(self._held)
+
+    def follow(self) -> bool:
+        """Capture what there is now; whether that is something else than before."""
+        with self._lock:
+            before = dict(self._held)
+            wanted = [] if self._released or self._suspended else present(self._patterns)
+            for name, hold in before.items():
+                if name not in wanted or hold.name() != name:
+                    self._held.pop(name).close()
+            self._problem = ""
+            for name in wanted:
+                if name not in self._held:
+                    self._begin(name)
+            return self._held != before
+
+    def _begin(self, name: str) -> None:
+        try:
+            hold = self._hold(name)
+        except OSError as error:
+            self._problem = f"{name}: {error.strerror or error}"
+            return
+        if hold.name() == name:
+            self._held[name] = hold
+        else:  # it was renamed just now
+            hold.close()
+
+    def suspend(self, suspended: bool) -> None:
+        """Capture nothing (until it is called with False), or what there is again."""
+        self._suspended = suspended
+        self.follow()
+
+    def release(self) -> None:
+        """Capture nothing any more.  Once and for all; at once, in any thread."""
+        with self._lock:
+            self._released = True
+            while self._held:
+                self._held.popitem()[1].close()
+
+    def waits_for(self) -> str:
+        """Why nothing can come, in a line; "": something can."""
+        with self._lock:
+            held = list(self._held)
+        if not held:
+            several = len(self._patterns) > 1 or is_pattern(self._patterns[0])
+            what = f"no interface {'like ' if several else ''}{', '.join(self._patterns)}"
+            return f"{what} ({self._problem})" if self._problem else what
+        if not any(is_up(name) for name in held):
+            return f"{', '.join(held)} {'is' if len(held) == 1 else 'are'} down"
+        return ""
+
+
+def is_pattern(name: str) -> bool:
+    """Whether it may stand for several interfaces."""
+    return any(character in name for character in "*?[")
+
+
+def present(patterns: Sequence[str]) -> list[str]:
+    """The interfaces of this network namespace that have one of these names, or match."""
+    return [name for _, name in socket.if_nameindex() if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
+
+
+def is_up(name: str) -> bool:
+    """Whether the interface is there, and up."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
+        except OSError:
+            return False
+    return bool(struct.unpack_from("=H", answer, 16)[0] & IFF_UP)
+
+
+class Attached(loader.Attachment):
+    """A packet socket with the kernel program, bound to one interface."""
+
+    def name(self) -> str:
+        """What the interface is called now."""
+        return str(self.socket.getsockname()[0])
+
+
+class Bound:
+    """A packet socket that is bound to one interface, and to no packet at the end; the socket stays open."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        """Raises OSError."""
+        self.socket = sock
+        sock.bind((name, ETH_P_ALL))
+
+    def name(self) -> str:
+        """What the interface is called now."""
+        return str(self.socket.getsockname()[0])
+
+    def close(self) -> None:
+        """Take no packet any more."""
+        unbind(self.socket)
+
+
+class Shared:
+    """One of the interfaces of packet sockets that share the connections: the kernel lets in what comes from them."""
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], ports: Sequence[int], name: str, links: dict[str, int]
+    ) -> None:
+        """`links`: the numbers of those that are captured, to which this one comes.  Raises OSError."""
+        self.socket = sockets[0]
+        self._sockets = sockets
+        self._ports = ports
+        self._name = name
+        self._index = loader.link_index(name, self.socket)
+        self._links = links
+        links[name] = self._index
+        let_in(sockets, ports, links.values())
+
+    def name(self) -> str:
+        """The name, as long as it is the same interface's."""
+        try:
+            return self._name if loader.link_index(self._name, self.socket) == self._index else ""
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """Let nothing more in from there."""
+        self._links.pop(self._name, None)
+        with contextlib.suppress(OSError):  # closed by now
+            let_in(self._sockets, self._ports, self._links.values())
+
+
+class Listed:
+    """One of several interfaces of a packet socket that is bound to all: which packets count, its reader decides."""
+
+    def __init__(self, sock: socket.socket, name: str, others: set[Listed]) -> None:
+        """`others`: of the same socket; we enter and leave it.  Raises OSError."""
+        self.socket = sock
+        self._others = others
+        self._name = name
+        self._index = loader.link_index(name, sock)
+        if not others:
+            bind_to_all(sock, ETH_P_ALL)
+        others.add(self)
+
+    def name(self) -> str:
+        """The name, as long as it is the same interface's."""
+        try:
+            return self._name if loader.link_index(self._name, self.socket) == self._index else ""
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """The last one takes the socket off."""
+        self._others.discard(self)
+        if not self._others:
+            unbind(self.socket)

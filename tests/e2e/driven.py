@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `Tap` that the test itself drives, as the daemon does."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+
+from e2e.mirror import PATIENCE
+from lab import Host
+from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.supervisor import Tap
+
+SHADOW: Final = "10.77.2.2:80"
+
+
+def spec(**change: Any) -> TapSpec:
+    """A tap of the lab's node."""
+    shadow = parse_shadow(change.pop("shadow", SHADOW))
+    return TapSpec(**{"iface": "eth0", "ports": (80,), "shadows": (shadow,), **change})
+
+
+@contextlib.contextmanager
+def driven(
+    node: Host, warn: Callable[[str], None] | None = None, *, wait_for_interface: bool = False, **change: Any
+) -> Iterator[Tap]:
+    """A running tap; this thread is in the node's network as long as it lasts."""
+    tap = Tap(spec(**change), warn or (lambda message: pytest.fail(message)), wait_for_interface=wait_for_interface)
+    with node.enter():
+        tap.start()
+        try:
+            yield tap
+        finally:
+            tap.close()
+
+
+def serve(tap: Tap, until: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """Drive the tap until something holds."""
+    end = time.monotonic() + seconds
+    while not until():
+        now = time.monotonic()
+        assert now < end, f"{what}: not within {seconds:g} s ({tap.state}: {tap.state_reason})"
+        tap.service(now)
+        due = tap.due()
+        select.select(tap.filenos(), [], [], 0.05 if due is None else min(0.05, max(0.0, due - now)))
+
+
+def serve_for(tap: Tap, seconds: float) -> None:
+    """Drive the tap for a while."""
+    end = time.monotonic() + seconds
+    serve(tap, lambda: time.monotonic() >= end, "the time")

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tap that does as it is told: what the daemon does about taps that hang, fail and die at a chosen moment.
+
+The real one is in tests/e2e/test_daemon.py.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from tapmirror.spec import TapSpec
+from tapmirror.supervisor.workers import TapError
+
+
+class ScriptedTap:
+    """Waits at each step for as long as its event is clear, and fails where there is a text."""
+
+    def __init__(self, spec: TapSpec, warn: Callable[[str], None], wait_for_interface: bool, script: Script) -> None:
+        self.spec = spec
+        self.warn = warn
+        self.wait_for_interface = wait_for_interface
+        self.capture = "ebpf"
+        self.state, self.state_reason = "running", ""
+        self.attached = False
+        self.detached = threading.Event()
+        self.closed = False
+        self.stopping = False
+        self.did: list[tuple[Any, ...]] = []
+        self._script = script
+        self._read, self._write = os.pipe()
+
+    def start(self) -> None:
+        """Attaches, unless it was detached before."""
+        self._script.step("start")
+        if not self.detached.is_set():
+            self.attached = True
+
+    def snapshot(self) -> dict[str, Any]:
+        """The least that a ledger has."""
+        self._script.step("snapshot")
+        if self.detached.is_set() and not self.stopping:
+            raise TapError("detached")
+        return {"tap": self.spec.name, "shadows": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
+
+    def service(self, now: float) -> None:
+        """Counted."""
+        self.did.append(("service",))
+
+    def due(self) -> float | None:
+        return None
+
+    def filenos(self) -> list[int]:
+        return [self._read]
+
+    def set_percent(self, percent: float) -> None:
+        self._script.step("set_percent")
+        self.did.append(("set_percent", percent))
+
+    def throttle(self, share: float, reason: str = "") -> None:
+        self.did.append(("throttle", share, reason))
+
+    def pause(self) -> None:
+        self.did.append(("pause",))
+        self.state = "paused"
+
+    def resume(self) -> None:
+        self.did.append(("resume",))
+        self.state = "running"
+
+    def detach(self) -> None:
+        self.attached = False
+        self.detached.set()
+
+    def stop(self) -> dict[str, Any]:
+        self.detach()
+        self.stopping = True
+        self._script.step("stop")
+        return {**self.snapshot(), "final": True}
+
+    def close(self) -> None:
+        self.detach()
+        if not self.closed:
+            self.closed = True
+            os.close(self._read)
+            os.close(self._write)
+
+
+class Script:
+    """Makes taps, and is what they follow."""
+
+    def __init__(self) -> None:
+        self.taps: list[ScriptedTap] = []
+        self.fails: dict[str, str] = {}
+        """What a step fails with."""
+        self.gates: dict[str, threading.Event] = {}
+        """What a step waits for."""
+        self.reached: dict[str, threading.Event] = {}
+        self.at_a_time = 0
+        self.most_at_a_time = 0
+
+    def __call__(
+        self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool
+    ) -> Any:  # in the place of a Tap
+        tap = ScriptedTap(spec, warn, wait_for_interface, self)
+        self.taps.append(tap)
+        return tap
+
+    def gate(self, step: str) -> threading.Event:
+        """Let this step wait until what is returned is set."""
+        self.reached[step] = threading.Event()
+        self.gates[step] = threading.Event()
+        return self.gates[step]
+
+    def step(self, name: str) -> None:
+        """One is here."""
+        self.at_a_time += 1
+        self.most_at_a_time = max(self.most_at_a_time, self.at_a_time)
+        if name in self.gates:
+            self.reached[name].set()
+            self.gates[name].wait(20)
+        self.at_a_time -= 1
+        if name in self.fails:
+            raise TapError(self.fails[name])
+
+    def attached(self) -> list[str]:
+        """The names of the taps that capture, in order."""
+        return sorted(tap.spec.name for tap in self.taps if tap.attached)
+
+
+class NoClaims:
+    """In the place of `Claims`: tests that run at the same time do not meet."""
+
+    def __init__(self, spec: TapSpec) -> None:
+        self.spec = spec
+
+    def close(self) -> None:
+        """Nothing is held."""

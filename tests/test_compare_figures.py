@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import random
+
+import msgspec
+import pytest
+
+from hostile_figures import empty, shop
+from tapmirror.compare import Limits, Nature, Outcome, figures, merge
+from tapmirror.compare.summary import Endpoint, Field, State
+from tapmirror.spec import Compare
+
+
+def state(**endpoints: Endpoint) -> State:
+    return State(level="body", endpoints=endpoints)
+
+
+def test_nothing_seen() -> None:
+    found = empty()
+    assert found.verdict.outcome is Outcome.UNDECIDED
+    assert found.all.error_diff.value is None
+    assert (found.endpoints, found.line, found.seconds, found.rtt) == ([], [], 0.0, None)
+
+
+def test_an_exchange_that_differs_in_noise_alone_does_not_count() -> None:
+    endpoint = Endpoint(pairs=100, compared=100, probed=50)
+    endpoint.fields = {"value body.time": Field(raw=100, probes=50), "missing body.name": Field(raw=30)}
+    endpoint.signatures = {"value body.time": 70, "missing body.name\nvalue body.time": 30}
+    found = figures("t", "s", state(one=endpoint), Compare(), Limits())
+    assert found.all.differing == found.endpoints[0].differing == 30
+    natures = {field.path: (field.kind, field.nature, field.rate) for field in found.endpoints[0].fields}
+    assert natures == {"body.time": ("value", Nature.NOISE, 0.0), "body.name": ("missing", Nature.DIFFERENT, 0.3)}
+
+
+def test_noise_of_one_endpoint_is_known_at_another_without_probes() -> None:
+    probed = Endpoint(pairs=100, compared=100, probed=50, fields={"value body.time": Field(raw=100, probes=50)})
+    post = Endpoint(pairs=9, compared=9, fields={"value body.time": Field(raw=9), "value body.x": Field(raw=9)})
+    found = figures("t", "s", state(one=probed, two=post), Compare(), Limits())
+    (endpoint,) = (each for each in found.endpoints if each.name == "two")
+    assert {field.path: field.nature for field in endpoint.fields} == {
+        "body.time": Nature.NOISE,
+        "body.x": Nature.DIFFERENT,
+    }
+
+
+def test_another_status_does_not_wait_for_more_probes() -> None:
+    endpoint = Endpoint(pairs=1000, compared=1000, probed=10, fields={"value status": Field(raw=5)})
+    (field,) = figures("t", "s", state(one=endpoint), Compare(), Limits()).endpoints[0].fields
+    assert field.nature is Nature.DIFFERENT
+
+
+def test_errors_come_before_differences_and_these_before_slowness() -> None:
+    def endpoint(only_shadow: int, differing: int, slower: float) -> Endpoint:
+        rand = random.Random(1)
+        found = Endpoint(pairs=5000, compared=5000, only_shadow=only_shadow)
+        found.fields = {"value body": Field(raw=differing)} if differing else {}
+        found.signatures = {"value body": differing} if differing else {}
+        for _ in range(5000):
+            value = rand.lognormvariate(15, 0.3)
+            found.production.last.add(value)
+            found.shadow.last.add(value * slower)
+        return found
+
+    found = figures(
+        "t",
+        "s",
+        state(
+            fine=endpoint(0, 0, 1.0), slow=endpoint(0, 0, 1.3), other=endpoint(0, 3000, 1.0), bad=endpoint(500, 0, 1.0)
+        ),
+        Compare(),
+        Limits(),
+    )
+    assert [each.name for each in found.endpoints] == ["bad", "other", "slow", "fine"]
+
+
+def test_bins_hold_every_value() -> None:
+    found = shop("slower", 500)
+    assert sum(each.production for each in found.all.bins) == sum(each.shadow for each in found.all.bins) == 500
+    assert all(a.high == b.low for a, b in zip(found.all.bins, found.all.bins[1:], strict=False))
+
+
+def test_what_a_worker_says_is_checked() -> None:
+    good = {"schema": "tapmirror.compare/1", "shadows": {"s": json.loads(msgspec.json.encode(State()))}}
+    assert merge([good, good], Compare())["s"].requests == 0
+    bad = {**good, "shadows": {"s": {"requests": "many"}}}
+    for wrong in ({}, {"schema": "x", "shadows": {}}, bad):
+        with pytest.raises(msgspec.ValidationError):
+            merge([wrong], Compare())

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lab.exchanges import Plain
+from tapmirror.compare.diff import Rules
+from tapmirror.compare.samples import HIDDEN, curl, sample
+from tapmirror.exchange import Answer, Asked, Failure
+from tapmirror.policy.samples import USUAL, SampleRedactor
+from tapmirror.spec import Compare, Level
+
+RULES = Rules(Compare(level=Level.BODY))
+BASE = "http://new:8080"
+
+
+def asked(head: bytes, body: bytes = b"") -> Asked:
+    method, target, _ = head.split(b"\r\n")[0].split(b" ")
+    return Asked(1, method, target, head, body=body)
+
+
+def answer(document: object, coding: bool = False) -> Answer:
+    body = json.dumps(document).encode()
+    head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nSet-Cookie: sid=secret\r\n"
+    if coding:
+        body = gzip.compress(body)
+        head += "Content-Encoding: gzip\r\n"
+    return Answer(200, (head + "\r\n").encode(), body, len(body))
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "want"),
+    [
+        (
+            b"GET /a?b=c HTTP/1.1\r\nHost: x\r\nX-A: it's\r\n\r\n",
+            b"",
+            "curl -i -H 'Host: x' -H 'X-A: it'\\''s' 'http://new:8080/a?b=c'",
+        ),
+        (b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n", b"", "curl -i -I -H 'Host: x' http://new:8080/a"),
+        (
+            b"PUT http://x/a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n",
+            b"a\n\xff",
+            "curl -i -X PUT -H 'Host: x' --data-binary $'a\\012\\377' http://new:8080/a",
+        ),
+    ],
+)
+def test_the_request_as_a_line_for_a_shell(head: bytes, body: bytes, want: str) -> None:
+    assert curl(asked(head, body), Plain(), BASE) == want
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.binary(max_size=40).filter(lambda x: b"\0" not in x),
+    st.binary(max_size=40).filter(lambda x: not set(x) & set(b"\r\n\0")),
+)
+def test_nothing_in_it_is_acted_upon(body: bytes, value: bytes) -> None:
+    head = b"POST /$(id)`id`;id HTTP/1.1\r\nHost: x\r\nX: " + value + b"\r\n\r\n"
+    line = curl(asked(head, body), Plain(), BASE)
+    assert line.isprintable()
+    done = subprocess.run(
+        ["bash", "-c", 'curl() { printf "%s\\0" "$@"; }; ' + line], capture_output=True, check=True, env={"LC_ALL": "C"}
+    )
+    words = done.stdout.split(b"\0")
+    assert words[-2] == b"http://new:8080/$(id)`id`;id"
+    assert b"X: " + value.strip() in words
+    assert body in words or not body
+
+
+def test_a_sample_shows_the_fields_values_and_no_secret() -> None:
+    one = answer({"price": 1, "user": {"password": "p1"}}, coding=True)
+    other = answer({"price": 2, "user": {"password": "p2"}})
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nCookie: sid=secret\r\n\r\n"
+    names = ["value body.price", "value body.user.password"]
+    found = sample(asked(head), one, other, names, RULES, SampleRedactor([USUAL], b"k"), BASE, 5.0)
+    price, password = (found[name] for name in names)
+    assert (price.at, price.one, price.other) == (5.0, "1", "2")
+    assert (password.one, password.other) == (HIDDEN, HIDDEN)
+    text = repr(found)
+    assert "secret" not in text
+    assert "p1" not in text
+    assert '"price":2' in price.shadow
+    assert price.production.startswith("HTTP/1.1 200 OK\nContent-Type")
+
+
+def test_bodies_that_cannot_be_looked_into_are_not_shown() -> None:
+    one = Answer(200, b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", b"garbage", 7)
+    other = Answer(200, b"HTTP/1.1 200 OK\r\n\r\n", b"first bytes", 1000)
+    found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), one, other, ["value body"], RULES, Plain(), BASE, 0.0)
+    assert "(body not shown)" in found["value body"].production
+    assert "first" not in found["value body"].shadow
+
+
+def test_texts_are_cut_and_printable() -> None:
+    one, other = answer({"a": "x\x1b[31m" * 5000}), Answer(0, failure=Failure.CLOSED)
+    found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), one, other, ["missing status"], RULES, Plain(), BASE, 0.0)
+    one_sample = found["missing status"]
+    assert one_sample.shadow == "(no answer: closed)"
+    assert (one_sample.one, one_sample.other) == ("200", "closed")
+    assert len(one_sample.production) < 4000
+    assert "\x1b" not in one_sample.production

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from tapmirror.compare.endpoints import OTHER
+from tapmirror.compare.summary import (
+    POINTS,
+    SIGNATURES,
+    STATUSES,
+    Bounds,
+    Endpoint,
+    Field,
+    Sample,
+    State,
+    Summary,
+    fold_endpoints,
+    merged,
+    whole,
+)
+from tapmirror.exchange import Answer, Asked, Failure, Reply
+
+BOUNDS = Bounds(endpoints=5, fields=4, samples=2, all_samples=3)
+ASKED = Asked(1, b"GET", b"/", b"", ended_ns=1000)
+
+
+def fed(times: list[float], status: int = 200, other: int = 200, name: str = "a") -> Summary:
+    summary = Summary(BOUNDS, "body")
+    for now in times:
+        reply = Reply(Answer(other, length=7, first_ns=3000, last_ns=4000), 1000, 10)
+        summary.observe(
+            summary.endpoint(name), ASKED, Answer(status, length=5, first_ns=1500, last_ns=2000), reply, now
+        )
+    return summary
+
+
+def test_times_run_from_the_last_byte_of_the_request_on_each_side() -> None:
+    endpoint = fed([1.0]).state.endpoints["a"]
+    assert endpoint.production.first.quantile(0.5) == pytest.approx(500, rel=0.011)
+    assert endpoint.production.last.quantile(0.5) == pytest.approx(1000, rel=0.011)
+    assert endpoint.shadow.first.quantile(0.5) == pytest.approx(2000, rel=0.011)
+    assert endpoint.ratio.quantile(0.5) == pytest.approx(3, rel=0.011)
+    assert (endpoint.production.bytes, endpoint.shadow.bytes) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("status", "other", "want"), [(200, 200, (0, 0)), (200, 500, (1, 0)), (503, 404, (0, 1)), (500, 502, (0, 0))]
+)
+def test_errors(status: int, other: int, want: tuple[int, int]) -> None:
+    endpoint = fed([1.0], status, other).state.endpoints["a"]
+    assert (endpoint.only_shadow, endpoint.only_production) == want
+
+
+def test_no_answer_is_an_error_and_has_no_time() -> None:
+    summary = Summary(BOUNDS, "status")
+    endpoint = summary.endpoint("a")
+    reply = Reply(Answer(0, failure=Failure.CLOSED), 1000)
+    summary.observe(endpoint, ASKED, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
+    assert (endpoint.only_shadow, endpoint.shadow.last.count, endpoint.ratio.count) == (1, 0, 0)
+    assert summary.state.failures == {"closed": 1}
+
+
+def test_an_answer_before_the_request_ended_has_the_shortest_time() -> None:
+    summary = Summary(BOUNDS, "status")
+    reply = Reply(Answer(200, first_ns=1, last_ns=2), 1000)
+    summary.observe(summary.endpoint("a"), ASKED, Answer(200, first_ns=1, last_ns=2), reply, 1.0)
+    assert summary.state.endpoints["a"].ratio.count == 1
+
+
+def test_the_time_line_gets_coarser_and_never_longer() -> None:
+    summary = fed([n * 7.0 for n in range(5000)])
+    assert len(summary.state.line) <= POINTS
+    assert summary.state.width == 512.0
+    assert sum(point.pairs for point in summary.state.line.values()) == 5000
+
+
+def test_endpoints_and_statuses_are_bounded() -> None:
+    summary = Summary(BOUNDS, "status")
+    for n in range(20):
+        summary.endpoint(f"e{n}").pairs += 1
+    assert set(summary.state.endpoints) == {*(f"e{n}" for n in range(5)), OTHER}
+    summary = fed([1.0])
+    endpoint = summary.endpoint("a")
+    for status in range(100, 1000):
+        reply = Reply(Answer(status, first_ns=3000, last_ns=4000), 1000)
+        summary.observe(endpoint, ASKED, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
+    assert len(endpoint.shadow.statuses) <= STATUSES + 1
+    assert sum(endpoint.shadow.statuses.values()) == 901
+
+
+def test_fields_signatures_and_samples_are_bounded() -> None:
+    summary = Summary(BOUNDS, "body")
+    endpoint = summary.endpoint("a")
+    kept = 0
+    for n in range(2000):
+        names = [f"value f{(n * 7 + k * k) % 11}" for k in range(1 + n % 4)]
+        for wanted in summary.differed(endpoint, names):
+            summary.keep(endpoint, wanted, Sample(0.0, "", "", "", "", ""))
+            kept += 1
+    assert set(endpoint.fields) == {*(f"value f{n}" for n in (0, 7, 8, 3)), OTHER}
+    assert len(endpoint.signatures) <= SIGNATURES + 5
+    assert sum(endpoint.signatures.values()) == 2000
+    assert kept <= 4
+
+
+def test_a_signature_too_many_is_counted_by_its_least_noisy_field() -> None:
+    summary = Summary(Bounds(1, 200, 0, 0), "body")
+    endpoint = summary.endpoint("a")
+    for n in range(SIGNATURES):
+        summary.differed(endpoint, ["value time", f"value f{n}"])
+    summary.noisy(endpoint, ["value time"], probe=True)
+    summary.differed(endpoint, ["value time", "value bug"])
+    assert endpoint.signatures["value bug"] == 1
+
+
+def test_states_add_up_whatever_their_widths() -> None:
+    one, other = fed([n * 1.0 for n in range(500)]), fed([n * 10.0 for n in range(100)], other=500, name="b")
+    states = [
+        msgspec.convert(json.loads(msgspec.json.encode(each.state)), State, str_keys=True) for each in (one, other)
+    ]
+    for order in (states, states[::-1]):
+        total = merged(order, BOUNDS)
+        assert total.width in (8.0, 16.0)
+        assert sum(point.pairs for point in total.line.values()) == 600
+        assert len(total.line) <= POINTS
+        assert (total.began, total.ended) == (0.0, 990.0)
+        everything = whole(total)
+        assert (everything.pairs, everything.only_shadow, everything.shadow.last.count) == (600, 100, 600)
+        assert total.rtts == 600
+
+
+def test_a_merged_state_keeps_its_bounds() -> None:
+    states = []
+    for worker in range(4):
+        endpoints = {f"w{worker} e{n}": Endpoint(pairs=n + 1) for n in range(5)}
+        fields = {f"value w{worker} f{n}": Field(raw=n + 1, samples=[Sample(0, "", "", "", "", "")]) for n in range(4)}
+        endpoints["same"] = Endpoint(pairs=100, compared=100, fields=fields, signatures=dict.fromkeys(fields, 1))
+        states.append(State(endpoints=endpoints))
+    total = merged(states, BOUNDS)
+    assert len(total.endpoints) == 6
+    assert sum(endpoint.pairs for endpoint in total.endpoints.values()) == 4 * 115
+    same = total.endpoints["same"]
+    assert len(same.fields) == 5
+    assert sum(field.raw for field in same.fields.values()) == 40
+    assert sum(same.signatures.values()) == 16
+    assert sum(len(field.samples) for endpoint in total.endpoints.values() for field in endpoint.fields.values()) <= 3
+
+
+def test_endpoints_fold_into_templates() -> None:
+    endpoints = {"GET /a/{id}": Endpoint(pairs=1), "GET /a/x": Endpoint(pairs=2), "GET /b": Endpoint(pairs=4)}
+    fold_endpoints(endpoints)
+    assert {name: endpoint.pairs for name, endpoint in endpoints.items()} == {"GET /a/{id}": 3, "GET /b": 4}

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service in an image: put in place, again, taken away, nothing of the user gone.  The unit as systemd sees it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tapmirror.install import (
+    EXAMPLE,
+    FILES,
+    HIDDEN,
+    UNIT,
+    InstallError,
+    carry_out,
+    deployed,
+    install_plan,
+    uninstall_plan,
+)
+from tapmirror.spec.reading import read_taps
+
+COMMAND = Path("/opt/tapmirror/bin/tapmirror")
+EXPOSURE = 2.5
+"""The most that `systemd-analyze security` may say."""
+
+
+def installed(root: Path) -> list[str]:
+    return [step.verb for step in carry_out(install_plan(root, COMMAND))]
+
+
+def there(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def test_install_twice_then_uninstall(tmp_path: Path) -> None:
+    assert installed(tmp_path) == ["write"] * 4
+    assert there(tmp_path) == {*FILES, EXAMPLE}
+    assert installed(tmp_path) == ["keep", "keep", "keep", "leave"]
+    steps = list(carry_out(uninstall_plan(tmp_path)))
+    assert [step.verb for step in steps] == ["remove"] * 4 + ["leave"]
+    assert there(tmp_path) == set()
+    assert [step.verb for step in uninstall_plan(tmp_path)] == ["leave"]
+
+
+def test_a_plan_does_nothing(tmp_path: Path) -> None:
+    install_plan(tmp_path, COMMAND)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_older_unit_is_replaced(tmp_path: Path) -> None:
+    installed(tmp_path)
+    (tmp_path / UNIT).write_text("[Service]\n")
+    assert installed(tmp_path) == ["write", "keep", "keep", "leave"]
+    assert f"ExecStart={COMMAND} daemon" in (tmp_path / UNIT).read_text()
+
+
+def test_what_is_the_users_stays(tmp_path: Path) -> None:
+    installed(tmp_path)
+    mine = {"etc/tapmirror/taps.d/web.yaml", "var/lib/tapmirror/taps.json", "etc/default/tapmirror", EXAMPLE}
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    assert installed(tmp_path)[-1] == "leave"
+    said = [str(step) for step in carry_out(uninstall_plan(tmp_path))]
+    assert there(tmp_path) == mine
+    assert f"leave  {tmp_path}/etc/tapmirror" in said
+    assert f"leave  {tmp_path}/var/lib/tapmirror" in said
+
+
+def test_a_packages_service_is_left_alone(tmp_path: Path) -> None:
+    unit = tmp_path / "lib/systemd/system/tapmirror.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    with pytest.raises(InstallError, match="a package of this system has the service"):
+        install_plan(tmp_path, COMMAND)
+    with pytest.raises(InstallError, match="a package of this system has the service"):
+        uninstall_plan(tmp_path)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_a_command_that_the_service_could_not_see_is_refused(tmp_path: Path, hidden: str) -> None:
+    with pytest.raises(InstallError, match="the service cannot look there"):
+        install_plan(tmp_path, Path(hidden, "x/bin/tapmirror"))
+
+
+def test_a_root_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "etc").write_text("")
+    with pytest.raises(InstallError, match=r"tapmirror.service: (Not a directory|File exists)$"):
+        installed(tmp_path)
+
+
+def test_the_example_is_a_tap() -> None:
+    (tap,) = read_taps(deployed("example.yaml.disabled"))
+    assert tap.name == "example"
+
+
+# --- the unit
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, with a command that is there."""
+    if shutil.which("systemd-analyze") is None:
+        if os.environ.get("CI") or os.environ.get("TAPMIRROR_REQUIRE_ALL"):
+            pytest.fail("systemd-analyze is missing: scripts/setup installs it")
+        pytest.skip("no systemd-analyze here")
+    path = tmp_path / "tapmirror.service"
+    path.write_bytes(deployed("tapmirror.service").replace(b"/usr/bin/tapmirror", os.fsencode(sys.executable)))
+    return path
+
+
+def analyze(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_systemd_takes_the_unit_without_a_word(unit: Path) -> None:
+    done = analyze("verify", "--man=no", str(unit))
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_exposure(unit: Path) -> None:
+    done = analyze("security", "--offline=true", f"--threshold={int(EXPOSURE * 10)}", str(unit))
+    assert done.returncode == 0, done.stdout
+    found = re.search(r"Overall exposure level for tapmirror.service: ([0-9.]+)", done.stdout)
+    assert found is not None
+    assert float(found[1]) <= EXPOSURE
+
+
+def test_every_capability_is_justified() -> None:
+    text = deployed("tapmirror.service").decode()
+    granted = re.findall(r"CAP_\w+", next(x for x in text.splitlines() if x.startswith("CapabilityBoundingSet=")))
+    reasons = "\n".join(line for line in text.splitlines() if line.startswith("#   CAP_"))
+    assert len(granted) == 7
+    assert set(granted) == set(re.findall(r"CAP_\w+", reasons))

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from hostile_figures import empty, hostile, shop
+from tapmirror.report.terminal import terminal
+
+
+def test_what_matters_is_there() -> None:
+    text = terminal(shop("broken", 3000))
+    assert "FAIL" in text
+    assert "body.price.amount" in text
+    assert "taken for noise" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_colour_only_if_asked_for() -> None:
+    assert "\x1b[" in terminal(empty(), colour=True)
+
+
+def test_nothing_of_the_network_controls_the_terminal_or_is_markup() -> None:
+    text = terminal(hostile(), width=400)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "[bold]markup[/bold]" in text

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from tapmirror.report import words
+
+
+@pytest.mark.parametrize(
+    ("value", "want"), [(0.05, "50 µs"), (1.234, "1.23 ms"), (999, "999 ms"), (1500, "1.5 s"), (2e6, "2,000 s")]
+)
+def test_times(value: float, want: str) -> None:
+    assert words.milliseconds(value) == want
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [(None, "-"), (0.0, "0.00 %"), (0.00001, "0.001 %"), (0.0123, "1.23 %"), (0.5, "50.0 %"), (-0.02, "-2.00 %")],
+)
+def test_shares(value: float | None, want: str) -> None:
+    assert words.percent(value) == want
+
+
+@pytest.mark.parametrize(("value", "want"), [(12, "12 B"), (1234, "1.23 KB"), (5e6, "5 MB"), (7e9, "7 GB")])
+def test_sizes(value: float, want: str) -> None:
+    assert words.size(value) == want
+
+
+@pytest.mark.parametrize(("value", "want"), [(5, "5 s"), (600, "10 min"), (86_400, "24.0 h")])
+def test_durations(value: float, want: str) -> None:
+    assert words.duration(value) == want
+
+
+def test_one_line_without_control_characters() -> None:
+    assert words.clean("a\nb\x1b[1m\u202e") == "a·b·[1m·"

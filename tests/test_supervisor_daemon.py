@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The set of taps: what is started together, changed, kept and held, whatever the taps and the disk do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from scripted_tap import NoClaims, Script
+from tapmirror.spec import Ramp, TapSpec, parse_shadow
+from tapmirror.supervisor import daemon as module
+from tapmirror.supervisor import runner, state
+from tapmirror.supervisor.daemon import Daemon, RefusedError
+from tapmirror.supervisor.log import Log
+from tapmirror.supervisor.places import Places
+
+PATIENCE = 10.0
+
+
+def tap(name: str, port: int = 0, **more: Any) -> TapSpec:
+    shadow = parse_shadow(f"{name}.test:80")
+    base: dict[str, Any] = {"iface": "eth0", "ports": (port or 80,), "shadows": (shadow,)}
+    return TapSpec(name=name, **{**base, **more})
+
+
+A, B, C = tap("a"), tap("b"), tap("c")
+
+
+class Rig:
+    """A daemon with scripted taps, in directories of its own; every wait turns its clock."""
+
+    def __init__(self, top: Path, log: Log) -> None:
+        self.places = Places(top / "run", top / "state", top / "etc")
+        for path in (self.places.runtime, self.places.state, self.places.taps):
+            path.mkdir(parents=True)
+        self.log = log
+        self.script = Script()
+        self.daemon: Daemon
+
+    async def begin(self) -> Daemon:
+        """A new daemon, as after a restart."""
+        self.script = Script()
+        self.daemon = Daemon(self.places, self.log, self.script)
+        await self.daemon.restore()
+        return self.daemon
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, what
+            self.daemon.tick(time.monotonic())
+            await asyncio.sleep(0.005)
+
+    async def running(self, *names: str) -> None:
+        """Wait until just these capture."""
+        await self.until(lambda: self.script.attached() == [*names], f"{names}, not {self.script.attached()}")
+
+    def file(self, name: str, *specs: TapSpec | str) -> None:
+        """Write a file of taps."""
+        texts = [each if isinstance(each, str) else text(each) for each in specs]
+        (self.places.taps / name).write_text("---\n".join(texts))
+
+    def states(self) -> dict[str, str]:
+        return {each["name"]: each["state"] for each in self.daemon.told(None, ledger=False)}
+
+
+def text(spec: TapSpec) -> str:
+    return str(msgspec.yaml.encode(spec).decode())
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(runner, "Claims", NoClaims)
+    monkeypatch.setattr(runner, "INTERVAL", 0.01)
+    monkeypatch.setattr(runner, "BACKOFF", (0.01,))
+    log = Log(lambda _: None, journal=False)
+    yield Rig(tmp_path, log)
+    log.close()
+
+
+def conversation(test: Callable[[Rig], Awaitable[None]]) -> Callable[[Rig], None]:
+    """A test that is a coroutine; at its end everything is stopped."""
+
+    async def whole(rig: Rig) -> None:
+        await rig.begin()
+        try:
+            await test(rig)
+        finally:
+            await rig.daemon.close()
+            assert rig.script.attached() == []
+
+    def run(rig: Rig) -> None:
+        asyncio.run(whole(rig))
+
+    run.__name__ = test.__name__
+    return run
+
+
+async def refused(what: Awaitable[object], code: str, words: str) -> None:
+    with pytest.raises(RefusedError, match=words) as caught:
+        await what
+    assert caught.value.code == code
+
+
+def kept(rig: Rig) -> dict[str, state.Kept]:
+    found, problems = state.load(rig.places.state)
+    assert problems == []
+    return {each.spec.name: each for each in found.taps}
+
+
+# --- start and stop
+
+
+@conversation
+async def test_taps_start_and_stop_and_are_kept(rig: Rig) -> None:
+    assert await rig.daemon.start([A, B], force=False) == ["a", "b"]
+    assert rig.script.attached() == ["a", "b"]
+    assert [each.spec for each in kept(rig).values()] == [A, B]
+    await rig.until(lambda: all(each["ledger"] for each in rig.daemon.told(None, ledger=True)), "ledgers")
+    assert {each["tap"]: each["state"] for each in rig.daemon.snapshots()} == {"a": "running", "b": "running"}
+    ((stopped),) = await rig.daemon.stop("a")
+    assert stopped["name"] == "a" and stopped["ledger"]["final"]
+    assert rig.script.attached() == ["b"] == [*kept(rig)]
+    await refused(rig.daemon.stop("a"), "not_found", r"^no tap has the name 'a' \(there are: b\)$")
+
+
+@conversation
+async def test_all_start_or_none(rig: Rig) -> None:
+    gate = rig.script.gate("start")
+    starting = asyncio.ensure_future(rig.daemon.start([A, B], force=False))
+    await asyncio.to_thread(rig.script.reached["start"].wait, PATIENCE)
+    await refused(rig.daemon.start([A], force=False), "refused", "a tap has the name 'a' already")
+    assert kept(rig) == {}
+    rig.script.fails["start"] = "no headers"
+    gate.set()
+    await refused(starting, "failed", "^a: no headers$")
+    assert rig.states() == {} == kept(rig)
+    rig.script.fails.clear()
+    assert await rig.daemon.start([A], force=False) == ["a"]
+
+
+@conversation
+async def test_a_tap_that_hangs_holds_up_itself_alone(rig: Rig) -> None:
+    gate = rig.script.gate("start")
+    starting = asyncio.ensure_future(rig.daemon.start([A], force=False))
+    await asyncio.to_thread(rig.script.reached["start"].wait, PATIENCE)
+    del rig.script.gates["start"]
+    assert await rig.daemon.start([B], force=False) == ["b"]
+    stopping = asyncio.ensure_future(rig.daemon.stop("a"))
+    await asyncio.sleep(0)
+    gate.set()
+    await refused(starting, "failed", "was stopped while it started")
+    await stopping
+    await rig.running("b")
+
+
+@conversation
+async def test_what_may_not_run_together(rig: Rig) -> None:
+    twin = msgspec.structs.replace(A, name="twin")
+    await refused(rig.daemon.start([A, A], force=False), "refused", "two taps have the name 'a'")
+    await refused(rig.daemon.start([A, twin], force=True), "refused", "the shadow would get every request twice")
+    await rig.daemon.start([A], force=False)
+    await refused(rig.daemon.start([twin], force=True), "refused", "twin: the tap 'a' mirrors eth0 port 80")
+    ssh = tap("ssh", 22)
+    await refused(rig.daemon.start([ssh], force=False), "refused", "port 22 is SSH's.*--force")
+    assert await rig.daemon.start([ssh], force=True) == ["ssh"]
+
+
+# --- apply
+
+
+@conversation
+async def test_apply_changes_only_what_changed(rig: Rig) -> None:
+    rig.file("d.yaml", tap("d"))
+    await rig.daemon.reload()
+    await rig.daemon.start([A, B, C], force=False)
+    before = {each.spec.name: each for each in rig.script.taps}
+    wanted = [A, msgspec.structs.replace(B, percent=5.0), msgspec.structs.replace(C, seed=1), tap("e")]
+    plan = [
+        {"name": "c", "action": "restart", "fields": ["seed"]},
+        {"name": "b", "action": "change", "fields": ["percent"]},
+        {"name": "e", "action": "add", "fields": []},
+        {"name": "a", "action": "keep", "fields": []},
+    ]
+    done = await rig.daemon.apply(wanted, dry_run=True, force=False)
+    assert done == {"plan": plan, "failed": {}}
+    assert len(rig.script.taps) == 4 and not any(("set_percent", 5.0) in each.did for each in rig.script.taps)
+    assert await rig.daemon.apply(wanted, dry_run=False, force=False) == done
+    assert rig.script.attached() == ["a", "b", "c", "d", "e"]
+    assert {each.spec.name for each in rig.script.taps[4:]} == {"c", "e"}
+    assert ("set_percent", 5.0) in before["b"].did and before["b"].attached
+    assert {*kept(rig)} == {*"abcde"} and kept(rig)["b"].percent is None
+    removed = await rig.daemon.apply([], dry_run=False, force=False)
+    assert [step["action"] for step in removed["plan"]] == ["remove"] * 4
+    assert rig.script.attached() == ["d"]
+    await refused(rig.daemon.apply([tap("d")], dry_run=False, force=False), "refused", "is that of d.yaml")
+
+
+@conversation
+async def test_what_cannot_be_restarted_goes_on_as_it_was(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    rig.script.fails["start"] = "no such interface"
+    applying = asyncio.ensure_future(
+        rig.daemon.apply([msgspec.structs.replace(A, iface="eth9"), B], dry_run=False, force=False)
+    )
+    done = await applying
+    assert done["failed"] == {"a": "no such interface; it goes on as it was", "b": "no such interface"}
+    rig.script.fails.clear()
+    await rig.running("a")
+    assert kept(rig)["a"].spec == A
+
+
+@conversation
+async def test_a_paused_tap_that_is_changed_stays_paused(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    await rig.daemon.pause("a")
+    await rig.daemon.apply([msgspec.structs.replace(A, seed=1)], dry_run=False, force=False)
+    assert rig.states() == {"a": "paused"} and kept(rig)["a"].paused
+    await rig.daemon.resume("a")
+    await rig.running("a")
+
+
+# --- live changes
+
+
+@conversation
+async def test_a_share_is_set_and_kept(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    await rig.daemon.set_percent("a", 2.5)
+    assert ("set_percent", 2.5) in rig.script.taps[0].did
+    assert (kept(rig)["a"].spec, kept(rig)["a"].percent) == (A, 2.5)
+    for wrong in (-1.0, 100.1, float("inf")):
+        await refused(rig.daemon.set_percent("a", wrong), "bad_request", "percent: .* is not between 0 and 100")
+    rig.script.fails["set_percent"] = "the kernel refuses"
+    await refused(rig.daemon.set_percent("a", 3.0), "failed", "the kernel refuses")
+    assert kept(rig)["a"].percent == 2.5
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("a")
+    assert rig.script.taps[0].spec.percent == 2.5
+    await rig.daemon.set_percent("a", 100.0)
+    assert kept(rig)["a"].percent is None
+
+
+@conversation
+async def test_a_ramp_is_not_set(rig: Rig) -> None:
+    await rig.daemon.start([tap("r", ramp=Ramp(start=0, end=5, over=60))], force=False)
+    await refused(rig.daemon.set_percent("r", 2.0), "refused", "a ramp")
+
+
+@conversation
+async def test_pause_outlives_a_restart(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    await rig.daemon.pause("a")
+    assert ("pause",) in rig.script.taps[0].did
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.until(lambda: rig.states() == {"a": "paused"}, "paused")
+    assert rig.script.taps == []
+    await rig.daemon.resume("a")
+    await rig.running("a")
+    await rig.daemon.pause("a")
+    await rig.daemon.resume("a")
+    assert rig.script.taps[0].did.index(("pause",)) < rig.script.taps[0].did.index(("resume",))
+
+
+@conversation
+async def test_ttl_ends_a_tap_also_across_a_restart(rig: Rig) -> None:
+    await rig.daemon.start([tap("a", ttl=0.05), tap("b", ttl=1000.0), tap("c", ttl=0.2)], force=False)
+    await rig.until(lambda: "a" not in rig.states(), "the end of a")
+    assert 990 < rig.daemon.told("b", ledger=False)[0]["ends_in"] <= 1000
+    await rig.daemon.close()
+    await asyncio.sleep(0.2)
+    await rig.begin()
+    await rig.running("b")
+    assert [*kept(rig)] == ["b"]
+    assert 990 < rig.daemon.told("b", ledger=False)[0]["ends_in"] < 1000
+
+
+# --- the kill switch
+
+
+@conversation
+async def test_the_file_stop_ends_all_capture_and_its_end_brings_it_back(rig: Rig) -> None:
+    await rig.daemon.start([A, B], force=False)
+    await rig.daemon.pause("b")
+    gate = rig.script.gate("start")
+    late = asyncio.ensure_future(rig.daemon.start([C], force=False))
+    await asyncio.to_thread(rig.script.reached["start"].wait, PATIENCE)
+    rig.places.stop_file.touch()
+    rig.daemon.tick(time.monotonic())
+    assert rig.script.attached() == []
+    gate.set()
+    del rig.script.gates["start"]
+    await late  # it is one of the taps now, and held
+    await rig.until(lambda: set(rig.states().values()) == {"paused"}, "held")
+    assert rig.daemon.killed and rig.daemon.summary() == "KILL SWITCH; taps: 3 paused"
+    await refused(rig.daemon.start([tap("e")], force=True), "refused", "the kill switch is on: .*STOP is there")
+    await refused(rig.daemon.apply([A, B, C, tap("e")], dry_run=False, force=False), "refused", "kill switch")
+    await refused(rig.daemon.resume("a"), "refused", "kill switch")
+    await refused(rig.daemon.reload(), "refused", "kill switch")
+    await rig.daemon.set_percent("a", 1.0)
+    await asyncio.sleep(0.05)
+    assert rig.script.attached() == []
+    rig.places.stop_file.unlink()
+    await rig.running("a", "c")
+    assert rig.states() == {"a": "running", "b": "paused", "c": "running"}
+    assert rig.script.taps[-1].spec.percent + rig.script.taps[-2].spec.percent == 101.0
+
+
+@conversation
+async def test_nothing_starts_while_the_file_stop_is_there(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    rig.file("b.yaml", B)
+    rig.places.stop_file.symlink_to("nowhere")
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.until(lambda: rig.states() == {"a": "paused", "b": "paused"}, "held")
+    assert rig.script.taps == []
+    rig.places.stop_file.unlink()
+    await rig.running("a", "b")
+
+
+@conversation
+async def test_stop_all_ends_also_what_is_about_to_begin(rig: Rig) -> None:
+    await rig.daemon.start([A, B], force=False)
+    gate = rig.script.gate("stop")
+    changed = [msgspec.structs.replace(A, seed=1), B, C]
+    applying = asyncio.ensure_future(rig.daemon.apply(changed, dry_run=False, force=False))
+    await asyncio.to_thread(rig.script.reached["stop"].wait, PATIENCE)
+    stopping = asyncio.ensure_future(rig.daemon.stop_all())
+    await asyncio.sleep(0)
+    assert rig.script.attached() == []
+    gate.set()
+    await refused(applying, "failed", "all taps were stopped meanwhile")
+    assert {each["name"] for each in await stopping} == {"a", "b"}
+    assert rig.states() == {} == kept(rig)
+
+
+@conversation
+async def test_one_that_is_stopped_amid_its_restart_stays_so(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    gate = rig.script.gate("stop")
+    applying = asyncio.ensure_future(rig.daemon.apply([msgspec.structs.replace(A, seed=1)], dry_run=False, force=False))
+    await asyncio.to_thread(rig.script.reached["stop"].wait, PATIENCE)
+    stopping = asyncio.ensure_future(rig.daemon.stop("a"))
+    await asyncio.sleep(0)
+    gate.set()
+    assert (await applying)["failed"] == {"a": "it was stopped meanwhile"}
+    await stopping
+    assert rig.states() == {} == kept(rig)
+
+
+# --- files
+
+
+@conversation
+async def test_files_are_taken_at_the_start_and_at_reload(rig: Rig) -> None:
+    rig.file("web.yaml", A, B)
+    await rig.daemon.start([C], force=False)
+    done = await rig.daemon.reload()
+    assert [(step["name"], step["action"]) for step in done["plan"]] == [("a", "add"), ("b", "add")]
+    assert {each["name"]: each["origin"] for each in rig.daemon.told(None, ledger=False)} == {
+        "a": "web.yaml", "b": "web.yaml", "c": ""
+    }  # fmt: skip
+    rig.file("web.yaml", msgspec.structs.replace(A, percent=5.0))
+    first = rig.script.taps
+    done = await rig.daemon.reload()
+    assert [(step["name"], step["action"]) for step in done["plan"]] == [("b", "remove"), ("a", "change")]
+    assert ("set_percent", 5.0) in first[1].did
+    await rig.running("a", "c")
+    rig.file("more.yaml", B)
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("a", "b", "c")
+
+
+@conversation
+async def test_a_bad_file_leaves_everything_as_it_is(rig: Rig) -> None:
+    rig.file("web.yaml", A)
+    await rig.daemon.reload()
+    rig.file("bad.yaml", "name: b\niface: eth0\nport: 99999\n")
+    rig.file("web.yaml", msgspec.structs.replace(A, seed=1))
+    await refused(rig.daemon.reload(), "refused", "bad.yaml.*and 1 more")
+    assert "bad.yaml" in rig.daemon.reload_error
+    assert rig.script.taps[0].attached and len(rig.script.taps) == 1
+    await rig.daemon.close()
+    await rig.begin()  # also at the start: what was kept of files goes on
+    await rig.running("a")
+    assert rig.script.taps[0].spec == A and "bad.yaml" in rig.daemon.reload_error
+    (rig.places.taps / "bad.yaml").unlink()
+    await rig.daemon.reload()
+    assert rig.daemon.reload_error == ""
+    assert rig.script.taps[-1].spec.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (msgspec.structs.replace(A, seed=1), "b.yaml: the tap 'a' was started by command"),
+        (msgspec.structs.replace(A, name="twin"), "twin: the tap 'a' mirrors eth0 port 80"),
+        (tap("ssh", 22), "port 22"),
+    ],
+)
+def test_files_may_not_do_what_commands_may_not(rig: Rig, spec: TapSpec, words: str) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.daemon.start([A], force=False)
+        rig.file("b.yaml", spec)
+        await refused(rig.daemon.reload(), "refused", words)
+        await rig.running("a")
+        await rig.daemon.close()
+        await rig.begin()
+        await rig.running("a")
+        assert words in rig.daemon.reload_error
+
+    conversation(test)(rig)
+
+
+@conversation
+async def test_a_tap_of_a_file_that_was_stopped_comes_back_only_if_it_is_asked_for(rig: Rig) -> None:
+    rig.file("web.yaml", A, B)
+    await rig.daemon.reload()
+    await rig.daemon.stop("a")
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("b")
+    await rig.daemon.reload()
+    await rig.running("a", "b")
+
+
+@conversation
+async def test_a_share_that_was_set_outlives_a_restart_unless_the_file_changed(rig: Rig) -> None:
+    rig.file("web.yaml", A)
+    await rig.daemon.reload()
+    await rig.daemon.set_percent("a", 1.0)
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("a")
+    assert rig.script.taps[0].spec.percent == 1.0
+    rig.file("web.yaml", msgspec.structs.replace(A, percent=50.0))
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("a")
+    assert rig.script.taps[0].spec.percent == 50.0
+    await rig.daemon.set_percent("a", 1.0)
+    await rig.daemon.reload()  # asked for: as the file says
+    assert ("set_percent", 50.0) in rig.script.taps[0].did
+
+
+# --- what is kept
+
+
+@conversation
+async def test_a_disk_that_is_full_ends_nothing(rig: Rig) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SAVE_AGAIN", 0.01)
+        patch.setattr(os, "fsync", full)
+        await rig.daemon.start([A], force=False)
+        assert "No space left on device" in rig.daemon.state_error
+        await rig.until(lambda: rig.daemon.state_errors > 2, "more tries")
+        assert rig.script.attached() == ["a"] and kept(rig) == {}
+        patch.undo()
+        await rig.until(lambda: rig.daemon.state_error == "", "room again")
+    assert [*kept(rig)] == ["a"]
+
+
+def full(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@conversation
+async def test_a_tap_that_cannot_run_now_is_tried_until_it_can(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    await rig.daemon.close()
+    rig.file("b.yaml", B)
+    rig.script = Script()
+    rig.script.fails["start"] = "no name server"
+    rig.daemon = Daemon(rig.places, rig.log, rig.script)
+    await rig.daemon.restore()
+    await rig.until(lambda: [*rig.states().values()] == ["restarting"] * 2, "tries")
+    assert [*kept(rig)] == ["a", "b"]
+    rig.script.fails.clear()
+    await rig.running("a", "b")

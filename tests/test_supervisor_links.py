@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interfaces that come, go and change their names: what has the name is held, and nothing else, whatever its number."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lab import Lab, until
+from tapmirror.source.live import open_live
+from tapmirror.supervisor.links import Bell, Bound, Links, is_up, present
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+@pytest.fixture
+def ip(lab: Lab) -> Iterator[Callable[..., None]]:
+    """Runs `ip link` in the node's network, where this thread is too; what it makes is removed."""
+
+    def run(*words: str) -> None:
+        lab.node.run(["ip", "link", *words])
+
+    with lab.node.enter():
+        before = {name for _, name in socket.if_nameindex()}
+        try:
+            yield run
+        finally:
+            for name in {name for _, name in socket.if_nameindex()} - before:
+                lab.node.run(["ip", "link", "del", name], check=False)
+
+
+def sockets(name: str) -> Bound:
+    """A packet socket for each interface."""
+    return Own(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0), name)
+
+
+class Own(Bound):
+    """One that is closed with its socket."""
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def test_a_name_is_followed(ip: Callable[..., None]) -> None:
+    links = Links(["tap0"], sockets)
+    assert not links.follow() and links.names() == []
+    assert links.waits_for() == "no interface tap0"
+    ip("add", "tap0", "type", "veth")
+    assert links.follow() and links.names() == ["tap0"]
+    assert links.waits_for() == "tap0 is down"
+    ip("set", "tap0", "up")
+    assert not links.follow() and links.waits_for() == ""
+    ip("set", "tap0", "down")
+    ip("set", "tap0", "name", "other0")
+    assert links.follow() and links.names() == []
+    ip("add", "tap0", "type", "veth")
+    assert links.follow() and links.names() == ["tap0"]
+    ip("del", "tap0")
+    assert links.follow() and links.names() == []
+    ip("set", "other0", "name", "tap0")
+    assert links.follow() and links.names() == ["tap0"]
+    links.release()
+    assert links.names() == []
+    assert not links.follow() and links.names() == []
+
+
+def test_a_number_that_is_given_again_is_not_the_same_interface(ip: Callable[..., None]) -> None:
+    """Between two looks it is deleted, and another gets its number; or its number and its name."""
+    held: list[Bound] = []
+
+    def hold(name: str) -> Bound:
+        held.append(sockets(name))
+        return held[-1]
+
+    links = Links(["tap0"], hold)
+    ip("add", "tap0", "index", "4711", "type", "veth")
+    links.follow()
+    ip("del", "tap0")
+    ip("add", "stranger0", "index", "4711", "type", "veth")
+    links.follow()
+    assert links.names() == [] and len(held) == 1
+    ip("del", "stranger0")
+    ip("add", "tap0", "index", "4711", "type", "veth")
+    links.follow()
+    ip("del", "tap0")
+    ip("add", "tap0", "index", "4711", "type", "veth")
+    assert links.follow() and links.names() == ["tap0"]
+    assert len(held) == 3 and held[-1].name() == "tap0"
+    links.release()
+
+
+def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
+    links = Links(["tap0"], sockets)
+    ip("add", "tap0", "index", "801", "type", "veth")
+    ip("add", "tap1", "index", "802", "type", "veth")
+    links.follow()
+    for old, new in (("tap0", "tmp0"), ("tap1", "tap0"), ("tmp0", "tap1")):
+        ip("set", old, "name", new)
+    assert links.follow() and links.names() == ["tap0"]
+    assert links._held["tap0"].name() == "tap0" and socket.if_nametoindex("tap0") == 802
+    links.release()
+
+
+def test_one_that_is_moved_to_another_namespace(lab: Lab, ip: Callable[..., None]) -> None:
+    links = Links(["tap0"], sockets)
+    ip("add", "tap0", "type", "veth")
+    links.follow()
+    ip("set", "tap0", "netns", str(lab.client.pid))
+    try:
+        assert links.follow() and links.names() == []
+    finally:
+        lab.client.run(["ip", "link", "del", "tap0"])
+    links.release()
+
+
+def test_patterns(ip: Callable[..., None]) -> None:
+    links = Links(["ta*", "lo"], sockets)
+    for name in ("tap0", "tap1", "xtap"):
+        ip("add", name, "type", "veth")
+    links.follow()
+    assert links.names() == ["lo", "tap0", "tap1"]
+    ip("del", "tap1")
+    links.follow()
+    assert links.names() == ["lo", "tap0"]
+    assert present(["nothing*"]) == [] and Links(["no*"], sockets).waits_for() == "no interface like no*"
+    assert is_up("lo") and not is_up("tap0") and not is_up("nothing")
+    links.release()
+
+
+def test_suspended_it_holds_nothing(ip: Callable[..., None]) -> None:
+    links = Links(["lo"], sockets)
+    links.follow()
+    links.suspend(True)
+    assert not links.follow() and links.names() == []
+    links.suspend(False)
+    assert links.names() == ["lo"]
+    thread = threading.Thread(target=links.release)
+    thread.start()
+    thread.join()
+    links.suspend(False)
+    assert links.names() == []
+
+
+def test_what_cannot_be_held_is_said(ip: Callable[..., None]) -> None:
+    def refuse(name: str) -> Bound:
+        raise OSError(28, "no room")
+
+    links = Links(["lo"], refuse)
+    links.follow()
+    assert links.waits_for() == "no interface lo (lo: no room)"
+
+
+def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None]) -> None:
+    """That of a ring, which cannot be made anew: its reader has it mapped."""
+    with open_live(None, 1 << 20, loopback=False, ports=[80]) as sock:
+        links = Links(["tap0"], lambda name: Bound(sock, name))
+        for number in (901, 902):
+            ip("add", "tap0", "index", str(number), "type", "veth")
+            ip("set", "tap0", "up")
+            assert links.follow() and sock.getsockname()[0] == "tap0"
+            ip("del", "tap0")
+            assert links.follow() and sock.getsockname()[0] == ""
+        links.release()
+
+
+def test_the_bell(ip: Callable[..., None]) -> None:
+    bell = Bell()
+    try:
+        assert not bell.rung()
+        ip("add", "tap0", "type", "veth")
+        until(bell.rung, "the bell")
+        assert not bell.rung()
+        ip("del", "tap0")
+        until(bell.rung, "the bell")
+    finally:
+        bell.close()

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tap's thread: begins, fails, tries again, is held and ended at whatever moment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from lab import until
+from scripted_tap import NoClaims, Script
+from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.spec.budget import Budget
+from tapmirror.supervisor import runner as module
+from tapmirror.supervisor.claims import ClaimedError
+from tapmirror.supervisor.log import Log
+from tapmirror.supervisor.runner import PAUSED, EndedError, Runner
+from tapmirror.supervisor.workers import TapError
+
+SPEC = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("s.test:80"),), name="web")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Claims", NoClaims)
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
+    monkeypatch.setattr(module, "BACKOFF", (0.01, 0.02))
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    log = Log(lambda _: None, journal=False)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def runner(script: Script, log: Log) -> Iterator[Runner]:
+    made = Runner(SPEC, log, threading.Semaphore(2), make=script)
+    yield made
+    if made._thread.is_alive():
+        made.end().result(10)
+    until(lambda: not made._thread.is_alive(), "the thread's end")
+    assert script.attached() == []
+    assert all(tap.closed for tap in script.taps)
+
+
+def said(log: Log) -> list[str]:
+    return [line.text for line in log.of("web", 0)[0]]
+
+
+def failed(future: Future[Any], kind: type[BaseException], words: str = "") -> None:
+    with pytest.raises(kind, match=words):
+        future.result(10)
+
+
+def test_it_runs_until_it_is_ended(runner: Runner, script: Script, log: Log) -> None:
+    runner.start()
+    runner.started.result(10)
+    until(lambda: runner.ledger is not None, "a ledger")
+    assert runner.state == ("running", "")
+    assert script.attached() == ["web"]
+    assert ("service",) in script.taps[0].did
+    final = runner.end().result(10)
+    assert final is not None and final["final"]
+    assert runner.end().result(10) == final
+    assert runner.state == ("stopped", "")
+    assert said(log) == ["capture by ebpf"]
+
+
+def test_what_cannot_be_started_is_told_to_who_asked_and_not_tried_again(
+    runner: Runner, script: Script, log: Log
+) -> None:
+    script.fails["start"] = "no interface"
+    runner.start()
+    failed(runner.started, TapError, "^no interface$")
+    assert runner.ended.result(10) is None
+    assert (len(script.taps), runner.state) == (1, ("failed", "no interface"))
+    assert said(log) == ["no interface"]
+
+
+def test_what_was_accepted_is_tried_until_it_runs(runner: Runner, script: Script) -> None:
+    script.fails["start"] = "no interface"
+    runner.keep_trying = True
+    runner.start()
+    until(lambda: len(script.taps) > 3, "tries")
+    until(lambda: runner.state == ("restarting", "no interface; next try in 0.02 s"), "its state")
+    script.fails.clear()
+    until(lambda: runner.state == ("running", ""), "it runs")
+    assert all(tap.wait_for_interface for tap in script.taps)
+    assert all(tap.closed for tap in script.taps[:-1])
+
+
+def test_what_is_lost_begins_anew(runner: Runner, script: Script, log: Log) -> None:
+    runner.start()
+    runner.started.result(10)
+    assert not script.taps[0].wait_for_interface  # who asks is told at once
+    script.fails["snapshot"] = "the worker process ended (signal 9)"
+    until(lambda: runner.losses > 0, "the loss")
+    script.fails.clear()
+    until(lambda: runner.state == ("running", "") and script.attached() == ["web"], "it runs again")
+    assert "the worker process ended (signal 9)" in said(log)
+
+
+def test_the_final_ledger_is_the_last_one_if_the_tap_is_lost_at_the_end(runner: Runner, script: Script) -> None:
+    runner.start()
+    until(lambda: runner.ledger is not None, "a ledger")
+    script.fails["stop"] = "the worker process ended"
+    final = runner.end().result(10)
+    assert final is not None and "final" not in final
+
+
+@pytest.mark.parametrize("step", ["start", "snapshot", "stop"])
+def test_whatever_hangs_it_is_detached_at_once(runner: Runner, script: Script, step: str) -> None:
+    gate = script.gate(step)
+    runner.start()
+    if step == "stop":
+        until(lambda: runner.ledger is not None, "a ledger")
+        runner.end()
+    assert script.reached[step].wait(10)
+    runner.hold("killed")
+    assert script.attached() == []
+    runner.end()
+    gate.set()
+    runner.ended.result(10)
+    assert script.attached() == []
+    assert runner.losses == 0
+
+
+@pytest.mark.parametrize("step", ["start", "snapshot"])
+def test_held_and_released_it_begins_anew_however_quick(runner: Runner, script: Script, step: str) -> None:
+    gate = script.gate(step)
+    runner.start()
+    assert script.reached[step].wait(10)
+    runner.hold("killed")
+    runner.release()
+    gate.set()
+    until(lambda: script.attached() == ["web"] and runner.state == ("running", ""), "it runs again")
+    assert len(script.taps) == 2
+
+
+def test_held_from_the_start(runner: Runner, script: Script) -> None:
+    runner.start(PAUSED)
+    runner.started.result(10)
+    until(lambda: runner.state == ("paused", PAUSED), "held")
+    assert script.taps == []
+    runner.resume().result(10)
+    until(lambda: script.attached() == ["web"], "it runs")
+
+
+def test_a_paused_tap_that_is_lost_stays_paused(runner: Runner, script: Script) -> None:
+    runner.start()
+    runner.started.result(10)
+    runner.pause().result(10)
+    assert runner.state == ("paused", "")
+    script.fails["snapshot"] = "lost"
+    until(lambda: runner.state == ("paused", PAUSED), "held")
+    assert script.attached() == []
+    script.fails.clear()
+    runner.resume().result(10)
+    until(lambda: runner.state == ("running", "") and script.attached() == ["web"], "it runs")
+
+
+def test_a_share_that_was_set_is_that_of_every_tap_to_come(runner: Runner, script: Script) -> None:
+    runner.start()
+    runner.started.result(10)
+    runner.set_percent(5.0).result(10)
+    assert ("set_percent", 5.0) in script.taps[0].did
+    runner.hold("killed")
+    runner.release()
+    until(lambda: len(script.taps) == 2, "the next")
+    assert script.taps[1].spec.percent == runner.spec.percent == 5.0
+
+
+def test_a_share_that_cannot_be_set_is_not_kept(runner: Runner, script: Script) -> None:
+    runner.start()
+    runner.started.result(10)
+    script.fails["set_percent"] = "the kernel refuses"
+    failed(runner.set_percent(5.0), TapError, "the kernel refuses")
+    assert runner.spec.percent == 100.0
+
+
+def test_commands_of_a_tap_that_ends_are_refused_and_none_waits_for_ever(runner: Runner, script: Script) -> None:
+    gate = script.gate("start")
+    runner.start()
+    assert script.reached["start"].wait(10)
+    waiting = runner.set_percent(5.0)
+    runner.end()
+    failed(runner.set_percent(5.0), EndedError, "is being stopped")
+    gate.set()
+    failed(waiting, EndedError, "was stopped")
+
+
+def test_ended_while_it_starts(runner: Runner, script: Script) -> None:
+    gate = script.gate("start")
+    runner.start()
+    assert script.reached["start"].wait(10)
+    runner.end()
+    gate.set()
+    runner.ended.result(10)
+    assert script.attached() == []
+
+
+def test_so_many_start_at_a_time(script: Script, log: Log) -> None:
+    gate = script.gate("start")
+    turns = threading.Semaphore(2)
+    runners = [Runner(SPEC, log, turns, make=script) for _ in range(5)]
+    for each in runners:
+        each.start()
+    until(lambda: len(script.taps) == 2, "two")
+    runners[4].end().result(10)  # in its place in the queue
+    gate.set()
+    for each in runners[:4]:
+        each.started.result(10)
+    assert script.most_at_a_time <= 4  # two starts, and the two snapshots of who came before
+    for each in runners:
+        each.end().result(10)
+
+
+def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
+    spec = TapSpec(iface="eth0", ports=(80,), shadows=SPEC.shadows, name="web", budget=Budget(memory=1))
+    made = Runner(spec, log, threading.Semaphore(2), make=script)
+    cost = {"cpu_s": 0.0, "rss_kb": 1 << 20}
+    made.start()
+    made.started.result(10)
+    script.taps[0].snapshot = lambda: {  # type: ignore[method-assign]
+        "tap": "web", "shadows": {}, "worker": cost
+    }  # fmt: skip
+    until(lambda: any(did[0] == "throttle" for did in script.taps[0].did), "less")
+    (_, share, reason) = next(did for did in script.taps[0].did if did[0] == "throttle")
+    assert share < 1 and "the budget is 0 MiB" in reason
+    made.end().result(10)
+
+
+def test_an_error_of_ours_ends_this_tap_alone(runner: Runner, script: Script, log: Log) -> None:
+    def broken(now: float) -> None:
+        raise ZeroDivisionError("a defect")
+
+    gate = script.gate("snapshot")
+    runner.start()
+    assert script.reached["snapshot"].wait(10)
+    script.taps[0].service = broken  # type: ignore[method-assign]
+    gate.set()
+    runner.ended.result(10)
+    assert runner.state[0] == "failed" and "a defect" in runner.state[1]
+    assert script.attached() == []
+
+
+def test_what_is_claimed_is_let_go_with_the_tap(
+    runner: Runner, script: Script, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed: list[str] = []
+
+    class Claimed(NoClaims):
+        def __init__(self, spec: TapSpec) -> None:
+            if claimed:
+                raise ClaimedError("it is claimed")
+            claimed.append(spec.name)
+
+        def close(self) -> None:
+            claimed.clear()
+
+    monkeypatch.setattr(module, "Claims", Claimed)
+    runner.start()
+    runner.started.result(10)
+    other = Runner(SPEC, log, threading.Semaphore(1), make=script)
+    other.start()
+    failed(other.started, TapError, "it is claimed")
+    script.fails["snapshot"] = "lost"
+    until(lambda: runner.losses > 0, "the loss")
+    script.fails.clear()
+    until(lambda: runner.state == ("running", ""), "it runs again")
+    assert claimed == ["web"]
+    runner.end().result(10)
+    assert claimed == []
