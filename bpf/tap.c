@@ -102,6 +102,17 @@ static inline int has_port(struct tap_config *c, __be16 port)
 	return c->ports[(p >> 3) & 8191] & (1 << (p & 7));
 }
 
+/*
+ * The same value, of which the verifier knows nothing: else it follows each way that led to one through all that
+ * comes after.  The buffer's scratch space is the programs' (bpf_prog_run_clear_cb).
+ */
+static inline u32 forget(struct __sk_buff *skb, u32 value)
+{
+	skb->cb[0] = value;
+	asm volatile("" ::: "memory");
+	return skb->cb[0];
+}
+
 /* Whether (addr, port) is production's end. */
 static inline int is_production(struct tap_config *c, const u8 *addr, __be16 port)
 {
@@ -274,8 +285,10 @@ static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, str
 		}
 		proto = head[0];
 	}
-	*next = proto;
-	return off;
+	p->fragment = forget(skb, p->fragment);
+	p->later_fragment = forget(skb, p->later_fragment);
+	*next = forget(skb, proto);
+	return forget(skb, off);
 }
 
 /* Offset of the network header and its EtherType; VLAN ids into *vlan. */
@@ -301,8 +314,9 @@ static inline u32 parse_link(struct __sk_buff *skb, u32 flags, u32 *vlan, u16 *t
 		t = tag[1];
 		off += 4;
 	}
+	*vlan = forget(skb, *vlan);
 	*type = bpf_ntohs(t);
-	return off + 2;
+	return forget(skb, off + 2);
 }
 
 static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *sport, __be16 *dport, struct seen *p)
