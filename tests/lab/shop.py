@@ -24,7 +24,7 @@ http {{
     keepalive_timeout 1h;
     default_type application/json;
     split_clients "$request_id" $order {{ 50% '["red","green","blue"]'; * '["blue","red","green"]'; }}
-    split_clients "x$request_id" $broken {{ {broken} * 0; }}
+    split_clients "$uri" $broken {{ {broken} * 0; }}
     map $broken $total {{ 1 "null"; 0 "12.5"; }}
     server {{
         listen 80 backlog=16384;
@@ -51,7 +51,7 @@ REVIEWS_V2: Final = (
 
 
 class Shop(Server):
-    """nginx; `/orders/` answers without a total in `broken` (as `1%`) of the requests."""
+    """nginx; `/orders/` has no total where `broken` (as `1%`) of the paths are concerned."""
 
     def __init__(self, host: Host, *, broken: str = "", reviews: str = REVIEWS_V1) -> None:
         super().__init__(host)
