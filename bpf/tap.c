@@ -7,7 +7,8 @@
  * nothing to its socket.  What matches goes into the ring:
  *
  *   from a client   payload, and FIN, RST and URG; a SYN is only counted
- *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload
+ *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload; and where answers
+ *                   are compared, the first bytes of each segment with payload
  *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
  *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map
  *
@@ -114,6 +115,15 @@ static inline int has_port(struct tap_config *c, __be16 port)
 	return c->ports[(p >> 3) & 8191] & (1 << (p & 7));
 }
 
+/*
+ * The same value, of which the verifier knows nothing: else it follows each way that led to one through all that
+ * comes after.
+ */
+static inline u32 forget(const struct tap_config *c, u32 value)
+{
+	return value ^ c->zero;
+}
+
 /* Whether (addr, port) is production's end. */
 static inline int is_production(struct tap_config *c, const u8 *addr, __be16 port)
 {
@@ -204,9 +214,9 @@ static inline u32 room_for(u32 size)
 	return TAP_CHUNK;
 }
 
-/* One record with `size` bytes from `offset` of the packet; 0 where there was no room. */
+/* One record with `size` bytes from `offset` of the packet, for `length`; 0 where there was no room. */
 static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const struct seen *p, u32 hash, u32 flags,
-		       u32 seq, u32 offset, u32 size, u32 room)
+		       u32 seq, u32 offset, u32 length, u32 size, u32 room)
 {
 	struct tap_record *r = reserve(shard_of(hash), room);
 	if (!r)
@@ -214,7 +224,7 @@ static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const s
 	fill(r, key, p, hash);
 	r->seq = seq;
 	r->flags = flags;
-	r->length = size;
+	r->length = length;
 	r->caplen = size;
 	/* Keep the checked and the used value in one register: the verifier forgets otherwise. */
 	u64 bounded = size;
@@ -261,7 +271,8 @@ static inline u32 parse_ip4(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, str
 /* Hop-by-hop options, routing, fragment, destination options: a bit for each. */
 #define EXTENSIONS (1ull << 0 | 1ull << 43 | 1ull << 44 | 1ull << 60)
 
-static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, struct seen *p, u8 *next, u32 *end)
+static inline u32 parse_ip6(struct __sk_buff *skb, const struct tap_config *c, u32 l3, u8 *src, u8 *dst,
+			    struct seen *p, u8 *next, u32 *end)
 {
 	struct {
 		__be32 flow;
@@ -296,12 +307,14 @@ static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, str
 		off += 8 + (head[1] * 8 & -(u32)(fragment ^ 1));
 		proto = head[0];
 	}
-	*next = proto;
-	return off;
+	p->fragment = forget(c, p->fragment);
+	p->later_fragment = forget(c, p->later_fragment);
+	*next = forget(c, proto);
+	return forget(c, off);
 }
 
 /* Offset of the network header and its EtherType; VLAN ids into *vlan. */
-static inline u32 parse_link(struct __sk_buff *skb, u32 flags, u32 *vlan, u16 *type)
+static inline u32 parse_link(struct __sk_buff *skb, const struct tap_config *c, u32 flags, u32 *vlan, u16 *type)
 {
 	u32 off = 0;
 	*type = bpf_ntohs(skb->protocol);
@@ -323,8 +336,9 @@ static inline u32 parse_link(struct __sk_buff *skb, u32 flags, u32 *vlan, u16 *t
 		t = tag[1];
 		off += 4;
 	}
+	*vlan = forget(c, *vlan);
 	*type = bpf_ntohs(t);
-	return off + 2;
+	return forget(c, off + 2);
 }
 
 static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *sport, __be16 *dport, struct seen *p)
@@ -352,7 +366,26 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 	return 1;
 }
 
-static inline int from_server(struct tap_config *c, const struct tap_key *key, const struct seen *p)
+/*
+ * Production's payload, as much of it as is compared.  Only while half of the ring is free: comparison may lose what
+ * it wants, and must not cost a client's segment.  NOTE: of a packet beyond TAP_CHUNK the rest is not copied.
+ */
+static inline void answer(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
+			  u32 hash)
+{
+	u32 size = p->length < c->answer_bytes ? p->length : c->answer_bytes;
+	if (size > TAP_CHUNK)
+		size = TAP_CHUNK;
+	u32 shard = shard_of(hash);
+	void *of = rings.lookup(&shard);
+	int ok = of && bpf_ringbuf_query(of, BPF_RB_AVAIL_DATA) < TAP_RING_PAGES * 2048ull &&
+		 emit(skb, key, p, hash, (p->flags & 0xff) | TAP_FROM_SERVER, p->seq, p->payload, p->length, size,
+		      room_for(size));
+	count(shard, ok ? TAP_ANSWERS : TAP_ANSWERS_LOST, 1, p->length);
+}
+
+static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
+			      const struct seen *p)
 {
 	u32 zero = 0;
 	if (!is_client(c, key->client))
@@ -369,12 +402,19 @@ static inline int from_server(struct tap_config *c, const struct tap_key *key, c
 		count(shard, TAP_SYN_ACK, 1, 0);
 		return 0;
 	}
+	if (c->answer_bytes && p->length && !p->fragment) {
+		struct tap_wants *w = wants.lookup(&zero);
+		if (w && w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) {
+			w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
+			answer(skb, c, key, p, hash);
+			return 0;
+		}
+	}
 	if (!(p->flags & (FIN | RST)) && !(c->flags & TAP_EGRESS_ALL)) {
 		struct tap_wants *w = wants.lookup(&zero);
-		if (!w || !w->bucket[hash & 0xffff])
+		if (!w || !(w->bucket[hash & 0xffff] & (TAP_WANT_ONE | TAP_WANT_ALL)))
 			return 0;
-		if (w->bucket[hash & 0xffff] == TAP_WANT_ONE)
-			w->bucket[hash & 0xffff] = 0;
+		w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
 	}
 	count(shard, TAP_EGRESS, 1, p->length);
 	emit_bare(key, p, hash, p->flags | TAP_FROM_SERVER, p->length);
@@ -440,7 +480,8 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 		return 0;
 	}
 	if (records == 1) {
-		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, room_for(p->length));
+		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, p->length,
+			      room_for(p->length));
 		count(shard, ok ? TAP_EMITTED : TAP_RING_FULL, 1, p->length);
 		return 0;
 	}
@@ -453,7 +494,7 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 			size = TAP_CHUNK;
 			flags &= ~(FIN | PSH);
 		}
-		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, TAP_CHUNK);
+		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, size, TAP_CHUNK);
 		count(shard, ok ? TAP_EMITTED : TAP_RING_FULL, 1, size);
 		done += size;
 	}
@@ -472,20 +513,6 @@ static inline u32 flags_of(struct tap_config *c, u32 ifindex)
 	return flags;
 }
 
-/*
- * Let the verifier forget what it knows of these: else it follows everything behind the headers once for each way
- * through them.
- */
-static inline void forget(struct tap_config *c, u32 *l4, u32 *end, u32 *vlan, struct seen *p)
-{
-	u32 zero = c->zero;
-	*l4 ^= zero;
-	*end ^= zero;
-	*vlan ^= zero;
-	p->dscp ^= zero;
-	p->fragment ^= zero;
-}
-
 int tap(struct __sk_buff *skb)
 {
 	u32 zero = 0;
@@ -501,18 +528,17 @@ int tap(struct __sk_buff *skb)
 	u16 type;
 	u8 proto = 0;
 	u32 end = 0, l4;
-	u32 l3 = parse_link(skb, flags, &key.vlan, &type);
+	u32 l3 = parse_link(skb, c, flags, &key.vlan, &type);
 	if (flags & TAP_MANY)
 		key.vlan = 0;
 	if (type == 0x0800)
 		l4 = parse_ip4(skb, l3, key.client, key.server, &p, &proto, &end);
 	else if (type == 0x86dd)
-		l4 = parse_ip6(skb, l3, key.client, key.server, &p, &proto, &end);
+		l4 = parse_ip6(skb, c, l3, key.client, key.server, &p, &proto, &end);
 	else
 		return 0;
 	if (!l4 || proto != PROTO_TCP || p.later_fragment)
 		return 0;
-	forget(c, &l4, &end, &key.vlan, &p);
 	if (!parse_tcp(skb, l4, end, &key.client_port, &key.server_port, &p))
 		return 0;
 	if ((!outgoing || (flags & TAP_EITHER_WAY)) && is_production(c, key.server, key.server_port))
@@ -523,7 +549,7 @@ int tap(struct __sk_buff *skb)
 		reverse.client_port = key.server_port;
 		reverse.server_port = key.client_port;
 		reverse.vlan = key.vlan;
-		return from_server(c, &reverse, &p);
+		return from_server(skb, c, &reverse, &p);
 	}
 	return 0;
 }

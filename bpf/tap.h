@@ -78,7 +78,9 @@ struct tap_config {
 	__u32 dscp; /* of packets that no tap may capture */
 	__u32 link_count;
 	__u32 client_count; /* 0: any client */
-	__u32 zero;	    /* is 0; the verifier does not know */
+	__u32 answer_bytes; /* copied of each of production's segments, of flows with TAP_WANT_ANSWERS; 0: no answers */
+	__u32 zero;	    /* is 0, which the verifier does not know */
+	__u32 pad;
 	__u8 addrs[TAP_MAX_ADDRS][16];
 	struct tap_endpoint excluded[TAP_MAX_ADDRS];
 	struct tap_link links[TAP_MAX_LINKS];
@@ -104,6 +106,8 @@ enum {
 	TAP_EGRESS,
 	TAP_CONTROL_LOST, /* records without payload that the ring had no room for */
 	TAP_LOOP_SYN,
+	TAP_ANSWERS, /* segments of production with payload that became records with it */
+	TAP_ANSWERS_LOST, /* that did not: the ring was half full, and the rest is the clients' */
 	TAP_COUNTERS = 16
 };
 
@@ -114,10 +118,11 @@ struct tap_counter {
 
 /*
  * Which acknowledgements of production become records, by the low 16 bits of the flow's hash: none, the next
- * packet only, or all until user space clears the byte.
+ * packet only, or all until user space clears the bit.  And whether production's payload does too.
  */
 #define TAP_WANT_ONE 1
 #define TAP_WANT_ALL 2
+#define TAP_WANT_ANSWERS 4
 
 struct tap_wants {
 	__u8 bucket[65536];

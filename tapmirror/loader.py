@@ -65,15 +65,15 @@ MANY: Final = 16
 EITHER_WAY: Final = 32
 MAX_ADDRS: Final = 16
 MAX_LINKS: Final = 16
-CONFIG: Final = struct.Struct("<QIIIIIIII256s384s128s8192s")
+CONFIG: Final = struct.Struct("<QIIIIIIIIII256s384s128s8192s")
 """`struct tap_config` of bpf/tap.h."""
 THRESHOLD: Final = struct.Struct("<Q")
 LINK_COUNT_AT: Final = 28
-LINKS_AT: Final = 680
+LINKS_AT: Final = 688
 LINK: Final = struct.Struct("<II")
 """`struct tap_link` of bpf/tap.h."""
 EXCLUDED_COUNT_AT: Final = 20
-EXCLUDED_AT: Final = 296
+EXCLUDED_AT: Final = 304
 ENDPOINT: Final = struct.Struct("<16s2s6x")
 """`struct tap_endpoint` of bpf/tap.h."""
 
@@ -103,6 +103,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     dscp: int
     egress_all: bool
     promisc: bool = False
+    answer_bytes: int = 0
+    """Copied of each of production's segments; 0: none."""
     many: bool = False
     """Several interfaces, which may show one packet."""
     either_way: bool = False
@@ -190,6 +192,8 @@ def configure(loaded: Loaded, request: Request) -> None:
         request.dscp,
         0,
         len(request.clients),
+        request.answer_bytes,
+        0,
         0,
         b"".join(request.addrs),
         excluded,
@@ -197,7 +201,7 @@ def configure(loaded: Loaded, request: Request) -> None:
         bytes(ports),
     )
     write(loaded.config, 0, value)
-    write(loaded.wants, 0, b"\x01" * 65_536)
+    write(loaded.wants, 0, (b"\x05" if request.answer_bytes else b"\x01") * 65_536)
 
 
 def write(fd: int, offset: int, content: bytes) -> None:

@@ -49,6 +49,7 @@ class Both:
         threshold: int = 1 << 32,
         seed: int = 0,
         egress_all: bool = False,
+        answer_bytes: int = 0,
         ring_bytes: int = RING_BYTES,
         live_block: int = BLOCK_BYTES,
         live_bytes: int = LIVE_BYTES,
@@ -65,6 +66,7 @@ class Both:
                 seed=seed,
                 dscp=LOOP_DSCP,
                 egress_all=egress_all,
+                answer_bytes=answer_bytes,
                 ring_bytes=ring_bytes,
             )
             self._loaded = loader.load(request)
@@ -79,6 +81,7 @@ class Both:
                 seed=seed,
                 dscp=LOOP_DSCP,
                 egress_all=egress_all,
+                answer_bytes=answer_bytes,
             )
             self.live_source = LiveSource(
                 open_live(iface, live_bytes, loopback=loader.is_loopback(iface), ports=ports, block_bytes=live_block),
@@ -103,6 +106,11 @@ class Both:
         """To both."""
         self.ring_source.want_ack(key, wanted)
         self.live_source.want_ack(key, wanted)
+
+    def want_answers(self, buckets: bytes) -> None:
+        """To both."""
+        self.ring_source.want_answers(buckets)
+        self.live_source.want_answers(buckets)
 
     def settle(self) -> None:
         """Read both until nothing comes any more."""

@@ -216,6 +216,25 @@ def test_connections(lab: Lab, egress_all: bool, threshold: int) -> None:
         assert not any(each[1] & SYN for each in kept)
 
 
+@pytest.mark.parametrize("answer_bytes", [16, 65_536])
+def test_answers_of_production(lab: Lab, answer_bytes: int) -> None:
+    """With their first bytes, of the flows that want them; the clients' counters do not change by it."""
+    with Nginx(lab.node), Both(lab.node, answer_bytes=answer_bytes, ring_bytes=1 << 23, live_bytes=1 << 23) as both:
+        lab.client.run(["curl", "-sf", "-o", "/dev/null", f"http://{lab.node.addr4}/file/1m?[1-4]"])
+        kept = both.agreed()
+        answers = [each for each in kept if each[1] & FROM_SERVER and each[4]]
+        assert {len(each[5]) for each in answers} <= {min(each[4], answer_bytes) for each in answers}
+        assert sum(each[5].startswith(b"HTTP/1.1 200 OK") for each in answers) == 4
+        counts = both.ring_source.counters()
+        assert counts.answers == (len(answers), sum(each[4] for each in answers))
+        assert counts.answers[1] > 4 << 20
+        assert (counts.seen[0], counts.emitted[0], counts.answers_lost) == (4, 4, (0, 0))
+        both.want_answers(bytes(0x10000))
+        assert load(lab.client, lab.node.addr4, requests=4, connections=1).failed == 0
+        assert not any(each[1] & FROM_SERVER and each[5] for each in both.agreed()[len(kept) :])
+        assert both.live_source.counters().answers == counts.answers
+
+
 @pytest.mark.parametrize("threshold", [0, 1, 1 << 30, (1 << 32) - 1, 1 << 32])
 def test_the_hash_of_the_kernel_is_ours(lab: Lab, threshold: int) -> None:
     """Random tuples: which are taken tells every hash against the threshold."""

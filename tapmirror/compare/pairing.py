@@ -189,6 +189,13 @@ class Conversation:
 
     # --- the shadows' sides
 
+    def chosen(self, shadow: int, number: int) -> None:
+        """The shadow is to get the request: `asked` will follow, or `left_out`."""
+        pending = self._pending.get(number)
+        if pending is not None:
+            pending.replies[shadow] = Reply(_NO_ANSWER, 0)
+            pending.waiting += 1
+
     def asked(self, shadow: int, number: int, flags: int) -> None:
         """The request, with these flags, begins to be sent to this shadow, after those that were before it."""
         side = self._sides.get(shadow)
@@ -198,8 +205,8 @@ class Conversation:
         keep = NOTHING
         if pending is not None:
             keep = pending.keep
-            pending.replies[shadow] = Reply(_NO_ANSWER, 0)
-            pending.waiting += 1
+            if shadow not in pending.replies:
+                self.chosen(shadow, number)
         side.reader.expect(flags, keep, pending)
         broken = side.reader.broken
         if broken is not None:
@@ -223,7 +230,7 @@ class Conversation:
                 self._less(pending)
 
     def decided(self, number: int) -> None:
-        """`asked` or `left_out` was called for every shadow that may get the request."""
+        """`chosen`, `asked` or `left_out` was called for every shadow that may get the request."""
         pending = self._pending.get(number)
         if pending is not None and not pending.decided:
             pending.decided = True

@@ -32,6 +32,8 @@ class Counters(msgspec.Struct, frozen=True):
     egress: tuple[int, int]
     control_lost: tuple[int, int]
     loop_syn: tuple[int, int]
+    answers: tuple[int, int]
+    answers_lost: tuple[int, int]
 
 
 class Source(Protocol):
@@ -57,6 +59,9 @@ class Source(Protocol):
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of this flow (and of those in its bucket)."""
+
+    def want_answers(self, buckets: bytes) -> None:
+        """Yield production's payload too, of the flows in buckets (65,536) whose byte is not 0, and of no others."""
 
     def counters(self) -> Counters:
         """What the capture counted."""

@@ -255,6 +255,10 @@ class LiveSource:
         """Begin or stop to yield production's acknowledgements of the flow's bucket."""
         self._admission.want_ack(key, wanted)
 
+    def want_answers(self, buckets: bytes) -> None:
+        """Yield production's payload too, of the flows in these buckets."""
+        self._admission.want_answers(buckets)
+
     def counters(self) -> Counters:
         """What was counted.
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tapmirror.spec.budget import Budget
+from tapmirror.spec.compare import Compare
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match, network_problems
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
@@ -224,6 +225,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     spread: Spread = Spread.ALL
     redact: Redact | None = None
     hook: Hook | None = None
+    compare: Compare = Compare()
     ttl: float | None = None
     """Seconds after which the tap ends by itself."""
     workers: int | Literal["auto"] = 1

@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror import loader, privsep
+from tapmirror.comparing import answer_bytes
 from tapmirror.events import LOOP_DSCP
 from tapmirror.ledger import summed
 from tapmirror.safety import plain, refusal
@@ -220,6 +221,10 @@ class Tap:
         """Take the capture off all interfaces, for good.  At once; in any thread, as often as wanted."""
         self._end("detached")
 
+    def comparison(self) -> list[dict[str, Any]]:
+        """The states of the workers' comparisons, of those that run."""
+        return [state for seat in self._seats if (state := seat.comparison()) is not None]
+
     def stop(self) -> dict[str, Any]:
         """Detach, let the worker drain, return the final ledger."""
         if not self._seats:
@@ -229,7 +234,10 @@ class Tap:
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
             for seat in self._seats:
                 seat.begin_drain()
-            return self._with_facts([seat.drain(wait) for seat in self._seats])
+            parts = [seat.drain(wait) for seat in self._seats]
+            states = [part.pop("comparison") for part in parts if "comparison" in part]
+            ledger = self._with_facts(parts)
+            return {**ledger, "comparison": states} if states else ledger
         finally:
             self.close()
 
@@ -339,6 +347,7 @@ class Tap:
                 dscp=LOOP_DSCP,
                 egress_all=spec.pacing is Pacing.WAIT,
                 promisc=spec.promisc,
+                answer_bytes=answer_bytes(spec),
                 many=spec.many,
                 either_way=spec.many and bool(spec.addrs),
                 ring_bytes=spec.limits.ring_bytes,

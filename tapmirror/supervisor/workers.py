@@ -26,7 +26,7 @@ import msgspec
 
 from tapmirror import privsep
 from tapmirror.events import DropReason
-from tapmirror.worker import MESSAGE, Setup
+from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
@@ -62,6 +62,7 @@ class WorkerProcess:
 
     def __init__(self, setup: Setup, fds: Sequence[int]) -> None:
         """Begin to start it.  The descriptors stay the caller's.  Raises OSError."""
+        self._pieces = privsep.Pieces(STATE_BYTES)
         self.ready = False
         """It mirrors."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -143,8 +144,12 @@ class WorkerProcess:
         """The next message."""
         try:
             message, _ = privsep.receive(self._control, MESSAGE)
+            message = self._pieces.take(message)
         except (OSError, EOFError):
             raise self._gone() from None
+        except ValueError as error:
+            self._process.kill()
+            raise TapError(f"the worker process said what cannot be read: {error}") from None
         if "error" in message:
             raise TapError(str(message["error"]))
         self.ready = self.ready or "ready" in message
@@ -243,6 +248,17 @@ class Seat:
             except TapError as error:
                 self._died(error)
         return copy.deepcopy(self._last)
+
+    def comparison(self) -> dict[str, Any] | None:
+        """The state of its comparison; None where no worker runs."""
+        if self._process is None or not self._process.ready:
+            return None
+        try:
+            state: dict[str, Any] = self._process.ask({"op": "compare"}, "compare", REPLY_TIME)["compare"]
+        except TapError as error:
+            self._died(error)
+            return None
+        return state
 
     def tell(self, request: dict[str, Any], answer: str) -> None:
         """Tell the worker something, if there is one; a later one has it from its set-up."""

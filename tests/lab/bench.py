@@ -91,6 +91,10 @@ RULE_GOAL: Final = 5.0
 CASES: Final = (
     Case("GET, raw", 20_000, 10, {"protocol": "raw"}, floor=True),
     Case(BASE, 20_000, 14, {"protocol": "http"}),
+    Case("GET, HTTP, status compared", 5_000, None, {"protocol": "http", "compare": "status"}),
+    Case("GET, HTTP, bodies compared", 2_000, None, {"protocol": "http", "compare": "body"}),
+    Case("GET, HTTP, at 5,000", 5_000, None, {"protocol": "http"}),
+    Case("GET, HTTP, at 2,000", 2_000, None, {"protocol": "http"}),
     Case("GET, HTTP, Host rewritten", 20_000, 18, {"protocol": "http", "host": "shadow.test"}),
     Case("GET, a connection each", 5_000, 75, per_connection=1, floor=True),
     Case("POST 4 KiB", 10_000, 20, bodies=(4 << 10,), floor=True),
