@@ -11,7 +11,7 @@
  *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
  *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map
  *
- * Order of the decisions for a client's packet: match, loop mark, sample, fragment.  Each is counted.
+ * Order of the decisions for a client's packet: match, loop mark, client, sample, fragment.  Each is counted.
  * User space has the same rules in tapmirror/admission.py; a test holds one against the other.
  *
  * NOTE: the program has no direct packet access: a header costs one bpf_skb_load_bytes, into the stack.
@@ -89,10 +89,22 @@ static inline u32 shard_of(u32 hash)
 	return (((hash & 0xffff) * 0x9E3779B1u) >> 16) * TAP_WORKERS >> 16;
 }
 
-static inline int same_addr(const u8 *a, const u8 *b)
+/*
+ * 1 if no bit differs, else 0.  The tables below are searched without a branch on what is compared: the verifier would
+ * follow both ways of each, and of all that comes after them, and give up.
+ */
+static inline u64 none(u64 differs)
+{
+	u64 negative = -differs;
+	/* Or the compiler sees what is meant, and makes a branch of it. */
+	asm volatile("" : "+r"(negative));
+	return ((differs | negative) >> 63) ^ 1;
+}
+
+static inline u64 differ(const u8 *a, const u8 *b)
 {
 	const u64 *x = (const u64 *)a, *y = (const u64 *)b;
-	return x[0] == y[0] && x[1] == y[1];
+	return (x[0] ^ y[0]) | (x[1] ^ y[1]);
 }
 
 static inline int has_port(struct tap_config *c, __be16 port)
@@ -106,21 +118,22 @@ static inline int is_production(struct tap_config *c, const u8 *addr, __be16 por
 {
 	if (!has_port(c, port))
 		return 0;
+	u64 excluded = 0, found = 0;
 	for (u32 i = 0; i < TAP_MAX_ADDRS; i++) {
 		if (i >= c->excluded_count)
 			break;
-		if (c->excluded[i].port == port && same_addr(c->excluded[i].addr, addr))
-			return 0;
+		excluded |= none(differ(c->excluded[i].addr, addr) | (c->excluded[i].port ^ port));
 	}
+	if (excluded)
+		return 0;
 	if (!c->addr_count)
 		return 1;
 	for (u32 i = 0; i < TAP_MAX_ADDRS; i++) {
 		if (i >= c->addr_count)
 			break;
-		if (same_addr(c->addrs[i], addr))
-			return 1;
+		found |= none(differ(c->addrs[i], addr));
 	}
-	return 0;
+	return found != 0;
 }
 
 /* A slot of the worker's ring; NULL where there is no room. */
@@ -128,6 +141,22 @@ static inline struct tap_record *reserve(u32 shard, u32 room)
 {
 	void *of = rings.lookup(&shard);
 	return of ? bpf_ringbuf_reserve(of, sizeof(struct tap_record) + room, 0) : NULL;
+}
+
+/* Whether connections from this address are captured. */
+static inline int is_client(struct tap_config *c, const u8 *addr)
+{
+	const u64 *a = (const u64 *)addr;
+	if (!c->client_count)
+		return 1;
+	u64 found = 0;
+	for (u32 i = 0; i < TAP_MAX_CLIENTS; i++) {
+		if (i >= c->client_count)
+			break;
+		struct tap_network *n = &c->clients[i];
+		found |= none(((a[0] & n->mask[0]) ^ n->addr[0]) | ((a[1] & n->mask[1]) ^ n->addr[1]));
+	}
+	return found != 0;
 }
 
 static inline void fill(struct tap_record *r, const struct tap_key *key, const struct seen *p, u32 hash)
@@ -234,6 +263,8 @@ static inline u32 parse_ip4(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, str
 }
 
 #define MAX_EXTENSIONS 6
+/* Hop-by-hop options, routing, fragment, destination options: a bit for each. */
+#define EXTENSIONS (1ull << 0 | 1ull << 43 | 1ull << 44 | 1ull << 60)
 
 static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, struct seen *p, u8 *next, u32 *end)
 {
@@ -259,18 +290,15 @@ static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, str
 	u8 proto = ip.next;
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		u8 head[4];
-		if (proto != 0 && proto != 43 && proto != 60 && proto != 44)
+		if (proto > 63 || !(EXTENSIONS >> proto & 1))
 			break;
 		if (bpf_skb_load_bytes(skb, off, head, 4))
 			return 0;
-		if (proto == 44) {
-			u32 frag = head[2] << 8 | head[3];
-			p->fragment |= (frag & 0xfff9) != 0;
-			p->later_fragment |= (frag & 0xfff8) != 0;
-			off += 8;
-		} else {
-			off += (head[1] + 1) * 8;
-		}
+		u64 fragment = none(proto ^ 44);
+		u32 place = (head[2] << 8 | head[3]) & -(u32)fragment;
+		p->fragment |= none(place & 0xfff9) ^ 1;
+		p->later_fragment |= none(place & 0xfff8) ^ 1;
+		off += 8 + (head[1] * 8 & -(u32)(fragment ^ 1));
 		proto = head[0];
 	}
 	*next = proto;
@@ -332,6 +360,8 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 static inline int from_server(struct tap_config *c, const struct tap_key *key, const struct seen *p)
 {
 	u32 zero = 0;
+	if (!is_client(c, key->client))
+		return 0;
 	u32 hash = flow_hash(key, c->seed);
 	if ((u64)hash >= c->threshold)
 		return 0;
@@ -389,6 +419,11 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 			count(shard, TAP_LOOP, records, p->length);
 		return 0;
 	}
+	if (!is_client(c, key->client)) {
+		if (records)
+			count(shard, TAP_CLIENT, records, p->length);
+		return 0;
+	}
 	if ((u64)hash >= c->threshold) {
 		if (records)
 			count(shard, TAP_SAMPLED_OUT, records, p->length);
@@ -437,10 +472,23 @@ static inline u32 flags_of(struct tap_config *c, u32 ifindex)
 	for (u32 i = 0; i < TAP_MAX_LINKS; i++) {
 		if (i >= c->link_count)
 			break;
-		if (c->links[i].ifindex == ifindex)
-			flags |= c->links[i].flags;
+		flags |= c->links[i].flags & (u32)-none(c->links[i].ifindex ^ ifindex);
 	}
 	return flags;
+}
+
+/*
+ * Let the verifier forget what it knows of these: else it follows everything behind the headers once for each way
+ * through them.
+ */
+static inline void forget(struct tap_config *c, u32 *l4, u32 *end, u32 *vlan, struct seen *p)
+{
+	u32 zero = c->zero;
+	*l4 ^= zero;
+	*end ^= zero;
+	*vlan ^= zero;
+	p->dscp ^= zero;
+	p->fragment ^= zero;
 }
 
 int tap(struct __sk_buff *skb)
@@ -469,6 +517,7 @@ int tap(struct __sk_buff *skb)
 		return 0;
 	if (!l4 || proto != PROTO_TCP || p.later_fragment)
 		return 0;
+	forget(c, &l4, &end, &key.vlan, &p);
 	if (!parse_tcp(skb, l4, end, &key.client_port, &key.server_port, &p))
 		return 0;
 	if ((!outgoing || (flags & TAP_EITHER_WAY)) && is_production(c, key.server, key.server_port))

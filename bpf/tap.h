@@ -41,6 +41,7 @@ struct tap_record {
 
 /* What is captured; written before the program is attached.  Threshold and links may change later. */
 #define TAP_MAX_ADDRS 16
+#define TAP_MAX_CLIENTS 32
 #define TAP_LOOPBACK 1	 /* the interface shows each packet twice */
 #define TAP_EGRESS_ALL 2 /* a record for each packet of production */
 #define TAP_NO_L2 4	 /* packets begin with the IP header */
@@ -62,6 +63,12 @@ struct tap_endpoint {
 	__u32 pad2;
 };
 
+/* Addresses that are `addr` under `mask`, as they lie in memory. */
+struct tap_network {
+	__u64 addr[2];
+	__u64 mask[2];
+};
+
 struct tap_config {
 	__u64 threshold; /* flows whose hash is below it are mirrored */
 	__u32 seed;	 /* of that hash */
@@ -70,15 +77,18 @@ struct tap_config {
 	__u32 excluded_count;
 	__u32 dscp; /* of packets that no tap may capture */
 	__u32 link_count;
+	__u32 client_count; /* 0: any client */
+	__u32 zero;	    /* is 0; the verifier does not know */
 	__u8 addrs[TAP_MAX_ADDRS][16];
 	struct tap_endpoint excluded[TAP_MAX_ADDRS];
 	struct tap_link links[TAP_MAX_LINKS];
+	struct tap_network clients[TAP_MAX_CLIENTS];
 	__u8 ports[8192]; /* a bit for each */
 };
 
 /*
- * Counters, in the order of `Counters`.  The first six count segments with payload from the client, so that
- * SEEN = EMITTED + SAMPLED_OUT + LOOP + RING_FULL + FRAGMENT; the others count packets.
+ * Counters, in the order of `Counters`.  The first seven count segments with payload from the client, so that
+ * SEEN = EMITTED + SAMPLED_OUT + LOOP + RING_FULL + FRAGMENT + CLIENT; the others count packets.
  */
 enum {
 	TAP_SEEN,
@@ -87,6 +97,7 @@ enum {
 	TAP_LOOP,
 	TAP_RING_FULL,
 	TAP_FRAGMENT,
+	TAP_CLIENT, /* of none of the networks that are captured */
 	TAP_SYN,
 	TAP_SYN_ACK,
 	TAP_ACCEPTED_COUNT,

@@ -31,6 +31,8 @@ PLAUSIBLE: Final = 1 << 30
 class Admission:
     """Headers in, segments out; `totals` counts as `Counters` does.
 
+    `clients`: (address, mask) of the networks whose clients are admitted; empty: any.
+
     `both_ways`: production's packets come in too, from a mirror port or through a tunnel.  `many`: several interfaces,
     which may show one packet.  `either_way`: production may be behind the interface; its address alone tells.
     """
@@ -41,6 +43,7 @@ class Admission:
         ports: Collection[int],
         addrs: Collection[bytes],
         excluded: Collection[tuple[bytes, int]],
+        clients: Collection[tuple[bytes, bytes]] = (),
         threshold: int,
         seed: int,
         dscp: int,
@@ -52,6 +55,7 @@ class Admission:
         self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
         self._addrs = frozenset(addrs)
         self._excluded = frozenset((address, port.to_bytes(2, "big")) for address, port in excluded)
+        self._clients = [(int.from_bytes(address), int.from_bytes(mask)) for address, mask in clients]
         self._threshold = threshold
         self._seed = seed
         self._dscp = dscp
@@ -95,7 +99,15 @@ class Admission:
             return False
         return not self._addrs or address in self._addrs
 
+    def _is_client(self, address: bytes) -> bool:
+        if not self._clients:
+            return True
+        number = int.from_bytes(address)
+        return any(number & mask == network for network, mask in self._clients)
+
     def _from_server(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
+        if not self._is_client(header.destination):
+            return []
         hashed = flow_hash(key, self._seed)
         if hashed >= self._threshold:
             return []
@@ -149,6 +161,8 @@ class Admission:
             if header.flags & SYN:
                 self.count("loop_syn")
             return "loop"
+        if not self._is_client(header.source):
+            return "client"
         if flow_hash(key, self._seed) >= self._threshold:
             return "sampled_out"
         return "fragment" if header.fragment else None

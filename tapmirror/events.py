@@ -180,6 +180,8 @@ class FilterReason(enum.Enum):
 
     LOOP = "loop"
     """Sent by a tapmirror: it carries the loop mark (`LOOP_DSCP`)."""
+    CLIENT = "client"
+    """From a client of none of the networks that are mirrored."""
     DUPLICATE = "duplicate"
     """Retransmitted or overlapping bytes: production's TCP discarded them as well."""
     NOT_ACCEPTED = "not_accepted"

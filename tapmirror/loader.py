@@ -65,11 +65,11 @@ MANY: Final = 16
 EITHER_WAY: Final = 32
 MAX_ADDRS: Final = 16
 MAX_LINKS: Final = 16
-CONFIG: Final = struct.Struct("<QIIIIII256s384s128s8192s")
+CONFIG: Final = struct.Struct("<QIIIIIIII256s384s128s1024s8192s")
 """`struct tap_config` of bpf/tap.h."""
 THRESHOLD: Final = struct.Struct("<Q")
 LINK_COUNT_AT: Final = 28
-LINKS_AT: Final = 672
+LINKS_AT: Final = 680
 LINK: Final = struct.Struct("<II")
 """`struct tap_link` of bpf/tap.h."""
 ENDPOINT: Final = struct.Struct("<16s2s6x")
@@ -94,6 +94,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     addrs: list[bytes]
     excluded: list[tuple[bytes, int]]
     """Shadow end points, of which no connection is ever captured."""
+    clients: list[tuple[bytes, bytes]] = []
+    """(address, mask) of the networks whose clients are captured; empty: any client."""
     threshold: int
     seed: int
     dscp: int
@@ -185,9 +187,12 @@ def configure(loaded: Loaded, request: Request) -> None:
         min(len(request.excluded), MAX_ADDRS),
         request.dscp,
         0,
+        len(request.clients),
+        0,
         b"".join(request.addrs),
         excluded,
         b"",
+        b"".join(address + mask for address, mask in request.clients),
         bytes(ports),
     )
     write(loaded.config, 0, value)

@@ -46,6 +46,14 @@ def worker_identity() -> tuple[int, int]:
     raise PrivilegeError(f"none of the users {', '.join(WORKER_USERS)} exists")
 
 
+def user_id(name: str) -> int | None:
+    """The number of a user; None: there is none of this name."""
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
 def drop_privileges(uid: int, gid: int, files: int) -> None:
     """Become `uid`, `gid` for good: no groups, no capabilities, no way back, no core dump, no children, no files.
 

@@ -43,6 +43,7 @@ from tapmirror.source import Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource
 from tapmirror.source.ring import RingSource
 from tapmirror.spec import Pacing, TapSpec
+from tapmirror.spec.clients import as_ranges, captured_clients
 
 BATCH: Final = 512
 """Records between two looks at the shadow's sockets: a few milliseconds of work at most."""
@@ -93,6 +94,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Of 2**32 values of the flow hash, how many are captured now."""
     secret: bytes = b""
     """Of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
+    began: float = 0.0
+    """When the tap began, of CLOCK_MONOTONIC."""
     past: dict[str, Any] | None = None
     """The last books of the worker whose place this one takes."""
     uid: int
@@ -308,6 +311,7 @@ def _enter(account: Account, counters: Any, index: int) -> None:
     account.seen = counters.seen[index]
     account.sampled_out = counters.sampled_out[index]
     account.filtered[FilterReason.LOOP] = counters.loop[index]
+    account.filtered[FilterReason.CLIENT] = counters.client[index]
     account.dropped[DropReason.RING_FULL] = counters.ring_full[index]
     account.dropped[DropReason.FRAGMENT] = counters.fragment[index]
 
@@ -329,6 +333,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         ports=spec.ports,
         addrs=setup.addrs,
         excluded=setup.excluded,
+        clients=as_ranges(captured_clients(spec)),
         threshold=setup.threshold,
         seed=spec.seed,
         dscp=LOOP_DSCP,
@@ -351,17 +356,20 @@ def _source(setup: Setup, fds: list[int]) -> Source:
     )
 
 
-def _policy(spec: TapSpec, secret: bytes, hook: Callable[[HookRequest], object] | None) -> Policy | None:
+def _policy(setup: Setup, hook: Callable[[HookRequest], object] | None) -> Policy | None:
     """What decides on requests, if there is anything to decide."""
+    spec = setup.spec
     if not is_needed(spec):
         return None
-    return Policy(
+    policy = Policy(
         spec,
         [Ledger() for _ in spec.shadows],
-        secret=secret,
+        secret=setup.secret,
         epoch=time.time() - time.monotonic(),
         hook=hook,
     )
+    policy.begin(setup.began or time.monotonic())
+    return policy
 
 
 def _replay(setup: Setup, contexts: list[ssl.SSLContext | None], ledgers: list[Ledger]) -> Replay:
@@ -412,7 +420,7 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             hook = load_hook(spec.hook.call, ledger.events)
         except Exception as error:  # whatever a user's module raises
             raise SetupError(f"hook: cannot load {spec.hook.call}: {_reason(error)}") from None
-    policy = _policy(spec, setup.secret, hook)
+    policy = _policy(setup, hook)
     ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
     worker = Worker(spec, _source(setup, fds), _replay(setup, contexts, ledgers), ledger, policy)
     worker.take_over(setup)

@@ -20,6 +20,7 @@ from tapmirror.events import FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters, Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource, open_live
 from tapmirror.source.ring import RingSource
+from tapmirror.spec.clients import as_ranges
 from tapmirror.supervisor.addresses import packed
 
 RING_BYTES: Final = 1 << 20
@@ -44,6 +45,7 @@ class Both:
         ports: Sequence[int] = (80,),
         addrs: Sequence[str] = (),
         excluded: Sequence[tuple[str, int]] = (),
+        clients: Sequence[str] = (),
         threshold: int = 1 << 32,
         seed: int = 0,
         egress_all: bool = False,
@@ -58,6 +60,7 @@ class Both:
                 ports=list(ports),
                 addrs=[packed(address) for address in addrs],
                 excluded=[(packed(address), port) for address, port in excluded],
+                clients=as_ranges(clients),
                 threshold=threshold,
                 seed=seed,
                 dscp=LOOP_DSCP,
@@ -71,6 +74,7 @@ class Both:
                 ports=ports,
                 addrs=request.addrs,
                 excluded=request.excluded,
+                clients=request.clients,
                 threshold=threshold,
                 seed=seed,
                 dscp=LOOP_DSCP,
@@ -151,7 +155,7 @@ def text_of(kept: Sequence[Kept]) -> bytes:
 
 def fates(counts: Counters) -> list[tuple[int, int]]:
     """What becomes of what is seen."""
-    return [counts.emitted, counts.sampled_out, counts.loop, counts.ring_full, counts.fragment]
+    return [counts.emitted, counts.sampled_out, counts.loop, counts.ring_full, counts.fragment, counts.client]
 
 
 def named(counts: Counters) -> dict[str, Any]:

@@ -151,6 +151,9 @@ NO_HOST: dict[str, object] = {"iface": "lo", "port": 80, "shadow": "192.0.2.1:80
         ("'--protocol'", {"protocol": "smtp"}),
         ("'--capture'", {"capture": "pcap"}),
         ("'--pacing'", {"pacing": "slow"}),
+        ("'--workers': 'x' is not a number, nor auto", {"workers": "x"}),
+        ("--workers: 0 is not auto nor between 1 and 64", {"workers": 0}),
+        ("--workers: the kernel cannot tell", {"workers": 2, "decap": True}),
     ],
     ids=lambda value: " ".join(f"{k}={v!s:.20}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

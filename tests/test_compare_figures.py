@@ -85,6 +85,13 @@ def test_what_a_worker_says_is_checked() -> None:
     good = {"schema": "tapmirror.compare/1", "shadows": {"s": json.loads(msgspec.json.encode(State()))}}
     assert merge([good, good], Compare())["s"].requests == 0
     bad = {**good, "shadows": {"s": {"requests": "many"}}}
-    for wrong in ({}, {"schema": "x", "shadows": {}}, bad):
+    huge = {"a": {"ratio": {"buckets": {"999999999": 1}}}}
+    worse = [
+        {"endpoints": huge},
+        {"endpoints": {"a": {"pairs": -1}}},
+        {"width": 0.0},
+        {"line": {"0": {"shadow": {"x": 1}}}},
+    ]
+    for wrong in ({}, {"schema": "x", "shadows": {}}, bad, *({**good, "shadows": {"s": each}} for each in worse)):
         with pytest.raises(msgspec.ValidationError):
             merge([wrong], Compare())

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
+
 from tapmirror.events import DropReason, FilterReason
-from tapmirror.ledger import Ledger
+from tapmirror.ledger import Ledger, summed
 
 
 def test_identity_and_its_violation() -> None:
@@ -27,3 +29,33 @@ def test_identity_and_its_violation() -> None:
     }
     assert snapshot["segments"]["unaccounted"] == 0
     assert ledger.snapshot(bytes=24)["bytes"]["unaccounted"] == 1
+
+
+def test_what_is_saved_is_restored() -> None:
+    ledger, other = Ledger(), Ledger()
+    ledger.bytes.seen, ledger.requests.mirrored, ledger.segments.sampled_out = 5, 6, 7
+    ledger.drop(DropReason.GAP, 20, 2)
+    ledger.filter(FilterReason.DUPLICATE, 5, 1)
+    ledger.events["flows"], ledger.answers["2xx"] = 8, 9
+    for _ in range(2):
+        other.restore(json.loads(json.dumps(ledger.saved())))
+    assert other.bytes.dropped[DropReason.GAP] == 40 and other.segments.filtered[FilterReason.DUPLICATE] == 2
+    assert (other.bytes.seen, other.requests.mirrored, other.segments.sampled_out) == (10, 12, 14)
+    assert (other.events["flows"], other.answers["2xx"]) == (16, 18)
+
+
+def test_snapshots_of_several_workers_are_added() -> None:
+    one, two = Ledger(), Ledger()
+    one.bytes.seen, two.bytes.seen = 10, 5
+    one.drop(DropReason.GAP, 4, 1)
+    two.drop(DropReason.GAP, 1, 1)
+    two.drop(DropReason.IDLE, 2, 1)
+    two.events["only_here"] = 7
+    whole = summed([one.snapshot(bytes=6), two.snapshot(bytes=2)])
+    assert whole["bytes"]["seen"] == 15
+    assert whole["bytes"]["dropped"] == {"gap": 5, "idle": 2}
+    assert (whole["bytes"]["in_flight"], whole["bytes"]["unaccounted"]) == (8, 0)
+    assert whole["events"]["only_here"] == 7
+    facts = {"name": "a", "list": [1], "there": True, "nested": {"deep": {"n": 1.5}}}
+    assert summed([facts, facts]) == {**facts, "nested": {"deep": {"n": 3.0}}}
+    assert facts["nested"] == {"deep": {"n": 1.5}}

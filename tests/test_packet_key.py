@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from tapmirror.packet import MAPPED, flow_hash, flow_key, show_client, show_key, show_server
+from collections import Counter
+
+from tapmirror.packet import MAPPED, flow_hash, flow_key, shard_of, show_client, show_key, show_server
 
 
 def test_show_key() -> None:
@@ -22,3 +24,11 @@ def test_hash_spreads_and_depends_on_everything() -> None:
     assert 330 < tenth < 490
     assert flow_hash(keys[0], 1) != hashes[0]
     assert flow_hash(keys[0][:-4] + b"\1\0\0\0", 0) != hashes[0]
+
+
+def test_workers_have_equal_parts_of_the_buckets() -> None:
+    for workers in (1, 2, 3, 7, 64):
+        parts = Counter(shard_of(bucket, workers) for bucket in range(1 << 16))
+        assert sorted(parts) == list(range(workers))
+        assert max(parts.values()) - min(parts.values()) <= 4
+    assert {shard_of(bucket | high << 16, 7) for high in range(100) for bucket in (5,)} == {shard_of(5, 7)}

@@ -107,3 +107,8 @@ def test_the_end_is_an_end() -> None:
         one.close()
         with pytest.raises(EOFError):
             privsep.receive(two, 1000)
+
+
+def test_users_by_name() -> None:
+    assert privsep.user_id("root") == 0
+    assert privsep.user_id("no such user") is None

@@ -13,24 +13,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.all import IP, TCP, UDP, IPOption, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, Raw
 
-from tapmirror.source.filter import MAX_PORTS, REFUSE_ALL, tcp_filter
+from tapmirror.source.filter import MAX_LINKS, MAX_PORTS, REFUSE_ALL, tcp_filter
 
 V4 = IP(src="10.0.0.1", dst="10.0.0.2")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8::2")
 NET = 0x100000000 - 0x100000
 PROTOCOL = 0x100000000 - 0x1000
+IFINDEX = PROTOCOL + 8
 
 
 class Outside(Exception):  # noqa: N818 -- as the kernel: what is not there ends the program with 0
     """A load from beyond the packet."""
 
 
-def run(program: bytes, packet: bytes, ethertype: int) -> int:
+def run(program: bytes, packet: bytes, ethertype: int, link: int = 0) -> int:
     """What the program returns for a packet that begins with its network header."""
 
     def load(place: int, size: int) -> int:
         if place == PROTOCOL:
             return ethertype
+        if place == IFINDEX:
+            return link
         data = packet[place - NET : place - NET + size]
         if len(data) < size:
             raise Outside
@@ -44,7 +47,9 @@ def run(program: bytes, packet: bytes, ethertype: int) -> int:
             at += 1
             if kind == 0x06:
                 return int(k)
-            if kind == 0x30:
+            if kind == 0x20:
+                a = load(k, 4)
+            elif kind == 0x30:
                 a = load(k, 1)
             elif kind == 0x28:
                 a = load(k, 2)
@@ -103,6 +108,18 @@ def test_any_number_of_ports(count: int) -> None:
     assert run(program, bytes(V6 / TCP(sport=1, dport=60_000)), 0x86DD)
     assert bool(run(program, bytes(V4 / TCP(sport=65_535, dport=65_535)), 0x0800)) == (count > MAX_PORTS)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # the kernel checks a program when it is attached
+        attach(sock, program)
+
+
+@pytest.mark.parametrize("count", [1, MAX_LINKS, MAX_LINKS + 1])
+def test_interfaces(count: int) -> None:
+    """Of many it takes any: what it lets through is judged again."""
+    program = tcp_filter(range(1, MAX_PORTS + 1), range(1, count + 1))
+    data = bytes(V4 / TCP(dport=MAX_PORTS))
+    assert run(program, data, 0x0800, link=count)
+    assert bool(run(program, data, 0x0800, link=count + 1)) == (count > MAX_LINKS)
+    assert not run(program, bytes(V4 / TCP(sport=60_000, dport=60_000)), 0x0800, link=count)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         attach(sock, program)
 
 

@@ -230,6 +230,20 @@ def test_the_hash_of_the_kernel_is_ours(lab: Lab, threshold: int) -> None:
         assert {0: 0, 1 << 32: 200}.get(threshold, len(kept)) == len(kept)
 
 
+def test_clients_of_other_networks_are_left_out(lab: Lab) -> None:
+    """By the kernel program and by ours, before the copy, from both families."""
+    clients = ("10.77.1.128/25", "10.77.1.4/30", "fd77:1::8:0/112")
+    with lab.node.blocked(80), Both(lab.node, clients=clients) as both, Wire(lab) as wire:
+        for last in (0, 3, 4, 7, 8, 127, 128, 255):
+            wire.send(wire.ether / IP(src=f"10.77.1.{last}", dst="10.77.1.2") / DATA)
+        for host in ("7:ffff", "8:0", "8:ffff", "9:0"):
+            wire.send(wire.ether / IPv6(src=f"fd77:1::{host}", dst="fd77:1::2") / DATA)
+        kept = both.agreed()
+        assert sorted(each[0][15] for each in kept) == [0, 4, 7, 128, 255, 255]
+        counts = both.ring_source.counters()
+        assert (counts.seen, counts.client) == ((12, 84), (6, 42))
+
+
 VLANS = [7] if has_vlan() else []
 """Where the kernel has such devices."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tapmirror.spec import Capture, Shadow, SpecError, TapSpec, parse_shadow
+from tapmirror.spec import Capture, Mirror, Protocol, Rule, Shadow, SpecError, TapSpec, parse_shadow
 
 GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadows": (Shadow(host="10.0.0.9", port=80),)}
 
@@ -30,6 +30,10 @@ GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadows": (Shadow(host
         ("percent", {"percent": float("nan")}),
         ("seed", {"seed": 1 << 32}),
         ("decap", {"decap": True, "capture": Capture.EBPF}),
+        ("workers", {"workers": 0}),
+        ("workers", {"workers": 65}),
+        ("workers", {"workers": 2, "decap": True}),
+        ("workers", {"workers": "auto", "decap": True}),
     ],
 )
 def test_refused(field: str, change: dict[str, Any]) -> None:
@@ -68,3 +72,15 @@ def test_threshold() -> None:
 def test_spec_survives_the_way_to_another_process() -> None:
     spec = TapSpec(**GOOD, percent=12.5)
     assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(spec)), TapSpec) == spec
+
+
+def test_a_worker_has_its_part_of_the_caps() -> None:
+    shadow = Shadow(host="10.0.0.9", port=80, max_bytes=3e6)
+    rules = (Rule(max_requests=9, mirror=(Mirror(shadow="10.0.0.9:80", max_requests=6),)), Rule())
+    whole = TapSpec(**{**GOOD, "shadows": (shadow,), "protocol": Protocol.HTTP, "max_requests": 30, "rules": rules})
+    part = whole.of_worker(3)
+    assert (part.max_requests, part.max_bytes) == (10, None)
+    assert part.rules[0].max_requests == 3 and part.rules[1] == Rule()
+    assert part.rules[0].mirror is not None and part.rules[0].mirror[0].max_requests == 2
+    assert part.shadows[0].max_bytes == 1e6
+    assert whole.of_worker(1) == whole

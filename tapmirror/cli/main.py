@@ -11,6 +11,7 @@ from tapmirror import __version__
 from tapmirror.cli import status, taps
 from tapmirror.cli.completion import completion
 from tapmirror.cli.daemon import daemon
+from tapmirror.cli.doctor import doctor
 from tapmirror.cli.install import install, uninstall
 from tapmirror.cli.run import run
 from tapmirror.cli.spec import explain, spec
@@ -41,6 +42,7 @@ for command in (*taps.COMMANDS, *status.COMMANDS):
     main.add_command(command)
 main.add_command(top)
 main.add_command(completion)
+main.add_command(doctor)
 main.add_command(install)
 main.add_command(uninstall)
 main.add_command(explain)

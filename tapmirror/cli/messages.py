@@ -18,6 +18,7 @@ OPTION_OF: Final = {
     "percent": "--percent",
     "seed": "--seed",
     "decap": "--decap",
+    "workers": "--workers",
     "shadows": "--shadow",
     "host": "--host",
 }

@@ -28,7 +28,7 @@ HEAD_BYTES: Final = 64 << 10
 REPEAT_EVERY: Final = 8
 """Of an endpoint's exchanges, one in so many is held against an earlier answer of production's; of the first
 `REPEAT_FIRST`, every second."""
-REPEAT_FIRST: Final = 4000
+REPEAT_FIRST: Final = 2000
 REASONS: Final = 16
 """Why bodies were not compared, of one endpoint."""
 REPEATS: Final = 1024
@@ -146,13 +146,14 @@ class Comparison:
             for summary in self._summaries:
                 summary.fold()
         repeat = None
+        plain = self._level is Level.STATUS
         for shadow, summary in enumerate(self._summaries):
             reply = replies.get(shadow)
             if reply is None:
                 continue
             endpoint = summary.endpoint(name)
             summary.observe(endpoint, asked, production, reply, self._now)
-            if self._level is Level.STATUS:
+            if plain:
                 endpoint.compared += 1
                 if production.status != reply.answer.status:
                     self._differs(shadow, endpoint, exchange, reply)

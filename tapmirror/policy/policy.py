@@ -192,6 +192,14 @@ class Policy:
             self._steps[type(command)](command, now, out)
         return out
 
+    def begin(self, at: float) -> None:
+        """When the tap began, of the clock of `now`: what its ramps go by, in every worker."""
+        shares = [self._tap, *(each.share for each in self.destinations)]
+        for _, rule in self._rules:
+            shares += [rule.share, *(share for _, share in rule.mirrors if share is not None)]
+        for share in shares:
+            share.sampler.begin(at)
+
     def set_percent(self, percent: float) -> None:
         """Change the tap's share, a ramp's too, for requests that begin from here on."""
         self._tap.set_percent(percent)

@@ -14,8 +14,8 @@ from tapmirror.events import FlowKey, Segment
 class Counters(msgspec.Struct, frozen=True):
     """(records, bytes) since the start, as `enum tap_count` of bpf/tap.h counts them.
 
-    seen, emitted, sampled_out, loop, ring_full and fragment count segments with payload from client to
-    production, so that seen = emitted + sampled_out + loop + ring_full + fragment.  The others count packets.
+    seen, emitted, sampled_out, loop, ring_full, fragment and client count segments with payload from client to
+    production, so that seen is the sum of the others of these.  The rest count packets.
     """
 
     seen: tuple[int, int]
@@ -24,6 +24,7 @@ class Counters(msgspec.Struct, frozen=True):
     loop: tuple[int, int]
     ring_full: tuple[int, int]
     fragment: tuple[int, int]
+    client: tuple[int, int]
     syn: tuple[int, int]
     syn_ack: tuple[int, int]
     accepted: tuple[int, int]

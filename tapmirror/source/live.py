@@ -5,7 +5,7 @@ The kernel copies each packet that passes the filter into a block of the ring (T
 Documentation/networking/packet_mmap.rst); the packets are judged here.  Promises the same as the eBPF ring, and
 costs more: production's answers are copied too.
 
-A block comes to us when it is full or `RETIRE_MS` old.  Memory order: as in `ring`.
+A block comes to us when it is full or `RETIRE_MS` old.  Memory order: as in `ring`, with `order`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tapmirror.admission import Admission
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import Decoder, Header, decode
 from tapmirror.packet.link import ETHERNET, RAW
-from tapmirror.source import Counters
+from tapmirror.source import Counters, order
 from tapmirror.source.filter import REFUSE_ALL, TAKE_ALL, tcp_filter
 
 ETH_P_ALL: Final = 0x0003
@@ -300,6 +300,8 @@ class LiveSource:
         if not status & TP_STATUS_USER:
             self._left = 0
             return False
+        if order.FENCE is not None:
+            order.FENCE()
         self._at = start + _FIRST.unpack_from(self._ring, start)[0]
         self._real = time.time_ns() - time.monotonic_ns()
         if not self._left:
@@ -324,6 +326,8 @@ class LiveSource:
         return int(struct.unpack_from("=Q", self._ring, block * self._block_bytes + _NUMBER)[0])
 
     def _give_back(self) -> None:
+        if order.FENCE is not None:
+            order.FENCE()
         struct.pack_into("=I", self._ring, self._block * self._block_bytes + _STATUS, 0)
         self._block = (self._block + 1) % self._count
 

@@ -15,8 +15,7 @@ No callback for each event and no ctypes: `memoryview` slices go straight to the
 privilege, only the descriptors.
 
 Memory order: the producer publishes its position with a release store, and a record's length after its
-body.  On x86 plain loads see them in that order.  NOTE: on arm64 a plain load may not; a
-barrier is needed there before this source is to be relied on.
+body; `order` has what reading that takes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from typing import Final
 
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import flow_hash, shard_of
-from tapmirror.source import Counters
+from tapmirror.source import Counters, order
 
 RECORD: Final = struct.Struct("<QIIIIII40s")
 """`struct tap_record` of bpf/tap.h."""
@@ -121,6 +120,8 @@ class RingSource:
 
     def _note(self, position: int) -> None:
         """Everything before `position` is done with: say so to a successor, and give the room back to the kernel."""
+        if order.FENCE is not None:
+            order.FENCE()
         words = self._consumer
         other = 1 - words[_VALID]
         first = _NOTES + 3 * other
@@ -146,6 +147,9 @@ class RingSource:
         produced = self._producer[0]
         if position == produced:
             return
+        fence = order.FENCE
+        if fence is not None:
+            fence()
         lengths, data, size, unpack = self._lengths, self._data, self._size, RECORD.unpack_from
         mask = size - 1
         left = limit
@@ -156,6 +160,8 @@ class RingSource:
                 header = lengths[offset >> 2]
                 if header & _BUSY:
                     break
+                if fence is not None:
+                    fence()
                 if position >= claimed:
                     self._consumer[_CLAIM] = claimed = min(position + _CLAIM_BYTES, produced)
                 position += ((header & _LENGTH) + 15) & ~7
@@ -196,7 +202,7 @@ class RingSource:
             found = Counters(
                 *((sum(table[2 * i :: step]), sum(table[2 * i + 1 :: step])) for i in range(len(COUNTER_NAMES)))
             )
-            fates = (found.emitted, found.sampled_out, found.loop, found.ring_full, found.fragment)
+            fates = (found.emitted, found.sampled_out, found.loop, found.ring_full, found.fragment, found.client)
             if found.seen == tuple(map(sum, zip(*fates, strict=True))):
                 break
         return found

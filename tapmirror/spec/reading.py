@@ -78,9 +78,11 @@ class _Reader:
     def _value(self, data: Any, kind: inspect.Type, path: Path) -> Any:
         """A value of a type; `_ABSENT` if it is none, which has been told then."""
         if isinstance(kind, inspect.UnionType):
-            if data is None:
+            if data is None and any(isinstance(each, inspect.NoneType) for each in kind.types):
                 return None
-            (kind,) = [each for each in kind.types if not isinstance(each, inspect.NoneType)]
+            if any(isinstance(each, inspect.LiteralType) and data in each.values for each in kind.types):
+                return data
+            (kind,) = [each for each in kind.types if not isinstance(each, inspect.NoneType | inspect.LiteralType)]
         if isinstance(kind, inspect.StructType):
             return self._struct(data, kind.cls, path)
         if isinstance(kind, inspect.EnumType):

@@ -191,7 +191,7 @@ def _default(field: types.Field) -> str:
 def _kind(kind: types.Type) -> str:
     """How a value of a type is written."""
     if isinstance(kind, types.UnionType):
-        (kind,) = [each for each in kind.types if not isinstance(each, types.NoneType)]
+        (kind,) = [each for each in kind.types if not isinstance(each, types.NoneType | types.LiteralType)]
     if isinstance(kind, types.StructType):
         return "{…}"
     if isinstance(kind, types.VarTupleType):

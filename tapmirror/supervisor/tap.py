@@ -27,6 +27,7 @@ from tapmirror.ledger import summed
 from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
 from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
+from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError
@@ -70,6 +71,7 @@ class Tap:
         self._next_look = 0.0
         self._seats: list[Seat] = []
         self._secret = os.urandom(32)
+        self._began = time.monotonic()
         self._throttle = 1.0
         self._throttle_reason = ""
         self._paused = False
@@ -299,6 +301,7 @@ class Tap:
                 ports=list(spec.ports),
                 addrs=[packed(addr) for addr in spec.addrs],
                 excluded=self._excluded(),
+                clients=as_ranges(captured_clients(spec)),
                 threshold=self._threshold(),
                 seed=spec.seed,
                 dscp=LOOP_DSCP,
@@ -347,6 +350,7 @@ class Tap:
             links=self._indexes(),
             threshold=self._threshold(),
             secret=self._secret,
+            began=self._began,
             uid=uid,
             gid=gid,
         )

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several workers of one tap: they share the connections, and together they do what one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from lab import HashSink, Lab, Nginx, Tap, identity, load, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+CAPTURES = ["ebpf", "packet"]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+@pytest.mark.parametrize(("capture", "requests"), [("ebpf", 100_000), ("packet", 20_000)])
+def test_two_workers_mirror_every_request(lab: Lab, capture: str, requests: int) -> None:
+    with Nginx(lab.node), Nginx(lab.shadow), Tap(lab.node, shadow="10.77.2.2:80", capture=capture, workers=2) as tap:
+        assert load(lab.client, lab.node.addr4, requests=requests, connections=40).answered == requests
+        ledger = tap.stop()
+    identity(ledger)
+    assert ledger["requests"]["mirrored"] == ledger["requests"]["seen"] == requests
+    assert ledger["answers"] == {"2xx": requests}
+    one, two = ledger["workers"]
+    assert one["pid"] != two["pid"]
+    assert ledger["worker"]["cpu_s"] == pytest.approx(one["cpu_s"] + two["cpu_s"])
+    assert min(one["cpu_s"], two["cpu_s"]) > ledger["worker"]["cpu_s"] / 5  # each had its part
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_connection_is_one_workers(lab: Lab, capture: str) -> None:
+    """Its requests reach the shadow in order, on one connection of its own."""
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow:
+        with Tap(lab.node, shadow="10.77.2.2:80", capture=capture, workers=3) as tap:
+            plan = {"requests": 600, "connections": 30, "per_connection": 20}
+            assert load(lab.client, lab.node.addr4, **plan).answered == 600
+            shadow.wait_for(600)
+            ledger = tap.stop()
+        identity(ledger)
+        assert ledger["events"]["shadow_connects"] == 30
+        assert len(shadow.got) == 600 and shadow.bad == []
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_what_one_loses_the_others_do_not(lab: Lab, capture: str) -> None:
+    """A worker is killed: its part is lost and counted, the identity of the sum holds, and another takes its place."""
+    with HashSink(lab.node), HashSink(lab.shadow):
+        with Tap(lab.node, shadow="10.77.2.2:80", capture=capture, workers=2) as tap:
+            assert load(lab.client, lab.node.addr4, requests=2_000, connections=20).answered == 2_000
+            workers = [pid for pid, words in tap.processes().items() if "tapmirror.worker" in words]
+            assert len(workers) == 2
+            os.kill(workers[0], signal.SIGKILL)
+            until(
+                lambda: (
+                    sum("tapmirror.worker" in words for words in tap.processes().values()) == 2
+                    and workers[0] not in tap.processes()
+                ),
+                "another worker",
+            )
+            assert load(lab.client, lab.node.addr4, requests=2_000, connections=20).answered == 2_000
+            ledger = tap.stop()
+        identity(ledger)
+        # By AF_PACKET the worker itself counts what is seen: what it counted after its last snapshot goes with it.
+        assert ledger["segments"]["seen"] == 4_000 or (
+            capture == "packet" and 2_000 < ledger["segments"]["seen"] < 4_000
+        )
+        assert ledger["requests"]["mirrored"] > 2_000
+        assert [worker["restarts"] for worker in ledger["workers"]] in ([1, 0], [0, 1])
+
+
+def test_a_sampled_share_goes_to_all_workers(lab: Lab) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow):
+        with Tap(lab.node, shadow="10.77.2.2:80", workers=2, percent=20) as tap:
+            assert load(lab.client, lab.node.addr4, requests=1_000, connections=20, per_connection=1).answered == 1_000
+            ledger = tap.stop()
+        identity(ledger)
+        assert 120 < ledger["requests"]["mirrored"] < 280
+        assert ledger["segments"]["sampled_out"] == 1_000 - ledger["requests"]["mirrored"]
+        assert min(worker["cpu_s"] for worker in ledger["workers"]) > 0
+
+
+def test_loopback_and_an_interface_that_comes_back(lab: Lab) -> None:
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        with Tap(lab.node, shadow="10.77.2.2:80", iface="lo", capture="packet", workers=2) as tap:
+            assert load(lab.node, "127.0.0.1", requests=200, connections=20).answered == 200
+            lab.node.run(["ip", "link", "set", "lo", "down"])
+            lab.node.run(["ip", "link", "set", "lo", "up"])
+            assert load(lab.node, "127.0.0.1", requests=200, connections=20).answered == 200
+            shadow.wait_for(400)
+            ledger = tap.stop()
+        identity(ledger)
+        assert ledger["segments"]["seen"] == len(shadow.got) == len(production.got) == 400
