@@ -486,6 +486,17 @@ def test_duration(lab: Lab, capture: str, seconds: float) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.ebpf
+def test_the_ttl_of_a_tap_ends_it(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "tap.yaml"
+    file.write_text("iface: eth0\nport: 80\nshadow: 10.77.2.2:80\ncapture: packet\nttl: 0.3\n")
+    with HashSink(lab.node), HashSink(lab.shadow):
+        done = lab.node.run([str(COMMAND), "run", "-f", str(file), "--json"])
+    assert json.loads(done.stdout)["state"] == "stopped"
+    assert bound_sockets(lab.node) == []
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
 def test_json_is_one_document_and_all_that_is_on_standard_output(lab: Lab) -> None:
     with HashSink(lab.node), Run(lab.node) as tap:  # no shadow: there is a warning too
         assert "cannot be reached yet" in "\n".join(tap.up())

@@ -25,7 +25,7 @@ from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Snapshot, Tap, id
 from lab.daemon import Daemon
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import List, Logs, Pause, Set, Start, Status, Stop
-from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.spec import Limits, TapSpec, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -451,7 +451,8 @@ def test_a_tap_of_a_file_waits_for_its_interface(lab: Lab) -> None:
 def test_the_kill_switch_works_within_a_second_whatever_hangs(lab: Lab, switch: str) -> None:
     before = Snapshot.of(lab.node)
     with Daemon(lab.node) as daemon, under_load(lab) as (production, shadow, _running):
-        daemon.ask(Start(taps=[web("a"), web("b", shadows=(parse_shadow("10.77.2.2:81"),))]))
+        soon = Limits(drain_time=0.5)
+        daemon.ask(Start(taps=[web("a", limits=soon), web("b", limits=soon, shadows=(parse_shadow("10.77.2.2:81"),))]))
         shadow.wait_for(50, PATIENCE)
         hangs = daemon.workers()[0]
         os.kill(hangs, signal.SIGSTOP)
@@ -554,7 +555,7 @@ def test_requests_by_hand(lab: Lab) -> None:
     with Daemon(lab.node) as daemon, contextlib.ExitStack() as stack:
         sock = connect(daemon.socket, stack)
         sock.sendall(b'{"v":1,"id":"a","op":"list"}\n{"v":3,"id":"b","op":"list"}\n')
-        answers = sock.makefile()
+        answers = stack.enter_context(sock.makefile())
         assert json.loads(answers.readline()) == {"v": 1, "id": "a", "ok": {"taps": []}}
         assert json.loads(answers.readline())["error"]["code"] == "version"
         for request, code in [(Pause(name="x"), "not_found"), (Logs(name="x"), "not_found"), (Stop(), "bad_request")]:
