@@ -18,7 +18,7 @@ import tapmirror
 COMMAND = Path(sys.executable).parent / "tapmirror"
 OPTIONS = (
     *("--iface", "--port", "--addr", "--shadow", "--percent", "--seed", "--protocol", "--capture", "--pacing"),
-    *("--promisc", "--decap"),
+    *("--promisc", "--decap", "--workers"),
     *("--host", "--duration", "--json", "--resolve", "--strict"),
 )
 
