@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tapmirror.spec.budget import Budget
-from tapmirror.spec.compare import Compare
+from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match, network_problems
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
@@ -278,6 +278,10 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
             yield "shadows", f"{len(self.shadows)} shadows: one is needed, {MAX_SHADOWS} are the most"
         if sum(shadow.copies for shadow in self.shadows) > MAX_COPIES:
             yield "shadows", f"more than {MAX_COPIES} copies in all"
+        if self.compare.level is not Level.OFF:
+            for i, shadow in enumerate(self.shadows):
+                if shadow.pooled:
+                    yield f"shadows[{i}].pooled", "compare pairs answers by connection: not on pooled ones"
         labels = [shadow.label for shadow in self.shadows]
         for i, label in enumerate(labels):
             if label in labels[:i]:
