@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import fcntl
+import fnmatch
 import gzip
 import os
 import platform
@@ -27,6 +28,7 @@ import msgspec
 from tapmirror import loader, privsep
 from tapmirror.events import LOOP_DSCP
 from tapmirror.spec import Limits, Shadow
+from tapmirror.spec.tap import ANY
 
 OLDEST: Final = (5, 8)
 """The first Linux with ring buffers for BPF, and with CAP_BPF and CAP_PERFMON."""
@@ -88,7 +90,7 @@ def examine(iface: str | None, shadow: Shadow | None) -> Iterator[Finding]:
     yield user()
     yield files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     if iface is not None:
-        yield from interface(iface)
+        yield from interfaces(iface)
     if shadow is not None:
         yield from reach(shadow)
     yield clock_source(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource"))
@@ -258,6 +260,26 @@ def files(hard: int) -> Finding:
 
 
 # --- the interface
+
+
+def interfaces(name: str) -> Iterator[Finding]:
+    """Each that is meant: by its name, several names, a pattern of them, or all."""
+    patterns = ["*"] if name == ANY else name.split(",")
+    there = [each for _, each in socket.if_nameindex()]
+    for pattern in patterns:
+        if not any(character in pattern for character in "*?["):
+            yield from interface(pattern)
+            continue
+        found = fnmatch.filter(there, pattern)
+        for each in found:
+            yield from interface(each)
+        if not found:
+            yield Finding(
+                "iface",
+                Level.WARN,
+                f"no interface like {pattern!r} here yet (there are: {', '.join(there)})",
+                "correct the pattern, or let the tap wait",
+            )
 
 
 def interface(name: str) -> Iterator[Finding]:

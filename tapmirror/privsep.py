@@ -105,6 +105,21 @@ def receive(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]
     return msgspec.json.decode(data, type=dict[str, Any]), fds
 
 
+def receive_bare(sock: socket.socket, limit: int) -> dict[str, Any]:
+    """One message of at most `limit` bytes from one who is not trusted.  Raises as `receive` does.
+
+    Where there is no room for descriptors, the kernel discards those that come (unix(7)): they are an error.
+    """
+    data, _, flags, _ = sock.recvmsg(limit)
+    if flags & socket.MSG_CTRUNC:
+        raise ValueError("a message with descriptors")
+    if not data:
+        raise EOFError
+    if flags & socket.MSG_TRUNC:
+        raise ValueError("message too long")
+    return msgspec.json.decode(data, type=dict[str, Any])
+
+
 def send_large(sock: socket.socket, message: Any, fds: Sequence[int] = ()) -> None:
     """Send one message of any size, by descriptor of its own.  Raises OSError."""
     data = msgspec.json.encode(message)

@@ -78,6 +78,15 @@ def test_what_is_no_command_is_a_usage_error(words: list[str], wanted: str) -> N
         assert usage.startswith("Usage: tapmirror ") and hint.startswith("Try 'tapmirror ") and empty == ""
 
 
+@pytest.mark.parametrize("words", ["top", "explain -f -", "spec --from-nginx -"])
+def test_without_standard_input_it_ends_in_one_line(words: str) -> None:
+    shell = ["sh", "-c", f'exec "$0" {words} <&-', str(COMMAND)]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("tapmirror: error: ")
+
+
 def test_without_a_command_it_tells_which_there_are() -> None:
     done = command()
     assert done.returncode == 2

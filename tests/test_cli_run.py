@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -22,8 +24,39 @@ from lab import HashSink, Host, Lab, Snapshot, Tap, identity, load, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import main
-from tapmirror.cli.run import watch
+from tapmirror.cli.run import wait, watch
 from tapmirror.supervisor import workers
+
+
+class Waiting:
+    """A tap with a descriptor, and nothing to do."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def due(self) -> None:
+        return None
+
+    def filenos(self) -> list[int]:
+        return [self._descriptor]
+
+
+def test_it_waits_on_descriptors_beyond_1024() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, limits[1]))
+    read, write = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 1500) for end in (read, write)]
+    try:
+        tap: Any = Waiting(high[0])
+        os.write(write, b"x")
+        assert not wait([tap], high[1], time.monotonic() + 30.0), "the tap has something to do"
+        tap = Waiting(high[1])
+        assert wait([tap], high[0], time.monotonic() + 30.0), "it is time to stop"
+    finally:
+        for end in (read, write, *high):
+            os.close(end)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
 
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 BOUND = 10.0

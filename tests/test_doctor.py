@@ -136,6 +136,19 @@ def test_an_interface_that_is_not_there(name: str) -> None:
     assert "there are: lo" in finding.text
 
 
+@pytest.mark.parametrize("name", ["any", "l[o]", "lo,nope*", "*"])
+def test_interfaces_by_a_pattern(name: str) -> None:
+    findings = list(doctor.interfaces(name))
+    assert Finding("iface", Level.OK, "lo is up") in findings
+    assert can_start(findings)
+
+
+def test_a_pattern_that_nothing_is_like_is_waited_for() -> None:
+    (finding,) = doctor.interfaces("nope*")
+    assert (finding.check, finding.level) == ("iface", Level.WARN)
+    assert "no interface like 'nope*' here yet" in finding.text
+
+
 def test_a_shadow_that_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -75,7 +75,7 @@ def run(
     catch_signals(stop_write)
     try:
         claims = start(taps)
-    except (TapError, ClaimedError) as error:
+    except (TapError, ClaimedError, OSError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
     lasts = min((spec.ttl for spec in specs if spec.ttl is not None), default=math.inf)
     try:
@@ -172,8 +172,11 @@ def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
     for tap in taps:
         due = tap.due()
         until = until if due is None else min(until, due)
-    fds = [fd for tap in taps for fd in tap.filenos()]
-    return stop in select.select([stop, *fds], [], [], max(0.0, until - time.monotonic()))[0]
+    poll = select.poll()  # select(2) takes no descriptor beyond 1024
+    for fd in (stop, *(fd for tap in taps for fd in tap.filenos())):
+        poll.register(fd, select.POLLIN)
+    left = max(0.0, until - time.monotonic())
+    return any(fd == stop for fd, _ in poll.poll(math.ceil(left * 1000)))
 
 
 def catch_signals(write_end: int) -> None:

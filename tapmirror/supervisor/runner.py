@@ -216,8 +216,8 @@ class Runner:
                 self._close()
                 return False
             tap.start()
-        except (TapError, ClaimedError) as error:
-            self._failed(TapError(str(error)))
+        except Exception as error:
+            self._failed(as_tap_error(error))
             return False
         finally:
             self._loaders.release()
@@ -253,8 +253,8 @@ class Runner:
             self._go_on(tap)
             self._state = ("stopping", self._held or "sends what was captured")
             self.ledger = tap.stop()
-        except TapError as error:
-            self._lost(error, time.monotonic() - began)
+        except Exception as error:
+            self._lost(as_tap_error(error), time.monotonic() - began)
         finally:
             self._close()
         return self.ledger
@@ -327,8 +327,8 @@ class Runner:
         for command, future in commands:
             try:
                 future.set_result(command(tap))
-            except TapError as error:
-                future.set_exception(error)
+            except Exception as error:
+                future.set_exception(as_tap_error(error))
 
     def _refuse_commands(self) -> None:
         with self._lock:
@@ -377,6 +377,16 @@ class Runner:
                 self._held = ""
 
         return self.ask(change)
+
+
+def as_tap_error(error: Exception) -> TapError:
+    """Whatever went wrong with a tap, in one line: want of descriptors or memory passes, and the tap is tried again."""
+    if isinstance(error, TapError):
+        return error
+    if isinstance(error, ClaimedError):
+        return TapError(str(error))
+    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+    return TapError(f"internal error: {kind}{' '.join(str(error).split())}")
 
 
 def with_share(spec: TapSpec, percent: float) -> TapSpec:
