@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
@@ -37,13 +36,6 @@ def open_streams() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
-    # The interpreter has None for what was closed when it began; these stay open to its end.
-    if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 main.add_command(run)
