@@ -219,7 +219,7 @@ def test_connections(lab: Lab, egress_all: bool, threshold: int) -> None:
 @pytest.mark.parametrize("answer_bytes", [16, 65_536])
 def test_answers_of_production(lab: Lab, answer_bytes: int) -> None:
     """With their first bytes, of the flows that want them; the clients' counters do not change by it."""
-    with Nginx(lab.node), Both(lab.node, answer_bytes=answer_bytes, ring_bytes=1 << 23, live_bytes=1 << 23) as both:
+    with Nginx(lab.node), Both(lab.node, answer_bytes=answer_bytes, ring_bytes=1 << 24, live_bytes=1 << 23) as both:
         lab.client.run(["curl", "-sf", "-o", "/dev/null", f"http://{lab.node.addr4}/file/1m?[1-4]"])
         kept = both.agreed()
         answers = [each for each in kept if each[1] & FROM_SERVER and each[4]]
