@@ -49,6 +49,8 @@ HEADERS_BYTES: Final = 4096
 """The same where the head matters: nginx's own heads are below 1 KiB, cookies and policies make some of 3."""
 BODY_BYTES: Final = 65_536
 """The whole segment."""
+TARGET_BYTES: Final = 4096
+"""That are kept of the target of a longer head."""
 HEAD_BYTES: Final = 8192
 """Of a request's head that are kept for a sample."""
 
@@ -337,7 +339,15 @@ class ComparingPipeline(Pipeline):
 
 
 def _head(data: Buffer) -> bytes:
-    """The head that a request's first part begins with."""
+    """The head that a request's first part begins with.  A long one lacks its last fields, or the end of its target:
+    no line is torn.
+    """
     whole = bytes(data[:HEAD_BYTES])
     end = whole.find(b"\r\n\r\n")
-    return whole[: end + 4] if end >= 0 else whole
+    if end >= 0:
+        return whole[: end + 4]
+    last = whole.rfind(b"\r\n")
+    if last >= 0:
+        return whole[:last] + b"\r\n\r\n"
+    method, _, rest = whole.partition(b" ")
+    return method + b" " + rest.partition(b" ")[0][:TARGET_BYTES] + b"... HTTP/1.1\r\n\r\n"

@@ -45,6 +45,17 @@ def test_noise_of_one_endpoint_is_known_at_another_without_probes() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("raw", "probed", "want"), [(40, 5, Outcome.UNDECIDED), (2000, 5, Outcome.UNDECIDED), (2000, 200, Outcome.FAIL)]
+)
+def test_a_field_that_may_be_noise_or_not_decides_nothing(raw: int, probed: int, want: Outcome) -> None:
+    endpoint = Endpoint(pairs=4000, compared=4000, probed=probed, fields={"value body.price": Field(raw=raw)})
+    endpoint.signatures = {"value body.price": raw}
+    limits = Limits(max_error_diff=None, max_p99_ratio=None)
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), limits)
+    assert found.verdict.outcome is want
+
+
 def test_another_status_does_not_wait_for_more_probes() -> None:
     endpoint = Endpoint(pairs=1000, compared=1000, probed=10, fields={"value status": Field(raw=5)})
     (field,) = figures("t", "s", state(one=endpoint), Compare(), Limits()).endpoints[0].fields

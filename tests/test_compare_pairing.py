@@ -265,6 +265,20 @@ def test_a_shadow_that_closes_a_kept_connection_as_the_request_comes_did_not_fai
     assert talk.out.pairs[-1].replies[0].answer.failure is Failure.CLOSED
 
 
+def test_a_kept_connection_whose_answer_ended_in_bytes_not_looked_at_is_no_failure_either() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n" + b"x" * 1_500_000)
+    skippable = talk.conversation.answer_skippable(0)
+    assert skippable == 500_000
+    talk.conversation.answer_gap(0, skippable, talk.tick())
+    talk.ask()
+    talk.production(ok())
+    talk.conversation.answer_ended(0, talk.time - 20, False)
+    assert talk.out.lost == [(0, Unpaired.RECONNECT)]
+
+
 def test_upgrades() -> None:
     talk = Talk()
     talk.ask(TUNNEL)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tapmirror.compare import Comparison
-from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, answer_bytes, probes
+from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head, answer_bytes, probes
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, START, Finish, Open, Send
 from tapmirror.exchange import PROBE
 from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, is_needed
+from tapmirror.policy.request import Request
 from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.spec import Compare, Level, Match, Protocol, Rule, Shadow, TapSpec, Text
 
@@ -244,3 +245,18 @@ def test_what_is_copied_of_a_segment() -> None:
     assert sizes == sorted(set(sizes))
     assert sizes[0] == 0
     assert [probes(Tap(level, probe=1.0).spec) for level in (Level.STATUS, Level.BODY)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("data", "want"),
+    [
+        (b"GET / HTTP/1.1\r\nA: b\r\n\r\nbody", b"GET / HTTP/1.1\r\nA: b\r\n\r\n"),
+        (b"GET / HTTP/1.1\r\nA: b\r\nC: " + b"d" * 9000 + b"\r\n\r\n", b"GET / HTTP/1.1\r\nA: b\r\n\r\n"),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", b"GET /" + b"a" * 4095 + b"... HTTP/1.1\r\n\r\n"),
+        (b"M" * 8180 + b" / HTTP/1.1\r\n\r\n", b"M" * 8180 + b" /... HTTP/1.1\r\n\r\n"),
+        (b"M" * 9000 + b" / HTTP/1.1\r\n\r\n", b"M" * 8192 + b" ... HTTP/1.1\r\n\r\n"),
+    ],
+)
+def test_of_a_long_head_no_line_is_torn(data: bytes, want: bytes) -> None:
+    assert _head(data) == want
+    Request(want, b"")

@@ -13,8 +13,8 @@ the shadow has it (extra), the same elements in another order, another number of
 * An array whose elements differ in their places only is one difference of order; of arrays of different length that is
   the difference, and their elements are not compared.
 * HTML is its text: without tags, comments, scripts and styles, white space as one space.
-* Text is its lines.  Lines that differ in digits and long tokens only are a field of their own, named by the rest of
-  the line: so a line with the time of day, which differs always, hides no other.
+* Text is its lines.  Lines that differ in digits and long tokens only are a field of their own, named by a hash
+  of the rest of the line: so a line with the time of day, which differs always, hides no other.
 * Everything else is its bytes.
 
 All work is bounded: `Rules` says how many bytes, nodes, lines and differences.
@@ -29,6 +29,7 @@ import enum
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -344,10 +345,15 @@ class _Search:
                 name = _VARIABLE.sub("#", mine_[:400])
                 path = "body.lines"
                 if name == _VARIABLE.sub("#", its_[:400]):
-                    path = f"body.lines[{shortened(' '.join(name.split()))}]"
+                    path = f"body.lines[{_line_name(name)}]"
                 if path not in seen:
                     seen.add(path)
                     self.add(Change.VALUE, path, mine_, its_)
+
+
+def _line_name(line: str) -> str:
+    """Of a line without its numbers: a hash, for names are shown and its text may be a secret."""
+    return blake2b(" ".join(line.split()).encode("utf-8", "replace"), digest_size=4).hexdigest()
 
 
 def html_lines(text: str) -> Iterator[str]:

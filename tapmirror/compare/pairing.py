@@ -250,6 +250,7 @@ class Conversation:
         side = self._sides.get(shadow)
         if side is not None:
             for pending, answer in side.reader.gap(size, time_ns):
+                side.answers += 1
                 self._replied(shadow, pending, answer)
 
     def answer_skippable(self, shadow: int) -> int:

@@ -68,7 +68,7 @@ class Side(msgspec.Struct):
     statuses: dict[int, Count] = {}
     """0: no answer."""
     first: Sketch = msgspec.field(default_factory=Sketch)
-    """From the last byte of the request to the first of the answer."""
+    """From the last byte of the request to the first of the answer; of exchanges that both sides answered after it."""
     last: Sketch = msgspec.field(default_factory=Sketch)
     """The same to its last byte."""
     bytes: Count = 0
@@ -202,20 +202,22 @@ class Summary:
             point.errors[1] += 1
         ended = asked.ended_ns
         took = production.last_ns - ended
-        mine.first.add(production.first_ns - ended)
-        key = mine.last.add(took) >> COARSE
-        point.production[key] = point.production.get(key, 0) + 1
         if not other:
             if answer.failure is not None:
                 reason = answer.failure.value
                 state.failures[reason] = state.failures.get(reason, 0) + 1
             return
         sent = reply.sent_ns
+        if took <= 0 or not sent or answer.last_ns < sent:
+            return  # an answer before the request's end has no time; of both sides, so that they stay comparable
+        mine.first.add(production.first_ns - ended)
+        key = mine.last.add(took) >> COARSE
+        point.production[key] = point.production.get(key, 0) + 1
         its.first.add(answer.first_ns - sent)
         its_took = answer.last_ns - sent
         key = its.last.add(its_took) >> COARSE
         point.shadow[key] = point.shadow.get(key, 0) + 1
-        endpoint.ratio.add(its_took / took if took > 0 else 1e9)
+        endpoint.ratio.add(its_took / took)
         if reply.rtt_ns:
             state.rtt_ns += reply.rtt_ns
             state.rtts += 1
