@@ -159,6 +159,12 @@ class ComparingPipeline(Pipeline):
         out = self._routed(commands)
         return [*out, *self._due_probes(), *self._taken_ends()] if self._probes else out
 
+    def keep(self, threshold: int, now: float) -> Sequence[Command]:
+        """As in `Pipeline`; what is given up is not compared any more."""
+        self._at(now)
+        commands = super().keep(threshold, now)
+        return [*commands, *self._taken_ends()] if self._ends else commands
+
     def close(self, now: float) -> list[Command]:
         """The capture is over."""
         self._at(now)
@@ -271,6 +277,13 @@ class ComparingPipeline(Pipeline):
 
     def _end(self, flow: Flow, reset: bool, commands: list[Command]) -> None:
         super()._end(flow, reset, commands)
+        self._over(flow, reset)
+
+    def _gone(self, flow: Flow) -> None:
+        self._over(flow, True)
+
+    def _over(self, flow: Flow, reset: bool) -> None:
+        """Nothing more will be seen of a connection."""
         talk = self._talks.get(flow.id)
         if talk is not None:
             talk.over = True

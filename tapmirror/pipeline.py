@@ -99,6 +99,7 @@ class Pipeline:
                 self._ledger.bytes.dropped[DropReason.SHARE] += sum(each.size for each in flow.framer.end())
             if flow.opened:
                 commands.append(Abort(flow.id, DropReason.SHARE, True))
+            self._gone(flow)
         return commands if self._policy is None else self._policy.route(commands, now)
 
     def held(self) -> tuple[int, int]:
@@ -168,6 +169,9 @@ class Pipeline:
         self._pass_on(flow, flow.framer.end(), commands)
         if flow.opened:
             commands.append(Abort(flow.id, DropReason.INCOMPLETE, True) if reset else Finish(flow.id))
+
+    def _gone(self, flow: Flow) -> None:
+        """A flow was given up that has not ended."""
 
     def _give_up_prefix(self, flow: Flow, reason: DropReason) -> None:
         if flow.prefix:

@@ -260,3 +260,21 @@ def test_what_is_copied_of_a_segment() -> None:
 def test_of_a_long_head_no_line_is_torn(data: bytes, want: bytes) -> None:
     assert _head(data) == want
     Request(want, b"")
+
+
+def test_flows_that_are_given_up_for_a_smaller_share_are_let_go() -> None:
+    tap = Tap(Level.HEADERS, probe=100.0)
+    for port in (1, 2):
+        tap.accept(port)
+        tap.ask("/a", port)
+    tap.later(PROBE_DELAY)
+    assert tap.opened == [0, 0, 1, 1]
+    tap.answer(port=1)
+    tap.shadow()
+    tap.act(tap.pipeline.keep(0, tap.now))
+    assert tap.finished == [1, 1], "the connections of second copies"
+    assert tap.pipeline.conversation(1) is None or tap.pipeline.conversation(2) is None
+    tap.later(tap.spec.compare.answer_time + 1)
+    tap.later(1.5)
+    assert not tap.pipeline._talks
+    assert tap.state()["unpaired"] == {"unanswered": 1}

@@ -154,6 +154,15 @@ def test_the_last_request_is_torn_only_if_some_of_it_went() -> None:
     torn.check()
 
 
+def test_the_last_request_is_torn_if_its_answer_is_expected_and_nothing_of_it_went() -> None:
+    books = Books()
+    books.requests, books.bytes = 1, 10
+    books.lane.sent_in_part(bytes(10), 10, START, 0)
+    assert not books.lane.begun
+    assert books.lane.drop_last(SLOW)
+    books.check()
+
+
 def test_the_bound_of_all_lanes() -> None:
     pool, ledger = Pool(100, 150), Ledger()
     one, two = (Lane(flow, True, pool, ledger) for flow in (1, 2))

@@ -84,7 +84,7 @@ def test_a_real_browser_shows_it_and_runs_nothing(tmp_path: Path) -> None:
     page = tmp_path / "hostile.html"
     page.write_text(html(hostile()), encoding="utf-8")
     dom = subprocess.run([*command, "--dump-dom", f"file://{page}"], capture_output=True, text=True, timeout=120).stdout
-    assert "<title>FAIL" in dom  # no attack has changed it
+    assert "<title>UNDECIDED" in dom  # no attack has changed it
     assert "Endpoints, the worst first" in dom
     page.write_text(html(shop("broken", 1000)), encoding="utf-8")
     shot = tmp_path / "shop.png"

@@ -8,14 +8,15 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from scapy.all import TCP, Dot1Q, IPv6, Raw
+from scapy.all import IP, TCP, Dot1Q, IPv6, Raw
 
 from captures import Both, Wire, fates, named, payloads, take
 from lab import Lab, Load, LoadPlan, Nginx, until
+from program import Program
 from tapmirror.events import ACCEPTED, FIN, FROM_SERVER
 from tapmirror.packet import flow_hash
 from tapmirror.source import Counters
-from tapmirror.source.ring import RECORD, WANT_ALL, counter_bytes
+from tapmirror.source.ring import RECORD, WANT_ALL, WANT_ANSWERS, WANT_ONE, RingSource, counter_bytes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -144,6 +145,17 @@ def test_the_table_of_wants_is_set_by_the_flows_hash(lab: Lab) -> None:
         assert both.ring_source._wants[flow_hash(key, 77) & 0xFFFF] == WANT_ALL
         both.ring_source.want_ack(key, False)
         assert both.ring_source._wants[flow_hash(key, 77) & 0xFFFF] == 0
+
+
+def test_a_successor_leaves_it_set_whose_answers_are_compared() -> None:
+    with Program(answer_bytes=100) as program:
+        (first,) = program.sources
+        first.want_answers(bytes([1, 0]) * 0x8000)
+        program.run(IP() / TCP(dport=80, flags="PA") / Raw(b"x"))
+        assert len(program.records()[0]) == 1
+        second = RingSource(*program.loaded.worker_fds(0), ring_bytes=program.request.ring_bytes, seed=0)
+        program.sources.append(second)
+        assert bytes(second._wants) == bytes([WANT_ANSWERS | WANT_ONE, WANT_ONE]) * 0x8000
 
 
 def test_counters_are_of_one_moment_under_load(lab: Lab) -> None:

@@ -271,7 +271,7 @@ class Lane:
     def drop_last(self, reason: DropReason) -> bool:
         """Drop the request that was taken in last and has no end yet.
 
-        True if some of it went: the connection cannot be used any more.
+        True if some of it went, or its answer is expected: the connection cannot be used any more.
         """
         if not self.open_request:
             return False
@@ -284,7 +284,7 @@ class Lane:
             self._unqueue(item.size)
             if item.flags & START:
                 self._left_out(item.number)
-                torn = item.offset > 0
+                torn = item.offset > 0 or item.announced
                 self.begun = self.begun and not torn
                 self._settle(1, reason)
                 self._cut_open(reason)

@@ -113,7 +113,7 @@ class RingSource:
         self._note(position)
         for bucket in range(len(self._wants)):
             if shard_of(bucket, workers) == shard:
-                self._wants[bucket] = WANT_ONE
+                self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | WANT_ONE
 
     def _bytes_at(self, offset: int, size: int) -> bytes:
         """A part of the ring that may wrap around."""

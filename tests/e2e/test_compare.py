@@ -67,7 +67,7 @@ def test_a_fault_in_one_of_a_hundred_requests_is_found_and_its_sample_shows_it(l
 def test_the_answers_that_have_more_are_said_to_have_more(lab: Lab) -> None:
     """Bookinfo's reviews, v1 against v2."""
     with Shop(lab.node), Shop(lab.shadow, reviews=REVIEWS_V2):
-        figures = compared(lab, 600, "body", paths=("/reviews/",), rate=300, connections=4)
+        figures = compared(lab, 600, "body", paths=("/reviews/",), rate=300, connections=4, noise_probe=20)
     (endpoint,) = figures.endpoints
     assert endpoint.differing == endpoint.compared == 600
     assert [(field.path, field.kind) for field in endpoint.fields] == [("body.reviews[].rating", "extra")]
