@@ -43,7 +43,7 @@ def compared(lab: Lab, requests: int, level: str, **options: Any) -> Figures:
 def test_the_same_service_differs_in_nothing(lab: Lab, capture: str) -> None:
     """In spite of times, identifiers and random order."""
     with Shop(lab.node), Shop(lab.shadow):
-        figures = compared(lab, 6_000, "body", paths=PATHS, rate=1_500, connections=16, capture=capture)
+        figures = compared(lab, 6_000, "body", paths=PATHS, rate=1_500, connections=16, capture=capture, noise_probe=20)
     assert (figures.paired, figures.unpaired, figures.failures) == (6_000, {}, {})
     assert [endpoint.name for endpoint in figures.endpoints if endpoint.differing] == []
     checks = {check.name: check.outcome for check in figures.verdict.checks}
