@@ -7,11 +7,12 @@
  * nothing to its socket.  What matches goes into the ring:
  *
  *   from a client   payload, and FIN, RST and URG; a SYN is only counted
- *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload
+ *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload; and where answers
+ *                   are compared, the first bytes of each segment with payload
  *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
  *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map
  *
- * Order of the decisions for a client's packet: match, loop mark, sample, fragment.  Each is counted.
+ * Order of the decisions for a client's packet: match, loop mark, client, sample, fragment.  Each is counted.
  * User space has the same rules in tapmirror/admission.py; a test holds one against the other.
  *
  * NOTE: the program has no direct packet access: a header costs one bpf_skb_load_bytes, into the stack.
@@ -39,6 +40,7 @@ BPF_ARRAY_OF_MAPS(rings, "ring", TAP_WORKERS);
 BPF_F_TABLE("array", u32, struct tap_config, config, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap_counter, counters, COUNTERS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap_wants, wants, 1, BPF_F_MMAPABLE);
+BPF_LPM_TRIE(clients, struct tap_network, u8, TAP_MAX_CLIENTS);
 BPF_TABLE("lru_hash", struct tap_key, struct tap_first, handshakes, 32768);
 
 /* What the headers say; payload is an offset into the packet. */
@@ -89,10 +91,22 @@ static inline u32 shard_of(u32 hash)
 	return (((hash & 0xffff) * 0x9E3779B1u) >> 16) * TAP_WORKERS >> 16;
 }
 
-static inline int same_addr(const u8 *a, const u8 *b)
+/*
+ * 1 if no bit differs, else 0.  The tables below are searched without a branch on what is compared: the verifier would
+ * follow both ways of each, and of all that comes after them, and give up.
+ */
+static inline u64 none(u64 differs)
+{
+	u64 negative = -differs;
+	/* Or the compiler sees what is meant, and makes a branch of it. */
+	asm volatile("" : "+r"(negative));
+	return ((differs | negative) >> 63) ^ 1;
+}
+
+static inline u64 differ(const u8 *a, const u8 *b)
 {
 	const u64 *x = (const u64 *)a, *y = (const u64 *)b;
-	return x[0] == y[0] && x[1] == y[1];
+	return (x[0] ^ y[0]) | (x[1] ^ y[1]);
 }
 
 static inline int has_port(struct tap_config *c, __be16 port)
@@ -101,26 +115,36 @@ static inline int has_port(struct tap_config *c, __be16 port)
 	return c->ports[(p >> 3) & 8191] & (1 << (p & 7));
 }
 
+/*
+ * The same value, of which the verifier knows nothing: else it follows each way that led to one through all that
+ * comes after.
+ */
+static inline u32 forget(const struct tap_config *c, u32 value)
+{
+	return value ^ c->zero;
+}
+
 /* Whether (addr, port) is production's end. */
 static inline int is_production(struct tap_config *c, const u8 *addr, __be16 port)
 {
 	if (!has_port(c, port))
 		return 0;
+	u64 excluded = 0, found = 0;
 	for (u32 i = 0; i < TAP_MAX_ADDRS; i++) {
 		if (i >= c->excluded_count)
 			break;
-		if (c->excluded[i].port == port && same_addr(c->excluded[i].addr, addr))
-			return 0;
+		excluded |= none(differ(c->excluded[i].addr, addr) | (c->excluded[i].port ^ port));
 	}
+	if (excluded)
+		return 0;
 	if (!c->addr_count)
 		return 1;
 	for (u32 i = 0; i < TAP_MAX_ADDRS; i++) {
 		if (i >= c->addr_count)
 			break;
-		if (same_addr(c->addrs[i], addr))
-			return 1;
+		found |= none(differ(c->addrs[i], addr));
 	}
-	return 0;
+	return found != 0;
 }
 
 /* A slot of the worker's ring; NULL where there is no room. */
@@ -128,6 +152,16 @@ static inline struct tap_record *reserve(u32 shard, u32 room)
 {
 	void *of = rings.lookup(&shard);
 	return of ? bpf_ringbuf_reserve(of, sizeof(struct tap_record) + room, 0) : NULL;
+}
+
+/* Whether connections from this address are captured. */
+static inline int is_client(struct tap_config *c, const u8 *addr)
+{
+	if (!c->client_count)
+		return 1;
+	struct tap_network n = {.bits = 128};
+	__builtin_memcpy(n.addr, addr, 16);
+	return clients.lookup(&n) != 0;
 }
 
 static inline void fill(struct tap_record *r, const struct tap_key *key, const struct seen *p, u32 hash)
@@ -180,9 +214,9 @@ static inline u32 room_for(u32 size)
 	return TAP_CHUNK;
 }
 
-/* One record with `size` bytes from `offset` of the packet; 0 where there was no room. */
+/* One record with `size` bytes from `offset` of the packet, for `length`; 0 where there was no room. */
 static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const struct seen *p, u32 hash, u32 flags,
-		       u32 seq, u32 offset, u32 size, u32 room)
+		       u32 seq, u32 offset, u32 length, u32 size, u32 room)
 {
 	struct tap_record *r = reserve(shard_of(hash), room);
 	if (!r)
@@ -190,7 +224,7 @@ static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const s
 	fill(r, key, p, hash);
 	r->seq = seq;
 	r->flags = flags;
-	r->length = size;
+	r->length = length;
 	r->caplen = size;
 	/* Keep the checked and the used value in one register: the verifier forgets otherwise. */
 	u64 bounded = size;
@@ -234,8 +268,11 @@ static inline u32 parse_ip4(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, str
 }
 
 #define MAX_EXTENSIONS 6
+/* Hop-by-hop options, routing, fragment, destination options: a bit for each. */
+#define EXTENSIONS (1ull << 0 | 1ull << 43 | 1ull << 44 | 1ull << 60)
 
-static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, struct seen *p, u8 *next, u32 *end)
+static inline u32 parse_ip6(struct __sk_buff *skb, const struct tap_config *c, u32 l3, u8 *src, u8 *dst,
+			    struct seen *p, u8 *next, u32 *end)
 {
 	struct {
 		__be32 flow;
@@ -259,26 +296,25 @@ static inline u32 parse_ip6(struct __sk_buff *skb, u32 l3, u8 *src, u8 *dst, str
 	u8 proto = ip.next;
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		u8 head[4];
-		if (proto != 0 && proto != 43 && proto != 60 && proto != 44)
+		if (proto > 63 || !(EXTENSIONS >> proto & 1))
 			break;
 		if (bpf_skb_load_bytes(skb, off, head, 4))
 			return 0;
-		if (proto == 44) {
-			u32 frag = head[2] << 8 | head[3];
-			p->fragment |= (frag & 0xfff9) != 0;
-			p->later_fragment |= (frag & 0xfff8) != 0;
-			off += 8;
-		} else {
-			off += (head[1] + 1) * 8;
-		}
+		u64 fragment = none(proto ^ 44);
+		u32 place = (head[2] << 8 | head[3]) & -(u32)fragment;
+		p->fragment |= none(place & 0xfff9) ^ 1;
+		p->later_fragment |= none(place & 0xfff8) ^ 1;
+		off += 8 + (head[1] * 8 & -(u32)(fragment ^ 1));
 		proto = head[0];
 	}
-	*next = proto;
-	return off;
+	p->fragment = forget(c, p->fragment);
+	p->later_fragment = forget(c, p->later_fragment);
+	*next = forget(c, proto);
+	return forget(c, off);
 }
 
 /* Offset of the network header and its EtherType; VLAN ids into *vlan. */
-static inline u32 parse_link(struct __sk_buff *skb, u32 flags, u32 *vlan, u16 *type)
+static inline u32 parse_link(struct __sk_buff *skb, const struct tap_config *c, u32 flags, u32 *vlan, u16 *type)
 {
 	u32 off = 0;
 	*type = bpf_ntohs(skb->protocol);
@@ -300,8 +336,9 @@ static inline u32 parse_link(struct __sk_buff *skb, u32 flags, u32 *vlan, u16 *t
 		t = tag[1];
 		off += 4;
 	}
+	*vlan = forget(c, *vlan);
 	*type = bpf_ntohs(t);
-	return off + 2;
+	return forget(c, off + 2);
 }
 
 static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *sport, __be16 *dport, struct seen *p)
@@ -329,9 +366,30 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 	return 1;
 }
 
-static inline int from_server(struct tap_config *c, const struct tap_key *key, const struct seen *p)
+/*
+ * Production's payload, as much of it as is compared.  Only while half of the ring is free: comparison may lose what
+ * it wants, and must not cost a client's segment.  NOTE: of a packet beyond TAP_CHUNK the rest is not copied.
+ */
+static inline void answer(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
+			  u32 hash)
+{
+	u32 size = p->length < c->answer_bytes ? p->length : c->answer_bytes;
+	if (size > TAP_CHUNK)
+		size = TAP_CHUNK;
+	u32 shard = shard_of(hash);
+	void *of = rings.lookup(&shard);
+	int ok = of && bpf_ringbuf_query(of, BPF_RB_AVAIL_DATA) < TAP_RING_PAGES * 2048ull &&
+		 emit(skb, key, p, hash, (p->flags & 0xff) | TAP_FROM_SERVER, p->seq, p->payload, p->length, size,
+		      room_for(size));
+	count(shard, ok ? TAP_ANSWERS : TAP_ANSWERS_LOST, 1, p->length);
+}
+
+static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
+			      const struct seen *p)
 {
 	u32 zero = 0;
+	if (!is_client(c, key->client))
+		return 0;
 	u32 hash = flow_hash(key, c->seed);
 	if ((u64)hash >= c->threshold)
 		return 0;
@@ -344,12 +402,19 @@ static inline int from_server(struct tap_config *c, const struct tap_key *key, c
 		count(shard, TAP_SYN_ACK, 1, 0);
 		return 0;
 	}
+	if (c->answer_bytes && p->length && !p->fragment) {
+		struct tap_wants *w = wants.lookup(&zero);
+		if (w && w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) {
+			w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
+			answer(skb, c, key, p, hash);
+			return 0;
+		}
+	}
 	if (!(p->flags & (FIN | RST)) && !(c->flags & TAP_EGRESS_ALL)) {
 		struct tap_wants *w = wants.lookup(&zero);
-		if (!w || !w->bucket[hash & 0xffff])
+		if (!w || !(w->bucket[hash & 0xffff] & (TAP_WANT_ONE | TAP_WANT_ALL)))
 			return 0;
-		if (w->bucket[hash & 0xffff] == TAP_WANT_ONE)
-			w->bucket[hash & 0xffff] = 0;
+		w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
 	}
 	count(shard, TAP_EGRESS, 1, p->length);
 	emit_bare(key, p, hash, p->flags | TAP_FROM_SERVER, p->length);
@@ -389,6 +454,11 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 			count(shard, TAP_LOOP, records, p->length);
 		return 0;
 	}
+	if (!is_client(c, key->client)) {
+		if (records)
+			count(shard, TAP_CLIENT, records, p->length);
+		return 0;
+	}
 	if ((u64)hash >= c->threshold) {
 		if (records)
 			count(shard, TAP_SAMPLED_OUT, records, p->length);
@@ -410,7 +480,8 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 		return 0;
 	}
 	if (records == 1) {
-		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, room_for(p->length));
+		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, p->length,
+			      room_for(p->length));
 		count(shard, ok ? TAP_EMITTED : TAP_RING_FULL, 1, p->length);
 		return 0;
 	}
@@ -423,7 +494,7 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 			size = TAP_CHUNK;
 			flags &= ~(FIN | PSH);
 		}
-		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, TAP_CHUNK);
+		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, size, TAP_CHUNK);
 		count(shard, ok ? TAP_EMITTED : TAP_RING_FULL, 1, size);
 		done += size;
 	}
@@ -437,8 +508,7 @@ static inline u32 flags_of(struct tap_config *c, u32 ifindex)
 	for (u32 i = 0; i < TAP_MAX_LINKS; i++) {
 		if (i >= c->link_count)
 			break;
-		if (c->links[i].ifindex == ifindex)
-			flags |= c->links[i].flags;
+		flags |= c->links[i].flags & (u32)-none(c->links[i].ifindex ^ ifindex);
 	}
 	return flags;
 }
@@ -458,13 +528,13 @@ int tap(struct __sk_buff *skb)
 	u16 type;
 	u8 proto = 0;
 	u32 end = 0, l4;
-	u32 l3 = parse_link(skb, flags, &key.vlan, &type);
+	u32 l3 = parse_link(skb, c, flags, &key.vlan, &type);
 	if (flags & TAP_MANY)
 		key.vlan = 0;
 	if (type == 0x0800)
 		l4 = parse_ip4(skb, l3, key.client, key.server, &p, &proto, &end);
 	else if (type == 0x86dd)
-		l4 = parse_ip6(skb, l3, key.client, key.server, &p, &proto, &end);
+		l4 = parse_ip6(skb, c, l3, key.client, key.server, &p, &proto, &end);
 	else
 		return 0;
 	if (!l4 || proto != PROTO_TCP || p.later_fragment)
@@ -479,7 +549,7 @@ int tap(struct __sk_buff *skb)
 		reverse.client_port = key.server_port;
 		reverse.server_port = key.client_port;
 		reverse.vlan = key.vlan;
-		return from_server(c, &reverse, &p);
+		return from_server(skb, c, &reverse, &p);
 	}
 	return 0;
 }

@@ -41,6 +41,7 @@ struct tap_record {
 
 /* What is captured; written before the program is attached.  Threshold and links may change later. */
 #define TAP_MAX_ADDRS 16
+#define TAP_MAX_CLIENTS 32
 #define TAP_LOOPBACK 1	 /* the interface shows each packet twice */
 #define TAP_EGRESS_ALL 2 /* a record for each packet of production */
 #define TAP_NO_L2 4	 /* packets begin with the IP header */
@@ -62,6 +63,12 @@ struct tap_endpoint {
 	__u32 pad2;
 };
 
+/* A network of clients that are captured: so many bits of an address. */
+struct tap_network {
+	__u32 bits;
+	__u8 addr[16];
+};
+
 struct tap_config {
 	__u64 threshold; /* flows whose hash is below it are mirrored */
 	__u32 seed;	 /* of that hash */
@@ -70,6 +77,10 @@ struct tap_config {
 	__u32 excluded_count;
 	__u32 dscp; /* of packets that no tap may capture */
 	__u32 link_count;
+	__u32 client_count; /* 0: any client */
+	__u32 answer_bytes; /* copied of each of production's segments, of flows with TAP_WANT_ANSWERS; 0: no answers */
+	__u32 zero;	    /* is 0, which the verifier does not know */
+	__u32 pad;
 	__u8 addrs[TAP_MAX_ADDRS][16];
 	struct tap_endpoint excluded[TAP_MAX_ADDRS];
 	struct tap_link links[TAP_MAX_LINKS];
@@ -77,8 +88,8 @@ struct tap_config {
 };
 
 /*
- * Counters, in the order of `Counters`.  The first six count segments with payload from the client, so that
- * SEEN = EMITTED + SAMPLED_OUT + LOOP + RING_FULL + FRAGMENT; the others count packets.
+ * Counters, in the order of `Counters`.  The first seven count segments with payload from the client, so that
+ * SEEN = EMITTED + SAMPLED_OUT + LOOP + RING_FULL + FRAGMENT + CLIENT; the others count packets.
  */
 enum {
 	TAP_SEEN,
@@ -87,6 +98,7 @@ enum {
 	TAP_LOOP,
 	TAP_RING_FULL,
 	TAP_FRAGMENT,
+	TAP_CLIENT, /* of none of the networks that are captured */
 	TAP_SYN,
 	TAP_SYN_ACK,
 	TAP_ACCEPTED_COUNT,
@@ -94,6 +106,8 @@ enum {
 	TAP_EGRESS,
 	TAP_CONTROL_LOST, /* records without payload that the ring had no room for */
 	TAP_LOOP_SYN,
+	TAP_ANSWERS, /* segments of production with payload that became records with it */
+	TAP_ANSWERS_LOST, /* that did not: the ring was half full, and the rest is the clients' */
 	TAP_COUNTERS = 16
 };
 
@@ -104,10 +118,11 @@ struct tap_counter {
 
 /*
  * Which acknowledgements of production become records, by the low 16 bits of the flow's hash: none, the next
- * packet only, or all until user space clears the byte.
+ * packet only, or all until user space clears the bit.  And whether production's payload does too.
  */
 #define TAP_WANT_ONE 1
 #define TAP_WANT_ALL 2
+#define TAP_WANT_ANSWERS 4
 
 struct tap_wants {
 	__u8 bucket[65536];

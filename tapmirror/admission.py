@@ -21,6 +21,7 @@ HANDSHAKES: Final = 32_768
 """As in bpf/tap.c."""
 WANT_ONE: Final = 1
 WANT_ALL: Final = 2
+WANT_ANSWERS: Final = 4
 MASK: Final = 0xFFFFFFFF
 CHUNK: Final = 65_536
 """TAP_CHUNK of bpf/tap.h: a larger packet (BIG TCP) is several records, and what ends something goes with the last."""
@@ -31,8 +32,11 @@ PLAUSIBLE: Final = 1 << 30
 class Admission:
     """Headers in, segments out; `totals` counts as `Counters` does.
 
+    `clients`: (address, mask) of the networks whose clients are admitted; empty: any.
+
     `both_ways`: production's packets come in too, from a mirror port or through a tunnel.  `many`: several interfaces,
     which may show one packet.  `either_way`: production may be behind the interface; its address alone tells.
+    `answer_bytes`: of each of production's segments with payload, where flows want answers.
     """
 
     def __init__(
@@ -41,17 +45,20 @@ class Admission:
         ports: Collection[int],
         addrs: Collection[bytes],
         excluded: Collection[tuple[bytes, int]],
+        clients: Collection[tuple[bytes, bytes]] = (),
         threshold: int,
         seed: int,
         dscp: int,
         egress_all: bool,
         both_ways: bool = False,
+        answer_bytes: int = 0,
         many: bool = False,
         either_way: bool = False,
     ) -> None:
         self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
         self._addrs = frozenset(addrs)
-        self._excluded = frozenset((address, port.to_bytes(2, "big")) for address, port in excluded)
+        self.exclude(excluded)
+        self._clients = [(int.from_bytes(address), int.from_bytes(mask)) for address, mask in clients]
         self._threshold = threshold
         self._seed = seed
         self._dscp = dscp
@@ -59,7 +66,8 @@ class Admission:
         self._many = many
         self._either_way = either_way
         self._egress_all = egress_all
-        self._wants = bytearray(b"\1" * 0x10000)
+        self._answer_bytes = answer_bytes
+        self._wants = bytearray(bytes([WANT_ONE | (WANT_ANSWERS if answer_bytes else 0)]) * 0x10000)
         self._handshakes: OrderedDict[FlowKey, tuple[int, int]] = OrderedDict()
         self.totals: dict[str, tuple[int, int]] = {}
 
@@ -67,9 +75,19 @@ class Admission:
         """From here on take the flows whose hash is below it."""
         self._threshold = threshold
 
+    def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
+        """End points of shadows from now on."""
+        self._excluded = frozenset((address, port.to_bytes(2, "big")) for address, port in excluded)
+
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to report production's acknowledgements of the flow's bucket."""
-        self._wants[flow_hash(key, self._seed) & 0xFFFF] = WANT_ALL if wanted else 0
+        bucket = flow_hash(key, self._seed) & 0xFFFF
+        self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | (WANT_ALL if wanted else 0)
+
+    def want_answers(self, buckets: bytes) -> None:
+        """Report production's payload of flows in the buckets whose byte is not 0, and of no others."""
+        for bucket, wanted in enumerate(buckets):
+            self._wants[bucket] = self._wants[bucket] & ~WANT_ANSWERS | (WANT_ANSWERS if wanted else 0)
 
     def count(self, name: str, size: int = 0) -> None:
         """Add one record of `size` bytes to a counter."""
@@ -95,7 +113,15 @@ class Admission:
             return False
         return not self._addrs or address in self._addrs
 
+    def _is_client(self, address: bytes) -> bool:
+        if not self._clients:
+            return True
+        number = int.from_bytes(address)
+        return any(number & mask == network for network, mask in self._clients)
+
     def _from_server(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
+        if not self._is_client(header.destination):
+            return []
         hashed = flow_hash(key, self._seed)
         if hashed >= self._threshold:
             return []
@@ -108,12 +134,17 @@ class Admission:
                     self._handshakes.popitem(last=False)
                 self.count("syn_ack")
             return []
+        bucket = hashed & 0xFFFF
+        if self._answer_bytes and header.length and not header.fragment and self._wants[bucket] & WANT_ANSWERS:
+            self._wants[bucket] &= ~WANT_ONE
+            self.count("answers", header.length)
+            payload = header.payload[: min(self._answer_bytes, CHUNK)]
+            flags = flags & 0xFF | FROM_SERVER
+            return [(key, flags, header.seq, header.ack, header.length, payload, time_ns)]
         if not flags & (FIN | RST) and not self._egress_all:
-            bucket = hashed & 0xFFFF
-            if not self._wants[bucket]:
+            if not self._wants[bucket] & (WANT_ONE | WANT_ALL):
                 return []
-            if self._wants[bucket] == WANT_ONE:
-                self._wants[bucket] = 0
+            self._wants[bucket] &= ~WANT_ONE
         self.count("egress", header.length)
         return [(key, flags | FROM_SERVER, header.seq, header.ack, header.length, b"", time_ns)]
 
@@ -149,6 +180,8 @@ class Admission:
             if header.flags & SYN:
                 self.count("loop_syn")
             return "loop"
+        if not self._is_client(header.source):
+            return "client"
         if flow_hash(key, self._seed) >= self._threshold:
             return "sampled_out"
         return "fragment" if header.fragment else None

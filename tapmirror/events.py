@@ -65,6 +65,16 @@ class End(msgspec.Struct, frozen=True, gc=False):
     reset: bool
 
 
+class Cut(msgspec.Struct, frozen=True, gc=False):
+    """`length` bytes of production's stream, of which the capture copied only the first, `data`.
+
+    No gap: that the others are there is known, and that nothing went by beside them.
+    """
+
+    data: Buffer
+    length: int
+
+
 Chunk: TypeAlias = Buffer | Gap | End
 """What a reassembled stream consists of, in its order."""
 
@@ -129,7 +139,8 @@ class Open(msgspec.Struct, frozen=True, gc=False):
 class Send(msgspec.Struct, frozen=True, gc=False):
     """Pass on `data`, which stands for `size` captured bytes; `flags` as in `Part`.
 
-    `data` is valid only during the call that received it.
+    `data` is valid only during the call that received it.  `number`: with START, which of its connection's requests it
+    is (from 1), if its answers are compared.
     """
 
     flow: int
@@ -137,6 +148,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     size: int
     flags: int
     target: int = 0
+    number: int = 0
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
@@ -180,6 +192,8 @@ class FilterReason(enum.Enum):
 
     LOOP = "loop"
     """Sent by a tapmirror: it carries the loop mark (`LOOP_DSCP`)."""
+    CLIENT = "client"
+    """From a client of none of the networks that are mirrored."""
     DUPLICATE = "duplicate"
     """Retransmitted or overlapping bytes: production's TCP discarded them as well."""
     NOT_ACCEPTED = "not_accepted"

@@ -136,6 +136,7 @@ class Flow:
         "first",
         "framer",
         "hash",
+        "heard",
         "id",
         "key",
         "last",
@@ -166,6 +167,8 @@ class Flow:
         self.server_next: int | None = None
         self.answered = 0
         """Bytes that production sent since the pipeline last took note (where they are captured)."""
+        self.heard: int | None = None
+        """Sequence number up to which production's stream is followed, where it is (`answered`); None: not yet."""
         self.ends_with_client = False
         """The flow is over when the client's stream is: neither production's FIN nor an RST adds to it."""
         self.opened = False

@@ -65,13 +65,15 @@ MANY: Final = 16
 EITHER_WAY: Final = 32
 MAX_ADDRS: Final = 16
 MAX_LINKS: Final = 16
-CONFIG: Final = struct.Struct("<QIIIIII256s384s128s8192s")
+CONFIG: Final = struct.Struct("<QIIIIIIIIII256s384s128s8192s")
 """`struct tap_config` of bpf/tap.h."""
 THRESHOLD: Final = struct.Struct("<Q")
 LINK_COUNT_AT: Final = 28
-LINKS_AT: Final = 672
+LINKS_AT: Final = 688
 LINK: Final = struct.Struct("<II")
 """`struct tap_link` of bpf/tap.h."""
+EXCLUDED_COUNT_AT: Final = 20
+EXCLUDED_AT: Final = 304
 ENDPOINT: Final = struct.Struct("<16s2s6x")
 """`struct tap_endpoint` of bpf/tap.h."""
 
@@ -94,11 +96,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     addrs: list[bytes]
     excluded: list[tuple[bytes, int]]
     """Shadow end points, of which no connection is ever captured."""
+    clients: list[tuple[bytes, bytes]] = []
+    """(address, mask) of the networks whose clients are captured; empty: any client."""
     threshold: int
     seed: int
     dscp: int
     egress_all: bool
     promisc: bool = False
+    answer_bytes: int = 0
+    """Copied of each of production's segments; 0: none."""
     many: bool = False
     """Several interfaces, which may show one packet."""
     either_way: bool = False
@@ -176,7 +182,7 @@ def configure(loaded: Loaded, request: Request) -> None:
     ports = bytearray(8192)
     for port in request.ports:
         ports[port >> 3] |= 1 << (port & 7)
-    excluded = b"".join(ENDPOINT.pack(addr, port.to_bytes(2, "big")) for addr, port in request.excluded[:MAX_ADDRS])
+    excluded = _end_points(request.excluded)
     value = CONFIG.pack(
         request.threshold,
         request.seed,
@@ -185,19 +191,37 @@ def configure(loaded: Loaded, request: Request) -> None:
         min(len(request.excluded), MAX_ADDRS),
         request.dscp,
         0,
+        len(request.clients),
+        request.answer_bytes,
+        0,
+        0,
         b"".join(request.addrs),
         excluded,
         b"",
         bytes(ports),
     )
     write(loaded.config, 0, value)
-    write(loaded.wants, 0, b"\x01" * 65_536)
+    write(loaded.wants, 0, (b"\x05" if request.answer_bytes else b"\x01") * 65_536)
 
 
 def write(fd: int, offset: int, content: bytes) -> None:
     """Write into a map that can be mapped."""
     with mmap.mmap(fd, -(-(offset + len(content)) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
         view[offset : offset + len(content)] = content
+
+
+def set_excluded(loaded: Loaded, excluded: list[tuple[bytes, int]]) -> None:
+    """Other end points of shadows, while the program runs.
+
+    Until all are written it may know some of the old ones and some of the new; what goes to the others
+    bears the loop mark.
+    """
+    write(loaded.config, EXCLUDED_AT, _end_points(excluded))
+    write(loaded.config, EXCLUDED_COUNT_AT, struct.pack("<I", min(len(excluded), MAX_ADDRS)))
+
+
+def _end_points(excluded: list[tuple[bytes, int]]) -> bytes:
+    return b"".join(ENDPOINT.pack(address, port.to_bytes(2, "big")) for address, port in excluded[:MAX_ADDRS])
 
 
 def set_threshold(loaded: Loaded, threshold: int) -> None:
@@ -349,6 +373,10 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
         raise LoaderError("refused", f"the kernel refuses the ring of a worker: {error.strerror}") from None
     for shard, ring in enumerate(rings):
         program["rings"][ctypes.c_int(shard)] = ctypes.c_int(ring)
+    networks = program["clients"]
+    for address, mask in request.clients:
+        bits = int.from_bytes(mask).bit_count()
+        networks[networks.Key(bits, (ctypes.c_ubyte * 16)(*address))] = networks.Leaf(1)
     return [function.fd, *maps, *rings], program
 
 

@@ -48,11 +48,13 @@ class Pipeline:
 
     __slots__ = ("_flows", "_head_bytes", "_heads", "_host", "_ledger", "_policy", "_protocol", "_raw", "_turns")
 
-    def __init__(self, spec: TapSpec, ledger: Ledger, policy: Policy | None = None) -> None:
+    def __init__(
+        self, spec: TapSpec, ledger: Ledger, policy: Policy | None = None, flows: FlowTable | None = None
+    ) -> None:
         self._ledger = ledger
         self._policy = policy
         self._turns = spec.pacing is Pacing.WAIT
-        self._flows = FlowTable(spec.limits, spec.seed, ledger)
+        self._flows = FlowTable(spec.limits, spec.seed, ledger) if flows is None else flows
         self._protocol = spec.protocol
         self._raw = spec.protocol is Protocol.RAW
         self._head_bytes = spec.limits.head_bytes

@@ -31,6 +31,8 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAP_LAST: Final = 63
+PIECE: Final = 1 << 13
+"""Characters of a piece of a long message: below `MESSAGE` of the worker, however they are written in JSON."""
 
 
 class PrivilegeError(RuntimeError):
@@ -44,6 +46,14 @@ def worker_identity() -> tuple[int, int]:
             entry = pwd.getpwnam(name)
             return entry.pw_uid, entry.pw_gid
     raise PrivilegeError(f"none of the users {', '.join(WORKER_USERS)} exists")
+
+
+def user_id(name: str) -> int | None:
+    """The number of a user; None: there is none of this name."""
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
 
 
 def drop_privileges(uid: int, gid: int, files: int) -> None:
@@ -95,6 +105,21 @@ def receive(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]
     return msgspec.json.decode(data, type=dict[str, Any]), fds
 
 
+def receive_bare(sock: socket.socket, limit: int) -> dict[str, Any]:
+    """One message of at most `limit` bytes from one who is not trusted.  Raises as `receive` does.
+
+    Where there is no room for descriptors, the kernel discards those that come (unix(7)): they are an error.
+    """
+    data, _, flags, _ = sock.recvmsg(limit)
+    if flags & socket.MSG_CTRUNC:
+        raise ValueError("a message with descriptors")
+    if not data:
+        raise EOFError
+    if flags & socket.MSG_TRUNC:
+        raise ValueError("message too long")
+    return msgspec.json.decode(data, type=dict[str, Any])
+
+
 def send_large(sock: socket.socket, message: Any, fds: Sequence[int] = ()) -> None:
     """Send one message of any size, by descriptor of its own.  Raises OSError."""
     data = msgspec.json.encode(message)
@@ -114,6 +139,36 @@ def receive_large(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list
         if not 0 < message["bytes"] <= limit:
             raise ValueError("message too long")
         return msgspec.json.decode(os.pread(file.fileno(), message["bytes"], 0), type=dict[str, Any]), fds
+
+
+def send_pieces(sock: socket.socket, message: Any) -> None:
+    """Send one message of any size as several of at most `PIECE` characters.  Raises OSError."""
+    text = msgspec.json.encode(message).decode()
+    for start in range(0, len(text), PIECE):
+        send(sock, {"piece": text[start : start + PIECE], "more": start + PIECE < len(text)})
+
+
+class Pieces:
+    """Messages of `send_pieces` as they come; one has at most `limit` characters."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[str] = []
+        self._size = 0
+
+    def take(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message that this one completes, or is; empty while there is more to come.  Raises ValueError."""
+        piece = message.get("piece")
+        if not isinstance(piece, str):
+            return message
+        self._parts.append(piece)
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise ValueError("message too long")
+        if message.get("more"):
+            return {}
+        whole, self._parts, self._size = "".join(self._parts), [], 0
+        return msgspec.json.decode(whole, type=dict[str, Any])
 
 
 def _room_for_last_words() -> int:

@@ -43,8 +43,12 @@ def take_over(
     """
     if past is not None:
         own.restore(past["own"])
-        for (ledger, _), saved in zip(shadows, past["shadows"], strict=True):
-            ledger.restore(saved)
+        if shadows:
+            for (ledger, _), saved in zip(shadows, past["shadows"], strict=True):
+                ledger.restore(saved)
+        else:  # one shadow, which had a ledger of its own as long as there was something to decide (a ramp)
+            for saved in past["shadows"]:
+                own.restore(saved)
     lost = DropReason.WORKER_LOST
     own.segments.dropped[lost] += received[0] - _met(own.segments)
     size, requests = received[1] - _met(own.bytes), own.requests.seen - own.requests.settled()

@@ -14,6 +14,7 @@ The loop never sleeps on anything but its epoll and the batching pause `HOLD`.
 
 from __future__ import annotations
 
+import base64
 import gc
 import importlib
 import os
@@ -32,17 +33,25 @@ import msgspec
 
 from tapmirror import privsep, sandbox, succession
 from tapmirror.admission import Admission
+from tapmirror.compare import Comparison
+from tapmirror.comparing import ComparingPipeline, answer_bytes, probes
 from tapmirror.events import LOOP_DSCP, DropReason, FilterReason
+from tapmirror.exchange import PROBE
 from tapmirror.ledger import Account, Ledger, View, added, times, total
 from tapmirror.packet import Decoder
 from tapmirror.pipeline import Pipeline
 from tapmirror.policy import HookRequest, Policy, is_needed
+from tapmirror.policy.match import compile_text
+from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.replay import Reactor, Replay
+from tapmirror.replay.hearing import Hearing
+from tapmirror.replay.listener import Clock
 from tapmirror.replay.tls import make_context
 from tapmirror.source import Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource
 from tapmirror.source.ring import RingSource
-from tapmirror.spec import Pacing, TapSpec
+from tapmirror.spec import Level, Pacing, TapSpec
+from tapmirror.spec.clients import as_ranges, captured_clients
 
 BATCH: Final = 512
 """Records between two looks at the shadow's sockets: a few milliseconds of work at most."""
@@ -65,6 +74,8 @@ SPARE_FILES: Final = 64
 """Descriptors a worker needs beside its connections."""
 MESSAGE: Final = 1 << 16
 """Bytes of the longest message between supervisor and worker but the first."""
+STATE_BYTES: Final = 64 << 20
+"""The same with the state of a comparison: 100 end points, 200 samples."""
 SETUP_BYTES: Final = 16 << 20
 """Of that: a spec of 256 KiB of YAML with everything spelled out."""
 
@@ -93,6 +104,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Of 2**32 values of the flow hash, how many are captured now."""
     secret: bytes = b""
     """Of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
+    began: float = 0.0
+    """When the tap began, of CLOCK_MONOTONIC."""
     past: dict[str, Any] | None = None
     """The last books of the worker whose place this one takes."""
     uid: int
@@ -107,14 +120,21 @@ class Worker:
     """One tap's loop."""
 
     def __init__(
-        self, spec: TapSpec, source: Source, replay: Replay, ledger: Ledger, policy: Policy | None = None
+        self,
+        spec: TapSpec,
+        source: Source,
+        replay: Replay,
+        ledger: Ledger,
+        policy: Policy | None = None,
+        comparing: ComparingPipeline | None = None,
     ) -> None:
         self._spec = spec
         self._source = source
         self._replay = replay
         self._ledger = ledger
         self._policy = policy
-        self._pipeline = Pipeline(spec, ledger, policy)
+        self._comparing = comparing
+        self._pipeline = Pipeline(spec, ledger, policy) if comparing is None else comparing
         self._stopping = False
         self._control: socket.socket | None = None
         self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -128,7 +148,12 @@ class Worker:
         self._replay.watch(self._source.fileno(), self._source.woken)
         self.run(time.monotonic)
         self._drain(time.monotonic)
-        self._reply({"final": self.snapshot()})
+        final = self.snapshot()
+        if self._comparing is not None:
+            self._comparing.shut()
+            final["compare"] = self._comparing.brief()
+            final["comparison"] = self._comparing.state()
+        self._reply({"final": final})
 
     def take_over(self, setup: Setup) -> None:
         """Go on with the books of a predecessor, if there was one."""
@@ -168,6 +193,9 @@ class Worker:
             _enter(account, counters, index)
         for name in ("syn", "syn_ack", "accepted", "bare_ack", "egress", "control_lost", "loop_syn"):
             self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
+        if self._comparing is not None:
+            for name in ("answers", "answers_lost"):
+                self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
         captured = counters.emitted[1] - received_bytes + in_bytes
         shadows = self._shadows(captured)
         whole = total(shadows)
@@ -183,6 +211,7 @@ class Worker:
                 shadow.label: each.snapshot() for shadow, each in zip(self._spec.shadows, shadows, strict=True)
             },
             "flows": len(self._pipeline.flows),
+            **({} if self._comparing is None else {"compare": self._comparing.brief()}),
             "ring": {"bytes": self._spec.limits.ring_bytes, "fill": round(self._source.fill(), 4)},
             "worker": {
                 "pid": os.getpid(),
@@ -276,6 +305,8 @@ class Worker:
         operation = message.get("op")
         if operation == "snapshot":
             self._reply({"snapshot": self.snapshot(), "books": self.books()})
+        elif operation == "compare":
+            self._reply({"compare": {} if self._comparing is None else self._comparing.state()})
         elif operation == "share":
             self._set_share(int(message["threshold"]), message.get("percent"))
             self._reply({"share": {}})
@@ -283,6 +314,9 @@ class Worker:
             if isinstance(self._source, LiveSource):
                 self._source.links = frozenset(message["indexes"])
             self._reply({"links": {}})
+        elif operation == "addresses":
+            self._readdress(message)
+            self._reply({"addresses": {}})
         else:
             self._stopping = True
 
@@ -295,10 +329,22 @@ class Worker:
         for command in self._pipeline.keep(threshold, now):
             self._replay.execute(command, now)
 
+    def _readdress(self, message: dict[str, Any]) -> None:
+        """A shadow (its index) is at other addresses; what it and the others are at is not captured."""
+        copies = [shadow.copies for shadow in self._spec.shadows]
+        first = sum(copies[: message["shadow"]])
+        addresses = [(int(family), tuple(address)) for family, address in message["addresses"]]
+        self._replay.readdress(range(first, first + copies[message["shadow"]]), addresses)
+        if isinstance(self._source, LiveSource):
+            self._source.exclude([(base64.b64decode(address), port) for address, port in message["excluded"]])
+
     def _reply(self, message: dict[str, Any]) -> None:
         assert self._control is not None
         try:
-            privsep.send(self._control, message)
+            if self._comparing is None:
+                privsep.send(self._control, message)
+            else:  # with samples it may be long
+                privsep.send_pieces(self._control, message)
         except OSError:
             self._stopping = True
 
@@ -308,6 +354,7 @@ def _enter(account: Account, counters: Any, index: int) -> None:
     account.seen = counters.seen[index]
     account.sampled_out = counters.sampled_out[index]
     account.filtered[FilterReason.LOOP] = counters.loop[index]
+    account.filtered[FilterReason.CLIENT] = counters.client[index]
     account.dropped[DropReason.RING_FULL] = counters.ring_full[index]
     account.dropped[DropReason.FRAGMENT] = counters.fragment[index]
 
@@ -329,11 +376,13 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         ports=spec.ports,
         addrs=setup.addrs,
         excluded=setup.excluded,
+        clients=as_ranges(captured_clients(spec)),
         threshold=setup.threshold,
         seed=spec.seed,
         dscp=LOOP_DSCP,
         egress_all=spec.pacing is Pacing.WAIT,
         both_ways=spec.promisc or spec.decap,
+        answer_bytes=answer_bytes(spec),
         many=spec.many,
         either_way=spec.many and bool(spec.addrs),
     )
@@ -351,26 +400,66 @@ def _source(setup: Setup, fds: list[int]) -> Source:
     )
 
 
-def _policy(spec: TapSpec, secret: bytes, hook: Callable[[HookRequest], object] | None) -> Policy | None:
+def _policy(setup: Setup, hook: Callable[[HookRequest], object] | None) -> Policy | None:
     """What decides on requests, if there is anything to decide."""
+    spec = setup.spec
     if not is_needed(spec):
         return None
-    return Policy(
+    policy = Policy(
         spec,
         [Ledger() for _ in spec.shadows],
-        secret=secret,
+        secret=setup.secret,
         epoch=time.time() - time.monotonic(),
         hook=hook,
     )
+    policy.begin(setup.began or time.monotonic())
+    return policy
 
 
-def _replay(setup: Setup, contexts: list[ssl.SSLContext | None], ledgers: list[Ledger]) -> Replay:
+def _comparing(setup: Setup, ledger: Ledger, policy: Policy | None) -> ComparingPipeline | None:
+    """What compares answers, if that is asked for: with each copy of each shadow."""
+    spec = setup.spec
+    if spec.compare.level is Level.OFF:
+        return None
+    rules = [spec.compare.redact or USUAL, *([spec.redact] if spec.redact is not None else [])]
+    comparison = Comparison(
+        spec.compare,
+        [
+            (
+                shadow.label if not copy else f"{shadow.label}#{copy + 1}",
+                f"{'http' if shadow.tls is None else 'https'}://{shadow.end_point}",
+            )
+            for shadow in spec.shadows
+            for copy in range(shadow.copies)
+        ],
+        SampleRedactor(rules, setup.secret),
+        [compile_text(pattern) for pattern in spec.compare.ignore_patterns],
+    )
+    return ComparingPipeline(spec, ledger, policy, comparison)
+
+
+def _replay(
+    setup: Setup,
+    contexts: list[ssl.SSLContext | None],
+    ledgers: list[Ledger],
+    comparing: ComparingPipeline | None,
+) -> Replay:
     """A reactor for each copy of each shadow."""
-    reactors = []
+    reactors: list[Reactor] = []
+    second: list[Reactor] = []
+    clock = Clock()
     for shadow, found, context, ledger in zip(setup.spec.shadows, setup.addresses, contexts, ledgers, strict=True):
         addresses = [(family, tuple(address)) for family, address in found]
-        reactors += [Reactor(addresses, setup.spec, shadow, ledger, context) for _ in range(shadow.copies)]
-    return Replay(reactors)
+        for _ in range(shadow.copies):
+            hearing = None
+            if comparing is not None:
+                hearing = Hearing(comparing.conversation, len(reactors), clock, ledger.events)
+            reactors.append(Reactor(addresses, setup.spec, shadow, ledger, context, hearing))
+            if comparing is not None and probes(setup.spec):
+                hearing = Hearing(comparing.conversation, len(reactors) - 1 + PROBE, clock, Counter())
+                # A ledger of its own: what is sent twice was captured once.
+                second.append(Reactor(addresses, setup.spec, shadow, Ledger(), context, hearing))
+    return Replay(reactors + second)
 
 
 def load_hook(call: str, events: Counter[str]) -> Callable[[HookRequest], object]:
@@ -412,9 +501,11 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             hook = load_hook(spec.hook.call, ledger.events)
         except Exception as error:  # whatever a user's module raises
             raise SetupError(f"hook: cannot load {spec.hook.call}: {_reason(error)}") from None
-    policy = _policy(spec, setup.secret, hook)
+    policy = _policy(setup, hook)
     ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
-    worker = Worker(spec, _source(setup, fds), _replay(setup, contexts, ledgers), ledger, policy)
+    comparing = _comparing(setup, ledger, policy)
+    replay = _replay(setup, contexts, ledgers, comparing)
+    worker = Worker(spec, _source(setup, fds), replay, ledger, policy, comparing)
     worker.take_over(setup)
     limit = memory_limit(spec)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -434,10 +525,15 @@ def _reason(error: Exception) -> str:
     return f"{' '.join(text.split())}{where}" or type(error).__name__
 
 
+COMPARED_BYTES: Final = 128 << 20
+"""What a comparison holds beside bodies: 100 end points, 200 samples, repeats, and its whole state in one message."""
+
+
 def memory_limit(spec: TapSpec) -> int:
     """Bytes of private memory (setrlimit(2), RLIMIT_DATA): the ring, which is shared, is not among them."""
     copies = sum(shadow.copies for shadow in spec.shadows)
-    return spec.limits.memory + (copies - 1) * spec.limits.queues_bytes
+    compared = spec.compare.held_bytes + COMPARED_BYTES if spec.compare.level is not Level.OFF else 0
+    return spec.limits.memory + (copies - 1) * spec.limits.queues_bytes + compared * copies
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from tapmirror.events import FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters, Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource, open_live
 from tapmirror.source.ring import RingSource
+from tapmirror.spec.clients import as_ranges
 from tapmirror.supervisor.addresses import packed
 
 RING_BYTES: Final = 1 << 20
@@ -44,9 +45,11 @@ class Both:
         ports: Sequence[int] = (80,),
         addrs: Sequence[str] = (),
         excluded: Sequence[tuple[str, int]] = (),
+        clients: Sequence[str] = (),
         threshold: int = 1 << 32,
         seed: int = 0,
         egress_all: bool = False,
+        answer_bytes: int = 0,
         ring_bytes: int = RING_BYTES,
         live_block: int = BLOCK_BYTES,
         live_bytes: int = LIVE_BYTES,
@@ -58,10 +61,12 @@ class Both:
                 ports=list(ports),
                 addrs=[packed(address) for address in addrs],
                 excluded=[(packed(address), port) for address, port in excluded],
+                clients=as_ranges(clients),
                 threshold=threshold,
                 seed=seed,
                 dscp=LOOP_DSCP,
                 egress_all=egress_all,
+                answer_bytes=answer_bytes,
                 ring_bytes=ring_bytes,
             )
             self._loaded = loader.load(request)
@@ -71,10 +76,12 @@ class Both:
                 ports=ports,
                 addrs=request.addrs,
                 excluded=request.excluded,
+                clients=request.clients,
                 threshold=threshold,
                 seed=seed,
                 dscp=LOOP_DSCP,
                 egress_all=egress_all,
+                answer_bytes=answer_bytes,
             )
             self.live_source = LiveSource(
                 open_live(iface, live_bytes, loopback=loader.is_loopback(iface), ports=ports, block_bytes=live_block),
@@ -99,6 +106,11 @@ class Both:
         """To both."""
         self.ring_source.want_ack(key, wanted)
         self.live_source.want_ack(key, wanted)
+
+    def want_answers(self, buckets: bytes) -> None:
+        """To both."""
+        self.ring_source.want_answers(buckets)
+        self.live_source.want_answers(buckets)
 
     def settle(self) -> None:
         """Read both until nothing comes any more."""
@@ -151,7 +163,7 @@ def text_of(kept: Sequence[Kept]) -> bytes:
 
 def fates(counts: Counters) -> list[tuple[int, int]]:
     """What becomes of what is seen."""
-    return [counts.emitted, counts.sampled_out, counts.loop, counts.ring_full, counts.fragment]
+    return [counts.emitted, counts.sampled_out, counts.loop, counts.ring_full, counts.fragment, counts.client]
 
 
 def named(counts: Counters) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, PSH, RS
 from tapmirror.packet import Header, flow_hash, flow_key
 
 CLIENT, SERVER, OTHER = (bytes(15) + bytes([last]) for last in (1, 2, 3))
+NET_OF_CLIENT, NET_OF_OTHER = (((address, b"\xff" * 16),) for address in (CLIENT, OTHER))
 PORTS = {CLIENT: b"\x9c\x40", SERVER: b"\0\x50"}
 
 
@@ -95,6 +96,13 @@ def test_half_open_connections_are_bounded() -> None:
         (packet(data=b"x", dscp=LOOP_DSCP), {}, False, "loop"),
         (packet(data=b"x", fragment=True), {}, False, "fragment"),
         (packet(data=b"x"), {"threshold": 0}, False, "sampled_out"),
+        (packet(data=b"x"), {"clients": NET_OF_CLIENT}, False, "emitted"),
+        (packet(data=b"x"), {"clients": NET_OF_OTHER}, False, "client"),
+        (packet(data=b"x"), {"clients": (*NET_OF_OTHER, *NET_OF_CLIENT)}, False, "emitted"),
+        (packet(data=b"x", dscp=LOOP_DSCP), {"clients": NET_OF_OTHER}, False, "loop"),
+        (packet(data=b"x", fragment=True), {"clients": NET_OF_OTHER, "threshold": 0}, False, "client"),
+        (packet(SERVER, SYN | ACK), {"clients": NET_OF_OTHER}, True, None),
+        (packet(SERVER, FIN | ACK), {"clients": NET_OF_OTHER, "egress_all": True}, True, None),
         (packet(data=b"x", fragment=True, dscp=LOOP_DSCP), {"threshold": 0}, False, "loop"),
         (packet(data=b"x", fragment=True), {"threshold": 0}, False, "sampled_out"),
         (packet(flags=RST), {}, False, None),

@@ -31,7 +31,10 @@ from program import Program
 from tapmirror.events import FROM_SERVER, LOOP_DSCP
 from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
+from tapmirror.spec.clients import as_ranges
 from tapmirror.spec.sampled import threshold
+from tapmirror.spec.tap import MAX_CLIENTS
+from tapmirror.supervisor.addresses import packed
 
 pytestmark = pytest.mark.ebpf
 
@@ -216,3 +219,21 @@ def test_a_packet_that_is_cut_anywhere_is_not_read_beyond_its_end(frames: Progra
     (records,) = frames.records()
     assert all(b"whole".startswith(each) for each in payloads(records))
     assert len(payloads(records)) == 4  # of whose payload a part was there
+
+
+def test_clients_of_the_networks_that_are_captured() -> None:
+    """As many networks as there can be; production's packets to other clients give nothing either."""
+    networks = [f"192.0.2.{n}" for n in range(MAX_CLIENTS - 3)] + ["fd00::/127", "10.0.0.0/31", "10.0.0.7/32"]
+    with Program(clients=as_ranges(networks), promisc=True, egress_all=True) as program:
+        for last in (0, 1, 2, 7, 255):
+            for client, server in ((f"10.0.0.{last}", SERVER), (f"fd00::{last:x}", "fd00::9:1")):
+                ip = IPv6 if ":" in client else IP
+                program.run(ip(src=client, dst=server) / tcp())
+                program.run(ip(src=server, dst=client) / TCP(sport=80, dport=40_000, flags="A", seq=1, ack=2))
+        (found,) = program.records()
+        wanted = ("10.0.0.0", "10.0.0.1", "10.0.0.7", "fd00::", "fd00::1")
+        assert sorted((segment[0][:16], segment[1] & FROM_SERVER) for segment in found) == sorted(
+            (packed(client), way) for client in wanted for way in (0, FROM_SERVER)
+        )
+        (counts,) = counted(program)
+        assert (counts.seen[0], counts.client[0], counts.emitted[0]) == (10, 5, 5)

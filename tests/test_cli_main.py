@@ -19,7 +19,8 @@ COMMAND = Path(sys.executable).parent / "tapmirror"
 OPTIONS = (
     *("--iface", "--port", "--addr", "--shadow", "--percent", "--seed", "--protocol", "--capture", "--pacing"),
     *("--promisc", "--decap"),
-    *("--host", "--duration", "--json", "--resolve", "--strict"),
+    *("--host", "--duration", "--json", "--resolve", "--strict", "--workers", "--compare", "--noise-probe"),
+    *("--report", "--verdict", "--max-error-diff", "--max-p99-ratio", "--max-diff-rate", "--alpha"),
 )
 
 
@@ -77,10 +78,19 @@ def test_what_is_no_command_is_a_usage_error(words: list[str], wanted: str) -> N
         assert usage.startswith("Usage: tapmirror ") and hint.startswith("Try 'tapmirror ") and empty == ""
 
 
+@pytest.mark.parametrize("words", ["top", "explain -f -", "spec --from-nginx -"])
+def test_without_standard_input_it_ends_in_one_line(words: str) -> None:
+    shell = ["sh", "-c", f'exec "$0" {words} <&-', str(COMMAND)]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("tapmirror: error: ")
+
+
 def test_without_a_command_it_tells_which_there_are() -> None:
     done = command()
     assert done.returncode == 2
-    assert "run      Mirror traffic" in done.stdout + done.stderr
+    assert re.search("^  run +Mirror traffic", done.stdout + done.stderr, re.MULTILINE)
 
 
 def test_help_gives_examples_one_a_line() -> None:
@@ -99,7 +109,7 @@ def test_help_explains_every_option(option: str) -> None:
 
 
 def test_help_knows_no_other_option() -> None:
-    assert set(re.findall(r"^  (--[a-z]+)", help_of_run(), re.MULTILINE)) == set(OPTIONS)
+    assert set(re.findall(r"^  (--[a-z0-9-]+)", help_of_run(), re.MULTILINE)) == set(OPTIONS)
 
 
 def test_the_examples_are_right() -> None:

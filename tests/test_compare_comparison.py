@@ -168,6 +168,23 @@ def test_above_the_budget_comparison_is_thinned() -> None:
     assert state["thinned"] == 12
 
 
+def test_bodies_that_were_not_compared_do_not_count_as_equal() -> None:
+    comparison = Comparison(Compare(level=Level.BODY, body_bytes=10, hash_bytes=0), [("v2", "")], Plain())
+    talk = comparison.opened(1, False)
+    for number in range(4):
+        comparison.request(1, number, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", START, 1.0)
+        talk.request_ended(number, 5)
+        talk.asked(0, number, 0)
+        talk.sent(0, number, 5, 0)
+        talk.decided(number)
+        data = b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n"
+        talk.production(data + b"a" * 50, 9)
+        talk.answer(0, data + b"b" * 50, 9)
+    endpoint = state_of(comparison)["endpoints"]["GET /"]
+    assert (endpoint["pairs"], endpoint["compared"], endpoint["repeated"]) == (4, 0, 0)
+    assert endpoint["skipped"] == {"too long": 4}
+
+
 def test_probes_and_repeats_are_counted_apart_from_exchanges() -> None:
     comparison = Comparison(Compare(level=Level.BODY, noise_probe=25.0), [("v2", "")], Plain())
     comparison.opened(1, False)
@@ -201,4 +218,8 @@ def test_rates() -> None:
     rate = Rate(2.5)
     assert [rate.allows(1.0) for _ in range(4)] == [True, True, False, False]
     assert [rate.allows(2.0) for _ in range(4)] == [True, True, False, False]
-    assert not Rate(0.5).allows(1.0)
+    slow = Rate(0.5)
+    assert [slow.allows(second / 2) for second in range(10)] == [True] + [False] * 3 + [True] + [False] * 3 + [
+        True,
+        False,
+    ]

@@ -6,6 +6,7 @@ import json
 import re
 import time
 import zlib
+from hashlib import blake2b
 from typing import Any
 
 import pytest
@@ -219,7 +220,7 @@ def test_lines_that_differ_in_numbers_are_a_field_of_their_own() -> None:
     one = "Hello\nrendered at 12:01:33 in 5 ms\nprice is low"
     other = "Hello\nrendered at 12:02:44 in 7 ms\nprice is high"
     assert found(answer(one.encode(), type_="text/plain"), answer(other.encode(), type_="text/plain")) == [
-        "value body.lines[rendered at #:#:# in # ms]",
+        f"value body.lines[{blake2b(b'rendered at #:#:# in # ms', digest_size=4).hexdigest()}]",
         "value body.lines",
     ]
 

@@ -45,6 +45,17 @@ def test_noise_of_one_endpoint_is_known_at_another_without_probes() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("raw", "probed", "want"), [(40, 5, Outcome.UNDECIDED), (2000, 5, Outcome.UNDECIDED), (2000, 200, Outcome.FAIL)]
+)
+def test_a_field_that_may_be_noise_or_not_decides_nothing(raw: int, probed: int, want: Outcome) -> None:
+    endpoint = Endpoint(pairs=4000, compared=4000, probed=probed, fields={"value body.price": Field(raw=raw)})
+    endpoint.signatures = {"value body.price": raw}
+    limits = Limits(max_error_diff=None, max_p99_ratio=None)
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), limits)
+    assert found.verdict.outcome is want
+
+
 def test_another_status_does_not_wait_for_more_probes() -> None:
     endpoint = Endpoint(pairs=1000, compared=1000, probed=10, fields={"value status": Field(raw=5)})
     (field,) = figures("t", "s", state(one=endpoint), Compare(), Limits()).endpoints[0].fields
@@ -85,6 +96,13 @@ def test_what_a_worker_says_is_checked() -> None:
     good = {"schema": "tapmirror.compare/1", "shadows": {"s": json.loads(msgspec.json.encode(State()))}}
     assert merge([good, good], Compare())["s"].requests == 0
     bad = {**good, "shadows": {"s": {"requests": "many"}}}
-    for wrong in ({}, {"schema": "x", "shadows": {}}, bad):
+    huge = {"a": {"ratio": {"buckets": {"999999999": 1}}}}
+    worse = [
+        {"endpoints": huge},
+        {"endpoints": {"a": {"pairs": -1}}},
+        {"width": 0.0},
+        {"line": {"0": {"shadow": {"x": 1}}}},
+    ]
+    for wrong in ({}, {"schema": "x", "shadows": {}}, bad, *({**good, "shadows": {"s": each}} for each in worse)):
         with pytest.raises(msgspec.ValidationError):
             merge([wrong], Compare())

@@ -60,14 +60,24 @@ def test_no_answer_is_an_error_and_has_no_time() -> None:
     reply = Reply(Answer(0, failure=Failure.CLOSED), 1000)
     summary.observe(endpoint, ASKED, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
     assert (endpoint.only_shadow, endpoint.shadow.last.count, endpoint.ratio.count) == (1, 0, 0)
+    assert endpoint.production.last.count == 0
     assert summary.state.failures == {"closed": 1}
 
 
-def test_an_answer_before_the_request_ended_has_the_shortest_time() -> None:
+@pytest.mark.parametrize(
+    ("production", "shadow", "sent"),
+    [
+        (Answer(200, first_ns=1, last_ns=2), Answer(200, first_ns=1500, last_ns=1600), 1000),
+        (Answer(200, first_ns=1500, last_ns=2000), Answer(200, first_ns=1500, last_ns=1600), 0),
+        (Answer(200, first_ns=1500, last_ns=2000), Answer(200, first_ns=500, last_ns=600), 1000),
+    ],
+)
+def test_an_answer_before_the_request_ended_has_no_time(production: Answer, shadow: Answer, sent: int) -> None:
     summary = Summary(BOUNDS, "status")
-    reply = Reply(Answer(200, first_ns=1, last_ns=2), 1000)
-    summary.observe(summary.endpoint("a"), ASKED, Answer(200, first_ns=1, last_ns=2), reply, 1.0)
-    assert summary.state.endpoints["a"].ratio.count == 1
+    endpoint = summary.endpoint("a")
+    summary.observe(endpoint, ASKED, production, Reply(shadow, sent), 1.0)
+    assert (endpoint.pairs, endpoint.ratio.count) == (1, 0)
+    assert (endpoint.production.last.count, endpoint.shadow.last.count) == (0, 0)
 
 
 def test_the_time_line_gets_coarser_and_never_longer() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tapmirror.compare.words import shortened, variable
@@ -39,3 +41,12 @@ def test_names_are_short_and_printable() -> None:
     assert shortened("550e8400-e29b-41d4-a716-446655440000") == "{}"
     assert shortened("a\x1b[31m b") == "a?[31m b"
     assert len(shortened("long name " * 6)) == 60
+
+
+def test_hostile_words_take_no_time_and_no_memory() -> None:
+    began = time.process_time()
+    for n in range(200):
+        word = f"{n}" + "%40" * 20_000 + "@"
+        assert variable(word)
+        assert shortened(word) == "{}"
+    assert time.process_time() - began < 1

@@ -116,6 +116,16 @@ def test_a_body_that_does_not_matter_is_skipped() -> None:
     assert (answer.length, answer.body) == (10, b"")
 
 
+def test_an_answer_like_the_last_one_is_known() -> None:
+    reader = make(0, 0, 0, NO_BODY, keep=NOTHING)
+    one, other = plain(b"one"), plain(b"one", 404)
+    for data, status in ((one, 200), (one, 200), (other, 404)):
+        ((_, answer),) = reader.feed(memoryview(data), 1)
+        assert (answer.status, answer.head, answer.length) == (status, data[:-3], 3)
+    ((_, answer),) = reader.feed(other[:-3], 1)
+    assert (answer.status, answer.length) == (404, 0)
+
+
 def test_all_readers_share_the_room_for_bodies() -> None:
     room = Room(10)
     one, other = AnswerReader(BOUNDS, room), AnswerReader(BOUNDS, room)

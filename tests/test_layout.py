@@ -38,6 +38,8 @@ RANKS: Final = {
     "policy": 3,
     "streams": 3,
     "pipeline": 4,
+    "answered": 4,
+    "comparing": 5,
     "report": 4,
     "source": 5,
     "replay": 5,
@@ -71,6 +73,8 @@ PURE: Final = (
     "report",
     "streams",
     "pipeline",
+    "answered",
+    "comparing",
 )
 NO_TESTS: Final = {
     "events",  # values without behaviour

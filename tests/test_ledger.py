@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Ledger, summed
 
@@ -27,6 +29,19 @@ def test_identity_and_its_violation() -> None:
     }
     assert snapshot["segments"]["unaccounted"] == 0
     assert ledger.snapshot(bytes=24)["bytes"]["unaccounted"] == 1
+
+
+def test_what_is_saved_is_restored() -> None:
+    ledger, other = Ledger(), Ledger()
+    ledger.bytes.seen, ledger.requests.mirrored, ledger.segments.sampled_out = 5, 6, 7
+    ledger.drop(DropReason.GAP, 20, 2)
+    ledger.filter(FilterReason.DUPLICATE, 5, 1)
+    ledger.events["flows"], ledger.answers["2xx"] = 8, 9
+    for _ in range(2):
+        other.restore(json.loads(json.dumps(ledger.saved())))
+    assert other.bytes.dropped[DropReason.GAP] == 40 and other.segments.filtered[FilterReason.DUPLICATE] == 2
+    assert (other.bytes.seen, other.requests.mirrored, other.segments.sampled_out) == (10, 12, 14)
+    assert (other.events["flows"], other.answers["2xx"]) == (16, 18)
 
 
 def test_snapshots_of_several_workers_are_added() -> None:

@@ -25,7 +25,8 @@ from lab.snapshot import MAPS, bpf_ids, tree
 from tapmirror import loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters
-from tapmirror.source.ring import COUNTERS_PER_CPU, RECORD, WANT_ALL, RingSource
+from tapmirror.source.ring import COUNTERS_PER_CPU, RECORD, WANT_ALL, WANT_ANSWERS, RingSource
+from tapmirror.spec.tap import MAX_CLIENTS
 
 TYPES: dict[str, Any] = {
     "__u8": ctypes.c_uint8,
@@ -77,9 +78,11 @@ def test_the_configuration_has_the_layout_of_the_header() -> None:
     assert (ctypes.sizeof(config), ctypes.sizeof(endpoint)) == (loader.CONFIG.size, loader.ENDPOINT.size)
     link = bytes(loader.LINK.size) + loader.LINK.pack(7, 1)
     packed = loader.ENDPOINT.pack(bytes(range(16)), b"\0\x50")
-    value = config.from_buffer_copy(loader.CONFIG.pack(1, 2, 3, 4, 5, 6, 0, b"a" * 256, packed, link, b"p" * 8192))
-    names = ("threshold", "seed", "flags", "addr_count", "excluded_count", "dscp")
-    assert [getattr(value, name) for name in names] == [1, 2, 3, 4, 5, 6]
+    content = loader.CONFIG.pack(1, 2, 3, 4, 5, 6, 0, 7, 8, 0, 0, b"a" * 256, packed, link, b"p" * 8192)
+    value = config.from_buffer_copy(content)
+    names = ("threshold", "seed", "flags", "addr_count", "excluded_count", "dscp", "link_count", "client_count")
+    assert [getattr(value, name) for name in names] == [1, 2, 3, 4, 5, 6, 0, 7]
+    assert value.answer_bytes == 8
     assert bytes(value.addrs[15]) == b"a" * 16
     assert (bytes(value.excluded[0].addr), bytes(value.ports)) == (bytes(range(16)), b"p" * 8192)
     assert (value.links[1].ifindex, value.links[1].flags) == (7, 1)
@@ -97,7 +100,9 @@ def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     assert f"TAP_COUNTERS = {COUNTERS_PER_CPU}" in content[1]
     defined = constants()
     assert (defined["TAP_FROM_SERVER"], defined["TAP_ACCEPTED"]) == (FROM_SERVER, ACCEPTED)
-    assert (defined["TAP_WANT_ALL"], defined["TAP_MAX_ADDRS"]) == (WANT_ALL, loader.MAX_ADDRS)
+    assert (defined["TAP_WANT_ALL"], defined["TAP_WANT_ANSWERS"]) == (WANT_ALL, WANT_ANSWERS)
+    assert defined["TAP_MAX_ADDRS"] == loader.MAX_ADDRS
+    assert defined["TAP_MAX_CLIENTS"] == MAX_CLIENTS
     flags = ("LOOPBACK", "EGRESS_ALL", "NO_L2", "PROMISC", "MANY", "EITHER_WAY", "MAX_LINKS")
     assert {name: defined[f"TAP_{name}"] for name in flags} == {name: getattr(loader, name) for name in flags}
 

@@ -24,6 +24,7 @@ from tapmirror.events import (
     Turn,
 )
 from tapmirror.ledger import Ledger
+from tapmirror.packet import flow_hash
 from tapmirror.pipeline import Pipeline
 from tapmirror.spec import Limits, Pacing, Protocol, Shadow, TapSpec
 
@@ -213,3 +214,46 @@ def test_a_raw_connection_is_opened_at_once_also_where_another_made_room() -> No
             one.keep(command)
     assert tap.ledger.bytes.dropped == {DropReason.INCOMPLETE: 2} and tap.pipeline.held() == (0, 0)
     assert raw.said == [Open(1, False, other)]
+
+
+@pytest.mark.parametrize(
+    ("before", "given_up"),
+    [
+        (GET, 0),
+        (GET[:10], 10),  # a head that is not whole is held
+        (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nfour", 0),  # its begin has gone
+    ],
+)
+def test_a_flow_that_falls_out_of_the_share(before: bytes, given_up: int) -> None:
+    """It is given up with what is under way, what still comes is dropped, and later it is joined in mid-stream."""
+    tap = Tap(protocol=Protocol.HTTP)
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, before, ack=1)
+    tap.put(ACK, len(before) + 3, b"behind a hole", ack=1)
+    tap.said.clear()
+    assert list(tap.pipeline.keep(0, 2.0)) == [Abort(1, DropReason.SHARE, True)]
+    assert len(tap.pipeline.flows) == 0 and tap.pipeline.held() == (0, 0)
+    assert tap.ledger.bytes.dropped[DropReason.SHARE] == given_up + len(b"behind a hole")
+    tap.put(ACK, len(before), b"xyz", ack=1)
+    assert tap.said == [] and tap.ledger.bytes.dropped[DropReason.SHARE] == given_up + 13 + 3
+    assert tap.pipeline.keep(1 << 32, 3.0) == []
+    start = len(before) + 16
+    tap.put(ACK, start, GET, ack=2)
+    tap.put(FROM_SERVER | ACK, 0, ack=1000 + start + len(GET))
+    assert [type(command) for command in tap.said] == [Open, Send]
+    assert tap.said[1] == Send(2, GET, len(GET), START | END)
+
+
+def test_flows_within_the_share_are_not_touched() -> None:
+    tap = Tap(protocol=Protocol.HTTP)
+    keys = [bytes(32) + number.to_bytes(2, "big") + b"\0\x50" + bytes(4) for number in range(1_000, 1_200)]
+    for key in keys:
+        tap.put(ACCEPTED, 0, key=key)
+        tap.put(ACK, 0, GET, ack=1, key=key)
+    inside = {key for key in keys if flow_hash(key, 0) < 1 << 31}
+    assert len(tap.pipeline.keep(1 << 31, 2.0)) == len(keys) - len(inside) > 50
+    assert {flow.key for flow in tap.pipeline.flows} == inside
+    tap.said.clear()
+    for key in keys:
+        tap.put(ACK, len(GET), GET, ack=2, key=key)
+    assert len(tap.said) == len(inside)

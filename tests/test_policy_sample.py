@@ -183,3 +183,21 @@ def test_a_cap_on_bytes_counts_bodies_too() -> None:
     assert tried.ask(head(), flow, now=2.0) == [None]
     assert tried.ask(head(), flow, now=3.2) != [None]
     assert tried.fates() == {"cap": 1}
+
+
+def test_a_ramp_that_began_before() -> None:
+    sampler = Sampler(Sampled(ramp=Ramp(start=10.0, end=60.0, over=100.0), by=By.REQUEST), SHADOW, 0)
+    sampler.begin(450.0)
+    assert [sampler.percent(now) for now in (500.0, 550.0)] == [35.0, 60.0]
+
+
+@pytest.mark.parametrize("spec", [{"percent": 100.0}, {"percent": 5.0}, {"ramp": Ramp(start=0.0, end=50.0, over=9.0)}])
+def test_a_share_that_is_changed(spec: dict[str, Any]) -> None:
+    sampler = Sampler(Sampled(by=By.REQUEST, **spec), SHADOW, 0)
+    sampler.set_percent(0.0)
+    assert (sampler.percent(100.0), sampler.always) == (0.0, False)
+    assert not any(
+        sampler.takes(request(), Conversation(key("10.0.0.1", port), 0, 0.0), 100.0) for port in range(2_000, 2_100)
+    )
+    sampler.set_percent(100.0)
+    assert sampler.always

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.spec import Redact
 
@@ -34,3 +38,30 @@ def test_what_says_it_is_json_and_is_not_is_not_shown() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
     assert SampleRedactor([USUAL], b"k").answer(head, b'{"password": ')[1] is None
     assert SampleRedactor([Redact(json={"a": "remove"}, body_bytes=3)], b"k").answer(head, b'{"a": 1}')[1] is None
+
+
+@pytest.mark.parametrize("name", ["Location", "Content-Location"])
+def test_urls_in_answers_lose_what_queries_lose(name: str) -> None:
+    head = f"HTTP/1.1 302 Found\r\n{name}: https://a/cb?code=S1&x=1 &token=S2#access_token=S3&y=2\r\n\r\n".encode()
+    shown, _ = SampleRedactor([USUAL], b"k").answer(head, b"")
+    assert shown == f"HTTP/1.1 302 Found\r\n{name}: https://a/cb?x=1%20#y=2\r\n\r\n".encode()
+
+
+def test_links_and_refresh_lose_the_same() -> None:
+    head = b"HTTP/1.1 200 OK\r\nLink: </a?sid=S&p=2>; rel=next, </b?p=3>\r\nRefresh: 5; url=/c?token=S\r\n\r\n"
+    shown, _ = SampleRedactor([USUAL], b"k").answer(head, b"")
+    assert shown == b"HTTP/1.1 200 OK\r\nLink: </a?p=2>; rel=next, </b?p=3>\r\nRefresh: 5; url=/c\r\n\r\n"
+
+
+HOSTILE = st.lists(
+    st.binary(max_size=12)
+    | st.sampled_from([b"GET /", b" ", b"\r\n", b"\n", b"\r", b":", b"?", b"Link: <", b"1" * 400])
+).map(b"".join)
+
+
+@given(HOSTILE, HOSTILE | st.integers().map(lambda n: b"[%d, %d]" % (n, n << 80)))
+def test_any_bytes_may_come(head: bytes, body: bytes) -> None:
+    redactor = SampleRedactor([USUAL, Redact(privacy="strict", patterns={"[0-9]+": "#"})], b"k")
+    for each in (head, head + b"\r\n\r\n", HEAD + head):
+        redactor.request(each, body)
+        redactor.answer(each, body)

@@ -101,9 +101,39 @@ def test_wrong_messages_are_refused(data: bytes) -> None:
             privsep.receive(two, 1000)
 
 
+@pytest.mark.parametrize("data", [b"{", b"[1]", b"\xff", b'{"a": "' + b"x" * 2000 + b'"}'])
+def test_wrong_messages_of_who_is_not_trusted_are_refused(data: bytes) -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, two:
+        one.send(data)
+        with pytest.raises(ValueError):  # noqa: PT011
+            privsep.receive_bare(two, 1000)
+
+
+@pytest.mark.parametrize("data", [b"{}", b""])
+def test_descriptors_of_who_is_not_trusted_are_discarded(data: bytes) -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, two:
+        before = os.listdir("/proc/self/fd")
+        socket.send_fds(one, [data], [one.fileno()] * 5)
+        with pytest.raises(ValueError, match="descriptors"):
+            privsep.receive_bare(two, 1000)
+        assert os.listdir("/proc/self/fd") == before
+        privsep.send(one, {"op": "x"})
+        assert privsep.receive_bare(two, 1000) == {"op": "x"}
+        one.close()
+        with pytest.raises(EOFError):
+            privsep.receive_bare(two, 1000)
+
+
 def test_the_end_is_an_end() -> None:
     one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with two:
         one.close()
         with pytest.raises(EOFError):
             privsep.receive(two, 1000)
+
+
+def test_users_by_name() -> None:
+    assert privsep.user_id("root") == 0
+    assert privsep.user_id("no such user") is None

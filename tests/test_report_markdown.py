@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from hostile_figures import empty, hostile, shop
 from tapmirror.report import markdown
 
@@ -30,6 +32,10 @@ def test_nothing_of_the_network_is_markup() -> None:
     assert "](javascript" not in outside
     assert "\x1b" not in text
     assert "\u202e" not in text
+
+
+def test_nobody_is_mentioned() -> None:
+    assert "\\@team" in markdown(msgspec.structs.replace(shop("same", 50), tap="@team"))
 
 
 def test_nothing_seen() -> None:

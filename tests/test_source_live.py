@@ -216,6 +216,25 @@ def test_connections(lab: Lab, egress_all: bool, threshold: int) -> None:
         assert not any(each[1] & SYN for each in kept)
 
 
+@pytest.mark.parametrize("answer_bytes", [16, 65_536])
+def test_answers_of_production(lab: Lab, answer_bytes: int) -> None:
+    """With their first bytes, of the flows that want them; the clients' counters do not change by it."""
+    with Nginx(lab.node), Both(lab.node, answer_bytes=answer_bytes, ring_bytes=1 << 24, live_bytes=1 << 23) as both:
+        lab.client.run(["curl", "-sf", "-o", "/dev/null", f"http://{lab.node.addr4}/file/1m?[1-4]"])
+        kept = both.agreed()
+        answers = [each for each in kept if each[1] & FROM_SERVER and each[4]]
+        assert {len(each[5]) for each in answers} <= {min(each[4], answer_bytes) for each in answers}
+        assert sum(each[5].startswith(b"HTTP/1.1 200 OK") for each in answers) == 4
+        counts = both.ring_source.counters()
+        assert counts.answers == (len(answers), sum(each[4] for each in answers))
+        assert counts.answers[1] > 4 << 20
+        assert (counts.seen[0], counts.emitted[0], counts.answers_lost) == (4, 4, (0, 0))
+        both.want_answers(bytes(0x10000))
+        assert load(lab.client, lab.node.addr4, requests=4, connections=1).failed == 0
+        assert not any(each[1] & FROM_SERVER and each[5] for each in both.agreed()[len(kept) :])
+        assert both.live_source.counters().answers == counts.answers
+
+
 @pytest.mark.parametrize("threshold", [0, 1, 1 << 30, (1 << 32) - 1, 1 << 32])
 def test_the_hash_of_the_kernel_is_ours(lab: Lab, threshold: int) -> None:
     """Random tuples: which are taken tells every hash against the threshold."""
@@ -228,6 +247,20 @@ def test_the_hash_of_the_kernel_is_ours(lab: Lab, threshold: int) -> None:
         assert all(flow_hash(each[0], 0xDEADBEEF) < threshold for each in kept)
         assert len(kept) + counts.sampled_out[0] == 200
         assert {0: 0, 1 << 32: 200}.get(threshold, len(kept)) == len(kept)
+
+
+def test_clients_of_other_networks_are_left_out(lab: Lab) -> None:
+    """By the kernel program and by ours, before the copy, from both families."""
+    clients = ("10.77.1.128/25", "10.77.1.4/30", "fd77:1::8:0/112")
+    with lab.node.blocked(80), Both(lab.node, clients=clients) as both, Wire(lab) as wire:
+        for last in (0, 3, 4, 7, 8, 127, 128, 255):
+            wire.send(wire.ether / IP(src=f"10.77.1.{last}", dst="10.77.1.2") / DATA)
+        for host in ("7:ffff", "8:0", "8:ffff", "9:0"):
+            wire.send(wire.ether / IPv6(src=f"fd77:1::{host}", dst="fd77:1::2") / DATA)
+        kept = both.agreed()
+        assert sorted(each[0][15] for each in kept) == [0, 4, 7, 128, 255, 255]
+        counts = both.ring_source.counters()
+        assert (counts.seen, counts.client) == ((12, 84), (6, 42))
 
 
 VLANS = [7] if has_vlan() else []

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tapmirror.spec import Capture, Mirror, Protocol, Rule, Shadow, SpecError, TapSpec, parse_shadow
+from tapmirror.spec import Capture, Compare, Level, Mirror, Protocol, Rule, Shadow, SpecError, TapSpec, parse_shadow
 
 GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadows": (Shadow(host="10.0.0.9", port=80),)}
 
@@ -30,6 +30,14 @@ GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadows": (Shadow(host
         ("percent", {"percent": float("nan")}),
         ("seed", {"seed": 1 << 32}),
         ("decap", {"decap": True, "capture": Capture.EBPF}),
+        (
+            "shadows[0].pooled",
+            {
+                "protocol": Protocol.HTTP,
+                "compare": Compare(level=Level.STATUS),
+                "shadows": (Shadow(host="a", port=1, pooled=2),),
+            },
+        ),
         ("workers", {"workers": 0}),
         ("workers", {"workers": 65}),
         ("workers", {"workers": 2, "decap": True}),

@@ -78,6 +78,17 @@ def test_of_several_shadows_each_with_its_copies() -> None:
     assert news[1].requests.dropped[DropReason.WORKER_LOST] == 2
 
 
+def test_where_there_is_nothing_to_decide_any_more() -> None:
+    own, shadow = predecessor(), Ledger()
+    own.bytes.mirrored = own.requests.mirrored = 0
+    shadow.bytes.mirrored, shadow.requests.mirrored = 350, 3
+    ledger = Ledger()
+    take_over(through_json(books(own, [shadow])), ledger, [], (10, 1_000))
+    assert (ledger.bytes.mirrored, ledger.requests.mirrored) == (350, 3)
+    assert ledger.requests.dropped[DropReason.WORKER_LOST] == 2
+    assert ledger.bytes.dropped[DropReason.WORKER_LOST] == 1_000 - 350 - 200 - 100
+
+
 @pytest.mark.parametrize("received", [(0, 0), (7, 700)])
 def test_one_that_died_before_its_first_books_has_lost_all_that_it_read(received: tuple[int, int]) -> None:
     ledger = Ledger()

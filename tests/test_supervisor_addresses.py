@@ -38,6 +38,11 @@ def test_the_port_of_a_socket_address(address: tuple[Any, ...]) -> None:
     assert port(address) == 80
 
 
+def test_what_the_kernel_refuses_is_an_oserror() -> None:
+    with pytest.raises(OSError, match="No such device"):
+        largest_packet("no_such_one")
+
+
 @needs_lab
 def test_the_largest_packet_of_an_interface(lab: Lab) -> None:
     with lab.node.enter():

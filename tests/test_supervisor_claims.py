@@ -79,3 +79,17 @@ def test_names_that_are_no_text_do_no_harm() -> None:
         with pytest.raises(ClaimedError):
             Claims(spec())
         one.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up capabilities")
+def test_a_daemon_that_may_look_into_no_other_process_believes_it_all_the_same() -> None:
+    code = (
+        "from test_supervisor_claims import *\n"
+        "try: Claims(spec())\n"
+        "except ClaimedError as error: print(error)"
+    )  # fmt: skip
+    words = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", sys.executable, "-c", code]
+    one = Claims(spec())
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=os.path.dirname(__file__), timeout=60)
+    one.close()
+    assert "already, by another process of root's: the shadow" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from scripted_tap import NoClaims, Script
 from tapmirror.spec import Ramp, TapSpec, parse_shadow
 from tapmirror.supervisor import daemon as module
-from tapmirror.supervisor import runner, state
+from tapmirror.supervisor import folder, runner, state
 from tapmirror.supervisor.daemon import Daemon, RefusedError
 from tapmirror.supervisor.log import Log
 from tapmirror.supervisor.places import Places
@@ -250,9 +251,15 @@ async def test_a_share_is_set_and_kept(rig: Rig) -> None:
 
 
 @conversation
-async def test_a_ramp_is_not_set(rig: Rig) -> None:
-    await rig.daemon.start([tap("r", ramp=Ramp(start=0, end=5, over=60))], force=False)
-    await refused(rig.daemon.set_percent("r", 2.0), "refused", "a ramp")
+async def test_a_ramp_ends_where_a_share_is_set(rig: Rig) -> None:
+    ramp = tap("r", ramp=Ramp(start=0, end=5, over=60))
+    await rig.daemon.start([ramp], force=False)
+    await rig.daemon.set_percent("r", 2.0)
+    assert (kept(rig)["r"].spec, kept(rig)["r"].percent) == (ramp, 2.0)
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("r")
+    assert (rig.script.taps[0].spec.percent, rig.script.taps[0].spec.ramp) == (2.0, None)
 
 
 @conversation
@@ -280,8 +287,19 @@ async def test_ttl_ends_a_tap_also_across_a_restart(rig: Rig) -> None:
     await asyncio.sleep(0.2)
     await rig.begin()
     await rig.running("b")
-    assert [*kept(rig)] == ["b"]
+    await rig.until(lambda: [*kept(rig)] == ["b"], "kept")
     assert 990 < rig.daemon.told("b", ledger=False)[0]["ends_in"] < 1000
+
+
+@conversation
+async def test_a_jump_of_the_wall_clock_ends_no_tap(rig: Rig) -> None:
+    await rig.daemon.start([tap("a", ttl=1000.0), tap("b", ttl=0.1)], force=False)
+    real = time.time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: real() + 1e6)
+        await rig.until(lambda: "b" not in rig.states(), "the end of b, by the clock that does not jump")
+        assert rig.script.attached() == ["a"]
+        assert 990 < rig.daemon.told("a", ledger=False)[0]["ends_in"] <= 1000
 
 
 # --- the kill switch
@@ -358,6 +376,189 @@ async def test_one_that_is_stopped_amid_its_restart_stays_so(rig: Rig) -> None:
     assert rig.states() == {} == kept(rig)
 
 
+# --- several at a time
+
+
+async def at(rig: Rig, step: str) -> None:
+    """Wait until a tap is at a step that has a gate."""
+    assert await asyncio.to_thread(rig.script.reached[step].wait, PATIENCE)
+
+
+@conversation
+async def test_two_reloads_at_a_time_leave_one_tap_of_a_name(rig: Rig) -> None:
+    rig.file("web.yaml", A)
+    await rig.daemon.reload()
+    gate = rig.script.gate("stop")
+    rig.file("web.yaml", msgspec.structs.replace(A, seed=1))
+    first = asyncio.ensure_future(rig.daemon.reload())
+    await at(rig, "stop")
+    second = asyncio.ensure_future(rig.daemon.reload())
+    starting = asyncio.ensure_future(rig.daemon.start([A], force=False))
+    await asyncio.sleep(0.05)
+    assert len(rig.script.taps) == 1  # nothing begins beside what still drains
+    gate.set()
+    assert [step["action"] for step in (await first)["plan"]] == ["restart"]
+    assert [step["action"] for step in (await second)["plan"]] == ["keep"]
+    await refused(starting, "refused", "a tap has the name 'a' already")
+    assert rig.script.attached() == ["a"] and len(rig.script.taps) == 2
+
+
+@conversation
+async def test_nothing_begins_in_the_place_of_a_tap_that_still_drains(rig: Rig) -> None:
+    rig.file("web.yaml", A)
+    await rig.daemon.reload()
+    await rig.daemon.start([B], force=False)
+    gate = rig.script.gate("stop")
+    stopping = asyncio.ensure_future(rig.daemon.stop_all())
+    await at(rig, "stop")
+    await refused(rig.daemon.reload(), "busy", "^the tap 'a' is being stopped$")
+    await refused(rig.daemon.apply([B], dry_run=False, force=False), "busy", "^the tap 'b' is being stopped$")
+    gate.set()
+    await stopping
+    assert len(rig.script.taps) == 2
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.until(lambda: rig.states() == {}, "the refused reload forgot that a was stopped")
+
+
+@conversation
+async def test_what_is_being_started_is_not_changed(rig: Rig) -> None:
+    gate = rig.script.gate("start")
+    starting = asyncio.ensure_future(rig.daemon.start([A], force=False))
+    await at(rig, "start")
+    changed = msgspec.structs.replace(A, seed=1)
+    await refused(rig.daemon.apply([changed], dry_run=False, force=False), "busy", "'a' is being started")
+    gate.set()
+    assert await starting == ["a"]
+
+
+@conversation
+async def test_stop_all_ends_also_what_waits_for_its_turn(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    gate = rig.script.gate("stop")
+    applying = asyncio.ensure_future(rig.daemon.apply([], dry_run=False, force=False))
+    await at(rig, "stop")
+    starting = asyncio.ensure_future(rig.daemon.start([B], force=False))
+    await asyncio.sleep(0)
+    stopping = asyncio.ensure_future(rig.daemon.stop_all())
+    await asyncio.sleep(0)
+    gate.set()
+    await refused(starting, "failed", "all taps were stopped meanwhile")
+    await asyncio.gather(applying, stopping)
+    assert rig.states() == {} == kept(rig)
+
+
+@conversation
+async def test_a_tap_that_is_stopped_while_the_files_are_read_stays_so(rig: Rig) -> None:
+    rig.file("web.yaml", A, B)
+    await rig.daemon.reload()
+    real, reading, go_on = folder.read, threading.Event(), threading.Event()
+
+    def read(*args: Any) -> Any:
+        reading.set()
+        assert go_on.wait(PATIENCE)
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "read", read)
+        reloading = asyncio.ensure_future(rig.daemon.reload())
+        assert await asyncio.to_thread(reading.wait, PATIENCE)
+        await rig.daemon.stop("a")
+        go_on.set()
+        assert [(step["name"], step["action"]) for step in (await reloading)["plan"]] == [("b", "keep")]
+        assert rig.states() == {"b": "running"}
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("b")
+    assert [*rig.states()] == ["b"]
+
+
+@conversation
+async def test_what_follows_in_a_restart_can_be_stopped_too(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    gate = rig.script.gate("start")
+    applying = asyncio.ensure_future(rig.daemon.apply([msgspec.structs.replace(A, seed=1)], dry_run=False, force=False))
+    await at(rig, "start")
+    assert kept(rig)["a"].spec == A
+    stopping = asyncio.ensure_future(rig.daemon.stop("a"))
+    await asyncio.sleep(0)
+    gate.set()
+    assert (await applying)["failed"] == {"a": "the tap was stopped while it started"}
+    await stopping
+    assert rig.states() == {} == kept(rig)
+
+
+@conversation
+async def test_a_restart_that_fails_keeps_the_time_that_is_left(rig: Rig) -> None:
+    await rig.daemon.start([tap("a", ttl=1000.0)], force=False)
+    rig.script.fails["start"] = "no such interface"
+    await rig.daemon.apply([tap("a", ttl=1000.0, iface="eth9")], dry_run=False, force=False)
+    assert 990 < rig.daemon.told("a", ledger=False)[0]["ends_in"] <= 1000
+    assert kept(rig)["a"].ends_at is not None
+
+
+@conversation
+async def test_the_kill_switch_amid_a_restart_loses_no_tap(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    gate = rig.script.gate("stop")
+    applying = asyncio.ensure_future(rig.daemon.apply([msgspec.structs.replace(A, seed=1)], dry_run=False, force=False))
+    await at(rig, "stop")
+    rig.places.stop_file.touch()
+    rig.daemon.tick(time.monotonic())
+    gate.set()
+    await refused(applying, "failed", "all taps were stopped meanwhile")
+    assert rig.script.attached() == []
+    rig.places.stop_file.unlink()
+    await rig.running("a")
+
+
+@conversation
+async def test_what_is_asked_for_while_the_daemon_stops_costs_no_tap(rig: Rig) -> None:
+    rig.file("web.yaml", C)
+    await rig.daemon.reload()
+    await rig.daemon.start([A, B], force=False)
+    gate = rig.script.gate("stop")
+    applying = asyncio.ensure_future(
+        rig.daemon.apply([msgspec.structs.replace(A, seed=1), B], dry_run=False, force=False)
+    )
+    await at(rig, "stop")
+    closing = asyncio.ensure_future(rig.daemon.close())
+    await asyncio.sleep(0)
+    late = [
+        asyncio.ensure_future(refused(each, "failed", "^the daemon is stopping$"))
+        for each in (
+            rig.daemon.start([tap("d")], force=False),
+            rig.daemon.apply([], dry_run=False, force=False),
+            rig.daemon.reload(),
+        )
+    ]
+    stopping = asyncio.ensure_future(rig.daemon.stop("b"))
+    await asyncio.sleep(0)
+    gate.set()
+    await refused(applying, "failed", "^the daemon is stopping$")
+    await asyncio.gather(closing, stopping, *late)
+    assert len(rig.script.taps) == 3
+    assert {name: each.spec for name, each in kept(rig).items()} == {"a": A, "c": C}
+
+
+@conversation
+async def test_the_daemon_can_stop_while_what_follows_in_a_restart_starts(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    gate = rig.script.gate("start")
+    applying = asyncio.ensure_future(
+        rig.daemon.apply([msgspec.structs.replace(A, seed=1), B], dry_run=False, force=False)
+    )
+    await at(rig, "start")
+    closing = asyncio.ensure_future(rig.daemon.close())
+    await asyncio.sleep(0)
+    gate.set()
+    await refused(applying, "failed", "^the daemon is stopping$")
+    await closing
+    await rig.begin()
+    await rig.running("a")
+    assert rig.script.taps[0].spec == A
+
+
 # --- files
 
 
@@ -371,10 +572,10 @@ async def test_files_are_taken_at_the_start_and_at_reload(rig: Rig) -> None:
         "a": "web.yaml", "b": "web.yaml", "c": ""
     }  # fmt: skip
     rig.file("web.yaml", msgspec.structs.replace(A, percent=5.0))
-    first = rig.script.taps
+    (first,) = [each for each in rig.script.taps if each.spec.name == "a"]
     done = await rig.daemon.reload()
     assert [(step["name"], step["action"]) for step in done["plan"]] == [("b", "remove"), ("a", "change")]
-    assert ("set_percent", 5.0) in first[1].did
+    assert ("set_percent", 5.0) in first.did
     await rig.running("a", "c")
     rig.file("more.yaml", B)
     await rig.daemon.close()
@@ -406,7 +607,6 @@ async def test_a_bad_file_leaves_everything_as_it_is(rig: Rig) -> None:
     [
         (msgspec.structs.replace(A, seed=1), "b.yaml: the tap 'a' was started by command"),
         (msgspec.structs.replace(A, name="twin"), "twin: the tap 'a' mirrors eth0 port 80"),
-        (tap("ssh", 22), "port 22"),
     ],
 )
 def test_files_may_not_do_what_commands_may_not(rig: Rig, spec: TapSpec, words: str) -> None:
@@ -476,6 +676,26 @@ def full(_: int) -> None:
 
 
 @conversation
+async def test_a_disk_that_hangs_holds_up_no_start_of_the_daemon(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    await rig.daemon.close()
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang(_: int) -> None:
+        hanging.set()
+        go_on.wait(PATIENCE)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", hang)
+        await asyncio.wait_for(rig.begin(), PATIENCE / 2)
+        await rig.running("a")
+        assert await asyncio.to_thread(hanging.wait, PATIENCE)
+        rig.places.stop_file.touch()
+        await rig.running()
+        go_on.set()
+
+
+@conversation
 async def test_a_tap_that_cannot_run_now_is_tried_until_it_can(rig: Rig) -> None:
     await rig.daemon.start([A], force=False)
     await rig.daemon.close()
@@ -485,6 +705,6 @@ async def test_a_tap_that_cannot_run_now_is_tried_until_it_can(rig: Rig) -> None
     rig.daemon = Daemon(rig.places, rig.log, rig.script)
     await rig.daemon.restore()
     await rig.until(lambda: [*rig.states().values()] == ["restarting"] * 2, "tries")
-    assert [*kept(rig)] == ["a", "b"]
+    await rig.until(lambda: [*kept(rig)] == ["a", "b"], "kept")
     rig.script.fails.clear()
     await rig.running("a", "b")

@@ -147,3 +147,15 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 def test_wrong_addresses(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_address(text)
+
+
+def test_figures_that_cannot_be_text_do_not_end_it() -> None:
+    bad = {"tap": "shop", "segments": {"seen": []}}
+    found: list[dict[str, Any]] = [bad]
+    made = Endpoint(TapMetrics(lambda: found).registry(), LOOPBACK, 0)
+    try:
+        assert scrape(made).startswith(b"HTTP/1.1 500 ")
+        found[:] = [{"tap": "shop", "state": "running"}]
+        assert scrape(made).startswith(b"HTTP/1.1 200 ")
+    finally:
+        made.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,17 @@ from tapmirror.source.live import open_live
 from tapmirror.supervisor.links import Bell, Bound, Links, is_up, present
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+
+def test_without_descriptors_an_interface_is_taken_to_be_up() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        up = is_up("no_such_one")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert up
+    assert not is_up("no_such_one")
 
 
 @pytest.fixture(scope="module")

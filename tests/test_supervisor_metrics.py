@@ -131,7 +131,7 @@ def falls(before: dict[tuple[str, ...], float], after: dict[tuple[str, ...], flo
 def test_counters_go_on_when_a_worker_is_replaced() -> None:
     taps = Taps(snapshot(seen=100, pid=7, cpu=5.0))
     before = taps.samples()
-    taps.now = [snapshot(seen=120, pid=8, cpu=0.1)]  # the supervisor's sums go on; the process is another
+    taps.now = [snapshot(seen=120, pid=8, cpu=5.1)]  # the supervisor's sums go on; the process is another
     after = taps.samples()
     assert not falls(before, after)
     assert after[("tapmirror_worker_cpu_seconds_total", "shop")] == 5.1

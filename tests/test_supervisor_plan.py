@@ -27,7 +27,7 @@ def tap(name: str = "web", **more: Any) -> TapSpec:
         (tap(), tap(ports=(81,)), Action.RESTART, ("ports",)),
         (tap(), tap(ports=(81,), percent=5), Action.RESTART, ("percent", "ports")),
         (tap(), tap(ramp=Ramp(start=0, end=5, over=9)), Action.RESTART, ("ramp",)),
-        (tap(ramp=Ramp(start=0, end=5, over=9)), tap(percent=5), Action.RESTART, ("percent", "ramp")),
+        (tap(ramp=Ramp(start=0, end=5, over=9)), tap(percent=5), Action.CHANGE, ("percent", "ramp")),
     ],
 )
 def test_steps(now: TapSpec | None, wanted: TapSpec | None, action: Action, fields: tuple[str, ...]) -> None:
@@ -62,15 +62,26 @@ def test_what_makes_room_comes_first() -> None:
         ({"ports": (80,)}, {"ports": (81,)}, False),
         ({"shadows": "s.test:80"}, {"shadows": "s.test:81"}, False),
         ({"iface": "eth0"}, {"iface": "eth1"}, False),
+        ({"iface": "eth0,eth1"}, {"iface": "eth1,eth2"}, True),
+        ({"iface": "any"}, {"iface": "eth1"}, True),
+        ({"iface": "eth*"}, {"iface": "eth1"}, True),
+        ({"iface": "eth*"}, {"iface": "veth1"}, False),
+        ({"iface": "eth*1"}, {"iface": "e*1"}, True),
+        ({"iface": "eth*"}, {"iface": "veth*"}, False),
     ],
 )
 def test_no_shadow_gets_a_request_twice(one: dict[str, Any], other: dict[str, Any], conflicts: bool) -> None:
     reasons = [conflict(tap("a", **one), [tap("b", **other)]), conflict(tap("b", **other), [tap("a", **one)])]
     assert [reason is not None for reason in reasons] == [conflicts] * 2
-    assert not conflicts or "the tap 'b' mirrors eth0 port 8" in str(reasons[0])
+    assert not conflicts or "the tap 'b' mirrors " in str(reasons[0])
     assert conflict(tap("a", **one), [tap("a", **other)]) is None  # it takes the other's place
 
 
 def test_a_tap_on_ssh_needs_force() -> None:
     assert needs_force(tap()) is None
     assert "port 22" in str(needs_force(tap(ports=(80, 22))))
+
+
+def test_a_tap_on_everything_needs_force() -> None:
+    assert "takes everything" in str(needs_force(tap(iface="any")))
+    assert needs_force(tap(iface="any", addrs=("10.0.0.1",))) is None

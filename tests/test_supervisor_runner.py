@@ -99,6 +99,46 @@ def test_what_was_accepted_is_tried_until_it_runs(runner: Runner, script: Script
     assert all(tap.closed for tap in script.taps[:-1])
 
 
+def test_want_of_descriptors_at_the_start_passes(
+    runner: Runner, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_spec: TapSpec) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(module, "Claims", no_room)
+    runner.keep_trying = True
+    runner.start()
+    until(lambda: runner.state[0] == "restarting", "a failure")
+    assert "Too many open files" in runner.state[1]
+    monkeypatch.setattr(module, "Claims", NoClaims)
+    until(lambda: runner.state == ("running", ""), "it runs")
+
+
+def test_any_error_while_it_runs_passes(
+    runner: Runner, script: Script, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.start()
+    runner.started.result(10)
+
+    def breaks(_now: float) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(script.taps[0], "service", breaks)
+    until(lambda: runner.losses > 0 and runner.state == ("running", ""), "it runs again")
+    assert script.taps[0].closed
+    assert "internal error: KeyError: 'x'" in said(log)
+
+
+def test_an_error_of_a_command_goes_to_who_asked(runner: Runner, script: Script) -> None:
+    def breaks(_tap: object) -> None:
+        raise KeyError("x")
+
+    runner.start()
+    runner.started.result(10)
+    failed(runner.ask(breaks), TapError, "^internal error: KeyError: 'x'$")
+    assert runner.state == ("running", "")
+
+
 def test_what_is_lost_begins_anew(runner: Runner, script: Script, log: Log) -> None:
     runner.start()
     runner.started.result(10)
@@ -237,21 +277,8 @@ def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
     until(lambda: any(did[0] == "throttle" for did in script.taps[0].did), "less")
     (_, share, reason) = next(did for did in script.taps[0].did if did[0] == "throttle")
     assert share < 1 and "the budget is 0 MiB" in reason
+    assert said(log)[-1] == f"{share:.0%} of its share: {reason}"
     made.end().result(10)
-
-
-def test_an_error_of_ours_ends_this_tap_alone(runner: Runner, script: Script, log: Log) -> None:
-    def broken(now: float) -> None:
-        raise ZeroDivisionError("a defect")
-
-    gate = script.gate("snapshot")
-    runner.start()
-    assert script.reached["snapshot"].wait(10)
-    script.taps[0].service = broken  # type: ignore[method-assign]
-    gate.set()
-    runner.ended.result(10)
-    assert runner.state[0] == "failed" and "a defect" in runner.state[1]
-    assert script.attached() == []
 
 
 def test_what_is_claimed_is_let_go_with_the_tap(

@@ -68,7 +68,7 @@ def tampered(change: dict[str, Any]) -> bytes:
         (b"\0" * 4096, "invalid character"),
         (b"[" * 100_000, ""),
         (b"\xff\xfe", ""),
-        (tampered({"version": 2}), "its version is 2, this is for 1"),
+        (tampered({"version": 2, "taps": "of another shape"}), "its version is 2, this is for 1"),
         (tampered({"version": "1"}), "Expected `int`"),
         (tampered({"taps": 5}), "Expected `array`"),
     ],

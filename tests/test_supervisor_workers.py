@@ -3,27 +3,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab import Lab
+from lab import Lab, until
 from tapmirror import privsep
 from tapmirror.source.live import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor import TapError
-from tapmirror.supervisor.workers import WorkerProcess
+from tapmirror.supervisor.workers import Seat, WorkerProcess
 from tapmirror.worker import Setup
-
-pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 SHADOW = "10.77.2.2"
 PATIENCE = 30.0
+
+
+def real(test: Any) -> Any:
+    """A test of real workers, which mirror."""
+    return pytest.mark.e2e(pytest.mark.ebpf(test))
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +55,7 @@ def started(lab: Lab, **change: Any) -> WorkerProcess:
     return worker
 
 
+@real
 def test_it_answers_and_goes_when_let_go(lab: Lab) -> None:
     worker = started(lab)
     try:
@@ -59,6 +67,7 @@ def test_it_answers_and_goes_when_let_go(lab: Lab) -> None:
     assert not os.path.exists(f"/proc/{worker.pid}")
 
 
+@real
 def test_its_death_is_readable_and_told(lab: Lab) -> None:
     worker = started(lab)
     try:
@@ -70,6 +79,7 @@ def test_its_death_is_readable_and_told(lab: Lab) -> None:
         worker.close(5.0)
 
 
+@real
 def test_one_that_hangs_is_killed(lab: Lab) -> None:
     worker = started(lab)
     try:
@@ -81,8 +91,134 @@ def test_one_that_hangs_is_killed(lab: Lab) -> None:
     assert not os.path.exists(f"/proc/{worker.pid}")
 
 
+@real
 def test_one_that_cannot_begin_says_why_and_is_gone(lab: Lab) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(TapError, match=r"^hook: cannot load no_such_module:f"):
         started(lab, protocol=Protocol.HTTP, hook=Hook(call="no_such_module:f"))
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+# --- workers that say what they should not
+
+SCRIPT = """#!{python} -ISu
+import json, os, socket, sys
+control = socket.socket(fileno=int(sys.argv[-1]))
+control.recv(4096)
+figures = json.loads({figures!r})
+told = []
+
+def say(message, fds=()):
+    data = json.dumps(message).encode()
+    socket.send_fds(control, [data], fds) if fds else control.send(data)
+
+def serve():
+    say({{"ready": 1}})
+    while data := control.recv(65536):
+        message = json.loads(data)
+        told.append(message)
+        figures["events"]["told"] = len(told)
+        figures["answers"] = {{told[i]["op"] + str(told[i].get("n", "")): i for i in range(len(told))}}
+        say({{message["op"]: figures, "books": {{}}}})
+
+{body}
+"""
+
+
+def fates() -> dict[str, Any]:
+    counts = dict.fromkeys(("seen", "mirrored", "sampled_out", "in_flight", "unaccounted"), 0)
+    return {**counts, "filtered": {}, "dropped": {}}
+
+
+FIGURES = {
+    **{unit: fates() for unit in ("segments", "bytes", "requests")},
+    "events": {},
+    "answers": {},
+    "flows": 0,
+    "ring": {"bytes": 1, "fill": 0.0},
+    "shadows": {f"{SHADOW}:80": {"bytes": fates(), "requests": fates(), "events": {}, "answers": {}}},
+    "worker": {"pid": 1, "cpu_s": 1.5, "rss_kb": 1, "sandbox": []},
+}
+
+Sit = Callable[[str], Seat]
+
+
+@pytest.fixture
+def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit]:
+    """A seat whose workers are a few lines of Python in place of the real one's."""
+    seats: list[Seat] = []
+    python = sys.executable
+
+    def make(body: str) -> Seat:
+        script = tmp_path / "worker"
+        script.write_text(SCRIPT.format(python=python, figures=json.dumps(FIGURES), body=body))
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+        spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow(f"{SHADOW}:80"),))
+        setup = Setup(spec=spec, addresses=[], capture="packet", uid=0, gid=0)
+        seats.append(Seat(lambda: (setup, []), lambda _: None))
+        return seats[-1]
+
+    yield make
+    for seat in seats:
+        seat.close(0.0)
+
+
+def test_descriptors_of_a_worker_end_it_and_are_not_ours(sit: Sit) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    seat = sit('say({"ready": 1}, [0, 1, 2]); serve()')
+    with pytest.raises(TapError, match="what cannot be read: a message with descriptors"):
+        seat.start()
+    seat.close(0.0)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('figures["segments"]["seen"] = []', "segments.seen"),
+        ('figures["shadows"]["x"] = figures["shadows"].popitem()[1]', "shadows are not the tap's"),
+        ('del figures["worker"]', "worker"),
+    ],
+)
+def test_figures_that_cannot_be_end_it(sit: Sit, change: str, words: str) -> None:
+    seat = sit(f"{change}\nserve()")
+    with pytest.raises(TapError, match=rf"gave figures that cannot be: .*{words}"):
+        seat.start()
+
+
+def test_figures_that_go_bad_are_its_death_and_the_last_good_ones_stay(sit: Sit) -> None:
+    seat = sit(
+        "real = say\n"
+        "def say(message):\n"
+        "    if len(told) > 1: figures['answers'] = {'2xx': []}\n"
+        "    real({**message, **({'snapshot': figures} if 'snapshot' in message else {})})\n"
+        "serve()"
+    )
+    seat.start()
+    first = seat.snapshot()
+    assert not seat.running and "figures that cannot be" in seat.reason
+    assert first["answers"] == {"snapshot": 0}
+    assert seat.snapshot() == first
+    assert seat.due() is not None, "another one starts"
+
+
+def test_what_changes_while_one_starts_is_told_when_it_is_ready(sit: Sit, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    seat = sit(f"open({str(gate)!r}).read()\nserve()")
+    seat.begin()
+    seat.tell({"op": "share", "n": 1}, "share")
+    seat.tell({"op": "addresses", "shadow": 0, "n": 2}, "addresses")
+    seat.tell({"op": "addresses", "shadow": 1, "n": 3}, "addresses")
+    seat.tell({"op": "share", "n": 4}, "share")
+    assert seat.restarts == 0 and seat.filenos(), "it is not killed for it"
+    gate.write_text("")
+
+    def served() -> bool:
+        seat.service(time.monotonic())
+        return seat.running
+
+    until(served, "it is ready")
+    assert seat.snapshot()["answers"] == {"addresses2": 0, "addresses3": 1, "share4": 2, "snapshot": 4}
+    assert (seat.restarts, seat.reason) == (0, "")

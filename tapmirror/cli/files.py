@@ -44,6 +44,8 @@ def read_bytes(file: str, option: str, most: int) -> bytes:
     """What is in a file (`-`: standard input), up to one byte more than `most`; or a line of error, and out."""
     try:
         if file == "-":
+            if sys.stdin is None:  # it was closed when the interpreter began
+                fail(f"{option} -: standard input is closed", 2)
             return sys.stdin.buffer.read(most + 1)
         with open(file, "rb") as opened:
             return opened.read(most + 1)

@@ -9,8 +9,10 @@ import click
 
 from tapmirror import __version__
 from tapmirror.cli import status, taps
+from tapmirror.cli.compared import report, verdict
 from tapmirror.cli.completion import completion
 from tapmirror.cli.daemon import daemon
+from tapmirror.cli.doctor import doctor
 from tapmirror.cli.install import install, uninstall
 from tapmirror.cli.run import run
 from tapmirror.cli.spec import explain, spec
@@ -23,7 +25,8 @@ from tapmirror.cli.top import top
 def main() -> None:
     """Mirror live TCP traffic to a shadow service, with no proxy in the path.
 
-    Exit codes: 0 done; 1 the tap broke down while it ran; 2 it could not be started.
+    Exit codes: 0 done; 1 the tap broke down while it ran, or a verdict is: fail; 2 it could not be started;
+    3 a verdict is not known yet.
     """
     open_streams()
 
@@ -36,11 +39,14 @@ def open_streams() -> None:
 
 
 main.add_command(run)
+main.add_command(report)
+main.add_command(verdict)
 main.add_command(daemon)
 for command in (*taps.COMMANDS, *status.COMMANDS):
     main.add_command(command)
 main.add_command(top)
 main.add_command(completion)
+main.add_command(doctor)
 main.add_command(install)
 main.add_command(uninstall)
 main.add_command(explain)

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from tapmirror.cli.files import read_file
 from tapmirror.cli.messages import as_option, fail
-from tapmirror.spec import Capture, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
+from tapmirror.spec import Capture, Compare, Level, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -80,6 +80,21 @@ OPTIONS: Final = (
         "--decap", is_flag=True, help="Look into tunnels (VXLAN, GENEVE, GRE, ERSPAN, IP in IP); by AF_PACKET."
     ),
     click.option(
+        "--compare",
+        type=click.Choice([level.value for level in Level]),
+        default="off",
+        show_default=True,
+        help="Compare the shadow's answers with production's, this far.",
+    ),
+    click.option(
+        "--noise-probe",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="PERCENT",
+        help="Of the safe requests that the shadow gets twice, to learn what differs by itself.",
+    ),
+    click.option(
         "--workers",
         callback=_workers,
         default="1",
@@ -133,6 +148,8 @@ def spec_of(
     protocol: str,
     capture: str,
     pacing: str,
+    compare: str,
+    noise_probe: float,
     **rest: Any,
 ) -> TapSpec:
     """The tap that options describe."""
@@ -148,6 +165,7 @@ def spec_of(
             protocol=Protocol(protocol),
             capture=Capture(capture),
             pacing=Pacing(pacing),
+            compare=Compare(level=Level(compare), noise_probe=noise_probe),
             **rest,
         )
     except SpecError as error:

@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import click
 
+from tapmirror.cli.compared import all_figures, form_of, limit_options, limits_of, tell_verdict, write_reports
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
 from tapmirror.cli.messages import as_option, error_line, fail, warn
 from tapmirror.cli.options import specs_of, tap_options
+from tapmirror.spec import Level
 from tapmirror.supervisor import Tap, TapError
 from tapmirror.supervisor.claims import ClaimedError, Claims
 
@@ -33,6 +35,11 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: float
 @click.command(short_help="Mirror traffic of one interface until stopped.")
 @tap_options
 @click.option("--duration", type=float, callback=_positive, metavar="SECONDS", help="Stop after this.")
+@click.option("--report", "report_file", metavar="FILE", help="Write what differs to FILE (.html, .md, .json, .txt).")
+@click.option(
+    "--verdict", "judge", is_flag=True, help="Judge the shadow at the end: exit code 0, 1 (fail) or 3 (unknown)."
+)
+@limit_options
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
 @click.pass_context
 def run(
@@ -44,6 +51,8 @@ def run(
     strict: bool,
     duration: float | None,
     as_json: bool,
+    report_file: str | None,
+    judge: bool,
     **options: Any,
 ) -> None:
     """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
@@ -55,16 +64,22 @@ def run(
       tapmirror run --iface lo --port 6379 --shadow 10.0.0.9:6379 --protocol raw --pacing wait
       tapmirror run -f tap.yaml
     """  # noqa: D301 -- click wants the control character
+    limits = limits_of(options)
+    if report_file is not None:
+        form_of(report_file)
     specs = specs_of(context, file, resolve, strict=strict, options=options)
+    if (report_file is not None or judge) and not any(spec.compare.level is not Level.OFF for spec in specs):
+        fail(f"--{'report' if report_file is not None else 'verdict'}: nothing is compared: give --compare too", 2)
     taps = [Tap(spec, warn) for spec in specs]
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
     try:
         claims = start(taps)
-    except (TapError, ClaimedError) as error:
+    except (TapError, ClaimedError, OSError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
+    lasts = min((spec.ttl for spec in specs if spec.ttl is not None), default=math.inf)
     try:
-        ledgers, broken = watch(taps, stop_read, duration)
+        ledgers, broken = watch(taps, stop_read, min(lasts, math.inf if duration is None else duration))
     finally:
         for claim in claims:
             claim.close()
@@ -79,8 +94,16 @@ def run(
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
         fail(f"the ledger could not be printed: {error.strerror}", 1)
-    if broken:
-        raise SystemExit(1)
+    found = all_figures(ledgers, limits)
+    if report_file is not None:
+        try:
+            for path in write_reports(found, report_file):
+                click.echo(f"tapmirror: {path} written", err=True)
+        except OSError as error:
+            fail(f"--report: {report_file}: {error.strerror}", 1)
+    code = tell_verdict(found, err=as_json) if judge else 0
+    if broken or code:
+        raise SystemExit(1 if broken else code)
 
 
 SERVICE: Final = 1.0
@@ -103,12 +126,12 @@ def start(taps: Sequence[Tap]) -> list[Claims]:
     return claims
 
 
-def watch(taps: Sequence[Tap], stop: int, duration: float | None) -> tuple[list[dict[str, Any]], bool]:
+def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[str, Any]], bool]:
     """Drive the taps, and show their state, until `stop` is readable, the time is over or all have broken down.
 
     The final ledgers, and whether one broke down.
     """
-    end = math.inf if duration is None else time.monotonic() + duration
+    end = time.monotonic() + duration
     specs = [tap.spec for tap in taps]
     view: View = LiveView(specs) if sys.stderr and sys.stderr.isatty() else LineView(specs)
     ledgers: dict[Tap, dict[str, Any]] = {}
@@ -149,8 +172,11 @@ def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
     for tap in taps:
         due = tap.due()
         until = until if due is None else min(until, due)
-    fds = [fd for tap in taps for fd in tap.filenos()]
-    return stop in select.select([stop, *fds], [], [], max(0.0, until - time.monotonic()))[0]
+    poll = select.poll()  # select(2) takes no descriptor beyond 1024
+    for fd in (stop, *(fd for tap in taps for fd in tap.filenos())):
+        poll.register(fd, select.POLLIN)
+    left = max(0.0, until - time.monotonic())
+    return any(fd == stop for fd, _ in poll.poll(math.ceil(left * 1000)))
 
 
 def catch_signals(write_end: int) -> None:

@@ -43,7 +43,7 @@ def top(socket: Path) -> None:
     Example:
       tapmirror top
     """  # noqa: D301 -- click wants the control character
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
         fail("top needs a terminal; for anything else there is `tapmirror status --json`", 2)
     rates: dict[str, Rates] = {}
     try:

@@ -28,7 +28,7 @@ HEAD_BYTES: Final = 64 << 10
 REPEAT_EVERY: Final = 8
 """Of an endpoint's exchanges, one in so many is held against an earlier answer of production's; of the first
 `REPEAT_FIRST`, every second."""
-REPEAT_FIRST: Final = 4000
+REPEAT_FIRST: Final = 2000
 REASONS: Final = 16
 """Why bodies were not compared, of one endpoint."""
 REPEATS: Final = 1024
@@ -146,29 +146,31 @@ class Comparison:
             for summary in self._summaries:
                 summary.fold()
         repeat = None
+        plain = self._level is Level.STATUS
         for shadow, summary in enumerate(self._summaries):
             reply = replies.get(shadow)
             if reply is None:
                 continue
             endpoint = summary.endpoint(name)
             summary.observe(endpoint, asked, production, reply, self._now)
-            if self._level is Level.STATUS:
-                endpoint.compared += 1
+            if plain:
                 if production.status != reply.answer.status:
                     self._differs(shadow, endpoint, exchange, reply)
+                else:
+                    endpoint.compared += 1
                 continue
             if self._level is Level.BODY and not asked.bodies:
                 summary.state.thinned += 1
                 continue
-            endpoint.compared += 1
             self._differs(shadow, endpoint, exchange, reply)
             if asked.probed:
                 probe = replies.get(shadow + PROBE)
                 if probe is not None:
-                    found = compare(reply.answer, probe.answer, self._rules).found
-                    summary.noisy(endpoint, [each.field for each in found], probe=True)
-            every = 2 if endpoint.compared <= REPEAT_FIRST else REPEAT_EVERY
-            if endpoint.compared % every == 1 and asked.method in SAFE:
+                    twice = compare(reply.answer, probe.answer, self._rules)
+                    if not twice.skipped or twice.found:
+                        summary.noisy(endpoint, [each.field for each in twice.found], probe=True)
+            every = 2 if endpoint.pairs <= REPEAT_FIRST else REPEAT_EVERY
+            if endpoint.pairs % every == 1 and asked.method in SAFE:
                 if repeat is None:
                     repeat = self._repeat(asked, production)
                 if repeat:
@@ -189,6 +191,8 @@ class Comparison:
         asked, production = exchange.asked, exchange.production
         summary = self._summaries[shadow]
         compared = compare(production, reply.answer, self._rules)
+        if not compared.skipped or compared.found:  # bodies not compared are not known to be equal
+            endpoint.compared += 1
         if compared.skipped:
             reason = compared.skipped
             if reason in endpoint.skipped or len(endpoint.skipped) < REASONS:
@@ -208,25 +212,30 @@ class Comparison:
         before = self._repeats.swap(request_key(asked.head), production)
         if before is None:
             return []
-        return [[each.field for each in compare(before, production, self._rules).found]]
+        compared = compare(before, production, self._rules)
+        if compared.skipped and not compared.found:
+            return []
+        return [[each.field for each in compared.found]]
 
 
 class Rate:
-    """At most so many a second, counted in seconds of the clock."""
+    """At most so many a second, counted in seconds of the clock; of less than one, one in several seconds."""
 
-    __slots__ = ("_left", "_most", "_second")
+    __slots__ = ("_cap", "_left", "_most", "_second")
 
     def __init__(self, most: float) -> None:
         self._most = most
-        self._left = most
+        self._cap = max(1.0, most)
+        self._left = self._cap
         self._second = -1
 
     def allows(self, now: float) -> bool:
         """Whether there may be one more, which is counted then."""
         second = int(now)
         if second != self._second:
+            passed = max(1, second - self._second)
             self._second = second
-            self._left = min(self._most, max(self._left, 0.0) + self._most)
+            self._left = min(self._cap, self._left + self._most * passed)
         if self._left < 1:
             return False
         self._left -= 1

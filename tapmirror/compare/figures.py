@@ -159,6 +159,18 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     total = whole(state)
     endpoints = [_endpoint(name, each, thresholds, known, limits) for name, each in state.endpoints.items()]
     endpoints.sort(key=lambda each: (-_badness(each), -each.pairs, each.name))
+    given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
+    level = limits.alpha / max(1, sum(limit is not None for limit in given))
+    level /= 6 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it, of three intervals
+    certain = possible = 0
+    for each in endpoints:
+        endpoint = state.endpoints[each.name]
+        open_ = {f"{field.kind} {field.path}".strip() for field in each.fields if field.nature is not Nature.NOISE}
+        sure = {f"{field.kind} {field.path}".strip() for field in each.fields if field.nature is Nature.DIFFERENT}
+        probes = bool(spec.noise_probe) and each.name.startswith(_PROBED)
+        sure = {name for name in sure if _certain(name, endpoint, probes, level)}
+        certain += _in(endpoint, sure)
+        possible += _in(endpoint, open_)
     differing = sum(each.differing for each in endpoints)
     everything = _endpoint("all", total, thresholds, known, limits, differing)
     counts = Counts(
@@ -169,6 +181,8 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         total.shadow.last,
         total.compared,
         differing,
+        certain,
+        possible,
     )
     return Figures(
         SCHEMA_FIGURES,
@@ -203,9 +217,7 @@ def _endpoint(
     fields = sorted(_fields(endpoint, thresholds, known), key=lambda each: (_ORDER[each.nature], -each.rate, each.path))
     if differing is None:
         different = {f"{each.kind} {each.path}".strip() for each in fields if each.nature is Nature.DIFFERENT}
-        differing = sum(
-            count for signature, count in endpoint.signatures.items() if different.intersection(signature.split("\n"))
-        )
+        differing = _in(endpoint, different)
     pairs = endpoint.pairs
     diff = (endpoint.only_shadow - endpoint.only_production) / pairs if pairs else None
     low, high = difference_interval(endpoint.only_shadow, endpoint.only_production, pairs, limits.alpha)
@@ -227,6 +239,25 @@ def _endpoint(
         dict(sorted(endpoint.skipped.items(), key=lambda item: -item[1])),
         _bins(production.last, shadow.last),
     )
+
+
+def _in(endpoint: Endpoint, names: set[str]) -> int:
+    """Exchanges that differ in one of these fields."""
+    return sum(count for signature, count in endpoint.signatures.items() if names.intersection(signature.split("\n")))
+
+
+def _certain(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
+    """Whether a field differs more often than noise can: probes, or repeats, show less.  What cannot be probed, and
+    another status, is taken to be no noise.
+    """
+    if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(" status"):
+        return True
+    field = endpoint.fields[name]
+    noise = min(
+        share_interval(field.probes, endpoint.probed, alpha)[1],
+        share_interval(field.repeats, endpoint.repeated, alpha)[1],
+    )
+    return share_interval(field.raw, endpoint.compared, alpha)[0] > noise
 
 
 def _side(side: Side) -> SideFigures:
@@ -331,4 +362,6 @@ def _coarse(buckets: dict[int, int], share: float) -> float:
     return 0.0
 
 
+_PROBED: Final = ("GET ", "HEAD ", "OPTIONS ")
+"""Endpoints of requests that a shadow may get twice."""
 _ORDER: Final = {Nature.DIFFERENT: 0, Nature.WAITING: 1, Nature.NOISE: 2}

@@ -17,7 +17,8 @@ known, no other waits for its answer.  That is a fact for clients that wait for 
   answer in between: had the reader been one answer behind, that one would have shown up as an answer to nothing.
 
 NOTE: a client that pipelines for the first time right after a hole, and from then on always keeps one more request
-under way than it seems, would be paired wrongly.  No such client is known.
+under way than it seems, would be paired wrongly.  No such client is known.  (Random schedules that lose a fifth of all
+segments, half of them of clients that pipeline, made no wrong pair in a million.)
 
 The same holds where the requests were not all seen (`requests_lost`), and for a connection joined mid-stream.
 
@@ -151,6 +152,9 @@ class Conversation:
     def requests_lost(self) -> None:
         """Bytes of the client went by in which requests may have begun."""
         if self._production.broken is None:
+            newest = next(reversed(self._pending.values()), None)
+            if self._production.outstanding and (newest is None or newest.asked.ended_ns):
+                self._pipelined = True  # they are no part of the request that waits for its answer
             self._production.broken = Unpaired.ORDER
             self._lost()
 
@@ -185,6 +189,13 @@ class Conversation:
 
     # --- the shadows' sides
 
+    def chosen(self, shadow: int, number: int) -> None:
+        """The shadow is to get the request: `asked` will follow, or `left_out`."""
+        pending = self._pending.get(number)
+        if pending is not None:
+            pending.replies[shadow] = Reply(_NO_ANSWER, 0)
+            pending.waiting += 1
+
     def asked(self, shadow: int, number: int, flags: int) -> None:
         """The request, with these flags, begins to be sent to this shadow, after those that were before it."""
         side = self._sides.get(shadow)
@@ -194,8 +205,8 @@ class Conversation:
         keep = NOTHING
         if pending is not None:
             keep = pending.keep
-            pending.replies[shadow] = Reply(_NO_ANSWER, 0)
-            pending.waiting += 1
+            if shadow not in pending.replies:
+                self.chosen(shadow, number)
         side.reader.expect(flags, keep, pending)
         broken = side.reader.broken
         if broken is not None:
@@ -219,7 +230,7 @@ class Conversation:
                 self._less(pending)
 
     def decided(self, number: int) -> None:
-        """`asked` or `left_out` was called for every shadow that may get the request."""
+        """`chosen`, `asked` or `left_out` was called for every shadow that may get the request."""
         pending = self._pending.get(number)
         if pending is not None and not pending.decided:
             pending.decided = True
@@ -239,6 +250,7 @@ class Conversation:
         side = self._sides.get(shadow)
         if side is not None:
             for pending, answer in side.reader.gap(size, time_ns):
+                side.answers += 1
                 self._replied(shadow, pending, answer)
 
     def answer_skippable(self, shadow: int) -> int:
@@ -323,8 +335,12 @@ class Conversation:
 
     def _drop(self, pending: Pending | None, reason: Unpaired) -> None:
         if pending is not None and not pending.dead:
+            doubtful = pending is self._held and self._production.broken is None
             self._finish(pending)
             self._sink.unpaired(PRODUCTION, reason)
+            if doubtful:  # nothing will show any more whether the order is what it seems
+                self._production.broken = Unpaired.ORDER
+                self._lost()
 
     def _finish(self, pending: Pending) -> None:
         pending.dead = True

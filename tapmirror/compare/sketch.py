@@ -11,7 +11,7 @@ array of them.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -20,6 +20,8 @@ _GAMMA: Final = (1 + ERROR) / (1 - ERROR)
 _SCALE: Final = 1 / math.log(_GAMMA)
 KEYS: Final = 2048
 """Keys lie between -KEYS and KEYS: factors of up to 6e17 around 1, more than nanoseconds in an hour (3.6e12)."""
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Key: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 _LEAST: Final = _GAMMA ** (1 - KEYS)
 _MOST: Final = _GAMMA ** (KEYS - 1)
 _log = math.log
@@ -29,10 +31,13 @@ _ceil = math.ceil
 class Sketch(msgspec.Struct):
     """Values above 0."""
 
-    buckets: dict[int, int] = {}
+    buckets: dict[_Key, Count] = {}
     """By key: how many values lie in (gamma ** (key - 1), gamma ** key]."""
-    count: int = 0
-    total: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return sum(self.buckets.values())
 
     def add(self, value: float) -> int:
         """Count a value, and say in which bucket; what lies outside of the range is counted at its end."""
@@ -40,21 +45,20 @@ class Sketch(msgspec.Struct):
             value = _MOST if value > 1 else _LEAST
         key = _ceil(_log(value) * _SCALE)
         buckets = self.buckets
-        buckets[key] = buckets.get(key, 0) + 1
-        self.count += 1
-        self.total += value
+        if key in buckets:
+            buckets[key] += 1
+        else:
+            buckets[key] = 1
         return key
 
     def merge(self, other: Sketch) -> None:
         """Add another one's values."""
         for key, count in other.buckets.items():
             self.buckets[key] = self.buckets.get(key, 0) + count
-        self.count += other.count
-        self.total += other.total
 
     def quantile(self, share: float) -> float:
         """The value that this share of all is at or below, within the relative error; 0 if there is none."""
-        if not self.count:
+        if not self.buckets:
             return 0.0
         low, high = self.around(share, share)
         return 2 * low * high / (low + high)
@@ -64,8 +68,8 @@ class Sketch(msgspec.Struct):
         higher one's from above.  A share below 0 or above 1 gives 0 or infinity.
         """
         bottom, top = 0.0 if low <= 0 else -1.0, math.inf if high > 1 else -1.0
-        seen = 0
-        least, most = max(1, math.ceil(low * self.count)), max(1, math.ceil(high * self.count))
+        seen, count = 0, self.count
+        least, most = max(1, math.ceil(low * count)), max(1, math.ceil(high * count))
         for key in sorted(self.buckets):
             seen += self.buckets[key]
             if bottom < 0 and seen >= least:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of one shadow: one bounded structure of plain data, which adds up over workers.
 
+A worker's state is read by a process with privileges: the types say what numbers it may hold.
+
 Counts, sketches and a few samples; nothing grows with the number of requests.  What is derived from it (rates,
 quantiles, what is noise, a verdict) is in `figures`; so a state can be judged anew with other limits.
 
@@ -11,17 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeAlias, TypeVar
 
 import msgspec
 
 from tapmirror.compare.endpoints import OTHER, fold
-from tapmirror.compare.sketch import Sketch
+from tapmirror.compare.sketch import KEYS, Count, Sketch
 from tapmirror.exchange import Answer, Asked, Reply
 
 Key = TypeVar("Key", int, str)
 
 SCHEMA: Final = "tapmirror.compare/1"
+CoarseKey: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 POINTS: Final = 120
 """Of the time line: when there are more, two become one."""
 COARSE: Final = 2
@@ -50,11 +53,11 @@ class Sample(msgspec.Struct):
 class Field(msgspec.Struct):
     """One kind of difference at one path."""
 
-    raw: int = 0
+    raw: Count = 0
     """Exchanges in which it differed."""
-    probes: int = 0
+    probes: Count = 0
     """Of the requests that the shadow got twice: how often its own answers differed."""
-    repeats: int = 0
+    repeats: Count = 0
     """The same of production's own answers to the same request."""
     samples: list[Sample] = []
 
@@ -62,47 +65,47 @@ class Field(msgspec.Struct):
 class Side(msgspec.Struct):
     """One side of an endpoint."""
 
-    statuses: dict[int, int] = {}
+    statuses: dict[int, Count] = {}
     """0: no answer."""
     first: Sketch = msgspec.field(default_factory=Sketch)
-    """From the last byte of the request to the first of the answer."""
+    """From the last byte of the request to the first of the answer; of exchanges that both sides answered after it."""
     last: Sketch = msgspec.field(default_factory=Sketch)
     """The same to its last byte."""
-    bytes: int = 0
+    bytes: Count = 0
     """Of bodies, as they came."""
 
 
 class Endpoint(msgspec.Struct):
     """The exchanges of one endpoint."""
 
-    pairs: int = 0
-    only_shadow: int = 0
+    pairs: Count = 0
+    only_shadow: Count = 0
     """Exchanges in which only the shadow's answer was an error."""
-    only_production: int = 0
+    only_production: Count = 0
     production: Side = msgspec.field(default_factory=Side)
     shadow: Side = msgspec.field(default_factory=Side)
     ratio: Sketch = msgspec.field(default_factory=Sketch)
     """Of the times to the last byte, shadow's by production's, of each exchange."""
-    compared: int = 0
+    compared: Count = 0
     """Exchanges whose answers were looked at as far as the level says."""
-    skipped: dict[str, int] = {}
+    skipped: dict[str, Count] = {}
     """Bodies that could not be compared, by reason."""
-    probed: int = 0
-    repeated: int = 0
+    probed: Count = 0
+    repeated: Count = 0
     fields: dict[str, Field] = {}
-    signatures: dict[str, int] = {}
+    signatures: dict[str, Count] = {}
     """How many exchanges differed in just these fields (one a line)."""
 
 
 class Point(msgspec.Struct):
     """A stretch of the time line."""
 
-    pairs: int = 0
+    pairs: Count = 0
     errors: list[int] = msgspec.field(default_factory=lambda: [0, 0])
     """Production's, the shadow's."""
-    production: dict[int, int] = {}
+    production: dict[CoarseKey, Count] = {}
     """Times to the last byte, in coarse buckets."""
-    shadow: dict[int, int] = {}
+    shadow: dict[CoarseKey, Count] = {}
 
 
 class State(msgspec.Struct):
@@ -113,18 +116,18 @@ class State(msgspec.Struct):
     began: float | None = None
     """When the first exchange was done."""
     ended: float = 0.0
-    requests: int = 0
+    requests: Count = 0
     """That were seen, paired or not."""
-    unpaired: dict[str, int] = {}
-    failures: dict[str, int] = {}
+    unpaired: dict[str, Count] = {}
+    failures: dict[str, Count] = {}
     """Why the shadow gave no answer."""
-    thinned: int = 0
+    thinned: Count = 0
     """Exchanges of which only status and times were looked at, for there were too many a second."""
-    rtt_ns: int = 0
+    rtt_ns: Count = 0
     """Sum of the round trips to the shadow, which its times contain; of `rtts` exchanges."""
-    rtts: int = 0
+    rtts: Count = 0
     endpoints: dict[str, Endpoint] = {}
-    width: float = 1.0
+    width: Annotated[float, msgspec.Meta(ge=1, le=1 << 40)] = 1.0
     """Seconds of a point of the time line."""
     line: dict[int, Point] = {}
     """By its number: from `number * width` on."""
@@ -169,8 +172,14 @@ class Summary:
         endpoint.pairs += 1
         mine, its = endpoint.production, endpoint.shadow
         status, other = production.status, answer.status
-        _count(mine.statuses, status)
-        _count(its.statuses, other)
+        if status in mine.statuses:
+            mine.statuses[status] += 1
+        else:
+            _count(mine.statuses, status)
+        if other in its.statuses:
+            its.statuses[other] += 1
+        else:
+            _count(its.statuses, other)
         wrong, its_wrong = status >= ERROR, other >= ERROR or not other
         if wrong != its_wrong:
             if wrong:
@@ -193,20 +202,22 @@ class Summary:
             point.errors[1] += 1
         ended = asked.ended_ns
         took = production.last_ns - ended
-        mine.first.add(production.first_ns - ended)
-        key = mine.last.add(took) >> COARSE
-        point.production[key] = point.production.get(key, 0) + 1
         if not other:
             if answer.failure is not None:
                 reason = answer.failure.value
                 state.failures[reason] = state.failures.get(reason, 0) + 1
             return
         sent = reply.sent_ns
+        if took <= 0 or not sent or answer.last_ns < sent:
+            return  # an answer before the request's end has no time; of both sides, so that they stay comparable
+        mine.first.add(production.first_ns - ended)
+        key = mine.last.add(took) >> COARSE
+        point.production[key] = point.production.get(key, 0) + 1
         its.first.add(answer.first_ns - sent)
         its_took = answer.last_ns - sent
         key = its.last.add(its_took) >> COARSE
         point.shadow[key] = point.shadow.get(key, 0) + 1
-        endpoint.ratio.add(its_took / took if took > 0 else 1e9)
+        endpoint.ratio.add(its_took / took)
         if reply.rtt_ns:
             state.rtt_ns += reply.rtt_ns
             state.rtts += 1

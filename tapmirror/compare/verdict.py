@@ -4,6 +4,10 @@
 Each limit is held against a confidence sequence: a limit is kept when the whole interval is on its good side, and
 broken when the whole interval is on the other.  Alpha is divided among the limits, so that with probability 1 -
 alpha no verdict at any time is wrong about any of them.
+
+For differences this holds as far as noise is told apart: a limit is kept only if it is with all fields that may be
+no noise, and broken only by those that differ more often than noise pairs can explain.  Fields taken for noise count
+for neither, and where no noise pairs can be had (of POST) a field is assumed to be no noise.
 """
 
 from __future__ import annotations
@@ -60,6 +64,10 @@ class Counts(msgspec.Struct, frozen=True):
     compared: int
     """Exchanges whose answers were compared."""
     differing: int
+    certain: int | None = None
+    """Of these: in fields that differ more often than by noise for certain; None: all of them."""
+    possible: int | None = None
+    """The same with those whose fields may be noise or not; None: none but `differing`."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -137,7 +145,11 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
         compared = counts.compared
 
         def rate(times: float) -> Interval:
-            return share_interval(round(counts.differing * times), round(compared * times), alpha)
+            count = round(compared * times)
+            certain = counts.differing if counts.certain is None else counts.certain
+            possible = counts.differing if counts.possible is None else counts.possible
+            low = share_interval(round(certain * times), count, alpha / 2)[0]
+            return low, share_interval(round(possible * times), count, alpha)[1]
 
         yield _check(
             "difference rate",

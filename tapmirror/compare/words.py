@@ -13,6 +13,8 @@ from typing import Final
 
 NAME: Final = 60
 """Characters that are kept of a name."""
+WORD: Final = 64
+"""A longer one is an identifier, whatever it looks like: time and memory are spent on shorter ones only."""
 
 _IDENTIFIER: Final = re.compile(
     r"[0-9]+"  # numbers
@@ -22,22 +24,29 @@ _IDENTIFIER: Final = re.compile(
     r"|[^@]+(?:@|%40)[^@]+"  # mail addresses
     r"|(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[0-9A-Za-z_=-]{16,}"  # tokens: long, letters and digits
     r"|[A-Za-z]{1,10}[-_]?[0-9]{3,}"  # user123, ORD-00017
-    r"|.{65,}"  # longer than any word
 )
 
 
-@lru_cache(4096)
 def variable(word: str) -> bool:
     """Whether a word looks like an identifier."""
+    return len(word) > WORD or _variable(word)
+
+
+def shortened(name: str) -> str:
+    """A name in a path: `{}` for an identifier, printable, not long."""
+    return "{}" if len(name) > WORD else _shortened(name)
+
+
+@lru_cache(4096)
+def _variable(word: str) -> bool:
     return _IDENTIFIER.fullmatch(word) is not None
 
 
 @lru_cache(4096)
-def shortened(name: str) -> str:
-    """A name in a path: `{}` for an identifier, printable, not long."""
+def _shortened(name: str) -> str:
     if name.isidentifier() and len(name) < 16 and not name[-1].isdigit():
         return name
-    if variable(name):
+    if _variable(name):
         return "{}"
     shown = name[:NAME]
     return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)

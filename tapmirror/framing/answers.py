@@ -26,7 +26,18 @@ import msgspec
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
 from tapmirror.exchange import Answer, Unpaired
-from tapmirror.framing.responses import DIGITS, ENDLESS, FIELDS, HEAD_END, LINE_BYTES, PLAIN, PREFIX, SIZE, STATUS_LINE
+from tapmirror.framing.responses import (
+    DIGITS,
+    ENDLESS,
+    FIELDS,
+    HEAD_END,
+    KNOWN_BYTES,
+    LINE_BYTES,
+    PLAIN,
+    PREFIX,
+    SIZE,
+    STATUS_LINE,
+)
 
 NOTHING: Final = -1
 """`keep` of a request whose answer's body does not matter: it is skipped by its length."""
@@ -76,6 +87,9 @@ class AnswerReader:
         "_hashed",
         "_head",
         "_keep",
+        "_known",
+        "_known_size",
+        "_known_status",
         "_length",
         "_now",
         "_remaining",
@@ -96,6 +110,9 @@ class AnswerReader:
         self._now = self._first = 0
         self.broken: Unpaired | None = None
         """Why nothing is read any more."""
+        self._known = b""  # the last plain head, the size of its whole answer, and its status: see `responses`
+        self._known_size = -1
+        self._known_status = 0
         self._status = 0
         self._head = b""
         self._keep = NOTHING
@@ -130,8 +147,31 @@ class AnswerReader:
         if self.broken is not None:
             return _NONE
         self._now = time_ns
-        out: list[tuple[Any, Answer]] = []
         pos, size = 0, len(data)
+        if not self._state and self._awaited:  # the common case: one answer, plain, all of it
+            flags, keep, token = self._awaited[0]
+            if not flags:
+                known = self._known
+                if keep < 0 and size == self._known_size and bytes(data[: len(known)]) == known:
+                    self._awaited.popleft()
+                    body_size = size - len(known)
+                    answer = Answer(self._known_status, known, b"", body_size, b"", True, time_ns, time_ns)
+                    return ((token, answer),)
+                plain = PLAIN(data)
+                if plain is not None:
+                    end = plain.end()
+                    length = int(plain[2])
+                    if end + length == size and (keep < 0 or (length <= keep and length <= self._room.free)):
+                        self._awaited.popleft()
+                        head, status = bytes(data[:end]), int(plain[1])
+                        body = b""
+                        if keep > 0:
+                            body = bytes(data[end:])
+                            self._room.free -= length
+                        elif keep < 0 and end <= KNOWN_BYTES:
+                            self._known, self._known_size, self._known_status = head, size, status
+                        return ((token, Answer(status, head, body, length, b"", True, time_ns, time_ns)),)
+        out: list[tuple[Any, Answer]] = []
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, out)
         return out

@@ -120,6 +120,16 @@ def compile_re2(text: str, ignore_case: bool = False) -> re.Pattern[bytes]:
     return pattern
 
 
+def compile_text(text: str) -> re.Pattern[str]:
+    """An expression of RE2 on text."""
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    pattern: re.Pattern[str] = re2.compile(text, options)
+    return pattern
+
+
 def clients(networks: Iterable[str]) -> Check:
     """Whether the client is in one of the networks."""
     ranges: list[tuple[bytes, bytes]] = []

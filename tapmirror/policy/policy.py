@@ -110,14 +110,15 @@ class Talk(Conversation):
 class Held:
     """A request that must be whole before it goes on."""
 
-    __slots__ = ("flags", "length", "limit", "over", "parts", "request", "size", "takes")
+    __slots__ = ("flags", "length", "limit", "number", "over", "parts", "request", "size", "takes")
 
     def __init__(
-        self, request: Request, takes: list[Destination], flags: int, limit: int, over: FilterReason | DropReason
+        self, request: Request, takes: list[Destination], command: Send, limit: int, over: FilterReason | DropReason
     ) -> None:
         self.request = request
         self.takes = takes
-        self.flags = flags
+        self.flags = command.flags
+        self.number = command.number
         self.limit = limit
         """Bytes of the body at most."""
         self.over = over
@@ -191,6 +192,19 @@ class Policy:
         for command in commands:
             self._steps[type(command)](command, now, out)
         return out
+
+    def begin(self, at: float) -> None:
+        """When the tap began, of the clock of `now`: what its ramps go by, in every worker."""
+        shares = [self._tap, *(each.share for each in self.destinations)]
+        for _, rule in self._rules:
+            shares += [rule.share, *(share for _, share in rule.mirrors if share is not None)]
+        for share in shares:
+            share.sampler.begin(at)
+
+    def holds(self, flow: int) -> bool:
+        """Whether a request of this connection waits to be whole."""
+        talk = self._talks.get(flow)
+        return talk is not None and talk.held is not None
 
     def set_percent(self, percent: float) -> None:
         """Change the tap's share, a ramp's too, for requests that begin from here on."""
@@ -298,7 +312,7 @@ class Policy:
         if over is None:
             self._pass_on(talk, request, takes, data[end:], command, now, out)
             return
-        talk.held = Held(request, takes, command.flags, limit, over)
+        talk.held = Held(request, takes, command, limit, over)
         for each in takes:
             each.held_requests += each.spec.copies
         self._hold(talk, talk.held, bytes(data[end:]), command, now, out)
@@ -432,7 +446,7 @@ class Policy:
             talk.skips = [*talk.skips, *((each, fate) for each in held.takes)]
         elif command.flags & END:
             self._release(talk, held)
-            whole = Send(command.flow, b"", held.size, held.flags | END)
+            whole = Send(command.flow, b"", held.size, held.flags | END, number=held.number)
             body = b"".join(held.parts)
             if held.request.length is None and len(unchunked(body)) > held.limit:
                 self._refuse(talk, held.takes, held.over, held.size)
@@ -497,7 +511,7 @@ class Policy:
                 if target not in talk.opened:
                     talk.opened.add(target)
                     out.append(Open(talk.flow, True, talk.key, target))
-                out.append(Send(talk.flow, data, command.size, flags, target))
+                out.append(Send(talk.flow, data, command.size, flags, target, command.number))
             sends.extend(each.targets)
         talk.sends = sends
 

@@ -98,6 +98,10 @@ class Sampler:
         """Whether every request is in the share (a cap may still say no)."""
         self.capped = self._requests is not None or self.bytes is not None
 
+    def begin(self, at: float) -> None:
+        """When a ramp began, if not with the first that is decided."""
+        self._began = at
+
     def set_percent(self, percent: float) -> None:
         """Change the share; a ramp is over then."""
         self._ramp = None

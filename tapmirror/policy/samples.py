@@ -8,6 +8,7 @@ looked into is not shown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,6 +24,10 @@ USUAL: Final = Redact(
 _REQUEST: Final = b"GET / HTTP/1.1\r\n"
 """In place of the status line, for rules of fields know requests only."""
 
+_LINKS: Final = (b"location", b"content-location", b"link", b"refresh")
+"""Fields of answers that hold URLs."""
+_QUERY: Final = re.compile(rb"([?#])([^?#<>\"]*)")
+
 
 class SampleRedactor:
     """`compare.Redaction`.  `secret` is the key of the hashes."""
@@ -31,7 +36,10 @@ class SampleRedactor:
         self._redactors = [Redactor(each, secret) for each in rules]
 
     def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-        """A request's head and body; no body: it cannot be looked into."""
+        """A request's head and body; no body: it cannot be looked into.  Any bytes may come."""
+        end = head.find(b"\r")
+        if head[:end].count(b" ") != 2 or not head.endswith(b"\r\n\r\n"):
+            return _REQUEST + b"\r\n", None
         shown: bytes | None = body
         for redactor in self._redactors:
             request = Request(head, b"")
@@ -42,12 +50,29 @@ class SampleRedactor:
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """An answer's head, and its body (decoded)."""
         lines = head.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
-        kept = [line for line in lines[1:] if b":" in line and not line.lower().startswith(b"content-encoding:")]
+        kept = [
+            self._link(line.replace(b"\r", b" "))
+            for line in lines[1:]
+            if b":" in line and not line.lower().startswith(b"content-encoding:")
+        ]
         fields, shown = self.request(b"\r\n".join([_REQUEST[:-2], *kept, b"", b""]), body)
         return lines[0] + b"\r\n" + fields.partition(b"\r\n")[2], shown
+
+    def _link(self, line: bytes) -> bytes:
+        """A field of an answer; the URLs in it lose what the rules take out of a query, of their fragments too."""
+        name, _, value = line.partition(b":")
+        return name + b":" + _QUERY.sub(self._query, value) if name.strip().lower() in _LINKS else line
+
+    def _query(self, found: re.Match[bytes]) -> bytes:
+        head, _ = self.request(b"GET /?%b HTTP/1.1\r\n\r\n" % found[2].replace(b" ", b"%20"), b"")
+        kept = head.partition(b" HTTP/")[0].partition(b"?")[2]
+        return found[1] + kept if kept else b""
 
 
 def _body(redactor: Redactor, request: Request, body: bytes | None) -> bytes | None:
     if not body or not redactor.reads_bodies:
         return body
-    return redactor.body(request, body) if len(body) <= redactor.body_bytes else None
+    try:
+        return redactor.body(request, body) if len(body) <= redactor.body_bytes else None
+    except OverflowError:  # an integer that can be read and not written
+        return None

@@ -11,6 +11,7 @@ import _socket
 import socket
 from typing import Final
 
+from tapmirror.events import Buffer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.lane import Lane
 from tapmirror.replay.tls import TlsSocket
@@ -57,18 +58,24 @@ class Answers:
             return asked, count
         count = sock.recv_into(self._buffer, LOOK_BYTES)
         if count:
-            for status in framer.feed(self._view[:count]):
-                self._counts[_CLASSES[status // 100]] += 1
-            if framer.closing:
-                lane.ready = False
-            if framer.failed:
-                self._counts["garbage"] += 1
+            self.take(lane, self._view[:count])
         return LOOK_BYTES, count
+
+    def take(self, lane: Lane, data: Buffer) -> None:
+        """Frame and count what was read of HTTP answers."""
+        framer = lane.framer
+        assert framer is not None
+        for status in framer.feed(data):
+            self._counts[_CLASSES[status // 100]] += 1
+        if framer.closing:
+            lane.ready = False
+        if framer.failed:
+            self._counts["garbage"] += 1
 
     def settle_in(self, lane: Lane) -> None:
         """The connection lasts: what is not worth its system calls for one request is now."""
         lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
-        if not self._heard:
+        if not self._heard and lane.listener is None:
             wake_for(lane, LAZY_BYTES)
 
 

@@ -17,6 +17,7 @@ from typing import Final
 from tapmirror.events import END, START, DropReason
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
+from tapmirror.replay.listener import Listener
 from tapmirror.replay.tls import TlsSocket
 
 IDLE: Final = 0
@@ -30,15 +31,17 @@ GIVEN_UP: Final = 3
 class Item:
     """A queued part: `data` from `offset` on is to be sent, `size` captured bytes are not yet settled."""
 
-    __slots__ = ("announced", "answered", "data", "flags", "offset", "size")
+    __slots__ = ("announced", "answered", "data", "flags", "number", "offset", "size")
 
-    def __init__(self, data: bytes, size: int, flags: int, answered: int = -1) -> None:
+    def __init__(self, data: bytes, size: int, flags: int, answered: int = -1, number: int = 0) -> None:
         self.data = data
         self.offset = 0
         self.size = size
         self.flags = flags
         self.announced = False
         """The response framer was told to expect the answer to the request that begins here."""
+        self.number = number
+        """As of `Send`."""
         self.answered = answered
         """Not negative: no data but a turn; production had sent that much."""
 
@@ -73,6 +76,7 @@ class Lane:
         "http",
         "idle_since",
         "lazy",
+        "listener",
         "open_request",
         "queue",
         "queued",
@@ -95,6 +99,8 @@ class Lane:
         self.sock: _socket.socket | TlsSocket | None = None
         self.fd = -1
         """The socket's, as long as there is one."""
+        self.listener: Listener | None = None
+        """If its answers are compared."""
         self.state = IDLE
         self.ready = False
         """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""
@@ -152,10 +158,10 @@ class Lane:
         pool = self._pool
         return self.queued + size > pool.lane_bytes or pool.bytes + size > pool.all_bytes
 
-    def enqueue(self, data: bytes, size: int, flags: int) -> None:
+    def enqueue(self, data: bytes, size: int, flags: int, number: int = 0) -> None:
         """Keep a part for later."""
         self.ready = False
-        self.queue.append(Item(data, size, flags))
+        self.queue.append(Item(data, size, flags, number=number))
         self.queued += size
         self._pool.bytes += size
         self._note_start(flags)
@@ -165,9 +171,9 @@ class Lane:
         self.ready = False
         self.queue.append(Item(b"", 0, 0, answered))
 
-    def sent_in_part(self, data: bytes, size: int, flags: int, count: int) -> None:
+    def sent_in_part(self, data: bytes, size: int, flags: int, count: int, number: int = 0) -> None:
         """Of a part that was not queued, `count` bytes went; keep the rest."""
-        self.enqueue(data, size, flags)
+        self.enqueue(data, size, flags, number)
         self.queue[-1].announced = bool(flags & START)
         self.advance(count)
 
@@ -221,11 +227,12 @@ class Lane:
 
     # --- what is given up
 
-    def drop(self, size: int, flags: int, reason: DropReason) -> None:
+    def drop(self, size: int, flags: int, reason: DropReason, number: int = 0) -> None:
         """Drop a part that was not taken in; its request, if it begins one."""
         self._ledger.bytes.dropped[reason] += size
         if flags & START:
             self._ledger.requests.dropped[reason] += 1
+            self._left_out(number)
 
     def drop_all(self, reason: DropReason) -> None:
         """Drop everything queued, and a request that went in part."""
@@ -236,6 +243,7 @@ class Lane:
             self._ledger.bytes.dropped[reason] += item.size
             if item.flags & START and not item.offset:
                 requests += 1
+                self._left_out(item.number)
         self._unqueue(self.queued)
         self.queue.clear()
         self.begun = False
@@ -275,6 +283,7 @@ class Lane:
             self._ledger.bytes.dropped[reason] += item.size
             self._unqueue(item.size)
             if item.flags & START:
+                self._left_out(item.number)
                 torn = item.offset > 0
                 self.begun = self.begun and not torn
                 self._settle(1, reason)
@@ -289,6 +298,10 @@ class Lane:
         """Drop what comes, up to the next request."""
         self.skipping = reason
         self.ready = False
+
+    def _left_out(self, number: int) -> None:
+        if self.listener is not None:
+            self.listener.left_out(number)
 
     def _settle(self, requests: int, reason: DropReason) -> None:
         self._pool.requests -= requests

@@ -36,6 +36,7 @@ from tapmirror.events import END, START, TUNNEL, Abort, Command, DropReason, Fin
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import Answers, wake_for
 from tapmirror.replay.dial import Address, Dialer
+from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
 from tapmirror.replay.ports import Ports, reset_on_close
 from tapmirror.replay.sweep import Sweep
@@ -69,6 +70,7 @@ class Reactor:
         shadow: Shadow,
         ledger: Ledger,
         tls: ssl.SSLContext | None = None,
+        hearing: Hearing | None = None,
     ) -> None:
         self._secured = tls is not None
         self._limits = spec.limits
@@ -87,8 +89,9 @@ class Reactor:
         self._ports = Ports()
         self._lingering: dict[Lane, float] = {}
         self._unread: set[Lane] = set()
+        self._hearing = hearing
         self._steps: dict[type, Callable[[Any, float], None]] = {
-            Send: self._send,
+            Send: self._send if hearing is None else self._send_heard,
             Open: self._open,
             Turn: self._turn,
             Finish: self._finish,
@@ -108,6 +111,8 @@ class Reactor:
         if not events and not self._unread:
             return
         now = clock()
+        if self._hearing is not None:
+            self._hearing.tick()
         unread, self._unread = self._unread, set()
         for lane in unread:
             self._on_readable(lane, now, ended=True)
@@ -220,6 +225,31 @@ class Reactor:
         else:
             lane.sent_whole(size, flags)
 
+    def _send_heard(self, command: Send, now: float) -> None:
+        """As `_send`, where answers are compared."""
+        flow, data, size, flags = command.flow, command.data, command.size, command.flags
+        lane = self._lanes.get(flow)
+        if lane is None or lane.listener is None or not lane.ready or flags & TUNNEL:
+            self._send(command, now)
+            return
+        if flags & START:
+            lane.framer.expect(flags)  # type: ignore[union-attr]
+            lane.listener.asked(command.number, flags)
+        try:
+            count = lane.listener.send(lane.sock, data, flags, now)
+        except BlockingIOError:
+            count = 0
+        except OSError:
+            lane.sent_in_part(bytes(data), size, flags, 0, command.number)
+            self._lost(lane, now)
+            return
+        if count < len(data):
+            lane.sent_in_part(bytes(data), size, flags, count, command.number)
+            return
+        lane.sent_whole(size, flags)
+        if lane.sent == LAZY_AFTER and flags & END:
+            self._answers.settle_in(lane)
+
     def _send_later(self, lane: Lane | None, command: Send, now: float) -> None:
         """The ways of a part that cannot be sent at once."""
         size, flags = command.size, command.flags
@@ -231,7 +261,7 @@ class Reactor:
         if flags & START and lane.state != GIVEN_UP:
             lane.skipping = None
         if lane.skipping is not None:
-            lane.drop(size, flags, lane.skipping)
+            lane.drop(size, flags, lane.skipping, command.number)
             return
         if flags & TUNNEL:
             lane.switching = True
@@ -245,13 +275,13 @@ class Reactor:
         if lane.full(len(command.data)):
             self._overflow(lane, command, now)
             return
-        lane.enqueue(bytes(command.data), size, flags)
+        lane.enqueue(bytes(command.data), size, flags, command.number)
         if lane.state == OPEN:
             self._flush(lane, now)
 
     def _skip(self, lane: Lane, command: Send, reason: DropReason) -> None:
         """Drop a part and what belongs to it."""
-        lane.drop(command.size, command.flags, reason)
+        lane.drop(command.size, command.flags, reason, command.number)
         if not command.flags & END:
             lane.skip(reason)
 
@@ -274,6 +304,8 @@ class Reactor:
     def _open(self, command: Open, now: float) -> None:
         lane = Lane(command.flow, command.http, self._pool, self._ledger)
         self._lanes[command.flow] = lane
+        if self._hearing is not None and command.http:
+            lane.listener = self._hearing.listener(command.flow)
         if not command.http and not self._connect(lane, now):
             self._give_up(lane, self._dialer.reason)
 
@@ -333,12 +365,16 @@ class Reactor:
                 self._connect_failed(lane, failure, now)
                 return
             lane.state = OPEN
+            if lane.listener is not None:
+                lane.listener.connected(lane.sock)
             if not lane.http:
                 self._answers.settle_in(lane)
             if not lane.queue:
                 lane.refresh()
         if event & select.EPOLLOUT and lane.queue:
             self._flush(lane, now)
+        if event & select.EPOLLERR and lane.listener is not None and lane.sock is not None:
+            lane.listener.late_stamps(lane.sock)
         if event & _READABLE and lane.sock is not None:
             self._on_readable(lane, now, ended=bool(event & _ENDED))
         if lane.finishing and lane.state == OPEN:
@@ -368,7 +404,11 @@ class Reactor:
             if not self._may_send(lane, item, now):
                 return
             try:
-                count = lane.sock.send(memoryview(item.data)[item.offset :])  # type: ignore[union-attr]
+                data = memoryview(item.data)[item.offset :]
+                if lane.listener is None:
+                    count = lane.sock.send(data)  # type: ignore[union-attr]
+                else:
+                    count = lane.listener.send(lane.sock, data, item.flags, now)
             except BlockingIOError:
                 return
             except OSError:
@@ -389,6 +429,8 @@ class Reactor:
                     self._lost(lane, now)
                 return False
             framer.expect(item.flags)
+            if lane.listener is not None:
+                lane.listener.asked(item.number, item.flags)
             item.announced = True
             return True
         if lane.tunnel and not item.flags:
@@ -410,10 +452,15 @@ class Reactor:
             return
         try:
             for _ in range(READS):
-                asked, count = (
-                    answers.read_http(lane, sock) if lane.framer is not None else answers.read_raw(lane, sock, now)
-                )
+                if lane.listener is not None:
+                    asked, count = lane.listener.read(lane, sock, answers)
+                elif lane.framer is not None:
+                    asked, count = answers.read_http(lane, sock)
+                else:
+                    asked, count = answers.read_raw(lane, sock, now)
                 if not count:
+                    if lane.listener is not None:
+                        lane.listener.ended(now, reset=False)
                     self._shadow_ended(lane, now)
                     return
                 if count < asked and not ended and not self._secured:
@@ -424,6 +471,8 @@ class Reactor:
             pass
         except OSError:
             self._ledger.events["shadow_resets"] += 1
+            if lane.listener is not None:
+                lane.listener.ended(now, reset=True)
             self._lost(lane, now)
             return
         if lane.queue:
@@ -494,6 +543,8 @@ class Reactor:
         self._dialer.forget(lane)
         self._turns.forget(lane)
         self._unread.discard(lane)
+        if lane.listener is not None:
+            lane.listener.given_up()
         if lane.framer is not None:
             unanswered = lane.framer.eof() - lane.unsent()
             if unanswered > 0:

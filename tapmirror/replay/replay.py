@@ -6,7 +6,7 @@ The first one's epoll is what the worker sleeps on; it watches those of the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tapmirror.events import Command, DropReason
@@ -27,6 +27,11 @@ class Replay:
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back whenever another descriptor is readable."""
         self._first.watch(fd, callback)
+
+    def readdress(self, targets: Iterable[int], addresses: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
+        """Where these targets' shadow is from now on; what is connected stays."""
+        for target in targets:
+            self.reactors[target].readdress(addresses)
 
     def run_once(self, timeout: float, clock: Callable[[], float]) -> None:
         """Wait at most `timeout` seconds for events and act on them."""

@@ -13,6 +13,7 @@ import contextlib
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 from tapmirror.events import Buffer
 from tapmirror.spec import Tls
@@ -74,7 +75,7 @@ class TlsSocket:
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
 
-    def recv_into(self, buffer: bytearray, size: int, flags: int = 0) -> int:
+    def recv_into(self, buffer: bytearray | memoryview, size: int, flags: int = 0) -> int:
         """Read; `flags` are for the kernel, which cannot see into TLS."""
         try:
             return self._sock.recv_into(buffer, min(size, len(buffer)))
@@ -91,9 +92,9 @@ class TlsSocket:
         """Of the socket beneath."""
         self._sock.setsockopt(level, option, value)
 
-    def getsockopt(self, level: int, option: int) -> int:
+    def getsockopt(self, level: int, option: int, *size: int) -> Any:
         """Of the socket beneath."""
-        return self._sock.getsockopt(level, option)
+        return self._sock.getsockopt(level, option, *size)
 
     def fileno(self) -> int:
         """Of the socket beneath."""

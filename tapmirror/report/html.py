@@ -88,7 +88,7 @@ def _page(figures: Figures, title: str) -> Iterator[str]:
     yield from _losses(figures)
     yield f"<footer><p>{escape(rtt(figures))}</p>"
     yield (
-        f"<p>Intervals hold at every moment at once, with a probability of {percent(1 - figures.alpha)} "
+        f"<p>Each interval by itself holds at every moment, with a probability of {percent(1 - figures.alpha)} "
         "(confidence sequences): look as often as you like.</p></footer>"
     )
 

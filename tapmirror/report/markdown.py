@@ -24,11 +24,11 @@ from tapmirror.report.words import (
 
 ENDPOINTS: Final = 30
 """Rows of the table."""
-_SPECIAL: Final = re.compile(r"[\\`*_{}\[\]<>()#+!|~&]")
+_SPECIAL: Final = re.compile(r"[\\`*_{}\[\]<>()#+!|~&@]")
 
 
 def markdown(figures: Figures) -> str:
-    """A section of GitHub-flavoured Markdown; nothing in it that came from the network is markup."""
+    """A section of GitHub-flavoured Markdown; nothing in it that came from the network is markup or a mention."""
     return "\n".join(_lines(figures)) + "\n"
 
 

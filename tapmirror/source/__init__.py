@@ -14,8 +14,8 @@ from tapmirror.events import FlowKey, Segment
 class Counters(msgspec.Struct, frozen=True):
     """(records, bytes) since the start, as `enum tap_count` of bpf/tap.h counts them.
 
-    seen, emitted, sampled_out, loop, ring_full and fragment count segments with payload from client to
-    production, so that seen = emitted + sampled_out + loop + ring_full + fragment.  The others count packets.
+    seen, emitted, sampled_out, loop, ring_full, fragment and client count segments with payload from client to
+    production, so that seen is the sum of the others of these.  The rest count packets.
     """
 
     seen: tuple[int, int]
@@ -24,6 +24,7 @@ class Counters(msgspec.Struct, frozen=True):
     loop: tuple[int, int]
     ring_full: tuple[int, int]
     fragment: tuple[int, int]
+    client: tuple[int, int]
     syn: tuple[int, int]
     syn_ack: tuple[int, int]
     accepted: tuple[int, int]
@@ -31,6 +32,8 @@ class Counters(msgspec.Struct, frozen=True):
     egress: tuple[int, int]
     control_lost: tuple[int, int]
     loop_syn: tuple[int, int]
+    answers: tuple[int, int]
+    answers_lost: tuple[int, int]
 
 
 class Source(Protocol):
@@ -56,6 +59,9 @@ class Source(Protocol):
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of this flow (and of those in its bucket)."""
+
+    def want_answers(self, buckets: bytes) -> None:
+        """Yield production's payload too, of the flows in buckets (65,536) whose byte is not 0, and of no others."""
 
     def counters(self) -> Counters:
         """What the capture counted."""

@@ -247,9 +247,17 @@ class LiveSource:
         """No packet is there."""
         return not self._left and not self._next_block()
 
+    def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
+        """End points of shadows from now on: nothing that goes there is captured."""
+        self._admission.exclude(excluded)
+
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of the flow's bucket."""
         self._admission.want_ack(key, wanted)
+
+    def want_answers(self, buckets: bytes) -> None:
+        """Yield production's payload too, of the flows in these buckets."""
+        self._admission.want_answers(buckets)
 
     def counters(self) -> Counters:
         """What was counted.

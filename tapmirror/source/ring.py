@@ -38,7 +38,8 @@ COUNTERS_PER_CPU: Final = 16
 """TAP_COUNTERS of bpf/tap.h."""
 WANT_ONE: Final = 1
 WANT_ALL: Final = 2
-"""TAP_WANT_ONE, TAP_WANT_ALL of bpf/tap.h."""
+WANT_ANSWERS: Final = 4
+"""TAP_WANT_ONE, TAP_WANT_ALL, TAP_WANT_ANSWERS of bpf/tap.h."""
 
 READS: Final = 100
 """Attempts to read the counters between two packets: under the heaviest load one in a few succeeds."""
@@ -187,7 +188,15 @@ class RingSource:
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Set the byte of the flow's bucket, which the kernel program looks at."""
-        self._wants[flow_hash(key, self._seed) & 0xFFFF] = WANT_ALL if wanted else 0
+        bucket = flow_hash(key, self._seed) & 0xFFFF
+        self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | (WANT_ALL if wanted else 0)
+
+    def want_answers(self, buckets: bytes) -> None:
+        """Set the bit for answers in all bytes."""
+        wants = self._wants
+        for bucket, wanted in enumerate(buckets):
+            if bool(wants[bucket] & WANT_ANSWERS) is not bool(wanted):
+                wants[bucket] ^= WANT_ANSWERS
 
     def counters(self) -> Counters:
         """The sum over all CPUs, as it was at one moment.
@@ -202,7 +211,7 @@ class RingSource:
             found = Counters(
                 *((sum(table[2 * i :: step]), sum(table[2 * i + 1 :: step])) for i in range(len(COUNTER_NAMES)))
             )
-            fates = (found.emitted, found.sampled_out, found.loop, found.ring_full, found.fragment)
+            fates = (found.emitted, found.sampled_out, found.loop, found.ring_full, found.fragment, found.client)
             if found.seen == tuple(map(sum, zip(*fates, strict=True))):
                 break
         return found

@@ -81,9 +81,9 @@ class Compare(Checked, frozen=True, kw_only=True):
     answer_time: float = 30.0
     """Seconds for an answer, from the start of the request: then the shadow timed out."""
     max_exchanges: float = 20_000.0
-    """A second that are compared.  At 8 us each, 16 % of a core."""
+    """A second that are compared; mirrored are all.  What one costs, answers and all, README tells."""
     max_bodies: float = 2000.0
-    """A second whose bodies are compared.  At 60 us each, 12 % of a core; of the others status, fields and times."""
+    """A second whose bodies are compared; of the others status, fields and times."""
     max_endpoints: int = 100
     """What comes after them is one more, called other.  More than a page shows; 100 take about 5 MB."""
     max_fields: int = 64

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tapmirror.spec.budget import Budget
+from tapmirror.spec.clients import captured_clients
+from tapmirror.spec.costs import POLICY_US as COST
+from tapmirror.spec.costs import REQUEST_US
 from tapmirror.spec.match import Match, Text
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
 from tapmirror.spec.sampled import By, Sampled
 from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import Over, Pacing, Protocol, Rule, Spread, TapSpec
 
-BASE = "about 9 us of CPU for a small request on a kept connection"
+BASE = f"about {REQUEST_US:.0f} us of CPU for a small request on a kept connection"
 HELD = "requests with a body are held in memory until they are whole"
 
 
@@ -44,9 +47,14 @@ def _kernel(tap: TapSpec) -> Iterable[str]:
         yield f"{_percent(tap.most())} of the connections are captured, whole, by a hash with seed {tap.seed}"
     else:
         yield "all connections are captured"
+    clients = captured_clients(tap)
+    if clients:
+        yield f"only clients in {', '.join(clients)} are captured (client)"
     yield "a connection is mirrored only after production accepted it"
     if tap.decap:
         yield "captured through AF_PACKET, looking into tunnels: every packet is decided in user space"
+    if tap.ttl is not None:
+        yield f"it ends by itself after {tap.ttl:g} s"
     if tap.workers != 1:
         count = "half as many workers as there are processors" if tap.workers == "auto" else f"{tap.workers} workers"
         yield f"{count} share the connections, each with limits and a ring ({tap.limits.ring_bytes:,} bytes) of its own"
@@ -215,31 +223,45 @@ def _caps(sampled: Sampled) -> Iterable[str]:
 def _cost(tap: TapSpec) -> Iterable[str]:
     yield f"{BASE}, as `scripts/bench` measures it"
     yield f"under the daemon fewer connections are captured where it passes {_budget(tap.budget)}"
+    if _decides(tap):
+        yield f"deciding on a request at all: {_us(COST['no_rules'])}"
     if tap.rules:
-        regexes = sum(
-            text.regex is not None
-            for rule in tap.rules
-            for match in rule.match
-            for text in (
-                match.host,
-                match.path,
-                match.target,
-                *match.headers.values(),
-                *match.query.values(),
-                *match.cookies.values(),
-            )
-            if text is not None
-        )
-        yield f"rules: up to 4 us for 20 conditions on the path; each regular expression tried 1 us ({regexes} here)"
+        each = (COST["20_rules"] - COST["no_rules"]) / 20
+        yield f"rules: {_us(each * len(tap.rules))} where the last of {len(tap.rules)} matches, by one condition each"
+        regexes = sum(text.regex is not None for rule in tap.rules for text in _texts(rule))
+        if regexes:
+            more = COST["20_regexes_2_headers"] - COST["20_rules_2_headers"]
+            yield f"regular expressions ({regexes} here): {_us(more)} for all of one part, the path or a header"
+    if any(sampled.by is By.KEY and sampled.key != "client" for sampled in (tap, *tap.rules, *tap.shadows)):
+        yield f"a share by a key of the request: {_us(COST['30_percent_by_cookie'] - COST['no_rules'])}"
     if any(shadow.rewrite != Rewrite() for shadow in tap.shadows):
-        yield "rewrites: under 1 us for constant headers"
+        yield f"rewrites: {_us(COST['20_rules_2_headers'] - COST['20_rules'])} for two constant headers"
     if tap.redact is not None:
         bodies = tap.redact.privacy or tap.redact.json or tap.redact.query or tap.redact.patterns
-        yield f"redaction: 2 to 5 us a head{f'; {HELD}' if bodies else ''}"
+        yield f"redaction: {_us(COST['strict_redaction'] - COST['no_rules'])} a head{f'; {HELD}' if bodies else ''}"
     if tap.hook is not None:
         yield "the hook: what it takes itself, shown in the ledger"
     if len(tap.shadows) > 1:
         yield f"{len(tap.shadows)} shadows: a send for each"
+
+
+def _decides(tap: TapSpec) -> bool:
+    """Whether requests pass through policy at all (`policy.is_needed` says it of the whole spec)."""
+    return any(True for _ in tap.http_only()) or len(tap.shadows) > 1
+
+
+def _us(microseconds: float) -> str:
+    return f"{microseconds:.1f} us"
+
+
+def _texts(rule: Rule) -> Iterator[Text]:
+    """Its conditions on texts."""
+    for match in rule.match:
+        for text in (match.host, match.path, match.target):
+            if text is not None:
+                yield text
+        for group in (match.headers, match.query, match.cookies):
+            yield from group.values()
 
 
 def _budget(budget: Budget) -> str:

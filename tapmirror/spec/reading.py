@@ -78,11 +78,14 @@ class _Reader:
     def _value(self, data: Any, kind: inspect.Type, path: Path) -> Any:
         """A value of a type; `_ABSENT` if it is none, which has been told then."""
         if isinstance(kind, inspect.UnionType):
-            if data is None and any(isinstance(each, inspect.NoneType) for each in kind.types):
+            if data is None and kind.includes_none:
                 return None
-            if any(isinstance(each, inspect.LiteralType) and data in each.values for each in kind.types):
+            words = [str(word) for each in kind.types if isinstance(each, inspect.LiteralType) for word in each.values]
+            if isinstance(data, str) and data in words:
                 return data
             (kind,) = [each for each in kind.types if not isinstance(each, inspect.NoneType | inspect.LiteralType)]
+            if words and type(data) is not _SCALARS[type(kind)]:
+                return self._wrong(path, f"{shown(data)} is not {_NAMES[_SCALARS[type(kind)]]} or {' or '.join(words)}")
         if isinstance(kind, inspect.StructType):
             return self._struct(data, kind.cls, path)
         if isinstance(kind, inspect.EnumType):

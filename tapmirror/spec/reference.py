@@ -155,6 +155,7 @@ _WHERE: Final = {
     "Hook": "hook",
     "Limits": "limits",
     "Budget": "budget",
+    "Compare": "compare",
 }
 
 

@@ -61,6 +61,11 @@ class Shadow(Sampled, frozen=True, kw_only=True):
     """Seconds after which a connection with nothing outstanding is closed, and the next request opens another; 0:
     never."""
 
+    resolve_every: float = 30.0
+    """Seconds between two look-ups of its name; 0: only at the start.  The system's resolver tells no time to live;
+    load balancers and discovery by DNS commonly give up to 60 s (AWS ELB), Kubernetes 30 s.  New connections go to the
+    new addresses; those that stand are kept."""
+
     def _check(self) -> Found:
         yield from super()._check()
         if not 0 < self.port < 65536:
@@ -71,6 +76,8 @@ class Shadow(Sampled, frozen=True, kw_only=True):
             yield "name", f"{shown(self.name)} is not a name of up to 63 printable characters"
         if not 1 <= self.copies <= MAX_COPIES:
             yield "copies", f"{self.copies} is not between 1 and {MAX_COPIES}"
+        if self.resolve_every and not 0.1 <= self.resolve_every <= 86_400:
+            yield "resolve_every", f"{self.resolve_every} is neither 0 nor between 0.1 and 86400"
         if not 0 <= self.pooled <= MAX_POOL:
             yield "pooled", f"{self.pooled} is not between 0 and {MAX_POOL}"
         if not 0 < self.connect_time < math.inf:

@@ -13,8 +13,9 @@ import msgspec
 from msgspec.structs import replace
 
 from tapmirror.spec.budget import Budget
+from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.errors import Checked, Found, shown
-from tapmirror.spec.match import Match
+from tapmirror.spec.match import Match, network_problems
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
 from tapmirror.spec.sampled import By, Sampled, divided, threshold
 from tapmirror.spec.shadow import MAX_COPIES, Shadow
@@ -23,6 +24,8 @@ MAX_ADDRS = 16
 """Production addresses of one tap: the capture program compares each packet with all of them."""
 MAX_WORKERS = 64
 """Of one tap: more than a host has processors to spare."""
+MAX_CLIENTS = 32
+"""Networks of clients: the capture without a program in the kernel compares each packet with all of them."""
 MAX_SHADOWS = 16
 """Of one tap: the capture program can leave out as many end points."""
 
@@ -204,6 +207,8 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     name: str = "tap"
     addrs: tuple[str, ...] = ()
     """Local addresses of production; empty: any."""
+    clients: tuple[str, ...] = ()
+    """Networks whose clients are mirrored; the capture leaves out all others.  Empty: any client."""
     seed: int = 0
     """Of the sampling hash: the same seed chooses the same connections."""
     protocol: Protocol = Protocol.AUTO
@@ -220,6 +225,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     spread: Spread = Spread.ALL
     redact: Redact | None = None
     hook: Hook | None = None
+    compare: Compare = Compare()
     ttl: float | None = None
     """Seconds after which the tap ends by itself."""
     workers: int | Literal["auto"] = 1
@@ -251,6 +257,9 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                 ipaddress.ip_address(addr)
             except ValueError:
                 yield f"addrs[{i}]", f"{shown(addr)} is not an IP address"
+        if len(self.clients) > MAX_CLIENTS:
+            yield "clients", f"at most {MAX_CLIENTS} networks, not {len(self.clients)}"
+        yield from network_problems("clients", self.clients)
         if self.decap and self.capture is Capture.EBPF:
             yield "decap", "eBPF does not look into tunnels: capture by AF_PACKET (packet)"
         if self.ttl is not None and not 0 < self.ttl < math.inf:
@@ -269,6 +278,10 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
             yield "shadows", f"{len(self.shadows)} shadows: one is needed, {MAX_SHADOWS} are the most"
         if sum(shadow.copies for shadow in self.shadows) > MAX_COPIES:
             yield "shadows", f"more than {MAX_COPIES} copies in all"
+        if self.compare.level is not Level.OFF:
+            for i, shadow in enumerate(self.shadows):
+                if shadow.pooled:
+                    yield f"shadows[{i}].pooled", "compare pairs answers by connection: not on pooled ones"
         labels = [shadow.label for shadow in self.shadows]
         for i, label in enumerate(labels):
             if label in labels[:i]:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import socket
+from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 from tapmirror.safety import plain
@@ -36,20 +39,34 @@ def port(address: tuple[Any, ...]) -> int:
     return int(address[1])
 
 
-def largest_packet(iface: str) -> int:
-    """The largest packet that the interface hands to the kernel or takes from it: 64 KiB, more with BIG TCP."""
-    from pyroute2 import IPRoute
+@contextlib.contextmanager
+def _netlink() -> Iterator[Any]:
+    """What asks the kernel.  Raises OSError, also where the kernel refuses: that has an error class of its own."""
+    from pyroute2 import IPRoute, NetlinkError  # takes 0.2 s to import: only who starts a tap pays
 
-    with IPRoute() as netlink:
+    try:
+        with IPRoute() as netlink:
+            yield netlink
+    except NetlinkError as error:
+        raise OSError(error.code, os.strerror(error.code)) from None
+
+
+def largest_packet(iface: str) -> int:
+    """The largest packet that the interface hands to the kernel or takes from it: 64 KiB, more with BIG TCP.
+
+    Raises OSError.
+    """
+    with _netlink() as netlink:
         (link,) = netlink.link("get", ifname=iface)
     return max(65_536, *(link.get_attr(name) or 0 for name in ("IFLA_GSO_MAX_SIZE", "IFLA_GRO_MAX_SIZE")))
 
 
 def local_addresses() -> tuple[list[str], set[str]]:
-    """All addresses of this host (of this network namespace), and the broadcast addresses of its links."""
-    from pyroute2 import IPRoute  # takes 0.2 s to import: only who starts a tap pays
+    """All addresses of this host (of this network namespace), and the broadcast addresses of its links.
 
-    with IPRoute() as netlink:
+    Raises OSError.
+    """
+    with _netlink() as netlink:
         found = [
             (str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")), int(message["prefixlen"]))
             for message in netlink.get_addr()

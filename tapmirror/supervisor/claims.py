@@ -16,6 +16,8 @@ import errno
 import hashlib
 import os
 import socket
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,22 @@ from tapmirror.spec import TapSpec
 
 MOST: Final = 256
 """Claims of a tap: each takes a descriptor."""
+NETLINK_SOCK_DIAG: Final = 4
+SOCK_DIAG_BY_FAMILY: Final = 20
+NLM_F_REQUEST_DUMP: Final = 0x301
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+SHOW_NAME: Final = 0x1
+SHOW_UID: Final = 0x40
+DIAG_NAME: Final = 0
+DIAG_UID: Final = 7
+HEADER: Final = struct.Struct("=IHHII")
+"""nlmsghdr: length, type, flags, sequence, port."""
+REQUEST: Final = struct.Struct("=BBxxIIIII")
+"""unix_diag_req: family, protocol, states, inode, what to show, cookie."""
+ANSWER: Final = struct.Struct("=BBBBIII")
+"""unix_diag_msg: family, type, state, inode, cookie."""
+ATTRIBUTE: Final = struct.Struct("=HH")
 LONGEST: Final = 107
 """Bytes of a name (sun_path of unix(7), without the leading zero)."""
 
@@ -55,11 +73,11 @@ class Claims:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 return  # no such sockets here: then the daemon's own check must do
-            owner = owner_of(name)
-            if owner is not None:
-                raise ClaimedError(
-                    f"{what} already, by the process {owner}: the shadow would get every request twice"
-                ) from None
+            with suppress(OSError):
+                holder = holder_of(name)
+                if holder is not None:
+                    message = f"{what} already, by {holder}: the shadow would get every request twice"
+                    raise ClaimedError(message) from None
 
     def close(self) -> None:
         """Let go."""
@@ -79,25 +97,52 @@ def claimed(spec: TapSpec) -> Iterator[tuple[str, str]]:
                 )
 
 
-def owner_of(name: str) -> int | None:
-    """The pid of root's process that holds a name; None: it is not root's, or it is gone.
+def holder_of(name: str) -> str | None:
+    """Who holds a name, in words; None: it is not root's, or nobody's any more.  Raises OSError.
 
-    The kernel names the socket (sock_diag(7)), its descriptor the process.  /proc/net/unix would do without netlink,
-    but whoever puts a line feed into a name can forge lines there.
+    The kernel names the socket and its owner (sock_diag(7)).  /proc/net/unix would do without netlink, but whoever puts
+    a line feed into a name can forge lines there.
     """
-    from pyroute2 import DiagSocket  # takes 0.2 s to import: only who is refused pays
-    from pyroute2.netlink.diag import UDIAG_SHOW_NAME
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        with DiagSocket() as netlink:
-            netlink.bind()
-            found = netlink.get_sock_stats(family=socket.AF_UNIX, show=UDIAG_SHOW_NAME)
-        inodes = {f"socket:[{each['udiag_ino']}]" for each in found if each.get_attr("UNIX_DIAG_NAME") == name}
-    except (NetlinkError, OSError, UnicodeError):
+    found = [(inode, uid) for held, inode, uid in sockets() if held == b"\0" + name.encode()]
+    if not found or found[0][1] not in (0, None):
         return None
+    wanted = f"socket:[{found[0][0]}]"
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if process.stat().st_uid == 0 and any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
-                return int(process.name)
-    return None
+        with suppress(OSError):  # it is gone, or may do more than we may
+            if any(os.readlink(fd) == wanted for fd in (process / "fd").iterdir()):
+                return f"the process {process.name}"
+    return "another process of root's"
+
+
+def sockets() -> Iterator[tuple[bytes, int, int | None]]:
+    """(name, inode, user) of all Unix sockets of this network namespace that have a name: unix_diag of sock_diag(7).
+
+    pyroute2 does not know UNIX_DIAG_UID.  Before Linux 5.3 the kernel does not either: the user is None then.
+    """
+    request = REQUEST.pack(socket.AF_UNIX, 0, 0xFFFFFFFF, 0, SHOW_NAME | SHOW_UID, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(5.0)
+        netlink.send(HEADER.pack(HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 0, 0) + request)
+        while True:
+            data = netlink.recv(1 << 16)
+            while len(data) >= HEADER.size:
+                length, kind, _, _, _ = HEADER.unpack_from(data)
+                if kind in (NLMSG_DONE, NLMSG_ERROR) or length < HEADER.size:
+                    return
+                message, data = data[HEADER.size : length], data[(length + 3) & ~3 :]
+                values = attributes(message[ANSWER.size :])
+                if DIAG_NAME in values:
+                    uid = int.from_bytes(values[DIAG_UID], sys.byteorder) if DIAG_UID in values else None
+                    yield values[DIAG_NAME], ANSWER.unpack_from(message)[4], uid
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes of a netlink message, by type."""
+    found = {}
+    while len(data) >= ATTRIBUTE.size:
+        length, kind = ATTRIBUTE.unpack_from(data)
+        if length < ATTRIBUTE.size:
+            break
+        found[kind] = data[ATTRIBUTE.size : length]
+        data = data[(length + 3) & ~3 :]
+    return found

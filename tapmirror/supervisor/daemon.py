@@ -6,6 +6,9 @@ So whatever a tap, a disk or a resolver does, the kill switch and the control so
 
 Taps have two origins.  Those of files are made equal to the files at the start and on reload; those of commands are
 what `start`, `apply` and `stop` are about.  Neither touches the other, but for `stop`, which stops any.
+
+What adds taps (`start`, `apply`, `reload`) is done one after the other; what stops them waits for nothing, so whatever
+adds looks again after each wait at what was stopped meanwhile.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from tapmirror.spec import SpecError, TapSpec
 from tapmirror.supervisor import folder, state
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.places import Places
-from tapmirror.supervisor.plan import Action, Step, can_change, conflict, needs_force, plan
-from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner
+from tapmirror.supervisor.plan import Action, Step, conflict, different, needs_force, plan
+from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner, with_share
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
 
@@ -58,7 +61,7 @@ class Entry:
         """It is kept on disk."""
         self.leaving = False
         self.unwanted = False
-        """It was stopped by command: nothing is to follow it."""
+        """It was stopped or removed: nothing is to follow it, and it is kept on disk no more."""
 
     @property
     def spec(self) -> TapSpec:
@@ -102,6 +105,11 @@ class Daemon:
         self._log = log
         self._make = make
         self._taps: dict[str, Entry] = {}
+        self._replaced: dict[str, Entry] = {}
+        """Those that are being restarted: kept on disk as they were until what follows them runs."""
+        self._changing = asyncio.Lock()
+        """Held by what adds taps."""
+        self._closing = False
         self._stopped: set[str] = set()
         self._stops = 0
         """How often all was stopped by command."""
@@ -165,9 +173,12 @@ class Daemon:
         self.look_for_stop()
         for each in (*commands, *files.values()):
             self._restore(each)
-        await self._save()
+        self._later(self._save())  # a disk that hangs holds up no start
 
     def _restore(self, kept: state.Kept) -> None:
+        if kept.spec.name in self._taps:
+            self._log.say(Level.ERROR, "state", "it is kept twice: the second is left out", tap=kept.spec.name)
+            return
         left = None if kept.ends_at is None else kept.ends_at - time.time()
         if left is not None and left <= 0:
             self._log.say(Level.NOTICE, "ttl", "its time was over while no daemon ran", tap=kept.spec.name)
@@ -176,30 +187,38 @@ class Daemon:
             return
         spec = kept.spec
         if kept.percent is not None:
-            spec = msgspec.structs.replace(spec, percent=kept.percent)
+            spec = with_share(spec, kept.percent)
         self._add(spec, kept.origin, written=kept.spec, paused=kept.paused, ttl=left, accepted=True)
 
     async def close(self) -> None:
         """Stop all, and keep on disk that they are to run."""
-        for task in self._tasks:
-            task.cancel()
+        self._closing = True
         await self._ended([*self._taps.values()])
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- requests
 
     async def start(self, specs: Sequence[TapSpec], *, force: bool) -> list[str]:
         """Start all or none; their names.  Raises `RefusedError`."""
-        self._not_killed()
-        self._distinct(specs)
-        for spec in specs:
-            if spec.name in self._taps:
-                where = self._taps[spec.name].origin
-                origin = f" (of {where})" if where else ""
-                raise RefusedError("refused", f"a tap has the name {spec.name!r} already{origin}")
-        self._allowed(specs, [*self.specs(), *specs], force=force)
-        failed = await self._begin(specs, {})
+        stops = self._stops
+        async with self._changing:
+            self._not_overtaken(stops)
+            self._not_killed()
+            self._distinct(specs)
+            for spec in specs:
+                if spec.name in self._taps:
+                    where = self._taps[spec.name].origin
+                    origin = f" (of {where})" if where else ""
+                    raise RefusedError("refused", f"a tap has the name {spec.name!r} already{origin}")
+            self._allowed(specs, [*self.specs(), *specs], force=force)
+            entries = [self._add(spec, "") for spec in specs]
+        # The names are taken: one that hangs holds up no other request.
+        failed = await self._started(entries)
         if failed:
-            await self._leave([self._taps[spec.name] for spec in specs if spec.name not in failed])
+            rest = [entry for entry in entries if entry.accepted]
+            for entry in rest:
+                entry.unwanted = True
+            await self._leave(rest)
             name, message = next(iter(failed.items()))
             raise RefusedError("failed", f"{name}: {message}" if len(specs) > 1 else message)
         await self._save()
@@ -207,41 +226,42 @@ class Daemon:
 
     async def stop(self, name: str) -> list[dict[str, Any]]:
         """Stop a tap: its name and final ledger.  Raises `RefusedError`."""
-        self._entry(name)
-        return await self._stop([name])
+        return await self._stop([self._entry(name)])
 
     async def stop_all(self) -> list[dict[str, Any]]:
         """Stop all taps, all capture at once, and what is about to begin."""
         self._stops += 1
-        return await self._stop([*self._taps])
+        return await self._stop([*self._taps.values()])
 
     async def apply(self, specs: Sequence[TapSpec], *, dry_run: bool, force: bool) -> dict[str, Any]:
         """Make the taps of commands equal to these: what is done, and what failed.  Raises `RefusedError`."""
-        self._distinct(specs)
-        files = [entry for entry in self._taps.values() if entry.origin]
-        for spec in specs:
-            if spec.name in self._taps and self._taps[spec.name].origin:
-                where = self._taps[spec.name].origin
-                raise RefusedError("refused", f"the tap {spec.name!r} is that of {where}: change it there")
-        running = {name: entry.spec for name, entry in self._taps.items() if not entry.origin and not entry.leaving}
-        steps = plan(running, specs)
-        self._allowed(
-            [step.spec for step in steps if step.action not in (Action.KEEP, Action.REMOVE)],
-            [*(entry.spec for entry in files), *specs],
-            force=force,
-        )
-        if dry_run:
-            return {"plan": [step.told() for step in steps], "failed": {}}
-        return await self._carry_out(steps, {})
+        stops = self._stops
+        async with self._changing:
+            self._not_overtaken(stops)
+            self._distinct(specs)
+            files = [entry for entry in self._taps.values() if entry.origin]
+            for spec in specs:
+                if spec.name in self._taps and self._taps[spec.name].origin:
+                    where = self._taps[spec.name].origin
+                    raise RefusedError("refused", f"the tap {spec.name!r} is that of {where}: change it there")
+            running = {name: entry.spec for name, entry in self._taps.items() if not entry.origin and not entry.leaving}
+            steps = plan(running, specs)
+            self._allowed(
+                [step.spec for step in steps if step.action not in (Action.KEEP, Action.REMOVE)],
+                [*(entry.spec for entry in files), *specs],
+                force=force,
+            )
+            if dry_run:
+                return {"plan": [step.told() for step in steps], "failed": {}}
+            done = await self._carry_out(steps, {}, stops)
+        await self._save()
+        return done
 
     async def set_percent(self, name: str, percent: float) -> None:
         """The share of a tap, while it runs.  Raises `RefusedError`."""
         entry = self._entry(name)
-        reason = can_change(entry.spec)
-        if reason is not None:
-            raise RefusedError("refused", f"percent: {reason}")
         try:
-            msgspec.structs.replace(entry.spec, percent=percent)
+            with_share(entry.spec, percent)
         except SpecError as error:
             raise RefusedError("bad_request", str(error)) from None
         await self._done(entry.runner.set_percent(percent))
@@ -265,20 +285,34 @@ class Daemon:
 
     async def reload(self) -> dict[str, Any]:
         """Make the taps of files equal to the files: what is done, and what failed.  Raises `RefusedError`."""
-        self._not_killed()
-        stopped, self._stopped = self._stopped, set()
-        running = {name: entry.spec for name, entry in self._taps.items() if entry.origin and not entry.leaving}
+        stops = self._stops
+        async with self._changing:
+            self._not_overtaken(stops)
+            self._not_killed()
+            stopped, self._stopped = self._stopped, set()
+            try:
+                done = await self._reload(stops)
+            except RefusedError:
+                self._stopped |= stopped
+                self._later(self._save())
+                raise
+        await self._save()
+        return done
+
+    async def _reload(self, stops: int) -> dict[str, Any]:
         commands = [entry.spec for entry in self._taps.values() if not entry.origin]
-        try:
-            found = await self._read_files(commands, running.values())
-        except RefusedError:
-            self._stopped = stopped
-            raise
+        found = await self._read_files(commands, self._of_files().values())
+        self._not_overtaken(stops)
+        running = self._of_files()
+        found = {name: each for name, each in found.items() if name not in self._stopped}  # those stopped meanwhile
         for name, (file, _) in found.items():
             if name in running:
                 self._taps[name].origin = file
         steps = plan(running, [spec for _, spec in found.values()])
-        return await self._carry_out(steps, {name: file for name, (file, _) in found.items()})
+        return await self._carry_out(steps, {name: file for name, (file, _) in found.items()}, stops)
+
+    def _of_files(self) -> dict[str, TapSpec]:
+        return {name: entry.spec for name, entry in self._taps.items() if entry.origin and not entry.leaving}
 
     # --- time
 
@@ -287,10 +321,14 @@ class Daemon:
         self.look_for_stop()
         for entry in self._taps.values():
             entry.runner.detach()
-        over = [name for name, entry in self._taps.items() if entry.ends is not None and entry.ends <= now]
-        for name in over:
-            self._taps[name].ends = None
-            self._log.say(Level.NOTICE, "ttl", "its time is over", tap=name)
+        over = [
+            entry
+            for entry in self._taps.values()
+            if entry.ends is not None and entry.ends <= now and not entry.unwanted
+        ]
+        for entry in over:
+            entry.unwanted = True
+            self._log.say(Level.NOTICE, "ttl", "its time is over", tap=entry.spec.name)
         if over:
             self._later(self._stop(over))
         if self._dirty and now >= self._save_at:
@@ -324,6 +362,16 @@ class Daemon:
         if self.killed:
             raise RefusedError("refused", f"the kill switch is on: {self.places.stop_file} is there; remove it first")
 
+    def _not_closing(self) -> None:
+        if self._closing:
+            raise RefusedError("failed", "the daemon is stopping")
+
+    def _not_overtaken(self, stops: int) -> None:
+        """Raises `RefusedError` if all was stopped since `_stops` was this."""
+        self._not_closing()
+        if self._stops != stops:
+            raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
+
     def _distinct(self, specs: Sequence[TapSpec]) -> None:
         names = [spec.name for spec in specs]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -352,6 +400,9 @@ class Daemon:
         ttl: float | None = None,
         accepted: bool = False,
     ) -> Entry:
+        """Raises `RefusedError` while there is one of this name: it may capture yet."""
+        if spec.name in self._taps:
+            raise RefusedError("busy", f"there is a tap {spec.name!r} yet")
         runner = Runner(spec, self._log, self._loaders, make=self._make)
         runner.keep_trying = accepted
         ends = None if ttl is None else time.monotonic() + ttl
@@ -365,32 +416,43 @@ class Daemon:
         self, specs: Sequence[TapSpec], origins: Mapping[str, str], paused: Container[str] = ()
     ) -> dict[str, str]:
         """Start new taps; why some could not be, by name.  Those are there no more."""
-        entries = [
-            self._add(spec, origins.get(spec.name, ""), paused=spec.name in paused, ttl=spec.ttl) for spec in specs
-        ]
+        return await self._started(
+            [self._add(spec, origins.get(spec.name, ""), paused=spec.name in paused) for spec in specs]
+        )
+
+    def _again(self, entry: Entry) -> None:
+        """Start a tap that has ended as it was, with the time that it had left."""
+        ttl = None if entry.ends is None else entry.ends - time.monotonic()
+        self._add(entry.spec, entry.origin, written=entry.written, paused=entry.paused, ttl=ttl, accepted=True)
+
+    async def _started(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """Wait for the first try of new taps; why some could not be, by name.  Those are there no more."""
         outcomes = await asyncio.gather(
             *(asyncio.wrap_future(entry.runner.started) for entry in entries), return_exceptions=True
         )
+        self._not_closing()
         failed = {}
         for entry, outcome in zip(entries, outcomes, strict=True):
             if outcome is None and not entry.leaving:
                 entry.accepted = True
+                entry.ends = None if entry.spec.ttl is None else time.monotonic() + entry.spec.ttl
             else:
                 failed[entry.spec.name] = str(outcome or EndedError("the tap was stopped while it started"))
         await self._leave([entry for entry in entries if not entry.accepted])
         return failed
 
-    async def _stop(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        entries = [self._taps[name] for name in names]
+    async def _stop(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         for entry in entries:
             entry.leaving = entry.unwanted = True
+            if entry.spec.name in self._replaced:
+                self._replaced[entry.spec.name].unwanted = True
             entry.runner.end()
             if entry.origin:
                 self._stopped.add(entry.spec.name)
         saved = asyncio.ensure_future(self._save())
         ledgers = await self._leave(entries)
         await saved
-        return [{"name": name, "ledger": ledger} for name, ledger in zip(names, ledgers, strict=True)]
+        return [{"name": entry.spec.name, "ledger": ledger} for entry, ledger in zip(entries, ledgers, strict=True)]
 
     async def _leave(self, entries: Sequence[Entry]) -> list[dict[str, Any] | None]:
         """End taps and forget them; their final ledgers."""
@@ -407,39 +469,61 @@ class Daemon:
             futures.append(entry.runner.end())
         return await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(future)) for future in futures))
 
-    async def _carry_out(self, steps: Sequence[Step], origins: Mapping[str, str]) -> dict[str, Any]:
-        """Do it; the plan, and what failed."""
+    def _ready_for(self, step: Step) -> None:
+        """Raises `RefusedError` if the tap of this name is not (any more) what the plan took it to be."""
+        there = self._taps.get(step.name)
+        if there is not None and there.leaving:
+            raise RefusedError("busy", f"the tap {step.name!r} is being stopped")
+        if there is not None and not there.accepted:
+            raise RefusedError("busy", f"the tap {step.name!r} is being started")
+        if (step.action is Action.ADD) != (there is None):
+            raise RefusedError("busy", f"the tap {step.name!r} was changed meanwhile")
+
+    async def _carry_out(self, steps: Sequence[Step], origins: Mapping[str, str], stops: int) -> dict[str, Any]:
+        """Do it, holding `_changing`; the plan, and what failed.  It is to be saved then.
+
+        `stops` is `_stops` as it was when this was asked for.
+        """
         doing = [step for step in steps if step.action is not Action.KEEP]
         for step in doing:
-            if step.action is not Action.ADD and self._taps[step.name].leaving:
-                raise RefusedError("busy", f"the tap {step.name!r} is being stopped")
+            self._ready_for(step)
         if any(step.action is not Action.REMOVE for step in doing):
             self._not_killed()
-        old = {step.name: self._taps[step.name] for step in doing if step.action is Action.RESTART}
+        there = {step.name: self._taps[step.name] for step in doing if step.action is not Action.ADD}
+        old = {step.name: there[step.name] for step in doing if step.action is Action.RESTART}
+        removed = [there[step.name] for step in doing if step.action is Action.REMOVE]
         failed: dict[str, str] = {}
         for step in doing:
             if step.action is Action.CHANGE:
-                entry = self._taps[step.name]
+                entry = there[step.name]
                 entry.written = step.spec
                 try:
                     await self._done(entry.runner.set_percent(step.spec.percent))
                 except RefusedError as error:
                     failed[step.name] = str(error)
-        stops = self._stops
-        await self._leave([self._taps[step.name] for step in doing if step.action in (Action.REMOVE, Action.RESTART)])
+        self._not_closing()
+        for entry in removed:
+            entry.unwanted = True
+        self._replaced = old
+        await self._leave([*removed, *old.values()])
+        self._not_closing()  # what is replaced stays kept
         new = [step.spec for step in doing if step.action is Action.ADD]
         new += [step.spec for step in doing if step.name in old and not old[step.name].unwanted]
         if new and (self.killed or self._stops != stops):
-            await self._save()
+            self._replaced = {}
+            for entry in old.values():
+                if not entry.unwanted:
+                    self._again(entry)
+            self._later(self._save())
             raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
         failed |= {name: "it was stopped meanwhile" for name, entry in old.items() if entry.unwanted}
         for name, message in (await self._begin(new, origins, {n for n in old if old[n].paused})).items():
             failed[name] = message
-            if name in old and name not in self._taps and self._stops == stops:
-                entry = old[name]
-                self._add(entry.spec, entry.origin, written=entry.written, paused=entry.paused, accepted=True)
+            self._not_closing()
+            if name in old and not old[name].unwanted and name not in self._taps:
+                self._again(old[name])
                 failed[name] += "; it goes on as it was"
-        await self._save()
+        self._replaced = {}
         return {"plan": [step.told() for step in steps], "failed": failed}
 
     async def _read_files(
@@ -461,7 +545,7 @@ class Daemon:
                 raise folder.FolderError(taken)
             wanted = [spec for name, (_, spec) in found.items() if name not in self._stopped]
             changed = [spec for spec in wanted if known.get(spec.name) != spec]
-            self._allowed(changed, [*commands, *wanted], force=False)
+            self._allowed(changed, [*commands, *wanted], force=True)  # whoever wrote the file has insisted
         except folder.FolderError as error:
             for problem in error.problems:
                 self._log.say(Level.ERROR, "reload", problem)
@@ -509,13 +593,13 @@ class Daemon:
         taps = [
             state.Kept(
                 spec=entry.written,
-                percent=entry.spec.percent if entry.spec.percent != entry.written.percent else None,
+                percent=entry.spec.percent if different(entry.spec, entry.written) else None,
                 origin=entry.origin,
                 paused=entry.paused,
                 ends_at=None if entry.ends is None else wall + entry.ends - now,
             )
-            for entry in self._taps.values()
-            if entry.accepted and not entry.leaving
+            for entry in {**self._replaced, **{n: e for n, e in self._taps.items() if e.accepted}}.values()
+            if not entry.unwanted
         ]
         return state.State(taps=taps, stopped=sorted(self._stopped))
 

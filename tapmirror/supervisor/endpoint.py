@@ -123,7 +123,7 @@ class Endpoint:
                 peer.head += data
                 if END not in peer.head:
                     return bool(data) and len(peer.head) < HEAD
-                peer.answer = memoryview(self._answer(peer.head.decode("latin-1")))
+                peer.answer = memoryview(self._answer_or_fail(peer.head.decode("latin-1")))
                 self._selector.modify(peer.sock, selectors.EVENT_WRITE)
             peer.answer = peer.answer[peer.sock.send(peer.answer) :]
         except BlockingIOError:
@@ -145,6 +145,13 @@ class Endpoint:
         self._selector.close()
         self._listener.close()
         self._end_read.close()
+
+    def _answer_or_fail(self, head: str) -> bytes:
+        """The whole answer; one tap's figures that cannot be made into text do not end the thread."""
+        try:
+            return self._answer(head)
+        except Exception:
+            return _response("500 Internal Server Error", "text/plain", b"the metrics cannot be made\n")
 
     def _answer(self, head: str) -> bytes:
         """The whole answer to a request."""

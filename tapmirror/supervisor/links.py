@@ -170,8 +170,12 @@ def present(patterns: Sequence[str]) -> list[str]:
 
 
 def is_up(name: str) -> bool:
-    """Whether the interface is there, and up."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+    """Whether the interface is there, and up; also where that cannot be asked, for want of descriptors."""
+    try:
+        any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError:
+        return True
+    with any_socket:
         try:
             answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
         except OSError:

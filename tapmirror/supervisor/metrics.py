@@ -80,7 +80,7 @@ class _History:
     def __init__(self) -> None:
         self.total = _Total()
         self.cpu = _Total()
-        """By worker; a process's own never falls, and is kept when the process is gone."""
+        """By the worker's place: what it gives includes its predecessors."""
         self._seen = 0
 
     def take(self, snapshot: Snapshot) -> None:
@@ -92,8 +92,8 @@ class _History:
         self._seen = seen
         for key, value in _counted(snapshot):
             self.total.add(key, value)
-        for worker in workers(snapshot):
-            self.cpu.add(("cpu", str(worker["pid"])), worker["cpu_s"])
+        for index, worker in enumerate(workers(snapshot)):
+            self.cpu.add(("cpu", str(index)), worker["cpu_s"])
 
 
 def workers(snapshot: Snapshot) -> Sequence[Mapping[str, Any]]:

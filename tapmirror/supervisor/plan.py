@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import enum
+import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from tapmirror.spec import TapSpec
+from tapmirror.spec.tap import ANY
 
-LIVE: Final = frozenset({"percent"})
-"""Fields that are changed in a running tap."""
+LIVE: Final = frozenset({"percent", "ramp"})
+"""Fields that are changed in a running tap; a ramp can end so, and not begin."""
 SSH: Final = 22
 
 
@@ -56,7 +59,7 @@ def plan(running: Mapping[str, TapSpec], wanted: Sequence[TapSpec]) -> list[Step
         elif not fields:
             action = Action.KEEP
         else:
-            action = Action.CHANGE if LIVE.issuperset(fields) and can_change(now) is None else Action.RESTART
+            action = Action.CHANGE if LIVE.issuperset(fields) and spec.ramp is None else Action.RESTART
         steps.append(Step(spec.name, action, spec, fields))
     order = [Action.REMOVE, Action.RESTART, Action.CHANGE, Action.ADD, Action.KEEP]
     return sorted(steps, key=lambda step: (order.index(step.action), step.name))
@@ -68,17 +71,10 @@ def different(one: TapSpec, other: TapSpec) -> tuple[str, ...]:
     return tuple(name for name in names if getattr(one, name) != getattr(other, name))
 
 
-def can_change(spec: TapSpec) -> str | None:
-    """Why the share of this tap cannot be set while it runs; None: it can."""
-    if spec.ramp is not None:
-        return "its share is a ramp, which changes by itself"
-    return None
-
-
 def conflict(spec: TapSpec, others: Iterable[TapSpec]) -> str | None:
     """Why this tap may not run beside the others: a shadow would get the same request twice.  None: it may."""
     for other in others:
-        if other.name == spec.name or other.iface != spec.iface:
+        if other.name == spec.name or not any(overlap(a, b) for a in spec.links() for b in other.links()):
             continue
         ports = set(spec.ports) & set(other.ports)
         apart = spec.addrs and other.addrs and not set(spec.addrs) & set(other.addrs)
@@ -91,6 +87,14 @@ def conflict(spec: TapSpec, others: Iterable[TapSpec]) -> str | None:
     return None
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether there can be an interface that both names, or patterns, stand for."""
+    if fnmatch.fnmatchcase(one, other) or fnmatch.fnmatchcase(other, one):
+        return True
+    firm = [re.split(r"[*?[]", name)[0] for name in (one, other)]
+    return firm[0] != one and firm[1] != other and (firm[0].startswith(firm[1]) or firm[1].startswith(firm[0]))
+
+
 def place(shadow: Any) -> str:
     """Where a shadow is, as it is written."""
     return str(shadow.end_point).lower()
@@ -100,4 +104,6 @@ def needs_force(spec: TapSpec) -> str | None:
     """Why this tap is started only if one insists; None: nothing speaks against it."""
     if SSH in spec.ports:
         return "port 22 is SSH's: a copy of logins helps no shadow"
+    if spec.iface == ANY and not spec.addrs:
+        return "iface: any without addrs takes everything to these ports, also what only passes this host"
     return None

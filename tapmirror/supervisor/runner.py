@@ -216,8 +216,8 @@ class Runner:
                 self._close()
                 return False
             tap.start()
-        except (TapError, ClaimedError) as error:
-            self._failed(TapError(str(error)))
+        except Exception as error:
+            self._failed(as_tap_error(error))
             return False
         finally:
             self._loaders.release()
@@ -253,8 +253,8 @@ class Runner:
             self._go_on(tap)
             self._state = ("stopping", self._held or "sends what was captured")
             self.ledger = tap.stop()
-        except TapError as error:
-            self._lost(error, time.monotonic() - began)
+        except Exception as error:
+            self._lost(as_tap_error(error), time.monotonic() - began)
         finally:
             self._close()
         return self.ledger
@@ -270,7 +270,7 @@ class Runner:
     def _go_on(self, tap: Tap) -> None:
         """Until it is to end, or to be held.  Raises `TapError` if it is lost."""
         due = time.monotonic()
-        regulation = Regulation(self.spec.budget, due)
+        regulation = Regulation(self.spec.budget, due, self._tell_share)
         while not self._leaving():
             now = time.monotonic()
             try:
@@ -327,8 +327,8 @@ class Runner:
         for command, future in commands:
             try:
                 future.set_result(command(tap))
-            except TapError as error:
-                future.set_exception(error)
+            except Exception as error:
+                future.set_exception(as_tap_error(error))
 
     def _refuse_commands(self) -> None:
         with self._lock:
@@ -339,6 +339,9 @@ class Runner:
     def _warn(self, message: str) -> None:
         self._log.say(Level.WARNING, "warning", message, tap=self.spec.name)
 
+    def _tell_share(self, message: str) -> None:
+        self._log.say(Level.NOTICE, "share", message, tap=self.spec.name)
+
     # --- what can be asked for
 
     def set_percent(self, percent: float) -> Future[Any]:
@@ -347,7 +350,7 @@ class Runner:
         def change(tap: Tap | None) -> None:
             if tap is not None:
                 tap.set_percent(percent)
-            self.spec = msgspec.structs.replace(self.spec, percent=percent)
+            self.spec = with_share(self.spec, percent)
 
         return self.ask(change)
 
@@ -376,10 +379,26 @@ class Runner:
         return self.ask(change)
 
 
+def as_tap_error(error: Exception) -> TapError:
+    """Whatever went wrong with a tap, in one line: want of descriptors or memory passes, and the tap is tried again."""
+    if isinstance(error, TapError):
+        return error
+    if isinstance(error, ClaimedError):
+        return TapError(str(error))
+    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+    return TapError(f"internal error: {kind}{' '.join(str(error).split())}")
+
+
+def with_share(spec: TapSpec, percent: float) -> TapSpec:
+    """The tap with a share that was set: a ramp is over then.  Raises `SpecError`."""
+    return msgspec.structs.replace(spec, percent=percent, ramp=None)
+
+
 class Regulation:
     """The governor of one running tap, fed with its ledgers."""
 
-    def __init__(self, budget: Budget, now: float) -> None:
+    def __init__(self, budget: Budget, now: float, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._governor = Governor(budget, now)
         self._before: tuple[float, dict[str, Any]] | None = None
         self._decision = Decision(share=1.0, reason="")
@@ -392,5 +411,9 @@ class Regulation:
         found = measure(before[1], ledger, now - before[0], pressure.some("cpu"), pressure.some("memory"))
         decision = self._governor.observe(found, now)
         if decision != self._decision:
-            self._decision = decision
             tap.throttle(decision.share, decision.reason)
+        if decision.reason != self._decision.reason:
+            self._tell(
+                f"{decision.share:.0%} of its share: {decision.reason}" if decision.reason else "its whole share"
+            )
+        self._decision = decision

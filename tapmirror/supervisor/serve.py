@@ -11,6 +11,7 @@ import resource
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from tapmirror import __version__, privsep
@@ -75,11 +76,11 @@ class Service:
         try:
             if self._metrics is not None:
                 endpoint = Endpoint(TapMetrics(self._daemon.snapshots).registry(), *self._metrics)
-            await self._daemon.restore()
-            self._restored.set()
-            self._log.say(Level.INFO, "daemon", "serving", version=__version__, pid=os.getpid(), socket=path)
-            self._notifier.ready()
+            restoring = asyncio.create_task(self._restore(path))
             await self._serve_until_told(server)
+            if restoring.done():
+                restoring.result()
+            restoring.cancel()
             self._log.say(Level.INFO, "daemon", "stopping: the taps send what was captured")
             self._notifier.stopping()
             with suppress(TimeoutError):
@@ -90,6 +91,17 @@ class Service:
             server.close()
             if endpoint is not None:
                 endpoint.close()
+
+    async def _restore(self, path: Path) -> None:
+        """Beside the ticks: a disk that hangs takes nobody the file STOP."""
+        try:
+            await self._daemon.restore()
+        except BaseException:
+            self._leave.set()
+            raise
+        self._restored.set()
+        self._log.say(Level.INFO, "daemon", "serving", version=__version__, pid=os.getpid(), socket=path)
+        self._notifier.ready()
 
     async def _serve_until_told(self, server: Server) -> None:
         alive = 0.0
@@ -116,6 +128,7 @@ class Service:
         self._task(self._reload_by_signal())
 
     async def _reload_by_signal(self) -> None:
+        await self._restored.wait()
         self._notifier.reloading()
         try:
             done = await self._daemon.reload()
@@ -225,7 +238,7 @@ def what(request: Request) -> dict[str, Any]:
     facts: dict[str, Any] = {"op": request.__struct_config__.tag}
     for field in ("name", "percent", "all", "force", "dry_run"):
         value = getattr(request, field, None)
-        if value not in (None, False):
+        if value is not None and value is not False:
             facts[field] = value
     taps = getattr(request, "taps", None)
     if taps is not None:

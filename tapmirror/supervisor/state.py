@@ -48,10 +48,15 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """Taps of files that were stopped by command: they stay so until the files are read anew on request."""
 
 
+class _Version(msgspec.Struct):
+    """What every version has."""
+
+    version: int
+
+
 class _Rough(msgspec.Struct):
     """As far as the file is read at once: a tap that is not understood costs no other."""
 
-    version: int
     taps: list[Any] = []
     stopped: list[str] = []
 
@@ -69,9 +74,10 @@ def load(directory: Path) -> tuple[State, list[str]]:
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"longer than {MAX_BYTES} bytes")
+        version = msgspec.json.decode(data, type=_Version).version
+        if version != VERSION:
+            raise ValueError(f"its version is {version}, this is for {VERSION}")
         rough = msgspec.json.decode(data, type=_Rough)
-        if rough.version != VERSION:
-            raise ValueError(f"its version is {rough.version}, this is for {VERSION}")
     except (ValueError, RecursionError) as error:
         aside = _aside(path)
         return State(), [f"{path}: {_line(error)}; {aside}, beginning without taps"]

@@ -15,20 +15,23 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from tapmirror import loader, privsep
+from tapmirror.comparing import answer_bytes
 from tapmirror.events import LOOP_DSCP
 from tapmirror.ledger import summed
 from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
 from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
+from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
+from tapmirror.supervisor.resolving import Names
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError
 from tapmirror.worker import Setup
 
@@ -56,6 +59,9 @@ class Tap:
         self._warn = warn
         self._wait_for_interface = wait_for_interface
         self._addresses: list[list[Address]] = []
+        self._left: list[tuple[bytes, int]] = []
+        """End points of shadows that moved: connections to them may stand yet."""
+        self._names: Names | None = None
         self._loaded: loader.Loaded | None = None
         self._listed: set[Listed] = set()
         """By AF_PACKET and of one worker: the interfaces that are captured, where they may be several."""
@@ -70,6 +76,7 @@ class Tap:
         self._next_look = 0.0
         self._seats: list[Seat] = []
         self._secret = os.urandom(32)
+        self._began = time.monotonic()
         self._throttle = 1.0
         self._throttle_reason = ""
         self._paused = False
@@ -101,6 +108,14 @@ class Tap:
             self._links.follow()
             self._moved()
             self._probe_once()
+            self._names = Names(
+                self.spec.shadows,
+                self._addresses,
+                self._refusal,
+                self._warn,
+                identity=privsep.worker_identity(),
+                now=time.monotonic(),
+            )
         except (OSError, privsep.PrivilegeError) as error:
             self.close()
             raise TapError(f"the tap cannot be started: {error}") from None
@@ -148,7 +163,7 @@ class Tap:
         return min(times) if times else None
 
     def service(self, now: float) -> None:
-        """Follow the interfaces, restart workers that died.  Does not wait for anything that takes long."""
+        """Follow interfaces and the shadows' names, restart workers that died.  Waits for nothing that takes long."""
         if self._ended is not None or self._bell is None:
             return
         if self._bell.rung() or now >= self._next_look:
@@ -161,6 +176,7 @@ class Tap:
                 self._end(str(error))
         for seat in self._seats:
             seat.service(now)
+        self._follow_names(now)
         self._end_if_lost()
 
     def snapshot(self) -> dict[str, Any]:
@@ -205,6 +221,10 @@ class Tap:
         """Take the capture off all interfaces, for good.  At once; in any thread, as often as wanted."""
         self._end("detached")
 
+    def comparison(self) -> list[dict[str, Any]]:
+        """The states of the workers' comparisons, of those that run."""
+        return [state for seat in self._seats if (state := seat.comparison()) is not None]
+
     def stop(self) -> dict[str, Any]:
         """Detach, let the worker drain, return the final ledger."""
         if not self._seats:
@@ -214,7 +234,10 @@ class Tap:
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
             for seat in self._seats:
                 seat.begin_drain()
-            return self._with_facts([seat.drain(wait) for seat in self._seats])
+            parts = [seat.drain(wait) for seat in self._seats]
+            states = [part.pop("comparison") for part in parts if "comparison" in part]
+            ledger = self._with_facts(parts)
+            return {**ledger, "comparison": states} if states else ledger
         finally:
             self.close()
 
@@ -224,10 +247,10 @@ class Tap:
         for seat in self._seats:
             seat.close(self.spec.limits.drain_time + REPLY_TIME)
         self._seats = []
-        for part in (self._loaded, *self._live, self._bell):
+        for part in (self._loaded, *self._live, self._bell, self._names):
             if part is not None:
                 part.close()
-        self._loaded = self._bell = None
+        self._loaded = self._bell = self._names = None
         self._live = []
 
     def _end_if_lost(self) -> None:
@@ -267,7 +290,7 @@ class Tap:
 
     def _resolve(self, index: int, shadow: Shadow) -> list[Address]:
         """A shadow's socket addresses, none of which is production."""
-        local, broadcasts = local_addresses()
+        local, _ = local_addresses()
         for i, addr in enumerate(self.spec.addrs):
             elsewhere = self.spec.promisc or self.spec.decap or self.spec.many
             if plain(addr) not in {plain(a) for a in local} and not elsewhere and present(self.spec.links()):
@@ -277,13 +300,32 @@ class Tap:
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a valid name"
             raise TapError(f"{self._field(index)}: cannot resolve {shadow.host!r}: {reason}") from None
-        for _, address in found:
-            reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), shadow.port, local)
-            if reason is None and str(address[0]) in broadcasts:
-                reason = f"{address[0]} is not the address of one host"
-            if reason is not None:
-                raise TapError(f"{self._field(index)}: {reason}")
+        reason = self._refusal(index, found)
+        if reason is not None:
+            raise TapError(f"{self._field(index)}: {reason}")
         return found
+
+    def _refusal(self, index: int, addresses: Sequence[Address]) -> str | None:
+        """Why a shadow may not have these addresses: one of them is production's, or not that of a host."""
+        local, broadcasts = local_addresses()
+        for _, address in addresses:
+            reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), self.spec.shadows[index].port, local)
+            if reason is not None:
+                return reason
+            if str(address[0]) in broadcasts:
+                return f"{address[0]} is not the address of one host"
+        return None
+
+    def _follow_names(self, now: float) -> None:
+        """Have what is new go to where the shadows' names point to now."""
+        for index, found in self._names.poll(now) if self._names is not None else ():
+            self._left = self._excluded()
+            self._addresses[index] = found
+            if self._loaded is not None:
+                loader.set_excluded(self._loaded, self._excluded())
+            request = {"op": "addresses", "shadow": index, "addresses": found, "excluded": self._excluded()}
+            for seat in self._seats:
+                seat.tell(request, "addresses")
 
     def _field(self, index: int) -> str:
         """How a shadow is called in a message."""
@@ -299,11 +341,13 @@ class Tap:
                 ports=list(spec.ports),
                 addrs=[packed(addr) for addr in spec.addrs],
                 excluded=self._excluded(),
+                clients=as_ranges(captured_clients(spec)),
                 threshold=self._threshold(),
                 seed=spec.seed,
                 dscp=LOOP_DSCP,
                 egress_all=spec.pacing is Pacing.WAIT,
                 promisc=spec.promisc,
+                answer_bytes=answer_bytes(spec),
                 many=spec.many,
                 either_way=spec.many and bool(spec.addrs),
                 ring_bytes=spec.limits.ring_bytes,
@@ -328,9 +372,9 @@ class Tap:
             self._live = [open_live(None, size, loopback=loopback, ports=ports, block_bytes=block)]
 
     def _excluded(self) -> list[tuple[bytes, int]]:
-        return [(packed(str(address[0])), port(address)) for found in self._addresses for _, address in found][
-            :EXCLUDED
-        ]
+        """End points that are never captured."""
+        found = [(packed(str(address[0])), port(address)) for found in self._addresses for _, address in found]
+        return list(dict.fromkeys([*found, *self._left]))[:EXCLUDED]
 
     def _set_up(self, shard: int) -> tuple[Setup, list[int]]:
         """Of a worker that starts now, with its descriptors."""
@@ -347,6 +391,7 @@ class Tap:
             links=self._indexes(),
             threshold=self._threshold(),
             secret=self._secret,
+            began=self._began,
             uid=uid,
             gid=gid,
         )
@@ -426,6 +471,9 @@ class Tap:
         ledger = summed(parts)
         ledger["ring"] = {**parts[0]["ring"], "fill": max(part["ring"]["fill"] for part in parts)}
         ledger["worker"]["pid"] = parts[0]["worker"]["pid"]
+        if self._names is not None:
+            counts = msgspec.structs.asdict(self._names.counts)
+            ledger["events"] |= {f"names_{name}": count for name, count in counts.items() if count}
         state, reason = self._condition()
         effective = 0.0 if self._paused else self._throttle * self.spec.most()
         return {

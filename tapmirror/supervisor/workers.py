@@ -26,7 +26,8 @@ import msgspec
 
 from tapmirror import privsep
 from tapmirror.events import DropReason
-from tapmirror.worker import MESSAGE, Setup
+from tapmirror.supervisor.figures import checked
+from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
@@ -62,6 +63,7 @@ class WorkerProcess:
 
     def __init__(self, setup: Setup, fds: Sequence[int]) -> None:
         """Begin to start it.  The descriptors stay the caller's.  Raises OSError."""
+        self._pieces = privsep.Pieces(STATE_BYTES)
         self.ready = False
         """It mirrors."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -142,9 +144,12 @@ class WorkerProcess:
     def _take(self) -> dict[str, Any]:
         """The next message."""
         try:
-            message, _ = privsep.receive(self._control, MESSAGE)
+            message = self._pieces.take(privsep.receive_bare(self._control, MESSAGE))
         except (OSError, EOFError):
             raise self._gone() from None
+        except (ValueError, RecursionError) as error:
+            self._process.kill()
+            raise TapError(f"the worker process said what cannot be read: {error}") from None
         if "error" in message:
             raise TapError(str(message["error"]))
         self.ready = self.ready or "ready" in message
@@ -182,6 +187,10 @@ class Seat:
         self._last: dict[str, Any] = {}
         """The last snapshot; as long as one runs it can be asked for a newer one."""
         self._books: dict[str, Any] | None = None
+        self._labels: list[str] = []
+        """Of the tap's shadows."""
+        self._pending: dict[tuple[str, int | None], tuple[dict[str, Any], str]] = {}
+        """What a worker that is starting is to be told: the last request of each kind, and its answer's name."""
         self._drains = False
         self._looked = 0.0
         self._cpu = 0.0
@@ -197,6 +206,7 @@ class Seat:
         self.begin()
         assert self._process is not None
         self._process.wait_ready(READY_TIME)
+        self._tell_pending(self._process)
         self._look(self._process)
 
     @property
@@ -224,6 +234,7 @@ class Seat:
         try:
             self._process.look()
             if self._process.ready and not ready:
+                self._tell_pending(self._process)
                 self.reason = ""
             elif not ready and now - self._began > READY_TIME:
                 raise TapError(f"the worker process did not start within {READY_TIME:.0f} s")
@@ -244,17 +255,41 @@ class Seat:
                 self._died(error)
         return copy.deepcopy(self._last)
 
+    def comparison(self) -> dict[str, Any] | None:
+        """The state of its comparison; None where no worker runs."""
+        if self._process is None or not self._process.ready:
+            return None
+        try:
+            state = self._process.ask({"op": "compare"}, "compare", REPLY_TIME)["compare"]
+            if not isinstance(state, dict):
+                raise TapError("the worker process said what is no comparison")
+        except TapError as error:
+            self._died(error)
+            return None
+        return state
+
     def tell(self, request: dict[str, Any], answer: str) -> None:
-        """Tell the worker something, if there is one; a later one has it from its set-up."""
-        if self._process is not None and not self._process.ready:
-            self._process.close(0.0)  # what it was started with is no longer true
-            self._process = None
-            self._due = 0.0
-        if self._process is not None:
-            try:
-                self._process.ask(request, answer, REPLY_TIME)
-            except TapError as error:
-                self._died(error)
+        """Tell the worker something, if there is one; a later one has it from its set-up.
+
+        One that is starting is told when it is ready: of each kind (of addresses: for each shadow) the last.
+        """
+        if self._process is None:
+            return
+        if not self._process.ready:
+            kind = (request["op"], request.get("shadow"))
+            self._pending.pop(kind, None)  # the last is to be the last also among those of other kinds
+            self._pending[kind] = (request, answer)
+            return
+        try:
+            self._process.ask(request, answer, REPLY_TIME)
+        except TapError as error:
+            self._died(error)
+
+    def _tell_pending(self, process: WorkerProcess) -> None:
+        """Tell a worker that has become ready what changed since it was set up.  Raises `TapError`."""
+        pending, self._pending = self._pending, {}
+        for request, answer in pending.values():
+            process.ask(request, answer, REPLY_TIME)
 
     def begin_drain(self) -> None:
         """Let the worker pass on what was captured, and end; `drain` waits for it."""
@@ -270,7 +305,7 @@ class Seat:
         self.begin_drain()
         if self._process is not None and self._process.ready:
             try:
-                self._last = self._counted(self._process.answer("final", wait)["final"])
+                self._last = self._counted(self._process.answer("final", wait)["final"], final=True)
                 return self._last
             except TapError as error:
                 self._died(error)
@@ -283,7 +318,9 @@ class Seat:
             self._process = None
 
     def _launch(self) -> None:
+        self._pending.clear()
         setup, fds = self._make()
+        self._labels = [shadow.label for shadow in setup.spec.shadows]
         try:
             self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._books), fds)
         finally:
@@ -300,11 +337,19 @@ class Seat:
 
     def _look(self, process: WorkerProcess) -> None:
         message = process.ask({"op": "snapshot"}, "snapshot", REPLY_TIME)
+        books = message.get("books")
+        if not isinstance(books, dict):
+            raise TapError("the worker process gave no books")
         self._last = self._counted(message["snapshot"])
-        self._books = message["books"]
+        self._books = books
         self._looked = time.monotonic()
 
-    def _counted(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+    def _counted(self, found: object, *, final: bool = False) -> dict[str, Any]:
+        """A worker's figures with those of its predecessors.  Raises `TapError` if they are not to be believed."""
+        try:
+            snapshot = checked(found, self._labels, final=final)
+        except ValueError as error:
+            raise TapError(f"the worker process gave figures that cannot be: {error}") from None
         snapshot["worker"]["cpu_s"] += self._cpu
         snapshot["worker"]["restarts"] = self.restarts
         return snapshot

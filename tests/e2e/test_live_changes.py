@@ -15,6 +15,7 @@ import pytest
 from e2e.driven import driven, serve, serve_for
 from e2e.mirror import PATIENCE
 from lab import Behaviour, HashSink, Host, Lab, Load, LoadPlan, RecordingTcp, identity, until
+from lab.snapshot import cpu_seconds
 from tapmirror.spec import By, Capture, Limits, Protocol
 from tapmirror.supervisor import Tap
 
@@ -235,6 +236,10 @@ def test_an_interface_that_goes_and_comes(capture: Capture) -> None:
             link("link", "set", "tap0", "down")
             serve(tap, lambda: tap.state == "waiting", "its going down", 5.0)
             assert tap.state_reason == "tap0 is down"
+            worker = tap.snapshot()["worker"]["pid"]
+            spent = cpu_seconds([worker])
+            serve_for(tap, 0.5)
+            assert cpu_seconds([worker]) - spent < 0.2  # ENETDOWN does not keep it busy
             link("link", "set", "tap0", "up")
             serve(tap, lambda: tap.state == "running", "its coming up", 5.0)
             mirrors("10.78.1")

@@ -13,6 +13,7 @@ import pytest
 
 from e2e.mirror import PATIENCE, Mirror, connect, dropped, read_until
 from lab import Behaviour, Certificates, HashSink, Lab, Nginx, RecordingTcp, Snapshot, load, until
+from lab.bookinfo import Service
 from lab.tap import COMMAND
 from policy_cases import BOOKINFO
 
@@ -205,6 +206,37 @@ def test_a_redacted_secret_appears_nowhere(lab: Lab) -> None:
     assert "Max core file size        0                    0" in limits
 
 
+def test_nothing_copied_from_a_request_makes_a_field_or_a_request_more(lab: Lab) -> None:
+    """Scenario 14: what a client sends goes into path, parameters, fields; the shadow reads as many requests."""
+    spec = tap(
+        f"""
+        shadow:
+          to: "{SHADOW}:80"
+          rewrite:
+            path: {{regex: "^(.*)$", with: '\\1'}}
+            set_query: {{by: tap}}
+            set_headers: {{X-Host: "{{host}}", X-Target: "{{target}}", X-Both: "{{client}} {{host}}{{target}}"}}
+            x_forwarded_for: true
+        """
+    )
+    odd = ["a%0d%0aX-Evil:%201", "a%00", "%0aGET%20/evil%20HTTP/1.1", "\xe9", "{host}", "a:b", "\\r\\n"]
+    asked = [
+        f"GET /{text}?{text} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: {text}\r\n\r\n".encode("latin-1")
+        for text in odd
+        for host in ("shop.test", "a%0d%0aX-Evil:1")
+    ]
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        with Mirror(lab.node, spec=spec) as mirror:
+            ask(lab, *asked)
+            shadow.wait_for(len(asked), PATIENCE)
+            ledger = mirror.final()
+        assert len(production.got) == len(asked)
+    assert len(shadow.got) == len(asked) and shadow.bad == [] and dropped(ledger) == {}
+    for got in shadow.got:
+        names = [line.partition(b":")[0] for line in got.head.split(b"\r\n")[1:] if line]
+        assert sorted(names) == [b"Host", b"X-Both", b"X-Forwarded-For", b"X-Host", b"X-Target"]
+
+
 # --- TLS, with nginx at the other end
 
 
@@ -322,11 +354,11 @@ REVIEWS = BOOKINFO.decode().replace("  http:\n", "  http:\n" + HEALTH)
 
 
 def test_bookinfo_mirrors_a_portion_to_v2(lab: Lab) -> None:
-    """Three services: ratings beside production is no destination and gets nothing."""
+    """Three services: v1 in production, v2 its shadow, and ratings, which only v2 asks."""
     with (
-        Nginx(lab.node, 9080, log=True) as v1,
-        Nginx(lab.shadow, 9080, log=True) as v2,
-        HashSink(lab.shadow, 9081) as ratings,
+        Service(lab.node, "reviews-v1", 9080) as v1,
+        Service(lab.shadow, "ratings", 9081) as ratings,
+        Service(lab.shadow, "reviews-v2", 9080, "127.0.0.1:9081") as v2,
     ):
         with Mirror(
             lab.node,
@@ -339,19 +371,15 @@ def test_bookinfo_mirrors_a_portion_to_v2(lab: Lab) -> None:
                 for n in range(1000):
                     path = "/health" if n % 10 == 0 else f"/reviews/{n}"
                     client.sendall(get(path, host="reviews:9080"))
-                    assert read_until(client, b"ok\n").startswith(b"HTTP/1.1 200 ")
-            until(lambda: mirror_settled(v2), "v2's requests", PATIENCE)
+                    answer = read_until(client, b"}]}")
+                    assert answer.startswith(b"HTTP/1.1 200 ") and b'"podname": "reviews-v1"' in answer
             ledger = mirror.final()
-        assert v1.wait_for(1000) == 1000
-        logged = v2.logged()
+        calls = v2.calls()
+        assert len(v1.calls()) == 1000 and {call.host for call in v1.calls()} == {"reviews:9080"}
+        asked = ratings.calls()
     assert ledger["requests"]["filtered"] == {"rule": 100}
-    assert len(logged) == ledger["requests"]["mirrored"]
-    assert abs(len(logged) - 450) < 5 * math.sqrt(900 * 0.5 * 0.5)
-    assert {line.host for line in logged} == {"reviews-shadow:9080"}
-    assert not any(line.uri == "/health" for line in logged)
-    assert ratings.got == []
-
-
-def mirror_settled(server: Nginx) -> bool:
-    """Whether it has got most of its share; the ledger then says how many exactly."""
-    return server.requests() > 250
+    assert len(calls) == ledger["requests"]["mirrored"] == ledger["answers"]["2xx"]
+    assert abs(len(calls) - 450) < 5 * math.sqrt(900 * 0.5 * 0.5)
+    assert {call.host for call in calls} == {"reviews-shadow:9080"}
+    assert sorted(call.path.replace("/reviews/", "/ratings/") for call in calls) == sorted(c.path for c in asked)
+    assert not any(call.path == "/health" for call in calls)

@@ -7,6 +7,7 @@ to processes that die with the one that made them, so there is nothing to clean,
 
 from lab.hosts import Host, LabError, until
 from lab.load import Load, LoadPlan, LoadResult, body, load
+from lab.names import NameServer
 from lab.network import Lab
 from lab.relay import Faults, RelayCount
 from lab.servers import Certificates, Nginx, Redis, redis_pipe, resp
@@ -27,6 +28,7 @@ __all__ = [
     "Load",
     "LoadPlan",
     "LoadResult",
+    "NameServer",
     "Nginx",
     "Recorded",
     "RecordingTcp",

@@ -9,6 +9,7 @@ the sender's time.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import statistics
@@ -67,9 +68,33 @@ class Case:
         )
 
 
+BASE: Final = "GET, HTTP"
+"""The case that rules are measured over, and that `spec.costs.REQUEST_US` states."""
+RULES: Final = (
+    """
+iface: eth0
+port: 80
+protocol: http
+capture: {capture}
+shadow:
+  to: "{shadow}:80"
+  rewrite: {{set_headers: {{X-Shadow: "1", X-Env: test}}}}
+rules:
+"""
+    + "".join(f"  - match: {{{{path: {{{{prefix: /api/v{n}/}}}}}}}}\n" for n in range(19))
+    + "  - match: {{path: {{prefix: /}}}}\n"
+)
+"""Twenty, of which the last matches, and two fields set."""
+RULE_GOAL: Final = 5.0
+"""Microseconds that these may add to a request."""
+
 CASES: Final = (
     Case("GET, raw", 20_000, 10, {"protocol": "raw"}, floor=True),
-    Case("GET, HTTP", 20_000, 14, {"protocol": "http"}),
+    Case(BASE, 20_000, 14, {"protocol": "http"}),
+    Case("GET, HTTP, status compared", 5_000, None, {"protocol": "http", "compare": "status"}),
+    Case("GET, HTTP, bodies compared", 2_000, None, {"protocol": "http", "compare": "body"}),
+    Case("GET, HTTP, at 5,000", 5_000, None, {"protocol": "http"}),
+    Case("GET, HTTP, at 2,000", 2_000, None, {"protocol": "http"}),
     Case("GET, HTTP, Host rewritten", 20_000, 18, {"protocol": "http", "host": "shadow.test"}),
     Case("GET, a connection each", 5_000, 75, per_connection=1, floor=True),
     Case("POST 4 KiB", 10_000, 20, bodies=(4 << 10,), floor=True),
@@ -99,7 +124,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 def measure(lab: Lab, case: Case, capture: str, seconds: float) -> Result:
     """Run one case."""
     plan = case.plan(lab.node.addr4, seconds)
-    with Tap(lab.node, shadow=f"{lab.shadow.addr4}:80", capture=capture, **case.options) as tap:
+    options = {"shadow": f"{lab.shadow.addr4}:80", "capture": capture, **case.options}
+    if "spec" in options:  # it says all that
+        del options["shadow"], options["capture"]
+    with Tap(lab.node, **options) as tap:
         time.sleep(SETTLE_TIME)
         before = tap.cpu()
         result = Load(lab.client, plan).result()
@@ -189,6 +217,28 @@ def production(lab: Lab, capture: str, pairs: int, shadow: Nginx) -> dict[str, f
     }
 
 
+def rules(lab: Lab, capture: str, pairs: int, seconds: float) -> dict[str, float]:
+    """Microseconds a request on the whole path, without rules and with twenty and two header rewrites, in blocks that
+    alternate: medians.
+    """
+    without = next(case for case in CASES if case.name == BASE)
+    given = {"spec": RULES.format(shadow=lab.shadow.addr4, capture=capture)}
+    found: dict[str, list[float]] = {"without": [], "with": []}
+    for pair in range(pairs):
+        for kind in ("with", "without") if pair % 2 else ("without", "with"):
+            case = without if kind == "without" else dataclasses.replace(without, name="rules", options=given)
+            result = measure(lab, case, capture, seconds)
+            if result.lost:
+                raise LabError(f"{result.lost} requests lost {kind} rules")
+            found[kind].append(result.cpu_us)
+    medians = {kind: statistics.median(values) for kind, values in found.items()}
+    return {
+        **{f"{kind} rules, us": value for kind, value in medians.items()},
+        "added, us": medians["with"] - medians["without"],
+        "aim, us": RULE_GOAL,
+    }
+
+
 def show(console: Console, results: list[Result]) -> None:
     """The cases as a table."""
     table = Table(title="CPU for each mirrored request", title_justify="left")
@@ -238,6 +288,9 @@ def main() -> int:
         if not options.case:
             print("bench: idle", file=sys.stderr, flush=True)
             report["idle_percent"] = idle(lab, options.capture, options.seconds)
+        if options.pairs and options.case in ("", "rules"):
+            print(f"bench: 20 rules and two headers, {options.pairs} pairs of blocks", file=sys.stderr, flush=True)
+            report["rules"] = rules(lab, options.capture, options.pairs, PAIR_SECONDS)
         if options.pairs and not options.case:
             print(f"bench: production's latency, {options.pairs} pairs of blocks", file=sys.stderr, flush=True)
             report["production"] = production(lab, options.capture, options.pairs, shadow)
@@ -252,6 +305,8 @@ def main() -> int:
         console.print(
             f"{name.replace('_', ' ')}: " + ", ".join(f"{what} {value:,.2f}" for what, value in figures.items())
         )
+    for name, value in report.get("rules", {}).items():
+        console.print(f"20 rules and two headers, {name}: {value:.1f}")
     for name, value in report.get("production", {}).items():
         console.print(f"production's latency at {PAIR_RATE:,}/s, {name}: {value:.3f}")
     return 0

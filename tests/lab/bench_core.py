@@ -31,6 +31,7 @@ from tapmirror.packet import MAPPED, Header
 from tapmirror.policy import Policy
 from tapmirror.source.files import CaptureFile
 from tapmirror.spec import By, Compare, Level, Limits, Match, Protocol, Redact, Rewrite, Rule, Shadow, TapSpec, Text
+from tapmirror.spec.costs import POLICY_US
 from tapmirror.streams import StreamTable
 
 CONNECTIONS: Final = 100
@@ -150,21 +151,29 @@ def tiny_segments() -> dict[str, float]:
     }
 
 
-def policy() -> dict[str, float]:
-    """Microseconds that deciding on a request takes: the last of 20 rules matches, two fields are set."""
+def policy_cases() -> dict[str, dict[str, Any]]:
+    """By the names of `spec.costs`: the last of 20 rules matches, two fields are set."""
     prefixes = [f"/api/v{n}/" for n in range(20, 39)] + ["/api/"]
     by_path = tuple(Rule(match=(Match(path=Text(prefix=prefix)),)) for prefix in prefixes)
     by_regex = tuple(Rule(match=(Match(path=Text(regex=prefix + ".*")),)) for prefix in prefixes)
     two = Rewrite(set_headers={"X-Shadow": "1", "X-Env": "test"})
-    cases: dict[str, dict[str, Any]] = {
-        "us_no_rules": {},
-        "us_20_rules": {"rules": by_path},
-        "us_20_rules_2_headers": {"rules": by_path, "rewrite": two},
-        "us_20_regexes_2_headers": {"rules": by_regex, "rewrite": two},
-        "us_strict_redaction": {"redact": Redact(privacy="strict")},
-        "us_30_percent_by_cookie": {"percent": 30.0, "by": By.KEY, "key": "cookie:session"},
+    return {
+        "no_rules": {},
+        "20_rules": {"rules": by_path},
+        "20_rules_2_headers": {"rules": by_path, "rewrite": two},
+        "20_regexes_2_headers": {"rules": by_regex, "rewrite": two},
+        "strict_redaction": {"redact": Redact(privacy="strict")},
+        "30_percent_by_cookie": {"percent": 30.0, "by": By.KEY, "key": "cookie:session"},
     }
-    return {name: decided(**spec) for name, spec in cases.items()}
+
+
+def policy() -> dict[str, float]:
+    """Microseconds that deciding on a request takes, the best of three; beside them what `spec.costs` states."""
+    found: dict[str, float] = {}
+    for name, spec in policy_cases().items():
+        found[f"us_{name}"] = min(decided(**spec) for _ in range(3))
+        found[f"us_{name}_stated"] = POLICY_US[name]
+    return found
 
 
 def decided(*, rewrite: Rewrite | None = None, **spec: Any) -> float:
@@ -226,7 +235,7 @@ def compared(level: Level, *, differing: bool) -> float:
             document |= {"time": f"2026-11-24T10:00:{n:02}Z", "request": f"{n * 7919:016x}"}
         body = json.dumps(document).encode()
         assert 1900 < len(body) < 2400
-        date = f"Tue, 24 Nov 2026 10:00:{n // 8:02} GMT"
+        date = f"Tue, 24 Nov 2026 10:00:{n % 2 if differing else 0:02} GMT"
         answers.append(
             f"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: {date}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: keep-alive\r\nCache-Control: no-store\r\n"

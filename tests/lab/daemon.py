@@ -11,9 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+from click.testing import CliRunner, Result
+
 from lab.hosts import Host, LabError, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
+from tapmirror.cli.main import main
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Request
 
@@ -21,12 +24,12 @@ from tapmirror.control.messages import Request
 class Daemon:
     """A running daemon.  `with Daemon(lab.node) as daemon: daemon.run("start", "--name=web", …)`.
 
-    `start=False`: only its directories, until `start`.
+    `start=False`: only its directories, until `start`; `more`: more options of the command.
     """
 
-    def __init__(self, node: Host, *, start: bool = True, group: str = "no-such-group") -> None:
+    def __init__(self, node: Host, *, start: bool = True, more: tuple[str, ...] = ()) -> None:
         self._host = node
-        self._group = group
+        self._more = more
         self._folder = tempfile.TemporaryDirectory(prefix="tapmirror-lab-")
         self.top = Path(self._folder.name)
         self.runtime, self.state, self.config = (self.top / name for name in ("run", "state", "etc"))
@@ -51,9 +54,18 @@ class Daemon:
         return [
             str(COMMAND),
             "daemon",
-            f"--group={self._group}",
+            "--group=no-such-group",
             *(f"--{name}={path}" for name, path in places.items()),
+            *self._more,
         ]
+
+    def command(self, *words: str) -> list[str]:
+        """The command of an operator."""
+        return [str(COMMAND), *words]
+
+    def environment(self) -> dict[str, str]:
+        """In which it finds this daemon."""
+        return {**os.environ, "TAPMIRROR_SOCKET": str(self.socket), "COLUMNS": "200"}
 
     def start(self, before: tuple[str, ...] = ()) -> None:
         """Start it; `before`: a command that runs it."""
@@ -86,20 +98,13 @@ class Daemon:
         """What it wrote up to now."""
         return (self.top / "said").read_text(encoding="utf-8") if self.top.exists() else ""
 
-    def run(self, *words: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-        """A command of an operator.  Raises `LabError` if its exit status is another than `check`."""
-        with self._host.enter():
-            done = subprocess.run(
-                [str(COMMAND), *words],
-                env={**os.environ, "TAPMIRROR_SOCKET": str(self.socket), "COLUMNS": "200"},
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-                **options,
-            )
-        if check is not None and done.returncode != check:
-            raise LabError(f"{' '.join(words)}: status {done.returncode}: {done.stderr or done.stdout}")
+    def run(self, *words: str, check: int = 0) -> Result:
+        """A command of an operator, within this process.  Raises `LabError` if its exit status is another."""
+        done = CliRunner().invoke(main, words, env=self.environment(), prog_name="tapmirror")
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        if done.exit_code != check:
+            raise LabError(f"{' '.join(words)}: status {done.exit_code}: {done.output}")
         return done
 
     def json(self, *words: str) -> Any:

@@ -48,6 +48,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     chunked: bool = False
     """Bodies in chunks and not with a length."""
     seed: int = 0
+    paths: tuple[str, ...] = ("/",)
+    """Taken in turn; the request's number is put behind."""
     host: str = "production.test"
     timeout: float = 30.0
     """Seconds without any answer after which what is under way has failed."""
@@ -84,7 +86,8 @@ def body(number: int, size: int, seed: int = 0) -> bytes:
 
 def request(plan: LoadPlan, number: int) -> bytes:
     """The bytes of request `number`."""
-    start = f"{'POST' if plan.bodies else 'GET'} /{number} HTTP/1.1\r\nHost: {plan.host}\r\n"
+    path = plan.paths[number % len(plan.paths)]
+    start = f"{'POST' if plan.bodies else 'GET'} {path}{number} HTTP/1.1\r\nHost: {plan.host}\r\n"
     if not plan.bodies:
         return f"{start}\r\n".encode()
     content = body(number, plan.bodies[number % len(plan.bodies)], plan.seed)
@@ -162,7 +165,8 @@ class Sender:
         """With `per_connection`: requests for which there is a connection."""
         self.statuses: Counter[str] = Counter()
         self.latencies: list[float] = []
-        self._get = None if plan.bodies else f" HTTP/1.1\r\nHost: {plan.host}\r\n\r\n".encode()
+        self._path = plan.paths[0].encode()
+        self._get = None if plan.bodies or len(plan.paths) > 1 else f" HTTP/1.1\r\nHost: {plan.host}\r\n\r\n".encode()
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
         self._free: deque[Connection] = deque()
@@ -247,7 +251,7 @@ class Sender:
         first = self.sent
         if self._get is not None:
             tail = self._get
-            data = b"".join([b"GET /%d%b" % (number, tail) for number in range(first, first + room)])
+            data = b"".join([b"GET %b%d%b" % (self._path, number, tail) for number in range(first, first + room)])
         else:
             data = b"".join([request(self.plan, number) for number in range(first, first + room)])
         self.sent += room

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -23,7 +24,8 @@ class Tap:
     Or `Tap(lab.node, spec="iface: eth0 ...")`, with the text of a file; `file_text`: of one that does not say where to
     tap.  Further options are those of the
     command, as in `percent=10, protocol="raw"`; a tuple repeats the option, and True stands for one without a
-    value.  `terminal`: what it shows goes to ours, and not to `said`.
+    value.  `terminal`: what it shows goes to ours, and not to `said`.  `wrapper`: words
+    before the command, which execute it in their place.
     Raises `LabError` if it does not come up, with what it said.
     """
 
@@ -38,6 +40,7 @@ class Tap:
         port: int | tuple[int, ...] = 80,
         iface: str | None = None,
         terminal: bool = False,
+        wrapper: Sequence[str] = (),
         **more: object,
     ) -> None:
         self._host = node
@@ -60,7 +63,7 @@ class Tap:
             for value in (values if isinstance(values, tuple) else (values,))
         ]
         self._process = node.popen(
-            [str(COMMAND), "run", "--json", *words],
+            [*wrapper, str(COMMAND), "run", "--json", *words],
             stdout=self._output,
             stderr=None if terminal else self._errors,
             start_new_session=True,

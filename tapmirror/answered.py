@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A flow table that follows production's direction too: where answers are compared.
+
+Theory of operation
+-------------------
+Production's segments are seen at its own interface, where its kernel sends them in order: one that is ahead of what
+was followed shows that the capture lost what lies between, and nobody will send that again.  So nothing is held: the
+hole is a `Gap` at once.  What is behind was seen already (a retransmission), and is cut off.
+
+What the capture lost without anything after it shows when the client acknowledges it; its next data tells that before
+it can begin a request.  So when a request begins, all that production had sent before it is accounted for.
+
+NOTE: at a mirror port frames may come in another order than they were sent: a gap, and what is late is taken for a
+retransmission.  Comparison loses by it; nothing is paired wrongly.
+
+Pure: segments and `now` in, events of both directions out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Final, TypeAlias
+
+from tapmirror.events import ACCEPTED, FIN, FROM_SERVER, RST, Chunk, Cut, End, Gap, Segment
+from tapmirror.flows import Flow, FlowTable
+from tapmirror.ledger import Ledger
+from tapmirror.spec import Limits
+from tapmirror.tcp import FAR, MASK, distance
+
+ANSWER: Final = None
+"""In the place of `turn`: the chunk is production's."""
+
+EitherEvent: TypeAlias = "tuple[Flow, Chunk | Cut, bool | None]"
+"""As `Event`, or with `ANSWER`."""
+
+
+class AnsweredTable(FlowTable):
+    """All flows of one worker; `answers` counts production's segments, which are in no ledger."""
+
+    def __init__(self, limits: Limits, seed: int, ledger: Ledger, answers: Counter[str]) -> None:
+        super().__init__(limits, seed, ledger)
+        self._answers = answers
+
+    def feed_both(self, segment: Segment, now: float) -> Sequence[EitherEvent]:
+        """Take one captured segment of either side."""
+        flags, ack = segment[1], segment[3]
+        if flags & FROM_SERVER:
+            flow = self.get(segment[0])
+            events = super().feed(segment, now)
+            return events if flow is None or flags & RST else [*events, *self._follow(flow, segment)]
+        events = super().feed(segment, now)
+        if events:
+            flow = events[-1][0]
+            heard = flow.heard
+            if heard is not None and ack != heard and 0 < distance(ack, heard) < FAR:
+                return [self._gap(flow, distance(ack, heard)), *events]
+        elif flags & ACCEPTED:
+            flow = self.get(segment[0])
+            if flow is not None and flow.heard is None and not flow.midstream:
+                flow.heard = ack
+        return events
+
+    def _follow(self, flow: Flow, segment: Segment) -> Collection[EitherEvent]:
+        """What production's stream gained."""
+        _, flags, seq, _, length, payload, _ = segment
+        counts = self._answers
+        if length and flow.heard is None:
+            flow.heard = seq
+        events: list[EitherEvent] = []
+        if length:
+            counts["segments"] += 1
+            ahead = distance(seq, flow.heard or 0)
+            if ahead and abs(ahead) >= FAR:
+                counts["outside"] += 1
+                return ()
+            if ahead > 0:
+                events.append(self._gap(flow, ahead))
+            old = max(-ahead, 0)
+            if old >= length:
+                counts["duplicate"] += 1
+                return ()
+            captured = payload[old:] if old else payload
+            length -= old
+            flow.heard = ((flow.heard or 0) + length) & MASK
+            events.append((flow, captured if len(captured) == length else Cut(captured, length), ANSWER))
+        if flags & FIN and flow.heard is not None and (seq + segment[4]) & MASK == flow.heard:
+            flow.heard = (flow.heard + 1) & MASK
+            events.append((flow, End(reset=False), ANSWER))
+        return events
+
+    def _gap(self, flow: Flow, length: int) -> EitherEvent:
+        self._answers["gaps"] += 1
+        self._answers["gap_bytes"] += length
+        flow.heard = ((flow.heard or 0) + length) & MASK
+        return flow, Gap(length), ANSWER

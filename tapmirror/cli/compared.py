@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a comparison says: `tapmirror report`, `tapmirror verdict`, and the same options of `tapmirror run`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from tapmirror.cli.messages import fail
+from tapmirror.compare import Figures, Limits, Outcome, figures, merge
+from tapmirror.report import FORMS, terminal
+from tapmirror.spec import Compare
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+UNDECIDED: Final = 3
+"""Exit code where more requests are needed."""
+FORM_OF: Final = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".txt": "terminal"}
+
+
+class Amount(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, and only for type checkers
+    """A share, as `0.1%` or `0.001`; `none`: it does not matter."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """As `click.ParamType.convert`."""
+        if value is None or isinstance(value, float):
+            return value
+        text = str(value).strip()
+        if text == "none":
+            return None
+        try:
+            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < 1e6:
+            self.fail(f"{text} is not a share like 0.1% or 0.001, and not none", param, ctx)
+        return number
+
+
+def limit_options(function: Function) -> Function:
+    """Give a command what a shadow must keep to."""
+    defaults = Limits()
+    for option in (
+        click.option(
+            "--alpha",
+            type=click.FloatRange(0, 0.5, min_open=True),
+            default=defaults.alpha,
+            show_default=True,
+            help="Probability that a verdict, at whatever time one looks, is wrong.",
+        ),
+        click.option(
+            "--max-diff-rate",
+            type=Amount(),
+            default="0.5%",
+            show_default=True,
+            help="Most exchanges whose answers may differ by more than noise; none: no limit.",
+        ),
+        click.option(
+            "--max-p99-ratio",
+            type=Amount(),
+            default="1.10",
+            show_default=True,
+            help="Most that the shadow's 99th percentile may be, in production's.",
+        ),
+        click.option(
+            "--max-error-diff",
+            type=Amount(),
+            default="0.1%",
+            show_default=True,
+            help="Most by which the shadow's rate of errors may be higher.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def limits_of(options: dict[str, Any]) -> Limits:
+    """Those options' values, which are taken out of `options`."""
+    names = ("max_error_diff", "max_p99_ratio", "max_diff_rate", "alpha")
+    return Limits(**{name: options.pop(name) for name in names})
+
+
+def all_figures(ledgers: Sequence[dict[str, Any]], limits: Limits, spec: Compare | None = None) -> list[Figures]:
+    """What the comparisons of these taps say, a set for each shadow.  Raises `msgspec.ValidationError`."""
+    spec = Compare() if spec is None else spec
+    return [
+        figures(str(ledger.get("tap", "tap")), label, state, spec, limits)
+        for ledger in ledgers
+        if ledger.get("comparison")
+        for label, state in merge(ledger["comparison"], spec).items()
+    ]
+
+
+def form_of(path: str) -> str:
+    """The form of a report file, by the end of its name; ends the program if it tells none."""
+    form = FORM_OF.get(Path(path).suffix.lower())
+    if form is None:
+        fail(f"--report: {path} does not end in one of {', '.join(FORM_OF)}", 2)
+    return form
+
+
+def write_reports(found: Sequence[Figures], path: str) -> list[str]:
+    """Write a report for each shadow: to `path`, of several with its number in the name.  Raises OSError."""
+    written = []
+    for i, each in enumerate(found):
+        at = Path(path) if len(found) == 1 else Path(path).with_stem(f"{Path(path).stem}-{i + 1}")
+        at.write_text(FORMS[form_of(path)](each), encoding="utf-8")
+        written.append(str(at))
+    return written
+
+
+def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
+    """A line for each shadow, on standard output or error; the exit code: 0 all pass, 1 one fails, 3 not known yet."""
+    outcomes = [each.verdict.outcome for each in found]
+    for each in found:
+        click.echo(f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}", err=err)
+    if Outcome.FAIL in outcomes:
+        return 1
+    return UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else 0
+
+
+@click.command(short_help="Report what a shadow answers differently.")
+@click.argument("source", metavar="FILE")
+@click.option("--format", "form", type=click.Choice([*FORMS]), default="terminal", show_default=True)
+@limit_options
+def report(source: str, form: str, **options: Any) -> None:
+    """Report what the shadow of a tap answers differently from production.
+
+    FILE is what `tapmirror run --compare … --json` printed; - is standard input.
+
+    \b
+    Examples:
+      tapmirror report ledger.json
+      tapmirror report ledger.json --format html > report.html
+    """  # noqa: D301 -- click wants the control character
+    found = read_figures(source, limits_of(options))
+    for each in found:
+        click.echo(
+            terminal(each, shutil.get_terminal_size((120, 40)).columns) if form == "terminal" else FORMS[form](each)
+        )
+
+
+@click.command(short_help="Judge a shadow by what it answers.")
+@click.argument("source", metavar="FILE")
+@limit_options
+def verdict(source: str, **options: Any) -> None:
+    """Say whether the shadow keeps to limits: exit code 0 it does, 1 it does not, 3 not known yet.
+
+    FILE is what `tapmirror run --compare … --json` printed; - is standard input.
+    """
+    raise SystemExit(tell_verdict(read_figures(source, limits_of(options))))
+
+
+def read_figures(source: str, limits: Limits) -> list[Figures]:
+    """Of a saved ledger; ends the program if it has no comparison."""
+    try:
+        with click.open_file(source, encoding="utf-8") as file:
+            document = json.load(file)
+        ledgers = document.get("taps", [document]) if isinstance(document, dict) else []
+        found = all_figures(ledgers, limits)
+    except OSError as error:
+        fail(f"{source}: {error.strerror}", 2)
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        fail(f"{source}: not a ledger with a comparison: {' '.join(str(error).split())}", 2)
+    except (AttributeError, KeyError, TypeError):
+        fail(f"{source}: not a ledger with a comparison", 2)
+    if not found:
+        fail(f"{source}: it has no comparison: the tap ran without --compare", 2)
+    return found

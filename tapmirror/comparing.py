@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline of a tap that compares: beside the commands for replay, each request is told to its conversation.
+
+What is told of a connection, and in which order, is what makes a pair: what production had sent before a request, the
+request when its head is known, which shadows are to get it, once policy has decided, and its end.  Replay tells the
+rest, what the shadows answer (`Conversation`).
+
+Pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
+from tapmirror.compare import Comparison, Conversation
+from tapmirror.events import (
+    ACCEPTED,
+    END,
+    START,
+    TUNNEL,
+    Abort,
+    Buffer,
+    Command,
+    Cut,
+    End,
+    Finish,
+    Gap,
+    Message,
+    Open,
+    Part,
+    Segment,
+    Send,
+)
+from tapmirror.exchange import PROBE, Unpaired
+from tapmirror.flows import Flow
+from tapmirror.ledger import Ledger
+from tapmirror.pipeline import Framer, Pipeline
+from tapmirror.policy import Policy
+from tapmirror.spec import Level, Protocol, TapSpec
+
+TICK: Final = 1.0
+"""Seconds between two looks at requests that wait for an answer."""
+STATUS_BYTES: Final = 512
+"""Captured of each segment of production where only the status and the framing matter: most heads."""
+HEADERS_BYTES: Final = 4096
+"""The same where the head matters: nginx's own heads are below 1 KiB, cookies and policies make some of 3."""
+BODY_BYTES: Final = 65_536
+"""The whole segment."""
+TARGET_BYTES: Final = 4096
+"""That are kept of the target of a longer head."""
+HEAD_BYTES: Final = 8192
+"""Of a request's head that are kept for a sample."""
+
+
+WHOLE: Final = START | END
+PROBE_DELAY: Final = 1.5
+"""Seconds after which a shadow gets a request the second time: what tells the time of day in seconds has changed."""
+PROBES: Final = 1024
+"""Second copies that wait at one time: 1 % of 20,000 requests a second, three times over."""
+PROBE_BYTES: Final = 16_384
+"""Of a request that is sent twice; heads are shorter, and safe requests have no body as a rule."""
+
+
+def probes(spec: TapSpec) -> bool:
+    """Whether shadows get some requests twice, to see what differs by itself."""
+    return spec.compare.level in (Level.HEADERS, Level.BODY) and spec.compare.noise_probe > 0
+
+
+def answer_bytes(spec: TapSpec) -> int:
+    """How much of each of production's segments is captured."""
+    sizes = {Level.STATUS: STATUS_BYTES, Level.HEADERS: HEADERS_BYTES, Level.BODY: BODY_BYTES}
+    return sizes.get(spec.compare.level, 0)
+
+
+class Talk:
+    """A connection whose answers are compared."""
+
+    __slots__ = ("conversation", "number", "over", "probes")
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.number = 0
+        """Of its last request."""
+        self.probes: set[int] = set()
+        """Shadows that have a second connection, for requests that they get twice."""
+        self.over = False
+        """The client's side has ended."""
+
+
+class ComparingPipeline(Pipeline):
+    """As `Pipeline`, for a tap whose answers are compared.
+
+    Second copies of requests are for targets behind those of the shadows, in the same order.
+    """
+
+    __slots__ = (
+        "_comparison",
+        "_counts",
+        "_ends",
+        "_next_tick",
+        "_now",
+        "_probed",
+        "_probes",
+        "_table",
+        "_talks",
+        "_targets",
+        "_time_ns",
+        "_undecided",
+    )
+
+    def __init__(self, spec: TapSpec, ledger: Ledger, policy: Policy | None, comparison: Comparison) -> None:
+        self._counts: Counter[str] = Counter()
+        self._table = AnsweredTable(spec.limits, spec.seed, ledger, self._counts)
+        super().__init__(spec, ledger, policy, self._table)
+        self._comparison = comparison
+        self._targets = sum(shadow.copies for shadow in spec.shadows)
+        self._now = 0.0
+        self._time_ns = 0
+        self._next_tick = 0.0
+        self._undecided: list[tuple[int, Talk, int]] = []
+        """Requests of which policy has not said yet which shadows get them."""
+        self._probes: deque[tuple[float, Talk, int, bytes, Send]] = deque()
+        """When, where and what is to be sent a second time."""
+        self._ends: list[Finish] = []
+        """Of second connections; policy knows nothing of them."""
+        self._probed: set[tuple[int, int]] = set()
+        """Flow and number of requests that the shadows are to get twice and have not got yet."""
+        self._talks: dict[int, Talk] = {}
+
+    def feed(self, segment: Segment, now: float) -> Sequence[Command]:
+        """Take one captured segment of either side."""
+        events = self._table.feed_both(segment, now)
+        self._time_ns = segment[6]
+        self._now = now
+        commands: list[Command] = []
+        for event in events:
+            if event[2] is ANSWER:
+                self._answer(event)
+            else:
+                self._step(event, commands)  # type: ignore[arg-type]
+        if segment[1] & ACCEPTED and self._protocol is Protocol.RAW:
+            self._accept(segment, commands)
+        return self._routed(commands) if commands else commands
+
+    def expire(self, now: float) -> list[Command]:
+        """Act on time-outs; call it a few times a second."""
+        self._at(now)
+        commands: list[Command] = []
+        for event in self._flows.expire(now):
+            self._step(event, commands)
+        if now >= self._next_tick:
+            self._next_tick = now + TICK
+            self._comparison.tick(now, self._time_ns)
+            for flow, talk in [each for each in self._talks.items() if each[1].over]:
+                self._let_go(flow, talk)
+        out = self._routed(commands)
+        return [*out, *self._due_probes(), *self._taken_ends()] if self._probes else out
+
+    def close(self, now: float) -> list[Command]:
+        """The capture is over."""
+        self._at(now)
+        commands = super().close(now)
+        for _, talk, _, _, command in self._probes:
+            talk.conversation.left_out(command.target + PROBE, command.number, Unpaired.SHUTDOWN)
+        self._probes.clear()
+        for flow, talk in self._talks.items():
+            talk.over = True
+            self._end_probes(flow, talk)
+        return [*commands, *self._taken_ends()]
+
+    def conversation(self, flow: int) -> Conversation | None:
+        """Of a connection whose answers are compared; for replay, when it opens its own."""
+        talk = self._talks.get(flow)
+        return None if talk is None else talk.conversation
+
+    def shut(self) -> None:
+        """Replay is over too: what is still under way is not paired."""
+        self._comparison.close()
+
+    def state(self) -> dict[str, Any]:
+        """All that is known, as plain data."""
+        return {**self._comparison.snapshot(), "capture": dict(sorted(self._counts.items()))}
+
+    def brief(self) -> dict[str, Any]:
+        """A few numbers of each shadow."""
+        shadows = {}
+        for label, state in self._comparison.snapshot()["shadows"].items():
+            endpoints = state["endpoints"].values()
+            shadows[label] = {
+                "requests": state["requests"],
+                "paired": sum(each["pairs"] for each in endpoints),
+                "unpaired": state["unpaired"],
+                "failures": state["failures"],
+            }
+        return {"shadows": shadows, "capture": dict(sorted(self._counts.items()))}
+
+    def _at(self, now: float) -> None:
+        self._now = now
+        self._time_ns = int(now * 1e9)
+
+    def _let_go(self, flow: int, talk: Talk) -> None:
+        """Forget a connection of which nothing is under way any more."""
+        if talk.over and not len(talk.conversation):
+            self._talks.pop(flow, None)
+            self._comparison.closed(flow, Unpaired.UNANSWERED)
+
+    # --- production's side
+
+    def _answer(self, event: EitherEvent) -> None:
+        flow, chunk, _ = event
+        talk = self._talks.get(flow.id)
+        if talk is None:
+            return
+        conversation, time_ns = talk.conversation, self._time_ns
+        if isinstance(chunk, Cut):
+            conversation.production(chunk.data, time_ns)
+            conversation.production_gap(chunk.length - len(chunk.data), time_ns)
+        elif isinstance(chunk, Gap):
+            conversation.production_gap(chunk.length, time_ns)
+        elif isinstance(chunk, End):
+            conversation.production_ended(time_ns, chunk.reset)
+        else:
+            conversation.production(chunk, time_ns)
+
+    # --- the client's side
+
+    def _frame(self, flow: Flow, http: bool, commands: list[Command]) -> Framer:
+        if http:
+            self._talks[flow.id] = Talk(self._comparison.opened(flow.id, flow.midstream))
+        return super()._frame(flow, http, commands)
+
+    def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
+        talk = self._talks.get(flow.id)
+        if talk is None:
+            super()._pass_on(flow, messages, commands)
+            return
+        conversation = talk.conversation
+        for message in messages:
+            if isinstance(message, Part):
+                number, flags = 0, message.flags
+                if flags & START:
+                    self._ledger.requests.seen += 1
+                    number = self._request(flow, talk, message)
+                commands.append(Send(flow.id, message.data, message.size, flags, 0, number))
+                if flags & END:
+                    conversation.request_ended(talk.number, self._time_ns)
+                continue
+            self._ledger.bytes.dropped[message.reason] += message.size
+            if message.broken:
+                conversation.request_broken(talk.number)
+                if flow.opened:
+                    commands.append(Abort(flow.id, message.reason, False))
+            else:
+                conversation.requests_lost()
+
+    def _request(self, flow: Flow, talk: Talk, part: Part) -> int:
+        """A request begins; which of its connection it is."""
+        talk.number = number = talk.number + 1
+        conversation = talk.conversation
+        if self._comparison.request(flow.id, number, _head(part.data), part.flags, self._now):
+            self._probed.add((flow.id, number))
+        if self._policy is None:
+            conversation.chosen(0, number)
+            conversation.decided(number)
+        else:
+            self._undecided.append((flow.id, talk, number))
+        return number
+
+    def _end(self, flow: Flow, reset: bool, commands: list[Command]) -> None:
+        super()._end(flow, reset, commands)
+        talk = self._talks.get(flow.id)
+        if talk is not None:
+            talk.over = True
+            talk.conversation.production_ended(self._time_ns, reset)
+            self._end_probes(flow.id, talk)
+            self._let_go(flow.id, talk)
+
+    # --- which shadows get it
+
+    def _routed(self, commands: list[Command]) -> list[Command]:
+        """Through policy; what it decided on requests is told to their conversations."""
+        if self._policy is None:
+            if self._probed:
+                self._keep_probes(commands)
+            return [*commands, *self._taken_ends()] if self._ends else commands
+        routed = self._policy.route(commands, self._now)
+        if self._undecided:
+            for command in routed:
+                if type(command) is Send and command.flags & START and (talk := self._talks.get(command.flow)):
+                    talk.conversation.chosen(command.target, command.number)
+            waiting = []
+            for flow, talk, number in self._undecided:
+                if self._policy.holds(flow) and number == talk.number:
+                    waiting.append((flow, talk, number))
+                else:
+                    talk.conversation.decided(number)
+            self._undecided = waiting
+        if self._probed:
+            self._keep_probes(routed)
+        return [*routed, *self._taken_ends()] if self._ends else routed
+
+    def _keep_probes(self, commands: list[Command]) -> None:
+        """Keep a copy of what shadows are to get a second time."""
+        for command in commands:
+            if type(command) is not Send or (command.flow, command.number) not in self._probed:
+                continue
+            talk = self._talks.get(command.flow)
+            if talk is None or command.flags & WHOLE != WHOLE or command.flags & TUNNEL:
+                continue
+            if len(self._probes) < PROBES and len(command.data) <= PROBE_BYTES:
+                talk.conversation.chosen(command.target + PROBE, command.number)
+                self._probes.append((self._now + PROBE_DELAY, talk, command.flow, bytes(command.data), command))
+        self._probed &= {(flow, number) for flow, _, number in self._undecided}
+
+    def _due_probes(self) -> list[Command]:
+        """Those whose time has come."""
+        out: list[Command] = []
+        while self._probes and self._probes[0][0] <= self._now:
+            _, talk, flow, data, command = self._probes.popleft()
+            target = self._targets + command.target
+            if command.target not in talk.probes:
+                talk.probes.add(command.target)
+                out.append(Open(flow, True, target=target))
+            out.append(Send(flow, data, 0, command.flags, target, command.number))
+            if talk.over:
+                self._end_probes(flow, talk)
+        return out
+
+    def _end_probes(self, flow: int, talk: Talk) -> None:
+        self._ends += [Finish(flow, self._targets + target) for target in sorted(talk.probes)]
+        talk.probes.clear()
+
+    def _taken_ends(self) -> list[Finish]:
+        ends, self._ends = self._ends, []
+        return ends
+
+
+def _head(data: Buffer) -> bytes:
+    """The head that a request's first part begins with.  A long one lacks its last fields, or the end of its target:
+    no line is torn.
+    """
+    whole = bytes(data[:HEAD_BYTES])
+    end = whole.find(b"\r\n\r\n")
+    if end >= 0:
+        return whole[: end + 4]
+    last = whole.rfind(b"\r\n")
+    if last >= 0:
+        return whole[:last] + b"\r\n\r\n"
+    method, _, rest = whole.partition(b" ")
+    return method + b" " + rest.partition(b" ")[0][:TARGET_BYTES] + b"... HTTP/1.1\r\n\r\n"

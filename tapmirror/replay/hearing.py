@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the connections to one copy of a shadow share where its answers are compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from tapmirror.compare.pairing import Conversation
+from tapmirror.replay.listener import READ_BYTES, WASTE_BYTES, Clock, Listener
+
+
+class Hearing:
+    """Makes the listeners of one reactor.
+
+    `conversation` finds that of a production connection, if its answers are compared; `target` is the shadow's number
+    there.
+    """
+
+    __slots__ = ("_buffer", "_clock", "_conversation", "_events", "_target", "_waste", "tick")
+
+    def __init__(
+        self, conversation: Callable[[int], Conversation | None], target: int, clock: Clock, events: Counter[str]
+    ) -> None:
+        self._conversation = conversation
+        self._target = target
+        self._clock = clock
+        self._events = events
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._waste = memoryview(bytearray(WASTE_BYTES))
+        self.tick = clock.tick
+
+    def listener(self, flow: int) -> Listener | None:
+        """For a connection's lane; None: its answers are not compared."""
+        conversation = self._conversation(flow)
+        if conversation is None:
+            return None
+        return Listener(conversation, self._target, self._clock, self._events, self._buffer, self._waste)

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection to a shadow whose answers are compared: what it is asked, when, and what it answers when.
+
+Theory of operation
+-------------------
+*Received*: the kernel stamps each packet as it comes in from the interface (SO_TIMESTAMPING with RX_SOFTWARE,
+Documentation/networking/timestamping.rst); a read has the stamp of the last packet that it took bytes of.  Where one
+read takes several answers, all have that stamp: the earlier ones came before it.
+
+*Sent*: the last part of each request asks for a stamp of the moment at which the kernel hands its last byte to the
+interface's driver (TX_SOFTWARE, by `sendmsg` of this part).  It comes back through the socket's error queue, as a rule
+before `sendmsg` returns, with the place of that byte in the stream (OPT_ID).  Until it comes, and where it does not
+(TLS, a driver without stamps), the clock before `send` stands for it, and is counted.
+
+Stamps are of the wall clock and are set on CLOCK_MONOTONIC with the difference of both in this turn of the loop.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import struct
+import sys
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Final
+
+from tapmirror.compare.pairing import Conversation
+from tapmirror.events import END, Buffer
+from tapmirror.exchange import Unpaired
+from tapmirror.replay.tls import TlsSocket
+
+if TYPE_CHECKING:
+    from tapmirror.replay.answers import Answers
+    from tapmirror.replay.lane import Lane
+
+SO_TIMESTAMPING: Final = 37
+"""And SCM_TIMESTAMPING (asm-generic/socket.h)."""
+TX_SOFTWARE: Final = 1 << 1
+_OPTIONS: Final = 1 << 3 | 1 << 4 | 1 << 7 | 1 << 11
+"""RX_SOFTWARE, SOFTWARE, OPT_ID, OPT_TSONLY of linux/net_tstamp.h."""
+MSG_ERRQUEUE: Final = 0x2000
+IP_RECVERR: Final = 11
+IPV6_RECVERR: Final = 25
+TCP_INFO_RTT: Final = 68
+"""Offset of tcpi_rtt in `struct tcp_info`, in microseconds."""
+RTT_TIME: Final = 1.0
+"""Seconds for which a round trip time is used."""
+READ_BYTES: Final = 65_536
+WASTE_BYTES: Final = 1 << 20
+
+_ASK: Final = [(socket.SOL_SOCKET, SO_TIMESTAMPING, struct.pack("=I", TX_SOFTWARE))]
+_ROOM: Final = socket.CMSG_SPACE(48)
+_ERROR_ROOM: Final = _ROOM + socket.CMSG_SPACE(64)
+_STAMP: Final = struct.Struct("@qq")
+_KEY: Final = struct.Struct("=12xI")
+"""`ee_data` of `struct sock_extended_err`."""
+
+
+class Clock:
+    """The difference of the wall clock to CLOCK_MONOTONIC, in nanoseconds; `tick` once in each turn of the loop."""
+
+    __slots__ = ("ahead",)
+
+    def __init__(self) -> None:
+        self.tick()
+
+    def tick(self) -> None:
+        """Take the difference anew: the wall clock is set now and then."""
+        self.ahead = time.time_ns() - time.monotonic_ns()
+
+
+class Listener:
+    """Of one lane, through all its connections.  `buffer` and `waste` are shared: nothing in them outlives a call."""
+
+    __slots__ = (
+        "_awaited",
+        "_buffer",
+        "_clock",
+        "_conversation",
+        "_events",
+        "_number",
+        "_out",
+        "_rtt_at",
+        "_rtt_ns",
+        "_stamps",
+        "_target",
+        "_waste",
+    )
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        target: int,
+        clock: Clock,
+        events: Counter[str],
+        buffer: memoryview,
+        waste: memoryview,
+    ) -> None:
+        self._conversation = conversation
+        self._target = target
+        self._clock = clock
+        self._events = events
+        self._buffer = buffer
+        self._waste = waste
+        self._number = 0
+        """Of the request under way."""
+        self._out = 0
+        """Bytes sent on this connection."""
+        self._awaited: deque[tuple[int, int]] = deque()
+        """Where requests ended whose stamps have not come, and their numbers."""
+        self._stamps = False
+        self._rtt_ns = 0
+        self._rtt_at = 0.0
+
+    def connected(self, sock: _socket.socket | TlsSocket | None) -> None:
+        """A connection is open and nothing was sent on it."""
+        self._out = 0
+        self._awaited.clear()
+        self._rtt_at = 0.0
+        self._stamps = isinstance(sock, _socket.socket)
+        if isinstance(sock, _socket.socket):
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, _OPTIONS)
+
+    # --- what is asked
+
+    def asked(self, number: int, flags: int) -> None:
+        """A request begins to be sent."""
+        self._number = number
+        self._conversation.asked(self._target, number, flags)
+
+    def left_out(self, number: int) -> None:
+        """A request is not sent."""
+        self._conversation.left_out(self._target, number, Unpaired.NOT_SENT)
+
+    def send(self, sock: _socket.socket | TlsSocket | None, data: Buffer, flags: int, now: float) -> int:
+        """Send some of a part; how many bytes.  Raises what `send` does."""
+        assert sock is not None
+        if not flags & END:
+            count = sock.send(data)
+            self._out += count
+            return count
+        began = time.monotonic_ns()
+        if not self._stamps:
+            count = sock.send(data)
+            self._events["sends_without_stamp"] += 1
+        else:
+            count = sock.sendmsg((data,), _ASK)  # type: ignore[union-attr]
+        self._out += count
+        if count < len(data):
+            return count
+        if now - self._rtt_at >= RTT_TIME:
+            self._rtt_at = now
+            self._rtt_ns = _rtt_ns(sock)
+        if self._stamps:
+            self._awaited.append((self._out - 1, self._number))
+            if self.late_stamps(sock):
+                return count
+        self._conversation.sent(self._target, self._number, began, self._rtt_ns)
+        return count
+
+    def late_stamps(self, sock: _socket.socket | TlsSocket) -> bool:
+        """Take the stamps of what was sent; whether all have come."""
+        awaited = self._awaited
+        while awaited:
+            try:
+                _, found, _, _ = sock.recvmsg(0, _ERROR_ROOM, MSG_ERRQUEUE)  # type: ignore[union-attr]
+            except OSError:
+                return False
+            stamp = key = -1
+            for level, kind, data in found:
+                if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPING:
+                    seconds, rest = _STAMP.unpack_from(data)
+                    stamp = seconds * 1_000_000_000 + rest - self._clock.ahead
+                elif kind in (IP_RECVERR, IPV6_RECVERR):
+                    (key,) = _KEY.unpack_from(data)
+            while awaited and (awaited[0][0] - key) & 0xFFFFFFFF >= 1 << 31:
+                awaited.popleft()  # its stamp was lost
+            if awaited and stamp >= 0 and awaited[0][0] & 0xFFFFFFFF == key:
+                self._conversation.sent(self._target, awaited.popleft()[1], stamp, self._rtt_ns)
+        return True
+
+    # --- what it answers
+
+    def read(self, lane: Lane, sock: _socket.socket | TlsSocket, answers: Answers) -> tuple[int, int]:
+        """(bytes asked for, bytes read).  Raises what `recv_into` does."""
+        framer, conversation, target = lane.framer, self._conversation, self._target
+        assert framer is not None
+        skippable = framer.skippable()
+        if skippable:
+            skippable = min(skippable, conversation.answer_skippable(target))
+        asked = min(skippable, WASTE_BYTES) if skippable else READ_BYTES
+        if isinstance(sock, TlsSocket):
+            count = sock.recv_into(self._waste if skippable else self._buffer, asked)
+            time_ns = time.monotonic_ns()
+        elif skippable:
+            count, found, _, _ = sock.recvmsg_into((self._waste[:asked],), _ROOM, socket.MSG_TRUNC)
+            time_ns = self._received(found)
+        else:
+            count, found, _, _ = sock.recvmsg_into((self._buffer,), _ROOM)
+            time_ns = self._received(found)
+        if not count:
+            return asked, 0
+        if skippable:
+            framer.skip(count)
+            conversation.answer_gap(target, count, time_ns)
+        else:
+            data = self._buffer[:count]
+            answers.take(lane, data)
+            conversation.answer(target, data, time_ns)
+        return asked, count
+
+    def ended(self, now: float, *, reset: bool) -> None:
+        """The shadow closed or reset the connection."""
+        self._conversation.answer_ended(self._target, int(now * 1e9), reset)
+
+    def given_up(self) -> None:
+        """The connection is closed; nothing more of it will be read."""
+        self._conversation.given_up(self._target, Unpaired.NOT_SENT)
+
+    def _received(self, found: list[tuple[int, int, bytes]]) -> int:
+        """When the last byte that was read came."""
+        for _, kind, data in found:
+            if kind == SO_TIMESTAMPING:
+                seconds, rest = _STAMP.unpack_from(data)
+                return int(seconds * 1_000_000_000 + rest) - self._clock.ahead
+        return time.monotonic_ns()
+
+
+def _rtt_ns(sock: _socket.socket | TlsSocket) -> int:
+    info = bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_RTT + 4))
+    rtt = int.from_bytes(info[TCP_INFO_RTT:], sys.byteorder)
+    return rtt * 1000

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's figures as the supervisor takes them: of the shape that a worker gives them, and nothing else.
+
+A worker reads bytes of the network, so what it says is not trusted: its figures go into metrics, tables and the
+governor of a process that is root.  A field that is missing, unknown, of another type or out of its bounds is an error.
+
+Pure: values only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+MOST: Final = (1 << 63) - 1
+"""Of a count; the kernel's are of 64 bits, and none gets there."""
+NAMES: Final = 256
+"""Reasons, events or kinds of answers in one table: there are some 150 of all kinds."""
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=MOST)]
+Difference: TypeAlias = Annotated[int, Meta(ge=-MOST, le=MOST)]
+"""Of counts that are not read at the same moment: below 0 for a moment."""
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[ -~]{1,64}\Z")]
+Table: TypeAlias = Annotated[dict[Name, Difference], Meta(max_length=NAMES)]
+Label: TypeAlias = Annotated[str, Meta(max_length=1024)]
+
+
+class _Closed(msgspec.Struct, forbid_unknown_fields=True):
+    """With these fields and no others."""
+
+
+class Fates(_Closed):
+    """`ledger.Account.snapshot`."""
+
+    seen: Count
+    mirrored: Count
+    sampled_out: Difference
+    filtered: Table
+    dropped: Table
+    in_flight: Difference
+    unaccounted: Difference
+
+
+class Shadow(_Closed):
+    """`ledger.View.snapshot`."""
+
+    bytes: Fates
+    requests: Fates
+    events: Table
+    answers: Table
+
+
+class Ring(_Closed):
+    """How large it is, and how full."""
+
+    bytes: Count
+    fill: Annotated[float, Meta(ge=0, le=16)]
+
+
+class Process(_Closed):
+    """What it costs."""
+
+    pid: Count
+    cpu_s: Seconds
+    rss_kb: Count
+    sandbox: Annotated[list[Name], Meta(max_length=8)]
+
+
+class Compared(_Closed):
+    """Of `ComparingPipeline.brief`, one shadow."""
+
+    requests: Count
+    paired: Count
+    unpaired: Table
+    failures: Table
+
+
+class Brief(_Closed):
+    """`ComparingPipeline.brief`."""
+
+    shadows: Annotated[dict[Label, Compared], Meta(max_length=NAMES)]
+    capture: Table
+
+
+class Snapshot(_Closed):
+    """`Worker.snapshot`."""
+
+    segments: Fates
+    bytes: Fates
+    requests: Fates
+    events: Table
+    answers: Table
+    shadows: dict[Label, Shadow]
+    flows: Count
+    ring: Ring
+    worker: Process
+    compare: Brief | UnsetType = UNSET
+
+
+class Last(Snapshot):
+    """The last one; `comparison` is judged where it is merged."""
+
+    comparison: dict[str, Any] | UnsetType = UNSET
+
+
+def checked(found: object, labels: Collection[str], *, final: bool = False) -> dict[str, Any]:
+    """A worker's snapshot as plain data, of a tap with shadows of these labels.  Raises ValueError."""
+    figures = msgspec.convert(found, Last if final else Snapshot)
+    if figures.shadows.keys() != set(labels):
+        raise ValueError("its shadows are not the tap's")
+    if not (math.isfinite(figures.worker.cpu_s) and math.isfinite(figures.ring.fill)):
+        raise ValueError("a figure that is no number")
+    plain: dict[str, Any] = msgspec.to_builtins(figures)
+    return plain

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names of a tap's shadows, resolved again and again beside everything else.
+
+Theory of operation
+-------------------
+Answers are bytes of the network, and a resolver may take half a minute: so a name is looked up by getent(1), the C
+library's own resolver, in a process of its own without privilege, and nobody waits for it.  It has until the next one
+is due; what is not there by then is given up.  What it prints is taken for nothing but a list of addresses.
+
+getaddrinfo(3) tells no time to live: names are asked for every `Shadow.resolve_every` seconds, whatever it is.
+
+Whatever fails, the old addresses stay.  So they do where one of the new ones is production's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from tapmirror.spec import Shadow
+from tapmirror.supervisor.addresses import ADDRESSES, Address
+
+OUTPUT: Final = 8192
+"""Bytes of an answer that are looked at: a hundred addresses, each three times."""
+
+Judge: TypeAlias = Callable[[int, Sequence[Address]], str | None]
+"""Why a shadow (its index) may not have these addresses; None: it may."""
+
+
+class Counts(msgspec.Struct):
+    """What became of the look-ups of a tap."""
+
+    changed: int = 0
+    failed: int = 0
+    refused: int = 0
+
+
+class Names:
+    """The names of one tap's shadows.
+
+    `judge` looks at new addresses; `warn` is told in one line what changes, and of a failure once until it is over.
+    Call `poll` once a second; `close` at the end.
+    """
+
+    def __init__(
+        self,
+        shadows: Sequence[Shadow],
+        known: Sequence[Sequence[Address]],
+        judge: Judge,
+        warn: Callable[[str], None],
+        *,
+        identity: tuple[int, int],
+        now: float,
+    ) -> None:
+        self.counts = Counts()
+        self._names = [
+            _Name(index, shadow, list(addresses), now)
+            for index, (shadow, addresses) in enumerate(zip(shadows, known, strict=True))
+            if shadow.resolve_every and not _is_literal(shadow.host)
+        ]
+        self._judge = judge
+        self._warn = warn
+        self._identity = identity
+
+    def poll(self, now: float) -> list[tuple[int, list[Address]]]:
+        """The shadows, by index, that have other addresses since the last call.  Never waits."""
+        changes = []
+        for name in self._names:
+            if name.process is None:
+                if now >= name.due:
+                    name.begin(now, self._identity)
+                continue
+            answer = name.answer(now)
+            if answer is None:
+                continue
+            found = self._taken(name, answer)
+            if found is not None:
+                changes.append((name.index, found))
+        return changes
+
+    def close(self) -> None:
+        """End what is under way."""
+        for name in self._names:
+            name.end()
+
+    def _taken(self, name: _Name, answer: list[Address] | str) -> list[Address] | None:
+        """The new addresses, if there are any and they may be had."""
+        host = name.shadow.host
+        if isinstance(answer, str):
+            self.counts.failed += 1
+            name.tell(self._warn, f"{host} cannot be resolved again ({answer}); its old addresses are kept")
+            return None
+        if set(answer) == set(name.known):
+            name.tell(self._warn, "")
+            return None
+        refusal = self._judge(name.index, answer)
+        if refusal is not None:
+            self.counts.refused += 1
+            name.tell(self._warn, f"{host} has new addresses that are refused ({refusal}); its old ones are kept")
+            return None
+        self.counts.changed += 1
+        name.known = answer
+        name.said = ""
+        self._warn(f"{host} is at {', '.join(str(address[0]) for _, address in answer)} now")
+        return answer
+
+
+class _Name:
+    """One shadow's name."""
+
+    def __init__(self, index: int, shadow: Shadow, known: list[Address], now: float) -> None:
+        self.index = index
+        self.shadow = shadow
+        self.known = known
+        self.due = now + shadow.resolve_every
+        self.process: subprocess.Popen[bytes] | None = None
+        self.said = ""
+        """What is wrong, as it was told."""
+
+    def begin(self, now: float, identity: tuple[int, int]) -> None:
+        """Ask."""
+        self.due = now + self.shadow.resolve_every
+        uid, gid = identity
+        try:
+            self.process = subprocess.Popen(
+                ["getent", "--no-addrconfig", "ahosts", "--", self.shadow.host],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                user=uid,
+                group=gid,
+                extra_groups=[],
+                start_new_session=True,
+            )
+        except OSError:
+            self.process = None  # out of processes or memory: the next time
+
+    def answer(self, now: float) -> list[Address] | str | None:
+        """The addresses, or why there are none; None: it is still looked for."""
+        process = self.process
+        assert process is not None
+        assert process.stdout is not None
+        code = process.poll()
+        if code is None:
+            if now < self.due:
+                return None
+            self.end()
+            return f"no answer within {self.shadow.resolve_every:g} s"
+        output = os.read(process.stdout.fileno(), OUTPUT)
+        self.end()
+        if code:
+            return "no such name" if code == 2 else f"getent ended with status {code}"
+        return parsed(output, self.shadow.port) or "no addresses"
+
+    def end(self) -> None:
+        """Stop asking."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+            self.process = None
+
+    def tell(self, warn: Callable[[str], None], problem: str) -> None:
+        """Say what is wrong, once."""
+        if problem and problem != self.said:
+            warn(problem)
+        elif self.said and not problem:
+            warn(f"{self.shadow.host} is resolved again")
+        self.said = problem
+
+
+def parsed(output: bytes, port: int) -> list[Address]:
+    """The socket addresses in what `getent ahosts` printed: lines of address, type, name."""
+    found: list[Address] = []
+    for line in output.decode("ascii", "replace").splitlines():
+        words = line.split()
+        if len(words) < 2 or words[1] != "STREAM":
+            continue
+        text, _, zone = words[0].partition("%")
+        try:
+            address = ipaddress.ip_address(text)
+            scope = 0 if not zone else int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+        except (ValueError, OSError):
+            continue
+        if address.version == 4:
+            entry: Address = (int(socket.AF_INET), (str(address), port))
+        else:
+            entry = (int(socket.AF_INET6), (str(address), port, 0, scope))
+        if entry not in found:
+            found.append(entry)
+    return found[:ADDRESSES]
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True

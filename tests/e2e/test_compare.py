@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole tap that compares, between real servers: what differs is found and named, what differs by itself is not."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e.mirror import Mirror, dropped
+from lab import Lab, load
+from lab.shop import REVIEWS_V2, Shop, SlowShop
+from tapmirror.cli.compared import all_figures
+from tapmirror.compare import Figures, Limits, Nature, Outcome
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+PATHS = ("/users/", "/orders/", "/page/")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def compared(lab: Lab, requests: int, level: str, **options: Any) -> Figures:
+    """Run a load past a tap; what its comparison says.  Nothing was lost on the way."""
+    plan = {name: options.pop(name) for name in ("paths", "rate", "connections") if name in options}
+    with Mirror(lab.node, shadow=f"{lab.shadow.addr4}:80", protocol="http", compare=level, **options) as tap:
+        result = load(lab.client, lab.node.addr4, requests=requests, **plan)
+        assert (result.answered, result.failed) == (requests, 0)
+        ledger = tap.final()
+    assert dropped(ledger) == {}
+    (figures,) = all_figures([ledger], Limits())
+    assert figures.requests == requests
+    return figures
+
+
+@pytest.mark.parametrize("capture", ["ebpf", "packet"])
+def test_the_same_service_differs_in_nothing(lab: Lab, capture: str) -> None:
+    """In spite of times, identifiers and random order."""
+    with Shop(lab.node), Shop(lab.shadow):
+        figures = compared(lab, 6_000, "body", paths=PATHS, rate=1_500, connections=16, capture=capture)
+    assert (figures.paired, figures.unpaired, figures.failures) == (6_000, {}, {})
+    assert [endpoint.name for endpoint in figures.endpoints if endpoint.differing] == []
+    checks = {check.name: check.outcome for check in figures.verdict.checks}
+    assert checks["difference rate"] is Outcome.PASS
+
+
+def test_a_fault_in_one_of_a_hundred_requests_is_found_and_its_sample_shows_it(lab: Lab) -> None:
+    with Shop(lab.node), Shop(lab.shadow, broken="1%") as shadow:
+        figures = compared(lab, 6_000, "body", paths=PATHS, rate=1_000, connections=16, noise_probe=50)
+        (endpoint,) = [endpoint for endpoint in figures.endpoints if endpoint.differing]
+        assert endpoint.name == "GET /orders/{id}"
+        assert 0.004 < endpoint.differing / endpoint.compared < 0.02
+        (field,) = [field for field in endpoint.fields if field.nature is Nature.DIFFERENT]
+        assert field.path == "body.total"
+        words = shlex.split(field.samples[0].curl)
+        assert words[0] == "curl"
+        assert '"total":null' in lab.node.run(words).stdout
+        assert shadow.pid
+
+
+def test_the_answers_that_have_more_are_said_to_have_more(lab: Lab) -> None:
+    """Bookinfo's reviews, v1 against v2."""
+    with Shop(lab.node), Shop(lab.shadow, reviews=REVIEWS_V2):
+        figures = compared(lab, 600, "body", paths=("/reviews/",), rate=300, connections=4)
+    (endpoint,) = figures.endpoints
+    assert endpoint.differing == endpoint.compared == 600
+    assert [(field.path, field.kind) for field in endpoint.fields] == [("body.reviews[].rating", "extra")]
+    assert figures.verdict.outcome is Outcome.FAIL
+
+
+def test_a_slower_tail_is_measured(lab: Lab) -> None:
+    """20 % at the 99th percentile."""
+    with SlowShop(lab.node), SlowShop(lab.shadow, slower=1.2):
+        figures = compared(lab, 4_000, "status", paths=("/a/",), rate=400, connections=32)
+    assert figures.paired == 4_000
+    (endpoint,) = figures.endpoints
+    ratio = endpoint.shadow.last["p99"] / endpoint.production.last["p99"]
+    assert ratio == pytest.approx(1.2, rel=0.05)
+
+
+def test_several_workers_and_connections_that_end(lab: Lab) -> None:
+    with Shop(lab.node), Shop(lab.shadow):
+        figures = compared(lab, 1_000, "headers", paths=PATHS, rate=500, workers=2)
+    assert (figures.paired, figures.unpaired) == (1_000, {})

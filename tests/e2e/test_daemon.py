@@ -1,0 +1,568 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real daemon between real servers under load: what operators do, and what goes wrong around them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from e2e.mirror import PATIENCE
+from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Snapshot, Tap, identity, load, until
+from lab.daemon import Daemon
+from tapmirror.control import Client, ControlError
+from tapmirror.control.messages import List, Logs, Pause, Set, Start, Status, Stop
+from tapmirror.spec import Limits, TapSpec, parse_shadow
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+SHADOW: Final = "10.77.2.2:80"
+WEB: Final = ("start", "--name=web", "--iface=eth0", "--port=80", f"--shadow={SHADOW}")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+@contextlib.contextmanager
+def under_load(lab: Lab, **plan: Any) -> Iterator[tuple[HashSink, HashSink, Load]]:
+    """Production, shadow and a load that goes on until it is stopped; no request of production's may fail."""
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        base: dict[str, Any] = {"address": lab.node.addr4, "requests": 10**9, "connections": 10, "rate": 500}
+        running = Load(lab.client, LoadPlan(**{**base, **plan}))
+        until(lambda: len(production.got) > 20, "the load")
+        yield production, shadow, running
+        if running.running():
+            assert running.stop().failed == 0
+        assert production.bad == []
+
+
+def untorn(production: HashSink, shadow: HashSink) -> None:
+    """Everything whole that the shadow got was sent, byte by byte, and none of it twice."""
+    whole = [(got.uri, got.sha256, got.length) for got in shadow.got if got.whole]
+    assert len(set(whole)) == len(whole)
+
+    def unsent() -> set[tuple[str, str, int]]:
+        return set(whole) - {(got.uri, got.sha256, got.length) for got in [*production.got]}
+
+    until(lambda: not unsent(), f"production's record of {unsent()}")  # it may note a request after the shadow did
+    assert shadow.bad == []
+
+
+def attached(host: Host) -> list[str]:
+    """The interfaces of the packet sockets of a host that are bound to one."""
+    rows = [line.split() for line in host.read("packet").splitlines()[1:]]
+    return [row[4] for row in rows if row[4] != "0"]
+
+
+def web(name: str = "web", **more: Any) -> TapSpec:
+    base: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadows": (parse_shadow(SHADOW),), "name": name}
+    return TapSpec(**{**base, **more})
+
+
+def text(name: str = "web", shadow: str = SHADOW, **more: object) -> str:
+    """A file with this tap."""
+    fields = {"name": name, "iface": "eth0", "port": 80, "shadow": shadow, **more}
+    return "".join(f"{field}: {value}\n" for field, value in fields.items())
+
+
+# --- what operators do
+
+
+def test_a_day_of_an_operator(lab: Lab, tmp_path: Path) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Daemon(lab.node) as daemon:
+        assert daemon.run("list").stdout == "no taps\n"
+        assert daemon.json("list") == {"taps": []}
+        assert daemon.run(*WEB).stdout == "started: web\n"
+        assert load(lab.client, lab.node.addr4, requests=100, connections=4).failed == 0
+        shadow.wait_for(100)
+        assert re.search(r"^web +running +100 % +eth0 +80 +10\.77\.2\.2:80 +command", daemon.run("list").stdout, re.M)
+        until(lambda: daemon.json("status")["taps"][0]["ledger"]["requests"]["mirrored"] == 100, "the ledger")
+        shown = daemon.run("status", "web").stdout
+        assert "web: running" in shown and "requests: 100 seen, 100 mirrored" in shown
+        assert "shadow 10.77.2.2:80: 2xx 100" in shown
+        assert "info: capture by ebpf" in daemon.run("logs", "web").stdout
+        file = tmp_path / "taps.yaml"
+        file.write_text(f"{text(seed=1)}---\n{text('two', port=81)}")
+        plan = daemon.run("apply", "-f", str(file), "--dry-run").stdout
+        assert plan == "! restart web  (seed)\n+ add     two\n"
+        assert [tap["name"] for tap in daemon.json("list")["taps"]] == ["web"]
+        assert daemon.run("apply", "-f", str(file)).stdout == plan
+        assert {tap["name"]: tap["state"] for tap in daemon.json("list")["taps"]} == {
+            "web": "running",
+            "two": "running",
+        }
+        assert load(lab.client, lab.node.addr4, requests=10, connections=1).failed == 0
+        shadow.wait_for(110)
+        stopped = daemon.run("stop", "web").stdout
+        assert "Ledger of web" in stopped and stopped.endswith("stopped: web\n")
+        (two,) = daemon.json("stop", "--all")["stopped"]
+        assert two["name"] == "two" and two["ledger"]["segments"]["seen"] == 0
+        said = daemon.said()
+    for words in ("op=start taps=web", "op=apply taps=web,two", "op=stop name=web", "op=stop all=True"):
+        assert re.search(rf"event=audit msg=done user=root uid=0 pid=\d+ {words}\n", said), (words, said)
+    assert "op=list" not in said and "dry_run=True" in said
+
+
+def test_refusals_are_one_line_and_an_exit_code(lab: Lab, tmp_path: Path) -> None:
+    no_tap = "no tap has the name 'nonsense' (there are: web)"
+    with HashSink(lab.shadow), Daemon(lab.node) as daemon:
+        daemon.run(*WEB)
+        bad = tmp_path / "bad.yaml"
+        bad.write_text("name: x\niface: eth0\nport: 0\nshadow: a:1\n")
+        for code, words, line in [
+            (2, ("stop", "nonsense"), no_tap),
+            (2, ("pause", "nonsense"), no_tap),
+            (2, ("set", "nonsense", "percent=5"), no_tap),
+            (2, ("logs", "nonsense"), no_tap),
+            (2, ("status", "nonsense"), no_tap),
+            (2, ("stop",), "give the NAME of a tap, or --all"),
+            (2, ("stop", "web", "--all"), "give the NAME of a tap, or --all"),
+            (2, ("set", "web", "percent=101"), "percent: 101.0 is not between 0 and 100"),
+            (2, ("set", "web", "percent=nan"), "percent: 'nan' is not between 0 and 100"),
+            (2, ("set", "web", "colour=red"), "'colour=red': only percent=P can be set"),
+            (2, WEB, "a tap has the name 'web' already"),
+            (2, ("start", "--name=ssh", "--iface=eth0", "--port=22", f"--shadow={SHADOW}"), "port 22 is SSH's"),
+            (2, ("start", "--name=b", "--iface=eth0", "--port=80", f"--shadow={SHADOW}"), "every request twice"),
+            (1, ("start", "--name=b", "--iface=eth9", "--port=80", "--shadow=10.77.2.2:81"), "no interface 'eth9'"),
+            (1, ("start", "--name=b", "--iface=eth0", "--port=80", "--shadow=nowhere.invalid:81"), "cannot resolve"),
+            (2, ("start", "--name=b", "--ttl=0", "--iface=eth0", "--port=80", "--shadow=a:81"), "--ttl: 0.0 is not"),
+            (2, ("apply", "-f", str(bad)), "bad.yaml:3: port: 0 is not a port"),
+        ]:  # fmt: skip
+            done = daemon.run(*words, check=code)
+            assert line in done.stderr and done.stdout == "", (words, done)
+            assert done.stderr.count("\n") == 1 and done.stderr.startswith("tapmirror: error: ")
+        assert [tap["name"] for tap in daemon.json("list")["taps"]] == ["web"]
+        daemon.stop()
+        done = daemon.run("list", check=2)
+        assert "no daemon at" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_changes_under_load_tear_nothing(lab: Lab, tmp_path: Path) -> None:
+    with Daemon(lab.node) as daemon, under_load(lab, bodies=(0, 300, 20_000)) as (production, shadow, running):
+        daemon.run(*WEB)
+        shadow.wait_for(200, PATIENCE)
+        file = tmp_path / "taps.yaml"
+        for share in (40, 70):
+            file.write_text(text(percent=share))
+            assert daemon.run("apply", "-f", str(file)).stdout == "~ change  web  (percent)\n"
+            settle(daemon, share)
+        daemon.run("set", "web", "percent=100")
+        settle(daemon, 100)
+        daemon.run("pause", "web")
+        until(lambda: state_of(daemon) == "paused", "paused")
+        seen = len(production.got)
+        production.wait_for(seen + 200, PATIENCE)
+        count = len(shadow.got)
+        production.wait_for(seen + 400, PATIENCE)
+        assert len(shadow.got) <= count + 1
+        daemon.run("resume", "web")
+        shadow.wait_for(count + 200, PATIENCE)
+        file.write_text(text(seed=7, percent=100))
+        assert daemon.run("apply", "-f", str(file)).stdout == "! restart web  (seed)\n"
+        count = len(shadow.got)
+        shadow.wait_for(count + 200, PATIENCE)
+        assert running.stop().failed == 0
+        (stopped,) = daemon.json("stop", "web")["stopped"]
+        ledger = stopped["ledger"]
+        identity(ledger)
+        assert {unit: ledger[unit]["in_flight"] for unit in ("segments", "bytes", "requests")} == {
+            "segments": 0, "bytes": 0, "requests": 0
+        }  # fmt: skip
+        untorn(production, shadow)
+
+
+def all_gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}/exe").exists() for pid in pids)
+
+
+def states_of(daemon: Daemon) -> dict[str, str]:
+    return {tap["name"]: tap["state"] for tap in daemon.ask(List())["taps"]}
+
+
+def state_of(daemon: Daemon, name: str = "web") -> str:
+    return states_of(daemon)[name]
+
+
+def settle(daemon: Daemon, share: float) -> None:
+    """Wait until the tap has this share, and seen some traffic with it."""
+
+    def ledger() -> dict[str, Any]:
+        (tap,) = daemon.ask(Status(name="web"))["taps"]
+        assert tap["percent"] == share
+        return dict(tap["ledger"] or {})
+
+    before = ledger().get("segments", {}).get("seen", 0)
+    until(lambda: ledger().get("segments", {}).get("seen", 0) > before + 100, f"traffic with {share} %", PATIENCE)
+
+
+def test_ttl_ends_a_tap_by_itself(lab: Lab) -> None:
+    with HashSink(lab.shadow), Daemon(lab.node) as daemon:
+        daemon.run(*WEB, "--ttl=1")
+        until(lambda: daemon.ask(List())["taps"] == [], "its end")
+        assert attached(lab.node) == []
+        assert "its time is over" in daemon.said()
+
+
+def test_metrics_are_served(lab: Lab) -> None:
+    with HashSink(lab.shadow), Daemon(lab.node, more=("--metrics=9464",)) as daemon:
+        daemon.run(*WEB)
+        until(lambda: daemon.json("status")["taps"][0]["ledger"] is not None, "a ledger")
+        with lab.node.enter():
+            read = urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=10).read().decode()
+        assert re.search(r'^tapmirror_tap_state\{[^}]*state="running"[^}]*\} 1', read, re.M)
+
+
+# --- the daemon's own end
+
+
+def test_killed_it_leaves_nothing_and_comes_back_as_it_was(lab: Lab) -> None:
+    before = Snapshot.of(lab.node)
+    with Daemon(lab.node) as daemon, under_load(lab) as (production, shadow, _running):
+        daemon.run(*WEB)
+        daemon.run("start", "--name=held", "--iface=eth0", "--port=81", f"--shadow={SHADOW}")
+        daemon.run("pause", "held")
+        (daemon.taps / "file.yaml").write_text(text("file", "10.77.2.2:82"))
+        daemon.run("reload")
+        shadow.wait_for(100, PATIENCE)
+        left = daemon.workers()
+        assert len(left) == 3
+        for _ in range(2):
+            daemon.kill()
+            until(lambda: not Snapshot.of(lab.node).difference(before), "nothing is attached", 2.0)
+            until(partial(all_gone, left), "the workers' end", PATIENCE)
+            count = len(shadow.got)
+            daemon.start()
+            until(lambda: states_of(daemon) == {"file": "running", "held": "paused", "web": "running"}, "all", PATIENCE)
+            shadow.wait_for(count + 200, PATIENCE)
+            left = daemon.workers()
+        assert len(daemon.ask(Stop(all=True))["stopped"]) == 3
+        untorn(production, shadow)
+        daemon.kill()
+        daemon.start()
+        assert [tap["name"] for tap in daemon.ask(List())["taps"]] == []
+
+
+def test_sigterm_drains_and_keeps_the_taps(lab: Lab) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Daemon(lab.node) as daemon:
+        daemon.run(*WEB)
+        assert load(lab.client, lab.node.addr4, requests=200, connections=4).failed == 0
+        assert daemon.stop() == 0
+        shadow.wait_for(200)
+        assert attached(lab.node) == []
+        assert not daemon.socket.exists()
+        assert "Traceback" not in daemon.said()
+        daemon.start()
+        until(lambda: state_of(daemon) == "running", "it is back")
+
+
+@pytest.mark.parametrize("shared", ["runtime", "state"])
+def test_a_second_daemon_is_refused(lab: Lab, shared: str) -> None:
+    with Daemon(lab.node) as daemon, Daemon(lab.node, start=False) as second:
+        setattr(second, shared, getattr(daemon, shared))
+        done = lab.node.run(second.words(), check=False)
+        assert done.returncode == 2
+        assert f": a daemon (pid {daemon.pid}) runs with it already\n" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert daemon.ask(List()) == {"taps": []}
+
+
+def test_the_same_tap_of_another_daemon_or_run_is_refused(lab: Lab) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Daemon(lab.node) as daemon, Daemon(lab.node) as second:
+        daemon.run(*WEB)
+        line = f"is mirrored to {SHADOW} already, by the process {daemon.pid}"
+        assert line in second.run(*WEB, check=1).stderr
+        with pytest.raises(LabError, match=re.escape(line)):
+            Tap(lab.node, shadow=SHADOW)
+        assert load(lab.client, lab.node.addr4, requests=50, connections=4).failed == 0
+        shadow.wait_for(50)
+        daemon.run("stop", "web")
+        assert len(shadow.got) == 50
+        second.run(*WEB)
+
+
+# --- the control socket
+
+
+def test_hostile_clients_change_nothing_of_the_mirroring(lab: Lab) -> None:
+    with Daemon(lab.node) as daemon, under_load(lab, rate=1000) as (_production, shadow, running):
+        daemon.run(*WEB)
+        assert stat.S_IMODE(daemon.runtime.stat().st_mode) == 0o750
+        assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600  # there is no group here
+        shadow.wait_for(100, PATIENCE)
+        resident = rss(daemon.pid)
+        with contextlib.ExitStack() as stack:
+            half = connect(daemon.socket, stack)
+            half.sendall(b'{"v":1,"op":"sta')
+            slow = connect(daemon.socket, stack)
+            slow.setblocking(False)
+            slow.send(b'{"v":1,"op":"status"}\n' * 4_000)  # and reads nothing
+            for _ in range(1000):
+                connect(daemon.socket, stack)
+            huge = connect(daemon.socket, stack)
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                send_gigabyte(huge)
+            began = time.monotonic()
+            assert daemon.ask(List())["taps"][0]["state"] == "running"
+            assert time.monotonic() - began < 1.0
+            assert rss(daemon.pid) - resident < 64 << 10
+        result = running.stop()
+        assert result.failed == 0
+        (stopped,) = daemon.ask(Stop(name="web"))["stopped"]
+        identity(stopped["ledger"])
+        requests = stopped["ledger"]["requests"]
+        assert requests["dropped"] == {} and requests["mirrored"] == len(shadow.got)
+
+
+def connect(path: Path, stack: contextlib.ExitStack) -> socket.socket:
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    sock.connect(str(path))
+    return sock
+
+
+def send_gigabyte(sock: socket.socket) -> None:
+    for _ in range(1 << 14):
+        sock.sendall(b"x" * (1 << 16))
+
+
+def rss(pid: int) -> int:
+    """Resident memory of a process in KiB."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
+
+
+def test_something_else_in_the_place_of_the_socket(lab: Lab) -> None:
+    with Daemon(lab.node, start=False) as daemon:
+        daemon.runtime.mkdir(mode=0o750)
+        victim = daemon.top / "victim"
+        victim.write_text("precious")
+        daemon.socket.symlink_to(victim)
+        with pytest.raises(LabError, match=r"(?s)status 2.*is there, and is no socket"):
+            daemon.start()
+        assert victim.read_text() == "precious" and daemon.socket.is_symlink()
+        daemon.socket.unlink()
+        daemon.runtime.chmod(0o777)
+        with pytest.raises(LabError, match=r"(?s)status 2.*could write into it"):
+            daemon.start()
+
+
+# --- files and disks
+
+
+def test_a_full_disk_ends_nothing(lab: Lab) -> None:
+    fill = "mount -t tmpfs -o size=64k,mode=700 none {0} && dd if=/dev/zero of={0}/filler bs=4k 2>/dev/null; "
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Daemon(lab.node, start=False) as daemon:
+        daemon.state.mkdir(mode=0o700)
+        script = fill.format(daemon.state) + 'exec "$@"'
+        daemon.start(before=("unshare", "--mount", "--", "sh", "-c", script, "sh"))
+        daemon.run(*WEB)
+        facts = daemon.json("status")["daemon"]
+        assert facts["state_error"].endswith("the taps could not be written: No space left on device")
+        assert facts["state_errors"] >= 1
+        assert "error: " in daemon.run("status").stdout
+        assert load(lab.client, lab.node.addr4, requests=50, connections=4).failed == 0
+        shadow.wait_for(50)
+        inside = Path(f"/proc/{daemon.pid}/root{daemon.state}")
+        (inside / "filler").unlink()
+        daemon.run("set", "web", "percent=50")
+        assert daemon.json("status")["daemon"]["state_error"] == ""
+        assert json.loads((inside / "taps.json").read_bytes())["taps"][0]["spec"]["name"] == "web"
+
+
+def test_a_state_of_another_version_is_set_aside(lab: Lab) -> None:
+    with HashSink(lab.shadow), Daemon(lab.node, start=False) as daemon:
+        daemon.state.mkdir(mode=0o700)
+        (daemon.state / "taps.json").write_text('{"version": 99, "taps": "of another shape"}')
+        daemon.start()
+        assert "its version is 99, this is for 1; set aside as taps.json." in daemon.said()
+        daemon.run(*WEB)
+        assert any(path.name.endswith(".unread") for path in daemon.state.iterdir())
+
+
+BAD: Final = (
+    text(seed=5) + "percent: .nan\n",
+    text(seed=5) + "seed: 6\n",
+    "x0: &x0 [1, 1]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]\n" for i in range(1, 40)),
+    "\xff\xfe",
+    text(seed=5) + "limits: {queue_bytes: -1}\n",
+)
+"""Not a number, a key given twice, a bomb of aliases, not UTF-8, a negative bound."""
+
+
+def refused_again(daemon: Daemon, before: int) -> bool:
+    return daemon.said().count("the taps that ran before go on") > before
+
+
+def test_reload_takes_good_files_and_leaves_all_as_it_is_for_a_bad_one(lab: Lab) -> None:
+    with Daemon(lab.node, start=False) as daemon, under_load(lab) as (production, shadow, _running):
+        (daemon.taps / "web.yaml").write_text(text())
+        daemon.start()
+        shadow.wait_for(100, PATIENCE)
+        (worker,) = daemon.workers()
+        for bad in BAD:
+            refused = daemon.said().count("the taps that ran before go on")
+            (daemon.taps / "bad.yaml").write_bytes(bad.encode("latin-1"))
+            daemon.send_signal(signal.SIGHUP)
+            until(partial(refused_again, daemon, refused), "the refusal", PATIENCE)
+        assert "bad.yaml" in daemon.ask(Status())["daemon"]["reload_error"]
+        assert daemon.workers() == [worker]
+        with (daemon.taps / "bad.yaml").open("wb") as file:
+            file.truncate(100 << 20)
+        assert "longer than 256 KiB" in daemon.run("reload", check=2).stderr
+        (daemon.taps / "bad.yaml").unlink()
+        (daemon.taps / "web.yaml").write_text(text() + "---\n" + text("two", "10.77.2.2:81"))
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: len(daemon.ask(List())["taps"]) == 2, "the second tap", PATIENCE)
+        until(lambda: state_of(daemon, "two") == "running", "the second tap", PATIENCE)
+        assert worker in daemon.workers()
+        assert daemon.ask(Status())["daemon"]["reload_error"] == ""
+        untorn(production, shadow)
+
+
+def test_a_tap_of_a_file_waits_for_its_interface(lab: Lab) -> None:
+    with HashSink(lab.shadow), Daemon(lab.node, start=False) as daemon:
+        (daemon.taps / "late.yaml").write_text(text("late").replace("eth0", "late0"))
+        daemon.start()
+        until(lambda: state_of(daemon, "late") in ("restarting", "waiting"), "it waits", PATIENCE)
+        assert "late0" in daemon.ask(List())["taps"][0]["state_reason"]
+        lab.node.run(["ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1"])
+        try:
+            lab.node.run(["ip", "link", "set", "late0", "up"])
+            until(lambda: state_of(daemon, "late") == "running", "it runs", PATIENCE)
+        finally:
+            daemon.ask(Stop(all=True))
+            lab.node.run(["ip", "link", "del", "late0"])
+
+
+# --- the kill switch
+
+
+@pytest.mark.parametrize("switch", ["file", "command"])
+def test_the_kill_switch_works_within_a_second_whatever_hangs(lab: Lab, switch: str) -> None:
+    before = Snapshot.of(lab.node)
+    with Daemon(lab.node) as daemon, under_load(lab) as (production, shadow, _running):
+        soon = Limits(drain_time=0.5)
+        daemon.ask(Start(taps=[web("a", limits=soon), web("b", limits=soon, shadows=(parse_shadow("10.77.2.2:81"),))]))
+        shadow.wait_for(50, PATIENCE)
+        hangs = daemon.workers()[0]
+        os.kill(hangs, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            stopping = threading.Thread(target=daemon.ask, args=(Stop(all=True),))
+            if switch == "file":
+                (daemon.runtime / "STOP").touch()
+            else:
+                stopping.start()
+            until(lambda: attached(lab.node) == [], "all capture has ended", 3.0)
+            assert time.monotonic() - began < 1.0
+            until(lambda: not Snapshot.of(lab.node).difference(before), "nothing is attached", PATIENCE)
+            if switch == "file":
+                assert "kill switch is on" in daemon.refusal(Start(taps=[web("c", ports=(82,))])).args[0]
+                assert "KILL SWITCH" in daemon.run("status").stdout
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(hangs, signal.SIGCONT)
+        if switch == "file":
+            until(lambda: {state_of(daemon, "a"), state_of(daemon, "b")} == {"paused"}, "held", PATIENCE)
+            (daemon.runtime / "STOP").unlink()
+            count = len(shadow.got)
+            shadow.wait_for(count + 100, PATIENCE)
+        else:
+            stopping.join(PATIENCE)
+            assert daemon.ask(List())["taps"] == []
+        untorn(production, shadow)
+
+
+def test_a_worker_that_hangs_holds_up_its_own_tap_alone(lab: Lab) -> None:
+    with Daemon(lab.node) as daemon, under_load(lab) as (_production, shadow, _running):
+        daemon.ask(Start(taps=[web("hangs", shadows=(parse_shadow("10.77.2.2:81"),))]))
+        (hangs,) = daemon.workers()
+        os.kill(hangs, signal.SIGSTOP)
+        try:
+            daemon.run(*WEB)
+            count = len(shadow.got)
+            shadow.wait_for(count + 200, PATIENCE)
+            daemon.ask(Set(name="web", percent=50.0))
+            with Client(daemon.socket) as client:
+                for _ in range(100):
+                    began = time.monotonic()
+                    client.ask(Status())
+                    assert time.monotonic() - began < 1.0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(hangs, signal.SIGCONT)
+
+
+# --- many
+
+
+def test_fifty_taps_on_one_interface(lab: Lab) -> None:
+    specs = [
+        web(f"tap{i:02}", shadows=(parse_shadow(f"10.77.2.2:{8000 + i}"),), capture="packet", percent=100.0 - i)
+        for i in range(49)
+    ]  # fmt: skip
+    with Daemon(lab.node) as daemon, HashSink(lab.node), HashSink(lab.shadow) as shadow:
+        daemon.ask(Start(taps=[*specs, web("web")]))
+        assert len(attached(lab.node)) >= 50
+        assert load(lab.client, lab.node.addr4, requests=200, connections=10, rate=200).failed == 0
+        shadow.wait_for(200, PATIENCE)
+        assert len(daemon.workers()) == 50
+        began = time.monotonic()
+        taps = daemon.ask(Status())["taps"]
+        assert time.monotonic() - began < 1.0
+        assert {tap["state"] for tap in taps} == {"running"}
+        files = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+        stopped = daemon.ask(Stop(all=True))["stopped"]
+        assert attached(lab.node) == [] and len(stopped) == 50
+        for each in stopped:
+            identity(each["ledger"])
+        until(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) < files / 4, "descriptors are closed")
+        threads = Path(f"/proc/{daemon.pid}/status").read_text()
+        assert int(re.search(r"Threads:\s+(\d+)", threads)[1]) < 20  # type: ignore[index]
+
+
+def test_who_may_only_look(lab: Lab) -> None:
+    with HashSink(lab.shadow), Daemon(lab.node) as daemon:
+        daemon.run(*WEB)
+        daemon.top.chmod(0o755)
+        daemon.runtime.chmod(0o755)
+        daemon.socket.chmod(0o666)
+        other = ("setpriv", "--reuid=4001", "--regid=4001", "--clear-groups", "--")
+        done = lab.node.run([*other, *daemon.command("list")], env=daemon.environment())
+        assert "web" in done.stdout
+        done = lab.node.run([*other, *daemon.command("stop", "--all")], env=daemon.environment(), check=False)
+        assert done.returncode == 2 and "only root and members of the group" in done.stderr
+        worker = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--")
+        done = lab.node.run([*worker, *daemon.command("list")], env=daemon.environment(), check=False)
+        assert done.returncode == 1 and re.search("daemon (closed the connection|broke: Conn)", done.stderr)
+        assert state_of(daemon) == "running"
+        assert re.search(
+            r"event=denied msg=\"may only look\" user=4001 uid=4001 pid=\d+ op=stop all=True", daemon.said()
+        )
+
+
+def test_requests_by_hand(lab: Lab) -> None:
+    with Daemon(lab.node) as daemon, contextlib.ExitStack() as stack:
+        sock = connect(daemon.socket, stack)
+        sock.sendall(b'{"v":1,"id":"a","op":"list"}\n{"v":3,"id":"b","op":"list"}\n')
+        answers = stack.enter_context(sock.makefile())
+        assert json.loads(answers.readline()) == {"v": 1, "id": "a", "ok": {"taps": []}}
+        assert json.loads(answers.readline())["error"]["code"] == "version"
+        for request, code in [(Pause(name="x"), "not_found"), (Logs(name="x"), "not_found"), (Stop(), "bad_request")]:
+            with pytest.raises(ControlError) as caught:
+                daemon.ask(request)
+            assert caught.value.code == code

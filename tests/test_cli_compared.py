@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports and verdicts of saved ledgers, and how they are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tapmirror.cli.main import main
+from tapmirror.compare import Comparison
+from tapmirror.exchange import Answer, Asked, Exchange, Reply
+from tapmirror.policy.samples import USUAL, SampleRedactor
+from tapmirror.spec import Compare, Level
+
+
+def ledger(path: Path, exchanges: int, bad: int) -> str:
+    """A saved ledger: of the shadow's answers `bad` are errors."""
+    comparison = Comparison(Compare(level=Level.STATUS), [("new", "http://new")], SampleRedactor([USUAL], b"k"))
+    for i in range(exchanges):
+        asked = Asked(i + 1, b"GET", b"/a", b"GET /a HTTP/1.1\r\n\r\n", ended_ns=1000)
+        status = 500 if i < bad else 200
+        reply = Reply(Answer(status, first_ns=2_000_000, last_ns=2_000_000), 1000)
+        comparison.paired(Exchange(asked, Answer(200, first_ns=2_000_000, last_ns=2_000_000), {0: reply}))
+    path.write_text(json.dumps({"tap": "web", "comparison": [comparison.snapshot()]}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("exchanges", "bad", "code", "word"), [(20_000, 0, 0, "pass"), (2_000, 400, 1, "fail"), (10, 0, 3, "undecided")]
+)
+def test_the_verdict_is_the_exit_code(tmp_path: Path, exchanges: int, bad: int, code: int, word: str) -> None:
+    done = CliRunner().invoke(main, ["verdict", ledger(tmp_path / "l.json", exchanges, bad)])
+    assert (done.exit_code, done.output.split(": ")[:2]) == (code, ["web new", word])
+
+
+def test_limits_can_be_set_or_lifted(tmp_path: Path) -> None:
+    file = ledger(tmp_path / "l.json", 2_000, 400)
+    lifted = ["--max-error-diff", "none", "--max-diff-rate", "50%"]
+    assert CliRunner().invoke(main, ["verdict", file, *lifted]).exit_code != 1
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "json", "html"])
+def test_reports_in_every_form(tmp_path: Path, form: str) -> None:
+    done = CliRunner().invoke(main, ["report", ledger(tmp_path / "l.json", 100, 50), "--format", form])
+    assert done.exit_code == 0
+    assert "/a" in done.output
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"comparison": 3}', '{"comparison": [{"schema": "x"}]}', "\x00"])
+def test_what_is_no_such_ledger_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "l.json"
+    path.write_text(text)
+    done = CliRunner().invoke(main, ["report", str(path)])
+    assert done.exit_code == 2
+    assert done.output.startswith(f"tapmirror: error: {path}: ")
+    assert done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1e9"])
+def test_a_limit_that_is_no_share_is_refused(tmp_path: Path, value: str) -> None:
+    done = CliRunner().invoke(main, ["verdict", "x", "--max-error-diff", value])
+    assert done.exit_code == 2

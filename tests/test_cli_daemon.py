@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tapmirror daemon` as it begins; what it does is in e2e/test_daemon.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tapmirror.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ("x", "'x' is not PORT or ADDRESS:PORT"),
+        ("127.0.0.1:99999", "is not PORT or ADDRESS:PORT"),
+        ("localhost:80", "localhost"),
+    ],
+)
+def test_where_metrics_are_served_is_checked(metrics: str, line: str) -> None:
+    done = CliRunner().invoke(main, ["daemon", "--metrics", metrics])
+    assert done.exit_code == 2 and line in done.output
+
+
+def test_directories_that_cannot_be_had_are_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    words = [f"--{name}-dir={tmp_path / name}" for name in ("state", "config")]
+    done = CliRunner().invoke(main, ["daemon", f"--runtime-dir={file / 'x'}", *words])
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1] == f"tapmirror: error: {file / 'x'}: Not a directory"

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Status for people and programs, and the log of a tap."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from click.testing import CliRunner
+
+from tapmirror.cli import status
+from tapmirror.cli.main import main
+from tapmirror.control.messages import Logs, Request, Status
+
+ACCOUNT = {"seen": 1000, "mirrored": 700, "sampled_out": 100, "filtered": {"loop": 1}, "dropped": {"ring_full": 199}}
+LEDGER: dict[str, Any] = {
+    "tap": "web", "capture": "ebpf", "segments": ACCOUNT, "requests": {**ACCOUNT, "dropped": {}, "sampled_out": 0},
+    "bytes": {**ACCOUNT}, "flows": 12, "worker": {"pid": 7, "cpu_s": 1.0, "rss_kb": 40_960},
+    "shadows": {"v2": {"answers": {"2xx": 690, "5xx": 3}, "requests": ACCOUNT}},
+}  # fmt: skip
+TAP: dict[str, Any] = {
+    "name": "web", "state": "running", "state_reason": "", "percent": 50.0, "by": "connection", "iface": "eth0",
+    "ports": [80], "addrs": [], "shadows": ["v2:80"], "origin": "", "since": 0.0, "ends_in": None, "losses": 0,
+    "ledger": LEDGER,
+}  # fmt: skip
+DAEMON = {
+    "version": "1", "pid": 9, "uptime_s": 90_061.0, "killed": False, "cpu_s": 1.0, "state_error": "", "reload_error": ""
+}  # fmt: skip
+
+
+class Answers:
+    """In the place of a client: each request takes the next answer; after the last one, Ctrl-C."""
+
+    def __init__(self, *answers: dict[str, Any]) -> None:
+        self.answers = [*answers]
+        self.asked: list[Request] = []
+
+    def __call__(self, socket: Path) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+    def ask(self, request: Request) -> dict[str, Any]:
+        if not self.answers:
+            raise KeyboardInterrupt
+        self.asked.append(request)
+        return self.answers.pop(0)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, answers: Answers, *words: str) -> str:
+    monkeypatch.setattr(status, "Client", answers)
+    monkeypatch.setattr(status, "WATCH", 0.0)
+    monkeypatch.setattr(status, "FOLLOW", 0.0)
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_tap_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Answers({"daemon": DAEMON, "taps": [TAP]})
+    assert run(monkeypatch, answers, "status", "web") == (
+        "daemon 1, pid 9, up 1 d 1 h\n"
+        "\n"
+        "web: running\n"
+        "  eth0 port 80 -> v2:80, 50 % of connections\n"
+        "  requests: 1,000 seen, 700 mirrored, 1 filtered (loop)\n"
+        "  segments: 1,000 seen, 700 mirrored, 100 sampled out, 1 filtered (loop), 199 dropped (ring_full)\n"
+        "  shadow v2: 2xx 690, 5xx 3\n"
+        "  0/s, 0.0 MB/s, 12 flows, worker 0% CPU 40 MB, capture ebpf\n"
+    )
+    assert answers.asked == [Status(name="web")]
+
+
+def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = {"percent": 50.0, "effective": 10.0, "reason": "the ring is 80 % full"}
+    tap = {
+        **TAP, "state": "waiting", "state_reason": "for eth0", "origin": "x.yaml", "ends_in": 61.0, "losses": 2,
+        "ledger": {**LEDGER, "share": share},
+    }  # fmt: skip
+    daemon = {**DAEMON, "killed": True, "state_error": "the disk is full", "reload_error": "x.yaml: bad"}
+    lines = run(monkeypatch, Answers({"daemon": daemon, "taps": [tap, {**TAP, "ledger": None}]}), "status").splitlines()
+    assert lines[1:4] == ["KILL SWITCH: all capture is off", "error: the disk is full", "error: x.yaml: bad"]
+    assert lines[5] == "web: waiting (for eth0)"
+    assert lines[7:11] == [
+        "  from x.yaml",
+        "  ends in 1 min 1 s",
+        "  began anew 2 times",
+        "  at present 10 %: the ring is 80 % full",
+    ]
+    assert run(monkeypatch, Answers({"daemon": DAEMON, "taps": []}), "status").endswith("\nno taps\n")
+
+
+def test_watch_goes_on_and_knows_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{"daemon": DAEMON, "taps": [TAP]}] * 3
+    assert run(monkeypatch, Answers(*answers), "status", "--watch").count("web: running") == 3
+    lines = run(monkeypatch, Answers(*answers), "status", "--watch", "--json").splitlines()
+    assert [json.loads(line) for line in lines] == answers
+
+
+def test_logs_follow_from_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = {"seq": 4, "time": 0.0, "level": "error", "text": "lost"}
+    answers = Answers({"lines": [line], "next": 9}, {"lines": [], "next": 9}, {"lines": [line], "next": 12})
+    shown = run(monkeypatch, answers, "logs", "web", "--follow")
+    assert shown.count(" error: lost\n") == 2
+    assert answers.asked == [Logs(name="web"), Logs(name="web", after=9), Logs(name="web", after=9)]
+    assert json.loads(run(monkeypatch, Answers({"lines": [line], "next": 9}), "logs", "web", "--json")) == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min"), (3725, "1 h 2 min"), (86_400, "1 d"), (200_000, "2 d 7 h")],
+)
+def test_lengths_of_time(seconds: float, words: str) -> None:
+    assert status.duration(seconds) == words

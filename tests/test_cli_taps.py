@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of operators: what they ask the daemon for, and what they print of its answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tapmirror.cli import asking, status, taps
+from tapmirror.cli.main import main
+from tapmirror.control import ControlError
+from tapmirror.control.messages import Apply, List, Pause, Reload, Request, Resume, Set, Start, Stop
+
+LISTED = {
+    "name": "web", "state": "waiting", "state_reason": "for eth0", "percent": 12.5, "iface": "eth0", "ports": [80, 81],
+    "shadows": ["a.test:80", "[::1]:81"], "origin": "",
+}  # fmt: skip
+
+
+class Asked:
+    """In the place of the daemon: keeps what it is asked for, and answers as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests: list[Request] = []
+        self.answer: Any = {}
+        monkeypatch.setattr(taps, "ask", self._ask)
+
+    def _ask(self, socket: Path, request: Request) -> Any:
+        assert socket == Path("/run/tapmirror/control.sock")
+        self.requests.append(request)
+        if isinstance(self.answer, ControlError):
+            asking.refused(self.answer)
+        return self.answer
+
+    def run(self, *words: str, input_: str | None = None) -> Result:
+        """A command."""
+        return CliRunner().invoke(main, words, input=input_, env={"COLUMNS": "160"})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    monkeypatch.delenv("TAPMIRROR_SOCKET", raising=False)
+    return Asked(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("words", "request_", "answer", "output"),
+    [
+        (["stop", "web"], Stop(name="web"), {"stopped": [{"name": "web", "ledger": None}]}, "stopped: web\n"),
+        (["stop", "--all"], Stop(all=True), {"stopped": []}, ""),
+        (["pause", "web"], Pause(name="web"), {"name": "web"}, "paused: web\n"),
+        (["resume", "web"], Resume(name="web"), {"name": "web"}, "resumed: web\n"),
+        (["set", "web", "percent=2.5"], Set(name="web", percent=2.5), {"name": "web", "percent": 2.5}, "web: 2.5 %\n"),
+        (["reload"], Reload(), {"plan": [], "failed": {}}, "no taps\n"),
+        (["list"], List(), {"taps": []}, "no taps\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_asked_for(asked: Asked, words: Sequence[str], request_: Request, answer: Any, output: str) -> None:
+    asked.answer = answer
+    done = asked.run(*words)
+    assert (done.exit_code, done.output) == (0, output)
+    assert asked.requests == [request_]
+    if words[0] in ("stop", "reload", "list"):
+        assert json.loads(asked.run(*words, "--json").output) == answer
+
+
+def test_start_takes_the_options_of_a_tap(asked: Asked) -> None:
+    asked.answer = {"started": ["web"]}
+    done = asked.run(
+        "start", "--name=web", "--ttl=60", "--iface=eth0", "--port=80", "--shadow=a.test:81", "--percent=5", "--force"
+    )  # fmt: skip
+    assert (done.exit_code, done.output) == (0, "started: web\n")
+    (request,) = asked.requests
+    assert isinstance(request, Start) and request.force
+    (spec,) = request.taps
+    assert (spec.name, spec.ttl, spec.iface, spec.ports, spec.percent) == ("web", 60.0, "eth0", (80,), 5.0)
+
+
+FILE = "name: {}\niface: eth0\nport: 80\nshadow: a.test:80\n"
+
+
+def test_start_takes_a_file_and_may_give_a_name_to_its_only_tap(asked: Asked) -> None:
+    asked.answer = {"started": ["other"]}
+    assert asked.run("start", "-f", "-", "--name=other", input_=FILE.format("web")).exit_code == 0
+    assert isinstance(asked.requests[0], Start) and asked.requests[0].taps[0].name == "other"
+    done = asked.run("start", "-f", "-", "--name=other", input_=f"{FILE.format('a')}---\n{FILE.format('b')}")
+    assert (done.exit_code, done.output) == (2, "tapmirror: error: --name: the file has 2 taps\n")
+    done = asked.run("start", "-f", "-", "--ttl=-1", input_=FILE.format("a"))
+    assert (done.exit_code, done.output) == (2, "tapmirror: error: --ttl: -1.0 is not a number of seconds above 0\n")
+
+
+def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
+    asked.answer = {
+        "plan": [
+            {"name": "a", "action": "remove", "fields": []},
+            {"name": "b", "action": "restart", "fields": ["ports", "seed"]},
+            {"name": "c", "action": "change", "fields": ["percent"]},
+            {"name": "d", "action": "add", "fields": []},
+            {"name": "e", "action": "keep", "fields": []},
+        ],
+        "failed": {"d": "no interface"},
+    }
+    done = asked.run("apply", "-f", "-", "--dry-run", input_=FILE.format("web"))
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[:5] == [
+        "- remove  a",
+        "! restart b  (ports, seed)",
+        "~ change  c  (percent)",
+        "+ add     d",
+        "  keep    e",
+    ]
+    assert done.stderr == "tapmirror: error: d: no interface\n"
+    (request,) = asked.requests
+    assert isinstance(request, Apply) and request.dry_run and [spec.name for spec in request.taps] == ["web"]
+
+
+def test_list_is_a_line_for_each_tap(asked: Asked) -> None:
+    asked.answer = {"taps": [LISTED, {**LISTED, "name": "two", "state_reason": "", "origin": "x.yaml"}]}
+    head, one, two = asked.run("list").output.splitlines()
+    assert head.split() == ["NAME", "STATE", "SHARE", "INTERFACE", "PORTS", "SHADOWS", "FROM"]
+    assert one.split() == [
+        "web",
+        "waiting:",
+        "for",
+        "eth0",
+        "12.5",
+        "%",
+        "eth0",
+        "80,81",
+        "a.test:80,",
+        "[::1]:81",
+        "command",
+    ]
+    assert two.split() == ["two", "waiting", "12.5", "%", "eth0", "80,81", "a.test:80,", "[::1]:81", "x.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["stop"], "give the NAME of a tap, or --all"),
+        (["stop", "web", "--all"], "give the NAME of a tap, or --all"),
+        (["set", "web", "percent"], "'percent': only percent=P can be set"),
+        (["set", "web", "name=x"], "'name=x': only percent=P can be set"),
+        (["set", "web", "percent=much"], "percent: 'much' is not a number"),
+        (["set", "web", "percent=nan"], "percent: 'nan' is not between 0 and 100"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_not_asked_for(asked: Asked, words: Sequence[str], line: str) -> None:
+    done = asked.run(*words)
+    assert (done.exit_code, done.output) == (2, f"tapmirror: error: {line}\n")
+    assert asked.requests == []
+
+
+CODES = [("refused", 2), ("not_found", 2), ("denied", 2), ("failed", 1), ("lost", 1), ("no_daemon", 2)]
+
+
+@pytest.mark.parametrize(("code", "status_"), CODES)
+def test_why_it_was_not_done_is_a_line_and_a_status(asked: Asked, code: str, status_: int) -> None:
+    asked.answer = ControlError(code, "it was not done")
+    done = asked.run("pause", "web")
+    assert (done.exit_code, done.output) == (status_, "tapmirror: error: it was not done\n")
+
+
+def test_every_command_teaches_with_examples() -> None:
+    commands = [*taps.COMMANDS, *status.COMMANDS, main.commands["top"], main.commands["daemon"]]
+    run: Callable[..., Result] = CliRunner().invoke
+    for command in commands:
+        shown = run(main, [str(command.name), "--help"]).output
+        assert f"  tapmirror {command.name}" in shown.partition("Example")[2], command.name
+        assert "\b" not in shown

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The full-screen view: what it shows of a status, and that the terminal is as before at its end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+from rich.console import Console
+
+from tapmirror.cli.live import Rates
+from tapmirror.cli.main import main
+from tapmirror.cli.top import screen
+from test_cli_status import DAEMON, LEDGER, TAP
+
+COMMAND = Path(sys.executable).parent / "tapmirror"
+
+
+def shown(done: dict[str, Any], rates: dict[str, Rates] | None = None) -> str:
+    file = io.StringIO()
+    Console(file=file, width=160, height=50).print(screen(done, rates if rates is not None else {}))
+    return file.getvalue()
+
+
+def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
+    workers = [{"pid": 71, "rss_kb": 20_480}, {"pid": 72, "rss_kb": 10_240}]
+    shadows = {"v2": {**LEDGER["shadows"]["v2"], "latency": {"p50_ms": 1.25, "p99_ms": 20.0}}}
+    ledger = {**LEDGER, "workers": workers, "shadows": shadows, "share": {"effective": 10.0, "reason": "r"}}
+    taps = [
+        {**TAP, "ledger": ledger, "state_reason": "why"},
+        {**TAP, "name": "two", "state": "failed", "state_reason": "no interface", "ledger": None},
+    ]
+    text = shown({"daemon": DAEMON, "taps": taps})
+    assert "2 taps, 1 running" in text and "KILL" not in text
+    for words in ("web running 10 % 0 0.0 12 700 0 0% 40 ring_full 199 why", "worker 71 20", "worker 72 10"):
+        assert words in " ".join(text.split()), words
+    assert "two failed 50 % no interface" in " ".join(text.split())
+    assert "v2 web 700 1.2 ms 20.0 ms 2xx 690 5xx 3" in " ".join(text.split())
+    assert "KILL SWITCH" in shown({"daemon": {**DAEMON, "killed": True}, "taps": []})
+
+
+def test_rates_are_between_two_looks() -> None:
+    rates: dict[str, Rates] = {}
+    shown({"daemon": DAEMON, "taps": [TAP]}, rates)
+    time.sleep(0.1)
+    more = {**LEDGER, "requests": {**LEDGER["requests"], "mirrored": 100_700}}
+    text = " ".join(shown({"daemon": DAEMON, "taps": [{**TAP, "ledger": more}]}, rates).split())
+    rate = int(text.split("web running 50 % ")[1].split(" ")[0].replace(",", ""))
+    assert 100_000 < rate < 1_100_000
+
+
+def test_without_a_terminal_it_is_refused() -> None:
+    done = CliRunner().invoke(main, ["top"])
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert "status --json" in done.output
+
+
+def test_q_ends_it_and_the_terminal_is_as_before(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as sock, sock.makefile("rb") as lines:
+            for line in lines:
+                answer = {"v": 1, "id": json.loads(line)["id"], "ok": {"daemon": DAEMON, "taps": [TAP]}}
+                sock.sendall(json.dumps(answer).encode() + b"\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    process = subprocess.Popen(
+        [COMMAND, "top", f"--socket={tmp_path / 's'}"], stdin=theirs, stdout=theirs, env={**os.environ, "TERM": "xterm"}
+    )
+    data = b""
+    end = time.monotonic() + 30
+    while b"web" not in data and time.monotonic() < end:
+        if select.select([ours], [], [], 0.1)[0]:
+            data += os.read(ours, 65_536)
+    assert b"web" in data
+    os.write(ours, b"q")
+    assert process.wait(30) == 0
+    assert termios.tcgetattr(theirs) == before
+    thread.join()
+    os.close(ours)
+    os.close(theirs)

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which requests are paired with which answers, through pipeline and policy; replay's part is played by the test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tapmirror.compare import Comparison
+from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head, answer_bytes, probes
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, START, Finish, Open, Send
+from tapmirror.exchange import PROBE
+from tapmirror.ledger import Ledger
+from tapmirror.policy import Policy, is_needed
+from tapmirror.policy.request import Request
+from tapmirror.policy.samples import USUAL, SampleRedactor
+from tapmirror.spec import Compare, Level, Match, Protocol, Rule, Shadow, TapSpec, Text
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+BAD = b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno"
+
+
+def key(port: int) -> bytes:
+    prefix = bytes(10) + b"\xff\xff\x0a\0\0"
+    return prefix + b"\1" + prefix + b"\2" + port.to_bytes(2, "big") + b"\0\x50" + bytes(4)
+
+
+class Tap:
+    """A tap whose shadows answer when the test says so."""
+
+    def __init__(self, level: Level = Level.STATUS, shadows: int = 1, probe: float = 0.0, **more: Any) -> None:
+        self.spec = TapSpec(
+            iface="lo",
+            ports=(80,),
+            shadows=tuple(Shadow(host="s", port=1 + i, name=f"s{i}") for i in range(shadows)),
+            compare=Compare(level=level, noise_probe=probe),
+            **more,
+        )
+        names = [(f"s{i}", f"http://s{i}") for i in range(shadows)]
+        self.comparison = Comparison(self.spec.compare, names, SampleRedactor([USUAL], b"k"))
+        policy = None
+        if is_needed(self.spec):
+            policy = Policy(self.spec, [Ledger() for _ in self.spec.shadows], secret=b"k")
+        self.pipeline = ComparingPipeline(self.spec, Ledger(), policy, self.comparison)
+        self.now = 1.0
+        self.sent: list[tuple[int, bytes]] = []
+        self.opened: list[int] = []
+        self.finished: list[int] = []
+        self.flows: dict[int, int] = {}
+        self.at: dict[tuple[int, bool], int] = {}
+
+    def put(self, port: int, flags: int, data: bytes = b"") -> None:
+        server = bool(flags & FROM_SERVER)
+        mine = self.at.setdefault((port, server), 1000)
+        other = self.at.setdefault((port, not server), 1000)
+        self.now += 0.001
+        segment = (key(port), flags, mine, other, len(data), memoryview(data), int(self.now * 1e9))
+        self.at[port, server] = mine + len(data)
+        self.act(self.pipeline.feed(segment, self.now))
+
+    def act(self, commands: Any) -> None:
+        for command in commands:
+            if isinstance(command, Open):
+                self.opened.append(command.target)
+            elif isinstance(command, Finish):
+                self.finished.append(command.target)
+            elif isinstance(command, Send) and command.flags & START:
+                talk = self.pipeline.conversation(command.flow)
+                assert talk is not None
+                self.sent.append((command.target, bytes(command.data).split(b" ")[1]))
+                self.flows[command.target] = command.flow
+                target = command.target if command.target < len(self.spec.shadows) else PROBE
+                talk.asked(target, command.number, command.flags)
+                talk.sent(target, command.number, int(self.now * 1e9), 0)
+
+    def accept(self, port: int = 1) -> None:
+        self.put(port, ACCEPTED)
+
+    def ask(self, path: str, port: int = 1, method: str = "GET", body: str = "") -> None:
+        length = f"Content-Length: {len(body)}\r\n" if body else ""
+        self.put(port, ACK, f"{method} {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n{body}".encode())
+
+    def answer(self, data: bytes = OK, port: int = 1) -> None:
+        self.put(port, ACK | FROM_SERVER, data)
+
+    def shadow(self, data: bytes = OK, target: int = 0) -> None:
+        self.now += 0.001
+        talk = self.pipeline.conversation(self.flows[target])
+        assert talk is not None
+        talk.answer(target if target < len(self.spec.shadows) else PROBE, data, int(self.now * 1e9))
+
+    def later(self, seconds: float) -> None:
+        self.now += seconds
+        self.act(self.pipeline.expire(self.now))
+
+    def state(self, shadow: str = "s0") -> Any:
+        return self.comparison.snapshot()["shadows"][shadow]
+
+    def pairs(self, shadow: str = "s0") -> dict[str, int]:
+        return {name: each["pairs"] for name, each in self.state(shadow)["endpoints"].items()}
+
+
+def test_a_request_and_both_answers() -> None:
+    tap = Tap()
+    tap.accept()
+    tap.ask("/a")
+    tap.answer()
+    tap.shadow(BAD)
+    (endpoint,) = tap.state()["endpoints"].values()
+    assert (endpoint["production"]["statuses"], endpoint["shadow"]["statuses"]) == ({"200": 1}, {"500": 1})
+    assert tap.state()["unpaired"] == {}
+
+
+def test_the_shadow_may_answer_first() -> None:
+    tap = Tap()
+    tap.accept()
+    tap.ask("/a")
+    tap.shadow()
+    tap.answer()
+    assert tap.pairs() == {"GET /a": 1}
+
+
+def test_production_answers_before_the_shadow_is_connected() -> None:
+    tap = Tap()
+    act = tap.act
+    commands: list[Any] = []
+    tap.act = commands.extend  # type: ignore[method-assign, assignment]
+    tap.accept()
+    tap.ask("/a")
+    tap.answer()
+    act(commands)
+    tap.shadow()
+    assert tap.pairs() == {"GET /a": 1}
+
+
+def test_each_shadow_by_itself() -> None:
+    tap = Tap(shadows=2)
+    tap.accept()
+    tap.ask("/a")
+    tap.answer()
+    tap.shadow(OK, 0)
+    tap.shadow(BAD, 1)
+    assert tap.sent == [(0, b"/a"), (1, b"/a")]
+    assert (tap.pairs("s0"), tap.pairs("s1")) == ({"GET /a": 1}, {"GET /a": 1})
+
+
+def test_a_request_that_no_rule_passes_keeps_its_place() -> None:
+    tap = Tap(protocol=Protocol.HTTP, rules=(Rule(match=(Match(path=Text(prefix="/a")),)),))
+    tap.accept()
+    tap.ask("/b")
+    tap.answer(BAD)
+    tap.ask("/a")
+    tap.answer(OK)
+    tap.shadow(OK)
+    (endpoint,) = tap.state()["endpoints"].values()
+    assert (endpoint["pairs"], endpoint["production"]["statuses"]) == (1, {"200": 1})
+
+
+def test_a_body_that_is_not_copied_is_skipped_by_its_length() -> None:
+    tap = Tap()
+    tap.accept()
+    tap.ask("/a")
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n"
+    for data, length in ((whole, len(whole) + 1400), (b"x", 3600)):
+        seq = tap.at[1, True]
+        segment = (key(1), ACK | FROM_SERVER, seq, 1, length, memoryview(data), int(tap.now * 1e9))
+        tap.at[1, True] = seq + length
+        tap.pipeline.feed(segment, tap.now)
+    tap.shadow(whole + b"x" * 5000)
+    tap.ask("/b")
+    tap.answer()
+    tap.shadow()
+    assert tap.pairs() == {"GET /a": 1, "GET /b": 1}
+
+
+def test_chunks_whose_sizes_were_not_copied_lose_this_answer_and_not_the_next() -> None:
+    tap = Tap()
+    tap.accept()
+    tap.ask("/a")
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    seq = tap.at[1, True]
+    tap.at[1, True] = seq + 3000
+    tap.pipeline.feed((key(1), ACK | FROM_SERVER, seq, 1, 3000, memoryview(head), 1), tap.now)
+    tap.shadow(OK)
+    for path in ("/b", "/c"):
+        tap.ask(path)
+        tap.answer()
+        tap.shadow()
+    tap.ask("/d")
+    assert tap.state()["unpaired"] == {"gap": 1}
+    assert tap.pairs() == {"GET /b": 1, "GET /c": 1}
+
+
+def test_a_safe_request_goes_twice_and_the_second_copy_later() -> None:
+    tap = Tap(Level.BODY, probe=100.0)
+    tap.accept()
+    tap.ask("/a")
+    tap.ask("/b", method="POST", body="x")
+    tap.answer(OK + OK)
+    tap.shadow(OK + OK)
+    assert tap.sent == [(0, b"/a"), (0, b"/b")]
+    tap.later(PROBE_DELAY / 2)
+    assert len(tap.sent) == 2
+    tap.later(PROBE_DELAY)
+    assert tap.sent[2:] == [(1, b"/a")]
+    tap.shadow(OK.replace(b"ok", b"k!"), 1)
+    endpoint = tap.state()["endpoints"]["GET /a"]
+    assert (endpoint["pairs"], endpoint["probed"]) == (1, 1)
+    tap.put(1, ACK | FIN)
+    assert sorted(tap.finished) == [0, 1]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_second_copy_is_sent_after_its_connection_ended_and_not_after_the_tap(ended: bool) -> None:
+    tap = Tap(Level.BODY, probe=100.0)
+    tap.accept()
+    tap.ask("/a")
+    tap.answer()
+    tap.shadow()
+    if ended:
+        tap.put(1, ACK | FIN)
+        tap.later(PROBE_DELAY)
+        assert (tap.sent[1:], tap.finished) == ([(1, b"/a")], [0, 1])
+    else:
+        tap.act(tap.pipeline.close(tap.now))
+        assert tap.pairs() == {"GET /a": 1}
+
+
+def test_what_is_over_is_forgotten() -> None:
+    tap = Tap()
+    for port in range(1, 20):
+        tap.accept(port)
+        tap.ask("/a", port)
+        tap.answer(OK, port)
+        flow = tap.flows[0]
+        tap.shadow()
+        tap.put(port, ACK | FIN)
+        assert tap.pipeline.conversation(flow) is None
+    assert tap.pairs() == {"GET /a": 19}
+
+
+def test_what_is_copied_of_a_segment() -> None:
+    sizes = [answer_bytes(Tap(level).spec) for level in (Level.OFF, Level.STATUS, Level.HEADERS, Level.BODY)]
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] == 0
+    assert [probes(Tap(level, probe=1.0).spec) for level in (Level.STATUS, Level.BODY)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("data", "want"),
+    [
+        (b"GET / HTTP/1.1\r\nA: b\r\n\r\nbody", b"GET / HTTP/1.1\r\nA: b\r\n\r\n"),
+        (b"GET / HTTP/1.1\r\nA: b\r\nC: " + b"d" * 9000 + b"\r\n\r\n", b"GET / HTTP/1.1\r\nA: b\r\n\r\n"),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", b"GET /" + b"a" * 4095 + b"... HTTP/1.1\r\n\r\n"),
+        (b"M" * 8180 + b" / HTTP/1.1\r\n\r\n", b"M" * 8180 + b" /... HTTP/1.1\r\n\r\n"),
+        (b"M" * 9000 + b" / HTTP/1.1\r\n\r\n", b"M" * 8192 + b" ... HTTP/1.1\r\n\r\n"),
+    ],
+)
+def test_of_a_long_head_no_line_is_torn(data: bytes, want: bytes) -> None:
+    assert _head(data) == want
+    Request(want, b"")

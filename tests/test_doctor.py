@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor's findings: on this host for real, with and without root, and for hosts that lack something."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lab import Lab
+from tapmirror import doctor, loader, privsep
+from tapmirror.doctor import Finding, Level, can_start, examine
+from tapmirror.spec import parse_shadow
+
+NOBODY = 65534
+
+
+def levels(findings: list[Finding]) -> dict[str, Level]:
+    return {finding.check: finding.level for finding in findings}
+
+
+def as_nobody(look: Callable[[], list[Finding]]) -> list[Finding]:
+    """What a process without any privilege finds."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            privsep.drop_privileges(NOBODY, NOBODY, 256)
+            os.write(theirs, msgspec.json.encode(look()))
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(child, 0)
+    return msgspec.json.decode(data, type=list[Finding])
+
+
+@pytest.mark.ebpf
+@pytest.mark.e2e
+def test_this_host_as_root() -> None:
+    with Lab() as lab, lab.node.enter(), socket.create_server(("127.0.0.1", 0)) as server:
+        iface = next(name for _, name in socket.if_nameindex() if name != "lo")
+        findings = list(examine(iface, parse_shadow(f"127.0.0.1:{server.getsockname()[1]}")))
+        server.settimeout(5)
+        probe, _ = server.accept()
+        with probe:
+            assert probe.recv(1) == b"", "the probe sends nothing"
+    found = levels(findings)
+    assert can_start(findings)
+    assert {found[check] for check in ("kernel", "privilege", "packets", "headers", "ebpf", "iface", "shadow")} == {
+        Level.OK
+    }
+    assert all(finding.remedy for finding in findings if finding.level in (Level.WARN, Level.FAIL))
+
+
+@pytest.mark.ebpf
+def test_this_host_as_nobody() -> None:
+    findings = as_nobody(lambda: list(examine("lo", None)))
+    found = levels(findings)
+    assert not can_start(findings)
+    assert found["privilege"] is Level.FAIL
+    assert found["packets"] is Level.UNKNOWN
+    assert found["ebpf"] is Level.UNKNOWN
+    assert found["iface"] is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("release", "level"),
+    [("6.1.0-50-amd64", Level.OK), ("5.8.0", Level.OK), ("5.4.0-200-generic", Level.WARN), ("strange", Level.WARN)],
+)
+def test_kernels(release: str, level: Level) -> None:
+    assert doctor.kernel(release).level is level
+
+
+ALL = "".join(f"{name}=y\n" for name in (*doctor.NEEDED, *doctor.FOR_EBPF, *doctor.USEFUL))
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (ALL, [Level.OK]),
+        (None, [Level.UNKNOWN]),
+        (ALL.replace("CONFIG_PACKET=y", "# CONFIG_PACKET is not set"), [Level.FAIL]),
+        (ALL.replace("CONFIG_BPF_SYSCALL=y", ""), [Level.WARN]),
+        (ALL.replace("CONFIG_PSI=y", "CONFIG_PSI_DEFAULT_DISABLED=y"), [Level.WARN]),
+        (ALL.replace("CONFIG_PACKET=y", "CONFIG_PACKET=m"), [Level.OK]),
+    ],
+)
+def test_options(config: str | None, found: list[Level]) -> None:
+    assert [finding.level for finding in doctor.options(config)] == found
+
+
+def test_where_the_options_are(tmp_path: Path) -> None:
+    assert doctor.config_of("6.1", tmp_path, tmp_path) is None
+    (tmp_path / "config-6.1").write_text("CONFIG_A=y")
+    assert doctor.config_of("6.1", tmp_path, tmp_path) == "CONFIG_A=y"
+    (tmp_path / "config.gz").write_bytes(gzip.compress(b"CONFIG_B=y"))
+    assert doctor.config_of("6.1", tmp_path, tmp_path) == "CONFIG_B=y"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the answer for others is another")
+def test_root_without_capabilities() -> None:
+    (finding,) = doctor.privileges("Name:\tx\nCapEff:\t00000000000000c0\n")
+    assert (finding.level, finding.text) == (Level.FAIL, "root without CAP_NET_RAW")
+
+
+@pytest.mark.parametrize("kind", list(doctor.REMEDIES))
+def test_a_load_that_fails_names_the_remedy(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def fail(_request: loader.Request) -> loader.Loaded:
+        raise loader.LoaderError(kind, "it failed")
+
+    monkeypatch.setattr(loader, "load", fail)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    finding = doctor.trial_load()
+    assert (finding.level, finding.remedy) == (Level.WARN, doctor.REMEDIES[kind])
+
+
+@pytest.mark.parametrize(
+    ("hard", "level"), [(256, Level.WARN), (1 << 20, Level.OK), (resource.RLIM_INFINITY, Level.OK)]
+)
+def test_files(hard: int, level: Level) -> None:
+    assert doctor.files(hard).level is level
+
+
+@pytest.mark.parametrize("name", ["nope", "lo" + "x" * 20, ""])
+def test_an_interface_that_is_not_there(name: str) -> None:
+    (finding,) = doctor.interface(name)
+    assert finding.level is Level.FAIL
+    assert "there are: lo" in finding.text
+
+
+@pytest.mark.parametrize("name", ["any", "l[o]", "lo,nope*", "*"])
+def test_interfaces_by_a_pattern(name: str) -> None:
+    findings = list(doctor.interfaces(name))
+    assert Finding("iface", Level.OK, "lo is up") in findings
+    assert can_start(findings)
+
+
+def test_a_pattern_that_nothing_is_like_is_waited_for() -> None:
+    (finding,) = doctor.interfaces("nope*")
+    assert (finding.check, finding.level) == ("iface", Level.WARN)
+    assert "no interface like 'nope*' here yet" in finding.text
+
+
+def test_a_shadow_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    (finding,) = doctor.reach(parse_shadow(f"127.0.0.1:{port}"))
+    assert finding.level is Level.WARN
+    assert finding.text == f"127.0.0.1 port {port} cannot be reached: Connection refused"
+
+
+def test_a_shadow_without_an_address() -> None:
+    (finding,) = doctor.reach(parse_shadow(f"{'a' * 64}.invalid:80"))
+    assert finding.level is Level.FAIL
+
+
+@pytest.mark.parametrize(("source", "level"), [("tsc\n", Level.OK), ("hpet\n", Level.WARN), (None, Level.UNKNOWN)])
+def test_clock_sources(tmp_path: Path, source: str | None, level: Level) -> None:
+    file = tmp_path / "current"
+    if source is not None:
+        file.write_text(source)
+    assert doctor.clock_source(file).level is level
+
+
+def test_a_clock_that_was_never_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    long_ago = time.gmtime(1000)
+    monkeypatch.setattr("time.gmtime", lambda: long_ago)
+    assert "was never set" in doctor.clock().text

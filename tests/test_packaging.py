@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wheel has all that a machine without the repository needs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parent.parent
+PARTS = ("tapmirror", "bpf", "deploy", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "LICENSES")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names in it."""
+    work = tmp_path_factory.mktemp("wheel")
+    for name in PARTS:  # setuptools leaves files beside what it builds
+        if (TOP / name).is_dir():
+            shutil.copytree(TOP / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(TOP / name, work / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*command, "--wheel-dir", work, work], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = work.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def test_every_module_is_in_it(wheel: set[str]) -> None:
+    ours = {str(path.relative_to(TOP)) for path in (TOP / "tapmirror").rglob("*.py")}
+    assert ours <= wheel
+
+
+@pytest.mark.parametrize("folder", ["bpf", "deploy"])
+def test_what_is_no_module_is_in_it(wheel: set[str], folder: str) -> None:
+    wanted = {f"tapmirror/{folder}/{path.name}" for path in (TOP / folder).iterdir() if path.is_file()}
+    assert wanted
+    assert wanted <= wheel
+
+
+def test_nothing_else_is_in_it(wheel: set[str]) -> None:
+    assert {name.split("/")[0] for name in wheel} == {
+        "tapmirror",
+        *(name.split("/")[0] for name in wheel if ".dist-info/" in name),
+    }
+    assert not [name for name in wheel if name.startswith("tests")]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times of what is sent and answered, by the kernel's stamps, on real connections."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tapmirror.events import END, START, TUNNEL
+from tapmirror.framing import Pool, ResponseFramer
+from tapmirror.ledger import Ledger
+from tapmirror.replay.answers import Answers
+from tapmirror.replay.listener import Clock, Listener
+
+WHOLE = START | END
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Talk:
+    """In the place of a conversation: what it is told."""
+
+    def __init__(self) -> None:
+        self.asks: list[int] = []
+        self.stamps: dict[int, int] = {}
+        self.rtts: list[int] = []
+        self.answers: list[tuple[bytes, int]] = []
+        self.skipped = 0
+        self.skippable = 0
+
+    def asked(self, target: int, number: int, flags: int) -> None:
+        self.asks.append(number)
+
+    def sent(self, target: int, number: int, time_ns: int, rtt_ns: int) -> None:
+        self.stamps[number] = time_ns
+        self.rtts.append(rtt_ns)
+
+    def answer(self, target: int, data: Any, time_ns: int) -> None:
+        self.answers.append((bytes(data), time_ns))
+
+    def answer_gap(self, target: int, size: int, time_ns: int) -> None:
+        self.skipped += size
+
+    def answer_skippable(self, target: int) -> int:
+        return self.skippable
+
+
+class Line:
+    """A listener and its connection to a shadow that the test plays."""
+
+    def __init__(self, family: int, address: str) -> None:
+        with socket.socket(family, socket.SOCK_STREAM) as server:
+            server.bind((address, 0))
+            server.listen()
+            self.sock = socket.create_connection(server.getsockname()[:2])
+            self.shadow, _ = server.accept()
+        self.sock.setblocking(False)
+        self.talk = Talk()
+        self.events: Counter[str] = Counter()
+        talk: Any = self.talk
+        self.listener = Listener(
+            talk,
+            0,
+            Clock(),
+            self.events,
+            memoryview(bytearray(65_536)),
+            memoryview(bytearray(1 << 20)),
+        )
+        self.listener.connected(self.sock)
+        self.framer = ResponseFramer(4096, Pool(1 << 20))
+        self.ledger = Ledger()
+        self.answers = Answers(self.ledger, heard=False)
+
+    def ask(self, number: int, data: bytes = b"GET / HTTP/1.1\r\n\r\n", flags: int = WHOLE) -> int:
+        self.listener.asked(number, flags)
+        self.framer.expect(flags & TUNNEL)
+        return self.listener.send(self.sock, data, flags, float(number))
+
+    def read(self) -> int:
+        lane: Any = SimpleNamespace(framer=self.framer, ready=True)
+        return self.listener.read(lane, self.sock, self.answers)[1]
+
+    def close(self) -> None:
+        self.sock.close()
+        self.shadow.close()
+
+
+@pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["4", "6"])
+def line(request: pytest.FixtureRequest) -> Iterator[Line]:
+    made = Line(*request.param)
+    yield made
+    made.close()
+
+
+def test_stamps_lie_between_the_calls(line: Line) -> None:
+    for number in (1, 2, 3):
+        began = time.monotonic_ns()
+        line.ask(number)
+        sent = time.monotonic_ns()
+        assert began < line.talk.stamps[number] <= sent
+        line.shadow.recv(1000)
+        line.shadow.sendall(OK)
+        answered = time.monotonic_ns()
+        time.sleep(0.01)
+        assert line.read() == len(OK)
+        data, stamp = line.talk.answers[-1]
+        assert data == OK
+        assert sent < stamp <= answered, "when it came, not when it was read"
+    assert line.events == {}
+    assert line.ledger.answers == {"2xx": 3}
+    assert line.talk.rtts[0] > 0
+
+
+def test_the_stamp_is_of_the_last_byte(line: Line) -> None:
+    line.ask(1, b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n", START)
+    assert line.talk.stamps == {}
+    between = time.monotonic_ns()
+    assert line.listener.send(line.sock, b"ok", END, 1.0) == 2
+    assert line.talk.stamps[1] > between
+
+
+def test_requests_on_one_connection_have_stamps_of_their_own(line: Line) -> None:
+    for number in range(1, 200):
+        line.ask(number, b"x" * (number % 7 + 1))
+    stamps = [line.talk.stamps[number] for number in range(1, 200)]
+    assert stamps == sorted(set(stamps))
+
+
+def test_bodies_that_do_not_matter_are_discarded_in_the_kernel(line: Line) -> None:
+    line.ask(1)
+    line.shadow.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n")
+    time.sleep(0.01)
+    line.read()
+    line.shadow.sendall(b"x" * 100_000)
+    time.sleep(0.01)
+    line.talk.skippable = 300_000
+    assert line.read() > 0
+    assert line.talk.skipped > 0
+    assert len(line.talk.answers) == 1

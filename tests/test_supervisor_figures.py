@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's figures: those of a real ledger are taken as they are; whatever else a hostile one says is refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tapmirror.events import DropReason, FilterReason
+from tapmirror.ledger import Ledger, View
+from tapmirror.supervisor.figures import MOST, NAMES, checked
+
+LABEL = "s.test:80"
+
+
+def figures() -> dict[str, Any]:
+    """As a worker makes them, with every reason that there is."""
+    ledger = Ledger()
+    for unit in (ledger.segments, ledger.bytes, ledger.requests):
+        unit.filtered.update(dict.fromkeys(FilterReason, 1))
+        unit.dropped.update(dict.fromkeys(DropReason, 2))
+    ledger.events.update({"kernel_syn": 3, "connect_ECONNREFUSED": 1})
+    ledger.answers.update({"2xx": 1, "garbage": 2})
+    view = View(ledger.bytes, ledger.requests, ledger.events, ledger.answers, 5, 6)
+    compared = {"requests": 3, "paired": 2, "unpaired": {"late": 1}, "failures": {}}
+    return {
+        **ledger.snapshot(segments=-1),
+        "shadows": {LABEL: view.snapshot()},
+        "flows": 4,
+        "compare": {"shadows": {LABEL: compared}, "capture": {"flows": 1}},
+        "ring": {"bytes": 1 << 20, "fill": 0.25},
+        "worker": {"pid": 7, "cpu_s": 1.5, "rss_kb": 1000, "sandbox": ["seccomp", "landlock"]},
+    }
+
+
+def test_a_workers_figures_are_taken_as_they_are() -> None:
+    assert checked(figures(), [LABEL]) == figures()
+    without = figures()
+    del without["compare"]
+    assert checked(without, [LABEL]) == without
+
+
+def test_only_the_last_carry_a_comparison() -> None:
+    last = {**figures(), "comparison": {"shadows": {}}}
+    assert checked(last, [LABEL], final=True) == last
+    with pytest.raises(ValueError, match="comparison"):
+        checked(last, [LABEL])
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a list for a count": lambda it: it["answers"].update({"2xx": []}),
+    "a text for a count": lambda it: it["segments"].update(seen="1"),
+    "a fraction": lambda it: it["requests"]["dropped"].update(late=0.5),
+    "below nothing": lambda it: it["bytes"].update(seen=-1),
+    "beyond 64 bits": lambda it: it["events"].update(flows=MOST + 1),
+    "far beyond": lambda it: it.update(flows=10**400),
+    "no number": lambda it: it["worker"].update(cpu_s=math.nan),
+    "infinity": lambda it: it["ring"].update(fill=math.inf),
+    "a field is missing": lambda it: it["worker"].pop("rss_kb"),
+    "a field is unknown": lambda it: it.update(more=1),
+    "of a shadow too": lambda it: it["shadows"][LABEL].update(latency={"buckets": [], "count": "x", "sum_s": 0}),
+    "a shadow that is not the tap's": lambda it: it["shadows"].update({"other": it["shadows"][LABEL]}),
+    "a shadow is missing": lambda it: it["shadows"].clear(),
+    "a name with a line end": lambda it: it["events"].update({"x\n": 1}),
+    "a long name": lambda it: it["answers"].update({"x" * 65: 1}),
+    "an empty name": lambda it: it["answers"].update({"": 1}),
+    "many names": lambda it: it["events"].update({f"x{i}": 1 for i in range(NAMES)}),
+    "a comparison of another shape": lambda it: it["compare"]["shadows"].update({LABEL: 1}),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_whatever_else_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
+    found = copy.deepcopy(figures())
+    change(found)
+    with pytest.raises(ValueError):  # noqa: PT011 -- msgspec's errors are ValueErrors too
+        checked(found, [LABEL])
+
+
+@pytest.mark.parametrize("found", [None, [], "x", {}])
+def test_what_is_no_snapshot_at_all_is_refused(found: object) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        checked(found, [LABEL])
