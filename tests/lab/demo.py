@@ -25,8 +25,8 @@ SECONDS = 10.0
 SETTLE_TIME = 5.0
 RING_BYTES = 64 << 20
 """wrk, both servers and the tap want all processors of this one machine, and the tap, being nice, gets what is left:
-for seconds at a time that may be less than it needs.  The default ring holds 75,000 of these requests, this one four times
-as many."""
+for seconds at a time that may be less than it needs.  The default ring holds 75,000 of these requests, this one four
+times as many."""
 PACKET_RATE = 2_000
 """Requests a second where the capture is AF_PACKET."""
 UNITS = ("segments", "bytes", "requests")
