@@ -88,6 +88,8 @@ class Asked(msgspec.Struct, gc=False):
     """Whether bodies are kept to be compared."""
     probed: bool = False
     """A safe request that the shadow gets twice, so that its answers can be compared with each other."""
+    timed: bool = True
+    """Whether its times count, and the kernel is asked for stamps."""
     body: bytes = b""
     """Its first bytes, for a sample."""
     ended_ns: int = 0

@@ -8,7 +8,6 @@ import pytest
 
 from lab.exchanges import Feed, Plain
 from tapmirror.compare import Comparison, Figures, Limits, Nature, Outcome, figures, merge
-from tapmirror.compare.comparison import Rate
 from tapmirror.events import START
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.spec import Compare, Level
@@ -212,14 +211,3 @@ def test_what_waits_too_long_and_what_is_under_way_at_the_end() -> None:
     assert state["failures"] == {"timeout": 1}
     assert state["unpaired"] == {"shutdown": 2}
     assert comparison.snapshot()["shadows"]["v3"]["unpaired"] == {"not_sent": 3, "shutdown": 2}
-
-
-def test_rates() -> None:
-    rate = Rate(2.5)
-    assert [rate.allows(1.0) for _ in range(4)] == [True, True, False, False]
-    assert [rate.allows(2.0) for _ in range(4)] == [True, True, False, False]
-    slow = Rate(0.5)
-    assert [slow.allows(second / 2) for second in range(10)] == [True] + [False] * 3 + [True] + [False] * 3 + [
-        True,
-        False,
-    ]

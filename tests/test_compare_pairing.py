@@ -124,6 +124,28 @@ def test_a_request_given_up_half_way_to_the_shadow() -> None:
     assert talk.room.free == ROOM
 
 
+def test_a_shadow_that_hangs_has_failed() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.ask()
+    talk.production(ok() + ok())
+    talk.shadow(ok())
+    talk.conversation.hung(0, talk.tick())
+    assert talk.statuses() == [(1, 200, [200]), (2, 200, [0])]
+    assert talk.out.pairs[1].replies[0].answer.failure is Failure.TIMEOUT
+    talk.conversation.given_up(0, Unpaired.NOT_SENT)
+    assert talk.out.lost == []
+    assert talk.room.free == ROOM
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_replay_is_told_which_requests_are_timed(timed: bool) -> None:
+    talk = Talk()
+    talk.conversation.request(Asked(1, b"GET", b"/", b"", timed=timed), 0, 0, 1.0)
+    assert talk.conversation.asked(0, 1, 0) is timed
+    assert talk.conversation.asked(0, 2, 0) is False, "nothing is known of it"
+
+
 def test_after_a_hole_a_client_that_waits_is_paired_again_once_it_is_certain() -> None:
     talk = Talk()
     talk.ask()

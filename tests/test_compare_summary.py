@@ -54,6 +54,17 @@ def test_errors(status: int, other: int, want: tuple[int, int]) -> None:
     assert (endpoint.only_shadow, endpoint.only_production) == want
 
 
+def test_an_exchange_that_is_not_timed_counts_but_for_its_times() -> None:
+    summary = Summary(BOUNDS, "status")
+    endpoint = summary.endpoint("a")
+    asked = Asked(1, b"GET", b"/", b"", timed=False, ended_ns=1000)
+    reply = Reply(Answer(500, length=7, first_ns=3000, last_ns=4000), 1000, 10)
+    summary.observe(endpoint, asked, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
+    assert (endpoint.pairs, endpoint.only_shadow, endpoint.shadow.bytes) == (1, 1, 7)
+    assert (endpoint.production.last.count, endpoint.shadow.last.count, endpoint.ratio.count) == (0, 0, 0)
+    assert summary.state.rtts == 0
+
+
 def test_no_answer_is_an_error_and_has_no_time() -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")

@@ -126,6 +126,22 @@ def test_an_answer_like_the_last_one_is_known() -> None:
     assert (answer.status, answer.length) == (404, 0)
 
 
+@pytest.mark.parametrize("keep", [NOTHING, 100])
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_several_answers_in_one_piece(keep: int, cut: int) -> None:
+    reader = make(0, 0, NO_BODY, 0, 0, keep=keep)
+    whole = (
+        plain(b"one")
+        + plain(b"two")
+        + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
+        + plain(b"four")
+        + plain(b"five")
+    )
+    found = read(reader, [whole[: len(whole) - cut], whole[len(whole) - cut :]])
+    assert [(token, answer.length) for token, answer in found] == [(0, 3), (1, 3), (2, 0), (3, 4), (4, 4)]
+    assert reader.idle and not reader.outstanding
+
+
 def test_all_readers_share_the_room_for_bodies() -> None:
     room = Room(10)
     one, other = AnswerReader(BOUNDS, room), AnswerReader(BOUNDS, room)

@@ -16,7 +16,7 @@ from tapmirror.events import END, START, TUNNEL
 from tapmirror.framing import Pool, ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import Answers
-from tapmirror.replay.listener import Clock, Listener
+from tapmirror.replay.listener import HEARD_BYTES, MSG_ERRQUEUE, SO_TIMESTAMPING, STAMPS, Clock, Listener
 
 WHOLE = START | END
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -32,9 +32,11 @@ class Talk:
         self.answers: list[tuple[bytes, int]] = []
         self.skipped = 0
         self.skippable = 0
+        self.timed = True
 
-    def asked(self, target: int, number: int, flags: int) -> None:
+    def asked(self, target: int, number: int, flags: int) -> bool:
         self.asks.append(number)
+        return self.timed
 
     def sent(self, target: int, number: int, time_ns: int, rtt_ns: int) -> None:
         self.stamps[number] = time_ns
@@ -75,15 +77,17 @@ class Line:
         self.framer = ResponseFramer(4096, Pool(1 << 20))
         self.ledger = Ledger()
         self.answers = Answers(self.ledger, heard=False)
+        self.lane: Any = SimpleNamespace(
+            sock=self.sock, framer=self.framer, ready=True, lazy=False, finishing=False, listener=self.listener
+        )
 
     def ask(self, number: int, data: bytes = b"GET / HTTP/1.1\r\n\r\n", flags: int = WHOLE) -> int:
-        self.listener.asked(number, flags)
         self.framer.expect(flags & TUNNEL)
-        return self.listener.send(self.sock, data, flags, float(number))
+        self.listener.asked(number, flags)
+        return self.listener.send(self.lane, data, flags, float(number))
 
     def read(self) -> int:
-        lane: Any = SimpleNamespace(framer=self.framer, ready=True)
-        return self.listener.read(lane, self.sock, self.answers)[1]
+        return self.listener.read(self.lane, self.sock, self.answers)[1]
 
     def close(self) -> None:
         self.sock.close()
@@ -120,7 +124,7 @@ def test_the_stamp_is_of_the_last_byte(line: Line) -> None:
     line.ask(1, b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n", START)
     assert line.talk.stamps == {}
     between = time.monotonic_ns()
-    assert line.listener.send(line.sock, b"ok", END, 1.0) == 2
+    assert line.listener.send(line.lane, b"ok", END, 1.0) == 2
     assert line.talk.stamps[1] > between
 
 
@@ -142,3 +146,50 @@ def test_bodies_that_do_not_matter_are_discarded_in_the_kernel(line: Line) -> No
     assert line.read() > 0
     assert line.talk.skipped > 0
     assert len(line.talk.answers) == 1
+
+
+def low_water(line: Line) -> int:
+    return line.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+
+def test_a_request_that_is_not_timed_asks_for_no_stamp(line: Line) -> None:
+    line.talk.timed = False
+    line.ask(1)
+    assert line.talk.stamps == {1: 1_000_000_000}, "the time of the loop"
+    with pytest.raises(BlockingIOError):
+        line.sock.recvmsg(0, 1000, MSG_ERRQUEUE)
+
+
+def test_a_busy_connection_is_woken_at_once_only_for_answers_that_are_timed(line: Line) -> None:
+    line.answers.settle_in(line.lane)
+    line.talk.timed = False
+    line.ask(1)
+    assert (line.lane.lazy, low_water(line)) == (True, HEARD_BYTES)
+    line.talk.timed = True
+    line.ask(2)
+    assert (line.lane.lazy, low_water(line)) == (False, 1)
+    line.talk.timed = False
+    line.ask(3)
+    assert not line.lane.lazy, "the second one's answer is not there yet"
+    line.shadow.sendall(OK * 3)
+    time.sleep(0.01)
+    line.read()
+    assert line.ledger.answers == {"2xx": 3}
+    assert line.talk.answers[0][1] <= time.monotonic_ns()
+    line.ask(4)
+    assert (line.lane.lazy, low_water(line)) == (True, HEARD_BYTES)
+
+
+def test_a_connection_that_is_about_to_end_is_not_made_to_wait(line: Line) -> None:
+    line.answers.settle_in(line.lane)
+    line.lane.finishing = True
+    line.talk.timed = False
+    line.ask(1)
+    assert not line.lane.lazy
+
+
+def test_requests_whose_stamps_do_not_come_are_bounded(line: Line) -> None:
+    line.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, 0)  # as a driver that makes none
+    for number in range(1, STAMPS + 3):
+        line.ask(number)
+    assert line.events == {"sends_without_stamp": 2}

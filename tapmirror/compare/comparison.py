@@ -15,6 +15,7 @@ from tapmirror.compare.noise import Repeats, request_key
 from tapmirror.compare.pairing import PRODUCTION, Conversation
 from tapmirror.compare.samples import Redaction, sample
 from tapmirror.compare.summary import SCHEMA, Bounds, Endpoint, Summary
+from tapmirror.compare.thinning import Draw, Rate
 from tapmirror.events import Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, Room
@@ -61,6 +62,7 @@ class Comparison:
         self._conversations: dict[int, Conversation] = {}
         self._exchanges = Rate(spec.max_exchanges)
         self._bodies = Rate(spec.max_bodies)
+        self._timed = Draw(spec.max_timed)
         self._probes = 0.0
         self._now = 0.0
         if spec.level is Level.BODY:
@@ -106,7 +108,8 @@ class Comparison:
                 if self._probes >= 100 and (bodies or self._level is Level.HEADERS):
                     self._probes -= 100
                     probed = True
-        conversation.request(Asked(number, method, target, head, bodies, probed), flags, keep, now)
+        asked = Asked(number, method, target, head, bodies, probed, self._timed.takes(now))
+        conversation.request(asked, flags, keep, now)
         return probed
 
     def closed(self, flow: int, reason: Unpaired) -> None:
@@ -216,27 +219,3 @@ class Comparison:
         if compared.skipped and not compared.found:
             return []
         return [[each.field for each in compared.found]]
-
-
-class Rate:
-    """At most so many a second, counted in seconds of the clock; of less than one, one in several seconds."""
-
-    __slots__ = ("_cap", "_left", "_most", "_second")
-
-    def __init__(self, most: float) -> None:
-        self._most = most
-        self._cap = max(1.0, most)
-        self._left = self._cap
-        self._second = -1
-
-    def allows(self, now: float) -> bool:
-        """Whether there may be one more, which is counted then."""
-        second = int(now)
-        if second != self._second:
-            passed = max(1, second - self._second)
-            self._second = second
-            self._left = min(self._cap, self._left + self._most * passed)
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

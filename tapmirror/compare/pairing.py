@@ -196,8 +196,11 @@ class Conversation:
             pending.replies[shadow] = Reply(_NO_ANSWER, 0)
             pending.waiting += 1
 
-    def asked(self, shadow: int, number: int, flags: int) -> None:
-        """The request, with these flags, begins to be sent to this shadow, after those that were before it."""
+    def asked(self, shadow: int, number: int, flags: int) -> bool:
+        """The request, with these flags, begins to be sent to this shadow, after those that were before it.
+
+        True: its times count.
+        """
         side = self._sides.get(shadow)
         if side is None:
             side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._room))
@@ -213,6 +216,8 @@ class Conversation:
             self._fail(shadow, side, broken)
             if pending is not None:
                 self._failed(shadow, pending, broken)
+            return False
+        return pending is not None and pending.asked.timed
 
     def sent(self, shadow: int, number: int, time_ns: int, rtt_ns: int) -> None:
         """Its last byte left for the shadow; `rtt_ns` is the round trip as tcp_info has it then."""
@@ -274,6 +279,13 @@ class Conversation:
                 self.left_out(shadow, pending.asked.number, Unpaired.RECONNECT)
             else:
                 self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.CLOSED))
+
+    def hung(self, shadow: int, time_ns: int) -> None:
+        """The tap closes the connection, for the shadow does not answer in time."""
+        side = self._sides.pop(shadow, None)
+        if side is not None:
+            for pending in side.reader.give_up():
+                self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.TIMEOUT))
 
     def given_up(self, shadow: int, reason: Unpaired) -> None:
         """The tap itself closed the connection to the shadow: what is under way there is unpaired."""

@@ -208,7 +208,7 @@ class Summary:
                 state.failures[reason] = state.failures.get(reason, 0) + 1
             return
         sent = reply.sent_ns
-        if took <= 0 or not sent or answer.last_ns < sent:
+        if not asked.timed or took <= 0 or not sent or answer.last_ns < sent:
             return  # an answer before the request's end has no time; of both sides, so that they stay comparable
         mine.first.add(production.first_ns - ended)
         key = mine.last.add(took) >> COARSE

@@ -148,33 +148,43 @@ class AnswerReader:
             return _NONE
         self._now = time_ns
         pos, size = 0, len(data)
-        if not self._state and self._awaited:  # the common case: one answer, plain, all of it
-            flags, keep, token = self._awaited[0]
-            if not flags:
-                known = self._known
-                if keep < 0 and size == self._known_size and bytes(data[: len(known)]) == known:
-                    self._awaited.popleft()
-                    body_size = size - len(known)
-                    answer = Answer(self._known_status, known, b"", body_size, b"", True, time_ns, time_ns)
-                    return ((token, answer),)
-                plain = PLAIN(data)
-                if plain is not None:
-                    end = plain.end()
-                    length = int(plain[2])
-                    if end + length == size and (keep < 0 or (length <= keep and length <= self._room.free)):
-                        self._awaited.popleft()
-                        head, status = bytes(data[:end]), int(plain[1])
-                        body = b""
-                        if keep > 0:
-                            body = bytes(data[end:])
-                            self._room.free -= length
-                        elif keep < 0 and end <= KNOWN_BYTES:
-                            self._known, self._known_size, self._known_status = head, size, status
-                        return ((token, Answer(status, head, body, length, b"", True, time_ns, time_ns)),)
         out: list[tuple[Any, Answer]] = []
+        while pos < size and not self._state and self._awaited:  # the common case: plain answers, each of them whole
+            taken = self._take_plain(data, pos, size, out)
+            if not taken:
+                break
+            pos += taken
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, out)
         return out
+
+    def _take_plain(self, data: Buffer, pos: int, size: int, out: list[tuple[Any, Answer]]) -> int:
+        """A plain answer of which all is there; how long it is, or 0."""
+        flags, keep, token = self._awaited[0]
+        if flags:
+            return 0
+        now, known = self._now, self._known
+        if keep < 0 and known and pos + self._known_size <= size and bytes(data[pos : pos + len(known)]) == known:
+            self._awaited.popleft()
+            body_size = self._known_size - len(known)
+            out.append((token, Answer(self._known_status, known, b"", body_size, b"", True, now, now)))
+            return self._known_size
+        plain = PLAIN(data, pos)
+        if plain is None:
+            return 0
+        end, length = plain.end(), int(plain[2])
+        if end + length > size or (keep >= 0 and (length > keep or length > self._room.free)):
+            return 0
+        self._awaited.popleft()
+        head, status = bytes(data[pos:end]), int(plain[1])
+        body = b""
+        if keep > 0:
+            body = bytes(data[end : end + length])
+            self._room.free -= length
+        elif keep < 0 and len(head) <= KNOWN_BYTES:
+            self._known, self._known_size, self._known_status = head, len(head) + length, status
+        out.append((token, Answer(status, head, body, length, b"", True, now, now)))
+        return len(head) + length
 
     def gap(self, size: int, time_ns: int) -> Sequence[tuple[Any, Answer]]:
         """`size` bytes were not seen, or not looked at (`skippable`)."""

@@ -75,7 +75,9 @@ class Answers:
     def settle_in(self, lane: Lane) -> None:
         """The connection lasts: what is not worth its system calls for one request is now."""
         lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
-        if not self._heard and lane.listener is None:
+        if lane.listener is not None:
+            lane.listener.settled = True
+        elif not self._heard:
             wake_for(lane, LAZY_BYTES)
 
 

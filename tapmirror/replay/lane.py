@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import _socket
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tapmirror.events import END, START, DropReason
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
-from tapmirror.replay.listener import Listener
 from tapmirror.replay.tls import TlsSocket
+
+if TYPE_CHECKING:
+    from tapmirror.replay.listener import Listener
 
 IDLE: Final = 0
 """No socket."""

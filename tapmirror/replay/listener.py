@@ -13,6 +13,9 @@ before `sendmsg` returns, with the place of that byte in the stream (OPT_ID).  U
 (TLS, a driver without stamps), the clock before `send` stands for it, and is counted.
 
 Stamps are of the wall clock and are set on CLOCK_MONOTONIC with the difference of both in this turn of the loop.
+
+*Not all have stamps.*  Of many requests a second only some are timed (`Asked.timed`).  While none of them waits for
+its answer on a busy connection, that is woken for `HEARD_BYTES` of answers only, and they are read together.
 """
 
 from __future__ import annotations
@@ -23,16 +26,19 @@ import struct
 import sys
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, Buffer
 from tapmirror.exchange import Unpaired
+from tapmirror.replay.answers import wake_for
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
     from tapmirror.replay.answers import Answers
     from tapmirror.replay.lane import Lane
+
+_Socket: TypeAlias = "_socket.socket | TlsSocket"
 
 SO_TIMESTAMPING: Final = 37
 """And SCM_TIMESTAMPING (asm-generic/socket.h)."""
@@ -46,6 +52,11 @@ TCP_INFO_RTT: Final = 68
 """Offset of tcpi_rtt in `struct tcp_info`, in microseconds."""
 RTT_TIME: Final = 1.0
 """Seconds for which a round trip time is used."""
+STAMPS: Final = 256
+"""Requests on a connection that wait for the stamp of their last byte; further ones do without."""
+HEARD_BYTES: Final = 4096
+"""Answers that wake us on a busy connection, if none of them is timed: some fifteen small ones.  The smallest are 27
+bytes long: 150 of them, fewer than `Compare.pending`."""
 READ_BYTES: Final = 65_536
 WASTE_BYTES: Final = 1 << 20
 
@@ -74,6 +85,7 @@ class Listener:
     """Of one lane, through all its connections.  `buffer` and `waste` are shared: nothing in them outlives a call."""
 
     __slots__ = (
+        "_asked",
         "_awaited",
         "_buffer",
         "_clock",
@@ -85,7 +97,10 @@ class Listener:
         "_rtt_ns",
         "_stamps",
         "_target",
+        "_timed",
+        "_timed_last",
         "_waste",
+        "settled",
     )
 
     def __init__(
@@ -105,6 +120,14 @@ class Listener:
         self._waste = waste
         self._number = 0
         """Of the request under way."""
+        self._timed = False
+        """Whether that is timed."""
+        self._asked = 0
+        """Requests begun on this connection."""
+        self._timed_last = 0
+        """Which of them was the last that is timed."""
+        self.settled = False
+        """The connection is a busy one."""
         self._out = 0
         """Bytes sent on this connection."""
         self._awaited: deque[tuple[int, int]] = deque()
@@ -113,10 +136,11 @@ class Listener:
         self._rtt_ns = 0
         self._rtt_at = 0.0
 
-    def connected(self, sock: _socket.socket | TlsSocket | None) -> None:
+    def connected(self, sock: _Socket | None) -> None:
         """A connection is open and nothing was sent on it."""
-        self._out = 0
+        self._out = self._asked = self._timed_last = 0
         self._awaited.clear()
+        self.settled = False
         self._rtt_at = 0.0
         self._stamps = isinstance(sock, _socket.socket)
         if isinstance(sock, _socket.socket):
@@ -127,21 +151,42 @@ class Listener:
     def asked(self, number: int, flags: int) -> None:
         """A request begins to be sent."""
         self._number = number
-        self._conversation.asked(self._target, number, flags)
+        self._asked += 1
+        self._timed = self._conversation.asked(self._target, number, flags)
+        if self._timed:
+            self._timed_last = self._asked
 
     def left_out(self, number: int) -> None:
         """A request is not sent."""
         self._conversation.left_out(self._target, number, Unpaired.NOT_SENT)
 
-    def send(self, sock: _socket.socket | TlsSocket | None, data: Buffer, flags: int, now: float) -> int:
+    def send(self, lane: Lane, data: Buffer, flags: int, now: float) -> int:
         """Send some of a part; how many bytes.  Raises what `send` does."""
+        sock = lane.sock
         assert sock is not None
-        if not flags & END:
+        if not flags & END or not self._timed:
             count = sock.send(data)
             self._out += count
+            if flags & END and count == len(data):
+                self._measure(sock, now)
+                self._conversation.sent(self._target, self._number, int(now * 1e9), self._rtt_ns)
+                if self.settled and not lane.lazy and not lane.finishing and not self._hurry(lane):
+                    wake_for(lane, HEARD_BYTES)
             return count
+        if lane.lazy:
+            wake_for(lane, 1)
+        return self._send_timed(sock, data, now)
+
+    def _hurry(self, lane: Lane) -> bool:
+        """Whether a timed request waits for its answer."""
+        assert lane.framer is not None
+        return self._timed_last > self._asked - lane.framer.outstanding
+
+    def _send_timed(self, sock: _Socket, data: Buffer, now: float) -> int:
+        """The last part of a request whose times count."""
         began = time.monotonic_ns()
-        if not self._stamps:
+        stamped = self._stamps and len(self._awaited) < STAMPS
+        if not stamped:
             count = sock.send(data)
             self._events["sends_without_stamp"] += 1
         else:
@@ -149,17 +194,21 @@ class Listener:
         self._out += count
         if count < len(data):
             return count
-        if now - self._rtt_at >= RTT_TIME:
-            self._rtt_at = now
-            self._rtt_ns = _rtt_ns(sock)
-        if self._stamps:
+        self._measure(sock, now)
+        if stamped:
             self._awaited.append((self._out - 1, self._number))
             if self.late_stamps(sock):
                 return count
         self._conversation.sent(self._target, self._number, began, self._rtt_ns)
         return count
 
-    def late_stamps(self, sock: _socket.socket | TlsSocket) -> bool:
+    def _measure(self, sock: _Socket, now: float) -> None:
+        """The round trip, now and then."""
+        if now - self._rtt_at >= RTT_TIME:
+            self._rtt_at = now
+            self._rtt_ns = _rtt_ns(sock)
+
+    def late_stamps(self, sock: _Socket) -> bool:
         """Take the stamps of what was sent; whether all have come."""
         awaited = self._awaited
         while awaited:
@@ -182,7 +231,7 @@ class Listener:
 
     # --- what it answers
 
-    def read(self, lane: Lane, sock: _socket.socket | TlsSocket, answers: Answers) -> tuple[int, int]:
+    def read(self, lane: Lane, sock: _Socket, answers: Answers) -> tuple[int, int]:
         """(bytes asked for, bytes read).  Raises what `recv_into` does."""
         framer, conversation, target = lane.framer, self._conversation, self._target
         assert framer is not None
@@ -192,6 +241,10 @@ class Listener:
         asked = min(skippable, WASTE_BYTES) if skippable else READ_BYTES
         if isinstance(sock, TlsSocket):
             count = sock.recv_into(self._waste if skippable else self._buffer, asked)
+            time_ns = time.monotonic_ns()
+        elif not self._hurry(lane):
+            into = self._waste if skippable else self._buffer
+            count = sock.recv_into(into, asked, socket.MSG_TRUNC if skippable else 0)
             time_ns = time.monotonic_ns()
         elif skippable:
             count, found, _, _ = sock.recvmsg_into((self._waste[:asked],), _ROOM, socket.MSG_TRUNC)
@@ -214,6 +267,10 @@ class Listener:
         """The shadow closed or reset the connection."""
         self._conversation.answer_ended(self._target, int(now * 1e9), reset)
 
+    def hung(self, now: float) -> None:
+        """The connection is closed, for the shadow does not answer in time."""
+        self._conversation.hung(self._target, int(now * 1e9))
+
     def given_up(self) -> None:
         """The connection is closed; nothing more of it will be read."""
         self._conversation.given_up(self._target, Unpaired.NOT_SENT)
@@ -227,7 +284,7 @@ class Listener:
         return time.monotonic_ns()
 
 
-def _rtt_ns(sock: _socket.socket | TlsSocket) -> int:
+def _rtt_ns(sock: _Socket) -> int:
     info = bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_RTT + 4))
     rtt = int.from_bytes(info[TCP_INFO_RTT:], sys.byteorder)
     return rtt * 1000

@@ -25,6 +25,7 @@ that sees its client gone might not do what production did.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import select
 import socket
@@ -40,6 +41,7 @@ from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
 from tapmirror.replay.ports import Ports, reset_on_close
 from tapmirror.replay.sweep import Sweep
+from tapmirror.replay.tls import TlsSocket
 from tapmirror.replay.turns import Turns
 from tapmirror.spec import Pacing, Shadow, TapSpec
 
@@ -155,6 +157,8 @@ class Reactor:
         while self._lingering and next(iter(self._lingering.values())) <= now:
             lane = next(iter(self._lingering))
             self._ledger.events["lingered_out"] += 1
+            if lane.listener is not None:
+                lane.listener.hung(now)
             self._remove(lane, DropReason.SHADOW_SLOW)
         for lane, deadline in self._turns.waiting():
             if now >= deadline:
@@ -170,6 +174,8 @@ class Reactor:
             self._on_readable(lane, now)
         for lane in self._sweep.unanswered(lanes):
             self._ledger.events["unanswered_closes"] += 1
+            if lane.listener is not None:
+                lane.listener.hung(now)
             self._lost(lane, now)
         for lane in self._sweep.idle(lanes, now):
             self._ledger.events["idle_closes"] += 1
@@ -236,12 +242,12 @@ class Reactor:
             lane.framer.expect(flags)  # type: ignore[union-attr]
             lane.listener.asked(command.number, flags)
         try:
-            count = lane.listener.send(lane.sock, data, flags, now)
+            count = lane.listener.send(lane, data, flags, now)
         except BlockingIOError:
             count = 0
         except OSError:
             lane.sent_in_part(bytes(data), size, flags, 0, command.number)
-            self._lost(lane, now)
+            self._broken(lane, now)
             return
         if count < len(data):
             lane.sent_in_part(bytes(data), size, flags, count, command.number)
@@ -408,11 +414,11 @@ class Reactor:
                 if lane.listener is None:
                     count = lane.sock.send(data)  # type: ignore[union-attr]
                 else:
-                    count = lane.listener.send(lane.sock, data, item.flags, now)
+                    count = lane.listener.send(lane, data, item.flags, now)
             except BlockingIOError:
                 return
             except OSError:
-                self._lost(lane, now)
+                self._broken(lane, now)
                 return
             if not lane.advance(count):
                 return
@@ -442,14 +448,29 @@ class Reactor:
         return True
 
     def _on_readable(self, lane: Lane, now: float, *, ended: bool = False) -> None:
-        """Read and discard, a bounded amount.
+        """Read and discard; then what the answers were waited for."""
+        if lane.sock is None or lane.state != OPEN or not self._read(lane, lane.sock, now, ended=ended):
+            return
+        if lane.queue:
+            self._flush(lane, now)
+        if lane.finishing and lane.state == OPEN:
+            self._try_finish(lane, now)
+
+    def _broken(self, lane: Lane, now: float) -> None:
+        """Sending failed.  What was answered before counts where answers are compared."""
+        if lane.listener is not None and lane.sock is not None:
+            if not self._read(lane, lane.sock, now, ended=True):
+                return
+            lane.listener.ended(now, reset=True)
+        self._lost(lane, now)
+
+    def _read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
+        """Read and discard, a bounded amount; whether the connection lasts.
 
         A read that was not filled emptied the socket: more will be a new edge (epoll(7)), except for an
         end that came with this one (`ended`).
         """
-        sock, answers = lane.sock, self._answers
-        if sock is None or lane.state != OPEN:
-            return
+        answers = self._answers
         try:
             for _ in range(READS):
                 if lane.listener is not None:
@@ -462,7 +483,7 @@ class Reactor:
                     if lane.listener is not None:
                         lane.listener.ended(now, reset=False)
                     self._shadow_ended(lane, now)
-                    return
+                    return False
                 if count < asked and not ended and not self._secured:
                     break
             else:
@@ -474,11 +495,8 @@ class Reactor:
             if lane.listener is not None:
                 lane.listener.ended(now, reset=True)
             self._lost(lane, now)
-            return
-        if lane.queue:
-            self._flush(lane, now)
-        if lane.finishing and lane.state == OPEN:
-            self._try_finish(lane, now)
+            return False
+        return True
 
     def _shadow_ended(self, lane: Lane, now: float) -> None:
         """The shadow closed its side."""

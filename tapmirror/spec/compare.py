@@ -84,6 +84,9 @@ class Compare(Checked, frozen=True, kw_only=True):
     """A second that are compared; mirrored are all.  What one costs, answers and all, README tells."""
     max_bodies: float = 2000.0
     """A second whose bodies are compared; of the others status, fields and times."""
+    max_timed: float = 250.0
+    """A second whose times are taken, drawn by chance; of the others status and content are compared.  Asking the
+    kernel for stamps, and waking up for each answer, costs more than all else does."""
     max_endpoints: int = 100
     """What comes after them is one more, called other.  More than a page shows; 100 take about 5 MB."""
     max_fields: int = 64
@@ -117,7 +120,7 @@ class Compare(Checked, frozen=True, kw_only=True):
         for name in ("float_tolerance", "time_tolerance"):
             if not 0 <= getattr(self, name) < math.inf:
                 yield name, f"{getattr(self, name)} is not a number from 0 on"
-        for name in ("answer_time", "max_exchanges", "max_bodies"):
+        for name in ("answer_time", "max_exchanges", "max_bodies", "max_timed"):
             if not 0 < getattr(self, name) < math.inf:
                 yield name, f"{getattr(self, name)} is not a number above 0"
         for name, low, high in _RANGES:
