@@ -367,10 +367,11 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 }
 
 /*
- * Production's payload, as much of it as is compared.  Only while half of the ring is free: comparison may lose what
- * it wants, and must not cost a client's segment.  NOTE: of a packet beyond TAP_CHUNK the rest is not copied.
+ * Production's payload, as much of it as is compared; 0 where it was not copied.  Only while half of the ring is free:
+ * comparison may lose what it wants, and must not cost a client's segment.  NOTE: of a packet beyond TAP_CHUNK the
+ * rest is not copied.
  */
-static inline void answer(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
+static inline int answer(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
 			  u32 hash)
 {
 	u32 size = p->length < c->answer_bytes ? p->length : c->answer_bytes;
@@ -382,6 +383,7 @@ static inline void answer(struct __sk_buff *skb, struct tap_config *c, const str
 		 emit(skb, key, p, hash, (p->flags & 0xff) | TAP_FROM_SERVER, p->seq, p->payload, p->length, size,
 		      room_for(size));
 	count(shard, ok ? TAP_ANSWERS : TAP_ANSWERS_LOST, 1, p->length);
+	return ok;
 }
 
 static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
@@ -404,9 +406,10 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	}
 	if (c->answer_bytes && p->length && !p->fragment) {
 		struct tap_wants *w = wants.lookup(&zero);
-		if (w && w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) {
-			w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
-			answer(skb, c, key, p, hash);
+		/* Without its payload it still tells what was acknowledged, and that the connection ends. */
+		if (w && w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS && answer(skb, c, key, p, hash)) {
+			if (w->bucket[hash & 0xffff] & TAP_WANT_ONE)
+				w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
 			return 0;
 		}
 	}

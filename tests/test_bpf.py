@@ -28,9 +28,11 @@ from scapy.all import (
 
 from captures import fates, payloads
 from program import Program
-from tapmirror.events import FROM_SERVER, LOOP_DSCP
+from tapmirror import loader
+from tapmirror.events import ACK, FIN, FROM_SERVER, LOOP_DSCP
 from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
+from tapmirror.source.ring import WANT_ANSWERS, WANT_ONE
 from tapmirror.spec.clients import as_ranges
 from tapmirror.spec.sampled import threshold
 from tapmirror.spec.tap import MAX_CLIENTS
@@ -160,6 +162,27 @@ def test_a_full_ring_is_one_workers(shards: Program) -> None:
     records = shards.records()
     assert [len(kept) for kept in records] == [0, 2_000 - lost[1], 1]
     assert payloads(records[2]) == [b"other"]
+
+
+def test_an_answer_that_there_is_no_room_for_still_acknowledges() -> None:
+    def answer(flags: str) -> Any:
+        return IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, seq=1, ack=9, flags=flags) / Raw(b"y" * 100)
+
+    with Program(promisc=True, answer_bytes=50) as program:
+        program.run(answer("A"))
+        assert [one[1:] for one in program.records()[0]] == [(FROM_SERVER | ACK, 1, 9, 100, b"y" * 50)]
+        program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"x" * 1_000), repeat=600)
+        program.run(answer("A"))  # nobody waits for an acknowledgement
+        program.run(answer("FA"))
+        loader.write(program.loaded.wants, 0, bytes([WANT_ANSWERS | WANT_ONE]) * 65_536)
+        program.run(answer("A"), repeat=2)
+        counts = program.sources[0].counters()
+        assert (counts.answers[0], counts.answers_lost[0]) == (1, 4)
+        (records,) = program.records()
+        assert [one[1:] for one in records if one[1] & FROM_SERVER] == [
+            (FROM_SERVER | FIN | ACK, 1, 9, 100, b""),
+            (FROM_SERVER | ACK, 1, 9, 100, b""),
+        ]
 
 
 # --- what is taken
