@@ -26,6 +26,8 @@ FILES: Final = {
 }
 """Where below the root to what of the package; ours, and replaced when they differ."""
 EXAMPLE: Final = "etc/tapmirror/taps.d/example.yaml.disabled"
+CACHE: Final = "var/cache/tapmirror"
+"""Compiled programs."""
 LEFT: Final = ("etc/tapmirror", "etc/default/tapmirror", "var/lib/tapmirror")
 """What may be the user's."""
 PACKAGED: Final = ("lib/systemd/system/tapmirror.service", "usr/lib/systemd/system/tapmirror.service")
@@ -102,6 +104,9 @@ def uninstall_plan(root: Path) -> list[Step]:
     with suppress(FileNotFoundError):
         if example.read_bytes() == deployed(example.name):
             steps.append(Step("remove", str(example)))
+    cache = root / CACHE
+    if cache.is_dir():
+        steps += [Step("remove", str(path)) for path in (*sorted(cache.iterdir()), cache)]
     if live:
         steps.append(_run(("systemctl", "daemon-reload")))
     return steps + [Step("leave", str(root / name)) for name in LEFT if (root / name).exists()]
@@ -114,7 +119,11 @@ def carry_out(steps: Iterable[Step]) -> Iterator[Step]:
             if step.verb == "write":
                 _write(Path(step.what), step.content)
             elif step.verb == "remove":
-                Path(step.what).unlink(missing_ok=True)
+                path = Path(step.what)
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink(missing_ok=True)
             elif step.verb == "run":
                 subprocess.run(step.words, check=True)
         except OSError as error:

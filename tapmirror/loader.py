@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loader: a short-lived privileged process that compiles and loads the capture program.
 
+What it compiled is kept (`bytecode`), so that it compiles once for each kernel, size of ring and number of workers.
+
 It is the only place that imports bcc, and only in the child (`python -m tapmirror.loader FD`), so that
 neither LLVM's memory nor its attack surface outlives the start.  It reads no packet.  The descriptors go
 to the parent over the socket pair (SCM_RIGHTS), and the child exits.
@@ -28,9 +30,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+
+from tapmirror import bytecode
 
 LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
@@ -47,11 +51,14 @@ SIOCGIFINDEX: Final = 0x8933
 ARPHRD_ETHER: Final = 1
 ARPHRD_LOOPBACK: Final = 772
 
-SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}
-BPF_MAP_CREATE: Final = 0
-BPF_MAP_TYPE_ARRAY: Final = 2
-BPF_MAP_TYPE_RINGBUF: Final = 27
-BPF_ATTR_BYTES: Final = 72
+CACHE: Final = "/var/cache/tapmirror"
+"""Where compiled programs are kept, unless CACHE_DIRECTORY says otherwise (systemd.exec(5))."""
+MAPS: Final = ("ring", "rings", "config", "counters", "wants", "clients", "handshakes")
+"""Of bpf/tap.c."""
+INNER: Final = {"rings": "ring"}
+NETWORK: Final = struct.Struct("=I16s")
+"""`struct tap_network` of bpf/tap.h."""
+
 SYS_FSOPEN: Final = 430  # the numbers are those of all architectures
 SYS_FSCONFIG: Final = 431
 SYS_FSMOUNT: Final = 432
@@ -335,15 +342,52 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
         yield str(view)
 
 
-def compile_and_load(request: Request) -> tuple[list[int], Any]:
-    """The descriptors program, counters, wants, config, a ring for each worker; and what keeps them open.
-
-    Raises `LoaderError`.
-    """
+def compile_and_load(request: Request) -> list[int]:
+    """The descriptors program, counters, wants, config, a ring for each worker.  Raises `LoaderError`."""
     try:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
     except PermissionError:
         raise LoaderError("privilege", "capturing needs root (CAP_NET_RAW)") from None
+    check_bpf()
+    flags = [
+        f"-DTAP_RING_PAGES={request.ring_bytes // mmap.PAGESIZE}",
+        f"-DTAP_CPUS={os.cpu_count() or 1}",
+        f"-DTAP_WORKERS={request.workers}",
+    ]
+    program, maps = load_program(source(), flags)
+    rings = [maps["ring"]]
+    shape = bytecode.MapShape("ring", bytecode.MAP_TYPE_RINGBUF, 0, 0, request.ring_bytes, 0)
+    try:
+        rings += [bytecode.make_map(shape) for _ in range(1, request.workers)]
+        for shard, ring in enumerate(rings):
+            bytecode.update(maps["rings"], struct.pack("=I", shard), struct.pack("=I", ring))
+        for address, mask in request.clients:
+            bits = int.from_bytes(mask).bit_count()
+            bytecode.update(maps["clients"], NETWORK.pack(bits, address), b"\1")
+    except OSError as error:
+        raise LoaderError("refused", f"the kernel refuses a map of the program: {error.strerror}") from None
+    return [program, maps["counters"], maps["wants"], maps["config"], *rings]
+
+
+def load_program(text: str, flags: list[str]) -> tuple[int, dict[str, int]]:
+    """Load what this compiles to, which may be known from the last time.  Raises `LoaderError`."""
+    directory = Path(os.environ.get("CACHE_DIRECTORY", CACHE))
+    key = bytecode.key_of(text, flags)
+    known = bytecode.kept(directory, key)
+    if known is not None:
+        with suppress(OSError):  # it was made by another compiler, or damaged with care
+            return bytecode.load(known, INNER)
+    code = compile_program(text, flags)
+    try:
+        loaded = bytecode.load(code, INNER)
+    except OSError as error:
+        raise LoaderError("refused", f"the kernel refuses the BPF program: {error.strerror}") from None
+    bytecode.keep(directory, key, code)
+    return loaded
+
+
+def compile_program(text: str, flags: list[str]) -> bytecode.Code:
+    """By bcc.  Raises `LoaderError`."""
     with headers() as view:
         if view is not None:
             os.environ["BCC_KERNEL_SOURCE"] = view
@@ -351,33 +395,13 @@ def compile_and_load(request: Request) -> tuple[list[int], Any]:
             import bcc
         except ImportError:
             raise LoaderError("bcc", "the Python module bcc is missing: install python3-bpfcc") from None
-        check_bpf()
-        flags = [
-            f"-DTAP_RING_PAGES={request.ring_bytes // mmap.PAGESIZE}",
-            f"-DTAP_CPUS={os.cpu_count() or 1}",
-            f"-DTAP_WORKERS={request.workers}",
-        ]
         try:
-            program = bcc.BPF(text=source(), cflags=flags)
+            program = bcc.BPF(text=text, cflags=flags)
+            instructions = program.dump_func("tap")
+            maps = {name: program[name].map_fd for name in MAPS}
+            return bytecode.take(instructions, maps)
         except Exception as error:
             raise LoaderError("compile", f"the capture program does not compile here: {first_line(error)}") from None
-        try:
-            function = program.load_func("tap", bcc.BPF.SOCKET_FILTER)
-        except Exception as error:
-            raise LoaderError("refused", f"the kernel refuses the BPF program: {first_line(error)}") from None
-    maps = [program[name].map_fd for name in ("counters", "wants", "config")]
-    rings = [program["ring"].map_fd]
-    try:
-        rings += [make_map(BPF_MAP_TYPE_RINGBUF, 0, 0, request.ring_bytes) for _ in range(1, request.workers)]
-    except OSError as error:
-        raise LoaderError("refused", f"the kernel refuses the ring of a worker: {error.strerror}") from None
-    for shard, ring in enumerate(rings):
-        program["rings"][ctypes.c_int(shard)] = ctypes.c_int(ring)
-    networks = program["clients"]
-    for address, mask in request.clients:
-        bits = int.from_bytes(mask).bit_count()
-        networks[networks.Key(bits, (ctypes.c_ubyte * 16)(*address))] = networks.Leaf(1)
-    return [function.fd, *maps, *rings], program
 
 
 def check_bpf() -> None:
@@ -385,25 +409,12 @@ def check_bpf() -> None:
 
     Raises `LoaderError`.
     """
-    if platform.machine() not in SYS_BPF:
+    if platform.machine() not in bytecode.SYS_BPF:
         return
     try:
-        os.close(make_map(BPF_MAP_TYPE_ARRAY, 4, 4, 1))
+        os.close(bytecode.make_map(bytecode.MapShape("", bytecode.MAP_TYPE_ARRAY, 4, 4, 1, 0)))
     except OSError as error:
         raise LoaderError("refused", f"the kernel refuses BPF: {error.strerror}") from None
-
-
-def make_map(kind: int, key_bytes: int, value_bytes: int, entries: int) -> int:
-    """Make a BPF map; its descriptor.  Raises OSError."""
-    attributes = ctypes.create_string_buffer(
-        struct.pack("=5I", kind, key_bytes, value_bytes, entries, 0), BPF_ATTR_BYTES
-    )
-    libc = ctypes.CDLL(None, use_errno=True)
-    made = int(libc.syscall(SYS_BPF.get(platform.machine(), -1), BPF_MAP_CREATE, attributes, BPF_ATTR_BYTES))
-    if made < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return made
 
 
 def first_line(error: Exception) -> str:
@@ -439,12 +450,11 @@ def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         request = msgspec.json.decode(parent.recv(REPLY_BYTES), type=Request)
         try:
-            fds, keep = compile_and_load(request)
+            fds = compile_and_load(request)
         except LoaderError as error:
             parent.send(json.dumps({"kind": error.kind, "error": str(error)}).encode())
             return
         socket.send_fds(parent, [b"{}"], fds)
-        del keep
 
 
 if __name__ == "__main__":

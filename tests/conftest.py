@@ -52,6 +52,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By all taps of this run together, and not by one of an earlier one."""
+    os.environ["CACHE_DIRECTORY"] = str(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left_behind() -> Iterator[None]:
     """Processes, namespaces, mounts, attachments, programs: as before."""
     before = Trace.now()

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from captures import Kept, take
-from tapmirror import loader
+from tapmirror import bytecode, loader
 from tapmirror.events import LOOP_DSCP
 from tapmirror.source.ring import RingSource
 
@@ -84,7 +84,7 @@ class Program:
         address = ctypes.addressof(data)
         struct.pack_into("=IIIIQQII", attributes, 0, self.loaded.program, 0, size, 0, address, 0, repeat, 0)
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syscall(loader.SYS_BPF[platform.machine()], PROG_TEST_RUN, attributes, 80) < 0:
+        if libc.syscall(bytecode.SYS_BPF[platform.machine()], PROG_TEST_RUN, attributes, 80) < 0:
             raise OSError(ctypes.get_errno(), "BPF_PROG_TEST_RUN")
         returned, duration = struct.unpack_from("=I28xI", attributes, 4)
         assert returned == 0, "the packet would have been passed to the socket"

@@ -43,6 +43,7 @@ RANKS: Final = {
     "report": 4,
     "source": 5,
     "replay": 5,
+    "bytecode": 1,
     "loader": 5,
     "control": 5,
     "worker": 6,

@@ -8,6 +8,7 @@ import mmap
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -256,6 +257,7 @@ WITHOUT_HEADERS = [
 def test_what_this_system_lacks_has_one_line(
     wrapper: list[str], kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "programs"))
     (tmp_path / "no_bcc").mkdir()
     (tmp_path / "no_bcc" / "bcc.py").write_text("raise ImportError\n")
     words = [shutil.which(wrapper[0]) or wrapper[0], *wrapper[1:], sys.executable]
@@ -273,7 +275,26 @@ def test_what_this_system_lacks_has_one_line(
 
 @pytest.mark.ebpf
 @pytest.mark.usefixtures("traceless")
-def test_a_child_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_compiled_once_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "programs"))
+    loader.load(request()).close()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, [*WITHOUT_HEADERS, sys.executable]))} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    loader.load(request(threshold=5)).close()
+    with pytest.raises(loader.LoaderError, match="no kernel headers"):  # another program
+        loader.load(request(workers=2))
+    (kept,) = (tmp_path / "programs").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(loader.LoaderError, match="no kernel headers"):
+        loader.load(request())
+
+
+@pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
+def test_a_child_that_takes_too_long_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
     monkeypatch.setattr(loader, "LOAD_TIME", 0.2)
     with pytest.raises(loader.LoaderError, match=r"took more than") as caught:
         loader.load(request())
