@@ -48,6 +48,15 @@ def test_install_twice_then_uninstall(tmp_path: Path) -> None:
     assert [step.verb for step in uninstall_plan(tmp_path)] == ["leave"]
 
 
+def test_compiled_programs_go_with_the_service(tmp_path: Path) -> None:
+    installed(tmp_path)
+    cache = tmp_path / "var/cache/tapmirror"
+    cache.mkdir(parents=True)
+    (cache / "0123abcd").write_bytes(b"x")
+    list(carry_out(uninstall_plan(tmp_path)))
+    assert there(tmp_path) == set() and not cache.exists()
+
+
 def test_a_plan_does_nothing(tmp_path: Path) -> None:
     install_plan(tmp_path, COMMAND)
     assert not list(tmp_path.iterdir())
