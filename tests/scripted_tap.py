@@ -70,7 +70,14 @@ class ScriptedTap:
         self.did.append(("resume",))
         self.state = "running"
 
+    def mute(self) -> None:
+        """It captures nothing any more, and is still to be detached."""
+        self._script.ends.append(("mute", self.spec.name))
+        self.attached = False
+        self.detached.set()
+
     def detach(self) -> None:
+        self._script.ends.append(("detach", self.spec.name))
         self.attached = False
         self.detached.set()
 
@@ -98,6 +105,8 @@ class Script:
         self.gates: dict[str, threading.Event] = {}
         """What a step waits for."""
         self.reached: dict[str, threading.Event] = {}
+        self.ends: list[tuple[str, str]] = []
+        """In which order taps were muted and detached."""
         self.at_a_time = 0
         self.most_at_a_time = 0
 

@@ -333,6 +333,24 @@ async def test_the_file_stop_ends_all_capture_and_its_end_brings_it_back(rig: Ri
     assert rig.script.taps[-1].spec.percent + rig.script.taps[-2].spec.percent == 101.0
 
 
+@pytest.mark.parametrize("switch", ["file", "command"])
+def test_all_capture_ends_before_the_first_tap_is_taken_off(rig: Rig, switch: str) -> None:
+    names = [f"tap{i}" for i in range(10)]
+
+    @conversation
+    async def test(rig: Rig) -> None:
+        await rig.daemon.start([tap(name) for name in names], force=False)
+        if switch == "file":
+            rig.places.stop_file.touch()
+            rig.daemon.tick(time.monotonic())
+        else:
+            await rig.daemon.stop_all()
+        assert rig.script.ends[: len(names)] == [("mute", name) for name in names]
+        await rig.until(lambda: {name for what, name in rig.script.ends if what == "detach"} == {*names}, "all off")
+
+    test(rig)
+
+
 @conversation
 async def test_nothing_starts_while_the_file_stop_is_there(rig: Rig) -> None:
     await rig.daemon.start([A], force=False)

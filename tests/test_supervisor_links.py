@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import resource
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from lab import Lab, until
-from tapmirror.source.live import open_live
-from tapmirror.supervisor.links import Bell, Bound, Links, is_up, present
+from tapmirror.source.live import PACKET_STATISTICS, SOL_PACKET, open_live, open_shared
+from tapmirror.supervisor.links import Bell, Bound, Hold, Links, Listed, Shared, is_up, present
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -182,6 +183,51 @@ def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None])
             ip("del", "tap0")
             assert links.follow() and sock.getsockname()[0] == ""
         links.release()
+
+
+@pytest.mark.parametrize("kind", ["own", "listed", "shared"])
+def test_what_is_muted_lets_nothing_in_and_stays_so(ip: Callable[..., None], kind: str) -> None:
+    """While it is bound yet: to take a socket off takes the kernel its time."""
+    socks = open_shared(2, 1 << 20, loopback=True, block_bytes=1 << 17) if kind == "shared" else [raw()]
+    holds: list[Hold] = []
+
+    def hold(name: str) -> Hold:
+        kinds: dict[str, Callable[[], Hold]] = {
+            "own": lambda: Bound(socks[0], name),
+            "listed": lambda: Listed(socks[0], name, set()),
+            "shared": lambda: Shared(socks, [80], name, {}),
+        }
+        holds.append(kinds[kind]())
+        return holds[-1]
+
+    def came() -> int:
+        """How many packets the sockets let in since the last time."""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.connect_ex(("127.0.0.1", 80))  # refused: a SYN and a RST
+        found = [sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 12) for sock in socks]
+        return sum(int.from_bytes(each[:4], sys.byteorder) for each in found)
+
+    links = Links(["lo"], hold)
+    try:
+        links.follow()
+        assert came() > 0
+        links.mute()
+        assert links.names() == ["lo"] and holds[0].name() == "lo"
+        came()
+        assert came() == 0
+        links.follow()
+        assert links.names() == [] and len(holds) == 1
+        links.mute()
+        assert came() == 0
+    finally:
+        links.release()
+        for sock in socks:
+            sock.close()
+
+
+def raw() -> socket.socket:
+    """A packet socket with room for what comes."""
+    return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 
 
 def test_the_bell(ip: Callable[..., None]) -> None:

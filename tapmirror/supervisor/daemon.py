@@ -342,6 +342,7 @@ class Daemon:
             return
         self.killed = there
         if there:
+            self._mute(self._taps.values())
             for entry in self._taps.values():
                 entry.runner.hold(self._why_killed())
             self._log.say(Level.WARNING, "kill_switch", f"{self.places.stop_file} is there: all capture has ended")
@@ -354,6 +355,11 @@ class Daemon:
                 entry.runner.release()
 
     # --- parts
+
+    def _mute(self, entries: Iterable[Entry]) -> None:
+        """End the capture of all before anything that takes time is done for one."""
+        for entry in entries:
+            entry.runner.mute()
 
     def _why_killed(self) -> str:
         return f"{self.places.stop_file} is there"
@@ -442,6 +448,7 @@ class Daemon:
         return failed
 
     async def _stop(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+        self._mute(entries)
         for entry in entries:
             entry.leaving = entry.unwanted = True
             if entry.spec.name in self._replaced:

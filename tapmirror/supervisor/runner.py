@@ -93,6 +93,8 @@ class Runner:
         self._state = ("starting", "waits for its turn")
         self._held = ""
         self._paused = False
+        self._let_go: Tap | None = None
+        """The tap that was detached from outside last."""
         self._interrupted = False
         """It was detached from outside: what runs is to end, also if it may begin again at once."""
         self._ending = False
@@ -126,6 +128,12 @@ class Runner:
         future.set_exception(EndedError("the tap is being stopped"))
         return future
 
+    def mute(self) -> None:
+        """Capture nothing any more, in microseconds; `hold` or `end` is due."""
+        tap = self._tap
+        if tap is not None:
+            tap.mute()
+
     def hold(self, reason: str) -> None:
         """Capture nothing from now on, whatever else the tap's thread is doing; let go what was captured."""
         self._held = reason
@@ -153,9 +161,15 @@ class Runner:
         return self._ending or self._interrupted or bool(self._held)
 
     def _detach(self) -> None:
+        """In a thread: the kernel takes its time with each packet socket, and the tap's own thread may hang."""
         tap = self._tap
-        if tap is not None:
-            tap.detach()
+        if tap is not None and tap is not self._let_go:
+            self._let_go = tap
+            tap.mute()
+            try:
+                threading.Thread(target=tap.detach, name=f"off {self.spec.name}", daemon=True).start()
+            except RuntimeError:  # there are as many as there may be
+                tap.detach()
         self._poke()
 
     def _poke(self) -> None:

@@ -40,8 +40,10 @@ from tapmirror.supervisor.places import PlaceError, Places, take
 
 GROUP: Final = "tapmirror"
 """Whose members may change taps."""
-TICK: Final = 0.2
+LOOK: Final = 0.05
 """Seconds between two looks at the file STOP."""
+TICK: Final = 0.2
+"""Seconds between two looks at all else that time brings."""
 STOP_TIME: Final = 30.0
 """Seconds for all taps to end when the daemon is told to."""
 
@@ -104,18 +106,21 @@ class Service:
         self._notifier.ready()
 
     async def _serve_until_told(self, server: Server) -> None:
-        alive = 0.0
+        alive = next_tick = 0.0
         while not self._leave.is_set():
             now = time.monotonic()
-            self._daemon.tick(now)
-            server.expire(now)
-            self._log.tick()
+            self._daemon.look_for_stop()
+            if now >= next_tick:
+                next_tick = now + TICK
+                self._daemon.tick(now)
+                server.expire(now)
+                self._log.tick()
+                self._notifier.status(self._daemon.summary())
             if self._notifier.watchdog is not None and now >= alive:
                 alive = now + self._notifier.watchdog
                 self._notifier.alive()
-            self._notifier.status(self._daemon.summary())
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._leave.wait(), TICK)
+                await asyncio.wait_for(self._leave.wait(), LOOK)
 
     def _on_end(self, number: int) -> None:
         self._leave.set()

@@ -217,8 +217,12 @@ class Tap:
         self._links.suspend(False)
         self._share(self.spec, self._throttle, paused=False)
 
+    def mute(self) -> None:
+        """Capture nothing any more, for good; `detach` is due.  In microseconds; in any thread, as often as wanted."""
+        self._links.mute()
+
     def detach(self) -> None:
-        """Take the capture off all interfaces, for good.  At once; in any thread, as often as wanted."""
+        """Take the capture off all interfaces, for good.  In any thread, as often as wanted."""
         self._end("detached")
 
     def comparison(self) -> list[dict[str, Any]]:
