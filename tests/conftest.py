@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
+from daemon_rig import Rig, rigged
 from lab.left import Trace
 
 REQUIRE_ALL = "TAPMIRROR_REQUIRE_ALL"
@@ -67,3 +69,9 @@ def _nothing_is_left_behind() -> Iterator[None]:
     while (left := Trace.now().since(before)) and time.monotonic() < end:
         time.sleep(0.1)
     assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A daemon with scripted taps."""
+    yield from rigged(tmp_path, monkeypatch)

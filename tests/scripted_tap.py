@@ -25,6 +25,7 @@ class ScriptedTap:
         self.capture = "ebpf"
         self.state, self.state_reason = "running", ""
         self.attached = False
+        self.muted = False
         self.detached = threading.Event()
         self.closed = False
         self.stopping = False
@@ -35,7 +36,7 @@ class ScriptedTap:
     def start(self) -> None:
         """Attaches, unless it was detached before."""
         self._script.step("start")
-        if not self.detached.is_set():
+        if not (self.muted or self.detached.is_set()):
             self.attached = True
 
     def snapshot(self) -> dict[str, Any]:
@@ -73,8 +74,8 @@ class ScriptedTap:
     def mute(self) -> None:
         """It captures nothing any more, and is still to be detached."""
         self._script.ends.append(("mute", self.spec.name))
+        self.muted = True
         self.attached = False
-        self.detached.set()
 
     def detach(self) -> None:
         self._script.ends.append(("detach", self.spec.name))

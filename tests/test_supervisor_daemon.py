@@ -1,120 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The set of taps: what is started together, changed, kept and held, whatever the taps and the disk do."""
+"""What is done with the taps: what is started together, changed, and made equal to files."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from scripted_tap import NoClaims, Script
-from tapmirror.spec import Ramp, TapSpec, parse_shadow
-from tapmirror.supervisor import daemon as module
-from tapmirror.supervisor import folder, runner, state
-from tapmirror.supervisor.daemon import Daemon, RefusedError
-from tapmirror.supervisor.log import Log
-from tapmirror.supervisor.places import Places
-
-PATIENCE = 10.0
-
-
-def tap(name: str, port: int = 0, **more: Any) -> TapSpec:
-    shadow = parse_shadow(f"{name}.test:80")
-    base: dict[str, Any] = {"iface": "eth0", "ports": (port or 80,), "shadows": (shadow,)}
-    return TapSpec(name=name, **{**base, **more})
-
-
-A, B, C = tap("a"), tap("b"), tap("c")
-
-
-class Rig:
-    """A daemon with scripted taps, in directories of its own; every wait turns its clock."""
-
-    def __init__(self, top: Path, log: Log) -> None:
-        self.places = Places(top / "run", top / "state", top / "etc")
-        for path in (self.places.runtime, self.places.state, self.places.taps):
-            path.mkdir(parents=True)
-        self.log = log
-        self.script = Script()
-        self.daemon: Daemon
-
-    async def begin(self) -> Daemon:
-        """A new daemon, as after a restart."""
-        self.script = Script()
-        self.daemon = Daemon(self.places, self.log, self.script)
-        await self.daemon.restore()
-        return self.daemon
-
-    async def until(self, condition: Callable[[], object], what: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end, what
-            self.daemon.tick(time.monotonic())
-            await asyncio.sleep(0.005)
-
-    async def running(self, *names: str) -> None:
-        """Wait until just these capture."""
-        await self.until(lambda: self.script.attached() == [*names], f"{names}, not {self.script.attached()}")
-
-    def file(self, name: str, *specs: TapSpec | str) -> None:
-        """Write a file of taps."""
-        texts = [each if isinstance(each, str) else text(each) for each in specs]
-        (self.places.taps / name).write_text("---\n".join(texts))
-
-    def states(self) -> dict[str, str]:
-        return {each["name"]: each["state"] for each in self.daemon.told(None, ledger=False)}
-
-
-def text(spec: TapSpec) -> str:
-    return str(msgspec.yaml.encode(spec).decode())
-
-
-@pytest.fixture
-def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    monkeypatch.setattr(runner, "Claims", NoClaims)
-    monkeypatch.setattr(runner, "INTERVAL", 0.01)
-    monkeypatch.setattr(runner, "BACKOFF", (0.01,))
-    log = Log(lambda _: None, journal=False)
-    yield Rig(tmp_path, log)
-    log.close()
-
-
-def conversation(test: Callable[[Rig], Awaitable[None]]) -> Callable[[Rig], None]:
-    """A test that is a coroutine; at its end everything is stopped."""
-
-    async def whole(rig: Rig) -> None:
-        await rig.begin()
-        try:
-            await test(rig)
-        finally:
-            await rig.daemon.close()
-            assert rig.script.attached() == []
-
-    def run(rig: Rig) -> None:
-        asyncio.run(whole(rig))
-
-    run.__name__ = test.__name__
-    return run
-
-
-async def refused(what: Awaitable[object], code: str, words: str) -> None:
-    with pytest.raises(RefusedError, match=words) as caught:
-        await what
-    assert caught.value.code == code
-
-
-def kept(rig: Rig) -> dict[str, state.Kept]:
-    found, problems = state.load(rig.places.state)
-    assert problems == []
-    return {each.spec.name: each for each in found.taps}
-
+from daemon_rig import PATIENCE, A, B, C, Rig, at, conversation, kept, refused, tap
+from scripted_tap import Script
+from tapmirror.spec import Ramp, TapSpec
+from tapmirror.supervisor import folder
+from tapmirror.supervisor.daemon import Daemon
 
 # --- start and stop
 
@@ -124,8 +25,8 @@ async def test_taps_start_and_stop_and_are_kept(rig: Rig) -> None:
     assert await rig.daemon.start([A, B], force=False) == ["a", "b"]
     assert rig.script.attached() == ["a", "b"]
     assert [each.spec for each in kept(rig).values()] == [A, B]
-    await rig.until(lambda: all(each["ledger"] for each in rig.daemon.told(None, ledger=True)), "ledgers")
-    assert {each["tap"]: each["state"] for each in rig.daemon.snapshots()} == {"a": "running", "b": "running"}
+    await rig.until(lambda: all(each["ledger"] for each in rig.daemon.roster.told(None, ledger=True)), "ledgers")
+    assert {each["tap"]: each["state"] for each in rig.daemon.roster.snapshots()} == {"a": "running", "b": "running"}
     ((stopped),) = await rig.daemon.stop("a")
     assert stopped["name"] == "a" and stopped["ledger"]["final"]
     assert rig.script.attached() == ["b"] == [*kept(rig)]
@@ -160,18 +61,6 @@ async def test_a_tap_that_hangs_holds_up_itself_alone(rig: Rig) -> None:
     await refused(starting, "failed", "was stopped while it started")
     await stopping
     await rig.running("b")
-
-
-@conversation
-async def test_what_may_not_run_together(rig: Rig) -> None:
-    twin = msgspec.structs.replace(A, name="twin")
-    await refused(rig.daemon.start([A, A], force=False), "refused", "two taps have the name 'a'")
-    await refused(rig.daemon.start([A, twin], force=True), "refused", "the shadow would get every request twice")
-    await rig.daemon.start([A], force=False)
-    await refused(rig.daemon.start([twin], force=True), "refused", "twin: the tap 'a' mirrors eth0 port 80")
-    ssh = tap("ssh", 22)
-    await refused(rig.daemon.start([ssh], force=False), "refused", "port 22 is SSH's.*--force")
-    assert await rig.daemon.start([ssh], force=True) == ["ssh"]
 
 
 # --- apply
@@ -282,13 +171,13 @@ async def test_pause_outlives_a_restart(rig: Rig) -> None:
 async def test_ttl_ends_a_tap_also_across_a_restart(rig: Rig) -> None:
     await rig.daemon.start([tap("a", ttl=0.05), tap("b", ttl=1000.0), tap("c", ttl=0.2)], force=False)
     await rig.until(lambda: "a" not in rig.states(), "the end of a")
-    assert 990 < rig.daemon.told("b", ledger=False)[0]["ends_in"] <= 1000
+    assert 990 < rig.daemon.roster.told("b", ledger=False)[0]["ends_in"] <= 1000
     await rig.daemon.close()
     await asyncio.sleep(0.2)
     await rig.begin()
     await rig.running("b")
     await rig.until(lambda: [*kept(rig)] == ["b"], "kept")
-    assert 990 < rig.daemon.told("b", ledger=False)[0]["ends_in"] < 1000
+    assert 990 < rig.daemon.roster.told("b", ledger=False)[0]["ends_in"] < 1000
 
 
 @conversation
@@ -299,85 +188,10 @@ async def test_a_jump_of_the_wall_clock_ends_no_tap(rig: Rig) -> None:
         patch.setattr(time, "time", lambda: real() + 1e6)
         await rig.until(lambda: "b" not in rig.states(), "the end of b, by the clock that does not jump")
         assert rig.script.attached() == ["a"]
-        assert 990 < rig.daemon.told("a", ledger=False)[0]["ends_in"] <= 1000
+        assert 990 < rig.daemon.roster.told("a", ledger=False)[0]["ends_in"] <= 1000
 
 
-# --- the kill switch
-
-
-@conversation
-async def test_the_file_stop_ends_all_capture_and_its_end_brings_it_back(rig: Rig) -> None:
-    await rig.daemon.start([A, B], force=False)
-    await rig.daemon.pause("b")
-    gate = rig.script.gate("start")
-    late = asyncio.ensure_future(rig.daemon.start([C], force=False))
-    await asyncio.to_thread(rig.script.reached["start"].wait, PATIENCE)
-    rig.places.stop_file.touch()
-    rig.daemon.tick(time.monotonic())
-    assert rig.script.attached() == []
-    gate.set()
-    del rig.script.gates["start"]
-    await late  # it is one of the taps now, and held
-    await rig.until(lambda: set(rig.states().values()) == {"paused"}, "held")
-    assert rig.daemon.killed and rig.daemon.summary() == "KILL SWITCH; taps: 3 paused"
-    await refused(rig.daemon.start([tap("e")], force=True), "refused", "the kill switch is on: .*STOP is there")
-    await refused(rig.daemon.apply([A, B, C, tap("e")], dry_run=False, force=False), "refused", "kill switch")
-    await refused(rig.daemon.resume("a"), "refused", "kill switch")
-    await refused(rig.daemon.reload(), "refused", "kill switch")
-    await rig.daemon.set_percent("a", 1.0)
-    await asyncio.sleep(0.05)
-    assert rig.script.attached() == []
-    rig.places.stop_file.unlink()
-    await rig.running("a", "c")
-    assert rig.states() == {"a": "running", "b": "paused", "c": "running"}
-    assert rig.script.taps[-1].spec.percent + rig.script.taps[-2].spec.percent == 101.0
-
-
-@pytest.mark.parametrize("switch", ["file", "command"])
-def test_all_capture_ends_before_the_first_tap_is_taken_off(rig: Rig, switch: str) -> None:
-    names = [f"tap{i}" for i in range(10)]
-
-    @conversation
-    async def test(rig: Rig) -> None:
-        await rig.daemon.start([tap(name) for name in names], force=False)
-        if switch == "file":
-            rig.places.stop_file.touch()
-            rig.daemon.tick(time.monotonic())
-        else:
-            await rig.daemon.stop_all()
-        assert rig.script.ends[: len(names)] == [("mute", name) for name in names]
-        await rig.until(lambda: {name for what, name in rig.script.ends if what == "detach"} == {*names}, "all off")
-
-    test(rig)
-
-
-@conversation
-async def test_nothing_starts_while_the_file_stop_is_there(rig: Rig) -> None:
-    await rig.daemon.start([A], force=False)
-    rig.file("b.yaml", B)
-    rig.places.stop_file.symlink_to("nowhere")
-    await rig.daemon.close()
-    await rig.begin()
-    await rig.until(lambda: rig.states() == {"a": "paused", "b": "paused"}, "held")
-    assert rig.script.taps == []
-    rig.places.stop_file.unlink()
-    await rig.running("a", "b")
-
-
-@conversation
-async def test_stop_all_ends_also_what_is_about_to_begin(rig: Rig) -> None:
-    await rig.daemon.start([A, B], force=False)
-    gate = rig.script.gate("stop")
-    changed = [msgspec.structs.replace(A, seed=1), B, C]
-    applying = asyncio.ensure_future(rig.daemon.apply(changed, dry_run=False, force=False))
-    await asyncio.to_thread(rig.script.reached["stop"].wait, PATIENCE)
-    stopping = asyncio.ensure_future(rig.daemon.stop_all())
-    await asyncio.sleep(0)
-    assert rig.script.attached() == []
-    gate.set()
-    await refused(applying, "failed", "all taps were stopped meanwhile")
-    assert {each["name"] for each in await stopping} == {"a", "b"}
-    assert rig.states() == {} == kept(rig)
+# --- several at a time
 
 
 @conversation
@@ -392,14 +206,6 @@ async def test_one_that_is_stopped_amid_its_restart_stays_so(rig: Rig) -> None:
     assert (await applying)["failed"] == {"a": "it was stopped meanwhile"}
     await stopping
     assert rig.states() == {} == kept(rig)
-
-
-# --- several at a time
-
-
-async def at(rig: Rig, step: str) -> None:
-    """Wait until a tap is at a step that has a gate."""
-    assert await asyncio.to_thread(rig.script.reached[step].wait, PATIENCE)
 
 
 @conversation
@@ -511,7 +317,7 @@ async def test_a_restart_that_fails_keeps_the_time_that_is_left(rig: Rig) -> Non
     await rig.daemon.start([tap("a", ttl=1000.0)], force=False)
     rig.script.fails["start"] = "no such interface"
     await rig.daemon.apply([tap("a", ttl=1000.0, iface="eth9")], dry_run=False, force=False)
-    assert 990 < rig.daemon.told("a", ledger=False)[0]["ends_in"] <= 1000
+    assert 990 < rig.daemon.roster.told("a", ledger=False)[0]["ends_in"] <= 1000
     assert kept(rig)["a"].ends_at is not None
 
 
@@ -586,7 +392,7 @@ async def test_files_are_taken_at_the_start_and_at_reload(rig: Rig) -> None:
     await rig.daemon.start([C], force=False)
     done = await rig.daemon.reload()
     assert [(step["name"], step["action"]) for step in done["plan"]] == [("a", "add"), ("b", "add")]
-    assert {each["name"]: each["origin"] for each in rig.daemon.told(None, ledger=False)} == {
+    assert {each["name"]: each["origin"] for each in rig.daemon.roster.told(None, ledger=False)} == {
         "a": "web.yaml", "b": "web.yaml", "c": ""
     }  # fmt: skip
     rig.file("web.yaml", msgspec.structs.replace(A, percent=5.0))
@@ -673,44 +479,6 @@ async def test_a_share_that_was_set_outlives_a_restart_unless_the_file_changed(r
 
 
 # --- what is kept
-
-
-@conversation
-async def test_a_disk_that_is_full_ends_nothing(rig: Rig) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SAVE_AGAIN", 0.01)
-        patch.setattr(os, "fsync", full)
-        await rig.daemon.start([A], force=False)
-        assert "No space left on device" in rig.daemon.state_error
-        await rig.until(lambda: rig.daemon.state_errors > 2, "more tries")
-        assert rig.script.attached() == ["a"] and kept(rig) == {}
-        patch.undo()
-        await rig.until(lambda: rig.daemon.state_error == "", "room again")
-    assert [*kept(rig)] == ["a"]
-
-
-def full(_: int) -> None:
-    raise OSError(28, "No space left on device")
-
-
-@conversation
-async def test_a_disk_that_hangs_holds_up_no_start_of_the_daemon(rig: Rig) -> None:
-    await rig.daemon.start([A], force=False)
-    await rig.daemon.close()
-    hanging, go_on = threading.Event(), threading.Event()
-
-    def hang(_: int) -> None:
-        hanging.set()
-        go_on.wait(PATIENCE)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", hang)
-        await asyncio.wait_for(rig.begin(), PATIENCE / 2)
-        await rig.running("a")
-        assert await asyncio.to_thread(hanging.wait, PATIENCE)
-        rig.places.stop_file.touch()
-        await rig.running()
-        go_on.set()
 
 
 @conversation

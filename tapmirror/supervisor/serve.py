@@ -31,11 +31,12 @@ from tapmirror.control.messages import (
     Status,
     Stop,
 )
-from tapmirror.supervisor.daemon import Daemon, RefusedError
+from tapmirror.supervisor.daemon import Daemon
 from tapmirror.supervisor.endpoint import Endpoint, EndpointError
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.metrics import TapMetrics
 from tapmirror.supervisor.notify import Notifier
+from tapmirror.supervisor.permission import RefusedError
 from tapmirror.supervisor.places import PlaceError, Places, take
 
 GROUP: Final = "tapmirror"
@@ -77,7 +78,7 @@ class Service:
         endpoint = None
         try:
             if self._metrics is not None:
-                endpoint = Endpoint(TapMetrics(self._daemon.snapshots).registry(), *self._metrics)
+                endpoint = Endpoint(TapMetrics(self._daemon.roster.snapshots).registry(), *self._metrics)
             restoring = asyncio.create_task(self._restore(path))
             await self._serve_until_told(server)
             if restoring.done():
@@ -109,13 +110,13 @@ class Service:
         alive = next_tick = 0.0
         while not self._leave.is_set():
             now = time.monotonic()
-            self._daemon.look_for_stop()
+            self._daemon.roster.look_for_stop()
             if now >= next_tick:
                 next_tick = now + TICK
                 self._daemon.tick(now)
                 server.expire(now)
                 self._log.tick()
-                self._notifier.status(self._daemon.summary())
+                self._notifier.status(self._daemon.roster.summary())
             if self._notifier.watchdog is not None and now >= alive:
                 alive = now + self._notifier.watchdog
                 self._notifier.alive()
@@ -175,13 +176,13 @@ class Service:
         daemon = self._daemon
         match request:
             case List():
-                return {"taps": daemon.told(None, ledger=False)}
+                return {"taps": daemon.roster.told(None, ledger=False)}
             case Status():
-                return {"daemon": self._facts(), "taps": daemon.told(request.name, ledger=True)}
+                return {"daemon": self._facts(), "taps": daemon.roster.told(request.name, ledger=True)}
             case Logs():
                 lines, after = self._log.of(request.name, request.after)
                 if not lines:
-                    daemon.told(request.name, ledger=False)  # or it is refused
+                    daemon.roster.told(request.name, ledger=False)  # or it is refused
                 return {"lines": lines, "next": after}
             case Start():
                 return {"started": await daemon.start(request.taps, force=request.force)}
@@ -210,10 +211,10 @@ class Service:
             "version": __version__,
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._began, 1),
-            "killed": self._daemon.killed,
+            "killed": self._daemon.roster.killed,
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
-            "state_error": self._daemon.state_error,
-            "state_errors": self._daemon.state_errors,
+            "state_error": self._daemon.keeping.error,
+            "state_errors": self._daemon.keeping.errors,
             "reload_error": self._daemon.reload_error,
             "log_lines_lost": self._log.lost,
         }

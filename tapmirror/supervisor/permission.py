@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which requests are refused for what is asked: what may not run beside what, or only if one insists."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from tapmirror.control.messages import MAX_TAPS
+from tapmirror.spec import TapSpec
+from tapmirror.supervisor.plan import conflict, needs_force
+
+
+class RefusedError(Exception):
+    """A request is not done; `code` is one of the protocol's, the message one line for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def distinct(specs: Sequence[TapSpec], running: Collection[str]) -> None:
+    """Each has a name of its own, and with those that run they are not too many.  Raises `RefusedError`."""
+    names = [spec.name for spec in specs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RefusedError("refused", f"two taps have the name {twice!r}")
+    if len({*names, *running}) > MAX_TAPS:
+        raise RefusedError("refused", f"a daemon has {MAX_TAPS} taps at most")
+
+
+def allowed(specs: Iterable[TapSpec], beside: Sequence[TapSpec], *, force: bool) -> None:
+    """Raises `RefusedError` if one of them may not run beside these."""
+    for spec in specs:
+        reason = conflict(spec, beside)
+        if reason is None and not force:
+            reason = needs_force(spec)
+            reason = reason and f"{reason}; --force does it all the same"
+        if reason is not None:
+            raise RefusedError("refused", f"{spec.name}: {reason}")

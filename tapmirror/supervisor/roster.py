@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The taps that there are: begun, held and ended, one by one or all together; and the kill switch.
+
+What is to be done with them is the daemon's business (`daemon`).  As there, nothing here waits in the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tapmirror.spec import TapSpec
+from tapmirror.supervisor.log import Level, Log
+from tapmirror.supervisor.permission import RefusedError
+from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner
+
+LOADERS: Final = 2
+"""Taps that start at a time: each compiles for a second, in 150 MB."""
+
+
+class Entry:
+    """One tap."""
+
+    def __init__(self, runner: Runner, written: TapSpec, origin: str, *, paused: bool, ends: float | None) -> None:
+        self.runner = runner
+        self.written = written
+        """Its spec as it came; the runner's has the share that was set since."""
+        self.origin = origin
+        """The file that it came from; empty: a command."""
+        self.paused = paused
+        self.ends = ends
+        """When its `ttl` is over, on the monotonic clock."""
+        self.accepted = False
+        """It is kept on disk."""
+        self.leaving = False
+        self.unwanted = False
+        """It was stopped or removed: nothing is to follow it, and it is kept on disk no more."""
+
+    @property
+    def spec(self) -> TapSpec:
+        """As it runs."""
+        return self.runner.spec
+
+    def told(self, *, ledger: bool) -> dict[str, Any]:
+        """As an answer has it."""
+        spec = self.spec
+        now, reason = self.runner.state
+        return {
+            "name": spec.name,
+            "state": now,
+            "state_reason": reason,
+            "percent": spec.percent,
+            "by": spec.by.value,
+            "iface": spec.iface,
+            "ports": list(spec.ports),
+            "addrs": list(spec.addrs),
+            "shadows": [shadow.end_point for shadow in spec.shadows],
+            "origin": self.origin,
+            "since": self.runner.since,
+            "ends_in": None if self.ends is None else max(0.0, round(self.ends - time.monotonic(), 1)),
+            "losses": self.runner.losses,
+            **({"ledger": self.runner.ledger} if ledger else {}),
+        }
+
+
+class Roster:
+    """Use it within one running loop."""
+
+    def __init__(self, stop_file: Path, log: Log, make: Make) -> None:
+        self.taps: dict[str, Entry] = {}
+        """By name."""
+        self.killed = False
+        """The file STOP is there."""
+        self.closing = False
+        """The daemon is stopping: nothing begins any more."""
+        self._stop_file = stop_file
+        self._log = log
+        self._make = make
+        self._loaders = threading.Semaphore(LOADERS)
+
+    # --- looking
+
+    def told(self, name: str | None, *, ledger: bool) -> list[dict[str, Any]]:
+        """The taps, or one, as an answer has them.  Raises `RefusedError`."""
+        chosen = [self.entry(name)] if name is not None else [self.taps[n] for n in sorted(self.taps)]
+        return [entry.told(ledger=ledger) for entry in chosen]
+
+    def entry(self, name: str) -> Entry:
+        """The tap of a name.  Raises `RefusedError`."""
+        if name not in self.taps:
+            there = ", ".join(sorted(self.taps)[:10]) or "none"
+            raise RefusedError("not_found", f"no tap has the name {name!r} (there are: {there})")
+        return self.taps[name]
+
+    def specs(self) -> list[TapSpec]:
+        """Of the taps that are to run."""
+        return [entry.spec for entry in self.taps.values() if not entry.leaving]
+
+    def summary(self) -> str:
+        """All in a line."""
+        states = [entry.runner.state[0] for entry in self.taps.values()]
+        counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
+        return f"{'KILL SWITCH; ' if self.killed else ''}taps: {counts or 'none'}"
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """The last ledger of each tap, for the metrics; any thread may ask."""
+        found = []
+        for name, entry in [*self.taps.items()]:
+            found.append({**(entry.runner.ledger or {"tap": name}), "state": entry.runner.state[0]})
+        return found
+
+    # --- the kill switch
+
+    def look_for_stop(self) -> None:
+        """Hold all taps while the file STOP is there."""
+        there = self._stop_file.is_symlink() or self._stop_file.exists()
+        if there == self.killed:
+            return
+        self.killed = there
+        if there:
+            self.mute(self.taps.values())
+            for entry in self.taps.values():
+                entry.runner.hold(self._why())
+            self._log.say(Level.WARNING, "kill_switch", f"{self._stop_file} is there: all capture has ended")
+            return
+        self._log.say(Level.WARNING, "kill_switch", f"{self._stop_file} is gone: the taps begin anew")
+        for entry in self.taps.values():
+            if entry.paused:
+                entry.runner.hold(PAUSED)
+            else:
+                entry.runner.release()
+
+    def mute(self, entries: Iterable[Entry]) -> None:
+        """End the capture of all before anything that takes time is done for one."""
+        for entry in entries:
+            entry.runner.mute()
+
+    def _why(self) -> str:
+        return f"{self._stop_file} is there"
+
+    def not_killed(self) -> None:
+        """Raises `RefusedError` while the kill switch is on."""
+        if self.killed:
+            raise RefusedError("refused", f"the kill switch is on: {self._stop_file} is there; remove it first")
+
+    def not_closing(self) -> None:
+        """Raises `RefusedError` once the daemon is stopping."""
+        if self.closing:
+            raise RefusedError("failed", "the daemon is stopping")
+
+    # --- beginning and end
+
+    def add(
+        self,
+        spec: TapSpec,
+        origin: str,
+        *,
+        written: TapSpec | None = None,
+        paused: bool = False,
+        ttl: float | None = None,
+        accepted: bool = False,
+    ) -> Entry:
+        """A new tap, which begins.  Raises `RefusedError` while there is one of this name: it may capture yet."""
+        if spec.name in self.taps:
+            raise RefusedError("busy", f"there is a tap {spec.name!r} yet")
+        runner = Runner(spec, self._log, self._loaders, make=self._make)
+        runner.keep_trying = accepted
+        ends = None if ttl is None else time.monotonic() + ttl
+        entry = Entry(runner, written or spec, origin, paused=paused, ends=ends)
+        entry.accepted = accepted
+        self.taps[spec.name] = entry
+        runner.start(self._why() if self.killed else PAUSED if paused else "")
+        return entry
+
+    def again(self, entry: Entry) -> None:
+        """Start a tap that has ended as it was, with the time that it had left."""
+        ttl = None if entry.ends is None else entry.ends - time.monotonic()
+        self.add(entry.spec, entry.origin, written=entry.written, paused=entry.paused, ttl=ttl, accepted=True)
+
+    async def started(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """Wait for the first try of new taps; why some could not be, by name.  Those are there no more."""
+        outcomes = await asyncio.gather(
+            *(asyncio.wrap_future(entry.runner.started) for entry in entries), return_exceptions=True
+        )
+        self.not_closing()
+        failed = {}
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if outcome is None and not entry.leaving:
+                entry.accepted = True
+                entry.ends = None if entry.spec.ttl is None else time.monotonic() + entry.spec.ttl
+            else:
+                failed[entry.spec.name] = str(outcome or EndedError("the tap was stopped while it started"))
+        await self.leave([entry for entry in entries if not entry.accepted])
+        return failed
+
+    async def leave(self, entries: Sequence[Entry]) -> list[dict[str, Any] | None]:
+        """End taps and forget them; their final ledgers."""
+        ledgers = await self.ended(entries)
+        for entry in entries:
+            if self.taps.get(entry.spec.name) is entry:
+                del self.taps[entry.spec.name]
+        return ledgers
+
+    async def ended(self, entries: Sequence[Entry]) -> list[dict[str, Any] | None]:
+        """End taps, which are still in the roster then; their final ledgers."""
+        futures = []
+        for entry in entries:
+            entry.leaving = True
+            futures.append(entry.runner.end())
+        return await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(future)) for future in futures))

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The taps that there are, and the kill switch: what is held and ended, whatever the taps do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+
+from daemon_rig import PATIENCE, A, B, C, Rig, conversation, kept, refused, tap
+
+
+@conversation
+async def test_the_file_stop_ends_all_capture_and_its_end_brings_it_back(rig: Rig) -> None:
+    await rig.daemon.start([A, B], force=False)
+    await rig.daemon.pause("b")
+    gate = rig.script.gate("start")
+    late = asyncio.ensure_future(rig.daemon.start([C], force=False))
+    await asyncio.to_thread(rig.script.reached["start"].wait, PATIENCE)
+    rig.places.stop_file.touch()
+    rig.daemon.tick(time.monotonic())
+    assert rig.script.attached() == []
+    gate.set()
+    del rig.script.gates["start"]
+    await late  # it is one of the taps now, and held
+    await rig.until(lambda: set(rig.states().values()) == {"paused"}, "held")
+    assert rig.daemon.roster.killed and rig.daemon.roster.summary() == "KILL SWITCH; taps: 3 paused"
+    await refused(rig.daemon.start([tap("e")], force=True), "refused", "the kill switch is on: .*STOP is there")
+    await refused(rig.daemon.apply([A, B, C, tap("e")], dry_run=False, force=False), "refused", "kill switch")
+    await refused(rig.daemon.resume("a"), "refused", "kill switch")
+    await refused(rig.daemon.reload(), "refused", "kill switch")
+    await rig.daemon.set_percent("a", 1.0)
+    await asyncio.sleep(0.05)
+    assert rig.script.attached() == []
+    rig.places.stop_file.unlink()
+    await rig.running("a", "c")
+    assert rig.states() == {"a": "running", "b": "paused", "c": "running"}
+    assert rig.script.taps[-1].spec.percent + rig.script.taps[-2].spec.percent == 101.0
+
+
+@pytest.mark.parametrize("switch", ["file", "command"])
+def test_all_capture_ends_before_the_first_tap_is_taken_off(rig: Rig, switch: str) -> None:
+    names = [f"tap{i}" for i in range(10)]
+
+    @conversation
+    async def test(rig: Rig) -> None:
+        await rig.daemon.start([tap(name) for name in names], force=False)
+        if switch == "file":
+            rig.places.stop_file.touch()
+            rig.daemon.tick(time.monotonic())
+        else:
+            await rig.daemon.stop_all()
+        assert rig.script.ends[: len(names)] == [("mute", name) for name in names]
+        await rig.until(lambda: {name for what, name in rig.script.ends if what == "detach"} == {*names}, "all off")
+
+    test(rig)
+
+
+@conversation
+async def test_nothing_starts_while_the_file_stop_is_there(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    rig.file("b.yaml", B)
+    rig.places.stop_file.symlink_to("nowhere")
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.until(lambda: rig.states() == {"a": "paused", "b": "paused"}, "held")
+    assert rig.script.taps == []
+    rig.places.stop_file.unlink()
+    await rig.running("a", "b")
+
+
+@conversation
+async def test_stop_all_ends_also_what_is_about_to_begin(rig: Rig) -> None:
+    await rig.daemon.start([A, B], force=False)
+    gate = rig.script.gate("stop")
+    changed = [msgspec.structs.replace(A, seed=1), B, C]
+    applying = asyncio.ensure_future(rig.daemon.apply(changed, dry_run=False, force=False))
+    await asyncio.to_thread(rig.script.reached["stop"].wait, PATIENCE)
+    stopping = asyncio.ensure_future(rig.daemon.stop_all())
+    await asyncio.sleep(0)
+    assert rig.script.attached() == []
+    gate.set()
+    await refused(applying, "failed", "all taps were stopped meanwhile")
+    assert {each["name"] for each in await stopping} == {"a", "b"}
+    assert rig.states() == {} == kept(rig)
