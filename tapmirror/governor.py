@@ -18,6 +18,10 @@ too many bad answers, make it `OPEN`: nothing is captured for this shadow.  Afte
 connections try, twice as many each second; a failure opens it again, for twice as long.  What the tap captures is
 what the shadow that can take most gets: one that is down does not cost the others anything.
 
+*All taps.*  The taps of a daemon have one throttle in common (`Overall`), fed with the sums of what they measured; each
+tap's share is multiplied by it.  It waits longer for the measures to follow, because each tap takes up to a second to
+look, and to act.
+
 Pure: measurements and `now` (monotonic seconds) in, share and reason out.
 """
 
@@ -31,6 +35,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.spec.budget import Budget
+from tapmirror.spec.settings import AllTaps
 
 FLOOR: Final = 0.01
 """The least share that a load leaves: without any traffic nothing would show that it is over."""
@@ -284,7 +289,7 @@ class _Shadow:
 
 
 class Governor:
-    """The loop of one tap; or of all taps, with the sums as measures and a budget of their own."""
+    """The loop of one tap."""
 
     def __init__(self, budget: Budget, now: float) -> None:
         self._budget = budget
@@ -309,25 +314,13 @@ class Governor:
 
     def _loads(self, measure: Measure) -> list[Load]:
         budget = self._budget
-        loads = [
-            Load(
-                quotient=measure.cpu_share / budget.cpu,
-                text=f"the workers use {measure.cpu_share:.2f} cores; the budget is {budget.cpu:g}",
-                settle=2.0,
-                factor=0.25,
-                proportional=True,
-            ),
+        loads = _costs(measure, budget.cpu, budget.memory, budget.bandwidth, "", 2.0)
+        loads += [
             Load(
                 quotient=measure.ring_fill / budget.ring,
                 text=f"the capture ring is {measure.ring_fill:.0%} full",
                 settle=2.0,
                 factor=0.5,
-            ),
-            Load(
-                quotient=measure.rss_bytes / budget.memory,
-                text=f"the workers hold {measure.rss_bytes >> 20} MiB; the budget is {budget.memory >> 20} MiB",
-                settle=10.0,
-                factor=0.7,
             ),
             Load(
                 quotient=0.0 if budget.host_cpu >= 100 else measure.host_cpu / budget.host_cpu,
@@ -342,17 +335,70 @@ class Governor:
                 factor=0.6,
             ),
         ]
-        if budget.bandwidth is not None:
-            loads.append(
-                Load(
-                    quotient=measure.shadow_bytes / budget.bandwidth,
-                    text=f"{measure.shadow_bytes:,.0f} bytes/s go out; the budget is {budget.bandwidth:,.0f}",
-                    settle=2.0,
-                    factor=0.25,
-                    proportional=True,
-                )
-            )
         return loads
+
+
+class Overall:
+    """The loop over all taps of a daemon: one share, by which that of each is multiplied."""
+
+    def __init__(self, budget: AllTaps, now: float) -> None:
+        self.budget = budget
+        """May be changed."""
+        self._throttle = Throttle(now)
+
+    def observe(self, measures: Iterable[Measure], now: float) -> Decision:
+        """What to do after the last measure of each tap; call it about once a second."""
+        budget = self.budget
+        loads = _costs(together(measures), budget.cpu, budget.memory, budget.bandwidth, " of all taps", 4.0)
+        share = self._throttle.update(loads, now)
+        return Decision(share=round(share, 4), reason=f"all taps: {self._throttle.reason}" if share < 1 else "")
+
+
+def together(measures: Iterable[Measure]) -> Measure:
+    """What taps cost together."""
+    each = list(measures)
+    return Measure(
+        cpu_share=sum(one.cpu_share for one in each),
+        rss_bytes=sum(one.rss_bytes for one in each),
+        shadow_bytes=sum(one.shadow_bytes for one in each),
+    )
+
+
+def _costs(
+    measure: Measure, cpu: float | None, memory: int | None, bandwidth: float | None, whose: str, settle: float
+) -> list[Load]:
+    """What workers cost this host and its links; `settle` as of `Load`, for what follows the share at once."""
+    loads = []
+    if cpu is not None:
+        loads.append(
+            Load(
+                quotient=measure.cpu_share / cpu,
+                text=f"the workers{whose} use {measure.cpu_share:.2f} cores; the budget is {cpu:g}",
+                settle=settle,
+                factor=0.25,
+                proportional=True,
+            )
+        )
+    if memory is not None:
+        loads.append(
+            Load(
+                quotient=measure.rss_bytes / memory,
+                text=f"the workers{whose} hold {measure.rss_bytes >> 20} MiB; the budget is {memory >> 20} MiB",
+                settle=10.0,
+                factor=0.7,
+            )
+        )
+    if bandwidth is not None:
+        loads.append(
+            Load(
+                quotient=measure.shadow_bytes / bandwidth,
+                text=f"{measure.shadow_bytes:,.0f} bytes/s{whose} go out; the budget is {bandwidth:,.0f}",
+                settle=settle,
+                factor=0.25,
+                proportional=True,
+            )
+        )
+    return loads
 
 
 def measure(

@@ -83,11 +83,19 @@ def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) ->
         **TAP, "state": "waiting", "state_reason": "for eth0", "origin": "x.yaml", "ends_in": 61.0, "losses": 2,
         "ledger": {**LEDGER, "share": share},
     }  # fmt: skip
-    daemon = {**DAEMON, "killed": True, "state_error": "the disk is full", "reload_error": "x.yaml: bad"}
+    of_all = {"all_taps": {"share": 0.5, "reason": "all taps: too much"}}
+    daemon = {
+        **DAEMON,
+        **of_all,
+        "killed": True,
+        "state_error": "the disk is full",
+        "reload_error": "x.yaml: bad",
+    }
     lines = run(monkeypatch, Answers({"daemon": daemon, "taps": [tap, {**TAP, "ledger": None}]}), "status").splitlines()
     assert lines[1:4] == ["KILL SWITCH: all capture is off", "error: the disk is full", "error: x.yaml: bad"]
-    assert lines[5] == "web: waiting (for eth0)"
-    assert lines[7:11] == [
+    assert lines[4] == "50% of all shares: all taps: too much"
+    assert lines[6] == "web: waiting (for eth0)"
+    assert lines[8:12] == [
         "  from x.yaml",
         "  ends in 1 min 1 s",
         "  began anew 2 times",

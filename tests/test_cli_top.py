@@ -48,7 +48,9 @@ def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
         assert words in " ".join(text.split()), words
     assert "two failed 50 % no interface" in " ".join(text.split())
     assert "v2 web 700 1.2 ms 20.0 ms 2xx 690 5xx 3" in " ".join(text.split())
-    assert "KILL SWITCH" in shown({"daemon": {**DAEMON, "killed": True}, "taps": []})
+    of_all = {"share": 0.5, "reason": "all taps: too much"}
+    text = shown({"daemon": {**DAEMON, "killed": True, "all_taps": of_all}, "taps": []})
+    assert "KILL SWITCH" in text and "50% of all shares: all taps: too much" in text
 
 
 def test_rates_are_between_two_looks() -> None:

@@ -20,10 +20,12 @@ from tapmirror.governor import (
     Governor,
     Health,
     Measure,
+    Overall,
     State,
     measure,
 )
 from tapmirror.spec import Budget
+from tapmirror.spec.settings import AllTaps
 
 Plant = Callable[[float, float], Measure]
 """(share, seconds since the start) to what is measured then."""
@@ -112,6 +114,39 @@ def test_a_proportional_load_settles_below_its_budget(kind: str, demand: float) 
     assert max(settled) == min(settled), "it swings"
     assert 0.7 <= settled[-1] * demand <= 1.0
     assert drops(values) <= 4
+
+
+@pytest.mark.parametrize("demand", [1.1, 2.0, 5.0, 50.0])
+@pytest.mark.parametrize("kind", ["cpu", "bandwidth"])
+def test_all_taps_together_settle_below_their_budget_and_come_back(kind: str, demand: float) -> None:
+    """Three taps of which one takes most; each acts up to a second after it is told to."""
+    overall = Overall(AllTaps(cpu=1.0, bandwidth=1e6), 0.0)
+    parts, shares_of_all = (0.6, 0.3, 0.1), [1.0, 1.0]
+
+    def measures(factor: float) -> list[Measure]:
+        return [
+            Measure(cpu_share=factor * part) if kind == "cpu" else Measure(shadow_bytes=1e6 * factor * part)
+            for part in parts
+        ]
+
+    reasons = set()
+    for now in range(1, 600):
+        decision = overall.observe(measures(demand * shares_of_all[-2]), float(now))
+        shares_of_all.append(decision.share)
+        reasons.add(decision.reason)
+    settled = shares_of_all[40:]
+    assert max(settled) == min(settled), "it swings"
+    assert 0.7 <= settled[-1] * demand <= 1.0
+    what = "the workers of all taps use" if kind == "cpu" else "bytes/s of all taps go out"
+    assert any(what in reason for reason in reasons)
+    back = [overall.observe(measures(0.1), float(now)).share for now in range(600, 800)]
+    assert back == sorted(back) and back[-1] == 1.0
+
+
+def test_without_a_budget_of_all_taps_nothing_is_lowered() -> None:
+    overall = Overall(AllTaps(), 0.0)
+    much = Measure(cpu_share=1e9, rss_bytes=1 << 50, shadow_bytes=1e12, ring_fill=1.0, host_cpu=100.0)
+    assert overall.observe([much] * 50, 1.0) == Decision(share=1.0, reason="")
 
 
 def test_a_small_fixed_cost_does_not_swing_either() -> None:

@@ -408,6 +408,24 @@ async def test_files_are_taken_at_the_start_and_at_reload(rig: Rig) -> None:
 
 
 @conversation
+async def test_the_budget_of_all_taps_is_read_anew_with_the_files(rig: Rig) -> None:
+    rig.file("a.yaml", A)
+    (rig.places.config / "daemon.yaml").write_text("budget: {cpu: 2}\n")
+    await rig.daemon.reload()
+    await rig.running("a")
+    assert rig.daemon.together.told()["budget"] == {"cpu": 2.0}
+    rig.file("a.yaml", A, B)
+    (rig.places.config / "daemon.yaml").write_text("budget: {cpu: -1}\n")
+    await refused(rig.daemon.reload(), "refused", r"daemon\.yaml:1: budget\.cpu: -1\.0 is not a number above 0")
+    assert rig.daemon.together.told()["budget"] == {"cpu": 2.0}
+    await rig.running("a")
+    (rig.places.config / "daemon.yaml").unlink()
+    await rig.daemon.reload()
+    await rig.running("a", "b")
+    assert rig.daemon.together.told()["budget"] == {}
+
+
+@conversation
 async def test_a_bad_file_leaves_everything_as_it_is(rig: Rig) -> None:
     rig.file("web.yaml", A)
     await rig.daemon.reload()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tapmirror.supervisor.folder import FolderError, read
+from tapmirror.spec.settings import AllTaps, Settings
+from tapmirror.supervisor.folder import FolderError, read, settings
 
 TAP = "name: {}\niface: eth0\nport: 80\nshadow: s.test:80\n"
 
@@ -53,3 +54,21 @@ def test_rules_of_kubernetes(tmp_path: Path) -> None:
     )
     ((name, (file, spec)),) = read(tmp_path).items()
     assert (name, file, spec.iface, spec.ports) == ("reviews", "a.yaml", "eth0", (9080,))
+
+
+def test_settings(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.yaml"
+    assert settings(path) == Settings()
+    path.write_text("budget: {cpu: 1.5}\n")
+    assert settings(path).budget == AllTaps(cpu=1.5)
+    path.write_text("budget: {cpu: 1.5, disk: 1}\ncpu: 1\n")
+    with pytest.raises(FolderError) as caught:
+        settings(path)
+    assert caught.value.problems == [
+        f"{path}:1: budget.disk: no such field of the budget of all taps",
+        f"{path}:2: cpu: no such field of daemon.yaml",
+    ]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FolderError, match=r"not a regular file|Is a directory"):
+        settings(path)

@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import msgspec
 import pytest
 
 from lab import until
 from scripted_tap import NoClaims, Script
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.spec.budget import Budget
+from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import runner as module
+from tapmirror.supervisor import together
 from tapmirror.supervisor.claims import ClaimedError
 from tapmirror.supervisor.log import Log
 from tapmirror.supervisor.runner import PAUSED, EndedError, Runner
+from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError
 
 SPEC = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("s.test:80"),), name="web")
@@ -42,9 +46,14 @@ def script() -> Script:
     return Script()
 
 
+def alone() -> Together:
+    """No budget for all taps."""
+    return Together(AllTaps(), 0.0, lambda _: None)
+
+
 @pytest.fixture
 def runner(script: Script, log: Log) -> Iterator[Runner]:
-    made = Runner(SPEC, log, threading.Semaphore(2), make=script)
+    made = Runner(SPEC, log, threading.Semaphore(2), alone(), make=script)
     yield made
     if made._thread.is_alive():
         made.end().result(10)
@@ -252,7 +261,7 @@ def test_ended_while_it_starts(runner: Runner, script: Script) -> None:
 def test_so_many_start_at_a_time(script: Script, log: Log) -> None:
     gate = script.gate("start")
     turns = threading.Semaphore(2)
-    runners = [Runner(SPEC, log, turns, make=script) for _ in range(5)]
+    runners = [Runner(SPEC, log, turns, alone(), make=script) for _ in range(5)]
     for each in runners:
         each.start()
     until(lambda: len(script.taps) == 2, "two")
@@ -267,7 +276,7 @@ def test_so_many_start_at_a_time(script: Script, log: Log) -> None:
 
 def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
     spec = TapSpec(iface="eth0", ports=(80,), shadows=SPEC.shadows, name="web", budget=Budget(memory=1))
-    made = Runner(spec, log, threading.Semaphore(2), make=script)
+    made = Runner(spec, log, threading.Semaphore(2), alone(), make=script)
     cost = {"cpu_s": 0.0, "rss_kb": 1 << 20}
     made.start()
     made.started.result(10)
@@ -279,6 +288,29 @@ def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
     assert share < 1 and "the budget is 0 MiB" in reason
     assert said(log)[-1] == f"{share:.0%} of its share: {reason}"
     made.end().result(10)
+
+
+def test_the_budget_of_all_taps_lowers_the_share_of_each(
+    script: Script, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "PERIOD", 0.01)
+    of_all = Together(AllTaps(memory=3 << 30), 0.0, lambda _: None)
+    spec = msgspec.structs.replace(SPEC, budget=Budget(memory=1 << 40))
+    taps = [Runner(spec, log, threading.Semaphore(2), of_all, make=script) for _ in range(2)]
+    for each in taps:
+        each.start()
+        each.started.result(10)
+    cost = {"tap": "web", "shadows": {}, "worker": {"cpu_s": 0.0, "rss_kb": 2 << 20}}
+    for tap in script.taps:
+        tap.snapshot = lambda: cost  # type: ignore[method-assign]
+    until(lambda: all(any(did[0] == "throttle" for did in tap.did) for tap in script.taps), "less")
+    for tap in script.taps:
+        (_, share, reason) = next(did for did in tap.did if did[0] == "throttle")
+        assert share < 1 and "all taps: the workers of all taps hold 4096 MiB" in reason
+    taps[0].end().result(10)
+    assert of_all.told()["used"]["memory"] == 2 << 30
+    taps[1].end().result(10)
+    assert of_all.told()["used"]["memory"] == 0
 
 
 def test_what_is_claimed_is_let_go_with_the_tap(
@@ -298,7 +330,7 @@ def test_what_is_claimed_is_let_go_with_the_tap(
     monkeypatch.setattr(module, "Claims", Claimed)
     runner.start()
     runner.started.result(10)
-    other = Runner(SPEC, log, threading.Semaphore(1), make=script)
+    other = Runner(SPEC, log, threading.Semaphore(1), alone(), make=script)
     other.start()
     failed(other.started, TapError, "it is claimed")
     script.fails["snapshot"] = "lost"

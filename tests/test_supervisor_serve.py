@@ -17,8 +17,8 @@ from tapmirror.control.messages import Apply, Set, Start, Stop
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.supervisor import state
 from tapmirror.supervisor.log import Log
-from tapmirror.supervisor.places import Places
-from tapmirror.supervisor.serve import Service, barred, group_id, summary, what, who
+from tapmirror.supervisor.places import PlaceError, Places
+from tapmirror.supervisor.serve import Service, barred, group_id, serve, summary, what, who
 
 SPEC = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:1"),), name="web")
 
@@ -41,6 +41,17 @@ def test_a_plan_in_a_line() -> None:
 def test_the_workers_user_is_turned_away_and_we_are_not() -> None:
     assert 0 not in barred() and os.geteuid() not in barred()
     assert group_id("root") == 0 and group_id("no-such-group") is None
+
+
+def test_without_the_bounds_that_it_is_to_have_it_does_not_begin(tmp_path: Path) -> None:
+    places = Places(tmp_path / "run", tmp_path / "state", tmp_path / "etc")
+    places.config.mkdir()
+    places.settings.write_text("budget: {cpu: none}\n")
+    log = Log(lambda _: None, journal=False)
+    with pytest.raises(PlaceError, match=r"daemon\.yaml:1: budget\.cpu: 'none' is not a number"):
+        serve(places, log)
+    log.close()
+    assert not places.runtime.exists()
 
 
 def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,14 +33,14 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str | 
     help="For the control socket and the file STOP.",
 )
 @click.option("--state-dir", type=DIRECTORY, default=STATE, show_default=True, help="Where taps are kept.")
-@click.option("--config-dir", type=DIRECTORY, default=CONFIG, show_default=True, help="Has taps.d/*.yaml.")
+@click.option("--config-dir", type=DIRECTORY, default=CONFIG, show_default=True, help="Has daemon.yaml and taps.d.")
 @click.option("--group", default=GROUP, show_default=True, metavar="NAME", help="Whose members may change taps.")
 @click.option("--metrics", metavar="[ADDRESS:]PORT", callback=_address, help="Serve metrics there for Prometheus.")
 def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str, metrics: tuple[str, int] | None) -> None:
     """Run taps as a service until SIGTERM or Ctrl-C: started, changed and stopped by the other commands.
 
-    Taps are kept and come back after a restart.  SIGHUP reads taps.d anew.  While there is a file STOP in the runtime
-    directory, nothing is captured.
+    Taps are kept and come back after a restart.  SIGHUP reads daemon.yaml (the budget of all taps together) and
+    taps.d/*.yaml anew.  While there is a file STOP in the runtime directory, nothing is captured.
 
     \b
     Examples:

@@ -64,6 +64,8 @@ def lines(done: dict[str, Any], rates: dict[str, Rates]) -> list[str]:
     if daemon["killed"]:
         found.append("KILL SWITCH: all capture is off")
     found += [f"error: {daemon[name]}" for name in ("state_error", "reload_error") if daemon[name]]
+    if all_taps := daemon.get("all_taps", {}).get("reason"):
+        found.append(f"{daemon['all_taps']['share']:.0%} of all shares: {all_taps}")
     for tap in done["taps"]:
         found += ["", *tap_lines(tap, rates.setdefault(tap["name"], Rates()))]
     if not done["taps"]:

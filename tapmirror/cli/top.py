@@ -91,6 +91,8 @@ def screen(done: dict[str, Any], rates: dict[str, Rates]) -> RenderableType:
     if daemon["killed"]:
         parts.append(Text("KILL SWITCH: all capture is off", "bold white on red"))
     parts += [Text(daemon[name], "bold red") for name in ("state_error", "reload_error") if daemon[name]]
+    if all_taps := daemon.get("all_taps", {}).get("reason"):
+        parts.append(Text(f"{daemon['all_taps']['share']:.0%} of all shares: {all_taps}", "yellow"))
     return Group(*parts, taps_table(done["taps"], rates), shadows_table(done["taps"]))
 
 

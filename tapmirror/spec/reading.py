@@ -22,6 +22,7 @@ from msgspec import inspect
 from tapmirror.spec.document import Document, FileError, Path, Problem, dotted, load
 from tapmirror.spec.errors import SpecError, shown
 from tapmirror.spec.match import Text
+from tapmirror.spec.settings import Settings
 from tapmirror.spec.shadow import Shadow, parse_shadow
 from tapmirror.spec.tap import Hook, Rule, TapSpec
 
@@ -58,6 +59,18 @@ def taps_of(documents: list[Document]) -> list[TapSpec]:
     return taps
 
 
+def read_settings(data: bytes) -> Settings:
+    """The one document of a `daemon.yaml`; one without any says nothing.  Raises `FileError`."""
+    documents = load(data)
+    found = [problem for document in documents for problem in document.problems]
+    if len(documents) > 1:
+        found.append(Problem(documents[1].line(()), "", "a second document: there is one"))
+    settings = [_Reader(document, found).structure(document.data, Settings, ()) for document in documents[:1]]
+    if found:
+        raise FileError(found)
+    return settings[0] if settings else Settings()
+
+
 class _Reader:
     """One document's values to structures."""
 
@@ -68,7 +81,7 @@ class _Reader:
     def tap(self, data: Any, path: Path) -> list[TapSpec]:
         """The tap, or nothing: what is wrong has been told."""
         known = len(self._found)
-        tap = self._struct(data, TapSpec, path)
+        tap = self.structure(data, TapSpec, path)
         return [tap] if isinstance(tap, TapSpec) and len(self._found) == known else []
 
     def _wrong(self, path: Path, message: str) -> Any:
@@ -87,7 +100,7 @@ class _Reader:
             if words and type(data) is not _SCALARS[type(kind)]:
                 return self._wrong(path, f"{shown(data)} is not {_NAMES[_SCALARS[type(kind)]]} or {' or '.join(words)}")
         if isinstance(kind, inspect.StructType):
-            return self._struct(data, kind.cls, path)
+            return self.structure(data, kind.cls, path)
         if isinstance(kind, inspect.EnumType):
             return self._enum(data, kind.cls, path)
         if isinstance(kind, inspect.VarTupleType):
@@ -96,7 +109,8 @@ class _Reader:
             return self._dict(data, kind, path)
         return self._scalar(data, kind, path)
 
-    def _struct(self, data: Any, cls: type, path: Path) -> Any:
+    def structure(self, data: Any, cls: type, path: Path) -> Any:
+        """A value of a structure; `_ABSENT` if it is none, which has been told then."""
         try:
             data, places = sugar(data, cls)
         except SpecError as error:
@@ -228,7 +242,7 @@ def _place(path: Path, data: list[Any], index: int) -> Path:
 
 
 def _title(cls: type) -> str:
-    return {"TapSpec": "a tap"}.get(
+    return {"TapSpec": "a tap", "Settings": "daemon.yaml", "AllTaps": "the budget of all taps"}.get(
         cls.__name__, f"{'an' if cls.__name__[0] in 'AEIOU' else 'a'} {cls.__name__.lower()}"
     )
 

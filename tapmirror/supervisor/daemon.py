@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from tapmirror.spec import SpecError, TapSpec
+from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder, state
 from tapmirror.supervisor.keeping import Keeping
 from tapmirror.supervisor.log import Level, Log
@@ -30,6 +31,7 @@ from tapmirror.supervisor.plan import Action, Step, different, plan
 from tapmirror.supervisor.roster import Entry, Roster
 from tapmirror.supervisor.runner import EndedError, Make, with_share
 from tapmirror.supervisor.tap import Tap
+from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError
 
 
@@ -38,7 +40,8 @@ class Daemon:
 
     def __init__(self, places: Places, log: Log, make: Make = Tap) -> None:
         self.places = places
-        self.roster = Roster(places.stop_file, log, make)
+        self.together = Together(AllTaps(), time.monotonic(), lambda line: log.say(Level.NOTICE, "share_of_all", line))
+        self.roster = Roster(places.stop_file, log, self.together, make)
         self._taps = self.roster.taps
         self.keeping = Keeping(places.state, log, self._kept)
         self.reload_error = ""
@@ -336,6 +339,7 @@ class Daemon:
         names = {spec.name for spec in commands}
         known = {spec.name: spec for spec in running}
         try:
+            settings = await asyncio.to_thread(folder.settings, self.places.settings)
             found = await asyncio.to_thread(folder.read, self.places.taps)
             taken = [
                 f"{file}: the tap {name!r} was started by command" for name, (file, _) in found.items() if name in names
@@ -354,6 +358,7 @@ class Daemon:
             self.reload_error = str(error)
             raise
         self.reload_error = ""
+        self.together.set_budget(settings.budget)
         return found
 
     async def _done(self, future: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of taps: every `*.yaml` in it, all of them or none."""
+"""The daemon's files: its settings, and the directory of taps: every `*.yaml` in it, all of them or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Final
 from tapmirror.spec import TapSpec
 from tapmirror.spec.document import MAX_BYTES, FileError, load
 from tapmirror.spec.kubernetes import import_tap, is_kubernetes
-from tapmirror.spec.reading import taps_of
+from tapmirror.spec.reading import read_settings, taps_of
+from tapmirror.spec.settings import Settings
 
 MAX_FILES: Final = 1000
 
@@ -53,13 +54,30 @@ def read(directory: Path) -> dict[str, tuple[str, TapSpec]]:
     return found
 
 
-def taps_in(path: Path) -> list[TapSpec]:
-    """The taps of a file.  Raises OSError and `FileError`."""
+def settings(path: Path) -> Settings:
+    """What `daemon.yaml` says; one that is not there says nothing.  Raises `FolderError`."""
+    try:
+        return read_settings(content(path))
+    except FileNotFoundError:
+        return Settings()
+    except OSError as error:
+        raise FolderError([f"{path}: {error.strerror}"]) from None
+    except FileError as error:
+        raise FolderError([f"{path}:{problem}" for problem in error.found]) from None
+
+
+def content(path: Path) -> bytes:
+    """Of a regular file, up to a byte more than is read.  Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO holds up nobody
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "not a regular file")
-        documents = load(file.read(MAX_BYTES + 1))
+        return file.read(MAX_BYTES + 1)
+
+
+def taps_in(path: Path) -> list[TapSpec]:
+    """The taps of a file.  Raises OSError and `FileError`."""
+    documents = load(content(path))
     if is_kubernetes(documents):
         return [import_tap(documents, {}, {})[0]]
     return taps_of(documents)

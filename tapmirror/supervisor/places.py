@@ -28,12 +28,17 @@ class Places(msgspec.Struct, frozen=True):
     """The control socket and the file STOP; emptied at a reboot."""
     state: Path = STATE
     config: Path = CONFIG
-    """`taps.d/*.yaml`."""
+    """`daemon.yaml`, `taps.d/*.yaml`."""
 
     @property
     def stop_file(self) -> Path:
         """While it is there, nothing is captured."""
         return self.runtime / "STOP"
+
+    @property
+    def settings(self) -> Path:
+        """What is said to the daemon and not to a tap."""
+        return self.config / "daemon.yaml"
 
     @property
     def taps(self) -> Path:

@@ -17,6 +17,7 @@ from tapmirror.spec import TapSpec
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.permission import RefusedError
 from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner
+from tapmirror.supervisor.together import Together
 
 LOADERS: Final = 2
 """Taps that start at a time: each compiles for a second, in 150 MB."""
@@ -70,7 +71,7 @@ class Entry:
 class Roster:
     """Use it within one running loop."""
 
-    def __init__(self, stop_file: Path, log: Log, make: Make) -> None:
+    def __init__(self, stop_file: Path, log: Log, together: Together, make: Make) -> None:
         self.taps: dict[str, Entry] = {}
         """By name."""
         self.killed = False
@@ -79,6 +80,7 @@ class Roster:
         """The daemon is stopping: nothing begins any more."""
         self._stop_file = stop_file
         self._log = log
+        self._together = together
         self._make = make
         self._loaders = threading.Semaphore(LOADERS)
 
@@ -167,7 +169,7 @@ class Roster:
         """A new tap, which begins.  Raises `RefusedError` while there is one of this name: it may capture yet."""
         if spec.name in self.taps:
             raise RefusedError("busy", f"there is a tap {spec.name!r} yet")
-        runner = Runner(spec, self._log, self._loaders, make=self._make)
+        runner = Runner(spec, self._log, self._loaders, self._together, make=self._make)
         runner.keep_trying = accepted
         ends = None if ttl is None else time.monotonic() + ttl
         entry = Entry(runner, written or spec, origin, paused=paused, ends=ends)

@@ -31,6 +31,7 @@ from tapmirror.supervisor import pressure
 from tapmirror.supervisor.claims import ClaimedError, Claims
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.tap import Tap
+from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError
 
 INTERVAL: Final = 1.0
@@ -61,7 +62,8 @@ class EndedError(Exception):
 class Runner:
     """Call `start` once; `end` is the last thing.  All but the underscored may be used from any thread.
 
-    `loaders` bounds how many taps start at a time: each compiles for a second and in 150 MB.
+    `loaders` bounds how many taps start at a time: each compiles for a second and in 150 MB.  `together` has the budget
+    of all taps.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Runner:
         spec: TapSpec,
         log: Log,
         loaders: threading.Semaphore,
+        together: Together,
         *,
         make: Make = Tap,
     ) -> None:
@@ -87,6 +90,7 @@ class Runner:
         """Whether the first try is followed by others."""
         self._log = log
         self._loaders = loaders
+        self._together = together
         self._make = make
         self._tap: Tap | None = None
         self._claims: Claims | None = None
@@ -283,8 +287,14 @@ class Runner:
 
     def _go_on(self, tap: Tap) -> None:
         """Until it is to end, or to be held.  Raises `TapError` if it is lost."""
+        regulation = Regulation(self.spec.budget, self._together, time.monotonic(), self._tell_share)
+        try:
+            self._serve(tap, regulation)
+        finally:
+            self._together.forget(regulation)
+
+    def _serve(self, tap: Tap, regulation: Regulation) -> None:
         due = time.monotonic()
-        regulation = Regulation(self.spec.budget, due, self._tell_share)
         while not self._leaving():
             now = time.monotonic()
             try:
@@ -409,13 +419,14 @@ def with_share(spec: TapSpec, percent: float) -> TapSpec:
 
 
 class Regulation:
-    """The governor of one running tap, fed with its ledgers."""
+    """The governor of one running tap, fed with its ledgers; its share and that of all taps together."""
 
-    def __init__(self, budget: Budget, now: float, tell: Callable[[str], None]) -> None:
+    def __init__(self, budget: Budget, together: Together, now: float, tell: Callable[[str], None]) -> None:
         self._tell = tell
         self._governor = Governor(budget, now)
+        self._together = together
         self._before: tuple[float, dict[str, Any]] | None = None
-        self._decision = Decision(share=1.0, reason="")
+        self._own = self._applied = Decision(share=1.0, reason="")
 
     def observe(self, tap: Tap, ledger: dict[str, Any], now: float) -> None:
         """Look at a new ledger, and lower or raise the tap's share.  Raises `TapError`."""
@@ -423,11 +434,11 @@ class Regulation:
         if before is None:
             return
         found = measure(before[1], ledger, now - before[0], pressure.some("cpu"), pressure.some("memory"))
-        decision = self._governor.observe(found, now)
-        if decision != self._decision:
+        own, of_all = self._governor.observe(found, now), self._together.observe(self, found, now)
+        reason = "; ".join(filter(None, (of_all.reason, own.reason)))
+        decision = Decision(share=round(own.share * of_all.share, 4), reason=reason)
+        if decision != self._applied:
             tap.throttle(decision.share, decision.reason)
-        if decision.reason != self._decision.reason:
-            self._tell(
-                f"{decision.share:.0%} of its share: {decision.reason}" if decision.reason else "its whole share"
-            )
-        self._decision = decision
+        if own.reason != self._own.reason:
+            self._tell(f"{own.share:.0%} of its share: {own.reason}" if own.reason else "its whole share")
+        self._own, self._applied = own, decision

@@ -31,6 +31,7 @@ from tapmirror.control.messages import (
     Status,
     Stop,
 )
+from tapmirror.supervisor import folder
 from tapmirror.supervisor.daemon import Daemon
 from tapmirror.supervisor.endpoint import Endpoint, EndpointError
 from tapmirror.supervisor.log import Level, Log
@@ -217,6 +218,7 @@ class Service:
             "state_errors": self._daemon.keeping.errors,
             "reload_error": self._daemon.reload_error,
             "log_lines_lost": self._log.lost,
+            "all_taps": self._daemon.together.told(),
         }
 
     # --- who did what
@@ -277,6 +279,10 @@ def group_id(name: str) -> int | None:
 
 def serve(places: Places, log: Log, group: str = GROUP, metrics: tuple[str, int] | None = None) -> None:
     """Be the daemon; `metrics`: where to serve them.  Raises `PlaceError`, with nothing done, if it cannot."""
+    try:
+        folder.settings(places.settings)  # without the bounds that it is to have it does not begin
+    except folder.FolderError as error:
+        raise PlaceError(str(error)) from None
     gid = group_id(group)
     raise_file_limit()
     held = [take(places.runtime, 0o750, gid)]

@@ -535,6 +535,44 @@ def test_fifty_taps_on_one_interface(lab: Lab) -> None:
         assert int(re.search(r"Threads:\s+(\d+)", threads)[1]) < 20  # type: ignore[index]
 
 
+def test_the_budget_of_all_taps_lowers_their_shares_together_and_gives_them_back(lab: Lab) -> None:
+    """Each tap is within its own budget; what they send together is too much."""
+    with Daemon(lab.node, start=False) as daemon, HashSink(lab.shadow, port=81) as second:
+        settings = daemon.config / "daemon.yaml"
+        settings.write_text("budget: {bandwidth: 20000}\n")
+        daemon.start()
+        with under_load(lab, per_connection=10) as (production, shadow, _running):
+            other = (parse_shadow("10.77.2.2:81"),)
+            daemon.ask(Start(taps=[web("a"), web("b", shadows=other, percent=50.0)]))
+
+            def shares() -> dict[str, float]:
+                taps = daemon.ask(Status())["taps"]
+                found = {tap["name"]: (tap["ledger"] or {}).get("share", {}) for tap in taps}
+                return {name: each.get("effective", 0.0) / each.get("percent", 1.0) for name, each in found.items()}
+
+            until(lambda: 0 < shares()["a"] == shares()["b"] < 0.6, "less of both", 30.0)
+            facts = daemon.ask(Status())["daemon"]["all_taps"]
+            assert facts["budget"] == {"bandwidth": 20000.0} and facts["reason"].startswith("all taps: ")
+            assert "bytes/s of all taps go out; the budget is 20,000" in daemon.run("status", "b").stdout
+            until(lambda: daemon.ask(Status())["daemon"]["all_taps"]["used"]["bandwidth"] < 20000, "less", 30.0)
+            settings.write_text("budget: {bandwidth: 1000000000}\n")
+            daemon.run("reload")
+            until(lambda: shares() == {"a": 1.0, "b": 1.0}, "all of both again", 60.0)
+            assert "% of their shares: all taps: " in daemon.said() and 'msg="whole shares"' in daemon.said()
+            for each in daemon.ask(Stop(all=True))["stopped"]:
+                identity(each["ledger"])
+            untorn(production, shadow)
+            untorn(production, second)
+
+
+def test_a_bad_daemon_yaml_is_told_and_nothing_begins(lab: Lab) -> None:
+    with Daemon(lab.node, start=False) as daemon:
+        (daemon.config / "daemon.yaml").write_text("budget: {cpu: much}\n")
+        done = lab.node.run(daemon.words(), check=False)
+        assert done.returncode == 2
+        assert re.fullmatch(r"tapmirror: error: .*daemon\.yaml:1: budget\.cpu: 'much' is not a number\n", done.stderr)
+
+
 def test_who_may_only_look(lab: Lab) -> None:
     with HashSink(lab.shadow), Daemon(lab.node) as daemon:
         daemon.run(*WEB)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daemon.yaml`: what is said to the daemon, and not to a tap."""
+
+from __future__ import annotations
+
+import math
+
+from tapmirror.spec.errors import Checked, Found
+
+
+class AllTaps(Checked, frozen=True, kw_only=True):
+    """The most that all taps of a daemon may take together, beside the budget that each has.
+
+    Passing one lowers the shares of all taps by one factor.  Absent: no bound but those of the taps, for what a host
+    can spare only its operator knows.
+    """
+
+    cpu: float | None = None
+    """Processor cores, of all workers of all taps."""
+    memory: int | None = None
+    """Bytes of resident memory, of the same."""
+    bandwidth: float | None = None
+    """Bytes a second to all shadows of all taps."""
+
+    def _check(self) -> Found:
+        for name in ("cpu", "memory", "bandwidth"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                yield name, f"{value} is not a number above 0"
+
+
+class Settings(Checked, frozen=True, kw_only=True):
+    """All of it."""
+
+    budget: AllTaps = AllTaps()
