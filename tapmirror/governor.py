@@ -28,12 +28,13 @@ Pure: measurements and `now` (monotonic seconds) in, share and reason out.
 from __future__ import annotations
 
 import enum
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
+from tapmirror.histogram import quantile
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.settings import AllTaps
 
@@ -70,6 +71,8 @@ WINDOW: Final = 10.0
 ENOUGH: Final = 20
 """Answers in the window before their share of errors says anything."""
 ENOUGH_HALF_OPEN: Final = 5
+ENOUGH_TIMES: Final = 5
+"""Timed answers in the window before their median says anything."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +83,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Of these: 5xx, not HTTP, or missing when the connection ended."""
     connect_failures: int = 0
     sent_bytes: int = 0
-    latency: float | None = None
-    """Median in seconds; None: not known."""
+    times: Mapping[str, int] = {}
+    """Of the answers that were timed, by the buckets of `histogram`."""
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,19 +276,30 @@ class Breaker:
 class _Shadow:
     """What one shadow can take."""
 
-    __slots__ = ("_latency", "breaker", "throttle")
+    __slots__ = ("_latency", "_times", "breaker", "throttle")
 
     def __init__(self, budget: Budget, now: float) -> None:
         self.breaker = Breaker(budget, now)
         self.throttle = Throttle(now)
         self._latency = budget.latency
+        self._times: deque[tuple[float, Mapping[str, int]]] = deque()
 
     def update(self, health: Health, now: float) -> tuple[float, str]:
         """Its share and the reason."""
-        slow = (health.latency or 0.0) / self._latency
+        slow = self._median(health, now) / self._latency
         text = f"half of its answers take more than {self._latency:g} s"
-        share = self.throttle.update([Load(quotient=slow, text=text, settle=5.0, factor=0.5)], now)
+        share = self.throttle.update([Load(quotient=slow, text=text, settle=WINDOW, factor=0.5)], now)
         return min((self.breaker.update(health, now), self.breaker.reason), (share, self.throttle.reason))
+
+    def _median(self, health: Health, now: float) -> float:
+        """Seconds, of the answers in the window; 0: too few were timed."""
+        self._times.append((now, health.times))
+        while self._times[0][0] <= now - WINDOW:
+            self._times.popleft()
+        buckets: Counter[str] = Counter()
+        for _, times in self._times:
+            buckets.update(times)
+        return quantile(buckets, 0.5) or 0.0 if buckets.total() >= ENOUGH_TIMES else 0.0
 
 
 class Governor:
@@ -415,6 +429,11 @@ def measure(
                 _grew(then, now, "events", kind) for kind in now["events"] if kind.startswith("connect_")
             ),
             sent_bytes=_grew(then, now, "bytes", "mirrored"),
+            times={
+                name: count - then["latency"]["buckets"].get(name, 0)
+                for name, count in now["latency"]["buckets"].items()
+                if count > then["latency"]["buckets"].get(name, 0)
+            },
         )
     cpu = after["worker"]["cpu_s"] - before["worker"]["cpu_s"]
     return Measure(
@@ -430,7 +449,7 @@ def measure(
 
 ERRORS: Final = ("5xx", "garbage", "unanswered")
 """Classes of answers that are a shadow's errors."""
-_NOTHING: Final[Mapping[str, Any]] = {"answers": {}, "events": {}, "bytes": {}}
+_NOTHING: Final[Mapping[str, Any]] = {"answers": {}, "events": {}, "bytes": {}, "latency": {"buckets": {}}}
 
 
 def _grew(then: Mapping[str, Any], now: Mapping[str, Any], group: str, name: str) -> int:

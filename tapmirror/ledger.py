@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.histogram import Histogram
 
 
 class Account:
@@ -97,6 +98,7 @@ class View(msgspec.Struct, frozen=True):
     requests: Account
     events: Counter[str]
     answers: Counter[str]
+    latency: Histogram
     held_bytes: int
     """In flight."""
     held_requests: int
@@ -108,11 +110,12 @@ class View(msgspec.Struct, frozen=True):
             "requests": self.requests.snapshot(self.held_requests),
             "events": dict(sorted(self.events.items())),
             "answers": dict(sorted(self.answers.items())),
+            "latency": self.latency.snapshot(),
         }
 
 
 def total(views: Sequence[View]) -> View:
-    """The sum of the accounts of all shadows: every copy counts."""
+    """The sum of the accounts of all shadows: every copy counts.  Their times are not mixed: the first's."""
     whole = views[0]
     for view in views[1:]:
         whole = View(
@@ -120,6 +123,7 @@ def total(views: Sequence[View]) -> View:
             added(whole.requests, view.requests),
             whole.events + view.events,
             whole.answers + view.answers,
+            whole.latency,
             whole.held_bytes + view.held_bytes,
             whole.held_requests + view.held_requests,
         )
@@ -150,9 +154,10 @@ class Ledger:
     requests          HTTP requests whose head was recognised.  `mirrored`: its last byte was sent.
     events            everything else worth counting (flows, connections, SYNs): no identity.
     answers           the shadow's HTTP responses by status class ("2xx"), and what went wrong.
+    latency           how long some of them took (`replay.latency`).
     """
 
-    __slots__ = ("answers", "bytes", "events", "requests", "segments")
+    __slots__ = ("answers", "bytes", "events", "latency", "requests", "segments")
 
     def __init__(self) -> None:
         self.segments = Account()
@@ -160,6 +165,7 @@ class Ledger:
         self.requests = Account()
         self.events: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
+        self.latency = Histogram()
 
     def drop(self, reason: DropReason, size: int, segments: int = 0) -> None:
         """Give up `size` bytes (and `segments` that were not yet handed on)."""
@@ -176,7 +182,12 @@ class Ledger:
     def saved(self) -> dict[str, Any]:
         """All counters as plain data, for `restore`."""
         units = {unit: getattr(self, unit).saved() for unit in ("segments", "bytes", "requests")}
-        return {**units, "events": dict(self.events), "answers": dict(self.answers)}
+        return {
+            **units,
+            "events": dict(self.events),
+            "answers": dict(self.answers),
+            "latency": self.latency.snapshot(),
+        }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Add what was saved."""
@@ -184,6 +195,7 @@ class Ledger:
             getattr(self, unit).restore(saved[unit])
         self.events.update(saved["events"])
         self.answers.update(saved["answers"])
+        self.latency.restore(saved["latency"])
 
     def snapshot(self, *, segments: int = 0, bytes: int = 0, requests: int = 0) -> dict[str, Any]:  # noqa: A002
         """The ledger as plain data; the arguments are what is in flight of each unit."""

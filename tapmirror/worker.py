@@ -237,7 +237,17 @@ class Worker:
         if self._policy is None:
             queued, requests = self._replay.held(0)
             common = self._ledger
-            return [View(common.bytes, common.requests, common.events, common.answers, captured + queued, requests)]
+            return [
+                View(
+                    common.bytes,
+                    common.requests,
+                    common.events,
+                    common.answers,
+                    common.latency,
+                    captured + queued,
+                    requests,
+                )
+            ]
         views = []
         for each in self._policy.destinations:
             copies = each.spec.copies
@@ -248,6 +258,7 @@ class Worker:
                     added(times(self._ledger.requests, copies), each.ledger.requests),
                     each.ledger.events,
                     each.ledger.answers,
+                    each.ledger.latency,
                     captured * copies + each.held_bytes + sum(size for size, _ in held),
                     each.held_requests + sum(requests for _, requests in held),
                 )

@@ -24,6 +24,7 @@ from tapmirror.governor import (
     State,
     measure,
 )
+from tapmirror.histogram import NAMES, Histogram
 from tapmirror.spec import Budget
 from tapmirror.spec.settings import AllTaps
 
@@ -61,7 +62,7 @@ healths = st.builds(
     errors=st.integers(0, 1000),
     connect_failures=st.integers(0, 10),
     sent_bytes=st.integers(0, 1000),
-    latency=st.none() | numbers,
+    times=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 1000)),
 )
 measures = st.builds(
     Measure,
@@ -215,9 +216,19 @@ def test_a_suspend_is_one_step() -> None:
     assert governor.observe(Measure(), 86_400.0).share < 0.6
 
 
+def test_a_few_slow_answers_tell_nothing() -> None:
+    def plant(_share: float, now: float) -> Measure:
+        return Measure(shadows={"v2": Health(answers=1, sent_bytes=1, times={"30": 1} if now % 5 == 0 else {})})
+
+    assert shares(run(plant, 300)) == [1.0] * 300
+
+
 def test_slow_answers_get_less_until_they_are_fast() -> None:
     def plant(share: float, _now: float) -> Measure:
-        return Measure(shadows={"v2": Health(answers=50, sent_bytes=1, latency=10.0 * share)})
+        times = Histogram()
+        for part in (0.2, 0.9, 1.1):
+            times.add(10.0 * share * part)
+        return Measure(shadows={"v2": Health(answers=50, sent_bytes=1, times=times.snapshot()["buckets"])})
 
     decisions = run(plant, 1200)
     assert 0.2 < decisions[-1].share <= 0.5
@@ -303,6 +314,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "answers": {"1xx": 5, "2xx": 10},
         "events": {"shadow_connects": 3},
         "bytes": {"mirrored": 1000},
+        "latency": {"buckets": {"0.01": 3, "1": 2}},
     }
     return {"shadows": {"v2": shadow}, "worker": {"pid": 1, "cpu_s": 2.0, "rss_kb": 1024}, **changes}
 
@@ -312,6 +324,7 @@ def test_measures_of_two_snapshots() -> None:
         "answers": {"1xx": 9, "2xx": 20, "5xx": 4, "garbage": 1, "unanswered": 2},
         "events": {"shadow_connects": 9, "connect_ECONNREFUSED": 2, "connect_ETIMEDOUT": 1},
         "bytes": {"mirrored": 5000},
+        "latency": {"buckets": {"0.01": 3, "1": 4, "inf": 1}},
     }
     after = snapshot(
         shadows={"v2": shadow, "new": shadow},
@@ -327,8 +340,10 @@ def test_measures_of_two_snapshots() -> None:
         host_cpu=12.0,
         host_memory=3.0,
         shadows={
-            "v2": Health(answers=17, errors=7, connect_failures=3, sent_bytes=4000),
-            "new": Health(answers=27, errors=7, connect_failures=3, sent_bytes=5000),
+            "v2": Health(answers=17, errors=7, connect_failures=3, sent_bytes=4000, times={"1": 2, "inf": 1}),
+            "new": Health(
+                answers=27, errors=7, connect_failures=3, sent_bytes=5000, times={"0.01": 3, "1": 4, "inf": 1}
+            ),
         },
     )
 

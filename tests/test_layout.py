@@ -17,6 +17,7 @@ SOURCE: Final = TOP / "tapmirror"
 RANKS: Final = {
     "": -1,
     "events": 0,
+    "histogram": 0,
     "exchange": 1,
     "packet": 1,
     "ledger": 1,
@@ -58,6 +59,7 @@ A package has one rank, unless its modules are named here too ("replay.lane").""
 
 PURE: Final = (
     "events",
+    "histogram",
     "exchange",
     "packet",
     "ledger",

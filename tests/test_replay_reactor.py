@@ -30,6 +30,7 @@ from tapmirror.events import (
 )
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor
+from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.sweep import OUTSTANDING
 from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
 
@@ -149,6 +150,10 @@ class Bench:
         self.reactor.expire(self.now)
         self.check()
 
+    def timed(self, count: int) -> None:
+        """So many answers have been."""
+        self.until(lambda: self.ledger.latency.snapshot()["count"] == count)
+
     def until(self, condition: Callable[[], bool]) -> None:
         """Turn until it holds; fails after five seconds of the real clock."""
         end = time.monotonic() + 5
@@ -194,6 +199,35 @@ def test_requests_go_in_their_order_and_answers_are_counted(bench: Bench) -> Non
     assert ended(sock) == "eof"
     assert bench.ledger.requests.mirrored == 51
     assert bench.reactor.idle()
+
+
+def test_answers_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> None:
+    """Connecting is not in a time; one request of a connection at a time; a busy one is woken for what is timed."""
+    bench.give(Open(1, True))
+    bench.send(1, GET % 0)
+    bench.now += 10.0  # it connects
+    sock = bench.accept()
+    for number in range(12):
+        if number:
+            bench.send(1, GET % number)
+        bench.read(sock, len(GET % number))
+        bench.now += 0.25
+        sock.sendall(OK)
+        bench.timed(number + (number < LAZY_AFTER - 1))  # the one with which it becomes lazy is not
+    assert bench.ledger.latency.snapshot() == {"count": 11, "sum_s": 2.75, "buckets": {"0.3": 11}}
+
+
+def test_an_answer_is_timed_also_where_the_shadow_closes_after_it(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n", START)
+    bench.now += 5.0  # the client takes its time
+    bench.send(1, b"xy", END)
+    bench.read(sock, 40)
+    bench.now += 0.5
+    sock.sendall(OK)
+    sock.close()
+    bench.timed(2)
+    assert bench.ledger.latency.snapshot()["buckets"]["0.5"] == 1
 
 
 def test_what_is_sent_bears_the_mark_of_a_tap(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.histogram import BOUNDS
 from tapmirror.ledger import Ledger, View
 from tapmirror.supervisor.figures import MOST, NAMES, checked
 
@@ -25,7 +26,9 @@ def figures() -> dict[str, Any]:
         unit.dropped.update(dict.fromkeys(DropReason, 2))
     ledger.events.update({"kernel_syn": 3, "connect_ECONNREFUSED": 1})
     ledger.answers.update({"2xx": 1, "garbage": 2})
-    view = View(ledger.bytes, ledger.requests, ledger.events, ledger.answers, 5, 6)
+    for seconds in (*BOUNDS, 1e6):
+        ledger.latency.add(seconds)
+    view = View(ledger.bytes, ledger.requests, ledger.events, ledger.answers, ledger.latency, 5, 6)
     compared = {"requests": 3, "paired": 2, "unpaired": {"late": 1}, "failures": {}}
     return {
         **ledger.snapshot(segments=-1),
@@ -62,7 +65,12 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "infinity": lambda it: it["ring"].update(fill=math.inf),
     "a field is missing": lambda it: it["worker"].pop("rss_kb"),
     "a field is unknown": lambda it: it.update(more=1),
-    "of a shadow too": lambda it: it["shadows"][LABEL].update(latency={"buckets": [], "count": "x", "sum_s": 0}),
+    "of a shadow too": lambda it: it["shadows"][LABEL].update(more=1),
+    "times of another shape": lambda it: it["shadows"][LABEL].update(latency={"buckets": [], "count": 0, "sum_s": 0}),
+    "a bucket that there is not": lambda it: it["shadows"][LABEL]["latency"]["buckets"].update({"0.7": 0}),
+    "times that do not add up": lambda it: it["shadows"][LABEL]["latency"].update(count=1),
+    "times without end": lambda it: it["shadows"][LABEL]["latency"].update(sum_s=math.inf),
+    "fewer than none": lambda it: it["shadows"][LABEL]["latency"]["buckets"].update({"1": -1}),
     "a shadow that is not the tap's": lambda it: it["shadows"].update({"other": it["shadows"][LABEL]}),
     "a shadow is missing": lambda it: it["shadows"].clear(),
     "a name with a line end": lambda it: it["events"].update({"x\n": 1}),

@@ -35,6 +35,7 @@ def snapshot(name: str = "shop", seen: int = 10, pid: int = 7, cpu: float = 1.5,
         "requests": account(seen, seen),
         "events": {"shadow_connects": 3, "connect_ECONNREFUSED": 2, "gaps": 1},
         "answers": {"2xx": 5, "5xx": 1},
+        "latency": {"count": 4, "sum_s": 2.5, "buckets": {"0.005": 1, "0.1": 2, "inf": 1}},
     }
     return {
         "tap": name,
@@ -114,17 +115,16 @@ def test_units_and_help() -> None:
 
 
 def test_latency_is_a_histogram() -> None:
-    one = snapshot()
-    one["shadows"]["v2:80"]["latency"] = {"buckets": [[0.005, 1], [0.1, 3]], "count": 4, "sum_s": 2.5}
-    found = Taps(one).samples()
+    found = Taps(snapshot()).samples()
     name = "tapmirror_shadow_latency_seconds"
-    assert found[(f"{name}_bucket", "0.1", "v2:80", "shop")] == 3
+    wanted = {"0.003": 0, "0.005": 1, "0.0075": 1, "0.1": 3, "60.0": 3}
+    assert {bound: found[(f"{name}_bucket", bound, "v2:80", "shop")] for bound in wanted} == wanted
     assert found[(f"{name}_bucket", "+Inf", "v2:80", "shop")] == 4
     assert found[(f"{name}_sum", "v2:80", "shop")] == 2.5
 
 
 def falls(before: dict[tuple[str, ...], float], after: dict[tuple[str, ...], float]) -> set[tuple[str, ...]]:
-    counters = {key for key in before if key[0].endswith("_total")}
+    counters = {key for key in before if key[0].endswith(("_total", "_bucket", "_sum", "_count"))}
     return {key for key in counters if after.get(key, 0) < before[key]}
 
 
@@ -194,9 +194,7 @@ def test_names_of_taps_are_escaped() -> None:
 
 def known() -> set[str]:
     """Every name of a series."""
-    one = snapshot()
-    one["shadows"]["v2:80"]["latency"] = {"buckets": [[0.1, 3]], "count": 4, "sum_s": 2.5}
-    return {key[0] for key in Taps(one).samples()}
+    return {key[0] for key in Taps(snapshot()).samples()}
 
 
 def labels() -> set[str]:

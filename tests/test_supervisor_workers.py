@@ -136,7 +136,15 @@ FIGURES = {
     "answers": {},
     "flows": 0,
     "ring": {"bytes": 1, "fill": 0.0},
-    "shadows": {f"{SHADOW}:80": {"bytes": fates(), "requests": fates(), "events": {}, "answers": {}}},
+    "shadows": {
+        f"{SHADOW}:80": {
+            "bytes": fates(),
+            "requests": fates(),
+            "events": {},
+            "answers": {},
+            "latency": {"count": 0, "sum_s": 0.0, "buckets": {}},
+        }
+    },
     "worker": {"pid": 1, "cpu_s": 1.5, "rss_kb": 1, "sandbox": []},
 }
 

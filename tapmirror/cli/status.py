@@ -73,6 +73,10 @@ def lines(done: dict[str, Any], rates: dict[str, Rates]) -> list[str]:
     return found
 
 
+TIMES: Final = ("p50_ms", "p99_ms")
+"""Of a shadow's answers, where some were timed."""
+
+
 def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
     """One tap for people."""
     reason = f" ({tap['state_reason']})" if tap["state_reason"] else ""
@@ -105,7 +109,9 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         found.append(f"  {unit}: {', '.join(fates)}")
     for label, shadow in ledger["shadows"].items():
         answers = ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
-        found.append(f"  shadow {label}: {answers or 'no answers'}")
+        latency = shadow.get("latency", {})
+        times = ", ".join(f"{name[:3]} {latency[name]:.1f} ms" for name in TIMES if name in latency)
+        found.append(f"  shadow {label}: {answers or 'no answers'}{times and f'; {times}'}")
     worker = ledger["worker"]
     found.append(
         f"  {rate:,.0f}/s, {size / 1e6:.1f} MB/s, {ledger['flows']:,} flows, worker {cpu:.0%} CPU "

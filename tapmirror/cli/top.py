@@ -24,7 +24,7 @@ from rich.text import Text
 from tapmirror.cli.asking import refused, socket_option
 from tapmirror.cli.live import Rates
 from tapmirror.cli.messages import fail
-from tapmirror.cli.status import duration
+from tapmirror.cli.status import TIMES, duration
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Status
 
@@ -148,6 +148,6 @@ def shadows_table(taps: list[dict[str, Any]]) -> Table:
         for label, shadow in ((tap["ledger"] or {}).get("shadows") or {}).items():
             answers = "  ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
             latency = shadow.get("latency") or {}
-            times = [f"{latency[name]:.1f} ms" if name in latency else "" for name in ("p50_ms", "p99_ms")]
+            times = [f"{latency[name]:.1f} ms" if name in latency else "" for name in TIMES]
             table.add_row(*map(Text, (label, tap["name"], f"{shadow['requests']['mirrored']:,}", *times, answers)))
     return table

@@ -90,6 +90,9 @@ class Lane:
         "sock",
         "state",
         "switching",
+        "timed",
+        "timed_at",
+        "timed_lazy",
         "tunnel",
     )
 
@@ -131,6 +134,11 @@ class Lane:
         self.heard = 0
         """Bytes of the shadow since the last turn (pacing `wait`)."""
         self.heard_at = 0.0
+        self.timed = 0
+        """The request whose answer is timed (`latency`), counted as `sent`; 0: none."""
+        self.timed_at = 0.0
+        self.timed_lazy = False
+        """The connection is to be made lazy again then."""
 
     def attach(self, sock: _socket.socket, framer: ResponseFramer | None) -> None:
         """A connection to the shadow begins."""
@@ -142,6 +150,8 @@ class Lane:
         self.lazy = False
         self.shadow_done = False
         self.heard = 0
+        self.timed = 0
+        self.timed_lazy = False
 
     def refresh(self) -> None:
         """Find out whether what comes next can be sent at once."""

@@ -97,10 +97,10 @@ class Listener:
         "_rtt_ns",
         "_stamps",
         "_target",
-        "_timed",
         "_timed_last",
         "_waste",
         "settled",
+        "timed",
     )
 
     def __init__(
@@ -120,7 +120,7 @@ class Listener:
         self._waste = waste
         self._number = 0
         """Of the request under way."""
-        self._timed = False
+        self.timed = False
         """Whether that is timed."""
         self._asked = 0
         """Requests begun on this connection."""
@@ -152,8 +152,8 @@ class Listener:
         """A request begins to be sent."""
         self._number = number
         self._asked += 1
-        self._timed = self._conversation.asked(self._target, number, flags)
-        if self._timed:
+        self.timed = self._conversation.asked(self._target, number, flags)
+        if self.timed:
             self._timed_last = self._asked
 
     def left_out(self, number: int) -> None:
@@ -164,7 +164,7 @@ class Listener:
         """Send some of a part; how many bytes.  Raises what `send` does."""
         sock = lane.sock
         assert sock is not None
-        if not flags & END or not self._timed:
+        if not flags & END or not self.timed:
             count = sock.send(data)
             self._out += count
             if flags & END and count == len(data):

@@ -39,6 +39,7 @@ from tapmirror.replay.answers import Answers, wake_for
 from tapmirror.replay.dial import Address, Dialer
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
+from tapmirror.replay.latency import Timing
 from tapmirror.replay.ports import Ports, reset_on_close
 from tapmirror.replay.sweep import Sweep
 from tapmirror.replay.tls import TlsSocket
@@ -86,6 +87,7 @@ class Reactor:
         self._pool = Pool(spec.limits.queue_bytes, spec.limits.queues_bytes)
         self._dialer = Dialer(addresses, spec.limits, shadow, ledger, tls)
         self._answers = Answers(ledger, heard=spec.pacing is Pacing.WAIT)
+        self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self._sweep = Sweep(shadow.idle_time)
         self._ports = Ports()
@@ -227,9 +229,14 @@ class Reactor:
             self._requests.mirrored += 1
             lane.sent += 1
             if lane.sent == LAZY_AFTER:
+                lane.timed = 0  # from here on the answers may wait to be read
                 self._answers.settle_in(lane)
+            elif not lane.timed:
+                self._timing.begin(lane, now)
         else:
             lane.sent_whole(size, flags)
+            if flags & END and not lane.timed and lane.framer is not None:
+                self._timing.begin(lane, now)
 
     def _send_heard(self, command: Send, now: float) -> None:
         """As `_send`, where answers are compared."""
@@ -253,6 +260,8 @@ class Reactor:
             lane.sent_in_part(bytes(data), size, flags, count, command.number)
             return
         lane.sent_whole(size, flags)
+        if flags & END and not lane.timed and lane.listener.timed:
+            self._timing.begin(lane, now)
         if lane.sent == LAZY_AFTER and flags & END:
             self._answers.settle_in(lane)
 
@@ -422,6 +431,9 @@ class Reactor:
                 return
             if not lane.advance(count):
                 return
+            if item.flags & END and not lane.timed and lane.framer is not None:
+                if lane.listener is None or lane.listener.timed:
+                    self._timing.begin(lane, now)
         lane.refresh()
 
     def _may_send(self, lane: Lane, item: Item, now: float) -> bool:
@@ -482,6 +494,8 @@ class Reactor:
                 if not count:
                     if lane.listener is not None:
                         lane.listener.ended(now, reset=False)
+                    if lane.timed:
+                        self._timing.end(lane, now)
                     self._shadow_ended(lane, now)
                     return False
                 if count < asked and not ended and not self._secured:
@@ -496,6 +510,8 @@ class Reactor:
                 lane.listener.ended(now, reset=True)
             self._lost(lane, now)
             return False
+        if lane.timed:
+            self._timing.end(lane, now)
         return True
 
     def _shadow_ended(self, lane: Lane, now: float) -> None:

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from tapmirror import histogram
+
 MOST: Final = (1 << 63) - 1
 """Of a count; the kernel's are of 64 bits, and none gets there."""
 NAMES: Final = 256
@@ -46,6 +48,14 @@ class Fates(_Closed):
     unaccounted: Difference
 
 
+class Latency(_Closed):
+    """`histogram.Histogram.snapshot`."""
+
+    count: Count
+    sum_s: Seconds
+    buckets: Annotated[dict[Name, Count], Meta(max_length=len(histogram.NAMES))]
+
+
 class Shadow(_Closed):
     """`ledger.View.snapshot`."""
 
@@ -53,6 +63,7 @@ class Shadow(_Closed):
     requests: Fates
     events: Table
     answers: Table
+    latency: Latency
 
 
 class Ring(_Closed):
@@ -115,5 +126,11 @@ def checked(found: object, labels: Collection[str], *, final: bool = False) -> d
         raise ValueError("its shadows are not the tap's")
     if not (math.isfinite(figures.worker.cpu_s) and math.isfinite(figures.ring.fill)):
         raise ValueError("a figure that is no number")
+    for shadow in figures.shadows.values():
+        times = shadow.latency
+        if not times.buckets.keys() <= set(histogram.NAMES):
+            raise ValueError("buckets that there are not")
+        if times.count != sum(times.buckets.values()) or not math.isfinite(times.sum_s):
+            raise ValueError("times that do not add up")
     plain: dict[str, Any] = msgspec.to_builtins(figures)
     return plain

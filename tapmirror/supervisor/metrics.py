@@ -24,7 +24,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from tapmirror import __version__
+from tapmirror import __version__, histogram
 from tapmirror.events import DropReason, FilterReason
 
 Snapshot: TypeAlias = Mapping[str, Any]
@@ -120,6 +120,9 @@ def _counted(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], float]]:
                 yield (f"shadow_{unit}", label, fate, reason), count
         for kind, count in shadow["answers"].items():
             yield ("answers", label, kind if kind in ANSWERS else "other"), count
+        for name, count in shadow["latency"]["buckets"].items():
+            yield ("latency", label, name), count
+        yield ("latency_sum", label), shadow["latency"]["sum_s"]
         yield ("connects", label), shadow["events"].get("shadow_connects", 0)
         for name, count in shadow["events"].items():
             if name.startswith(CONNECT):
@@ -221,7 +224,24 @@ class TapMetrics(Collector):
         yield self._counter(
             "shadow_connect_errors", "Of these, those that failed", ["shadow", "reason"], "connect_errors"
         )
-        yield _latency(each)
+        yield self._latency()
+
+    def _latency(self) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(
+            "tapmirror_shadow_latency_seconds",
+            "Time from a request's last byte to its answer's, of some requests",
+            labels=["tap", "shadow"],
+            unit="seconds",
+        )
+        for tap, history in self._histories.items():
+            for name, label in history.total.keys("latency_sum"):
+                buckets: list[tuple[str, float]] = []
+                count = 0.0
+                for bound in histogram.NAMES:
+                    count += history.total.of(("latency", label, bound))
+                    buckets.append(("+Inf" if bound == histogram.BEYOND else str(float(bound)), count))
+                family.add_metric([tap, label], buckets, history.total.of((name, label)))
+        return family
 
     def _workers(self, taps: Mapping[str, Snapshot]) -> Iterator[Metric]:
         ring = {tap: of["ring"] for tap, of in taps.items() if "ring" in of}
@@ -275,16 +295,4 @@ def _gauge(
     family = GaugeMetricFamily(f"tapmirror_{name}", text, labels=["tap", *labels], unit=unit)
     for key, value in values.items():
         family.add_metric(list(key), value)
-    return family
-
-
-def _latency(shadows: Iterable[tuple[str, str, Snapshot]]) -> HistogramMetricFamily:
-    """`latency` of a shadow: {"buckets": [[upper bound in seconds, answers up to it], …], "count", "sum_s"}."""
-    family = HistogramMetricFamily(
-        "tapmirror_shadow_latency_seconds", "Time to a shadow's answer", labels=["tap", "shadow"], unit="seconds"
-    )
-    for tap, label, shadow in shadows:
-        if latency := shadow.get("latency"):
-            buckets = [(str(float(bound)), float(count)) for bound, count in latency["buckets"]]
-            family.add_metric([tap, label], [*buckets, ("+Inf", float(latency["count"]))], latency["sum_s"])
     return family

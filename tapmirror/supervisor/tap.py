@@ -24,6 +24,7 @@ import msgspec
 from tapmirror import loader, privsep
 from tapmirror.comparing import answer_bytes
 from tapmirror.events import LOOP_DSCP
+from tapmirror.histogram import quantile
 from tapmirror.ledger import summed
 from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
@@ -475,6 +476,8 @@ class Tap:
         ledger = summed(parts)
         ledger["ring"] = {**parts[0]["ring"], "fill": max(part["ring"]["fill"] for part in parts)}
         ledger["worker"]["pid"] = parts[0]["worker"]["pid"]
+        for shadow in ledger["shadows"].values():
+            shadow["latency"] |= quantiles(shadow["latency"]["buckets"])
         if self._names is not None:
             counts = msgspec.structs.asdict(self._names.counts)
             ledger["events"] |= {f"names_{name}": count for name, count in counts.items() if count}
@@ -493,6 +496,12 @@ class Tap:
                 "reason": "paused" if self._paused else self._throttle_reason,
             },
         }
+
+
+def quantiles(buckets: dict[str, int]) -> dict[str, float]:
+    """For people, in milliseconds; nothing where nothing was timed."""
+    found = {name: quantile(buckets, part) for name, part in (("p50_ms", 0.5), ("p99_ms", 0.99))}
+    return {name: round(value * 1000, 3) for name, value in found.items() if value is not None}
 
 
 def workers_of(spec: TapSpec) -> int:

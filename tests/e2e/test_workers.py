@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from lab import HashSink, Lab, Nginx, Tap, identity, load, until
+from lab.shop import SlowShop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -75,6 +77,32 @@ def test_what_one_loses_the_others_do_not(lab: Lab, capture: str) -> None:
         )
         assert ledger["requests"]["mirrored"] > 2_000
         assert [worker["restarts"] for worker in ledger["workers"]] in ([1, 0], [0, 1])
+
+
+@pytest.mark.parametrize("per_connection", [0, 1])
+def test_the_shadows_times_are_measured_and_outlive_a_worker(lab: Lab, per_connection: int) -> None:
+    """It takes 10 ms and more by its own clock: no answer can have come sooner, on whatever connection."""
+    sent = {"requests": 400, "connections": 20, "rate": 200, "per_connection": per_connection}
+    with HashSink(lab.node), SlowShop(lab.shadow), Tap(lab.node, shadow="10.77.2.2:80", workers=2) as tap:
+        load(lab.client, lab.node.addr4, **sent)
+        time.sleep(1.5)  # a snapshot is taken each second
+        workers = [pid for pid, words in tap.processes().items() if "tapmirror.worker" in words]
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not {*workers} & {*tap.processes()}, "others")
+        until(lambda: len([1 for words in tap.processes().values() if "tapmirror.worker" in words]) == 2, "two")
+        time.sleep(1.0)
+        load(lab.client, lab.node.addr4, **sent)
+        ledger = tap.stop()
+    identity(ledger)
+    (shadow,) = ledger["shadows"].values()
+    found = shadow["latency"]
+    answered = shadow["answers"]["2xx"]
+    assert found["count"] == sum(found["buckets"].values())
+    assert answered > 400 and answered // 4 < found["count"] <= answered
+    assert all(float(name) > 0.0075 for name in found["buckets"])
+    assert found["sum_s"] >= found["count"] * 0.010
+    assert 10.0 <= found["p50_ms"] <= found["p99_ms"]
 
 
 def test_a_sampled_share_goes_to_all_workers(lab: Lab) -> None:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times counted in buckets that never change: of bounded size, and sums of counts are counts again.
+
+As plain data it is {"count", "sum_s", "buckets": {upper bound in seconds: how many were at most that and above the
+bound before}}, with the buckets that have any; "inf" has those above all bounds.  So workers', and predecessors', are
+added like all other counters (`ledger.summed`).
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any, Final
+
+BOUNDS: Final = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0),
+)
+"""Seconds.  From what a host in the same rack takes to what nobody waits for; a quantile is right within half."""
+BEYOND: Final = "inf"
+NAMES: Final = (*(f"{bound:g}" for bound in BOUNDS), BEYOND)
+"""Of the buckets, in order."""
+
+
+class Histogram:
+    """How often times of each length were seen."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(NAMES)
+        self.total = 0.0
+        """Seconds."""
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.total += seconds
+
+    def merge(self, other: Histogram) -> None:
+        """All of another."""
+        self.counts = [one + more for one, more in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+    def snapshot(self) -> dict[str, Any]:
+        """As plain data."""
+        buckets = {name: count for name, count in zip(NAMES, self.counts, strict=True) if count}
+        return {"count": sum(self.counts), "sum_s": self.total, "buckets": buckets}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Add what a snapshot has."""
+        self.counts = [count + saved["buckets"].get(name, 0) for name, count in zip(NAMES, self.counts, strict=True)]
+        self.total += saved["sum_s"]
+
+
+def quantile(buckets: Mapping[str, int], part: float) -> float | None:
+    """The time in seconds that this part (0 to 1) did not pass; None where there is none.
+
+    Within a bucket they are taken to be spread evenly, as Prometheus' histogram_quantile does; of those beyond all
+    bounds only the last bound is known.
+    """
+    rank = part * sum(buckets.values())
+    below = 0.0
+    for name, bound in zip(NAMES, (*BOUNDS, None), strict=True):
+        count = buckets.get(name, 0)
+        if count and rank <= count:
+            return below if bound is None else below + (bound - below) * rank / count
+        rank -= count
+        below = below if bound is None else bound
+    return None

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the shadow takes to answer, from a few requests of each connection.
+
+Theory of operation
+-------------------
+A connection has at most one request under way that is timed, by the clock that the loop reads anyway: from the turn
+in which the request's last byte was sent to the turn in which its answer's last byte was read.  So a time has in it
+the network, the shadow, what the shadow had to answer on this connection before, and our own turns: the rest of the
+batch in which the request was sent (`worker.BATCH`), and the pause after it (`worker.HOLD`), a millisecond together
+as a rule, more where the worker is short of CPU.  What is not in it: connecting, and waiting for the shadow to take
+the request.  Answers that never come are not in it either.
+
+A busy connection wakes us only for many bytes of answers.  To time one there it is made to wake us for a few, and
+`LAZY` bounds how often a second.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tapmirror.histogram import Histogram
+from tapmirror.replay.answers import LAZY_BYTES, wake_for
+from tapmirror.replay.lane import Lane
+
+LAZY: Final = 50
+"""Requests timed a second on busy connections, all together: enough for a median of each second; each costs two
+system calls and a wake-up, some 10 us."""
+
+
+class Timing:
+    """Of all connections of one reactor.
+
+    When a request went whole: `begin`, where `Lane.timed` is 0.  When answers were read: `end`, where it is not.
+    """
+
+    __slots__ = ("_histogram", "_left", "_until")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._left = 0
+        self._until = 0.0
+
+    def begin(self, lane: Lane, now: float) -> None:
+        """The last request that was sent is timed from now on, if there is room for one more."""
+        if lane.lazy:
+            if now >= self._until:
+                self._until, self._left = now + 1.0, LAZY
+            if not self._left:
+                return
+            self._left -= 1
+            wake_for(lane, 1)
+            lane.timed_lazy = True
+        lane.timed, lane.timed_at = lane.sent, now
+
+    def end(self, lane: Lane, now: float) -> None:
+        """Take the time, if the answer has come whole."""
+        framer = lane.framer
+        if framer is None or lane.sent - framer.outstanding < lane.timed:
+            return
+        if not framer.failed:
+            self._histogram.add(max(0.0, now - lane.timed_at))
+        lane.timed = 0
+        if lane.timed_lazy:
+            lane.timed_lazy = False
+            if not lane.finishing:
+                wake_for(lane, LAZY_BYTES)
