@@ -31,7 +31,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from tapmirror import privsep, sandbox, succession
+from tapmirror import privsep, sandbox, stdio, succession
 from tapmirror.admission import Admission
 from tapmirror.compare import Comparison
 from tapmirror.comparing import ComparingPipeline, answer_bytes, probes
@@ -550,6 +550,7 @@ def memory_limit(spec: TapSpec) -> int:
 def main() -> None:
     """Set up, give up privileges, serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stdio.print_without_waiting()
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
         message, fds = privsep.receive_large(control, SETUP_BYTES)

@@ -112,7 +112,7 @@ class Script:
         self.most_at_a_time = 0
 
     def __call__(
-        self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool
+        self, spec: TapSpec, warn: Callable[[str], None], said: Callable[[str], None], *, wait_for_interface: bool
     ) -> Any:  # in the place of a Tap
         tap = ScriptedTap(spec, warn, wait_for_interface, self)
         self.taps.append(tap)

@@ -30,6 +30,7 @@ from lab import (
     until,
     wrk,
 )
+from lab.soak import Look, Report, violations
 from lab.wrk import parse
 
 pytestmark = pytest.mark.e2e
@@ -288,3 +289,26 @@ def test_a_snapshot_shows_what_is_attached(lab: Lab) -> None:
     lab.node.run(["tc", "qdisc", "del", "dev", "eth1", "clsact"])
     lab.node.run(["ip", "link", "set", "eth1", "promisc", "off"])
     assert Snapshot.of(lab.node).difference(before) == {}
+
+
+def test_the_soak_sees_what_does_not_add_up_and_what_grows() -> None:
+    found = {
+        ("tapmirror_seen_bytes_total", "a"): 5.0,
+        ("tapmirror_settled_bytes_total", "a"): 3.0,
+        ("tapmirror_in_flight_bytes", "a"): 2.0,
+    }
+    assert [*violations(found)] == []
+    assert "bytes: seen 6" in next(violations({**found, ("tapmirror_seen_bytes_total", "a"): 6.0}))
+    assert "seen 5" in next(violations({**found, ("tapmirror_unaccounted_bytes", "a"): 1.0}))
+    looks = [
+        Look(60.0 * minute, {"daemon": 40_960 + 1024 * minute // 30, "worker": 40_960}, {"daemon": 30, "worker": 9})
+        for minute in range(180)
+    ]
+    report = Report(seconds=180 * 60.0, looks=looks, scrapes=3, wrong=["scrape 2: a: bytes"], failed=1)
+    assert report.failures()[:2] == ["scrape 2: a: bytes", "1 requests of production's failed"]
+    assert report.failures()[2].startswith("the daemon grows by 2.0")
+    assert "2 of 3 scrapes" in report.lines()[2] and "(+0.00 MiB an hour), descriptors 9 to 9" in report.lines()[4]
+    few = Report(seconds=300.0, looks=looks[:5])
+    assert few.failures() == [] and few.slope("daemon") is not None
+    few.looks[-1].files["daemon"] = 31
+    assert few.failures() == ["the daemon's descriptors grew from 30 to 31"]

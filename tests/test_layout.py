@@ -24,6 +24,7 @@ RANKS: Final = {
     "spec": 1,
     "safety": 1,
     "privsep": 1,
+    "stdio": 1,
     "governor": 2,
     "sandbox": 1,
     "tcp": 2,

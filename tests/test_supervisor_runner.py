@@ -275,7 +275,13 @@ def test_so_many_start_at_a_time(script: Script, log: Log) -> None:
 
 
 def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
-    spec = TapSpec(iface="eth0", ports=(80,), shadows=SPEC.shadows, name="web", budget=Budget(memory=1))
+    spec = TapSpec(
+        iface="eth0",
+        ports=(80,),
+        shadows=SPEC.shadows,
+        name="web",
+        budget=Budget(memory=1, host_cpu=100, host_memory=100),
+    )
     made = Runner(spec, log, threading.Semaphore(2), alone(), make=script)
     cost = {"cpu_s": 0.0, "rss_kb": 1 << 20}
     made.start()
@@ -295,7 +301,7 @@ def test_the_budget_of_all_taps_lowers_the_share_of_each(
 ) -> None:
     monkeypatch.setattr(together, "PERIOD", 0.01)
     of_all = Together(AllTaps(memory=3 << 30), 0.0, lambda _: None)
-    spec = msgspec.structs.replace(SPEC, budget=Budget(memory=1 << 40))
+    spec = msgspec.structs.replace(SPEC, budget=Budget(memory=1 << 40, host_cpu=100, host_memory=100))
     taps = [Runner(spec, log, threading.Semaphore(2), of_all, make=script) for _ in range(2)]
     for each in taps:
         each.start()

@@ -348,7 +348,7 @@ def test_a_start_that_fails_leaves_nothing(lab: Lab, change: dict[str, Any], wan
             change = {**change, "shadow": stack.enter_context(leads_back(lab, "by the client"))}
             del change["loop"]
         before = descriptors(), Snapshot.of(lab.node)
-        tap = Tap(spec(**change), warnings.append)
+        tap = Tap(spec(**change), warnings.append, print)
         with lab.node.enter(), pytest.raises(TapError) as caught:
             tap.start()
         assert wanted in str(caught.value) and "\n" not in str(caught.value)
@@ -363,7 +363,7 @@ def test_start_look_stop(lab: Lab, capture: str) -> None:
     warnings: list[str] = []
     with HashSink(lab.node), HashSink(lab.shadow) as shadow:
         before = Snapshot.of(lab.node)
-        tap = Tap(spec(capture=Capture(capture), name="one"), warnings.append)
+        tap = Tap(spec(capture=Capture(capture), name="one"), warnings.append, print)
         with lab.node.enter():
             tap.start()
         assert tap.capture == capture
@@ -423,7 +423,7 @@ def test_one_that_dies_at_every_start_ends_the_tap(lab: Lab, monkeypatch: pytest
 def test_stop_keeps_to_the_time_for_draining(lab: Lab, capture: str) -> None:
     limits = Limits(drain_time=0.5)
     with HashSink(lab.node), HashSink(lab.shadow):
-        tap = Tap(spec(capture=Capture(capture), limits=limits), lambda message: pytest.fail(message))
+        tap = Tap(spec(capture=Capture(capture), limits=limits), lambda message: pytest.fail(message), print)
         with lab.node.enter():
             tap.start()
         try:

@@ -46,7 +46,7 @@ def started(lab: Lab, **change: Any) -> WorkerProcess:
     spec = TapSpec(**fields)
     setup = Setup(spec=spec, addresses=[[(int(socket.AF_INET), [SHADOW, 80])]], capture="packet", uid=uid, gid=gid)
     with lab.node.enter(), open_live("eth0", Limits().ring_bytes, loopback=False, ports=None) as sock:
-        worker = WorkerProcess(setup, [sock.fileno()])
+        worker = WorkerProcess(setup, [sock.fileno()], print)
     try:
         worker.wait_ready(PATIENCE)
     except BaseException:
@@ -152,7 +152,13 @@ Sit = Callable[[str], Seat]
 
 
 @pytest.fixture
-def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit]:
+def said() -> list[str]:
+    """What the workers printed."""
+    return []
+
+
+@pytest.fixture
+def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[Sit]:
     """A seat whose workers are a few lines of Python in place of the real one's."""
     seats: list[Seat] = []
     python = sys.executable
@@ -164,7 +170,7 @@ def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit]:
         monkeypatch.setattr(sys, "executable", str(script))
         spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow(f"{SHADOW}:80"),))
         setup = Setup(spec=spec, addresses=[], capture="packet", uid=0, gid=0)
-        seats.append(Seat(lambda: (setup, []), lambda _: None))
+        seats.append(Seat(lambda: (setup, []), lambda _: None, said.append))
         return seats[-1]
 
     yield make
@@ -230,3 +236,30 @@ def test_what_changes_while_one_starts_is_told_when_it_is_ready(sit: Sit, tmp_pa
     until(served, "it is ready")
     assert seat.snapshot()["answers"] == {"addresses2": 0, "addresses3": 1, "share4": 2, "snapshot": 4}
     assert (seat.restarts, seat.reason) == (0, "")
+
+
+def test_what_a_worker_prints_is_heard_and_its_last_words_too(sit: Sit, said: list[str]) -> None:
+    seat = sit("print('a hook\\x1b[2J')\nserve()")
+    seat.start()
+
+    def heard() -> bool:
+        seat.service(time.monotonic())
+        return bool(said)
+
+    until(heard, "the line")
+    assert said == ["a hook\\x1b[2J"]
+    bad = sit("say({'ready': 1})\ncontrol.recv(65536)\nraise ValueError('the reason')")
+    with pytest.raises(TapError, match="ended"):
+        bad.start()
+    bad.close(0.0)
+    assert said[1].startswith("Traceback") and said[-1] == "ValueError: the reason"
+
+
+def test_a_worker_that_prints_without_end_costs_a_few_lines(sit: Sit, said: list[str]) -> None:
+    """Its pipe is full again at once, whenever it is emptied; it is never read for long."""
+    seat = sit("import threading\ndef flood():\n    while True:\n        print('x' * 100_000)\n"
+               "threading.Thread(target=flood, daemon=True).start()\nserve()")  # fmt: skip
+    seat.start()
+    for _ in range(200):
+        seat.service(time.monotonic())
+    assert 0 < len(said) < 100 and max(map(len, said)) < 500

@@ -38,6 +38,11 @@ def warn(message: str) -> None:
     click.echo(f"tapmirror: {message}", err=True)
 
 
+def worker_said(line: str) -> None:
+    """A line that a worker printed."""
+    warn(f"a worker said: {line}")
+
+
 def error_line(message: str) -> None:
     """One line of error, and on."""
     click.echo(f"tapmirror: error: {message}", err=True)

@@ -18,7 +18,7 @@ import click
 
 from tapmirror.cli.compared import all_figures, form_of, limit_options, limits_of, tell_verdict, write_reports
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
-from tapmirror.cli.messages import as_option, error_line, fail, warn
+from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.spec import Level
 from tapmirror.supervisor import Tap, TapError
@@ -70,7 +70,7 @@ def run(
     specs = specs_of(context, file, resolve, strict=strict, options=options)
     if (report_file is not None or judge) and not any(spec.compare.level is not Level.OFF for spec in specs):
         fail(f"--{'report' if report_file is not None else 'verdict'}: nothing is compared: give --compare too", 2)
-    taps = [Tap(spec, warn) for spec in specs]
+    taps = [Tap(spec, warn, worker_said) for spec in specs]
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
     try:

@@ -47,7 +47,9 @@ PAUSED: Final = "paused by command"
 class Make(Protocol):
     """What makes a tap: `Tap` itself."""
 
-    def __call__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool) -> Tap:
+    def __call__(
+        self, spec: TapSpec, warn: Callable[[str], None], said: Callable[[str], None], *, wait_for_interface: bool
+    ) -> Tap:
         """A tap that is not started."""
 
 
@@ -229,7 +231,7 @@ class Runner:
         try:
             self._state = ("starting", "loads the program and starts the worker")
             self._claims = Claims(self.spec)
-            self._tap = tap = self._make(self.spec, self._warn, wait_for_interface=self.keep_trying)
+            self._tap = tap = self._make(self.spec, self._warn, self._say, wait_for_interface=self.keep_trying)
             if self._leaving():
                 self._close()
                 return False
@@ -362,6 +364,9 @@ class Runner:
 
     def _warn(self, message: str) -> None:
         self._log.say(Level.WARNING, "warning", message, tap=self.spec.name)
+
+    def _say(self, line: str) -> None:
+        self._log.say(Level.WARNING, "worker_said", line, tap=self.spec.name)
 
     def _tell_share(self, message: str) -> None:
         self._log.say(Level.NOTICE, "share", message, tap=self.spec.name)

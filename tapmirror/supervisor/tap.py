@@ -47,17 +47,25 @@ LOOK: Final = 1.0
 class Tap:
     """One running tap.
 
-    `warn` receives one-line warnings.  Call `start`, then `service` at least once a second and when a descriptor of
-    `filenos` is readable, `snapshot` as often as wanted, then `stop`.  `wait_for_interface`: an interface
-    that is not there at the start is no error.
+    `warn` receives one-line warnings, `said` the lines that workers print, a few a second.  Call `start`, then
+    `service` at least once a second and when a descriptor of `filenos` is readable, `snapshot` as often as wanted, then
+    `stop`.  `wait_for_interface`: an interface that is not there at the start is no error.
     """
 
-    def __init__(self, spec: TapSpec, warn: Callable[[str], None], *, wait_for_interface: bool = False) -> None:
+    def __init__(
+        self,
+        spec: TapSpec,
+        warn: Callable[[str], None],
+        said: Callable[[str], None],
+        *,
+        wait_for_interface: bool = False,
+    ) -> None:
         self.spec = spec
         """With the share as it is now."""
         self.capture = ""
         """`ebpf` or `packet`, once started."""
         self._warn = warn
+        self._said = said
         self._wait_for_interface = wait_for_interface
         self._addresses: list[list[Address]] = []
         self._left: list[tuple[bytes, int]] = []
@@ -101,7 +109,7 @@ class Tap:
             self._addresses = [self._resolve(i, shadow) for i, shadow in enumerate(self.spec.shadows)]
             self._bell = Bell()
             self._open_capture()
-            self._seats = [Seat(partial(self._set_up, shard), self._warn) for shard in range(self._workers)]
+            self._seats = [Seat(partial(self._set_up, shard), self._warn, self._said) for shard in range(self._workers)]
             for seat in self._seats:
                 seat.begin()
             for seat in self._seats:

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from tapmirror import privsep
+from tapmirror import privsep, stdio
 from tapmirror.events import DropReason
 from tapmirror.supervisor.figures import checked
 from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
@@ -59,14 +59,20 @@ def _readable(sock: socket.socket, wait: float) -> bool:
 
 
 class WorkerProcess:
-    """A worker and our end of its control socket; ours until `close`."""
+    """A worker and our end of its control socket; ours until `close`.  `said` receives the lines that it prints."""
 
-    def __init__(self, setup: Setup, fds: Sequence[int]) -> None:
+    def __init__(self, setup: Setup, fds: Sequence[int], said: Callable[[str], None]) -> None:
         """Begin to start it.  The descriptors stay the caller's.  Raises OSError."""
+        self._said = said
         self._pieces = privsep.Pieces(STATE_BYTES)
         self.ready = False
         """It mirrors."""
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._heard = stdio.Heard()
+        try:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except BaseException:
+            self._heard.close(0.0)
+            raise
         try:
             with theirs:
                 self._process = subprocess.Popen(
@@ -74,11 +80,15 @@ class WorkerProcess:
                     cwd="/",
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
+                    stdout=self._heard.theirs,
+                    stderr=self._heard.theirs,
                     start_new_session=True,
                 )
         except BaseException:
             self._control.close()
+            self._heard.close(0.0)
             raise
+        self._heard.let_go()
         try:
             privsep.send_large(self._control, msgspec.to_builtins(setup), fds)
         except BaseException:
@@ -93,6 +103,11 @@ class WorkerProcess:
     def fileno(self) -> int:
         """Readable when the worker has become ready, and when it died."""
         return self._control.fileno()
+
+    def hear(self, now: float) -> None:
+        """Pass on some of what it printed."""
+        for line in self._heard.lines(now):
+            self._said(line)
 
     def look(self) -> None:
         """Take note of what it says unasked.  Raises `TapError` if it is gone or cannot start."""
@@ -135,6 +150,8 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        for line in self._heard.close(time.monotonic()):
+            self._said(line)
 
     def _wait(self, end: float, wait: float) -> None:
         if not _readable(self._control, max(0.0, end - time.monotonic())):
@@ -168,16 +185,18 @@ class Seat:
     """The place of a worker, which others take when one dies.
 
     Call `start`; then `service` when a descriptor is readable and at least once a second.  `lost` says why no worker
-    takes the place any more ("": one has it, or will have).
+    takes the place any more ("": one has it, or will have).  `said` receives the lines that workers print, a few a
+    second.
     """
 
-    def __init__(self, make: Make, warn: Callable[[str], None]) -> None:
+    def __init__(self, make: Make, warn: Callable[[str], None], said: Callable[[str], None]) -> None:
         self.lost = ""
         self.reason = ""
         """Why there is no worker just now; "": there is one."""
         self.restarts = 0
         self._make = make
         self._warn = warn
+        self._said = said
         self._process: WorkerProcess | None = None
         self._failures = 0
         self._due = 0.0
@@ -231,6 +250,7 @@ class Seat:
                 self._restart(now)
             return
         ready = self._process.ready
+        self._process.hear(now)
         try:
             self._process.look()
             if self._process.ready and not ready:
@@ -322,7 +342,7 @@ class Seat:
         setup, fds = self._make()
         self._labels = [shadow.label for shadow in setup.spec.shadows]
         try:
-            self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._books), fds)
+            self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._books), fds, self._said)
         finally:
             for fd in fds:
                 os.close(fd)

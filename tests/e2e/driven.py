@@ -30,7 +30,8 @@ def driven(
     node: Host, warn: Callable[[str], None] | None = None, *, wait_for_interface: bool = False, **change: Any
 ) -> Iterator[Tap]:
     """A running tap; this thread is in the node's network as long as it lasts."""
-    tap = Tap(spec(**change), warn or (lambda message: pytest.fail(message)), wait_for_interface=wait_for_interface)
+    warn = warn or (lambda message: pytest.fail(message))
+    tap = Tap(spec(**change), warn, print, wait_for_interface=wait_for_interface)
     with node.enter():
         tap.start()
         try:

@@ -25,7 +25,7 @@ from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Snapshot, Tap, id
 from lab.daemon import Daemon
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import List, Logs, Pause, Set, Start, Status, Stop
-from tapmirror.spec import Limits, TapSpec, parse_shadow
+from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -505,6 +505,48 @@ def test_a_worker_that_hangs_holds_up_its_own_tap_alone(lab: Lab) -> None:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(hangs, signal.SIGCONT)
+
+
+CHATTY: Final = """
+def change(request):
+    print("\\x1b[2J\\r" + request.target)
+    return request
+"""
+
+
+def test_a_worker_that_prints_for_each_request_is_heard_seldom_and_waits_for_nobody(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook prints what the network sends: long, and with control characters before it."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)  # the worker is another user
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        Daemon(lab.node) as daemon,
+        under_load(lab, paths=("/" + "x" * 8000,), connections=4) as (production, shadow, _running),
+    ):
+        began = time.monotonic()
+        daemon.ask(Start(taps=[web(hook=Hook(call="chatty:change"), protocol=Protocol.HTTP)]))
+        shadow.wait_for(500, PATIENCE)
+        daemon.send_signal(signal.SIGSTOP)  # nobody reads what it prints
+        try:
+            count = len(shadow.got)
+            shadow.wait_for(count + 500, PATIENCE)
+        finally:
+            daemon.send_signal(signal.SIGCONT)
+        count = len(shadow.got)
+        shadow.wait_for(count + 500, PATIENCE)
+        (done,) = daemon.ask(Stop(all=True))["stopped"]
+        took = time.monotonic() - began
+        identity(done["ledger"])
+        assert not done["ledger"]["requests"]["dropped"].keys() - {"midstream"}
+        untorn(production, shadow)
+        said = [line for line in daemon.said().splitlines() if "event=worker_said" in line]
+    assert 0 < len(said) <= 10 * (took + 1)
+    assert "\\\\x1b[2J\\\\r/xxx" in said[0] and "\x1b" not in "".join(said)
+    assert any("lines before it were held back" in line for line in said)
+    assert max(map(len, said)) < 700
 
 
 # --- many

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker prints: a pipe into which it writes without ever waiting, and of which few lines are heard.
+
+A worker prints next to nothing itself: a traceback when it breaks down, and whatever a user's hook prints.  It must
+never wait for whoever reads that (the journal, a stopped terminal), and cannot be let write there as it likes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Final
+
+RATE: Final = 5.0
+"""Lines a second that are heard of one worker."""
+BURST: Final = 30.0
+"""At once: a traceback."""
+READ_BYTES: Final = 1 << 16
+"""As much as the pipe holds: one read empties it (pipe(7))."""
+WRITE_BYTES: Final = 4096
+"""PIPE_BUF: up to so much is written whole or not at all."""
+LINE_BYTES: Final = 400
+
+
+class Unwaiting(io.TextIOBase):
+    """A stream to a descriptor that does not block: what it has no room for is lost, and counted."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._line = ""
+        self._lost = 0
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write whole lines, or lose them."""
+        self._line += text[:WRITE_BYTES] if len(self._line) < WRITE_BYTES else ""
+        if "\n" in text or len(self._line) >= WRITE_BYTES:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what there is, or lose it."""
+        text, self._line = self._line, ""
+        if not text:
+            return
+        before = f"({self._lost} more that found no room)\n" if self._lost else ""
+        data = (before + text).encode("utf-8", "backslashreplace")
+        if len(data) > WRITE_BYTES:
+            data = data[: WRITE_BYTES - 1] + b"\n"
+        try:
+            os.write(self._descriptor, data)
+        except OSError:  # no room, or nobody reads any more
+            self._lost += 1
+        else:
+            self._lost = 0
+
+
+def print_without_waiting() -> None:
+    """Of this process, from now on.  Its descriptors 1 and 2 are to be of a pipe that does not block."""
+    sys.stdout = sys.stderr = Unwaiting(2)
+
+
+class Heard:
+    """The reading end of what one worker prints; `theirs` is for its descriptors 1 and 2."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._ours, self.theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._rest = b""
+        self._tokens = BURST
+        self._last = 0.0
+        self._held = 0
+
+    def let_go(self) -> None:
+        """The worker has its end."""
+        if self.theirs >= 0:
+            os.close(self.theirs)
+            self.theirs = -1
+
+    def lines(self, now: float) -> list[str]:
+        """Those that have come and may be passed on; no more than one read's work."""
+        if self._ours < 0:
+            return []
+        try:
+            data = os.read(self._ours, READ_BYTES)
+        except OSError:  # nothing yet
+            return []
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_BYTES or not data:  # one without end, or the last
+            whole.append(self._rest[: LINE_BYTES + 1])
+            self._rest = b""
+        return self._few([line for line in whole if line.strip()], now)
+
+    def close(self, now: float) -> list[str]:
+        """The last ones; it is heard no more."""
+        self.let_go()
+        found = self.lines(now)
+        if self._rest:
+            found += self._few([self._rest], now)
+        if self._held:
+            found.append(f"({self._held} more lines were held back)")
+        if self._ours >= 0:
+            os.close(self._ours)
+            self._ours = -1
+        self._rest, self._held = b"", 0
+        return found
+
+    def _few(self, lines: list[bytes], now: float) -> list[str]:
+        self._tokens = min(BURST, self._tokens + max(0.0, now - self._last) * RATE)
+        self._last = now
+        found = []
+        for line in lines:
+            if self._tokens < 1:
+                self._held += 1
+                continue
+            self._tokens -= 1
+            held, self._held = self._held, 0
+            found.append(shown(line) + (f" ({held} lines before it were held back)" if held else ""))
+        return found
+
+
+def shown(line: bytes) -> str:
+    """A line as it may be shown anywhere: of printable characters, and not long."""
+    text = line[:LINE_BYTES].decode("utf-8", "backslashreplace")
+    dots = "..." if len(line) > LINE_BYTES else ""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) + dots
