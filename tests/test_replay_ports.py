@@ -6,8 +6,10 @@ from __future__ import annotations
 import socket
 import struct
 
+import pytest
+
 from tapmirror.replay import ports
-from tapmirror.replay.ports import GENTLE_CLOSES, TIME_WAIT, Ports, reset_on_close
+from tapmirror.replay.ports import GENTLE_CLOSES, TIME_WAIT, Ports, gentle_closes, reset_on_close
 
 
 def resets(sock: socket.socket) -> bool:
@@ -15,12 +17,13 @@ def resets(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 0)
 
 
-def test_beyond_so_many_closes_a_minute_connections_are_reset() -> None:
-    spared = Ports()
-    with socket.socket() as gentle, socket.socket() as hard, socket.socket() as later:
-        for _ in range(GENTLE_CLOSES):
-            spared.spare(gentle, 100.0)
-        assert not resets(gentle)
+@pytest.mark.parametrize(("parts", "gentle"), [(1, GENTLE_CLOSES), (3, GENTLE_CLOSES // 3), (GENTLE_CLOSES * 2, 1)])
+def test_beyond_so_many_closes_a_minute_connections_are_reset(parts: int, gentle: int) -> None:
+    spared = Ports(gentle_closes(parts))
+    with socket.socket() as soft, socket.socket() as hard, socket.socket() as later:
+        for _ in range(gentle):
+            spared.spare(soft, 100.0)
+        assert not resets(soft)
         spared.spare(hard, 100.0 + TIME_WAIT / 2)
         assert resets(hard)
         spared.spare(later, 100.0 + TIME_WAIT)

@@ -13,9 +13,12 @@ from tapmirror.replay.tls import TlsSocket
 TIME_WAIT: Final = 60.0
 """Seconds for which Linux keeps a port whose connection we closed first (TCP_TIMEWAIT_LEN)."""
 GENTLE_CLOSES: Final = 4_096
-"""How many connections are closed by FIN in that time, at most: of the 28,232 ephemeral ports that the
+"""How many connections of a tap are closed by FIN in that time, at most: of the 28,232 ephemeral ports that the
 host has by default (ip_local_port_range) the rest stays production's.  Beyond it, HTTP connections are
-closed by RST, which leaves nothing behind."""
+closed by RST, which leaves nothing behind.
+
+NOTE: taps know nothing of each other, so each has as many.  To other places connect(2) can take the same ports
+(what must differ is all four numbers); what binds to a port of its own (port 0) cannot."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -25,12 +28,18 @@ def reset_on_close(sock: _socket.socket | TlsSocket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
+def gentle_closes(parts: int) -> int:
+    """Of a tap's, the share of each of so many reactors in all its workers."""
+    return max(1, GENTLE_CLOSES // parts)
+
+
 class Ports:
-    """Counts the closes that leave a port behind."""
+    """Counts the closes that leave a port behind; `gentle`: how many there may be in `TIME_WAIT`."""
 
-    __slots__ = ("_closes", "_since")
+    __slots__ = ("_closes", "_gentle", "_since")
 
-    def __init__(self) -> None:
+    def __init__(self, gentle: int) -> None:
+        self._gentle = gentle
         self._closes = 0
         self._since = 0.0
 
@@ -40,5 +49,5 @@ class Ports:
             self._since = now
             self._closes = 0
         self._closes += 1
-        if self._closes > GENTLE_CLOSES:
+        if self._closes > self._gentle:
             reset_on_close(sock)

@@ -40,7 +40,7 @@ from tapmirror.replay.dial import Address, Dialer
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
 from tapmirror.replay.latency import Timing
-from tapmirror.replay.ports import Ports, reset_on_close
+from tapmirror.replay.ports import GENTLE_CLOSES, Ports, reset_on_close
 from tapmirror.replay.sweep import Sweep
 from tapmirror.replay.tls import TlsSocket
 from tapmirror.replay.turns import Turns
@@ -63,7 +63,7 @@ class Reactor:
     """All connections of one worker to one shadow.
 
     `addresses` are (family, socket address), tried in turn after a failure; `tls` is how a connection is
-    secured, if it is.
+    secured, if it is; `gentle` as of `Ports`.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Reactor:
         ledger: Ledger,
         tls: ssl.SSLContext | None = None,
         hearing: Hearing | None = None,
+        gentle: int = GENTLE_CLOSES,
     ) -> None:
         self._secured = tls is not None
         self._limits = spec.limits
@@ -90,7 +91,7 @@ class Reactor:
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self._sweep = Sweep(shadow.idle_time)
-        self._ports = Ports()
+        self._ports = Ports(gentle)
         self._lingering: dict[Lane, float] = {}
         self._unread: set[Lane] = set()
         self._hearing = hearing
