@@ -54,6 +54,9 @@ HOLD: Final = 5.0
 """Seconds of calm before the share rises."""
 HOLD_MOST: Final = 120.0
 """The same after rises that failed."""
+SPARED: Final = 0.1
+"""Cores that the workers of a tap may use while the host is short of CPU: nobody gains by having that back, and
+pressure tells only that something waits, which may be a batch job (`Budget.host_cpu`)."""
 FORGIVEN: Final = 60.0
 """Seconds at the full share after which earlier failures count no more."""
 
@@ -336,12 +339,7 @@ class Governor:
                 settle=2.0,
                 factor=0.5,
             ),
-            Load(
-                quotient=0.0 if budget.host_cpu >= 100 else measure.host_cpu / budget.host_cpu,
-                text=f"this host is short of CPU (pressure {measure.host_cpu:.0f} %)",
-                settle=10.0,
-                factor=0.6,
-            ),
+            _host_cpu(measure, budget.host_cpu),
             Load(
                 quotient=0.0 if budget.host_memory >= 100 else measure.host_memory / budget.host_memory,
                 text=f"this host is short of memory (pressure {measure.host_memory:.0f} %)",
@@ -350,6 +348,15 @@ class Governor:
             ),
         ]
         return loads
+
+
+def _host_cpu(measure: Measure, limit: float) -> Load:
+    """The host's want of CPU: above the limit it is what the workers take of it that counts, down to `SPARED`."""
+    pressure = 0.0 if limit >= 100 else measure.host_cpu / limit
+    text = f"this host is short of CPU (pressure {measure.host_cpu:.0f} %): the workers may use {SPARED:g} of a core"
+    if pressure <= 1:
+        return Load(quotient=pressure, text=text, settle=10.0, factor=0.6)
+    return Load(quotient=measure.cpu_share / SPARED, text=text, settle=2.0, factor=0.25, proportional=True)
 
 
 class Overall:

@@ -16,6 +16,7 @@ from tapmirror.governor import (
     FLOOR,
     HOLD_MOST,
     PROBE,
+    SPARED,
     Decision,
     Governor,
     Health,
@@ -180,21 +181,32 @@ def test_pressure_with_its_lag() -> None:
     def plant(share: float, _now: float) -> Measure:
         nonlocal average
         average += (40 + 50 * share - average) / 10
-        return Measure(host_cpu=average)
+        return Measure(host_cpu=average, cpu_share=share)
 
     values = shares(run(plant, 3600))
     assert drops(values) <= 40
     assert 40 + 50 * (sum(values[600:]) / 3000) <= 72
 
 
-def test_pressure_that_is_not_the_taps_leaves_the_floor_and_comes_back() -> None:
-    def plant(_share: float, now: float) -> Measure:
-        return Measure(host_cpu=95.0 if now <= 300 else 10.0)
+@pytest.mark.parametrize("demand", [0.02, 0.5, 4.0])
+def test_pressure_that_is_not_the_taps_leaves_it_a_tenth_of_a_core(demand: float) -> None:
+    """A host that is merely busy: whatever the tap does, something waits."""
 
-    decisions = run(plant, 600)
-    assert decisions[299].share == FLOOR
-    assert decisions[299].reason == "this host is short of CPU (pressure 95 %)"
+    def plant(share: float, now: float) -> Measure:
+        return Measure(host_cpu=95.0 if now <= 600 else 10.0, cpu_share=demand * share)
+
+    decisions = run(plant, 900, Budget(cpu=8.0))
+    settled = shares(decisions)[100:600]
+    assert max(settled) == min(settled), "it swings"
+    assert settled[-1] == 1.0 if demand < SPARED else 0.7 * SPARED <= settled[-1] * demand <= SPARED
+    if settled[-1] < 1:
+        assert decisions[299].reason.startswith("this host is short of CPU (pressure 95 %): the workers may use 0.1 of")
     assert decisions[-1] == Decision(share=1.0, reason="")
+
+
+def test_pressure_can_be_left_out_of_it() -> None:
+    plant: Plant = lambda share, _now: Measure(host_cpu=100.0, cpu_share=0.9 * share)  # noqa: E731
+    assert min(shares(run(plant, 60, Budget(host_cpu=100.0)))) == 1.0
 
 
 def test_memory_that_does_not_come_back() -> None:
@@ -304,6 +316,24 @@ def test_a_dead_shadow_costs_the_others_nothing() -> None:
 def test_without_traffic_nothing_moves() -> None:
     plant: Plant = lambda _share, _now: Measure(shadows={"v2": Health()})  # noqa: E731
     assert shares(run(plant, 100)) == [1.0] * 100
+
+
+@pytest.mark.parametrize("retry", [1.0, 5.0, 30.0])
+def test_a_shadow_that_is_back_is_taken_up_within_the_longest_pause(retry: float) -> None:
+    """Whenever it comes back: the first connections a look (a second) later at most, all of them after five more."""
+    for back in range(30, 140, 7):
+        governor = Governor(Budget(retry=retry), 0.0)
+
+        def plant(share: float, now: float, back: int = back) -> Measure:
+            if now <= back:
+                return down(share, now)
+            return well(share, now) if share else Measure(shadows={"v2": Health()})
+
+        values = shares(run(plant, back + 60, governor=governor))
+        first = next(at for at, share in enumerate(values[back:], 1) if share)
+        whole = next(at for at, share in enumerate(values[back:], 1) if share == 1.0)
+        assert first <= retry + 1 and whole <= retry + 1 + 5, (back, first, whole)
+        assert set(values[back + whole - 1 :]) == {1.0}
 
 
 # --- snapshots

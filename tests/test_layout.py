@@ -162,6 +162,35 @@ def test_the_core_is_pure(module: str) -> None:
         assert name.partition(".")[0] not in IMPURE, f"{module} is pure and imports {name}: pass the value in"
 
 
+WALL_CLOCK: Final = {
+    "supervisor.log",  # when a line was said
+    "supervisor.runner",  # since when a tap runs, for people
+    "supervisor.daemon",  # when a ttl is over that is kept over a reboot
+    "worker",  # what templates of rewrites tell as the time
+    "replay.listener",  # the kernel's time stamps are of it; taken anew in each turn
+    "source.live",  # the same; taken anew with each block
+    "doctor",  # whether it is set at all
+    "cli.top",  # shown
+    "cli.status",  # shown
+}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_timer_is_of_the_wall_clock(module: str) -> None:
+    """It jumps.  Where it is read all the same, the reason is above."""
+    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+    wall = {"time", "time_ns", "localtime", "gmtime", "CLOCK_REALTIME", "now", "utcnow"}
+    found = [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("time", "datetime")
+        and node.attr in wall
+    ]
+    assert not found or module in WALL_CLOCK, f"{module} reads {found}: time.monotonic, or `now` handed in"
+
+
 @pytest.mark.parametrize("module", modules())
 def test_only_the_loader_imports_bcc(module: str) -> None:
     if module != "loader":

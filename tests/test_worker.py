@@ -23,11 +23,13 @@ from captures import Wire
 from lab import HashSink, Host, Lab, RecordingTcp, body, cpu_seconds, identity, load, until
 from lab.load import Load, LoadPlan
 from tapmirror import loader, privsep
-from tapmirror.events import LOOP_DSCP
+from tapmirror.events import LOOP_DSCP, DropReason
+from tapmirror.ledger import Ledger
+from tapmirror.replay.ports import GENTLE_CLOSES
 from tapmirror.source.live import open_live
 from tapmirror.spec import Limits, Pacing, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor.addresses import packed
-from tapmirror.worker import BATCH, MESSAGE, SPARE_FILES, Setup
+from tapmirror.worker import BATCH, MESSAGE, SPARE_FILES, Setup, _replay
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -349,3 +351,14 @@ def test_draining_goes_on_behind_packets_that_give_nothing(lab: Lab) -> None:
         privsep.send(worker.control, {"op": "drain"})
         os.kill(worker.pid, signal.SIGCONT)
         assert worker.hear("final")["segments"]["seen"] == 1
+
+
+def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_workers() -> None:
+    shadows = (parse_shadow("127.0.0.1:80", copies=2), parse_shadow("127.0.0.1:81"))
+    spec = TapSpec(iface="lo", ports=(80,), shadows=shadows)
+    setup = Setup(spec=spec, addresses=[[], []], capture="ring", workers=4, uid=0, gid=0)
+    replay = _replay(setup, [None, None], [Ledger(), Ledger()], None)
+    try:
+        assert [reactor._ports._gentle for reactor in replay.reactors] == [GENTLE_CLOSES // 12] * 3
+    finally:
+        replay.close(DropReason.SHUTDOWN)

@@ -25,8 +25,10 @@ class Budget(Checked, frozen=True, kw_only=True):
     ring: float = 0.5
     """Fill of the capture ring, 0 to 1.  At 1 requests are lost in the midst of connections; half is time to act."""
     host_cpu: float = 70.0
-    """Percent of the last ten seconds in which something on this host waited for a processor (PSI, `some`).  Busy
-    hosts live at 20 to 50; 100 turns it off."""
+    """Percent of the last ten seconds in which something on this host waited for a processor (PSI, `some`; `full` is
+    always 0 for the CPU of a whole host).  Above it the workers give way, down to a tenth of a core and no further: who
+    waits may be a batch job, one more than there are processors makes it 100, and workers are nice anyway.  A host
+    whose processors are idle for a third of the time is below 70.  100 turns it off."""
     host_memory: float = 10.0
     """The same for memory.  A healthy host is at 0; a tenth of the time lost to reclaim is felt by everybody."""
     errors: float = 0.5

@@ -25,7 +25,7 @@ from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Snapshot, Tap, id
 from lab.daemon import Daemon
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import List, Logs, Pause, Set, Start, Status, Stop
-from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
+from tapmirror.spec import Budget, Hook, Limits, Protocol, TapSpec, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -605,6 +605,34 @@ def test_the_budget_of_all_taps_lowers_their_shares_together_and_gives_them_back
                 identity(each["ledger"])
             untorn(production, shadow)
             untorn(production, second)
+
+
+def test_a_shadow_that_dies_is_left_alone_and_taken_up_again_by_itself(lab: Lab) -> None:
+    """The breaker opens, tries in vain, and closes; production notices nothing of it."""
+    with Daemon(lab.node) as daemon, under_load(lab, per_connection=10) as (production, shadow, _running):
+        daemon.ask(Start(taps=[web(budget=Budget(retry=2.0))]))
+
+        def share() -> tuple[float, str]:
+            (tap,) = daemon.ask(Status())["taps"]
+            assert tap["state"] == "running"
+            found = (tap["ledger"] or {}).get("share", {"effective": 100.0, "reason": ""})
+            return found["effective"], found["reason"]
+
+        shadow.wait_for(50, PATIENCE)
+        shadow.stop()
+        for _ in range(2):  # it is tried again, too soon
+            until(
+                lambda: share()[0] == 0.0 and "it cannot be connected to; tried again" in share()[1], "open", PATIENCE
+            )
+            until(lambda: share()[0] > 0.0 and "it is tried again" in share()[1], "half-open", PATIENCE)
+        with HashSink(lab.shadow) as back:
+            back.wait_for(200, PATIENCE)
+            until(lambda: share() == (100.0, ""), "closed", PATIENCE)
+            (done,) = daemon.ask(Stop(all=True))["stopped"]
+            identity(done["ledger"])
+            untorn(production, back)
+        assert done["ledger"]["requests"]["dropped"].keys() & {"shadow_down", "shadow_closed"}
+        assert "event=share" in daemon.said()
 
 
 def test_a_bad_daemon_yaml_is_told_and_nothing_begins(lab: Lab) -> None:
