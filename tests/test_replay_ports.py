@@ -37,16 +37,16 @@ def test_a_reset_leaves_no_port_behind() -> None:
             peer, _ = listener.accept()
             if reset:
                 reset_on_close(sock)
-            own = sock.getsockname()[1]
+            ends = sock.getsockname()[1], sock.getpeername()[1]
             sock.close()
             peer.close()
-            assert _in_time_wait(own) is not reset
+            assert _in_time_wait(*ends) is not reset
 
 
-def _in_time_wait(port: int) -> bool:
+def _in_time_wait(port: int, peer: int) -> bool:
     with open("/proc/net/tcp", encoding="ascii") as table:
         rows = [line.split() for line in table][1:]
-    return any(row[1].endswith(f":{port:04X}") and row[3] == "06" for row in rows)
+    return any(row[1].endswith(f":{port:04X}") and row[2].endswith(f":{peer:04X}") and row[3] == "06" for row in rows)
 
 
 def test_production_keeps_most_of_the_ephemeral_ports() -> None:

@@ -11,7 +11,8 @@ as a rule, more where the worker is short of CPU.  What is not in it: connecting
 the request.  Answers that never come are not in it either.
 
 A busy connection wakes us only for many bytes of answers.  To time one there it is made to wake us for a few, and
-`LAZY` bounds how often a second.
+`LAZY` bounds how often a second.  Where answers are compared, it is `listener` that decides when we are woken, and
+those are timed that it times, closer than we can.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ system calls and a wake-up, some 10 us."""
 class Timing:
     """Of all connections of one reactor.
 
-    When a request went whole: `begin`, where `Lane.timed` is 0.  When answers were read: `end`, where it is not.
+    When a request went whole: `sent` (or, to save a call, `begin` where `Lane.timed` is 0).  When answers were read:
+    `end`, where it is not.
     """
 
     __slots__ = ("_histogram", "_left", "_until")
@@ -39,6 +41,12 @@ class Timing:
         self._histogram = histogram
         self._left = 0
         self._until = 0.0
+
+    def sent(self, lane: Lane, now: float) -> None:
+        """A part went that was the last of a request, if it is one."""
+        if lane.timed or lane.framer is None or (lane.listener is not None and not lane.listener.timed):
+            return
+        self.begin(lane, now)
 
     def begin(self, lane: Lane, now: float) -> None:
         """The last request that was sent is timed from now on, if there is room for one more."""

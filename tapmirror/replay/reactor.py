@@ -236,8 +236,8 @@ class Reactor:
                 self._timing.begin(lane, now)
         else:
             lane.sent_whole(size, flags)
-            if flags & END and not lane.timed and lane.framer is not None:
-                self._timing.begin(lane, now)
+            if flags & END:
+                self._timing.sent(lane, now)
 
     def _send_heard(self, command: Send, now: float) -> None:
         """As `_send`, where answers are compared."""
@@ -261,8 +261,8 @@ class Reactor:
             lane.sent_in_part(bytes(data), size, flags, count, command.number)
             return
         lane.sent_whole(size, flags)
-        if flags & END and not lane.timed and lane.listener.timed:
-            self._timing.begin(lane, now)
+        if flags & END:
+            self._timing.sent(lane, now)
         if lane.sent == LAZY_AFTER and flags & END:
             self._answers.settle_in(lane)
 
@@ -432,9 +432,8 @@ class Reactor:
                 return
             if not lane.advance(count):
                 return
-            if item.flags & END and not lane.timed and lane.framer is not None:
-                if lane.listener is None or lane.listener.timed:
-                    self._timing.begin(lane, now)
+            if item.flags & END:
+                self._timing.sent(lane, now)
         lane.refresh()
 
     def _may_send(self, lane: Lane, item: Item, now: float) -> bool:
