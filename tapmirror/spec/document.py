@@ -21,7 +21,7 @@ MAX_BYTES: Final = 256 << 10
 MAX_NODES: Final = 50_000
 MAX_DEPTH: Final = 32
 _EXPONENT: Final = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+", re.ASCII)
-"""A number to YAML 1.2, a text to PyYAML, which reads 1.1; that has numbers to base 60 instead (`80:22`), texts here."""
+"""A number to YAML 1.2, a text to PyYAML, which reads 1.1; its numbers to base 60 (`80:22`) are texts here."""
 
 Path: TypeAlias = tuple[str | int, ...]
 """Where a value is: keys and indexes from the top of its document."""
@@ -122,6 +122,7 @@ class _Builder:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)  # there is no other kind
         return self._scalar(node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -138,7 +139,7 @@ class _Builder:
             self.lines[(*path, key)] = line
         return built
 
-    def _scalar(self, node: yaml.Node, path: Path) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         tag = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if tag in ("int", "float", "bool", "null"):
             if ":" in node.value:
