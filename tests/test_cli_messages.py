@@ -37,6 +37,12 @@ def test_what_is_wrong_with_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == [f"tapmirror: error: {line}" for line in lines]
 
 
+def test_a_name_with_a_line_end_stays_in_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fail("a\nb\x1b[2J: no such file", 2)
+    assert capsys.readouterr().err == "tapmirror: error: a\\nb\\x1b[2J: no such file\n"
+
+
 def test_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     warn("careful")
     assert capsys.readouterr() == ("", "tapmirror: careful\n")

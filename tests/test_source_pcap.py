@@ -62,6 +62,7 @@ DAMAGE = {
     "another version": (HEADER[:4] + b"\x09" + HEADER[5:], 0, "at byte 4: version 9"),
     "half a packet header": (ONE + b"\0" * 7, 1, "at byte 45: a packet's header is cut: 7 of 16 bytes"),
     "half a packet": (ONE + struct.pack("<IIII", 0, 0, 8, 8) + b"abc", 1, "at byte 45: a packet is cut: 3 of 8 bytes"),
+    "never written": (ONE + bytes(1_000), 1, "at byte 45: zeros instead of packets"),
     "a packet of 3.9 GB": (
         ONE + struct.pack("<IIII", 0, 0, 3_925_868_813, 60) + bytes(100),
         1,
@@ -82,6 +83,11 @@ def test_damage(name: str, step: int) -> None:
         found.extend(frames(blocks))
     assert str(caught.value).startswith(message)
     assert len(found) == count
+
+
+@pytest.mark.parametrize("behind", [b"", ONE[len(HEADER) :]])
+def test_one_packet_without_a_byte(behind: bytes) -> None:
+    assert [len(frame[3]) for frame in read(HEADER + bytes(16) + behind, 3)] == ([0, 5] if behind else [0])
 
 
 def test_the_longest_frame() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 
 import pytest
@@ -28,6 +29,26 @@ def test_values_and_their_lines() -> None:
 def test_aliases_are_values_again() -> None:
     (found,) = load(b"a: &x {k: 1}\nb: *x\n")
     assert found.data == {"a": {"k": 1}, "b": {"k": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e2", 100.0),
+        ("-1.5E+2", -150.0),
+        (".5e1", 5.0),
+        ("1e400", math.inf),
+        ("'1e2'", "1e2"),
+        ("80:22", "80:22"),
+        ("12:30:45", "12:30:45"),
+        ("!!int 1:20", "1:20"),
+        ("1e", "1e"),
+        ("0x10", 16),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    (found,) = load(f"a: {text}\n".encode())
+    assert (found.data, found.problems) == ({"a": value}, [])
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,15 @@ def test_the_least() -> None:
     assert translated(MIN, None)[1] == ["iface: no interface is named: eth0 stands for it; say which with --iface"]
 
 
+def test_a_command_on_several_lines() -> None:
+    assert translated("gor --input-raw :80 \\\n  --output-http http://b:81\n") == translated(MIN)
+
+
+def test_one_output_twice() -> None:
+    tap, _ = translated("gor --input-raw :80 --output-http 'b/x|10%' --output-http 'b/y|20%' --output-http b:81")
+    assert [(shadow.label, shadow.percent) for shadow in tap.shadows] == [("b:80", 10), ("b:80-2", 20), ("b:81", 100)]
+
+
 @pytest.mark.parametrize(
     ("command", "wanted"),
     [

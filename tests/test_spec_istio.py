@@ -92,6 +92,12 @@ def test_hosts(host: str, asked: str, matches: bool) -> None:
         ({"without_headers": {"x": {"prefix": "a"}}}, "GET / HTTP/1.1", ("X: b",), True),
         ({"queryParams": {"q": {"exact": "1"}}}, "GET /?q=1 HTTP/1.1", (), True),
         ({"queryParams": {"q": {"regex": "[0-9]+"}}}, "GET /?q=x HTTP/1.1", (), False),
+        ({"uri": {"regex": "/a"}, "ignoreUriCase": True}, "GET /A HTTP/1.1", (), False),
+        ({"scheme": {"exact": "http"}}, "GET / HTTP/1.1", (), True),
+        ({"scheme": {"prefix": "http"}, "port": 80}, "GET / HTTP/1.1", (), True),
+        ({"method": {"regex": "GET|POST"}}, "POST / HTTP/1.1", (), True),
+        ({"method": {"regex": "GET|POST"}}, "PUT / HTTP/1.1", (), False),
+        ({"method": {"prefix": "P"}}, "PATCH / HTTP/1.1", (), True),
         ({"authority": {"exact": "shop.test"}}, "GET / HTTP/1.1", (), True),
         ({"authority": {"exact": "shop.test:80"}}, "GET / HTTP/1.1", (), False),
         ({"uri": {"prefix": "/a"}, "headers": {"x": {"exact": "1"}}}, "GET /a HTTP/1.1", (), False),
@@ -148,6 +154,7 @@ def test_several_mirrors_and_none_at_zero() -> None:
     [
         ([{**TO, "mirrors": [{"destination": {"host": "b"}}]}], f"spec.http[0]: {BOTH}"),
         ([{**TO, "mirrorPercentage": {"value": 101}}], "spec.http[0].mirrorPercentage.value: 101 is not between"),
+        ([{**TO, "mirrorPercentage": {"value": 100.0001}}], "spec.http[0].mirrorPercentage.value: 100.0001 is not"),
         ([{**TO, "mirrorPercentage": {"value": "x"}}], "spec.http[0].mirrorPercentage.value: 'x' is not a number"),
         ([{"mirror": {"subset": "v1"}}], "spec.http[0].mirror: host is missing"),
         (
@@ -163,6 +170,57 @@ def test_refused(http: Any, wanted: str) -> None:
     with pytest.raises(FileError) as caught:
         tap_of(service(http))
     assert any(str(problem).startswith(wanted) for problem in caught.value.found), caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("match", "field"),
+    [
+        ({"scheme": {"exact": "https"}}, "scheme"),
+        ({"port": 81}, "port"),
+        ({"method": {"prefix": "X"}}, "method"),
+    ],
+)
+def test_a_match_that_nothing_can_meet_is_left_out(match: Any, field: str) -> None:
+    tap, warnings = tap_of(service([{"match": [match], **TO}, {"mirror": {"host": "rest"}}]))
+    assert [warning.split(": ")[0] for warning in warnings] == [f"spec.http[0].match[0].{field}"]
+    assert mirrored(tap, "GET / HTTP/1.1") == ["rest shop.test-shadow"]
+
+
+@pytest.mark.parametrize("name", ["redirect", "directResponse"])
+def test_a_route_that_answers_by_itself_mirrors_nothing(name: str) -> None:
+    tap, warnings = tap_of(service([{"match": [{"uri": {"prefix": "/a"}}], name: {"status": 503}, **TO}, TO]))
+    assert [warning.split(": ")[0] for warning in warnings] == [f"spec.http[0].{name}"]
+    assert not mirrored(tap, "GET /a HTTP/1.1") and mirrored(tap, "GET /b HTTP/1.1")
+
+
+def test_a_percentage_of_0_alone_is_a_tap_that_is_off() -> None:
+    tap, _ = tap_of(service([{**TO, "mirrorPercentage": {"value": 0}}]))
+    assert [shadow.label for shadow in tap.shadows] == ["new"]
+    assert mirrored(tap, "GET / HTTP/1.1") == []
+
+
+def test_a_field_that_is_not_known_is_told() -> None:
+    _, warnings = tap_of(service([{"match": [{"uri": {"exact": "/"}}], "miror": {"host": "a"}}, TO]))
+    assert warnings == ["spec.http[0].miror: no such field is known here"]
+    with pytest.raises(FileError) as caught:
+        tap_of(service([{"miror": {"host": "a"}}]))
+    assert [problem.path for problem in caught.value.found] == ["spec.http[0].miror", ""]
+
+
+def test_a_version_that_is_not_known() -> None:
+    with pytest.raises(FileError) as caught:
+        tap_of(service([TO], version="v2"))
+    assert str(caught.value).startswith("apiVersion: 'networking.istio.io/v2' is none of networking.istio.io/v1, ")
+
+
+def test_subsets_of_two_destination_rules() -> None:
+    rules = []
+    for name in ("v1", "v2"):
+        rule = {"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule"}
+        rule["spec"] = {"host": "new", "subsets": [{"name": name}]}  # type: ignore[assignment]
+        rules.append(Document(rule, {}, []))
+    tap, _ = tap_of(service([{"mirror": {"host": "new", "subset": "v1"}}]), *rules, **{"new:v1": "a:1"})
+    assert tap.shadows[0].label == "new:v1"
 
 
 def test_a_subset_that_the_destination_rule_does_not_have() -> None:
@@ -188,7 +246,7 @@ def test_what_has_no_effect_is_told(route: Any, field: str) -> None:
     assert mirrored(tap, "GET / HTTP/1.1")
 
 
-@pytest.mark.parametrize("name", ["sourceLabels", "sourceNamespace", "gateways", "port", "scheme", "whatever"])
+@pytest.mark.parametrize("name", ["sourceLabels", "sourceNamespace", "gateways", "port", "whatever"])
 def test_a_match_on_what_is_not_seen_is_left_out(name: str) -> None:
     """The others of the route stay; a route of which none stays matches nothing."""
     unseen: dict[str, Any] = {name: {"app": "x"}, "uri": {"prefix": "/a"}}

@@ -93,6 +93,17 @@ def test_a_band_that_only_tells_whether(bands: str, condition: str, percent: flo
     assert (shadow.percent, shadow.host, shadow.by, shadow.key) == (percent, "b", By.KEY, "client")
 
 
+def test_values_that_are_addresses() -> None:
+    http = 'split_clients $remote_addr $b { 10% 10.0.0.9:81; 20% [::1]:82; 30% v3.test; * ""; }'
+    tap, _ = one(site('if ($b = "") { return 204; } proxy_pass http://$b$request_uri;', http))
+    found = [(shadow.host, shadow.port, shadow.percent, shadow.rewrite.host) for shadow in tap.shadows]
+    assert found == [
+        ("10.0.0.9", 81, 10.0, "10.0.0.9:81"),
+        ("::1", 82, 20.0, "[::1]:82"),
+        ("v3.test", 80, 30.0, "v3.test"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "by", "key", "told"),
     [

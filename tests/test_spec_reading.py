@@ -149,8 +149,8 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
         ({"port": True}, "port: True is not a whole number"),
         ({"port": None}, "port: None is not a whole number"),
         ({"port": 0}, "port: 0 is not a port (1 to 65535)"),
-        ({"shadow": "a:80", "port": 80, "shadows": []}, "give shadow or shadows, not both"),
-        ({"ports": [81]}, "give port or ports, not both"),
+        ({"shadow": "a:80", "port": 80, "shadows": []}, "shadows: give shadow or shadows, not both"),
+        ({"ports": [81]}, "ports: give port or ports, not both"),
         ({"prot": "http"}, "prot: no such field of a tap (did you mean port?)"),
         ({"percent": 100.5}, "percent: 100.5 is not between 0 and 100"),
         ({"percent": "many"}, "percent: 'many' is not a number"),
@@ -165,6 +165,7 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
         ({"shadow": {"to": "a:80", "copies": 0}}, "shadow.copies: 0 is not between 1 and 64"),
         ({"shadow": {"to": "a"}}, "shadow: 'a' is not HOST:PORT"),
         ({"shadow": {"host": "a"}}, "shadow: port is missing"),
+        ({"shadow": {"to": "a:80", "port": 81}}, "shadow.port: give to or host and port, not both"),
         ({"shadow": {"to": "a:80", "tls": {"key_file": "k"}}}, "shadow.tls.key_file: needs cert_file"),
         ({"by": "key"}, "key: by: key needs one (header:NAME, cookie:NAME, query:NAME, jwt:CLAIM or client)"),
         ({"key": "client"}, "key: has no effect with by: connection"),
@@ -244,6 +245,20 @@ def test_everything_that_is_wrong_is_told_with_its_line() -> None:
     ]
 
 
+def test_contradictions_and_what_is_wrong_among_rules_are_told_with_the_rest() -> None:
+    text = b"iface: eth0\nport: 80\nports: [81]\nshadow: a:80\nshadows: [b:80]\npercent: 101\n"
+    text += b"protocol: http\nrules:\n- match: {methods: [A B]}\n- mirror: other\n"
+    with pytest.raises(FileError) as caught:
+        read_taps(text)
+    assert [str(problem).split(": ")[:2] for problem in caught.value.found] == [
+        ["3", "ports"],
+        ["5", "shadows"],
+        ["6", "percent"],
+        ["9", "rules[0].match.methods[0]"],
+        ["10", "rules[1].mirror[0]"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("data", "wanted"),
     [
@@ -252,7 +267,7 @@ def test_everything_that_is_wrong_is_told_with_its_line() -> None:
         (b"- a", "1: ['a'] is not a structure of a tap"),
         (b"taps: []", "no tap in it"),
         (b"taps: [5]", "1: taps[0]: 5 is not a structure of a tap"),
-        (MINIMAL + b"---\n" + MINIMAL, "name: 'tap' is the name of more than one tap"),
+        (MINIMAL + b"---\n" + MINIMAL, "6: name: 'tap' is the name of more than one tap"),
     ],
 )
 def test_files_without_taps_and_with_two_of_a_name(data: bytes, wanted: str) -> None:

@@ -6,6 +6,18 @@ from __future__ import annotations
 import pytest
 
 from tapmirror.spec import Shadow, parse_shadow
+from tapmirror.spec.errors import SpecError
+
+
+@pytest.mark.parametrize("host", ["a/b", "a@b", "10.0.0.1:80", "http://a", "[::1]", "a b", "a\n", "a%", ""])
+def test_no_hosts(host: str) -> None:
+    with pytest.raises(SpecError):
+        Shadow(host=host, port=80)
+
+
+@pytest.mark.parametrize("host", ["a", "a_b.c-d", "bücher.test", "10.0.0.1", "::1", "fe80::1%eth0"])
+def test_hosts(host: str) -> None:
+    assert Shadow(host=host, port=80).host == host
 
 
 @pytest.mark.parametrize("text", ["a.b:80", "10.0.0.1:8080", "[2001:db8::1]:80"])

@@ -29,13 +29,13 @@ def refuse_file(file: str, problems: FileError) -> NoReturn:
     """A line for each thing that is wrong with a file, and out."""
     for problem in problems.found:
         separator = ":" if problem.line else ": "
-        click.echo(f"tapmirror: error: {file}{separator}{problem}", err=True)
+        error_line(f"{file}{separator}{problem}")
     raise SystemExit(2)
 
 
 def warn(message: str) -> None:
     """One line of warning."""
-    click.echo(f"tapmirror: {message}", err=True)
+    click.echo(f"tapmirror: {_one_line(message)}", err=True)
 
 
 def worker_said(line: str) -> None:
@@ -45,7 +45,7 @@ def worker_said(line: str) -> None:
 
 def error_line(message: str) -> None:
     """One line of error, and on."""
-    click.echo(f"tapmirror: error: {message}", err=True)
+    click.echo(f"tapmirror: error: {_one_line(message)}", err=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -60,3 +60,8 @@ def as_option(message: str) -> str:
     if field is not None and field[1] in OPTION_OF:
         return f"{OPTION_OF[field[1]]}: {message[field.end() :]}"
     return message
+
+
+def _one_line(message: str) -> str:
+    """The message with control characters, as a file's name may have them, escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

@@ -10,11 +10,12 @@ former are taken, and the rest is not mirrored:
 
 * Lines end in CR LF; a bare CR, a bare LF and NUL are nowhere (RFC 9112, 2.2; RFC 9110, 5.5).
 * Request line: token, one space, target without white space or control characters, one space,
-  `HTTP/1.0` or `HTTP/1.1` (RFC 9112, 2.3 and 3).  Which form the target has does not matter for
-  framing; bytes above 0x7f are let through, as servers do.
+  `HTTP/1.0` or `HTTP/1.1` (RFC 9112, 2.3 and 3).  The target is a path or begins with a scheme; `*` is for
+  OPTIONS and an authority for CONNECT (RFC 9112, 3.2).  Bytes above 0x7f are let through, as servers do.
 * Field line: token, colon without space before it, value without control characters except
   tab; no line folding (RFC 9112, 5.1 and 5.2; RFC 9110, 5.5).
-* Host: exactly one in 1.1, at most one in 1.0, no white space within (RFC 9112, 3.2).
+* Host: exactly one in 1.1, at most one in 1.0, and a host with perhaps a port, or empty: servers answer 400 to
+  anything else and read no further (RFC 9112, 3.2; RFC 9110, 7.2).  Bytes above 0x7f are let through here too.
 * No tab around the values of Host, Content-Length and Transfer-Encoding: RFC 9112, 5.1 lets it stand
   there, but nginx takes it for a part of the value.
 * Content-Length: at most one, digits only, below 2**63.  The same value twice and a list of
@@ -51,9 +52,17 @@ VALUE: Final = rb"[\t -~\x80-\xff]"
 """One character of a field value (RFC 9110, 5.5)."""
 _VISIBLE: Final = rb"[!-~\x80-\xff]"
 
-REQUEST_LINE: Final = re.compile(TOKEN + rb"++ " + _VISIBLE + rb"++ HTTP/1\.[01]\r\n")
+_PATH: Final = rb"(?:/|[A-Za-z][0-9A-Za-z+\-.]*+://)"
+"""How a target in origin form or absolute form begins."""
+_FORM: Final = rb"(?=CONNECT [^/ ]|OPTIONS \* |(?!CONNECT )" + TOKEN + rb"++ " + _PATH + rb")"
+"""Method and target go together."""
+_HOST: Final = rb"(?:(?:\[[0-9A-Za-z:.%_~\-]++\]|[!$&'()*+,;=%._~\-0-9A-Za-z\x80-\xff]++)(?::[0-9]*+)?)?"
+"""uri-host and port (RFC 3986, 3.2.2 and 3.2.3), or nothing."""
+
+REQUEST_LINE: Final = re.compile(_FORM + TOKEN + rb"++ " + _VISIBLE + rb"++ HTTP/1\.[01]\r\n")
 HEAD: Final = re.compile(
-    rb"(" + TOKEN + rb"++) " + _VISIBLE + rb"++ HTTP/1\.([01])\r\n(?:" + TOKEN + rb"++:" + VALUE + rb"*+\r\n)*\r\n"
+    (_FORM + rb"(" + TOKEN + rb"++) " + _VISIBLE + rb"++ HTTP/1\.([01])\r\n")
+    + (rb"(?:" + TOKEN + rb"++:" + VALUE + rb"*+\r\n)*\r\n")
 )
 """A whole head: method, minor version.  What it says is for `read_head`."""
 STOP: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n|\r(?=[^\n])|\0")
@@ -68,8 +77,8 @@ _ORDINARY: Final = (
 )
 PLAIN: Final = re.compile(
     rb"(?!HEAD |CONNECT )"
-    + (TOKEN + rb"++ " + _VISIBLE + rb"++ HTTP/1\.1\r\n")
-    + (_ORDINARY + rb"[Hh]ost: *+(" + _VISIBLE + rb"*+) *+\r\n" + _ORDINARY)
+    + (TOKEN + rb"++ " + _PATH + _VISIBLE + rb"*+ HTTP/1\.1\r\n")
+    + (_ORDINARY + rb"[Hh]ost: *+(" + _HOST + rb") *+\r\n" + _ORDINARY)
     + (rb"(?:[Cc]ontent-[Ll]ength: *+([0-9]{1,18}) *+\r\n" + _ORDINARY + rb")?\r\n")
 )
 """The head that nearly all requests have: 1.1, one Host (group 1), after it perhaps one Content-Length
@@ -79,6 +88,7 @@ does not match may be valid too."""
 _FRAMING_FIELDS: Final = re.compile(
     rb"\r\n(host|content-length|transfer-encoding|connection|upgrade): *([^\r]*)", re.IGNORECASE
 )
+_HOST_VALUE: Final = re.compile(_HOST)
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 
 
@@ -106,7 +116,7 @@ def read_head(found: re.Match[bytes]) -> Head | None:
     for field in _FRAMING_FIELDS.finditer(source, found.end(2), found.end()):
         name, value = field[1].lower(), field[2].rstrip(b" ")
         if name == b"host":
-            if b" " in value or b"\t" in value:
+            if not _HOST_VALUE.fullmatch(value):
                 return None
             hosts.append((field.start(2), field.start(2) + len(value)))
         elif name == b"content-length":

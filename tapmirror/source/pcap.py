@@ -15,6 +15,8 @@ Frame: TypeAlias = tuple[int, int, int, memoryview]
 HEADER: Final = 24
 MAX_FRAME: Final = 1 << 20
 """Longest captured frame: tcpdump takes 262,144 bytes, BIG TCP gives up to 8 * 65,535.  More is damage."""
+_NEVER_WRITTEN: Final = bytes(32)
+"""Two headers of packets without a byte, at time 0: the end of a file that a crash left at its size and empty."""
 
 _FORMATS: Final = {
     b"\xd4\xc3\xb2\xa1": ("<", 1_000),
@@ -46,6 +48,12 @@ def frames(blocks: Blocks) -> Iterator[Frame]:
                     raise CaptureError(f"a packet's header is cut: {len(view)} of 16 bytes", blocks.start)
                 return
         seconds, fraction, caplen, size = unpack(view, at)
+        if not (size or caplen or seconds or fraction):
+            blocks.advance(at)
+            blocks.need(len(_NEVER_WRITTEN))
+            at, view = 0, blocks.view
+            if view[: len(_NEVER_WRITTEN)] == _NEVER_WRITTEN:
+                raise CaptureError("zeros instead of packets: the file was not written to its end", blocks.start)
         if caplen > MAX_FRAME:
             raise CaptureError(f"a packet claims to have {caplen:,} captured bytes", blocks.start + at)
         end = at + 16 + caplen

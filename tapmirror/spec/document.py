@@ -8,6 +8,7 @@ looked at is counted, and beyond a bound the file is refused.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -19,6 +20,8 @@ MAX_BYTES: Final = 256 << 10
 """Of a file: hundreds of rules; PyYAML reads it in seconds."""
 MAX_NODES: Final = 50_000
 MAX_DEPTH: Final = 32
+_EXPONENT: Final = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+", re.ASCII)
+"""A number to YAML 1.2, a text to PyYAML, which reads 1.1; its numbers to base 60 (`80:22`) are texts here."""
 
 Path: TypeAlias = tuple[str | int, ...]
 """Where a value is: keys and indexes from the top of its document."""
@@ -119,6 +122,7 @@ class _Builder:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)  # there is no other kind
         return self._scalar(node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -135,13 +139,17 @@ class _Builder:
             self.lines[(*path, key)] = line
         return built
 
-    def _scalar(self, node: yaml.Node, path: Path) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         tag = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if tag in ("int", "float", "bool", "null"):
+            if ":" in node.value:
+                return node.value
             try:
                 return self._constructor.construct_object(node)
             except (ValueError, OverflowError):
                 return node.value
+        if tag == "str" and node.style is None and _EXPONENT.fullmatch(node.value):
+            return float(node.value)
         if tag not in ("str", "timestamp", "value", "merge"):
             self.found.append(
                 Problem(node.start_mark.line + 1, dotted(path), f"the tag {shown(tag)} is not known here")

@@ -11,7 +11,7 @@ from tapmirror.spec.costs import POLICY_US as COST
 from tapmirror.spec.costs import REQUEST_US
 from tapmirror.spec.match import Match, Text
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
-from tapmirror.spec.sampled import By, Sampled
+from tapmirror.spec.sampled import STEP, By, Sampled, steps
 from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import Over, Pacing, Protocol, Rule, Spread, TapSpec
 
@@ -210,7 +210,7 @@ def _share(sampled: Sampled) -> str:
 
 
 def _percent(percent: float) -> str:
-    return f"{percent:.10g} %"
+    return f"{steps(percent) * STEP:.10g} %"
 
 
 def _caps(sampled: Sampled) -> Iterable[str]:

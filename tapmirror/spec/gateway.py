@@ -47,6 +47,9 @@ def rules_of(reading: Importing) -> list[Rule]:
         for name in rule:
             if name not in _RULE:
                 reading.left_out((*path, name), "is for the gateway in the path and has no effect on the copies")
+        for place, backend in reading.items(rule.get("backendRefs"), (*path, "backendRefs")):
+            if reading.mapping(backend, place).get("filters"):
+                reading.left_out((*place, "filters"), "only filters of a rule are taken")
         mirrors = _mirrors(reading, rule, path, namespace)
         name = reading.text(rule.get("name"), (*path, "name"))
         matches = list(reading.items(rule.get("matches"), (*path, "matches"))) or [(path, {})]
@@ -78,7 +81,11 @@ def _mirrors(reading: Importing, rule: dict[str, Any], path: Path, namespace: st
         port = reading.number(backend.get("port"), (*where, "backendRef", "port"))
         percent = _percent(reading, mirror, where)
         full = host if space == namespace else f"{host}.{space}"
-        name = reading.shadow(Destination(full, "", int(port) if port else None), where) if percent else None
+        destination = Destination(full, "", int(port) if port else None)
+        if not percent:
+            reading.off.append((destination, where))
+            continue
+        name = reading.shadow(destination, where)
         if name is not None and name not in [each.shadow for each in taken]:
             taken.append(Mirror(shadow=name, percent=percent, by=By.REQUEST))
     return tuple(taken)

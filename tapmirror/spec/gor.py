@@ -88,7 +88,7 @@ def from_gor(command: str, iface: str | None = None) -> Translation:
     if len(command) > MAX_COMMAND:
         raise FileError([Problem(0, "", f"longer than {MAX_COMMAND >> 10} KiB")])
     try:
-        words = shlex.split(command, comments=False)
+        words = shlex.split(command.replace("\\\n", " "), comments=False)
     except ValueError as error:
         raise FileError([Problem(0, "", f"not a command line: {error}")]) from None
     while words and not words[0].startswith("-"):  # sudo, the program
@@ -302,6 +302,10 @@ class _Reader:
         shadows = [self._shadow(name, value) for name, value in self._outputs]
         if not shadows:
             self._wrong("output-http", "is missing: there is no shadow")
+        for n, shadow in enumerate(shadows):
+            same = sum((other["host"], other["port"]) == (shadow["host"], shadow["port"]) for other in shadows[:n])
+            if same:
+                shadow["name"] = f"{shadow['host']}:{shadow['port']}-{same + 1}"
         tap["shadows"] = shadows
         if self._split and len(shadows) > 1:
             tap["spread"] = "round-robin"

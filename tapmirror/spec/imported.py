@@ -43,7 +43,9 @@ class Importing:
         self.warnings: list[Problem] = []
         self.shadows: dict[str, Shadow] = {}
         self._resolve = resolve
-        self._ports = list(ports)
+        self.ports = list(ports)
+        self.off: list[tuple[Destination, Path]] = []
+        """Where nothing goes because the percentage is 0."""
 
     def wrong(self, path: Path, message: str) -> None:
         """Something that cannot be taken."""
@@ -105,7 +107,7 @@ class Importing:
         if value is None:
             return 100.0
         if not 0 <= value <= 100:
-            self.wrong(path, f"{value:g} is not between 0 and 100")
+            self.wrong(path, f"{value:.10g} is not between 0 and 100")
             return 0.0
         return value
 
@@ -121,7 +123,7 @@ class Importing:
                 self.wrong(path, f"a subset has no name in DNS: --resolve {to.name}=HOST:PORT")
                 return None
             else:
-                port = to.port or (self._ports[0] if self._ports else 80)
+                port = to.port or (self.ports[0] if self.ports else 80)
                 shadow = Shadow(host=to.host, port=port, name=to.name, rewrite=rewrite)
         except SpecError as error:
             self.wrong(path, f"{to.name}: {str(error).removeprefix('shadow: ')}")

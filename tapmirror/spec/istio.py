@@ -11,12 +11,19 @@ Semantics, from Istio's reference of `HTTPRoute` and pilot's translation to Envo
 * The copy's Host gets `-shadow`.
 * Regular expressions are RE2's and match the whole; paths are compared without the query.
 
+* A route that answers by itself (`redirect`, `directResponse`) has no mirror: nothing is sent anywhere.
+* `ignoreUriCase` counts for exact and prefix only.
+
+What is tapped is plain HTTP at known ports: `scheme` is compared with `http`, and `port` with the tap's, if it has
+only one.
+
 A condition that cannot be seen from the wire (`sourceLabels`, …): the match that has it is left out, with a warning; so
 is what a mirror beside the path cannot do to production (`fault`, `retries`, …).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from tapmirror.spec.document import Path
@@ -29,10 +36,14 @@ VERSIONS: Final = tuple(f"networking.istio.io/{version}" for version in ("v1", "
 BOTH: Final = "HTTP route cannot contain both mirror and mirrors"
 """In Istio's own words (validateHTTPRouteConflict)."""
 
+_ANSWERS: Final = ("redirect", "directResponse")
+_OF_THE_PROXY: Final = frozenset({"delegate", "rewrite", "timeout", "retries", "fault", "corsPolicy", "headers"})
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+"""RFC 9110, 9.3, and RFC 5789: those that a pattern for methods may stand for."""
 _ROUTE: Final = frozenset({"name", "match", "route", "mirror", "mirrors", "mirrorPercentage", "mirrorPercent"})
 _UNSEEN: Final = {
-    "scheme": "is not seen in requests of HTTP/1",
-    "port": "what is tapped is said by --port",
+    "scheme": "what is tapped is plain HTTP",
+    "port": "is not the one port that is tapped",
     "sourceLabels": "labels of the client's pod are not seen at an interface",
     "sourceNamespace": "the client's namespace is not seen at an interface",
     "gateways": "which gateway a request came by is not seen at an interface",
@@ -80,9 +91,15 @@ def _rule(
     reading: Importing, route: dict[str, Any], path: Path, hosts: list[Text | None], subsets: dict[str, set[str]]
 ) -> Rule | None:
     """One route; None if nothing can match it."""
+    answers = next((name for name in _ANSWERS if route.get(name)), None)
+    if answers is not None:
+        reading.left_out((*path, answers), "the proxy answers by itself: nothing of this route is mirrored")
     for name in route:
-        if name not in _ROUTE:
-            reading.left_out((*path, name), "is for the proxy in the path and has no effect on the copies")
+        if name in _ROUTE or name in _ANSWERS:
+            continue
+        known = name in _OF_THE_PROXY
+        why = "is for the proxy in the path and has no effect on the copies" if known else "no such field is known here"
+        reading.left_out((*path, name), why)
     if route.get("mirror") and route.get("mirrors"):
         reading.wrong(path, BOTH)
     mirrors = []
@@ -102,7 +119,12 @@ def _rule(
     for destination, place, share, share_path in mirrors:
         percent = reading.percent(reading.number(share, share_path), share_path)
         to = _destination(reading, destination, place, subsets)
-        shadow = reading.shadow(to, place) if to is not None and percent else None
+        if to is None or answers is not None:
+            continue
+        if not percent:
+            reading.off.append((to, place))
+            continue
+        shadow = reading.shadow(to, place)
         if shadow is not None and shadow not in [mirror.shadow for mirror in taken]:
             taken.append(Mirror(shadow=shadow, percent=percent, by=By.REQUEST))
     matches = _matches(reading, route, path, hosts)
@@ -141,22 +163,27 @@ def _matches(
 
 def _conditions(reading: Importing, entry: dict[str, Any], path: Path) -> dict[str, Any] | None:
     """The conditions of one alternative as fields of `Match`; None if one of them is not seen here."""
-    for name in entry:
-        if name not in _MATCH:
-            why = _UNSEEN.get(name, "is not known here")
-            reading.left_out((*path, name), f"{why}; this match is left out")
-            return None
+    for name, value in entry.items():
+        if name in _MATCH or (name in _KNOWN_HERE and _KNOWN_HERE[name](reading, value, (*path, name))):
+            continue
+        why = _UNSEEN.get(name, "is not known here")
+        reading.left_out((*path, name), f"{why}; this match is left out")
+        return None
     found: dict[str, Any] = {}
     headers: dict[str, Text] = {}
     if entry.get("uri"):
         ignore = entry.get("ignoreUriCase") is True
         found["path"] = _text(reading, entry["uri"], (*path, "uri"), ignore_case=ignore)
     if entry.get("method"):
-        method = reading.mapping(entry["method"], (*path, "method"))
-        if set(method) != {"exact"}:
-            reading.left_out((*path, "method"), "only exact methods are taken; this match is left out")
-            return None
-        found["methods"] = (reading.text(method["exact"], (*path, "method", "exact")),)
+        place = (*path, "method")
+        exact = reading.mapping(entry["method"], place).get("exact")
+        if exact is not None:
+            found["methods"] = (reading.text(exact, (*place, "exact")),)
+        else:
+            found["methods"] = tuple(name for name in _METHODS if _holds(reading, entry["method"], place, name))
+            if not found["methods"]:
+                reading.left_out(place, "no method of HTTP is such; this match is left out")
+                return None
     if entry.get("authority"):
         headers["Host"] = _text(reading, entry["authority"], (*path, "authority")) or Text(present=True)
     for group, invert in (("headers", False), ("withoutHeaders", True)):
@@ -178,4 +205,24 @@ def _text(reading: Importing, data: Any, path: Path, *, ignore_case: bool = Fals
     if unknown or len(found) != 1:
         reading.wrong(path, "needs one of exact, prefix, regex")
         return None
+    ignore_case = ignore_case and "regex" not in found
     return reading.condition(path, **found, ignore_case=ignore_case, invert=invert)
+
+
+def _holds(reading: Importing, data: Any, path: Path, value: str) -> bool:
+    """Whether a StringMatch holds for a text that is known here already."""
+    text = _text(reading, data, path)
+    if text is None:
+        return False
+    if text.regex is not None:
+        import re2  # as in `match`: only who uses expressions pays
+
+        return re2.fullmatch(text.regex, value) is not None
+    return bool(text.present) or text.exact == value or (text.prefix is not None and value.startswith(text.prefix))
+
+
+_KNOWN_HERE: Final[dict[str, Callable[[Importing, Any, Path], bool]]] = {
+    "scheme": lambda reading, data, path: _holds(reading, data, path, "http"),
+    "port": lambda reading, data, path: [data] == reading.ports,
+}
+"""Conditions on what all requests of a tap have in common."""

@@ -58,7 +58,7 @@ def import_tap(
         raise FileError(found + error.found) from None
     rules, shadows = _read(documents, {**addresses, **resolve}, tap.ports, found, warnings)
     if not shadows and not found:
-        found.append(Problem(0, "", "no route in it mirrors anything"))
+        found += [*warnings, Problem(0, "", "no route in it mirrors anything")]
     if found:
         raise FileError(found)
     try:
@@ -81,7 +81,7 @@ def _read(
     for reading in readings:
         if reading.document.data["kind"] == "DestinationRule":
             host, names = istio.subsets_of(reading)
-            subsets[host] = names
+            subsets.setdefault(host, set()).update(names)
     rules: list[Rule] = []
     shadows: dict[str, Shadow] = {}
     for reading in readings:
@@ -91,8 +91,15 @@ def _read(
             rules += istio.rules_of(reading, subsets)
         elif kind == "HTTPRoute" and version in gateway.VERSIONS:
             rules += gateway.rules_of(reading)
+        elif kind in ("VirtualService", "HTTPRoute"):
+            known = ", ".join(istio.VERSIONS if kind == "VirtualService" else gateway.VERSIONS)
+            reading.wrong(("apiVersion",), f"{shown(version)} is none of {known}")
         elif kind != "DestinationRule":
             reading.left_out(("kind",), f"{shown(kind)} ({version}) says nothing about mirroring")
+    for reading in readings:
+        if not shadows:  # all percentages are 0: the tap is off, and says to where
+            for destination, path in reading.off:
+                reading.shadow(destination, path)
         found += reading.problems
         warnings += reading.warnings
     return rules, shadows

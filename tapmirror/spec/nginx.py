@@ -356,7 +356,7 @@ class _Reader:
         standard = 443 if found[1] == "https" else 80
         upstream = self._upstreams.get(name)
         if upstream is None:
-            return [(name.strip("[]"), int(found[3]) if found[3] else standard)]
+            return [(name.strip("[]"), int(found[3])) if found[3] else host_port(name, standard)]
         servers = []
         for each in upstream.all("server"):
             address = each.args[0] if each.args else ""

@@ -28,6 +28,11 @@ from tapmirror.spec.tap import Hook, Rule, TapSpec
 
 SINGULAR: Final = {"port": "ports", "shadow": "shadows", "addr": "addrs", "rule": "rules"}
 """Of a tap."""
+_WAYS: Final[dict[type, dict[str, tuple[str, ...]]]] = {
+    TapSpec: {one: (many,) for one, many in SINGULAR.items()},
+    Shadow: {"to": ("host", "port")},
+}
+"""What can be said in two ways, of which one may be taken."""
 _ABSENT: Final = object()
 _NAMES: Final[dict[type, str]] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -41,19 +46,24 @@ def taps_of(documents: list[Document]) -> list[TapSpec]:
     """The taps of documents, each one tap or a list under `taps`.  Raises `FileError`."""
     found = [problem for document in documents for problem in document.problems]
     taps: list[TapSpec] = []
+    names: set[str] = set()
     for document in documents:
         reader = _Reader(document, found)
         data = document.data
+        items: list[tuple[Path, Any]] = [((), data)]
         if isinstance(data, dict) and set(data) == {"taps"} and isinstance(data["taps"], list):
-            for i, item in enumerate(data["taps"]):
-                taps += reader.tap(item, ("taps", i))
-        else:
-            taps += reader.tap(data, ())
+            items = [(("taps", i), item) for i, item in enumerate(data["taps"])]
+        for path, item in items:
+            taps += reader.tap(item, path)
+            name = item.get("name", "tap") if isinstance(item, dict) else None
+            if isinstance(name, str) and name in names:
+                where = (*path, "name")
+                message = f"{shown(name)} is the name of more than one tap"
+                found.append(Problem(document.line(where), dotted(where), message))
+            elif isinstance(name, str):
+                names.add(name)
     if not taps and not found:
         found.append(Problem(0, "", "no tap in it"))
-    names = [tap.name for tap in taps]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(Problem(0, "name", f"{shown(name)} is the name of more than one tap"))
     if found:
         raise FileError(found)
     return taps
@@ -111,6 +121,8 @@ class _Reader:
 
     def structure(self, data: Any, cls: type, path: Path) -> Any:
         """A value of a structure; `_ABSENT` if it is none, which has been told then."""
+        known_before = len(self._found)
+        data = self._said_once(data, cls, path)
         try:
             data, places = sugar(data, cls)
         except SpecError as error:
@@ -146,7 +158,18 @@ class _Reader:
                     place = (*places[str(place[0])], *place[2 if one else 1 :])
                 self._wrong((*path, *place), message)
             return _ABSENT
-        return _ABSENT if missing else built
+        return _ABSENT if len(self._found) > known_before else built
+
+    def _said_once(self, data: Any, cls: type, path: Path) -> Any:
+        """What was written, without the second way in which it says a thing, which is told."""
+        if not isinstance(data, dict):
+            return data
+        for name, others in _WAYS.get(cls, {}).items():
+            second = [other for other in others if other in data]
+            if name in data and second:
+                self._wrong((*path, second[0]), f"give {name} or {' and '.join(others)}, not both")
+                data = {key: value for key, value in data.items() if key not in second}
+        return data
 
     def _enum(self, data: Any, cls: type, path: Path) -> Any:
         for member in cls:  # type: ignore[attr-defined]
@@ -158,6 +181,10 @@ class _Reader:
         if not isinstance(data, list):
             return self._wrong(path, f"{shown(data)} is not a list")
         built = [self._value(item, kind.item_type, _place(path, data, i)) for i, item in enumerate(data)]
+        if isinstance(kind.item_type, inspect.StructType) and kind.item_type.cls is Rule:
+            built = [
+                Rule() if each is _ABSENT else each for each in built
+            ]  # what is wrong among the others is told too
         return _ABSENT if any(each is _ABSENT for each in built) else tuple(built)
 
     def _dict(self, data: Any, kind: inspect.DictType, path: Path) -> Any:
@@ -224,8 +251,6 @@ def sugar(data: Any, cls: type) -> tuple[Any, dict[str, Path]]:
         places = {"host": ("to",), "port": ("to",)}
     if cls is TapSpec:
         for one, many in SINGULAR.items():
-            if one in data and many in data:
-                raise SpecError("", f"give {one} or {many}, not both")
             if one in data:
                 data[many] = _One([data.pop(one)])
                 places[many] = (one,)

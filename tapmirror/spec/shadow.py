@@ -115,4 +115,10 @@ def parse_shadow(text: str, **more: object) -> Shadow:
 
 
 def _is_host(text: str) -> bool:
-    return bool(text) and text.isprintable() and " " not in text
+    """An address, or a name as a resolver may know it: underscores and letters beyond ASCII are in use."""
+    if ":" not in text:
+        return bool(text) and all(c.isalnum() or c in "-._" for c in text)
+    try:
+        return bool(ipaddress.IPv6Address(text))
+    except ValueError:
+        return False
