@@ -94,8 +94,22 @@ class Line:
         self.shadow.close()
 
 
+@pytest.fixture(scope="module")
+def stamping() -> Iterator[None]:
+    """The kernel stamps packets: it begins to a moment after the first socket asks for it (net_enable_timestamp)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, 1 << 3 | 1 << 4)
+        sock.bind(("127.0.0.1", 0))
+        end = time.monotonic() + 5
+        found: list[Any] = []
+        while not found and time.monotonic() < end:
+            sock.sendto(b"x", sock.getsockname())
+            _, found, _, _ = sock.recvmsg(1, 1000)
+        yield
+
+
 @pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["4", "6"])
-def line(request: pytest.FixtureRequest) -> Iterator[Line]:
+def line(request: pytest.FixtureRequest, stamping: None) -> Iterator[Line]:
     made = Line(*request.param)
     yield made
     made.close()
