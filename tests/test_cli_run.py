@@ -341,7 +341,8 @@ def without(what: str, tmp_path: Path) -> list[str]:
     }
     (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
     (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\n")
-    return ["unshare", "--mount", "--", "sh", "-c", f'{scripts[what]} && exec "$@"', "sh"]
+    nothing_compiled = f"export CACHE_DIRECTORY={tmp_path}/programs"
+    return ["unshare", "--mount", "--", "sh", "-c", f'{nothing_compiled} && {scripts[what]} && exec "$@"', "sh"]
 
 
 @pytest.mark.e2e

@@ -8,10 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.events import DropReason
 from tapmirror.replay.backoff import FIRST, UNANSWERED, Backoff
-
-DOWN = DropReason.SHADOW_DOWN
 
 
 def test_while_it_is_up_all_may_try() -> None:
@@ -22,14 +19,14 @@ def test_while_it_is_up_all_may_try() -> None:
 
 def test_while_it_is_down_one_at_a_time_after_doubling_pauses() -> None:
     backoff = Backoff(5.0)
-    backoff.failed(0.0, DOWN, 0.0)
+    backoff.failed(0.0, 0.0)
     assert backoff.down
     attempts, now = [], 0.0
     while now < 30.0:
         if backoff.allows(now, now):
             attempts.append(round(now, 2))
             assert not backoff.allows(now, now)
-            backoff.failed(now, DOWN, now)
+            backoff.failed(now, now)
         now += 0.01
     pauses = [round(b - a, 1) for a, b in pairwise(attempts)]
     assert pauses[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
@@ -40,7 +37,7 @@ def test_while_it_is_down_one_at_a_time_after_doubling_pauses() -> None:
 def test_the_first_success_ends_it() -> None:
     backoff = Backoff(5.0)
     for _ in range(10):
-        backoff.failed(0.0, DOWN, 0.0)
+        backoff.failed(0.0, 0.0)
     assert not backoff.allows(1.0, 1.0)
     backoff.succeeded()
     assert not backoff.down
@@ -58,20 +55,27 @@ def test_an_attempt_without_an_answer_counts_for_others() -> None:
 def test_many_attempts_that_began_before_fail_as_one() -> None:
     backoff = Backoff(5.0)
     for _ in range(100):
-        backoff.failed(3.0, DropReason.NO_RESOURCES, 1.0)
-    assert backoff.reason is DropReason.NO_RESOURCES
+        backoff.failed(3.0, 1.0)
     assert backoff.allows(3.0 + FIRST, 3.0 + FIRST)
+
+
+def test_the_first_pause_can_be_longer_but_not_than_the_longest() -> None:
+    for longest, wanted in ((5.0, 0.3), (0.2, 0.2)):
+        backoff = Backoff(longest, 0.3)
+        backoff.failed(1.0, 1.0)
+        assert not backoff.allows(1.0 + wanted - 0.01, 1.0)
+        assert backoff.allows(1.0 + wanted, 1.0)
 
 
 @given(st.lists(st.tuples(st.floats(0, 0.5), st.booleans()), max_size=200))
 def test_never_more_than_ten_a_second(steps: list[tuple[float, bool]]) -> None:
     """From the first failure on, whatever comes when, as long as none succeeds."""
     backoff, now, attempts = Backoff(5.0), 0.0, []
-    backoff.failed(now, DOWN, now)
+    backoff.failed(now, now)
     for pause, answered in steps:
         now += pause
         if backoff.allows(now, now):
             attempts.append(now)
             if answered:
-                backoff.failed(now, DOWN, now)
+                backoff.failed(now, now)
     assert all(b - a >= FIRST - 1e-9 for a, b in pairwise(attempts))

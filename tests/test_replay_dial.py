@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import select
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.ledger import Ledger
+from tapmirror.replay.backoff import FIRST
 from tapmirror.replay.dial import Dialer
 from tapmirror.replay.lane import CONNECTING, Lane, Pool
 from tapmirror.spec import Limits, parse_shadow
@@ -66,21 +68,73 @@ def test_a_connection_bears_the_mark_and_is_open_at_its_event(http: bool) -> Non
     close(made)
 
 
-def test_after_a_failure_the_next_address_is_tried(closed_port: Any) -> None:
-    ledger, first, second = Ledger(), lane(), lane()
+def peer(made: Lane) -> Any:
+    assert isinstance(made.sock, _socket.socket)
+    return made.sock.getpeername()
+
+
+def test_addresses_take_turns() -> None:
+    lanes = [lane() for _ in range(6)]
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        names = [one.getsockname(), two.getsockname()]
+        dial = dialer(Ledger(), *names)
+        for made in lanes:
+            assert dial.dial(made, 100.0, 0)
+            assert outcome(dial, made) == 0
+        assert [peer(made) for made in lanes] == names * 3
+    close(*lanes)
+
+
+def test_an_address_that_failed_is_left_alone_and_the_others_are_not(closed_port: Any) -> None:
+    ledger, lanes = Ledger(), [lane() for _ in range(5)]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dial = dialer(ledger, closed_port, listener.getsockname())
-        assert dial.dial(first, 100.0, 0)
-        number = outcome(dial, first)
+        assert dial.dial(lanes[0], 100.0, 0)
+        number = outcome(dial, lanes[0])
         assert number == errno.ECONNREFUSED
-        dial.failed(first, number, 100.0)
-        dial.forget(first)
-        assert dial.reason is DropReason.SHADOW_DOWN
-        assert not dial.dial(second, 100.0, 0), "there is a pause"
-        assert dial.dial(second, 101.0, 0)
-        assert outcome(dial, second) == 0
+        dial.failed(lanes[0], number, 100.0)
+        dial.forget(lanes[0])
+        assert dial.reason is DropReason.SHADOW_DOWN and dial.elsewhere
+        for made in lanes[1:4]:
+            assert dial.dial(made, 100.0, 0)
+            assert outcome(dial, made) == 0
+            assert peer(made) == listener.getsockname()
+        assert dial.dial(lanes[4], 100.0 + 2 * FIRST, 0), "its turn comes again after a pause"
+        assert outcome(dial, lanes[4]) == errno.ECONNREFUSED
     assert ledger.events["connect_ECONNREFUSED"] == 1
+    close(*lanes)
+
+
+def test_where_all_addresses_failed_there_is_a_pause(closed_port: Any) -> None:
+    dial, first, second = dialer(Ledger(), closed_port), lane(), lane()
+    assert dial.dial(first, 100.0, 0)
+    dial.failed(first, errno.ECONNREFUSED, 100.0)
+    dial.forget(first)
+    assert not dial.elsewhere
+    assert not dial.dial(second, 100.0, 0)
+    assert dial.reason is DropReason.SHADOW_DOWN
+    assert dial.dial(second, 100.0 + FIRST, 0)
     close(first, second)
+
+
+def test_an_address_that_fails_at_once_is_passed_over() -> None:
+    made = lane()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dial = dialer(Ledger(), ("255.255.255.255", 80), listener.getsockname())
+        assert dial.dial(made, 100.0, 0)
+        assert outcome(dial, made) == 0
+        assert peer(made) == listener.getsockname()
+    close(made)
+
+
+def test_new_addresses_leave_what_is_known_of_old_ones(closed_port: Any) -> None:
+    dial, first, second = dialer(Ledger(), closed_port), lane(), lane()
+    assert dial.dial(first, 100.0, 0)
+    dial.failed(first, errno.ECONNREFUSED, 100.0)
+    dial.readdress([(socket.AF_INET, closed_port)])
+    assert not dial.dial(second, 100.0, 0)
+    dial.forget(first)
+    close(first)
 
 
 def test_new_addresses_are_for_new_connections(closed_port: Any) -> None:

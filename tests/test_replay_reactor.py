@@ -391,6 +391,28 @@ def test_an_answer_before_the_end_of_the_request(bench: Bench) -> None:
 # --- a shadow that is not there, or takes nothing
 
 
+def test_of_two_addresses_one_that_refuses_costs_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        refusing = (socket.AF_INET, closed.getsockname())
+    with Bench() as bench:
+        bench.reactor.readdress([refusing, (socket.AF_INET, bench.address)])
+        for flow in range(1, 9):
+            bench.open(flow)
+        assert bench.ledger.requests.mirrored == 8
+        assert bench.ledger.events["connect_ECONNREFUSED"] >= 1
+
+
+def test_a_raw_stream_goes_to_the_address_that_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        refusing = (socket.AF_INET, closed.getsockname())
+    with Bench() as bench:
+        bench.reactor.readdress([refusing, (socket.AF_INET, bench.address)])
+        bench.give(Open(1, False))
+        bench.send(1, b"raw", 0)
+        sock = bench.accept()
+        assert bench.read(sock, 3) == b"raw"
+
+
 def test_a_shadow_that_refuses() -> None:
     with Bench(listen=False) as bench:
         bench.give(Open(1, True))

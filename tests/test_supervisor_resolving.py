@@ -12,8 +12,9 @@ import pytest
 
 from lab import until
 from tapmirror.spec import Shadow
+from tapmirror.supervisor import resolving
 from tapmirror.supervisor.addresses import ADDRESSES, Address
-from tapmirror.supervisor.resolving import OUTPUT, Names, parsed
+from tapmirror.supervisor.resolving import OUTPUT, Names, ResolveError, look_up, parsed
 
 FOUR, SIX = int(socket.AF_INET), int(socket.AF_INET6)
 OURSELVES = (os.getuid(), os.getgid())
@@ -39,6 +40,29 @@ def test_what_getent_prints(output: bytes, wanted: list[Address]) -> None:
 def test_no_more_addresses_than_are_used() -> None:
     output = b"".join(b"10.0.0.%d STREAM x\n" % n for n in range(200))
     assert len(output) < OUTPUT and len(parsed(output, 80)) == ADDRESSES
+
+
+def test_the_first_answer_is_waited_for() -> None:
+    assert look_up(Shadow(host="10.0.0.9", port=81), OURSELVES) == [(FOUR, ("10.0.0.9", 81))]
+    assert look_up(Shadow(host="fd00::9", port=81), OURSELVES) == [(SIX, ("fd00::9", 81, 0, 0))]
+    with pytest.raises(ResolveError, match="no such name"):
+        look_up(Shadow(host="no-such-host.invalid", port=81), OURSELVES)
+
+
+def test_a_first_answer_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "FIRST_TIME", 0.2)
+    getent = tmp_path / "getent"
+    getent.write_text("#!/bin/sh\nexec sleep 60\n")
+    getent.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ResolveError, match=r"no answer within 0\.2 s"):
+        look_up(Shadow(host="a.test", port=81), OURSELVES)
+
+
+def test_without_a_resolver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ResolveError, match="getent: No such file"):
+        look_up(Shadow(host="a.test", port=81), OURSELVES)
 
 
 class Watched:

@@ -7,13 +7,14 @@ import _socket
 import errno
 import socket
 import ssl
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.framing import Pool, ResponseFramer
 from tapmirror.ledger import Ledger
-from tapmirror.replay.backoff import Backoff
+from tapmirror.replay.backoff import FIRST, Backoff
 from tapmirror.replay.lane import Lane
 from tapmirror.replay.tls import TlsSocket
 from tapmirror.spec import Limits, Shadow
@@ -32,10 +33,27 @@ _EXHAUSTED: Final = frozenset(
 )
 
 
+class _Place:
+    """One address of a shadow."""
+
+    __slots__ = ("address", "attempts", "backoff", "family")
+
+    def __init__(self, address: Address, longest: float, first: float) -> None:
+        self.family, self.address = address
+        self.backoff = Backoff(longest, first)
+        self.attempts: dict[Lane, float] = {}
+        """Under way, and when they began."""
+
+    def allows(self, now: float) -> bool:
+        """Whether to try it now."""
+        return self.backoff.allows(now, next(iter(self.attempts.values()), now))
+
+
 class Dialer:
     """Connections of lanes to one shadow, up to the moment when they are open.
 
-    `addresses` are tried in turn after a failure; `tls` is how a connection is secured, if it is.
+    Its addresses take turns, but for those that failed: these are left alone for a while, one by one.  `tls` is how a
+    connection is secured, if it is.
     """
 
     def __init__(
@@ -46,7 +64,6 @@ class Dialer:
         ledger: Ledger,
         tls: ssl.SSLContext | None,
     ) -> None:
-        self._addresses = list(addresses)
         self._limits = limits
         self._connect_time = shadow.connect_time
         self._tls = tls
@@ -55,60 +72,84 @@ class Dialer:
         self.like: ResponseFramer | None = None
         """Of the last connection that ended: what its answers began with is what others' will."""
         self._events = ledger.events
-        self._backoff = Backoff(limits.backoff_max)
-        self._deadlines: dict[Lane, float] = {}
-
-    @property
-    def reason(self) -> DropReason:
+        self._own = Backoff(limits.backoff_max)
+        """While this host has no descriptor, port or memory to spare: that is no address's fault."""
+        self._places: deque[_Place] = deque()
+        self._attempts: dict[Lane, tuple[float, _Place]] = {}
+        """Under way: until when, and where."""
+        self.reason = DropReason.SHADOW_DOWN
         """Why there is no connection."""
-        return self._backoff.reason
+        self.readdress(addresses)
 
     def __bool__(self) -> bool:
         """Some connection is not open yet."""
-        return bool(self._deadlines)
+        return bool(self._attempts)
 
     def readdress(self, addresses: Sequence[Address]) -> None:
         """Connect to these from now on; what is connected stays."""
-        self._addresses = list(addresses)
+        known = {(place.family, place.address): place for place in self._places}
+        longest, first = self._limits.backoff_max, FIRST * len(addresses)  # ten attempts a second, all together
+        self._places = deque(known.get(address) or _Place(address, longest, first) for address in addresses)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Some address has not failed since it was last connected to."""
+        return any(not place.backoff.down for place in self._places)
 
     def next_deadline(self) -> float | None:
         """When the oldest attempt has taken too long; None: there is none."""
-        return next(iter(self._deadlines.values()), None)
+        return next(iter(self._attempts.values()))[0] if self._attempts else None
 
     def overdue(self, now: float) -> Lane | None:
         """A lane whose attempt has taken too long."""
-        lane, deadline = next(iter(self._deadlines.items()), (None, 0.0))
-        return lane if deadline <= now else None
+        for lane, (deadline, _) in self._attempts.items():
+            return lane if deadline <= now else None
+        return None
 
     def dial(self, lane: Lane, now: float, connections: int) -> bool:
         """Begin to connect, beside so many others; False if that is not possible now (`reason`)."""
-        deadlines = self._deadlines
-        oldest = next(iter(deadlines.values())) - self._connect_time if deadlines else now
-        if not self._backoff.allows(now, oldest):
+        if not self._own.allows(now, now):
+            self.reason = DropReason.NO_RESOURCES
             return False
         if connections >= self._limits.connections:
-            self._backoff.failed(now, DropReason.NO_RESOURCES, now)
+            self._exhausted(now, now)
             return False
-        family, address = self._addresses[0]
-        try:
-            sock = _socket.socket(family, _KIND)
-        except OSError:
-            self._backoff.failed(now, DropReason.NO_RESOURCES, now)
-            return False
-        sock.setsockopt(*_MARK[family])
-        if lane.http:
-            # The last step of the handshake goes with the request that waits, as its acknowledgement: a packet
-            # less, and the shadow wakes once and not twice (tcp_rcv_synsent_state_process, "pingpong mode").
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        number = sock.connect_ex(address)
-        if number not in (0, errno.EINPROGRESS):
+        while (place := self._next(now)) is not None:
+            try:
+                sock = _socket.socket(place.family, _KIND)
+            except OSError:
+                self._exhausted(now, now)
+                return False
+            sock.setsockopt(*_MARK[place.family])
+            if lane.http:
+                # The last step of the handshake goes with the request that waits, as its acknowledgement: a packet
+                # less, and the shadow wakes once and not twice (tcp_rcv_synsent_state_process, "pingpong mode").
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            number = sock.connect_ex(place.address)
+            if number in (0, errno.EINPROGRESS):
+                lane.attach(
+                    sock, ResponseFramer(self._limits.head_bytes, self._heads, self.like) if lane.http else None
+                )
+                place.attempts[lane] = now
+                self._attempts[lane] = now + self._connect_time, place
+                self._events["shadow_connects"] += 1
+                return True
             sock.close()
-            self._count_failure(number, now, now)
-            return False
-        lane.attach(sock, ResponseFramer(self._limits.head_bytes, self._heads, self.like) if lane.http else None)
-        deadlines[lane] = now + self._connect_time
-        self._events["shadow_connects"] += 1
-        return True
+            self._count_failure(number, now, now, place)
+            if number in _EXHAUSTED:
+                return False
+        self.reason = DropReason.SHADOW_DOWN
+        return False
+
+    def _next(self, now: float) -> _Place | None:
+        """The address whose turn it is."""
+        places = self._places
+        for _ in range(len(places)):
+            place = places[0]
+            places.rotate(-1)
+            if place.allows(now):
+                return place
+        return None
 
     def proceed(self, lane: Lane, *, gone: bool) -> int | None:
         """After an event on a lane that connects: 0 it is open, None not yet, else why it failed (errno)."""
@@ -118,17 +159,22 @@ class Dialer:
             number = self._secure(lane, self._tls)
             if number != 0:
                 return number
-        del self._deadlines[lane]
-        self._backoff.succeeded()
+        _, place = self._attempts.pop(lane)
+        del place.attempts[lane]
+        place.backoff.succeeded()
+        self._own.succeeded()
         return 0
 
     def failed(self, lane: Lane, number: int, now: float) -> None:
         """The attempt came to nothing."""
-        self._count_failure(number, now, self._deadlines[lane] - self._connect_time)
+        deadline, place = self._attempts[lane]
+        self._count_failure(number, now, deadline - self._connect_time, place)
 
     def forget(self, lane: Lane) -> None:
         """It does not connect any more."""
-        self._deadlines.pop(lane, None)
+        if lane in self._attempts:
+            _, place = self._attempts.pop(lane)
+            del place.attempts[lane]
 
     def _secure(self, lane: Lane, context: ssl.SSLContext) -> int | None:
         """Go on with the TLS handshake; returns as `proceed`."""
@@ -142,8 +188,14 @@ class Dialer:
             number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
             return number or errno.EPROTO
 
-    def _count_failure(self, number: int, now: float, began: float) -> None:
+    def _count_failure(self, number: int, now: float, began: float, place: _Place) -> None:
         self._events[f"connect_{errno.errorcode.get(number, 'error')}"] += 1
-        exhausted = number in _EXHAUSTED
-        self._backoff.failed(now, DropReason.NO_RESOURCES if exhausted else DropReason.SHADOW_DOWN, began)
-        self._addresses.append(self._addresses.pop(0))
+        if number in _EXHAUSTED:
+            self._exhausted(now, began)
+        else:
+            self.reason = DropReason.SHADOW_DOWN
+            place.backoff.failed(now, began)
+
+    def _exhausted(self, now: float, began: float) -> None:
+        self.reason = DropReason.NO_RESOURCES
+        self._own.failed(now, began)

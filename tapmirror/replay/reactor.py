@@ -62,7 +62,7 @@ _WHOLE: Final = START | END
 class Reactor:
     """All connections of one worker to one shadow.
 
-    `addresses` are (family, socket address), tried in turn after a failure; `tls` is how a connection is
+    `addresses` are (family, socket address), of which connections use all; `tls` is how a connection is
     secured, if it is; `gentle` as of `Ports`.
     """
 
@@ -400,6 +400,8 @@ class Reactor:
         self._dialer.failed(lane, number, now)
         reason = self._dialer.reason
         self._unhook(lane)
+        if self._dialer.elsewhere and self._connect(lane, now):
+            return
         lane.drop_all(reason)
         if not lane.http:
             lane.state = GIVEN_UP

@@ -6,24 +6,16 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import socket
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 from tapmirror.safety import plain
-from tapmirror.spec import Shadow
 
 ADDRESSES: Final = 16
 """Addresses of a shadow's name that are used."""
 
 Address: TypeAlias = tuple[int, tuple[Any, ...]]
 """(address family, socket address)."""
-
-
-def resolve(shadow: Shadow) -> list[Address]:
-    """The socket addresses of a shadow's name.  Raises OSError or UnicodeError."""
-    found = socket.getaddrinfo(shadow.host, shadow.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return [(int(family), address) for family, _, _, _, address in found][:ADDRESSES]
 
 
 def packed(address: str) -> bytes:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of a tap's shadows, resolved again and again beside everything else.
+"""The names of a tap's shadows, resolved at its start and again and again beside everything else.
 
 Theory of operation
 -------------------
 Answers are bytes of the network, and a resolver may take half a minute: so a name is looked up by getent(1), the C
-library's own resolver, in a process of its own without privilege, and nobody waits for it.  It has until the next one
-is due; what is not there by then is given up.  What it prints is taken for nothing but a list of addresses.
+library's own resolver, in a process of its own without privilege.  For the first answer a tap's start waits; then
+nobody does, and what is not there when the next one is due is given up.  What is printed is taken for nothing but a
+list of addresses.
 
 getaddrinfo(3) tells no time to live: names are asked for every `Shadow.resolve_every` seconds, whatever it is.
 
@@ -29,8 +30,33 @@ from tapmirror.supervisor.addresses import ADDRESSES, Address
 OUTPUT: Final = 8192
 """Bytes of an answer that are looked at: a hundred addresses, each three times."""
 
+FIRST_TIME: Final = 30.0
+"""Seconds that a tap's start waits for an address: two attempts at each of three name servers (resolv.conf(5))."""
+
 Judge: TypeAlias = Callable[[int, Sequence[Address]], str | None]
 """Why a shadow (its index) may not have these addresses; None: it may."""
+
+
+class ResolveError(Exception):
+    """A name has no address; the message says why."""
+
+
+def look_up(shadow: Shadow, identity: tuple[int, int]) -> list[Address]:
+    """The socket addresses of a shadow, by a process of this user and group.  Raises `ResolveError`."""
+    try:
+        process = _ask(shadow.host, identity)
+    except OSError as error:
+        raise ResolveError(f"getent: {error.strerror}") from None
+    with process:
+        try:
+            output, _ = process.communicate(timeout=FIRST_TIME)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise ResolveError(f"no answer within {FIRST_TIME:g} s") from None
+    found = _read(process.returncode, output[:OUTPUT], shadow.port)
+    if isinstance(found, str):
+        raise ResolveError(found)
+    return found
 
 
 class Counts(msgspec.Struct):
@@ -126,19 +152,8 @@ class _Name:
     def begin(self, now: float, identity: tuple[int, int]) -> None:
         """Ask."""
         self.due = now + self.shadow.resolve_every
-        uid, gid = identity
         try:
-            self.process = subprocess.Popen(
-                ["getent", "--no-addrconfig", "ahosts", "--", self.shadow.host],
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                user=uid,
-                group=gid,
-                extra_groups=[],
-                start_new_session=True,
-            )
+            self.process = _ask(self.shadow.host, identity)
         except OSError:
             self.process = None  # out of processes or memory: the next time
 
@@ -155,9 +170,7 @@ class _Name:
             return f"no answer within {self.shadow.resolve_every:g} s"
         output = os.read(process.stdout.fileno(), OUTPUT)
         self.end()
-        if code:
-            return "no such name" if code == 2 else f"getent ended with status {code}"
-        return parsed(output, self.shadow.port) or "no addresses"
+        return _read(code, output, self.shadow.port)
 
     def end(self) -> None:
         """Stop asking."""
@@ -175,6 +188,29 @@ class _Name:
         elif self.said and not problem:
             warn(f"{self.shadow.host} is resolved again")
         self.said = problem
+
+
+def _ask(host: str, identity: tuple[int, int]) -> subprocess.Popen[bytes]:
+    """Raises OSError."""
+    uid, gid = identity
+    return subprocess.Popen(
+        ["getent", "--no-addrconfig", "ahosts", "--", host],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        user=uid,
+        group=gid,
+        extra_groups=[],
+        start_new_session=True,
+    )
+
+
+def _read(code: int, output: bytes, port: int) -> list[Address] | str:
+    """The addresses, or why there are none."""
+    if code:
+        return "no such name" if code == 2 else f"getent ended with status {code}"
+    return parsed(output, port) or "no addresses"
 
 
 def parsed(output: bytes, port: int) -> list[Address]:

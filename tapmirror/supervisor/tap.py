@@ -30,9 +30,9 @@ from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
 from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
-from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port, resolve
+from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
-from tapmirror.supervisor.resolving import Names
+from tapmirror.supervisor.resolving import Names, ResolveError, look_up
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError
 from tapmirror.worker import Setup
 
@@ -309,10 +309,9 @@ class Tap:
             if plain(addr) not in {plain(a) for a in local} and not elsewhere and present(self.spec.links()):
                 raise TapError(f"addrs[{i}]: {addr} is not an address of this host")
         try:
-            found = resolve(shadow)
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a valid name"
-            raise TapError(f"{self._field(index)}: cannot resolve {shadow.host!r}: {reason}") from None
+            found = look_up(shadow, privsep.worker_identity())
+        except ResolveError as error:
+            raise TapError(f"{self._field(index)}: cannot resolve {shadow.host!r}: {error}") from None
         reason = self._refusal(index, found)
         if reason is not None:
             raise TapError(f"{self._field(index)}: {reason}")
