@@ -45,6 +45,8 @@ WARM: Final = 3_600.0
 SLOPE: Final = 1.0
 """MiB an hour that a process may grow, where at least an hour was measured."""
 PORT: Final = 9464
+EVERYBODYS: Final = ("programs", "maps", "bpf_links")
+"""Of a `Snapshot`."""
 FATES: Final = ("segments", "bytes", "requests")
 
 
@@ -72,6 +74,8 @@ class Report:
     reloads: int = 0
     flaps: int = 0
     restarts: int = 0
+    left: str = ""
+    """In the node's network, when it was over."""
     seen: int = 0
     mirrored: int = 0
     p99: list[float] = field(default_factory=list)
@@ -94,6 +98,8 @@ class Report:
         found = [*self.wrong[:5]]
         if self.failed:
             found.append(f"{self.failed} requests of production's failed")
+        if self.left:
+            found.append(f"left: {self.left}")
         if self.restarts:
             found.append(f"{self.restarts} workers died")
         looks = self.warm()
@@ -168,8 +174,18 @@ class Soak:
                 shadow.stop()
             self._scrape()
             daemon.stop()
-        until(lambda: not Snapshot.of(lab.node).difference(before), "nothing is left")
+        with contextlib.suppress(LabError):
+            until(lambda: not self._left(before), "nothing is left")
+        report.left = self._left(before)
         return report
+
+    def _left(self, before: Snapshot) -> str:
+        """What is new or gone in the node's network.
+
+        Programs and maps are the whole kernel's, and in a day others come and go.
+        """
+        found = Snapshot.of(self._lab.node).difference(before)
+        return "; ".join(f"{what}: {names}" for what, names in found.items() if what not in EVERYBODYS)
 
     def _minute(self, daemon: Daemon, shadow: Nginx, minute: int) -> Nginx:
         start = self._began + minute * MINUTE
