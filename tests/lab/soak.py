@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import statistics
 import sys
 import threading
 import time
 import urllib.request
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,6 +31,7 @@ from lab.load import load
 from lab.network import Lab
 from lab.servers import Nginx
 from lab.snapshot import Snapshot, resident_kb
+from tapmirror.control.messages import Status
 
 HOURS: Final = 24.0
 MINUTE: Final = 60.0
@@ -45,6 +47,8 @@ WARM: Final = 3_600.0
 SLOPE: Final = 1.0
 """MiB an hour that a process may grow, where at least an hour was measured."""
 PORT: Final = 9464
+EVERYBODYS: Final = ("programs", "maps", "bpf_links")
+"""Of a `Snapshot`."""
 FATES: Final = ("segments", "bytes", "requests")
 
 
@@ -72,9 +76,15 @@ class Report:
     reloads: int = 0
     flaps: int = 0
     restarts: int = 0
+    left: str = ""
+    """In the node's network, when it was over."""
     seen: int = 0
     mirrored: int = 0
     p99: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    """Of the tap that stays, at each scrape, 0 to 1; the shadow's breaker is open part of the time."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why it was not the whole share, at each scrape."""
     looks: list[Look] = field(default_factory=list)
 
     def warm(self) -> list[Look]:
@@ -94,6 +104,8 @@ class Report:
         found = [*self.wrong[:5]]
         if self.failed:
             found.append(f"{self.failed} requests of production's failed")
+        if self.left:
+            found.append(f"left: {self.left}")
         if self.restarts:
             found.append(f"{self.restarts} workers died")
         looks = self.warm()
@@ -119,6 +131,8 @@ class Report:
             f"production: {self.requests:,} requests on as many connections, {self.failed} failed, {p99}",
             f"ledger: {self.seen:,} requests seen, {self.mirrored:,} mirrored; {held}",
         ]
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common(5))
+        found.append(f"share: {statistics.fmean(self.shares or [0.0]):.0%} on average; less at scrapes for: {reasons}")
         looks = self.warm()
         for process in ("daemon", "worker"):
             slope = self.slope(process)
@@ -152,7 +166,7 @@ class Soak:
             self._files(daemon, 0)
             daemon.run("reload")
             self._began = time.monotonic()
-            threads = [threading.Thread(target=self._load), threading.Thread(target=self._scrapes)]
+            threads = [threading.Thread(target=self._load), threading.Thread(target=self._scrapes, args=(daemon,))]
             for thread in threads:
                 thread.start()
             try:
@@ -166,10 +180,20 @@ class Soak:
                     thread.join(2 * MINUTE)
                 report.seconds = time.monotonic() - self._began
                 shadow.stop()
-            self._scrape()
+            self._scrape(daemon)
             daemon.stop()
-        until(lambda: not Snapshot.of(lab.node).difference(before), "nothing is left")
+        with contextlib.suppress(LabError):
+            until(lambda: not self._left(before), "nothing is left")
+        report.left = self._left(before)
         return report
+
+    def _left(self, before: Snapshot) -> str:
+        """What is new or gone in the node's network.
+
+        Programs and maps are the whole kernel's, and in a day others come and go.
+        """
+        found = Snapshot.of(self._lab.node).difference(before)
+        return "; ".join(f"{what}: {names}" for what, names in found.items() if what not in EVERYBODYS)
 
     def _minute(self, daemon: Daemon, shadow: Nginx, minute: int) -> Nginx:
         start = self._began + minute * MINUTE
@@ -220,11 +244,11 @@ class Soak:
             self.report.failed += done.failed
             self.report.p99.append(done.p99)
 
-    def _scrapes(self) -> None:
+    def _scrapes(self, daemon: Daemon) -> None:
         while not self._stop.wait(SCRAPE):
-            self._scrape()
+            self._scrape(daemon)
 
-    def _scrape(self) -> None:
+    def _scrape(self, daemon: Daemon) -> None:
         with self._lab.node.enter():
             read = urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=10).read().decode()
         found: dict[tuple[str, str], float] = defaultdict(float)
@@ -234,6 +258,11 @@ class Soak:
                 if sample.name == "tapmirror_settled_requests_total" and sample.labels["fate"] == "mirrored":
                     found["mirrored", sample.labels["tap"]] = sample.value
         self.report.scrapes += 1
+        self.report.shares.append(found["tapmirror_effective_share_ratio", "stays"])
+        (tap,) = daemon.ask(Status(name="stays"))["taps"]
+        reason = ((tap["ledger"] or {}).get("share") or {}).get("reason", "")
+        if reason:  # without its numbers: one line for each kind
+            self.report.reasons[re.sub(r"[0-9][0-9.,]*", "N", reason)] += 1
         self.report.wrong += [f"scrape {self.report.scrapes}: {each}" for each in violations(found)]
         self.report.seen = int(found["tapmirror_seen_requests_total", "stays"])
         self.report.mirrored = int(found["mirrored", "stays"])
