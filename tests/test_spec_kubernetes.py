@@ -76,6 +76,17 @@ def test_files_that_mirror_nothing_and_kinds_that_are_not_known() -> None:
     assert warnings == ["19: kind: 'Service' (v1) says nothing about mirroring"]
 
 
+def test_a_list_as_kubectl_prints_it() -> None:
+    items = BOOKINFO.replace(b"---\n", b"").replace(b"apiVersion", b"- apiVersion").replace(b"\n", b"\n  ")
+    whole = b"apiVersion: v1\nkind: List\nitems:\n" + items.replace(b"  - apiVersion", b"- apiVersion")
+    tap, warnings = imported(whole)
+    assert (tap, warnings) == imported(BOOKINFO)
+    assert problems(whole, {}) == [
+        "11: spec.http[0].mirror: a subset has no name in DNS: --resolve reviews:v2=HOST:PORT"
+    ]
+    assert problems(b"apiVersion: v1\nkind: List\nitems: 5\n")[0] == "no route in it mirrors anything"
+
+
 WHOLE = b"""\
 apiVersion: networking.istio.io/v1
 kind: VirtualService
