@@ -46,7 +46,18 @@ class Pipeline:
     Without a `policy` all of them are for target 0.
     """
 
-    __slots__ = ("_flows", "_head_bytes", "_heads", "_host", "_ledger", "_policy", "_protocol", "_raw", "_turns")
+    __slots__ = (
+        "_flows",
+        "_head_bytes",
+        "_heads",
+        "_host",
+        "_ledger",
+        "_policy",
+        "_protocol",
+        "_raw",
+        "_trailers",
+        "_turns",
+    )
 
     def __init__(
         self, spec: TapSpec, ledger: Ledger, policy: Policy | None = None, flows: FlowTable | None = None
@@ -60,6 +71,8 @@ class Pipeline:
         self._head_bytes = spec.limits.head_bytes
         self._heads = Pool(spec.limits.heads_bytes)
         self._host = constant_host(spec) if policy is None else None
+        self._trailers = spec.redact is None
+        """Trailers are fields like those of the head; where something is redacted they stay here."""
 
     @property
     def flows(self) -> FlowTable:
@@ -198,7 +211,9 @@ class Pipeline:
     def _frame(self, flow: Flow, http: bool, commands: list[Command]) -> Framer:
         midstream = flow.midstream
         framer: Framer = (
-            RequestFramer(self._head_bytes, self._host, midstream, self._heads) if http else RawFramer(midstream)
+            RequestFramer(self._head_bytes, self._host, midstream, self._heads, self._trailers)
+            if http
+            else RawFramer(midstream)
         )
         flow.framer = framer
         self._flows.framed(flow)

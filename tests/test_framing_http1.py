@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
-from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, DropReason, Lost, Message
+from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, DropReason, Lost, Message, Part
 from tapmirror.framing import Pool, RequestFramer
 
 LIMIT = 8192
@@ -581,3 +581,26 @@ def test_a_request_under_way_that_finds_no_room_is_broken() -> None:
     heard = Heard(pool=Pool(2)).feed(chunked() + b"5\r\nhello\r\n5;a")
     assert heard.breaks == [Reason.MEMORY_LIMIT]
     assert heard.lost == {Reason.MEMORY_LIMIT: 3}
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 1000])
+def test_trailers_can_be_swallowed(step: int) -> None:
+    whole = chunked(b"5\r\nhello\r\n", b"0\r\nX-Sum: 1\r\nAuthorization: s\r\n\r\n") + GET
+    framer = RequestFramer(1_000, None, False, Pool(1_000), trailers=False)
+    parts: list[Part] = []
+    for at in range(0, len(whole), step):
+        piece = whole[at : at + step]
+        for message in framer.feed(memoryview(piece), at == 0):
+            assert isinstance(message, Part)
+            parts.append(Part(bytes(message.data), message.size, message.flags))
+        assert sum(part.size for part in parts) + framer.held == min(at + step, len(whole))
+    assert b"".join(bytes(part.data) for part in parts) == chunked(b"5\r\nhello\r\n", b"0\r\n\r\n") + GET
+    assert sum(bool(part.flags & END) for part in parts) == 2
+
+
+def test_swallowed_trailers_are_accounted_for_when_the_stream_breaks() -> None:
+    framer = RequestFramer(1_000, None, False, Pool(1_000), trailers=False)
+    told = sum(message.size for message in framer.feed(chunked(b"0\r\nX: 1\r\nY"), True))
+    assert framer.held == 7
+    assert [message.size for message in framer.end()] == [7]
+    assert told + 7 == len(chunked(b"0\r\nX: 1\r\nY"))

@@ -82,6 +82,13 @@ def test_fragments(outside: Any) -> None:
     assert found[-1] is not None and bytes(found[-1].payload) == body and not found[-1].fragment
 
 
+def test_a_datagram_in_two_vlans_is_put_together_in_each() -> None:
+    pieces = cut4(V4 / TCP(dport=80, flags="A") / Raw(bytes(2_000)), fragsize=1_200)
+    reader = decoder()
+    headers = [read(reader, ETHER / Dot1Q(vlan=tag) / piece) for piece in pieces for tag in (1, 2)]
+    assert [header and (header.vlan, header.length) for header in headers] == [None, None, (1, 2_000), (2, 2_000)]
+
+
 def test_fragments_of_ipv6_with_headers_before_and_behind() -> None:
     body = bytes(range(256)) * 10
     whole = V6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrFragment(id=3) / IPv6ExtHdrHopByHop() / TCP(dport=80) / Raw(body)

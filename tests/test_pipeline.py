@@ -26,7 +26,7 @@ from tapmirror.events import (
 from tapmirror.ledger import Ledger
 from tapmirror.packet import flow_hash
 from tapmirror.pipeline import Pipeline
-from tapmirror.spec import Limits, Pacing, Protocol, Shadow, TapSpec
+from tapmirror.spec import Limits, Pacing, Protocol, Redact, Shadow, TapSpec
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 KEY = bytes(40)
@@ -257,3 +257,13 @@ def test_flows_within_the_share_are_not_touched() -> None:
     for key in keys:
         tap.put(ACK, len(GET), GET, ack=2, key=key)
     assert len(tap.said) == len(inside)
+
+
+@pytest.mark.parametrize("redacted", [False, True])
+def test_trailers_stay_here_where_fields_are_redacted(redacted: bool) -> None:
+    tap = Tap(protocol=Protocol.HTTP, redact=Redact(headers={"X-Key": "remove"}) if redacted else None)
+    begun = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, begun + b"X-Key: secret\r\n\r\n", ack=1)
+    assert tap.sent == begun + (b"\r\n" if redacted else b"X-Key: secret\r\n\r\n")
+    assert tap.settled() == tap.fed

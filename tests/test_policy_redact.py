@@ -34,6 +34,17 @@ GET = "GET / HTTP/1.1"
         ({"headers": {"X-A": "replace:gone"}}, GET, ("x-a:s", "x-A: t"), GET, ("x-a: gone", "x-A: gone")),
         ({"query": {"token": "remove"}}, "GET /?a=1&Token=s&b HTTP/1.1", (), "GET /?a=1&b HTTP/1.1", ()),
         ({"query": {"t n": "replace:x"}}, "GET /?t%20n=s&t+n=u HTTP/1.1", (), "GET /?t%20n=x&t+n=x HTTP/1.1", ()),
+        ({"query": {"t": "remove"}}, "GET /?a=1;t=s;u&b=2;c HTTP/1.1", (), "GET /?a=1&b=2;c HTTP/1.1", ()),
+        ({"query": {"t": "replace:x"}}, "GET /?;a;t=s&;t=u HTTP/1.1", (), "GET /?;a;t=x&;t=x HTTP/1.1", ()),
+        ({"query": {"t": "remove"}}, "GET /?;t=s HTTP/1.1", (), "GET /? HTTP/1.1", ()),
+        (
+            {"privacy": "strict"},
+            "GET /?user[password]=s&user.token[]=t&user[name]=u HTTP/1.1",
+            (),
+            "GET /?user[name]=u HTTP/1.1",
+            (),
+        ),
+        ({"privacy": "strict"}, "GET http://u:s@h:80/a@b HTTP/1.1", (), "GET http://h:80/a@b HTTP/1.1", ()),
         (
             {"patterns": {"[0-9]{16}": "CARD"}},
             "GET /p/1234567890123456?c=1234567890123456 HTTP/1.1",

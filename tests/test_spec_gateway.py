@@ -108,6 +108,13 @@ def test_host_names_and_other_namespaces() -> None:
         ({"filters": [to("new", percent=101)]}, "101 is not between 0 and 100"),
         ({"filters": [to("new", fraction={"numerator": 2, "denominator": 1})]}, "2 of 1 is no fraction"),
         ({"filters": [to("")]}, "name is missing"),
+        ({"filters": [to("new")], "matches": [{"path": {"type": {}}}]}, "{} is not a text"),
+        ({"filters": [to("new")], "matches": [{"headers": [{"name": "a b", "value": "x"}]}]}, "is not a field name"),
+        ({"filters": [to("new")], "matches": [{"method": "A B"}]}, "methods[0]: 'A B' is not a method"),
+        (
+            {"filters": [{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "a", "port": 1e9}}}]},
+            "is not a port",
+        ),
         ({"filters": [to("new")], "matches": [{"path": {"type": "Glob"}}]}, "'Glob' is none of Exact"),
     ],
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -162,6 +163,13 @@ def test_several_mirrors_and_none_at_zero() -> None:
             "spec.http[0].match[0].uri: needs one of exact",
         ),
         ([{**TO, "match": [{"uri": {"regex": "("}}]}], "spec.http[0].match[0].uri: regex: '(': missing )"),
+        ([{**TO, "match": [{"headers": {"a b": {}}}]}], "spec.http[0].match: headers.a b: 'a b' is not a field name"),
+        ([{**TO, "match": [{"method": {"exact": "A B"}}]}], "spec.http[0].match: methods[0]: 'A B' is not a method"),
+        ([{"mirror": {"host": "a", "port": {"number": 80.5}}}], "spec.http[0].mirror.port.number: 80.5 is not a port"),
+        (
+            [{"mirror": {"host": "a", "port": {"number": math.nan}}}],
+            "spec.http[0].mirror.port.number: nan is not a port",
+        ),
         ([{**TO, "match": {}}], "spec.http[0].match: {} is not a list"),
         ("x", "spec.http: 'x' is not a list"),
     ],

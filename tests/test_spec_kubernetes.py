@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policy_cases import BOOKINFO
 from tapmirror.spec import Protocol, TapSpec
@@ -70,3 +74,80 @@ def test_files_that_mirror_nothing_and_kinds_that_are_not_known() -> None:
     assert problems(without) == ["no route in it mirrors anything"]
     _, warnings = imported(BOOKINFO + b"---\napiVersion: v1\nkind: Service\n")
     assert warnings == ["19: kind: 'Service' (v1) says nothing about mirroring"]
+
+
+def test_a_list_as_kubectl_prints_it() -> None:
+    items = BOOKINFO.replace(b"---\n", b"").replace(b"apiVersion", b"- apiVersion").replace(b"\n", b"\n  ")
+    whole = b"apiVersion: v1\nkind: List\nitems:\n" + items.replace(b"  - apiVersion", b"- apiVersion")
+    tap, warnings = imported(whole)
+    assert (tap, warnings) == imported(BOOKINFO)
+    assert problems(whole, {}) == [
+        "11: spec.http[0].mirror: a subset has no name in DNS: --resolve reviews:v2=HOST:PORT"
+    ]
+    assert problems(b"apiVersion: v1\nkind: List\nitems: 5\n")[0] == "no route in it mirrors anything"
+
+
+WHOLE = b"""\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: x, namespace: n}
+spec:
+  hosts: [a, "*.b"]
+  http:
+    - name: r
+      match:
+        - {uri: {regex: /a}, method: {exact: GET}, authority: {prefix: a}, scheme: {exact: http}, port: 9080}
+        - {headers: {h: {exact: b}}, withoutHeaders: {w: {}}, queryParams: {q: {prefix: c}}, ignoreUriCase: true}
+      mirror: {host: new, subset: v1, port: {number: 80}}
+      mirrorPercentage: {value: 5}
+    - mirrors: [{destination: {host: new}, percentage: {value: 1}}, {destination: {host: old}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+spec: {host: new, subsets: [{name: v1}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {namespace: n}
+spec:
+  hostnames: [a]
+  rules:
+    - matches:
+        - path: {type: Exact, value: /a}
+          method: GET
+          headers: [{name: h, value: v}]
+          queryParams: [{name: q, type: RegularExpression, value: v}]
+      backendRefs: [{name: a, filters: []}]
+      filters:
+        - type: RequestMirror
+          requestMirror: {backendRef: {name: b, namespace: c, port: 80}, fraction: {numerator: 1, denominator: 3}}
+"""
+STRANGE: list[Any] = [
+    *(None, True, 0, -1, 0.5, 10**30, float("nan"), float("inf"), "", "x", "*", "(", "a\nb", "\0", "a" * 300),
+    *([], {}, [None], [[]], {"": ""}, {"exact": 5}, {"regex": "("}, {"prefix": None}, {"value": "x"}, {"number": "80"}),
+]
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_any_value_anywhere_is_taken_or_refused(draw: st.DataObject) -> None:
+    documents = load(WHOLE)
+    for _ in range(draw.draw(st.integers(1, 3))):
+        data = draw.draw(st.sampled_from(documents)).data
+        *above, last = draw.draw(st.sampled_from(places(data)[1:]))
+        for key in above:
+            data = data[key]
+        data[last] = copy.deepcopy(draw.draw(st.sampled_from(STRANGE)))
+    with contextlib.suppress(FileError):
+        import_tap(documents, BESIDE, {"new:v1": "10.0.0.12:9080"})
+
+
+def test_the_whole_is_taken() -> None:
+    tap, warnings = import_tap(load(WHOLE), BESIDE, {"new:v1": "10.0.0.12:9080"})
+    assert [shadow.label for shadow in tap.shadows] == ["new:v1", "new", "old", "b.c"]
+    assert warnings == []

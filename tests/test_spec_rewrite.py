@@ -23,3 +23,14 @@ def test_fields_that_cannot_be_changed(name: str, group: str) -> None:
 def test_no_control_character_in_a_value(before: str, bad: str, after: str) -> None:
     with pytest.raises(SpecError):
         Rewrite(set_headers={"X": before + bad + after})
+
+
+@pytest.mark.parametrize("host", ["a/b", "a\\b", "a@b", "{client}", ":80", "a:b", "[::1", "a\n", "a" * 256, ""])
+def test_no_value_of_host(host: str) -> None:
+    with pytest.raises(SpecError):
+        Rewrite(host=host)
+
+
+@pytest.mark.parametrize("host", ["keep", "shadow-suffix", "a.b_c", "a:80", "[::1]", "[2001:db8::1]:80", "10.0.0.1:1"])
+def test_values_of_host(host: str) -> None:
+    assert Rewrite(host=host).host == host

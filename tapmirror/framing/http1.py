@@ -90,6 +90,7 @@ class RequestFramer:
     `pool` has room for; what passes its bound is lost as MEMORY_LIMIT.
 
     `host` replaces the value of each Host field; targets in absolute form are left as they are.
+    Without `trailers` the fields behind a chunked body are swallowed.
     `midstream`: the stream did not begin with the first byte fed.
     """
 
@@ -108,16 +109,18 @@ class RequestFramer:
         "_remaining",
         "_run",
         "_state",
+        "_trailers",
     )
 
-    def __init__(self, head_bytes: int, host: bytes | None, midstream: bool, pool: Pool) -> None:
+    def __init__(self, head_bytes: int, host: bytes | None, midstream: bool, pool: Pool, trailers: bool = True) -> None:
         self._head_bytes = head_bytes
         self._pool = pool
         self._host = host
+        self._trailers = trailers
         self._state = _RESYNC if midstream else _BOUNDARY
         self._reason = DropReason.MIDSTREAM if midstream else None  # why there is no certain boundary now
         self._buffer = bytearray()  # the beginning of a head or of a line of chunk framing
-        self._empty = 0  # bytes of empty lines before the head in `_buffer`
+        self._empty = 0  # bytes that were swallowed: empty lines before the head in `_buffer`, trailers
         self._lined = False  # the request line in `_buffer` is known to be valid
         self._remaining = 0  # of a body or chunk; in trailers, of what they may take
         self._after = _BOUNDARY  # the state that follows the request under way
@@ -286,6 +289,10 @@ class RequestFramer:
         if found is not None:
             size = found.end() - found.start()
             self._remaining -= size
+            if found.string is data and (self._empty or not self._trailers):
+                self._pass(data, found.start(), 0, out)
+                self._run = stop
+                self._take(found[0], out)
             if size == 2:
                 self._pass(data, stop, END, out)
                 self._request_ended()
@@ -314,11 +321,20 @@ class RequestFramer:
             if end or len(buffer) >= limit:
                 pos = self._fail(data, pos, DropReason.UNPARSED, out)
             return None, pos
-        flags = END if self._state == _TRAILER and len(buffer) == 2 else 0
-        size = len(buffer)
-        out.append(Lost(size, DropReason.GAP) if self._broken else Part(found[0], size, flags))
-        self._release()
+        buffer.clear()
+        self._take(found[0], out)
         return found, pos
+
+    def _take(self, line: bytes, out: list[Message]) -> None:
+        """A line of chunk framing goes on, or is swallowed until the last one."""
+        size = len(line)
+        if self._state == _TRAILER:
+            if size > 2 and not self._trailers:
+                self._empty += size
+                return
+            size, self._empty = size + self._empty, 0
+        flags = END if self._state == _TRAILER and len(line) == 2 else 0
+        out.append(Lost(size, DropReason.GAP) if self._broken else Part(line, size, flags))
 
     def _switch(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
         """Decide what follows a CONNECT or Upgrade request."""

@@ -64,7 +64,7 @@ class Decoder:
             if packet is None:
                 return None
             if packet.piece is not None:
-                whole = self.fragments.add(frame, packet, now)
+                whole = self.fragments.add(frame, packet, now, label(vni, found.vlan))
                 if whole is None:
                     return None
                 frame, packet = whole

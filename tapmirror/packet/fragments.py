@@ -27,7 +27,7 @@ WAIT: Final = 30.0
 """Seconds, as in Linux (net.ipv4.ipfrag_time)."""
 LARGEST: Final = 65_535
 
-Name: TypeAlias = tuple[bytes, bytes, int, int]
+Name: TypeAlias = tuple[bytes, bytes, int, int, int]
 
 
 class _Datagram:
@@ -58,12 +58,15 @@ class Fragments:
         """Pieces held."""
         return sum(len(datagram.pieces) for datagram in self._datagrams.values())
 
-    def add(self, frame: memoryview, found: Network, now: float) -> tuple[memoryview, Network] | None:
-        """Take a fragment.  Of the datagram that is whole with it: what it carries, and where that begins (0)."""
+    def add(self, frame: memoryview, found: Network, now: float, vlan: int = 0) -> tuple[memoryview, Network] | None:
+        """Take a fragment.  Of the datagram that is whole with it: what it carries, and where that begins (0).
+
+        `vlan` is the place of a flow key for it: a capture may hold a datagram once for each VLAN that it passed.
+        """
         piece = found.piece
         assert piece is not None
         self._expire(now)
-        name = (found.source, found.destination, piece.ident, piece.proto)
+        name = (found.source, found.destination, piece.ident, piece.proto, vlan)
         datagram = self._datagrams.get(name)
         if datagram is None:
             datagram = self._datagrams[name] = _Datagram(now)

@@ -62,6 +62,7 @@ STRICT_NAMES: Final = (
 """Parameters and JSON members."""
 
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
+_WITHIN: Final = re.compile(rb"[\[\].]+")
 _DEPTH: Final = 200
 
 
@@ -88,9 +89,13 @@ class Redactor:
         query = request.query
         if query is not None:
             query = self._replaced(self._pairs(query) if self._query else query)
+        origin = request.origin
+        if self._strict and b"@" in origin:
+            scheme, slashes, authority = origin.partition(b"://")
+            origin = scheme + slashes + authority.rpartition(b"@")[2]
         start = b"%b %b%b%b %b" % (
             request.method,
-            request.origin,
+            origin,
             path,
             b"" if query is None else b"?" + query,
             request.version,
@@ -149,15 +154,33 @@ class Redactor:
         """A query or a form."""
         kept = []
         for pair in text.split(b"&"):
-            name, _, value = pair.partition(b"=")
-            action = self._query.get(decoded(name).lower())
+            found = self._pair(pair)
+            if found is not None:
+                kept.append(found)
+        return b"&".join(kept)
+
+    def _pair(self, pair: bytes) -> bytes | None:
+        """A parameter, or several with `;` between, as some servers take it (HTML 4.01, B.2.2); None: none is left.
+
+        What follows a `;` may be of the value too: it goes with it.
+        """
+        at = 0
+        while True:
+            name, _, value = pair[at:].partition(b"=")
+            action = self._of_parameter(decoded(name).lower())
             if action is not None:
                 found = action(decoded(value))
-                if found is None:
-                    continue
-                pair = name + b"=" + found
-            kept.append(pair)
-        return b"&".join(kept)
+                return pair[:at] + name + b"=" + found if found is not None else pair[: max(at - 1, 0)] or None
+            at = pair.find(b";", at) + 1
+            if not at:
+                return pair
+
+    def _of_parameter(self, name: bytes) -> Action | None:
+        """What is done with a parameter.  The names of `strict` are meant within others too: `user[password]`."""
+        action = self._query.get(name)
+        if action is None and self._strict:
+            action = next((self._query[part] for part in _WITHIN.split(name) if part in self._query), None)
+        return action
 
     def _json(self, body: bytes) -> bytes | None:
         try:

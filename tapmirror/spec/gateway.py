@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tapmirror.spec.document import Path
 from tapmirror.spec.imported import Destination, Importing, host_condition
-from tapmirror.spec.match import Match, Text
+from tapmirror.spec.match import Text
 from tapmirror.spec.sampled import By
 from tapmirror.spec.tap import Mirror, Rule
 
@@ -57,8 +57,9 @@ def rules_of(reading: Importing) -> list[Rule]:
             read = _match(reading, reading.mapping(match, place), place)
             if read is not None:
                 rank, fields = read
-                alternatives = tuple(Match(host=host, **fields) for host in hosts or [None])
-                found.append((rank, Rule(name=name, match=alternatives, mirror=mirrors)))
+                alternatives = [reading.match(place, host=host, **fields) for host in hosts or [None]]
+                matching = tuple(each for each in alternatives if each is not None)
+                found.append((rank, Rule(name=name, match=matching, mirror=mirrors)))
     found.sort(key=lambda each: each[0])  # stable: of equals the first
     return [rule for _, rule in found]
 
@@ -78,10 +79,10 @@ def _mirrors(reading: Importing, rule: dict[str, Any], path: Path, namespace: st
             reading.wrong((*where, "backendRef"), "name is missing")
             continue
         space = reading.text(backend.get("namespace"), (*where, "backendRef", "namespace"), default=namespace)
-        port = reading.number(backend.get("port"), (*where, "backendRef", "port"))
+        port = reading.port(backend.get("port"), (*where, "backendRef", "port"))
         percent = _percent(reading, mirror, where)
         full = host if space == namespace else f"{host}.{space}"
-        destination = Destination(full, "", int(port) if port else None)
+        destination = Destination(full, "", port)
         if not percent:
             reading.off.append((destination, where))
             continue
@@ -115,7 +116,8 @@ def _match(reading: Importing, entry: dict[str, Any], path: Path) -> tuple[tuple
     fields: dict[str, Any] = {}
     place = (*path, "path")
     wanted = reading.mapping(entry.get("path"), place)
-    kind, value = wanted.get("type", "PathPrefix"), reading.text(wanted.get("value"), (*place, "value"), default="/")
+    kind = reading.text(wanted.get("type"), (*place, "type"), default="PathPrefix")
+    value = reading.text(wanted.get("value"), (*place, "value"), default="/")
     if kind in _KINDS:
         fields["path"] = reading.condition(place, **{_KINDS[kind]: value})
     elif kind == "PathPrefix":

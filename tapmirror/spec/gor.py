@@ -303,9 +303,9 @@ class _Reader:
         if not shadows:
             self._wrong("output-http", "is missing: there is no shadow")
         for n, shadow in enumerate(shadows):
-            same = sum((other["host"], other["port"]) == (shadow["host"], shadow["port"]) for other in shadows[:n])
+            same = sum(_end(other) == _end(shadow) for other in shadows[:n])
             if same:
-                shadow["name"] = f"{shadow['host']}:{shadow['port']}-{same + 1}"
+                shadow["name"] = f"{_end(shadow)}-{same + 1}"
         tap["shadows"] = shadows
         if self._split and len(shadows) > 1:
             tap["spread"] = "round-robin"
@@ -409,3 +409,8 @@ class _Reader:
             self._missing("filters", "need requests: a binary protocol has none; they are left out")
             return []
         return rules
+
+
+def _end(shadow: dict[str, Any]) -> str:
+    """Where a shadow is, as it is called without a name; of one that is not right, which has been told, nothing."""
+    return f"{shadow.get('host')}:{shadow.get('port')}"

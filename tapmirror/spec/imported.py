@@ -11,7 +11,7 @@ import msgspec
 
 from tapmirror.spec.document import Document, Path, Problem, dotted
 from tapmirror.spec.errors import SpecError, shown
-from tapmirror.spec.match import Text
+from tapmirror.spec.match import Match, Text
 from tapmirror.spec.rewrite import SHADOW_SUFFIX, Rewrite
 from tapmirror.spec.shadow import Shadow, parse_shadow
 
@@ -93,6 +93,25 @@ class Importing:
             self.wrong(path, f"{shown(data)} is not a number")
             return None
         return float(data)
+
+    def port(self, data: Any, path: Path) -> int | None:
+        """A port, if it is given (0: not)."""
+        value = self.number(data, path)
+        if not value:
+            return None
+        if not 0 < value < 65536 or value % 1:
+            self.wrong(path, f"{shown(data)} is not a port (1 to 65535)")
+            return None
+        return int(value)
+
+    def match(self, where: Path, /, **conditions: Any) -> Match | None:
+        """Conditions on a request, if they are valid ones."""
+        try:
+            return Match(**conditions)
+        except SpecError as error:
+            for field, message in error.problems:
+                self.wrong(where, f"{field}: {message}")
+            return None
 
     def condition(self, path: Path, **text: Any) -> Text | None:
         """A condition on a text, if it is a valid one."""

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tapmirror.spec.document import Path
+from tapmirror.spec.errors import shown
 from tapmirror.spec.imported import Destination, Importing, host_condition
 from tapmirror.spec.match import Match, Text
 from tapmirror.spec.sampled import By
@@ -142,8 +143,8 @@ def _destination(reading: Importing, data: Any, path: Path, subsets: dict[str, s
     subset = reading.text(found.get("subset"), (*path, "subset"))
     if subset and host in subsets and subset not in subsets[host]:
         reading.wrong((*path, "subset"), f"the DestinationRule of {host} has no subset {subset}")
-    port = reading.number(reading.mapping(found.get("port"), (*path, "port")).get("number"), (*path, "port", "number"))
-    return Destination(host, subset, int(port) if port is not None else None)
+    port = reading.port(reading.mapping(found.get("port"), (*path, "port")).get("number"), (*path, "port", "number"))
+    return Destination(host, subset, port)
 
 
 def _matches(
@@ -153,12 +154,13 @@ def _matches(
     conditions: list[dict[str, Any]] = []
     entries = list(reading.items(route.get("match"), (*path, "match")))
     for place, entry in entries:
-        found = _conditions(reading, reading.mapping(entry, place), place)
-        if found is not None:
-            conditions.append(found)
+        wanted = _conditions(reading, reading.mapping(entry, place), place)
+        if wanted is not None:
+            conditions.append(wanted)
     if entries and not conditions:
         return None
-    return tuple(Match(host=host, **each) for host in hosts for each in conditions or [{}])
+    found = [reading.match((*path, "match"), host=host, **each) for host in hosts for each in conditions or [{}]]
+    return tuple(match for match in found if match is not None)
 
 
 def _conditions(reading: Importing, entry: dict[str, Any], path: Path) -> dict[str, Any] | None:
@@ -204,6 +206,10 @@ def _text(reading: Importing, data: Any, path: Path, *, ignore_case: bool = Fals
     unknown = set(found) - {"exact", "prefix", "regex"}
     if unknown or len(found) != 1:
         reading.wrong(path, "needs one of exact, prefix, regex")
+        return None
+    ((name, value),) = found.items()
+    if not isinstance(value, str):
+        reading.wrong((*path, name), f"{shown(value)} is not a text")
         return None
     ignore_case = ignore_case and "regex" not in found
     return reading.condition(path, **found, ignore_case=ignore_case, invert=invert)

@@ -36,6 +36,7 @@ def import_tap(
     Raises `FileError`.
     """
     found = [problem for document in documents for problem in document.problems]
+    documents = [each for document in documents for each in _items(document)]
     warnings: list[Problem] = []
     own = [each for each in documents if isinstance(each.data, dict) and "kind" not in each.data]
     base: dict[str, Any] = {}
@@ -65,6 +66,20 @@ def import_tap(
         return msgspec.structs.replace(tap, shadows=tuple(shadows.values()), rules=tuple(rules)), warnings
     except SpecError as error:
         raise FileError([Problem(0, field, message) for field, message in error.problems]) from None
+
+
+def _items(document: Document) -> list[Document]:
+    """The documents that one is: several, where it is a list as `kubectl get -o yaml` prints it."""
+    data = document.data
+    if not isinstance(data, dict) or not str(data.get("kind", "")).endswith("List"):
+        return [document]
+    items = data.get("items")
+    if not isinstance(items, list):
+        return [document]
+    return [
+        Document(item, {path[2:]: line for path, line in document.lines.items() if path[:2] == ("items", i)}, [])
+        for i, item in enumerate(items)
+    ]
 
 
 def _read(

@@ -16,7 +16,7 @@ FRAMING: Final = frozenset(
 )
 """Fields that say where a request ends and what the connection becomes (RFC 9112, 6 and 9; RFC 9110, 7.8 and 10.1.1):
 a rewrite of them would tear the stream.  Host has a setting of its own."""
-HOST: Final = re.compile(r"[!-~]{1,255}")
+HOST: Final = re.compile(r"(?=.{1,255}\Z)(?:\[[0-9A-Za-z:.%_~\-]+\]|[!$&'()*+,;=%._~\-0-9A-Za-z]+)(?::[0-9]*)?")
 KEEP: Final = "keep"
 TARGET: Final = "target"
 SHADOW_SUFFIX: Final = "shadow-suffix"

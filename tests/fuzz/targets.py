@@ -116,7 +116,7 @@ def requests(data: bytes) -> None:
     step, rest = (data[0] or 1, data[1:]) if data else (1, b"")
     pool = Pool(SMALL.head_bytes // 2 if step & 4 else SMALL.head_bytes)
     for host in (None, b"x"):
-        framer = RequestFramer(SMALL.head_bytes, host, bool(step & 1), pool)
+        framer = RequestFramer(SMALL.head_bytes, host, bool(step & 1), pool, trailers=bool(step & 16))
         told = fed = 0
         for at in range(0, len(rest), step):
             piece = rest[at : at + step]

@@ -123,7 +123,8 @@ class Head:
             if not colon or not name or name != name.strip():
                 raise BadRequestError(f"header line {text[:80]!r}")
             fields.setdefault(name.lower(), []).append(value.strip())
-        codings, lengths = fields.get(b"transfer-encoding", []), set(fields.get(b"content-length", []))
+        codings = [value.lower() for value in fields.get(b"transfer-encoding", [])]
+        lengths = set(fields.get(b"content-length", []))
         if codings and (codings != [b"chunked"] or lengths):
             raise BadRequestError(f"transfer coding {codings!r} with lengths {lengths!r}")
         if len(lengths) > 1 or not all(value.isdigit() for value in lengths):
