@@ -22,6 +22,7 @@ from tapmirror.control.messages import (
     Request,
     Resume,
     Set,
+    Report,
     Start,
     Status,
     Stop,
@@ -48,6 +49,7 @@ REQUESTS: list[AnyRequest] = [
     Pause(id=6, name="web"),
     Resume(id=7, name="web"),
     Reload(id=8),
+    Report(id=9, name="web"),
 ]
 
 
