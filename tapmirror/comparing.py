@@ -49,6 +49,8 @@ HEADERS_BYTES: Final = 4096
 """The same where the head matters: nginx's own heads are below 1 KiB, cookies and policies make some of 3."""
 BODY_BYTES: Final = 65_536
 """The whole segment."""
+BRIEF_TIME: Final = 5.0
+"""Seconds between two looks through all that is known: 14 ms of 100 endpoints that all differ."""
 TARGET_BYTES: Final = 4096
 """That are kept of the target of a longer head."""
 HEAD_BYTES: Final = 8192
@@ -97,6 +99,8 @@ class ComparingPipeline(Pipeline):
     """
 
     __slots__ = (
+        "_brief",
+        "_brief_due",
         "_comparison",
         "_counts",
         "_ends",
@@ -116,6 +120,8 @@ class ComparingPipeline(Pipeline):
         self._table = AnsweredTable(spec.limits, spec.seed, ledger, self._counts)
         super().__init__(spec, ledger, policy, self._table)
         self._comparison = comparison
+        self._brief: dict[str, Any] = {}
+        self._brief_due = 0.0
         self._targets = sum(shadow.copies for shadow in spec.shadows)
         self._now = 0.0
         self._time_ns = 0
@@ -190,18 +196,12 @@ class ComparingPipeline(Pipeline):
         """All that is known, as plain data."""
         return {**self._comparison.snapshot(), "capture": dict(sorted(self._counts.items()))}
 
-    def brief(self) -> dict[str, Any]:
-        """A few numbers of each shadow."""
-        shadows = {}
-        for label, state in self._comparison.snapshot()["shadows"].items():
-            endpoints = state["endpoints"].values()
-            shadows[label] = {
-                "requests": state["requests"],
-                "paired": sum(each["pairs"] for each in endpoints),
-                "unpaired": state["unpaired"],
-                "failures": state["failures"],
-            }
-        return {"shadows": shadows, "capture": dict(sorted(self._counts.items()))}
+    def brief(self, now: float) -> dict[str, Any]:
+        """A few numbers of each shadow, up to `BRIEF_TIME` old."""
+        if now >= self._brief_due:
+            self._brief_due = now + BRIEF_TIME
+            self._brief = self._comparison.brief()
+        return {"shadows": self._brief, "capture": dict(sorted(self._counts.items()))}
 
     def _at(self, now: float) -> None:
         self._now = now

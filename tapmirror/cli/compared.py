@@ -16,9 +16,10 @@ from click.shell_completion import CompletionItem
 
 from tapmirror.cli.asking import complete, refused, socket_option
 from tapmirror.cli.messages import fail
-from tapmirror.compare import Figures, Limits, Outcome, figures, merge
+from tapmirror.compare import Figures, Limits, Outcome, badness, figures, judged, merge
 from tapmirror.control import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
+from tapmirror.report.words import clean, percent
 from tapmirror.spec import Compare
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -144,6 +145,31 @@ def complete_source(context: click.Context, parameter: click.Parameter, incomple
 
 
 source_argument: Final = click.argument("source", metavar="NAME|FILE", shell_complete=complete_source)
+
+
+def brief_lines(ledger: dict[str, Any]) -> list[str]:
+    """What a running tap's comparison says up to now: a line for each shadow."""
+    shadows = (ledger.get("compare") or {}).get("shadows") or {}
+    return [f"{label}: {brief_line(found)}" for label, found in shadows.items()]
+
+
+def brief_line(found: dict[str, Any]) -> str:
+    """Of one shadow; with the limits that a verdict has if none are given."""
+    everything = found["all"]
+    pairs = everything["pairs"]
+    if not pairs:
+        return f"nothing compared yet of {found['requests']:,} requests"
+    verdict = judged(found)
+    share = everything["differing"] / everything["compared"] if everything["compared"] else None
+    parts = [f"{pairs:,} compared", f"{percent(share)} differ"]
+    worst = max(found["worst"], key=lambda name: badness(found["worst"][name]), default=None)
+    if worst is not None and badness(found["worst"][worst]) > 0:
+        counts = found["worst"][worst]
+        parts[-1] += f", most {clean(worst)} ({percent(counts['differing'] / max(1, counts['compared']))})"
+    errors = [percent(everything[side]["errors"] / pairs) for side in ("production", "shadow")]
+    parts.append(f"errors {errors[0]} / {errors[1]}")
+    parts += [f"p99 x{check.estimate:.2f}" for check in verdict.checks if check.name == "p99 ratio" and check.estimate]
+    return f"{'  '.join(parts)}  verdict so far: {verdict.outcome.value}"
 
 
 @click.command(short_help="Report what a shadow answers differently.")

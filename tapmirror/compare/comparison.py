@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.compare.bodies import missing
+from tapmirror.compare.brief import brief
 from tapmirror.compare.diff import Expression, Rules, compare
 from tapmirror.compare.endpoints import Endpoints
 from tapmirror.compare.noise import Repeats, request_key
@@ -16,6 +17,7 @@ from tapmirror.compare.pairing import PRODUCTION, Conversation
 from tapmirror.compare.samples import Redaction, sample
 from tapmirror.compare.summary import SCHEMA, Bounds, Endpoint, Summary
 from tapmirror.compare.thinning import Draw, Rate
+from tapmirror.compare.verdict import Limits
 from tapmirror.events import Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, Room
@@ -54,6 +56,8 @@ class Comparison:
         self._shadows = list(shadows)
         bounds = Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples)
         self._summaries = [Summary(bounds, spec.level.value) for _ in shadows]
+        self._named: list[list[str]] = [[] for _ in shadows]
+        """The endpoints that have a place in each brief."""
         self._endpoints = Endpoints(spec.endpoints, spec.max_endpoints)
         self._learned = 0
         self._repeats = Repeats(REPEATS, REPEAT_BYTES)
@@ -137,6 +141,13 @@ class Comparison:
             for (label, _), summary in zip(self._shadows, self._summaries, strict=True)
         }
         return {"schema": SCHEMA, "shadows": states}
+
+    def brief(self) -> dict[str, Any]:
+        """The same in a few hundred numbers that add up over workers, by label: see `brief`."""
+        return {
+            label: brief(summary.state, self._spec, Limits(), named)
+            for (label, _), summary, named in zip(self._shadows, self._summaries, self._named, strict=True)
+        }
 
     # --- what comes of it: Sink
 

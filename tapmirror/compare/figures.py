@@ -154,25 +154,17 @@ def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, St
 
 def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) -> Figures:
     """What a state says."""
-    thresholds = Thresholds(spec.noise_relative / 100, spec.noise_absolute / 100)
+    thresholds = _thresholds(spec)
     known = _noise_elsewhere(state, thresholds)
     total = whole(state)
-    endpoints = [_endpoint(name, each, thresholds, known, limits) for name, each in state.endpoints.items()]
+    found = differing(state, spec, limits)
+    endpoints = [
+        _endpoint(name, each, thresholds, known, limits, found[name].differing)
+        for name, each in state.endpoints.items()
+    ]
     endpoints.sort(key=lambda each: (-_badness(each), -each.pairs, each.name))
-    given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
-    level = limits.alpha / max(1, sum(limit is not None for limit in given))
-    level /= 6 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it, of three intervals
-    certain = possible = 0
-    for each in endpoints:
-        endpoint = state.endpoints[each.name]
-        open_ = {f"{field.kind} {field.path}".strip() for field in each.fields if field.nature is not Nature.NOISE}
-        sure = {f"{field.kind} {field.path}".strip() for field in each.fields if field.nature is Nature.DIFFERENT}
-        probes = bool(spec.noise_probe) and each.name.startswith(_PROBED)
-        sure = {name for name in sure if _certain(name, endpoint, probes, level)}
-        certain += _in(endpoint, sure)
-        possible += _in(endpoint, open_)
-    differing = sum(each.differing for each in endpoints)
-    everything = _endpoint("all", total, thresholds, known, limits, differing)
+    together = sum(found.values(), Judged())
+    everything = _endpoint("all", total, thresholds, known, limits, together.differing)
     counts = Counts(
         total.pairs,
         total.only_shadow,
@@ -180,9 +172,9 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         total.production.last,
         total.shadow.last,
         total.compared,
-        differing,
-        certain,
-        possible,
+        together.differing,
+        together.certain,
+        together.possible,
     )
     return Figures(
         SCHEMA_FIGURES,
@@ -206,22 +198,56 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     )
 
 
+class Judged(msgspec.Struct, frozen=True):
+    """Exchanges that differ,"""
+
+    differing: int = 0
+    """otherwise than by noise,"""
+    certain: int = 0
+    """in fields that differ more often than by noise for certain,"""
+    possible: int = 0
+    """in fields that may be noise or not."""
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(self.differing + other.differing, self.certain + other.certain, self.possible + other.possible)
+
+
+def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
+    """How many of each endpoint's exchanges differ."""
+    thresholds = _thresholds(spec)
+    known = _noise_elsewhere(state, thresholds)
+    given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
+    level = limits.alpha / max(1, sum(limit is not None for limit in given))
+    level /= 6 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it, of three intervals
+    found = {}
+    for name, endpoint in state.endpoints.items():
+        natures = {field: _nature(field, endpoint, thresholds, known) for field in endpoint.fields}
+        open_ = {field for field, what in natures.items() if what is not Nature.NOISE}
+        different = {field for field, what in natures.items() if what is Nature.DIFFERENT}
+        probes = bool(spec.noise_probe) and name.startswith(_PROBED)
+        sure = {field for field in different if _certain(field, endpoint, probes, level)}
+        found[name] = Judged(_in(endpoint, different), _in(endpoint, sure), _in(endpoint, open_))
+    return found
+
+
+def _thresholds(spec: Compare) -> Thresholds:
+    return Thresholds(spec.noise_relative / 100, spec.noise_absolute / 100)
+
+
 def _endpoint(
     name: str,
     endpoint: Endpoint,
     thresholds: Thresholds,
     known: set[str],
     limits: Limits,
-    differing: int | None = None,
+    count: int,
 ) -> EndpointFigures:
+    """`count` of its exchanges differ."""
     fields = sorted(_fields(endpoint, thresholds, known), key=lambda each: (_ORDER[each.nature], -each.rate, each.path))
-    if differing is None:
-        different = {f"{each.kind} {each.path}".strip() for each in fields if each.nature is Nature.DIFFERENT}
-        differing = _in(endpoint, different)
     pairs = endpoint.pairs
     diff = (endpoint.only_shadow - endpoint.only_production) / pairs if pairs else None
     low, high = difference_interval(endpoint.only_shadow, endpoint.only_production, pairs, limits.alpha)
-    rate = differing / endpoint.compared if endpoint.compared else None
+    rate = count / endpoint.compared if endpoint.compared else None
     production, shadow = endpoint.production, endpoint.shadow
     return EndpointFigures(
         name,
@@ -233,8 +259,8 @@ def _endpoint(
         _ratio(shadow.last, production.last, 0.99, limits.alpha),
         Estimate(diff, low, high),
         endpoint.compared,
-        differing,
-        Estimate(rate, *share_interval(differing, endpoint.compared, limits.alpha)),
+        count,
+        Estimate(rate, *share_interval(count, endpoint.compared, limits.alpha)),
         fields,
         dict(sorted(endpoint.skipped.items(), key=lambda item: -item[1])),
         _bins(production.last, shadow.last),
@@ -253,11 +279,9 @@ def _certain(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
     if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(" status"):
         return True
     field = endpoint.fields[name]
-    noise = min(
-        share_interval(field.probes, endpoint.probed, alpha)[1],
-        share_interval(field.repeats, endpoint.repeated, alpha)[1],
-    )
-    return share_interval(field.raw, endpoint.compared, alpha)[0] > noise
+    low = share_interval(field.raw, endpoint.compared, alpha)[0]
+    pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
+    return any(low > share_interval(noisy, count, alpha)[1] for noisy, count in pairs)
 
 
 def _side(side: Side) -> SideFigures:
@@ -285,20 +309,28 @@ def _ratio(over: Sketch, under: Sketch, share: float, alpha: float) -> Estimate:
 def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> list[FieldFigures]:
     found = []
     for name, field in endpoint.fields.items():
-        evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
-        what = nature(field.raw, endpoint.compared, evidence, thresholds)
-        if what is Nature.DIFFERENT and not evidence.pairs and name in known:
-            what = Nature.NOISE
-        elif what is Nature.WAITING and name.endswith(" status"):
-            what = Nature.DIFFERENT  # seldom noise, and too grave to wait
         if not field.raw:
             continue
+        evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+        what = _nature(name, endpoint, thresholds, known)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
         noise = evidence.noisy / evidence.pairs if evidence.pairs else None
         kind, _, path = name.partition(" ")
         rate = 0.0 if what is Nature.NOISE else max(0.0, raw - (noise or 0.0))
         found.append(FieldFigures(kind, path, what, field.raw, raw, noise, rate, field.samples))
     return found
+
+
+def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> Nature:
+    """What a field of an endpoint is; `known` are those that are noise elsewhere."""
+    field = endpoint.fields[name]
+    evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+    what = nature(field.raw, endpoint.compared, evidence, thresholds)
+    if what is Nature.DIFFERENT and not evidence.pairs and name in known:
+        return Nature.NOISE
+    if what is Nature.WAITING and name.endswith(" status"):
+        return Nature.DIFFERENT  # seldom noise, and too grave to wait
+    return what
 
 
 def _noise_elsewhere(state: State, thresholds: Thresholds) -> set[str]:

@@ -38,14 +38,20 @@ FRACTIONS: Final = tuple(0.001 * (0.99 / 0.001) ** (n / 23) for n in range(24))
 QUANTILE_PRIOR: Final = 1000.0
 """Weight of the mixture around the quantile, in observations: tightest at some 12,000 (Howard et al. 2021, 3.5)."""
 _STEPS: Final = 50
-"""Of bisection: 2**-50 of the range."""
+"""Of bisection: 2**-50 of the range at the finest."""
+_NEAR: Final = 1e-6
+"""Of a value, up to which an edge is told: always outwards."""
 
 
 def share_evidence(hits: int, count: int, share: float, a: float = 0.5, b: float = 0.5) -> float:
     """Logarithm of the capital won against "the share is `share`"."""
+    return _against(hits, count, share, _log_beta(a + hits, b + count - hits) - _log_beta(a, b))
+
+
+def _against(hits: int, count: int, share: float, evidence: float) -> float:
+    """The same, where what does not depend on the share is known."""
     if (share <= 0 and hits) or (share >= 1 and hits < count):
         return math.inf
-    evidence = _log_beta(a + hits, b + count - hits) - _log_beta(a, b)
     if hits:
         evidence -= hits * math.log(share)
     if hits < count:
@@ -59,8 +65,9 @@ def share_interval(hits: int, count: int, alpha: float) -> Interval:
         return 0.0, 1.0
     enough = -math.log(alpha)
     middle = hits / count
-    low = 0.0 if not hits else _edge(0.0, middle, lambda share: share_evidence(hits, count, share) < enough)
-    high = 1.0 if hits == count else _edge(1.0, middle, lambda share: share_evidence(hits, count, share) < enough)
+    known = _log_beta(0.5 + hits, 0.5 + count - hits) - _log_beta(0.5, 0.5)
+    low = 0.0 if not hits else _edge(0.0, middle, lambda share: _against(hits, count, share, known) < enough)
+    high = 1.0 if hits == count else _edge(1.0, middle, lambda share: _against(hits, count, share, known) < enough)
     return low, high
 
 
@@ -135,6 +142,8 @@ def _edge(outside: float, inside: float, possible: Callable[[float], bool]) -> f
     if possible(outside):
         return outside
     for _ in range(_STEPS):
+        if abs(outside - inside) <= _NEAR * abs(inside):
+            break
         at = (outside + inside) / 2
         if possible(at):
             inside = at
