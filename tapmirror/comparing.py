@@ -250,6 +250,8 @@ class ComparingPipeline(Pipeline):
                 if flags & START:
                     self._ledger.requests.seen += 1
                     number = self._request(flow, talk, message)
+                elif len(message.data):
+                    conversation.request_body(talk.number, message.data)
                 commands.append(Send(flow.id, message.data, message.size, flags, 0, number))
                 if flags & END:
                     conversation.request_ended(talk.number, self._time_ns)
@@ -266,8 +268,12 @@ class ComparingPipeline(Pipeline):
         """A request begins; which of its connection it is."""
         talk.number = number = talk.number + 1
         conversation = talk.conversation
-        if self._comparison.request(flow.id, number, _head(part.data), part.flags, self._now):
+        head = _head(part.data)
+        if self._comparison.request(flow.id, number, head, part.flags, self._now):
             self._probed.add((flow.id, number))
+        size = len(head)
+        if len(part.data) > size and part.data[size - 4 : size] == b"\r\n\r\n":  # the whole head, and then a body
+            conversation.request_body(number, part.data[size:])
         if self._policy is None:
             conversation.chosen(0, number)
             conversation.decided(number)

@@ -91,7 +91,9 @@ class Asked(msgspec.Struct, gc=False):
     timed: bool = True
     """Whether its times count, and the kernel is asked for stamps."""
     body: bytes = b""
-    """Its first bytes, for a sample."""
+    """As it came, with the framing of chunks; for a sample."""
+    longer: bool = False
+    """The body is longer than is kept: there is none of it."""
     ended_ns: int = 0
     """When its last byte was seen; 0: not yet."""
 

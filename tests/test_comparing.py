@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, is_needed
 from tapmirror.policy.request import Request
 from tapmirror.policy.samples import USUAL, SampleRedactor
-from tapmirror.spec import Compare, Level, Match, Protocol, Rule, Shadow, TapSpec, Text
+from tapmirror.spec import Compare, Level, Match, Protocol, Redact, Rule, Shadow, TapSpec, Text
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD = b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno"
@@ -29,7 +30,14 @@ def key(port: int) -> bytes:
 class Tap:
     """A tap whose shadows answer when the test says so."""
 
-    def __init__(self, level: Level = Level.STATUS, shadows: int = 1, probe: float = 0.0, **more: Any) -> None:
+    def __init__(
+        self,
+        level: Level = Level.STATUS,
+        shadows: int = 1,
+        probe: float = 0.0,
+        redact: Redact | None = None,
+        **more: Any,
+    ) -> None:
         self.spec = TapSpec(
             iface="lo",
             ports=(80,),
@@ -38,7 +46,8 @@ class Tap:
             **more,
         )
         names = [(f"s{i}", f"http://s{i}") for i in range(shadows)]
-        self.comparison = Comparison(self.spec.compare, names, SampleRedactor([USUAL], b"k"))
+        rules = [USUAL, *([redact] if redact is not None else [])]
+        self.comparison = Comparison(self.spec.compare, names, SampleRedactor(rules, b"k"))
         policy = None
         if is_needed(self.spec):
             policy = Policy(self.spec, [Ledger() for _ in self.spec.shadows], secret=b"k")
@@ -278,3 +287,67 @@ def test_flows_that_are_given_up_for_a_smaller_share_are_let_go() -> None:
     tap.later(1.5)
     assert not tap.pipeline._talks
     assert tap.state()["unpaired"] == {"unanswered": 1}
+
+
+def json_answer(text: str) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n"
+    return f"{head}X-hunter2: a\r\nLocation: /hunter2/x\r\n\r\n{text}".encode()
+
+
+def test_a_secret_in_a_path_or_in_a_name_is_nowhere() -> None:
+    tap = Tap(Level.BODY, redact=Redact(patterns={"hunter2": "***"}, json={"vault.*": "remove"}))
+    tap.accept()
+    for number in range(40):
+        tap.ask(f"/users/hunter2/orders?key=hunter2&n={number}", method="POST", body='{"hunter2": "hunter2"}')
+        tap.answer(json_answer('{"a": {"hunter2": 1}, "vault": {"swordfish": 1}, "list": ["hunter2"]}'))
+        tap.shadow(json_answer('{"a": {"hunter2": 2, "hunter2x": 3}, "vault": {"swordfish": 2}, "list": ["b", 1]}'))
+    state = tap.comparison.snapshot()
+    text = json.dumps([state, tap.comparison.brief()])
+    assert "hunter2" not in text
+    assert "swordfish" not in text
+    ((name, endpoint),) = tap.state()["endpoints"].items()
+    assert name == "POST /users/***/orders"
+    assert endpoint["fields"].keys() == {
+        "value body.a.***",
+        "extra body.a.***x",
+        "value body.vault.*",
+        "length body.list",
+    }
+    field = endpoint["fields"]["value body.a.***"]
+    assert (field["samples"][0]["one"], field["samples"][0]["other"]) == ("1", "2")
+    assert '\'{"***":"***"}\'' in field["samples"][0]["curl"]
+
+
+@pytest.mark.parametrize("split", [0, 1, 90, 110])
+def test_a_short_body_of_a_request_is_in_its_sample_however_it_comes(split: int) -> None:
+    tap = Tap()
+    tap.accept()
+    body = '{"password": "p", "n": [1, 2]}'
+    head = f"POST /a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    whole = (head + body).encode()
+    for piece in (whole[:split], whole[split:]):
+        if piece:
+            tap.put(1, ACK, piece)
+    tap.answer()
+    tap.shadow(BAD)
+    (endpoint,) = tap.state()["endpoints"].values()
+    assert (
+        """--data-binary '{"password":"(redacted)","n":[1,2]}'"""
+        in endpoint["fields"]["value status"]["samples"][0]["curl"]
+    )
+
+
+def test_of_a_long_body_nothing_is_kept() -> None:
+    tap = Tap()
+    tap.accept()
+    free = tap.comparison._room.free
+    tap.ask("/a", method="POST", body="x" * 1500)
+    assert tap.comparison._room.free == free - 1500
+    tap.answer()
+    tap.shadow(BAD)
+    tap.ask("/a", method="POST", body="x" * 5000)
+    assert tap.comparison._room.free == free
+    tap.answer()
+    tap.shadow(BAD)
+    samples = tap.state()["endpoints"]["POST /a"]["fields"]["value status"]["samples"]
+    assert ["(too long)" in sample["curl"] for sample in samples] == [False, True]

@@ -51,14 +51,14 @@ class Comparison:
         """`expressions` are `spec.ignore_patterns`, compiled."""
         self._spec = spec
         self._level = spec.level
-        self._rules = Rules(spec, expressions)
+        self._rules = Rules(spec, expressions, redaction.field)
         self._redaction = redaction
         self._shadows = list(shadows)
         bounds = Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples)
         self._summaries = [Summary(bounds, spec.level.value) for _ in shadows]
         self._named: list[list[str]] = [[] for _ in shadows]
         """The endpoints that have a place in each brief."""
-        self._endpoints = Endpoints(spec.endpoints, spec.max_endpoints)
+        self._endpoints = Endpoints(spec.endpoints, spec.max_endpoints, redaction.path)
         self._learned = 0
         self._repeats = Repeats(REPEATS, REPEAT_BYTES)
         self._reader = ReaderBounds(HEAD_BYTES, spec.hash_bytes, spec.pending)

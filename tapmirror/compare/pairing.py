@@ -38,6 +38,8 @@ from tapmirror.events import Buffer
 from tapmirror.exchange import Answer, Asked, Exchange, Failure, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, AnswerReader, Bounds, Room
 
+SAMPLE_BODY: Final = 2048
+"""Bytes of a request's body that are kept: what has room in a curl line."""
 PRODUCTION: Final = -1
 """The number of production's side."""
 
@@ -137,6 +139,19 @@ class Conversation:
         production.expect(flags, keep, pending)
         if production.broken is not None:
             self._lost()
+
+    def request_body(self, number: int, data: Buffer) -> None:
+        """The next bytes of its body; a short one is kept, for samples."""
+        pending = self._pending.get(number)
+        if pending is None or pending.asked.longer:
+            return
+        asked, size = pending.asked, len(data)
+        if len(asked.body) + size > SAMPLE_BODY or size > self._room.free:
+            self._room.free += len(asked.body)
+            asked.body, asked.longer = b"", True
+        else:
+            self._room.free -= size
+            asked.body += bytes(data)
 
     def request_ended(self, number: int, time_ns: int) -> None:
         """Its last byte was seen."""
@@ -359,7 +374,9 @@ class Conversation:
         if pending is self._held:
             self._held = None
         del self._pending[pending.asked.number]
-        free = 0 if pending.production is None else len(pending.production.body)
+        free = len(pending.asked.body)
+        if pending.production is not None:
+            free += len(pending.production.body)
         for reply in pending.replies.values():
             free += len(reply.answer.body)
         self._room.free += free

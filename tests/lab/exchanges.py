@@ -31,6 +31,12 @@ class Plain:
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         return head, body
 
+    def path(self, path: bytes) -> bytes:
+        return path
+
+    def field(self, path: str) -> str:
+        return path
+
 
 class Shop:
     """What a version answers."""
