@@ -101,6 +101,7 @@ class ComparingPipeline(Pipeline):
     __slots__ = (
         "_brief",
         "_brief_due",
+        "_checks",
         "_comparison",
         "_counts",
         "_ends",
@@ -122,6 +123,7 @@ class ComparingPipeline(Pipeline):
         self._comparison = comparison
         self._brief: dict[str, Any] = {}
         self._brief_due = 0.0
+        self._checks = probes(spec)
         self._targets = sum(shadow.copies for shadow in spec.shadows)
         self._now = 0.0
         self._time_ns = 0
@@ -163,6 +165,8 @@ class ComparingPipeline(Pipeline):
             for flow, talk in [each for each in self._talks.items() if each[1].over]:
                 self._let_go(flow, talk)
         out = self._routed(commands)
+        if self._comparison.checks:
+            self._take_checks()
         return [*out, *self._due_probes(), *self._taken_ends()] if self._probes else out
 
     def keep(self, threshold: int, now: float) -> Sequence[Command]:
@@ -275,7 +279,8 @@ class ComparingPipeline(Pipeline):
         if len(part.data) > size and part.data[size - 4 : size] == b"\r\n\r\n":  # the whole head, and then a body
             conversation.request_body(number, part.data[size:])
         if self._policy is None:
-            conversation.chosen(0, number)
+            whole = self._checks and part.flags & (WHOLE | TUNNEL) == WHOLE and size == len(part.data)
+            conversation.chosen(0, number, head if whole else b"")
             conversation.decided(number)
         else:
             self._undecided.append((flow.id, talk, number))
@@ -309,7 +314,7 @@ class ComparingPipeline(Pipeline):
         if self._undecided:
             for command in routed:
                 if type(command) is Send and command.flags & START and (talk := self._talks.get(command.flow)):
-                    talk.conversation.chosen(command.target, command.number)
+                    talk.conversation.chosen(command.target, command.number, self._kept(command))
             waiting = []
             for flow, talk, number in self._undecided:
                 if self._policy.holds(flow) and number == talk.number:
@@ -320,6 +325,12 @@ class ComparingPipeline(Pipeline):
         if self._probed:
             self._keep_probes(routed)
         return [*routed, *self._taken_ends()] if self._ends else routed
+
+    def _kept(self, command: Send) -> bytes:
+        """What is to be sent, if it may be that it is to be sent again."""
+        if not self._checks or command.flags & (WHOLE | TUNNEL) != WHOLE or len(command.data) > HEAD_BYTES:
+            return b""
+        return bytes(command.data)
 
     def _keep_probes(self, commands: list[Command]) -> None:
         """Keep a copy of what shadows are to get a second time."""
@@ -333,6 +344,19 @@ class ComparingPipeline(Pipeline):
                 talk.conversation.chosen(command.target + PROBE, command.number)
                 self._probes.append((self._now + PROBE_DELAY, talk, command.flow, bytes(command.data), command))
         self._probed &= {(flow, number) for flow, _, number in self._undecided}
+
+    def _take_checks(self) -> None:
+        """Requests that shadows are to get once more, for their answers differed: they wait as long as the others."""
+        for check in self._comparison.checks:
+            talk = self._talks.get(check.flow)
+            if talk is None:
+                continue
+            if len(self._probes) >= PROBES:
+                talk.conversation.left_out(check.shadow + PROBE, check.number, Unpaired.LIMIT)
+                continue
+            command = Send(check.flow, check.request, 0, WHOLE, check.shadow, check.number)
+            self._probes.append((self._now + PROBE_DELAY, talk, check.flow, check.request, command))
+        self._comparison.checks.clear()
 
     def _due_probes(self) -> list[Command]:
         """Those whose time has come."""

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from tapmirror.compare.noise import Nature, Thresholds, nature, weigh
+from tapmirror.compare.noise import DRIFT, Evidence, Nature, Thresholds, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
-from tapmirror.compare.statistics import difference_interval, ratio_interval, share_interval
-from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Sample, Side, State, merged, whole
+from tapmirror.compare.statistics import difference_interval, majority_evidence, ratio_interval, share_interval
+from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Field, Sample, Side, State, merged, whole
 from tapmirror.compare.verdict import Counts, Limits, Verdict, judge
 from tapmirror.spec.compare import Compare
 
@@ -218,7 +218,7 @@ def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
     known = _noise_elsewhere(state, thresholds)
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
-    level /= 6 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it, of three intervals
+    level /= 8 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it, of four bounds
     found = {}
     for name, endpoint in state.endpoints.items():
         natures = {field: _nature(field, endpoint, thresholds, known) for field in endpoint.fields}
@@ -273,13 +273,17 @@ def _in(endpoint: Endpoint, names: set[str]) -> int:
 
 
 def _certain(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
-    """Whether a field differs more often than noise can: probes, or repeats, show less.  What cannot be probed, and
-    another status, is taken to be no noise.
+    """Whether a field differs more often than noise can: probes, or repeats, show less.  Or, where it holds when the
+    shadow is asked again, more often than what depends on the time can: they show less than `DRIFT` times as much.
+
+    What cannot be probed, and another status, is taken to be no noise.
     """
     if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(" status"):
         return True
     field = endpoint.fields[name]
     low = share_interval(field.raw, endpoint.compared, alpha)[0]
+    if majority_evidence(field.held, field.checks) > -math.log(alpha):
+        low *= DRIFT
     pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
     return any(low > share_interval(noisy, count, alpha)[1] for noisy, count in pairs)
 
@@ -311,7 +315,7 @@ def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> list
     for name, field in endpoint.fields.items():
         if not field.raw:
             continue
-        evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+        evidence = evidence_of(endpoint, field)
         what = _nature(name, endpoint, thresholds, known)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
         noise = evidence.noisy / evidence.pairs if evidence.pairs else None
@@ -321,10 +325,16 @@ def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> list
     return found
 
 
+def evidence_of(endpoint: Endpoint, field: Field) -> Evidence:
+    """What is known of a field's noise."""
+    pairs = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+    return Evidence(*pairs, field.checks, field.held)
+
+
 def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> Nature:
     """What a field of an endpoint is; `known` are those that are noise elsewhere."""
     field = endpoint.fields[name]
-    evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+    evidence = evidence_of(endpoint, field)
     what = nature(field.raw, endpoint.compared, evidence, thresholds)
     if what is Nature.DIFFERENT and not evidence.pairs and name in known:
         return Nature.NOISE
@@ -338,7 +348,7 @@ def _noise_elsewhere(state: State, thresholds: Thresholds) -> set[str]:
     found = set()
     for endpoint in state.endpoints.values():
         for name, field in endpoint.fields.items():
-            evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+            evidence = evidence_of(endpoint, field)
             if evidence.noisy and nature(field.raw, endpoint.compared, evidence, thresholds) is Nature.NOISE:
                 found.add(name)
     return found

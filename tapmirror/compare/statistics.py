@@ -17,6 +17,7 @@ computed when somebody looks, costs nothing before, and the counts of several wo
   Bets are fractions of a fixed grid (Waudby-Smith and Ramdas 2023, 4; mixture in place of adaptation).
 * A quantile.  If it is x, then how many values are at or below x is binomial: the beta-binomial mixture again, so that
   the interval lies between two order statistics (Howard and Ramdas, Bernoulli 2022, Theorem 1 ff.).
+* A majority (of answers that hold when they are asked for again, see `noise`): bets of fixed fractions on each.
 * A ratio of two quantiles: of both intervals at alpha/2, which holds whatever depends on what.
 
 What they assume: exchanges are alike and independent of each other.  Traffic that changes in time is averaged over.
@@ -35,6 +36,8 @@ Interval: TypeAlias = tuple[float, float]
 
 FRACTIONS: Final = tuple(0.001 * (0.99 / 0.001) ** (n / 23) for n in range(24))
 """Of the capital, bet each time: from what is best for differences of 0.1 % and great variance, to nearly all."""
+MAJORITY: Final = (0.2, 0.4, 0.6, 0.8, 0.95)
+"""The same for a majority: from a small one to nearly all."""
 QUANTILE_PRIOR: Final = 1000.0
 """Weight of the mixture around the quantile, in observations: tightest at some 12,000 (Howard et al. 2021, 3.5)."""
 _STEPS: Final = 50
@@ -69,6 +72,15 @@ def share_interval(hits: int, count: int, alpha: float) -> Interval:
     low = 0.0 if not hits else _edge(0.0, middle, lambda share: _against(hits, count, share, known) < enough)
     high = 1.0 if hits == count else _edge(1.0, middle, lambda share: _against(hits, count, share, known) < enough)
     return low, high
+
+
+def majority_evidence(hits: int, count: int) -> float:
+    """Logarithm of the capital won against "each is a hit with a probability of at most one half", whatever each
+    depends on of those before it.  Bets as in `difference_evidence`.
+    """
+    logs = [hits * math.log1p(bet) + (count - hits) * math.log1p(-bet) for bet in MAJORITY]
+    most = max(logs)
+    return most + math.log(sum(math.exp(each - most) for each in logs) / len(logs))
 
 
 def difference_evidence(plus: int, minus: int, count: int, mean: float) -> float:
