@@ -14,16 +14,17 @@ DIFFY = Thresholds(0.2, 0.0003)
     [
         (100_000, 100_000, 1000, 1000, Nature.NOISE),  # a time of day
         (50_300, 100_000, 490, 1000, Nature.NOISE),  # random order of two
-        (1000, 100_000, 0, 1000, Nature.DIFFERENT),  # wrong in 1 %
+        (1000, 100_000, 0, 2000, Nature.DIFFERENT),  # wrong in 1 %
         (1000, 100_000, 0, 400, Nature.WAITING),  # nobody can tell yet
         (1000, 100_000, 12, 1000, Nature.NOISE),
-        (1000, 100_000, 1, 1000, Nature.DIFFERENT),
+        (1000, 100_000, 1, 3000, Nature.DIFFERENT),
         (1000, 100_000, 7, 1000, Nature.NOISE),
         (20, 100_000, 0, 100_000, Nature.NOISE),  # below the absolute threshold
         (89_000, 100_000, 600, 1000, Nature.NOISE),  # within the relative one: 0.29 of 1.49
         (95_000, 100_000, 600, 1000, Nature.DIFFERENT),
         (100, 100, 0, 0, Nature.DIFFERENT),
-        (100, 100, 0, 1, Nature.DIFFERENT),
+        (100, 100, 0, 20, Nature.DIFFERENT),
+        (100, 100, 0, 1, Nature.WAITING),
         (100, 100, 1, 1, Nature.NOISE),
         (0, 100, 0, 0, Nature.NOISE),
         (0, 0, 5, 5, Nature.NOISE),
@@ -45,16 +46,17 @@ def test_noise_is_what_probes_and_repeats_show_both() -> None:
 @pytest.mark.parametrize(
     ("evidence", "want"),
     [
-        (Evidence(0, 40, checks=12, held=12), Nature.DIFFERENT),  # it holds, and no probe differs
-        (Evidence(0, 40, checks=5, held=5), Nature.WAITING),
-        (Evidence(0, 40, checks=60, held=45), Nature.DIFFERENT),  # some of it is noise
-        (Evidence(0, 40, checks=60, held=30), Nature.WAITING),
-        (Evidence(0, 20, checks=64, held=64), Nature.WAITING),  # may depend on the time
+        (Evidence(0, 120, checks=12, held=12), Nature.DIFFERENT),  # it holds, and no probe differs
+        (Evidence(0, 120, checks=5, held=5), Nature.WAITING),
+        (Evidence(0, 120, checks=60, held=45), Nature.DIFFERENT),  # some of it is noise
+        (Evidence(0, 120, checks=60, held=30), Nature.WAITING),
+        (Evidence(0, 40, checks=64, held=64), Nature.WAITING),  # may depend on the time
         (Evidence(3, 40, checks=64, held=64), Nature.NOISE),  # does depend on it
         (Evidence(4, 1000, checks=64, held=64), Nature.DIFFERENT),
-        (Evidence(0, 1000, checks=8, held=4), Nature.WAITING),  # what probes have not seen yet
+        (Evidence(0, 2000, checks=8, held=4), Nature.DIFFERENT),  # a shadow that cannot make up its mind
         (Evidence(0, 0, checks=4, held=0), Nature.WAITING),
         (Evidence(0, 0, checks=4, held=4), Nature.DIFFERENT),
+        (Evidence(0, 0, coming=True), Nature.WAITING),
     ],
     ids=str,
 )

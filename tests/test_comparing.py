@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tapmirror.compare import Comparison
+from tapmirror.compare.comparison import touch
 from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head, answer_bytes, probes
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, START, Finish, Open, Send
 from tapmirror.exchange import PROBE
@@ -351,3 +352,101 @@ def test_of_a_long_body_nothing_is_kept() -> None:
     tap.shadow(BAD)
     samples = tap.state()["endpoints"]["POST /a"]["fields"]["value status"]["samples"]
     assert ["(too long)" in sample["curl"] for sample in samples] == [False, True]
+
+
+def asks(tap: Tap, number: int, wrong: bool, path: str = "/a") -> None:
+    """A request; the shadow's answer is another one if it is to be wrong."""
+    tap.ask(f"{path}?{number}")
+    tap.answer(json_answer('{"a": 1}'))
+    tap.shadow(json_answer('{"a": 2}' if wrong else '{"a": 1}'))
+
+
+def test_what_differs_seldom_is_asked_for_again_and_what_holds_is_counted() -> None:
+    tap = Tap(Level.BODY, probe=10.0)
+    tap.accept()
+    for number in range(100):
+        asks(tap, number, number % 20 == 17)
+    tap.sent.clear()
+    tap.later(0.1)
+    tap.later(PROBE_DELAY + 0.1)
+    assert all(target == 1 for target, _ in tap.sent)
+    again = [path for _, path in tap.sent]
+    checked = [path for path in again if int(path.partition(b"?")[2]) % 20 == 17]
+    assert checked == [b"/a?37", b"/a?57", b"/a?77", b"/a?97"]  # at the first there was nothing saved yet
+    for _, path in tap.sent:
+        wrong = int(path.partition(b"?")[2]) % 20 == 17
+        tap.shadow(json_answer('{"a": 2}' if wrong and path != b"/a?77" else '{"a": 1}'), target=1)
+    (endpoint,) = tap.state()["endpoints"].values()
+    field = endpoint["fields"]["value body.a"]
+    assert (field["raw"], field["checks"], field["held"]) == (5, 4, 3)
+    assert endpoint["pairs"] == endpoint["compared"] == 100
+    assert len(again) <= 10  # of 100 requests: the share that it is
+    assert tap.state()["requests"] == 100
+    assert tap.state()["unpaired"] == {}
+
+
+def test_what_differs_always_and_what_is_not_safe_is_not_asked_for_again() -> None:
+    tap = Tap(Level.BODY, probe=50.0)
+    tap.accept()
+    for number in range(20):
+        asks(tap, number, True)
+    for number in range(100):
+        tap.ask("/b", method="POST", body="x")
+        tap.answer(json_answer('{"a": 1}'))
+        tap.shadow(json_answer('{"a": 2}' if number % 20 == 0 else '{"a": 1}'))
+    assert not tap.comparison.checks
+    tap.later(0.1)
+    tap.later(PROBE_DELAY + 0.1)
+    assert not [path for target, path in tap.sent if target and path == b"/b"]
+
+
+def test_a_check_whose_connection_ends_leaves_nothing_and_counts_nowhere() -> None:
+    tap = Tap(Level.BODY, probe=50.0)
+    tap.accept()
+    free = tap.comparison._room.free
+    for number in range(60):
+        asks(tap, number, number % 20 == 18)
+    assert tap.comparison.checks
+    tap.put(1, ACK | FIN)
+    tap.put(1, ACK | FIN | FROM_SERVER)
+    assert tap.comparison._room.free < free
+    tap.sent.clear()
+    tap.later(0.1)
+    tap.later(PROBE_DELAY + 0.1)
+    assert tap.sent  # after the client's end
+    for _ in range(2):  # one whose probe was not answered is paired, and checked, only when that has timed out
+        tap.later(tap.spec.compare.answer_time + 1)
+        tap.later(PROBE_DELAY + 0.1)
+    assert tap.comparison._room.free == free
+    assert tap.comparison._conversations == {}
+    assert tap.state()["unpaired"] == {}
+    (endpoint,) = tap.state()["endpoints"].values()
+    assert endpoint["fields"]["value body.a"]["checks"] == 0
+
+
+def test_through_policy_the_shadow_gets_again_what_it_got() -> None:
+    rules = (Rule(match=(Match(methods=("GET",)),)),)
+    tap = Tap(Level.BODY, probe=50.0, protocol=Protocol.HTTP, rules=rules)
+    tap.accept()
+    for number in range(60):
+        asks(tap, number, number % 20 == 19)
+    tap.sent.clear()
+    tap.later(0.1)
+    tap.later(PROBE_DELAY + 0.1)
+    assert (1, b"/a?39") in tap.sent
+
+
+def test_another_status_says_nothing_of_fields_and_paths_within_each_other_are_one() -> None:
+    tap = Tap(Level.BODY, probe=50.0)
+    tap.accept()
+    for number in range(60):
+        asks(tap, number, number % 20 == 19)
+    tap.sent.clear()
+    tap.later(0.1)
+    tap.later(PROBE_DELAY + 0.1)
+    for _ in tap.sent:
+        tap.shadow(BAD, target=1)
+    (endpoint,) = tap.state()["endpoints"].values()
+    assert endpoint["fields"]["value body.a"]["checks"] == 0
+    assert touch("body.a", "body.a.b") and touch("body.a[]", "body.a") and touch("body", "body")
+    assert not touch("body.a", "body.ab")

@@ -259,8 +259,6 @@ class Comparison:
             self._saves = True
             if self._checks >= WHOLE_REQUEST:
                 self._again(shadow, exchange, reply, tuple(fields))
-        if _lacks_pairs(endpoint, seldom):
-            self._short[shadow] = endpoint
 
     def _again(self, shadow: int, exchange: Exchange, reply: Reply, checks: tuple[str, ...]) -> None:
         asked = exchange.asked
@@ -293,6 +291,8 @@ class Comparison:
                 continue
             held = {name: not any(touch(name.partition(" ")[2], path) for path in paths) for name in asked.checks}
             summary.checked(endpoint, held)
+            if _lacks_pairs(endpoint, [endpoint.fields[name] for name in held if name in endpoint.fields]):
+                self._short[number - PROBE] = endpoint
 
     def _repeat(self, asked: Asked, production: Answer) -> list[list[str]]:
         """What differs from production's last answer to the same request: one list, or none if there was none."""

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
-from tapmirror.compare.noise import DRIFT, Evidence, Nature, Thresholds, nature, weigh
+from tapmirror.compare.noise import Evidence, Nature, Thresholds, apart, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
-from tapmirror.compare.statistics import difference_interval, majority_evidence, ratio_interval, share_interval
+from tapmirror.compare.statistics import difference_interval, ratio_interval, share_interval
 from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Field, Sample, Side, State, merged, whole
 from tapmirror.compare.verdict import Counts, Limits, Verdict, judge
-from tapmirror.spec.compare import Compare
+from tapmirror.spec.compare import Compare, Level
 
 SCHEMA_FIGURES: Final = "tapmirror.report/1"
 BINS: Final = 48
@@ -159,12 +159,12 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     total = whole(state)
     found = differing(state, spec, limits)
     endpoints = [
-        _endpoint(name, each, thresholds, known, limits, found[name].differing)
+        _endpoint(name, each, thresholds, known, limits, found[name].differing, _probed(name, spec))
         for name, each in state.endpoints.items()
     ]
     endpoints.sort(key=lambda each: (-_badness(each), -each.pairs, each.name))
     together = sum(found.values(), Judged())
-    everything = _endpoint("all", total, thresholds, known, limits, together.differing)
+    everything = _endpoint("all", total, thresholds, known, limits, together.differing, probes=False)
     counts = Counts(
         total.pairs,
         total.only_shadow,
@@ -218,16 +218,21 @@ def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
     known = _noise_elsewhere(state, thresholds)
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
-    level /= 8 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it, of four bounds
+    level /= 2 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it
     found = {}
     for name, endpoint in state.endpoints.items():
-        natures = {field: _nature(field, endpoint, thresholds, known) for field in endpoint.fields}
+        probes = _probed(name, spec)
+        natures = {field: _nature(field, endpoint, thresholds, known, probes) for field in endpoint.fields}
         open_ = {field for field, what in natures.items() if what is not Nature.NOISE}
         different = {field for field, what in natures.items() if what is Nature.DIFFERENT}
-        probes = bool(spec.noise_probe) and name.startswith(_PROBED)
-        sure = {field for field in different if _certain(field, endpoint, probes, level)}
+        sure = {field for field in different if certainly(field, endpoint, probes, level)}
         found[name] = Judged(_in(endpoint, different), _in(endpoint, sure), _in(endpoint, open_))
     return found
+
+
+def _probed(name: str, spec: Compare) -> bool:
+    """Whether there are, or will be, probes of an endpoint."""
+    return bool(spec.noise_probe) and spec.level is not Level.STATUS and name.startswith(_PROBED)
 
 
 def _thresholds(spec: Compare) -> Thresholds:
@@ -241,9 +246,12 @@ def _endpoint(
     known: set[str],
     limits: Limits,
     count: int,
+    probes: bool,
 ) -> EndpointFigures:
     """`count` of its exchanges differ."""
-    fields = sorted(_fields(endpoint, thresholds, known), key=lambda each: (_ORDER[each.nature], -each.rate, each.path))
+    fields = sorted(
+        _fields(endpoint, thresholds, known, probes), key=lambda each: (_ORDER[each.nature], -each.rate, each.path)
+    )
     pairs = endpoint.pairs
     diff = (endpoint.only_shadow - endpoint.only_production) / pairs if pairs else None
     low, high = difference_interval(endpoint.only_shadow, endpoint.only_production, pairs, limits.alpha)
@@ -272,20 +280,18 @@ def _in(endpoint: Endpoint, names: set[str]) -> int:
     return sum(count for signature, count in endpoint.signatures.items() if names.intersection(signature.split("\n")))
 
 
-def _certain(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
-    """Whether a field differs more often than noise can: probes, or repeats, show less.  Or, where it holds when the
-    shadow is asked again, more often than what depends on the time can: they show less than `DRIFT` times as much.
+def certainly(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
+    """Whether a field is no noise: as probes, or as repeats show it, at `alpha` for both.
 
     What cannot be probed, and another status, is taken to be no noise.
     """
     if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(" status"):
         return True
     field = endpoint.fields[name]
-    low = share_interval(field.raw, endpoint.compared, alpha)[0]
-    if majority_evidence(field.held, field.checks) > -math.log(alpha):
-        low *= DRIFT
     pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
-    return any(low > share_interval(noisy, count, alpha)[1] for noisy, count in pairs)
+    return any(
+        apart(field.raw, endpoint.compared, Evidence(*each, field.checks, field.held), alpha / 2) for each in pairs
+    )
 
 
 def _side(side: Side) -> SideFigures:
@@ -310,13 +316,13 @@ def _ratio(over: Sketch, under: Sketch, share: float, alpha: float) -> Estimate:
     return Estimate(over.quantile(share) / below if below else None, low, high if high < math.inf else None)
 
 
-def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> list[FieldFigures]:
+def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str], probes: bool) -> list[FieldFigures]:
     found = []
     for name, field in endpoint.fields.items():
         if not field.raw:
             continue
         evidence = evidence_of(endpoint, field)
-        what = _nature(name, endpoint, thresholds, known)
+        what = _nature(name, endpoint, thresholds, known, probes)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
         noise = evidence.noisy / evidence.pairs if evidence.pairs else None
         kind, _, path = name.partition(" ")
@@ -325,18 +331,18 @@ def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> list
     return found
 
 
-def evidence_of(endpoint: Endpoint, field: Field) -> Evidence:
-    """What is known of a field's noise."""
+def evidence_of(endpoint: Endpoint, field: Field, probes: bool = False) -> Evidence:
+    """What is known of a field's noise; `probes`: more will be."""
     pairs = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
-    return Evidence(*pairs, field.checks, field.held)
+    return Evidence(*pairs, field.checks, field.held, probes)
 
 
-def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> Nature:
+def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: set[str], probes: bool) -> Nature:
     """What a field of an endpoint is; `known` are those that are noise elsewhere."""
     field = endpoint.fields[name]
-    evidence = evidence_of(endpoint, field)
+    evidence = evidence_of(endpoint, field, probes)
     what = nature(field.raw, endpoint.compared, evidence, thresholds)
-    if what is Nature.DIFFERENT and not evidence.pairs and name in known:
+    if what is not Nature.NOISE and not evidence.pairs and name in known:
         return Nature.NOISE
     if what is Nature.WAITING and name.endswith(" status"):
         return Nature.DIFFERENT  # seldom noise, and too grave to wait

@@ -13,12 +13,12 @@ production can; one that differs among repeats only is data that changed in betw
 
 A field of an endpoint has a raw rate (of exchanges in which it differs) and a noise rate (of such pairs).  It may be
 different when both are further apart than Diffy's thresholds (Twitter 2015): relatively, |raw - noise| / (raw +
-noise), and absolutely.  Diffy has as many noise pairs as exchanges; here they are few, so one of two things more is
-asked:
+noise), and absolutely.  Diffy has as many noise pairs as exchanges; here they are few, so it is asked
+that both rates are apart for certain (confidence sequences, `statistics`), one way or the other:
 
-* that so few noisy pairs would be a surprise if all of the raw rate were noise; or
-* that the difference *holds*.  To exclude noise of 1 % takes 460 pairs of any requests.  So half of the share of probes
-  is for *checks*: a safe request whose answers just differed in something that is not known to be noise goes to the
+* The raw rate is higher than that of noise.
+* The difference *holds*.  To exclude noise of 1 % takes a thousand pairs of any requests.  So half of the probes are
+  *checks*: a safe request whose answers just differed in something that is not known to be noise goes to the
   shadow once more.  A fault of the new version is there again: its second answer is as its first.  Were both
   versions alike, each of the three answers could be the odd one, by symmetry with the same probability; that it is
   production's, and not the shadow's first, then has a probability of one half at most, whatever the noise is like
@@ -28,13 +28,15 @@ asked:
 Symmetry fails where what differs depends on the time: the first two answers are milliseconds apart, the check comes
 seconds later.  A clock that shows minutes differs among the first two if its tick is between them, and holds
 then.  But a probe is `DRIFT` times further from the first copy than the two answers to one request are from
-each other, so such a field shows among probes so many times as often.  The second way asks also that it does not.
+each other, so such a field shows among probes so many times as often.  So the second way asks also that noise is
+rarer than `DRIFT` times the raw rate.
 
-What a field is said to be is for people, at the moment they look; a verdict counts on what is certain (`figures`).
+A field is said to be different with a probability of error of `SURPRISE` at whatever time one looks; a verdict, which
+is about all of them together, asks for more (`figures`).
 NOTE: what a cache of the shadow gives a second time holds, also if it would be another one without.
 
-Without any noise pair nothing is known about noise (of POST requests, say): then a field is taken for noise if it is
-noise at other endpoints, and else counts as different.
+Where there will be no noise pair (of POST requests) nothing is known about noise: then a field is taken for noise if
+it is noise at other endpoints, and else counts as different.
 """
 
 from __future__ import annotations
@@ -47,20 +49,17 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.compare.statistics import majority_evidence
+from tapmirror.compare.statistics import majority_evidence, share_interval
 from tapmirror.exchange import Answer
 
 ENOUGH: Final = 20
 """Pairs of one kind from which on it is believed."""
 SURPRISE: Final = 0.01
-"""Probability below which so few noisy pairs, or so many checks that hold, are a surprise."""
+"""Probability that a field is ever said to be different and is not, at whatever time one looks."""
 DRIFT: Final = 10
 """A probe is sent 1.5 s after the first copy, a check too; both sides answer within 150 ms of each other."""
-NO_DRIFT: Final = 0.05
-"""Probability of so few noisy pairs, below which a field that holds is none that depends on the time.  A difference
-in 1 % of the exchanges takes 29 pairs."""
 NEVER: Final = 1e-5
-"""The same, below which a verdict has enough too."""
+"""Probability of error up to which more pairs are had, where nothing else is missing: a verdict has enough then too."""
 CHECKS: Final = 64
 """Of one field: more tell nothing new."""
 UNSTEADY: Final = 4
@@ -93,6 +92,8 @@ class Evidence(msgspec.Struct, frozen=True):
     checks: int = 0
     held: int = 0
     """Of the checks."""
+    coming: bool = False
+    """There will be pairs."""
 
     @property
     def holds(self) -> bool:
@@ -112,16 +113,19 @@ def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> 
     if not raw or not exchanges:
         return Nature.NOISE
     if not pairs:
-        return Nature.WAITING if evidence.unsteady else Nature.DIFFERENT
+        return Nature.WAITING if evidence.coming or evidence.unsteady else Nature.DIFFERENT
     rate, noise = raw / exchanges, noisy / pairs
     if rate <= noise or (rate - noise) / (rate + noise) <= limits.relative or rate - noise <= limits.absolute:
         return Nature.NOISE
-    if evidence.unsteady:
-        return Nature.WAITING
-    if _at_most(noisy, pairs, rate) < SURPRISE:
-        return Nature.DIFFERENT
-    drifts = _at_most(noisy, pairs, min(1.0, DRIFT * rate)) >= NO_DRIFT
-    return Nature.DIFFERENT if evidence.holds and not drifts else Nature.WAITING
+    return Nature.DIFFERENT if apart(raw, exchanges, evidence, SURPRISE) else Nature.WAITING
+
+
+def apart(raw: int, exchanges: int, evidence: Evidence, alpha: float) -> bool:
+    """Whether a field that differs so often is no noise, but with this probability."""
+    low = share_interval(raw, exchanges, alpha / 2)[0]
+    if evidence.checks and majority_evidence(evidence.held, evidence.checks) > -math.log(alpha / 4):
+        low *= DRIFT
+    return low > share_interval(evidence.noisy, evidence.pairs, alpha / 4)[1]
 
 
 def wanted(raw: int, exchanges: int, evidence: Evidence) -> bool:
@@ -135,7 +139,7 @@ def short(raw: int, exchanges: int, evidence: Evidence) -> bool:
     """Whether a field lacks nothing but pairs to be different for certain."""
     if not raw or not evidence.checks or not evidence.holds:
         return False
-    return _at_most(evidence.noisy, evidence.pairs, min(1.0, DRIFT * raw / exchanges)) > NEVER
+    return not apart(raw, exchanges, evidence, NEVER)
 
 
 def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tuple[int, int]:
@@ -153,21 +157,6 @@ def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tu
     if probe_noise * repeated < repeat_noise * probed:
         return probe_noise, probed
     return repeat_noise, repeated
-
-
-def _at_most(hits: int, count: int, share: float) -> float:
-    """Probability of at most so many hits: binomial, for many by the normal approximation."""
-    if share >= 1:
-        return 0.0 if hits < count else 1.0
-    if hits > 50:
-        spread = math.sqrt(count * share * (1 - share))
-        return 0.5 * math.erfc((count * share - hits - 0.5) / (spread * math.sqrt(2)))
-    log_share, log_rest = math.log(share), math.log1p(-share)
-    total = 0.0
-    for k in range(hits + 1):
-        choices = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-        total += math.exp(choices + k * log_share + (count - k) * log_rest)
-    return min(1.0, total)
 
 
 class Repeats:

@@ -226,7 +226,7 @@ class Conversation:
         self._room.free -= len(first.body)
         self._checks -= 1
         number = self._checks
-        asked = msgspec.structs.replace(asked, number=number, body=b"")
+        asked = msgspec.structs.replace(asked, number=number, body=b"", timed=False)
         self._pending[number] = Pending(asked, flags, keep, now, {}, 0, production=first, decided=True)
         self.chosen(shadow + PROBE, number)
         return number
