@@ -59,9 +59,9 @@ SURPRISE: Final = 0.01
 DRIFT: Final = 10
 """A probe is sent 1.5 s after the first copy, a check too; both sides answer within 150 ms of each other."""
 NEVER: Final = 1e-5
-"""Probability of error up to which more pairs are had, where nothing else is missing: a verdict has enough then too."""
+"""Probability of error down to which there are more checks, and more pairs: a verdict has enough then too."""
 CHECKS: Final = 64
-"""Of one field: more tell nothing new."""
+"""Of one field at most."""
 UNSTEADY: Final = 4
 """Checks that did not hold, from which on a field is not checked any more if they are a third of all."""
 CHOOSING: Final = (b"accept", b"accept-encoding", b"accept-language", b"authorization", b"cookie", b"range", b"host")
@@ -95,10 +95,9 @@ class Evidence(msgspec.Struct, frozen=True):
     coming: bool = False
     """There will be pairs."""
 
-    @property
-    def holds(self) -> bool:
-        """Checks say that it is none."""
-        return majority_evidence(self.held, self.checks) > -math.log(SURPRISE)
+    def holds(self, alpha: float) -> bool:
+        """Checks say that it is none, but with this probability."""
+        return self.checks > 0 and majority_evidence(self.held, self.checks) > -math.log(alpha)
 
     @property
     def unsteady(self) -> bool:
@@ -123,23 +122,21 @@ def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> 
 def apart(raw: int, exchanges: int, evidence: Evidence, alpha: float) -> bool:
     """Whether a field that differs so often is no noise, but with this probability."""
     low = share_interval(raw, exchanges, alpha / 2)[0]
-    if evidence.checks and majority_evidence(evidence.held, evidence.checks) > -math.log(alpha / 4):
+    if evidence.holds(alpha / 4):
         low *= DRIFT
     return low > share_interval(evidence.noisy, evidence.pairs, alpha / 4)[1]
 
 
 def wanted(raw: int, exchanges: int, evidence: Evidence) -> bool:
     """Whether to check a field that has just differed: it does so seldom, and is not known to be noise."""
-    if 2 * raw > exchanges or evidence.checks >= CHECKS or evidence.unsteady:
+    if 2 * raw > exchanges or evidence.checks >= CHECKS or evidence.unsteady or evidence.holds(NEVER):
         return False
     return evidence.noisy * exchanges < raw * evidence.pairs or not evidence.noisy
 
 
 def short(raw: int, exchanges: int, evidence: Evidence) -> bool:
     """Whether a field lacks nothing but pairs to be different for certain."""
-    if not raw or not evidence.checks or not evidence.holds:
-        return False
-    return not apart(raw, exchanges, evidence, NEVER)
+    return raw > 0 and evidence.holds(SURPRISE) and not apart(raw, exchanges, evidence, NEVER)
 
 
 def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tuple[int, int]:
