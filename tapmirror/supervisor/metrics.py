@@ -409,4 +409,3 @@ def _paired_latency(compared: Iterable[tuple[str, str, _Compared]]) -> Histogram
             buckets = list(zip((*(str(float(bound)) for bound in BOUNDS), BEYOND), accumulate(counts), strict=True))
             family.add_metric([tap, label, endpoint, side], buckets, of.totals[("sum", endpoint, side)])
     return family
-
