@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import random
+import statistics
+
 import pytest
 
+from lab.peeking import Kind, believed, clock, fault, flicker, one_of
 from tapmirror.compare.noise import Evidence, Nature, Repeats, Thresholds, nature, request_key, wanted, weigh
 from tapmirror.exchange import Answer
 
@@ -82,6 +86,17 @@ def test_what_holds_when_it_is_asked_for_again_is_different(evidence: Evidence, 
 )
 def test_what_is_checked(raw: int, exchanges: int, evidence: Evidence, want: bool) -> None:
     assert wanted(raw, exchanges, evidence) is want
+
+
+@pytest.mark.parametrize("kind", [flicker(0.005), one_of(2), clock(10, 0.1), clock(1, 0.005)], ids=str)
+def test_noise_is_never_said_to_differ_whenever_one_looks(kind: Kind) -> None:
+    assert [believed(kind, 20_000, random.Random(seed)) for seed in range(10)] == [(0, 0)] * 10
+
+
+def test_a_fault_in_one_of_a_hundred_requests_is_seen_with_the_default_share_of_probes() -> None:
+    found = [believed(fault(0.01), 60_000, random.Random(seed)) for seed in range(5)]
+    assert all(0 < said <= certain for said, certain in found)
+    assert statistics.median(said for said, _ in found) < 25_000
 
 
 def test_repeats_are_bounded_by_number_and_bytes() -> None:
