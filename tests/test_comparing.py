@@ -361,17 +361,22 @@ def asks(tap: Tap, number: int, wrong: bool, path: str = "/a") -> None:
     tap.shadow(json_answer('{"a": 2}' if wrong else '{"a": 1}'))
 
 
+def again(tap: Tap) -> None:
+    """What is to be sent a second time is: nothing else is left in `sent`."""
+    tap.sent.clear()
+    tap.later(0.1)
+    tap.later(PROBE_DELAY + 0.1)
+
+
 def test_what_differs_seldom_is_asked_for_again_and_what_holds_is_counted() -> None:
     tap = Tap(Level.BODY, probe=10.0)
     tap.accept()
     for number in range(100):
         asks(tap, number, number % 20 == 17)
-    tap.sent.clear()
-    tap.later(0.1)
-    tap.later(PROBE_DELAY + 0.1)
+    again(tap)
     assert all(target == 1 for target, _ in tap.sent)
-    again = [path for _, path in tap.sent]
-    checked = [path for path in again if int(path.partition(b"?")[2]) % 20 == 17]
+    paths = [path for _, path in tap.sent]
+    checked = [path for path in paths if int(path.partition(b"?")[2]) % 20 == 17]
     assert checked == [b"/a?37", b"/a?57", b"/a?77", b"/a?97"]  # at the first there was nothing saved yet
     for _, path in tap.sent:
         wrong = int(path.partition(b"?")[2]) % 20 == 17
@@ -380,7 +385,7 @@ def test_what_differs_seldom_is_asked_for_again_and_what_holds_is_counted() -> N
     field = endpoint["fields"]["value body.a"]
     assert (field["raw"], field["checks"], field["held"]) == (5, 4, 3)
     assert endpoint["pairs"] == endpoint["compared"] == 100
-    assert len(again) <= 10  # of 100 requests: the share that it is
+    assert len(paths) <= 10  # of 100 requests: the share that it is
     assert tap.state()["requests"] == 100
     assert tap.state()["unpaired"] == {}
 
@@ -395,8 +400,7 @@ def test_what_differs_always_and_what_is_not_safe_is_not_asked_for_again() -> No
         tap.answer(json_answer('{"a": 1}'))
         tap.shadow(json_answer('{"a": 2}' if number % 20 == 0 else '{"a": 1}'))
     assert not tap.comparison.checks
-    tap.later(0.1)
-    tap.later(PROBE_DELAY + 0.1)
+    again(tap)
     assert not [path for target, path in tap.sent if target and path == b"/b"]
 
 
@@ -410,9 +414,7 @@ def test_a_check_whose_connection_ends_leaves_nothing_and_counts_nowhere() -> No
     tap.put(1, ACK | FIN)
     tap.put(1, ACK | FIN | FROM_SERVER)
     assert tap.comparison._room.free < free
-    tap.sent.clear()
-    tap.later(0.1)
-    tap.later(PROBE_DELAY + 0.1)
+    again(tap)
     assert tap.sent  # after the client's end
     for _ in range(2):  # one whose probe was not answered is paired, and checked, only when that has timed out
         tap.later(tap.spec.compare.answer_time + 1)
@@ -430,9 +432,7 @@ def test_through_policy_the_shadow_gets_again_what_it_got() -> None:
     tap.accept()
     for number in range(60):
         asks(tap, number, number % 20 == 19)
-    tap.sent.clear()
-    tap.later(0.1)
-    tap.later(PROBE_DELAY + 0.1)
+    again(tap)
     assert (1, b"/a?39") in tap.sent
 
 
@@ -441,9 +441,7 @@ def test_another_status_says_nothing_of_fields_and_paths_within_each_other_are_o
     tap.accept()
     for number in range(60):
         asks(tap, number, number % 20 == 19)
-    tap.sent.clear()
-    tap.later(0.1)
-    tap.later(PROBE_DELAY + 0.1)
+    again(tap)
     for _ in tap.sent:
         tap.shadow(BAD, target=1)
     (endpoint,) = tap.state()["endpoints"].values()

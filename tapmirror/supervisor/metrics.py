@@ -3,7 +3,7 @@
 
 The names are an interface: `deploy/` has a dashboard and alerts that use them.  Labels are names of taps and shadows
 from the spec, and words of closed sets (fates, reasons, classes): nothing that comes from the network, but for the
-endpoints of a comparison, of which there are at most `NAMED` for each shadow (`_Compared`).
+endpoints of a comparison, of which there are at most `NAMED` for each shadow (`compared`).
 
 Counters never fall while a tap exists, also when its worker is replaced or the tap is started anew by a change of its
 spec: what an earlier one counted is added (`_Total`).  Only those of a comparison begin anew with the tap.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 from prometheus_client import CollectorRegistry
@@ -27,20 +26,14 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tapmirror import __version__, histogram
-from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED
-from tapmirror.compare.endpoints import OTHER
 from tapmirror.events import DropReason, FilterReason
-from tapmirror.exchange import Failure, Unpaired
-from tapmirror.report.words import clean
+from tapmirror.supervisor.compared import Compared, families
 
 Snapshot: TypeAlias = Mapping[str, Any]
 
 STATES: Final = ("starting", "running", "paused", "waiting", "restarting", "failed", "stopping", "stopped")
 ANSWERS: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "other", "garbage", "unanswered")
 REASONS: Final = frozenset(reason.value for reason in (*DropReason, *FilterReason))
-UNCOMPARED: Final = frozenset(reason.value for reason in (*Unpaired, *Failure))
-LABEL: Final = 200
-"""Characters of an endpoint's name."""
 CONNECT: Final = "connect_"
 """Events that begin so are attempts that failed, by errno."""
 UNITS: Final = {
@@ -90,7 +83,7 @@ class _History:
         self.total = _Total()
         self.cpu = _Total()
         """By the worker's place: what it gives includes its predecessors."""
-        self.compared: dict[str, _Compared] = {}
+        self.compared: dict[str, Compared] = {}
         """By shadow."""
         self._seen = 0
 
@@ -103,76 +96,11 @@ class _History:
             self.compared.clear()
         self._seen = seen
         for label, found in ((snapshot.get("compare") or {}).get("shadows") or {}).items():
-            self.compared.setdefault(label, _Compared()).take(found)
+            self.compared.setdefault(label, Compared()).take(found)
         for key, value in _counted(snapshot):
             self.total.add(key, value)
         for index, worker in enumerate(workers(snapshot)):
             self.cpu.add(("cpu", str(index)), worker["cpu_s"])
-
-
-class _Compared:
-    """Counters of one shadow's comparison.
-
-    The first `NAMED` endpoints that the workers' briefs name have series of their own, as long as the tap runs; all
-    others are `other`.  What a worker that died had counted is kept: a number that falls has begun anew; but for those
-    that differ, which fall when something turns out to be noise: then nothing is added until they grow again.
-    """
-
-    def __init__(self) -> None:
-        self.totals: dict[tuple[str, ...], float] = {}
-        """By (series, endpoint, …)."""
-        self._last: dict[tuple[str, ...], float] = {}
-        self._named: set[str] = set()
-
-    def take(self, found: Snapshot) -> None:
-        """Look at a brief."""
-        grown = self._grown("", found["all"])
-        for name, endpoint in found["endpoints"].items():
-            if name not in self._named and len(self._named) >= NAMED:
-                continue
-            self._named.add(name)
-            shown = shown_endpoint(name)
-            for key, value in self._grown(name, endpoint).items():
-                self._add((key[0], shown, *key[1:]), value)
-                grown[key] -= value
-        for key, value in grown.items():
-            self._add((key[0], OTHER, *key[1:]), max(0, value))
-        for kind in ("unpaired", "failures"):
-            for reason, count in found[kind].items():
-                key = ("unpaired", reason if reason in UNCOMPARED else "other")
-                self._add(key, self._growth(("unpaired", kind, reason), count, anew=True))
-
-    def _add(self, key: tuple[str, ...], value: float) -> None:
-        self.totals[key] = self.totals.get(key, 0) + value
-
-    def _grown(self, name: str, endpoint: Snapshot) -> dict[tuple[str, ...], float]:
-        """By how much each of its numbers grew; nothing of one that is new, for it was in `other` until now."""
-        before = self._last.get(("pairs", name)) is not None or not name
-        numbers = dict(_numbers(endpoint))
-        grown = {key: self._growth((*key, name), value, anew=key[0] != "differing") for key, value in numbers.items()}
-        return grown if before else dict.fromkeys(grown, 0.0)
-
-    def _growth(self, key: tuple[str, ...], value: float, *, anew: bool) -> float:
-        last, self._last[key] = self._last.get(key, 0), value
-        return value - last if value >= last else value if anew else 0.0
-
-
-def _numbers(endpoint: Snapshot) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Every number of an endpoint: ((series, …), value)."""
-    for name in ("pairs", "compared", "differing"):
-        yield (name,), endpoint[name]
-    for side in ("production", "shadow"):
-        yield ("errors", side), endpoint[side]["errors"]
-        yield ("sum", side), endpoint[side]["sum_s"]
-        for bound in (*BOUNDS, BEYOND):
-            yield ("times", side, bound), endpoint[side]["times"].get(bound, 0)
-
-
-def shown_endpoint(name: str) -> str:
-    """A name as a label: printable, and not long.  Its path came from the network, templates are put in, and what
-    `redact` names is taken out; the exposition escapes the rest.
-    """
-    return clean(name)[:LABEL]
 
 
 def workers(snapshot: Snapshot) -> Sequence[Mapping[str, Any]]:
@@ -249,7 +177,8 @@ class TapMetrics(Collector):
         yield from self._ledger(taps)
         yield from self._traffic(taps)
         yield from self._shadows(taps)
-        yield from self._compared()
+        each = [(tap, label, of) for tap, history in self._histories.items() for label, of in history.compared.items()]
+        yield from families(each)
         yield from self._workers(taps)
         yield from _shares(taps)
         yield _states(known)
@@ -323,24 +252,6 @@ class TapMetrics(Collector):
                 family.add_metric([tap, label], buckets, history.total.of((name, label)))
         return family
 
-    def _compared(self) -> Iterator[Metric]:
-        """What comparisons count, by endpoint."""
-        each = [(tap, label, of) for tap, history in self._histories.items() for label, of in history.compared.items()]
-        for name, series, text, labels in (
-            ("exchanges", "pairs", "Requests that production and shadow both answered", ("endpoint",)),
-            ("compared", "compared", "Of these, those whose answers were compared", ("endpoint",)),
-            ("differing", "differing", "Of these, those that differ otherwise than by noise", ("endpoint",)),
-            ("errors", "errors", "Answers that are errors (5xx, or none)", ("endpoint", "side")),
-            ("unpaired", "unpaired", "Requests that could not be compared, by reason", ("reason",)),
-        ):
-            family = CounterMetricFamily(f"tapmirror_compare_{name}", text, labels=["tap", "shadow", *labels])
-            for tap, label, of in each:
-                for key, value in of.totals.items():
-                    if key[0] == series:
-                        family.add_metric([tap, label, *key[1:]], value)
-            yield family
-        yield _paired_latency(each)
-
     def _workers(self, taps: Mapping[str, Snapshot]) -> Iterator[Metric]:
         ring = {tap: of["ring"] for tap, of in taps.items() if "ring" in of}
         yield _gauge(
@@ -393,19 +304,4 @@ def _gauge(
     family = GaugeMetricFamily(f"tapmirror_{name}", text, labels=["tap", *labels], unit=unit)
     for key, value in values.items():
         family.add_metric(list(key), value)
-    return family
-
-
-def _paired_latency(compared: Iterable[tuple[str, str, _Compared]]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(
-        "tapmirror_compare_latency_seconds",
-        "Time to the last byte of answers to requests that both sides answered",
-        labels=["tap", "shadow", "endpoint", "side"],
-        unit="seconds",
-    )
-    for tap, label, of in compared:
-        for _, endpoint, side in [key for key in of.totals if key[0] == "sum"]:
-            counts = [of.totals[("times", endpoint, side, bound)] for bound in (*BOUNDS, BEYOND)]
-            buckets = list(zip((*(str(float(bound)) for bound in BOUNDS), BEYOND), accumulate(counts), strict=True))
-            family.add_metric([tap, label, endpoint, side], buckets, of.totals[("sum", endpoint, side)])
     return family
