@@ -91,7 +91,14 @@ class Asked(msgspec.Struct, gc=False):
     timed: bool = True
     """Whether its times count, and the kernel is asked for stamps."""
     body: bytes = b""
-    """Its first bytes, for a sample."""
+    """As it came, with the framing of chunks; for a sample."""
+    longer: bool = False
+    """The body is longer than is kept: there is none of it."""
+    flow: int = 0
+    """Its connection."""
+    checks: tuple[str, ...] = ()
+    """Fields that had differed, of a request that the shadow got once more for that: in the exchange, its first answer
+    stands in production's place."""
     ended_ns: int = 0
     """When its last byte was seen; 0: not yet."""
 
@@ -104,6 +111,8 @@ class Reply(msgspec.Struct, gc=False):
     """When the last byte of the request left for the shadow."""
     rtt_ns: int = 0
     """Round trip of the network to the shadow (tcp_info), contained in the times; 0: not known."""
+    request: bytes = b""
+    """What was sent, where it can be sent again; empty: it cannot."""
 
 
 class Exchange(msgspec.Struct, gc=False):

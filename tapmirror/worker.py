@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import gc
 import importlib
+import math
 import os
 import resource
 import signal
@@ -152,7 +153,7 @@ class Worker:
         final = self.snapshot()
         if self._comparing is not None:
             self._comparing.shut()
-            final["compare"] = self._comparing.brief()
+            final["compare"] = self._comparing.brief(math.inf)
             final["comparison"] = self._comparing.state()
         self._reply({"final": final})
 
@@ -212,7 +213,7 @@ class Worker:
                 shadow.label: each.snapshot() for shadow, each in zip(self._spec.shadows, shadows, strict=True)
             },
             "flows": len(self._pipeline.flows),
-            **({} if self._comparing is None else {"compare": self._comparing.brief()}),
+            **({} if self._comparing is None else {"compare": self._comparing.brief(time.monotonic())}),
             "ring": {"bytes": self._spec.limits.ring_bytes, "fill": round(self._source.fill(), 4)},
             "worker": {
                 "pid": os.getpid(),

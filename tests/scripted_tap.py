@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from tapmirror.compare.summary import SCHEMA
 from tapmirror.spec import TapSpec
 from tapmirror.supervisor.workers import TapError
 
@@ -87,6 +88,11 @@ class ScriptedTap:
         self.stopping = True
         self._script.step("stop")
         return {**self.snapshot(), "final": True}
+
+    def comparison(self) -> list[dict[str, Any]]:
+        """Of one worker that knows nothing."""
+        self._script.step("comparison")
+        return [{"schema": SCHEMA, "shadows": {"v2": {"requests": 3}}}]
 
     def close(self) -> None:
         self.detach()

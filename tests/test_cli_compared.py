@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from tapmirror.cli import compared
 from tapmirror.cli.main import main
 from tapmirror.compare import Comparison
+from tapmirror.control import ControlError
 from tapmirror.exchange import Answer, Asked, Exchange, Reply
 from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.spec import Compare, Level
@@ -57,6 +61,50 @@ def test_what_is_no_such_ledger_is_refused_in_a_line(tmp_path: Path, text: str) 
     assert done.exit_code == 2
     assert done.output.startswith(f"tapmirror: error: {path}: ")
     assert done.output.count("\n") == 1
+
+
+def test_a_name_that_is_no_file_is_that_of_a_tap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judged by its own spec, and only if there is no such file."""
+    monkeypatch.chdir(tmp_path)
+    saved = json.loads(Path(ledger(tmp_path / "l.json", 100, 50)).read_text())
+    spec = msgspec.to_builtins(Compare(level=Level.STATUS))
+    data = json.dumps(saved["comparison"]).encode()
+    asked = []
+
+    class Answering:
+        def __init__(self, path: Path) -> None:
+            assert path == Path("/s")
+
+        def __enter__(self) -> Answering:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def report(self, name: str) -> tuple[dict[str, Any], bytes]:
+            asked.append(name)
+            if name == "busy":
+                raise ControlError("failed", "the tap does not run")
+            return {"tap": name, "compare": spec, "bytes": 1}, {"none": b"[]", "bad": b"{"}.get(name, data)
+
+    monkeypatch.setattr(compared, "Client", Answering)
+    for words, code, text in (
+        (["verdict", "shop"], 1, "shop new: fail"),
+        (["report", "shop", "--format", "markdown"], 0, "shop: new against production"),
+        (["report", "busy"], 1, "the tap does not run"),
+        (["report", "none"], 1, "none: it has no comparison yet"),
+        (["report", "bad"], 1, "bad: the daemon's report cannot be read"),
+        (["verdict", "l.json"], 1, "web new: fail"),
+        (["verdict", "no/file"], 2, "no/file: No such file"),
+    ):
+        done = CliRunner().invoke(main, [*words, "--socket", "/s"])
+        assert (done.exit_code, text in done.output) == (code, True), (words, done.output)
+    assert asked == ["shop", "shop", "busy", "none", "bad"]
+
+
+def test_without_a_daemon_and_without_a_file_both_are_told(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["report", "web", "--socket", str(tmp_path / "none")])
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert "there is no file web, and no daemon at" in done.output
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "1e9"])

@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 
 from lab import HashSink, Host, Lab, LabError, load, until
+from lab.exchanges import Feed
 from lab.snapshot import tree
 from lab.tap import COMMAND
+from tapmirror.cli.compared import brief_lines
 from tapmirror.cli.live import LineView, LiveView, Rates, heading, print_ledger
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Ledger
@@ -150,6 +152,20 @@ def test_the_table_shows_the_ledger_and_the_cost(capsys: pytest.CaptureFixture[s
     assert {name: found.get(name) for name in EXPECTED} == EXPECTED
     for word in (heading(spec()), "flows 12,345", "40 MB", "capture ebpf", "Ctrl-C stops"):
         assert word in " ".join(errors.split())
+
+
+def test_what_is_compared_has_a_line_in_both_views(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {**snapshot(), "compare": {"shadows": Feed("broken").run(1500).comparison.brief(), "capture": {}}}
+    (line,) = brief_lines(found)
+    assert re.fullmatch(
+        r"v2: 1,500 compared  [0-9.]+ % differ, most GET /[^ ]* \([0-9.]+ %\)  errors [0-9.]+ % / [0-9.]+ %  "
+        r"p99 x[0-9.]+  verdict so far: fail",
+        line,
+    )
+    for view in (LineView([spec()]), LiveView([spec()])):
+        with view:
+            view.show([found])
+        assert " ".join(line.split()) in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from typing import Any
 from click.testing import CliRunner
 from rich.console import Console
 
+from lab.exchanges import Feed
 from tapmirror.cli.live import Rates
 from tapmirror.cli.main import main
 from tapmirror.cli.top import screen
@@ -51,6 +52,11 @@ def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
     of_all = {"share": 0.5, "reason": "all taps: too much"}
     text = shown({"daemon": {**DAEMON, "killed": True, "all_taps": of_all}, "taps": []})
     assert "KILL SWITCH" in text and "50% of all shares: all taps: too much" in text
+    compared = {"shadows": Feed("broken").run(1500).comparison.brief(), "capture": {}}
+    text = " ".join(shown({"daemon": DAEMON, "taps": [{**TAP, "ledger": {**ledger, "compare": compared}}]}).split())
+    assert (
+        "web v2: 1,500 compared" in text and " % differ, most GET /" in text and text.endswith("verdict so far: fail")
+    )
 
 
 def test_rates_are_between_two_looks() -> None:

@@ -25,8 +25,8 @@ def test_nothing_seen() -> None:
 
 
 def test_an_exchange_that_differs_in_noise_alone_does_not_count() -> None:
-    endpoint = Endpoint(pairs=100, compared=100, probed=50)
-    endpoint.fields = {"value body.time": Field(raw=100, probes=50), "missing body.name": Field(raw=30)}
+    endpoint = Endpoint(pairs=100, compared=100, probed=100)
+    endpoint.fields = {"value body.time": Field(raw=100, probes=100), "missing body.name": Field(raw=30)}
     endpoint.signatures = {"value body.time": 70, "missing body.name\nvalue body.time": 30}
     found = figures("t", "s", state(one=endpoint), Compare(), Limits())
     assert found.all.differing == found.endpoints[0].differing == 30

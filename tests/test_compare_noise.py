@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import random
+import statistics
+
 import pytest
 
-from tapmirror.compare.noise import Evidence, Nature, Repeats, Thresholds, nature, request_key, weigh
+from lab.peeking import Kind, believed, clock, fault, flicker, one_of
+from tapmirror.compare.noise import Evidence, Nature, Repeats, Thresholds, nature, request_key, wanted, weigh
 from tapmirror.exchange import Answer
 
 DIFFY = Thresholds(0.2, 0.0003)
@@ -14,16 +18,17 @@ DIFFY = Thresholds(0.2, 0.0003)
     [
         (100_000, 100_000, 1000, 1000, Nature.NOISE),  # a time of day
         (50_300, 100_000, 490, 1000, Nature.NOISE),  # random order of two
-        (1000, 100_000, 0, 1000, Nature.DIFFERENT),  # wrong in 1 %
-        (1000, 100_000, 0, 100, Nature.WAITING),  # nobody can tell yet
+        (1000, 100_000, 0, 2000, Nature.DIFFERENT),  # wrong in 1 %
+        (1000, 100_000, 0, 400, Nature.WAITING),  # nobody can tell yet
         (1000, 100_000, 12, 1000, Nature.NOISE),
-        (1000, 100_000, 1, 1000, Nature.DIFFERENT),
+        (1000, 100_000, 1, 3000, Nature.DIFFERENT),
         (1000, 100_000, 7, 1000, Nature.NOISE),
         (20, 100_000, 0, 100_000, Nature.NOISE),  # below the absolute threshold
         (89_000, 100_000, 600, 1000, Nature.NOISE),  # within the relative one: 0.29 of 1.49
         (95_000, 100_000, 600, 1000, Nature.DIFFERENT),
         (100, 100, 0, 0, Nature.DIFFERENT),
-        (100, 100, 0, 1, Nature.DIFFERENT),
+        (100, 100, 0, 20, Nature.DIFFERENT),
+        (100, 100, 0, 1, Nature.WAITING),
         (100, 100, 1, 1, Nature.NOISE),
         (0, 100, 0, 0, Nature.NOISE),
         (0, 0, 5, 5, Nature.NOISE),
@@ -34,18 +39,64 @@ def test_nature(raw: int, exchanges: int, noisy: int, pairs: int, want: Nature) 
 
 
 def test_noise_is_what_probes_and_repeats_show_both() -> None:
-    assert weigh(5, 1, 10, 5) == Evidence(6, 15)
-    assert weigh(5, 1, 100, 50) == Evidence(50, 100)
-    assert weigh(20, 1, 10, 5) == Evidence(1, 20)
-    assert weigh(20, 1, 100, 50) == Evidence(1, 20, varies=True)
-    assert weigh(20, 10, 100, 1) == Evidence(1, 100)
-    assert weigh(20, 0, 100, 0) == Evidence(0, 120)
+    assert weigh(5, 1, 10, 5) == (6, 15)
+    assert weigh(5, 1, 100, 50) == (50, 100)
+    assert weigh(20, 1, 10, 5) == (1, 20)
+    assert weigh(20, 1, 100, 50) == (1, 20)
+    assert weigh(20, 10, 100, 1) == (1, 100)
+    assert weigh(20, 0, 100, 0) == (0, 120)
 
 
-def test_of_a_field_that_varies_in_time_more_probes_are_asked() -> None:
-    assert nature(1000, 100_000, Evidence(0, 200), DIFFY) is Nature.DIFFERENT
-    assert nature(1000, 100_000, Evidence(0, 200, varies=True), DIFFY) is Nature.WAITING
-    assert nature(1000, 100_000, Evidence(0, 600, varies=True), DIFFY) is Nature.DIFFERENT
+@pytest.mark.parametrize(
+    ("evidence", "want"),
+    [
+        (Evidence(0, 120, checks=12, held=12), Nature.DIFFERENT),  # it holds, and no probe differs
+        (Evidence(0, 120, checks=5, held=5), Nature.WAITING),
+        (Evidence(0, 120, checks=60, held=45), Nature.DIFFERENT),  # some of it is noise
+        (Evidence(0, 120, checks=60, held=30), Nature.WAITING),
+        (Evidence(0, 40, checks=64, held=64), Nature.WAITING),  # may depend on the time
+        (Evidence(3, 40, checks=64, held=64), Nature.NOISE),  # does depend on it
+        (Evidence(4, 1000, checks=64, held=64), Nature.DIFFERENT),
+        (Evidence(0, 2000, checks=8, held=4), Nature.DIFFERENT),  # a shadow that cannot make up its mind
+        (Evidence(0, 0, checks=4, held=0), Nature.WAITING),
+        (Evidence(0, 0, checks=4, held=4), Nature.DIFFERENT),
+        (Evidence(0, 0, coming=True), Nature.WAITING),
+    ],
+    ids=str,
+)
+def test_what_holds_when_it_is_asked_for_again_is_different(evidence: Evidence, want: Nature) -> None:
+    """It differs in 1 % of the exchanges."""
+    assert nature(1000, 100_000, evidence, DIFFY) is want
+
+
+@pytest.mark.parametrize(
+    ("raw", "exchanges", "evidence", "want"),
+    [
+        (1, 100, Evidence(0, 0), True),
+        (1, 1, Evidence(0, 0), False),  # the first of its kind: who knows how often
+        (60, 100, Evidence(0, 0), False),  # a few probes will tell
+        (10, 100, Evidence(0, 10), True),
+        (10, 100, Evidence(2, 10), False),  # noise
+        (10, 100, Evidence(1, 100), True),
+        (10, 100, Evidence(0, 10, checks=64, held=64), False),  # enough
+        (10, 100, Evidence(0, 10, checks=4, held=0), False),
+        (10, 100, Evidence(0, 10, checks=3, held=0), True),
+        (10, 100, Evidence(0, 10, checks=20, held=14), True),
+    ],
+)
+def test_what_is_checked(raw: int, exchanges: int, evidence: Evidence, want: bool) -> None:
+    assert wanted(raw, exchanges, evidence) is want
+
+
+@pytest.mark.parametrize("kind", [flicker(0.005), one_of(2), clock(10, 0.1), clock(1, 0.005)], ids=str)
+def test_noise_is_never_said_to_differ_whenever_one_looks(kind: Kind) -> None:
+    assert [believed(kind, 20_000, random.Random(seed)) for seed in range(10)] == [(0, 0)] * 10
+
+
+def test_a_fault_in_one_of_a_hundred_requests_is_seen_with_the_default_share_of_probes() -> None:
+    found = [believed(fault(0.01), 60_000, random.Random(seed)) for seed in range(5)]
+    assert all(0 < said <= certain for said, certain in found)
+    assert statistics.median(said for said, _ in found) < 25_000
 
 
 def test_repeats_are_bounded_by_number_and_bytes() -> None:

@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import socket
 import subprocess
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -46,7 +49,7 @@ def answer(document: object, coding: bool = False) -> Answer:
         (
             b"PUT http://x/a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n",
             b"a\n\xff",
-            "curl -i -X PUT -H 'Host: x' --data-binary $'a\\012\\377' http://new:8080/a",
+            "curl -i -H Content-Type: -X PUT -H 'Host: x' --data-binary $'a\\012\\377' http://new:8080/a",
         ),
     ],
 )
@@ -104,3 +107,54 @@ def test_texts_are_cut_and_printable() -> None:
     assert (one_sample.one, one_sample.other) == ("200", "closed")
     assert len(one_sample.production) < 4000
     assert "\x1b" not in one_sample.production
+
+
+HEADS = (
+    b"POST /a?b=1 HTTP/1.1\r\nHost: x\r\nUser-Agent: a\r\nAccept: */*\r\nContent-Type: a/b\r\nX: i's $A `b`\r\n\r\n",
+    b"POST /raw HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: a\r\nAccept: */*\r\nContent-Length: 9\r\n\r\n",
+    b"DELETE /orders/7 HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: a\r\nAccept: */*\r\n\r\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [(HEADS[0], b'{"sku": "it\'s", "n": [1, 2.50]}'), (HEADS[1], b"a\tb\r\n\\\xff'$x"), (HEADS[2], b"")],
+    ids=["json", "bytes", "none"],
+)
+def test_the_line_makes_the_same_request_of_a_real_server(head: bytes, body: bytes) -> None:
+    """By curl, in a shell: method, target, fields and body as they were."""
+    got: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with listener.accept()[0] as sock, sock.makefile("rb") as file:
+                found = b"".join(iter(lambda: file.readline(), b"\r\n"))
+                length = re.search(rb"(?i)content-length: *(\d+)", found)
+                got.extend((found, file.read(int(length[1])) if length else b""))
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        line = curl(asked(head, body), Plain(), f"http://127.0.0.1:{listener.getsockname()[1]}")
+        subprocess.run(["bash", "-c", line], check=True, capture_output=True, timeout=20)
+        thread.join()
+    first, *lines = got[0].rstrip(b"\r\n").split(b"\r\n")
+    wanted, *fields = head.rstrip(b"\r\n").split(b"\r\n")
+    assert first == wanted
+    assert {each for each in lines if not each.startswith(b"Content-Length")} == {
+        each for each in fields if not each.startswith(b"Content-Length")
+    }
+    assert got[1] == body
+
+
+def test_bodies_that_no_line_can_hold_are_told() -> None:
+    long = asked(HEADS[1])
+    long.longer = True
+    assert "--data-binary '(too long)'" in curl(long, Plain(), BASE)
+    assert "--data-binary '(not shown)'" in curl(asked(HEADS[1], b"a\0b"), Plain(), BASE)
+
+
+def test_a_long_line_loses_fields_and_stays_one_for_a_shell() -> None:
+    head = b"GET /a HTTP/1.1\r\nHost: x\r\nCookie: " + b"c=' " * 2000 + b"\r\nX-A: b\r\n\r\n"
+    line = curl(asked(head), Plain(), BASE)
+    assert line == "curl -i -H 'Host: x' -H 'X-A: b' http://new:8080/a"

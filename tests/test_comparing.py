@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from tapmirror.compare import Comparison
+from tapmirror.compare.comparison import touch
 from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head, answer_bytes, probes
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, START, Finish, Open, Send
 from tapmirror.exchange import PROBE
@@ -15,7 +17,7 @@ from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, is_needed
 from tapmirror.policy.request import Request
 from tapmirror.policy.samples import USUAL, SampleRedactor
-from tapmirror.spec import Compare, Level, Match, Protocol, Rule, Shadow, TapSpec, Text
+from tapmirror.spec import Compare, Level, Match, Protocol, Redact, Rule, Shadow, TapSpec, Text
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD = b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno"
@@ -29,7 +31,14 @@ def key(port: int) -> bytes:
 class Tap:
     """A tap whose shadows answer when the test says so."""
 
-    def __init__(self, level: Level = Level.STATUS, shadows: int = 1, probe: float = 0.0, **more: Any) -> None:
+    def __init__(
+        self,
+        level: Level = Level.STATUS,
+        shadows: int = 1,
+        probe: float = 0.0,
+        redact: Redact | None = None,
+        **more: Any,
+    ) -> None:
         self.spec = TapSpec(
             iface="lo",
             ports=(80,),
@@ -38,7 +47,8 @@ class Tap:
             **more,
         )
         names = [(f"s{i}", f"http://s{i}") for i in range(shadows)]
-        self.comparison = Comparison(self.spec.compare, names, SampleRedactor([USUAL], b"k"))
+        rules = [USUAL, *([redact] if redact is not None else [])]
+        self.comparison = Comparison(self.spec.compare, names, SampleRedactor(rules, b"k"))
         policy = None
         if is_needed(self.spec):
             policy = Policy(self.spec, [Ledger() for _ in self.spec.shadows], secret=b"k")
@@ -278,3 +288,163 @@ def test_flows_that_are_given_up_for_a_smaller_share_are_let_go() -> None:
     tap.later(1.5)
     assert not tap.pipeline._talks
     assert tap.state()["unpaired"] == {"unanswered": 1}
+
+
+def json_answer(text: str) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n"
+    return f"{head}X-hunter2: a\r\nLocation: /hunter2/x\r\n\r\n{text}".encode()
+
+
+def test_a_secret_in_a_path_or_in_a_name_is_nowhere() -> None:
+    tap = Tap(Level.BODY, redact=Redact(patterns={"hunter2": "***"}, json={"vault.*": "remove"}))
+    tap.accept()
+    for number in range(40):
+        tap.ask(f"/users/hunter2/orders?key=hunter2&n={number}", method="POST", body='{"hunter2": "hunter2"}')
+        tap.answer(json_answer('{"a": {"hunter2": 1}, "vault": {"swordfish": 1}, "list": ["hunter2"]}'))
+        tap.shadow(json_answer('{"a": {"hunter2": 2, "hunter2x": 3}, "vault": {"swordfish": 2}, "list": ["b", 1]}'))
+    state = tap.comparison.snapshot()
+    text = json.dumps([state, tap.comparison.brief()])
+    assert "hunter2" not in text
+    assert "swordfish" not in text
+    ((name, endpoint),) = tap.state()["endpoints"].items()
+    assert name == "POST /users/***/orders"
+    assert endpoint["fields"].keys() == {
+        "value body.a.***",
+        "extra body.a.***x",
+        "value body.vault.*",
+        "length body.list",
+    }
+    field = endpoint["fields"]["value body.a.***"]
+    assert (field["samples"][0]["one"], field["samples"][0]["other"]) == ("1", "2")
+    assert '\'{"***":"***"}\'' in field["samples"][0]["curl"]
+
+
+@pytest.mark.parametrize("split", [0, 1, 90, 110])
+def test_a_short_body_of_a_request_is_in_its_sample_however_it_comes(split: int) -> None:
+    tap = Tap()
+    tap.accept()
+    body = '{"password": "p", "n": [1, 2]}'
+    head = f"POST /a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    whole = (head + body).encode()
+    for piece in (whole[:split], whole[split:]):
+        if piece:
+            tap.put(1, ACK, piece)
+    tap.answer()
+    tap.shadow(BAD)
+    (endpoint,) = tap.state()["endpoints"].values()
+    assert (
+        """--data-binary '{"password":"(redacted)","n":[1,2]}'"""
+        in endpoint["fields"]["value status"]["samples"][0]["curl"]
+    )
+
+
+def test_of_a_long_body_nothing_is_kept() -> None:
+    tap = Tap()
+    tap.accept()
+    free = tap.comparison._room.free
+    tap.ask("/a", method="POST", body="x" * 1500)
+    assert tap.comparison._room.free == free - 1500
+    tap.answer()
+    tap.shadow(BAD)
+    tap.ask("/a", method="POST", body="x" * 5000)
+    assert tap.comparison._room.free == free
+    tap.answer()
+    tap.shadow(BAD)
+    samples = tap.state()["endpoints"]["POST /a"]["fields"]["value status"]["samples"]
+    assert ["(too long)" in sample["curl"] for sample in samples] == [False, True]
+
+
+def asks(tap: Tap, number: int, wrong: bool, path: str = "/a") -> None:
+    """A request; the shadow's answer is another one if it is to be wrong."""
+    tap.ask(f"{path}?{number}")
+    tap.answer(json_answer('{"a": 1}'))
+    tap.shadow(json_answer('{"a": 2}' if wrong else '{"a": 1}'))
+
+
+def again(tap: Tap) -> None:
+    """What is to be sent a second time is: nothing else is left in `sent`."""
+    tap.sent.clear()
+    tap.later(0.1)
+    tap.later(PROBE_DELAY + 0.1)
+
+
+def test_what_differs_seldom_is_asked_for_again_and_what_holds_is_counted() -> None:
+    tap = Tap(Level.BODY, probe=10.0)
+    tap.accept()
+    for number in range(100):
+        asks(tap, number, number % 20 == 17)
+    again(tap)
+    assert all(target == 1 for target, _ in tap.sent)
+    paths = [path for _, path in tap.sent]
+    checked = [path for path in paths if int(path.partition(b"?")[2]) % 20 == 17]
+    assert checked == [b"/a?37", b"/a?57", b"/a?77", b"/a?97"]  # at the first there was nothing saved yet
+    for _, path in tap.sent:
+        wrong = int(path.partition(b"?")[2]) % 20 == 17
+        tap.shadow(json_answer('{"a": 2}' if wrong and path != b"/a?77" else '{"a": 1}'), target=1)
+    (endpoint,) = tap.state()["endpoints"].values()
+    field = endpoint["fields"]["value body.a"]
+    assert (field["raw"], field["checks"], field["held"]) == (5, 4, 3)
+    assert endpoint["pairs"] == endpoint["compared"] == 100
+    assert len(paths) <= 10  # of 100 requests: the share that it is
+    assert tap.state()["requests"] == 100
+    assert tap.state()["unpaired"] == {}
+
+
+def test_what_differs_always_and_what_is_not_safe_is_not_asked_for_again() -> None:
+    tap = Tap(Level.BODY, probe=50.0)
+    tap.accept()
+    for number in range(20):
+        asks(tap, number, True)
+    for number in range(100):
+        tap.ask("/b", method="POST", body="x")
+        tap.answer(json_answer('{"a": 1}'))
+        tap.shadow(json_answer('{"a": 2}' if number % 20 == 0 else '{"a": 1}'))
+    assert not tap.comparison.checks
+    again(tap)
+    assert not [path for target, path in tap.sent if target and path == b"/b"]
+
+
+def test_a_check_whose_connection_ends_leaves_nothing_and_counts_nowhere() -> None:
+    tap = Tap(Level.BODY, probe=50.0)
+    tap.accept()
+    free = tap.comparison._room.free
+    for number in range(60):
+        asks(tap, number, number % 20 == 18)
+    assert tap.comparison.checks
+    tap.put(1, ACK | FIN)
+    tap.put(1, ACK | FIN | FROM_SERVER)
+    assert tap.comparison._room.free < free
+    again(tap)
+    assert tap.sent  # after the client's end
+    for _ in range(2):  # one whose probe was not answered is paired, and checked, only when that has timed out
+        tap.later(tap.spec.compare.answer_time + 1)
+        tap.later(PROBE_DELAY + 0.1)
+    assert tap.comparison._room.free == free
+    assert tap.comparison._conversations == {}
+    assert tap.state()["unpaired"] == {}
+    (endpoint,) = tap.state()["endpoints"].values()
+    assert endpoint["fields"]["value body.a"]["checks"] == 0
+
+
+def test_through_policy_the_shadow_gets_again_what_it_got() -> None:
+    rules = (Rule(match=(Match(methods=("GET",)),)),)
+    tap = Tap(Level.BODY, probe=50.0, protocol=Protocol.HTTP, rules=rules)
+    tap.accept()
+    for number in range(60):
+        asks(tap, number, number % 20 == 19)
+    again(tap)
+    assert (1, b"/a?39") in tap.sent
+
+
+def test_another_status_says_nothing_of_fields_and_paths_within_each_other_are_one() -> None:
+    tap = Tap(Level.BODY, probe=50.0)
+    tap.accept()
+    for number in range(60):
+        asks(tap, number, number % 20 == 19)
+    again(tap)
+    for _ in tap.sent:
+        tap.shadow(BAD, target=1)
+    (endpoint,) = tap.state()["endpoints"].values()
+    assert endpoint["fields"]["value body.a"]["checks"] == 0
+    assert touch("body.a", "body.a.b") and touch("body.a[]", "body.a") and touch("body", "body")
+    assert not touch("body.a", "body.ab")

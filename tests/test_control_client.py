@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tapmirror.control import Client, ControlError, NoDaemonError
-from tapmirror.control.messages import List
+from tapmirror.control.messages import MAX_REPORT, List
 
 
 def answered(path: Path, talk: Callable[[socket.socket], None]) -> threading.Thread:
@@ -68,4 +69,18 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
     with Client(tmp_path / "s") as client, pytest.raises(ControlError, match=r"did not answer within 0\.1 s"):
         client.ask(List(), 0.1)
     done.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("size", [0, -1, MAX_REPORT + 1, "x"])
+def test_a_report_without_its_bytes_is_none(tmp_path: Path, size: object) -> None:
+    def talk(sock: socket.socket) -> None:
+        with open(tmp_path / "empty", "w+b") as file:
+            socket.send_fds(
+                sock, [json.dumps({"v": 1, "id": 1, "ok": {"bytes": size}}).encode() + b"\n"], [file.fileno()]
+            )
+
+    thread = answered(tmp_path / "s", talk)
+    with Client(tmp_path / "s") as client, pytest.raises(ControlError, match="has no report with it"):
+        client.report("web")
     thread.join()

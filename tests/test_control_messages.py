@@ -19,6 +19,7 @@ from tapmirror.control.messages import (
     Pause,
     ProtocolError,
     Reload,
+    Report,
     Request,
     Resume,
     Set,
@@ -48,6 +49,7 @@ REQUESTS: list[AnyRequest] = [
     Pause(id=6, name="web"),
     Resume(id=7, name="web"),
     Reload(id=8),
+    Report(id=9, name="web"),
 ]
 
 

@@ -21,7 +21,8 @@ import pytest
 
 from lab import until
 from tapmirror.control import Call, Client, ControlError, Peer, Server, server
-from tapmirror.control.messages import MAX_LOOKING, MAX_MESSAGE, List, Logs, Pause, Request, Status
+from tapmirror.control.messages import MAX_LOOKING, MAX_MESSAGE, List, Logs, Pause, Report, Request, Status
+from tapmirror.supervisor.serve import sealed
 
 
 class Served:
@@ -62,6 +63,8 @@ class Served:
         match call.request:
             case List():
                 call.answer({"taps": []})
+            case Report(name=name):
+                call.answer({"bytes": len(name)}, sealed(name.encode()))
             case Logs(after=size):
                 call.answer({"lines": "x" * size})
             case Pause():
@@ -113,6 +116,27 @@ def test_requests_are_answered_in_order_each_with_its_id(served: Served) -> None
         assert json.loads(answers.readline())["error"]["code"] == "bad_request"
         assert json.loads(answers.readline())["error"]["code"] == "bad_request"
         assert answers.readline() == b""  # nothing can be said of what follows rubbish
+
+
+def test_a_descriptor_goes_with_its_answer_and_is_not_kept(served: Served) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with Client(served.path) as client:
+        assert client.report("web") == ({"bytes": 3}, b"web")
+        assert client.ask(Report(name="web")) == {"bytes": 3}  # who did not expect it keeps none either
+        with connect(served.path) as gone:  # asks, and is gone when the answer is due
+            gone.sendall(b'{"v":1,"op":"report","name":"gone"}\n')
+        client.ask(List())
+        until(lambda: served.clients() == 1, "the other client to be gone")
+    until(lambda: len(os.listdir("/proc/self/fd")) <= before, "no descriptor to be left")
+
+
+def test_what_a_report_is_in_cannot_be_changed() -> None:
+    descriptor = sealed(b"text")
+    for change in (lambda: os.pwrite(descriptor, b"x", 0), lambda: os.ftruncate(descriptor, 0)):
+        with pytest.raises(PermissionError):
+            change()
+    assert os.pread(descriptor, 10, 0) == b"text"
+    os.close(descriptor)
 
 
 def test_an_answer_may_come_later_and_holds_up_nobody_else(served: Served) -> None:

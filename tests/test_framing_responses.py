@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL
 from tapmirror.framing import Pool, ResponseFramer
-from tapmirror.framing.responses import ENDLESS, LINE_BYTES
+from tapmirror.framing.response import ENDLESS, LINE_BYTES
 
 LIMIT = 4096
 GET = START | END

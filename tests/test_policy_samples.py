@@ -65,3 +65,35 @@ def test_any_bytes_may_come(head: bytes, body: bytes) -> None:
     for each in (head, head + b"\r\n\r\n", HEAD + head):
         redactor.request(each, body)
         redactor.answer(each, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "want"),
+    [
+        ("status", "status"),
+        ("body", "body"),
+        ("body[]", "body[]"),
+        ("body.items[].price", "body.items[].price"),
+        ("body.user.token", "body.user.token"),  # a name of ours
+        ("body.user.Token.hunter2.x", "body.user.Token"),
+        ("body[].token[].hunter2", "body[].token"),
+        ("body.vault.hunter2.x", "body.vault.*"),
+        ("body.list[].hunter2", "body.list[].hunter2"),
+        ("body.id-4711.x", "body.id-#.x"),
+        ("header.x-4711", "header.x-#"),
+        ("body.lines[00ff4711]", "body.lines[00ff#]"),
+    ],
+)
+def test_names_lose_what_is_secret(path: str, want: str) -> None:
+    redactor = SampleRedactor([USUAL, Redact(json={"vault.*": "remove"}, patterns={"4711": "#"})], b"k")
+    assert redactor.field(path) == want
+    assert redactor.field(path) == want
+    assert redactor.path(b"/a/4711/b") == b"/a/#/b"
+
+
+def test_chunked_bodies_are_looked_into_without_their_framing() -> None:
+    head = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
+    redactor = SampleRedactor([USUAL], b"k")
+    assert redactor.request(head, b'5\r\n{"pin\r\n4;x\r\n":1}\r\n0\r\n\r\n')[1] == b'{"pin":"(redacted)"}'
+    assert redactor.request(head, b"zz")[1] is None
+    assert redactor.request(head, b"")[1] == b""

@@ -13,7 +13,8 @@ import pytest
 
 from daemon_rig import PATIENCE, A, B, C, Rig, at, conversation, kept, refused, tap
 from scripted_tap import Script
-from tapmirror.spec import Ramp, TapSpec
+from tapmirror.spec import Compare, Ramp, TapSpec
+from tapmirror.spec import Level as CompareLevel
 from tapmirror.supervisor import folder
 from tapmirror.supervisor.daemon import Daemon
 
@@ -512,3 +513,16 @@ async def test_a_tap_that_cannot_run_now_is_tried_until_it_can(rig: Rig) -> None
     await rig.until(lambda: [*kept(rig)] == ["a", "b"], "kept")
     rig.script.fails.clear()
     await rig.running("a", "b")
+
+
+@conversation
+async def test_a_comparison_is_that_of_a_tap_that_compares_and_runs(rig: Rig) -> None:
+    await rig.daemon.start([A, tap("b", 81, compare=Compare(level=CompareLevel.BODY))], force=False)
+    spec, data = await rig.daemon.comparison("b")
+    (found,) = msgspec.json.decode(data)
+    assert (spec.name, found["shadows"]["v2"]["requests"]) == ("b", 3)
+    await refused(rig.daemon.comparison("a"), "refused", "compares nothing")
+    await refused(rig.daemon.comparison("c"), "not_found", "no tap")
+    rig.places.stop_file.touch()
+    await rig.until(lambda: rig.states()["b"] == "paused", "the tap to be held")
+    await refused(rig.daemon.comparison("b"), "failed", "does not run")

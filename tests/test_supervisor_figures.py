@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from tapmirror.compare import Limits
+from tapmirror.compare.brief import NAMED, brief
+from tapmirror.compare.summary import Endpoint, State
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.histogram import BOUNDS
 from tapmirror.ledger import Ledger, View
+from tapmirror.spec.compare import Compare
 from tapmirror.supervisor.figures import MOST, NAMES, checked
 
 LABEL = "s.test:80"
@@ -29,7 +33,7 @@ def figures() -> dict[str, Any]:
     for seconds in (*BOUNDS, 1e6):
         ledger.latency.add(seconds)
     view = View(ledger.bytes, ledger.requests, ledger.events, ledger.answers, ledger.latency, 5, 6)
-    compared = {"requests": 3, "paired": 2, "unpaired": {"late": 1}, "failures": {}}
+    compared = brief(State(endpoints={"GET /a": Endpoint(pairs=3)}, unpaired={"gap": 1}), Compare(), Limits(), [])
     return {
         **ledger.snapshot(segments=-1),
         "shadows": {LABEL: view.snapshot()},
@@ -45,6 +49,12 @@ def test_a_workers_figures_are_taken_as_they_are() -> None:
     without = figures()
     del without["compare"]
     assert checked(without, [LABEL]) == without
+
+
+def test_copies_of_a_shadow_are_compared_each_by_itself() -> None:
+    two = figures()
+    two["compare"]["shadows"][f"{LABEL}#2"] = two["compare"]["shadows"][LABEL]
+    assert checked(two, [LABEL]) == two
 
 
 def test_only_the_last_carry_a_comparison() -> None:
@@ -78,6 +88,12 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "an empty name": lambda it: it["answers"].update({"": 1}),
     "many names": lambda it: it["events"].update({f"x{i}": 1 for i in range(NAMES)}),
     "a comparison of another shape": lambda it: it["compare"]["shadows"].update({LABEL: 1}),
+    "a comparison with another shadow": lambda it: it["compare"]["shadows"].update(x=it["compare"]["shadows"][LABEL]),
+    "a comparison with many end points": lambda it: it["compare"]["shadows"][LABEL]["endpoints"].update(
+        {str(n): it["compare"]["shadows"][LABEL]["all"] for n in range(NAMED + 1)}
+    ),
+    "a time that is none": lambda it: it["compare"]["shadows"][LABEL]["times"]["shadow"].update(x=1),
+    "a bound that is none": lambda it: it["compare"]["shadows"][LABEL]["all"]["shadow"]["times"].update({"a\n": 1}),
 }
 
 

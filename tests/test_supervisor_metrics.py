@@ -14,8 +14,12 @@ import yaml
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from tapmirror.compare import Limits
+from tapmirror.compare.brief import brief
+from tapmirror.compare.summary import Endpoint, Field, State
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Account
+from tapmirror.spec.compare import Compare
 from tapmirror.supervisor.metrics import TapMetrics
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -192,13 +196,30 @@ def test_names_of_taps_are_escaped() -> None:
 # --- what is in deploy/
 
 
+def compared(**pairs: int) -> dict[str, Any]:
+    """A snapshot with a comparison of these end points: half of their exchanges differ."""
+    found = {}
+    for name, count in pairs.items():
+        endpoint = Endpoint(pairs=count, compared=count)
+        endpoint.fields["value body.x"] = Field(raw=count // 2)
+        endpoint.signatures["value body.x"] = count // 2
+        endpoint.production.statuses = {200: count}
+        endpoint.shadow.statuses = {200: count - 1, 500: 1}
+        for side in (endpoint.production, endpoint.shadow):
+            for _ in range(count):
+                side.last.add(3e6)
+        found[f"POST /{name}"] = endpoint
+    state = State(requests=100, endpoints=found, unpaired={"gap": 2}, failures={"closed": 1})
+    return snapshot(compare={"shadows": {"v2:80": brief(state, Compare(), Limits(), [])}, "capture": {}})
+
+
 def known() -> set[str]:
     """Every name of a series."""
-    return {key[0] for key in Taps(snapshot()).samples()}
+    return {key[0] for key in Taps(compared(a=10)).samples()}
 
 
 def labels() -> set[str]:
-    text = Taps(copy.deepcopy(snapshot())).text()
+    text = Taps(copy.deepcopy(compared(a=10))).text()
     return set(re.findall(r"[{,]([a-z]+)=", text)) | {"le", "instance"}
 
 
@@ -230,6 +251,7 @@ def test_the_alerts_are_those_that_matter() -> None:
         "TapmirrorLoss",
         "TapmirrorShadowDead",
         "TapmirrorShadowErrors",
+        "TapmirrorShadowDiffers",
         "TapmirrorRingFilling",
         "TapmirrorThrottled",
         "TapmirrorTapDown",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,16 +12,22 @@ from typing import Any, Final, TypeVar
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
+from tapmirror.cli.asking import complete, refused, socket_option
 from tapmirror.cli.messages import fail
-from tapmirror.compare import Figures, Limits, Outcome, figures, merge
+from tapmirror.compare import Figures, Limits, Outcome, badness, figures, judged, merge
+from tapmirror.control import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
+from tapmirror.report.words import clean, percent
 from tapmirror.spec import Compare
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 UNDECIDED: Final = 3
 """Exit code where more requests are needed."""
+TAP_NAME: Final = re.compile(r"[^/]{1,63}")
+"""What is no file and looks so is taken for the name of a tap."""
 FORM_OF: Final = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".txt": "terminal"}
 
 
@@ -88,12 +95,17 @@ def limits_of(options: dict[str, Any]) -> Limits:
     return Limits(**{name: options.pop(name) for name in names})
 
 
-def all_figures(ledgers: Sequence[dict[str, Any]], limits: Limits, spec: Compare | None = None) -> list[Figures]:
-    """What the comparisons of these taps say, a set for each shadow.  Raises `msgspec.ValidationError`."""
-    spec = Compare() if spec is None else spec
+def all_figures(
+    ledgers: Sequence[dict[str, Any]], limits: Limits, specs: Sequence[Compare] | None = None
+) -> list[Figures]:
+    """What the comparisons of these taps say, a set for each shadow.  Raises `msgspec.ValidationError`.
+
+    `specs`: of each tap; without them, as they are by default.
+    """
+    specs = [Compare()] * len(ledgers) if specs is None else specs
     return [
         figures(str(ledger.get("tap", "tap")), label, state, spec, limits)
-        for ledger in ledgers
+        for ledger, spec in zip(ledgers, specs, strict=True)
         if ledger.get("comparison")
         for label, state in merge(ledger["comparison"], spec).items()
     ]
@@ -127,21 +139,57 @@ def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
     return UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else 0
 
 
+def complete_source(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of taps, and files."""
+    return [*complete(context, parameter, incomplete), CompletionItem(incomplete, type="file")]
+
+
+source_argument: Final = click.argument("source", metavar="NAME|FILE", shell_complete=complete_source)
+
+
+def brief_lines(ledger: dict[str, Any]) -> list[str]:
+    """What a running tap's comparison says up to now: a line for each shadow."""
+    shadows = (ledger.get("compare") or {}).get("shadows") or {}
+    return [f"{label}: {brief_line(found)}" for label, found in shadows.items()]
+
+
+def brief_line(found: dict[str, Any]) -> str:
+    """Of one shadow; with the limits that a verdict has if none are given."""
+    everything = found["all"]
+    pairs = everything["pairs"]
+    if not pairs:
+        return f"nothing compared yet of {found['requests']:,} requests"
+    verdict = judged(found)
+    share = everything["differing"] / everything["compared"] if everything["compared"] else None
+    parts = [f"{pairs:,} compared", f"{percent(share)} differ"]
+    worst = max(found["worst"], key=lambda name: badness(found["worst"][name]), default=None)
+    if worst is not None and badness(found["worst"][worst]) > 0:
+        counts = found["worst"][worst]
+        parts[-1] += f", most {clean(worst)} ({percent(counts['differing'] / max(1, counts['compared']))})"
+    errors = [percent(everything[side]["errors"] / pairs) for side in ("production", "shadow")]
+    parts.append(f"errors {errors[0]} / {errors[1]}")
+    parts += [f"p99 x{check.estimate:.2f}" for check in verdict.checks if check.name == "p99 ratio" and check.estimate]
+    return f"{'  '.join(parts)}  verdict so far: {verdict.outcome.value}"
+
+
 @click.command(short_help="Report what a shadow answers differently.")
-@click.argument("source", metavar="FILE")
+@source_argument
 @click.option("--format", "form", type=click.Choice([*FORMS]), default="terminal", show_default=True)
 @limit_options
-def report(source: str, form: str, **options: Any) -> None:
+@socket_option
+def report(source: str, form: str, socket: Path, **options: Any) -> None:
     """Report what the shadow of a tap answers differently from production.
 
-    FILE is what `tapmirror run --compare … --json` printed; - is standard input.
+    NAME is a tap that runs in the daemon.  FILE is what `tapmirror run --compare … --json` printed; - is standard
+    input.  A name that is that of a file is the file.
 
     \b
     Examples:
-      tapmirror report ledger.json
-      tapmirror report ledger.json --format html > report.html
+      tapmirror report web
+      tapmirror report web --format html > report.html
+      tapmirror report ledger.json --format markdown
     """  # noqa: D301 -- click wants the control character
-    found = read_figures(source, limits_of(options))
+    found = source_figures(source, limits_of(options), socket)
     for each in found:
         click.echo(
             terminal(each, shutil.get_terminal_size((120, 40)).columns) if form == "terminal" else FORMS[form](each)
@@ -149,14 +197,42 @@ def report(source: str, form: str, **options: Any) -> None:
 
 
 @click.command(short_help="Judge a shadow by what it answers.")
-@click.argument("source", metavar="FILE")
+@source_argument
 @limit_options
-def verdict(source: str, **options: Any) -> None:
+@socket_option
+def verdict(source: str, socket: Path, **options: Any) -> None:
     """Say whether the shadow keeps to limits: exit code 0 it does, 1 it does not, 3 not known yet.
 
-    FILE is what `tapmirror run --compare … --json` printed; - is standard input.
+    NAME and FILE are those of `tapmirror report`.  What is known grows while a tap runs; it can be asked as often as
+    one likes.
     """
-    raise SystemExit(tell_verdict(read_figures(source, limits_of(options))))
+    raise SystemExit(tell_verdict(source_figures(source, limits_of(options), socket)))
+
+
+def source_figures(source: str, limits: Limits, socket: Path) -> list[Figures]:
+    """Of a saved ledger, or of a tap of the daemon's; ends the program if there is no comparison."""
+    if source == "-" or Path(source).exists() or not TAP_NAME.fullmatch(source):
+        return read_figures(source, limits)
+    return asked_figures(source, limits, socket)
+
+
+def asked_figures(name: str, limits: Limits, socket: Path) -> list[Figures]:
+    """Of a tap of the daemon's; ends the program if it has no comparison."""
+    try:
+        with Client(socket) as client:
+            answer, data = client.report(name)
+        states = msgspec.json.decode(data, type=list[dict[str, Any]])
+        spec = msgspec.convert(answer["compare"], Compare)
+        found = all_figures([{"tap": answer["tap"], "comparison": states}], limits, [spec])
+    except NoDaemonError as error:
+        fail(f"there is no file {name}, and {error}", 2)
+    except ControlError as error:
+        refused(error)
+    except (msgspec.MsgspecError, KeyError, RecursionError, ValueError) as error:
+        fail(f"{name}: the daemon's report cannot be read: {' '.join(str(error).split())}", 1)
+    if not found:
+        fail(f"{name}: it has no comparison yet: its worker is being restarted", 1)
+    return found
 
 
 def read_figures(source: str, limits: Limits) -> list[Figures]:

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tapmirror.cli.compared import brief_lines
 from tapmirror.spec import By, TapSpec
 
 
@@ -83,6 +84,8 @@ class LineView:
                 f"flows {ledger['flows']:,}  cpu {cpu:.0%}  shadow: {answers or 'no answers'}",
                 err=True,
             )
+            for line in brief_lines(ledger):
+                click.echo(f"          {name}{line}", err=True)
 
 
 class LiveView:
@@ -111,11 +114,12 @@ class LiveView:
         for spec, rates, ledger in zip(self._specs, self._rates, ledgers, strict=True):
             rate, size, cpu = rates.of(ledger)
             table = Table(title=Text(heading(spec)), title_justify="left", caption_justify="left")
-            table.caption = Text(
+            facts = (
                 f"{rate:,.0f}/s  {size / 1e6:.1f} MB/s  flows {ledger['flows']:,}  "
                 f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB  "
                 f"capture {ledger['capture']}   Ctrl-C stops"
             )
+            table.caption = Text("\n".join([*brief_lines(ledger), facts]))
             _fill(table, ledger)
             tables.append(table)
         self._live.update(Group(*tables), refresh=True)

@@ -94,7 +94,7 @@ def run(
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
         fail(f"the ledger could not be printed: {error.strerror}", 1)
-    found = all_figures(ledgers, limits)
+    found = all_figures(ledgers, limits, [spec.compare for spec in specs])
     if report_file is not None:
         try:
             for path in write_reports(found, report_file):

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tapmirror.cli.asking import refused, socket_option
+from tapmirror.cli.compared import brief_lines
 from tapmirror.cli.live import Rates
 from tapmirror.cli.messages import fail
 from tapmirror.cli.status import TIMES, duration
@@ -93,7 +94,12 @@ def screen(done: dict[str, Any], rates: dict[str, Rates]) -> RenderableType:
     parts += [Text(daemon[name], "bold red") for name in ("state_error", "reload_error") if daemon[name]]
     if all_taps := daemon.get("all_taps", {}).get("reason"):
         parts.append(Text(f"{daemon['all_taps']['share']:.0%} of all shares: {all_taps}", "yellow"))
-    return Group(*parts, taps_table(done["taps"], rates), shadows_table(done["taps"]))
+    compared = [
+        Text.assemble((tap["name"], "bold"), "  ", line, overflow="ellipsis", no_wrap=True)
+        for tap in done["taps"]
+        for line in brief_lines(tap["ledger"] or {})
+    ]
+    return Group(*parts, taps_table(done["taps"], rates), shadows_table(done["taps"]), *compared)
 
 
 def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:

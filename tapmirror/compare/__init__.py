@@ -38,14 +38,16 @@ its `snapshot()` at any time.
     comparison.close()
 
 The snapshots of all workers go into `merge`, a state of a shadow into `figures`, and these to `tapmirror.report`.
+Who only watches takes `comparison.brief()`: a few numbers, which add up.
 
 The rooms: `pairing` brings requests and answers together; `bodies` and `diff` compare two answers; `noise` says what
 differs by itself; `words` and `endpoints` group; `sketch`, `statistics` and `verdict` count and judge; `summary` is the
-state, `samples` what is kept for people, `figures` what it all says.
+state, `samples` what is kept for people, `figures` what it all says, `brief` the same in a few numbers.
 
 Pure: nothing here knows sockets, the clock or chance.
 """
 
+from tapmirror.compare.brief import badness, judged
 from tapmirror.compare.comparison import Comparison
 from tapmirror.compare.figures import EndpointFigures, Estimate, FieldFigures, Figures, figures, merge
 from tapmirror.compare.noise import Nature
@@ -66,6 +68,8 @@ __all__ = [
     "Outcome",
     "Redaction",
     "Verdict",
+    "badness",
     "figures",
+    "judged",
     "merge",
 ]

@@ -9,14 +9,17 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.compare.bodies import missing
+from tapmirror.compare.brief import brief
 from tapmirror.compare.diff import Expression, Rules, compare
 from tapmirror.compare.endpoints import Endpoints
-from tapmirror.compare.noise import Repeats, request_key
+from tapmirror.compare.figures import evidence_of
+from tapmirror.compare.noise import Repeats, request_key, short, wanted
 from tapmirror.compare.pairing import PRODUCTION, Conversation
 from tapmirror.compare.samples import Redaction, sample
-from tapmirror.compare.summary import SCHEMA, Bounds, Endpoint, Summary
+from tapmirror.compare.summary import SCHEMA, Bounds, Endpoint, Field, Summary
 from tapmirror.compare.thinning import Draw, Rate
-from tapmirror.events import Buffer
+from tapmirror.compare.verdict import Limits
+from tapmirror.events import END, NO_BODY, START, Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, Room
 from tapmirror.framing.answers import Bounds as ReaderBounds
@@ -30,6 +33,12 @@ REPEAT_EVERY: Final = 8
 """Of an endpoint's exchanges, one in so many is held against an earlier answer of production's; of the first
 `REPEAT_FIRST`, every second."""
 REPEAT_FIRST: Final = 2000
+ANY: Final = ("",)
+"""In place of fields, of a request that is sent again whatever its answers differ in."""
+WHOLE_REQUEST: Final = 100.0
+"""Percent."""
+CHECKS_SAVED: Final = 5
+"""Checks that may be made at once when nothing was to be checked for a while."""
 REASONS: Final = 16
 """Why bodies were not compared, of one endpoint."""
 REPEATS: Final = 1024
@@ -49,12 +58,14 @@ class Comparison:
         """`expressions` are `spec.ignore_patterns`, compiled."""
         self._spec = spec
         self._level = spec.level
-        self._rules = Rules(spec, expressions)
+        self._rules = Rules(spec, expressions, redaction.field)
         self._redaction = redaction
         self._shadows = list(shadows)
         bounds = Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples)
         self._summaries = [Summary(bounds, spec.level.value) for _ in shadows]
-        self._endpoints = Endpoints(spec.endpoints, spec.max_endpoints)
+        self._named: list[list[str]] = [[] for _ in shadows]
+        """The endpoints that have a place in each brief."""
+        self._endpoints = Endpoints(spec.endpoints, spec.max_endpoints, redaction.path)
         self._learned = 0
         self._repeats = Repeats(REPEATS, REPEAT_BYTES)
         self._reader = ReaderBounds(HEAD_BYTES, spec.hash_bytes, spec.pending)
@@ -64,6 +75,13 @@ class Comparison:
         self._bodies = Rate(spec.max_bodies)
         self._timed = Draw(spec.max_timed)
         self._probes = 0.0
+        self._checks = 0.0
+        """Of `noise_probe`, in percent of a request: what is saved for requests of any kind, and for checks."""
+        self._saves = False
+        self._short: list[Endpoint | None] = [None] * len(shadows)
+        """Of each shadow, the endpoint that lacks pairs of any requests most lately."""
+        self.checks: list[Check] = []
+        """Requests that a shadow is to get once more; whoever sends them takes them out."""
         self._now = 0.0
         if spec.level is Level.BODY:
             for name in missing():
@@ -104,11 +122,11 @@ class Comparison:
                 bodies = self._bodies.allows(now)
                 keep = self._spec.body_bytes if bodies else NOTHING
             if method in SAFE:
-                self._probes += self._spec.noise_probe
-                if self._probes >= 100 and (bodies or self._level is Level.HEADERS):
-                    self._probes -= 100
+                self._save(self._spec.noise_probe)
+                if self._probes >= WHOLE_REQUEST and (bodies or self._level is Level.HEADERS):
+                    self._probes -= WHOLE_REQUEST
                     probed = True
-        asked = Asked(number, method, target, head, bodies, probed, self._timed.takes(now))
+        asked = Asked(number, method, target, head, bodies, probed, self._timed.takes(now), flow=flow)
         conversation.request(asked, flags, keep, now)
         return probed
 
@@ -138,11 +156,21 @@ class Comparison:
         }
         return {"schema": SCHEMA, "shadows": states}
 
+    def brief(self) -> dict[str, Any]:
+        """The same in a few hundred numbers that add up over workers, by label: see `brief`."""
+        return {
+            label: brief(summary.state, self._spec, Limits(), named)
+            for (label, _), summary, named in zip(self._shadows, self._summaries, self._named, strict=True)
+        }
+
     # --- what comes of it: Sink
 
     def paired(self, exchange: Exchange) -> None:
         """A request, production's answer and the shadows'."""
         asked, production, replies = exchange.asked, exchange.production, exchange.replies
+        if asked.checks:
+            self._checked(exchange)
+            return
         name = self._endpoints.name(asked.method, asked.target)
         if self._endpoints.learned != self._learned:
             self._learned = self._endpoints.learned
@@ -166,6 +194,8 @@ class Comparison:
                 summary.state.thinned += 1
                 continue
             self._differs(shadow, endpoint, exchange, reply)
+            if endpoint is self._short[shadow] and reply.request and self._checks >= 2 * WHOLE_REQUEST:
+                self._again(shadow, exchange, reply, ANY)
             if asked.probed:
                 probe = replies.get(shadow + PROBE)
                 if probe is not None:
@@ -209,6 +239,60 @@ class Comparison:
                 )
                 for field, one in samples.items():
                     summary.keep(endpoint, field, one)
+            if reply.request:
+                self._check(shadow, endpoint, exchange, reply, [each.field for each in compared.found])
+
+    def _save(self, percent: float) -> None:
+        """Half of it is for checks, from when there was first something to check, as long as not enough is saved."""
+        if self._saves:
+            self._checks = min(CHECKS_SAVED * WHOLE_REQUEST, self._checks + percent / 2)
+            percent /= 2 if self._checks < CHECKS_SAVED * WHOLE_REQUEST else 1
+        self._probes += percent
+
+    def _check(self, shadow: int, endpoint: Endpoint, exchange: Exchange, reply: Reply, names: list[str]) -> None:
+        """Have a request sent again, if one of the fields in which its answers differ is worth it."""
+        fields = {name: endpoint.fields[name] for name in names if name in endpoint.fields}
+        seldom = [field for field in fields.values() if 2 * field.raw <= endpoint.compared]
+        if not seldom:
+            return
+        if any(wanted(field.raw, endpoint.compared, evidence_of(endpoint, field)) for field in seldom):
+            self._saves = True
+            if self._checks >= WHOLE_REQUEST:
+                self._again(shadow, exchange, reply, tuple(fields))
+
+    def _again(self, shadow: int, exchange: Exchange, reply: Reply, checks: tuple[str, ...]) -> None:
+        asked = exchange.asked
+        conversation = self._conversations.get(asked.flow)
+        if conversation is None:
+            return
+        flags = START | END | (NO_BODY if asked.method == b"HEAD" else 0)
+        keep = self._spec.body_bytes if asked.bodies else NOTHING
+        again = msgspec.structs.replace(asked, checks=checks)
+        number = conversation.again(again, shadow, reply.answer, flags, keep, self._now)
+        if number:
+            self._checks -= WHOLE_REQUEST
+            self.checks.append(Check(asked.flow, number, shadow, reply.request))
+
+    def _checked(self, exchange: Exchange) -> None:
+        """The shadow's two answers to one request, of which the first differed from production's."""
+        asked, first = exchange.asked, exchange.production
+        for number, reply in exchange.replies.items():
+            compared = compare(first, reply.answer, self._rules)
+            paths = [each.path for each in compared.found]
+            whole = len(paths) < self._spec.differences and not compared.skipped
+            if not whole or reply.answer.failure is not None or first.status != reply.answer.status:
+                continue
+            summary = self._summaries[number - PROBE]
+            endpoint = summary.endpoint(self._endpoints.name(asked.method, asked.target))
+            if asked.checks == ANY:
+                summary.noisy(endpoint, [each.field for each in compared.found], probe=True)
+                if not _lacks_pairs(endpoint, endpoint.fields.values()):
+                    self._short[number - PROBE] = None
+                continue
+            held = {name: not any(touch(name.partition(" ")[2], path) for path in paths) for name in asked.checks}
+            summary.checked(endpoint, held)
+            if _lacks_pairs(endpoint, [endpoint.fields[name] for name in held if name in endpoint.fields]):
+                self._short[number - PROBE] = endpoint
 
     def _repeat(self, asked: Asked, production: Answer) -> list[list[str]]:
         """What differs from production's last answer to the same request: one list, or none if there was none."""
@@ -219,3 +303,22 @@ class Comparison:
         if compared.skipped and not compared.found:
             return []
         return [[each.field for each in compared.found]]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """A request that a shadow is to get once more, as `shadow + PROBE`."""
+
+    flow: int
+    number: int
+    shadow: int
+    request: bytes
+
+
+def _lacks_pairs(endpoint: Endpoint, fields: Iterable[Field]) -> bool:
+    return any(short(field.raw, endpoint.compared, evidence_of(endpoint, field)) for field in fields)
+
+
+def touch(one: str, other: str) -> bool:
+    """Whether one of two paths is the other, or within it."""
+    short, long = sorted((one, other), key=len)
+    return long.startswith(short) and (len(long) == len(short) or long[len(short)] in ".[")

@@ -28,7 +28,7 @@ import datetime
 import enum
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
@@ -95,8 +95,11 @@ class Expression(Protocol):
 class Rules:
     """What is compared, and what does not count."""
 
-    def __init__(self, spec: Compare, expressions: Iterable[Expression] = ()) -> None:
-        """`expressions` are `spec.ignore_patterns`, compiled."""
+    def __init__(
+        self, spec: Compare, expressions: Iterable[Expression] = (), shown: Callable[[str], str] | None = None
+    ) -> None:
+        """`expressions` are `spec.ignore_patterns`, compiled; `shown` takes what must not be shown out of a path."""
+        self.shown = shown
         self.level = spec.level
         ignored = () if spec.all_headers else IGNORED_HEADERS
         self.headers = frozenset(name.lower().encode() for name in (*ignored, *spec.ignore_headers))
@@ -171,11 +174,13 @@ class _Search:
         as many of true and of false.  NOTE: one that has true in place of 1, and 1 in place of true, is missed."""
 
     def add(self, change: Change, path: str, one: Any, other: Any) -> None:
-        path = path[:PATH]
         ignored = self.rules.ignored
-        if ignored is not None and ignored.match(path):
+        if ignored is not None and ignored.match(path[:PATH]):
             return
         if len(self.found) < self.rules.differences:
+            if self.rules.shown is not None:
+                path = self.rules.shown(path)
+            path = path[:PATH]
             self.found.append(Difference(change, path, one, other))
 
     def headers(self, one: dict[bytes, bytes], other: dict[bytes, bytes]) -> None:

@@ -11,7 +11,7 @@ tree of words, the cache and the endpoints are bounded; what comes after the bou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from tapmirror.compare.words import shortened, variable
@@ -44,7 +44,11 @@ class _Node:
 class Endpoints:
     """The endpoints of one tap, as far as they have been learned."""
 
-    def __init__(self, templates: Iterable[str], limit: int) -> None:
+    def __init__(
+        self, templates: Iterable[str], limit: int, shown: Callable[[bytes], bytes] = lambda path: path
+    ) -> None:
+        """`shown` takes what must not be shown out of a path."""
+        self._shown = shown
         self._given = [_Template(text) for text in templates]
         self._limit = limit
         self._root = _Node()
@@ -71,7 +75,7 @@ class Endpoints:
         """Count at their places the requests that the cache answered, and forget them."""
         for (_, path), (_, hits) in self._cache.items():
             node: _Node | None = self._root
-            for word in _words(path):
+            for word in _words(self._shown(path)):
                 if node is None:
                     break
                 node.hits += hits
@@ -86,7 +90,7 @@ class Endpoints:
         for template in self._given:
             if template.matches(verb, segments):
                 return self._admitted(f"{verb} {template.path}")
-        return self._admitted(f"{verb} /{'/'.join(self._learn(_words(path)))}")
+        return self._admitted(f"{verb} /{'/'.join(self._learn(_words(self._shown(path))))}")
 
     def _admitted(self, name: str) -> str:
         if name not in self._names:

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
-from tapmirror.compare.noise import Nature, Thresholds, nature, weigh
+from tapmirror.compare.noise import Evidence, Nature, Thresholds, apart, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.statistics import difference_interval, ratio_interval, share_interval
-from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Sample, Side, State, merged, whole
+from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Field, Sample, Side, State, merged, whole
 from tapmirror.compare.verdict import Counts, Limits, Verdict, judge
-from tapmirror.spec.compare import Compare
+from tapmirror.spec.compare import Compare, Level
 
 SCHEMA_FIGURES: Final = "tapmirror.report/1"
 BINS: Final = 48
@@ -154,25 +154,17 @@ def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, St
 
 def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) -> Figures:
     """What a state says."""
-    thresholds = Thresholds(spec.noise_relative / 100, spec.noise_absolute / 100)
+    thresholds = _thresholds(spec)
     known = _noise_elsewhere(state, thresholds)
     total = whole(state)
-    endpoints = [_endpoint(name, each, thresholds, known, limits) for name, each in state.endpoints.items()]
+    found = differing(state, spec, limits)
+    endpoints = [
+        _endpoint(name, each, thresholds, known, limits, found[name].differing, _probed(name, spec))
+        for name, each in state.endpoints.items()
+    ]
     endpoints.sort(key=lambda each: (-_badness(each), -each.pairs, each.name))
-    given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
-    level = limits.alpha / max(1, sum(limit is not None for limit in given))
-    level /= 6 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it, of three intervals
-    certain = possible = 0
-    for each in endpoints:
-        endpoint = state.endpoints[each.name]
-        open_ = {f"{field.kind} {field.path}".strip() for field in each.fields if field.nature is not Nature.NOISE}
-        sure = {f"{field.kind} {field.path}".strip() for field in each.fields if field.nature is Nature.DIFFERENT}
-        probes = bool(spec.noise_probe) and each.name.startswith(_PROBED)
-        sure = {name for name in sure if _certain(name, endpoint, probes, level)}
-        certain += _in(endpoint, sure)
-        possible += _in(endpoint, open_)
-    differing = sum(each.differing for each in endpoints)
-    everything = _endpoint("all", total, thresholds, known, limits, differing)
+    together = sum(found.values(), Judged())
+    everything = _endpoint("all", total, thresholds, known, limits, together.differing, probes=False)
     counts = Counts(
         total.pairs,
         total.only_shadow,
@@ -180,9 +172,9 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         total.production.last,
         total.shadow.last,
         total.compared,
-        differing,
-        certain,
-        possible,
+        together.differing,
+        together.certain,
+        together.possible,
     )
     return Figures(
         SCHEMA_FIGURES,
@@ -206,22 +198,64 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     )
 
 
+class Judged(msgspec.Struct, frozen=True):
+    """Exchanges that differ,"""
+
+    differing: int = 0
+    """otherwise than by noise,"""
+    certain: int = 0
+    """in fields that differ more often than by noise for certain,"""
+    possible: int = 0
+    """in fields that may be noise or not."""
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(self.differing + other.differing, self.certain + other.certain, self.possible + other.possible)
+
+
+def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
+    """How many of each endpoint's exchanges differ."""
+    thresholds = _thresholds(spec)
+    known = _noise_elsewhere(state, thresholds)
+    given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
+    level = limits.alpha / max(1, sum(limit is not None for limit in given))
+    level /= 2 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it
+    found = {}
+    for name, endpoint in state.endpoints.items():
+        probes = _probed(name, spec)
+        natures = {field: _nature(field, endpoint, thresholds, known, probes) for field in endpoint.fields}
+        open_ = {field for field, what in natures.items() if what is not Nature.NOISE}
+        different = {field for field, what in natures.items() if what is Nature.DIFFERENT}
+        sure = {field for field in different if certainly(field, endpoint, probes, level)}
+        found[name] = Judged(_in(endpoint, different), _in(endpoint, sure), _in(endpoint, open_))
+    return found
+
+
+def _probed(name: str, spec: Compare) -> bool:
+    """Whether there are, or will be, probes of an endpoint."""
+    return bool(spec.noise_probe) and spec.level is not Level.STATUS and name.startswith(_PROBED)
+
+
+def _thresholds(spec: Compare) -> Thresholds:
+    return Thresholds(spec.noise_relative / 100, spec.noise_absolute / 100)
+
+
 def _endpoint(
     name: str,
     endpoint: Endpoint,
     thresholds: Thresholds,
     known: set[str],
     limits: Limits,
-    differing: int | None = None,
+    count: int,
+    probes: bool,
 ) -> EndpointFigures:
-    fields = sorted(_fields(endpoint, thresholds, known), key=lambda each: (_ORDER[each.nature], -each.rate, each.path))
-    if differing is None:
-        different = {f"{each.kind} {each.path}".strip() for each in fields if each.nature is Nature.DIFFERENT}
-        differing = _in(endpoint, different)
+    """`count` of its exchanges differ."""
+    fields = sorted(
+        _fields(endpoint, thresholds, known, probes), key=lambda each: (_ORDER[each.nature], -each.rate, each.path)
+    )
     pairs = endpoint.pairs
     diff = (endpoint.only_shadow - endpoint.only_production) / pairs if pairs else None
     low, high = difference_interval(endpoint.only_shadow, endpoint.only_production, pairs, limits.alpha)
-    rate = differing / endpoint.compared if endpoint.compared else None
+    rate = count / endpoint.compared if endpoint.compared else None
     production, shadow = endpoint.production, endpoint.shadow
     return EndpointFigures(
         name,
@@ -233,8 +267,8 @@ def _endpoint(
         _ratio(shadow.last, production.last, 0.99, limits.alpha),
         Estimate(diff, low, high),
         endpoint.compared,
-        differing,
-        Estimate(rate, *share_interval(differing, endpoint.compared, limits.alpha)),
+        count,
+        Estimate(rate, *share_interval(count, endpoint.compared, limits.alpha)),
         fields,
         dict(sorted(endpoint.skipped.items(), key=lambda item: -item[1])),
         _bins(production.last, shadow.last),
@@ -246,18 +280,18 @@ def _in(endpoint: Endpoint, names: set[str]) -> int:
     return sum(count for signature, count in endpoint.signatures.items() if names.intersection(signature.split("\n")))
 
 
-def _certain(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
-    """Whether a field differs more often than noise can: probes, or repeats, show less.  What cannot be probed, and
-    another status, is taken to be no noise.
+def certainly(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
+    """Whether a field is no noise: as probes, or as repeats show it, at `alpha` for both.
+
+    What cannot be probed, and another status, is taken to be no noise.
     """
     if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(" status"):
         return True
     field = endpoint.fields[name]
-    noise = min(
-        share_interval(field.probes, endpoint.probed, alpha)[1],
-        share_interval(field.repeats, endpoint.repeated, alpha)[1],
+    pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
+    return any(
+        apart(field.raw, endpoint.compared, Evidence(*each, field.checks, field.held), alpha / 2) for each in pairs
     )
-    return share_interval(field.raw, endpoint.compared, alpha)[0] > noise
 
 
 def _side(side: Side) -> SideFigures:
@@ -282,17 +316,13 @@ def _ratio(over: Sketch, under: Sketch, share: float, alpha: float) -> Estimate:
     return Estimate(over.quantile(share) / below if below else None, low, high if high < math.inf else None)
 
 
-def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> list[FieldFigures]:
+def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str], probes: bool) -> list[FieldFigures]:
     found = []
     for name, field in endpoint.fields.items():
-        evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
-        what = nature(field.raw, endpoint.compared, evidence, thresholds)
-        if what is Nature.DIFFERENT and not evidence.pairs and name in known:
-            what = Nature.NOISE
-        elif what is Nature.WAITING and name.endswith(" status"):
-            what = Nature.DIFFERENT  # seldom noise, and too grave to wait
         if not field.raw:
             continue
+        evidence = evidence_of(endpoint, field)
+        what = _nature(name, endpoint, thresholds, known, probes)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
         noise = evidence.noisy / evidence.pairs if evidence.pairs else None
         kind, _, path = name.partition(" ")
@@ -301,12 +331,30 @@ def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str]) -> list
     return found
 
 
+def evidence_of(endpoint: Endpoint, field: Field, probes: bool = False) -> Evidence:
+    """What is known of a field's noise; `probes`: more will be."""
+    pairs = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+    return Evidence(*pairs, field.checks, field.held, probes)
+
+
+def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: set[str], probes: bool) -> Nature:
+    """What a field of an endpoint is; `known` are those that are noise elsewhere."""
+    field = endpoint.fields[name]
+    evidence = evidence_of(endpoint, field, probes)
+    what = nature(field.raw, endpoint.compared, evidence, thresholds)
+    if what is not Nature.NOISE and not evidence.pairs and name in known:
+        return Nature.NOISE
+    if what is Nature.WAITING and name.endswith(" status"):
+        return Nature.DIFFERENT  # seldom noise, and too grave to wait
+    return what
+
+
 def _noise_elsewhere(state: State, thresholds: Thresholds) -> set[str]:
     """Fields that are noise at some endpoint where noise pairs were seen."""
     found = set()
     for endpoint in state.endpoints.values():
         for name, field in endpoint.fields.items():
-            evidence = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+            evidence = evidence_of(endpoint, field)
             if evidence.noisy and nature(field.raw, endpoint.compared, evidence, thresholds) is Nature.NOISE:
                 found.add(name)
     return found

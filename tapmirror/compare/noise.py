@@ -11,13 +11,32 @@ Two kinds of pairs show it, without a second production:
 Noise is what both show.  A field that differs among probes only is a shadow that cannot make up its mind where
 production can; one that differs among repeats only is data that changed in between.
 
-A field of an endpoint has a raw rate (of exchanges in which it differs) and a noise rate (of such pairs).  It counts
-as different when both are further apart than Diffy's thresholds (Twitter 2015): relatively, |raw - noise| / (raw +
-noise), and absolutely.  Diffy has as many noise pairs as exchanges; here they are few, so one thing more is asked:
-that so few noisy pairs would be a surprise if all of the raw rate were noise.
+A field of an endpoint has a raw rate (of exchanges in which it differs) and a noise rate (of such pairs).  It may be
+different when both are further apart than Diffy's thresholds (Twitter 2015): relatively, |raw - noise| / (raw +
+noise), and absolutely.  Diffy has as many noise pairs as exchanges; here they are few, so it is asked
+that both rates are apart for certain (confidence sequences, `statistics`), one way or the other:
 
-Without any noise pair nothing is known about noise (of POST requests, say): then a field is taken for noise if it is
-noise at other endpoints, and else counts as different.
+* The raw rate is higher than that of noise.
+* The difference *holds*.  To exclude noise of 1 % takes a thousand pairs of any requests.  So half of the probes are
+  *checks*: a safe request whose answers just differed in something that is not known to be noise goes to the
+  shadow once more.  A fault of the new version is there again: its second answer is as its first.  Were both
+  versions alike, each of the three answers could be the odd one, by symmetry with the same probability; that it is
+  production's, and not the shadow's first, then has a probability of one half at most, whatever the noise is like
+  and however rare.  So ten checks that all hold are a surprise of 1 in 100.  What is left of that half goes to more
+  pairs of endpoints where nothing else is missing.
+
+Symmetry fails where what differs depends on the time: the first two answers are milliseconds apart, the check comes
+seconds later.  A clock that shows minutes differs among the first two if its tick is between them, and holds
+then.  But a probe is `DRIFT` times further from the first copy than the two answers to one request are from
+each other, so such a field shows among probes so many times as often.  So the second way asks also that noise is
+rarer than `DRIFT` times the raw rate.
+
+A field is said to be different with a probability of error of `SURPRISE` at whatever time one looks; a verdict, which
+is about all of them together, asks for more (`figures`).
+NOTE: what a cache of the shadow gives a second time holds, also if it would be another one without.
+
+Where there will be no noise pair (of POST requests) nothing is known about noise: then a field is taken for noise if
+it is noise at other endpoints, and else counts as different.
 """
 
 from __future__ import annotations
@@ -30,14 +49,21 @@ from typing import Final
 
 import msgspec
 
+from tapmirror.compare.statistics import majority_evidence, share_interval
 from tapmirror.exchange import Answer
 
 ENOUGH: Final = 20
 """Pairs of one kind from which on it is believed."""
-SURPRISE: Final = 0.2
-"""Probability below which so few noisy pairs are a surprise.  A difference in 1 % of the exchanges takes 160 pairs."""
-GREAT_SURPRISE: Final = 0.01
-"""The same for fields that vary in time."""
+SURPRISE: Final = 0.01
+"""Probability that a field is ever said to be different and is not, at whatever time one looks."""
+DRIFT: Final = 10
+"""A probe is sent 1.5 s after the first copy, a check too; both sides answer within 150 ms of each other."""
+NEVER: Final = 1e-5
+"""Probability of error down to which there are more checks, and more pairs: a verdict has enough then too."""
+CHECKS: Final = 64
+"""Of one field at most."""
+UNSTEADY: Final = 4
+"""Checks that did not hold, from which on a field is not checked any more if they are a third of all."""
 CHOOSING: Final = (b"accept", b"accept-encoding", b"accept-language", b"authorization", b"cookie", b"range", b"host")
 """Request fields on which an answer depends as a rule."""
 
@@ -63,8 +89,21 @@ class Evidence(msgspec.Struct, frozen=True):
 
     noisy: int
     pairs: int
-    varies: bool = False
-    """Production varies it in time."""
+    checks: int = 0
+    held: int = 0
+    """Of the checks."""
+    coming: bool = False
+    """There will be pairs."""
+
+    def holds(self, alpha: float) -> bool:
+        """Checks say that it is none, but with this probability."""
+        return self.checks > 0 and majority_evidence(self.held, self.checks) > -math.log(alpha)
+
+    @property
+    def unsteady(self) -> bool:
+        """Checks say that it is noise."""
+        failed = self.checks - self.held
+        return failed >= UNSTEADY and 3 * failed >= self.checks
 
 
 def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> Nature:
@@ -73,44 +112,48 @@ def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> 
     if not raw or not exchanges:
         return Nature.NOISE
     if not pairs:
-        return Nature.DIFFERENT
+        return Nature.WAITING if evidence.coming or evidence.unsteady else Nature.DIFFERENT
     rate, noise = raw / exchanges, noisy / pairs
     if rate <= noise or (rate - noise) / (rate + noise) <= limits.relative or rate - noise <= limits.absolute:
         return Nature.NOISE
-    surprise = GREAT_SURPRISE if evidence.varies else SURPRISE
-    return Nature.DIFFERENT if _at_most(noisy, pairs, rate) < surprise else Nature.WAITING
+    return Nature.DIFFERENT if apart(raw, exchanges, evidence, SURPRISE) else Nature.WAITING
 
 
-def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> Evidence:
+def apart(raw: int, exchanges: int, evidence: Evidence, alpha: float) -> bool:
+    """Whether a field that differs so often is no noise, but with this probability."""
+    low = share_interval(raw, exchanges, alpha / 2)[0]
+    if evidence.holds(alpha / 4):
+        low *= DRIFT
+    return low > share_interval(evidence.noisy, evidence.pairs, alpha / 4)[1]
+
+
+def wanted(raw: int, exchanges: int, evidence: Evidence) -> bool:
+    """Whether to check a field that has just differed: it does so seldom, and is not known to be noise."""
+    if 2 * raw > exchanges or evidence.checks >= CHECKS or evidence.unsteady or evidence.holds(NEVER):
+        return False
+    return evidence.noisy * exchanges < raw * evidence.pairs or not evidence.noisy
+
+
+def short(raw: int, exchanges: int, evidence: Evidence) -> bool:
+    """Whether a field lacks nothing but pairs to be different for certain."""
+    return raw > 0 and evidence.holds(SURPRISE) and not apart(raw, exchanges, evidence, NEVER)
+
+
+def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tuple[int, int]:
     """What counts of so many probes and repeats, of which so many differed: where there are enough of both, those
-    that differ less often.
+    that differ less often.  (noisy, pairs).
     """
     if probed < ENOUGH and repeated < ENOUGH:
-        return Evidence(probe_noise + repeat_noise, probed + repeated)
+        return probe_noise + repeat_noise, probed + repeated
     if repeated < ENOUGH:
-        return Evidence(probe_noise, probed)
+        return probe_noise, probed
     if probed < ENOUGH:
-        return Evidence(repeat_noise, repeated)
+        return repeat_noise, repeated
     if not probe_noise and not repeat_noise:
-        return Evidence(0, probed + repeated)
+        return 0, probed + repeated
     if probe_noise * repeated < repeat_noise * probed:
-        return Evidence(probe_noise, probed, True)
-    return Evidence(repeat_noise, repeated)
-
-
-def _at_most(hits: int, count: int, share: float) -> float:
-    """Probability of at most so many hits: binomial, for many by the normal approximation."""
-    if share >= 1:
-        return 0.0 if hits < count else 1.0
-    if hits > 50:
-        spread = math.sqrt(count * share * (1 - share))
-        return 0.5 * math.erfc((count * share - hits - 0.5) / (spread * math.sqrt(2)))
-    log_share, log_rest = math.log(share), math.log1p(-share)
-    total = 0.0
-    for k in range(hits + 1):
-        choices = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-        total += math.exp(choices + k * log_share + (count - k) * log_rest)
-    return min(1.0, total)
+        return probe_noise, probed
+    return repeat_noise, repeated
 
 
 class Repeats:

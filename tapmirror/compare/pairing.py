@@ -35,9 +35,11 @@ from typing import Final, Protocol
 import msgspec
 
 from tapmirror.events import Buffer
-from tapmirror.exchange import Answer, Asked, Exchange, Failure, Reply, Unpaired
+from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Failure, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, AnswerReader, Bounds, Room
 
+SAMPLE_BODY: Final = 2048
+"""Bytes of a request's body that are kept: what has room in a curl line."""
 PRODUCTION: Final = -1
 """The number of production's side."""
 
@@ -81,7 +83,7 @@ class _Side:
 class Conversation:
     """The requests of one connection of production.  `midstream`: it stood before the tap."""
 
-    __slots__ = ("_bounds", "_held", "_pending", "_pipelined", "_production", "_room", "_sides", "_sink")
+    __slots__ = ("_bounds", "_checks", "_held", "_pending", "_pipelined", "_production", "_room", "_sides", "_sink")
 
     def __init__(self, bounds: Bounds, room: Room, sink: Sink, midstream: bool) -> None:
         self._bounds = bounds
@@ -91,6 +93,8 @@ class Conversation:
         self._sides: dict[int, _Side] = {}
         self._pending: dict[int, Pending] = {}
         self._pipelined = False
+        self._checks = 0
+        """The number of the last request that a shadow got again: below 0, those of clients are above."""
         self._held: Pending | None = None
         """The first request after a hole, until its pair is certain."""
         if midstream:
@@ -138,6 +142,19 @@ class Conversation:
         if production.broken is not None:
             self._lost()
 
+    def request_body(self, number: int, data: Buffer) -> None:
+        """The next bytes of its body; a short one is kept, for samples."""
+        pending = self._pending.get(number)
+        if pending is None or pending.asked.longer:
+            return
+        asked, size = pending.asked, len(data)
+        if len(asked.body) + size > SAMPLE_BODY or size > self._room.free:
+            self._room.free += len(asked.body)
+            asked.body, asked.longer = b"", True
+        else:
+            self._room.free -= size
+            asked.body += bytes(data)
+
     def request_ended(self, number: int, time_ns: int) -> None:
         """Its last byte was seen."""
         pending = self._pending.get(number)
@@ -152,7 +169,7 @@ class Conversation:
     def requests_lost(self) -> None:
         """Bytes of the client went by in which requests may have begun."""
         if self._production.broken is None:
-            newest = next(reversed(self._pending.values()), None)
+            newest = next((each for each in reversed(self._pending.values()) if not each.asked.checks), None)
             if self._production.outstanding and (newest is None or newest.asked.ended_ns):
                 self._pipelined = True  # they are no part of the request that waits for its answer
             self._production.broken = Unpaired.ORDER
@@ -189,12 +206,30 @@ class Conversation:
 
     # --- the shadows' sides
 
-    def chosen(self, shadow: int, number: int) -> None:
-        """The shadow is to get the request: `asked` will follow, or `left_out`."""
+    def chosen(self, shadow: int, number: int, request: bytes = b"") -> None:
+        """The shadow is to get the request: `asked` will follow, or `left_out`.  `request`, if it may be sent again."""
         pending = self._pending.get(number)
         if pending is not None:
-            pending.replies[shadow] = Reply(_NO_ANSWER, 0)
+            reply = pending.replies[shadow] = Reply(_NO_ANSWER, 0)
             pending.waiting += 1
+            if request and len(request) <= self._room.free:
+                self._room.free -= len(request)
+                reply.request = request
+
+    def again(self, asked: Asked, shadow: int, first: Answer, flags: int, keep: int, now: float) -> int:
+        """A shadow is to get a request once more, as `shadow + PROBE`, for `asked.checks`; its number, 0: no room.
+
+        The sink is told of it as of an exchange of which this shadow's first answer is production's.
+        """
+        if len(first.body) > self._room.free:
+            return 0
+        self._room.free -= len(first.body)
+        self._checks -= 1
+        number = self._checks
+        asked = msgspec.structs.replace(asked, number=number, body=b"", timed=False)
+        self._pending[number] = Pending(asked, flags, keep, now, {}, 0, production=first, decided=True)
+        self.chosen(shadow + PROBE, number)
+        return number
 
     def asked(self, shadow: int, number: int, flags: int) -> bool:
         """The request, with these flags, begins to be sent to this shadow, after those that were before it.
@@ -231,7 +266,9 @@ class Conversation:
         pending = self._pending.get(number)
         if pending is not None:
             self._sink.unpaired(shadow, reason)
-            if pending.replies.pop(shadow, None) is not None:
+            reply = pending.replies.pop(shadow, None)
+            if reply is not None:
+                self._room.free += len(reply.request)
                 self._less(pending)
 
     def decided(self, number: int) -> None:
@@ -349,6 +386,8 @@ class Conversation:
         if pending is not None and not pending.dead:
             doubtful = pending is self._held and self._production.broken is None
             self._finish(pending)
+            if pending.asked.checks:
+                return
             self._sink.unpaired(PRODUCTION, reason)
             if doubtful:  # nothing will show any more whether the order is what it seems
                 self._production.broken = Unpaired.ORDER
@@ -359,9 +398,11 @@ class Conversation:
         if pending is self._held:
             self._held = None
         del self._pending[pending.asked.number]
-        free = 0 if pending.production is None else len(pending.production.body)
+        free = len(pending.asked.body)
+        if pending.production is not None:
+            free += len(pending.production.body)
         for reply in pending.replies.values():
-            free += len(reply.answer.body)
+            free += len(reply.answer.body) + len(reply.request)
         self._room.free += free
 
     def _check_side(self, shadow: int, side: _Side) -> None:

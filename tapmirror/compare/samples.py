@@ -38,6 +38,12 @@ class Redaction(Protocol):
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """An answer's head and (decoded) body."""
 
+    def path(self, path: bytes) -> bytes:
+        """A request's path."""
+
+    def field(self, path: str) -> str:
+        """The path of a difference: names of members and of fields are bytes of the network too."""
+
 
 def sample(
     asked: Asked,
@@ -73,6 +79,8 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
     if not target.startswith(b"/"):
         target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
     words = ["curl", "-i"]
+    if body and b"content-type:" not in head.lower():
+        words += ["-H", "Content-Type:"]  # or curl adds one
     if method == b"HEAD":
         words.append("-I")
     elif method != b"GET" or body:
@@ -81,12 +89,17 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
         name, _, value = line.partition(b":")
         if name.lower() == b"host" or name.lower() not in _OWN:
             words += ["-H", _quoted(name + b": " + value.strip())]
-    if body is None:
-        words.append("--data-binary '(not shown)'")
+    if asked.longer:
+        words += ["--data-binary", "'(too long)'"]
+    elif body is None or b"\0" in body:  # no word of a shell can hold that
+        words += ["--data-binary", "'(not shown)'"]
     elif body:
         text = _quoted(body)
         words += ["--data-binary", text if len(text) < CURL // 2 else "'(too long)'"]
     words.append(_quoted(base.encode() + target))
+    while len(" ".join(words)) > CURL and "-H" in words:  # a line that is cut would be none for a shell
+        longest = max((at for at, word in enumerate(words) if word == "-H"), key=lambda at: len(words[at + 1]))
+        del words[longest : longest + 2]
     return " ".join(words)[:CURL]
 
 

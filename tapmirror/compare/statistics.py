@@ -17,6 +17,7 @@ computed when somebody looks, costs nothing before, and the counts of several wo
   Bets are fractions of a fixed grid (Waudby-Smith and Ramdas 2023, 4; mixture in place of adaptation).
 * A quantile.  If it is x, then how many values are at or below x is binomial: the beta-binomial mixture again, so that
   the interval lies between two order statistics (Howard and Ramdas, Bernoulli 2022, Theorem 1 ff.).
+* A majority (of answers that hold when they are asked for again, see `noise`): bets of fixed fractions on each.
 * A ratio of two quantiles: of both intervals at alpha/2, which holds whatever depends on what.
 
 What they assume: exchanges are alike and independent of each other.  Traffic that changes in time is averaged over.
@@ -35,17 +36,25 @@ Interval: TypeAlias = tuple[float, float]
 
 FRACTIONS: Final = tuple(0.001 * (0.99 / 0.001) ** (n / 23) for n in range(24))
 """Of the capital, bet each time: from what is best for differences of 0.1 % and great variance, to nearly all."""
+MAJORITY: Final = (0.2, 0.4, 0.6, 0.8, 0.95)
+"""The same for a majority: from a small one to nearly all."""
 QUANTILE_PRIOR: Final = 1000.0
 """Weight of the mixture around the quantile, in observations: tightest at some 12,000 (Howard et al. 2021, 3.5)."""
 _STEPS: Final = 50
-"""Of bisection: 2**-50 of the range."""
+"""Of bisection: 2**-50 of the range at the finest."""
+_NEAR: Final = 1e-6
+"""Of a value, up to which an edge is told: always outwards."""
 
 
 def share_evidence(hits: int, count: int, share: float, a: float = 0.5, b: float = 0.5) -> float:
     """Logarithm of the capital won against "the share is `share`"."""
+    return _against(hits, count, share, _log_beta(a + hits, b + count - hits) - _log_beta(a, b))
+
+
+def _against(hits: int, count: int, share: float, evidence: float) -> float:
+    """The same, where what does not depend on the share is known."""
     if (share <= 0 and hits) or (share >= 1 and hits < count):
         return math.inf
-    evidence = _log_beta(a + hits, b + count - hits) - _log_beta(a, b)
     if hits:
         evidence -= hits * math.log(share)
     if hits < count:
@@ -59,9 +68,19 @@ def share_interval(hits: int, count: int, alpha: float) -> Interval:
         return 0.0, 1.0
     enough = -math.log(alpha)
     middle = hits / count
-    low = 0.0 if not hits else _edge(0.0, middle, lambda share: share_evidence(hits, count, share) < enough)
-    high = 1.0 if hits == count else _edge(1.0, middle, lambda share: share_evidence(hits, count, share) < enough)
+    known = _log_beta(0.5 + hits, 0.5 + count - hits) - _log_beta(0.5, 0.5)
+    low = 0.0 if not hits else _edge(0.0, middle, lambda share: _against(hits, count, share, known) < enough)
+    high = 1.0 if hits == count else _edge(1.0, middle, lambda share: _against(hits, count, share, known) < enough)
     return low, high
+
+
+def majority_evidence(hits: int, count: int) -> float:
+    """Logarithm of the capital won against "each is a hit with a probability of at most one half", whatever each
+    depends on of those before it.  Bets as in `difference_evidence`.
+    """
+    logs = [hits * math.log1p(bet) + (count - hits) * math.log1p(-bet) for bet in MAJORITY]
+    most = max(logs)
+    return most + math.log(sum(math.exp(each - most) for each in logs) / len(logs))
 
 
 def difference_evidence(plus: int, minus: int, count: int, mean: float) -> float:
@@ -135,6 +154,8 @@ def _edge(outside: float, inside: float, possible: Callable[[float], bool]) -> f
     if possible(outside):
         return outside
     for _ in range(_STEPS):
+        if abs(outside - inside) <= _NEAR * abs(inside):
+            break
         at = (outside + inside) / 2
         if possible(at):
             inside = at

@@ -59,6 +59,10 @@ class Field(msgspec.Struct):
     """Of the requests that the shadow got twice: how often its own answers differed."""
     repeats: Count = 0
     """The same of production's own answers to the same request."""
+    checks: Count = 0
+    """Exchanges in which it differed and whose request the shadow got once more for that,"""
+    held: Count = 0
+    """and answered as before."""
     samples: list[Sample] = []
 
 
@@ -258,6 +262,14 @@ class Summary:
             else:
                 field.repeats += 1
 
+    def checked(self, endpoint: Endpoint, held: Mapping[str, bool]) -> None:
+        """Count a request that the shadow got again: of these fields that had differed, did its answer hold?"""
+        for name, same in held.items():
+            field = endpoint.fields.get(name)
+            if field is not None:
+                field.checks += 1
+                field.held += same
+
     def keep(self, endpoint: Endpoint, field: str, sample: Sample) -> None:
         """A sample that was asked for."""
         endpoint.fields[field].samples.append(sample)
@@ -338,6 +350,8 @@ def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> N
         found.raw += field.raw
         found.probes += field.probes
         found.repeats += field.repeats
+        found.checks += field.checks
+        found.held += field.held
         found.samples = found.samples + field.samples
     for signature, count in other.signatures.items():
         into.signatures[signature] = into.signatures.get(signature, 0) + count

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 NAME: Final = 60
-"""Characters that are kept of a name."""
+"""Characters of a name; a longer one is `{}`: a part of it might be a secret that nothing recognises any more."""
 WORD: Final = 64
 """A longer one is an identifier, whatever it looks like: time and memory are spent on shorter ones only."""
 
@@ -34,7 +34,7 @@ def variable(word: str) -> bool:
 
 def shortened(name: str) -> str:
     """A name in a path: `{}` for an identifier, printable, not long."""
-    return "{}" if len(name) > WORD else _shortened(name)
+    return "{}" if len(name) > NAME else _shortened(name)
 
 
 @lru_cache(4096)
@@ -48,5 +48,4 @@ def _shortened(name: str) -> str:
         return name
     if _variable(name):
         return "{}"
-    shown = name[:NAME]
-    return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)
+    return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)

@@ -11,7 +11,16 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from tapmirror.control.messages import MAX_ANSWER, Lines, ProtocolError, Request, read_answer, write_request
+from tapmirror.control.messages import (
+    MAX_ANSWER,
+    MAX_REPORT,
+    Lines,
+    ProtocolError,
+    Report,
+    Request,
+    read_answer,
+    write_request,
+)
 
 PATIENCE: Final = 120.0
 """Seconds for an answer: a start compiles a program and may wait for names to resolve."""
@@ -65,13 +74,43 @@ class Client:
 
     def ask(self, request: Request, patience: float = PATIENCE) -> dict[str, Any]:
         """What the daemon answers.  Raises `ControlError`."""
+        answer, descriptors = self._exchange(request, patience)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return answer
+
+    def report(self, name: str, patience: float = PATIENCE) -> tuple[dict[str, Any], bytes]:
+        """The answer to `Report`, and the JSON that comes with it.  Raises `ControlError`."""
+        answer, descriptors = self._exchange(Report(name=name), patience)
+        try:
+            size = answer.get("bytes")
+            if len(descriptors) != 1 or not isinstance(size, int) or not 0 < size <= MAX_REPORT:
+                raise ControlError("lost", "the daemon's answer has no report with it")
+            with open(descriptors[0], "rb", closefd=False) as file:
+                return answer, os.pread(file.fileno(), size, 0)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _exchange(self, request: Request, patience: float) -> tuple[dict[str, Any], list[int]]:
+        """What the daemon answers, and the descriptors that come with it, which become the caller's."""
+        descriptors: list[int] = []
+        try:
+            return self._answer(request, patience, descriptors), descriptors
+        except BaseException:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+
+    def _answer(self, request: Request, patience: float, descriptors: list[int]) -> dict[str, Any]:
         self._id += 1
         self._sock.settimeout(patience)
         lines = Lines(MAX_ANSWER)
         try:
             self._sock.sendall(write_request(msgspec.structs.replace(request, id=self._id)))
             while (line := lines.next()) is None:
-                data = self._sock.recv(1 << 16)
+                data, found, _, _ = socket.recv_fds(self._sock, 1 << 16, 1)
+                descriptors += found
                 if not data:
                     raise ControlError("lost", "the daemon closed the connection")
                 lines.feed(data)

@@ -27,6 +27,8 @@ MAX_LOOKING: Final = 4096
 """Bytes of a request of who may only look."""
 MAX_ANSWER: Final = 16 << 20
 """Bytes of an answer that a client takes: the status of some thousand taps."""
+MAX_REPORT: Final = 256 << 20
+"""Bytes of what comes by descriptor with an answer: a comparison of 100 end points and 200 samples has some 3 MB."""
 MAX_TAPS: Final = 1000
 """Taps in a request, and of a daemon."""
 
@@ -39,7 +41,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a client asks for.  Fields that are not given have their defaults."""
 
     changes: ClassVar[bool] = False
-    """Whether only who may change taps may ask for it."""
+    """Whether only who may change taps may ask for it; then who asked is in the log."""
     v: Literal[1] = 1
     id: Id = 0
 
@@ -59,6 +61,17 @@ class Logs(Request, frozen=True, kw_only=True, tag="logs"):
 
     name: Name
     after: int = 0
+
+
+class Report(Request, frozen=True, kw_only=True, tag="report"):
+    """What a tap's comparison knows: `{"tap", "compare": {…}, "bytes"}`, and a descriptor with the answer.
+
+    That is of memory which nobody can change any more (memfd_create(2), sealed), and has so many bytes of JSON: a list
+    of the workers' states, for `compare.merge`.  It has samples of traffic, so only who may change taps gets it.
+    """
+
+    changes: ClassVar[bool] = True
+    name: Name
 
 
 class Start(Request, frozen=True, kw_only=True, tag="start"):
@@ -117,7 +130,9 @@ class Reload(Request, frozen=True, kw_only=True, tag="reload"):
     changes: ClassVar[bool] = True
 
 
-AnyRequest: TypeAlias = List | Status | Logs | Start | Stop | Apply | Set | Pause | Resume | Reload
+Plain: TypeAlias = List | Status | Logs | Start | Stop | Apply | Set | Pause | Resume | Reload
+"""Answered by a line."""
+AnyRequest: TypeAlias = Plain | Report
 
 
 class ProtocolError(Exception):

@@ -81,9 +81,9 @@ class Call:
         self.request = request
         self._client = client
 
-    def answer(self, result: dict[str, Any]) -> None:
-        """It is done."""
-        self._client.send(write_answer(self.request.id, result))
+    def answer(self, result: dict[str, Any], descriptor: int | None = None) -> None:
+        """It is done; the descriptor goes with the answer, and becomes the server's."""
+        self._client.send(write_answer(self.request.id, result), descriptor=descriptor)
 
     def refuse(self, code: str, message: str) -> None:
         """It is not done; `code` is one of `ProtocolError`."""
@@ -103,6 +103,8 @@ class _Connection:
         """For the answer to its request."""
         self._server = server
         self._out = memoryview(b"")
+        self._descriptor: int | None = None
+        """To be sent with the first byte of `_out`."""
         self._last = False
 
     def deadline(self) -> float:
@@ -134,9 +136,16 @@ class _Connection:
         else:
             self._next()
 
-    def send(self, data: bytes, *, last: bool = False) -> None:
-        """Send the answer; `last`: and close."""
+    def close(self) -> None:
+        """Nothing more goes either way."""
+        self._close_descriptor()
+        self.sock.close()
+
+    def send(self, data: bytes, *, last: bool = False, descriptor: int | None = None) -> None:
+        """Send the answer, and the descriptor with it, which is closed then; `last`: and close."""
+        self._descriptor = descriptor
         if self.sock.fileno() < 0:
+            self._close_descriptor()
             return
         self.waits = False
         self._last = last
@@ -147,13 +156,23 @@ class _Connection:
     def _flush(self) -> None:
         try:
             while self._out:
-                self._out = self._out[self.sock.send(self._out) :]
+                if self._descriptor is not None:
+                    count = socket.send_fds(self.sock, [self._out], [self._descriptor])
+                    self._close_descriptor()
+                else:
+                    count = self.sock.send(self._out)
+                self._out = self._out[count:]
         except BlockingIOError:
             self._server.wait_for(self, Wait.WRITE)
         except OSError:
             self._server.drop(self)
         else:
             self._sent()
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _sent(self) -> None:
         if self._last:
@@ -239,7 +258,7 @@ class Server:
         if client in self._clients:
             self._clients.discard(client)
             self.wait_for(client, Wait.NOTHING)
-            client.sock.close()
+            client.close()
 
     def wait_for(self, client: _Connection, what: Wait) -> None:
         """Which readiness of a client's socket is looked at."""

@@ -16,7 +16,6 @@ Pure: bytes and times in, answers out.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -26,33 +25,27 @@ import msgspec
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
 from tapmirror.exchange import Answer, Unpaired
-from tapmirror.framing.responses import (
-    DIGITS,
+from tapmirror.framing.response import (
+    BODY,
+    CHUNK_DATA,
+    DISCARD,
     ENDLESS,
     FIELDS,
+    HEAD,
     HEAD_END,
     KNOWN_BYTES,
-    LINE_BYTES,
+    NEXT,
     PLAIN,
     PREFIX,
-    SIZE,
     STATUS_LINE,
+    UNTIL_END,
+    ResponseReader,
 )
 
 NOTHING: Final = -1
 """`keep` of a request whose answer's body does not matter: it is skipped by its length."""
 DIGEST_BYTES: Final = 16
 """128 bits: that two bodies are equal by chance, or made so, is out of the question."""
-
-_NEXT: Final = 0
-_HEAD: Final = 1
-_BODY: Final = 2
-_CHUNK_SIZE: Final = 3
-_CHUNK_DATA: Final = 4
-_CHUNK_END: Final = 5
-_TRAILER: Final = 6
-_ENDLESS: Final = 7
-_DISCARD: Final = 8
 
 _NONE: Final = ()
 
@@ -74,14 +67,13 @@ class Room(msgspec.Struct):
     free: int
 
 
-class AnswerReader:
+class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     """The answers on one side of one connection."""
 
     __slots__ = (
         "_awaited",
         "_body",
         "_bounds",
-        "_buffer",
         "_digest",
         "_first",
         "_hashed",
@@ -92,21 +84,17 @@ class AnswerReader:
         "_known_status",
         "_length",
         "_now",
-        "_remaining",
         "_room",
-        "_state",
         "_status",
         "_whole",
         "broken",
     )
 
     def __init__(self, bounds: Bounds, room: Room) -> None:
+        super().__init__(bounds.head_bytes)
         self._bounds = bounds
         self._room = room
         self._awaited: deque[tuple[int, int, Any]] = deque()  # flags, keep, token
-        self._buffer = bytearray()
-        self._state = _NEXT
-        self._remaining = 0
         self._now = self._first = 0
         self.broken: Unpaired | None = None
         """Why nothing is read any more."""
@@ -130,7 +118,7 @@ class AnswerReader:
     @property
     def idle(self) -> bool:
         """Between answers: nothing of one is held."""
-        return self._state == _NEXT
+        return self._state == NEXT
 
     def expect(self, flags: int, keep: int, token: Any) -> None:
         """A request with these flags (as of its first `Part`): call it before its answer can come.
@@ -192,13 +180,13 @@ class AnswerReader:
             return _NONE
         self._now = time_ns
         out: list[tuple[Any, Answer]] = []
-        if self._state in (_BODY, _CHUNK_DATA) and size <= self._remaining:
+        if self._state in (BODY, CHUNK_DATA) and size <= self._remaining:
             self._whole = False
             self._length += size
             self._remaining -= size
             if not self._remaining:
                 self._run_ended(out)
-        elif self._state == _ENDLESS:
+        elif self._state == UNTIL_END:
             self._whole = False
             self._length += size
         else:
@@ -210,16 +198,16 @@ class AnswerReader:
         if self.broken is not None:
             return ENDLESS
         if self._keep == NOTHING or not (self._digest and self._whole):
-            if self._state in (_BODY, _CHUNK_DATA):
+            if self._state in (BODY, CHUNK_DATA):
                 return self._remaining
-            if self._state == _ENDLESS:
+            if self._state == UNTIL_END:
                 return ENDLESS
         return 0
 
     def end(self, time_ns: int, reset: bool) -> Sequence[tuple[Any, Answer]]:
         """The side closed its stream; that ends the body of an answer whose length nothing else tells."""
         out: list[tuple[Any, Answer]] = []
-        if self._state == _ENDLESS and not reset and self.broken is None:
+        if self._state == UNTIL_END and not reset and self.broken is None:
             self._now = time_ns
             self._answered(out)
         return out
@@ -236,7 +224,7 @@ class AnswerReader:
     def resync(self) -> None:
         """After `give_up`: the next byte is the first of the answer to the request that is expected next."""
         self.broken = None
-        self._state = _NEXT
+        self._state = NEXT
 
     # --- one step each: take bytes of `data` from `pos` on, say where the next step begins
 
@@ -253,7 +241,7 @@ class AnswerReader:
                 self._start(int(plain[1]), bytes(data[pos:end]), keep)
                 self._await_body(int(plain[2]), out)
                 return end
-        self._state = _HEAD
+        self._state = HEAD
         return pos
 
     def _read_head(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
@@ -282,52 +270,7 @@ class AnswerReader:
         self._take(data, pos, len(data) - pos)
         return len(data)
 
-    def _chunk_size(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
-        line, pos = self._line(data, pos, LINE_BYTES)
-        if line:
-            found = SIZE.match(line)
-            if found is None:
-                return self._fail(data)
-            self._remaining = int(found[1], 16)
-            self._state = _CHUNK_DATA if self._remaining else _TRAILER
-            if self._state == _TRAILER:
-                self._remaining = self._bounds.head_bytes
-        return pos
-
-    def _chunk_end(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
-        line, pos = self._line(data, pos, 2)
-        if line:
-            if line not in (b"\r\n", b"\n"):
-                return self._fail(data)
-            self._state = _CHUNK_SIZE
-        return pos
-
-    def _trailer(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
-        line, pos = self._line(data, pos, self._remaining)
-        if line:
-            self._remaining -= len(line)
-            if line in (b"\r\n", b"\n"):
-                self._answered(out)
-        return pos
-
-    def _discard(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
-        return len(data)
-
     # --- what the steps share
-
-    def _line(self, data: Buffer, pos: int, limit: int) -> tuple[bytes, int]:
-        """Take a line of at most `limit` bytes and say where it ends; empty while it is not whole."""
-        buffer = self._buffer
-        piece = bytes(data[pos : pos + limit - len(buffer)])
-        end = piece.find(b"\n") + 1
-        if not end:
-            buffer += piece
-            if len(buffer) >= limit:
-                return b"", self._fail(data)
-            return b"", pos + len(piece)
-        line = bytes(buffer) + piece[:end]
-        buffer.clear()
-        return line, pos + end
 
     def _start(self, status: int, head: bytes, keep: int) -> None:
         """A final answer whose body may follow."""
@@ -347,7 +290,7 @@ class AnswerReader:
         asked, keep, _ = self._awaited[0]
         accepted = asked & TUNNEL and (status == 101 or (asked & CONNECT and 200 <= status < 300))
         if status < 200 and not accepted:
-            self._state = _NEXT
+            self._state = NEXT
             return status != 101
         self._start(status, head, keep)
         if accepted:
@@ -357,33 +300,7 @@ class AnswerReader:
         if asked & NO_BODY or status in (204, 304):
             self._answered(out)
             return True
-        return self._expect_body(head, line, out)
-
-    def _expect_body(self, head: bytes, line: re.Match[bytes], out: list[tuple[Any, Answer]]) -> bool:
-        lengths: set[bytes] = set()
-        codings: list[bytes] = []
-        for name, value in FIELDS.findall(head, line.end() - 1):
-            match name.lower():
-                case b"content-length":
-                    lengths.add(value.rstrip(b" \t"))
-                case b"transfer-encoding":
-                    codings.append(value.lower().rstrip(b" \t"))
-        if codings:
-            self._state = _CHUNK_SIZE if codings[-1].endswith(b"chunked") else _ENDLESS
-        elif lengths:
-            length = lengths.pop()
-            if lengths or not DIGITS.fullmatch(length):
-                return False
-            self._await_body(int(length), out)
-        else:
-            self._state = _ENDLESS
-        return True
-
-    def _await_body(self, length: int, out: list[tuple[Any, Answer]]) -> None:
-        self._state = _BODY
-        self._remaining = length
-        if not length:
-            self._answered(out)
+        return self._expect_body(FIELDS.findall(head, line.end() - 1), out)
 
     def _take(self, data: Buffer, pos: int, size: int) -> None:
         """Body bytes: keep the first, hash the others along with them."""
@@ -404,18 +321,12 @@ class AnswerReader:
             room.free -= taken
         self._length += size
 
-    def _run_ended(self, out: list[tuple[Any, Answer]]) -> None:
-        if self._state == _BODY:
-            self._answered(out)
-        else:
-            self._state = _CHUNK_END
-
     def _answered(self, out: list[tuple[Any, Answer]]) -> None:
         digest = b""
         if self._hashed is not None and self._digest and self._whole:
             digest = self._hashed.digest()
         body = self._body
-        self._state = _NEXT
+        self._state = NEXT
         out.append(
             (
                 self._awaited.popleft()[2],
@@ -435,7 +346,7 @@ class AnswerReader:
 
     def _break(self, reason: Unpaired) -> None:
         self.broken = reason
-        self._state = _DISCARD
+        self._state = DISCARD
 
     def _fail(self, data: Buffer) -> int:
         self._break(Unpaired.UNPARSED if self._awaited else Unpaired.ORDER)

@@ -25,61 +25,33 @@ from typing import Final, TypeAlias
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
 from tapmirror.framing.pool import Pool
-
-ENDLESS: Final = 1 << 62
-"""What `skippable` says when the body ends with the connection, or nothing matters any more."""
-LINE_BYTES: Final = 4096
-"""Longest line of a chunk's size and extensions, as in the request direction."""
-KNOWN_BYTES: Final = 1024
-"""Longest head that is remembered.  A server's answers to one client often differ in the body and, once a
-second, in the Date only; a head that is equal to the last means the same and need not be parsed."""
-
-_PLAIN_LINES: Final = (
-    rb"(?:(?:[^CcTt\r][^\r]*+"
-    rb"|(?![Cc](?i:ontent-length|onnection)|[Tt](?i:ransfer-encoding))[CcTt][^\r]*+"
-    rb"|[Cc]onnection: keep-alive)\r\n)*"
+from tapmirror.framing.response import (
+    BODY,
+    CHUNK_DATA,
+    DISCARD,
+    ENDLESS,
+    FIELDS,
+    HEAD,
+    HEAD_END,
+    KNOWN_BYTES,
+    NEXT,
+    PLAIN,
+    PREFIX,
+    STATUS_LINE,
+    UNTIL_END,
+    ResponseReader,
 )
-PLAIN: Final = re.compile(
-    rb"HTTP/1\.1 ((?!204|304)[2-5][0-9][0-9]) [^\r]*+\r\n"
-    + _PLAIN_LINES
-    + rb"[Cc]ontent-[Ll]ength: ([0-9]{1,18})\r\n"
-    + _PLAIN_LINES
-    + rb"\r\n"
-).match
-"""The head that nearly all responses have: status, Content-Length."""
-
-STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?=[ \r\n])[^\n]*+\n")
-HEAD_END: Final = re.compile(rb"\n\r?\n")
-FIELDS: Final = re.compile(rb"\n(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
-DIGITS: Final = re.compile(rb"[0-9]{1,18}")
-SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*[;\r\n]")
-PREFIX: Final = b"HTTP/1."
-
-# States.  0 is what `feed` looks for.
-_NEXT: Final = 0  # between responses, nothing held
-_HEAD: Final = 1
-_BODY: Final = 2  # of known length
-_CHUNK_SIZE: Final = 3
-_CHUNK_DATA: Final = 4
-_CHUNK_END: Final = 5
-_TRAILER: Final = 6
-_ENDLESS: Final = 7  # up to the end of the connection
-_DISCARD: Final = 8  # a tunnel, or failed
 
 
-class ResponseFramer:
+class ResponseFramer(ResponseReader[int]):
     """The responses on one connection to the shadow."""
 
     __slots__ = (
         "_awaited",
-        "_buffer",
-        "_head_bytes",
         "_known",
         "_known_size",
         "_known_status",
         "_pool",
-        "_remaining",
-        "_state",
         "closing",
         "failed",
         "tunnel",
@@ -87,12 +59,9 @@ class ResponseFramer:
 
     def __init__(self, head_bytes: int, pool: Pool, like: ResponseFramer | None = None) -> None:
         """`like`: of another connection to the same server, whose last head is likely to come again."""
-        self._head_bytes = head_bytes
+        super().__init__(head_bytes)
         self._pool = pool
         self._awaited: deque[int] = deque()  # flags of each request without a complete response
-        self._buffer = bytearray()
-        self._remaining = 0
-        self._state = _NEXT
         # The last plain head, the size of its whole response, and the status.
         if like is None:
             self._known, self._known_size = b"", -1
@@ -141,22 +110,22 @@ class ResponseFramer:
 
     def skippable(self) -> int:
         """How many of the next bytes need not be looked at: discard up to so many, and call `skip`."""
-        if self._state in (_BODY, _CHUNK_DATA):
+        if self._state in (BODY, CHUNK_DATA):
             return self._remaining
-        return ENDLESS if self._state in (_ENDLESS, _DISCARD) else 0
+        return ENDLESS if self._state in (UNTIL_END, DISCARD) else 0
 
     def skip(self, size: int) -> None:
         """`size` bytes, at most `skippable()`, were discarded in place of being fed."""
-        if self._state in (_BODY, _CHUNK_DATA):
+        if self._state in (BODY, CHUNK_DATA):
             self._remaining -= size
             if not self._remaining:
-                self._run_ended()
+                self._run_ended([])
 
     def eof(self) -> int:
         """The shadow closed its side.  Returns how many requests remain without a complete response."""
-        if self._state == _ENDLESS:
-            self._answered()
-        self._state = _DISCARD
+        if self._state == UNTIL_END:
+            self._answered([])
+        self._state = DISCARD
         self._pool.resize(len(self._buffer), 0)
         self._buffer.clear()
         self.closing = True
@@ -172,7 +141,7 @@ class ResponseFramer:
             known = self._known
             if known and not self._awaited[0] and bytes(data[pos : pos + len(known)]) == known:
                 out += self._known_status
-                self._await_body(self._known_size - len(known))
+                self._await_body(self._known_size - len(known), out)
                 return pos + len(known)
             plain = None if self._awaited[0] else PLAIN(data, pos)
             if plain is not None and plain.end() - pos <= self._head_bytes:
@@ -187,7 +156,7 @@ class ResponseFramer:
         if found is None:
             if len(buffer) >= self._head_bytes or not PREFIX.startswith(buffer[: len(PREFIX)]):
                 return self._fail(data)
-            self._state = _HEAD
+            self._state = HEAD
             return pos + len(piece)
         head = bytes(buffer[: found.end()])
         buffer.clear()
@@ -198,55 +167,10 @@ class ResponseFramer:
         taken = min(len(data) - pos, self._remaining)
         self._remaining -= taken
         if not self._remaining:
-            self._run_ended()
+            self._run_ended(out)
         return pos + taken
 
-    def _chunk_size(self, data: Buffer, pos: int, out: list[int]) -> int:
-        line, pos = self._line(data, pos, LINE_BYTES)
-        if line:
-            found = SIZE.match(line)
-            if found is None:
-                return self._fail(data)
-            self._remaining = int(found[1], 16)
-            self._state = _CHUNK_DATA if self._remaining else _TRAILER
-            if self._state == _TRAILER:
-                self._remaining = self._head_bytes
-        return pos
-
-    def _chunk_end(self, data: Buffer, pos: int, out: list[int]) -> int:
-        line, pos = self._line(data, pos, 2)
-        if line:
-            if line not in (b"\r\n", b"\n"):
-                return self._fail(data)
-            self._state = _CHUNK_SIZE
-        return pos
-
-    def _trailer(self, data: Buffer, pos: int, out: list[int]) -> int:
-        line, pos = self._line(data, pos, self._remaining)
-        if line:
-            self._remaining -= len(line)
-            if line in (b"\r\n", b"\n"):
-                self._answered()
-        return pos
-
-    def _discard(self, data: Buffer, pos: int, out: list[int]) -> int:
-        return len(data)
-
     # --- what the steps share
-
-    def _line(self, data: Buffer, pos: int, limit: int) -> tuple[bytes, int]:
-        """Take a line of at most `limit` bytes and say where it ends; empty while it is not whole."""
-        buffer = self._buffer
-        piece = bytes(data[pos : pos + limit - len(buffer)])
-        end = piece.find(b"\n") + 1
-        if not end:
-            buffer += piece
-            if len(buffer) >= limit:
-                return b"", self._fail(data)
-            return b"", pos + len(piece)
-        line = bytes(buffer) + piece[:end]
-        buffer.clear()
-        return line, pos + end
 
     def _read_head(self, head: bytes, out: list[int]) -> bool:
         """Act on a whole head; False if it is none.  RFC 9112, 6.3 gives the order of the cases."""
@@ -256,75 +180,43 @@ class ResponseFramer:
         status, asked = int(line[2]), self._awaited[0]
         accepted = asked & TUNNEL and (status == 101 or (asked & CONNECT and 200 <= status < 300))
         if status < 200 and not accepted:
-            self._state = _NEXT
+            self._state = NEXT
             return status != 101
         out.append(status)
         if asked & TUNNEL:
             self.tunnel = bool(accepted)
         if accepted:
-            self._answered()
-            self._state = _DISCARD
+            self._answered(out)
+            self._state = DISCARD
             return True
-        lengths: set[bytes] = set()
-        codings: list[bytes] = []
-        option = b""
-        for name, value in FIELDS.findall(head, line.end() - 1):
-            match name.lower():
-                case b"content-length":
-                    lengths.add(value.rstrip(b" \t"))
-                case b"transfer-encoding":
-                    codings.append(value.lower().rstrip(b" \t"))
-                case _:
-                    option += value.lower()
+        fields = FIELDS.findall(head, line.end() - 1)
+        option = b"".join(value.lower() for name, value in fields if name.lower() == b"connection")
         if b"close" in option or (line[1] == b"0" and b"keep-alive" not in option):
             self.closing = True
         if asked & NO_BODY or status in (204, 304):
-            self._answered()
+            self._answered(out)
             return True
-        return self._expect_body(lengths, codings)
+        if not self._expect_body(fields, out):
+            return False
+        if self._state == UNTIL_END:
+            self.closing = True
+        return True
 
     def _read_plain(self, plain: re.Match[bytes], head: bytes, out: list[int]) -> int:
         status, length = int(plain[1]), int(plain[2])
         if len(head) <= KNOWN_BYTES:
             self._known, self._known_size, self._known_status = head, len(head) + length, (status,)
         out.append(status)
-        self._await_body(length)
+        self._await_body(length, out)
         return plain.end()
 
-    def _expect_body(self, lengths: set[bytes], codings: list[bytes]) -> bool:
-        if codings:
-            chunked = codings[-1].endswith(b"chunked")
-            self._state = _CHUNK_SIZE if chunked else _ENDLESS
-        elif lengths:
-            length = lengths.pop()
-            if lengths or not DIGITS.fullmatch(length):
-                return False
-            self._await_body(int(length))
-        else:
-            self._state = _ENDLESS
-        if self._state == _ENDLESS:
-            self.closing = True
-        return True
-
-    def _await_body(self, length: int) -> None:
-        self._state = _BODY
-        self._remaining = length
-        if not length:
-            self._answered()
-
-    def _run_ended(self) -> None:
-        if self._state == _BODY:
-            self._answered()
-        else:
-            self._state = _CHUNK_END
-
-    def _answered(self) -> None:
+    def _answered(self, out: list[int]) -> None:
         self._awaited.popleft()
-        self._state = _NEXT
+        self._state = NEXT
 
     def _fail(self, data: Buffer) -> int:
         self.failed = True
-        self._state = _DISCARD
+        self._state = DISCARD
         self._buffer.clear()
         return len(data)
 

@@ -77,7 +77,9 @@ class Redactor:
         self._headers = {name.encode(): self._action(text) for name, text in headers.items()}
         self._query = {k.lower().encode(): self._action(v) for k, v in {**names, **spec.query}.items()}
         members = {**{f"**.{name}": "remove" for name in names}, **spec.json}
-        self._members = [(_steps(path), self._action(text)) for path, text in members.items()]
+        self.member_paths = [steps_of(path) for path in members]
+        """Of the JSON members that are taken out."""
+        self._members = [(steps_of(path), self._action(text)) for path, text in members.items()]
         self._patterns = [(compile_re2(text), becomes.encode()) for text, becomes in spec.patterns.items()]
         self.reads_bodies = bool(self._members or self._query or self._patterns)
         """Whether bodies must be whole to be redacted."""
@@ -85,10 +87,10 @@ class Redactor:
 
     def head(self, request: Request) -> bytes:
         """The head without what is to be taken out."""
-        path = self._replaced(request.path)
+        path = self.text(request.path)
         query = request.query
         if query is not None:
-            query = self._replaced(self._pairs(query) if self._query else query)
+            query = self.text(self._pairs(query) if self._query else query)
         origin = request.origin
         if self._strict and b"@" in origin:
             scheme, slashes, authority = origin.partition(b"://")
@@ -110,7 +112,7 @@ class Redactor:
                     continue
                 line = name + b": " + found
             elif self._patterns and name.lower() not in (b"host", b"content-length", b"transfer-encoding"):
-                line = name + b":" + self._replaced(value)
+                line = name + b":" + self.text(value)
             lines.append(line)
         return b"\r\n".join([start, *lines, b"", b""])
 
@@ -132,7 +134,7 @@ class Redactor:
                 body = found
         elif self._strict:
             return None
-        return self._replaced(body)
+        return self.text(body)
 
     def _action(self, text: str) -> Action:
         if text == "remove":
@@ -145,7 +147,8 @@ class Redactor:
     def _hash(self, value: bytes) -> bytes:
         return hmac.new(self._secret, value, hashlib.sha256).hexdigest()[:16].encode()
 
-    def _replaced(self, text: bytes) -> bytes:
+    def text(self, text: bytes) -> bytes:
+        """Any text without what the patterns match."""
         for pattern, becomes in self._patterns:
             text = pattern.sub(lambda _, becomes=becomes: becomes, text)  # type: ignore[misc]
         return text
@@ -192,7 +195,7 @@ class Redactor:
             return None
 
 
-def _steps(path: str) -> tuple[str, ...]:
+def steps_of(path: str) -> tuple[str, ...]:
     """`cards[].number` as ("cards", "[]", "number")."""
     return tuple(path.replace("[]", ".[]").strip(".").split("."))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is taken out of the samples that a comparison keeps: of requests, and of both answers.
+"""What is taken out of the samples that a comparison keeps: of requests, of both answers, and of names.
 
 The tap's own rules hold, and those of `compare.redact` beside them; without these the fields and members that
 usually hold secrets or persons go, as with `privacy: strict`, but texts are shown.  As in `redact`: what cannot be
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
-from tapmirror.policy.redact import STRICT_HEADERS, STRICT_NAMES, Redactor
+from tapmirror.policy.redact import STRICT_HEADERS, STRICT_NAMES, Redactor, steps_of, unchunked
 from tapmirror.policy.request import Request
 from tapmirror.spec import Redact
 
@@ -24,6 +25,9 @@ USUAL: Final = Redact(
 _REQUEST: Final = b"GET / HTTP/1.1\r\n"
 """In place of the status line, for rules of fields know requests only."""
 
+_CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding[ \t]*:", re.IGNORECASE)
+NAMES: Final = 4096
+"""Paths of differences that are remembered."""
 _LINKS: Final = (b"location", b"content-location", b"link", b"refresh")
 """Fields of answers that hold URLs."""
 _QUERY: Final = re.compile(rb"([?#])([^?#<>\"]*)")
@@ -34,9 +38,41 @@ class SampleRedactor:
 
     def __init__(self, rules: Sequence[Redact], secret: bytes) -> None:
         self._redactors = [Redactor(each, secret) for each in rules]
+        self.field = lru_cache(NAMES)(self._field)
+        """`compare.Redaction.field`: the same fields differ again and again."""
 
     def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """A request's head and body; no body: it cannot be looked into.  Any bytes may come."""
+        if body and _CHUNKED.search(head):
+            try:
+                body = unchunked(body)
+            except ValueError:  # it was not followed to its end
+                return self._request(head, b"")[0], None
+        return self._request(head, body)
+
+    def path(self, path: bytes) -> bytes:
+        """A request's path, or what else is only text."""
+        for redactor in self._redactors:
+            path = redactor.text(path)
+        return path
+
+    def _field(self, path: str) -> str:
+        """The path of a difference (`body.items[].price`): a member that is taken out ends it, whatever is within."""
+        root, _, _ = path.partition(".")
+        root = root.partition("[")[0]
+        if root == path:
+            return path
+        steps = list(steps_of(path[len(root) :]))
+        if root == "body":
+            rules = [rule for each in self._redactors for rule in each.member_paths]
+            ends = [(at, rule[-1]) for rule in rules if (at := _end(steps, rule))]
+            if ends:
+                at, last = min(ends)
+                steps = [*steps[: at - 1], last if last == "*" else steps[at - 1]]
+        shown = [step if step == "[]" else self.path(step.encode()).decode("utf-8", "replace") for step in steps]
+        return ".".join([root, *shown]).replace(".[]", "[]")
+
+    def _request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         end = head.find(b"\r")
         if head[:end].count(b" ") != 2 or not head.endswith(b"\r\n\r\n"):
             return _REQUEST + b"\r\n", None
@@ -45,7 +81,8 @@ class SampleRedactor:
             request = Request(head, b"")
             shown = _body(redactor, request, shown)
             head = redactor.head(request)
-        return head, shown
+        first, *lines = head.split(b"\r\n")
+        return b"\r\n".join([first, *map(self.path, lines)]), shown  # of fields that the tap leaves alone, names too
 
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """An answer's head, and its body (decoded)."""
@@ -55,7 +92,7 @@ class SampleRedactor:
             for line in lines[1:]
             if b":" in line and not line.lower().startswith(b"content-encoding:")
         ]
-        fields, shown = self.request(b"\r\n".join([_REQUEST[:-2], *kept, b"", b""]), body)
+        fields, shown = self._request(b"\r\n".join([_REQUEST[:-2], *kept, b"", b""]), body)
         return lines[0] + b"\r\n" + fields.partition(b"\r\n")[2], shown
 
     def _link(self, line: bytes) -> bytes:
@@ -64,9 +101,24 @@ class SampleRedactor:
         return name + b":" + _QUERY.sub(self._query, value) if name.strip().lower() in _LINKS else line
 
     def _query(self, found: re.Match[bytes]) -> bytes:
-        head, _ = self.request(b"GET /?%b HTTP/1.1\r\n\r\n" % found[2].replace(b" ", b"%20"), b"")
+        head, _ = self._request(b"GET /?%b HTTP/1.1\r\n\r\n" % found[2].replace(b" ", b"%20"), b"")
         kept = head.partition(b" HTTP/")[0].partition(b"?")[2]
         return found[1] + kept if kept else b""
+
+
+def _end(steps: Sequence[str], rule: Sequence[str]) -> int:
+    """After how many steps of a path a rule is met first; 0: it is not."""
+    if not rule:
+        return 0
+    step, rest = rule[0], rule[1:]
+    if step == "**":
+        return next((at + found for at in range(len(steps)) if (found := _end(steps[at:], rest))), 0)
+    if not steps or not (steps[0] == step or (step == "*" and steps[0] != "[]") or steps[0].lower() == step.lower()):
+        return 0
+    if not rest:
+        return 1
+    found = _end(steps[1:], rest)
+    return found and found + 1
 
 
 def _body(redactor: Redactor, request: Request, body: bytes | None) -> bytes | None:

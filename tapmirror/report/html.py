@@ -18,6 +18,7 @@ from tapmirror.compare.summary import Sample
 from tapmirror.report import charts
 from tapmirror.report.style import STYLE
 from tapmirror.report.words import (
+    EARLY,
     KINDS,
     OUTCOMES,
     between,
@@ -162,7 +163,7 @@ def _endpoint(endpoint: EndpointFigures, *, opened: bool) -> Iterator[str]:
 
 
 def _field(field: FieldFigures) -> Iterator[str]:
-    early = ' <span class="tag open">too early to tell from noise</span>' if field.nature is Nature.WAITING else ""
+    early = f' <span class="tag open">{EARLY}</span>' if field.nature is Nature.WAITING else ""
     kind = KINDS.get(field.kind, field.kind)
     yield (
         f'<div class="field"><div class="bar"><span class="path">{escape(field.path or field.kind)}</span>'

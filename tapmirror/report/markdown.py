@@ -9,17 +9,21 @@ from typing import Final
 
 from tapmirror.compare import EndpointFigures, FieldFigures, Figures, Nature
 from tapmirror.report.words import (
+    COLUMNS,
+    EARLY,
     KINDS,
     OUTCOMES,
+    SIDES,
+    cells,
     clean,
-    count,
-    duration,
+    compared,
     limits_of,
-    milliseconds,
     nature,
+    noise,
+    open_fields,
     percent,
+    remarks,
     rtt,
-    slower,
 )
 
 ENDPOINTS: Final = 30
@@ -38,10 +42,7 @@ def _lines(figures: Figures) -> Iterator[str]:
     yield ""
     yield f"{_text(verdict.reason)}."
     yield ""
-    yield (
-        f"{count(figures.paired)} of {count(figures.requests)} requests compared in {duration(figures.seconds)}, "
-        f"level `{figures.level}`."
-    )
+    yield f"{compared(figures)}."
     yield ""
     if verdict.checks:
         yield "| limit | shadow | certain | at most | |"
@@ -50,53 +51,38 @@ def _lines(figures: Figures) -> Iterator[str]:
             estimate, interval, limit = limits_of(check)
             yield f"| {check.name} | {estimate} | {interval} | {limit} | {check.outcome.value} |"
         yield ""
-    yield "| | requests | errors | | p50 | | p99 | | | differing |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
-    yield "| | | production | shadow | production | shadow | production | shadow | | |"
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield f"|---|{'---:|' * (len(COLUMNS) - 1)}"
+    yield f"| {' | '.join(SIDES)} |"
     for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
         yield _row(endpoint)
     if len(figures.endpoints) > ENDPOINTS:
         yield f"\n{len(figures.endpoints) - ENDPOINTS} more endpoints are not shown."
     for endpoint in figures.endpoints[:ENDPOINTS]:
-        fields = [field for field in endpoint.fields if field.nature is not Nature.NOISE]
+        fields = open_fields(endpoint)
         if fields:
             yield ""
             yield f"### {_text(endpoint.name)}"
             yield ""
             for field in fields:
                 yield from _field(field)
-    noise = sorted({field.path for each in figures.endpoints for field in each.fields if field.nature is Nature.NOISE})
     yield ""
-    if noise:
-        yield f"Taken for noise: {', '.join(_text(path) for path in noise[:40])}."
+    paths = noise(figures)
+    if paths:
+        yield f"Taken for noise: {', '.join(map(_text, paths[:40]))}."
         yield ""
-    for reason, number in [*figures.unpaired.items(), *figures.failures.items()]:
-        yield f"* {_text(reason)}: {count(number)} requests"
-    for note in figures.notes:
-        yield f"* {_text(note)}"
+    for remark in remarks(figures):
+        yield f"* {_text(remark)}"
     yield ""
     yield rtt(figures)
 
 
 def _row(endpoint: EndpointFigures) -> str:
-    one, other = endpoint.production, endpoint.shadow
-    cells = (
-        _text(endpoint.name),
-        count(endpoint.pairs),
-        percent(one.error_rate),
-        percent(other.error_rate),
-        milliseconds(one.last["p50"]),
-        milliseconds(other.last["p50"]),
-        milliseconds(one.last["p99"]),
-        milliseconds(other.last["p99"]),
-        slower(endpoint),
-        percent(endpoint.diff_rate.value),
-    )
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(_text, cells(endpoint)))} |"
 
 
 def _field(field: FieldFigures) -> Iterator[str]:
-    early = " (too early to tell it from noise)" if field.nature is Nature.WAITING else ""
+    early = f" ({EARLY})" if field.nature is Nature.WAITING else ""
     kind = _text(KINDS.get(field.kind, field.kind))
     yield f"* **{_text(field.path)}**: {kind} in {percent(field.raw)} ({nature(field)}){early}"
     for sample in field.samples[:1]:

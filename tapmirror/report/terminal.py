@@ -13,17 +13,21 @@ from rich.text import Text
 
 from tapmirror.compare import EndpointFigures, Figures, Nature, Outcome
 from tapmirror.report.words import (
+    COLUMNS,
+    EARLY,
     KINDS,
     OUTCOMES,
+    SIDES,
+    cells,
     clean,
-    count,
-    duration,
+    compared,
     limits_of,
-    milliseconds,
     nature,
+    noise,
+    open_fields,
     percent,
+    remarks,
     rtt,
-    slower,
 )
 
 COLOURS: Final = {Outcome.PASS: "bold green", Outcome.FAIL: "bold red", Outcome.UNDECIDED: "bold yellow"}
@@ -46,10 +50,7 @@ def parts(figures: Figures) -> Iterator[RenderableType]:
     verdict = figures.verdict
     yield Text(f"{figures.tap}: {clean(figures.shadow)} against production", "bold")
     yield Text.assemble((OUTCOMES[verdict.outcome], COLOURS[verdict.outcome]), "  ", clean(verdict.reason))
-    yield Text(
-        f"{count(figures.paired)} of {count(figures.requests)} requests compared in {duration(figures.seconds)}, "
-        f"level {figures.level}"
-    )
+    yield Text(compared(figures))
     if verdict.checks:
         table = Table("limit", *[_right(name) for name in ("shadow", "certain", "at most")], "")
         for check in verdict.checks:
@@ -59,21 +60,17 @@ def parts(figures: Figures) -> Iterator[RenderableType]:
     fields = _fields(figures)
     if fields is not None:
         yield fields
-    noise = sorted({field.path for each in figures.endpoints for field in each.fields if field.nature is Nature.NOISE})
-    if noise:
-        yield Text(f"taken for noise: {', '.join(map(clean, noise[:20]))}", "dim")
-    for reason, number in [*figures.unpaired.items(), *figures.failures.items()]:
-        yield Text(f"{clean(reason)}: {count(number)} requests")
-    for note in figures.notes:
-        yield Text(clean(note))
+    paths = noise(figures)
+    if paths:
+        yield Text(f"taken for noise: {', '.join(map(clean, paths[:20]))}", "dim")
+    for remark in remarks(figures):
+        yield Text(clean(remark))
     yield Text(rtt(figures), "dim")
 
 
 def _endpoints(figures: Figures) -> Table:
-    table = Table(
-        "endpoint", *[_right(name) for name in ("requests", "errors", "", "p50", "", "p99", "", "", "differing")]
-    )
-    table.add_row("", "", *["production", "shadow"] * 3, "", "", style="dim")
+    table = Table(COLUMNS[0], *map(_right, COLUMNS[1:]))
+    table.add_row(*SIDES, style="dim")
     for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
         table.add_row(*_cells(endpoint))
     if len(figures.endpoints) > ENDPOINTS:
@@ -82,28 +79,20 @@ def _endpoints(figures: Figures) -> Table:
 
 
 def _cells(endpoint: EndpointFigures) -> Iterator[RenderableType]:
-    one, other = endpoint.production, endpoint.shadow
-    yield Text(clean(endpoint.name))
-    yield count(endpoint.pairs)
-    yield percent(one.error_rate)
-    worse = (endpoint.error_diff.low or 0) > 0
-    yield Text(percent(other.error_rate), "red" if worse else "")
-    yield milliseconds(one.last["p50"])
-    yield milliseconds(other.last["p50"])
-    yield milliseconds(one.last["p99"])
-    yield milliseconds(other.last["p99"])
-    yield Text(slower(endpoint), "red" if (endpoint.p99_ratio.low or 0) > 1 else "")
-    yield Text(percent(endpoint.diff_rate.value), "red" if endpoint.differing else "")
+    """What is worse for certain in red."""
+    name, *texts = cells(endpoint)
+    yield Text(clean(name))
+    bad = {3: (endpoint.error_diff.low or 0) > 0, 8: (endpoint.p99_ratio.low or 0) > 1, 9: endpoint.differing > 0}
+    for column, text in enumerate(texts, 1):
+        yield Text(text, "red" if bad.get(column) else "")
 
 
 def _fields(figures: Figures) -> Table | None:
     table = Table("endpoint", "field", "difference", _right("share"), "production", "shadow")
     for endpoint in figures.endpoints[:ENDPOINTS]:
-        for field in endpoint.fields:
-            if field.nature is Nature.NOISE:
-                continue
+        for field in open_fields(endpoint):
             kind = KINDS.get(field.kind, field.kind)
-            early = " (too early to tell)" if field.nature is Nature.WAITING else ""
+            early = f" ({EARLY})" if field.nature is Nature.WAITING else ""
             sample = field.samples[0] if field.samples else None
             table.add_row(
                 Text(clean(endpoint.name)),

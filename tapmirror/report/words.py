@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
-from tapmirror.compare import Check, EndpointFigures, Estimate, FieldFigures, Figures, Outcome
+from tapmirror.compare import Check, EndpointFigures, Estimate, FieldFigures, Figures, Nature, Outcome
 
 KINDS: Final = {
     "value": "another value",
@@ -17,6 +18,10 @@ KINDS: Final = {
     "other": "others, too many to list",
 }
 OUTCOMES: Final = {Outcome.PASS: "PASS", Outcome.FAIL: "FAIL", Outcome.UNDECIDED: "UNDECIDED"}
+COLUMNS: Final = ("endpoint", "requests", "errors", "", "p50", "", "p99", "", "", "differing")
+SIDES: Final = ("", "", *("production", "shadow") * 3, "", "")
+"""A second row of heads."""
+EARLY: Final = "too early to tell it from noise"
 CONTAINS: Final = (
     "Production's times run from the last byte of the request to the answer's first or last byte, as the interface "
     "of this host saw them.  The shadow's run from the last byte sent to it to the answer's bytes as this host "
@@ -98,6 +103,48 @@ def slower(endpoint: EndpointFigures) -> str:
     if value is None:
         return "-"
     return f"{(value - 1) * 100:+.0f} %"
+
+
+def compared(figures: Figures) -> str:
+    """How much was compared."""
+    return (
+        f"{count(figures.paired)} of {count(figures.requests)} requests compared in {duration(figures.seconds)}, "
+        f"level {figures.level}"
+    )
+
+
+def cells(endpoint: EndpointFigures) -> tuple[str, ...]:
+    """An endpoint in a table with the columns `COLUMNS`; its name comes first, as it is."""
+    one, other = endpoint.production, endpoint.shadow
+    return (
+        endpoint.name,
+        count(endpoint.pairs),
+        percent(one.error_rate),
+        percent(other.error_rate),
+        milliseconds(one.last["p50"]),
+        milliseconds(other.last["p50"]),
+        milliseconds(one.last["p99"]),
+        milliseconds(other.last["p99"]),
+        slower(endpoint),
+        percent(endpoint.diff_rate.value),
+    )
+
+
+def open_fields(endpoint: EndpointFigures) -> list[FieldFigures]:
+    """Its fields that are no noise."""
+    return [field for field in endpoint.fields if field.nature is not Nature.NOISE]
+
+
+def noise(figures: Figures) -> list[str]:
+    """Paths of the fields that are taken for noise."""
+    return sorted({field.path for each in figures.endpoints for field in each.fields if field.nature is Nature.NOISE})
+
+
+def remarks(figures: Figures) -> Iterator[str]:
+    """What was not compared, and what the reader should know."""
+    for reason, number in [*figures.unpaired.items(), *figures.failures.items()]:
+        yield f"{reason}: {count(number)} requests"
+    yield from figures.notes
 
 
 def clean(text: str) -> str:

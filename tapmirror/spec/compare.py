@@ -55,7 +55,8 @@ class Compare(Checked, frozen=True, kw_only=True):
     time_tolerance: float = 0.0
     """Seconds up to which times (RFC 3339) are equal."""
     noise_probe: float = 1.0
-    """Percent of the safe requests (GET, HEAD, OPTIONS) that a shadow gets twice, to see what differs by itself."""
+    """Percent of the safe requests (GET, HEAD, OPTIONS) that a shadow gets twice, to see what differs by itself; half
+    are of those whose answers have just differed."""
     noise_relative: float = 20.0
     """Percent: a field counts as different if its rate of differences and that of noise differ by more than this,
     of their sum.  As Diffy."""

@@ -16,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 
+from tapmirror.spec import Level as CompareLevel
 from tapmirror.spec import SpecError, TapSpec
 from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder, state
@@ -173,6 +175,13 @@ class Daemon:
             raise RefusedError("bad_request", str(error)) from None
         await self._done(entry.runner.set_percent(percent))
         await self.keeping.save()
+
+    async def comparison(self, name: str) -> tuple[TapSpec, bytes]:
+        """What a tap's comparison knows: a JSON list of its workers' states.  Raises `RefusedError`."""
+        entry = self.roster.entry(name)
+        if entry.spec.compare.level is CompareLevel.OFF:
+            raise RefusedError("refused", f"the tap {name!r} compares nothing: start it with --compare")
+        return entry.spec, await self._done(entry.runner.comparison())
 
     async def pause(self, name: str) -> None:
         """Capture nothing of a tap until `resume`.  Raises `RefusedError`."""
@@ -361,10 +370,10 @@ class Daemon:
         self.together.set_budget(settings.budget)
         return found
 
-    async def _done(self, future: Any) -> None:
+    async def _done(self, future: Future[Any]) -> Any:
         """Wait for what a tap was asked for.  Raises `RefusedError`."""
         try:
-            await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(asyncio.wrap_future(future))
         except (TapError, EndedError) as error:
             raise RefusedError("failed", str(error)) from None
 

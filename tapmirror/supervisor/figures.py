@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tapmirror import histogram
+from tapmirror.compare.brief import NAMED
 
 MOST: Final = (1 << 63) - 1
 """Of a count; the kernel's are of 64 bits, and none gets there."""
@@ -30,6 +31,8 @@ Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[ -~]{1,64}\Z")]
 Table: TypeAlias = Annotated[dict[Name, Difference], Meta(max_length=NAMES)]
 Label: TypeAlias = Annotated[str, Meta(max_length=1024)]
+Buckets: TypeAlias = Annotated[dict[Annotated[str, Meta(pattern=r"^-?[0-9]{1,4}\Z")], Count], Meta(max_length=4096)]
+"""Of a sketch."""
 
 
 class _Closed(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,13 +85,44 @@ class Process(_Closed):
     sandbox: Annotated[list[Name], Meta(max_length=8)]
 
 
+class Times(_Closed):
+    """One side of an endpoint, in `compare.brief`."""
+
+    errors: Count
+    times: Annotated[dict[Annotated[str, Meta(pattern=r"^[0-9.]{1,8}\Z|^\+Inf\Z")], Count], Meta(max_length=32)]
+    sum_s: Seconds
+
+
+class Counted(_Closed):
+    """An endpoint there, counted."""
+
+    pairs: Count
+    only_shadow: Count
+    only_production: Count
+    compared: Count
+    differing: Count
+
+
+class ComparedEndpoint(Counted):
+    """The same with what each side did."""
+
+    production: Times
+    shadow: Times
+
+
 class Compared(_Closed):
-    """Of `ComparingPipeline.brief`, one shadow."""
+    """`compare.brief`: one shadow."""
 
     requests: Count
     paired: Count
     unpaired: Table
     failures: Table
+    certain: Count
+    possible: Count
+    times: Annotated[dict[Literal["production", "shadow"], Buckets], Meta(min_length=2)]
+    all: ComparedEndpoint
+    endpoints: Annotated[dict[Label, ComparedEndpoint], Meta(max_length=NAMED)]
+    worst: Annotated[dict[Label, Counted], Meta(max_length=1)]
 
 
 class Brief(_Closed):
@@ -124,6 +158,9 @@ def checked(found: object, labels: Collection[str], *, final: bool = False) -> d
     figures = msgspec.convert(found, Last if final else Snapshot)
     if figures.shadows.keys() != set(labels):
         raise ValueError("its shadows are not the tap's")
+    compared = figures.compare.shadows if isinstance(figures.compare, Brief) else ()
+    if any(label not in labels and label.rpartition("#")[0] not in labels for label in compared):  # `v2#2`: a copy
+        raise ValueError("it compares shadows that are not the tap's")
     if not (math.isfinite(figures.worker.cpu_s) and math.isfinite(figures.ring.fill)):
         raise ValueError("a figure that is no number")
     for shadow in figures.shadows.values():

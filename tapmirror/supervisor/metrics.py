@@ -2,10 +2,11 @@
 """Snapshots of taps as metrics for Prometheus, in OpenMetrics or its older text format.
 
 The names are an interface: `deploy/` has a dashboard and alerts that use them.  Labels are names of taps and shadows
-from the spec, and words of closed sets (fates, reasons, classes): nothing that comes from the network.
+from the spec, and words of closed sets (fates, reasons, classes): nothing that comes from the network, but for the
+endpoints of a comparison, of which there are at most `NAMED` for each shadow (`compared`).
 
 Counters never fall while a tap exists, also when its worker is replaced or the tap is started anew by a change of its
-spec: what an earlier one counted is added (`_Total`).
+spec: what an earlier one counted is added (`_Total`).  Only those of a comparison begin anew with the tap.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prometheus_client.registry import Collector
 
 from tapmirror import __version__, histogram
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.supervisor.compared import Compared, families
 
 Snapshot: TypeAlias = Mapping[str, Any]
 
@@ -81,6 +83,8 @@ class _History:
         self.total = _Total()
         self.cpu = _Total()
         """By the worker's place: what it gives includes its predecessors."""
+        self.compared: dict[str, Compared] = {}
+        """By shadow."""
         self._seen = 0
 
     def take(self, snapshot: Snapshot) -> None:
@@ -89,7 +93,10 @@ class _History:
         if seen < self._seen:
             self.total.begin_anew()
             self.cpu.begin_anew()
+            self.compared.clear()
         self._seen = seen
+        for label, found in ((snapshot.get("compare") or {}).get("shadows") or {}).items():
+            self.compared.setdefault(label, Compared()).take(found)
         for key, value in _counted(snapshot):
             self.total.add(key, value)
         for index, worker in enumerate(workers(snapshot)):
@@ -170,6 +177,8 @@ class TapMetrics(Collector):
         yield from self._ledger(taps)
         yield from self._traffic(taps)
         yield from self._shadows(taps)
+        each = [(tap, label, of) for tap, history in self._histories.items() for label, of in history.compared.items()]
+        yield from families(each)
         yield from self._workers(taps)
         yield from _shares(taps)
         yield _states(known)

@@ -273,6 +273,7 @@ class Runner:
             self._go_on(tap)
             self._state = ("stopping", self._held or "sends what was captured")
             self.ledger = tap.stop()
+            self.ledger.pop("comparison", None)  # too long for answers: `comparison` is asked for while it runs
         except Exception as error:
             self._lost(as_tap_error(error), time.monotonic() - began)
         finally:
@@ -382,6 +383,16 @@ class Runner:
             self.spec = with_share(self.spec, percent)
 
         return self.ask(change)
+
+    def comparison(self) -> Future[Any]:
+        """The states of its workers' comparisons, as a JSON list."""
+
+        def look(tap: Tap | None) -> bytes:
+            if tap is None:
+                raise TapError("the tap does not run: there is nothing to report")
+            return msgspec.json.encode(tap.comparison())
+
+        return self.ask(look)
 
     def pause(self) -> Future[Any]:
         """Capture nothing until `resume`."""

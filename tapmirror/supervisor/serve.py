@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import grp
 import os
 import pwd
@@ -14,16 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from tapmirror import __version__, privsep
 from tapmirror.control import Call, Peer, Server
 from tapmirror.control.client import SOCKET
 from tapmirror.control.messages import (
-    AnyRequest,
+    MAX_REPORT,
     Apply,
     List,
     Logs,
     Pause,
+    Plain,
     Reload,
+    Report,
     Request,
     Resume,
     Set,
@@ -46,6 +51,8 @@ LOOK: Final = 0.05
 """Seconds between two looks at the file STOP."""
 TICK: Final = 0.2
 """Seconds between two looks at all else that time brings."""
+REPORTS: Final = 2
+"""Reports that are put together at a time: each is in memory twice."""
 STOP_TIME: Final = 30.0
 """Seconds for all taps to end when the daemon is told to."""
 
@@ -64,6 +71,7 @@ class Service:
         self._leave = asyncio.Event()
         self._restored = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
+        self._reports = asyncio.Semaphore(REPORTS)
 
     async def run(self, gid: int | None) -> None:
         """Serve until SIGTERM or SIGINT; a second one is the default action.  Raises `PlaceError`."""
@@ -158,8 +166,12 @@ class Service:
 
     async def _answer(self, call: Call) -> None:
         await self._restored.wait()
+        descriptor = None
         try:
-            result = await self._do(call.request)
+            if isinstance(call.request, Report):
+                result, descriptor = await self._report(call.request.name)
+            else:
+                result = await self._do(call.request)
         except RefusedError as error:
             self._audit(call.peer, call.request, f"{error.code}: {error}")
             call.refuse(error.code, str(error))
@@ -171,9 +183,22 @@ class Service:
             raise
         else:
             self._audit(call.peer, call.request, "done")
-            call.answer(result)
+            call.answer(result, descriptor)
 
-    async def _do(self, request: AnyRequest) -> dict[str, Any]:
+    async def _report(self, name: str) -> tuple[dict[str, Any], int]:
+        """The answer to `Report` and its descriptor.  Raises `RefusedError`."""
+        async with self._reports:
+            spec, data = await self._daemon.comparison(name)
+            if len(data) > MAX_REPORT:
+                raise RefusedError("failed", f"the comparison has {len(data)} bytes, more than a report may have")
+            try:
+                descriptor = await asyncio.to_thread(sealed, data)
+            except OSError as error:
+                raise RefusedError("failed", f"no room for the report: {error.strerror}") from None
+        compare = msgspec.to_builtins(spec.compare)
+        return {"tap": spec.name, "compare": compare, "bytes": len(data)}, descriptor
+
+    async def _do(self, request: Plain) -> dict[str, Any]:
         daemon = self._daemon
         match request:
             case List():
@@ -229,6 +254,20 @@ class Service:
 
     def _denied(self, peer: Peer, request: Request) -> None:
         self._log.say(Level.WARNING, "denied", "may only look", **who(peer), **what(request))
+
+
+def sealed(data: bytes) -> int:
+    """A descriptor of memory with these bytes, which can be read and not be changed.  Raises OSError."""
+    descriptor = os.memfd_create("report", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def who(peer: Peer) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import pytest
 from e2e.mirror import PATIENCE
 from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Snapshot, Tap, identity, load, until
 from lab.daemon import Daemon
+from lab.shop import REVIEWS_V2, Shop
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import List, Logs, Pause, Set, Start, Status, Stop
 from tapmirror.spec import Budget, Hook, Limits, Protocol, TapSpec, parse_shadow
@@ -674,3 +675,27 @@ def test_requests_by_hand(lab: Lab) -> None:
             with pytest.raises(ControlError) as caught:
                 daemon.ask(request)
             assert caught.value.code == code
+
+
+def test_a_running_tap_is_reported_and_judged_through_the_socket(lab: Lab, tmp_path: Path) -> None:
+    """In every form, of two workers together, as often as one likes, and by nobody who may not."""
+    with Shop(lab.node), Shop(lab.shadow, reviews=REVIEWS_V2), Daemon(lab.node) as daemon:
+        daemon.run(*WEB, "--protocol=http", "--compare=body", "--noise-probe=20", "--workers=2")
+        load(lab.client, lab.node.addr4, requests=600, paths=("/reviews/", "/page/"), rate=300, connections=8)
+
+        def compared() -> int:
+            figures = json.loads(daemon.run("report", "web", "--format=json").stdout)
+            assert (figures["tap"], figures["shadow"], figures["level"]) == ("web", SHADOW, "body")
+            return int(figures["paired"])
+
+        until(lambda: compared() == 600, "all to be paired")
+        for form, start in (("terminal", "web: "), ("markdown", "## web"), ("html", "<!DOCTYPE html>")):
+            text = daemon.run("report", "web", f"--format={form}").stdout
+            assert text.startswith(start)
+            assert "rating" in text
+        done = daemon.run("verdict", "web", check=1)
+        assert "difference rate 50" in done.stdout
+        daemon.run("verdict", "web", "--max-diff-rate=none", "--max-p99-ratio=none", "--max-error-diff=50%")
+        assert "no tap has the name 'other'" in daemon.run("report", "other", check=2).output
+        assert "op=report name=web" in daemon.said()  # who looked at samples of traffic is told
+        daemon.run("stop", "web")

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from capture_files import pcap
+from lab.exchanges import Plain
 from tapmirror.compare import Comparison
 from tapmirror.events import ACCEPTED, ACK, END, START, SYN, Command, Gap, Open, Segment, Send
 from tapmirror.exchange import PROBE
@@ -197,16 +198,6 @@ def decided(*, rewrite: Rewrite | None = None, **spec: Any) -> float:
     return (time.process_time() - begin) / REQUESTS * 1e6
 
 
-class Shown:
-    """No redaction."""
-
-    def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-        return head, body
-
-    def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-        return head, body
-
-
 def comparison() -> dict[str, float]:
     """Microseconds that comparing an exchange takes: reading both answers, pairing, counting; of bodies of 2 KB
     of JSON when they are equal, when two fields differ always, and when only status and times count.
@@ -225,7 +216,7 @@ def comparison() -> dict[str, float]:
 def compared(level: Level, *, differing: bool) -> float:
     """Microseconds an exchange, of kept connections, each answer in one piece."""
     spec = Compare(level=level, max_exchanges=1e9, max_bodies=1e9)
-    comparison = Comparison(spec, [("new", "")], Shown())
+    comparison = Comparison(spec, [("new", "")], Plain())
     talks = [comparison.opened(n, False) for n in range(CONNECTIONS)]
     items = [{"id": n, "name": f"item number {n}", "price": n * 1.25, "tags": ["a", "b"]} for n in range(28)]
     answers = []

@@ -12,7 +12,10 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from typing import NamedTuple
 
+from tapmirror.compare.figures import certainly, evidence_of
+from tapmirror.compare.noise import Nature, Thresholds, nature, short, wanted
 from tapmirror.compare.sketch import Sketch
 from tapmirror.compare.statistics import (
     QUANTILE_PRIOR,
@@ -20,7 +23,9 @@ from tapmirror.compare.statistics import (
     ratio_interval,
     share_evidence,
 )
+from tapmirror.compare.summary import Endpoint, Field
 from tapmirror.compare.verdict import Counts, Limits, Outcome, judge
+from tapmirror.comparing import PROBE_DELAY
 
 
 def false_alarms_of_shares(runs: int, length: int, share: float, alpha: float, rand: random.Random) -> tuple[int, int]:
@@ -132,6 +137,80 @@ def first_verdict(stream: Stream, limits: Limits, most: int) -> tuple[Outcome, i
     return Outcome.UNDECIDED, stream.pairs
 
 
+class Kind(NamedTuple):
+    """What makes a field differ, by its chances."""
+
+    raw: float
+    """That an exchange differs."""
+    pair: float
+    """That a pair of one version does."""
+    holds: float
+    """That a check of an exchange that differs holds."""
+
+
+def flicker(rate: float) -> Kind:
+    """Each answer is an odd one with this chance, on both sides."""
+    return Kind(2 * rate * (1 - rate), 2 * rate * (1 - rate), 0.5)
+
+
+def one_of(count: int) -> Kind:
+    """One of so many values, drawn for each answer: it differs nearly always, or in every second exchange."""
+    return Kind(1 - 1 / count, 1 - 1 / count, 1 / count)
+
+
+def clock(step: float, apart: float) -> Kind:
+    """Of the time in steps of so many seconds; both sides answer so many seconds after each other."""
+    later = min(1.0, PROBE_DELAY / step)
+    return Kind(min(1.0, apart / step), later, 1 - later)
+
+
+def fault(rate: float) -> Kind:
+    """Of the new version, in requests of this share."""
+    return Kind(rate, 0.0, 1.0)
+
+
+def believed(kind: Kind, length: int, rand: random.Random, share: float = 0.01) -> tuple[int, int]:
+    """After how many requests of one endpoint a field is said to be different, and is different for certain, for who
+    looks at every pair, and else at every tenth difference; 0: never.  `share` is that of probes and checks.
+    """
+    limits = Thresholds(0.2, 0.0003)
+    endpoint = Endpoint()
+    field = endpoint.fields["value body.x"] = Field()
+    probes = checks = 0.0
+    said = 0
+    saves = lacks = False
+    for number in range(1, length + 1):
+        endpoint.compared = number
+        probes += share / 2 if saves and checks < 5 else share
+        checks = min(5.0, checks + share / 2) if saves else 0.0
+        looks = probes >= 1
+        if looks:
+            probes -= 1
+            endpoint.probed += 1
+            field.probes += rand.random() < kind.pair
+        if rand.random() < kind.raw:
+            field.raw += 1
+            looks = looks or field.raw % 10 == 1
+            if wanted(field.raw, number, evidence_of(endpoint, field)):
+                saves = True
+                if checks >= 1:
+                    checks -= 1
+                    field.checks += 1
+                    field.held += rand.random() < kind.holds
+                    lacks = looks = True
+        if lacks and checks >= 2:
+            lacks = short(field.raw, number, evidence_of(endpoint, field))
+            if lacks:
+                checks -= 1
+                endpoint.probed += 1
+                field.probes += rand.random() < kind.pair
+        if looks and not said:
+            said = number * (nature(field.raw, number, evidence_of(endpoint, field, True), limits) is Nature.DIFFERENT)
+        if looks and said and certainly("value body.x", endpoint, True, 0.01 / 3 / 2):
+            return said, number
+    return said, 0
+
+
 def show(name: str, wrong: int, runs: int, alpha: float, more: str = "") -> None:
     print(f"{name:52} {wrong:4} of {runs} = {100 * wrong / runs:5.2f} %  (alpha {100 * alpha:g} %){more}")
 
@@ -147,6 +226,19 @@ def main() -> None:
         show(f"error rates, only shadow {plus}, only production {minus}", wrong, runs, alpha)
     for share in (0.5, 0.99):
         show(f"quantile {share}", false_alarms_of_quantiles(runs, 20_000, share, alpha, rand), runs, alpha)
+    for name, kind in (
+        *((f"flicker of {100 * rate:g} %", flicker(rate)) for rate in (0.05, 0.005, 0.001)),
+        *((f"one of {count} values", one_of(count)) for count in (2, 3, 1000)),
+        *((f"clock of {step} s, 5 ms apart", clock(step, 0.005)) for step in (1, 10, 60, 3600)),
+        *((f"clock of {step} s, 100 ms apart", clock(step, 0.1)) for step in (1, 10, 60, 3600)),
+    ):
+        both = [believed(kind, 100_000, random.Random(seed)) for seed in range(200)]
+        said, certain = (sum(map(bool, each)) for each in zip(*both, strict=True))
+        show(f"noise, {name}", certain, 200, 0.01, f"   said to be different: {said / 2:g} %")
+    for rate in (0.1, 0.01, 0.003):
+        both = [believed(fault(rate), 100_000, random.Random(seed)) for seed in range(50)]
+        medians = [statistics.median(each) for each in zip(*both, strict=True)]
+        print(f"fault in {100 * rate:g} %: said after {medians[0]:,.0f} requests, certain after {medians[1]:,.0f}")
     for name, slower, errors, differing in (
         ("equal", 1.0, 0.0, 0.0),
         ("20 % slower", 1.2, 0.0, 0.0),

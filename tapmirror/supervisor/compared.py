@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comparisons count, as metrics: by endpoint and side, with a bound on how many endpoints have a name.
+
+Pure: briefs in (`compare.brief`), families of metrics out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Final, TypeAlias
+
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+
+from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED
+from tapmirror.compare.endpoints import OTHER
+from tapmirror.exchange import Failure, Unpaired
+from tapmirror.report.words import clean
+
+Brief: TypeAlias = Mapping[str, Any]
+
+REASONS: Final = frozenset(reason.value for reason in (*Unpaired, *Failure))
+LABEL: Final = 200
+"""Characters of an endpoint's name."""
+
+
+class Compared:
+    """Counters of one shadow's comparison.
+
+    The first `NAMED` endpoints that the workers' briefs name have series of their own, as long as the tap runs; all
+    others are `other`.  What a worker that died had counted is kept: a number that falls has begun anew; but for those
+    that differ, which fall when something turns out to be noise: then nothing is added until they grow again.
+    """
+
+    def __init__(self) -> None:
+        self.totals: dict[tuple[str, ...], float] = {}
+        """By (series, endpoint, …)."""
+        self._last: dict[tuple[str, ...], float] = {}
+        self._named: set[str] = set()
+
+    def take(self, found: Brief) -> None:
+        """Look at a brief."""
+        grown = self._grown("", found["all"])
+        for name, endpoint in found["endpoints"].items():
+            if name not in self._named and len(self._named) >= NAMED:
+                continue
+            self._named.add(name)
+            shown = shown_endpoint(name)
+            for key, value in self._grown(name, endpoint).items():
+                self._add((key[0], shown, *key[1:]), value)
+                grown[key] -= value
+        for key, value in grown.items():
+            self._add((key[0], OTHER, *key[1:]), max(0, value))
+        for kind in ("unpaired", "failures"):
+            for reason, count in found[kind].items():
+                key = ("unpaired", reason if reason in REASONS else "other")
+                self._add(key, self._growth(("unpaired", kind, reason), count, anew=True))
+
+    def _add(self, key: tuple[str, ...], value: float) -> None:
+        self.totals[key] = self.totals.get(key, 0) + value
+
+    def _grown(self, name: str, endpoint: Brief) -> dict[tuple[str, ...], float]:
+        """By how much each of its numbers grew; nothing of one that is new, for it was in `other` until now."""
+        before = self._last.get(("pairs", name)) is not None or not name
+        numbers = dict(_numbers(endpoint))
+        grown = {key: self._growth((*key, name), value, anew=key[0] != "differing") for key, value in numbers.items()}
+        return grown if before else dict.fromkeys(grown, 0.0)
+
+    def _growth(self, key: tuple[str, ...], value: float, *, anew: bool) -> float:
+        last, self._last[key] = self._last.get(key, 0), value
+        return value - last if value >= last else value if anew else 0.0
+
+
+def _numbers(endpoint: Brief) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Every number of an endpoint: ((series, …), value)."""
+    for name in ("pairs", "compared", "differing"):
+        yield (name,), endpoint[name]
+    for side in ("production", "shadow"):
+        yield ("errors", side), endpoint[side]["errors"]
+        yield ("sum", side), endpoint[side]["sum_s"]
+        for bound in (*BOUNDS, BEYOND):
+            yield ("times", side, bound), endpoint[side]["times"].get(bound, 0)
+
+
+def shown_endpoint(name: str) -> str:
+    """A name as a label: printable, and not long.  Its path came from the network, templates are put in, and what
+    `redact` names is taken out; the exposition escapes the rest.
+    """
+    return clean(name)[:LABEL]
+
+
+def families(compared: Sequence[tuple[str, str, Compared]]) -> Iterator[Metric]:
+    """The metrics of all comparisons: (tap, shadow, counters)."""
+    for name, series, text, labels in (
+        ("exchanges", "pairs", "Requests that production and shadow both answered", ("endpoint",)),
+        ("compared", "compared", "Of these, those whose answers were compared", ("endpoint",)),
+        ("differing", "differing", "Of these, those that differ otherwise than by noise", ("endpoint",)),
+        ("errors", "errors", "Answers that are errors (5xx, or none)", ("endpoint", "side")),
+        ("unpaired", "unpaired", "Requests that could not be compared, by reason", ("reason",)),
+    ):
+        family = CounterMetricFamily(f"tapmirror_compare_{name}", text, labels=["tap", "shadow", *labels])
+        for tap, label, of in compared:
+            for key, value in of.totals.items():
+                if key[0] == series:
+                    family.add_metric([tap, label, *key[1:]], value)
+        yield family
+    yield _latency(compared)
+
+
+def _latency(compared: Iterable[tuple[str, str, Compared]]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(
+        "tapmirror_compare_latency_seconds",
+        "Time to the last byte of answers to requests that both sides answered",
+        labels=["tap", "shadow", "endpoint", "side"],
+        unit="seconds",
+    )
+    for tap, label, of in compared:
+        for _, endpoint, side in [key for key in of.totals if key[0] == "sum"]:
+            counts = [of.totals[("times", endpoint, side, bound)] for bound in (*BOUNDS, BEYOND)]
+            buckets = list(zip((*(str(float(bound)) for bound in BOUNDS), BEYOND), accumulate(counts), strict=True))
+            family.add_metric([tap, label, endpoint, side], buckets, of.totals[("sum", endpoint, side)])
+    return family

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters of comparisons: of few endpoints, never falling, and whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from tapmirror.compare.brief import NAMED
+from test_supervisor_metrics import Taps, compared, falls
+
+COMPARED = "tapmirror_compare"
+
+
+def test_a_comparison_is_counted_by_end_point_and_side() -> None:
+    taps = Taps(compared(a=10, b=20))
+    taps.samples()
+    taps.now = [compared(a=14, b=30, c=8)]
+    found = taps.samples()
+    assert taps.samples() == found, "a second scrape counts nothing twice"
+    of = ("v2:80", "shop")
+    assert {key[1]: value for key, value in found.items() if key[0] == f"{COMPARED}_exchanges_total"} == {
+        "POST /a": 4,
+        "POST /b": 10,
+        "POST /c": 0,
+        "other": 38,
+    }  # what was there before an end point had a name of its own stays with the others
+    assert found[(f"{COMPARED}_differing_total", "POST /b", *of)] == 5
+    assert found[(f"{COMPARED}_latency_seconds_bucket", "POST /a", "0.0025", "v2:80", "production", "shop")] == 0
+    assert found[(f"{COMPARED}_latency_seconds_bucket", "POST /a", "0.005", "v2:80", "shadow", "shop")] == 4
+    assert found[(f"{COMPARED}_latency_seconds_count", "POST /b", "v2:80", "shadow", "shop")] == 10
+    assert found[(f"{COMPARED}_latency_seconds_sum", "POST /b", "v2:80", "shadow", "shop")] == pytest.approx(0.03, 0.02)
+    assert found[(f"{COMPARED}_unpaired_total", "gap", *of)] == 2
+    assert found[(f"{COMPARED}_errors_total", "other", "v2:80", "shadow", "shop")] == 3
+
+
+def test_a_comparison_that_begins_anew_goes_on_and_noise_that_is_found_out_adds_nothing() -> None:
+    taps = Taps(compared(a=100))
+    before = taps.samples()
+    taps.now = [compared(a=10)]  # the worker died
+    after = taps.samples()
+    assert not falls(before, after)
+    key = (f"{COMPARED}_exchanges_total", "POST /a", "v2:80", "shop")
+    assert after[key] == before[key] + 10
+    less = compared(a=12)
+    less["compare"]["shadows"]["v2:80"]["all"]["differing"] = 0
+    less["compare"]["shadows"]["v2:80"]["endpoints"]["POST /a"]["differing"] = 0
+    taps.now = [less]
+    differing = (f"{COMPARED}_differing_total", "POST /a", "v2:80", "shop")
+    assert taps.samples()[differing] == after[differing]
+
+
+def test_end_points_are_few_whatever_workers_say_and_their_names_are_labels() -> None:
+    taps = Taps(compared(a=10))
+    for start in range(0, 60, 5):
+        one = compared(a=10)
+        found = one["compare"]["shadows"]["v2:80"]
+        found["endpoints"] = {f'GET /{n}"\n\\\x1b{"x" * 900}': found["all"] for n in range(start, start + 5)}
+        taps.now = [one]
+        samples = taps.samples()
+    names = {key[1] for key in samples if key[0] == f"{COMPARED}_exchanges_total"}
+    assert len(names) == NAMED + 1
+    assert all(name.isprintable() and len(name) <= 200 for name in names)
+    assert len([key for key in samples if key[0].startswith(COMPARED)]) < 40 * (NAMED + 1)
