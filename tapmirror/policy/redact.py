@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -79,9 +79,11 @@ class Redactor:
         members = {**{f"**.{name}": "remove" for name in names}, **spec.json}
         self.member_paths = [steps_of(path) for path in members]
         """Of the JSON members that are taken out."""
-        self._members = [(steps_of(path), self._action(text)) for path, text in members.items()]
+        actions = [(steps_of(path), self._action(text)) for path, text in members.items()]
+        self._anywhere = {steps[1].lower(): action for steps, action in actions if _is_anywhere(steps)}
+        self._members = [(steps, action) for steps, action in actions if not _is_anywhere(steps)]
         self._patterns = [(compile_re2(text), becomes.encode()) for text, becomes in spec.patterns.items()]
-        self.reads_bodies = bool(self._members or self._query or self._patterns)
+        self.reads_bodies = bool(members or self._query or self._patterns)
         """Whether bodies must be whole to be redacted."""
         self.body_bytes = spec.body_bytes
 
@@ -127,7 +129,7 @@ class Redactor:
         if kind == b"application/x-www-form-urlencoded":
             body = self._pairs(body)
         elif kind.endswith((b"/json", b"+json")) or body.lstrip()[:1] in (b"{", b"["):
-            if self._members:
+            if self._members or self._anywhere:
                 found = self._json(body)
                 if found is None:
                     return None
@@ -188,6 +190,8 @@ class Redactor:
     def _json(self, body: bytes) -> bytes | None:
         try:
             document = msgspec.json.decode(body)
+            if self._anywhere:
+                _redact_anywhere(document, self._anywhere, 0)
             for steps, action in self._members:
                 _redact(document, steps, action, 0)
             return msgspec.json.encode(document)
@@ -198,6 +202,28 @@ class Redactor:
 def steps_of(path: str) -> tuple[str, ...]:
     """`cards[].number` as ("cards", "[]", "number")."""
     return tuple(path.replace("[]", ".[]").strip(".").split("."))
+
+
+def _is_anywhere(steps: tuple[str, ...]) -> bool:
+    """Whether it is a name at any depth."""
+    return len(steps) == 2 and steps[0] == "**" and steps[1] not in ("**", "*", "[]")
+
+
+def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int) -> None:
+    """Apply the actions to members of these names, in one walk, in place.  What is within such a one goes with it."""
+    if depth > _DEPTH:
+        raise RecursionError
+    if isinstance(value, dict):
+        for key in list(value):
+            action = actions.get(key.lower())
+            if action is not None:
+                _apply(value, (key,), (), action, depth)
+            elif isinstance(value[key], dict | list):
+                _redact_anywhere(value[key], actions, depth + 1)
+    elif isinstance(value, list):
+        for child in value:
+            if isinstance(child, dict | list):
+                _redact_anywhere(child, actions, depth + 1)
 
 
 def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int) -> None:
