@@ -40,13 +40,14 @@ class Compared:
 
     def take(self, found: Brief) -> None:
         """Look at a brief."""
-        grown = self._grown("", found["all"])
+        first = not self._last
+        grown = self._grown("", found["all"], known=True)
         for name, endpoint in found["endpoints"].items():
             if name not in self._named and len(self._named) >= NAMED:
                 continue
             self._named.add(name)
             shown = shown_endpoint(name)
-            for key, value in self._grown(name, endpoint).items():
+            for key, value in self._grown(name, endpoint, known=first or ("pairs", name) in self._last).items():
                 self._add((key[0], shown, *key[1:]), value)
                 grown[key] -= value
         for key, value in grown.items():
@@ -59,12 +60,11 @@ class Compared:
     def _add(self, key: tuple[str, ...], value: float) -> None:
         self.totals[key] = self.totals.get(key, 0) + value
 
-    def _grown(self, name: str, endpoint: Brief) -> dict[tuple[str, ...], float]:
-        """By how much each of its numbers grew; nothing of one that is new, for it was in `other` until now."""
-        before = self._last.get(("pairs", name)) is not None or not name
+    def _grown(self, name: str, endpoint: Brief, *, known: bool) -> dict[tuple[str, ...], float]:
+        """By how much each of its numbers grew; nothing of one that is not known: it was in `other` until now."""
         numbers = dict(_numbers(endpoint))
         grown = {key: self._growth((*key, name), value, anew=key[0] != "differing") for key, value in numbers.items()}
-        return grown if before else dict.fromkeys(grown, 0.0)
+        return grown if known else dict.fromkeys(grown, 0.0)
 
     def _growth(self, key: tuple[str, ...], value: float, *, anew: bool) -> float:
         last, self._last[key] = self._last.get(key, 0), value

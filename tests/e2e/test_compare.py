@@ -51,7 +51,7 @@ def test_the_same_service_differs_in_nothing(lab: Lab, capture: str) -> None:
 
 def test_a_fault_in_one_of_a_hundred_requests_is_found_and_its_sample_shows_it(lab: Lab) -> None:
     with Shop(lab.node), Shop(lab.shadow, broken="1%") as shadow:
-        figures = compared(lab, 12_000, "body", paths=PATHS, rate=1_500, connections=16, noise_probe=10)
+        figures = compared(lab, 18_000, "body", paths=PATHS, rate=1_500, connections=16, noise_probe=10)
         (endpoint,) = [endpoint for endpoint in figures.endpoints if endpoint.differing]
         assert endpoint.name == "GET /orders/{id}"
         assert 0.004 < endpoint.differing / endpoint.compared < 0.02
