@@ -16,6 +16,7 @@ def test_identifiers_by_their_look() -> None:
     assert endpoints.name(b"GET", b"/users/17/orders?page=2") == "GET /users/{id}/orders"
     assert endpoints.name(b"POST", b"/v2/items/5f4dcc3b5aa765d61d8327deb882cf99") == "POST /v2/items/{id}"
     assert endpoints.name(b"GET", b"http://host/users/5") == "GET /users/{id}"
+    assert endpoints.name(b"GET", b"http://10/20/v3/40x/50?6") == "GET /{id}/v3/40x/{id}"
     assert endpoints.name(b"HACK", b"/x\x1b[2J") == "OTHER /x?[2J"
     assert endpoints.name(b"OPTIONS", b"*") == "OPTIONS /"
 
@@ -27,6 +28,12 @@ def test_given_templates_come_first() -> None:
     assert endpoints.name(b"PUT", b"/files/a/b") == "PUT /files/a/b"
     assert endpoints.name(b"GET", b"/files") == "GET /files"
     assert endpoints.name(b"GET", b"/users/") == "GET /users/"
+
+
+def test_numbers_in_given_templates_are_these_numbers() -> None:
+    endpoints = Endpoints(("/reports/2024/{name}",), 100)
+    assert endpoints.name(b"GET", b"/reports/2024/a") == "GET /reports/2024/{name}"
+    assert endpoints.name(b"GET", b"/reports/2025/a") == "GET /reports/{id}/a"
 
 
 def test_many_words_at_one_place_are_learned_to_be_names() -> None:

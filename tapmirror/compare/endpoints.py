@@ -11,6 +11,7 @@ tree of words, the cache and the endpoints are bounded; what comes after the bou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -29,6 +30,10 @@ CACHED: Final = 4096
 METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PROPFIND", b"REPORT"}
 )
+
+
+_NUMBER: Final = re.compile(rb"(?<=/)[0-9]+(?=/|$)").sub
+_A_HOLE: Final = HOLE.encode()
 
 
 class _Node:
@@ -50,6 +55,7 @@ class Endpoints:
         """`shown` takes what must not be shown out of a path."""
         self._shown = shown
         self._given = [_Template(text) for text in templates]
+        self._numbers_matter = any(segment.isdigit() for each in self._given for segment in each.segments)
         self._limit = limit
         self._root = _Node()
         self._nodes = 1
@@ -61,6 +67,8 @@ class Endpoints:
     def name(self, method: bytes, target: bytes) -> str:
         """The endpoint's name: `GET /users/{id}`."""
         path = target.partition(b"?")[0] if b"?" in target else target
+        if not self._numbers_matter:  # the most frequent identifiers, before the cache, which they would fill
+            path = _NUMBER(_A_HOLE, path)
         found = self._cache.get((method, path))
         if found is not None:
             found[1] += 1
