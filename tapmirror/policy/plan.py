@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import re
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
+from typing import Final, TypeAlias
 
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Ledger
 from tapmirror.policy.expressions import Expressions
 from tapmirror.policy.match import matcher
+from tapmirror.policy.request import Request
 from tapmirror.policy.rewrite import rewriter
 from tapmirror.policy.sample import MIRROR, RULE, SHADOW, Sampler
-from tapmirror.spec import Over, Rule, Sampled, Shadow, TapSpec
+from tapmirror.spec import Match, Over, Rule, Sampled, Shadow, TapSpec
 
 Fate: TypeAlias = FilterReason | DropReason | None
 """Why a shadow does not get a request; None: it is not in the share (sampled out)."""
@@ -86,3 +90,70 @@ class CompiledRule:
         chosen = {id(each) for each, _ in self.mirrors}
         self.others = [each for each in destinations if id(each) not in chosen]
         """Shadows that this rule does not name."""
+        self.plain: list[Destination] | None = None
+        """Where a request of this rule goes in any case, but for tunnels; None: that has to be looked at."""
+        wholly = all(share is None and each.check is None and each.share.plain for each, share in self.mirrors)
+        if wholly and not self.others and self.share.plain and self.body is None:
+            self.plain = [each for each, _ in self.mirrors]
+
+
+Finder: TypeAlias = Callable[[Request], CompiledRule | None]
+"""The first of some rules that a request matches."""
+RUN: Final = 500
+"""Rules that one expression looks for."""
+
+
+def finder(rules: Sequence[CompiledRule]) -> Finder:
+    """The first rule that a request matches.
+
+    Rules that follow each other and go by the beginning of the path (or all of it), as most do, are looked for by one
+    expression: one call for all of them, and not one for each.
+    """
+    finders: list[Finder] = []
+    for literal, some in groupby(rules, lambda rule: _literal(rule) is not None):
+        if literal:
+            finders += [_by_path(run) for run in iter(lambda some=some: list(islice(some, RUN)), [])]  # type: ignore[misc]
+        else:
+            finders += [_by_check(rule) for rule in some]
+    if len(finders) == 1:
+        return finders[0]
+
+    def find(request: Request) -> CompiledRule | None:
+        for each in finders:
+            rule = each(request)
+            if rule is not None:
+                return rule
+        return None
+
+    return find
+
+
+def _literal(rule: CompiledRule) -> bytes | None:
+    """An expression for the path that is all that the rule asks for."""
+    if len(rule.spec.match) != 1:
+        return None
+    match = rule.spec.match[0]
+    text = match.path
+    if text is None or text.ignore_case or text.invert or match != Match(path=text):
+        return None
+    if text.prefix is not None:
+        return re.escape(text.prefix.encode())
+    return None if text.exact is None else re.escape(text.exact.encode()) + rb"\Z"
+
+
+def _by_path(rules: list[CompiledRule]) -> Finder:
+    expressions = [_literal(rule) or b"" for rule in rules]
+    match = re.compile(b"|".join(b"(%b)" % each for each in expressions)).match
+
+    def find(request: Request) -> CompiledRule | None:
+        found = match(request.path)
+        return None if found is None or found.lastindex is None else rules[found.lastindex - 1]
+
+    return find
+
+
+def _by_check(rule: CompiledRule) -> Finder:
+    check = rule.check
+    if check is None:
+        return lambda request: rule
+    return lambda request: rule if check(request) else None

@@ -45,7 +45,7 @@ from tapmirror.events import (
 from tapmirror.ledger import Ledger
 from tapmirror.policy.expressions import Expressions
 from tapmirror.policy.hook import HookRequest, from_hook, to_hook
-from tapmirror.policy.plan import CompiledRule, Destination, Fate, Share
+from tapmirror.policy.plan import CompiledRule, Destination, Fate, Share, finder
 from tapmirror.policy.redact import Redactor, framed, unchunked
 from tapmirror.policy.request import Request
 from tapmirror.policy.sample import TAP, Bucket, Conversation
@@ -113,7 +113,7 @@ class Held:
     __slots__ = ("flags", "length", "limit", "number", "over", "parts", "request", "size", "takes")
 
     def __init__(
-        self, request: Request, takes: list[Destination], command: Send, limit: int, over: FilterReason | DropReason
+        self, request: Request, takes: Sequence[Destination], command: Send, limit: int, over: FilterReason | DropReason
     ) -> None:
         self.request = request
         self.takes = takes
@@ -167,8 +167,11 @@ class Policy:
         self._tap_plain = (self._by_connection and spec.ramp is None) or self._tap.plain
         self._capped = self._tap.sampler.capped
         rules = [CompiledRule(rule, spec, self.destinations, expressions) for rule in spec.rules or (Rule(),)]
-        self._rules = [(rule.check, rule) for rule in rules]
+        self._rules = rules
+        self._find = finder(rules)
         self._round_robin = spec.spread is Spread.ROUND_ROBIN
+        self._quick = not self._capped and not self._round_robin
+        """No cap of the tap and no turn has to be looked at."""
         self._turn = 0
         self._may_hold = bool(
             (self._redactor is not None and self._redactor.reads_bodies)
@@ -196,7 +199,7 @@ class Policy:
     def begin(self, at: float) -> None:
         """When the tap began, of the clock of `now`: what its ramps go by, in every worker."""
         shares = [self._tap, *(each.share for each in self.destinations)]
-        for _, rule in self._rules:
+        for rule in self._rules:
             shares += [rule.share, *(share for _, share in rule.mirrors if share is not None)]
         for share in shares:
             share.sampler.begin(at)
@@ -319,7 +322,7 @@ class Policy:
 
     def _choose(
         self, request: Request, talk: Talk, flags: int, now: float
-    ) -> tuple[list[Destination], list[tuple[Destination, Fate]], CompiledRule | None]:
+    ) -> tuple[Sequence[Destination], Sequence[tuple[Destination, Fate]], CompiledRule | None]:
         """Which shadows get it, why the others do not, and by which rule."""
         fate: Fate
         if self._safe and request.method not in SAFE:
@@ -329,9 +332,11 @@ class Policy:
         elif not self._tap_plain and not self._tap.sampler.takes(request, talk, now):
             fate = None
         else:
-            for check, rule in self._rules:
-                if check is None or check(request):
-                    return self._by_rule(rule, request, talk, flags, now)
+            rule = self._find(request)
+            if rule is not None:
+                if self._quick and rule.plain is not None and not flags & TUNNEL:
+                    return rule.plain, (), rule
+                return self._by_rule(rule, request, talk, flags, now)
             fate = FilterReason.NO_RULE
         return [], [(each, fate) for each in self.destinations], None
 
@@ -408,7 +413,7 @@ class Policy:
     # --- holding
 
     def _must_hold(
-        self, request: Request, rule: CompiledRule | None, takes: list[Destination]
+        self, request: Request, rule: CompiledRule | None, takes: Sequence[Destination]
     ) -> tuple[int, FilterReason | DropReason | None]:
         """(bytes of the body at most, what becomes of it beyond); no reason: it need not be held."""
         limit = _UNBOUNDED
@@ -475,22 +480,23 @@ class Policy:
         self,
         talk: Talk,
         request: Request,
-        takes: list[Destination],
+        takes: Sequence[Destination],
         body: Buffer,
         command: Send,
         now: float,
         out: list[Command],
     ) -> None:
         """Redact, call the hook, rewrite; `body` is what there is of it, all of it where it was held."""
-        changed: tuple[Request, Buffer] | Fate = (request, body)
-        if self._redactor is not None:
-            changed = self._redact(self._redactor, request, body)
-        if self._hook is not None and isinstance(changed, tuple):
-            changed = self._call_hook(self._hook, talk, *changed, takes)
-        if not isinstance(changed, tuple):
-            self._refuse(talk, takes, changed, command.size)
-            return
-        request, body = changed
+        if self._redactor is not None or self._hook is not None:
+            changed: tuple[Request, Buffer] | Fate = (request, body)
+            if self._redactor is not None:
+                changed = self._redact(self._redactor, request, body)
+            if self._hook is not None and isinstance(changed, tuple):
+                changed = self._call_hook(self._hook, talk, *changed, takes)
+            if not isinstance(changed, tuple):
+                self._refuse(talk, takes, changed, command.size)
+                return
+            request, body = changed
         sends: list[int] = []
         for each in takes:
             head = request.head
@@ -515,7 +521,7 @@ class Policy:
             sends.extend(each.targets)
         talk.sends = sends
 
-    def _refuse(self, talk: Talk, takes: list[Destination], fate: Fate, size: int) -> None:
+    def _refuse(self, talk: Talk, takes: Sequence[Destination], fate: Fate, size: int) -> None:
         """After all it does not go to these, nor what follows of it."""
         for each in takes:
             each.settle(fate, size, 1)
@@ -541,7 +547,7 @@ class Policy:
         return Request(head, request.key), body
 
     def _call_hook(
-        self, hook: HookFunction, talk: Talk, request: Request, body: Buffer, takes: list[Destination]
+        self, hook: HookFunction, talk: Talk, request: Request, body: Buffer, takes: Sequence[Destination]
     ) -> tuple[Request, Buffer] | Fate:
         shown: bytes | None = None
         if self._hook_spec is not None and self._hook_spec.body:
