@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
 from tapmirror.compare import Comparison, Conversation
+from tapmirror.compare.comparison import SAFE
 from tapmirror.events import (
     ACCEPTED,
     END,
+    NO_BODY,
     START,
     TUNNEL,
     Abort,
@@ -280,7 +282,7 @@ class ComparingPipeline(Pipeline):
             conversation.request_body(number, part.data[size:])
         if self._policy is None:
             whole = self._checks and part.flags & (WHOLE | TUNNEL) == WHOLE and size == len(part.data)
-            conversation.chosen(0, number, head if whole else b"")
+            conversation.chosen(0, number, head if whole and _is_safe(head) else b"")
             conversation.decided(number)
         else:
             self._undecided.append((flow.id, talk, number))
@@ -330,6 +332,8 @@ class ComparingPipeline(Pipeline):
         """What is to be sent, if it may be that it is to be sent again."""
         if not self._checks or command.flags & (WHOLE | TUNNEL) != WHOLE or len(command.data) > HEAD_BYTES:
             return b""
+        if not _is_safe(command.data):
+            return b""
         return bytes(command.data)
 
     def _keep_probes(self, commands: list[Command]) -> None:
@@ -338,7 +342,7 @@ class ComparingPipeline(Pipeline):
             if type(command) is not Send or (command.flow, command.number) not in self._probed:
                 continue
             talk = self._talks.get(command.flow)
-            if talk is None or command.flags & WHOLE != WHOLE or command.flags & TUNNEL:
+            if talk is None or command.flags & WHOLE != WHOLE or command.flags & TUNNEL or not _is_safe(command.data):
                 continue
             if len(self._probes) < PROBES and len(command.data) <= PROBE_BYTES:
                 talk.conversation.chosen(command.target + PROBE, command.number)
@@ -354,7 +358,8 @@ class ComparingPipeline(Pipeline):
             if len(self._probes) >= PROBES:
                 talk.conversation.left_out(check.shadow + PROBE, check.number, Unpaired.LIMIT)
                 continue
-            command = Send(check.flow, check.request, 0, WHOLE, check.shadow, check.number)
+            flags = WHOLE | (NO_BODY if check.request.startswith(b"HEAD ") else 0)
+            command = Send(check.flow, check.request, 0, flags, check.shadow, check.number)
             self._probes.append((self._now + PROBE_DELAY, talk, check.flow, check.request, command))
         self._comparison.checks.clear()
 
@@ -379,6 +384,13 @@ class ComparingPipeline(Pipeline):
     def _taken_ends(self) -> list[Finish]:
         ends, self._ends = self._ends, []
         return ends
+
+
+def _is_safe(request: Buffer) -> bool:
+    """Whether what a shadow is to get may be sent to it twice: it counts what goes there, which a rewrite or a hook
+    may have made of something else.
+    """
+    return bytes(request[:8]).partition(b" ")[0] in SAFE
 
 
 def _head(data: Buffer) -> bytes:

@@ -11,13 +11,13 @@ import pytest
 from tapmirror.compare import Comparison
 from tapmirror.compare.comparison import touch
 from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head, answer_bytes, probes
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, START, Finish, Open, Send
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, NO_BODY, START, Finish, Open, Send
 from tapmirror.exchange import PROBE
 from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, is_needed
 from tapmirror.policy.request import Request
 from tapmirror.policy.samples import USUAL, SampleRedactor
-from tapmirror.spec import Compare, Level, Match, Protocol, Redact, Rule, Shadow, TapSpec, Text
+from tapmirror.spec import Compare, Level, Match, Protocol, Redact, Rewrite, Rule, Shadow, TapSpec, Text
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD = b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno"
@@ -37,12 +37,13 @@ class Tap:
         shadows: int = 1,
         probe: float = 0.0,
         redact: Redact | None = None,
+        rewrite: Rewrite = Rewrite(),  # noqa: B008
         **more: Any,
     ) -> None:
         self.spec = TapSpec(
             iface="lo",
             ports=(80,),
-            shadows=tuple(Shadow(host="s", port=1 + i, name=f"s{i}") for i in range(shadows)),
+            shadows=tuple(Shadow(host="s", port=1 + i, name=f"s{i}", rewrite=rewrite) for i in range(shadows)),
             compare=Compare(level=level, noise_probe=probe),
             **more,
         )
@@ -402,6 +403,46 @@ def test_what_differs_always_and_what_is_not_safe_is_not_asked_for_again() -> No
     assert not tap.comparison.checks
     again(tap)
     assert not [path for target, path in tap.sent if target and path == b"/b"]
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "options"),
+    [
+        ("DELETE", "", {}),
+        ("POST", "", {}),
+        ("POST", "x", {"rules": (Rule(),)}),
+        ("DELETE", "", {"rules": (Rule(),)}),
+        ("GET", "", {"rewrite": Rewrite(method="POST")}),
+    ],
+)
+def test_what_is_not_safe_at_the_shadow_is_sent_once(method: str, body: str, options: dict[str, Any]) -> None:
+    tap = Tap(Level.BODY, probe=10.0, protocol=Protocol.HTTP, **options)
+    tap.accept()
+    for number in range(200):
+        if "rewrite" not in options:
+            asks(tap, number, number % 20 == 17)
+        tap.ask("/b", method=method, body=body)
+        tap.answer(json_answer('{"a": 1}'))
+        tap.shadow(json_answer('{"a": 2}' if number % 20 == 7 else '{"a": 1}'))
+    again(tap)
+    assert [path for _, path in tap.sent if path == b"/b"] == []
+    assert bool(tap.sent) is ("rewrite" not in options)
+
+
+def test_a_head_that_is_asked_for_again_has_no_body_to_wait_for() -> None:
+    tap = Tap(Level.HEADERS, probe=10.0)
+    tap.accept()
+    for number in range(100):
+        tap.ask(f"/a?{number}", method="HEAD")
+        tap.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        wrong = b"X: 1\r\n" if number % 20 == 7 else b""
+        tap.shadow(b"HTTP/1.1 200 OK\r\n" + wrong + b"Content-Length: 9\r\n\r\n")
+    assert tap.comparison.checks
+    tap.sent.clear()
+    tap.later(0.1)
+    tap.now += PROBE_DELAY + 0.1
+    sends = [command for command in tap.pipeline.expire(tap.now) if isinstance(command, Send)]
+    assert sends and all(command.flags & NO_BODY for command in sends)
 
 
 def test_a_check_whose_connection_ends_leaves_nothing_and_counts_nowhere() -> None:

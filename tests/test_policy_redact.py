@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from policy_cases import Tried, head, request, sends, tap_of
 from tapmirror.events import END, START, TUNNEL
-from tapmirror.policy.redact import Redactor, framed, unchunked
+from tapmirror.policy.redact import PARAMETERS, Redactor, framed, unchunked
 
 SECRET = "hunter2"
 
@@ -208,3 +208,26 @@ def test_unchunked_and_framed() -> None:
     assert unchunked(b"0\r\n\r\n") == b""
     got = framed(head("POST / HTTP/1.1", "Transfer-Encoding: chunked", "Trailer: X", "A: b"), 5)
     assert got == head("POST / HTTP/1.1", "A: b", "Content-Length: 5")
+
+
+@pytest.mark.parametrize("sign", ["&", ";"])
+def test_more_parameters_than_are_looked_at(sign: str) -> None:
+    form = "application/x-www-form-urlencoded"
+    few = sign.join(["a=1"] * PARAMETERS).encode()
+    assert body({"privacy": "strict"}, form, few) == few
+    assert body({"privacy": "strict"}, form, few + b";b") is None
+    head = redactor(privacy="strict").head(request(f"GET /x?{sign * (PARAMETERS + 1)}token=s HTTP/1.1"))
+    assert head.startswith(b"GET /x HTTP/1.1\r\n")
+
+
+def test_each_parameter_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taker, looked = redactor(query={"token": "remove"}), []
+    monkeypatch.setattr(taker, "_of_parameter", lambda name: looked.append(name))
+    text = b"a=%b" % (b";" * 1000)
+    assert taker._pairs(text) == text
+    assert looked == [b"a", *[b""] * 1000]
+
+
+def test_a_name_alone_before_a_semicolon() -> None:
+    head = redactor(query={"token": "remove"}).head(request("GET /x?a=1;token;b=2 HTTP/1.1"))
+    assert head.startswith(b"GET /x?a=1 HTTP/1.1\r\n")

@@ -127,6 +127,34 @@ def test_an_address_that_fails_at_once_is_passed_over() -> None:
     close(made)
 
 
+def test_an_address_of_a_family_that_this_host_has_not_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As connect(2) to any IPv6 address where that is switched off; nothing listens at the reserved one here."""
+    lanes = [lane() for _ in range(4)]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dial = dialer(Ledger(), ("127.0.0.1", 9), listener.getsockname())
+        place = next(place for place in dial._places if place.address == ("127.0.0.1", 9))
+        dial._count_failure(errno.EADDRNOTAVAIL, 100.0, 100.0, place)
+        assert dial.reason is DropReason.NO_RESOURCES and dial.elsewhere
+        for made in lanes:
+            assert dial.dial(made, 100.0, 0)
+            assert outcome(dial, made) == 0
+    close(*lanes)
+
+
+def test_after_a_shortage_the_shadow_is_told_from_it(closed_port: Any) -> None:
+    dial, made, other = dialer(Ledger(), closed_port), lane(), lane()
+    reasons = []
+    assert not dial.dial(made, 100.0, 10)
+    reasons.append(dial.reason)
+    assert dial.dial(made, 101.0, 0)
+    dial.failed(made, outcome(dial, made) or 0, 101.0)
+    dial.forget(made)
+    assert not dial.dial(other, 101.0, 0)
+    reasons.append(dial.reason)
+    assert reasons == [DropReason.NO_RESOURCES, DropReason.SHADOW_DOWN]
+    close(made)
+
+
 def test_new_addresses_leave_what_is_known_of_old_ones(closed_port: Any) -> None:
     dial, first, second = dialer(Ledger(), closed_port), lane(), lane()
     assert dial.dial(first, 100.0, 0)

@@ -194,6 +194,13 @@ def test_a_busy_connection_is_woken_at_once_only_for_answers_that_are_timed(line
     assert (line.lane.lazy, low_water(line)) == (True, HEARD_BYTES)
 
 
+def test_where_turns_wait_for_answers_each_wakes_us(line: Line) -> None:
+    Answers(line.ledger, heard=True).settle_in(line.lane)
+    line.talk.timed = False
+    line.ask(1)
+    assert not line.lane.lazy and low_water(line) == 1
+
+
 def test_a_connection_that_is_about_to_end_is_not_made_to_wait(line: Line) -> None:
     line.answers.settle_in(line.lane)
     line.lane.finishing = True

@@ -76,7 +76,7 @@ class Answers:
         """The connection lasts: what is not worth its system calls for one request is now."""
         lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
         if lane.listener is not None:
-            lane.listener.settled = True
+            lane.listener.settled = not self._heard
         elif not self._heard:
             wake_for(lane, LAZY_BYTES)
 

@@ -28,21 +28,22 @@ _MARK: Final[dict[int, tuple[int, int, int]]] = {
     socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOOP_DSCP << 2),
 }
 """By family, the option that puts the mark of a tap on every packet."""
-_EXHAUSTED: Final = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
-)
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN})
+"""Whatever the address."""
 
 
 class _Place:
     """One address of a shadow."""
 
-    __slots__ = ("address", "attempts", "backoff", "family")
+    __slots__ = ("address", "attempts", "backoff", "family", "reason")
 
     def __init__(self, address: Address, longest: float, first: float) -> None:
         self.family, self.address = address
         self.backoff = Backoff(longest, first)
         self.attempts: dict[Lane, float] = {}
         """Under way, and when they began."""
+        self.reason = DropReason.SHADOW_DOWN
+        """Why it cannot be connected to, while it cannot."""
 
     def allows(self, now: float) -> bool:
         """Whether to try it now."""
@@ -133,12 +134,13 @@ class Dialer:
                 place.attempts[lane] = now
                 self._attempts[lane] = now + self._connect_time, place
                 self._events["shadow_connects"] += 1
+                self._own.succeeded()
                 return True
             sock.close()
             self._count_failure(number, now, now, place)
             if number in _EXHAUSTED:
                 return False
-        self.reason = DropReason.SHADOW_DOWN
+        self.reason = self._places[0].reason
         return False
 
     def _next(self, now: float) -> _Place | None:
@@ -162,7 +164,6 @@ class Dialer:
         _, place = self._attempts.pop(lane)
         del place.attempts[lane]
         place.backoff.succeeded()
-        self._own.succeeded()
         return 0
 
     def failed(self, lane: Lane, number: int, now: float) -> None:
@@ -192,9 +193,11 @@ class Dialer:
         self._events[f"connect_{errno.errorcode.get(number, 'error')}"] += 1
         if number in _EXHAUSTED:
             self._exhausted(now, began)
-        else:
-            self.reason = DropReason.SHADOW_DOWN
-            place.backoff.failed(now, began)
+            return
+        # Local ports run out for each address by itself (RFC 6056, 3.2); it may be of a family that this host has not.
+        place.reason = DropReason.NO_RESOURCES if number == errno.EADDRNOTAVAIL else DropReason.SHADOW_DOWN
+        self.reason = place.reason
+        place.backoff.failed(now, began)
 
     def _exhausted(self, now: float, began: float) -> None:
         self.reason = DropReason.NO_RESOURCES
