@@ -321,7 +321,17 @@ class Seat:
                 self._died(error)
 
     def drain(self, wait: float) -> dict[str, Any]:
-        """Let the worker pass on what was captured, and end; the final ledger."""
+        """Let the worker pass on what was captured, and end; the final ledger.
+
+        Where it died and the next has not begun, what was captured since waits in the ring: that one is waited for.
+        """
+        if self._process is None and self._last and not self.lost:
+            self._restart(time.monotonic())
+        if self._process is not None and not self._process.ready:
+            try:
+                self._process.wait_ready(wait)
+            except TapError as error:
+                self._died(error)
         self.begin_drain()
         if self._process is not None and self._process.ready:
             try:

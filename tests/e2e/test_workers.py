@@ -79,6 +79,20 @@ def test_what_one_loses_the_others_do_not(lab: Lab, capture: str) -> None:
         assert [worker["restarts"] for worker in ledger["workers"]] in ([1, 0], [0, 1])
 
 
+def test_stopped_before_the_next_worker_has_begun(lab: Lab) -> None:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow:
+        with Tap(lab.node, shadow="10.77.2.2:80", capture="ebpf") as tap:
+            assert load(lab.client, lab.node.addr4, requests=500, connections=5).answered == 500
+            shadow.wait_for(500)
+            (worker,) = (pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+            os.kill(worker, signal.SIGKILL)
+            assert load(lab.client, lab.node.addr4, requests=500, connections=5).answered == 500
+            ledger = tap.stop()
+        identity(ledger)
+        assert ledger["segments"]["seen"] == 1_000
+        assert ledger["requests"]["mirrored"] >= 500
+
+
 @pytest.mark.parametrize("per_connection", [0, 1])
 def test_the_shadows_times_are_measured_and_outlive_a_worker(lab: Lab, per_connection: int) -> None:
     """It takes 10 ms and more by its own clock: no answer can have come sooner, on whatever connection."""
