@@ -15,6 +15,7 @@ from daemon_rig import PATIENCE, A, B, C, Rig, at, conversation, kept, refused, 
 from scripted_tap import Script
 from tapmirror.spec import Compare, Ramp, TapSpec
 from tapmirror.spec import Level as CompareLevel
+from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder
 from tapmirror.supervisor.daemon import Daemon
 
@@ -507,7 +508,7 @@ async def test_a_tap_that_cannot_run_now_is_tried_until_it_can(rig: Rig) -> None
     rig.file("b.yaml", B)
     rig.script = Script()
     rig.script.fails["start"] = "no name server"
-    rig.daemon = Daemon(rig.places, rig.log, rig.script)
+    rig.daemon = Daemon(rig.places, rig.log, AllTaps(), rig.script)
     await rig.daemon.restore()
     await rig.until(lambda: [*rig.states().values()] == ["restarting"] * 2, "tries")
     await rig.until(lambda: [*kept(rig)] == ["a", "b"], "kept")

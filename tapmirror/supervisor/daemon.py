@@ -40,9 +40,10 @@ from tapmirror.supervisor.workers import TapError
 class Daemon:
     """Use it within one running loop.  Call `tick` several times a second."""
 
-    def __init__(self, places: Places, log: Log, make: Make = Tap) -> None:
+    def __init__(self, places: Places, log: Log, budget: AllTaps, make: Make = Tap) -> None:
+        """`budget`: that of all taps until files are taken, for the taps that were kept run without them."""
         self.places = places
-        self.together = Together(AllTaps(), time.monotonic(), lambda line: log.say(Level.NOTICE, "share_of_all", line))
+        self.together = Together(budget, time.monotonic(), lambda line: log.say(Level.NOTICE, "share_of_all", line))
         self.roster = Roster(places.stop_file, log, self.together, make)
         self._taps = self.roster.taps
         self.keeping = Keeping(places.state, log, self._kept)
