@@ -96,6 +96,18 @@ async def test_apply_changes_only_what_changed(rig: Rig) -> None:
 
 
 @conversation
+async def test_a_change_that_fails_is_not_kept(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    rig.script.fails["set_percent"] = "the kernel refuses"
+    wanted = [msgspec.structs.replace(A, percent=5.0)]
+    assert (await rig.daemon.apply(wanted, dry_run=False, force=False))["failed"] == {"a": "the kernel refuses"}
+    assert (kept(rig)["a"].spec, kept(rig)["a"].percent) == (A, None)
+    rig.script.fails.clear()
+    assert (await rig.daemon.apply(wanted, dry_run=False, force=False))["failed"] == {}
+    assert (kept(rig)["a"].spec, kept(rig)["a"].percent) == (*wanted, None)
+
+
+@conversation
 async def test_what_cannot_be_restarted_goes_on_as_it_was(rig: Rig) -> None:
     await rig.daemon.start([A], force=False)
     rig.script.fails["start"] = "no such interface"

@@ -308,11 +308,12 @@ class Daemon:
         for step in doing:
             if step.action is Action.CHANGE:
                 entry = there[step.name]
-                entry.written = step.spec
                 try:
                     await self._done(entry.runner.set_percent(step.spec.percent))
                 except RefusedError as error:
                     failed[step.name] = str(error)
+                else:
+                    entry.written = step.spec
         self.roster.not_closing()
         for entry in removed:
             entry.unwanted = True
