@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,7 +47,9 @@ _DIGEST_BYTES: Final = 32
 FILE_BYTES: Final = 1 << 20
 """Of what is kept, at most: some 20 KiB."""
 FILES: Final = 8
-"""Programs that are kept, the latest: one for each size of ring, number of workers and kernel in use."""
+"""Programs that are kept, those used last: one for each size of ring, number of workers and kernel in use."""
+_NAME: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9]+")
+"""Of a program that is kept, or of one that was being written.  Whose directory it is has other files too."""
 
 
 class MapShape(msgspec.Struct, frozen=True):
@@ -127,7 +130,7 @@ def key_of(source: str, flags: list[str]) -> str:
 
 
 def kept(directory: Path, key: str) -> Code | None:
-    """What was kept under a name; None if nothing was, or it is not to be trusted."""
+    """What was kept under a name, which is in use then; None if nothing was, or it is not to be trusted."""
     try:
         fd = os.open(directory / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -136,6 +139,8 @@ def kept(directory: Path, key: str) -> Code | None:
         if not (_ours(os.fstat(fd)) and _ours(os.stat(directory))):
             return None
         content = file.read(FILE_BYTES + 1)
+        with suppress(OSError):  # it may be read only
+            os.utime(fd)
     digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         return None
@@ -146,11 +151,13 @@ def kept(directory: Path, key: str) -> Code | None:
 
 
 def keep(directory: Path, key: str, code: Code) -> None:
-    """Keep it, as far as that is possible; of others the latest."""
+    """Keep it, as far as that is possible, in a directory that is ours alone; of others those used last."""
     content = msgspec.msgpack.encode(code)
     path = directory / f".{key}.{os.getpid()}"
     with suppress(OSError):
         directory.mkdir(mode=0o700, exist_ok=True)
+        if not _ours(os.stat(directory)):
+            return
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
@@ -158,8 +165,9 @@ def keep(directory: Path, key: str, code: Code) -> None:
             path.rename(directory / key)
         finally:
             path.unlink(missing_ok=True)
-        others = sorted(directory.iterdir(), key=lambda file: file.lstat().st_mtime, reverse=True)
-        for old in others[FILES:]:
+        programs = [file for file in directory.iterdir() if _NAME.fullmatch(file.name)]
+        programs.sort(key=lambda file: file.lstat().st_mtime, reverse=True)
+        for old in programs[FILES:]:
             old.unlink(missing_ok=True)
 
 

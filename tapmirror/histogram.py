@@ -39,11 +39,6 @@ class Histogram:
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.total += seconds
 
-    def merge(self, other: Histogram) -> None:
-        """All of another."""
-        self.counts = [one + more for one, more in zip(self.counts, other.counts, strict=True)]
-        self.total += other.total
-
     def snapshot(self) -> dict[str, Any]:
         """As plain data."""
         buckets = {name: count for name, count in zip(NAMES, self.counts, strict=True) if count}

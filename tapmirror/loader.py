@@ -20,6 +20,7 @@ import json
 import mmap
 import os
 import platform
+import resource
 import socket
 import struct
 import subprocess
@@ -417,6 +418,15 @@ def check_bpf() -> None:
         raise LoaderError("refused", f"the kernel refuses BPF: {error.strerror}") from None
 
 
+def lift_memory_lock() -> None:
+    """Before Linux 5.11 maps and programs count as locked memory, of which the usual limit is far below a ring.
+
+    Where it cannot be lifted the kernel may still not ask; if it does, it refuses the map.
+    """
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error that may have many."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
@@ -449,6 +459,7 @@ def main() -> None:
     """Answer one request."""
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         request = msgspec.json.decode(parent.recv(REPLY_BYTES), type=Request)
+        lift_memory_lock()
         try:
             fds = compile_and_load(request)
         except LoaderError as error:

@@ -11,7 +11,6 @@ import os
 import pwd
 import resource
 import socket
-import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +21,6 @@ import msgspec
 WORKER_USERS: Final = ("tapmirror", "nobody")
 """The worker runs as the first of these that exists."""
 MAX_FDS: Final = 8
-LAST_WORDS: Final = 64 << 10
-"""Bytes that a process without privilege may add to a file that is its standard error."""
 
 PR_SET_DUMPABLE: Final = 4
 PR_CAPBSET_DROP: Final = 24
@@ -67,7 +64,7 @@ def drop_privileges(uid: int, gid: int, files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, max(files, hard)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_room_for_last_words(),) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     for capability in range(CAP_LAST + 1):
         with suppress(OSError):
             _prctl(PR_CAPBSET_DROP, capability)
@@ -169,15 +166,6 @@ class Pieces:
             return {}
         whole, self._parts, self._size = "".join(self._parts), [], 0
         return msgspec.json.decode(whole, type=dict[str, Any])
-
-
-def _room_for_last_words() -> int:
-    """The size that files may have: none, or where standard error is one, what a traceback needs beyond it."""
-    with suppress(OSError):
-        found = os.fstat(2)
-        if stat.S_ISREG(found.st_mode):
-            return found.st_size + LAST_WORDS
-    return 0
 
 
 def _prctl(option: int, value: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from scripted_tap import NoClaims, Script
 from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import runner, state
 from tapmirror.supervisor.daemon import Daemon
 from tapmirror.supervisor.log import Log
@@ -46,7 +47,7 @@ class Rig:
     async def begin(self) -> Daemon:
         """A new daemon, as after a restart."""
         self.script = Script()
-        self.daemon = Daemon(self.places, self.log, self.script)
+        self.daemon = Daemon(self.places, self.log, AllTaps(), self.script)
         await self.daemon.restore()
         return self.daemon
 

@@ -93,6 +93,38 @@ def test_the_latest_are_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {KEY, *names[-bytecode.FILES + 1 :]}
 
 
+def test_what_is_used_is_kept(tmp_path: Path) -> None:
+    names = [bytecode.key_of("x", [str(n)]) for n in range(bytecode.FILES)]
+    for number, name in enumerate(names):
+        bytecode.keep(tmp_path, name, CODE)
+        os.utime(tmp_path / name, (number, number))
+    assert bytecode.kept(tmp_path, names[0]) == CODE
+    bytecode.keep(tmp_path, KEY, CODE)
+    assert {path.name for path in tmp_path.iterdir()} == {KEY, names[0], *names[2:]}
+
+
+def test_other_files_stay(tmp_path: Path) -> None:
+    others = {"notes.txt", KEY[:-1], f"{KEY}.old", f".{KEY}", f".{KEY}.bak", KEY.upper(), "dir"}
+    for name in others - {"dir"}:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "dir").mkdir()
+    programs = [bytecode.key_of("x", [str(n)]) for n in range(bytecode.FILES)]
+    old = [programs[0], f".{KEY}.4711"]
+    for name in programs:
+        bytecode.keep(tmp_path, name, CODE)
+    (tmp_path / old[1]).write_text("left by one that was killed")
+    for name in (*others, *old):
+        os.utime(tmp_path / name, (1, 1))
+    bytecode.keep(tmp_path, KEY, CODE)
+    assert {path.name for path in tmp_path.iterdir()} == {KEY, *programs[1:], *others}
+
+
+def test_nothing_is_kept_where_others_can_write(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    bytecode.keep(tmp_path, KEY, CODE)
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_where_nothing_can_be_kept_nothing_breaks(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     bytecode.keep(tmp_path / "file" / "below", KEY, CODE)

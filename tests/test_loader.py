@@ -8,6 +8,7 @@ import mmap
 import os
 import platform
 import re
+import resource
 import shlex
 import shutil
 import socket
@@ -18,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from captures import RING_BYTES
@@ -106,6 +108,32 @@ def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     assert defined["TAP_MAX_CLIENTS"] == MAX_CLIENTS
     flags = ("LOOPBACK", "EGRESS_ALL", "NO_L2", "PROMISC", "MANY", "EITHER_WAY", "MAX_LINKS")
     assert {name: defined[f"TAP_{name}"] for name in flags} == {name: getattr(loader, name) for name in flags}
+
+
+@pytest.mark.parametrize("refusal", [None, PermissionError(1, "no"), ValueError("no")])
+def test_the_limit_of_locked_memory_is_lifted_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, refusal: Exception | None
+) -> None:
+    did: list[object] = []
+
+    def setrlimit(*what: object) -> None:
+        did.append(what)
+        if refusal is not None:
+            raise refusal
+
+    def load(_request: loader.Request) -> list[int]:
+        did.append("load")
+        raise loader.LoaderError("refused", "as told")
+
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    monkeypatch.setattr(loader, "compile_and_load", load)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.send(msgspec.json.encode(request()))
+        monkeypatch.setattr(sys, "argv", ["loader", str(theirs.detach())])
+        loader.main()
+        assert b"as told" in ours.recv(1000)
+    assert did == [(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2), "load"]
 
 
 # --- for real

@@ -21,6 +21,7 @@ ATTEMPTS = {
     "memory of another process": "open('/proc/1/mem', 'rb')",
     "bpf": "check(ctypes.CDLL(None, use_errno=True).syscall(321, 0, b'\\0' * 64, 64))",
     "mount": "check(ctypes.CDLL(None, use_errno=True).mount(b'none', b'/tmp', b'tmpfs', 0, None))",
+    "a file that grows": "os.write(os.memfd_create('x'), b'x')",
     "open files": "resource.setrlimit(resource.RLIMIT_CORE, (1, 1))",
 }
 PROGRAM = """

@@ -15,6 +15,7 @@ from daemon_rig import PATIENCE, A, B, C, Rig, at, conversation, kept, refused, 
 from scripted_tap import Script
 from tapmirror.spec import Compare, Ramp, TapSpec
 from tapmirror.spec import Level as CompareLevel
+from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder
 from tapmirror.supervisor.daemon import Daemon
 
@@ -92,6 +93,18 @@ async def test_apply_changes_only_what_changed(rig: Rig) -> None:
     assert [step["action"] for step in removed["plan"]] == ["remove"] * 4
     assert rig.script.attached() == ["d"]
     await refused(rig.daemon.apply([tap("d")], dry_run=False, force=False), "refused", "is that of d.yaml")
+
+
+@conversation
+async def test_a_change_that_fails_is_not_kept(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    rig.script.fails["set_percent"] = "the kernel refuses"
+    wanted = [msgspec.structs.replace(A, percent=5.0)]
+    assert (await rig.daemon.apply(wanted, dry_run=False, force=False))["failed"] == {"a": "the kernel refuses"}
+    assert (kept(rig)["a"].spec, kept(rig)["a"].percent) == (A, None)
+    rig.script.fails.clear()
+    assert (await rig.daemon.apply(wanted, dry_run=False, force=False))["failed"] == {}
+    assert (kept(rig)["a"].spec, kept(rig)["a"].percent) == (*wanted, None)
 
 
 @conversation
@@ -507,7 +520,7 @@ async def test_a_tap_that_cannot_run_now_is_tried_until_it_can(rig: Rig) -> None
     rig.file("b.yaml", B)
     rig.script = Script()
     rig.script.fails["start"] = "no name server"
-    rig.daemon = Daemon(rig.places, rig.log, rig.script)
+    rig.daemon = Daemon(rig.places, rig.log, AllTaps(), rig.script)
     await rig.daemon.restore()
     await rig.until(lambda: [*rig.states().values()] == ["restarting"] * 2, "tries")
     await rig.until(lambda: [*kept(rig)] == ["a", "b"], "kept")

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lab import Lab, until
+from tapmirror import loader
 from tapmirror.source.live import PACKET_STATISTICS, SOL_PACKET, open_live, open_shared
+from tapmirror.supervisor import links as module
 from tapmirror.supervisor.links import Bell, Bound, Hold, Links, Listed, Shared, is_up, present
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+PATIENCE = 10.0
 
 
 def test_without_descriptors_an_interface_is_taken_to_be_up() -> None:
@@ -27,6 +29,99 @@ def test_without_descriptors_an_interface_is_taken_to_be_up() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert up
     assert not is_up("no_such_one")
+
+
+def in_the_lab(test: Callable[..., None]) -> Callable[..., None]:
+    """It needs root and a network of its own."""
+    marked: Callable[..., None] = pytest.mark.e2e(pytest.mark.ebpf(test))
+    return marked
+
+
+class Gated:
+    """A hold of an interface that is always there; what it does waits where it is told to."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.muted = self.closed = False
+        self.closing, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def name(self) -> str:
+        return self._name
+
+    def mute(self) -> None:
+        self.muted = True
+
+    def close(self) -> None:
+        self.closing.set()
+        assert self.go_on.wait(PATIENCE)
+        self.closed = True
+
+
+def test_mute_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does who asks what is captured; an interface takes its time to be let go."""
+    there = ["a", "b"]
+    monkeypatch.setattr(module, "present", lambda patterns: there)
+    held: dict[str, Gated] = {}
+    links = Links(["*"], lambda name: held.setdefault(name, Gated(name)))
+    assert links.follow() and links.names() == ["a", "b"]
+    there.remove("a")
+    held["a"].go_on.clear()
+    following = threading.Thread(target=links.follow)
+    following.start()
+    assert held["a"].closing.wait(PATIENCE)
+
+    def ask() -> None:
+        links.mute()
+        links.names()
+        links.waits_for()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join(PATIENCE / 2)
+    done, muted = not asking.is_alive(), held["b"].muted
+    held["a"].go_on.set()
+    following.join(PATIENCE)
+    asking.join(PATIENCE)
+    assert done and muted
+    links.release()
+    assert held["a"].closed and held["b"].closed and links.names() == []
+
+
+def test_what_is_muted_amid_a_look_begins_no_more() -> None:
+    begun: list[Gated] = []
+
+    def hold(name: str) -> Gated:
+        begun.append(Gated(name))
+        muting = threading.Thread(target=links.mute)
+        muting.start()
+        muting.join(PATIENCE / 2)
+        assert not muting.is_alive()
+        return begun[-1]
+
+    links = Links(["*"], hold)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "present", lambda patterns: ["a", "b"])
+        links.follow()
+        assert [each.name() for each in begun] == ["a"] and begun[0].muted
+        links.follow()
+    assert begun[0].closed and links.names() == []
+
+
+def test_the_end_of_one_that_is_muted_lets_no_other_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sockets that share the connections: each end of an interface writes the filter anew."""
+    let_in: list[list[int]] = []
+    monkeypatch.setattr(module, "present", lambda patterns: ["a", "b", "c"])
+    monkeypatch.setattr(module, "let_in", lambda sockets, ports, links: let_in.append([*links]))
+    monkeypatch.setattr(loader, "link_index", lambda name, any_socket: "abc".index(name) + 1)
+    numbers: dict[str, int] = {}
+    with socket.socket() as sock:
+        links = Links(["*"], lambda name: Shared([sock], [80], name, numbers))
+        links.follow()
+        assert let_in[-1] == [1, 2, 3]
+        let_in.clear()
+        links.release()
+    assert len(let_in) > 3 and not any(let_in)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +158,7 @@ class Own(Bound):
         self.socket.close()
 
 
+@in_the_lab
 def test_a_name_is_followed(ip: Callable[..., None]) -> None:
     links = Links(["tap0"], sockets)
     assert not links.follow() and links.names() == []
@@ -86,6 +182,7 @@ def test_a_name_is_followed(ip: Callable[..., None]) -> None:
     assert not links.follow() and links.names() == []
 
 
+@in_the_lab
 def test_a_number_that_is_given_again_is_not_the_same_interface(ip: Callable[..., None]) -> None:
     """Between two looks it is deleted, and another gets its number; or its number and its name."""
     held: list[Bound] = []
@@ -111,6 +208,7 @@ def test_a_number_that_is_given_again_is_not_the_same_interface(ip: Callable[...
     links.release()
 
 
+@in_the_lab
 def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
     links = Links(["tap0"], sockets)
     ip("add", "tap0", "index", "801", "type", "veth")
@@ -123,6 +221,7 @@ def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
     links.release()
 
 
+@in_the_lab
 def test_one_that_is_moved_to_another_namespace(lab: Lab, ip: Callable[..., None]) -> None:
     links = Links(["tap0"], sockets)
     ip("add", "tap0", "type", "veth")
@@ -135,6 +234,7 @@ def test_one_that_is_moved_to_another_namespace(lab: Lab, ip: Callable[..., None
     links.release()
 
 
+@in_the_lab
 def test_patterns(ip: Callable[..., None]) -> None:
     links = Links(["ta*", "lo"], sockets)
     for name in ("tap0", "tap1", "xtap"):
@@ -149,6 +249,7 @@ def test_patterns(ip: Callable[..., None]) -> None:
     links.release()
 
 
+@in_the_lab
 def test_suspended_it_holds_nothing(ip: Callable[..., None]) -> None:
     links = Links(["lo"], sockets)
     links.follow()
@@ -163,6 +264,7 @@ def test_suspended_it_holds_nothing(ip: Callable[..., None]) -> None:
     assert links.names() == []
 
 
+@in_the_lab
 def test_what_cannot_be_held_is_said(ip: Callable[..., None]) -> None:
     def refuse(name: str) -> Bound:
         raise OSError(28, "no room")
@@ -172,6 +274,7 @@ def test_what_cannot_be_held_is_said(ip: Callable[..., None]) -> None:
     assert links.waits_for() == "no interface lo (lo: no room)"
 
 
+@in_the_lab
 def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None]) -> None:
     """That of a ring, which cannot be made anew: its reader has it mapped."""
     with open_live(None, 1 << 20, loopback=False, ports=[80]) as sock:
@@ -185,6 +288,7 @@ def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None])
         links.release()
 
 
+@in_the_lab
 @pytest.mark.parametrize("kind", ["own", "listed", "shared"])
 def test_what_is_muted_lets_nothing_in_and_stays_so(ip: Callable[..., None], kind: str) -> None:
     """While it is bound yet: to take a socket off takes the kernel its time."""
@@ -230,6 +334,7 @@ def raw() -> socket.socket:
     return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 
 
+@in_the_lab
 def test_the_bell(ip: Callable[..., None]) -> None:
     bell = Bell()
     try:

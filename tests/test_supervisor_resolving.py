@@ -49,14 +49,43 @@ def test_the_first_answer_is_waited_for() -> None:
         look_up(Shadow(host="no-such-host.invalid", port=81), OURSELVES)
 
 
-def test_a_first_answer_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolving, "FIRST_TIME", 0.2)
-    getent = tmp_path / "getent"
-    getent.write_text("#!/bin/sh\nexec sleep 60\n")
-    getent.chmod(0o755)
+@pytest.fixture
+def getent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A script in the place of getent."""
+    path = tmp_path / "getent"
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return path
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exec sleep 60",
+        "exec >&-; exec sleep 60",
+        "echo 10.0.0.1 STREAM; exec sleep 60",
+        "while :; do echo x; sleep 0.01; done",
+    ],
+)
+def test_a_first_answer_that_does_not_come(getent: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "FIRST_TIME", 0.2)
+    getent.write_text(f"#!/bin/sh\n{script}\n")
     with pytest.raises(ResolveError, match=r"no answer within 0\.2 s"):
         look_up(Shadow(host="a.test", port=81), OURSELVES)
+
+
+def test_of_a_first_answer_without_end_the_beginning_counts(getent: Path) -> None:
+    getent.write_text("#!/bin/sh\nwhile :; do echo 10.0.0.1 STREAM x; done\n")
+    assert look_up(Shadow(host="a.test", port=81), OURSELVES) == [(FOUR, ("10.0.0.1", 81))]
+
+
+def test_a_first_answer_in_pieces(getent: Path) -> None:
+    getent.write_text("#!/bin/sh\nprintf 10.0.; sleep 0.01; echo 0.1 STREAM; sleep 0.01; echo 10.0.0.2 STREAM\n")
+    assert [address for _, address in look_up(Shadow(host="a.test", port=81), OURSELVES)] == [
+        ("10.0.0.1", 81),
+        ("10.0.0.2", 81),
+    ]
 
 
 def test_without_a_resolver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,16 +112,6 @@ class Watched:
 
         until(answered, "getent")
         return found
-
-
-@pytest.fixture
-def getent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A script in the place of getent."""
-    path = tmp_path / "getent"
-    path.write_text("#!/bin/sh\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return path
 
 
 def test_changes(getent: Path) -> None:

@@ -40,6 +40,21 @@ async def test_the_file_stop_ends_all_capture_and_its_end_brings_it_back(rig: Ri
     assert rig.script.taps[-1].spec.percent + rig.script.taps[-2].spec.percent == 101.0
 
 
+@conversation
+async def test_the_file_stop_holds_at_each_look_what_is_not_held(rig: Rig) -> None:
+    await rig.daemon.start([A, B], force=False)
+    rig.places.stop_file.touch()
+    rig.daemon.tick(time.monotonic())
+    await rig.until(lambda: set(rig.states().values()) == {"paused"}, "held")
+    gate = rig.script.gate("start")
+    rig.daemon.roster.entry("a").runner.release()
+    await asyncio.to_thread(rig.script.reached["start"].wait, PATIENCE)
+    rig.daemon.tick(time.monotonic())
+    gate.set()
+    await rig.until(lambda: set(rig.states().values()) == {"paused"}, "held again")
+    assert rig.script.attached() == []
+
+
 @pytest.mark.parametrize("switch", ["file", "command"])
 def test_all_capture_ends_before_the_first_tap_is_taken_off(rig: Rig, switch: str) -> None:
     names = [f"tap{i}" for i in range(10)]

@@ -205,6 +205,41 @@ def test_held_from_the_start(runner: Runner, script: Script) -> None:
     until(lambda: script.attached() == ["web"], "it runs")
 
 
+@pytest.mark.parametrize("asked", [["resume"], ["pause", "resume"]])
+def test_what_was_asked_for_before_does_not_undo_the_kill_switch(
+    runner: Runner, script: Script, asked: list[str]
+) -> None:
+    gate = script.gate("start")
+    runner.start()
+    assert script.reached["start"].wait(10)
+    waiting = [getattr(runner, command)() for command in asked]
+    runner.hold("killed")
+    gate.set()
+    for future in waiting:
+        future.result(10)
+    assert runner.held == "killed"
+    until(lambda: runner.state == ("paused", "killed"), "held")
+    assert script.attached() == [] and len(script.taps) == 1
+    runner.release()
+    until(lambda: script.attached() == ["web"], "it runs")
+
+
+def test_a_paused_tap_that_is_lost_is_still_held_by_the_kill_switch(runner: Runner, script: Script) -> None:
+    runner.start()
+    runner.started.result(10)
+    runner.pause().result(10)
+    gate = script.gate("stop")
+    runner.hold("killed")
+    assert script.reached["stop"].wait(10)
+    resumed = runner.resume()  # asked for before STOP was seen
+    script.fails["stop"] = "lost"
+    gate.set()
+    resumed.result(10)
+    assert runner.held == "killed"
+    until(lambda: runner.state[0] in ("paused", "restarting"), "held")
+    assert script.attached() == []
+
+
 def test_a_paused_tap_that_is_lost_stays_paused(runner: Runner, script: Script) -> None:
     runner.start()
     runner.started.result(10)

@@ -7,6 +7,8 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ import pytest
 from tapmirror.control import Peer
 from tapmirror.control.messages import Apply, Set, Start, Stop
 from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.spec.settings import AllTaps
+from tapmirror.supervisor import serve as module
 from tapmirror.supervisor import state
+from tapmirror.supervisor.daemon import Daemon
 from tapmirror.supervisor.log import Log
 from tapmirror.supervisor.places import PlaceError, Places
 from tapmirror.supervisor.serve import Service, barred, group_id, serve, summary, what, who
@@ -54,6 +59,43 @@ def test_without_the_bounds_that_it_is_to_have_it_does_not_begin(tmp_path: Path)
     assert not places.runtime.exists()
 
 
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """What is done on the signals of a daemon is afterwards what it was before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_bounds_count_also_where_a_file_of_taps_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The taps that were kept run then."""
+    places = Places(tmp_path / "run", tmp_path / "state", tmp_path / "etc")
+    places.taps.mkdir(parents=True)
+    places.settings.write_text("budget: {cpu: 1}\n")
+    (places.taps / "x.yaml").write_text("name: x\nport: 99999\n")
+    made: list[Daemon] = []
+
+    class Watched(Daemon):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    def end(line: bytes) -> None:
+        if b"serving" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module, "Daemon", Watched)
+    log = Log(end, journal=False)
+    with signals_kept():
+        serve(places, log, "root")
+    log.close()
+    assert "x.yaml" in made[0].reload_error
+    assert made[0].together.told()["budget"] == {"cpu": 1.0}
+
+
 def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = Places(tmp_path / "run", tmp_path / "state", tmp_path / "etc")
     for path in (places.runtime, places.state, places.taps):
@@ -74,7 +116,7 @@ def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, m
             await asyncio.sleep(0.01)
 
     async def whole() -> None:
-        service = Service(places, log, "root", None)
+        service = Service(places, log, AllTaps(), "root", None)
         running = asyncio.ensure_future(service.run(None))
         assert await asyncio.to_thread(reading.wait, 10)
         places.stop_file.touch()
@@ -85,10 +127,6 @@ def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, m
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(running, 10)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    try:
+    with signals_kept():
         asyncio.run(whole())
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        log.close()
+    log.close()

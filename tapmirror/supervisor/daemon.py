@@ -40,9 +40,10 @@ from tapmirror.supervisor.workers import TapError
 class Daemon:
     """Use it within one running loop.  Call `tick` several times a second."""
 
-    def __init__(self, places: Places, log: Log, make: Make = Tap) -> None:
+    def __init__(self, places: Places, log: Log, budget: AllTaps, make: Make = Tap) -> None:
+        """`budget`: that of all taps until files are taken, for the taps that were kept run without them."""
         self.places = places
-        self.together = Together(AllTaps(), time.monotonic(), lambda line: log.say(Level.NOTICE, "share_of_all", line))
+        self.together = Together(budget, time.monotonic(), lambda line: log.say(Level.NOTICE, "share_of_all", line))
         self.roster = Roster(places.stop_file, log, self.together, make)
         self._taps = self.roster.taps
         self.keeping = Keeping(places.state, log, self._kept)
@@ -307,11 +308,12 @@ class Daemon:
         for step in doing:
             if step.action is Action.CHANGE:
                 entry = there[step.name]
-                entry.written = step.spec
                 try:
                     await self._done(entry.runner.set_percent(step.spec.percent))
                 except RefusedError as error:
                     failed[step.name] = str(error)
+                else:
+                    entry.written = step.spec
         self.roster.not_closing()
         for entry in removed:
             entry.unwanted = True

@@ -99,7 +99,8 @@ def unbind(sock: socket.socket) -> None:
 class Links:
     """A tap's hold on its interfaces.  `patterns`: their names, or what they match (fnmatch).
 
-    `hold` begins to capture on one; it raises OSError.  `release` may be called in another thread.
+    `hold` begins to capture on one; it raises OSError.  `release` may be called in another thread.  `names`,
+    `waits_for` and above all `mute` wait for no other: to end a hold takes 10 ms.
     """
 
     def __init__(self, patterns: Sequence[str], hold: Callable[[str], Hold]) -> None:
@@ -107,27 +108,30 @@ class Links:
         self._hold = hold
         self._held: dict[str, Hold] = {}
         self._lock = threading.Lock()
+        """Held by what begins and ends holds."""
         self._released = False
         self._suspended = False
         self._problem = ""
 
     def names(self) -> list[str]:
         """Those that are captured."""
-        with self._lock:
-            return sorted(self._held)
+        return sorted(self._held.copy())
 
     def follow(self) -> bool:
         """Capture what there is now; whether that is something else than before."""
+        there = [] if self._suspended else present(self._patterns)
         with self._lock:
-            before = dict(self._held)
-            wanted = [] if self._released or self._suspended else present(self._patterns)
+            before = self._held.copy()
+            wanted = [] if self._released else there
             for name, hold in before.items():
                 if name not in wanted or hold.name() != name:
                     self._held.pop(name).close()
             self._problem = ""
             for name in wanted:
-                if name not in self._held:
+                if name not in self._held and not self._released:
                     self._begin(name)
+            if self._released:  # perhaps amid this: what was begun or ended after it let packets in
+                self.mute()
             return self._held != before
 
     def _begin(self, name: str) -> None:
@@ -147,27 +151,22 @@ class Links:
         self.follow()
 
     def mute(self) -> None:
-        """Let no packet in any more, once and for all; `release` is due.  Quick, in any thread."""
-        with self._lock:
-            self._mute()
-
-    def _mute(self) -> None:
+        """Let no packet in any more, once and for all; `release` is due.  Quick, in any thread: it takes no lock."""
         self._released = True
-        for hold in self._held.values():
+        for hold in self._held.copy().values():
             with contextlib.suppress(OSError):  # the interface is gone
                 hold.mute()
 
     def release(self) -> None:
         """Capture nothing any more.  Once and for all; in any thread."""
+        self.mute()
         with self._lock:
-            self._mute()
             while self._held:
                 self._held.popitem()[1].close()
 
     def waits_for(self) -> str:
         """Why nothing can come, in a line; "": something can."""
-        with self._lock:
-            held = list(self._held)
+        held = list(self._held.copy())
         if not held:
             several = len(self._patterns) > 1 or is_pattern(self._patterns[0])
             what = f"no interface {'like ' if several else ''}{', '.join(self._patterns)}"
@@ -248,7 +247,7 @@ class Shared:
         self._index = loader.link_index(name, self.socket)
         self._links = links
         links[name] = self._index
-        let_in(sockets, ports, links.values())
+        let_in(sockets, ports, [*links.values()])
 
     def name(self) -> str:
         """The name, as long as it is the same interface's."""
@@ -258,14 +257,15 @@ class Shared:
             return ""
 
     def mute(self) -> None:
-        """By the filters of all sockets."""
+        """By the filters of all sockets.  None of the interfaces counts any more: the end of one lets in no other."""
+        self._links.clear()
         let_in(self._sockets, self._ports, ())
 
     def close(self) -> None:
         """Let nothing more in from there."""
         self._links.pop(self._name, None)
         with contextlib.suppress(OSError):  # closed by now
-            let_in(self._sockets, self._ports, self._links.values())
+            let_in(self._sockets, self._ports, [*self._links.values()])
 
 
 class Listed:

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import select
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -49,11 +51,12 @@ def look_up(shadow: Shadow, identity: tuple[int, int]) -> list[Address]:
         raise ResolveError(f"getent: {error.strerror}") from None
     with process:
         try:
-            output, _ = process.communicate(timeout=FIRST_TIME)
+            code, output = _wait(process, time.monotonic() + FIRST_TIME)
         except subprocess.TimeoutExpired:
-            process.kill()
             raise ResolveError(f"no answer within {FIRST_TIME:g} s") from None
-    found = _read(process.returncode, output[:OUTPUT], shadow.port)
+        finally:
+            process.kill()
+    found = _read(code, output, shadow.port)
     if isinstance(found, str):
         raise ResolveError(found)
     return found
@@ -204,6 +207,26 @@ def _ask(host: str, identity: tuple[int, int]) -> subprocess.Popen[bytes]:
         extra_groups=[],
         start_new_session=True,
     )
+
+
+def _wait(process: subprocess.Popen[bytes], end: float) -> tuple[int, bytes]:
+    """With what it ends, and what it printed; of one that prints more than is looked at the end is not waited for.
+
+    `end` is of the monotonic clock.  Raises `subprocess.TimeoutExpired`.
+    """
+    assert process.stdout is not None
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    output = b""
+    while len(output) < OUTPUT:
+        left = max(0.0, end - time.monotonic())
+        if not poll.poll(left * 1000):
+            raise subprocess.TimeoutExpired(process.args, left)
+        piece = os.read(process.stdout.fileno(), OUTPUT - len(output))
+        if not piece:
+            return process.wait(max(0.0, end - time.monotonic())), output
+        output += piece
+    return 0, output
 
 
 def _read(code: int, output: bytes, port: int) -> list[Address] | str:

@@ -120,13 +120,12 @@ class Roster:
     def look_for_stop(self) -> None:
         """Hold all taps while the file STOP is there."""
         there = self._stop_file.is_symlink() or self._stop_file.exists()
-        if there == self.killed:
-            return
-        self.killed = there
+        before, self.killed = self.killed, there
         if there:
-            self.mute(self.taps.values())
-            for entry in self.taps.values():
-                entry.runner.hold(self._why())
+            self._hold_all()
+        if there == before:
+            return
+        if there:
             self._log.say(Level.WARNING, "kill_switch", f"{self._stop_file} is there: all capture has ended")
             return
         self._log.say(Level.WARNING, "kill_switch", f"{self._stop_file} is gone: the taps begin anew")
@@ -135,6 +134,13 @@ class Roster:
                 entry.runner.hold(PAUSED)
             else:
                 entry.runner.release()
+
+    def _hold_all(self) -> None:
+        """All that are not held by the kill switch yet: at each look, not only at the first."""
+        free = [entry for entry in self.taps.values() if entry.runner.held != self._why()]
+        self.mute(free)
+        for entry in free:
+            entry.runner.hold(self._why())
 
     def mute(self, entries: Iterable[Entry]) -> None:
         """End the capture of all before anything that takes time is done for one."""

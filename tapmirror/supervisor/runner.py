@@ -123,6 +123,11 @@ class Runner:
             return tap.state, tap.state_reason
         return self._state
 
+    @property
+    def held(self) -> str:
+        """Why it is not to run at the moment; empty: it is to run."""
+        return self._held
+
     def ask(self, command: Command) -> Future[Any]:
         """Have something done in the tap's thread."""
         future: Future[Any] = Future()
@@ -142,7 +147,8 @@ class Runner:
 
     def hold(self, reason: str) -> None:
         """Capture nothing from now on, whatever else the tap's thread is doing; let go what was captured."""
-        self._held = reason
+        with self._lock:
+            self._held = reason
         self._interrupted = True
         self._detach()
 
@@ -323,7 +329,12 @@ class Runner:
         self._state = ("failed", str(error))
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
         if self._paused:
-            self._held = PAUSED
+            self._hold_paused()
+
+    def _hold_paused(self) -> None:
+        """By command: what it is held for already is worth more, for no `resume` may end that."""
+        with self._lock:
+            self._held = self._held or PAUSED
 
     def _pause(self) -> None:
         """Wait for the next try; commands are served meanwhile."""
@@ -402,7 +413,7 @@ class Runner:
             if tap is not None:
                 tap.pause()
             else:
-                self._held = PAUSED
+                self._hold_paused()
 
         return self.ask(change)
 
@@ -413,8 +424,10 @@ class Runner:
             self._paused = False
             if tap is not None:
                 tap.resume()
-            else:
-                self._held = ""
+                return
+            with self._lock:  # the kill switch may have come since this was asked for
+                if self._held == PAUSED:
+                    self._held = ""
 
         return self.ask(change)
 

@@ -36,6 +36,7 @@ from tapmirror.control.messages import (
     Status,
     Stop,
 )
+from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder
 from tapmirror.supervisor.daemon import Daemon
 from tapmirror.supervisor.endpoint import Endpoint, EndpointError
@@ -60,13 +61,13 @@ STOP_TIME: Final = 30.0
 class Service:
     """Requests to a `Daemon`, and its life."""
 
-    def __init__(self, places: Places, log: Log, group: str, metrics: tuple[str, int] | None) -> None:
+    def __init__(self, places: Places, log: Log, budget: AllTaps, group: str, metrics: tuple[str, int] | None) -> None:
         self._places = places
         self._metrics = metrics
         self._notifier = Notifier()
         self._log = log
         self._group = group
-        self._daemon = Daemon(places, log)
+        self._daemon = Daemon(places, log, budget)
         self._began = time.monotonic()
         self._leave = asyncio.Event()
         self._restored = asyncio.Event()
@@ -319,7 +320,7 @@ def group_id(name: str) -> int | None:
 def serve(places: Places, log: Log, group: str = GROUP, metrics: tuple[str, int] | None = None) -> None:
     """Be the daemon; `metrics`: where to serve them.  Raises `PlaceError`, with nothing done, if it cannot."""
     try:
-        folder.settings(places.settings)  # without the bounds that it is to have it does not begin
+        budget = folder.settings(places.settings).budget  # without the bounds that it is to have it does not begin
     except folder.FolderError as error:
         raise PlaceError(str(error)) from None
     gid = group_id(group)
@@ -329,14 +330,16 @@ def serve(places: Places, log: Log, group: str = GROUP, metrics: tuple[str, int]
         held.append(take(places.state, 0o700))
         if gid is None:
             log.say(Level.INFO, "daemon", f"there is no group {group}: only root may use the control socket")
-        asyncio.run(_main(places, log, group, gid, metrics))
+        asyncio.run(_main(places, log, budget, group, gid, metrics))
     finally:
         for descriptor in held:
             os.close(descriptor)
 
 
-async def _main(places: Places, log: Log, group: str, gid: int | None, metrics: tuple[str, int] | None) -> None:
-    await Service(places, log, group, metrics).run(gid)
+async def _main(
+    places: Places, log: Log, budget: AllTaps, group: str, gid: int | None, metrics: tuple[str, int] | None
+) -> None:
+    await Service(places, log, budget, group, metrics).run(gid)
 
 
 def raise_file_limit() -> None:
