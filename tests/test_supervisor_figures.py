@@ -17,9 +17,11 @@ from tapmirror.events import DropReason, FilterReason
 from tapmirror.histogram import BOUNDS
 from tapmirror.ledger import Ledger, View
 from tapmirror.spec.compare import Compare
+from tapmirror.spec.shadow import parse_shadow
 from tapmirror.supervisor.figures import MOST, NAMES, checked
 
 LABEL = "s.test:80"
+SHADOWS = [parse_shadow(LABEL, copies=3)]
 
 
 def figures() -> dict[str, Any]:
@@ -45,23 +47,33 @@ def figures() -> dict[str, Any]:
 
 
 def test_a_workers_figures_are_taken_as_they_are() -> None:
-    assert checked(figures(), [LABEL]) == figures()
+    assert checked(figures(), SHADOWS) == figures()
     without = figures()
     del without["compare"]
-    assert checked(without, [LABEL]) == without
+    assert checked(without, SHADOWS) == without
 
 
 def test_copies_of_a_shadow_are_compared_each_by_itself() -> None:
-    two = figures()
-    two["compare"]["shadows"][f"{LABEL}#2"] = two["compare"]["shadows"][LABEL]
-    assert checked(two, [LABEL]) == two
+    found = figures()
+    compared = found["compare"]["shadows"]
+    compared.update(dict.fromkeys((f"{LABEL}#2", f"{LABEL}#3"), compared[LABEL]))
+    assert checked(found, SHADOWS) == found
+
+
+@pytest.mark.parametrize("end", ["", "1", "4", "02", "x\x1b[2J"])
+def test_of_copies_there_are_those_of_the_spec(end: str) -> None:
+    found = figures()
+    compared = found["compare"]["shadows"]
+    compared[f"{LABEL}#{end}"] = compared[LABEL]
+    with pytest.raises(ValueError, match="compares shadows that are not the tap's"):
+        checked(found, SHADOWS)
 
 
 def test_only_the_last_carry_a_comparison() -> None:
     last = {**figures(), "comparison": {"shadows": {}}}
-    assert checked(last, [LABEL], final=True) == last
+    assert checked(last, SHADOWS, final=True) == last
     with pytest.raises(ValueError, match="comparison"):
-        checked(last, [LABEL])
+        checked(last, SHADOWS)
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -102,10 +114,10 @@ def test_whatever_else_is_refused(change: Callable[[dict[str, Any]], object]) ->
     found = copy.deepcopy(figures())
     change(found)
     with pytest.raises(ValueError):  # noqa: PT011 -- msgspec's errors are ValueErrors too
-        checked(found, [LABEL])
+        checked(found, SHADOWS)
 
 
 @pytest.mark.parametrize("found", [None, [], "x", {}])
 def test_what_is_no_snapshot_at_all_is_refused(found: object) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
-        checked(found, [LABEL])
+        checked(found, SHADOWS)

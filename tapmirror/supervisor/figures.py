@@ -10,13 +10,13 @@ Pure: values only.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from tapmirror import histogram
+from tapmirror import histogram, spec
 from tapmirror.compare.brief import NAMED
 
 MOST: Final = (1 << 63) - 1
@@ -153,13 +153,13 @@ class Last(Snapshot):
     comparison: dict[str, Any] | UnsetType = UNSET
 
 
-def checked(found: object, labels: Collection[str], *, final: bool = False) -> dict[str, Any]:
-    """A worker's snapshot as plain data, of a tap with shadows of these labels.  Raises ValueError."""
+def checked(found: object, shadows: Sequence[spec.Shadow], *, final: bool = False) -> dict[str, Any]:
+    """A worker's snapshot as plain data, of a tap with these shadows.  Raises ValueError."""
     figures = msgspec.convert(found, Last if final else Snapshot)
-    if figures.shadows.keys() != set(labels):
+    if figures.shadows.keys() != {shadow.label for shadow in shadows}:
         raise ValueError("its shadows are not the tap's")
-    compared = figures.compare.shadows if isinstance(figures.compare, Brief) else ()
-    if any(label not in labels and label.rpartition("#")[0] not in labels for label in compared):  # `v2#2`: a copy
+    compared = figures.compare.shadows if isinstance(figures.compare, Brief) else {}
+    if not compared.keys() <= {label for shadow in shadows for label in shadow.copy_labels}:
         raise ValueError("it compares shadows that are not the tap's")
     if not (math.isfinite(figures.worker.cpu_s) and math.isfinite(figures.ring.fill)):
         raise ValueError("a figure that is no number")

@@ -26,6 +26,7 @@ import msgspec
 
 from tapmirror import privsep, stdio
 from tapmirror.events import DropReason
+from tapmirror.spec.shadow import Shadow
 from tapmirror.supervisor.figures import checked
 from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
 
@@ -206,8 +207,8 @@ class Seat:
         self._last: dict[str, Any] = {}
         """The last snapshot; as long as one runs it can be asked for a newer one."""
         self._books: dict[str, Any] | None = None
-        self._labels: list[str] = []
-        """Of the tap's shadows."""
+        self._shadows: Sequence[Shadow] = ()
+        """The tap's."""
         self._pending: dict[tuple[str, int | None], tuple[dict[str, Any], str]] = {}
         """What a worker that is starting is to be told: the last request of each kind, and its answer's name."""
         self._drains = False
@@ -340,7 +341,7 @@ class Seat:
     def _launch(self) -> None:
         self._pending.clear()
         setup, fds = self._make()
-        self._labels = [shadow.label for shadow in setup.spec.shadows]
+        self._shadows = setup.spec.shadows
         try:
             self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._books), fds, self._said)
         finally:
@@ -367,7 +368,7 @@ class Seat:
     def _counted(self, found: object, *, final: bool = False) -> dict[str, Any]:
         """A worker's figures with those of its predecessors.  Raises `TapError` if they are not to be believed."""
         try:
-            snapshot = checked(found, self._labels, final=final)
+            snapshot = checked(found, self._shadows, final=final)
         except ValueError as error:
             raise TapError(f"the worker process gave figures that cannot be: {error}") from None
         snapshot["worker"]["cpu_s"] += self._cpu
