@@ -61,3 +61,14 @@ def test_end_points_are_few_whatever_workers_say_and_their_names_are_labels() ->
     assert len(names) == NAMED + 1
     assert all(name.isprintable() and len(name) <= 200 for name in names)
     assert len([key for key in samples if key[0].startswith(COMPARED)]) < 40 * (NAMED + 1)
+
+
+def test_reasons_that_there_are_not_are_not_counted() -> None:
+    one = compared(a=10)
+    for kind in ("unpaired", "failures"):
+        one["compare"]["shadows"]["v2:80"][kind].update(dict.fromkeys(("made_up", "x\n"), 3))
+    found = Taps(one).samples()
+    assert {key[1]: value for key, value in found.items() if key[0] == f"{COMPARED}_unpaired_total"} == {
+        "gap": 2,
+        "closed": 1,
+    }

@@ -14,6 +14,7 @@ from tapmirror.compare import Limits
 from tapmirror.compare.brief import NAMED, brief
 from tapmirror.compare.summary import Endpoint, State
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.exchange import Failure, Unpaired
 from tapmirror.histogram import BOUNDS
 from tapmirror.ledger import Ledger, View
 from tapmirror.spec.compare import Compare
@@ -21,6 +22,7 @@ from tapmirror.spec.shadow import parse_shadow
 from tapmirror.supervisor.figures import MOST, NAMES, checked
 
 LABEL = "s.test:80"
+ALL = [{reason.value: 1 for reason in reasons} for reasons in (Unpaired, Failure)]
 SHADOWS = [parse_shadow(LABEL, copies=3)]
 
 
@@ -35,7 +37,9 @@ def figures() -> dict[str, Any]:
     for seconds in (*BOUNDS, 1e6):
         ledger.latency.add(seconds)
     view = View(ledger.bytes, ledger.requests, ledger.events, ledger.answers, ledger.latency, 5, 6)
-    compared = brief(State(endpoints={"GET /a": Endpoint(pairs=3)}, unpaired={"gap": 1}), Compare(), Limits(), [])
+    compared = brief(
+        State(endpoints={"GET /a": Endpoint(pairs=3)}, unpaired=ALL[0], failures=ALL[1]), Compare(), Limits(), []
+    )
     return {
         **ledger.snapshot(segments=-1),
         "shadows": {LABEL: view.snapshot()},
@@ -105,6 +109,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
         {str(n): it["compare"]["shadows"][LABEL]["all"] for n in range(NAMED + 1)}
     ),
     "a time that is none": lambda it: it["compare"]["shadows"][LABEL]["times"]["shadow"].update(x=1),
+    "a reason that is none": lambda it: it["compare"]["shadows"][LABEL]["unpaired"].update(other=1),
+    "of a failure": lambda it: it["compare"]["shadows"][LABEL]["failures"].update(gap=1),
+    "a reason fewer than none": lambda it: it["compare"]["shadows"][LABEL]["unpaired"].update(gap=-1),
+    "a bound of no histogram": lambda it: it["compare"]["shadows"][LABEL]["all"]["shadow"]["times"].update({"0.3": 1}),
     "a bound that is none": lambda it: it["compare"]["shadows"][LABEL]["all"]["shadow"]["times"].update({"a\n": 1}),
 }
 

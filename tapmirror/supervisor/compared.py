@@ -19,7 +19,6 @@ from tapmirror.report.words import clean
 
 Brief: TypeAlias = Mapping[str, Any]
 
-REASONS: Final = frozenset(reason.value for reason in (*Unpaired, *Failure))
 LABEL: Final = 200
 """Characters of an endpoint's name."""
 
@@ -52,10 +51,9 @@ class Compared:
                 grown[key] -= value
         for key, value in grown.items():
             self._add((key[0], OTHER, *key[1:]), max(0, value))
-        for kind in ("unpaired", "failures"):
-            for reason, count in found[kind].items():
-                key = ("unpaired", reason if reason in REASONS else "other")
-                self._add(key, self._growth(("unpaired", kind, reason), count, anew=True))
+        for kind, known in (("unpaired", Unpaired), ("failures", Failure)):
+            for key in [("unpaired", reason.value) for reason in known if reason.value in found[kind]]:
+                self._add(key, self._growth(key, found[kind][key[1]], anew=True))
 
     def _add(self, key: tuple[str, ...], value: float) -> None:
         self.totals[key] = self.totals.get(key, 0) + value

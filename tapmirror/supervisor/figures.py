@@ -17,7 +17,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tapmirror import histogram, spec
-from tapmirror.compare.brief import NAMED
+from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED
+from tapmirror.exchange import Failure, Unpaired
 
 MOST: Final = (1 << 63) - 1
 """Of a count; the kernel's are of 64 bits, and none gets there."""
@@ -89,8 +90,12 @@ class Times(_Closed):
     """One side of an endpoint, in `compare.brief`."""
 
     errors: Count
-    times: Annotated[dict[Annotated[str, Meta(pattern=r"^[0-9.]{1,8}\Z|^\+Inf\Z")], Count], Meta(max_length=32)]
+    times: Annotated[dict[Name, Count], Meta(max_length=len(BOUNDS) + 1)]
     sum_s: Seconds
+
+    def __post_init__(self) -> None:
+        if not self.times.keys() <= {*BOUNDS, BEYOND}:
+            raise ValueError("bounds that there are not")
 
 
 class Counted(_Closed):
@@ -115,8 +120,8 @@ class Compared(_Closed):
 
     requests: Count
     paired: Count
-    unpaired: Table
-    failures: Table
+    unpaired: dict[Unpaired, Count]
+    failures: dict[Failure, Count]
     certain: Count
     possible: Count
     times: Annotated[dict[Literal["production", "shadow"], Buckets], Meta(min_length=2)]
