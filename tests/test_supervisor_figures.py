@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lab.exchanges import Feed
 from tapmirror.compare import Limits
 from tapmirror.compare.brief import NAMED, brief
 from tapmirror.compare.summary import Endpoint, State
@@ -17,7 +18,7 @@ from tapmirror.events import DropReason, FilterReason
 from tapmirror.exchange import Failure, Unpaired
 from tapmirror.histogram import BOUNDS
 from tapmirror.ledger import Ledger, View
-from tapmirror.spec.compare import Compare
+from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.shadow import parse_shadow
 from tapmirror.supervisor.figures import MOST, NAMES, checked
 
@@ -122,6 +123,45 @@ def test_whatever_else_is_refused(change: Callable[[dict[str, Any]], object]) ->
     found = copy.deepcopy(figures())
     change(found)
     with pytest.raises(ValueError):  # noqa: PT011 -- msgspec's errors are ValueErrors too
+        checked(found, SHADOWS)
+
+
+def test_real_comparisons_are_taken_as_they_are() -> None:
+    """Of each level, with noise, failures and end points that become one."""
+    for level in (Level.STATUS, Level.HEADERS, Level.BODY):
+        feed = Feed("broken", spec=Compare(level=level, max_endpoints=4))
+        found = figures()
+        for _ in range(5):
+            found["compare"]["shadows"] = {LABEL: feed.run(200).comparison.brief()["v2"]}
+            assert checked(found, SHADOWS) == found
+
+
+@pytest.mark.parametrize("place", ["all", "endpoints", "worst"])
+@pytest.mark.parametrize(
+    "change",
+    [{"differing": 3}, {"compared": 4}, {"only_shadow": 4}, {"only_production": 4}, {"pairs": 1}],
+    ids=str,
+)
+def test_no_part_is_more_than_the_whole(place: str, change: dict[str, int]) -> None:
+    found = figures()
+    compared = found["compare"]["shadows"][LABEL]
+    one = compared[place] if place == "all" else compared[place]["GET /a"]
+    one.update(compared=2, only_shadow=1, only_production=1)
+    assert checked(found, SHADOWS) == found
+    one.update(change)
+    with pytest.raises(ValueError, match="more than the whole"):
+        checked(found, SHADOWS)
+
+
+@pytest.mark.parametrize(("certain", "possible"), [(2, 1), (0, 3), (3, 3)])
+def test_what_differs_is_no_more_than_what_was_compared(certain: int, possible: int) -> None:
+    found = figures()
+    compared = found["compare"]["shadows"][LABEL]
+    compared["all"].update(compared=2)
+    compared.update(certain=1, possible=2)
+    assert checked(found, SHADOWS) == found
+    compared.update(certain=certain, possible=possible)
+    with pytest.raises(ValueError, match="more than the whole"):
         checked(found, SHADOWS)
 
 

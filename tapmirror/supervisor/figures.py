@@ -107,6 +107,10 @@ class Counted(_Closed):
     compared: Count
     differing: Count
 
+    def __post_init__(self) -> None:
+        if self.only_shadow + self.only_production > self.pairs or not self.differing <= self.compared <= self.pairs:
+            raise ValueError("parts that are more than the whole")
+
 
 class ComparedEndpoint(Counted):
     """The same with what each side did."""
@@ -128,6 +132,10 @@ class Compared(_Closed):
     all: ComparedEndpoint
     endpoints: Annotated[dict[Label, ComparedEndpoint], Meta(max_length=NAMED)]
     worst: Annotated[dict[Label, Counted], Meta(max_length=1)]
+
+    def __post_init__(self) -> None:
+        if not self.certain <= self.possible <= self.all.compared:
+            raise ValueError("differences that are more than the whole")
 
 
 class Brief(_Closed):
