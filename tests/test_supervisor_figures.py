@@ -20,7 +20,7 @@ from tapmirror.histogram import BOUNDS
 from tapmirror.ledger import Ledger, View
 from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.shadow import parse_shadow
-from tapmirror.supervisor.figures import MOST, NAMES, checked
+from tapmirror.supervisor.figures import MOST, NAMES, checked, with_past
 
 LABEL = "s.test:80"
 ALL = [{reason.value: 1 for reason in reasons} for reasons in (Unpaired, Failure)]
@@ -169,3 +169,19 @@ def test_what_differs_is_no_more_than_what_was_compared(certain: int, possible: 
 def test_what_is_no_snapshot_at_all_is_refused(found: object) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         checked(found, SHADOWS)
+
+
+def test_a_comparison_with_its_past_is_of_the_size_of_one() -> None:
+    past: dict[str, Any] = {"shadows": {}, "capture": {}}
+    for life in range(5):
+        endpoints = {f"GET /{life}/{n}": Endpoint(pairs=10 + life, only_shadow=life % 3) for n in range(NAMED)}
+        found = brief(State(requests=7, endpoints=endpoints), Compare(), Limits(), [])
+        capture = {f"{life} {n}": 1 for n in range(NAMES)}
+        past = with_past({"shadows": {LABEL: found}, "capture": capture}, past)
+    found = past["shadows"][LABEL]
+    assert [*found["endpoints"]] == [f"GET /0/{n}" for n in range(NAMED)], "they keep their places"
+    assert [*found["worst"]] == ["GET /2/0"]
+    assert (found["requests"], found["all"]["pairs"]) == (35, NAMED * (10 + 11 + 12 + 13 + 14))
+    taken = figures()
+    taken["compare"] = past
+    assert checked(taken, SHADOWS) == taken

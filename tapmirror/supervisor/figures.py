@@ -10,15 +10,17 @@ Pure: values only.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tapmirror import histogram, spec
-from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED
+from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED, badness
 from tapmirror.exchange import Failure, Unpaired
+from tapmirror.ledger import summed
 
 MOST: Final = (1 << 63) - 1
 """Of a count; the kernel's are of 64 bits, and none gets there."""
@@ -184,3 +186,19 @@ def checked(found: object, shadows: Sequence[spec.Shadow], *, final: bool = Fals
             raise ValueError("times that do not add up")
     plain: dict[str, Any] = msgspec.to_builtins(figures)
     return plain
+
+
+def with_past(brief: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, Any]:
+    """What a worker's comparison says (`compare` of its snapshot), with what that of its predecessors did.
+
+    It is of one worker's size, however many there were: endpoints that have a place keep it, and of two that are the
+    worst the worse one stays.
+    """
+    total = summed([dict(past), dict(brief)])
+    for label, each in total["shadows"].items():
+        total["shadows"][label] = {
+            **each,
+            "endpoints": dict(islice(each["endpoints"].items(), NAMED)),
+            "worst": dict(sorted(each["worst"].items(), key=lambda item: -badness(item[1]))[:1]),
+        }
+    return {**total, "capture": dict(islice(total["capture"].items(), NAMES))}

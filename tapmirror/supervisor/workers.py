@@ -27,7 +27,7 @@ import msgspec
 from tapmirror import privsep, stdio
 from tapmirror.events import DropReason
 from tapmirror.spec.shadow import Shadow
-from tapmirror.supervisor.figures import checked
+from tapmirror.supervisor.figures import checked, with_past
 from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
@@ -215,6 +215,8 @@ class Seat:
         self._looked = 0.0
         self._cpu = 0.0
         """Seconds of CPU of those that died."""
+        self._compared: dict[str, Any] = {"shadows": {}, "capture": {}}
+        """What the comparisons of those that died said, in short."""
 
     def begin(self) -> None:
         """Start the first worker; `start` waits for it.  Raises OSError; `close` is due then too."""
@@ -372,6 +374,8 @@ class Seat:
         except ValueError as error:
             raise TapError(f"the worker process gave figures that cannot be: {error}") from None
         snapshot["worker"]["cpu_s"] += self._cpu
+        if "compare" in snapshot:
+            snapshot["compare"] = with_past(snapshot["compare"], self._compared)
         snapshot["worker"]["restarts"] = self.restarts
         return snapshot
 
@@ -384,6 +388,7 @@ class Seat:
             self._process = None
         if self._last:
             self._cpu = self._last["worker"]["cpu_s"]
+            self._compared = self._last.get("compare", self._compared)
         self._failures += 1
         self.reason = str(error)
         if self._failures >= FAILURES:
