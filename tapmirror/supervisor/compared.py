@@ -115,6 +115,19 @@ def _latency(compared: Iterable[tuple[str, str, Compared]]) -> HistogramMetricFa
     for tap, label, of in compared:
         for _, endpoint, side in [key for key in of.totals if key[0] == "sum"]:
             counts = [of.totals[("times", endpoint, side, bound)] for bound in (*BOUNDS, BEYOND)]
-            buckets = list(zip((*(str(float(bound)) for bound in BOUNDS), BEYOND), accumulate(counts), strict=True))
-            family.add_metric([tap, label, endpoint, side], buckets, of.totals[("sum", endpoint, side)])
+            add_times(family, [tap, label, endpoint, side], BOUNDS, counts, of.totals[("sum", endpoint, side)])
     return family
+
+
+def add_times(
+    family: HistogramMetricFamily,
+    labels: Sequence[str],
+    bounds: Iterable[str],
+    counts: Iterable[float],
+    seconds: float,
+) -> None:
+    """Add a series.  `counts` are of the times up to each bound and above that before it, and of those beyond all;
+    `seconds` is the sum of all times.
+    """
+    names = (*(str(float(bound)) for bound in bounds), "+Inf")
+    family.add_metric(labels, list(zip(names, accumulate(counts), strict=True)), seconds)
