@@ -438,12 +438,9 @@ def _comparing(setup: Setup, ledger: Ledger, policy: Policy | None) -> Comparing
     comparison = Comparison(
         spec.compare,
         [
-            (
-                shadow.label if not copy else f"{shadow.label}#{copy + 1}",
-                f"{'http' if shadow.tls is None else 'https'}://{shadow.end_point}",
-            )
+            (label, f"{'http' if shadow.tls is None else 'https'}://{shadow.end_point}")
             for shadow in spec.shadows
-            for copy in range(shadow.copies)
+            for label in shadow.copy_labels
         ],
         SampleRedactor(rules, setup.secret),
         [compile_text(pattern) for pattern in spec.compare.ignore_patterns],

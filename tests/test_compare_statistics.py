@@ -51,6 +51,14 @@ def test_intervals_of_shares_hold_the_estimate_and_shrink(hits: int, count: int)
         assert high - low < wide / 4
 
 
+def test_counts_beyond_the_digits_of_a_float_have_an_interval() -> None:
+    """A worker may say any number of up to 63 bits."""
+    most = (1 << 63) - 1
+    for hits in (0, 1, most // 2, most - 1, most):
+        low, high = share_interval(hits, most, 0.01)
+        assert 0 <= low <= high <= 1
+
+
 def test_the_ends_of_an_interval_are_where_the_evidence_is_enough() -> None:
     low, high = share_interval(30, 1000, 0.01)
     for edge in (low, high):

@@ -26,3 +26,8 @@ def test_end_points_are_written_as_they_are_read(text: str) -> None:
     assert shadow.end_point == shadow.label == text
     assert parse_shadow(text, name="new").label == "new"
     assert parse_shadow(text, copies=2) == Shadow(host=shadow.host, port=shadow.port, copies=2)
+
+
+def test_copies_have_labels_of_their_own() -> None:
+    assert parse_shadow("s.test:80").copy_labels == ("s.test:80",)
+    assert parse_shadow("s.test:80", name="v2", copies=3).copy_labels == ("v2", "v2#2", "v2#3")

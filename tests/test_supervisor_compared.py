@@ -33,20 +33,21 @@ def test_a_comparison_is_counted_by_end_point_and_side() -> None:
     assert found[(f"{COMPARED}_errors_total", "other", "v2:80", "shadow", "shop")] == 1
 
 
-def test_a_comparison_that_begins_anew_goes_on_and_noise_that_is_found_out_adds_nothing() -> None:
+def test_noise_that_is_found_out_adds_nothing_until_more_differ() -> None:
     taps = Taps(compared(a=100))
-    before = taps.samples()
-    taps.now = [compared(a=10)]  # the worker died
     after = taps.samples()
-    assert not falls(before, after)
-    key = (f"{COMPARED}_exchanges_total", "POST /a", "v2:80", "shop")
-    assert after[key] == before[key] + 10
-    less = compared(a=12)
+    less = compared(a=112)
     less["compare"]["shadows"]["v2:80"]["all"]["differing"] = 0
     less["compare"]["shadows"]["v2:80"]["endpoints"]["POST /a"]["differing"] = 0
     taps.now = [less]
     differing = (f"{COMPARED}_differing_total", "POST /a", "v2:80", "shop")
-    assert taps.samples()[differing] == after[differing]
+    found = taps.samples()
+    assert not falls(after, found)
+    assert found[differing] == after[differing] == 50
+    for kind in ("all", "endpoints"):
+        counted = less["compare"]["shadows"]["v2:80"][kind]
+        (counted if kind == "all" else counted["POST /a"])["differing"] = 2
+    assert taps.samples()[differing] == 52
 
 
 def test_end_points_are_few_whatever_workers_say_and_their_names_are_labels() -> None:
@@ -61,3 +62,14 @@ def test_end_points_are_few_whatever_workers_say_and_their_names_are_labels() ->
     assert len(names) == NAMED + 1
     assert all(name.isprintable() and len(name) <= 200 for name in names)
     assert len([key for key in samples if key[0].startswith(COMPARED)]) < 40 * (NAMED + 1)
+
+
+def test_reasons_that_there_are_not_are_not_counted() -> None:
+    one = compared(a=10)
+    for kind in ("unpaired", "failures"):
+        one["compare"]["shadows"]["v2:80"][kind].update(dict.fromkeys(("made_up", "x\n"), 3))
+    found = Taps(one).samples()
+    assert {key[1]: value for key, value in found.items() if key[0] == f"{COMPARED}_unpaired_total"} == {
+        "gap": 2,
+        "closed": 1,
+    }

@@ -10,16 +10,21 @@ from typing import Any
 
 import pytest
 
+from lab.exchanges import Feed
 from tapmirror.compare import Limits
 from tapmirror.compare.brief import NAMED, brief
 from tapmirror.compare.summary import Endpoint, State
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.exchange import Failure, Unpaired
 from tapmirror.histogram import BOUNDS
 from tapmirror.ledger import Ledger, View
-from tapmirror.spec.compare import Compare
-from tapmirror.supervisor.figures import MOST, NAMES, checked
+from tapmirror.spec.compare import Compare, Level
+from tapmirror.spec.shadow import parse_shadow
+from tapmirror.supervisor.figures import MOST, NAMES, checked, with_past
 
 LABEL = "s.test:80"
+ALL = [{reason.value: 1 for reason in reasons} for reasons in (Unpaired, Failure)]
+SHADOWS = [parse_shadow(LABEL, copies=3)]
 
 
 def figures() -> dict[str, Any]:
@@ -33,7 +38,9 @@ def figures() -> dict[str, Any]:
     for seconds in (*BOUNDS, 1e6):
         ledger.latency.add(seconds)
     view = View(ledger.bytes, ledger.requests, ledger.events, ledger.answers, ledger.latency, 5, 6)
-    compared = brief(State(endpoints={"GET /a": Endpoint(pairs=3)}, unpaired={"gap": 1}), Compare(), Limits(), [])
+    compared = brief(
+        State(endpoints={"GET /a": Endpoint(pairs=3)}, unpaired=ALL[0], failures=ALL[1]), Compare(), Limits(), []
+    )
     return {
         **ledger.snapshot(segments=-1),
         "shadows": {LABEL: view.snapshot()},
@@ -45,23 +52,33 @@ def figures() -> dict[str, Any]:
 
 
 def test_a_workers_figures_are_taken_as_they_are() -> None:
-    assert checked(figures(), [LABEL]) == figures()
+    assert checked(figures(), SHADOWS) == figures()
     without = figures()
     del without["compare"]
-    assert checked(without, [LABEL]) == without
+    assert checked(without, SHADOWS) == without
 
 
 def test_copies_of_a_shadow_are_compared_each_by_itself() -> None:
-    two = figures()
-    two["compare"]["shadows"][f"{LABEL}#2"] = two["compare"]["shadows"][LABEL]
-    assert checked(two, [LABEL]) == two
+    found = figures()
+    compared = found["compare"]["shadows"]
+    compared.update(dict.fromkeys((f"{LABEL}#2", f"{LABEL}#3"), compared[LABEL]))
+    assert checked(found, SHADOWS) == found
+
+
+@pytest.mark.parametrize("end", ["", "1", "4", "02", "x\x1b[2J"])
+def test_of_copies_there_are_those_of_the_spec(end: str) -> None:
+    found = figures()
+    compared = found["compare"]["shadows"]
+    compared[f"{LABEL}#{end}"] = compared[LABEL]
+    with pytest.raises(ValueError, match="compares shadows that are not the tap's"):
+        checked(found, SHADOWS)
 
 
 def test_only_the_last_carry_a_comparison() -> None:
     last = {**figures(), "comparison": {"shadows": {}}}
-    assert checked(last, [LABEL], final=True) == last
+    assert checked(last, SHADOWS, final=True) == last
     with pytest.raises(ValueError, match="comparison"):
-        checked(last, [LABEL])
+        checked(last, SHADOWS)
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -93,6 +110,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
         {str(n): it["compare"]["shadows"][LABEL]["all"] for n in range(NAMED + 1)}
     ),
     "a time that is none": lambda it: it["compare"]["shadows"][LABEL]["times"]["shadow"].update(x=1),
+    "a reason that is none": lambda it: it["compare"]["shadows"][LABEL]["unpaired"].update(other=1),
+    "of a failure": lambda it: it["compare"]["shadows"][LABEL]["failures"].update(gap=1),
+    "a reason fewer than none": lambda it: it["compare"]["shadows"][LABEL]["unpaired"].update(gap=-1),
+    "a bound of no histogram": lambda it: it["compare"]["shadows"][LABEL]["all"]["shadow"]["times"].update({"0.3": 1}),
     "a bound that is none": lambda it: it["compare"]["shadows"][LABEL]["all"]["shadow"]["times"].update({"a\n": 1}),
 }
 
@@ -102,10 +123,65 @@ def test_whatever_else_is_refused(change: Callable[[dict[str, Any]], object]) ->
     found = copy.deepcopy(figures())
     change(found)
     with pytest.raises(ValueError):  # noqa: PT011 -- msgspec's errors are ValueErrors too
-        checked(found, [LABEL])
+        checked(found, SHADOWS)
+
+
+def test_real_comparisons_are_taken_as_they_are() -> None:
+    """Of each level, with noise, failures and end points that become one."""
+    for level in (Level.STATUS, Level.HEADERS, Level.BODY):
+        feed = Feed("broken", spec=Compare(level=level, max_endpoints=4))
+        found = figures()
+        for _ in range(5):
+            found["compare"]["shadows"] = {LABEL: feed.run(200).comparison.brief()["v2"]}
+            assert checked(found, SHADOWS) == found
+
+
+@pytest.mark.parametrize("place", ["all", "endpoints", "worst"])
+@pytest.mark.parametrize(
+    "change",
+    [{"differing": 3}, {"compared": 4}, {"only_shadow": 4}, {"only_production": 4}, {"pairs": 1}],
+    ids=str,
+)
+def test_no_part_is_more_than_the_whole(place: str, change: dict[str, int]) -> None:
+    found = figures()
+    compared = found["compare"]["shadows"][LABEL]
+    one = compared[place] if place == "all" else compared[place]["GET /a"]
+    one.update(compared=2, only_shadow=1, only_production=1)
+    assert checked(found, SHADOWS) == found
+    one.update(change)
+    with pytest.raises(ValueError, match="more than the whole"):
+        checked(found, SHADOWS)
+
+
+@pytest.mark.parametrize(("certain", "possible"), [(2, 1), (0, 3), (3, 3)])
+def test_what_differs_is_no_more_than_what_was_compared(certain: int, possible: int) -> None:
+    found = figures()
+    compared = found["compare"]["shadows"][LABEL]
+    compared["all"].update(compared=2)
+    compared.update(certain=1, possible=2)
+    assert checked(found, SHADOWS) == found
+    compared.update(certain=certain, possible=possible)
+    with pytest.raises(ValueError, match="more than the whole"):
+        checked(found, SHADOWS)
 
 
 @pytest.mark.parametrize("found", [None, [], "x", {}])
 def test_what_is_no_snapshot_at_all_is_refused(found: object) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
-        checked(found, [LABEL])
+        checked(found, SHADOWS)
+
+
+def test_a_comparison_with_its_past_is_of_the_size_of_one() -> None:
+    past: dict[str, Any] = {"shadows": {}, "capture": {}}
+    for life in range(5):
+        endpoints = {f"GET /{life}/{n}": Endpoint(pairs=10 + life, only_shadow=life % 3) for n in range(NAMED)}
+        found = brief(State(requests=7, endpoints=endpoints), Compare(), Limits(), [])
+        capture = {f"{life} {n}": 1 for n in range(NAMES)}
+        past = with_past({"shadows": {LABEL: found}, "capture": capture}, past)
+    found = past["shadows"][LABEL]
+    assert [*found["endpoints"]] == [f"GET /0/{n}" for n in range(NAMED)], "they keep their places"
+    assert [*found["worst"]] == ["GET /2/0"]
+    assert (found["requests"], found["all"]["pairs"]) == (35, NAMED * (10 + 11 + 12 + 13 + 14))
+    taken = figures()
+    taken["compare"] = past
+    assert checked(taken, SHADOWS) == taken

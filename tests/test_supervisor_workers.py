@@ -18,11 +18,13 @@ import pytest
 
 from lab import Lab, until
 from tapmirror import privsep
+from tapmirror.ledger import summed
 from tapmirror.source.live import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor import TapError
 from tapmirror.supervisor.workers import Seat, WorkerProcess
 from tapmirror.worker import Setup
+from test_supervisor_metrics import Taps, compared, falls, snapshot
 
 SHADOW = "10.77.2.2"
 PATIENCE = 30.0
@@ -215,6 +217,57 @@ def test_figures_that_go_bad_are_its_death_and_the_last_good_ones_stay(sit: Sit)
     assert first["answers"] == {"snapshot": 0}
     assert seat.snapshot() == first
     assert seat.due() is not None, "another one starts"
+
+
+def test_what_comparisons_counted_goes_on_when_one_of_two_workers_is_replaced(sit: Sit, tmp_path: Path) -> None:
+    label = f"{SHADOW}:80"
+    lives = []
+    for pairs in (1000, 1000, 10):
+        found = compared(a=pairs)["compare"]["shadows"]["v2:80"]
+        lives.append({"shadows": {label: found}, "capture": {"flows": 1}})
+    (tmp_path / "lives").mkdir()
+    seats = [
+        sit(
+            f"lives = {str(tmp_path / 'lives')!r}\n"
+            "life = len(os.listdir(lives))\n"
+            "open(f'{lives}/{life}', 'w').close()\n"
+            f"figures['compare'] = json.loads({json.dumps(lives)!r})[life]\n"
+            "real = say\n"
+            "def say(message):\n"
+            "    sys.exit() if 'die' in message else real(message)\n"
+            "serve()"
+        )
+        for _ in range(2)
+    ]
+    for seat in seats:
+        seat.start()
+
+    def counted() -> Any:
+        return summed([seat.snapshot()["compare"] for seat in seats])
+
+    taps = Taps(snapshot(compare=counted()))
+    before = taps.samples()
+    seats[0].tell({"op": "die"}, "die")
+    assert not seats[0].running
+    taps.now = [snapshot(compare=counted())]
+    assert taps.samples() == before
+
+    def replaced() -> bool:
+        seats[0].service(time.monotonic())
+        return seats[0].running
+
+    until(replaced, "another one")
+    for _ in range(2):
+        found = counted()
+        taps.now = [snapshot(compare=found)]
+        after = taps.samples()
+        assert not falls(before, after)
+        of = (label, "shop")
+        assert after[("tapmirror_compare_exchanges_total", "POST /a", *of)] == 2010
+        assert after[("tapmirror_compare_differing_total", "POST /a", *of)] == 1005
+        assert after[("tapmirror_compare_latency_seconds_count", "POST /a", label, "shadow", "shop")] == 2010
+        assert after[("tapmirror_compare_unpaired_total", "gap", *of)] == 6
+        assert found["shadows"][label]["all"]["pairs"] == 2010 and found["capture"] == {"flows": 3}
 
 
 def test_what_changes_while_one_starts_is_told_when_it_is_ready(sit: Sit, tmp_path: Path) -> None:

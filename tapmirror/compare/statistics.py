@@ -48,7 +48,7 @@ _NEAR: Final = 1e-6
 
 def share_evidence(hits: int, count: int, share: float, a: float = 0.5, b: float = 0.5) -> float:
     """Logarithm of the capital won against "the share is `share`"."""
-    return _against(hits, count, share, _log_beta(a + hits, b + count - hits) - _log_beta(a, b))
+    return _against(hits, count, share, _log_beta(a + hits, b + (count - hits)) - _log_beta(a, b))
 
 
 def _against(hits: int, count: int, share: float, evidence: float) -> float:
@@ -68,7 +68,7 @@ def share_interval(hits: int, count: int, alpha: float) -> Interval:
         return 0.0, 1.0
     enough = -math.log(alpha)
     middle = hits / count
-    known = _log_beta(0.5 + hits, 0.5 + count - hits) - _log_beta(0.5, 0.5)
+    known = _log_beta(0.5 + hits, 0.5 + (count - hits)) - _log_beta(0.5, 0.5)
     low = 0.0 if not hits else _edge(0.0, middle, lambda share: _against(hits, count, share, known) < enough)
     high = 1.0 if hits == count else _edge(1.0, middle, lambda share: _against(hits, count, share, known) < enough)
     return low, high

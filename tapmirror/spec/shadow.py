@@ -95,6 +95,11 @@ class Shadow(Sampled, frozen=True, kw_only=True):
         """Its name, or where it is."""
         return self.name or self.end_point
 
+    @property
+    def copy_labels(self) -> tuple[str, ...]:
+        """What a comparison calls each of its copies: `web`, `web#2`, …"""
+        return (self.label, *(f"{self.label}#{copy}" for copy in range(2, self.copies + 1)))
+
 
 def parse_shadow(text: str, **more: object) -> Shadow:
     """Read `HOST:PORT`, with an IPv6 literal in brackets.  Raises `SpecError`."""

@@ -19,7 +19,6 @@ from tapmirror.report.words import clean
 
 Brief: TypeAlias = Mapping[str, Any]
 
-REASONS: Final = frozenset(reason.value for reason in (*Unpaired, *Failure))
 LABEL: Final = 200
 """Characters of an endpoint's name."""
 
@@ -28,8 +27,8 @@ class Compared:
     """Counters of one shadow's comparison.
 
     The first `NAMED` endpoints that the workers' briefs name have series of their own, as long as the tap runs; all
-    others are `other`.  What a worker that died had counted is kept: a number that falls has begun anew; but for those
-    that differ, which fall when something turns out to be noise: then nothing is added until they grow again.
+    others are `other`.  A number that falls adds nothing until it grows again: of those that differ some turn out to be
+    noise.  All others only grow, also when a worker is replaced (`figures.with_past`).
     """
 
     def __init__(self) -> None:
@@ -52,10 +51,9 @@ class Compared:
                 grown[key] -= value
         for key, value in grown.items():
             self._add((key[0], OTHER, *key[1:]), max(0, value))
-        for kind in ("unpaired", "failures"):
-            for reason, count in found[kind].items():
-                key = ("unpaired", reason if reason in REASONS else "other")
-                self._add(key, self._growth(("unpaired", kind, reason), count, anew=True))
+        for kind, known in (("unpaired", Unpaired), ("failures", Failure)):
+            for key in [("unpaired", reason.value) for reason in known if reason.value in found[kind]]:
+                self._add(key, self._growth(key, found[kind][key[1]]))
 
     def _add(self, key: tuple[str, ...], value: float) -> None:
         self.totals[key] = self.totals.get(key, 0) + value
@@ -63,12 +61,12 @@ class Compared:
     def _grown(self, name: str, endpoint: Brief, *, known: bool) -> dict[tuple[str, ...], float]:
         """By how much each of its numbers grew; nothing of one that is not known: it was in `other` until now."""
         numbers = dict(_numbers(endpoint))
-        grown = {key: self._growth((*key, name), value, anew=key[0] != "differing") for key, value in numbers.items()}
+        grown = {key: self._growth((*key, name), value) for key, value in numbers.items()}
         return grown if known else dict.fromkeys(grown, 0.0)
 
-    def _growth(self, key: tuple[str, ...], value: float, *, anew: bool) -> float:
+    def _growth(self, key: tuple[str, ...], value: float) -> float:
         last, self._last[key] = self._last.get(key, 0), value
-        return value - last if value >= last else value if anew else 0.0
+        return max(0, value - last)
 
 
 def _numbers(endpoint: Brief) -> Iterator[tuple[tuple[str, ...], float]]:
@@ -117,6 +115,19 @@ def _latency(compared: Iterable[tuple[str, str, Compared]]) -> HistogramMetricFa
     for tap, label, of in compared:
         for _, endpoint, side in [key for key in of.totals if key[0] == "sum"]:
             counts = [of.totals[("times", endpoint, side, bound)] for bound in (*BOUNDS, BEYOND)]
-            buckets = list(zip((*(str(float(bound)) for bound in BOUNDS), BEYOND), accumulate(counts), strict=True))
-            family.add_metric([tap, label, endpoint, side], buckets, of.totals[("sum", endpoint, side)])
+            add_times(family, [tap, label, endpoint, side], BOUNDS, counts, of.totals[("sum", endpoint, side)])
     return family
+
+
+def add_times(
+    family: HistogramMetricFamily,
+    labels: Sequence[str],
+    bounds: Iterable[str],
+    counts: Iterable[float],
+    seconds: float,
+) -> None:
+    """Add a series.  `counts` are of the times up to each bound and above that before it, and of those beyond all;
+    `seconds` is the sum of all times.
+    """
+    names = (*(str(float(bound)) for bound in bounds), "+Inf")
+    family.add_metric(labels, list(zip(names, accumulate(counts), strict=True)), seconds)

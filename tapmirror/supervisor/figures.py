@@ -10,14 +10,17 @@ Pure: values only.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from tapmirror import histogram
-from tapmirror.compare.brief import NAMED
+from tapmirror import histogram, spec
+from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED, badness
+from tapmirror.exchange import Failure, Unpaired
+from tapmirror.ledger import summed
 
 MOST: Final = (1 << 63) - 1
 """Of a count; the kernel's are of 64 bits, and none gets there."""
@@ -89,8 +92,12 @@ class Times(_Closed):
     """One side of an endpoint, in `compare.brief`."""
 
     errors: Count
-    times: Annotated[dict[Annotated[str, Meta(pattern=r"^[0-9.]{1,8}\Z|^\+Inf\Z")], Count], Meta(max_length=32)]
+    times: Annotated[dict[Name, Count], Meta(max_length=len(BOUNDS) + 1)]
     sum_s: Seconds
+
+    def __post_init__(self) -> None:
+        if not self.times.keys() <= {*BOUNDS, BEYOND}:
+            raise ValueError("bounds that there are not")
 
 
 class Counted(_Closed):
@@ -101,6 +108,10 @@ class Counted(_Closed):
     only_production: Count
     compared: Count
     differing: Count
+
+    def __post_init__(self) -> None:
+        if self.only_shadow + self.only_production > self.pairs or not self.differing <= self.compared <= self.pairs:
+            raise ValueError("parts that are more than the whole")
 
 
 class ComparedEndpoint(Counted):
@@ -115,14 +126,18 @@ class Compared(_Closed):
 
     requests: Count
     paired: Count
-    unpaired: Table
-    failures: Table
+    unpaired: dict[Unpaired, Count]
+    failures: dict[Failure, Count]
     certain: Count
     possible: Count
     times: Annotated[dict[Literal["production", "shadow"], Buckets], Meta(min_length=2)]
     all: ComparedEndpoint
     endpoints: Annotated[dict[Label, ComparedEndpoint], Meta(max_length=NAMED)]
     worst: Annotated[dict[Label, Counted], Meta(max_length=1)]
+
+    def __post_init__(self) -> None:
+        if not self.certain <= self.possible <= self.all.compared:
+            raise ValueError("differences that are more than the whole")
 
 
 class Brief(_Closed):
@@ -153,13 +168,13 @@ class Last(Snapshot):
     comparison: dict[str, Any] | UnsetType = UNSET
 
 
-def checked(found: object, labels: Collection[str], *, final: bool = False) -> dict[str, Any]:
-    """A worker's snapshot as plain data, of a tap with shadows of these labels.  Raises ValueError."""
+def checked(found: object, shadows: Sequence[spec.Shadow], *, final: bool = False) -> dict[str, Any]:
+    """A worker's snapshot as plain data, of a tap with these shadows.  Raises ValueError."""
     figures = msgspec.convert(found, Last if final else Snapshot)
-    if figures.shadows.keys() != set(labels):
+    if figures.shadows.keys() != {shadow.label for shadow in shadows}:
         raise ValueError("its shadows are not the tap's")
-    compared = figures.compare.shadows if isinstance(figures.compare, Brief) else ()
-    if any(label not in labels and label.rpartition("#")[0] not in labels for label in compared):  # `v2#2`: a copy
+    compared = figures.compare.shadows if isinstance(figures.compare, Brief) else {}
+    if not compared.keys() <= {label for shadow in shadows for label in shadow.copy_labels}:
         raise ValueError("it compares shadows that are not the tap's")
     if not (math.isfinite(figures.worker.cpu_s) and math.isfinite(figures.ring.fill)):
         raise ValueError("a figure that is no number")
@@ -171,3 +186,19 @@ def checked(found: object, labels: Collection[str], *, final: bool = False) -> d
             raise ValueError("times that do not add up")
     plain: dict[str, Any] = msgspec.to_builtins(figures)
     return plain
+
+
+def with_past(brief: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, Any]:
+    """What a worker's comparison says (`compare` of its snapshot), with what that of its predecessors did.
+
+    It is of one worker's size, however many there were: endpoints that have a place keep it, and of two that are the
+    worst the worse one stays.
+    """
+    total = summed([dict(past), dict(brief)])
+    for label, each in total["shadows"].items():
+        total["shadows"][label] = {
+            **each,
+            "endpoints": dict(islice(each["endpoints"].items(), NAMED)),
+            "worst": dict(sorted(each["worst"].items(), key=lambda item: -badness(item[1]))[:1]),
+        }
+    return {**total, "capture": dict(islice(total["capture"].items(), NAMES))}

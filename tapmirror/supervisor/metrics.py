@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from tapmirror import __version__, histogram
 from tapmirror.events import DropReason, FilterReason
-from tapmirror.supervisor.compared import Compared, families
+from tapmirror.supervisor.compared import Compared, add_times, families
 
 Snapshot: TypeAlias = Mapping[str, Any]
 
@@ -244,12 +244,8 @@ class TapMetrics(Collector):
         )
         for tap, history in self._histories.items():
             for name, label in history.total.keys("latency_sum"):
-                buckets: list[tuple[str, float]] = []
-                count = 0.0
-                for bound in histogram.NAMES:
-                    count += history.total.of(("latency", label, bound))
-                    buckets.append(("+Inf" if bound == histogram.BEYOND else str(float(bound)), count))
-                family.add_metric([tap, label], buckets, history.total.of((name, label)))
+                counts = [history.total.of(("latency", label, bound)) for bound in histogram.NAMES]
+                add_times(family, [tap, label], histogram.NAMES[:-1], counts, history.total.of((name, label)))
         return family
 
     def _workers(self, taps: Mapping[str, Snapshot]) -> Iterator[Metric]:

@@ -26,7 +26,8 @@ import msgspec
 
 from tapmirror import privsep, stdio
 from tapmirror.events import DropReason
-from tapmirror.supervisor.figures import checked
+from tapmirror.spec.shadow import Shadow
+from tapmirror.supervisor.figures import checked, with_past
 from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
@@ -206,14 +207,16 @@ class Seat:
         self._last: dict[str, Any] = {}
         """The last snapshot; as long as one runs it can be asked for a newer one."""
         self._books: dict[str, Any] | None = None
-        self._labels: list[str] = []
-        """Of the tap's shadows."""
+        self._shadows: Sequence[Shadow] = ()
+        """The tap's."""
         self._pending: dict[tuple[str, int | None], tuple[dict[str, Any], str]] = {}
         """What a worker that is starting is to be told: the last request of each kind, and its answer's name."""
         self._drains = False
         self._looked = 0.0
         self._cpu = 0.0
         """Seconds of CPU of those that died."""
+        self._compared: dict[str, Any] = {"shadows": {}, "capture": {}}
+        """What the comparisons of those that died said, in short."""
 
     def begin(self) -> None:
         """Start the first worker; `start` waits for it.  Raises OSError; `close` is due then too."""
@@ -350,7 +353,7 @@ class Seat:
     def _launch(self) -> None:
         self._pending.clear()
         setup, fds = self._make()
-        self._labels = [shadow.label for shadow in setup.spec.shadows]
+        self._shadows = setup.spec.shadows
         try:
             self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._books), fds, self._said)
         finally:
@@ -377,10 +380,12 @@ class Seat:
     def _counted(self, found: object, *, final: bool = False) -> dict[str, Any]:
         """A worker's figures with those of its predecessors.  Raises `TapError` if they are not to be believed."""
         try:
-            snapshot = checked(found, self._labels, final=final)
+            snapshot = checked(found, self._shadows, final=final)
         except ValueError as error:
             raise TapError(f"the worker process gave figures that cannot be: {error}") from None
         snapshot["worker"]["cpu_s"] += self._cpu
+        if "compare" in snapshot:
+            snapshot["compare"] = with_past(snapshot["compare"], self._compared)
         snapshot["worker"]["restarts"] = self.restarts
         return snapshot
 
@@ -393,6 +398,7 @@ class Seat:
             self._process = None
         if self._last:
             self._cpu = self._last["worker"]["cpu_s"]
+            self._compared = self._last.get("compare", self._compared)
         self._failures += 1
         self.reason = str(error)
         if self._failures >= FAILURES:
