@@ -34,6 +34,9 @@ class ScriptedTap:
         self._script = script
         self._read, self._write = os.pipe()
 
+    def prepare(self) -> None:
+        self._script.step("prepare")
+
     def start(self) -> None:
         """Attaches, unless it was detached before."""
         self._script.step("start")

@@ -167,7 +167,7 @@ def test_the_final_ledger_is_the_last_one_if_the_tap_is_lost_at_the_end(runner: 
     assert final is not None and "final" not in final
 
 
-@pytest.mark.parametrize("step", ["start", "snapshot", "stop"])
+@pytest.mark.parametrize("step", ["prepare", "start", "snapshot", "stop"])
 def test_whatever_hangs_it_is_detached_at_once(runner: Runner, script: Script, step: str) -> None:
     gate = script.gate(step)
     runner.start()
@@ -184,9 +184,10 @@ def test_whatever_hangs_it_is_detached_at_once(runner: Runner, script: Script, s
     assert runner.losses == 0
 
 
-@pytest.mark.parametrize("step", ["start", "snapshot"])
+@pytest.mark.parametrize("step", ["prepare", "start", "snapshot"])
 def test_held_and_released_it_begins_anew_however_quick(runner: Runner, script: Script, step: str) -> None:
     gate = script.gate(step)
+    runner.keep_trying = step == "prepare"  # or who asked is told
     runner.start()
     assert script.reached[step].wait(10)
     runner.hold("killed")
@@ -297,15 +298,34 @@ def test_so_many_start_at_a_time(script: Script, log: Log) -> None:
     gate = script.gate("start")
     turns = threading.Semaphore(2)
     runners = [Runner(SPEC, log, turns, alone(), make=script) for _ in range(5)]
-    for each in runners:
+    for each in runners[:2]:
         each.start()
-    until(lambda: len(script.taps) == 2, "two")
+    until(lambda: script.at_a_time == 2, "two")
+    for each in runners[2:]:
+        each.start()
+    until(lambda: all(each.state[1] == "waits for its turn" for each in runners[2:]), "the others")
     runners[4].end().result(10)  # in its place in the queue
     gate.set()
     for each in runners[:4]:
         each.started.result(10)
     assert script.most_at_a_time <= 4  # two starts, and the two snapshots of who came before
     for each in runners:
+        each.end().result(10)
+
+
+def test_one_whose_names_are_looked_up_takes_nobodys_turn(script: Script, log: Log) -> None:
+    gate = script.gate("prepare")
+    turn = threading.Semaphore(1)
+    slow, quick = (Runner(SPEC, log, turn, alone(), make=script) for _ in range(2))
+    slow.start()
+    assert script.reached["prepare"].wait(10)
+    assert slow.state == ("starting", "looks up its shadows")
+    del script.gates["prepare"]
+    quick.start()
+    quick.started.result(10)
+    gate.set()
+    slow.started.result(10)
+    for each in (slow, quick):
         each.end().result(10)
 
 

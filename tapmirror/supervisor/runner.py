@@ -64,8 +64,8 @@ class EndedError(Exception):
 class Runner:
     """Call `start` once; `end` is the last thing.  All but the underscored may be used from any thread.
 
-    `loaders` bounds how many taps start at a time: each compiles for a second and in 150 MB.  `together` has the budget
-    of all taps.
+    `loaders` bounds how many taps start at a time: each compiles for a second and in 150 MB.  Names are looked up
+    before that: a name server that hangs holds up no other tap.  `together` has the budget of all taps.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Runner:
         self._make = make
         self._tap: Tap | None = None
         self._claims: Claims | None = None
-        self._state = ("starting", "waits for its turn")
+        self._state = ("starting", "")
         self._held = ""
         self._paused = False
         self._let_go: Tap | None = None
@@ -230,23 +230,17 @@ class Runner:
     def _begin(self) -> bool:
         """Whether the tap runs."""
         self._interrupted = False
-        self._state = ("starting", "waits for its turn")
-        while not self._loaders.acquire(timeout=0.1):
-            if self._leaving():
-                return False
+        self._state = ("starting", "looks up its shadows")
         try:
-            self._state = ("starting", "loads the program and starts the worker")
             self._claims = Claims(self.spec)
             self._tap = tap = self._make(self.spec, self._warn, self._say, wait_for_interface=self.keep_trying)
-            if self._leaving():
+            tap.prepare()
+            if not self._start(tap):
                 self._close()
                 return False
-            tap.start()
         except Exception as error:
             self._failed(as_tap_error(error))
             return False
-        finally:
-            self._loaders.release()
         if self._ending:
             return False
         self._state = ("running", "")
@@ -254,6 +248,21 @@ class Runner:
         self._accepted()
         self._log.say(Level.INFO, "started", f"capture by {tap.capture}", tap=self.spec.name)
         return True
+
+    def _start(self, tap: Tap) -> bool:
+        """In its turn; False: it is not to run any more."""
+        self._state = ("starting", "waits for its turn")
+        while not self._loaders.acquire(timeout=0.1):
+            if self._leaving():
+                return False
+        try:
+            if self._leaving():
+                return False
+            self._state = ("starting", "loads the program and starts the worker")
+            tap.start()
+            return True
+        finally:
+            self._loaders.release()
 
     def _accepted(self) -> None:
         if not self.started.done():

@@ -93,8 +93,11 @@ class Tap:
         self._ended: str | None = None
         """Why it is over (None: it is not)."""
 
-    def start(self) -> None:
-        """Attach and begin to mirror.  Raises `TapError`; nothing is left attached then."""
+    def prepare(self) -> None:
+        """What costs time alone: the checks, and the shadows' names, half a minute where a name server hangs.
+
+        `start` does it if it was not done.  Raises `TapError`.
+        """
         if os.geteuid() != 0:
             raise TapError("capturing needs root: run it with sudo")
         if not (self.spec.many or self._wait_for_interface or present(self.spec.links())):
@@ -107,6 +110,14 @@ class Tap:
                 )
         try:
             self._addresses = [self._resolve(i, shadow) for i, shadow in enumerate(self.spec.shadows)]
+        except (OSError, privsep.PrivilegeError) as error:
+            raise TapError(f"the tap cannot be started: {error}") from None
+
+    def start(self) -> None:
+        """Attach and begin to mirror.  Raises `TapError`; nothing is left attached then."""
+        if not self._addresses:
+            self.prepare()
+        try:
             self._bell = Bell()
             self._open_capture()
             self._seats = [Seat(partial(self._set_up, shard), self._warn, self._said) for shard in range(self._workers)]
