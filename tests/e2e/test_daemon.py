@@ -114,6 +114,7 @@ def test_a_day_of_an_operator(lab: Lab, tmp_path: Path) -> None:
         assert "Ledger of web" in stopped and stopped.endswith("stopped: web\n")
         (two,) = daemon.json("stop", "--all")["stopped"]
         assert two["name"] == "two" and two["ledger"]["segments"]["seen"] == 0
+        until(lambda: "op=stop all=True" in daemon.said(), "the line of the last command")  # lines are written beside
         said = daemon.said()
     for words in ("op=start taps=web", "op=apply taps=web,two", "op=stop name=web", "op=stop all=True"):
         assert re.search(rf"event=audit msg=done user=root uid=0 pid=\d+ {words}\n", said), (words, said)
@@ -217,7 +218,7 @@ def test_ttl_ends_a_tap_by_itself(lab: Lab) -> None:
         daemon.run(*WEB, "--ttl=1")
         until(lambda: daemon.ask(List())["taps"] == [], "its end")
         assert attached(lab.node) == []
-        assert "its time is over" in daemon.said()
+        until(lambda: "its time is over" in daemon.said(), "the line")
 
 
 def test_metrics_are_served(lab: Lab) -> None:
@@ -389,7 +390,7 @@ def test_a_state_of_another_version_is_set_aside(lab: Lab) -> None:
         daemon.state.mkdir(mode=0o700)
         (daemon.state / "taps.json").write_text('{"version": 99, "taps": "of another shape"}')
         daemon.start()
-        assert "its version is 99, this is for 1; set aside as taps.json." in daemon.said()
+        until(lambda: "its version is 99, this is for 1; set aside as taps.json." in daemon.said(), "the line")
         daemon.run(*WEB)
         assert any(path.name.endswith(".unread") for path in daemon.state.iterdir())
 
@@ -601,7 +602,10 @@ def test_the_budget_of_all_taps_lowers_their_shares_together_and_gives_them_back
             settings.write_text("budget: {bandwidth: 1000000000}\n")
             daemon.run("reload")
             until(lambda: shares() == {"a": 1.0, "b": 1.0}, "all of both again", 60.0)
-            assert "% of their shares: all taps: " in daemon.said() and 'msg="whole shares"' in daemon.said()
+            until(
+                lambda: "% of their shares: all taps: " in daemon.said() and 'msg="whole shares"' in daemon.said(),
+                "the line",
+            )
             for each in daemon.ask(Stop(all=True))["stopped"]:
                 identity(each["ledger"])
             untorn(production, shadow)
@@ -633,7 +637,7 @@ def test_a_shadow_that_dies_is_left_alone_and_taken_up_again_by_itself(lab: Lab)
             identity(done["ledger"])
             untorn(production, back)
         assert done["ledger"]["requests"]["dropped"].keys() & {"shadow_down", "shadow_closed"}
-        assert "event=share" in daemon.said()
+        until(lambda: "event=share" in daemon.said(), "the line")
 
 
 def test_a_bad_daemon_yaml_is_told_and_nothing_begins(lab: Lab) -> None:
@@ -659,9 +663,8 @@ def test_who_may_only_look(lab: Lab) -> None:
         done = lab.node.run([*worker, *daemon.command("list")], env=daemon.environment(), check=False)
         assert done.returncode == 1 and re.search("daemon (closed the connection|broke: (Conn|Broken))", done.stderr)
         assert state_of(daemon) == "running"
-        assert re.search(
-            r"event=denied msg=\"may only look\" user=4001 uid=4001 pid=\d+ op=stop all=True", daemon.said()
-        )
+        denied = re.compile(r"event=denied msg=\"may only look\" user=4001 uid=4001 pid=\d+ op=stop all=True")
+        until(lambda: bool(denied.search(daemon.said())), "the line of what was denied")
 
 
 def test_requests_by_hand(lab: Lab) -> None:
@@ -697,5 +700,5 @@ def test_a_running_tap_is_reported_and_judged_through_the_socket(lab: Lab, tmp_p
         assert "difference rate 50" in done.stdout
         daemon.run("verdict", "web", "--max-diff-rate=none", "--max-p99-ratio=none", "--max-error-diff=50%")
         assert "no tap has the name 'other'" in daemon.run("report", "other", check=2).output
-        assert "op=report name=web" in daemon.said()  # who looked at samples of traffic is told
+        until(lambda: "op=report name=web" in daemon.said(), "the line")  # who looked at samples of traffic is told
         daemon.run("stop", "web")
