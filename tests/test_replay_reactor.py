@@ -285,6 +285,22 @@ def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
 # --- raw
 
 
+def test_a_flow_that_is_opened_again_while_an_answer_is_due_keeps_its_connection(bench: Bench) -> None:
+    for number in (1, 2):  # as second copies of requests come, of a flow that has ended
+        bench.give(Open(1, True))
+        bench.send(1, GET % number)
+        bench.give(Finish(1))
+    sock = bench.accept()
+    assert bench.read(sock, len(GET % 1) * 2) == GET % 1 + GET % 2
+    sock.sendall(OK)
+    bench.turn()
+    assert not bench.reactor.idle(), "the second answer is due"
+    sock.sendall(OK)
+    bench.until(bench.reactor.idle)
+    assert bench.ledger.answers == {"2xx": 2}
+    assert sock.recv(1) == b""
+
+
 def test_a_raw_stream_with_its_fin(bench: Bench) -> None:
     sock = bench.open(http=False)
     bench.send(1, b"one ", 0)

@@ -318,6 +318,12 @@ class Reactor:
             self._give_up(lane, reason)
 
     def _open(self, command: Open, now: float) -> None:
+        lingering = self._lanes.get(command.flow)
+        if lingering is not None and lingering.http and lingering.finishing:
+            # More second copies for a flow that has ended: a connection beside this one would be taken for it.
+            lingering.finishing = False
+            self._lingering.pop(lingering, None)
+            return
         lane = Lane(command.flow, command.http, self._pool, self._ledger)
         self._lanes[command.flow] = lane
         if self._hearing is not None and command.http:
