@@ -287,6 +287,37 @@ def test_a_shadow_that_closes_a_kept_connection_as_the_request_comes_did_not_fai
     assert talk.out.pairs[-1].replies[0].answer.failure is Failure.CLOSED
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\n\r\nall that comes",
+    ],
+)
+def test_what_was_sent_behind_the_last_answer_of_a_connection_did_not_fail(last: bytes) -> None:
+    """As where a shadow that lags behind closes after so many requests, as nginx does."""
+    talk = Talk()
+    for _ in range(3):
+        talk.ask()
+        talk.production(ok())
+    talk.shadow(last)
+    talk.tick()
+    talk.conversation.answer_ended(0, talk.tick(), reset=False)
+    assert talk.out.lost == [(0, Unpaired.RECONNECT)] * 2
+    assert talk.statuses() == [(1, 200, [200]), (2, 200, []), (3, 200, [])]
+
+
+def test_a_shadow_that_keeps_the_connection_and_closes_it_has_failed() -> None:
+    talk = Talk()
+    for _ in range(2):
+        talk.ask()
+        talk.production(ok())
+    talk.shadow(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx")
+    talk.conversation.answer_ended(0, talk.tick(), reset=False)
+    assert [pair.replies[0].answer.failure for pair in talk.out.pairs] == [None, Failure.CLOSED]
+
+
 def test_a_kept_connection_whose_answer_ended_in_bytes_not_looked_at_is_no_failure_either() -> None:
     talk = Talk()
     talk.ask()

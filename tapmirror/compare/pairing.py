@@ -30,6 +30,7 @@ Pure: no clock; outcomes are handed to `Sink`.
 
 from __future__ import annotations
 
+import re
 from typing import Final, Protocol
 
 import msgspec
@@ -73,11 +74,13 @@ class Pending(msgspec.Struct, gc=False):
 class _Side:
     """One shadow's connection."""
 
-    __slots__ = ("answers", "reader")
+    __slots__ = ("answers", "head", "reader")
 
     def __init__(self, reader: AnswerReader) -> None:
         self.reader = reader
         self.answers = 0
+        self.head = b""
+        """Of the last answer."""
 
 
 class Conversation:
@@ -284,6 +287,7 @@ class Conversation:
         if side is not None and side.reader.broken is None:
             for pending, answer in side.reader.feed(data, time_ns):
                 side.answers += 1
+                side.head = answer.head
                 self._replied(shadow, pending, answer)
             self._check_side(shadow, side)
 
@@ -293,6 +297,7 @@ class Conversation:
         if side is not None:
             for pending, answer in side.reader.gap(size, time_ns):
                 side.answers += 1
+                side.head = answer.head
                 self._replied(shadow, pending, answer)
 
     def answer_skippable(self, shadow: int) -> int:
@@ -305,14 +310,16 @@ class Conversation:
         side = self._sides.pop(shadow, None)
         if side is None:
             return
-        for pending, answer in side.reader.end(time_ns, reset):
+        ended = side.reader.end(time_ns, reset)
+        for pending, answer in ended:
             self._replied(shadow, pending, answer)
         raced = side.answers > 0 and side.reader.idle
+        said = bool(ended) or (raced and _LAST.search(side.head) is not None)
         for pending in side.reader.give_up():
             reply = None if pending is None else pending.replies.get(shadow)
             if pending is None or reply is None:
                 continue
-            if raced and (not reply.sent_ns or time_ns - reply.sent_ns <= reply.rtt_ns):
+            if said or (raced and (not reply.sent_ns or time_ns - reply.sent_ns <= reply.rtt_ns)):
                 self.left_out(shadow, pending.asked.number, Unpaired.RECONNECT)
             else:
                 self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.CLOSED))
@@ -444,6 +451,12 @@ class Conversation:
             self._less(held)
 
 
+_LAST: Final = re.compile(
+    rb"^HTTP/1\.0 (?!.*\nconnection:[^\n]*keep-alive)|\nconnection:[^\n]*close", re.IGNORECASE | re.DOTALL
+)
+"""In the head of an answer after which the connection closes (RFC 9112, 9.3): what was sent behind that request went to
+no server's application.
+"""
 _NO_ANSWER: Final = Answer(0)
 _CURABLE: Final = (Unpaired.GAP, Unpaired.ORDER, Unpaired.LIMIT)
 """After these an answer's beginning can be known again."""
