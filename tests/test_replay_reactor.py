@@ -285,11 +285,16 @@ def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
 # --- raw
 
 
-def test_a_flow_that_is_opened_again_while_an_answer_is_due_keeps_its_connection(bench: Bench) -> None:
-    for number in (1, 2):  # as second copies of requests come, of a flow that has ended
-        bench.give(Open(1, True))
-        bench.send(1, GET % number)
-        bench.give(Finish(1))
+@pytest.mark.parametrize("order", ["open send finish open send finish", "open send open send finish finish"])
+def test_a_flow_that_is_opened_again_while_an_answer_is_due_keeps_its_connection(bench: Bench, order: str) -> None:
+    """As second copies of requests come, of a flow that has ended."""
+    number = 0
+    for word in order.split():
+        if word == "send":
+            number += 1
+            bench.send(1, GET % number)
+        else:
+            bench.give(Open(1, True) if word == "open" else Finish(1))
     sock = bench.accept()
     assert bench.read(sock, len(GET % 1) * 2) == GET % 1 + GET % 2
     sock.sendall(OK)

@@ -318,11 +318,12 @@ class Reactor:
             self._give_up(lane, reason)
 
     def _open(self, command: Open, now: float) -> None:
-        lingering = self._lanes.get(command.flow)
-        if lingering is not None and lingering.http and lingering.finishing:
-            # More second copies for a flow that has ended: a connection beside this one would be taken for it.
-            lingering.finishing = False
-            self._lingering.pop(lingering, None)
+        before = self._lanes.get(command.flow)
+        if before is not None and before.http:
+            # More second copies for a flow that has ended: on a connection beside this one the answers to them would be
+            # taken for answers on this one.
+            before.finishing = False
+            self._lingering.pop(before, None)
             return
         lane = Lane(command.flow, command.http, self._pool, self._ledger)
         self._lanes[command.flow] = lane
