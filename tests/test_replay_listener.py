@@ -165,6 +165,10 @@ def test_bodies_that_do_not_matter_are_discarded_in_the_kernel(line: Line) -> No
     assert len(line.talk.answers) == 1
 
 
+def test_no_request_waits_for_an_acknowledgement(line: Line) -> None:
+    assert line.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def low_water(line: Line) -> int:
     return line.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
 

@@ -143,6 +143,10 @@ class Listener:
         self.settled = False
         self._rtt_at = 0.0
         self._stamps = isinstance(sock, _socket.socket)
+        if sock is not None:
+            sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+            )  # a request that waits for an acknowledgement is late
         if isinstance(sock, _socket.socket):
             sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, _OPTIONS)
 
