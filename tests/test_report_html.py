@@ -7,11 +7,13 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hostile_figures import ATTACKS, empty, hostile, shop
 from tapmirror.compare import Figures
 from tapmirror.report import html
+from tapmirror.report.words import clean
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "img", "input"}
@@ -59,9 +61,11 @@ def test_the_page_is_well_formed_and_has_nothing_in_it_that_acts_or_fetches(figu
 
 
 def test_what_the_network_said_is_shown_as_text() -> None:
-    page = Page(html(hostile()))
+    text = html(hostile())
+    page = Page(text)
     for attack in ATTACKS:
-        assert attack in page.text
+        assert clean(attack) in page.text
+    assert "\u202e" not in text, "what stands beside a name is read as it is written"
 
 
 def test_the_verdict_stands_at_the_top_and_the_worst_endpoint_first() -> None:
@@ -72,6 +76,29 @@ def test_the_verdict_stands_at_the_top_and_the_worst_endpoint_first() -> None:
     assert len(names) == 6
     assert "body.price.amount" in text
     assert "http://v2.test:8080/products/" in text
+
+
+def test_status_codes_are_there_in_numbers_too() -> None:
+    """A phone has no pointer to hover with."""
+    text = html(shop("broken", 3000))
+    assert re.search(r'<tr><td>500</td><td class="n">0 .*?</td><td class="n">[1-9]', text)
+
+
+def test_of_many_endpoints_those_without_a_concern_are_folded_away() -> None:
+    figures = shop("broken", 1000)
+    quiet = next(each for each in figures.endpoints if each.name == "GET /search")
+    many = [msgspec.structs.replace(quiet, name=f"GET /{n}") for n in range(100)]
+    text = html(msgspec.structs.replace(figures, endpoints=[*figures.endpoints, *many]))
+    assert "<summary>81 more</summary>" in text
+    assert text.index("GET /18<") < text.index("81 more") < text.index("GET /19<")
+    assert text.count("<details open>") == 1
+
+
+def test_where_nothing_was_compared_no_number_is_made_up() -> None:
+    text = html(empty())
+    assert "nothing was compared yet" in text
+    assert "0 µs" not in text
+    assert "How fast" not in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium (scripts/setup --browser)")

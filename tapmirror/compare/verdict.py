@@ -98,6 +98,8 @@ def judge(counts: Counts, limits: Limits) -> Verdict:
     checks = tuple(_checks(counts, limits))
     if not checks:
         return Verdict(Outcome.UNDECIDED, "no limit is given", None, ())
+    if not counts.pairs:
+        return Verdict(Outcome.UNDECIDED, "nothing was compared yet", None, checks)
     failed = [check for check in checks if check.outcome is Outcome.FAIL]
     open_ = [check for check in checks if check.outcome is Outcome.UNDECIDED]
     if failed:
@@ -201,7 +203,7 @@ def _rounded(number: float) -> int:
 
 
 def _said(check: Check) -> str:
-    relation = {Outcome.PASS: "within", Outcome.FAIL: "over", Outcome.UNDECIDED: "may be on either side of"}
+    relation = {Outcome.PASS: "within", Outcome.FAIL: "over", Outcome.UNDECIDED: "not yet known to keep to"}
     if check.name == "p99 ratio":
         value, low, high, limit = (_times(x) for x in (check.estimate, check.low, check.high, check.limit))
     else:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from html import escape
+from html import escape as _escape
 from typing import Final
 
 from tapmirror.compare import EndpointFigures, FieldFigures, Figures, Nature, Outcome
+from tapmirror.compare.figures import SideFigures
 from tapmirror.compare.summary import Sample
 from tapmirror.report import charts
 from tapmirror.report.style import STYLE
@@ -34,12 +35,21 @@ from tapmirror.report.words import (
     times,
 )
 
+ENDPOINTS: Final = 25
+"""That are shown at once, beside all that differ."""
+CODES: Final = 12
+"""Status codes in numbers."""
 CLASSES: Final = {Outcome.PASS: "good", Outcome.FAIL: "bad", Outcome.UNDECIDED: "open"}
 _HASH: Final = base64.b64encode(sha256(STYLE.encode()).digest()).decode()
 POLICY: Final = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
 LEGEND: Final = (
     '<p class="legend"><span><i class="p"></i>production</span><span><i class="s"></i>shadow</span>{more}</p>'
 )
+
+
+def escape(text: str) -> str:
+    """Text as text: no markup, and nothing that controls how what stands beside it is shown (bidirectional marks)."""
+    return _escape("".join(c if c.isprintable() or c in "\n\u00a0" else "·" for c in text))
 
 
 def html(figures: Figures) -> str:
@@ -59,7 +69,6 @@ def html(figures: Figures) -> str:
 
 
 def _page(figures: Figures, title: str) -> Iterator[str]:
-    everything = figures.all
     yield f"<h1>{title}</h1>"
     yield from _verdict(figures)
     if figures.verdict.checks:
@@ -72,17 +81,16 @@ def _page(figures: Figures, title: str) -> Iterator[str]:
             yield f'<small class="dim">certainly {around}</small></div>{charts.interval(check)}</section>'
         yield "</div>"
     yield from _tiles(figures)
-    yield "<h2>How fast</h2>"
-    yield LEGEND.format(more="<span>time to the last byte</span>")
-    yield '<div class="grid2">'
-    yield _card("Production above, shadow below", charts.distribution(everything.bins))
-    yield _card("Quantiles", charts.quantile_marks(everything.production, everything.shadow))
-    yield _card("Over time: p50, and p99 dashed", charts.timeline(figures.line, figures.width))
-    yield _card("Status codes", charts.statuses(everything.production, everything.shadow))
-    yield "</div>"
+    yield from _pictures(figures)
     yield "<h2>Endpoints, the worst first</h2>"
-    for n, endpoint in enumerate(figures.endpoints):
+    shown = max(ENDPOINTS, sum(map(_concerns, figures.endpoints)))
+    for n, endpoint in enumerate(figures.endpoints[:shown]):
         yield from _endpoint(endpoint, opened=n == 0 and _concerns(endpoint))
+    if len(figures.endpoints) > shown:
+        yield f'<details class="more"><summary>{len(figures.endpoints) - shown} more</summary>'
+        for endpoint in figures.endpoints[shown:]:
+            yield from _endpoint(endpoint, opened=False)
+        yield "</details>"
     if not figures.endpoints:
         yield '<p class="dim">Nothing was compared yet.</p>'
     yield from _noise(figures)
@@ -92,6 +100,43 @@ def _page(figures: Figures, title: str) -> Iterator[str]:
         f"<p>Each interval by itself holds at every moment, with a probability of {percent(1 - figures.alpha)} "
         "(confidence sequences): look as often as you like.</p></footer>"
     )
+
+
+def _pictures(figures: Figures) -> Iterator[str]:
+    """How fast both are, and what they answer."""
+    everything = figures.all
+    if not everything.pairs:
+        return
+    one, other = everything.production, everything.shadow
+    yield "<h2>How fast</h2>"
+    yield LEGEND.format(more="<span>time to the last byte</span>")
+    yield '<div class="grid2">'
+    yield _card("Production above, shadow below", charts.distribution(everything.bins))
+    if everything.bins:
+        yield _card("Quantiles", charts.quantile_marks(one, other))
+    worse = any(point.errors[1] > point.errors[0] for point in figures.line)
+    title = "Over time: p50, and p99 dashed" + ("; red: more errors at the shadow" if worse else "")
+    yield _card(title, charts.timeline(figures.line, figures.width))
+    yield _card("Status codes", charts.statuses(one, other) + _codes(one, other))
+    yield "</div>"
+
+
+def _codes(one: SideFigures, other: SideFigures) -> str:
+    """The status mix in numbers."""
+    codes = sorted({*one.statuses, *other.statuses})
+    if codes == ["200"]:
+        return ""
+    totals = [max(1, sum(side.statuses.values())) for side in (one, other)]
+    rows = ""
+    for code in codes[:CODES]:
+        mine, its = (side.statuses.get(code, 0) for side in (one, other))
+        shares = [percent(number / total) for number, total in zip((mine, its), totals, strict=True)]
+        rows += f'<tr><td>{escape(code)}</td><td class="n">{count(mine)} <small class="dim">{shares[0]}</small></td>'
+        rows += f'<td class="n">{count(its)} <small class="dim">{shares[1]}</small></td></tr>'
+    if len(codes) > CODES:
+        rows += f'<tr><td class="dim">{len(codes) - CODES} more</td><td></td><td></td></tr>'
+    head = '<tr class="dim"><td></td><td class="n">production</td><td class="n">shadow</td></tr>'
+    return f'<table class="codes">{head}{rows}</table>'
 
 
 def _verdict(figures: Figures) -> Iterator[str]:
@@ -104,23 +149,27 @@ def _tiles(figures: Figures) -> Iterator[str]:
     everything = figures.all
     one, other, ratio = everything.production, everything.shadow, everything.paired_ratio
     share = figures.paired / figures.requests if figures.requests else 0.0
-    yield '<div class="tiles">'
+    yield f'<div class="tiles{" five" if figures.level == "status" else ""}">'
     yield _tile(
         "requests compared",
         count(figures.paired),
         f"{percent(share)} of {count(figures.requests)}, {duration(figures.seconds)}",
     )
+    if not figures.paired:
+        yield "</div>"
+        return
     yield _tile("errors", f"{percent(one.error_rate)} → {percent(other.error_rate)}", "production → shadow")
-    yield _tile(
-        "p99",
-        f"{milliseconds(one.last['p99'])} → {milliseconds(other.last['p99'])}",
-        f"{slower(everything)}; first byte {milliseconds(one.first['p99'])} → {milliseconds(other.first['p99'])}",
-    )
-    yield _tile(
-        "ratio, each request",
-        times(ratio["p50"]),
-        f"shadow by production; p90 {times(ratio['p90'])}, p99 {times(ratio['p99'])}",
-    )
+    if everything.bins:
+        yield _tile(
+            "p99",
+            f"{milliseconds(one.last['p99'])} → {milliseconds(other.last['p99'])}",
+            f"{slower(everything)}; first byte {milliseconds(one.first['p99'])} → {milliseconds(other.first['p99'])}",
+        )
+        yield _tile(
+            "ratio, each request",
+            times(ratio["p50"]),
+            f"shadow by production; p90 {times(ratio['p90'])}, p99 {times(ratio['p99'])}",
+        )
     yield _tile("mean size", f"{size(one.mean_bytes)} → {size(other.mean_bytes)}", "production → shadow")
     if figures.level != "status":
         yield _tile(
@@ -139,7 +188,7 @@ def _endpoint(endpoint: EndpointFigures, *, opened: bool) -> Iterator[str]:
     yield f'<span class="name">{escape(endpoint.name)}</span>'
     yield _cell(count(endpoint.pairs), "requests")
     yield _cell(percent(other.error_rate), f"errors, was {percent(one.error_rate)}", error)
-    yield _cell(slower(endpoint), f"p99, {milliseconds(other.last['p99'])}", slow)
+    yield _cell(slower(endpoint), f"p99, {milliseconds(other.last['p99']) if endpoint.bins else 'no times'}", slow)
     yield _cell(percent(endpoint.diff_rate.value), "differ", endpoint.differing > 0)
     yield '</div></summary><div class="body">'
     fields = [field for field in endpoint.fields if field.nature is not Nature.NOISE]
@@ -150,10 +199,11 @@ def _endpoint(endpoint: EndpointFigures, *, opened: bool) -> Iterator[str]:
     for reason, number in endpoint.skipped.items():
         yield f'<p class="dim">{count(number)} bodies not compared: {escape(reason)}.</p>'
     yield '<div class="grid2">'
-    yield f"<div><h3>Times</h3>{charts.distribution(endpoint.bins)}</div>"
-    yield f"<div><h3>Quantiles</h3>{charts.quantile_marks(one, other)}</div>"
+    if endpoint.bins:
+        yield f"<div><h3>Times</h3>{charts.distribution(endpoint.bins)}</div>"
+        yield f"<div><h3>Quantiles</h3>{charts.quantile_marks(one, other)}</div>"
     if set(one.statuses) != {"200"} or set(other.statuses) != {"200"}:
-        yield f"<div><h3>Status codes</h3>{charts.statuses(one, other)}</div>"
+        yield f"<div><h3>Status codes</h3>{charts.statuses(one, other)}{_codes(one, other)}</div>"
     yield "</div>"
     yield (
         f'<p class="dim"><small>Error rate difference {between(endpoint.error_diff)}, '
@@ -170,14 +220,19 @@ def _field(field: FieldFigures) -> Iterator[str]:
         f'<span>{escape(kind)} in <b class="num">{percent(field.raw)}</b> <small class="dim">({count(field.count)} '
         f"requests, {escape(nature(field))})</small>{early}</span></div>"
     )
+    shown = set()
     for sample in field.samples:
-        yield from _sample(sample)
+        yield from _sample(sample, again=(sample.one, sample.other) in shown)
+        shown.add((sample.one, sample.other))
     yield "</div>"
 
 
-def _sample(sample: Sample) -> Iterator[str]:
-    yield f'<div class="sample"><div class="pair"><div><code>{escape(sample.one)}</code></div>'
-    yield f"<div><code>{escape(sample.other)}</code></div></div>"
+def _sample(sample: Sample, *, again: bool) -> Iterator[str]:
+    """`again`: the values are those of one before it."""
+    yield '<div class="sample">'
+    if not again:
+        yield f'<div class="pair"><div><code>{escape(sample.one)}</code></div>'
+        yield f"<div><code>{escape(sample.other)}</code></div></div>"
     yield f"<details><summary>request and both answers</summary><pre>{escape(sample.curl)}</pre>"
     yield f'<div class="pair"><div><pre>{escape(sample.production)}</pre></div>'
     yield f"<div><pre>{escape(sample.shadow)}</pre></div></div></details></div>"
@@ -190,7 +245,7 @@ def _noise(figures: Figures) -> Iterator[str]:
             if field.nature is Nature.NOISE:
                 found.setdefault(f"{field.path} ({KINDS.get(field.kind, field.kind)})", []).append(endpoint.name)
     if found:
-        yield f"<h2>Noise</h2><details><summary>{count(len(found))} fields differ by themselves "
+        yield f'<h2>Noise</h2><details class="more"><summary>{count(len(found))} fields differ by themselves '
         yield 'and do not count</summary><div class="body"><table>'
         for path, names in sorted(found.items()):
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

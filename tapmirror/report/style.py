@@ -20,13 +20,14 @@ h2{font-size:1.05rem;margin:34px 0 10px}h3{font-size:.85rem;font-weight:600;marg
 .num,td.n{font-variant-numeric:tabular-nums}
 .verdict{border-radius:14px;padding:18px 20px;display:grid;gap:2px 18px;grid-template-columns:auto 1fr;
 align-items:center}
+h1,.ep .name{overflow-wrap:anywhere;max-height:9em;overflow-y:auto}
 .verdict b{font-size:1.9rem;letter-spacing:.02em;line-height:1.1}.verdict p{margin:0;overflow-wrap:anywhere}
 .verdict.good{background:var(--goodbg)}.verdict.good b{color:var(--good)}.verdict.bad{background:var(--badbg)}
 .verdict.bad b{color:var(--bad)}.verdict.open{background:var(--openbg)}.verdict.open b{color:var(--open)}
 .grid3,.grid2,.tiles{display:grid;gap:14px}
 .grid3{grid-template-columns:repeat(auto-fit,minmax(280px,1fr));margin-top:14px}
-.grid2{grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
-.tiles{grid-template-columns:repeat(auto-fit,minmax(165px,1fr));margin-top:14px}
+.grid2{grid-template-columns:repeat(auto-fill,minmax(min(100%,400px),1fr))}
+.tiles{grid-template-columns:repeat(3,1fr);margin-top:14px}.tiles.five{grid-template-columns:repeat(5,1fr)}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 16px;min-width:0}
 .big{font-size:1.2rem;font-weight:600;line-height:1.35}.tile small,.dim{color:var(--dim)}
 small{font-size:.82rem}
@@ -40,13 +41,13 @@ g:hover>.hit{fill:var(--rule)}.p{fill:var(--p)}.s{fill:var(--s)}.good{fill:var(-
 .limit{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:3 2}
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round}.line.p{stroke:var(--p);fill:none}
 .line.s{stroke:var(--s);fill:none}.line.p99{stroke-dasharray:4 2.5}.st1{fill:#7a8794}.st2{fill:#2c9a63}
-.st3{fill:#4d86c9}.st4{fill:#b8860b}.st5{fill:#cf3b43}.stn{fill:#8a2be2}
+.st3{fill:#4d86c9}.st4{fill:#b8860b}.st5{fill:#cf3b43}.stn,.st0,.st6,.st7,.st8,.st9{fill:#8a2be2}
 .bar{display:flex;justify-content:space-between;gap:8px;align-items:baseline;flex-wrap:wrap}
 details{background:var(--card);border:1px solid var(--rule);border-radius:12px;margin:8px 0}
 summary{padding:12px 16px;cursor:pointer;list-style:none}summary::-webkit-details-marker{display:none}
 summary:focus-visible{outline:2px solid var(--p);outline-offset:2px;border-radius:12px}
 .ep{display:grid;grid-template-columns:minmax(0,1.7fr) repeat(4,minmax(84px,1fr));gap:4px 14px;align-items:center}
-.ep .name{font-weight:600;overflow-wrap:anywhere}
+.ep .name{font-weight:600}
 .ep .name::before{content:"▸";color:var(--dim);display:inline-block;width:1.1em;transition:transform .12s}
 details[open]>summary .name::before{transform:rotate(90deg)}.ep small{display:block;color:var(--dim)}
 .tag{display:inline-block;border-radius:99px;padding:1px 9px;font-size:.8rem;font-weight:600}
@@ -60,6 +61,9 @@ details[open]>summary .name::before{transform:rotate(90deg)}.ep small{display:bl
 code,pre{font:.82rem/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{background:var(--code);border-radius:8px;padding:9px 11px;margin:4px 0 0;white-space:pre-wrap;
 overflow-wrap:anywhere; max-height:22em;overflow-y:auto}
+.more>summary::before{content:"▸";color:var(--dim);display:inline-block;width:1.1em}
+.more[open]>summary::before{content:"▾"}.more>details{margin:8px 10px}.codes{margin-top:8px;font-size:.88rem}
+.codes td{padding:1px 0 1px 12px}.codes td:first-child{padding-left:0}
 .sample details{border:0;background:none;margin:2px 0}
 .sample summary{padding:2px 0;color:var(--dim);font-size:.85rem}.sample summary::before{content:"▸ "}
 .sample details[open]>summary::before{content:"▾ "}table{border-collapse:collapse;width:100%}
@@ -67,7 +71,7 @@ td,th{text-align:left;padding:4px 12px 4px 0;font-weight:400;vertical-align:top;
 td.n{text-align:right;white-space:nowrap}footer{margin-top:34px;color:var(--dim);font-size:.86rem}
 @media(max-width:640px){main{padding:12px 10px 32px}.verdict{grid-template-columns:1fr;padding:14px 16px}
 .ep{grid-template-columns:repeat(4,minmax(0,1fr));gap:6px 8px;font-size:.88rem}.ep .name{grid-column:1/-1}
-.pair{grid-template-columns:1fr}.tiles{grid-template-columns:1fr 1fr}.card{padding:12px}
+.pair{grid-template-columns:1fr}.tiles,.tiles.five{grid-template-columns:1fr 1fr}.card{padding:12px}
 .grid2{grid-template-columns:1fr}.big{font-size:1.15rem}}@media print{body{background:#fff}
 details{break-inside:avoid}}
 """
