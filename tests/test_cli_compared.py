@@ -46,6 +46,19 @@ def test_limits_can_be_set_or_lifted(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["verdict", file, *lifted]).exit_code != 1
 
 
+def test_without_any_limit_there_is_no_verdict(tmp_path: Path) -> None:
+    lifted = ["--max-error-diff", "none", "--max-diff-rate", "none", "--max-p99-ratio", "none"]
+    done = CliRunner().invoke(main, ["verdict", ledger(tmp_path / "l.json", 10, 0), *lifted])
+    assert done.exit_code == 2
+    assert "none of the limits" in done.output
+
+
+def test_the_line_says_where_most_answers_differ(tmp_path: Path) -> None:
+    file = ledger(tmp_path / "l.json", 2_000, 400)
+    assert "; most differ at GET /a (20.0 %, status)" in CliRunner().invoke(main, ["verdict", file]).output
+    assert "most differ" not in CliRunner().invoke(main, ["verdict", ledger(tmp_path / "m.json", 2_000, 0)]).output
+
+
 @pytest.mark.parametrize("form", ["terminal", "markdown", "json", "html"])
 def test_reports_in_every_form(tmp_path: Path, form: str) -> None:
     done = CliRunner().invoke(main, ["report", ledger(tmp_path / "l.json", 100, 50), "--format", form])

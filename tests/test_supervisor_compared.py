@@ -50,6 +50,25 @@ def test_noise_that_is_found_out_adds_nothing_until_more_differ() -> None:
     assert taps.samples()[differing] == 52
 
 
+def test_an_end_point_that_takes_in_others_counts_nothing_twice() -> None:
+    """A template that was learned late: 50 requests of it were `other` until now."""
+    taps = Taps(compared(a=10, b=20))
+    taps.samples()
+    many = compared(a=14, b=30)
+    counts = many["compare"]["shadows"]["v2:80"]
+    counts["all"] = compared(a=64, b=30)["compare"]["shadows"]["v2:80"]["all"]
+    taps.now = [many]
+    before = taps.samples()
+    taps.now = [compared(a=66, b=31)]
+    after = taps.samples()
+    assert not falls(before, after)
+    for name, total in (("exchanges", 97), ("compared", 97)):
+        found = {key[1]: value for key, value in after.items() if key[0] == f"{COMPARED}_{name}_total"}
+        assert sum(found.values()) == total, "as many as there were"
+    count = f"{COMPARED}_latency_seconds_count"
+    assert sum(value for key, value in after.items() if key[0] == count and "shadow" in key) == 97
+
+
 def test_end_points_are_few_whatever_workers_say_and_their_names_are_labels() -> None:
     taps = Taps(compared(a=10))
     for start in range(0, 60, 5):

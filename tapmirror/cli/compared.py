@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 
 from tapmirror.cli.asking import complete, refused, socket_option
 from tapmirror.cli.messages import fail
-from tapmirror.compare import Figures, Limits, Outcome, badness, figures, judged, merge
+from tapmirror.compare import Figures, Limits, Nature, Outcome, badness, figures, judged, merge
 from tapmirror.control import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
 from tapmirror.report.words import clean, percent
@@ -89,10 +89,13 @@ def limit_options(function: Function) -> Function:
     return function
 
 
-def limits_of(options: dict[str, Any]) -> Limits:
-    """Those options' values, which are taken out of `options`."""
-    names = ("max_error_diff", "max_p99_ratio", "max_diff_rate", "alpha")
-    return Limits(**{name: options.pop(name) for name in names})
+def limits_of(options: dict[str, Any], *, judge: bool = False) -> Limits:
+    """Those options' values, which are taken out of `options`; ends the program if there is nothing to `judge` by."""
+    names = ("max_error_diff", "max_p99_ratio", "max_diff_rate")
+    values = {name: options.pop(name) for name in names}
+    if judge and all(value is None for value in values.values()):
+        fail("none of the limits is given, so there is nothing to judge by", 2)
+    return Limits(alpha=options.pop("alpha"), **values)
 
 
 def all_figures(
@@ -133,10 +136,21 @@ def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
     """A line for each shadow, on standard output or error; the exit code: 0 all pass, 1 one fails, 3 not known yet."""
     outcomes = [each.verdict.outcome for each in found]
     for each in found:
-        click.echo(f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}", err=err)
+        said = f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}{_where(each)}"
+        click.echo(clean(said), err=err)
     if Outcome.FAIL in outcomes:
         return 1
     return UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else 0
+
+
+def _where(found: Figures) -> str:
+    """Where most answers differ, if any do: a limit of all requests may be kept with one endpoint broken."""
+    worst = max(found.endpoints, key=lambda each: each.diff_rate.value or 0.0, default=None)
+    if worst is None or not worst.differing:
+        return ""
+    field = next((each for each in worst.fields if each.nature is Nature.DIFFERENT), None)
+    what = f", {field.path or field.kind}" if field is not None else ""
+    return f"; most differ at {worst.name} ({percent(worst.diff_rate.value)}{what})"
 
 
 def complete_source(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -206,7 +220,7 @@ def verdict(source: str, socket: Path, **options: Any) -> None:
     NAME and FILE are those of `tapmirror report`.  What is known grows while a tap runs; it can be asked as often as
     one likes.
     """
-    raise SystemExit(tell_verdict(source_figures(source, limits_of(options), socket)))
+    raise SystemExit(tell_verdict(source_figures(source, limits_of(options, judge=True), socket)))
 
 
 def source_figures(source: str, limits: Limits, socket: Path) -> list[Figures]:

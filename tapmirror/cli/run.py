@@ -64,7 +64,7 @@ def run(
       tapmirror run --iface lo --port 6379 --shadow 10.0.0.9:6379 --protocol raw --pacing wait
       tapmirror run -f tap.yaml
     """  # noqa: D301 -- click wants the control character
-    limits = limits_of(options)
+    limits = limits_of(options, judge=judge)
     if report_file is not None:
         form_of(report_file)
     specs = specs_of(context, file, resolve, strict=strict, options=options)

@@ -11,7 +11,9 @@ the shadow has it (extra), the same elements in another order, another number of
 * Where the status differs nothing else is compared: the rest follows from it.
 * JSON numbers are equal if they are within a relative tolerance, and times (RFC 3339) within one in seconds.
 * An array whose elements differ in their places only is one difference of order; of arrays of different length that is
-  the difference, and their elements are not compared.
+  the difference, and their elements are not compared.  Elements that changed *and* are in another order are held
+  against those they belong to: by a member that tells them apart (an `id`), or as those left when equal ones have
+  found each other.
 * HTML is its text: without tags, comments, scripts and styles, white space as one space.
 * Text is its lines.  Lines that differ in digits and long tokens only are a field of their own, named by a hash
   of the rest of the line: so a line with the time of day, which differs always, hides no other.
@@ -27,7 +29,7 @@ from __future__ import annotations
 import datetime
 import enum
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, Protocol
@@ -43,6 +45,10 @@ PATH: Final = 200
 """Characters of a path; names within are cut to 60."""
 LINES: Final = 2000
 """Of a text that are compared."""
+ELEMENTS: Final = 1000
+"""Of an array whose order is found out: that costs some milliseconds at most."""
+MEMBERS: Final = 16
+"""Of an object that may tell it from others of its array."""
 DEPTH: Final = 48
 """Of JSON that is looked into; what is deeper is compared as a whole."""
 
@@ -308,13 +314,28 @@ class _Search:
     def arrays(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
         """Of equal length."""
         before = len(self.found)
+        self.pairs(one, other, path, depth)
+        if len(self.found) == before or len(one) < 2:
+            return
+        mine, its = [*map(_SORTED.encode, one)], [*map(_SORTED.encode, other)]
+        if sorted(mine) == sorted(its):
+            del self.found[before:]
+            self.add(Change.ORDER, path[:-2], one, other)
+            return
+        if len(one) > ELEMENTS:
+            return
+        order = _by_member(one, other) or _by_value(mine, its)
+        if order is not None and order != [*range(len(one))] and self.budget > 0:
+            del self.found[before:]
+            self.add(Change.ORDER, path[:-2], one, other)
+            self.pairs(one, [other[at] for at in order], path, depth)
+
+    def pairs(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
+        """Each element with the other's at its place."""
         for mine, its in zip(one, other, strict=True):
             self.values(mine, its, path, depth)
             if self.budget <= 0:
                 break
-        if len(self.found) > before and len(one) > 1 and _elements(one) == _elements(other):
-            del self.found[before:]
-            self.add(Change.ORDER, path[:-2], one, other)
 
     def close(self, one: Any, other: Any) -> bool:
         """Whether two numbers are equal within the tolerance."""
@@ -448,8 +469,34 @@ def _cookies(value: bytes) -> bytes:
     return b"\n".join(sorted(kept))
 
 
-def _elements(array: list[Any]) -> list[bytes]:
-    return sorted(map(_SORTED.encode, array))
+def _by_member(one: list[Any], other: list[Any]) -> list[int] | None:
+    """For each object its partner's place, if a member has a value of its own in each, the same ones on both sides.
+
+    One that is called `id`, or like it, comes first.
+    """
+    if not all(type(each) is dict for each in (*one, *other)):
+        return None
+    names = sorted([*one[0]][:MEMBERS], key=lambda name: not name.lower().endswith("id"))
+    for name in names:
+        mine, its = [each.get(name) for each in one], [each.get(name) for each in other]
+        if not all(type(value) in (str, int) for value in (*mine, *its)):
+            continue
+        places = {value: at for at, value in enumerate(its)}
+        if len(places) == len(its) and places.keys() == {*mine}:
+            return [places[value] for value in mine]
+    return None
+
+
+def _by_value(one: list[bytes], other: list[bytes]) -> list[int] | None:
+    """The same, if half of the elements or more are equal to one of the others: what is left goes by its place."""
+    places: dict[bytes, deque[int]] = {}
+    for at, value in enumerate(other):
+        places.setdefault(value, deque()).append(at)
+    found = [places[value].popleft() if places.get(value) else -1 for value in one]
+    if 2 * found.count(-1) > len(found):
+        return None
+    left = iter(sorted({*range(len(one))} - {*found}))
+    return [at if at >= 0 else next(left) for at in found]
 
 
 def _seconds_between(one: str, other: str) -> float | None:

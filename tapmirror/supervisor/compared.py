@@ -28,7 +28,8 @@ class Compared:
 
     The first `NAMED` endpoints that the workers' briefs name have series of their own, as long as the tap runs; all
     others are `other`.  A number that falls adds nothing until it grows again: of those that differ some turn out to be
-    noise.  All others only grow, also when a worker is replaced (`figures.with_past`).
+    noise.  All others only grow, also when a worker is replaced (`figures.with_past`).  What was counted once is not
+    counted again when its endpoint becomes a part of another one.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,10 @@ class Compared:
                 continue
             self._named.add(name)
             shown = shown_endpoint(name)
-            for key, value in self._grown(name, endpoint, known=first or ("pairs", name) in self._last).items():
+            own = self._grown(name, endpoint, known=first or ("pairs", name) in self._last)
+            if own["pairs",] > grown["pairs",]:  # a template took in others, which were counted as what they were
+                own = {key: min(value, max(0, grown[key])) for key, value in own.items()}
+            for key, value in own.items():
                 self._add((key[0], shown, *key[1:]), value)
                 grown[key] -= value
         for key, value in grown.items():
