@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -101,19 +102,60 @@ def test_where_nothing_was_compared_no_number_is_made_up() -> None:
     assert "How fast" not in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium (scripts/setup --browser)")
-def test_a_real_browser_shows_it_and_runs_nothing(tmp_path: Path) -> None:
-    command = [
-        str(CHROMIUM),
-        *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,900"),
-        f"--user-data-dir={tmp_path}/profile",
-    ]
-    page = tmp_path / "hostile.html"
-    page.write_text(html(hostile()), encoding="utf-8")
-    dom = subprocess.run([*command, "--dump-dom", f"file://{page}"], capture_output=True, text=True, timeout=120).stdout
+class Browser:
+    """A real one, without a window."""
+
+    def __init__(self, directory: Path) -> None:
+        if CHROMIUM is None:
+            pytest.skip("no chromium (scripts/setup --browser)")
+        self.directory = directory
+        self.net_log = directory / "net.json"
+
+    def run(self, page: str, *options: str) -> str:
+        """What it prints of a page."""
+        path = self.directory / "page.html"
+        path.write_text(page, encoding="utf-8")
+        command = [
+            str(CHROMIUM),
+            *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,900"),
+            *(f"--user-data-dir={self.directory}/profile", f"--log-net-log={self.net_log}"),
+            *(*options, f"file://{path}"),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Browser:
+    return Browser(tmp_path)
+
+
+def test_a_real_browser_shows_it_runs_nothing_and_asks_for_nothing(browser: Browser) -> None:
+    page = html(hostile())
+    assert "evil.example" in page
+    dom = browser.run(page, "--dump-dom")
     assert "<title>UNDECIDED" in dom  # no attack has changed it
     assert "Endpoints, the worst first" in dom
-    page.write_text(html(shop("broken", 1000)), encoding="utf-8")
-    shot = tmp_path / "shop.png"
-    subprocess.run([*command, f"--screenshot={shot}", f"file://{page}"], capture_output=True, timeout=120)
+    log = browser.net_log.read_text(encoding="utf-8", errors="replace")
+    assert "page.html" in log
+    assert "evil.example" not in log
+
+
+def test_a_real_browser_draws_it(browser: Browser) -> None:
+    shot = browser.directory / "shop.png"
+    browser.run(html(shop("broken", 1000)), f"--screenshot={shot}")
     assert shot.stat().st_size > 20_000  # an empty page has 5 KB
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("figures", [shop("broken", 1000), empty(), hostile()], ids=["shop", "empty", "hostile"])
+def test_nothing_is_wider_than_the_screen(browser: Browser, figures: Figures, width: int) -> None:
+    """Of a phone too, with all that is folded away unfolded."""
+    page = html(msgspec.structs.replace(figures, tap="t" * 63, shadow="s" * 300)).replace("<details", "<details open")
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)  # for our own script
+    script = "parent.document.title = 'wide ' + document.documentElement.scrollWidth + ' of ' + innerWidth"
+    page = escape(page.replace("</main>", f"</main><script>{script}</script>"), quote=True)
+    # A window of its own would be at least 500 wide.
+    dom = browser.run(f'<title></title><iframe width="{width}" frameborder="0" srcdoc="{page}"></iframe>', "--dump-dom")
+    found = re.search(r"<title>wide (\d+) of (\d+)</title>", dom)
+    assert found is not None
+    assert int(found[1]) <= int(found[2]) == width
