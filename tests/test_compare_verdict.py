@@ -61,6 +61,12 @@ def test_an_undecided_one_says_how_many_more_requests_would_tell() -> None:
     assert before.outcome is Outcome.UNDECIDED
 
 
+def test_what_differs_and_may_still_be_noise_takes_as_many_requests_again() -> None:
+    counts = Counts(1000, 0, 0, Sketch(), Sketch(), 1000, 300, certain=0, possible=300)
+    verdict = judge(counts, Limits(max_error_diff=None, max_p99_ratio=None))
+    assert (verdict.outcome, verdict.more) == (Outcome.UNDECIDED, 1000)
+
+
 def test_just_at_the_limit_nothing_can_be_foreseen() -> None:
     verdict = judge(Counts(100_000, 600, 500, Sketch(), Sketch(), 0, 0), ONLY_ERRORS)
     assert (verdict.outcome, verdict.more) == (Outcome.UNDECIDED, None)

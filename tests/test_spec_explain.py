@@ -37,6 +37,8 @@ def test_a_whole_tap() -> None:
     [
         ({"protocol": "raw"}, "connections are taken as they come"),
         ({"protocol": "auto", "pacing": "wait"}, "waits for the shadow's answer"),
+        ({"compare": "status"}, "answers are compared with production's (status and times) and thrown away"),
+        ({"compare": {"level": "body", "noise_probe": "2%"}}, "gets 2 % of the GET, HEAD and OPTIONS twice"),
         ({"safe_methods": True}, "only GET, HEAD and OPTIONS go on (method)"),
         ({"by": "request", "percent": 0.0001}, "0.0001 % of the requests go on"),
         ({"by": "exact", "percent": 50}, "50 % of the requests, evenly spaced go on"),

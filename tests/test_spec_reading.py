@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Any
 
 import msgspec
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from tapmirror.spec import (
     BodyLimit,
     By,
+    Compare,
     Hook,
+    Level,
     Match,
     Mirror,
     Over,
@@ -41,6 +44,7 @@ shadow: staging.internal:8080
 percent: 5
 """
 
+COMPARED = Compare(level=Level.HEADERS, noise_probe=2.5, noise_relative=30.0)
 FULL = b"""\
 taps:
   - name: shop
@@ -83,6 +87,35 @@ def test_a_minimal_file() -> None:
     assert read_taps(MINIMAL) == [
         TapSpec(iface="eth0", ports=(80,), shadows=(Shadow(host="staging.internal", port=8080),), percent=5.0)
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("body", Compare(level=Level.BODY)),
+        ("off", Compare()),
+        ("{level: off}", Compare()),
+        ("{level: headers, noise_probe: 2.5%, noise_relative: 30}", COMPARED),
+    ],
+)
+def test_a_comparison(text: str, want: Compare) -> None:
+    """For YAML 1.1 `off` is false."""
+    (tap,) = read_taps(MINIMAL + f"compare: {text}\n".encode())
+    assert tap.compare == want
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("on", "compare: True is none of off, status, headers, body"),
+        ("{level: bodies}", "compare.level: 'bodies' is none of"),
+        ("{noise_probe: x%}", "compare.noise_probe: 'x%' is not a number"),
+        ("body\nprotocol: raw", "compare: pairs answers with requests"),
+    ],
+)
+def test_what_is_wrong_with_a_comparison(text: str, said: str) -> None:
+    with pytest.raises(FileError, match=re.escape(said)):
+        read_taps(MINIMAL + f"compare: {text}\n".encode())
 
 
 def test_a_full_file() -> None:

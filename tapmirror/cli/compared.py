@@ -19,7 +19,7 @@ from tapmirror.cli.messages import fail
 from tapmirror.compare import Figures, Limits, Nature, Outcome, badness, figures, judged, merge
 from tapmirror.control import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
-from tapmirror.report.words import clean, percent
+from tapmirror.report.words import EARLY, clean, open_fields, percent
 from tapmirror.spec import Compare
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -147,7 +147,11 @@ def _where(found: Figures) -> str:
     """Where most answers differ, if any do: a limit of all requests may be kept with one endpoint broken."""
     worst = max(found.endpoints, key=lambda each: each.diff_rate.value or 0.0, default=None)
     if worst is None or not worst.differing:
-        return ""
+        early = [(field.raw, each.name, field) for each in found.endpoints for field in open_fields(each)]
+        if not early:
+            return ""
+        share, name, field = max(early, key=lambda each: each[0])
+        return f"; {EARLY}: {field.path or field.kind} at {name} ({percent(share)})"
     field = next((each for each in worst.fields if each.nature is Nature.DIFFERENT), None)
     what = f", {field.path or field.kind}" if field is not None else ""
     return f"; most differ at {worst.name} ({percent(worst.diff_rate.value)}{what})"

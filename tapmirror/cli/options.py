@@ -26,6 +26,14 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
         raise click.BadParameter(f"{value!r} is not a number, nor auto") from None
 
 
+def _percent(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
+    """A click callback: `1` or `1%`; which numbers, the spec says."""
+    try:
+        return float(value.removesuffix("%"))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number of percent") from None
+
+
 OPTIONS: Final = (
     click.option(
         "-f",
@@ -88,8 +96,8 @@ OPTIONS: Final = (
     ),
     click.option(
         "--noise-probe",
-        type=float,
-        default=1.0,
+        callback=_percent,
+        default="1",
         show_default=True,
         metavar="PERCENT",
         help="Of the safe requests that the shadow gets twice, to learn what differs by itself.",

@@ -25,6 +25,10 @@ from tapmirror.compare.statistics import Interval, difference_interval, ratio_in
 P99: Final = 0.99
 Intervals: TypeAlias = Callable[[float], Interval]
 """The interval, if there were so many times as many observations."""
+AGAIN: Final = 2.0
+"""Of those seen so far, how many requests it takes at least until what differs does so for certain: pairs of one version
+are a share of them.
+"""
 FARTHEST: Final = 1000.0
 """How many times the requests seen so far a forecast looks ahead."""
 
@@ -148,7 +152,7 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
 
         def rate(times: float) -> Interval:
             count = round(compared * times)
-            certain = counts.differing if counts.certain is None else counts.certain
+            certain = counts.differing if counts.certain is None or times > 1 else counts.certain
             possible = counts.differing if counts.possible is None else counts.possible
             low = share_interval(round(certain * times), count, alpha / 2)[0]
             return low, share_interval(round(possible * times), count, alpha)[1]
@@ -160,20 +164,29 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
             rate,
             compared,
             counts.pairs,
+            AGAIN if counts.certain is not None and counts.certain < counts.differing else 1.0,
         )
 
 
 def _check(
-    name: str, estimate: float, limit: float, interval: Intervals, count: int, requests: int | None = None
+    name: str,
+    estimate: float,
+    limit: float,
+    interval: Intervals,
+    count: int,
+    requests: int | None = None,
+    least: float = 1.0,
 ) -> Check:
-    """`count` are the observations behind it, `requests` how many requests they took."""
+    """`count` are the observations behind it, `requests` how many requests they took.  A forecast says at least `least`
+    times as many.
+    """
     low, high = interval(1.0)
     outcome = _outcome(low, high, limit)
     more = None
     if outcome is Outcome.UNDECIDED:
         total = max(1, count) if requests is None else max(1, requests)
         times = _needed(interval, limit) if count else None
-        more = None if times is None else _rounded((times - 1) * total)
+        more = None if times is None else _rounded((max(times, least) - 1) * total)
     return Check(name, outcome, estimate, low, high, limit, more)
 
 

@@ -115,9 +115,9 @@ class Compare(Checked, frozen=True, kw_only=True):
         for i, template in enumerate(self.endpoints):
             if not _TEMPLATE.fullmatch(template):
                 yield f"endpoints[{i}]", f"{shown(template)} is not a path, or a method and a path"
-        for name, most in (("noise_probe", 100), ("noise_relative", 100), ("noise_absolute", 100)):
-            if not 0 <= getattr(self, name) <= most:
-                yield name, f"{getattr(self, name)} is not between 0 and {most}"
+        for name in sorted(PERCENT):
+            if not 0 <= getattr(self, name) <= 100:
+                yield name, f"{getattr(self, name)} is not between 0 and 100"
         for name in ("float_tolerance", "time_tolerance"):
             if not 0 <= getattr(self, name) < math.inf:
                 yield name, f"{getattr(self, name)} is not a number from 0 on"
@@ -129,6 +129,8 @@ class Compare(Checked, frozen=True, kw_only=True):
                 yield name, f"{getattr(self, name)} is not between {low} and {high}"
 
 
+PERCENT: Final = frozenset({"noise_probe", "noise_relative", "noise_absolute"})
+"""Fields that are shares of 100."""
 _RANGES: Final = (
     ("samples", 0, 100),
     ("body_bytes", 0, 16 << 20),

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.clients import captured_clients
+from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.costs import POLICY_US as COST
 from tapmirror.spec.costs import REQUEST_US
 from tapmirror.spec.match import Match, Text
@@ -160,7 +162,24 @@ def _shadow(shadow: Shadow, tap: TapSpec) -> Iterable[str]:
     changes = list(_rewrites(shadow.rewrite))
     if changes:
         yield f"rewritten: {', '.join(changes)}"
-    yield "its answers are read, counted and thrown away"
+    yield from _compared(tap.compare)
+
+
+def _compared(compare: Compare) -> Iterable[str]:
+    what = _COMPARED.get(compare.level)
+    if what is None:
+        yield "its answers are read, counted and thrown away"
+        return
+    yield f"its answers are compared with production's ({what}) and thrown away"
+    if compare.noise_probe and compare.level is not Level.STATUS:
+        yield f"gets {compare.noise_probe:g} % of the GET, HEAD and OPTIONS twice, to learn what differs by itself"
+
+
+_COMPARED: Final = {
+    Level.STATUS: "status and times",
+    Level.HEADERS: "status, times and header fields",
+    Level.BODY: "status, times, header fields and bodies",
+}
 
 
 def _rewrites(rewrite: Rewrite) -> Iterable[str]:

@@ -8,17 +8,20 @@ them there is this sugar, which `sugar` puts into the long form before anything 
 * a shadow as `HOST:PORT` (also as `to:` within a structure);
 * a condition on a text as the text itself (`exact`); a single `match` structure instead of a list;
 * `mirror: none`, `mirror: all`, `mirror: NAME`, `mirror: [NAME, …]`;
-* `hook: package.module:function`.
+* `hook: package.module:function`;
+* `compare: LEVEL`; for YAML 1.1 `off` is false.  What is in percent there may say so (`noise_probe: 1%`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import types
 from typing import Any, Final
 
 from msgspec import inspect
 
+from tapmirror.spec.compare import PERCENT, Compare
 from tapmirror.spec.document import Document, FileError, Path, Problem, dotted, load
 from tapmirror.spec.errors import SpecError, shown
 from tapmirror.spec.match import Text
@@ -236,6 +239,8 @@ def sugar(data: Any, cls: type) -> tuple[Any, dict[str, Path]]:
         return {"exact": data}, {}
     if cls is Hook and isinstance(data, str):
         return {"call": data}, {"call": ()}
+    if cls is Compare:
+        return _compare(data)
     if cls.__name__ == "Mirror" and isinstance(data, str):
         return {"shadow": data}, {"shadow": ()}
     if cls is Shadow and isinstance(data, str):
@@ -260,6 +265,22 @@ def sugar(data: Any, cls: type) -> tuple[Any, dict[str, Path]]:
         word = data["mirror"]
         data["mirror"] = [] if word == "none" else None if word == "all" else _One([word])
     return data, places
+
+
+def _compare(data: Any) -> tuple[Any, dict[str, Path]]:
+    if isinstance(data, str | bool):
+        return {"level": data or "off"}, {"level": ()}
+    if not isinstance(data, dict):
+        return data, {}
+    data = dict(data)
+    if data.get("level") is False:
+        data["level"] = "off"
+    for name in PERCENT & data.keys():
+        text = data[name]
+        if isinstance(text, str) and text.endswith("%"):
+            with contextlib.suppress(ValueError):
+                data[name] = float(text[:-1])
+    return data, {}
 
 
 def _place(path: Path, data: list[Any], index: int) -> Path:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect as types
 
+from tapmirror.spec.compare import PERCENT, Compare, Level
 from tapmirror.spec.match import Match, Text
 from tapmirror.spec.reading import SINGULAR
 from tapmirror.spec.shadow import Shadow
@@ -112,6 +113,13 @@ def _sweeten(components: dict[str, Any]) -> None:
     shadow["properties"]["to"] = {"type": "string", "description": "`HOST:PORT`, for `host` and `port`."}
     del shadow["required"]
     shadow["oneOf"] = [{"required": ["to"]}, {"required": ["host", "port"]}]
+    levels = [*(level.value for level in Level), False]  # what YAML makes of off
+    compare = components[Compare.__name__]
+    compare["properties"]["level"] = {**compare["properties"]["level"], "enum": levels}
+    compare["properties"]["level"].pop("$ref", None)
+    for name in PERCENT:
+        compare["properties"][name]["type"] = ["number", "string"]
+    components[Compare.__name__] = {"anyOf": [{"enum": levels}, compare]}
     for cls in (Shadow, Text, Hook, Mirror):
         components[cls.__name__] = {"anyOf": [{"type": "string"}, components[cls.__name__]]}
     for owner in (shadow, components[Rule.__name__]):

@@ -279,6 +279,11 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
         if sum(shadow.copies for shadow in self.shadows) > MAX_COPIES:
             yield "shadows", f"more than {MAX_COPIES} copies in all"
         if self.compare.level is not Level.OFF:
+            if self.protocol is Protocol.RAW:
+                yield (
+                    "compare",
+                    "pairs answers with requests, which raw bytes have none of: protocol must be http or auto",
+                )
             for i, shadow in enumerate(self.shadows):
                 if shadow.pooled:
                     yield f"shadows[{i}].pooled", "compare pairs answers by connection: not on pooled ones"
