@@ -152,8 +152,8 @@ def _where(found: Figures) -> str:
             return ""
         share, name, field = max(early, key=lambda each: each[0])
         return f"; {EARLY}: {field.path or field.kind} at {name} ({percent(share)})"
-    field = next((each for each in worst.fields if each.nature is Nature.DIFFERENT), None)
-    what = f", {field.path or field.kind}" if field is not None else ""
+    paths = [each.path or each.kind for each in worst.fields if each.nature is Nature.DIFFERENT]
+    what = f", {paths[0]}" if paths else ""
     return f"; most differ at {worst.name} ({percent(worst.diff_rate.value)}{what})"
 
 

@@ -26,9 +26,8 @@ P99: Final = 0.99
 Intervals: TypeAlias = Callable[[float], Interval]
 """The interval, if there were so many times as many observations."""
 AGAIN: Final = 2.0
-"""Of those seen so far, how many requests it takes at least until what differs does so for certain: pairs of one version
-are a share of them.
-"""
+"""How many times the requests seen so far it takes at least until what differs does so for certain: pairs of one
+version are a share of them."""
 FARTHEST: Final = 1000.0
 """How many times the requests seen so far a forecast looks ahead."""
 
