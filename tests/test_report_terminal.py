@@ -14,6 +14,16 @@ def test_what_matters_is_there() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_on_a_usual_terminal_no_name_and_no_number_is_cut() -> None:
+    text = terminal(shop("broken", 3000), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "GET /products/{id}  body.price.amount: another value in" in text
+    assert "GET /users/{id}/orders" in text
+    for word in ("errors", "p99", "differ", "FAIL"):
+        assert word in text
+
+
 def test_colour_only_if_asked_for() -> None:
     assert "\x1b[" in terminal(empty(), colour=True)
 

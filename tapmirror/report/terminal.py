@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Final
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
@@ -22,6 +23,7 @@ from tapmirror.report.words import (
     clean,
     compared,
     limits_of,
+    milliseconds,
     nature,
     noise,
     open_fields,
@@ -32,6 +34,8 @@ from tapmirror.report.words import (
 
 COLOURS: Final = {Outcome.PASS: "bold green", Outcome.FAIL: "bold red", Outcome.UNDECIDED: "bold yellow"}
 ENDPOINTS: Final = 20
+WIDE: Final = 110
+"""Columns from which on both sides have columns of their own."""
 
 
 def terminal(figures: Figures, width: int = 120, colour: bool = False) -> str:
@@ -40,13 +44,13 @@ def terminal(figures: Figures, width: int = 120, colour: bool = False) -> str:
     console = Console(
         file=out, width=width, force_terminal=colour, color_system="256" if colour else None, legacy_windows=False
     )
-    for part in parts(figures):
+    for part in parts(figures, width):
         console.print(part)
     return out.getvalue()
 
 
-def parts(figures: Figures) -> Iterator[RenderableType]:
-    """What is shown, one after the other."""
+def parts(figures: Figures, width: int = WIDE) -> Iterator[RenderableType]:
+    """What is shown, one after the other, on so many columns."""
     verdict = figures.verdict
     yield Text(f"{figures.tap}: {clean(figures.shadow)} against production", "bold")
     yield Text.assemble((OUTCOMES[verdict.outcome], COLOURS[verdict.outcome]), "  ", clean(verdict.reason))
@@ -56,10 +60,14 @@ def parts(figures: Figures) -> Iterator[RenderableType]:
         for check in verdict.checks:
             table.add_row(check.name, *limits_of(check), Text(check.outcome.value, COLOURS[check.outcome]))
         yield table
-    yield _endpoints(figures)
-    fields = _fields(figures)
-    if fields is not None:
-        yield fields
+    if width >= WIDE:
+        yield _endpoints(figures)
+        fields = _fields(figures)
+        if fields is not None:
+            yield fields
+    else:
+        yield _narrow_endpoints(figures)
+        yield from _narrow_fields(figures)
     paths = noise(figures)
     if paths:
         yield Text(f"taken for noise: {', '.join(map(clean, paths[:20]))}", "dim")
@@ -76,6 +84,44 @@ def _endpoints(figures: Figures) -> Table:
     if len(figures.endpoints) > ENDPOINTS:
         table.add_row(f"{len(figures.endpoints) - ENDPOINTS} more", *[""] * 9)
     return table
+
+
+def _narrow_endpoints(figures: Figures) -> Table:
+    """Of both sides what is said in one column, and no median."""
+    table = Table(
+        Column("endpoint", overflow="fold", ratio=1),
+        *map(_right, ("requests", "errors", "p99", "", "differ")),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        expand=True,
+    )
+    for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
+        name, requests, _, _, _, _, _, _, ratio, differ = _cells(endpoint)
+        one, other = endpoint.production, endpoint.shadow
+        errors = f"{percent(one.error_rate).removesuffix(' %')} → {percent(other.error_rate)}"
+        mine, its = milliseconds(one.last["p99"]), milliseconds(other.last["p99"])
+        if mine[-3:] == its[-3:]:
+            mine = mine.rpartition(" ")[0]
+        worse = (endpoint.error_diff.low or 0) > 0
+        table.add_row(name, requests, Text(errors, "red" if worse else ""), f"{mine} → {its}", ratio, differ)
+    if len(figures.endpoints) > ENDPOINTS:
+        table.add_row(f"{len(figures.endpoints) - ENDPOINTS} more", *[""] * 5)
+    return table
+
+
+def _narrow_fields(figures: Figures) -> Iterator[RenderableType]:
+    for endpoint in figures.endpoints[:ENDPOINTS]:
+        for field in open_fields(endpoint):
+            kind = KINDS.get(field.kind, field.kind)
+            early = f" ({EARLY})" if field.nature is Nature.WAITING else ""
+            said = (
+                f"{clean(endpoint.name)}  {clean(field.path)}: {kind} in {percent(field.raw)}, {nature(field)}{early}"
+            )
+            yield Text(said)
+            for sample in field.samples[:1]:
+                yield Text(f"    production  {clean(sample.one)[:200]}", "dim")
+                yield Text(f"    shadow      {clean(sample.other)[:200]}", "dim")
+    yield Text("")
 
 
 def _cells(endpoint: EndpointFigures) -> Iterator[RenderableType]:
