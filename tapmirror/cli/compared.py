@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -208,10 +209,9 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
       tapmirror report ledger.json --format markdown
     """  # noqa: D301 -- click wants the control character
     found = source_figures(source, limits_of(options), socket)
+    width = shutil.get_terminal_size((120, 40)).columns
     for each in found:
-        click.echo(
-            terminal(each, shutil.get_terminal_size((120, 40)).columns) if form == "terminal" else FORMS[form](each)
-        )
+        click.echo(terminal(each, width, sys.stdout.isatty()) if form == "terminal" else FORMS[form](each))
 
 
 @click.command(short_help="Judge a shadow by what it answers.")
