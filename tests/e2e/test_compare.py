@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from lab import Lab, load
 from lab.shop import REVIEWS_V2, Shop, SlowShop
 from tapmirror.cli.compared import all_figures
 from tapmirror.compare import Figures, Limits, Nature, Outcome
+from tapmirror.comparing import PROBE_DELAY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -80,6 +82,24 @@ def test_a_slower_tail_is_measured(lab: Lab) -> None:
     (endpoint,) = figures.endpoints
     ratio = endpoint.shadow.last["p99"] / endpoint.production.last["p99"]
     assert ratio == pytest.approx(1.2, rel=0.05)
+
+
+def test_second_copies_for_connections_that_have_ended_are_paired_right(lab: Lab) -> None:
+    """Each comes 1.5 s after the first, and its connection lives shorter here."""
+    options: dict[str, Any] = {"protocol": "http", "compare": "body", "noise_probe": 50}
+    with Shop(lab.node), Shop(lab.shadow), Mirror(lab.node, shadow=f"{lab.shadow.addr4}:80", **options) as tap:
+        load(lab.client, lab.node.addr4, requests=2_000, rate=1_000, paths=PATHS, per_connection=20, depth=4)
+        time.sleep(PROBE_DELAY + 1)  # until they are sent; none of them would prove nothing
+        (state,) = tap.final()["comparison"][0]["shadows"].values()
+    endpoints = state["endpoints"]
+    assert all(endpoint["probed"] > 50 for endpoint in endpoints.values())
+    assert {name: sorted(endpoint["fields"]) for name, endpoint in endpoints.items()} == {
+        "GET /users/{id}": ["value body.at", "value body.took", "value body.trace"],
+        "GET /orders/{id}": ["order body.colours", "value body.trace"],
+        "GET /page/{id}": [
+            name for name in endpoints["GET /page/{id}"]["fields"] if name.startswith("value body.lines[")
+        ],
+    }
 
 
 def test_several_workers_and_connections_that_end(lab: Lab) -> None:
