@@ -386,6 +386,13 @@ static inline int answer(struct __sk_buff *skb, struct tap_config *c, const stru
 	return ok;
 }
 
+/* Whether production's payload on flows of this hash is copied. */
+static inline int wants_answers(const struct tap_wants *w, u32 hash, u32 shard)
+{
+	const struct tap_window *of = &w->window[shard & (TAP_MAX_WORKERS - 1)];
+	return (w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) || ((hash - of->first) & 0xffff) < of->count;
+}
+
 static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
 			      const struct seen *p)
 {
@@ -407,7 +414,7 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	if (c->answer_bytes && p->length && !p->fragment) {
 		struct tap_wants *w = wants.lookup(&zero);
 		/* Without its payload it still tells what was acknowledged, and that the connection ends. */
-		if (w && w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS && answer(skb, c, key, p, hash)) {
+		if (w && wants_answers(w, hash, shard) && answer(skb, c, key, p, hash)) {
 			if (w->bucket[hash & 0xffff] & TAP_WANT_ONE)
 				w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
 			return 0;

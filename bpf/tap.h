@@ -78,7 +78,7 @@ struct tap_config {
 	__u32 dscp; /* of packets that no tap may capture */
 	__u32 link_count;
 	__u32 client_count; /* 0: any client */
-	__u32 answer_bytes; /* copied of each of production's segments, of flows with TAP_WANT_ANSWERS; 0: no answers */
+	__u32 answer_bytes; /* copied of each of production's segments, of flows whose answers are wanted; 0: none */
 	__u32 zero;	    /* is 0, which the verifier does not know */
 	__u32 pad;
 	__u8 addrs[TAP_MAX_ADDRS][16];
@@ -118,14 +118,23 @@ struct tap_counter {
 
 /*
  * Which acknowledgements of production become records, by the low 16 bits of the flow's hash: none, the next
- * packet only, or all until user space clears the bit.  And whether production's payload does too.
+ * packet only, or all until user space clears the bit.  Production's payload does too in the buckets with
+ * TAP_WANT_ANSWERS and in the window of the flow's worker: so many buckets, from the first on and around.
  */
 #define TAP_WANT_ONE 1
 #define TAP_WANT_ALL 2
 #define TAP_WANT_ANSWERS 4
 
+#define TAP_MAX_WORKERS 64
+
+struct tap_window {
+	__u32 first;
+	__u32 count;
+};
+
 struct tap_wants {
 	__u8 bucket[65536];
+	struct tap_window window[TAP_MAX_WORKERS];
 };
 
 /* Of a handshake that production answered: first sequence number of each side. */

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from typing import Final
 
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, SYN, URG, FlowKey, Segment
-from tapmirror.packet import Header, flow_hash, flow_key
+from tapmirror.packet import BUCKETS, Header, flow_hash, flow_key
 
 HANDSHAKES: Final = 32_768
 """As in bpf/tap.c."""
@@ -67,7 +67,8 @@ class Admission:
         self._either_way = either_way
         self._egress_all = egress_all
         self._answer_bytes = answer_bytes
-        self._wants = bytearray(bytes([WANT_ONE | (WANT_ANSWERS if answer_bytes else 0)]) * 0x10000)
+        self._wants = bytearray(bytes([WANT_ONE]) * BUCKETS)
+        self._window = (0, BUCKETS)
         self._handshakes: OrderedDict[FlowKey, tuple[int, int]] = OrderedDict()
         self.totals: dict[str, tuple[int, int]] = {}
 
@@ -84,10 +85,14 @@ class Admission:
         bucket = flow_hash(key, self._seed) & 0xFFFF
         self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | (WANT_ALL if wanted else 0)
 
-    def want_answers(self, buckets: bytes) -> None:
-        """Report production's payload of flows in the buckets whose byte is not 0, and of no others."""
-        for bucket, wanted in enumerate(buckets):
-            self._wants[bucket] = self._wants[bucket] & ~WANT_ANSWERS | (WANT_ANSWERS if wanted else 0)
+    def want_answers(self, first: int, count: int) -> None:
+        """Report production's payload of flows in so many buckets from `first` on and around."""
+        self._window = (first, count)
+
+    def keep_answers(self, key: FlowKey, wanted: bool) -> None:
+        """The same of the flow's bucket, wherever these are."""
+        bucket = flow_hash(key, self._seed) & 0xFFFF
+        self._wants[bucket] = self._wants[bucket] & ~WANT_ANSWERS | (WANT_ANSWERS if wanted else 0)
 
     def count(self, name: str, size: int = 0) -> None:
         """Add one record of `size` bytes to a counter."""
@@ -135,7 +140,7 @@ class Admission:
                 self.count("syn_ack")
             return []
         bucket = hashed & 0xFFFF
-        if self._answer_bytes and header.length and not header.fragment and self._wants[bucket] & WANT_ANSWERS:
+        if self._answer_bytes and header.length and not header.fragment and self._wants_answers(bucket):
             self._wants[bucket] &= ~WANT_ONE
             self.count("answers", header.length)
             payload = header.payload[: min(self._answer_bytes, CHUNK)]
@@ -147,6 +152,10 @@ class Admission:
             self._wants[bucket] &= ~WANT_ONE
         self.count("egress", header.length)
         return [(key, flags | FROM_SERVER, header.seq, header.ack, header.length, b"", time_ns)]
+
+    def _wants_answers(self, bucket: int) -> bool:
+        first, count = self._window
+        return bool(self._wants[bucket] & WANT_ANSWERS) or (bucket - first) & 0xFFFF < count
 
     def _from_client(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
         size, flags = header.length, header.flags

@@ -17,6 +17,7 @@ from typing import Any, Final
 from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
 from tapmirror.compare import Comparison, Conversation
 from tapmirror.compare.comparison import SAFE
+from tapmirror.compare.thinning import Rotation
 from tapmirror.events import (
     ACCEPTED,
     END,
@@ -29,6 +30,7 @@ from tapmirror.events import (
     Cut,
     End,
     Finish,
+    FlowKey,
     Gap,
     Message,
     Open,
@@ -38,11 +40,16 @@ from tapmirror.events import (
 )
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.flows import Flow
+from tapmirror.framing.answers import NOTHING
 from tapmirror.ledger import Ledger
+from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.pipeline import Framer, Pipeline
 from tapmirror.policy import Policy
 from tapmirror.spec import Level, Protocol, TapSpec
+from tapmirror.tcp import ANY
 
+NEVER: Final = 1 << 63
+"""Nanoseconds of CLOCK_MONOTONIC."""
 TICK: Final = 1.0
 """Seconds between two looks at requests that wait for an answer."""
 STATUS_BYTES: Final = 512
@@ -82,12 +89,20 @@ def answer_bytes(spec: TapSpec) -> int:
 class Talk:
     """A connection whose answers are compared."""
 
-    __slots__ = ("conversation", "number", "over", "probes")
+    __slots__ = ("ack", "bucket", "conversation", "current", "flow", "follows", "number", "over", "probes")
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, flow: Flow, bucket: int, conversation: Conversation) -> None:
+        self.flow = flow
+        self.bucket = bucket
+        self.ack = ANY
+        """What of production the client had when it asked last."""
         self.conversation = conversation
+        self.follows = False
+        """All that production sends is fed."""
         self.number = 0
-        """Of its last request."""
+        """Of its last request that is compared."""
+        self.current = 0
+        """Of its last request; 0: that is not compared."""
         self.probes: set[int] = set()
         """Shadows that have a second connection, for requests that they get twice."""
         self.over = False
@@ -98,24 +113,35 @@ class ComparingPipeline(Pipeline):
     """As `Pipeline`, for a tap whose answers are compared.
 
     Second copies of requests are for targets behind those of the shadows, in the same order.
+
+    Beyond `Compare.max_exchanges` connections take turns (`Rotation`).  The source is to be told whose answers are
+    captured: after each batch do what `answer_requests` says of single flows, then set `window`, if it is not None,
+    and call `opened`.
     """
 
     __slots__ = (
+        "_active",
         "_brief",
         "_brief_due",
         "_checks",
         "_comparison",
         "_counts",
         "_ends",
+        "_late",
         "_next_tick",
         "_now",
         "_probed",
         "_probes",
+        "_rotation",
+        "_seed",
+        "_since_ns",
         "_table",
         "_talks",
         "_targets",
         "_time_ns",
         "_undecided",
+        "answer_requests",
+        "window",
     )
 
     def __init__(self, spec: TapSpec, ledger: Ledger, policy: Policy | None, comparison: Comparison) -> None:
@@ -139,6 +165,21 @@ class ComparingPipeline(Pipeline):
         self._probed: set[tuple[int, int]] = set()
         """Flow and number of requests that the shadows are to get twice and have not got yet."""
         self._talks: dict[int, Talk] = {}
+        self._seed = spec.seed
+        self._rotation = Rotation(spec.compare.max_exchanges)
+        self._since_ns = 0
+        """What production sent since then is captured, of those whose turn it is."""
+        self._active: dict[int, Talk] = {}
+        """By flow, those that asked in this turn."""
+        self._late: dict[int, Talk] = {}
+        """Those whose turn is over and that wait for answers of production."""
+        self.answer_requests: list[tuple[FlowKey, bool]] = []
+        self.window: tuple[int, int] | None = None
+
+    def opened(self, time_ns: int) -> None:
+        """The source has had the window, which is taken back, since that time."""
+        self.window = None
+        self._since_ns = time_ns
 
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
         """Take one captured segment of either side."""
@@ -163,6 +204,9 @@ class ComparingPipeline(Pipeline):
             self._step(event, commands)
         if now >= self._next_tick:
             self._next_tick = now + TICK
+            if now >= self._rotation.due:
+                self._turn()
+            self._let_rest()
             self._comparison.tick(now, self._time_ns)
             for flow, talk in [each for each in self._talks.items() if each[1].over]:
                 self._let_go(flow, talk)
@@ -226,6 +270,9 @@ class ComparingPipeline(Pipeline):
         talk = self._talks.get(flow.id)
         if talk is None:
             return
+        if not talk.follows:
+            flow.heard = None
+            return
         conversation, time_ns = talk.conversation, self._time_ns
         if isinstance(chunk, Cut):
             conversation.production(chunk.data, time_ns)
@@ -241,7 +288,11 @@ class ComparingPipeline(Pipeline):
 
     def _frame(self, flow: Flow, http: bool, commands: list[Command]) -> Framer:
         if http:
-            self._talks[flow.id] = Talk(self._comparison.opened(flow.id, flow.midstream))
+            if flow.hash is None:
+                flow.hash = flow_hash(flow.key, self._seed)
+            conversation = self._comparison.opened(flow.id, flow.midstream)
+            talk = self._talks[flow.id] = Talk(flow, flow.hash % BUCKETS, conversation)
+            talk.follows = self._time_ns >= self._since_ns and self._rotation.takes(talk.bucket)
         return super()._frame(flow, http, commands)
 
     def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
@@ -255,20 +306,71 @@ class ComparingPipeline(Pipeline):
                 number, flags = 0, message.flags
                 if flags & START:
                     self._ledger.requests.seen += 1
-                    number = self._request(flow, talk, message)
-                elif len(message.data):
-                    conversation.request_body(talk.number, message.data)
+                    if self._rotation.seen(self._now):
+                        self._turn()
+                    if self._compares(flow, talk, flags):
+                        number = talk.current = self._request(flow, talk, message)
+                    else:
+                        talk.current = 0
+                        self._comparison.rested += 1
+                elif talk.current and len(message.data):
+                    conversation.request_body(talk.current, message.data)
                 commands.append(Send(flow.id, message.data, message.size, flags, 0, number))
-                if flags & END:
-                    conversation.request_ended(talk.number, self._time_ns)
+                if flags & END and talk.current:
+                    conversation.request_ended(talk.current, self._time_ns)
                 continue
             self._ledger.bytes.dropped[message.reason] += message.size
             if message.broken:
-                conversation.request_broken(talk.number)
+                conversation.request_broken(talk.current)
                 if flow.opened:
                     commands.append(Abort(flow.id, message.reason, False))
             else:
                 conversation.requests_lost()
+
+    def _compares(self, flow: Flow, talk: Talk, flags: int) -> bool:
+        """Whether a request that begins, with these flags, is compared."""
+        if flow.ack == talk.ack >= 0:
+            talk.conversation.pipelined()
+        talk.ack = flow.ack
+        if self._rotation.takes(talk.bucket):
+            if not talk.follows:
+                if self._time_ns < self._since_ns:
+                    return False
+                talk.follows = True
+                talk.conversation.join()
+                flow.heard = flow.ack if flow.ack >= 0 else None
+            self._active[flow.id] = talk
+            return True
+        if talk.follows:
+            if talk.conversation.rest():
+                talk.follows = False
+                flow.heard = None
+            else:
+                talk.conversation.request(None, flags, NOTHING, self._now)
+        return False
+
+    def _turn(self) -> None:
+        """Others are compared from now on, once the source knows; who still waits for answers gets them."""
+        if not self._rotation.turn(self._now):
+            return
+        self._since_ns = NEVER
+        self.window = self._rotation.first, self._rotation.count
+        active, self._active = self._active, {}
+        for flow, talk in active.items():
+            if not talk.over and talk.conversation.awaits:
+                if self._rotation.takes(talk.bucket):
+                    self._active[flow] = talk
+                elif flow not in self._late:
+                    self._late[flow] = talk
+                    self.answer_requests.append((talk.flow.key, True))
+        self._let_rest()
+
+    def _let_rest(self) -> None:
+        """Whose turn is over and who has had all answers."""
+        for flow, talk in list(self._late.items()):
+            if talk.over or not talk.conversation.awaits:
+                del self._late[flow]
+                self.answer_requests.append((talk.flow.key, False))
 
     def _request(self, flow: Flow, talk: Talk, part: Part) -> int:
         """A request begins; which of its connection it is."""
@@ -315,11 +417,11 @@ class ComparingPipeline(Pipeline):
         routed = self._policy.route(commands, self._now)
         if self._undecided:
             for command in routed:
-                if type(command) is Send and command.flags & START and (talk := self._talks.get(command.flow)):
+                if type(command) is Send and command.number and (talk := self._talks.get(command.flow)):
                     talk.conversation.chosen(command.target, command.number, self._kept(command))
             waiting = []
             for flow, talk, number in self._undecided:
-                if self._policy.holds(flow) and number == talk.number:
+                if self._policy.holds(flow) and number == talk.current:
                     waiting.append((flow, talk, number))
                 else:
                     talk.conversation.decided(number)

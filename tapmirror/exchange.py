@@ -48,7 +48,7 @@ class Unpaired(enum.Enum):
     LIMIT = "limit"
     """More requests without an answer on one connection than `Compare.pending`."""
     THINNED = "thinned"
-    """More exchanges a second than `Compare.max_exchanges`."""
+    """More requests a second than `Compare.max_exchanges`: it was not its connection's turn."""
     SHUTDOWN = "shutdown"
     """Still under way when the tap ended."""
 

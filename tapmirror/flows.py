@@ -52,7 +52,7 @@ from tapmirror.events import (
     Segment,
 )
 from tapmirror.ledger import Ledger
-from tapmirror.packet import flow_hash
+from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.spec import Limits
 from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, Pool, Receiver, distance
 
@@ -70,7 +70,6 @@ SCAN: Final = 512
 REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
 later is that handshake's connection, not a new one on the same tuple."""
-BUCKETS: Final = 0x10000
 ALL: Final = 1 << 32
 """Values of the flow hash."""
 

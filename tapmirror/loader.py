@@ -84,6 +84,10 @@ EXCLUDED_COUNT_AT: Final = 20
 EXCLUDED_AT: Final = 304
 ENDPOINT: Final = struct.Struct("<16s2s6x")
 """`struct tap_endpoint` of bpf/tap.h."""
+BUCKETS: Final = 65_536
+WANT_ONE: Final = 1
+WINDOW: Final = struct.Struct("<II")
+"""`struct tap_window` of bpf/tap.h, of which `struct tap_wants` has `MAX_WORKERS` behind its buckets."""
 
 
 class LoaderError(Exception):
@@ -184,7 +188,7 @@ def load(request: Request) -> Loaded:
 
 
 def configure(loaded: Loaded, request: Request) -> None:
-    """Write the program's configuration, and open all buckets of the `wants` map."""
+    """Write the program's configuration, and open all buckets of the `wants` map, for answers too."""
     flags = (EGRESS_ALL if request.egress_all else 0) | (PROMISC if request.promisc else 0)
     flags |= (MANY if request.many else 0) | (EITHER_WAY if request.either_way else 0)
     ports = bytearray(8192)
@@ -209,7 +213,8 @@ def configure(loaded: Loaded, request: Request) -> None:
         bytes(ports),
     )
     write(loaded.config, 0, value)
-    write(loaded.wants, 0, (b"\x05" if request.answer_bytes else b"\x01") * 65_536)
+    windows = WINDOW.pack(0, BUCKETS if request.answer_bytes else 0) * MAX_WORKERS
+    write(loaded.wants, 0, bytes([WANT_ONE]) * BUCKETS + windows)
 
 
 def write(fd: int, offset: int, content: bytes) -> None:

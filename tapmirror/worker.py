@@ -281,7 +281,19 @@ class Worker:
             for key, wanted in requests:
                 self._source.want_ack(key, wanted)
             requests.clear()
+        if self._comparing is not None:
+            self._ask_for_answers(self._comparing)
         return count
+
+    def _ask_for_answers(self, comparing: ComparingPipeline) -> None:
+        """Have those answers of production captured that are to be compared."""
+        if comparing.answer_requests:
+            for key, wanted in comparing.answer_requests:
+                self._source.keep_answers(key, wanted)
+            comparing.answer_requests.clear()
+        if comparing.window is not None:
+            self._source.want_answers(*comparing.window)
+            comparing.opened(time.monotonic_ns())
 
     def _tick(self, now: float) -> float:
         """Act on time-outs; return when to look again."""

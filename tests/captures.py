@@ -107,10 +107,15 @@ class Both:
         self.ring_source.want_ack(key, wanted)
         self.live_source.want_ack(key, wanted)
 
-    def want_answers(self, buckets: bytes) -> None:
+    def want_answers(self, first: int, count: int) -> None:
         """To both."""
-        self.ring_source.want_answers(buckets)
-        self.live_source.want_answers(buckets)
+        self.ring_source.want_answers(first, count)
+        self.live_source.want_answers(first, count)
+
+    def keep_answers(self, key: bytes, wanted: bool) -> None:
+        """To both."""
+        self.ring_source.keep_answers(key, wanted)
+        self.live_source.keep_answers(key, wanted)
 
     def settle(self) -> None:
         """Read both until nothing comes any more."""

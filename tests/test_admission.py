@@ -144,6 +144,33 @@ def test_sampling_is_the_hash_of_the_flow() -> None:
     assert admission(threshold=hashed + 1, seed=5).admit(packet(data=b"x"), False, 0) != []
 
 
+@pytest.mark.parametrize(
+    ("first", "count"), [(0, 0), (0, 1 << 16), (0, 1), (1, 1 << 15), (0xFFFF, 2), (0x8000, 0x9000)]
+)
+def test_answers_are_of_the_buckets_of_the_window(first: int, count: int) -> None:
+    tap = admission(answer_bytes=3)
+    tap.want_answers(first, count)
+    inside = {(first + i) & 0xFFFF for i in range(count)}
+    taken = 0
+    for vlan in range(50):
+        bucket = flow_hash(flow_key(CLIENT, SERVER, PORTS[CLIENT], PORTS[SERVER], vlan), 0) & 0xFFFF
+        found = [each[5] for each in tap.admit(packet(SERVER, data=b"answer", vlan=vlan), True, 0)]
+        assert (b"ans" in found) == (bucket in inside)
+        taken += b"ans" in found
+    assert tap.totals.get("answers", (0, 0))[0] == taken
+
+
+def test_answers_of_a_flow_that_waits_for_them_are_taken_wherever_the_window_is() -> None:
+    tap = admission(answer_bytes=3)
+    tap.want_answers(0, 0)
+    key = flow_key(CLIENT, SERVER, PORTS[CLIENT], PORTS[SERVER], 0)
+    answer = packet(SERVER, data=b"answer")
+    tap.keep_answers(key, True)
+    assert [each[5] for each in tap.admit(answer, True, 0)] == [b"ans"]
+    tap.keep_answers(key, False)
+    assert not any(each[5] for each in tap.admit(answer, True, 0))
+
+
 def test_acknowledgements_of_production() -> None:
     """One at the start, then while they are wanted; with `egress_all` each."""
     tap, every = admission(), admission(egress_all=True)

@@ -10,7 +10,7 @@ import pytest
 from tapmirror.compare.pairing import PRODUCTION, Conversation
 from tapmirror.events import NO_BODY, TUNNEL
 from tapmirror.exchange import Asked, Exchange, Failure, Unpaired
-from tapmirror.framing.answers import Bounds, Room
+from tapmirror.framing.answers import NOTHING, Bounds, Room
 
 BOUNDS: Final = Bounds(head_bytes=4096, hash_bytes=1 << 20, awaited=64)
 ROOM: Final = 1 << 20
@@ -415,11 +415,57 @@ class World:
         self.waiting = 0  # requests that the client has no answer to
         self.ends: list[int] = []  # how many bytes of production's remain when each of these is answered
         self.open = 0
+        self.turns = False  # connections take turns: sometimes this one is not compared
+        self.ours = self.follows = self.kept = True
+        self.missed = self.came = 0
+        self.rested = 0
+        self.acked = -1
+        self.known = False
+
+    def turn(self) -> None:
+        self.ours = not self.ours
+        self.kept = not self.ours and self.follows and self.talk.conversation.awaits
+
+    def rests(self, flags: int) -> bool:
+        conversation = self.talk.conversation
+        if self.came == self.acked:
+            conversation.pipelined()
+            self.known = True
+        self.acked = self.came
+        if self.ours:
+            if self.follows and self.missed:
+                conversation.production_gap(self.missed, self.talk.tick())
+            elif not self.follows:
+                conversation.join()
+            self.follows, self.missed = True, 0
+            return False
+        if self.follows:
+            if conversation.rest():
+                self.follows, self.missed = False, 0
+            else:
+                conversation.request(None, flags, NOTHING, self.talk.tick() / 1e9)
+        self.rested += 1
+        return True
 
     def ask(self) -> None:
-        rand, talk = self.rand, self.talk
+        rand = self.rand
+        if self.turns and not self.known and self.ends and self.came != self.acked:
+            return  # nobody begins to pipeline amid an answer
         self.end()
-        kind = rand.choice(KINDS)
+        if self.turns and rand.random() < 0.15:
+            self.turn()
+        if self.turns:
+            kind = rand.choice(("length", "head"))
+            if self.rests(NO_BODY if kind == "head" else 0):
+                self.production += written(kind, "rested")
+                self.ends.append(len(self.production))
+                return
+            self.asks(kind)
+            return
+        self.asks(rand.choice(KINDS))
+
+    def asks(self, kind: str) -> None:
+        rand, talk = self.rand, self.talk
         flags = NO_BODY if kind == "head" else 0
         if rand.random() < self.loss / 4:
             talk.conversation.requests_lost()
@@ -448,7 +494,11 @@ class World:
         size = self.rand.choice((1, 20, 60, 200, 1000))
         piece, self.production = self.production[:size], self.production[size:]
         self.ends = [end - len(piece) for end in self.ends if end > len(piece)]
-        if piece:
+        self.came += len(piece)
+        self.kept = self.kept and self.talk.conversation.awaits
+        if piece and not (self.ours or self.kept):
+            self.missed += len(piece)
+        elif piece and self.follows:
             if self.rand.random() < self.loss:
                 self.talk.conversation.production_gap(len(piece), self.talk.tick())
             else:
@@ -489,6 +539,20 @@ def test_never_a_wrong_pair(first: int) -> None:
         check(world)
 
 
+@pytest.mark.parametrize("first", range(0, 4000, 1000))
+def test_never_a_wrong_pair_where_connections_take_turns(first: int) -> None:
+    pairs = rested = 0
+    for seed in range(first, first + 1000):
+        world = World(seed)
+        world.turns = True
+        world.loss = 0.0
+        world.run()
+        check(world)
+        pairs += len(world.talk.out.pairs)
+        rested += world.rested
+    assert pairs > 3000 and rested > 3000
+
+
 def check(world: World) -> None:
     out, number = world.talk.out, world.talk.number
     for pair in out.pairs:
@@ -499,7 +563,7 @@ def check(world: World) -> None:
     whole = [reason for shadow, reason in out.lost if shadow == PRODUCTION]
     assert len(out.pairs) + len(whole) == number
     assert world.talk.room.free == ROOM
-    if not world.loss and not world.talk.conversation._pipelined:
+    if not world.loss and not world.turns and not world.talk.conversation._pipelined:
         assert len(out.pairs) >= number - 1
 
 

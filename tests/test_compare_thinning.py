@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import pytest
 
-from tapmirror.compare.thinning import Draw, Rate
+from tapmirror.compare.thinning import TURN, Draw, Rate, Rotation
+from tapmirror.packet import BUCKETS
 
 
 def test_a_rate_lets_through_the_first_of_each_second() -> None:
@@ -58,3 +62,49 @@ def test_less_than_one_a_second() -> None:
     draw = Draw(0.5)
     for second in range(100):
         assert len(drawn(draw, second, 50)) <= 1
+
+
+def turns(rotation: Rotation, rate: int, seconds: float, start: float = 1.0) -> list[set[int]]:
+    """The buckets of each turn while so many requests come a second."""
+    found = []
+    now = start
+    for _ in range(round(rate * seconds)):
+        now += 1 / rate
+        if rotation.seen(now) and rotation.turn(now):
+            found.append({(rotation.first + i) % BUCKETS for i in range(rotation.count)})
+    return found
+
+
+def test_where_there_are_few_requests_all_connections_are_compared() -> None:
+    rotation = Rotation(1000)
+    assert turns(rotation, 900, 3.0) == []
+    assert all(rotation.takes(bucket) for bucket in (0, 1, 0x8000, 0xFFFF))
+
+
+@pytest.mark.parametrize("rate", [1500, 4000, 50_000])
+def test_each_bucket_has_its_part_of_the_time(rate: int) -> None:
+    rotation = Rotation(1000)
+    found = turns(rotation, rate, 20.0)[10:]
+    assert len(found) == pytest.approx(20.0 / TURN, abs=30)
+    for before, after in itertools.pairwise(found):
+        assert len(after) == pytest.approx(BUCKETS * 1000 / rate, rel=0.15)
+        if rate > 2500:
+            assert not before & after
+    count = Counter(bucket for each in found for bucket in each)
+    assert set(count) == set(range(BUCKETS))
+    assert max(count.values()) - min(count.values()) <= 2
+    assert all(rotation.takes(bucket) == (bucket in found[-1]) for bucket in range(0, BUCKETS, 97))
+
+
+def test_when_there_are_few_again_all_are_compared_after_a_while() -> None:
+    rotation = Rotation(1000)
+    turns(rotation, 10_000, 2.0)
+    assert rotation.count < BUCKETS
+    turns(rotation, 100, 5.0, start=3.0)
+    assert rotation.count == BUCKETS
+
+
+def test_a_budget_far_below_the_rate_leaves_one_bucket() -> None:
+    rotation = Rotation(0.01)
+    turns(rotation, 10_000, 1.0)
+    assert rotation.count == 1

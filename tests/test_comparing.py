@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head, answer_by
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, NO_BODY, START, Finish, Open, Send
 from tapmirror.exchange import PROBE
 from tapmirror.ledger import Ledger
+from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.policy import Policy, is_needed
 from tapmirror.policy.request import Request
 from tapmirror.policy.samples import USUAL, SampleRedactor
@@ -38,13 +40,14 @@ class Tap:
         probe: float = 0.0,
         redact: Redact | None = None,
         rewrite: Rewrite = Rewrite(),  # noqa: B008
+        most: float = 1e9,
         **more: Any,
     ) -> None:
         self.spec = TapSpec(
             iface="lo",
             ports=(80,),
             shadows=tuple(Shadow(host="s", port=1 + i, name=f"s{i}", rewrite=rewrite) for i in range(shadows)),
-            compare=Compare(level=level, noise_probe=probe),
+            compare=Compare(level=level, noise_probe=probe, max_exchanges=most),
             **more,
         )
         names = [(f"s{i}", f"http://s{i}") for i in range(shadows)]
@@ -56,6 +59,9 @@ class Tap:
         self.pipeline = ComparingPipeline(self.spec, Ledger(), policy, self.comparison)
         self.now = 1.0
         self.sent: list[tuple[int, bytes]] = []
+        self.rested = 0
+        self.wanted = (0, BUCKETS)
+        self.kept: set[bytes] = set()
         self.opened: list[int] = []
         self.finished: list[int] = []
         self.flows: dict[int, int] = {}
@@ -79,11 +85,28 @@ class Tap:
             elif isinstance(command, Send) and command.flags & START:
                 talk = self.pipeline.conversation(command.flow)
                 assert talk is not None
+                if not command.number:
+                    self.rested += 1
+                    continue
                 self.sent.append((command.target, bytes(command.data).split(b" ")[1]))
                 self.flows[command.target] = command.flow
                 target = command.target if command.target < len(self.spec.shadows) else PROBE
                 talk.asked(target, command.number, command.flags)
                 talk.sent(target, command.number, int(self.now * 1e9), 0)
+
+    def batch(self) -> None:
+        """What a worker does after a batch."""
+        for flow, wanted in self.pipeline.answer_requests:
+            (self.kept.add if wanted else self.kept.discard)(flow)
+        self.pipeline.answer_requests.clear()
+        if self.pipeline.window is not None:
+            self.wanted = self.pipeline.window
+            self.pipeline.opened(int(self.now * 1e9))
+
+    def captures(self, port: int) -> bool:
+        """Whether what production answers on this connection is captured."""
+        first, count = self.wanted
+        return key(port) in self.kept or (flow_hash(key(port), 0) - first) % BUCKETS < count
 
     def accept(self, port: int = 1) -> None:
         self.put(port, ACCEPTED)
@@ -100,6 +123,11 @@ class Tap:
         talk = self.pipeline.conversation(self.flows[target])
         assert talk is not None
         talk.answer(target if target < len(self.spec.shadows) else PROBE, data, int(self.now * 1e9))
+
+    def flow_of(self, port: int) -> int:
+        flow = self.pipeline.flows.get(key(port))
+        assert flow is not None
+        return flow.id
 
     def later(self, seconds: float) -> None:
         self.now += seconds
@@ -489,3 +517,108 @@ def test_another_status_says_nothing_of_fields_and_paths_within_each_other_are_o
     assert endpoint["fields"]["value body.a"]["checks"] == 0
     assert touch("body.a", "body.a.b") and touch("body.a[]", "body.a") and touch("body", "body")
     assert not touch("body.a", "body.ab")
+
+
+# --- more requests than are compared
+
+
+def busy(tap: Tap, rounds: int, ports: range = range(1, 41), status: int = 200) -> None:
+    """Requests on many connections, each answered before the next; what is not captured the tap does not get."""
+    for number in range(rounds):
+        for port in ports:
+            tap.ask(f"/{port}", port)
+            tap.batch()
+            data = f"HTTP/1.1 {status} OK\r\nContent-Length: 5\r\n\r\n{number % 1000:5}".encode()
+            if tap.captures(port):
+                tap.answer(data, port)
+            else:
+                tap.at[port, True] += len(data)
+            talk = tap.pipeline.conversation(tap.flow_of(port))
+            if talk is not None and talk.owes(0):
+                talk.answer(0, data, int(tap.now * 1e9))
+
+
+def test_beyond_the_budget_connections_take_turns() -> None:
+    """A request each millisecond, a fifth of them compared, each connection in its turn; none is paired wrongly."""
+    tap = Tap(Level.BODY, most=200)
+    for port in range(1, 41):
+        tap.accept(port)
+    busy(tap, 300)
+    tap.later(1.0)
+    state = tap.state()
+    pairs = tap.pairs()
+    assert state["requests"] == 12_000
+    assert 0 <= state["unpaired"]["thinned"] - tap.rested < 100, "those of the first turn, before the rate was known"
+    told = sum(pairs.values()) + sum(state["unpaired"].values())
+    assert 0 <= 12_000 - told <= 40, "the first pair of a turn is certain with the next request"
+    assert 1800 < sum(pairs.values()) < 3600
+    assert set(state["unpaired"]) == {"thinned"}
+    assert not any(field["raw"] for each in state["endpoints"].values() for field in each["fields"].values())
+    counts = Counter(path for _, path in tap.sent)
+    assert len(counts) == 40 and min(counts.values()) > 10
+    assert tap.kept == set()
+
+
+def test_a_slow_answer_is_waited_for_after_the_turn() -> None:
+    tap = Tap(most=200)
+    for port in range(1, 42):
+        tap.accept(port)
+    tap.ask("/slow", 41)
+    busy(tap, 60)
+    assert tap.kept == {key(41)} and tap.captures(41)
+    tap.answer(OK, 41)
+    tap.shadow()
+    busy(tap, 10)
+    tap.later(1.0)
+    tap.batch()
+    assert tap.kept == set()
+    assert b"/slow" in [path for _, path in tap.sent]
+    assert set(tap.state()["unpaired"]) == {"thinned"}
+
+
+def test_requests_before_the_source_knows_of_their_turn_are_left_out() -> None:
+    tap = Tap(most=200)
+    for port in range(1, 41):
+        tap.accept(port)
+    busy(tap, 60)
+    tap.batch = lambda: None  # type: ignore[method-assign]
+    before = len(tap.sent)
+    busy(tap, 100)
+    during = len(tap.sent) - before
+    assert during < 60, "those of whom the turn was begun, and none after that"
+    del tap.batch
+    tap.batch()
+    busy(tap, 60)
+    assert len(tap.sent) - before - during > 200
+
+
+def test_who_asks_twice_while_it_rests_is_not_paired_afterwards() -> None:
+    tap = Tap(most=200)
+    for port in range(1, 41):
+        tap.accept(port)
+    busy(tap, 60)
+    port = next(port for port in range(1, 41) if not tap.captures(port))
+    for _ in range(2):
+        tap.ask("/twice", port)
+    tap.at[port, True] += 10
+    before = tap.pairs().get(f"GET /{port}", 0)
+    busy(tap, 60)
+    assert tap.pairs().get(f"GET /{port}", 0) == before
+    assert tap.state()["unpaired"]["order"] > 0
+
+
+def test_when_there_are_few_requests_again_all_are_compared() -> None:
+    tap = Tap(most=200)
+    for port in range(1, 41):
+        tap.accept(port)
+    busy(tap, 60)
+    for _ in range(20):
+        tap.later(1.0)
+        tap.batch()
+    assert tap.wanted[1] == BUCKETS
+    before = sum(tap.pairs().values())
+    tap.rested = 0
+    busy(tap, 2, range(1, 11))
+    assert tap.rested == 0
+    tap.later(1.0)
+    assert sum(tap.pairs().values()) - before >= 10, "the last pair of each is certain with the next request"

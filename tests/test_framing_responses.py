@@ -298,3 +298,19 @@ def test_a_connection_knows_what_another_was_answered() -> None:
     second.expect(NO_BODY)
     assert list(second.feed(answer[:-2])) == [200]
     assert (second.outstanding, second.skippable()) == (0, 0)
+
+
+def test_what_is_owed_is_known_between_responses() -> None:
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    assert framer.owed() == ()
+    for flags in (GET, HEAD, GET):
+        framer.expect(flags)
+    assert framer.owed() == (0, NO_BODY, 0)
+    framer.feed(OK[:5])
+    assert framer.owed() is None
+    framer.feed(OK[5:-1])
+    assert framer.owed() is None
+    framer.feed(OK[-1:])
+    assert framer.owed() == (NO_BODY, 0)
+    framer.feed(answer(200, b"Content-Length: 7", b"Connection: close"))
+    assert framer.owed() is None

@@ -28,7 +28,16 @@ from lab.snapshot import MAPS, bpf_ids, tree
 from tapmirror import loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters
-from tapmirror.source.ring import COUNTERS_PER_CPU, RECORD, WANT_ALL, WANT_ANSWERS, RingSource
+from tapmirror.source.ring import (
+    COUNTERS_PER_CPU,
+    RECORD,
+    WANT_ALL,
+    WANT_ANSWERS,
+    WINDOW,
+    WINDOWS_AT,
+    RingSource,
+)
+from tapmirror.spec import MAX_WORKERS
 from tapmirror.spec.tap import MAX_CLIENTS
 
 TYPES: dict[str, Any] = {
@@ -94,6 +103,14 @@ def test_the_configuration_has_the_layout_of_the_header() -> None:
     assert value.excluded[0].port.to_bytes(2, sys.byteorder) == b"\0\x50"
 
 
+def test_the_wants_have_the_layout_of_the_header() -> None:
+    wants = structs()["tap_wants"]
+    assert (wants.window.offset, WINDOWS_AT) == (loader.BUCKETS, loader.BUCKETS)
+    assert ctypes.sizeof(wants) == WINDOWS_AT + WINDOW.size * MAX_WORKERS
+    value = wants.from_buffer_copy(bytes(WINDOWS_AT) + WINDOW.pack(1, 2) * (MAX_WORKERS - 1) + loader.WINDOW.pack(3, 4))
+    assert [(value.window[i].first, value.window[i].count) for i in (0, MAX_WORKERS - 1)] == [(1, 2), (3, 4)]
+
+
 def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     content = re.search(r"enum \{(.*?)\}", header(), flags=re.DOTALL)
     assert content is not None
@@ -104,6 +121,7 @@ def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     defined = constants()
     assert (defined["TAP_FROM_SERVER"], defined["TAP_ACCEPTED"]) == (FROM_SERVER, ACCEPTED)
     assert (defined["TAP_WANT_ALL"], defined["TAP_WANT_ANSWERS"]) == (WANT_ALL, WANT_ANSWERS)
+    assert (defined["TAP_WANT_ONE"], defined["TAP_MAX_WORKERS"]) == (loader.WANT_ONE, loader.MAX_WORKERS)
     assert defined["TAP_MAX_ADDRS"] == loader.MAX_ADDRS
     assert defined["TAP_MAX_CLIENTS"] == MAX_CLIENTS
     flags = ("LOOPBACK", "EGRESS_ALL", "NO_L2", "PROMISC", "MANY", "EITHER_WAY", "MAX_LINKS")
@@ -240,8 +258,11 @@ def test_the_configuration_is_what_was_asked_for() -> None:
         kind = structs()["tap_config"]
         with mmap.mmap(loaded.config, -(-ctypes.sizeof(kind) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
             config = kind.from_buffer_copy(view)
-        with mmap.mmap(loaded.wants, 65_536) as view:
-            assert view[:] == b"\1" * 65_536
+        wants = structs()["tap_wants"]
+        with mmap.mmap(loaded.wants, -(-ctypes.sizeof(wants) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
+            found = wants.from_buffer_copy(view)
+        assert bytes(found.bucket) == b"\1" * 65_536
+        assert {(each.first, each.count) for each in found.window} == {(0, 0)}
     finally:
         loaded.close()
     assert (config.threshold, config.seed, config.dscp) == (5, 6, LOOP_DSCP)

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from lab import until
-from tapmirror.events import END, START, TUNNEL
+from tapmirror.events import END, NO_BODY, START, TUNNEL
+from tapmirror.exchange import Unpaired
 from tapmirror.framing import Pool, ResponseFramer
 from tapmirror.ledger import Ledger
-from tapmirror.replay.answers import Answers
-from tapmirror.replay.listener import HEARD_BYTES, MSG_ERRQUEUE, SO_TIMESTAMPING, STAMPS, Clock, Listener
+from tapmirror.replay.answers import LAZY_BYTES, Answers
+from tapmirror.replay.listener import MSG_ERRQUEUE, OWED, SO_TIMESTAMPING, STAMPS, Clock, Listener
 
 WHOLE = START | END
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -35,6 +36,22 @@ class Talk:
         self.skipped = 0
         self.skippable = 0
         self.timed = True
+        self.owed: list[tuple[int, ...]] = []
+        self.left: list[int] = []
+        self.owing = False
+        self.unfollowed = 0
+
+    def follow(self, target: int, owed: tuple[int, ...]) -> None:
+        self.owed.append(owed)
+
+    def owes(self, target: int) -> bool:
+        return self.owing
+
+    def unfollow(self, target: int) -> None:
+        self.unfollowed += 1
+
+    def left_out(self, target: int, number: int, reason: Unpaired) -> None:
+        self.left.append(number)
 
     def asked(self, target: int, number: int, flags: int) -> bool:
         self.asks.append(number)
@@ -75,15 +92,24 @@ class Line:
             memoryview(bytearray(65_536)),
             memoryview(bytearray(1 << 20)),
         )
-        self.listener.connected(self.sock)
+        self.listener.connected()
         self.framer = ResponseFramer(4096, Pool(1 << 20))
         self.ledger = Ledger()
         self.answers = Answers(self.ledger, heard=False)
         self.lane: Any = SimpleNamespace(
-            sock=self.sock, framer=self.framer, ready=True, lazy=False, finishing=False, listener=self.listener
+            sock=self.sock,
+            framer=self.framer,
+            ready=True,
+            lazy=False,
+            finishing=False,
+            listener=self.listener,
+            hearing=None,
+            sent=0,
+            timed_lazy=False,
         )
 
     def ask(self, number: int, data: bytes = b"GET / HTTP/1.1\r\n\r\n", flags: int = WHOLE) -> int:
+        self.listener.heed(self.lane, number)
         self.framer.expect(flags & TUNNEL)
         self.listener.asked(number, flags)
         return self.listener.send(self.lane, data, flags, float(number))
@@ -185,7 +211,7 @@ def test_a_busy_connection_is_woken_at_once_only_for_answers_that_are_timed(line
     line.answers.settle_in(line.lane)
     line.talk.timed = False
     line.ask(1)
-    assert (line.lane.lazy, low_water(line)) == (True, HEARD_BYTES)
+    assert (line.lane.lazy, low_water(line)) == (True, LAZY_BYTES)
     line.talk.timed = True
     line.ask(2)
     assert (line.lane.lazy, low_water(line)) == (False, 1)
@@ -197,7 +223,7 @@ def test_a_busy_connection_is_woken_at_once_only_for_answers_that_are_timed(line
     assert line.ledger.answers == {"2xx": 3}
     assert line.talk.answers[0][1] <= time.monotonic_ns()
     line.ask(4)
-    assert (line.lane.lazy, low_water(line)) == (True, HEARD_BYTES)
+    assert (line.lane.lazy, low_water(line)) == (True, LAZY_BYTES)
 
 
 def test_where_turns_wait_for_answers_each_wakes_us(line: Line) -> None:
@@ -216,7 +242,72 @@ def test_a_connection_that_is_about_to_end_is_not_made_to_wait(line: Line) -> No
 
 
 def test_requests_whose_stamps_do_not_come_are_bounded(line: Line) -> None:
+    line.listener.heed(line.lane, 1)
     line.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, 0)  # as a driver that makes none
     for number in range(1, STAMPS + 3):
         line.ask(number)
     assert line.events == {"sends_without_stamp": 2}
+
+
+def listens(line: Line) -> bool:
+    hearing = line.lane.hearing is line.listener
+    assert hearing is bool(line.sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING))
+    return hearing
+
+
+def test_it_listens_from_a_request_that_is_compared_until_its_answer_has_come(line: Line) -> None:
+    line.answers.settle_in(line.lane)
+    line.listener.heed(line.lane, 0)
+    assert not listens(line) and low_water(line) == LAZY_BYTES
+    line.framer.expect(0)
+    line.framer.expect(NO_BODY)
+    line.talk.timed = False
+    line.ask(1)
+    assert listens(line)
+    assert line.talk.owed == [(0, NO_BODY)]
+    assert low_water(line) == LAZY_BYTES
+    line.talk.owing = True
+    line.listener.heed(line.lane, 0)
+    assert listens(line)
+    line.talk.owing = False
+    line.listener.heed(line.lane, 0)
+    assert not listens(line) and line.talk.unfollowed == 1
+    assert low_water(line) == LAZY_BYTES
+
+
+def test_it_does_not_begin_to_listen_amid_an_answer(line: Line) -> None:
+    line.framer.expect(0)
+    line.framer.feed(memoryview(OK[:20]))
+    line.listener.heed(line.lane, 5)
+    assert not listens(line) and line.talk.left == [5] and line.talk.owed == []
+    line.framer.feed(memoryview(OK[20:]))
+    line.listener.heed(line.lane, 6)
+    assert listens(line) and line.talk.owed == [()]
+
+
+def test_stamps_are_of_their_requests_when_it_listens_again(line: Line) -> None:
+    line.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for number in (1, 2, 3):
+        line.sock.send(b"x" * 1000)  # of no interest
+        line.ask(number)
+        assert not line.listener._awaited, "the stamp has come and was the request's"
+        line.shadow.sendall(OK)
+        line.read()
+        line.listener.heed(line.lane, 0)
+    assert line.events == {}
+
+
+def test_a_busy_connection_does_not_owe_many_answers(line: Line) -> None:
+    """However short they are."""
+    line.answers.settle_in(line.lane)
+    line.talk.timed = False
+    for number in range(1, OWED + 1):
+        line.ask(number)
+    assert low_water(line) == LAZY_BYTES
+    line.ask(OWED + 1)
+    assert low_water(line) == 1
+    line.shadow.sendall(OK * (OWED + 1))
+    while line.framer.outstanding:
+        line.read()
+    line.ask(OWED + 2)
+    assert low_water(line) == LAZY_BYTES

@@ -229,10 +229,20 @@ def test_answers_of_production(lab: Lab, answer_bytes: int) -> None:
         assert counts.answers == (len(answers), sum(each[4] for each in answers))
         assert counts.answers[1] > 4 << 20
         assert (counts.seen[0], counts.emitted[0], counts.answers_lost) == (4, 4, (0, 0))
-        both.want_answers(bytes(0x10000))
+        both.keep_answers(answers[0][0], True)
+        both.want_answers(0, 0)
         assert load(lab.client, lab.node.addr4, requests=4, connections=1).failed == 0
         assert not any(each[1] & FROM_SERVER and each[5] for each in both.agreed()[len(kept) :])
         assert both.live_source.counters().answers == counts.answers
+        both.want_answers(0xF000, 0x2800)
+        before = len(both.agreed())
+        assert load(lab.client, lab.node.addr4, requests=100, connections=100).failed == 0
+        kept = both.agreed()[before:]
+        buckets = {True: set[int](), False: set[int]()}
+        for each in kept:
+            buckets[bool(each[5] and each[1] & FROM_SERVER)].add(flow_hash(each[0], 0) & 0xFFFF)
+        assert buckets[True] == {each for each in buckets[False] if (each - 0xF000) & 0xFFFF < 0x2800}
+        assert 0 < len(buckets[True]) < 50
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 1 << 30, (1 << 32) - 1, 1 << 32])

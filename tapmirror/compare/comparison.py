@@ -83,6 +83,8 @@ class Comparison:
         self.checks: list[Check] = []
         """Requests that a shadow is to get once more; whoever sends them takes them out."""
         self._now = 0.0
+        self.rested = 0
+        """Requests that `request` was not told of, for their connections' turn is over (`Rotation`)."""
         if spec.level is Level.BODY:
             for name in missing():
                 for summary in self._summaries:
@@ -139,6 +141,7 @@ class Comparison:
     def tick(self, now: float, time_ns: int) -> None:
         """About once a second: `now` as everywhere, `time_ns` the clock of the answers."""
         self._now = now
+        self._count_rested()
         for conversation in self._conversations.values():
             if conversation:
                 conversation.expire(now - self._spec.answer_time, time_ns)
@@ -150,6 +153,7 @@ class Comparison:
 
     def snapshot(self) -> dict[str, Any]:
         """The state of each shadow by its label, as plain JSON data: for `merge` and `figures`."""
+        self._count_rested()
         states = {
             label: msgspec.to_builtins(summary.state, str_keys=True)
             for (label, _), summary in zip(self._shadows, self._summaries, strict=True)
@@ -158,6 +162,7 @@ class Comparison:
 
     def brief(self) -> dict[str, Any]:
         """The same in a few hundred numbers that add up over workers, by label: see `brief`."""
+        self._count_rested()
         return {
             label: brief(summary.state, self._spec, Limits(), named)
             for (label, _), summary, named in zip(self._shadows, self._summaries, self._named, strict=True)
@@ -218,6 +223,13 @@ class Comparison:
                 summary.unpaired(reason.value)
 
     # --- inside
+
+    def _count_rested(self) -> None:
+        rested, self.rested = self.rested, 0
+        if rested:
+            for summary in self._summaries:
+                summary.state.requests += rested
+                summary.unpaired(Unpaired.THINNED.value, rested)
 
     def _differs(self, shadow: int, endpoint: Endpoint, exchange: Exchange, reply: Reply) -> None:
         """Compare the answers, count what differs, and keep samples where they are wanted."""

@@ -20,7 +20,9 @@ NOTE: a client that pipelines for the first time right after a hole, and from th
 under way than it seems, would be paired wrongly.  No such client is known.  (Random schedules that lose a fifth of all
 segments, half of them of clients that pipeline, made no wrong pair in a million.)
 
-The same holds where the requests were not all seen (`requests_lost`), and for a connection joined mid-stream.
+The same holds where the requests were not all seen (`requests_lost`), for a connection joined mid-stream, and for one
+whose turn it is again (`rest`, `join`).  While it rests `pipelined` is called when the client asks twice without having
+acknowledged anything in between, which whoever pipelines does at some time.
 
 The caller feeds what production sent before a request, as far as that is known by its acknowledgements,
 before the request.
@@ -31,6 +33,7 @@ Pure: no clock; outcomes are handed to `Sink`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import msgspec
@@ -145,6 +148,36 @@ class Conversation:
         if production.broken is not None:
             self._lost()
 
+    def pipelined(self) -> None:
+        """The client asked twice without an answer in between, whether these requests are compared or not."""
+        self._pipelined = True
+
+    @property
+    def awaits(self) -> bool:
+        """Something depends on what production sends."""
+        return self._held is not None or any(pending.production is None for pending in self._pending.values())
+
+    def rest(self) -> bool:
+        """The client begins a request that is not compared, and if True is returned so are all until `join`: of
+        production nothing is fed until then.  False: tell of this one by `request`, some before it wait for answers.
+        """
+        production = self._production
+        if production.broken is None:
+            if not production.outstanding:
+                self._release()
+            elif any(pending.production is None for pending in self._pending.values()):
+                return False
+            else:
+                self._pipelined = True
+            production.broken = Unpaired.ORDER
+            self._lost()
+        return True
+
+    def join(self) -> None:
+        """From the next request on production's answers are fed: to it, and to whichever it did not wait for."""
+        if self._production.broken is None:
+            self._production.broken = Unpaired.ORDER
+
     def request_body(self, number: int, data: Buffer) -> None:
         """The next bytes of its body; a short one is kept, for samples."""
         pending = self._pending.get(number)
@@ -256,6 +289,22 @@ class Conversation:
                 self._failed(shadow, pending, broken)
             return False
         return pending is not None and pending.asked.timed
+
+    def follow(self, shadow: int, owed: Iterable[int]) -> None:
+        """From here on this shadow's answers are fed: first those to requests with these flags that it owes yet."""
+        self.given_up(shadow, Unpaired.ORDER)
+        side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._room))
+        for flags in owed:
+            side.reader.expect(flags, NOTHING, None)
+
+    def owes(self, shadow: int) -> bool:
+        """Whether answers of this shadow that are followed are still to come."""
+        side = self._sides.get(shadow)
+        return side is not None and side.reader.broken is None and side.reader.outstanding > 0
+
+    def unfollow(self, shadow: int) -> None:
+        """It owes none, and what it answers from here on is not fed."""
+        self._sides.pop(shadow, None)
 
     def sent(self, shadow: int, number: int, time_ns: int, rtt_ns: int) -> None:
         """Its last byte left for the shadow; `rtt_ns` is the round trip as tcp_info has it then."""

@@ -275,9 +275,9 @@ class Summary:
         endpoint.fields[field].samples.append(sample)
         self._samples += 1
 
-    def unpaired(self, reason: str) -> None:
-        """A request that was not compared."""
-        self.state.unpaired[reason] = self.state.unpaired.get(reason, 0) + 1
+    def unpaired(self, reason: str, count: int = 1) -> None:
+        """So many requests were not compared."""
+        self.state.unpaired[reason] = self.state.unpaired.get(reason, 0) + count
 
     def fold(self) -> None:
         """Endpoints that a template covers become a part of it."""

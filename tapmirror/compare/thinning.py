@@ -8,7 +8,54 @@ from __future__ import annotations
 
 from typing import Final
 
+from tapmirror.packet import BUCKETS
+
 _ALL: Final = 1 << 32
+TURN: Final = 0.1
+"""Seconds for which the same connections are compared: a client's only one is left alone for a second or so."""
+
+
+class Rotation:
+    """The connections that are compared while there are more requests a second than `most`: those in so many buckets
+    from one on and around, and in the next turn those behind them.  Each has its part of the time, and costs
+    nothing in the rest of it.
+    """
+
+    __slots__ = ("_began", "_most", "_rate", "_seen", "count", "due", "first")
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._began = 0.0
+        self._rate = 0.0
+        self._seen = 0
+        self.first = 0
+        self.count = BUCKETS
+        self.due = 0.0
+        """When to `turn`."""
+
+    def seen(self, now: float) -> bool:
+        """Count a request, compared or not; whether it is time to `turn`."""
+        self._seen += 1
+        return now >= self.due
+
+    def turn(self, now: float) -> bool:
+        """The next turn begins; whether others are compared in it."""
+        took = now - self._began
+        if self._began and took > 0:  # quick to rise, and slow to fall
+            rate = self._seen / took
+            self._rate = rate if rate > self._rate else self._rate + (rate - self._rate) * min(1.0, took)
+        self._began, self._seen, self.due = now, 0, now + TURN
+        before = self.count
+        if self._rate <= self._most:
+            self.count = BUCKETS
+            return before != BUCKETS
+        self.first = (self.first + before) % BUCKETS
+        self.count = max(1, int(BUCKETS * self._most / self._rate))
+        return True
+
+    def takes(self, bucket: int) -> bool:
+        """Whether the connections of this bucket are compared now."""
+        return (bucket - self.first) % BUCKETS < self.count
 
 
 class Rate:

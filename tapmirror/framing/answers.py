@@ -80,7 +80,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         "_head",
         "_keep",
         "_known",
-        "_known_size",
+        "_known_length",
         "_known_status",
         "_length",
         "_now",
@@ -98,8 +98,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._now = self._first = 0
         self.broken: Unpaired | None = None
         """Why nothing is read any more."""
-        self._known = b""  # the last plain head, the size of its whole answer, and its status: see `responses`
-        self._known_size = -1
+        self._known = b""  # the last plain head, the length of its body, and its status: see `responses`
+        self._known_length = 0
         self._known_status = 0
         self._status = 0
         self._head = b""
@@ -151,27 +151,24 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         flags, keep, token = self._awaited[0]
         if flags:
             return 0
-        now, known = self._now, self._known
-        if keep < 0 and known and pos + self._known_size <= size and bytes(data[pos : pos + len(known)]) == known:
-            self._awaited.popleft()
-            body_size = self._known_size - len(known)
-            out.append((token, Answer(self._known_status, known, b"", body_size, b"", True, now, now)))
-            return self._known_size
-        plain = PLAIN(data, pos)
-        if plain is None:
-            return 0
-        end, length = plain.end(), int(plain[2])
+        now, head = self._now, self._known
+        if not head or bytes(data[pos : pos + len(head)]) != head:
+            plain = PLAIN(data, pos)
+            if plain is None:
+                return 0
+            head = bytes(data[pos : plain.end()])
+            if len(head) > KNOWN_BYTES:
+                return 0
+            self._known, self._known_length, self._known_status = head, int(plain[2]), int(plain[1])
+        end, length = pos + len(head), self._known_length
         if end + length > size or (keep >= 0 and (length > keep or length > self._room.free)):
             return 0
         self._awaited.popleft()
-        head, status = bytes(data[pos:end]), int(plain[1])
         body = b""
         if keep > 0:
             body = bytes(data[end : end + length])
             self._room.free -= length
-        elif keep < 0 and len(head) <= KNOWN_BYTES:
-            self._known, self._known_size, self._known_status = head, len(head) + length, status
-        out.append((token, Answer(status, head, body, length, b"", True, now, now)))
+        out.append((token, Answer(self._known_status, head, body, length, b"", True, now, now)))
         return len(head) + length
 
     def gap(self, size: int, time_ns: int) -> Sequence[tuple[Any, Answer]]:

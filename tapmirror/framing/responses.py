@@ -80,6 +80,12 @@ class ResponseFramer(ResponseReader[int]):
         """Requests whose response is not complete.  One accepted as a tunnel is complete."""
         return len(self._awaited)
 
+    def owed(self) -> tuple[int, ...] | None:
+        """The flags of those requests; None: amid a response, or where no more follow."""
+        if self._state != NEXT or self._buffer or self.closing or self.tunnel:
+            return None
+        return tuple(self._awaited)
+
     def expect(self, flags: int) -> None:
         """A request with these flags (as of its first `Part`) is sent: call it before its answer can come."""
         if flags & TUNNEL and self.tunnel is not True:

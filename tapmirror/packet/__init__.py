@@ -9,9 +9,20 @@ Pure.  Any bytes are allowed; what is no TCP segment is `None`.
 
 from tapmirror.packet.decoder import Decoder, decode
 from tapmirror.packet.header import Header
-from tapmirror.packet.key import MAPPED, flow_hash, flow_key, mapped, shard_of, show_client, show_key, show_server
+from tapmirror.packet.key import (
+    BUCKETS,
+    MAPPED,
+    flow_hash,
+    flow_key,
+    mapped,
+    shard_of,
+    show_client,
+    show_key,
+    show_server,
+)
 
 __all__ = [
+    "BUCKETS",
     "MAPPED",
     "Decoder",
     "Header",

@@ -31,6 +31,10 @@ def flow_hash(key: FlowKey, seed: int) -> int:
     return h ^ (h >> 16)
 
 
+BUCKETS: Final = 1 << 16
+"""Flows are in one by the low 16 bits of their hash, where there is something to say of many at once."""
+
+
 def shard_of(hashed: int, workers: int) -> int:
     """Which of so many workers a flow belongs to, by its hash; as in bpf/tap.c.
 

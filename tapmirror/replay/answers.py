@@ -77,7 +77,7 @@ class Answers:
         lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
         if lane.listener is not None:
             lane.listener.settled = not self._heard
-        elif not self._heard:
+        if not self._heard and lane.hearing is None:
             wake_for(lane, LAZY_BYTES)
 
 

@@ -75,6 +75,7 @@ class Lane:
         "framer",
         "heard",
         "heard_at",
+        "hearing",
         "http",
         "idle_since",
         "lazy",
@@ -105,7 +106,9 @@ class Lane:
         self.fd = -1
         """The socket's, as long as there is one."""
         self.listener: Listener | None = None
-        """If its answers are compared."""
+        """If its answers can be compared."""
+        self.hearing: Listener | None = None
+        """The same, while they are."""
         self.state = IDLE
         self.ready = False
         """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""
@@ -147,6 +150,7 @@ class Lane:
         self.state = CONNECTING
         self.framer = framer
         self.sent = 0
+        self.hearing = None
         self.lazy = False
         self.shadow_done = False
         self.heard = 0

@@ -44,7 +44,9 @@ class Timing:
 
     def sent(self, lane: Lane, now: float) -> None:
         """A part went that was the last of a request, if it is one."""
-        if lane.timed or lane.framer is None or (lane.listener is not None and not lane.listener.timed):
+        if lane.timed or lane.framer is None:
+            return
+        if lane.hearing is not None and not lane.hearing.timed:
             return
         self.begin(lane, now)
 

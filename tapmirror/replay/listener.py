@@ -15,7 +15,7 @@ before `sendmsg` returns, with the place of that byte in the stream (OPT_ID).  U
 Stamps are of the wall clock and are set on CLOCK_MONOTONIC with the difference of both in this turn of the loop.
 
 *Not all have stamps.*  Of many requests a second only some are timed (`Asked.timed`).  While none of them waits for
-its answer on a busy connection, that is woken for `HEARD_BYTES` of answers only, and they are read together.
+its answer on a busy connection, that is woken for many bytes of answers only, and they are read together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, Buffer
 from tapmirror.exchange import Unpaired
-from tapmirror.replay.answers import wake_for
+from tapmirror.replay.answers import LAZY_BYTES, wake_for
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ SO_TIMESTAMPING: Final = 37
 TX_SOFTWARE: Final = 1 << 1
 _OPTIONS: Final = 1 << 3 | 1 << 4 | 1 << 7 | 1 << 11
 """RX_SOFTWARE, SOFTWARE, OPT_ID, OPT_TSONLY of linux/net_tstamp.h."""
+_FROM_HERE: Final = 1 << 16
+"""OPT_ID_TCP (Linux 6.2): bytes are counted from the next one that is sent, not from the last one acknowledged."""
 MSG_ERRQUEUE: Final = 0x2000
 IP_RECVERR: Final = 11
 IPV6_RECVERR: Final = 25
@@ -54,9 +56,9 @@ RTT_TIME: Final = 1.0
 """Seconds for which a round trip time is used."""
 STAMPS: Final = 256
 """Requests on a connection that wait for the stamp of their last byte; further ones do without."""
-HEARD_BYTES: Final = 4096
-"""Answers that wake us on a busy connection, if none of them is timed: some fifteen small ones.  The smallest are 27
-bytes long: 150 of them, fewer than `Compare.pending`."""
+OWED: Final = 100
+"""Answers that may wait to be read on a busy connection, if none of them is timed: fewer than `Compare.pending`.  The
+smallest are 27 bytes long, so `LAZY_BYTES` can be 600 of them."""
 READ_BYTES: Final = 65_536
 WASTE_BYTES: Final = 1 << 20
 
@@ -136,19 +138,51 @@ class Listener:
         self._rtt_ns = 0
         self._rtt_at = 0.0
 
-    def connected(self, sock: _Socket | None) -> None:
+    def connected(self) -> None:
         """A connection is open and nothing was sent on it."""
-        self._out = self._asked = self._timed_last = 0
-        self._awaited.clear()
         self.settled = False
         self._rtt_at = 0.0
-        self._stamps = isinstance(sock, _socket.socket)
-        if sock is not None:
-            sock.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-            )  # a request that waits for an acknowledgement is late
+
+    # --- when it listens
+
+    def heed(self, lane: Lane, number: int) -> None:
+        """A request is about to be sent; 0: its answer is not compared."""
+        if lane.hearing is not None:
+            if not number and not self._conversation.owes(self._target):
+                self._stop(lane)
+        elif number and not self._start(lane):
+            self._conversation.left_out(self._target, number, Unpaired.ORDER)
+
+    def _start(self, lane: Lane) -> bool:
+        """Listen from the next answer on; False: that is not to be told from the one under way."""
+        framer, sock = lane.framer, lane.sock
+        assert framer is not None
+        owed = framer.owed()
+        if owed is None:
+            return False
+        self._conversation.follow(self._target, owed)
+        lane.hearing = self
+        self._out = self._timed_last = 0
+        self._asked = len(owed)
+        self._awaited.clear()
+        self._stamps = isinstance(sock, _socket.socket) and _ask_for_stamps(sock, fresh=not lane.sent)
+        lane.timed_lazy = False
+        if sock is not None and not self.settled:  # a request that waits for an acknowledgement is late
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if lane.lazy and lane.finishing:
+            wake_for(lane, 1)
+        return True
+
+    def _stop(self, lane: Lane) -> None:
+        sock = lane.sock
+        lane.hearing = None
+        self.timed = False
+        self._conversation.unfollow(self._target)
         if isinstance(sock, _socket.socket):
-            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, _OPTIONS)
+            self.late_stamps(sock)
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, 0)
+        if self.settled and not lane.lazy and not lane.finishing:
+            wake_for(lane, LAZY_BYTES)
 
     # --- what is asked
 
@@ -174,12 +208,21 @@ class Listener:
             if flags & END and count == len(data):
                 self._measure(sock, now)
                 self._conversation.sent(self._target, self._number, int(now * 1e9), self._rtt_ns)
-                if self.settled and not lane.lazy and not lane.finishing and not self._hurry(lane):
-                    wake_for(lane, HEARD_BYTES)
+                self._be_lazy(lane)
             return count
         if lane.lazy:
             wake_for(lane, 1)
         return self._send_timed(sock, data, now)
+
+    def _be_lazy(self, lane: Lane) -> None:
+        """Have answers that are not timed wait to be read, if the connection is a busy one and they are not many."""
+        assert lane.framer is not None
+        many = lane.framer.outstanding > OWED
+        if lane.lazy:
+            if many:
+                wake_for(lane, 1)
+        elif self.settled and not many and not lane.finishing and not self._hurry(lane):
+            wake_for(lane, LAZY_BYTES)
 
     def _hurry(self, lane: Lane) -> bool:
         """Whether a timed request waits for its answer."""
@@ -286,6 +329,16 @@ class Listener:
                 seconds, rest = _STAMP.unpack_from(data)
                 return int(seconds * 1_000_000_000 + rest) - self._clock.ahead
         return time.monotonic_ns()
+
+
+def _ask_for_stamps(sock: _socket.socket, *, fresh: bool) -> bool:
+    """Whether what is sent is stamped; `fresh`: nothing was sent.  What is received is in any case."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, _OPTIONS | _FROM_HERE)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, _OPTIONS)
+        return fresh
+    return True
 
 
 def _rtt_ns(sock: _Socket) -> int:

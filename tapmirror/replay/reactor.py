@@ -241,9 +241,17 @@ class Reactor:
 
     def _send_heard(self, command: Send, now: float) -> None:
         """As `_send`, where answers are compared."""
-        flow, data, size, flags = command.flow, command.data, command.size, command.flags
-        lane = self._lanes.get(flow)
-        if lane is None or lane.listener is None or not lane.ready or flags & TUNNEL:
+        lane = self._lanes.get(command.flow)
+        if lane is None or lane.listener is None or (lane.hearing is None and not command.number):
+            self._send(command, now)
+            return
+        data, size, flags = command.data, command.size, command.flags
+        if not lane.ready or flags & TUNNEL:
+            self._send(command, now)
+            return
+        if flags & START:
+            lane.listener.heed(lane, command.number)
+        if lane.hearing is None:
             self._send(command, now)
             return
         if flags & START:
@@ -389,7 +397,7 @@ class Reactor:
                 return
             lane.state = OPEN
             if lane.listener is not None:
-                lane.listener.connected(lane.sock)
+                lane.listener.connected()
             if not lane.http:
                 self._answers.settle_in(lane)
             if not lane.queue:
@@ -430,10 +438,10 @@ class Reactor:
                 return
             try:
                 data = memoryview(item.data)[item.offset :]
-                if lane.listener is None:
-                    count = lane.sock.send(data)  # type: ignore[union-attr]
+                if lane.hearing is not None:
+                    count = lane.hearing.send(lane, data, item.flags, now)
                 else:
-                    count = lane.listener.send(lane, data, item.flags, now)
+                    count = lane.sock.send(data)  # type: ignore[union-attr]
             except BlockingIOError:
                 return
             except OSError:
@@ -455,9 +463,11 @@ class Reactor:
                 if not framer.outstanding:
                     self._lost(lane, now)
                 return False
-            framer.expect(item.flags)
             if lane.listener is not None:
-                lane.listener.asked(item.number, item.flags)
+                lane.listener.heed(lane, item.number)
+            framer.expect(item.flags)
+            if lane.hearing is not None:
+                lane.hearing.asked(item.number, item.flags)
             item.announced = True
             return True
         if lane.tunnel and not item.flags:
@@ -479,10 +489,10 @@ class Reactor:
 
     def _broken(self, lane: Lane, now: float) -> None:
         """Sending failed.  What was answered before counts where answers are compared."""
-        if lane.listener is not None and lane.sock is not None:
+        if lane.hearing is not None and lane.sock is not None:
             if not self._read(lane, lane.sock, now, ended=True):
                 return
-            lane.listener.ended(now, reset=True)
+            lane.hearing.ended(now, reset=True)
         self._lost(lane, now)
 
     def _read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
@@ -494,15 +504,15 @@ class Reactor:
         answers = self._answers
         try:
             for _ in range(READS):
-                if lane.listener is not None:
-                    asked, count = lane.listener.read(lane, sock, answers)
+                if lane.hearing is not None:
+                    asked, count = lane.hearing.read(lane, sock, answers)
                 elif lane.framer is not None:
                     asked, count = answers.read_http(lane, sock)
                 else:
                     asked, count = answers.read_raw(lane, sock, now)
                 if not count:
-                    if lane.listener is not None:
-                        lane.listener.ended(now, reset=False)
+                    if lane.hearing is not None:
+                        lane.hearing.ended(now, reset=False)
                     if lane.timed:
                         self._timing.end(lane, now)
                     self._shadow_ended(lane, now)
@@ -515,8 +525,8 @@ class Reactor:
             pass
         except OSError:
             self._ledger.events["shadow_resets"] += 1
-            if lane.listener is not None:
-                lane.listener.ended(now, reset=True)
+            if lane.hearing is not None:
+                lane.hearing.ended(now, reset=True)
             self._lost(lane, now)
             return False
         if lane.timed:
@@ -586,8 +596,9 @@ class Reactor:
         self._dialer.forget(lane)
         self._turns.forget(lane)
         self._unread.discard(lane)
-        if lane.listener is not None:
-            lane.listener.given_up()
+        if lane.hearing is not None:
+            lane.hearing.given_up()
+            lane.hearing = None
         if lane.framer is not None:
             unanswered = lane.framer.eof() - lane.unsent()
             if unanswered > 0:

@@ -60,8 +60,11 @@ class Source(Protocol):
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of this flow (and of those in its bucket)."""
 
-    def want_answers(self, buckets: bytes) -> None:
-        """Yield production's payload too, of the flows in buckets (65,536) whose byte is not 0, and of no others."""
+    def want_answers(self, first: int, count: int) -> None:
+        """Yield production's payload too, of the flows in so many of the 65,536 buckets from `first` on and around."""
+
+    def keep_answers(self, key: FlowKey, wanted: bool) -> None:
+        """The same of this flow's bucket, wherever these are."""
 
     def counters(self) -> Counters:
         """What the capture counted."""

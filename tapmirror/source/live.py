@@ -255,9 +255,13 @@ class LiveSource:
         """Begin or stop to yield production's acknowledgements of the flow's bucket."""
         self._admission.want_ack(key, wanted)
 
-    def want_answers(self, buckets: bytes) -> None:
-        """Yield production's payload too, of the flows in these buckets."""
-        self._admission.want_answers(buckets)
+    def want_answers(self, first: int, count: int) -> None:
+        """Yield production's payload too, of the flows in so many buckets from `first` on and around."""
+        self._admission.want_answers(first, count)
+
+    def keep_answers(self, key: FlowKey, wanted: bool) -> None:
+        """The same of this flow's bucket, wherever these are."""
+        self._admission.keep_answers(key, wanted)
 
     def counters(self) -> Counters:
         """What was counted.

@@ -28,8 +28,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
-from tapmirror.packet import flow_hash, shard_of
+from tapmirror.packet import BUCKETS, flow_hash, shard_of
 from tapmirror.source import Counters, order
+from tapmirror.spec import MAX_WORKERS
 
 RECORD: Final = struct.Struct("<QIIIIII40s")
 """`struct tap_record` of bpf/tap.h."""
@@ -40,6 +41,10 @@ WANT_ONE: Final = 1
 WANT_ALL: Final = 2
 WANT_ANSWERS: Final = 4
 """TAP_WANT_ONE, TAP_WANT_ALL, TAP_WANT_ANSWERS of bpf/tap.h."""
+WINDOW: Final = struct.Struct("<II")
+"""`struct tap_window`; packed, it is one store of 8 bytes."""
+WINDOWS_AT: Final = BUCKETS
+"""Their offset in `struct tap_wants`."""
 
 READS: Final = 100
 """Attempts to read the counters between two packets: under the heaviest load one in a few succeeds."""
@@ -77,7 +82,7 @@ class RingSource:
             mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
             mmap.mmap(ring, page + ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page),
             mmap.mmap(counters, _pages((shard + 1) * counter_bytes()), mmap.MAP_SHARED, mmap.PROT_READ),
-            mmap.mmap(wants, 65_536, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
+            mmap.mmap(wants, _pages(WINDOWS_AT + 8 * MAX_WORKERS), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
         ]
         self._consumer = memoryview(self._maps[0]).cast("Q")
         shared = memoryview(self._maps[1])
@@ -87,6 +92,7 @@ class RingSource:
         start = shard * counter_bytes()
         self._counters = memoryview(self._maps[2])[start : start + counter_bytes()].cast("Q")
         self._wants = self._maps[3]
+        self._shard = shard
         first = _NOTES + 3 * self._consumer[_VALID]
         self._position, self._segments, self._bytes = self._consumer[first : first + 3]
         self._take_over(shard, workers)
@@ -111,9 +117,9 @@ class RingSource:
                     self._bytes += length
             position += ((header & _LENGTH) + 15) & ~7
         self._note(position)
-        for bucket in range(len(self._wants)):
+        for bucket in range(BUCKETS):
             if shard_of(bucket, workers) == shard:
-                self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | WANT_ONE
+                self._wants[bucket] = WANT_ONE
 
     def _bytes_at(self, offset: int, size: int) -> bytes:
         """A part of the ring that may wrap around."""
@@ -191,12 +197,14 @@ class RingSource:
         bucket = flow_hash(key, self._seed) & 0xFFFF
         self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | (WANT_ALL if wanted else 0)
 
-    def want_answers(self, buckets: bytes) -> None:
-        """Set the bit for answers in all bytes."""
-        wants = self._wants
-        for bucket, wanted in enumerate(buckets):
-            if bool(wants[bucket] & WANT_ANSWERS) is not bool(wanted):
-                wants[bucket] ^= WANT_ANSWERS
+    def want_answers(self, first: int, count: int) -> None:
+        """Set this worker's window."""
+        WINDOW.pack_into(self._wants, WINDOWS_AT + WINDOW.size * self._shard, first, count)
+
+    def keep_answers(self, key: FlowKey, wanted: bool) -> None:
+        """Set the bit for answers in the byte of the flow's bucket."""
+        bucket = flow_hash(key, self._seed) & 0xFFFF
+        self._wants[bucket] = self._wants[bucket] & ~WANT_ANSWERS | (WANT_ANSWERS if wanted else 0)
 
     def counters(self) -> Counters:
         """The sum over all CPUs, as it was at one moment.

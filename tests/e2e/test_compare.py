@@ -106,3 +106,29 @@ def test_several_workers_and_connections_that_end(lab: Lab) -> None:
     with Shop(lab.node), Shop(lab.shadow):
         figures = compared(lab, 1_000, "headers", paths=PATHS, rate=500, workers=2)
     assert (figures.paired, figures.unpaired) == (1_000, {})
+
+
+BUSY = """
+iface: eth0
+port: 80
+protocol: http
+capture: {capture}
+shadow: "{shadow}:80"
+compare: {{level: body, max_exchanges: 300}}
+"""
+
+
+@pytest.mark.parametrize("capture", ["ebpf", "packet"])
+def test_beyond_the_budget_connections_take_turns_and_none_is_paired_wrongly(lab: Lab, capture: str) -> None:
+    with Shop(lab.node), Shop(lab.shadow):
+        spec = BUSY.format(capture=capture, shadow=lab.shadow.addr4)
+        with Mirror(lab.node, spec=spec) as tap:
+            result = load(lab.client, lab.node.addr4, requests=9_000, paths=PATHS, rate=1_500, connections=16)
+            assert (result.answered, result.failed) == (9_000, 0)
+            ledger = tap.final()
+    assert dropped(ledger) == {}
+    (figures,) = all_figures([ledger], Limits())
+    assert figures.requests == 9_000 == figures.paired + sum(figures.unpaired.values())
+    assert set(figures.unpaired) == {"thinned"}
+    assert 1_000 < figures.paired < 3_600
+    assert [endpoint.name for endpoint in figures.endpoints if endpoint.differing] == []

@@ -53,6 +53,7 @@ class Case:
     """Of the tap."""
     bodies: tuple[int, ...] = ()
     per_connection: int = 0
+    path: str = "/"
     floor: bool = False
     """Measure the barest sender too."""
 
@@ -65,6 +66,7 @@ class Case:
             per_connection=self.per_connection,
             rate=self.rate,
             bodies=self.bodies,
+            paths=(self.path,),
         )
 
 
@@ -88,13 +90,15 @@ rules:
 RULE_GOAL: Final = 5.0
 """Microseconds that these may add to a request."""
 
+JSON: Final = "/file/2k.json?"
 CASES: Final = (
     Case("GET, raw", 20_000, 10, {"protocol": "raw"}, floor=True),
     Case(BASE, 20_000, 14, {"protocol": "http"}),
-    Case("GET, HTTP, status compared", 5_000, None, {"protocol": "http", "compare": "status"}),
-    Case("GET, HTTP, bodies compared", 2_000, None, {"protocol": "http", "compare": "body"}),
+    Case("GET, HTTP, status compared", 20_000, 22, {"protocol": "http", "compare": "status"}),
     Case("GET, HTTP, at 5,000", 5_000, None, {"protocol": "http"}),
-    Case("GET, HTTP, at 2,000", 2_000, None, {"protocol": "http"}),
+    Case("the same, status compared", 5_000, None, {"protocol": "http", "compare": "status"}),
+    Case("GET of 2 KB of JSON", 1_500, None, {"protocol": "http"}, path=JSON),
+    Case("the same, bodies compared", 1_500, None, {"protocol": "http", "compare": "body"}, path=JSON),
     Case("GET, HTTP, Host rewritten", 20_000, 18, {"protocol": "http", "host": "shadow.test"}),
     Case("GET, a connection each", 5_000, 75, per_connection=1, floor=True),
     Case("POST 4 KiB", 10_000, 20, bodies=(4 << 10,), floor=True),

@@ -38,6 +38,7 @@ http {{
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
     default_type text/plain;
+    types {{ application/json json; }}
     server {{
 {listen}
 {tls}
@@ -157,7 +158,8 @@ class Certificates:
 
 
 class Nginx(Server):
-    """nginx on a host: / answers 200 at once, /file/1k and /file/1m are files; its counter is outside the network.
+    """nginx on a host: / answers 200 at once, /file/1k, /file/1m and /file/2k.json are files; its counter
+    is outside the network.
 
     `logged` needs `log=True`, which costs nginx some microseconds a request.  With `tls` it speaks TLS, and
     asks for the clients' certificates if that says so.
@@ -179,6 +181,8 @@ class Nginx(Server):
         files.mkdir()
         (files / "1k").write_bytes(b"x" * 1024)
         (files / "1m").write_bytes(b"x" * (1 << 20))
+        items = [{"id": n, "name": f"item number {n}", "price": n * 1.25, "tags": ["a", "b"]} for n in range(28)]
+        (files / "2k.json").write_bytes(msgspec.json.encode({"items": items}))
         config = CONFIG.format(
             dir=self._dir,
             files=NOFILE_MOST - 100,
