@@ -192,6 +192,7 @@ def test_bodies_that_do_not_matter_are_discarded_in_the_kernel(line: Line) -> No
 
 
 def test_no_request_waits_for_an_acknowledgement(line: Line) -> None:
+    line.listener.heed(line.lane, 1)
     assert line.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
