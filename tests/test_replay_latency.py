@@ -17,7 +17,7 @@ from tapmirror.histogram import Histogram
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import LAZY_BYTES, wake_for
 from tapmirror.replay.lane import Lane, Pool
-from tapmirror.replay.latency import LAZY, Timing
+from tapmirror.replay.latency import LAZY, NEW, Timing
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -115,3 +115,26 @@ def test_an_ended_flow_is_not_made_lazy_again(rig: Rig) -> None:
     rig.lane.finishing = True
     rig.read(ANSWER, 1.0)
     assert rig.wakes_for() == 1 and rig.times.snapshot()["count"] == 1
+
+
+def quick(rig: Rig) -> bool:
+    return bool(rig.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
+
+
+def test_where_a_first_request_is_timed_its_answer_is_acknowledged_at_once(rig: Rig) -> None:
+    """A server that writes head and body apart waits for it (Nagle)."""
+    for number in range(NEW + 1):
+        rig.connect()
+        rig.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        rig.send(10.5)
+        assert quick(rig) == (number < NEW)
+        rig.read(ANSWER, 10.5)
+    assert rig.times.snapshot()["count"] == NEW
+    rig.send(10.6)
+    rig.read(ANSWER, 10.6)
+    assert rig.times.snapshot()["count"] == NEW + 1, "the second on a connection is one like any"
+    rig.connect()
+    rig.send(11.5)
+    assert quick(rig)
+    rig.read(ANSWER, 11.5)
+    assert rig.times.snapshot()["count"] == NEW + 2

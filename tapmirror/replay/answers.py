@@ -85,3 +85,8 @@ def wake_for(lane: Lane, size: int) -> None:
     """Have an event only when `size` bytes are there to be read."""
     lane.lazy = size > 1
     lane.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)  # type: ignore[union-attr]
+
+
+def acknowledge_at_once(sock: _socket.socket | TlsSocket) -> None:
+    """Acknowledge what comes next as it comes.  What is sent undoes it (tcp_event_data_sent): call it afterwards."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

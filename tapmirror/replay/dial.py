@@ -122,11 +122,10 @@ class Dialer:
                 self._exhausted(now, now)
                 return False
             sock.setsockopt(*_MARK[place.family])
-            if lane.http and lane.listener is None:
+            if lane.http:
                 # The last step of the handshake goes with the request that waits, as its acknowledgement: a packet
                 # less, and the shadow wakes once and not twice (tcp_rcv_synsent_state_process, "pingpong mode").
-                # Not where answers are timed: a server that writes head and body apart waits for the acknowledgement
-                # between (Nagle), which would be 40 ms late here, while production's own clients send it at once.
+                # Where answers are timed this is undone (`latency`, `listener`).
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             number = sock.connect_ex(place.address)
             if number in (0, errno.EINPROGRESS):

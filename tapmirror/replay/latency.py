@@ -13,6 +13,10 @@ the request.  Answers that never come are not in it either.
 A busy connection wakes us only for many bytes of answers.  To time one there it is made to wake us for a few, and
 `LAZY` bounds how often a second.  Where answers are compared, it is `listener` that decides when we are woken, and
 those are timed that it times, closer than we can.
+
+A new connection acknowledges late (`dial`), and a server that writes head and body apart waits for that (Nagle's
+algorithm), 40 ms as a rule, where production's own clients acknowledge at once.  So one whose first request is timed
+is made to as well, and `NEW` bounds how often a second.
 """
 
 from __future__ import annotations
@@ -20,12 +24,15 @@ from __future__ import annotations
 from typing import Final
 
 from tapmirror.histogram import Histogram
-from tapmirror.replay.answers import LAZY_BYTES, wake_for
+from tapmirror.replay.answers import LAZY_BYTES, acknowledge_at_once, wake_for
 from tapmirror.replay.lane import Lane
 
 LAZY: Final = 50
 """Requests timed a second on busy connections, all together: enough for a median of each second; each costs two
 system calls and a wake-up, some 10 us."""
+
+NEW: Final = 250
+"""The same of first requests on new connections; each costs a system call and a packet."""
 
 
 class Timing:
@@ -35,11 +42,11 @@ class Timing:
     `end`, where it is not.
     """
 
-    __slots__ = ("_histogram", "_left", "_until")
+    __slots__ = ("_histogram", "_left", "_new", "_until")
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
-        self._left = 0
+        self._left = self._new = 0
         self._until = 0.0
 
     def sent(self, lane: Lane, now: float) -> None:
@@ -52,14 +59,19 @@ class Timing:
 
     def begin(self, lane: Lane, now: float) -> None:
         """The last request that was sent is timed from now on, if there is room for one more."""
+        if now >= self._until:
+            self._until, self._left, self._new = now + 1.0, LAZY, NEW
         if lane.lazy:
-            if now >= self._until:
-                self._until, self._left = now + 1.0, LAZY
             if not self._left:
                 return
             self._left -= 1
             wake_for(lane, 1)
             lane.timed_lazy = True
+        elif lane.sent == 1 and lane.hearing is None and lane.sock is not None:
+            if not self._new:
+                return
+            self._new -= 1
+            acknowledge_at_once(lane.sock)
         lane.timed, lane.timed_at = lane.sent, now
 
     def end(self, lane: Lane, now: float) -> None:

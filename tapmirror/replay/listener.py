@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, Buffer
 from tapmirror.exchange import Unpaired
-from tapmirror.replay.answers import LAZY_BYTES, wake_for
+from tapmirror.replay.answers import LAZY_BYTES, acknowledge_at_once, wake_for
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ class Listener:
         self._awaited.clear()
         self._stamps = isinstance(sock, _socket.socket) and _ask_for_stamps(sock, fresh=not lane.sent)
         lane.timed_lazy = False
-        if sock is not None and not self.settled:  # a request that waits for an acknowledgement is late
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock is not None and not self.settled:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a request that waits for one is late
         if lane.lazy and lane.finishing:
             wake_for(lane, 1)
         return True
@@ -252,6 +252,8 @@ class Listener:
     def _measure(self, sock: _Socket, now: float) -> None:
         """The round trip, now and then."""
         if now - self._rtt_at >= RTT_TIME:
+            if not self._rtt_at:
+                acknowledge_at_once(sock)  # as clients of production do on a new connection: a server may wait for it
             self._rtt_at = now
             self._rtt_ns = _rtt_ns(sock)
 
