@@ -55,6 +55,7 @@ RANKS: Final = {
     "doctor": 6,
     "supervisor": 7,
     "cli": 8,
+    "__main__": 9,
 }
 """A module imports only from lower ranks; the modules of a package may import each other.
 A package has one rank, unless its modules are named here too ("replay.lane")."""

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command as it is started."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+COMMAND = [sys.executable, "-P", "-X", "importtime", "-m", "tapmirror", "--version"]
+
+
+def test_it_can_be_ended_while_it_is_imported() -> None:
+    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.endswith(" click.core\n"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait() == -signal.SIGINT
+    assert "Traceback" not in rest
+
+
+def test_it_says_its_own_name() -> None:
+    done = subprocess.run(COMMAND, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("tapmirror, version ")
