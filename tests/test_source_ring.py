@@ -16,7 +16,7 @@ from program import Program
 from tapmirror.events import ACCEPTED, FIN, FROM_SERVER
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.source import Counters
-from tapmirror.source.ring import RECORD, WANT_ALL, WANT_ONE, RingSource, counter_bytes
+from tapmirror.source.ring import RECORD, WANT_ALL, WANT_ONE, WINDOW, WINDOWS_AT, RingSource, counter_bytes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -151,11 +151,13 @@ def test_a_successor_wants_acknowledgements_and_no_answers_that_the_first_waited
     with Program(answer_bytes=100) as program:
         (first,) = program.sources
         first.keep_answers(bytes(40), True)
+        first.want_answers(7, 8)
         program.run(IP() / TCP(dport=80, flags="PA") / Raw(b"x"))
         assert len(program.records()[0]) == 1
         second = RingSource(*program.loaded.worker_fds(0), ring_bytes=program.request.ring_bytes, seed=0)
         program.sources.append(second)
         assert second._wants[:BUCKETS] == bytes([WANT_ONE]) * BUCKETS
+        assert WINDOW.unpack_from(second._wants, WINDOWS_AT) == (0, BUCKETS)
 
 
 def test_counters_are_of_one_moment_under_load(lab: Lab) -> None:

@@ -100,7 +100,7 @@ class RingSource:
             os.close(fd)
 
     def _take_over(self, shard: int, workers: int) -> None:
-        """Pass over what a reader before us had claimed, and open the buckets that it left as it needed them."""
+        """Pass over what a reader before us had claimed, and open buckets and window that it left as it needed them."""
         position = self._position
         if not position and not self._consumer[_CLAIM]:
             return
@@ -117,6 +117,7 @@ class RingSource:
                     self._bytes += length
             position += ((header & _LENGTH) + 15) & ~7
         self._note(position)
+        self.want_answers(0, BUCKETS)
         for bucket in range(BUCKETS):
             if shard_of(bucket, workers) == shard:
                 self._wants[bucket] = WANT_ONE

@@ -82,8 +82,8 @@ class Compare(Checked, frozen=True, kw_only=True):
     answer_time: float = 30.0
     """Seconds for an answer, from the start of the request: then the shadow timed out."""
     max_exchanges: float = 2000.0
-    """A second that are compared, of connections that take turns; mirrored are all.  120,000 a minute tell enough, and
-    all of them would cost twice what mirroring does."""
+    """A second that each worker compares, of connections that take turns; mirrored are all.  120,000 a minute tell
+    enough, and all of them would cost twice what mirroring does."""
     max_bodies: float = 2000.0
     """A second whose bodies are compared; of the others status, fields and times."""
     max_timed: float = 250.0
