@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
@@ -19,6 +19,9 @@ REQUIRE_ALL = "TAPMIRROR_REQUIRE_ALL"
 """In the environment: a test marked `ebpf` or `e2e` that is skipped has failed."""
 SETTLE_TIME = 5.0
 """Seconds for what was killed to be gone; the kernel frees namespaces and programs after a moment."""
+
+BEFORE = pytest.StashKey[Trace]()
+"""What was there before the run."""
 
 hypothesis.settings.register_profile("tapmirror", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("tapmirror")
@@ -56,19 +59,32 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 @pytest.fixture(scope="session", autouse=True)
 def _programs_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """By all taps of this run together, and not by one of an earlier one."""
-    os.environ["CACHE_DIRECTORY"] = str(tmp_path_factory.mktemp("programs"))
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+    os.environ["CACHE_DIRECTORY"] = str(run / "programs")
+    (run / "programs").mkdir(mode=0o700, exist_ok=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _nothing_is_left_behind() -> Iterator[None]:
-    """Processes, namespaces, mounts, attachments, programs: as before."""
-    before = Trace.now()
-    yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # who has started other processes of pytest looks after them all
+        session.config.stash[BEFORE] = Trace.now()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Processes, namespaces, mounts, attachments, programs: as before, or the run has failed."""
+    before = session.config.stash.get(BEFORE, None)
+    if before is None:
+        return
     end = time.monotonic() + SETTLE_TIME
-    left: Any = None
+    left = ""
     while (left := Trace.now().since(before)) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not left, f"left behind: {left}"
+    if left:
+        sys.stderr.write(f"\nleft behind: {left}\n")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

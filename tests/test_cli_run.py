@@ -278,6 +278,7 @@ def nothing_left_behind(node: Host) -> Iterator[None]:
     until(lambda: not Snapshot.of(node).difference(before), f"all as before {Snapshot.of(node).difference(before)}")
 
 
+@pytest.mark.alone
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("wanted", "change"),
@@ -345,6 +346,7 @@ def without(what: str, tmp_path: Path) -> list[str]:
     return ["unshare", "--mount", "--", "sh", "-c", f'{nothing_compiled} && {scripts[what]} && exec "$@"', "sh"]
 
 
+@pytest.mark.alone
 @pytest.mark.e2e
 @pytest.mark.ebpf
 @pytest.mark.parametrize(

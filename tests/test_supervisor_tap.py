@@ -97,6 +97,7 @@ def test_a_worker_that_dies_is_replaced(lab: Lab, capture: str, number: int, lin
     assert ledger["worker"]["restarts"] == 1
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_when_the_supervisor_is_killed_the_worker_drains_and_goes(lab: Lab, capture: str) -> None:
     programs = set(network_programs())
@@ -127,6 +128,7 @@ def test_when_the_supervisor_is_killed_the_worker_does_not_wait_for_ever(lab: La
         assert "Traceback" not in tap.said()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("moment", ["tapmirror.loader", "tapmirror.worker"])
 def test_a_supervisor_that_is_killed_at_the_start_leaves_nothing(lab: Lab, moment: str) -> None:
     programs = set(network_programs())
@@ -295,6 +297,7 @@ def leads_back(lab: Lab, way: str) -> Iterator[str]:
         lab.node.run(["ip", "route", "del", address])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("way", LOOPS)
 @pytest.mark.parametrize("production", ["listens", "is down", "does not accept"])
@@ -326,6 +329,7 @@ def descriptors() -> dict[str, str]:
     return found
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
@@ -357,6 +361,7 @@ def test_a_start_that_fails_leaves_nothing(lab: Lab, change: dict[str, Any], wan
     assert warnings == []
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_start_look_stop(lab: Lab, capture: str) -> None:
     warnings: list[str] = []

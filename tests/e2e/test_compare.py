@@ -16,7 +16,7 @@ from tapmirror.cli.compared import all_figures
 from tapmirror.compare import Figures, Limits, Nature, Outcome
 from tapmirror.comparing import PROBE_DELAY
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.alone]  # it measures times
 
 PATHS = ("/users/", "/orders/", "/page/")
 

@@ -233,6 +233,7 @@ def test_metrics_are_served(lab: Lab) -> None:
 # --- the daemon's own end
 
 
+@pytest.mark.alone
 def test_killed_it_leaves_nothing_and_comes_back_as_it_was(lab: Lab) -> None:
     before = Snapshot.of(lab.node)
     with Daemon(lab.node) as daemon, under_load(lab) as (production, shadow, _running):
@@ -453,6 +454,7 @@ def test_a_tap_of_a_file_waits_for_its_interface(lab: Lab) -> None:
 # --- the kill switch
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("switch", ["file", "command"])
 def test_the_kill_switch_works_within_a_second_whatever_hangs(lab: Lab, switch: str) -> None:
     before = Snapshot.of(lab.node)

@@ -36,6 +36,7 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tap, "COMMAND", script)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("limited")
 def test_with_64_descriptors_and_28_thousand_connections_a_minute(
     lab: Lab, record_property: Callable[[str, object], None]
