@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import until
+from lab import open_to_all, until
 from tapmirror.spec import Shadow
 from tapmirror.supervisor import resolving
 from tapmirror.supervisor.addresses import ADDRESSES, Address
@@ -173,8 +173,7 @@ def test_an_answer_that_is_refused(getent: Path) -> None:
 def test_it_asks_without_privilege(getent: Path) -> None:
     """The real one's place is taken by a script that tells who it is."""
     getent.write_text("#!/bin/sh\necho 10.0.0.$(id -u | tail -c 3) STREAM; [ -z \"$(id -G | tr -d '0-9 \\n')\" ]\n")
-    for folder in (getent.parent, *getent.parent.parents[:3]):
-        folder.chmod(0o755)
+    open_to_all(getent.parent)
     shadow = Shadow(host="a.test", port=80)
     said: list[str] = []
     names = Names([shadow], [[]], lambda index, found: None, said.append, identity=(65534, 65534), now=0.0)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from e2e.mirror import PATIENCE
-from lab import HashSink, Lab, Load, LoadPlan, identity, until
+from lab import HashSink, Lab, Load, LoadPlan, identity, open_to_all, until
 from lab.clock import WallClock
 from lab.daemon import Daemon
 from tapmirror.control.messages import Start, Status, Stop
@@ -46,8 +48,7 @@ def ledger(daemon: Daemon) -> dict[str, Any]:
 @pytest.mark.parametrize("capture", ["ebpf", "packet"])
 def test_no_timer_is_of_the_wall_clock(lab: Lab, tmp_path: Path, capture: str) -> None:
     """After each jump the same connections go on: none expires, none to the shadow is closed, no tap ends."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # the worker is another user
+    open_to_all(tmp_path)
     wall = WallClock(tmp_path)
     connections = 20
     with (
@@ -95,5 +96,8 @@ def test_the_monotonic_clock_may_begin_anywhere(lab: Lab, capture: str) -> None:
         assert Load(lab.client, plan).result().failed == 0
         shadow.wait_for(400, PATIENCE)
         (done,) = daemon.ask(Stop(all=True))["stopped"]
+        # unshare takes no SIGTERM while its child runs
+        (inner,) = (pid for pid, words in daemon.processes().items() if pid != daemon.pid and " daemon " in words)
+        os.kill(inner, signal.SIGTERM)
     identity(done["ledger"])
     assert done["ledger"]["requests"]["mirrored"] == 400

@@ -21,7 +21,7 @@ from typing import Any, Final
 import pytest
 
 from e2e.mirror import PATIENCE
-from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Snapshot, Tap, identity, load, until
+from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Snapshot, Tap, identity, load, open_to_all, until
 from lab.daemon import Daemon
 from lab.shop import REVIEWS_V2, Shop
 from tapmirror.control import Client, ControlError
@@ -522,8 +522,7 @@ def test_a_worker_that_prints_for_each_request_is_heard_seldom_and_waits_for_nob
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hook prints what the network sends: long, and with control characters before it."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # the worker is another user
+    open_to_all(tmp_path)
     (tmp_path / "chatty.py").write_text(CHATTY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from e2e.mirror import PATIENCE, Mirror, connect, dropped, read_until
-from lab import Behaviour, Certificates, HashSink, Lab, Nginx, RecordingTcp, Snapshot, load, until
+from lab import Behaviour, Certificates, HashSink, Lab, Nginx, RecordingTcp, Snapshot, load, open_to_all, until
 from lab.bookinfo import Service
 from lab.tap import COMMAND
 from policy_cases import BOOKINFO
@@ -302,8 +302,7 @@ def change(request):
 
 
 def test_a_hook(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # the worker is another user
+    open_to_all(tmp_path)
     (tmp_path / "my_hook.py").write_text(HOOK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     spec = tap(f'shadow: "{SHADOW}:80"\nhook: my_hook:change\n')

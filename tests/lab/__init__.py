@@ -5,7 +5,7 @@ Used by the tests, the demo and the benchmark.  Nothing of it is on the host: th
 to processes that die with the one that made them, so there is nothing to clean, however it ends.
 """
 
-from lab.hosts import Host, LabError, until
+from lab.hosts import Host, LabError, open_to_all, until
 from lab.load import Load, LoadPlan, LoadResult, body, load
 from lab.names import NameServer
 from lab.network import Lab
@@ -42,6 +42,7 @@ __all__ = [
     "cpu_seconds",
     "identity",
     "load",
+    "open_to_all",
     "redis_pipe",
     "resident_kb",
     "resp",

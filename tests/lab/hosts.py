@@ -16,6 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -55,6 +56,14 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> No
             raise LabError(f"{what}: not within {seconds:g} s")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
+
+
+def open_to_all(folder: Path) -> None:
+    """Another user, as a worker is, may look into a directory of pytest's: into all above it that are ours."""
+    for each in (folder, *folder.parents):
+        if each == Path(tempfile.gettempdir()):
+            break
+        each.chmod(0o755)
 
 
 class Host:

@@ -161,6 +161,8 @@ class Sender:
         self.plan = plan
         self.sent = self.answered = self.failed = self.made = 0
         self.todo = plan.requests
+        self.stopped = False
+        """Send no more.  By a signal, that is between any two steps: `todo` is the loop's alone."""
         self._capacity = 0
         """With `per_connection`: requests for which there is a connection."""
         self.statuses: Counter[str] = Counter()
@@ -179,7 +181,11 @@ class Sender:
         start = self._heard = clock()
         for _ in range(min(plan.connections, plan.requests)):
             self._connect_if_due()
-        while self.todo or self.sent > self.answered + self.failed:
+        while True:
+            if self.stopped:
+                self.todo = 0
+            if not self.todo and self.sent <= self.answered + self.failed:
+                break
             now = clock()
             wait = 1.0
             if plan.rate and self.todo:
@@ -351,7 +357,7 @@ def main() -> None:
     sender = Sender(msgspec.json.decode(sys.argv[1], type=LoadPlan))
 
     def stop(_number: int, _frame: object) -> None:
-        sender.todo = 0
+        sender.stopped = True
 
     signal.signal(signal.SIGINT, stop)
     print(msgspec.json.encode(sender.run()).decode(), flush=True)
