@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lab import (
@@ -32,6 +36,8 @@ from lab import (
 )
 from lab.soak import Look, Report, violations
 from lab.wrk import parse
+
+sending = importlib.import_module("lab.load")  # `lab.load` is the function
 
 pytestmark = pytest.mark.e2e
 
@@ -118,6 +124,30 @@ def test_load_ends_early_with_nothing_cut(lab: Lab) -> None:
         result = running.stop()
         assert result.failed == 0
         assert result.answered == result.sent == nginx.requests()
+
+
+def test_a_load_can_be_stopped_while_it_makes_a_request(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A load that missed it would wait for an hour."""
+    made = sending.request
+
+    def interrupted(plan: LoadPlan, number: int) -> bytes:
+        if number == 3:
+            signal.raise_signal(signal.SIGINT)
+        data: bytes = made(plan, number)
+        return data
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sending, "request", interrupted)
+    plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=1, bodies=(10,), timeout=3600.0)
+    monkeypatch.setattr(sys, "argv", ["load", msgspec.json.encode(plan).decode()])
+    with HashSink(lab.node) as sink, lab.client.enter():
+        try:
+            sending.main()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert json.loads(capsys.readouterr().out)["answered"] == len(sink.got) >= 4
 
 
 def test_wrk(lab: Lab) -> None:
