@@ -203,6 +203,22 @@ def test_figures_that_cannot_be_end_it(sit: Sit, change: str, words: str) -> Non
         seat.start()
 
 
+@pytest.mark.parametrize("when", ["before it is asked", "when it is asked"])
+def test_what_a_worker_says_last_is_why_it_ended(sit: Sit, when: str) -> None:
+    """Either way its end of the socket is closed, with a request unread, before what it said is read."""
+    waits = "import select; select.select([control], [], [])" if when == "when it is asked" else ""
+    seat = sit(
+        "say({'ready': 1}); control.recv(65536); say({'snapshot': figures, 'books': {}})\n"
+        f"{waits}\nsay({{'error': 'no memory'}}); os._exit(1)"
+    )
+    seat.start()
+    assert seat._process is not None
+    if not waits:
+        seat._process._process.wait(PATIENCE)
+    seat.snapshot()
+    assert seat.reason == "no memory"
+
+
 def test_figures_that_go_bad_are_its_death_and_the_last_good_ones_stay(sit: Sit) -> None:
     seat = sit(
         "real = say\n"

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -34,6 +35,8 @@ READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
 REPLY_TIME: Final = 5.0
 """Seconds for a worker to answer; it looks at its control socket in every turn of its loop."""
+LAST_WORDS: Final = 1024
+"""Messages that are read of a worker that is gone, at most; the kernel keeps fewer (net.unix.max_dgram_qlen)."""
 FIRST_PAUSE: Final = 0.1
 """Seconds before the first restart."""
 LONGEST_PAUSE: Final = 5.0
@@ -174,11 +177,19 @@ class WorkerProcess:
         return message
 
     def _gone(self) -> TapError:
+        """Why it is: by its last words, which the kernel hands out only after the error that nobody listens there."""
         try:
             code = self._process.wait(1.0)
-            status = f"signal {-code}" if code < 0 else f"exit status {code}"
         except subprocess.TimeoutExpired:
-            status = "it hangs"
+            return TapError("the worker process ended (it hangs)")
+        with suppress(OSError, EOFError, ValueError, RecursionError):
+            for _ in range(LAST_WORDS):
+                if not _readable(self._control, 0.0):
+                    break
+                message = self._pieces.take(privsep.receive_bare(self._control, MESSAGE))
+                if "error" in message:
+                    return TapError(str(message["error"]))
+        status = f"signal {-code}" if code < 0 else f"exit status {code}"
         return TapError(f"the worker process ended ({status})")
 
 
