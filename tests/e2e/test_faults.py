@@ -31,11 +31,20 @@ from lab import (
     resident_kb,
     until,
 )
+from lab.starve import starved
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 CAPTURES: Final = ("ebpf", "packet")
 ETH_P_ALL: Final = 3
+STARVED: Final = """
+iface: eth0
+port: 80
+protocol: http
+capture: ebpf
+shadow: "{shadow}"
+limits: {{ring_bytes: 1048576}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +208,25 @@ def silent(host: Host) -> Iterator[None]:
         yield
     finally:
         host.run(["nft", "delete table ip quiet"])
+
+
+def test_a_tap_that_gets_little_cpu_drops_and_goes_on(lab: Lab) -> None:
+    """A twentieth of one: what the ring cannot hold is given up and counted, nothing waits for it, nothing grows."""
+    with Nginx(lab.node), Nginx(lab.shadow) as shadow:
+        spec = STARVED.format(shadow=endpoint(lab.shadow.addr4, 80))
+        with Mirror(lab.node, spec=spec) as tap:
+            worker = worker_of(tap)
+            with starved(worker, 0.05):
+                plan = LoadPlan(address=lab.node.addr4, requests=20_000, connections=20, rate=4_000, bodies=(4_096,))
+                result = Load(lab.client, plan).result()
+            assert (result.answered, result.failed) == (20_000, 0)
+            assert worker_of(tap) == worker
+            assert resident_kb(worker, peak=True) < 100 << 10
+            before = shadow.requests()
+            assert load(lab.client, lab.node.addr4, requests=500, connections=5).failed == 0
+            shadow.wait_for(before + 500, PATIENCE)
+            ledger = tap.final()
+        assert ledger["segments"]["dropped"]["ring_full"] > 1_000
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,7 @@ from lab.load import Load, LoadPlan, load
 from lab.network import Lab
 from lab.servers import Nginx
 from lab.snapshot import resident_kb
+from lab.starve import starved
 from lab.tap import Tap
 
 SETTLE_TIME: Final = 1.0
@@ -39,6 +41,7 @@ CONNECTIONS: Final = 50
 PAIRS: Final = 8
 PAIR_SECONDS: Final = 2.0
 PAIR_RATE: Final = 5_000
+STARVED: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -186,10 +189,11 @@ def idle(lab: Lab, capture: str, seconds: float) -> float:
         return (tap.cpu() - before) / seconds * 100
 
 
-def production(lab: Lab, capture: str, pairs: int, shadow: Nginx) -> dict[str, float]:
+def production(lab: Lab, capture: str, pairs: int, shadow: Nginx, *, starve: bool = False) -> dict[str, float]:
     """Production's latency with a tap over without, in blocks that alternate: ratios of the medians.
 
-    The shadow, which belongs on another host, gets what CPU the others leave (nice 19).
+    The shadow, which belongs on another host, gets what CPU the others leave (nice 19).  `starve`: the worker gets
+    `STARVED` of a CPU only.
     """
     os.setpriority(os.PRIO_PROCESS, shadow.pid, 19)
     found: dict[str, list[float]] = {"p50 with": [], "p50 without": [], "p99 with": [], "p99 without": []}
@@ -210,9 +214,11 @@ def production(lab: Lab, capture: str, pairs: int, shadow: Nginx) -> dict[str, f
             if kind == "without":
                 block(kind)
                 continue
-            with Tap(lab.node, shadow=f"{lab.shadow.addr4}:80", capture=capture):
+            with Tap(lab.node, shadow=f"{lab.shadow.addr4}:80", capture=capture) as tap:
                 time.sleep(SETTLE_TIME)
-                block(kind)
+                worker = next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+                with starved(worker, STARVED) if starve else nullcontext():
+                    block(kind)
     medians = {name: statistics.median(values) for name, values in found.items()}
     return {
         **{f"{name}, ms": value for name, value in medians.items()},
@@ -298,6 +304,7 @@ def main() -> int:
         if options.pairs and not options.case:
             print(f"bench: production's latency, {options.pairs} pairs of blocks", file=sys.stderr, flush=True)
             report["production"] = production(lab, options.capture, options.pairs, shadow)
+            report["starved"] = production(lab, options.capture, options.pairs, shadow, starve=True)
     report["cases"] = [msgspec.structs.asdict(result) for result in results]
     if options.json:
         print(msgspec.json.encode(report).decode())
@@ -313,6 +320,8 @@ def main() -> int:
         console.print(f"20 rules and two headers, {name}: {value:.1f}")
     for name, value in report.get("production", {}).items():
         console.print(f"production's latency at {PAIR_RATE:,}/s, {name}: {value:.3f}")
+    for name, value in report.get("starved", {}).items():
+        console.print(f"the same with a worker that gets {STARVED:.0%} of a CPU, {name}: {value:.3f}")
     return 0
 
 

@@ -46,6 +46,8 @@ WARM: Final = 3_600.0
 """Seconds before memory counts; of a shorter run its first half."""
 SLOPE: Final = 1.0
 """MiB an hour that a process may grow, where at least an hour was measured."""
+GROWTH: Final = 2.0
+"""MiB that a process may grow in the second half of a shorter run."""
 PORT: Final = 9464
 EVERYBODYS: Final = ("programs", "maps", "bpf_links")
 """Of a `Snapshot`."""
@@ -111,8 +113,14 @@ class Report:
         looks = self.warm()
         for process in ("daemon", "worker"):
             slope = self.slope(process)
-            if slope is not None and looks[-1].at - looks[0].at >= 3600 and slope >= SLOPE:
-                found.append(f"the {process} grows by {slope:.2f} MiB an hour")
+            if slope is None:
+                continue
+            grown = (looks[-1].memory[process] - looks[0].memory[process]) / 1024
+            if looks[-1].at - looks[0].at >= 3600:
+                if slope >= SLOPE:
+                    found.append(f"the {process} grows by {slope:.2f} MiB an hour")
+            elif grown >= GROWTH:
+                found.append(f"the {process} grew by {grown:.1f} MiB")
         # Of the daemon alone: a worker has one for each connection that stands at the moment.  The second tap is there
         # every other minute, so two looks are all that there can be.
         first, last = (
