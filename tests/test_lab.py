@@ -338,7 +338,12 @@ def test_the_soak_sees_what_does_not_add_up_and_what_grows() -> None:
     report = Report(seconds=180 * 60.0, looks=looks, scrapes=3, wrong=["scrape 2: a: bytes"], failed=1)
     assert report.failures()[:2] == ["scrape 2: a: bytes", "1 requests of production's failed"]
     assert report.failures()[2].startswith("the daemon grows by 2.0")
-    assert "2 of 3 scrapes" in report.lines()[2] and "(+0.00 MiB an hour), descriptors 9 to 9" in report.lines()[5]
+    assert "2 of 3 scrapes" in report.lines()[2]
+    assert "(+0.00 ± 0.00 MiB an hour), descriptors 9 to 9" in report.lines()[5]
+    saw = [Look(60.0 * each, {"worker": 40_960 + 1024 * (each % 2)}, {}) for each in range(120)]
+    swings = Report(seconds=120 * 60.0, looks=saw)
+    assert swings.margin("worker") == pytest.approx(2 * 0.5 * (60 / 58) ** 0.5 / 5**0.5, abs=0.001)
+    assert Report(seconds=120.0, looks=saw[:2]).margin("worker") is None
     few = Report(seconds=300.0, looks=looks[:5])
     assert few.failures() == [] and few.slope("daemon") is not None
     few.looks[-1].files["daemon"] = 31

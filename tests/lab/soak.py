@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import statistics
@@ -101,6 +102,17 @@ class Report:
             return None
         return statistics.linear_regression(*zip(*points, strict=True)).slope
 
+    def margin(self, process: str) -> float | None:
+        """Two standard errors of `slope`, in MiB an hour; None: too few looks to tell."""
+        points = [(look.at / 3600, look.memory[process] / 1024) for look in self.warm()]
+        if len(points) < 3:
+            return None
+        times, sizes = zip(*points, strict=True)
+        line = statistics.linear_regression(times, sizes)
+        off = sum((size - line.intercept - line.slope * at) ** 2 for at, size in points)
+        middle = statistics.fmean(times)
+        return 2 * math.sqrt(off / (len(points) - 2) / sum((at - middle) ** 2 for at in times))
+
     def failures(self) -> list[str]:
         """What did not hold."""
         found = [*self.wrong[:5]]
@@ -147,7 +159,9 @@ class Report:
             if looks:
                 memory = [look.memory[process] / 1024 for look in looks]
                 files = [look.files[process] for look in looks]
-                grows = "not measured" if slope is None else f"{slope:+.2f} MiB an hour"
+                margin = self.margin(process)
+                exact = "" if margin is None else f" ± {margin:.2f}"
+                grows = "not measured" if slope is None else f"{slope:+.2f}{exact} MiB an hour"
                 minutes = (looks[-1].at - looks[0].at) / 60
                 size = f"{memory[0]:.1f} to {memory[-1]:.1f} MiB in the last {minutes:.0f} minutes ({grows})"
                 found.append(f"{process}: {size}, descriptors {files[0]} to {files[-1]}")
@@ -313,6 +327,8 @@ def main(words: Sequence[str] | None = None) -> int:
     print("\n".join(report.lines()))
     for each in report.failures():
         print(f"FAILED: {each}")
+    if not report.failures():
+        print(f"passed: growth below {SLOPE:g} MiB an hour, in less than an hour below {GROWTH:g} MiB")
     return 1 if report.failures() else 0
 
 
