@@ -149,6 +149,7 @@ def test_list_is_a_line_for_each_tap(asked: Asked) -> None:
         (["set", "web", "name=x"], "'name=x': only percent=P can be set"),
         (["set", "web", "percent=much"], "percent: 'much' is not a number"),
         (["set", "web", "percent=nan"], "percent: 'nan' is not between 0 and 100"),
+        (["set", "web", "percent=1e400"], "percent: '1e400' is not between 0 and 100"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

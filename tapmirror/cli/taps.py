@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def set_(name: str, setting: str, socket: Path) -> None:
         percent = float(value)
     except ValueError:
         fail(f"percent: {value!r} is not a number", 2)
-    if percent != percent:  # JSON has no NaN
+    if not math.isfinite(percent):  # JSON has no such numbers
         fail(f"percent: {value!r} is not between 0 and 100", 2)
     done = ask(socket, Set(name=name, percent=percent))
     click.echo(f"{done['name']}: {done['percent']:g} %")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-REQUEST_US: Final = 12.3
+REQUEST_US: Final = 12.7
 """All of a tap's CPU for a small GET on a kept connection, no rules (case "GET, HTTP")."""
 
 POLICY_US: Final = {

@@ -213,6 +213,29 @@ def settle(daemon: Daemon, share: float) -> None:
     until(lambda: ledger().get("segments", {}).get("seen", 0) > before + 100, f"traffic with {share} %", PATIENCE)
 
 
+@pytest.mark.parametrize("name", ["apply", "reload"])
+def test_a_shadow_that_moves_to_another_port_under_load(lab: Lab, tmp_path: Path, name: str) -> None:
+    """A worker may connect to its shadows' ports only, for good: the new one takes another worker."""
+    with (
+        Daemon(lab.node) as daemon,
+        under_load(lab, bodies=(0, 300, 20_000)) as (production, shadow, _running),
+        HashSink(lab.shadow, 81) as moved,
+    ):
+        path = tmp_path / "tap.yaml" if name == "apply" else daemon.taps / "web.yaml"
+        words = ("apply", "-f", str(path)) if name == "apply" else ("reload",)
+        path.write_text(text())
+        daemon.run(*words)
+        shadow.wait_for(200, PATIENCE)
+        path.write_text(text(shadow="10.77.2.2:81"))
+        daemon.run(*words)
+        moved.wait_for(200, PATIENCE)
+        assert state_of(daemon) == "running"
+        daemon.run("stop", "--all")
+        untorn(production, shadow)
+        untorn(production, moved)
+        assert not {got.uri for got in shadow.got if got.whole} & {got.uri for got in moved.got if got.whole}
+
+
 def test_ttl_ends_a_tap_by_itself(lab: Lab) -> None:
     with HashSink(lab.shadow), Daemon(lab.node) as daemon:
         daemon.run(*WEB, "--ttl=1")
