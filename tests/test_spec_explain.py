@@ -27,7 +27,7 @@ def test_a_whole_tap() -> None:
         "    over one connection for each of production's",
         "    its answers are read, counted and thrown away",
         "  Cost:",
-        "    about 12 us of CPU for a small request on a kept connection, as `scripts/bench` measures it",
+        "    about 13 us of CPU for a small request on a kept connection, as `scripts/bench` measures it",
         "    under the daemon fewer connections are captured where it passes 1 core, 512 MiB",
     ]
 
