@@ -66,8 +66,7 @@ def test_what_is_asked_for(asked: Asked, words: Sequence[str], request_: Request
     done = asked.run(*words)
     assert (done.exit_code, done.output) == (0, output)
     assert asked.requests == [request_]
-    if words[0] in ("stop", "reload", "list"):
-        assert json.loads(asked.run(*words, "--json").output) == answer
+    assert json.loads(asked.run(*words, "--json").output) == answer
 
 
 def test_start_takes_the_options_of_a_tap(asked: Asked) -> None:

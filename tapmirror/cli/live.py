@@ -39,6 +39,11 @@ class Rates:
     def __init__(self) -> None:
         self._before: tuple[float, int, int, float] | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether there was a look before, so that the next one tells rates."""
+        return self._before is not None
+
     def of(self, ledger: dict[str, Any]) -> tuple[float, float, float]:
         """(units/s, bytes/s, CPU share) since the last call; units are requests, without any segments."""
         unit = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]

@@ -28,7 +28,7 @@ FOLLOW: Final = 0.5
 def status(name: str | None, watch: bool, as_json: bool, socket: Path) -> None:
     """Tell how the daemon and its taps are, or one tap: state, share, what was mirrored, what was lost and why.
 
-    With --json the whole ledger of each; with --watch one document a line.
+    With --json the whole ledger of each; with --watch one document a line, and without --json rates a second too.
 
     \b
     Examples:
@@ -97,6 +97,7 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
     effective = ledger.get("share") or {}
     if effective.get("effective", tap["percent"]) != tap["percent"]:
         found.append(f"  at present {effective['effective']:g} %: {effective['reason']}")
+    known = rates.known  # at the first look there are none: they would be told as 0
     rate, size, cpu = rates.of(ledger)
     for unit in ("requests", "segments"):
         account = ledger[unit]
@@ -113,10 +114,9 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         times = ", ".join(f"{name[:3]} {latency[name]:.1f} ms" for name in TIMES if name in latency)
         found.append(f"  shadow {label}: {answers or 'no answers'}{times and f'; {times}'}")
     worker = ledger["worker"]
-    found.append(
-        f"  {rate:,.0f}/s, {size / 1e6:.1f} MB/s, {ledger['flows']:,} flows, worker {cpu:.0%} CPU "
-        f"{worker['rss_kb'] / 1024:.0f} MB, capture {ledger['capture']}"
-    )
+    speed, load = (f"{rate:,.0f}/s, {size / 1e6:.1f} MB/s, ", f"{cpu:.0%} CPU ") if known else ("", "")
+    memory = f"{worker['rss_kb'] / 1024:.0f} MB"
+    found.append(f"  {speed}{ledger['flows']:,} flows, worker {load}{memory}, capture {ledger['capture']}")
     return found
 
 

@@ -198,8 +198,9 @@ def planned(done: dict[str, Any], *, as_json: bool) -> None:
 @click.command("set", short_help="Change a tap while it runs.")
 @name_argument()
 @click.argument("setting", metavar="percent=P")
+@json_option
 @socket_option
-def set_(name: str, setting: str, socket: Path) -> None:
+def set_(name: str, setting: str, as_json: bool, socket: Path) -> None:
     """Change the share of a tap while it runs.
 
     Connections that stay in are not disturbed; those that fall out end with their request.
@@ -218,33 +219,46 @@ def set_(name: str, setting: str, socket: Path) -> None:
     if not math.isfinite(percent):  # JSON has no such numbers
         fail(f"percent: {value!r} is not between 0 and 100", 2)
     done = ask(socket, Set(name=name, percent=percent))
-    click.echo(f"{done['name']}: {done['percent']:g} %")
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"{done['name']}: {done['percent']:g} %")
 
 
 @click.command(short_help="Let a tap capture nothing for now.")
 @name_argument()
+@json_option
 @socket_option
-def pause(name: str, socket: Path) -> None:
+def pause(name: str, as_json: bool, socket: Path) -> None:
     """Let a tap capture nothing until `resume`, also after a restart of the daemon.
 
     \b
     Example:
       tapmirror pause web
     """  # noqa: D301
-    click.echo(f"paused: {ask(socket, Pause(name=name))['name']}")
+    done = ask(socket, Pause(name=name))
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"paused: {done['name']}")
 
 
 @click.command(short_help="Let a paused tap capture again.")
 @name_argument()
+@json_option
 @socket_option
-def resume(name: str, socket: Path) -> None:
+def resume(name: str, as_json: bool, socket: Path) -> None:
     """Let a paused tap capture again.
 
     \b
     Example:
       tapmirror resume web
     """  # noqa: D301
-    click.echo(f"resumed: {ask(socket, Resume(name=name))['name']}")
+    done = ask(socket, Resume(name=name))
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"resumed: {done['name']}")
 
 
 COMMANDS = (start, stop, list_, apply, reload, set_, pause, resume)

@@ -81,7 +81,7 @@ def conflict(spec: TapSpec, others: Iterable[TapSpec]) -> str | None:
         same = {place(shadow) for shadow in spec.shadows} & {place(shadow) for shadow in other.shadows}
         if ports and same and not apart:
             return (
-                f"the tap {other.name!r} mirrors {spec.iface} port {min(ports)} to {min(same)} already: "
+                f"the tap {other.name!r} mirrors {other.iface} port {min(ports)} to {min(same)} already: "
                 "the shadow would get every request twice"
             )
     return None
