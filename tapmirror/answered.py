@@ -10,6 +10,10 @@ hole is a `Gap` at once.  What is behind was seen already (a retransmission), an
 What the capture lost without anything after it shows when the client acknowledges it; its next data tells that before
 it can begin a request.  So when a request begins, all that production had sent before it is accounted for.
 
+A client that begins a request where it has received nothing since its last data did not wait for an answer
+(`Flow.pipelines`).  That shows behind a hole too, where requests are not framed: a segment there that begins like one
+is taken for one.
+
 NOTE: at a mirror port frames may come in another order than they were sent: a gap, and what is late is taken for a
 retransmission.  Comparison loses by it; nothing is paired wrongly.
 
@@ -23,10 +27,11 @@ from collections.abc import Collection, Sequence
 from typing import Final, TypeAlias
 
 from tapmirror.events import ACCEPTED, FIN, FROM_SERVER, RST, Chunk, Cut, End, Gap, Segment
-from tapmirror.flows import Flow, FlowTable
+from tapmirror.flows import Event, Flow, FlowTable
+from tapmirror.framing import detect
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
-from tapmirror.tcp import FAR, MASK, distance
+from tapmirror.tcp import FAR, MASK, Piece, distance
 
 ANSWER: Final = None
 """In the place of `turn`: the chunk is production's."""
@@ -52,6 +57,10 @@ class AnsweredTable(FlowTable):
         events = super().feed(segment, now)
         if events:
             flow = events[-1][0]
+            if type(events) is tuple and flow.framer is not None and flow.framer.astray:
+                if ack == flow.said and detect(segment[5]) == "http":
+                    flow.pipelines = True
+                flow.said = ack
             heard = flow.heard
             if heard is not None and ack != heard and 0 < distance(ack, heard) < FAR:
                 return [self._gap(flow, distance(ack, heard)), *events]
@@ -60,6 +69,16 @@ class AnsweredTable(FlowTable):
             if flow is not None and flow.heard is None and not flow.midstream:
                 flow.heard = ack
         return events
+
+    def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
+        said = flow.ack if flow.ack >= 0 else flow.said
+        for chunk, ack in pieces:
+            if ack is not None:
+                if ack == said and detect(chunk) == "http":  # type: ignore[arg-type]
+                    flow.pipelines = True
+                said = ack
+        flow.said = said
+        return super()._events(flow, pieces, now)
 
     def _follow(self, flow: Flow, segment: Segment) -> Collection[EitherEvent]:
         """What production's stream gained."""

@@ -39,7 +39,7 @@ from tapmirror.events import (
     Send,
 )
 from tapmirror.exchange import PROBE, Unpaired
-from tapmirror.flows import Flow
+from tapmirror.flows import Event, Flow
 from tapmirror.framing.answers import NOTHING
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
@@ -128,6 +128,7 @@ class ComparingPipeline(Pipeline):
         "_counts",
         "_ends",
         "_late",
+        "_late_buckets",
         "_next_tick",
         "_now",
         "_probed",
@@ -170,9 +171,11 @@ class ComparingPipeline(Pipeline):
         self._since_ns = 0
         """What production sent since then is captured, of those whose turn it is."""
         self._active: dict[int, Talk] = {}
-        """By flow, those that asked in this turn."""
+        """By flow, those that asked in this turn; not kept while it is everyone's."""
         self._late: dict[int, Talk] = {}
         """Those whose turn is over and that wait for answers of production."""
+        self._late_buckets: Counter[int] = Counter()
+        """How many of them are in each bucket, for which the kernel has one bit."""
         self.answer_requests: list[tuple[FlowKey, bool]] = []
         self.window: tuple[int, int] | None = None
 
@@ -293,7 +296,14 @@ class ComparingPipeline(Pipeline):
             conversation = self._comparison.opened(flow.id, flow.midstream)
             talk = self._talks[flow.id] = Talk(flow, flow.hash % BUCKETS, conversation)
             talk.follows = self._time_ns >= self._since_ns and self._rotation.takes(talk.bucket)
+            if talk.follows and flow.heard is None and flow.ack >= 0:
+                flow.heard = flow.ack  # joined mid-stream: else the first answer that is captured has nothing before it
         return super()._frame(flow, http, commands)
+
+    def _step(self, event: Event, commands: list[Command]) -> None:
+        super()._step(event, commands)
+        if type(event[1]) is Gap and (talk := self._talks.get(event[0].id)) is not None and talk.flow.framer.astray:
+            talk.conversation.requests_lost()
 
     def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
         talk = self._talks.get(flow.id)
@@ -329,7 +339,7 @@ class ComparingPipeline(Pipeline):
 
     def _compares(self, flow: Flow, talk: Talk, flags: int) -> bool:
         """Whether a request that begins, with these flags, is compared."""
-        if flow.ack == talk.ack >= 0:
+        if flow.pipelines or flow.ack == talk.ack >= 0:
             talk.conversation.pipelined()
         talk.ack = flow.ack
         if self._rotation.takes(talk.bucket):
@@ -339,7 +349,8 @@ class ComparingPipeline(Pipeline):
                 talk.follows = True
                 talk.conversation.join()
                 flow.heard = flow.ack if flow.ack >= 0 else None
-            self._active[flow.id] = talk
+            if self._rotation.count < BUCKETS:
+                self._active[flow.id] = talk
             return True
         if talk.follows:
             if talk.conversation.rest():
@@ -351,18 +362,21 @@ class ComparingPipeline(Pipeline):
 
     def _turn(self) -> None:
         """Others are compared from now on, once the source knows; who still waits for answers gets them."""
+        everyones = self._rotation.count == BUCKETS
         if not self._rotation.turn(self._now):
             return
         self._since_ns = NEVER
         self.window = self._rotation.first, self._rotation.count
-        active, self._active = self._active, {}
+        active, self._active = self._talks if everyones else self._active, {}
         for flow, talk in active.items():
             if not talk.over and talk.conversation.awaits:
                 if self._rotation.takes(talk.bucket):
                     self._active[flow] = talk
                 elif flow not in self._late:
                     self._late[flow] = talk
-                    self.answer_requests.append((talk.flow.key, True))
+                    self._late_buckets[talk.bucket] += 1
+                    if self._late_buckets[talk.bucket] == 1:
+                        self.answer_requests.append((talk.flow.key, True))
         self._let_rest()
 
     def _let_rest(self) -> None:
@@ -370,7 +384,10 @@ class ComparingPipeline(Pipeline):
         for flow, talk in list(self._late.items()):
             if talk.over or not talk.conversation.awaits:
                 del self._late[flow]
-                self.answer_requests.append((talk.flow.key, False))
+                self._late_buckets[talk.bucket] -= 1
+                if not self._late_buckets[talk.bucket]:
+                    del self._late_buckets[talk.bucket]
+                    self.answer_requests.append((talk.flow.key, False))
 
     def _request(self, flow: Flow, talk: Talk, part: Part) -> int:
         """A request begins; which of its connection it is."""

@@ -141,8 +141,10 @@ class Flow:
         "last",
         "midstream",
         "opened",
+        "pipelines",
         "prefix",
         "rx",
+        "said",
         "server_next",
         "since",
         "state",
@@ -168,6 +170,10 @@ class Flow:
         """Bytes that production sent since the pipeline last took note (where they are captured)."""
         self.heard: int | None = None
         """Sequence number up to which production's stream is followed, where it is (`answered`); None: not yet."""
+        self.said = ANY
+        """As `ack`, where `answered` follows production: of the data before a hole too."""
+        self.pipelines = False
+        """The client did not wait for an answer before it asked again (`answered`)."""
         self.ends_with_client = False
         """The flow is over when the client's stream is: neither production's FIN nor an RST adds to it."""
         self.opened = False

@@ -622,3 +622,87 @@ def test_when_there_are_few_requests_again_all_are_compared() -> None:
     assert tap.rested == 0
     tap.later(1.0)
     assert sum(tap.pairs().values()) - before >= 10, "the last pair of each is certain with the next request"
+
+
+def test_a_request_that_was_lost_before_the_end_leaves_no_pair_in_doubt() -> None:
+    """The first answer and the second request were not captured: the second answer is not the first's."""
+    tap = Tap()
+    tap.ask("/a")  # joined mid-stream
+    tap.put(1, ACK | FROM_SERVER)
+    tap.at[1, True] += len(OK)
+    tap.at[1, False] += 33
+    tap.answer(BAD)
+    tap.shadow(OK)
+    tap.put(1, ACK | FIN)
+    tap.later(1.0)
+    assert tap.pairs() == {}
+
+
+def test_after_a_hole_in_the_requests_the_end_does_not_make_a_pair_certain() -> None:
+    tap = Tap()
+    tap.ask("/a")
+    tap.put(1, ACK | FROM_SERVER)
+    tap.answer(OK)
+    tap.shadow(OK)
+    tap.at[1, False] += 33
+    tap.put(1, ACK | FIN)
+    tap.put(1, ACK | FROM_SERVER)
+    tap.later(1.0)
+    assert tap.pairs() == {}
+
+
+@pytest.mark.parametrize("handshake", [True, False])
+def test_who_asks_twice_behind_a_hole_is_not_paired_after_it(handshake: bool) -> None:
+    """Its requests there are not framed, and yet it is known to pipeline."""
+    tap = Tap()
+    tap.accept()
+    if not handshake:
+        tap.ask("/0")
+        tap.answer()
+        tap.shadow()
+    tap.at[1, False] += 33  # lost
+    tap.ask("/b")
+    tap.ask("/c")
+    tap.answer(BAD)
+    for path in ("/d", "/e", "/f", "/g"):
+        tap.ask(path)
+        tap.shadow()
+        tap.answer(BAD)  # of the second before it
+    assert sum(tap.pairs().values()) == (0 if handshake else 1)
+
+
+def test_of_connections_that_are_over_nothing_is_kept() -> None:
+    tap = Tap()
+    for port in range(1, 200):
+        tap.accept(port)
+        tap.ask("/a", port)
+        tap.answer(OK, port)
+        tap.shadow()
+        tap.put(port, ACK | FIN)
+        tap.flows.clear()
+    tap.later(1.0)
+    pipeline = tap.pipeline
+    assert (len(pipeline._talks), len(pipeline._active), len(pipeline._late)) == (0, 0, 0)
+
+
+def test_two_that_wait_in_one_bucket_are_both_heard() -> None:
+    """The kernel has one bit for both."""
+    tap = Tap(most=200)
+    bucket = {flow_hash(key(port), 0) % BUCKETS: port for port in range(50, 60_000)}
+    one, other = next(
+        (port, bucket[at]) for port in range(50, 60_000) if bucket[at := flow_hash(key(port), 0) % BUCKETS] != port
+    )
+    for port in range(1, 41):
+        tap.accept(port)
+    for port in (one, other):
+        tap.accept(port)
+        tap.ask("/slow", port)
+    busy(tap, 60)
+    both = {key(one), key(other)}
+    assert len(tap.kept & both) == 1 and tap.flow_of(other) in tap.pipeline._late
+    tap.answer(OK, one)
+    busy(tap, 10)
+    tap.later(1.0)
+    tap.batch()
+    assert tap.flow_of(one) not in tap.pipeline._late
+    assert len(tap.kept & both) == 1, "for the other"

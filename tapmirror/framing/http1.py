@@ -135,6 +135,11 @@ class RequestFramer:
         """Bytes fed that are in no `Part` and no `Lost` yet."""
         return len(self._buffer) + self._empty
 
+    @property
+    def astray(self) -> bool:
+        """Requests may have gone by, or will, that are not told of."""
+        return self._state >= _RESYNC
+
     def feed(self, data: Buffer, turn: bool) -> Sequence[Message]:
         """Take the next bytes of the stream.  Parts may be views of `data`.
 
