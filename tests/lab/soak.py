@@ -245,7 +245,7 @@ class Soak:
         """One tap stays and changes its share, one is there every other minute."""
         common = "iface: eth0\nport: 80\n"
         (daemon.taps / "stays.yaml").write_text(
-            f"name: stays\n{common}shadow: 10.77.2.2:80\npercent: {100 - minute % 2 * 10}\n"
+            f"name: stays\n{common}shadow: 10.77.2.2:80\npercent: {100 - minute % 2 * 10}\ncompare: status\n"
         )
         path = daemon.taps / "comes.yaml"
         if minute % 2:
