@@ -14,7 +14,7 @@ A flow begins in one of two ways:
 
 It ends by FIN from both sides (where only requests matter, by the client's alone), by an RST, by
 a new connection on the same 4-tuple, or by `Limits.flow_idle` of silence.  An ended flow is
-remembered for a while (`LATE`), so that a late retransmission is not taken for a connection in
+remembered for a while (`late`), so that a late retransmission is not taken for a connection in
 mid-stream and mirrored twice.
 
 Production's packets are not captured as a matter of course: that would cost a record for
@@ -51,16 +51,12 @@ from tapmirror.events import (
     Gap,
     Segment,
 )
+from tapmirror.late import LateFlows
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.spec import Limits
 from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, Pool, Receiver, distance
 
-LATE: Final = 3.0
-"""Seconds for which an ended flow is remembered: more than the first retransmission time-outs
-(RFC 6298: 1 s, then 2 s; Linux: 0.2 s)."""
-LATE_FLOWS: Final = 16_384
-"""How many ended flows are remembered: LATE at 5,000 connections a second."""
 EARLY_FLOWS: Final = 1_024
 """How many SYNs with data (TCP Fast Open) are held for production's SYN-ACK."""
 EARLY_BYTES: Final = 2_048
@@ -75,6 +71,7 @@ ALL: Final = 1 << 32
 
 _SPECIAL: Final = FIN | SYN | RST | URG | FROM_SERVER | ACCEPTED
 _TOLD: Final = _SPECIAL | ACK
+_LAST: Final = FIN | ACK
 _END: Final = End(reset=False)
 
 Event: TypeAlias = "tuple[Flow, Chunk, bool]"
@@ -200,7 +197,7 @@ class FlowTable:
         """Flows without a framer, and since when they are known to be silent, in this order."""
         self._asking: dict[FlowKey, Flow] = {}
         self._buckets: Counter[int] = Counter()
-        self._late: OrderedDict[FlowKey, tuple[float, int, bool]] = OrderedDict()
+        self._late = LateFlows()
         self._early: OrderedDict[FlowKey, tuple[int, bytes, int]] = OrderedDict()
         self._scan: Iterator[Flow] = iter(())
         self._waits: Iterator[Flow] = iter(())
@@ -237,7 +234,7 @@ class FlowTable:
         key, flags, seq, ack, length, payload, _ = segment
         flow = self._flows.get(key)
         if flow is None:
-            return self._unknown(segment, now)
+            return () if flags & FROM_SERVER else self._unknown(segment, now)
         rx = flow.rx
         flow.last = now
         if seq == rx.next and rx.simple and flags & _TOLD == ACK and len(payload) == length and length:
@@ -247,6 +244,10 @@ class FlowTable:
             turn = ack != flow.ack >= 0
             flow.ack = ack
             return ((flow, payload, turn),)
+        if flags & _TOLD == _LAST and seq == rx.next and rx.simple and not length:  # as nearly every stream ends
+            rx.finish()
+            self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
+            return [(flow, _END, False)]
         return self._known(flow, segment, now)
 
     def expire(self, now: float) -> list[Event]:
@@ -264,8 +265,7 @@ class FlowTable:
             elif now - flow.since >= self._limits.hole_time:
                 events += self._events(flow, flow.rx.give_up(), now)
                 flow.since = now
-        while self._late and next(iter(self._late.values()))[0] <= now:
-            self._late.popitem(last=False)
+        self._late.expire(now)
         batch = list(islice(self._scan, SCAN))
         if len(batch) < SCAN:
             self._scan = iter(list(self._flows.values()))
@@ -327,12 +327,7 @@ class FlowTable:
         if flow.state is State.TENTATIVE:
             flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
             return []
-        rx = flow.rx
-        if flags & FIN and not length and rx.simple and seq == rx.next:  # as nearly every stream ends
-            rx.finish()
-            self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
-            return [(flow, _END, False)]
-        return self._events(flow, rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
+        return self._events(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
 
     def _from_server(self, flow: Flow, flags: int, seq: int, ack: int, length: int, now: float) -> list[Event]:
         if flags & RST:
@@ -385,8 +380,6 @@ class FlowTable:
     # --- a segment of no known flow
 
     def _unknown(self, segment: Segment, now: float) -> Sequence[Event]:
-        if segment[1] & FROM_SERVER:
-            return ()
         key, flags, seq, ack, length, payload, _ = segment
         if self._threshold < ALL and flow_hash(key, self._seed) >= self._threshold:
             if length:  # the capture had it before the share was lowered
@@ -401,9 +394,9 @@ class FlowTable:
         if flags & RST or not flags & ACK:
             self._ledger.filter(FilterReason.OUTSIDE, length, 1)
             return ()
-        late = self._late.get(key)
-        if late is not None and distance(seq, late[1]) < (FAR if late[2] else 0):
-            old = distance(seq, late[1]) < 0
+        late = self._late.find(key)
+        if late is not None and distance(seq, late[0]) < (FAR if late[1] else 0):
+            old = distance(seq, late[0]) < 0
             self._ledger.filter(FilterReason.DUPLICATE if old else FilterReason.OUTSIDE, length, 1)
             return ()
         events = self._room(now)
@@ -418,8 +411,7 @@ class FlowTable:
 
     def _begin(self, key: FlowKey, seq: int, ack: int, now: float) -> list[Event]:
         """Production accepted a connection: the first byte of the client is `seq`, of the server `ack`."""
-        self._late.pop(key, None)
-        early = self._early.pop(key, None)
+        early = self._early.pop(key, None) if self._early else None
         events = self._room(now)
         if events is None:
             if early is not None:
@@ -515,9 +507,7 @@ class FlowTable:
         if self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
             self._blank.pop(flow, None)
-            self._late[flow.key] = (now + LATE, flow.rx.next, over)
-            if len(self._late) > LATE_FLOWS:
-                self._late.popitem(last=False)
+            self._late.remember(flow.key, flow.rx.next, over, now)
 
     # --- pieces, and the acknowledgements that holes need
 

@@ -25,7 +25,8 @@ from tapmirror.events import (
     Gap,
     Segment,
 )
-from tapmirror.flows import LATE, SCAN, Event, FlowTable
+from tapmirror.flows import SCAN, Event, FlowTable
+from tapmirror.late import LATE
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
 
@@ -216,7 +217,7 @@ def test_late_retransmission_is_not_a_new_connection() -> None:
     d.server(4, FIN | ACK)
     d.put(ACK, 0, b"abc")
     d.server(4)
-    d.wait(LATE + 1)
+    d.wait(2 * LATE)
     assert d.text == b"abc."
     assert d.ledger.bytes.filtered[FilterReason.DUPLICATE] == 3
     assert d.unsettled() == 0
@@ -276,7 +277,7 @@ def test_idle_flow_is_forgotten_and_joins_again() -> None:
     d.put(ACK, 0, b"abc")
     d.wait(LIMITS.flow_idle + 1)
     assert d.text == b"abc!"
-    d.wait(LATE + 1)
+    d.wait(2 * LATE)
     d.put(ACK, 3, b"def")
     d.server(6)
     assert sorted(d.out.values()) == [b"abc!", b"def"]

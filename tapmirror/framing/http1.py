@@ -184,7 +184,7 @@ class RequestFramer:
 
     def end(self) -> Sequence[Message]:
         """The stream is over: give up what is held and what is not whole."""
-        lost = self._lose(DropReason.INCOMPLETE)
+        lost = self._lose(DropReason.INCOMPLETE) if self._state else _NOTHING
         self._state = _OVER
         return lost
 

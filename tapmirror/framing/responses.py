@@ -132,8 +132,9 @@ class ResponseFramer(ResponseReader[int]):
         if self._state == UNTIL_END:
             self._answered([])
         self._state = DISCARD
-        self._pool.resize(len(self._buffer), 0)
-        self._buffer.clear()
+        if self._buffer:
+            self._pool.resize(len(self._buffer), 0)
+            self._buffer.clear()
         self.closing = True
         return len(self._awaited)
 

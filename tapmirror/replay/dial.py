@@ -109,7 +109,7 @@ class Dialer:
 
     def dial(self, lane: Lane, now: float, connections: int) -> bool:
         """Begin to connect, beside so many others; False if that is not possible now (`reason`)."""
-        if not self._own.allows(now, now):
+        if self._own.down and not self._own.allows(now, now):
             self.reason = DropReason.NO_RESOURCES
             return False
         if connections >= self._limits.connections:

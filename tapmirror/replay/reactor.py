@@ -591,10 +591,12 @@ class Reactor:
 
     def _unhook(self, lane: Lane) -> None:
         """Close the socket of a lane, which is idle then."""
+        if lane.state == CONNECTING:
+            self._dialer.forget(lane)
         lane.state = IDLE
         lane.ready = False
-        self._dialer.forget(lane)
-        self._turns.forget(lane)
+        if self._turns:
+            self._turns.forget(lane)
         self._unread.discard(lane)
         if lane.hearing is not None:
             lane.hearing.given_up()
