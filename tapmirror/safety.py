@@ -34,17 +34,17 @@ def refusal(
     """
     target = plain(shadow)
     if target.is_multicast or target.is_unspecified or str(target) == "255.255.255.255":
-        return f"shadow {target} is not the address of one host"
+        return f"{target} is not the address of one host"
     if shadow_port not in ports:
         return None
     here = target.is_loopback or target in {plain(a) for a in local}
     if addrs:
         if target in {plain(a) for a in addrs}:
-            return f"shadow {target} port {shadow_port} is production itself"
+            return f"{target} port {shadow_port} is production itself"
         return None
     if here:
         return (
-            f"shadow {target} port {shadow_port} is this host's own address and port, which is tapped: "
+            f"{target} port {shadow_port} is this host's own address and port, which is tapped: "
             "name production's address with --addr if the shadow listens on another one"
         )
     return None

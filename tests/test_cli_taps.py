@@ -91,7 +91,13 @@ def test_start_takes_a_file_and_may_give_a_name_to_its_only_tap(asked: Asked) ->
     done = asked.run("start", "-f", "-", "--name=other", input_=f"{FILE.format('a')}---\n{FILE.format('b')}")
     assert (done.exit_code, done.output) == (2, "tapmirror: error: --name: the file has 2 taps\n")
     done = asked.run("start", "-f", "-", "--ttl=-1", input_=FILE.format("a"))
-    assert (done.exit_code, done.output) == (2, "tapmirror: error: --ttl: -1.0 is not a number of seconds above 0\n")
+    assert done.exit_code == 2
+    assert done.output.endswith(
+        "Error: Invalid value for '--ttl': '-1' is not a time above 0 like 90, 90s, 15m or 1h30m\n"
+    )
+    assert asked.run("start", "-f", "-", "--ttl=1h30m", input_=FILE.format("a")).exit_code == 0
+    last = asked.requests[-1]
+    assert isinstance(last, Start) and last.taps[0].ttl == 5400
 
 
 def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
@@ -147,7 +153,9 @@ def test_list_is_a_line_for_each_tap(asked: Asked) -> None:
         (["set", "web", "percent"], "'percent': only percent=P can be set"),
         (["set", "web", "name=x"], "'name=x': only percent=P can be set"),
         (["set", "web", "percent=much"], "percent: 'much' is not a number"),
-        (["set", "web", "percent=nan"], "percent: 'nan' is not between 0 and 100"),
+        (["set", "web", "percent=nan"], "percent: 'nan' is not a number"),
+        (["set", "web", "percent=1_0"], "percent: '1_0' is not a number"),
+        (["set", "web", "percent=\u0663"], "percent: '\u0663' is not a number"),
         (["set", "web", "percent=1e400"], "percent: '1e400' is not between 0 and 100"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -22,6 +22,7 @@ from tapmirror.control import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
 from tapmirror.report.words import EARLY, clean, open_fields, percent
 from tapmirror.spec import Compare
+from tapmirror.spec.numbers import number_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -44,10 +45,8 @@ class Amount(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
         text = str(value).strip()
         if text == "none":
             return None
-        try:
-            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            number = -1.0
+        found = number_of(text.removesuffix("%"))
+        number = -1.0 if found is None else found / (100 if text.endswith("%") else 1)
         if not 0 <= number < 1e6:
             self.fail(f"{text} is not a share like 0.1% or 0.001, and not none", param, ctx)
         return number

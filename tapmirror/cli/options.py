@@ -11,7 +11,9 @@ from click.core import ParameterSource
 
 from tapmirror.cli.files import read_file
 from tapmirror.cli.messages import as_option, fail
+from tapmirror.cli.numbers import Number, Whole
 from tapmirror.spec import Capture, Compare, Level, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
+from tapmirror.spec.numbers import number_of, whole_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -20,18 +22,18 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
     """A click callback: a number, or auto; which numbers, the spec says."""
     if value == "auto":
         return value
-    try:
-        return int(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a number, nor auto") from None
+    found = whole_of(value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not a number, nor auto")
+    return found
 
 
 def _percent(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
     """A click callback: `1` or `1%`; which numbers, the spec says."""
-    try:
-        return float(value.removesuffix("%"))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a number of percent") from None
+    found = number_of(value.removesuffix("%"))
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not a number of percent")
+    return found
 
 
 OPTIONS: Final = (
@@ -49,7 +51,7 @@ OPTIONS: Final = (
     ),
     click.option("--strict", is_flag=True, help="Refuse what such a FILE has and a mirror beside the path cannot do."),
     click.option("--iface", metavar="IFACE", help="Interface that production's traffic passes."),
-    click.option("--port", "ports", type=int, multiple=True, help="Production's port; repeatable."),
+    click.option("--port", "ports", type=Whole(), multiple=True, help="Production's port; repeatable."),
     click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable."),
     click.option(
         "--shadow",
@@ -58,8 +60,8 @@ OPTIONS: Final = (
         metavar="HOST:PORT",
         help="Where the copies go; IPv6 in brackets; repeatable: each gets every request.",
     ),
-    click.option("--percent", type=float, default=100.0, show_default=True, help="Share of the connections."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of connections."),
+    click.option("--percent", type=Number(), default=100.0, show_default=True, help="Share of the connections."),
+    click.option("--seed", type=Whole(), default=0, show_default=True, help="Of the choice of connections."),
     click.option(
         "--protocol",
         type=click.Choice([p.value for p in Protocol]),

@@ -19,22 +19,16 @@ import click
 from tapmirror.cli.compared import all_figures, form_of, limit_options, limits_of, tell_verdict, write_reports
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
+from tapmirror.cli.numbers import Time
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.spec import Level
 from tapmirror.supervisor import Tap, TapError
 from tapmirror.supervisor.claims import ClaimedError, Claims
 
 
-def _positive(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    """A click callback: a length of time."""
-    if value is not None and not 0 < value < math.inf:
-        raise click.BadParameter(f"{value} is not a number of seconds above 0")
-    return value
-
-
 @click.command(short_help="Mirror traffic of one interface until stopped.")
 @tap_options
-@click.option("--duration", type=float, callback=_positive, metavar="SECONDS", help="Stop after this.")
+@click.option("--duration", type=Time(), metavar="TIME", help="Stop after this: 90, 15m, 2h.")
 @click.option("--report", "report_file", metavar="FILE", help="Write what differs to FILE (.html, .md, .json, .txt).")
 @click.option(
     "--verdict", "judge", is_flag=True, help="Judge the shadow at the end: exit code 0, 1 (fail) or 3 (unknown)."

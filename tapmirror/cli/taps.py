@@ -17,9 +17,11 @@ from tapmirror.cli.asking import ask, json_option, name_argument, print_json, so
 from tapmirror.cli.files import read_file
 from tapmirror.cli.live import print_ledger
 from tapmirror.cli.messages import fail
+from tapmirror.cli.numbers import Time
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.control.messages import Apply, List, Pause, Reload, Resume, Set, Start, Stop
 from tapmirror.spec import SpecError
+from tapmirror.spec.numbers import number_of
 
 MARKS = {"add": "+", "change": "~", "restart": "!", "remove": "-", "keep": " "}
 """Of the steps of a plan."""
@@ -28,7 +30,7 @@ MARKS = {"add": "+", "change": "~", "restart": "!", "remove": "-", "keep": " "}
 @click.command(short_help="Start taps in the daemon.")
 @tap_options
 @click.option("--name", metavar="NAME", help="How the tap is called [default: tap].")
-@click.option("--ttl", type=float, metavar="SECONDS", help="End it by itself after this.")
+@click.option("--ttl", type=Time(), metavar="TIME", help="End it by itself after this: 90, 15m, 2h.")
 @click.option("--force", is_flag=True, help="Do what is better not done, such as a tap on port 22.")
 @json_option
 @socket_option
@@ -212,9 +214,8 @@ def set_(name: str, setting: str, as_json: bool, socket: Path) -> None:
     field, sign, value = setting.partition("=")
     if not sign or field != "percent":
         fail(f"{setting!r}: only percent=P can be set", 2)
-    try:
-        percent = float(value)
-    except ValueError:
+    percent = number_of(value.removesuffix("%"))
+    if percent is None:
         fail(f"percent: {value!r} is not a number", 2)
     if not math.isfinite(percent):  # JSON has no such numbers
         fail(f"percent: {value!r} is not between 0 and 100", 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from tapmirror.spec.errors import Checked, Found
+from tapmirror.spec.numbers import Seconds
 
 
 class Budget(Checked, frozen=True, kw_only=True):
@@ -34,9 +35,9 @@ class Budget(Checked, frozen=True, kw_only=True):
     errors: float = 0.5
     """Share of a shadow's answers (5xx, no HTTP, or none at all) above which it is left alone.  One error in ten
     requests is what a mirror is there to show; half of them is a shadow that is down; 1 turns it off."""
-    latency: float = 5.0
+    latency: Seconds = 5.0
     """Median of a shadow's answers in seconds, above which it gets less: as long as pacing waits (`wait_time`)."""
-    retry: float = 30.0
+    retry: Seconds = 30.0
     """Longest time in seconds that a shadow is left alone before a few connections try it again; the first time is
     at most 5."""
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import TOKEN, regex_error
+from tapmirror.spec.numbers import Seconds
 from tapmirror.spec.rewrite import Redact
 
 IGNORED_HEADERS: Final = (
@@ -52,7 +53,7 @@ class Compare(Checked, frozen=True, kw_only=True):
     """Expressions (RE2) for parts of texts that do not count: texts are compared without what matches."""
     float_tolerance: float = 1e-9
     """Relative difference up to which numbers are equal.  What another order of additions makes is smaller."""
-    time_tolerance: float = 0.0
+    time_tolerance: Seconds = 0.0
     """Seconds up to which times (RFC 3339) are equal."""
     noise_probe: float = 1.0
     """Percent of the safe requests (GET, HEAD, OPTIONS) that a shadow gets twice, to see what differs by itself; half
@@ -79,7 +80,7 @@ class Compare(Checked, frozen=True, kw_only=True):
     """Of bodies kept at one time, of all requests under way."""
     pending: int = 256
     """Requests under way on one connection.  A client that pipelines more is rare, and its answers count unpaired."""
-    answer_time: float = 30.0
+    answer_time: Seconds = 30.0
     """Seconds for an answer, from the start of the request: then the shadow timed out."""
     max_exchanges: float = 2000.0
     """A second that each worker compares, of connections that take turns; mirrored are all.  120,000 a minute tell

@@ -9,12 +9,12 @@ them there is this sugar, which `sugar` puts into the long form before anything 
 * a condition on a text as the text itself (`exact`); a single `match` structure instead of a list;
 * `mirror: none`, `mirror: all`, `mirror: NAME`, `mirror: [NAME, …]`;
 * `hook: package.module:function`;
-* `compare: LEVEL`; for YAML 1.1 `off` is false.  What is in percent there may say so (`noise_probe: 1%`).
+* `compare: LEVEL`; for YAML 1.1 `off` is false.  What is in percent there may say so (`noise_probe: 1%`);
+* seconds as `90s`, `15m`, `1h30m`, `2d` (`numbers`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import types
 from typing import Any, Final
@@ -25,6 +25,7 @@ from tapmirror.spec.compare import PERCENT, Compare
 from tapmirror.spec.document import Document, FileError, Path, Problem, dotted, load
 from tapmirror.spec.errors import SpecError, shown
 from tapmirror.spec.match import Text
+from tapmirror.spec.numbers import number_of, seconds_of
 from tapmirror.spec.settings import Settings
 from tapmirror.spec.shadow import Shadow, parse_shadow
 from tapmirror.spec.tap import Hook, Rule, TapSpec
@@ -112,6 +113,8 @@ class _Reader:
             (kind,) = [each for each in kind.types if not isinstance(each, inspect.NoneType | inspect.LiteralType)]
             if words and type(data) is not _SCALARS[type(kind)]:
                 return self._wrong(path, f"{shown(data)} is not {_NAMES[_SCALARS[type(kind)]]} or {' or '.join(words)}")
+        if isinstance(kind, inspect.Metadata):
+            return self._seconds(data, kind.type, path)
         if isinstance(kind, inspect.StructType):
             return self.structure(data, kind.cls, path)
         if isinstance(kind, inspect.EnumType):
@@ -196,6 +199,12 @@ class _Reader:
         built = {name: self._value(value, kind.value_type, (*path, name)) for name, value in data.items()}
         return _ABSENT if any(each is _ABSENT for each in built.values()) else built
 
+    def _seconds(self, data: Any, kind: inspect.Type, path: Path) -> Any:
+        if not isinstance(data, str):
+            return self._scalar(data, kind, path)
+        found = seconds_of(data)
+        return self._wrong(path, f"{shown(data)} is not a time like 90, 90s, 15m or 1h30m") if found is None else found
+
     def _scalar(self, data: Any, kind: inspect.Type, path: Path) -> Any:
         wanted = _SCALARS[type(kind)]
         if wanted is float and isinstance(data, int) and not isinstance(data, bool):
@@ -278,8 +287,8 @@ def _compare(data: Any) -> tuple[Any, dict[str, Path]]:
     for name in PERCENT & data.keys():
         text = data[name]
         if isinstance(text, str) and text.endswith("%"):
-            with contextlib.suppress(ValueError):
-                data[name] = float(text[:-1])
+            found = number_of(text[:-1])
+            data[name] = text if found is None else found
     return data, {}
 
 

@@ -18,6 +18,7 @@ from msgspec import inspect as types
 
 from tapmirror.spec.compare import PERCENT, Compare, Level
 from tapmirror.spec.match import Match, Text
+from tapmirror.spec.numbers import TIME
 from tapmirror.spec.reading import SINGULAR
 from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import Hook, Mirror, Rule, TapSpec
@@ -78,6 +79,9 @@ def schema() -> dict[str, Any]:
         part = components[cls.__name__]
         for name, text in field_docs(cls).items():
             part["properties"][name]["description"] = text
+        for name in _times(cls):
+            field = part["properties"][name]
+            field.get("anyOf", [field])[0].update(type=["number", "string"], pattern=f"^{TIME}$")
     _sweeten(components)
     whole = {
         "$schema": DIALECT,
@@ -95,6 +99,13 @@ def schema() -> dict[str, Any]:
     }
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(whole))
     return plain
+
+
+def _times(cls: type) -> list[str]:
+    """The fields that take a length of time."""
+    info = types.type_info(cls)
+    assert isinstance(info, types.StructType)
+    return [field.encode_name for field in info.fields if _kind(field.type) == "TIME"]
 
 
 def _sweeten(components: dict[str, Any]) -> None:
@@ -137,7 +148,8 @@ def _sweeten(components: dict[str, Any]) -> None:
 
 def example() -> str:
     """A file with every field: what is needed as it could be, all else as a comment with its default."""
-    lines = ["# A tap of tapmirror.  What is commented out shows the default, or how it is said.", ""]
+    lines = ["# A tap of tapmirror.  What is commented out shows the default, or how it is said."]
+    lines += ["# What is in seconds may be said as 90s, 15m, 1h30m or 2d too.", ""]
     lines += _fields(TapSpec, {"iface": "eth0", "ports": "[80]", "shadows": "[staging.internal:8080]"})
     for cls in structures()[1:]:
         summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
@@ -201,6 +213,8 @@ def _kind(kind: types.Type) -> str:
     """How a value of a type is written."""
     if isinstance(kind, types.UnionType):
         (kind,) = [each for each in kind.types if not isinstance(each, types.NoneType | types.LiteralType)]
+    if isinstance(kind, types.Metadata):
+        return "TIME"
     if isinstance(kind, types.StructType):
         return "{…}"
     if isinstance(kind, types.VarTupleType):

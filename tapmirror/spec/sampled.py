@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from tapmirror.spec.errors import Checked, Found, shown
+from tapmirror.spec.numbers import Seconds
 
 STEP: Final = 0.0001
 """Of a percentage: Envoy's finest denominator is a million."""
@@ -42,7 +43,7 @@ class Ramp(Checked, frozen=True, kw_only=True, rename={"start": "from", "end": "
     """Percent at first."""
     end: float
     """Percent at last."""
-    over: float
+    over: Seconds
     """Seconds between."""
 
     def _check(self) -> Found:

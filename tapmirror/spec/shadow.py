@@ -8,6 +8,7 @@ import math
 
 from tapmirror.spec.errors import Checked, Found, SpecError, shown
 from tapmirror.spec.match import Match
+from tapmirror.spec.numbers import Seconds
 from tapmirror.spec.rewrite import Rewrite
 from tapmirror.spec.sampled import Sampled
 
@@ -55,13 +56,13 @@ class Shadow(Sampled, frozen=True, kw_only=True):
     tls: Tls | None = None
     pooled: int = 0
     """Number of connections that all production connections share; 0: each has its own."""
-    connect_time: float = 5.0
+    connect_time: Seconds = 5.0
     """Seconds for a connection to be established."""
-    idle_time: float = 0.0
+    idle_time: Seconds = 0.0
     """Seconds after which a connection with nothing outstanding is closed, and the next request opens another; 0:
     never."""
 
-    resolve_every: float = 30.0
+    resolve_every: Seconds = 30.0
     """Seconds between two look-ups of its name; 0: only at the start.  The system's resolver tells no time to live;
     load balancers and discovery by DNS commonly give up to 60 s (AWS ELB), Kubernetes 30 s.  New connections go to the
     new addresses; those that stand are kept."""

@@ -16,6 +16,7 @@ from tapmirror.spec.budget import Budget
 from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match, network_problems
+from tapmirror.spec.numbers import Seconds
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
 from tapmirror.spec.sampled import By, Sampled, divided, threshold
 from tapmirror.spec.shadow import MAX_COPIES, Shadow
@@ -165,21 +166,21 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Queued for all connections of a shadow."""
     connections: int = 16_384
     """Open connections to a shadow, half of the default range of ephemeral ports at most."""
-    flow_idle: float = 900.0
+    flow_idle: Seconds = 900.0
     """Seconds without a segment after which a flow is forgotten.  Longer than the usual keep-alive times
     (nginx 75 s, AWS load balancer 60 s, Go client 90 s)."""
-    hole_time: float = 3.0
+    hole_time: Seconds = 3.0
     """Seconds that a hole may stand before it is taken for a gap where production's acknowledgements do
     not tell: several retransmission time-outs (RFC 6298: 1 s at first)."""
-    accept_time: float = 10.0
+    accept_time: Seconds = 10.0
     """Seconds that data of a connection joined mid-stream is held for production's first acknowledgement."""
-    linger_time: float = 10.0
+    linger_time: Seconds = 10.0
     """Seconds that a shadow connection stays open for outstanding answers after the client is gone."""
-    wait_time: float = 5.0
+    wait_time: Seconds = 5.0
     """Seconds that pacing `wait` waits for the shadow's answer before it goes on."""
-    backoff_max: float = 5.0
+    backoff_max: Seconds = 5.0
     """Longest pause between attempts to reach a shadow that is down, in seconds."""
-    drain_time: float = 5.0
+    drain_time: Seconds = 5.0
     """Seconds for what is queued to leave at the end."""
     held_bytes: int = 32 << 20
     """Bodies that are held in all flows, where a body must be whole before it can be mirrored."""
@@ -226,7 +227,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     redact: Redact | None = None
     hook: Hook | None = None
     compare: Compare = Compare()
-    ttl: float | None = None
+    ttl: Seconds | None = None
     """Seconds after which the tap ends by itself."""
     workers: int | Literal["auto"] = 1
     """Processes that share the connections of the tap; auto: half as many as there are processors.  The limits are

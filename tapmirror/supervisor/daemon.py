@@ -34,7 +34,7 @@ from tapmirror.supervisor.roster import Entry, Roster
 from tapmirror.supervisor.runner import EndedError, Make, with_share
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.together import Together
-from tapmirror.supervisor.workers import TapError
+from tapmirror.supervisor.workers import TapError, TapRefusedError
 
 
 class Daemon:
@@ -129,8 +129,9 @@ class Daemon:
             for entry in rest:
                 entry.unwanted = True
             await self.roster.leave(rest)
-            name, message = next(iter(failed.items()))
-            raise RefusedError("failed", f"{name}: {message}" if len(specs) > 1 else message)
+            name, error = next(iter(failed.items()))
+            code = "refused" if isinstance(error, TapRefusedError) else "failed"
+            raise RefusedError(code, f"{name}: {error}" if len(specs) > 1 else str(error))
         await self.keeping.save()
         return [spec.name for spec in specs]
 
@@ -263,9 +264,10 @@ class Daemon:
         self, specs: Sequence[TapSpec], origins: Mapping[str, str], paused: Container[str] = ()
     ) -> dict[str, str]:
         """Start new taps; why some could not be, by name.  Those are there no more."""
-        return await self.roster.started(
+        failed = await self.roster.started(
             [self.roster.add(spec, origins.get(spec.name, ""), paused=spec.name in paused) for spec in specs]
         )
+        return {name: str(error) for name, error in failed.items()}
 
     async def _stop(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         self.roster.mute(entries)

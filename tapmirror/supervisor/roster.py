@@ -189,19 +189,19 @@ class Roster:
         ttl = None if entry.ends is None else entry.ends - time.monotonic()
         self.add(entry.spec, entry.origin, written=entry.written, paused=entry.paused, ttl=ttl, accepted=True)
 
-    async def started(self, entries: Sequence[Entry]) -> dict[str, str]:
+    async def started(self, entries: Sequence[Entry]) -> dict[str, BaseException]:
         """Wait for the first try of new taps; why some could not be, by name.  Those are there no more."""
         outcomes = await asyncio.gather(
             *(asyncio.wrap_future(entry.runner.started) for entry in entries), return_exceptions=True
         )
         self.not_closing()
-        failed = {}
+        failed: dict[str, BaseException] = {}
         for entry, outcome in zip(entries, outcomes, strict=True):
             if outcome is None and not entry.leaving:
                 entry.accepted = True
                 entry.ends = None if entry.spec.ttl is None else time.monotonic() + entry.spec.ttl
             else:
-                failed[entry.spec.name] = str(outcome or EndedError("the tap was stopped while it started"))
+                failed[entry.spec.name] = outcome or EndedError("the tap was stopped while it started")
         await self.leave([entry for entry in entries if not entry.accepted])
         return failed
 

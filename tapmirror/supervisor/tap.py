@@ -33,7 +33,7 @@ from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
 from tapmirror.supervisor.resolving import Names, ResolveError, look_up
-from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError
+from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError, TapRefusedError
 from tapmirror.worker import Setup
 
 EXCLUDED: Final = 16
@@ -318,14 +318,14 @@ class Tap:
         for i, addr in enumerate(self.spec.addrs):
             elsewhere = self.spec.promisc or self.spec.decap or self.spec.many
             if plain(addr) not in {plain(a) for a in local} and not elsewhere and present(self.spec.links()):
-                raise TapError(f"addrs[{i}]: {addr} is not an address of this host")
+                raise TapRefusedError(f"addrs[{i}]: {addr} is not an address of this host")
         try:
             found = look_up(shadow, privsep.worker_identity())
         except ResolveError as error:
             raise TapError(f"{self._field(index)}: cannot resolve {shadow.host!r}: {error}") from None
         reason = self._refusal(index, found)
         if reason is not None:
-            raise TapError(f"{self._field(index)}: {reason}")
+            raise TapRefusedError(f"{self._field(index)}: {reason}")
         return found
 
     def _refusal(self, index: int, addresses: Sequence[Address]) -> str | None:

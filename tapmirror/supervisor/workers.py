@@ -55,6 +55,10 @@ class TapError(Exception):
     """The tap cannot be started or went wrong; the message is one line for the user."""
 
 
+class TapRefusedError(TapError):
+    """It was told to do what makes no sense on this host."""
+
+
 def _readable(sock: socket.socket, wait: float) -> bool:
     """Whether something is there, within `wait` seconds.  By poll(2): a daemon may have descriptors beyond 1024."""
     poll = select.poll()

@@ -136,14 +136,15 @@ def test_refusals_are_one_line_and_an_exit_code(lab: Lab, tmp_path: Path) -> Non
             (2, ("stop",), "give the NAME of a tap, or --all"),
             (2, ("stop", "web", "--all"), "give the NAME of a tap, or --all"),
             (2, ("set", "web", "percent=101"), "percent: 101.0 is not between 0 and 100"),
-            (2, ("set", "web", "percent=nan"), "percent: 'nan' is not between 0 and 100"),
+            (2, ("set", "web", "percent=nan"), "percent: 'nan' is not a number"),
             (2, ("set", "web", "colour=red"), "'colour=red': only percent=P can be set"),
             (2, WEB, "a tap has the name 'web' already"),
             (2, ("start", "--name=ssh", "--iface=eth0", "--port=22", f"--shadow={SHADOW}"), "port 22 is SSH's"),
             (2, ("start", "--name=b", "--iface=eth0", "--port=80", f"--shadow={SHADOW}"), "every request twice"),
             (1, ("start", "--name=b", "--iface=eth9", "--port=80", "--shadow=10.77.2.2:81"), "no interface 'eth9'"),
             (1, ("start", "--name=b", "--iface=eth0", "--port=80", "--shadow=nowhere.invalid:81"), "cannot resolve"),
-            (2, ("start", "--name=b", "--ttl=0", "--iface=eth0", "--port=80", "--shadow=a:81"), "--ttl: 0.0 is not"),
+            (2, ("start", "--name=b", "--iface=eth0", "--port=80", "--shadow=10.77.1.2:80"), "10.77.1.2 port 80 is"),
+            (2, ("start", "--name=b", "--iface=eth0", "--port=80", "--shadow=224.0.0.1:81"), "not the address of one"),
             (2, ("apply", "-f", str(bad)), "bad.yaml:3: port: 0 is not a port"),
         ]:  # fmt: skip
             done = daemon.run(*words, check=code)
