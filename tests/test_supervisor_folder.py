@@ -19,10 +19,16 @@ def test_every_yaml_file_is_read_and_nothing_else(tmp_path: Path) -> None:
     assert read(tmp_path) == {}
     (tmp_path / "b.yaml").write_text(f"{TAP.format('b')}---\n{TAP.format('c')}")
     (tmp_path / "a.yaml").write_text(TAP.format("a"))
+    (tmp_path / "d.yml").write_text(TAP.format("d"))
     for name in ("a.yaml~", ".hidden.yaml", "README"):
         (tmp_path / name).write_text("{{{")
     found = read(tmp_path)
-    assert {name: file for name, (file, _) in found.items()} == {"a": "a.yaml", "b": "b.yaml", "c": "b.yaml"}
+    assert {name: file for name, (file, _) in found.items()} == {
+        "a": "a.yaml",
+        "b": "b.yaml",
+        "c": "b.yaml",
+        "d": "d.yml",
+    }
     assert found["c"][1].name == "c"
 
 
@@ -33,6 +39,7 @@ def test_one_bad_file_and_none_counts(tmp_path: Path) -> None:
     (tmp_path / "d.yaml").mkdir()
     os.mkfifo(tmp_path / "e.yaml")
     (tmp_path / "f.yaml").symlink_to("gone")
+    (tmp_path / "g.yaml").write_text("# nothing yet\n")
     with pytest.raises(FolderError, match="more") as caught:
         read(tmp_path)
     problems = [problem.removeprefix(f"{tmp_path}/") for problem in caught.value.problems]
@@ -43,6 +50,7 @@ def test_one_bad_file_and_none_counts(tmp_path: Path) -> None:
         "d.yaml: Is a directory",
         "e.yaml: not a regular file",
         "f.yaml: No such file or directory",
+        "g.yaml: no tap in it",
     ]
 
 

@@ -28,8 +28,7 @@ OPTION_OF: Final = {
 def refuse_file(file: str, problems: FileError) -> NoReturn:
     """A line for each thing that is wrong with a file, and out."""
     for problem in problems.found:
-        separator = ":" if problem.line else ": "
-        error_line(f"{file}{separator}{problem}")
+        error_line(problem.of(file))
     raise SystemExit(2)
 
 

@@ -61,7 +61,7 @@ def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, ifa
     except FileError as problems:
         refuse_file(name, problems)
     for problem in found.left_out:
-        warn(f"{name}:{'' if problem.line else ' '}{problem}")
+        warn(problem.of(name))
     click.echo(found.text("a command line of GoReplay" if gor is not None else "a configuration of nginx"), nl=False)
 
 

@@ -40,6 +40,10 @@ class Problem(msgspec.Struct, frozen=True):
         path = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.path)
         return f"{where}{path}: {self.message}" if path else f"{where}{self.message}"
 
+    def of(self, file: object) -> str:
+        """The same with the file's name before it."""
+        return f"{file}:{'' if self.line else ' '}{self}"
+
 
 class FileError(ValueError):
     """All that is wrong with a file."""

@@ -14,6 +14,7 @@ from tapmirror.spec.kubernetes import import_tap, is_kubernetes
 from tapmirror.spec.reading import read_settings, taps_of
 from tapmirror.spec.settings import Settings
 
+ENDINGS: Final = (".yaml", ".yml")
 MAX_FILES: Final = 1000
 
 
@@ -30,7 +31,7 @@ def read(directory: Path) -> dict[str, tuple[str, TapSpec]]:
     problems: list[str] = []
     found: dict[str, tuple[str, TapSpec]] = {}
     try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(".yaml") and not name.startswith("."))
+        names = sorted(name for name in os.listdir(directory) if name.endswith(ENDINGS) and not name.startswith("."))
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -43,7 +44,7 @@ def read(directory: Path) -> dict[str, tuple[str, TapSpec]]:
         except OSError as error:
             problems.append(f"{directory / name}: {error.strerror}")
         except FileError as error:
-            problems += [f"{directory / name}:{problem}" for problem in error.found]
+            problems += [problem.of(directory / name) for problem in error.found]
         else:
             for spec in taps:
                 if spec.name in found:
@@ -63,7 +64,7 @@ def settings(path: Path) -> Settings:
     except OSError as error:
         raise FolderError([f"{path}: {error.strerror}"]) from None
     except FileError as error:
-        raise FolderError([f"{path}:{problem}" for problem in error.found]) from None
+        raise FolderError([problem.of(path) for problem in error.found]) from None
 
 
 def content(path: Path) -> bytes:
