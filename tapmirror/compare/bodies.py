@@ -22,6 +22,12 @@ WINDOW: Final = 8 << 20
 
 _WORD: Final = re.compile(rb"[a-z0-9-]+")
 _CHARSET: Final = re.compile(rb"charset=\"?([a-z0-9._-]{1,40})")
+_CHARSETS: Final = re.compile(
+    r"utf-?(?:8|16(?:[lb]e)?)|(?:us-)?ascii|iso-8859-\d\d?|latin-?1|windows-\d{3,4}|koi8-[ru]|macintosh"
+    r"|shift[-_]jis|euc-(?:jp|kr)|iso-2022-(?:jp|kr)|gb2312|gbk|gb18030|big5"
+)
+"""Character sets in use on the web (WHATWG Encoding).  Python has more: of those some take time that grows with the
+square of the length (punycode), others make text that cannot be encoded again (utf-7, unicode_escape)."""
 
 
 class Kind(enum.Enum):
@@ -74,11 +80,12 @@ def kind_of(content_type: bytes, body: bytes) -> Kind:
 
 
 def text_of(body: bytes, content_type: bytes) -> str:
-    """As text in its character set; what is no text in it is replaced."""
+    """As text in its character set, UTF-8 if that is none; what is no text in it is replaced."""
     found = _CHARSET.search(content_type.lower())
+    name = "utf-8" if found is None else found[1].decode()
     try:
-        return body.decode("utf-8" if found is None else found[1].decode(), "replace")
-    except (LookupError, UnicodeError, ValueError):  # not a character set, or one of Python's that makes no text
+        return body.decode(name if _CHARSETS.fullmatch(name) else "utf-8", "replace")
+    except LookupError:  # no such part of ISO 8859, or page of Windows
         return body.decode("utf-8", "replace")
 
 

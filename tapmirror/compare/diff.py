@@ -19,7 +19,8 @@ the shadow has it (extra), the same elements in another order, another number of
   of the rest of the line: so a line with the time of day, which differs always, hides no other.
 * Everything else is its bytes.
 
-All work is bounded: `Rules` says how many bytes, nodes, lines and differences.
+All work is bounded: `Rules` says how many bytes, nodes, lines and differences.  What is beyond the nodes is compared
+as a whole.
 
 Pure.
 """
@@ -44,9 +45,12 @@ from tapmirror.spec.compare import IGNORED_HEADERS, Compare, Level
 PATH: Final = 200
 """Characters of a path; names within are cut to 60."""
 LINES: Final = 2000
-"""Of a text that are compared."""
+"""Of a text that are compared one by one; the others as a whole."""
 ELEMENTS: Final = 1000
 """Of an array whose order is found out: that costs some milliseconds at most."""
+ENCODED: Final = 4
+"""Times the longest body, that arrays are encoded for their order in one comparison: each level of arrays that differ
+takes twice its length, and what is in another order is compared once more."""
 MEMBERS: Final = 16
 """Of an object that may tell it from others of its array."""
 DEPTH: Final = 48
@@ -114,6 +118,7 @@ class Rules:
         self.float_tolerance = spec.float_tolerance
         self.time_tolerance = spec.time_tolerance
         self.decoded_bytes = spec.decoded_bytes
+        self.encoded_bytes = ENCODED * max(spec.body_bytes, spec.decoded_bytes)
         self.nodes = spec.nodes
         self.differences = spec.differences
 
@@ -169,12 +174,13 @@ def fields(head: bytes) -> dict[bytes, bytes]:
 class _Search:
     """One comparison: its differences, and how much it may still do."""
 
-    __slots__ = ("budget", "found", "prunes", "rules")
+    __slots__ = ("budget", "encoded", "found", "prunes", "rules")
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.found: list[Difference] = []
         self.budget = rules.nodes
+        self.encoded = rules.encoded_bytes
         self.prunes = False
         """Equal values need not be looked into.  For Python, true and 1 are equal: so only where both documents have
         as many of true and of false.  NOTE: one that has true in place of 1, and 1 in place of true, is missed."""
@@ -315,9 +321,10 @@ class _Search:
         """Of equal length."""
         before = len(self.found)
         self.pairs(one, other, path, depth)
-        if len(self.found) == before or len(one) < 2:
+        if len(self.found) == before or len(one) < 2 or self.encoded <= 0:
             return
         mine, its = [*map(_SORTED.encode, one)], [*map(_SORTED.encode, other)]
+        self.encoded -= sum(map(len, mine)) + sum(map(len, its))
         if sorted(mine) == sorted(its):
             del self.found[before:]
             self.add(Change.ORDER, path[:-2], one, other)
@@ -332,9 +339,12 @@ class _Search:
 
     def pairs(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
         """Each element with the other's at its place."""
-        for mine, its in zip(one, other, strict=True):
+        for at, (mine, its) in enumerate(zip(one, other, strict=True), 1):
             self.values(mine, its, path, depth)
             if self.budget <= 0:
+                rest, its_rest = one[at:], other[at:]
+                if rest != its_rest:
+                    self.add(Change.VALUE, path, rest, its_rest)
                 break
 
     def close(self, one: Any, other: Any) -> bool:
@@ -356,6 +366,8 @@ class _Search:
         return bool(self.rules.expressions) and one == other
 
     def lines(self, one: list[str], other: list[str]) -> None:
+        if one[LINES:] != other[LINES:]:
+            self.add(Change.VALUE, "body.lines", "\n".join(one[LINES:][:20]), "\n".join(other[LINES:][:20]))
         one, other = one[:LINES], other[:LINES]
         if len(one) != len(other):
             mine, its = Counter(one), Counter(other)
