@@ -113,6 +113,8 @@ class Reply(msgspec.Struct, gc=False):
     """Round trip of the network to the shadow (tcp_info), contained in the times; 0: not known."""
     request: bytes = b""
     """What was sent, where it can be sent again; empty: it cannot."""
+    begun: bool = False
+    """The request began to be sent."""
 
 
 class Exchange(msgspec.Struct, gc=False):
@@ -122,10 +124,9 @@ class Exchange(msgspec.Struct, gc=False):
     production: Answer
     replies: dict[int, Reply]
     """By shadow.  Those of probes are at `shadow + PROBE`."""
+    left_out: dict[int, Unpaired] = {}
+    """By shadow, why it did not get the request, if that is known."""
 
-
-Outcome: TypeAlias = Exchange | tuple[int, Unpaired]
-"""What becomes of each request for each shadow: (shadow, reason) where it was not paired."""
 
 PROBE = 1 << 16
 """Added to a shadow's number: the second answer to a request that was sent twice."""

@@ -210,4 +210,4 @@ def test_what_waits_too_long_and_what_is_under_way_at_the_end() -> None:
     state = state_of(comparison)
     assert state["failures"] == {"timeout": 1}
     assert state["unpaired"] == {"shutdown": 2}
-    assert comparison.snapshot()["shadows"]["v3"]["unpaired"] == {"not_sent": 3, "shutdown": 2}
+    assert comparison.snapshot()["shadows"]["v3"]["unpaired"] == {"not_sent": 1, "shutdown": 2}

@@ -7,13 +7,15 @@ from typing import Final
 
 import pytest
 
-from tapmirror.compare.pairing import PRODUCTION, Conversation
+from tapmirror.compare.pairing import Conversation
 from tapmirror.events import NO_BODY, TUNNEL
 from tapmirror.exchange import Asked, Exchange, Failure, Unpaired
 from tapmirror.framing.answers import NOTHING, Bounds, Room
 
 BOUNDS: Final = Bounds(head_bytes=4096, hash_bytes=1 << 20, awaited=64)
 ROOM: Final = 1 << 20
+PRODUCTION: Final = -1
+"""In place of a shadow's number: a request is unpaired with all of them."""
 
 
 class Outcomes:
@@ -23,9 +25,10 @@ class Outcomes:
 
     def paired(self, exchange: Exchange) -> None:
         self.pairs.append(exchange)
+        self.lost += exchange.left_out.items()
 
-    def unpaired(self, shadow: int, reason: Unpaired) -> None:
-        self.lost.append((shadow, reason))
+    def unpaired(self, reason: Unpaired) -> None:
+        self.lost.append((PRODUCTION, reason))
 
 
 class Talk:
@@ -112,6 +115,50 @@ def test_a_request_that_no_shadow_gets_is_told_of() -> None:
     talk.production(ok())
     assert talk.statuses() == [(1, 200, [])]
     assert talk.out.lost == [(0, Unpaired.NOT_SENT)]
+
+
+def test_a_request_is_told_of_once_for_each_shadow() -> None:
+    """What a shadow did not get and production did not answer is one request, and so is what is left out twice."""
+    talk = Talk()
+    talk.ask(shadow=False)
+    talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
+    talk.conversation.production_ended(talk.tick(), reset=True)
+    assert talk.out.lost == [(PRODUCTION, Unpaired.UNANSWERED)]
+    talk = Talk()
+    talk.ask()
+    talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
+    talk.conversation.left_out(0, 1, Unpaired.RECONNECT)
+    talk.production(ok())
+    assert talk.out.lost == [(0, Unpaired.NOT_SENT)]
+
+
+def test_what_was_never_sent_is_not_for_the_shadow_to_answer() -> None:
+    talk = Talk()
+    conversation = talk.conversation
+    conversation.request(Asked(1, b"GET", b"/", b""), 0, 100, 1.0)
+    conversation.chosen(0, 1)
+    conversation.chosen(1, 1)
+    conversation.asked(1, 1, 0)
+    conversation.decided(1)
+    conversation.request_ended(1, talk.tick())
+    talk.production(ok())
+    conversation.expire(50.0, talk.tick())
+    (pair,) = talk.out.pairs
+    assert [(shadow, reply.answer.failure) for shadow, reply in pair.replies.items()] == [(1, Failure.TIMEOUT)]
+    assert talk.out.lost == [(0, Unpaired.NOT_SENT)]
+
+
+def test_what_is_given_up_after_the_shadow_refused_it_leaves_nothing() -> None:
+    """A shadow may answer before it has read a long request, of which the rest is dropped then."""
+    talk = Talk()
+    talk.ask(end=False)
+    talk.shadow(ok(body="too long", status=413))
+    talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
+    talk.production(ok())
+    assert not talk.out.pairs, "it has not ended"
+    talk.conversation.request_ended(1, talk.tick())
+    assert (talk.statuses(), talk.out.lost) == ([(1, 200, [])], [(0, Unpaired.NOT_SENT)])
+    assert talk.room.free == ROOM
 
 
 def test_a_request_given_up_half_way_to_the_shadow() -> None:

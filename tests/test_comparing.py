@@ -194,6 +194,7 @@ def test_a_request_that_no_rule_passes_keeps_its_place() -> None:
     tap.shadow(OK)
     (endpoint,) = tap.state()["endpoints"].values()
     assert (endpoint["pairs"], endpoint["production"]["statuses"]) == (1, {"200": 1})
+    assert (tap.state()["requests"], tap.state()["unpaired"]) == (2, {"not_sent": 1})
 
 
 def test_a_body_that_is_not_copied_is_skipped_by_its_length() -> None:

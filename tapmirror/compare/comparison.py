@@ -14,7 +14,7 @@ from tapmirror.compare.diff import Expression, Rules, compare
 from tapmirror.compare.endpoints import Endpoints
 from tapmirror.compare.figures import evidence_of
 from tapmirror.compare.noise import Repeats, request_key, short, wanted
-from tapmirror.compare.pairing import PRODUCTION, Conversation
+from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.samples import Redaction, sample
 from tapmirror.compare.summary import SCHEMA, Bounds, Endpoint, Field, Summary
 from tapmirror.compare.thinning import Draw, Rate
@@ -111,7 +111,7 @@ class Comparison:
             summary.state.requests += 1
         if not self._exchanges.allows(now):
             conversation.request(None, flags, NOTHING, now)
-            self.unpaired(PRODUCTION, Unpaired.THINNED)
+            self.unpaired(Unpaired.THINNED)
             return False
         head = bytes(head)
         method, _, rest = head.partition(b" ")
@@ -186,6 +186,7 @@ class Comparison:
         for shadow, summary in enumerate(self._summaries):
             reply = replies.get(shadow)
             if reply is None:
+                summary.unpaired(exchange.left_out.get(shadow, Unpaired.NOT_SENT).value)
                 continue
             endpoint = summary.endpoint(name)
             summary.observe(endpoint, asked, production, reply, self._now)
@@ -214,13 +215,10 @@ class Comparison:
                 if repeat:
                     summary.noisy(endpoint, repeat[0], probe=False)
 
-    def unpaired(self, shadow: int, reason: Unpaired) -> None:
-        """A request that could not be paired, with one shadow or at all."""
-        if shadow >= PROBE:
-            return
-        for number, summary in enumerate(self._summaries):
-            if shadow in (PRODUCTION, number):
-                summary.unpaired(reason.value)
+    def unpaired(self, reason: Unpaired) -> None:
+        """A request that could not be paired, with any shadow."""
+        for summary in self._summaries:
+            summary.unpaired(reason.value)
 
     # --- inside
 

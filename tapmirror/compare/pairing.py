@@ -46,8 +46,6 @@ from tapmirror.framing.answers import NOTHING, AnswerReader, Bounds, Room
 
 SAMPLE_BODY: Final = 2048
 """Bytes of a request's body that are kept: what has room in a curl line."""
-PRODUCTION: Final = -1
-"""The number of production's side."""
 
 
 class Sink(Protocol):
@@ -56,8 +54,8 @@ class Sink(Protocol):
     def paired(self, exchange: Exchange) -> None:
         """All that answered has answered; `replies` may be empty."""
 
-    def unpaired(self, shadow: int, reason: Unpaired) -> None:
-        """A request that cannot be compared; `shadow` is PRODUCTION where it is so for all of them."""
+    def unpaired(self, reason: Unpaired) -> None:
+        """A request that cannot be compared, with any of the shadows."""
 
 
 class Pending(msgspec.Struct, gc=False):
@@ -70,6 +68,7 @@ class Pending(msgspec.Struct, gc=False):
     replies: dict[int, Reply]
     waiting: int
     """For: its end, production's answer, the decision which shadows get it, each of their answers, and its release."""
+    left_out: dict[int, Unpaired] = {}
     production: Answer | None = None
     decided: bool = False
     dead: bool = False
@@ -131,7 +130,7 @@ class Conversation:
         if production.broken is not None:
             if self._pipelined or production.broken not in _CURABLE:
                 if asked is not None:
-                    self._sink.unpaired(PRODUCTION, production.broken)
+                    self._sink.unpaired(production.broken)
                 return
             if asked is None:
                 return
@@ -283,6 +282,7 @@ class Conversation:
             keep = pending.keep
             if shadow not in pending.replies:
                 self.chosen(shadow, number)
+            pending.replies[shadow].begun = True
         side.reader.expect(flags, keep, pending)
         broken = side.reader.broken
         if broken is not None:
@@ -319,11 +319,12 @@ class Conversation:
         """A shadow does not get the request, or got a part of it only."""
         pending = self._pending.get(number)
         if pending is not None:
-            self._sink.unpaired(shadow, reason)
+            pending.left_out.setdefault(shadow, reason)
             reply = pending.replies.pop(shadow, None)
             if reply is not None:
-                self._room.free += len(reply.request)
-                self._less(pending)
+                self._room.free += len(reply.request) + len(reply.answer.body)
+                if reply.answer is _NO_ANSWER:
+                    self._less(pending)
 
     def decided(self, number: int) -> None:
         """`chosen`, `asked` or `left_out` was called for every shadow that may get the request."""
@@ -402,8 +403,12 @@ class Conversation:
                 continue
             self.decided(pending.asked.number)
             for shadow, reply in list(pending.replies.items()):
-                if reply.answer is _NO_ANSWER:
+                if reply.answer is not _NO_ANSWER:
+                    continue
+                if reply.begun:
                     self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.TIMEOUT))
+                else:
+                    self.left_out(shadow, pending.asked.number, Unpaired.NOT_SENT)
 
     def close(self, reason: Unpaired) -> None:
         """The connection is over, on all sides."""
@@ -438,7 +443,7 @@ class Conversation:
         pending.waiting -= 1
         if not pending.waiting and pending.production is not None:
             self._finish(pending)
-            self._sink.paired(Exchange(pending.asked, pending.production, pending.replies))
+            self._sink.paired(Exchange(pending.asked, pending.production, pending.replies, pending.left_out))
 
     def _drop(self, pending: Pending | None, reason: Unpaired) -> None:
         if pending is not None and not pending.dead:
@@ -446,7 +451,7 @@ class Conversation:
             self._finish(pending)
             if pending.asked.checks:
                 return
-            self._sink.unpaired(PRODUCTION, reason)
+            self._sink.unpaired(reason)
             if doubtful:  # nothing will show any more whether the order is what it seems
                 self._production.broken = Unpaired.ORDER
                 self._lost()

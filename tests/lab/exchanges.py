@@ -146,7 +146,7 @@ def main(variant: str, form: str = "html", requests: str = "20000") -> None:
     from tapmirror.report import FORMS
 
     feed = Feed(variant).run(int(requests))
-    feed.comparison.unpaired(0, Unpaired.NOT_SENT)
+    feed.comparison.unpaired(Unpaired.NOT_SENT)
     ((label, state),) = merge([feed.comparison.snapshot()], feed.spec).items()
     print(FORMS[form](figures("shop", label, state, feed.spec, Limits())))
 
