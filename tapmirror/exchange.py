@@ -10,7 +10,6 @@ Nothing here has behaviour.  Times are in nanoseconds of CLOCK_MONOTONIC.
 from __future__ import annotations
 
 import enum
-from typing import TypeAlias
 
 import msgspec
 
