@@ -45,7 +45,7 @@ class Unpaired(enum.Enum):
     TUNNEL = "tunnel"
     """After an upgrade: no HTTP/1 any more."""
     LIMIT = "limit"
-    """More requests without an answer on one connection than `Compare.pending`."""
+    """More requests without an answer on one connection than `Compare.pending`, or no room in `Compare.held_bytes`."""
     THINNED = "thinned"
     """More requests a second than `Compare.max_exchanges`: it was not its connection's turn."""
     SHUTDOWN = "shutdown"

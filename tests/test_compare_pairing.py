@@ -161,6 +161,37 @@ def test_what_is_given_up_after_the_shadow_refused_it_leaves_nothing() -> None:
     assert talk.room.free == ROOM
 
 
+def test_a_request_without_room_keeps_its_place() -> None:
+    talk = Talk()
+    talk.room.free = 100
+    head = b"GET / HTTP/1.1\r\nX: " + bytes(100)
+    talk.conversation.request(Asked(1, b"GET", b"/", head), 0, 100, 1.0)
+    talk.number = 1
+    assert (len(talk.conversation), talk.room.free) == (0, 100)
+    talk.production(ok(status=500))
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    assert talk.statuses() == [(2, 200, [200])]
+    assert (talk.out.lost, talk.room.free) == ([(PRODUCTION, Unpaired.LIMIT)], 100)
+
+
+def test_of_a_long_head_nothing_is_kept_when_it_is_over() -> None:
+    talk = Talk()
+    talk.ask()
+    long = f"HTTP/1.1 200 OK\r\nX: {'x' * 3000}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+    talk.shadow(long)
+    side = talk.conversation._sides[0]
+    assert len(side.head) < 100
+    assert not side.reader._head
+    talk.production(ok())
+    talk.ask()
+    talk.conversation.answer_ended(0, talk.tick(), reset=False)
+    talk.production(ok())
+    assert talk.out.lost == [(0, Unpaired.RECONNECT)]
+    assert talk.room.free == ROOM
+
+
 def test_a_request_given_up_half_way_to_the_shadow() -> None:
     talk = Talk()
     talk.ask()

@@ -373,11 +373,12 @@ def test_of_a_long_body_nothing_is_kept() -> None:
     tap.accept()
     free = tap.comparison._room.free
     tap.ask("/a", method="POST", body="x" * 1500)
-    assert tap.comparison._room.free == free - 1500
+    head = free - 1500 - tap.comparison._room.free
+    assert 0 < head < 100
     tap.answer()
     tap.shadow(BAD)
     tap.ask("/a", method="POST", body="x" * 5000)
-    assert tap.comparison._room.free == free
+    assert 0 < free - tap.comparison._room.free < 100
     tap.answer()
     tap.shadow(BAD)
     samples = tap.state()["endpoints"]["POST /a"]["fields"]["value status"]["samples"]

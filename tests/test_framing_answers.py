@@ -143,7 +143,8 @@ def test_several_answers_in_one_piece(keep: int, cut: int) -> None:
 
 
 def test_all_readers_share_the_room_for_bodies() -> None:
-    room = Room(10)
+    head = len(plain(b"12345678")) - 8
+    room = Room(2 * head + 10)
     one, other = AnswerReader(BOUNDS, room), AnswerReader(BOUNDS, room)
     one.expect(0, 100, 1)
     other.expect(0, 100, 2)
@@ -152,11 +153,31 @@ def test_all_readers_share_the_room_for_bodies() -> None:
     assert (first.body, second.body, room.free) == (b"12345678", b"12", 0)
     assert second.digest
     one.expect(0, 100, 3)
-    room.free += 8
+    room.free += head + 8
     one.feed(plain(b"12345678")[:-1], 1)
     assert room.free == 1
     assert one.give_up() == [3]
-    assert room.free == 8
+    assert room.free == head + 8
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "cut"])
+@pytest.mark.parametrize("how", ["plain", "other"])
+def test_a_head_without_room_is_not_kept(whole: bool, how: str) -> None:
+    """A shadow may stop amid long heads, on every connection."""
+    length = "Content-Length: 0" if how == "plain" else "Transfer-Encoding: chunked"
+    head = f"HTTP/1.1 200 OK\r\nX: {'x' * 300}\r\n{length}\r\n\r\n".encode()
+    room = Room(500)
+    readers = [AnswerReader(BOUNDS, room) for _ in range(3)]
+    for n, reader in enumerate(readers):
+        reader.expect(0, 100, n)
+        reader.feed(head if whole else head[:-2], 1)
+        if reader.broken is not None:
+            assert reader.give_up() == ([n] if n else [])
+    assert [reader.broken for reader in readers] == [None, Unpaired.LIMIT, Unpaired.LIMIT]
+    assert 0 < room.free < 500 - 300
+    readers[0].give_up()
+    if how == "other" or not whole:
+        assert room.free == 500
 
 
 def test_a_hole_in_a_body_is_that_bodys_loss_only() -> None:

@@ -42,7 +42,8 @@ import msgspec
 
 from tapmirror.events import Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Failure, Reply, Unpaired
-from tapmirror.framing.answers import NOTHING, AnswerReader, Bounds, Room
+from tapmirror.framing.answers import NOTHING, AnswerReader, Bounds, Room, held
+from tapmirror.framing.response import KNOWN_BYTES
 
 SAMPLE_BODY: Final = 2048
 """Bytes of a request's body that are kept: what has room in a curl line."""
@@ -84,7 +85,15 @@ class _Side:
         self.reader = reader
         self.answers = 0
         self.head = b""
-        """Of the last answer."""
+        """Of the last answer; of a long one what `_LAST` finds in it."""
+
+    def answered(self, answer: Answer) -> None:
+        """It gave one more."""
+        self.answers += 1
+        head = answer.head
+        if len(head) > KNOWN_BYTES:
+            head = _CLOSE if _LAST.search(head) else b""
+        self.head = head
 
 
 class Conversation:
@@ -119,6 +128,9 @@ class Conversation:
         None: it is not compared, and only keeps its place among the others.
         """
         production = self._production
+        if asked is not None and len(asked.head) > self._room.free:
+            self._sink.unpaired(Unpaired.LIMIT)
+            asked = None
         if production.outstanding:
             self._pipelined = True
             if self._held is not None:
@@ -140,6 +152,7 @@ class Conversation:
             production.expect(flags, NOTHING, None)
             self._check()
             return
+        self._room.free -= len(asked.head)
         pending = Pending(asked, flags, keep, now, {}, 3)
         self._pending[asked.number] = pending
         if recovered:
@@ -258,9 +271,10 @@ class Conversation:
 
         The sink is told of it as of an exchange of which this shadow's first answer is production's.
         """
-        if len(first.body) > self._room.free:
+        size = len(asked.head) + held(first)
+        if size > self._room.free:
             return 0
-        self._room.free -= len(first.body)
+        self._room.free -= size
         self._checks -= 1
         number = self._checks
         asked = msgspec.structs.replace(asked, number=number, body=b"", timed=False)
@@ -322,7 +336,7 @@ class Conversation:
             pending.left_out.setdefault(shadow, reason)
             reply = pending.replies.pop(shadow, None)
             if reply is not None:
-                self._room.free += len(reply.request) + len(reply.answer.body)
+                self._room.free += len(reply.request) + held(reply.answer)
                 if reply.answer is _NO_ANSWER:
                     self._less(pending)
 
@@ -338,8 +352,7 @@ class Conversation:
         side = self._sides.get(shadow)
         if side is not None and side.reader.broken is None:
             for pending, answer in side.reader.feed(data, time_ns):
-                side.answers += 1
-                side.head = answer.head
+                side.answered(answer)
                 self._replied(shadow, pending, answer)
             self._check_side(shadow, side)
 
@@ -348,8 +361,7 @@ class Conversation:
         side = self._sides.get(shadow)
         if side is not None:
             for pending, answer in side.reader.gap(size, time_ns):
-                side.answers += 1
-                side.head = answer.head
+                side.answered(answer)
                 self._replied(shadow, pending, answer)
 
     def answer_skippable(self, shadow: int) -> int:
@@ -425,7 +437,7 @@ class Conversation:
 
     def _answered(self, pending: Pending | None, answer: Answer) -> None:
         if pending is None or pending.dead:
-            self._room.free += len(answer.body)
+            self._room.free += held(answer)
             return
         pending.production = answer
         self._less(pending)
@@ -433,7 +445,7 @@ class Conversation:
     def _replied(self, shadow: int, pending: Pending | None, answer: Answer) -> None:
         reply = None if pending is None or pending.dead else pending.replies.get(shadow)
         if pending is None or reply is None or reply.answer is not _NO_ANSWER:
-            self._room.free += len(answer.body)
+            self._room.free += held(answer)
             return
         reply.answer = answer
         self._less(pending)
@@ -461,11 +473,11 @@ class Conversation:
         if pending is self._held:
             self._held = None
         del self._pending[pending.asked.number]
-        free = len(pending.asked.body)
+        free = len(pending.asked.head) + len(pending.asked.body)
         if pending.production is not None:
-            free += len(pending.production.body)
+            free += held(pending.production)
         for reply in pending.replies.values():
-            free += len(reply.answer.body) + len(reply.request)
+            free += held(reply.answer) + len(reply.request)
         self._room.free += free
 
     def _check_side(self, shadow: int, side: _Side) -> None:
@@ -513,6 +525,7 @@ _LAST: Final = re.compile(
 """In the head of an answer after which the connection closes (RFC 9112, 9.3): what was sent behind that request went to
 no server's application.
 """
+_CLOSE: Final = b"\nConnection: close"
 _NO_ANSWER: Final = Answer(0)
 _CURABLE: Final = (Unpaired.GAP, Unpaired.ORDER, Unpaired.LIMIT)
 """After these an answer's beginning can be known again."""

@@ -9,7 +9,8 @@ it, so that which answer belongs to which request is decided in this one place.
 
 Both sides are read by it.  A shadow may be hostile: it is read leniently and within bounds.  Production's stream has
 holes: one inside a body of known length is that body's loss only.  Any other one hides how many answers went by, and
-from then on nothing is read (`broken`) until the caller knows of a point where an answer must begin (`resync`).
+from then on nothing is read (`broken`) until the caller knows of a point where an answer must begin (`resync`).  So it
+is for a head that finds no room; a body that finds none is hashed.
 
 Pure: bytes and times in, answers out.
 """
@@ -62,9 +63,14 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Room(msgspec.Struct):
-    """Bytes that all readers of a worker may keep of bodies.  Who is done with an answer gives back `len(body)`."""
+    """Bytes that all readers of a worker may keep of answers.  Who is done with an answer gives back `held` of it."""
 
     free: int
+
+
+def held(answer: Answer) -> int:
+    """Bytes of the room that an answer takes."""
+    return len(answer.head) + len(answer.body)
 
 
 class AnswerReader(ResponseReader[tuple[Any, Answer]]):
@@ -142,8 +148,13 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             if not taken:
                 break
             pos += taken
+        before = len(self._buffer)
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, out)
+        if before or self._buffer:
+            self._room.free -= len(self._buffer) - before
+            if self._room.free < 0:
+                self._break(Unpaired.LIMIT)
         return out
 
     def _take_plain(self, data: Buffer, pos: int, size: int, out: list[tuple[Any, Answer]]) -> int:
@@ -160,14 +171,15 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             if len(head) > KNOWN_BYTES:
                 return 0
             self._known, self._known_length, self._known_status = head, int(plain[2]), int(plain[1])
-        end, length = pos + len(head), self._known_length
-        if end + length > size or (keep >= 0 and (length > keep or length > self._room.free)):
+        end, length, room = pos + len(head), self._known_length, self._room
+        if end + length > size or (keep >= 0 and length > keep):
             return 0
+        kept = len(head) + (length if keep > 0 else 0)
+        if kept > room.free:
+            return 0
+        room.free -= kept
         self._awaited.popleft()
-        body = b""
-        if keep > 0:
-            body = bytes(data[end : end + length])
-            self._room.free -= length
+        body = bytes(data[end : end + length]) if keep > 0 else b""
         out.append((token, Answer(self._known_status, head, body, length, b"", True, now, now)))
         return len(head) + length
 
@@ -213,8 +225,9 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         """Forget everything that is under way: the tokens of the requests that have no answer."""
         tokens = [token for _, _, token in self._awaited]
         self._awaited.clear()
+        self._room.free += len(self._buffer) + len(self._head) + sum(map(len, self._body))
         self._buffer.clear()
-        self._room.free += sum(map(len, self._body))
+        self._head = b""
         self._body = []
         return tokens
 
@@ -235,7 +248,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             plain = PLAIN(data, pos)
             if plain is not None and plain.end() - pos <= self._bounds.head_bytes:
                 end = plain.end()
-                self._start(int(plain[1]), bytes(data[pos:end]), keep)
+                if not self._start(int(plain[1]), bytes(data[pos:end]), keep):
+                    return len(data)
                 self._await_body(int(plain[2]), out)
                 return end
         self._state = HEAD
@@ -269,17 +283,22 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     # --- what the steps share
 
-    def _start(self, status: int, head: bytes, keep: int) -> None:
-        """A final answer whose body may follow."""
+    def _start(self, status: int, head: bytes, keep: int) -> bool:
+        """A final answer whose body may follow; False: there is no room for it."""
+        if len(head) > self._room.free:
+            self._break(Unpaired.LIMIT)
+            return False
+        self._room.free -= len(head)
         self._status, self._head, self._keep = status, head, keep
         self._body = []
         self._length = 0
         self._hashed = None
         self._digest = keep != NOTHING
         self._whole = True
+        return True
 
     def _interpret(self, head: bytes, out: list[tuple[Any, Answer]]) -> bool:
-        """Act on a whole head; False if it is none.  RFC 9112, 6.3 gives the order of the cases."""
+        """Act on a whole head; False if it is none, or has no room.  RFC 9112, 6.3 gives the order of the cases."""
         line = STATUS_LINE.match(head)
         if line is None:
             return False
@@ -289,7 +308,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         if status < 200 and not accepted:
             self._state = NEXT
             return status != 101
-        self._start(status, head, keep)
+        if not self._start(status, head, keep):
+            return False
         if accepted:
             self._answered(out)
             self._break(Unpaired.TUNNEL)
@@ -339,6 +359,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
                 ),
             )
         )
+        self._head = b""
         self._body = []
 
     def _break(self, reason: Unpaired) -> None:
@@ -346,7 +367,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._state = DISCARD
 
     def _fail(self, data: Buffer) -> int:
-        self._break(Unpaired.UNPARSED if self._awaited else Unpaired.ORDER)
+        if self.broken is None:
+            self._break(Unpaired.UNPARSED if self._awaited else Unpaired.ORDER)
         return len(data)
 
 

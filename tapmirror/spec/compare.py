@@ -77,7 +77,8 @@ class Compare(Checked, frozen=True, kw_only=True):
     hash_bytes: int = 8 << 20
     """Of a body; of what is longer the length is compared."""
     held_bytes: int = 16 << 20
-    """Of bodies kept at one time, of all requests under way."""
+    """Of heads and bodies kept at one time, of all requests under way.  A body that finds no room is hashed; a request
+    whose heads find none is not compared."""
     pending: int = 256
     """Requests under way on one connection.  A client that pipelines more is rare, and its answers count unpaired."""
     answer_time: Seconds = 30.0
