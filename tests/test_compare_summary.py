@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from tapmirror.compare.endpoints import OTHER
 from tapmirror.compare.summary import (
     POINTS,
     SIGNATURES,
+    SIGNATURES_LENGTH,
     STATUSES,
     Bounds,
     Endpoint,
@@ -135,6 +137,33 @@ def test_a_signature_too_many_is_counted_by_its_least_noisy_field() -> None:
     summary.noisy(endpoint, ["value time"], probe=True)
     summary.differed(endpoint, ["value time", "value bug"])
     assert endpoint.signatures["value bug"] == 1
+
+
+def test_long_names_that_differ_in_many_sets_take_no_more_room() -> None:
+    """A hostile shadow's made a state of 85 MB, of which a message holds 64."""
+    summary = Summary(Bounds(1, 64, 0, 0), "body")
+    endpoint = summary.endpoint("a")
+    names = [f"value {'x' * 190}{n}" for n in range(64)]
+    for n in range(500):
+        summary.differed(endpoint, random.Random(n).sample(names, 32))
+    assert sum(map(len, endpoint.signatures)) <= SIGNATURES_LENGTH + sum(map(len, names))
+    assert sum(endpoint.signatures.values()) == 500
+    total = merged(
+        [State(endpoints={"a": msgspec.convert(msgspec.to_builtins(endpoint), Endpoint, str_keys=True)})], BOUNDS
+    )
+    assert sum(total.endpoints["a"].signatures.values()) == 500
+
+
+def test_folded_endpoints_keep_the_bounds() -> None:
+    summary = Summary(BOUNDS, "body")
+    for n in range(4):
+        name = "GET /a/{id}" if not n else f"GET /a/x{n}"
+        summary.differed(summary.endpoint(name), [f"value f{n}{field}" for field in range(4)])
+    summary.fold()
+    ((name, endpoint),) = summary.state.endpoints.items()
+    assert (name, len(endpoint.fields), OTHER in endpoint.fields) == ("GET /a/{id}", 5, True)
+    assert sum(field.raw for field in endpoint.fields.values()) == 16
+    assert sum(endpoint.signatures.values()) == 4
 
 
 def test_states_add_up_whatever_their_widths() -> None:

@@ -31,6 +31,8 @@ COARSE: Final = 2
 """The time line's latencies have buckets of 4 of the sketches' (8 %)."""
 SIGNATURES: Final = 128
 """Sets of fields that differ together, of one endpoint."""
+SIGNATURES_LENGTH: Final = 1 << 16
+"""Characters of them all: names may be 200 long, and a hostile shadow's answers differ in 32 at once."""
 STATUSES: Final = 64
 """Different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
 ERROR: Final = 500
@@ -241,7 +243,7 @@ class Summary:
                 if name != OTHER and len(field.samples) < self._bounds.samples:
                     wanted.append(name)
         signature = "\n".join(sorted(names))
-        if signature not in endpoint.signatures and len(endpoint.signatures) >= SIGNATURES:
+        if signature not in endpoint.signatures and not _has_room(endpoint, signature):
             # Its least noisy field stands for all: what differs in it is judged right, whatever else differs.
             signature = min(names, key=lambda name: _noisiness(endpoint.fields[name]))
         _count_text(endpoint.signatures, signature, SIGNATURES + self._bounds.fields + 1)
@@ -282,6 +284,8 @@ class Summary:
     def fold(self) -> None:
         """Endpoints that a template covers become a part of it."""
         fold_endpoints(self.state.endpoints)
+        for endpoint in self.state.endpoints.values():
+            _limit_fields(endpoint, self._bounds.fields)
 
     def _field(self, endpoint: Endpoint, name: str) -> Field | None:
         field = endpoint.fields.get(name)
@@ -411,12 +415,22 @@ def _limit_fields(endpoint: Endpoint, most: int) -> None:
             key = "\n".join(sorted(names))
             signatures[key] = signatures.get(key, 0) + count
         endpoint.signatures = signatures
-    if len(endpoint.signatures) > SIGNATURES + most + 1:
+    size = sum(map(len, endpoint.signatures))
+    if len(endpoint.signatures) > SIGNATURES + most + 1 or size > 2 * SIGNATURES_LENGTH:
         ranked = sorted(endpoint.signatures, key=lambda each: -endpoint.signatures[each])
-        for signature in ranked[SIGNATURES:]:
+        size = 0
+        for place, signature in enumerate(ranked):
+            size += len(signature)
+            if place < SIGNATURES and size <= SIGNATURES_LENGTH:
+                continue
             least = min(signature.split("\n"), key=lambda name: _noisiness(endpoint.fields.get(name, _NO_FIELD)))
             count = endpoint.signatures.pop(signature)
             endpoint.signatures[least] = endpoint.signatures.get(least, 0) + count
+
+
+def _has_room(endpoint: Endpoint, signature: str) -> bool:
+    known = endpoint.signatures
+    return len(known) < SIGNATURES and sum(map(len, known)) + len(signature) <= SIGNATURES_LENGTH
 
 
 def _noisiness(field: Field) -> tuple[float, int]:
