@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from tapmirror.cli import compared
+from tapmirror.cli.compared import SPEC
 from tapmirror.cli.main import main
 from tapmirror.compare import Comparison
 from tapmirror.control import ControlError
@@ -124,3 +128,46 @@ def test_without_a_daemon_and_without_a_file_both_are_told(tmp_path: Path) -> No
 def test_a_limit_that_is_no_share_is_refused(tmp_path: Path, value: str) -> None:
     done = CliRunner().invoke(main, ["verdict", "x", "--max-error-diff", value])
     assert done.exit_code == 2
+
+
+def test_a_saved_ledger_is_judged_as_its_tap_was(tmp_path: Path) -> None:
+    """Without probes nothing ever tells noise, and what differs counts."""
+    spec = Compare(level=Level.HEADERS, noise_probe=0)
+    comparison = Comparison(spec, [("new", "http://new")], SampleRedactor([USUAL], b"k"))
+    head = b"HTTP/1.1 200 OK\r\nServer: %d\r\n\r\n"
+    for i in range(1000):
+        asked = Asked(i + 1, b"GET", b"/a", b"GET /a?%d HTTP/1.1\r\n\r\n" % i, ended_ns=1000)
+        reply = Reply(Answer(200, head % (i % 2), first_ns=2_000_000, last_ns=2_000_000), 1000)
+        comparison.paired(Exchange(asked, Answer(200, head % 0, first_ns=2_000_000, last_ns=2_000_000), {0: reply}))
+    ledger = {"tap": "web", "comparison": [comparison.snapshot()]}
+    outcomes = []
+    for more in ({}, {SPEC: msgspec.to_builtins(spec)}, {SPEC: {"level": "much"}}):
+        (tmp_path / "l.json").write_text(json.dumps({**ledger, **more}))
+        outcomes.append(CliRunner().invoke(main, ["verdict", str(tmp_path / "l.json")]).exit_code)
+    assert outcomes == [3, 1, 2]
+
+
+@pytest.mark.parametrize("command", ["report", "verdict"])
+def test_where_nothing_can_be_printed_that_is_said(tmp_path: Path, command: str) -> None:
+    """A verdict's exit code must not be that of a shadow that fails."""
+    line = [sys.executable, "-m", "tapmirror", command, ledger(tmp_path / "l.json", 20_000, 0)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"tapmirror: error: the {command} could not be printed: No space left on device\n"
+    done = subprocess.run([*["sh", "-c"], '"$@" >&-', "sh", *line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_verdict_that_nobody_reads_is_its_exit_code(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "tapmirror", "verdict", ledger(tmp_path / "l.json", 20_000, 0)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_alpha_is_a_number(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["verdict", ledger(tmp_path / "l.json", 10, 0), "--alpha", "nan"])
+    assert (done.exit_code, done.output) == (2, "tapmirror: error: --alpha: nan is no probability\n")

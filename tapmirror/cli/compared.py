@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 import msgspec
@@ -30,6 +32,8 @@ UNDECIDED: Final = 3
 """Exit code where more requests are needed."""
 TAP_NAME: Final = re.compile(r"[^/]{1,63}")
 """What is no file and looks so is taken for the name of a tap."""
+SPEC: Final = "comparison_spec"
+"""In a saved ledger: how it was compared, without which noise is not judged as it was when the tap ran."""
 FORM_OF: Final = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".txt": "terminal"}
 
 
@@ -93,6 +97,8 @@ def limits_of(options: dict[str, Any], *, judge: bool = False) -> Limits:
     """Those options' values, which are taken out of `options`; ends the program if there is nothing to `judge` by."""
     names = ("max_error_diff", "max_p99_ratio", "max_diff_rate")
     values = {name: options.pop(name) for name in names}
+    if math.isnan(options["alpha"]):
+        fail("--alpha: nan is no probability", 2)
     if judge and all(value is None for value in values.values()):
         fail("none of the limits is given, so there is nothing to judge by", 2)
     return Limits(alpha=options.pop("alpha"), **values)
@@ -103,9 +109,10 @@ def all_figures(
 ) -> list[Figures]:
     """What the comparisons of these taps say, a set for each shadow.  Raises `msgspec.ValidationError`.
 
-    `specs`: of each tap; without them, as they are by default.
+    `specs`: of each tap; without them, as the ledgers themselves have them.
     """
-    specs = [Compare()] * len(ledgers) if specs is None else specs
+    if specs is None:
+        specs = [msgspec.convert(ledger.get(SPEC, {}), Compare) for ledger in ledgers]
     return [
         figures(str(ledger.get("tap", "tap")), label, state, spec, limits)
         for ledger, spec in zip(ledgers, specs, strict=True)
@@ -135,9 +142,14 @@ def write_reports(found: Sequence[Figures], path: str) -> list[str]:
 def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
     """A line for each shadow, on standard output or error; the exit code: 0 all pass, 1 one fails, 3 not known yet."""
     outcomes = [each.verdict.outcome for each in found]
-    for each in found:
-        said = f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}{_where(each)}"
-        click.echo(clean(said), err=err)
+    try:
+        for each in found:
+            said = f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}{_where(each)}"
+            click.echo(clean(said), err=err)
+    except BrokenPipeError:  # who does not read it may still ask for the exit code, of which 1 says that one fails
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
+    except OSError as error:
+        unprinted("verdict", error)
     if Outcome.FAIL in outcomes:
         return 1
     return UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else 0
@@ -209,8 +221,14 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
     """  # noqa: D301 -- click wants the control character
     found = source_figures(source, limits_of(options), socket)
     width = shutil.get_terminal_size((120, 40)).columns
-    for each in found:
-        click.echo(terminal(each, width, sys.stdout.isatty()) if form == "terminal" else FORMS[form](each))
+    colour = sys.stdout is not None and sys.stdout.isatty()
+    try:
+        for each in found:
+            click.echo(terminal(each, width, colour) if form == "terminal" else FORMS[form](each))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        unprinted("report", error)
 
 
 @click.command(short_help="Judge a shadow by what it answers.")
@@ -224,6 +242,12 @@ def verdict(source: str, socket: Path, **options: Any) -> None:
     one likes.
     """
     raise SystemExit(tell_verdict(source_figures(source, limits_of(options, judge=True), socket)))
+
+
+def unprinted(what: str, error: OSError) -> NoReturn:
+    """End the program, for standard output takes no more."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
+    fail(f"the {what} could not be printed: {error.strerror}", 2)
 
 
 def source_figures(source: str, limits: Limits, socket: Path) -> list[Figures]:

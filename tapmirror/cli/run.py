@@ -15,8 +15,9 @@ from types import FrameType
 from typing import Any, Final
 
 import click
+import msgspec
 
-from tapmirror.cli.compared import all_figures, form_of, limit_options, limits_of, tell_verdict, write_reports
+from tapmirror.cli.compared import SPEC, all_figures, form_of, limit_options, limits_of, tell_verdict, write_reports
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.numbers import Time
@@ -77,6 +78,9 @@ def run(
     finally:
         for claim in claims:
             claim.close()
+    for ledger, spec in zip(ledgers, specs, strict=True):
+        if "comparison" in ledger:
+            ledger[SPEC] = msgspec.to_builtins(spec.compare)
     try:
         if as_json:
             click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
