@@ -19,6 +19,14 @@ def test_identifiers_by_their_look() -> None:
     assert endpoints.name(b"GET", b"http://10/20/v3/40x/50?6") == "GET /{id}/v3/40x/{id}"
     assert endpoints.name(b"HACK", b"/x\x1b[2J") == "OTHER /x?[2J"
     assert endpoints.name(b"OPTIONS", b"*") == "OPTIONS /"
+    assert endpoints.name(b"GET", b"/cart;jsessionid=7A/items;color=red?x") == "GET /cart/items"
+
+
+def test_long_paths_are_not_kept() -> None:
+    endpoints = Endpoints((), 10)
+    for n in range(100):
+        endpoints.name(b"GET", b"/a/" + b"x" * 8000 + b"%d" % n)
+    assert not endpoints._cache
 
 
 def test_given_templates_come_first() -> None:

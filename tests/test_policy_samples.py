@@ -47,6 +47,14 @@ def test_urls_in_answers_lose_what_queries_lose(name: str) -> None:
     assert shown == f"HTTP/1.1 302 Found\r\n{name}: https://a/cb?x=1%20#y=2\r\n\r\n".encode()
 
 
+def test_sessions_in_paths_are_nowhere() -> None:
+    redactor = SampleRedactor([USUAL], b"k")
+    head, _ = redactor.request(b"GET /a;jsessionid=7AB.n1;v=2?x=1 HTTP/1.1\r\nHost: x\r\n\r\n", b"")
+    assert head.startswith(b"GET /a;v=2?x=1 HTTP/1.1\r\n")
+    head, _ = redactor.answer(b"HTTP/1.1 302 Found\r\nLocation: http://h/b;JSESSIONID=7AB?x=1\r\n\r\n", b"")
+    assert b"\r\nLocation: http://h/b?x=1\r\n" in head
+
+
 def test_links_and_refresh_lose_the_same() -> None:
     head = b"HTTP/1.1 200 OK\r\nLink: </a?sid=S&p=2>; rel=next, </b?p=3>\r\nRefresh: 5; url=/c?token=S\r\n\r\n"
     shown, _ = SampleRedactor([USUAL], b"k").answer(head, b"")

@@ -27,12 +27,16 @@ FREQUENT: Final = 0.02
 SEGMENTS: Final = 8
 """Of a path that count."""
 CACHED: Final = 4096
+CACHED_LENGTH: Final = 512
+"""Of a path that is looked up in the cache; longer ones come from who scans."""
 METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PROPFIND", b"REPORT"}
 )
 
 
 _NUMBER: Final = re.compile(rb"(?<=/)[0-9]+(?=/|$)").sub
+_PARAMETERS: Final = re.compile(rb";[^/]*").sub
+"""Of a segment (RFC 3986, 3.3): `;jsessionid=…`, which is a secret and no part of a route."""
 _A_HOLE: Final = HOLE.encode()
 
 
@@ -67,6 +71,8 @@ class Endpoints:
     def name(self, method: bytes, target: bytes) -> str:
         """The endpoint's name: `GET /users/{id}`."""
         path = target.partition(b"?")[0] if b"?" in target else target
+        if b";" in path:
+            path = _PARAMETERS(b"", path)
         if not self._numbers_matter:  # the most frequent identifiers, before the cache, which they would fill
             path = _NUMBER(_A_HOLE, path)
         found = self._cache.get((method, path))
@@ -74,6 +80,8 @@ class Endpoints:
             found[1] += 1
             return found[0]  # type: ignore[no-any-return]
         name = self._find(method, path)
+        if len(path) > CACHED_LENGTH:
+            return name
         if len(self._cache) >= CACHED:
             self._settle()
         self._cache[method, path] = [name, 0]

@@ -30,6 +30,8 @@ NAMES: Final = 4096
 """Paths of differences that are remembered."""
 _LINKS: Final = (b"location", b"content-location", b"link", b"refresh")
 """Fields of answers that hold URLs."""
+_SESSION: Final = re.compile(rb";jsessionid=[^/?#;,<>\" ]*", re.IGNORECASE).sub
+"""The session that servlets put into paths of clients without cookies (Jakarta Servlet 6.0, 7.1.3)."""
 _QUERY: Final = re.compile(rb"([?#])([^?#<>\"]*)")
 
 
@@ -82,7 +84,9 @@ class SampleRedactor:
             shown = _body(redactor, request, shown)
             head = redactor.head(request)
         first, *lines = head.split(b"\r\n")
-        return b"\r\n".join([first, *map(self.path, lines)]), shown  # of fields that the tap leaves alone, names too
+        return b"\r\n".join(
+            [_SESSION(b"", first), *map(self.path, lines)]
+        ), shown  # of fields that the tap leaves alone, names too
 
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """An answer's head, and its body (decoded)."""
@@ -98,7 +102,7 @@ class SampleRedactor:
     def _link(self, line: bytes) -> bytes:
         """A field of an answer; the URLs in it lose what the rules take out of a query, of their fragments too."""
         name, _, value = line.partition(b":")
-        return name + b":" + _QUERY.sub(self._query, value) if name.strip().lower() in _LINKS else line
+        return name + b":" + _QUERY.sub(self._query, _SESSION(b"", value)) if name.strip().lower() in _LINKS else line
 
     def _query(self, found: re.Match[bytes]) -> bytes:
         head, _ = self._request(b"GET /?%b HTTP/1.1\r\n\r\n" % found[2].replace(b" ", b"%20"), b"")
