@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from hostile_figures import empty, hostile, shop
+import msgspec
+
+from hostile_figures import ATTACKS, empty, hostile, shop
 from tapmirror.report.terminal import terminal
 
 
@@ -26,6 +28,13 @@ def test_on_a_usual_terminal_no_name_and_no_number_is_cut() -> None:
 
 def test_colour_only_if_asked_for() -> None:
     assert "\x1b[" in terminal(empty(), colour=True)
+
+
+def test_what_a_file_says_does_not_control_the_terminal() -> None:
+    for attack in ATTACKS:
+        figures = msgspec.structs.replace(hostile(), tap=attack, shadow=attack, level=attack)
+        for width in (80, 400):
+            assert not {"\x1b", "\x07", "\u202e"}.intersection(terminal(figures, width=width))
 
 
 def test_nothing_of_the_network_controls_the_terminal_or_is_markup() -> None:

@@ -52,9 +52,9 @@ def terminal(figures: Figures, width: int = 120, colour: bool = False) -> str:
 def parts(figures: Figures, width: int = WIDE) -> Iterator[RenderableType]:
     """What is shown, one after the other, on so many columns."""
     verdict = figures.verdict
-    yield Text(f"{figures.tap}: {clean(figures.shadow)} against production", "bold")
+    yield Text(clean(f"{figures.tap}: {figures.shadow} against production"), "bold")
     yield Text.assemble((OUTCOMES[verdict.outcome], COLOURS[verdict.outcome]), "  ", clean(verdict.reason))
-    yield Text(compared(figures))
+    yield Text(clean(compared(figures)))
     if verdict.checks:
         table = Table("limit", *[_right(name) for name in ("shadow", "certain", "at most")], "")
         for check in verdict.checks:
@@ -114,10 +114,8 @@ def _narrow_fields(figures: Figures) -> Iterator[RenderableType]:
         for field in open_fields(endpoint):
             kind = KINDS.get(field.kind, field.kind)
             early = f" ({EARLY})" if field.nature is Nature.WAITING else ""
-            said = (
-                f"{clean(endpoint.name)}  {clean(field.path)}: {kind} in {percent(field.raw)}, {nature(field)}{early}"
-            )
-            yield Text(said)
+            said = f"{endpoint.name}  {field.path}: {kind} in {percent(field.raw)}, {nature(field)}{early}"
+            yield Text(clean(said))
             for sample in field.samples[:1]:
                 yield Text(f"    production  {clean(sample.one)[:200]}", "dim")
                 yield Text(f"    shadow      {clean(sample.other)[:200]}", "dim")
@@ -143,7 +141,7 @@ def _fields(figures: Figures) -> Table | None:
             table.add_row(
                 Text(clean(endpoint.name)),
                 Text(clean(field.path)),
-                f"{kind}, {nature(field)}{early}",
+                Text(clean(f"{kind}, {nature(field)}{early}")),
                 percent(field.raw),
                 Text(clean(sample.one)[:80] if sample else ""),
                 Text(clean(sample.other)[:80] if sample else ""),
