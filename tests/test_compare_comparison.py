@@ -134,7 +134,7 @@ def test_the_state_is_bounded_in_time_and_against_hostile_paths_and_answers() ->
     assert found.paired == 4000
 
 
-def one(comparison: Comparison, number: int, now: float) -> bool:
+def one(comparison: Comparison, number: int, now: float, length: int = 1, theirs: bytes = b"b") -> bool:
     talk = comparison._conversations[1]
     probed = comparison.request(1, number, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", START, now)
     talk.request_ended(number, 5)
@@ -142,10 +142,10 @@ def one(comparison: Comparison, number: int, now: float) -> bool:
         talk.asked(side, number, 0)
         talk.sent(side, number, 5, 0)
     talk.decided(number)
-    data = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n"
-    talk.production(data + b"a", 9)
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
+    talk.production(data + b"a" * length, 9)
     for side in (0, PROBE) if probed else (0,):
-        talk.answer(side, data + b"b", 9)
+        talk.answer(side, data + theirs * length, 9)
     return probed
 
 
@@ -165,6 +165,19 @@ def test_above_the_budget_comparison_is_thinned() -> None:
     assert (endpoint["pairs"], endpoint["compared"]) == (20, 8)
     assert state["unpaired"] == {"thinned": 20}
     assert state["thinned"] == 12
+
+
+@pytest.mark.parametrize(("length", "theirs", "want"), [(2048, b"b", 80), (20_480, b"b", 8), (20_480, b"a", 80)])
+def test_long_bodies_that_differ_are_as_many_as_they_are_long(length: int, theirs: bytes, want: int) -> None:
+    """Pages of 50 KB with the time of day took a worker's whole time from 450 a second on."""
+    spec = Compare(level=Level.BODY, max_bodies=40.0, noise_probe=0)
+    comparison = Comparison(spec, [("v2", "")], Plain())
+    comparison.opened(1, False)
+    for n in range(200):
+        one(comparison, n, 1.0 + n // 100, length, theirs)
+    endpoint = state_of(comparison)["endpoints"]["GET /"]
+    assert endpoint["pairs"] == 200
+    assert endpoint["compared"] == pytest.approx(want, abs=2)
 
 
 def test_bodies_that_were_not_compared_do_not_count_as_equal() -> None:

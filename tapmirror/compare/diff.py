@@ -129,6 +129,8 @@ class Compared(msgspec.Struct, gc=False):
     found: list[Difference]
     skipped: str = ""
     """Why the bodies were not compared, if they were not."""
+    looked: int = 0
+    """Bytes of both bodies, decoded, that were looked into: what it took time for."""
 
 
 def compare(one: Answer, other: Answer, rules: Rules) -> Compared:
@@ -147,7 +149,7 @@ def compare(one: Answer, other: Answer, rules: Rules) -> Compared:
     skipped = ""
     if rules.level is Level.BODY:
         skipped = search.bodies(one, other)
-    return Compared(search.found, skipped)
+    return Compared(search.found, skipped, search.looked)
 
 
 def _may_differ(one: bytes, other: bytes, ignored: frozenset[bytes]) -> bool:
@@ -174,13 +176,14 @@ def fields(head: bytes) -> dict[bytes, bytes]:
 class _Search:
     """One comparison: its differences, and how much it may still do."""
 
-    __slots__ = ("budget", "encoded", "found", "prunes", "rules")
+    __slots__ = ("budget", "encoded", "found", "looked", "prunes", "rules")
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.found: list[Difference] = []
         self.budget = rules.nodes
         self.encoded = rules.encoded_bytes
+        self.looked = 0
         self.prunes = False
         """Equal values need not be looked into.  For Python, true and 1 are equal: so only where both documents have
         as many of true and of false.  NOTE: one that has true in place of 1, and 1 in place of true, is missed."""
@@ -237,6 +240,7 @@ class _Search:
             if coding == its_coding:
                 self.add(Change.VALUE, "body", _measure(one), _measure(other))
             return str(error)
+        self.looked = len(first) + len(second)
         if first != second:
             self.decoded(first, second, _value(_TYPE, one), _value(_TYPE, other))
         return ""

@@ -128,7 +128,7 @@ class State(msgspec.Struct):
     failures: dict[str, Count] = {}
     """Why the shadow gave no answer."""
     thinned: Count = 0
-    """Exchanges of which only status and times were looked at, for there were too many a second."""
+    """Exchanges of which only status and times were looked at, for there were too many a second, or too long ones."""
     rtt_ns: Count = 0
     """Sum of the round trips to the shadow, which its times contain; of `rtts` exchanges."""
     rtts: Count = 0

@@ -59,7 +59,10 @@ class Rotation:
 
 
 class Rate:
-    """At most so many a second, counted in seconds of the clock; of less than one, one in several seconds."""
+    """At most so many a second, counted in seconds of the clock; of less than one, one in several seconds.
+
+    What costs as much as several is to `pay` for them; while it `owes` there is none.
+    """
 
     __slots__ = ("_cap", "_left", "_most", "_second")
 
@@ -80,6 +83,15 @@ class Rate:
             return False
         self._left -= 1
         return True
+
+    def pay(self, more: float) -> None:
+        """One that was allowed cost so many more."""
+        self._left -= more
+
+    @property
+    def owes(self) -> bool:
+        """More was used than there is for this second."""
+        return self._left < 0
 
 
 class Draw:

@@ -87,7 +87,8 @@ class Compare(Checked, frozen=True, kw_only=True):
     """A second that each worker compares, of connections that take turns; mirrored are all.  120,000 a minute tell
     enough, and all of them would cost twice what mirroring does."""
     max_bodies: float = 2000.0
-    """A second whose bodies are compared; of the others status, fields and times."""
+    """A second whose bodies are compared, of up to 2 KB: longer ones that differ count as so many as they are long.  Of
+    the others status and times."""
     max_timed: float = 250.0
     """A second whose times are taken, drawn by chance; of the others status and content are compared.  Asking the
     kernel for stamps, and waking up for each answer, costs more than all else does."""
