@@ -10,6 +10,7 @@ Pure: no I/O, no clock.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final
@@ -66,6 +67,8 @@ HEAD_BYTES: Final = 8192
 """Of a request's head that are kept for a sample."""
 
 
+_OVERRIDE: Final = re.compile(rb"\nx-(?:http-)?method(?:-override)?[ \t]*:", re.IGNORECASE)
+"""Frameworks take the method from such a field where they are told to: a GET may be a DELETE."""
 WHOLE: Final = START | END
 PROBE_DELAY: Final = 1.5
 """Seconds after which a shadow gets a request the second time: what tells the time of day in seconds has changed."""
@@ -509,7 +512,7 @@ def _is_safe(request: Buffer) -> bool:
     """Whether what a shadow is to get may be sent to it twice: it counts what goes there, which a rewrite or a hook
     may have made of something else.
     """
-    return bytes(request[:8]).partition(b" ")[0] in SAFE
+    return bytes(request[:8]).partition(b" ")[0] in SAFE and not _OVERRIDE.search(request)
 
 
 def _head(data: Buffer) -> bytes:

@@ -251,6 +251,18 @@ def test_a_safe_request_goes_twice_and_the_second_copy_later() -> None:
     assert sorted(tap.finished) == [0, 1]
 
 
+@pytest.mark.parametrize("field", ["X-HTTP-Method-Override", "x-http-method", "X-Method-Override"])
+def test_a_get_that_says_it_is_something_else_goes_once(field: str) -> None:
+    tap = Tap(Level.BODY, probe=100.0)
+    tap.accept()
+    tap.put(1, ACK, f"GET /a HTTP/1.1\r\nHost: x\r\n{field}: DELETE\r\n\r\n".encode())
+    tap.answer()
+    tap.shadow(BAD)
+    tap.later(PROBE_DELAY)
+    tap.later(PROBE_DELAY)
+    assert tap.sent == [(0, b"/a")]
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_second_copy_is_sent_after_its_connection_ended_and_not_after_the_tap(ended: bool) -> None:
     tap = Tap(Level.BODY, probe=100.0)

@@ -105,3 +105,19 @@ def test_chunked_bodies_are_looked_into_without_their_framing() -> None:
     assert redactor.request(head, b'5\r\n{"pin\r\n4;x\r\n":1}\r\n0\r\n\r\n')[1] == b'{"pin":"(redacted)"}'
     assert redactor.request(head, b"zz")[1] is None
     assert redactor.request(head, b"")[1] == b""
+
+
+@pytest.mark.parametrize(
+    ("field", "body", "shown"),
+    [
+        ("Content-Type: text/plain\r\n", b"password=hunter2", None),
+        ("content-type: multipart/form-data; boundary=x\r\n", b"--x\r\n\r\nhunter2\r\n--x--", None),
+        ("", b"password=hunter2", None),
+        ("Content-Type: application/x-www-form-urlencoded\r\n", b"password=hunter2&a=1", b"a=1"),
+        ("Content-Type: application/vnd.api+json; charset=utf-8\r\n", b'{"a":1}', b'{"a":1}'),
+        ("", b'{"password":"hunter2"}', b'{"password":"(redacted)"}'),
+    ],
+)
+def test_of_requests_only_json_and_forms_are_shown(field: str, body: bytes, shown: bytes | None) -> None:
+    head = f"POST / HTTP/1.1\r\nHost: x\r\n{field}\r\n".encode()
+    assert SampleRedactor([USUAL], b"k").request(head, body)[1] == shown

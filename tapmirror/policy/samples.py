@@ -26,6 +26,11 @@ _REQUEST: Final = b"GET / HTTP/1.1\r\n"
 """In place of the status line, for rules of fields know requests only."""
 
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding[ \t]*:", re.IGNORECASE)
+_READABLE: Final = re.compile(
+    rb"\r\ncontent-type[ \t]*:[ \t]*application/(?:x-www-form-urlencoded|(?:[a-z0-9.+-]+\+)?json)[ \t]*[;\r]",
+    re.IGNORECASE,
+)
+_TYPED: Final = re.compile(rb"\r\ncontent-type[ \t]*:", re.IGNORECASE)
 NAMES: Final = 4096
 """Paths of differences that are remembered."""
 _LINKS: Final = (b"location", b"content-location", b"link", b"refresh")
@@ -44,7 +49,12 @@ class SampleRedactor:
         """`compare.Redaction.field`: the same fields differ again and again."""
 
     def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-        """A request's head and body; no body: it cannot be looked into.  Any bytes may come."""
+        """A request's head and body; no body: it cannot be looked into.  Any bytes may come.
+
+        Only JSON and forms can: what clients send as text or in parts may hold a password anywhere.
+        """
+        if body and not _READABLE.search(head) and (_TYPED.search(head) or body.lstrip()[:1] not in (b"{", b"[")):
+            return self._request(head, b"")[0], None
         if body and _CHUNKED.search(head):
             try:
                 body = unchunked(body)
