@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,43 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, data: bytes, wo
     assert aside.read_bytes() == data and aside.name.endswith(".unread")
     state.save(tmp_path, STATE)
     assert state.load(tmp_path) == (STATE, [])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (os.mkfifo, "not a regular file"),
+        (os.mkdir, "Is a directory"),
+        (lambda path: os.symlink(path, path), "Too many levels of symbolic links"),
+    ],
+)
+def test_what_is_no_file_is_set_aside_and_holds_up_nobody(
+    tmp_path: Path, make: Callable[[Path], None], words: str
+) -> None:
+    make(tmp_path / state.NAME)
+    found, (problem,) = state.load(tmp_path)
+    assert found == State() and f"{words}; set aside as taps.json." in problem
+    state.save(tmp_path, STATE)
+    assert state.load(tmp_path) == (STATE, [])
+
+
+def test_a_file_that_a_disk_does_not_give_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state.save(tmp_path, STATE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", raising(OSError(5, "Input/output error")))
+        found, (problem,) = state.load(tmp_path)
+    assert found == State() and "Input/output error; set aside as" in problem
+    state.save(tmp_path, State())
+    (aside,) = tmp_path.glob("*.unread")
+    aside.rename(tmp_path / state.NAME)
+    assert state.load(tmp_path) == (STATE, [])
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_file_of_any_size_costs_no_more_than_its_bound(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ daemon.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -65,12 +66,11 @@ def load(directory: Path) -> tuple[State, list[str]]:
     """What is kept, and a line for each thing that was wrong with it.  Never fails."""
     path = directory / NAME
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = _content(path)
     except FileNotFoundError:
         return State(), []
-    except OSError as error:
-        return State(), [f"{path}: {error.strerror}; beginning without taps"]
+    except OSError as error:  # set aside too: what is written next would be put in its place
+        return State(), [f"{path}: {error.strerror}; {_aside(path)}, beginning without taps"]
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"longer than {MAX_BYTES} bytes")
@@ -114,6 +114,15 @@ def save(directory: Path, state: State) -> None:
         os.fsync(parent)
     finally:
         os.close(parent)
+
+
+def _content(path: Path) -> bytes:
+    """Of a regular file, up to a byte more than is read.  Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO holds up nobody
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "not a regular file")
+        return file.read(MAX_BYTES + 1)
 
 
 def _aside(path: Path) -> str:
