@@ -22,7 +22,7 @@ from tapmirror.supervisor.claims import ClaimedError
 from tapmirror.supervisor.log import Log
 from tapmirror.supervisor.runner import PAUSED, EndedError, Runner
 from tapmirror.supervisor.together import Together
-from tapmirror.supervisor.workers import TapError
+from tapmirror.supervisor.workers import TapError, TapRefusedError
 
 SPEC = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("s.test:80"),), name="web")
 
@@ -374,6 +374,20 @@ def test_the_budget_of_all_taps_lowers_the_share_of_each(
     assert of_all.told()["used"]["memory"] == 0
 
 
+def test_an_interface_that_goes_and_comes_is_told_once_each(runner: Runner, script: Script, log: Log) -> None:
+    runner.start()
+    runner.started.result(10)
+    (tap,) = script.taps
+    for state, reason in [("waiting", "no interface eth0"), ("paused", ""), ("waiting", "no interface eth0")]:
+        tap.state, tap.state_reason = state, reason
+        seen = len(tap.did)
+        until(lambda seen=seen: len(tap.did) > seen + 1, "two looks at it")  # type: ignore[misc]
+    assert said(log)[1:] == ["no interface eth0"]
+    tap.state, tap.state_reason = "running", ""
+    until(lambda: len(said(log)) == 3, "it is told")
+    assert said(log)[2] == "it waits no more, and captures"
+
+
 def test_what_is_claimed_is_let_go_with_the_tap(
     runner: Runner, script: Script, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +407,7 @@ def test_what_is_claimed_is_let_go_with_the_tap(
     runner.started.result(10)
     other = Runner(SPEC, log, threading.Semaphore(1), alone(), make=script)
     other.start()
-    failed(other.started, TapError, "it is claimed")
+    failed(other.started, TapRefusedError, "it is claimed")
     script.fails["snapshot"] = "lost"
     until(lambda: runner.losses > 0, "the loss")
     script.fails.clear()

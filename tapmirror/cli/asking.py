@@ -46,12 +46,18 @@ json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print
 
 
 def ask(socket: Path, request: Request) -> dict[str, Any]:
-    """What the daemon answers; a refusal is told in a line, exit code 2, a failure with exit code 1."""
+    """What the daemon answers.
+
+    Its warning is told on standard error, a refusal in a line with exit code 2, a failure with exit code 1.
+    """
     try:
         with Client(socket) as client:
-            return client.ask(request)
+            answer = client.ask(request)
     except ControlError as error:
         refused(error)
+    if "warning" in answer:
+        click.echo(f"tapmirror: warning: {answer['warning']}", err=True)
+    return answer
 
 
 def refused(error: ControlError) -> NoReturn:

@@ -32,7 +32,7 @@ from tapmirror.supervisor.claims import ClaimedError, Claims
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.together import Together
-from tapmirror.supervisor.workers import TapError
+from tapmirror.supervisor.workers import TapError, TapRefusedError
 
 INTERVAL: Final = 1.0
 """Seconds between two snapshots."""
@@ -313,10 +313,12 @@ class Runner:
 
     def _serve(self, tap: Tap, regulation: Regulation) -> None:
         due = time.monotonic()
+        waits_for = ""
         while not self._leaving():
             now = time.monotonic()
             try:
                 tap.service(now)
+                waits_for = self._tell_waiting(tap, waits_for)
                 if now >= due:
                     ledger = tap.snapshot()
                     regulation.observe(tap, ledger, now)
@@ -329,6 +331,17 @@ class Runner:
             self._serve_commands(tap)
             until = min(due, tap.due() or due)
             self._wait(max(0.0, until - time.monotonic()), tap.filenos())
+
+    def _tell_waiting(self, tap: Tap, before: str) -> str:
+        """What it waits for; `before`: that of the last call.  A change is told."""
+        state, reason = tap.state, tap.state_reason
+        if state == "running" and before:
+            self._log.say(Level.NOTICE, "waiting", "it waits no more, and captures", tap=self.spec.name)
+            return ""
+        if state == "waiting" and reason != before:
+            self._log.say(Level.WARNING, "waiting", reason, tap=self.spec.name)
+            return reason
+        return before
 
     def _lost(self, error: TapError, lasted: float) -> None:
         if lasted >= STEADY:
@@ -446,7 +459,7 @@ def as_tap_error(error: Exception) -> TapError:
     if isinstance(error, TapError):
         return error
     if isinstance(error, ClaimedError):
-        return TapError(str(error))
+        return TapRefusedError(str(error))
     kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
     return TapError(f"internal error: {kind}{' '.join(str(error).split())}")
 

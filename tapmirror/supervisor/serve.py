@@ -184,6 +184,8 @@ class Service:
             raise
         else:
             self._audit(call.peer, call.request, "done")
+            if descriptor is None and call.request.changes and self._daemon.keeping.error:
+                result["warning"] = f"{self._daemon.keeping.error}; until they can be, a restart undoes this"
             call.answer(result, descriptor)
 
     async def _report(self, name: str) -> tuple[dict[str, Any], int]:
