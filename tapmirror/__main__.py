@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sys
+from typing import Final
+
+UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main() -> None:
@@ -12,7 +18,13 @@ def main() -> None:
     from tapmirror.cli import main as command
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    command(prog_name="tapmirror")
+    try:
+        command(prog_name="tapmirror")
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written, else fails once more at the end
+        sys.exit(f"tapmirror: error: what is printed cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 COMMAND = [sys.executable, "-P", "-X", "importtime", "-m", "tapmirror", "--version"]
 
 
@@ -20,6 +22,16 @@ def test_it_can_be_ended_while_it_is_imported() -> None:
         rest = process.stderr.read()
         assert process.wait() == -signal.SIGINT
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("words", [["spec", "--example"], ["explain", "-f", "-"]])
+def test_a_full_disk_under_what_it_prints_is_one_line(words: list[str]) -> None:
+    example = subprocess.run([sys.executable, "-m", "tapmirror", "spec", "--example"], capture_output=True, check=True)
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "tapmirror", *words]
+        done = subprocess.run(command, input=example.stdout, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.stderr == b"tapmirror: error: what is printed cannot be written: No space left on device\n"
+    assert done.returncode == 1
 
 
 def test_it_says_its_own_name() -> None:

@@ -29,9 +29,9 @@ from test_cli_status import DAEMON, LEDGER, TAP
 COMMAND = Path(sys.executable).parent / "tapmirror"
 
 
-def shown(done: dict[str, Any], rates: dict[str, Rates] | None = None) -> str:
+def shown(done: dict[str, Any], rates: dict[str, Rates] | None = None, width: int = 160) -> str:
     file = io.StringIO()
-    Console(file=file, width=160, height=50).print(screen(done, rates if rates is not None else {}))
+    Console(file=file, width=width, height=50).print(screen(done, rates if rates is not None else {}))
     return file.getvalue()
 
 
@@ -57,6 +57,15 @@ def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
     assert (
         "web v2: 1,500 compared" in text and " % differ, most GET /" in text and text.endswith("verdict so far: fail")
     )
+
+
+def test_on_a_narrow_terminal_a_long_name_gives_way_and_no_figure() -> None:
+    workers = [{"pid": 4_194_301, "rss_kb": 20_480}, {"pid": 4_194_302, "rss_kb": 10_240}]
+    tap = {**TAP, "name": "web-of-a-very-long-name-indeed", "ledger": {**LEDGER, "workers": workers}}
+    text = " ".join(shown({"daemon": DAEMON, "taps": [tap]}, width=80).split())
+    assert "TAP STATE SHARE RATE MB/S FLOWS MIRRORED LOST CPU MB" in text
+    assert "… running 50 % 0 0.0 12 700 0 0% 40" in text
+    assert "web-of" in text and "  worker" in shown({"daemon": DAEMON, "taps": [tap]}, width=80)
 
 
 def test_rates_are_between_two_looks() -> None:

@@ -105,8 +105,8 @@ def screen(done: dict[str, Any], rates: dict[str, Rates]) -> RenderableType:
 def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:
     """A line for each tap, and one for each process where it has several."""
     table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
-    table.add_column("TAP", no_wrap=True)
-    table.add_column("STATE")
+    table.add_column("TAP", min_width=8)  # what gives way on a narrow terminal
+    table.add_column("STATE", no_wrap=True)
     for name in ("SHARE", "RATE", "MB/S", "FLOWS", "MIRRORED", "LOST", "CPU", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("LOST BY REASON", ratio=1)
@@ -115,7 +115,7 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:
         state = Text(tap["state"], COLORS.get(tap["state"], ""))
         if ledger is None:
             cells = [f"{tap['percent']:g} %", *[""] * 7, tap["state_reason"]]
-            table.add_row(Text(tap["name"]), state, *map(Text, cells))
+            table.add_row(_name(tap["name"]), state, *map(Text, cells))
             continue
         rate, size, cpu = rates.setdefault(tap["name"], Rates()).of(ledger)
         unit = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]
@@ -133,12 +133,16 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:
             f"{ledger['worker']['rss_kb'] / 1024:.0f}",
             f"{reasons}  {tap['state_reason']}".strip(),
         ]
-        table.add_row(Text(tap["name"]), state, *map(Text, cells))
+        table.add_row(_name(tap["name"]), state, *map(Text, cells))
         workers = ledger.get("workers") or []
         for worker in workers if len(workers) > 1 else []:
             mark = f"  worker {worker['pid']}"
-            table.add_row(Text(mark, "dim"), *[""] * 8, f"{worker['rss_kb'] / 1024:.0f}", "")
+            table.add_row(_name(mark, "dim"), *[""] * 8, f"{worker['rss_kb'] / 1024:.0f}", "")
     return table
+
+
+def _name(name: str, style: str = "") -> Text:
+    return Text(name, style, no_wrap=True, overflow="ellipsis")
 
 
 def shadows_table(taps: list[dict[str, Any]]) -> Table:
