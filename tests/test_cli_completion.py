@@ -34,6 +34,14 @@ def test_bash_completes_commands() -> None:
     assert done.stdout == "pause\n"
 
 
+@pytest.mark.parametrize("words", ["start -f", "apply -f", "run -f", "explain -f", "spec --from-nginx", "streams"])
+def test_a_file_is_completed_as_one(words: str) -> None:
+    environment = {**os.environ, "_TAPMIRROR_COMPLETE": "bash_complete", "COMP_CWORD": str(len(words.split()) + 1)}
+    environment["COMP_WORDS"] = f"tapmirror {words} t"
+    done = subprocess.run([COMMAND], capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert done.stdout == "file,t\n"
+
+
 def test_an_unknown_shell_is_refused() -> None:
     done = subprocess.run([COMMAND, "completion", "csh"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and "'csh' is not one of 'bash', 'zsh', 'fish'" in done.stderr

@@ -40,6 +40,7 @@ OPTIONS: Final = (
     click.option(
         "-f",
         "--file",
+        type=click.Path(allow_dash=True, readable=False),  # for the completion; whoever reads it says what is wrong
         metavar="FILE",
         help="Taps of a YAML file instead of the options that describe one; - is standard input.",
     ),

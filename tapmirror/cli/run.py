@@ -30,7 +30,13 @@ from tapmirror.supervisor.claims import ClaimedError, Claims
 @click.command(short_help="Mirror traffic of one interface until stopped.")
 @tap_options
 @click.option("--duration", type=Time(), metavar="TIME", help="Stop after this: 90, 15m, 2h.")
-@click.option("--report", "report_file", metavar="FILE", help="Write what differs to FILE (.html, .md, .json, .txt).")
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write what differs to FILE (.html, .md, .json, .txt).",
+)
 @click.option(
     "--verdict", "judge", is_flag=True, help="Judge the shadow at the end: exit code 0, 1 (fail) or 3 (unknown)."
 )

@@ -24,7 +24,13 @@ from tapmirror.spec.translated import Translation
 @click.option("--schema", is_flag=True, help="As JSON Schema, for editors and checkers.")
 @click.option("--example", is_flag=True, help="As an example with every field.")
 @click.option("--from-gor", "gor", metavar="COMMAND", help="The tap that does what a command line of GoReplay does.")
-@click.option("--from-nginx", "nginx", metavar="FILE", help="The taps of nginx's `mirror`; - is standard input.")
+@click.option(
+    "--from-nginx",
+    "nginx",
+    type=click.Path(allow_dash=True, readable=False),
+    metavar="FILE",
+    help="The taps of nginx's `mirror`; - is standard input.",
+)
 @click.option("--iface", metavar="IFACE", help="With these two: the interface, which they do not name.")
 @click.option("--strict", is_flag=True, help="Refuse what has no equivalent.")
 def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, iface: str | None, strict: bool) -> None:
@@ -66,7 +72,14 @@ def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, ifa
 
 
 @click.command(short_help="Say in plain words what the taps of a file do.")
-@click.option("-f", "--file", metavar="FILE", required=True, help="Taps of a YAML file; - is standard input.")
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(allow_dash=True, readable=False),
+    metavar="FILE",
+    required=True,
+    help="Taps of a YAML file; - is standard input.",
+)
 @click.option("--iface", metavar="IFACE", help="For files of Kubernetes, as of `run`.")
 @click.option("--port", "ports", type=Whole(), multiple=True, help="The same.")
 @click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="The same.")

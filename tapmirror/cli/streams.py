@@ -27,7 +27,7 @@ BIG: Final = 32 << 20
 
 
 @click.command(short_help="List the TCP streams of a capture file.")
-@click.argument("file", metavar="FILE")
+@click.argument("file", type=click.Path(allow_dash=True, readable=False), metavar="FILE")
 @click.option("--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="Only this port; repeatable.")
 @click.option("--out", type=click.Path(dir_okay=False), metavar="FILE.jsonl", help="Write there, not to the terminal.")
 @click.option("--payload-dir", type=click.Path(file_okay=False, path_type=Path), help="Write each direction's bytes.")

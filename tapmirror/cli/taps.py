@@ -145,7 +145,14 @@ def row(tap: dict[str, Any]) -> tuple[str, ...]:
 
 
 @click.command(short_help="Make the daemon's taps equal to a file.")
-@click.option("-f", "--file", required=True, metavar="FILE", help="Taps of a YAML file; - is standard input.")
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(allow_dash=True, readable=False),
+    required=True,
+    metavar="FILE",
+    help="Taps of a YAML file; - is standard input.",
+)
 @click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="As of `tapmirror run`; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @click.option("--force", is_flag=True, help="Do what is better not done, such as a tap on port 22.")
