@@ -330,7 +330,7 @@ def test_a_hook(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (f'shadow: {{to: "{SHADOW}:80", tls: {{ca_file: /no/such}}}}\n', ["shadows[0].tls: No such file or directory"]),
         (f'shadow: {{to: "{SHADOW}:80", tls: {{cert_file: /etc/passwd}}}}\n', ["shadows[0].tls: "]),
         ('shadow: "no-such-host.invalid:80"\n', ["shadow: cannot resolve 'no-such-host.invalid'"]),
-        ('shadows: ["127.0.0.1:81", "127.0.0.1:80"]\n', ["shadows[1]: shadow 127.0.0.1 port 80 is this host's own"]),
+        ('shadows: ["127.0.0.1:81", "127.0.0.1:80"]\n', ["shadows[1]: 127.0.0.1 port 80 is this host's own"]),
         ("shadow: a\npercent: 101\n", [":4: shadow: 'a' is not HOST:PORT", ":5: percent: 101.0 is not"]),
     ],
 )
