@@ -40,7 +40,7 @@ from tapmirror.events import (
     Send,
 )
 from tapmirror.exchange import PROBE, Unpaired
-from tapmirror.flows import Event, Flow
+from tapmirror.flows import Flow
 from tapmirror.framing.answers import NOTHING
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
@@ -198,6 +198,8 @@ class ComparingPipeline(Pipeline):
                 self._answer(event)
             else:
                 self._step(event, commands)  # type: ignore[arg-type]
+                if type(event[1]) is Gap:
+                    self._gap(event[0])
         if segment[1] & ACCEPTED and self._protocol is Protocol.RAW:
             self._accept(segment, commands)
         return self._routed(commands) if commands else commands
@@ -208,6 +210,8 @@ class ComparingPipeline(Pipeline):
         commands: list[Command] = []
         for event in self._flows.expire(now):
             self._step(event, commands)
+            if type(event[1]) is Gap:
+                self._gap(event[0])
         if now >= self._next_tick:
             self._next_tick = now + TICK
             if now >= self._rotation.due:
@@ -303,9 +307,10 @@ class ComparingPipeline(Pipeline):
                 flow.heard = flow.ack  # joined mid-stream: else the first answer that is captured has nothing before it
         return super()._frame(flow, http, commands)
 
-    def _step(self, event: Event, commands: list[Command]) -> None:
-        super()._step(event, commands)
-        if type(event[1]) is Gap and (talk := self._talks.get(event[0].id)) is not None and talk.flow.framer.astray:
+    def _gap(self, flow: Flow) -> None:
+        """Bytes of the client were lost: maybe requests, also where framing has nothing to tell of."""
+        talk = self._talks.get(flow.id)
+        if talk is not None and flow.framer.astray:
             talk.conversation.requests_lost()
 
     def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
