@@ -31,7 +31,7 @@ def test_a_full_disk_under_what_it_prints_is_one_line(words: list[str]) -> None:
         command = [sys.executable, "-m", "tapmirror", *words]
         done = subprocess.run(command, input=example.stdout, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.stderr == b"tapmirror: error: what is printed cannot be written: No space left on device\n"
-    assert done.returncode == 1
+    assert done.returncode == 2
 
 
 def test_it_says_its_own_name() -> None:

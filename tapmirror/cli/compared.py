@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 import msgspec
@@ -148,8 +148,6 @@ def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
             click.echo(clean(said), err=err)
     except BrokenPipeError:  # who does not read it may still ask for the exit code, of which 1 says that one fails
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
-    except OSError as error:
-        unprinted("verdict", error)
     if Outcome.FAIL in outcomes:
         return 1
     return UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else 0
@@ -222,13 +220,8 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
     found = source_figures(source, limits_of(options), socket)
     width = shutil.get_terminal_size((120, 40)).columns
     colour = sys.stdout is not None and sys.stdout.isatty()
-    try:
-        for each in found:
-            click.echo(terminal(each, width, colour) if form == "terminal" else FORMS[form](each))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        unprinted("report", error)
+    for each in found:
+        click.echo(terminal(each, width, colour) if form == "terminal" else FORMS[form](each))
 
 
 @click.command(short_help="Judge a shadow by what it answers.")
@@ -242,12 +235,6 @@ def verdict(source: str, socket: Path, **options: Any) -> None:
     one likes.
     """
     raise SystemExit(tell_verdict(source_figures(source, limits_of(options, judge=True), socket)))
-
-
-def unprinted(what: str, error: OSError) -> NoReturn:
-    """End the program, for standard output takes no more."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
-    fail(f"the {what} could not be printed: {error.strerror}", 2)
 
 
 def source_figures(source: str, limits: Limits, socket: Path) -> list[Figures]:
