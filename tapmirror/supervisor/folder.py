@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +12,7 @@ from tapmirror.spec.document import MAX_BYTES, FileError, load
 from tapmirror.spec.kubernetes import import_tap, is_kubernetes
 from tapmirror.spec.reading import read_settings, taps_of
 from tapmirror.spec.settings import Settings
+from tapmirror.supervisor.regular import content
 
 ENDINGS: Final = (".yaml", ".yml")
 MAX_FILES: Final = 1000
@@ -58,7 +58,7 @@ def read(directory: Path) -> dict[str, tuple[str, TapSpec]]:
 def settings(path: Path) -> Settings:
     """What `daemon.yaml` says; one that is not there says nothing.  Raises `FolderError`."""
     try:
-        return read_settings(content(path))
+        return read_settings(content(path, MAX_BYTES))
     except FileNotFoundError:
         return Settings()
     except OSError as error:
@@ -67,18 +67,9 @@ def settings(path: Path) -> Settings:
         raise FolderError([problem.of(path) for problem in error.found]) from None
 
 
-def content(path: Path) -> bytes:
-    """Of a regular file, up to a byte more than is read.  Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO holds up nobody
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "not a regular file")
-        return file.read(MAX_BYTES + 1)
-
-
 def taps_in(path: Path) -> list[TapSpec]:
     """The taps of a file.  Raises OSError and `FileError`."""
-    documents = load(content(path))
+    documents = load(content(path, MAX_BYTES))
     if is_kubernetes(documents):
         return [import_tap(documents, {}, {})[0]]
     return taps_of(documents)

@@ -9,7 +9,6 @@ daemon.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.spec import TapSpec
+from tapmirror.supervisor.regular import content
 
 VERSION: Final = 1
 """Of the file's format.  A field that is new in a spec is no new version: it has a default, and is left out then."""
@@ -66,7 +66,7 @@ def load(directory: Path) -> tuple[State, list[str]]:
     """What is kept, and a line for each thing that was wrong with it.  Never fails."""
     path = directory / NAME
     try:
-        data = _content(path)
+        data = content(path, MAX_BYTES)
     except FileNotFoundError:
         return State(), []
     except OSError as error:  # set aside too: what is written next would be put in its place
@@ -114,15 +114,6 @@ def save(directory: Path, state: State) -> None:
         os.fsync(parent)
     finally:
         os.close(parent)
-
-
-def _content(path: Path) -> bytes:
-    """Of a regular file, up to a byte more than is read.  Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO holds up nobody
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "not a regular file")
-        return file.read(MAX_BYTES + 1)
 
 
 def _aside(path: Path) -> str:
