@@ -4,47 +4,36 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import click
 
 from tapmirror.spec.numbers import number_of, seconds_of, whole_of
 
 
-class Number(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, and only for type checkers
-    """A number; what range it must be in, others say."""
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, and only for type checkers
+    """What `read` makes of a text; `what` it is not, where that is None."""
 
-    name = "number"
+    def __init__(self, name: str, what: str, read: Callable[[str], float | None]) -> None:
+        self.name = name
+        self._what = what
+        self._read = read
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """As `click.ParamType.convert`."""
-        found = number_of(value) if isinstance(value, str) else float(value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As `click.ParamType.convert`; a default is what it is."""
+        found = self._read(value) if isinstance(value, str) else value
         if found is None:
-            self.fail(f"{value!r} is not a number", param, ctx)
+            self.fail(f"{value!r} is not {self._what}", param, ctx)
         return found
 
 
-class Whole(click.ParamType):  # type: ignore[type-arg]
-    """A whole number."""
-
-    name = "integer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """As `click.ParamType.convert`."""
-        found = whole_of(value) if isinstance(value, str) else int(value)
-        if found is None:
-            self.fail(f"{value!r} is not a whole number", param, ctx)
-        return found
+def _time_of(text: str) -> float | None:
+    found = seconds_of(text)
+    return found if found is not None and 0 < found < math.inf else None
 
 
-class Time(click.ParamType):  # type: ignore[type-arg]
-    """A length of time above 0: `90`, `90s`, `15m`, `1h30m`; in seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """As `click.ParamType.convert`."""
-        found = seconds_of(value) if isinstance(value, str) else float(value)
-        if found is None or not 0 < found < math.inf:
-            self.fail(f"{value!r} is not a time above 0 like 90, 90s, 15m or 1h30m", param, ctx)
-        return found
+NUMBER: Final = Parsed("number", "a number", number_of)
+WHOLE: Final = Parsed("integer", "a whole number", whole_of)
+TIME: Final = Parsed("time", "a time above 0 like 90, 90s, 15m or 1h30m", _time_of)
+"""In seconds."""

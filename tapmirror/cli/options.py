@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from tapmirror.cli.files import read_file
 from tapmirror.cli.messages import as_option, fail
-from tapmirror.cli.numbers import Number, Whole
+from tapmirror.cli.numbers import NUMBER, WHOLE
 from tapmirror.spec import Capture, Compare, Level, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
 from tapmirror.spec.numbers import number_of, whole_of
 
@@ -52,7 +52,7 @@ OPTIONS: Final = (
     ),
     click.option("--strict", is_flag=True, help="Refuse what such a FILE has and a mirror beside the path cannot do."),
     click.option("--iface", metavar="IFACE", help="Interface that production's traffic passes."),
-    click.option("--port", "ports", type=Whole(), multiple=True, help="Production's port; repeatable."),
+    click.option("--port", "ports", type=WHOLE, multiple=True, help="Production's port; repeatable."),
     click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable."),
     click.option(
         "--shadow",
@@ -61,8 +61,8 @@ OPTIONS: Final = (
         metavar="HOST:PORT",
         help="Where the copies go; IPv6 in brackets; repeatable: each gets every request.",
     ),
-    click.option("--percent", type=Number(), default=100.0, show_default=True, help="Share of the connections."),
-    click.option("--seed", type=Whole(), default=0, show_default=True, help="Of the choice of connections."),
+    click.option("--percent", type=NUMBER, default=100.0, show_default=True, help="Share of the connections."),
+    click.option("--seed", type=WHOLE, default=0, show_default=True, help="Of the choice of connections."),
     click.option(
         "--protocol",
         type=click.Choice([p.value for p in Protocol]),

@@ -20,7 +20,7 @@ import msgspec
 from tapmirror.cli.compared import SPEC, all_figures, form_of, limit_options, limits_of, tell_verdict, write_reports
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
-from tapmirror.cli.numbers import Time
+from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.spec import Level
 from tapmirror.supervisor import Tap, TapError
@@ -29,7 +29,7 @@ from tapmirror.supervisor.claims import ClaimedError, Claims
 
 @click.command(short_help="Mirror traffic of one interface until stopped.")
 @tap_options
-@click.option("--duration", type=Time(), metavar="TIME", help="Stop after this: 90, 15m, 2h.")
+@click.option("--duration", type=TIME, metavar="TIME", help="Stop after this: 90, 15m, 2h.")
 @click.option(
     "--report",
     "report_file",

@@ -12,7 +12,7 @@ import click
 
 from tapmirror.cli.files import read_bytes, read_file
 from tapmirror.cli.messages import fail, refuse_file, warn
-from tapmirror.cli.numbers import Whole
+from tapmirror.cli.numbers import WHOLE
 from tapmirror.spec import nginx_syntax
 from tapmirror.spec.document import FileError
 from tapmirror.spec.gor import from_gor
@@ -81,7 +81,7 @@ def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, ifa
     help="Taps of a YAML file; - is standard input.",
 )
 @click.option("--iface", metavar="IFACE", help="For files of Kubernetes, as of `run`.")
-@click.option("--port", "ports", type=Whole(), multiple=True, help="The same.")
+@click.option("--port", "ports", type=WHOLE, multiple=True, help="The same.")
 @click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="The same.")
 @click.option("--strict", is_flag=True, help="The same.")
 def explain(*, file: str, iface: str | None, ports: tuple[int, ...], resolve: tuple[str, ...], strict: bool) -> None:

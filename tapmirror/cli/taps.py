@@ -17,7 +17,7 @@ from tapmirror.cli.asking import ask, json_option, name_argument, print_json, so
 from tapmirror.cli.files import read_file
 from tapmirror.cli.live import print_ledger
 from tapmirror.cli.messages import fail
-from tapmirror.cli.numbers import Time
+from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.control.messages import Apply, List, Pause, Reload, Resume, Set, Start, Stop
 from tapmirror.spec import SpecError
@@ -30,7 +30,7 @@ MARKS = {"add": "+", "change": "~", "restart": "!", "remove": "-", "keep": " "}
 @click.command(short_help="Start taps in the daemon.")
 @tap_options
 @click.option("--name", metavar="NAME", help="How the tap is called [default: tap].")
-@click.option("--ttl", type=Time(), metavar="TIME", help="End it by itself after this: 90, 15m, 2h.")
+@click.option("--ttl", type=TIME, metavar="TIME", help="End it by itself after this: 90, 15m, 2h.")
 @click.option("--force", is_flag=True, help="Do what is better not done, such as a tap on port 22.")
 @json_option
 @socket_option
