@@ -516,6 +516,8 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
         except (OSError, ValueError) as error:
             raise SetupError(f"shadows[{i}].tls: {_reason(error)}") from None
     os.nice(NICENESS)
+    with suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as group:
+        group.write(str(NICENESS))  # else it counts among the processes of this session only (sched(7))
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write(str(OOM_SCORE))
     copies = sum(shadow.copies for shadow in spec.shadows)

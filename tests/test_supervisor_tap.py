@@ -24,6 +24,7 @@ from lab.tap import COMMAND
 from tapmirror import privsep
 from tapmirror.spec import Capture, Limits
 from tapmirror.supervisor import Tap, TapError, workers
+from tapmirror.worker import NICENESS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -188,6 +189,9 @@ def test_the_worker_has_no_privilege_and_holds_little(lab: Lab, capture: str) ->
             assert limits.partition(name)[2].split()[:2] == ["0", "0"]
         assert int(limits.partition("Max data size")[2].split()[0]) == Limits().memory
         assert Path(f"/proc/{worker}/oom_score_adj").read_text() == "1000\n"
+        assert os.getpriority(os.PRIO_PROCESS, worker) == NICENESS
+        session = Path(f"/proc/{worker}/autogroup")  # of CONFIG_SCHED_AUTOGROUP
+        assert not session.exists() or session.read_text().endswith(f"nice {NICENESS}\n")
         assert int(limits.partition("Max open files")[2].split()[0]) <= Limits().connections + 64
         files = {number: os.readlink(f"/proc/{worker}/fd/{number}") for number in os.listdir(f"/proc/{worker}/fd")}
         assert len(files) <= 12, files

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -196,6 +196,8 @@ def production(lab: Lab, capture: str, pairs: int, shadow: Nginx, *, starve: boo
     `STARVED` of a CPU only.
     """
     os.setpriority(os.PRIO_PROCESS, shadow.pid, 19)
+    with suppress(OSError):  # where sessions are weighed, as this is one, and not processes (sched(7))
+        Path(f"/proc/{shadow.pid}/autogroup").write_text("19")
     found: dict[str, list[float]] = {"p50 with": [], "p50 without": [], "p99 with": [], "p99 without": []}
 
     def block(kind: str) -> None:
