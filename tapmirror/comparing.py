@@ -247,8 +247,8 @@ class ComparingPipeline(Pipeline):
         self._comparison.close()
 
     def state(self) -> dict[str, Any]:
-        """All that is known, as plain data."""
-        return {**self._comparison.snapshot(), "capture": dict(sorted(self._counts.items()))}
+        """All that is known, to be encoded as JSON at once."""
+        return {**self._comparison.living(), "capture": dict(sorted(self._counts.items()))}
 
     def brief(self, now: float) -> dict[str, Any]:
         """A few numbers of each shadow, a few seconds old; with an infinite time those of now, which takes longer."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.policy.samples import USUAL, SampleRedactor
+from tapmirror.policy.samples import QUERIES, USUAL, SampleRedactor
 from tapmirror.spec import Redact
 
 HEAD = (
@@ -45,6 +45,16 @@ def test_urls_in_answers_lose_what_queries_lose(name: str) -> None:
     head = f"HTTP/1.1 302 Found\r\n{name}: https://a/cb?code=S1&x=1 &token=S2#access_token=S3&y=2\r\n\r\n".encode()
     shown, _ = SampleRedactor([USUAL], b"k").answer(head, b"")
     assert shown == f"HTTP/1.1 302 Found\r\n{name}: https://a/cb?x=1%20#y=2\r\n\r\n".encode()
+
+
+def test_fields_with_more_queries_than_are_looked_into_are_left_out() -> None:
+    redactor = SampleRedactor([USUAL], b"k")
+    head = b"HTTP/1.1 200 OK\r\nLocation: /" + b"?a" * QUERIES + b"\r\nX: y\r\n"
+    assert redactor.answer(head + b"\r\n", b"")[0].count(b"?a") == QUERIES
+    shown, _ = redactor.answer(head + b"Link: </c>\r\nLink: </d?e>\r\nRefresh: /f\r\n\r\n", b"")
+    assert b"</c>" in shown
+    assert b"d?e" not in shown
+    assert b"Refresh: /f" in shown
 
 
 def test_sessions_in_paths_are_nowhere() -> None:

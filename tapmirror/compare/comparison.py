@@ -156,11 +156,12 @@ class Comparison:
 
     def snapshot(self) -> dict[str, Any]:
         """The state of each shadow by its label, as plain JSON data: for `merge` and `figures`."""
+        return msgspec.to_builtins(self.living(), str_keys=True)  # type: ignore[no-any-return]
+
+    def living(self) -> dict[str, Any]:
+        """The same to be encoded as JSON at once, which takes a quarter of the time: the states go on to change."""
         self._count_rested()
-        states = {
-            label: msgspec.to_builtins(summary.state, str_keys=True)
-            for (label, _), summary in zip(self._shadows, self._summaries, strict=True)
-        }
+        states = {label: summary.state for (label, _), summary in zip(self._shadows, self._summaries, strict=True)}
         return {"schema": SCHEMA, "shadows": states}
 
     def brief(self, now: float = math.inf) -> dict[str, Any]:

@@ -37,6 +37,8 @@ _LINKS: Final = (b"location", b"content-location", b"link", b"refresh")
 """Fields of answers that hold URLs."""
 _SESSION: Final = re.compile(rb";jsessionid=[^/?#;,<>\" ]*", re.IGNORECASE).sub
 """The session that servlets put into paths of clients without cookies (Jakarta Servlet 6.0, 7.1.3)."""
+QUERIES: Final = 32
+"""Queries and fragments in the fields of an answer that are looked into; fields with more are left out."""
 _QUERY: Final = re.compile(rb"([?#])([^?#<>\"]*)")
 
 
@@ -101,18 +103,28 @@ class SampleRedactor:
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """An answer's head, and its body (decoded)."""
         lines = head.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
-        kept = [
-            self._link(line.replace(b"\r", b" "))
-            for line in lines[1:]
-            if b":" in line and not line.lower().startswith(b"content-encoding:")
-        ]
+        kept = []
+        queries = QUERIES
+        for line in lines[1:]:
+            name, colon, _ = line.partition(b":")
+            name = name.strip().lower()
+            if not colon or name == b"content-encoding":
+                continue
+            line = line.replace(b"\r", b" ")
+            if name in _LINKS:
+                count = line.count(b"?") + line.count(b"#")
+                if count > queries:
+                    continue
+                queries -= count
+                line = self._link(line)
+            kept.append(line)
         fields, shown = self._request(b"\r\n".join([_REQUEST[:-2], *kept, b"", b""]), body)
         return lines[0] + b"\r\n" + fields.partition(b"\r\n")[2], shown
 
     def _link(self, line: bytes) -> bytes:
         """A field of an answer; the URLs in it lose what the rules take out of a query, of their fragments too."""
         name, _, value = line.partition(b":")
-        return name + b":" + _QUERY.sub(self._query, _SESSION(b"", value)) if name.strip().lower() in _LINKS else line
+        return name + b":" + _QUERY.sub(self._query, _SESSION(b"", value))
 
     def _query(self, found: re.Match[bytes]) -> bytes:
         head, _ = self._request(b"GET /?%b HTTP/1.1\r\n\r\n" % found[2].replace(b" ", b"%20"), b"")
