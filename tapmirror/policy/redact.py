@@ -203,7 +203,7 @@ class Redactor:
             if self._anywhere:
                 _redact_anywhere(document, self._anywhere, 0)
             for steps, action in self._members:
-                _redact(document, steps, action, 0)
+                _redact(document, steps, action, 0, set())
             return msgspec.json.encode(document)
         except (msgspec.MsgspecError, RecursionError, ValueError):
             return None
@@ -227,7 +227,7 @@ def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int) -> N
         for key in list(value):
             action = actions.get(key.lower())
             if action is not None:
-                _apply(value, (key,), (), action, depth)
+                _apply(value, (key,), (), action, depth, set())
             elif isinstance(value[key], dict | list):
                 _redact_anywhere(value[key], actions, depth + 1)
     elif isinstance(value, list):
@@ -236,32 +236,41 @@ def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int) -> N
                 _redact_anywhere(child, actions, depth + 1)
 
 
-def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int) -> None:
-    """Apply the action to what the steps lead to, in place."""
+def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int, seen: set[tuple[int, int]]) -> None:
+    """Apply the action to what the steps lead to, in place.
+
+    `seen` are the values (by identity; none is made meanwhile) from which so many steps that begin with `**` were
+    followed: to one value several `**` may lead in as many ways as there are places for them.
+    """
     if depth > _DEPTH:
         raise RecursionError
     step, rest = steps[0], steps[1:]
     if step == "**":
+        if not isinstance(value, dict | list) or (id(value), len(steps)) in seen:
+            return
+        seen.add((id(value), len(steps)))
         if rest:
-            _redact(value, rest, action, depth + 1)
+            _redact(value, rest, action, depth + 1, seen)
         for child in _children(value):
-            _redact(child, steps, action, depth + 1)
+            _redact(child, steps, action, depth + 1, seen)
     elif step == "[]" or step == "*":
         keys: Any = range(len(value)) if isinstance(value, list) and step == "[]" else _keys(value, step)
-        _apply(value, keys, rest, action, depth)
+        _apply(value, keys, rest, action, depth, seen)
     elif isinstance(value, dict):
         lower = step.lower()
-        _apply(value, [key for key in value if key.lower() == lower], rest, action, depth)
+        _apply(value, [key for key in value if key.lower() == lower], rest, action, depth, seen)
 
 
 def _keys(value: Any, step: str) -> list[str]:
     return list(value) if isinstance(value, dict) and step == "*" else []
 
 
-def _apply(value: Any, keys: Any, rest: tuple[str, ...], action: Action, depth: int) -> None:
+def _apply(
+    value: Any, keys: Any, rest: tuple[str, ...], action: Action, depth: int, seen: set[tuple[int, int]]
+) -> None:
     for key in list(keys):
         if rest:
-            _redact(value[key], rest, action, depth + 1)
+            _redact(value[key], rest, action, depth + 1, seen)
         else:
             found = action(_as_bytes(value[key]))
             if found is not None:
@@ -272,10 +281,8 @@ def _apply(value: Any, keys: Any, rest: tuple[str, ...], action: Action, depth: 
                 value[key] = None
 
 
-def _children(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _children(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _as_bytes(value: Any) -> bytes:

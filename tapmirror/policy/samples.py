@@ -134,17 +134,30 @@ class SampleRedactor:
 
 def _end(steps: Sequence[str], rule: Sequence[str]) -> int:
     """After how many steps of a path a rule is met first; 0: it is not."""
-    if not rule:
-        return 0
-    step, rest = rule[0], rule[1:]
-    if step == "**":
-        return next((at + found for at in range(len(steps)) if (found := _end(steps[at:], rest))), 0)
-    if not steps or not (steps[0] == step or (step == "*" and steps[0] != "[]") or steps[0].lower() == step.lower()):
-        return 0
-    if not rest:
-        return 1
-    found = _end(steps[1:], rest)
-    return found and found + 1
+    failed: set[tuple[int, int]] = set()
+
+    def end(at: int, place: int) -> int:
+        """Of the path from `at` on, and the rule from `place` on."""
+        if place == len(rule):
+            return at
+        if (at, place) in failed:
+            return 0
+        wanted = rule[place]
+        if wanted == "**":
+            found = next((found for start in range(at, len(steps)) if (found := end(start, place + 1))), 0)
+        elif at < len(steps) and _is(steps[at], wanted):
+            found = end(at + 1, place + 1)
+        else:
+            found = 0
+        if not found:
+            failed.add((at, place))
+        return found
+
+    return end(0, 0)
+
+
+def _is(step: str, wanted: str) -> bool:
+    return step == wanted or (wanted == "*" and step != "[]") or step.lower() == wanted.lower()
 
 
 def _body(redactor: Redactor, request: Request, body: bytes | None) -> bytes | None:
