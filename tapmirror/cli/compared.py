@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 import click
 import msgspec
@@ -286,7 +286,7 @@ def read_figures(source: str, limits: Limits) -> list[Figures]:
     return found
 
 
-def _are_ledgers(found: object) -> bool:
+def _are_ledgers(found: object) -> TypeGuard[list[dict[str, Any]]]:
     return (
         isinstance(found, list)
         and bool(found)
