@@ -46,7 +46,7 @@ class SampleRedactor:
     """`compare.Redaction`.  `secret` is the key of the hashes."""
 
     def __init__(self, rules: Sequence[Redact], secret: bytes) -> None:
-        self._redactors = [Redactor(each, secret) for each in rules]
+        self._redactors = [Redactor(each, secret, texts=True) for each in rules]
         self.field = lru_cache(NAMES)(self._field)
         """`compare.Redaction.field`: the same fields differ again and again."""
 
