@@ -63,7 +63,9 @@ _CODING: Final = re.compile(rb"\ncontent-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IG
 _TYPE: Final = re.compile(rb"\ncontent-type[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _TAG: Final = re.compile(r"<[^<>]*>")
 _BLOCK: Final = re.compile(
-    r"</?(?:p|div|br|li|ul|ol|tr|td|th|table|h[1-6]|section|article|title|body|head|option|hr)\b[^<>]*>", re.IGNORECASE
+    r"</?(?=[abdhlopstu])"  # or each `<` of a page of them is tried against every name
+    r"(?:p|div|br|li|ul|ol|tr|td|th|table|h[1-6]|section|article|title|body|head|option|hr)\b[^<>]*>",
+    re.IGNORECASE,
 )
 _ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27);")
 _ENTITIES: Final = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " ", "&#39;": "'", "&#x27;": "'"}
