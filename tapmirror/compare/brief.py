@@ -33,7 +33,8 @@ NAMED: Final = 10
 FREQUENT: Final = 0.01
 """Share of the exchanges from which on an endpoint gets one."""
 BOUNDS: Final = ("0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10")
-"""Of histograms, in seconds: Prometheus' own, and 1 and 2.5 ms below them."""
+"""Of histograms, in seconds: Prometheus' own, and 1 and 2.5 ms below them.  `histogram` has twice as many: a shadow has
+one of those, and of these one for each side of each endpoint."""
 BEYOND: Final = "+Inf"
 EVERY: Final = 5.0
 """Seconds until an endpoint is looked at anew."""
