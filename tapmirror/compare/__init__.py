@@ -53,7 +53,7 @@ from tapmirror.compare.figures import EndpointFigures, Estimate, FieldFigures, F
 from tapmirror.compare.noise import Nature
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.samples import Redaction
-from tapmirror.compare.verdict import Check, Limits, Outcome, Verdict
+from tapmirror.compare.verdict import Check, Limits, Outcome, Verdict, share
 
 __all__ = [
     "Check",
@@ -72,4 +72,5 @@ __all__ = [
     "figures",
     "judged",
     "merge",
+    "share",
 ]
