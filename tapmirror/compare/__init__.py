@@ -25,7 +25,7 @@ its `snapshot()` at any time.
     # each shadow's side, by its number; a probed request goes there once more, as `shadow + PROBE`,
     # on a connection of its own
     talk.asked(shadow, number, flags)          # before the first byte is sent
-    talk.sent(shadow, number, time_ns, rtt_ns) # after the last one
+    talk.sent(shadow, number, time_ns, rtt_ns, least_ns)  # after the last one
     talk.left_out(shadow, number, reason)      # in place of both, or when it was given up half way
     talk.decided(number)                       # after the last `asked` or `left_out` of a request
     talk.answer(shadow, data, time_ns)

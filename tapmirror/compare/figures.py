@@ -125,7 +125,7 @@ class Figures(msgspec.Struct, frozen=True):
     failures: dict[str, int]
     thinned: int
     rtt: float | None
-    """Mean round trip to the shadow, which its times contain; None: not known."""
+    """Mean of the network's least round trip to the shadow, which its times contain; None: not known."""
     notes: list[str]
     verdict: Verdict
     alpha: float

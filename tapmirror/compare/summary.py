@@ -234,8 +234,8 @@ class Summary:
         key >>= COARSE
         point.shadow[key] = point.shadow.get(key, 0) + 1
         endpoint.ratio.add(its_took / took)
-        if reply.rtt_ns:
-            state.rtt_ns += reply.rtt_ns
+        if reply.least_ns:
+            state.rtt_ns += reply.least_ns
             state.rtts += 1
 
     def differed(self, endpoint: Endpoint, fields: list[str]) -> list[str]:

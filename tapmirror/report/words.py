@@ -106,7 +106,7 @@ def limits_of(check: Check) -> tuple[str, str, str]:
 
 def rtt(figures: Figures) -> str:
     """What the times contain."""
-    return CONTAINS.format(rtt=f", here {milliseconds(figures.rtt)} on average" if figures.rtt is not None else "")
+    return CONTAINS.format(rtt=f", which is {milliseconds(figures.rtt)} at least" if figures.rtt is not None else "")
 
 
 def nature(field: FieldFigures) -> str:
