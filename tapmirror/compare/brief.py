@@ -36,7 +36,7 @@ BOUNDS: Final = ("0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.
 """Of histograms, in seconds: Prometheus' own, and 1 and 2.5 ms below them.  `histogram` has twice as many: a shadow has
 one of those, and of these one for each side of each endpoint."""
 BEYOND: Final = "+Inf"
-EVERY: Final = 5.0
+EVERY: Final = 2.0
 """Seconds until an endpoint is looked at anew."""
 WORK: Final = 400.0
 """Of one brief, in differing fields, which take about 10 us each: what the ring has room for meanwhile."""
