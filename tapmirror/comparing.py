@@ -59,8 +59,6 @@ HEADERS_BYTES: Final = 4096
 """The same where the head matters: nginx's own heads are below 1 KiB, cookies and policies make some of 3."""
 BODY_BYTES: Final = 65_536
 """The whole segment."""
-BRIEF_TIME: Final = 5.0
-"""Seconds between two looks through all that is known: 14 ms of 100 endpoints that all differ."""
 TARGET_BYTES: Final = 4096
 """That are kept of the target of a longer head."""
 HEAD_BYTES: Final = 8192
@@ -124,8 +122,6 @@ class ComparingPipeline(Pipeline):
 
     __slots__ = (
         "_active",
-        "_brief",
-        "_brief_due",
         "_checks",
         "_comparison",
         "_counts",
@@ -153,8 +149,6 @@ class ComparingPipeline(Pipeline):
         self._table = AnsweredTable(spec.limits, spec.seed, ledger, self._counts)
         super().__init__(spec, ledger, policy, self._table)
         self._comparison = comparison
-        self._brief: dict[str, Any] = {}
-        self._brief_due = 0.0
         self._checks = probes(spec)
         self._targets = sum(shadow.copies for shadow in spec.shadows)
         self._now = 0.0
@@ -253,15 +247,12 @@ class ComparingPipeline(Pipeline):
         self._comparison.close()
 
     def state(self) -> dict[str, Any]:
-        """All that is known, as plain data."""
-        return {**self._comparison.snapshot(), "capture": dict(sorted(self._counts.items()))}
+        """All that is known, to be encoded as JSON at once."""
+        return {**self._comparison.living(), "capture": dict(sorted(self._counts.items()))}
 
     def brief(self, now: float) -> dict[str, Any]:
-        """A few numbers of each shadow, up to `BRIEF_TIME` old."""
-        if now >= self._brief_due:
-            self._brief_due = now + BRIEF_TIME
-            self._brief = self._comparison.brief()
-        return {"shadows": self._brief, "capture": dict(sorted(self._counts.items()))}
+        """A few numbers of each shadow, a few seconds old; with an infinite time those of now, which takes longer."""
+        return {"shadows": self._comparison.brief(now), "capture": dict(sorted(self._counts.items()))}
 
     def _at(self, now: float) -> None:
         self._now = now

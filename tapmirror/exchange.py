@@ -109,7 +109,9 @@ class Reply(msgspec.Struct, gc=False):
     sent_ns: int
     """When the last byte of the request left for the shadow."""
     rtt_ns: int = 0
-    """Round trip of the network to the shadow (tcp_info), contained in the times; 0: not known."""
+    """Round trip to the shadow (tcp_info), smoothed, until it acknowledges; 0: not known."""
+    least_ns: int = 0
+    """The least: what the network takes, which is contained in the times; 0: not known."""
     request: bytes = b""
     """What was sent, where it can be sent again; empty: it cannot."""
     begun: bool = False

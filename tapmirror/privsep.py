@@ -138,15 +138,31 @@ def receive_large(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list
         return msgspec.json.decode(os.pread(file.fileno(), message["bytes"], 0), type=dict[str, Any]), fds
 
 
-def send_pieces(sock: socket.socket, message: Any) -> None:
-    """Send one message of any size as several of at most `PIECE` characters.  Raises OSError."""
-    text = msgspec.json.encode(message).decode()
-    for start in range(0, len(text), PIECE):
-        send(sock, {"piece": text[start : start + PIECE], "more": start + PIECE < len(text)})
+class Parcel:
+    """One message of any size, as it is now, that goes as several of at most `PIECE` characters (see `Pieces`)."""
+
+    def __init__(self, message: Any) -> None:
+        self._text = msgspec.json.encode(message).decode()
+        self._sent = 0
+
+    def send(self, sock: socket.socket, most: int) -> bool:
+        """Send up to so many pieces, without waiting for who takes them; whether all are sent.  Raises OSError."""
+        for _ in range(most):
+            end = self._sent + PIECE
+            more = end < len(self._text)
+            piece = msgspec.json.encode({"piece": self._text[self._sent : end], "more": more})
+            try:
+                sock.send(piece, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            self._sent = end
+            if not more:
+                return True
+        return False
 
 
 class Pieces:
-    """Messages of `send_pieces` as they come; one has at most `limit` characters."""
+    """Messages of a `Parcel` as they come; one has at most `limit` characters."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

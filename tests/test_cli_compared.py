@@ -70,13 +70,27 @@ def test_reports_in_every_form(tmp_path: Path, form: str) -> None:
     assert "/a" in done.output
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"comparison": 3}', '{"comparison": [{"schema": "x"}]}', "\x00"])
-def test_what_is_no_such_ledger_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "it is empty"),
+        ("\n", "it is empty"),
+        *((text, "not a ledger, as `tapmirror run --json` prints it") for text in ("null", "[]", "{}", "3", '"x"')),
+        *((f'{{"taps": {text}}}', "not a ledger, as") for text in ("[]", "null", "{}", "[null]", "[{}]")),
+        ('[{"comparison": []}]', "not a ledger, as"),
+        ('{"schema": "tapmirror.report/1", "tap": "web"}', "not a ledger, as"),
+        ('{"segments": {}}', "it has no comparison: the tap ran without --compare"),
+        ('{"comparison": 3}', "not a ledger with a comparison"),
+        ('{"comparison": [{"schema": "x"}]}', "not a ledger with a comparison: not of tapmirror.compare/1: x"),
+        ("\x00", "not a ledger with a comparison: "),
+    ],
+)
+def test_what_is_no_such_ledger_is_refused_in_a_line(tmp_path: Path, text: str, why: str) -> None:
     path = tmp_path / "l.json"
     path.write_text(text)
     done = CliRunner().invoke(main, ["report", str(path)])
     assert done.exit_code == 2
-    assert done.output.startswith(f"tapmirror: error: {path}: ")
+    assert done.output.startswith(f"tapmirror: error: {path}: {why}")
     assert done.output.count("\n") == 1
 
 

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import msgspec
 import pytest
 
+import tapmirror.compare.brief as brief_module
+from briefs import brief, summary
 from lab.exchanges import Feed
 from tapmirror.compare import Limits, badness, figures, judged, merge
-from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED, brief
-from tapmirror.compare.summary import Endpoint, State
+from tapmirror.compare.brief import BEYOND, BOUNDS, EVERY, NAMED, WORK, Briefing
+from tapmirror.compare.figures import Judged, judged_endpoint
+from tapmirror.compare.summary import Endpoint, Field, State, merge_endpoint
 from tapmirror.ledger import summed
-from tapmirror.spec.compare import Compare
+from tapmirror.spec.compare import Compare, Level
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +60,90 @@ def test_those_of_workers_add_up(feeds: list[Feed]) -> None:
 
 
 def test_a_place_is_kept_and_there_are_few() -> None:
-    state = State(endpoints={f"GET /{n}": Endpoint(pairs=100 + n) for n in range(30)})
-    named: list[str] = []
-    first = brief(state, Compare(), Limits(), named)
-    assert [*first["endpoints"]] == named == [f"GET /{n}" for n in range(29, 29 - NAMED, -1)]
-    state.endpoints["GET /0"].pairs = 10_000
-    again = brief(state, Compare(), Limits(), named)
-    assert again["endpoints"].keys() == first["endpoints"].keys()
-    assert again["all"]["pairs"] == sum(each.pairs for each in state.endpoints.values())
-    del state.endpoints["GET /29"]  # it became a part of a template
-    assert "GET /0" in brief(state, Compare(), Limits(), named)["endpoints"]
+    of = summary(State(endpoints={f"GET /{n}": Endpoint(pairs=100 + n) for n in range(30)}))
+    briefing = Briefing(Compare(), Limits())
+    first = briefing.brief(of, math.inf)
+    assert [*first["endpoints"]] == [f"GET /{n}" for n in range(29, 29 - NAMED, -1)]
+    of.state.endpoints["GET /0"].pairs = 10_000
+    again = briefing.brief(of, math.inf)
+    assert [*again["endpoints"]] == [*first["endpoints"]]
+    assert again["all"]["pairs"] == sum(each.pairs for each in of.state.endpoints.values())
+    of.state.endpoints["GET /1"].pairs += of.state.endpoints.pop("GET /29").pairs
+    briefing.folded({"GET /29": "GET /1"})
+    assert "GET /0" in briefing.brief(of, math.inf)["endpoints"]
+
+
+def hostile(endpoints: int) -> State:
+    """As many fields as there may be at each endpoint: half of them are noise, the others differ."""
+    state = State(level="body")
+    for n in range(endpoints):
+        endpoint = state.endpoints[f"GET /{n}"] = Endpoint(pairs=1000 + n, compared=1000 + n, probed=100, repeated=200)
+        for m in range(64):
+            noise = 50 * (m % 2)
+            endpoint.fields[f"value body.{n}.{m}"] = Field(raw=500, probes=noise, repeats=2 * noise)
+            endpoint.signatures[f"value body.{n}.{m}"] = 10
+    return state
+
+
+def test_one_brief_looks_at_a_few_endpoints_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def counted(name: str, *rest: Any) -> Judged:
+        looked.append(name)
+        return judged_endpoint(name, *rest)
+
+    monkeypatch.setattr(brief_module, "judged_endpoint", counted)
+    of = summary(hostile(20))
+    briefing = Briefing(Compare(level=Level.BODY), Limits())
+    now = 100.0
+    while len({*looked}) < 20:
+        before = len(looked)
+        found = briefing.brief(of, now, WORK)
+        assert 0 < (len(looked) - before) * 64 <= WORK + 64
+        assert found["paired"] == found["all"]["pairs"] == sum(of.state.endpoints[name].pairs for name in {*looked})
+        assert found["all"]["differing"] == found["possible"] == 320 * len({*looked})
+        now += 1.0
+    assert [*looked] == [*of.state.endpoints], "none twice while others wait"
+    whole = Briefing(Compare(level=Level.BODY), Limits()).brief(of, math.inf)
+    assert found == {**whole, "endpoints": found["endpoints"], "worst": found["worst"]}
+    for each in of.state.endpoints.values():
+        each.pairs += 1
+    assert briefing.brief(of, now + EVERY, WORK)["paired"] > found["paired"], (
+        "those that were looked at first are again"
+    )
+
+
+def test_endpoints_of_which_nothing_is_due_are_not_looked_at() -> None:
+    of = summary(State(endpoints={"GET /a": Endpoint(pairs=5)}))
+    briefing = Briefing(Compare(), Limits())
+    briefing.brief(of, 10.0, WORK)
+    of.state.endpoints["GET /a"].pairs = 6
+    assert briefing.brief(of, 10.0 + EVERY / 2, WORK)["paired"] == 5
+    assert briefing.brief(of, 10.0 + EVERY, WORK)["paired"] == 6
+
+
+def test_no_count_falls_when_endpoints_become_one() -> None:
+    state = hostile(3)
+    of = summary(state)
+    briefing = Briefing(Compare(level=Level.BODY), Limits())
+    before = briefing.brief(of, 0.0)
+    merge_endpoint(state.endpoints["GET /2"], state.endpoints.pop("GET /1"))
+    briefing.folded({"GET /1": "GET /2", "GET /9": "GET /8"})
+    after = briefing.brief(of, 1.0, WORK)
+    assert {**after, "endpoints": {}, "worst": {}} == {**before, "endpoints": {}, "worst": {}}
+    assert after["endpoints"].keys() == {"GET /0", "GET /2"}
+    merge_endpoint(state.endpoints.setdefault("GET /new", Endpoint()), state.endpoints.pop("GET /0"))
+    briefing.folded({"GET /0": "GET /new"})
+    assert briefing.brief(of, 2.0, WORK)["all"] == before["all"]
 
 
 def test_the_seldom_have_no_place() -> None:
     state = State(endpoints={"GET /a": Endpoint(pairs=1000), "GET /b": Endpoint(pairs=5), "other": Endpoint(pairs=500)})
-    assert [*brief(state, Compare(), Limits(), [])["endpoints"]] == ["GET /a"]
+    assert [*brief(state)["endpoints"]] == ["GET /a"]
 
 
 def test_nothing_compared_is_nothing_known() -> None:
-    found = brief(State(), Compare(), Limits(), [])
+    found = brief(State())
     assert (found["worst"], found["endpoints"], found["all"]["pairs"]) == ({}, {}, 0)
     assert judged(found).outcome.value == "undecided"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from lab.exchanges import Feed, Plain
@@ -17,6 +18,11 @@ def seen(feed: Feed) -> Figures:
     snapshot = json.loads(json.dumps(feed.comparison.snapshot()))  # it is plain data
     ((label, state),) = merge([snapshot], feed.spec).items()
     return figures("shop", label, state, feed.spec, Limits())
+
+
+def test_a_state_is_the_same_as_plain_data_and_as_json() -> None:
+    comparison = Feed("broken").run(500).comparison
+    assert msgspec.json.decode(msgspec.json.encode(comparison.living())) == comparison.snapshot()
 
 
 def different(found: Figures) -> set[tuple[str, str, str]]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import fnmatch
 import gzip
 import json
 import re
@@ -143,6 +144,44 @@ def test_ignored_paths_through_arrays(path: str) -> None:
     assert doc({"id": 1}, {"id": 2}, ignore_paths=("**.id",)) == []
 
 
+def covers(pattern: list[str], path: list[str]) -> bool:
+    """Step by step, as the reference says."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        names = [at for at, step in enumerate(path) if step != "[]"]
+        return any(covers(pattern[1:], path[at:]) for at in names)
+    if not path or (path[0] == "[]") != (pattern[0] == "[]"):
+        return False
+    return fnmatch.fnmatchcase(path[0], pattern[0].replace("[]", "[[]]")) and covers(pattern[1:], path[1:])
+
+
+NAMES = st.sampled_from(["a", "ab", "abc", "acb", "ba"])
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.lists(st.one_of(NAMES, st.sampled_from(["**", "*", "a*", "*b", "a*c", "*a*b", "a[]", "*[]"])), min_size=1),
+    st.lists(st.one_of(NAMES, NAMES.map(lambda name: name + "[]")), min_size=1),
+)
+def test_ignored_paths_are_taken_step_by_step(pattern: list[str], path: list[str]) -> None:
+    ignored = Rules(Compare(level=Level.BODY, ignore_paths=(".".join(pattern)[:200],))).ignored
+    assert ignored is not None
+    steps = [".".join(each).replace("[]", ".[]").split(".") for each in (pattern, path)]
+    assert bool(ignored.match("body." + ".".join(path))) == covers(*steps)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**.a." * 39 + "b", "**.*a*a*a." * 19 + "b", "*a" * 98 + "*b", "**.a" * 50, "**." * 66 + "b"]
+)
+def test_no_path_takes_long_to_be_matched(pattern: str) -> None:
+    """Tried in every way that there is, each of these would take longer than the world is old."""
+    ignored = Rules(Compare(level=Level.BODY, ignore_paths=(pattern[:200],))).ignored
+    assert ignored is not None
+    for path in (".a" * 98, "." + "a" * 195, ".aaa" * 49, "[].a" * 49, "[]" * 98):
+        assert not ignored.match(f"body{path}"[:200]) or "b" not in pattern
+
+
 def test_ignored_patterns() -> None:
     one, other = {"text": "took 12 ms", "b": "x"}, {"text": "took 7 ms", "b": "y"}
     assert doc(one, other, ignore_patterns=(r"\d+ ms",)) == ["value body.b"]
@@ -160,6 +199,34 @@ def test_what_differs_beyond_the_nodes_is_told() -> None:
         "value body.a[]",
         "value body.b",
     ]
+
+
+def test_the_order_of_more_elements_than_nodes_is_not_looked_for() -> None:
+    one = [*range(30)]
+    assert doc(one, one[::-1], nodes=30) == ["order body"]
+    assert {*doc(one, one[::-1], nodes=29)} == {"value body[]"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({f"a{n}x": n for n in range(500)}, {f"b{n}x": n for n in range(500)}),
+        ({}, {f"b{n}x": n for n in range(500)}),
+        ({f"a{n}x": n for n in range(500)}, {f"a{n}x": -n for n in range(500)}),
+        ([{"a": n} for n in range(500)], [{"a": -1 - n} for n in range(500)]),
+    ],
+)
+def test_who_has_found_enough_looks_no_further(one: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 75,000 names that differ in 1 MB each was looked at: 200 ms."""
+    looked = []
+
+    def shortened(name: str) -> str:
+        looked.append(name)
+        return name
+
+    monkeypatch.setattr(diff, "shortened", shortened)
+    assert len(doc(one, other, differences=10)) == 10
+    assert len(looked) <= 12
 
 
 def test_what_differs_beyond_the_lines_is_told() -> None:

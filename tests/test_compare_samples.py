@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lab.exchanges import Plain
 from tapmirror.compare.diff import Rules
-from tapmirror.compare.samples import HIDDEN, curl, sample
+from tapmirror.compare.samples import CURL, HIDDEN, curl, sample
 from tapmirror.exchange import Answer, Asked, Failure
 from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.spec import Compare, Level
@@ -158,3 +158,13 @@ def test_a_long_line_loses_fields_and_stays_one_for_a_shell() -> None:
     head = b"GET /a HTTP/1.1\r\nHost: x\r\nCookie: " + b"c=' " * 2000 + b"\r\nX-A: b\r\n\r\n"
     line = curl(asked(head), Plain(), BASE)
     assert line == "curl -i -H 'Host: x' -H 'X-A: b' http://new:8080/a"
+
+
+def test_of_many_fields_as_many_stay_as_have_room() -> None:
+    head = b"".join(b"A%d: %b\r\n" % (n, b"b" * (n % 50)) for n in range(1000))
+    line = curl(asked(b"GET /a HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n"), Plain(), BASE)
+    assert CURL - 60 < len(line) <= CURL
+    assert line.startswith("curl -i -H 'Host: x' -H ")
+    assert line.endswith(f" {BASE}/a")
+    assert "'A50: '" in line
+    assert "'A49: " not in line

@@ -59,6 +59,19 @@ def test_counts_beyond_the_digits_of_a_float_have_an_interval() -> None:
         assert 0 <= low <= high <= 1
 
 
+@pytest.mark.parametrize("alpha", [0.05, 1e-9])
+@pytest.mark.parametrize(
+    ("hits", "count"),
+    [(0, 1), (1, 1), (0, 100_000), (1, 100_000), (300, 100_000), (50_000, 100_000), (99_999, 100_000)],
+)
+def test_the_ends_of_an_interval_of_a_share_are_on_its_outer_side(hits: int, count: int, alpha: float) -> None:
+    enough = -math.log(alpha)
+    for edge, inwards in zip(share_interval(hits, count, alpha), (1, -1), strict=True):
+        if 0 < edge < 1:
+            assert share_evidence(hits, count, edge) >= enough * (1 - 1e-6)
+            assert share_evidence(hits, count, edge + inwards * 1e-5 * abs(edge - hits / count)) < enough
+
+
 def test_the_ends_of_an_interval_are_where_the_evidence_is_enough() -> None:
     low, high = share_interval(30, 1000, 0.01)
     for edge in (low, high):

@@ -32,7 +32,7 @@ ASKED = Asked(1, b"GET", b"/", b"", ended_ns=1000)
 def fed(times: list[float], status: int = 200, other: int = 200, name: str = "a") -> Summary:
     summary = Summary(BOUNDS, "body")
     for now in times:
-        reply = Reply(Answer(other, length=7, first_ns=3000, last_ns=4000), 1000, 10)
+        reply = Reply(Answer(other, length=7, first_ns=3000, last_ns=4000), 1000, 90, 10)
         summary.observe(
             summary.endpoint(name), ASKED, Answer(status, length=5, first_ns=1500, last_ns=2000), reply, now
         )
@@ -60,7 +60,7 @@ def test_an_exchange_that_is_not_timed_counts_but_for_its_times() -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")
     asked = Asked(1, b"GET", b"/", b"", timed=False, ended_ns=1000)
-    reply = Reply(Answer(500, length=7, first_ns=3000, last_ns=4000), 1000, 10)
+    reply = Reply(Answer(500, length=7, first_ns=3000, last_ns=4000), 1000, 90, 10)
     summary.observe(endpoint, asked, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
     assert (endpoint.pairs, endpoint.only_shadow, endpoint.shadow.bytes) == (1, 1, 7)
     assert (endpoint.production.last.count, endpoint.shadow.last.count, endpoint.ratio.count) == (0, 0, 0)
@@ -179,7 +179,7 @@ def test_states_add_up_whatever_their_widths() -> None:
         assert (total.began, total.ended) == (0.0, 990.0)
         everything = whole(total)
         assert (everything.pairs, everything.only_shadow, everything.shadow.last.count) == (600, 100, 600)
-        assert total.rtts == 600
+        assert (total.rtts, total.rtt_ns) == (600, 6000)
 
 
 def test_a_merged_state_keeps_its_bounds() -> None:

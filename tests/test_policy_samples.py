@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+from typing import Any
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.policy.samples import USUAL, SampleRedactor
+from tapmirror.policy.redact import NESTED, Redactor
+from tapmirror.policy.request import Request
+from tapmirror.policy.samples import QUERIES, USUAL, SampleRedactor
 from tapmirror.spec import Redact
 
 HEAD = (
@@ -47,6 +53,16 @@ def test_urls_in_answers_lose_what_queries_lose(name: str) -> None:
     assert shown == f"HTTP/1.1 302 Found\r\n{name}: https://a/cb?x=1%20#y=2\r\n\r\n".encode()
 
 
+def test_fields_with_more_queries_than_are_looked_into_are_left_out() -> None:
+    redactor = SampleRedactor([USUAL], b"k")
+    head = b"HTTP/1.1 200 OK\r\nLocation: /" + b"?a" * QUERIES + b"\r\nX: y\r\n"
+    assert redactor.answer(head + b"\r\n", b"")[0].count(b"?a") == QUERIES
+    shown, _ = redactor.answer(head + b"Link: </c>\r\nLink: </d?e>\r\nRefresh: /f\r\n\r\n", b"")
+    assert b"</c>" in shown
+    assert b"d?e" not in shown
+    assert b"Refresh: /f" in shown
+
+
 def test_sessions_in_paths_are_nowhere() -> None:
     redactor = SampleRedactor([USUAL], b"k")
     head, _ = redactor.request(b"GET /a;jsessionid=7AB.n1;v=2?x=1 HTTP/1.1\r\nHost: x\r\n\r\n", b"")
@@ -86,6 +102,8 @@ def test_any_bytes_may_come(head: bytes, body: bytes) -> None:
         ("body.user.Token.hunter2.x", "body.user.Token"),
         ("body[].token[].hunter2", "body[].token"),
         ("body.vault.hunter2.x", "body.vault.*"),
+        ("body" + ".deep" * 100 + ".hunter2.x", "body" + ".deep" * 100 + ".hunter2"),
+        ("body" + ".deep" * 100 + ".x", "body" + ".deep" * 100 + ".x"),
         ("body.list[].hunter2", "body.list[].hunter2"),
         ("body.id-4711.x", "body.id-#.x"),
         ("header.x-4711", "header.x-#"),
@@ -93,7 +111,9 @@ def test_any_bytes_may_come(head: bytes, body: bytes) -> None:
     ],
 )
 def test_names_lose_what_is_secret(path: str, want: str) -> None:
-    redactor = SampleRedactor([USUAL, Redact(json={"vault.*": "remove"}, patterns={"4711": "#"})], b"k")
+    redactor = SampleRedactor(
+        [USUAL, Redact(json={"vault.*": "remove", "**.deep." * 9 + "hunter2": "remove"}, patterns={"4711": "#"})], b"k"
+    )
     assert redactor.field(path) == want
     assert redactor.field(path) == want
     assert redactor.path(b"/a/4711/b") == b"/a/#/b"
@@ -105,6 +125,69 @@ def test_chunked_bodies_are_looked_into_without_their_framing() -> None:
     assert redactor.request(head, b'5\r\n{"pin\r\n4;x\r\n":1}\r\n0\r\n\r\n')[1] == b'{"pin":"(redacted)"}'
     assert redactor.request(head, b"zz")[1] is None
     assert redactor.request(head, b"")[1] == b""
+
+
+def quoted(value: Any, times: int) -> Any:
+    """As JSON in a text, so many times."""
+    return quoted(json.dumps(value), times - 1) if times else value
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({"payload": quoted({"password": "hunter2", "a": 1}, 1)}, {"payload": '{"password":"(redacted)","a":1}'}),
+        ({"a": ["x", quoted([1, {"pin": "hunter2"}], 1)]}, {"a": ["x", '[1,{"pin":"(redacted)"}]']}),
+        (quoted({"pin": "hunter2"}, 1), '{"pin":"(redacted)"}'),
+        ({"password": quoted({"a": "hunter2"}, 1)}, {"password": "(redacted)"}),
+        ({"a": "\ufeff" + quoted({"pin": "hunter2"}, 1)}, {"a": "(not shown)"}),
+        ({"a": '{"pin": "hunter2'}, {"a": "(not shown)"}),
+        ({"a": '[{"pin": "hunter2"}] and more'}, {"a": "(not shown)"}),
+        (
+            {"a": quoted({"card": {"n": "hunter2"}, "user": {"name": "hunter2"}}, 1)},
+            {"a": '{"card":"(redacted)","user":{}}'},
+        ),
+        ({"a": "[INFO] started", "b": "{name} was here", "c": '"so": he said', "d": '[1,"a"]'}, None),
+    ],
+)
+def test_json_in_texts_of_json_is_looked_into(value: Any, shown: Any) -> None:
+    redactor = SampleRedactor([USUAL, Redact(json={"user.name": "remove"})], b"k")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    found = redactor.answer(head, json.dumps(value).encode())[1]
+    assert found is not None
+    assert json.loads(found) == (value if shown is None else shown)
+
+
+@pytest.mark.parametrize("times", range(1, NESTED + 4))
+@pytest.mark.parametrize("escape", [False, True])
+def test_json_that_is_quoted_again_and_again_is_looked_into_or_not_shown(times: int, escape: bool) -> None:
+    redactor = SampleRedactor([USUAL], b"k")
+    text = json.dumps({"a": quoted({"password": "hunter2", "b": 1}, times)})
+    if escape:
+        text = text.replace('\\"', "\\u0022")
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\r\n"
+    found = redactor.request(head, text.encode())[1]
+    assert found is not None
+    assert b"hunter2" not in found
+    assert (b"(redacted)" in found) == (times <= NESTED)
+    assert (b"(not shown)" in found) == (times > NESTED)
+
+
+def test_json_in_parameters_is_looked_into() -> None:
+    redactor = SampleRedactor([USUAL], b"k")
+    parameters = b"payload=" + quote('{"token":"hunter2","a":"b c"}').encode() + b"&list=[1,%202]&x=%7Bpin%7D"
+    want = b"payload=" + quote('{"token":"(redacted)","a":"b c"}').encode() + b"&list=%5B1%2C2%5D&x=%7Bpin%7D"
+    head, body = redactor.request(
+        b"POST /?%b HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n\r\n" % parameters,
+        parameters,
+    )
+    assert head.startswith(b"POST /?%b HTTP/1.1\r\n" % want)
+    assert body == want
+
+
+def test_what_a_shadow_gets_has_its_texts_as_they_came() -> None:
+    asked = Request(b"POST / HTTP/1.1\r\nContent-Type: application/json\r\n\r\n", b"")
+    body = b'{"a":"{\\"password\\": 1}"}'
+    assert Redactor(USUAL, b"k").body(asked, body) == body
 
 
 @pytest.mark.parametrize(

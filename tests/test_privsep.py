@@ -135,6 +135,28 @@ def test_the_end_is_an_end() -> None:
             privsep.receive(two, 1000)
 
 
+def test_a_parcel_goes_as_it_is_taken() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    message = {"text": '"\\\x00\u20ac\U0001f600' * 200_000}
+    with ours, theirs:
+        parcel = privsep.Parcel(message)
+        message["text"] = "what it is later"
+        assert not parcel.send(ours, 1000), "nobody reads, and it comes back"
+        pieces = privsep.Pieces(1 << 24)
+        found: dict[str, object] = {}
+        done = False
+        while not found:
+            done = done or parcel.send(ours, 3)
+            found = pieces.take(privsep.receive(theirs, 1 << 16)[0])
+        assert found == {"text": '"\\\x00\u20ac\U0001f600' * 200_000}
+        assert done
+        assert privsep.Parcel({"a": 1}).send(ours, 1)
+        assert pieces.take(privsep.receive(theirs, 1 << 16)[0]) == {"a": 1}
+        theirs.close()
+        with pytest.raises(OSError):  # noqa: PT011
+            privsep.Parcel({"a": 1}).send(ours, 1)
+
+
 def test_users_by_name() -> None:
     assert privsep.user_id("root") == 0
     assert privsep.user_id("no such user") is None

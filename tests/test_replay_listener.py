@@ -31,7 +31,7 @@ class Talk:
     def __init__(self) -> None:
         self.asks: list[int] = []
         self.stamps: dict[int, int] = {}
-        self.rtts: list[int] = []
+        self.rtts: list[tuple[int, int]] = []
         self.answers: list[tuple[bytes, int]] = []
         self.skipped = 0
         self.skippable = 0
@@ -57,9 +57,9 @@ class Talk:
         self.asks.append(number)
         return self.timed
 
-    def sent(self, target: int, number: int, time_ns: int, rtt_ns: int) -> None:
+    def sent(self, target: int, number: int, time_ns: int, rtt_ns: int, least_ns: int) -> None:
         self.stamps[number] = time_ns
-        self.rtts.append(rtt_ns)
+        self.rtts.append((rtt_ns, least_ns))
 
     def answer(self, target: int, data: Any, time_ns: int) -> None:
         self.answers.append((bytes(data), time_ns))
@@ -162,7 +162,20 @@ def test_stamps_lie_between_the_calls(line: Line) -> None:
         assert sent < stamp <= answered, "when it came, not when it was read"
     assert line.events == {}
     assert line.ledger.answers == {"2xx": 3}
-    assert line.talk.rtts[0] > 0
+    smoothed, least = line.talk.rtts[0]
+    assert 0 < least <= smoothed
+
+
+def test_the_least_round_trip_is_the_networks_and_not_the_shadows(line: Line) -> None:
+    """Who answers at once acknowledges with the answer: the smoothed one has that time in it."""
+    for number in range(1, 30):
+        line.ask(number)
+        line.shadow.recv(1000)
+        time.sleep(0.01)
+        line.shadow.sendall(OK)
+        assert line.read() == len(OK)
+    smoothed, least = line.talk.rtts[-1]
+    assert 0 < 4 * least < smoothed
 
 
 def test_the_stamp_is_of_the_last_byte(line: Line) -> None:

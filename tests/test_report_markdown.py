@@ -16,6 +16,7 @@ def test_what_matters_is_there() -> None:
     assert "**body.price.amount**: another value in" in text
     assert "`curl -i -H 'Host: shop.example'" in text
     assert "Taken for noise:" in text
+    assert "| endpoint | requests | errors, production | errors, shadow | p50, production |" in text
 
 
 def test_every_row_has_as_many_cells_as_its_head() -> None:

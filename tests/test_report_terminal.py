@@ -14,6 +14,8 @@ def test_what_matters_is_there() -> None:
     assert "taken for noise" in text
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 120
+    assert "…" not in text
+    assert "GET /users/{id}/orders   status" in text
 
 
 def test_on_a_usual_terminal_no_name_and_no_number_is_cut() -> None:

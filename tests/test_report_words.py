@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from hostile_figures import empty
+from tapmirror.exchange import Failure, Unpaired
 from tapmirror.report import words
 
 
@@ -33,3 +36,25 @@ def test_durations(value: float, want: str) -> None:
 
 def test_one_line_without_control_characters() -> None:
     assert words.clean("a\nb\x1b[1m\u202e") == "a·b·[1m·"
+
+
+def test_every_reason_has_words() -> None:
+    assert words.UNPAIRED.keys() == {reason.value for reason in Unpaired}
+    assert words.FAILURES.keys() == {reason.value for reason in Failure}
+
+
+def test_what_was_not_compared_is_said() -> None:
+    figures = empty()
+    endpoints = [msgspec.structs.replace(figures.all, skipped={"too long": 2, "too long decoded": n}) for n in (1, 3)]
+    figures = msgspec.structs.replace(
+        figures, failures={"closed": 1200}, unpaired={"gap": 5, "new": 1}, thinned=7, endpoints=endpoints, notes=["so"]
+    )
+    assert [*words.remarks(figures)] == [
+        "the shadow gave no answer (it closed the connection): 1,200",
+        "not compared (a part of production's answer was not seen): 5",
+        "not compared (new): 1",
+        "only status and times compared (beyond max_bodies): 7",
+        "bodies not compared (too long): 4",
+        "bodies not compared (too long decoded): 4",
+        "so",
+    ]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.spec import Rewrite, SpecError
+from tapmirror.spec import Redact, Rewrite, SpecError
 from tapmirror.spec.rewrite import FRAMING
 
 
@@ -34,3 +34,14 @@ def test_no_value_of_host(host: str) -> None:
 @pytest.mark.parametrize("host", ["keep", "shadow-suffix", "a.b_c", "a:80", "[::1]", "[2001:db8::1]:80", "10.0.0.1:1"])
 def test_values_of_host(host: str) -> None:
     assert Rewrite(host=host).host == host
+
+
+@pytest.mark.parametrize("path", ["vault.**", "**", "**.pass*", "a.b**", "cards[0].number", "cards[", "a.***.b"])
+def test_paths_that_would_take_nothing_out(path: str) -> None:
+    with pytest.raises(SpecError, match="steps are names"):
+        Redact(json={path: "remove"})
+
+
+@pytest.mark.parametrize("path", ["a", "user.email", "cards[].number", "**.password", "a.**.b[][].*", "[].x", "*.a b"])
+def test_paths_of_members(path: str) -> None:
+    assert Redact(json={path: "remove"}).json == {path: "remove"}

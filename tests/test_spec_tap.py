@@ -25,6 +25,14 @@ GOOD: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadows": (Shadow(host
         ("addrs[0]", {"addrs": ("10.0.0",)}),
         ("shadows", {"shadows": ()}),
         ("shadows[1].name", {"shadows": (Shadow(host="a", port=1),) * 2}),
+        (
+            "shadows[1].name",
+            {"shadows": (Shadow(host="a", port=1, name="web", copies=2), Shadow(host="b", port=1, name="web#2"))},
+        ),
+        (
+            "shadows[1].name",
+            {"shadows": (Shadow(host="a", port=1, name="web#3"), Shadow(host="b", port=1, name="web", copies=3))},
+        ),
         ("percent", {"percent": 100.1}),
         ("percent", {"percent": -1.0}),
         ("percent", {"percent": float("nan")}),

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from briefs import brief
 from lab.exchanges import Feed
-from tapmirror.compare import Limits
-from tapmirror.compare.brief import NAMED, brief
+from tapmirror.compare.brief import NAMED
 from tapmirror.compare.summary import Endpoint, State
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.exchange import Failure, Unpaired
@@ -38,9 +38,7 @@ def figures() -> dict[str, Any]:
     for seconds in (*BOUNDS, 1e6):
         ledger.latency.add(seconds)
     view = View(ledger.bytes, ledger.requests, ledger.events, ledger.answers, ledger.latency, 5, 6)
-    compared = brief(
-        State(endpoints={"GET /a": Endpoint(pairs=3)}, unpaired=ALL[0], failures=ALL[1]), Compare(), Limits(), []
-    )
+    compared = brief(State(endpoints={"GET /a": Endpoint(pairs=3)}, unpaired=ALL[0], failures=ALL[1]))
     return {
         **ledger.snapshot(segments=-1),
         "shadows": {LABEL: view.snapshot()},
@@ -175,7 +173,7 @@ def test_a_comparison_with_its_past_is_of_the_size_of_one() -> None:
     past: dict[str, Any] = {"shadows": {}, "capture": {}}
     for life in range(5):
         endpoints = {f"GET /{life}/{n}": Endpoint(pairs=10 + life, only_shadow=life % 3) for n in range(NAMED)}
-        found = brief(State(requests=7, endpoints=endpoints), Compare(), Limits(), [])
+        found = brief(State(requests=7, endpoints=endpoints))
         capture = {f"{life} {n}": 1 for n in range(NAMES)}
         past = with_past({"shadows": {LABEL: found}, "capture": capture}, past)
     found = past["shadows"][LABEL]

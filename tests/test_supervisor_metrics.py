@@ -14,12 +14,10 @@ import yaml
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tapmirror.compare import Limits
-from tapmirror.compare.brief import brief
+from briefs import brief
 from tapmirror.compare.summary import Endpoint, Field, State
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Account
-from tapmirror.spec.compare import Compare
 from tapmirror.supervisor.metrics import TapMetrics
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -210,7 +208,7 @@ def compared(**pairs: int) -> dict[str, Any]:
                 side.last.add(3e6)
         found[f"POST /{name}"] = endpoint
     state = State(requests=100, endpoints=found, unpaired={"gap": 2}, failures={"closed": 1})
-    return snapshot(compare={"shadows": {"v2:80": brief(state, Compare(), Limits(), [])}, "capture": {}})
+    return snapshot(compare={"shadows": {"v2:80": brief(state)}, "capture": {}})
 
 
 def known() -> set[str]:

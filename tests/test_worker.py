@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from tapmirror.replay.ports import GENTLE_CLOSES
 from tapmirror.source.live import open_live
 from tapmirror.spec import Limits, Pacing, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor.addresses import packed
-from tapmirror.worker import BATCH, MESSAGE, SPARE_FILES, Setup, _replay
+from tapmirror.worker import BATCH, MESSAGE, SPARE_FILES, Setup, Worker, _replay
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -362,3 +363,31 @@ def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_worke
         assert [reactor._ports._gentle for reactor in replay.reactors] == [GENTLE_CLOSES // 12] * 3
     finally:
         replay.close(DropReason.SHUTDOWN)
+
+
+def test_nothing_waits_for_a_supervisor_that_takes_a_long_state_slowly() -> None:
+    state = {"samples": "x" * 5_000_000}
+    comparing: Any = SimpleNamespace(state=lambda: state)
+    nothing: Any = None
+    worker = Worker(
+        TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), nothing, nothing, Ledger(), None, comparing
+    )
+
+    def held() -> bool:
+        return worker._parcel is not None
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        worker._control = theirs
+        privsep.send(ours, {"op": "compare"})
+        worker._on_control()
+        assert held(), "it came back before anything was taken"
+        pieces = privsep.Pieces(1 << 24)
+        found: dict[str, Any] = {}
+        while not found:
+            if held():
+                worker._hand_over()
+            found = pieces.take(privsep.receive(ours, MESSAGE)[0])
+        assert found == {"compare": state}
+        assert not held()
+    os.close(worker._memory)

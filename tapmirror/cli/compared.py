@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 import click
 import msgspec
@@ -267,8 +267,13 @@ def read_figures(source: str, limits: Limits) -> list[Figures]:
     """Of a saved ledger; ends the program if it has no comparison."""
     try:
         with click.open_file(source, encoding="utf-8") as file:
-            document = json.load(file)
-        ledgers = document.get("taps", [document]) if isinstance(document, dict) else []
+            text = file.read()
+        if not text.strip():
+            fail(f"{source}: it is empty", 2)
+        document = json.loads(text)
+        ledgers = document.get("taps", [document]) if isinstance(document, dict) else None
+        if not _are_ledgers(ledgers):
+            fail(f"{source}: not a ledger, as `tapmirror run --json` prints it", 2)
         found = all_figures(ledgers, limits)
     except OSError as error:
         fail(f"{source}: {error.strerror}", 2)
@@ -279,3 +284,11 @@ def read_figures(source: str, limits: Limits) -> list[Figures]:
     if not found:
         fail(f"{source}: it has no comparison: the tap ran without --compare", 2)
     return found
+
+
+def _are_ledgers(found: object) -> TypeGuard[list[dict[str, Any]]]:
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(each, dict) and not {"comparison", "segments"}.isdisjoint(each) for each in found)
+    )

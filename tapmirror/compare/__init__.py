@@ -25,7 +25,7 @@ its `snapshot()` at any time.
     # each shadow's side, by its number; a probed request goes there once more, as `shadow + PROBE`,
     # on a connection of its own
     talk.asked(shadow, number, flags)          # before the first byte is sent
-    talk.sent(shadow, number, time_ns, rtt_ns) # after the last one
+    talk.sent(shadow, number, time_ns, rtt_ns, least_ns)  # after the last one
     talk.left_out(shadow, number, reason)      # in place of both, or when it was given up half way
     talk.decided(number)                       # after the last `asked` or `left_out` of a request
     talk.answer(shadow, data, time_ns)
@@ -53,7 +53,7 @@ from tapmirror.compare.figures import EndpointFigures, Estimate, FieldFigures, F
 from tapmirror.compare.noise import Nature
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.samples import Redaction
-from tapmirror.compare.verdict import Check, Limits, Outcome, Verdict
+from tapmirror.compare.verdict import Check, Limits, Outcome, Verdict, share
 
 __all__ = [
     "Check",
@@ -72,4 +72,5 @@ __all__ = [
     "figures",
     "judged",
     "merge",
+    "share",
 ]

@@ -12,16 +12,20 @@ them goes on; all the others are in `all` only.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+import msgspec
+
 from tapmirror.compare.endpoints import OTHER
-from tapmirror.compare.figures import Judged, differing
+from tapmirror.compare.figures import Judged, judged_endpoint, noise_of
 from tapmirror.compare.sketch import Sketch, value_at
-from tapmirror.compare.summary import ERROR, Endpoint, Side, State
+from tapmirror.compare.summary import ERROR, Endpoint, Side, State, Summary
 from tapmirror.compare.verdict import Counts, Limits, Verdict, judge
+from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare
 
 NAMED: Final = 10
@@ -29,40 +33,110 @@ NAMED: Final = 10
 FREQUENT: Final = 0.01
 """Share of the exchanges from which on an endpoint gets one."""
 BOUNDS: Final = ("0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10")
-"""Of histograms, in seconds: Prometheus' own, and 1 and 2.5 ms below them."""
+"""Of histograms, in seconds: Prometheus' own, and 1 and 2.5 ms below them.  `histogram` has twice as many: a shadow has
+one of those, and of these one for each side of each endpoint."""
 BEYOND: Final = "+Inf"
+EVERY: Final = 2.0
+"""Seconds until an endpoint is looked at anew."""
+WORK: Final = 400.0
+"""Of one brief, in differing fields, which take about 10 us each: what the ring has room for meanwhile."""
+LEAST: Final = 20
+"""What an endpoint without any takes."""
+COUNTS: Final = ("pairs", "only_shadow", "only_production", "compared", "differing")
+"""The numbers of an endpoint."""
 _EDGES: Final = tuple(float(bound) * 1e9 for bound in BOUNDS)
 
 
-def brief(state: State, spec: Compare, limits: Limits, named: list[str]) -> dict[str, Any]:
-    """What a state says in short.  `named` are the endpoints that have a place; new ones are added to it."""
-    total = _whole(state)
-    found = differing(state, spec, limits)
-    named[:] = [name for name in named if name in state.endpoints]
-    ranked = sorted(state.endpoints, key=lambda name: -state.endpoints[name].pairs)
-    for name in ranked:
-        if len(named) >= NAMED or state.endpoints[name].pairs < FREQUENT * total.pairs:
-            break
-        if name not in named and name != OTHER:
-            named.append(name)
-    counts = {name: _counts(each, found[name]) for name, each in state.endpoints.items()}
-    worst = max(counts, key=lambda name: badness(counts[name]), default=None)
-    everything = sum((each for each in found.values()), Judged())
-    return {
-        "requests": state.requests,
-        "paired": total.pairs,
-        "unpaired": dict(state.unpaired),
-        "failures": dict(state.failures),
-        "certain": everything.certain,
-        "possible": everything.possible,
-        "times": {
-            "production": _buckets(total.production.last),
-            "shadow": _buckets(total.shadow.last),
-        },
-        "all": _endpoint(total, everything),
-        "endpoints": {name: _endpoint(state.endpoints[name], found[name]) for name in named},
-        "worst": {} if worst is None else {worst: counts[worst]},
-    }
+class Look(msgspec.Struct):
+    """What an endpoint was when it was looked at."""
+
+    at: float
+    counts: dict[str, Any]
+    """As in a brief."""
+    found: Judged
+    noise: set[str]
+    """Its fields that are noise."""
+
+
+class Briefing:
+    """The briefs of one shadow.  What is differing costs too much to be made out of all endpoints at once: each brief
+    looks at those anew that were looked at longest ago, and says of the others what they were then.
+    """
+
+    def __init__(self, spec: Compare, limits: Limits) -> None:
+        self._spec = spec
+        self._limits = limits
+        self._named: list[str] = []
+        """The endpoints that have a place."""
+        self._looks: dict[str, Look] = {}
+        """By endpoint; the oldest first."""
+
+    def folded(self, names: Mapping[str, str]) -> None:
+        """Endpoints became a part of others (`Summary.fold`): so do their looks, or counts would fall."""
+        for name, template in names.items():
+            gone, into = self._looks.pop(name, None), self._looks.get(template)
+            if gone is not None and into is not None:
+                into.counts = summed([into.counts, gone.counts])
+                into.found += gone.found
+            elif gone is not None:
+                self._looks[template] = gone
+
+    def brief(self, summary: Summary, now: float, work: float = math.inf) -> dict[str, Any]:
+        """What a state says in short; `work` is what it may take, in differing fields.  `now` may be infinite."""
+        state, looks = summary.state, self._looks
+        self._look(state, now, work)
+        total = summed([_NOTHING, *(look.counts for look in looks.values())])
+        found = sum((look.found for look in looks.values()), Judged())
+        counts = {name: {key: look.counts[key] for key in COUNTS} for name, look in looks.items()}
+        worst = max(counts, key=lambda name: badness(counts[name]), default=None)
+        return {
+            "requests": state.requests,
+            "paired": total["pairs"],
+            "unpaired": dict(state.unpaired),
+            "failures": dict(state.failures),
+            "certain": found.certain,
+            "possible": found.possible,
+            "times": {
+                side: {str(key): count for key, count in sketch.buckets.items()}
+                for side, sketch in (("production", summary.production), ("shadow", summary.shadow))
+            },
+            "all": total,
+            "endpoints": {name: looks[name].counts for name in self._places(total["pairs"])},
+            "worst": {} if worst is None else {worst: counts[worst]},
+        }
+
+    def _look(self, state: State, now: float, work: float) -> None:
+        """Look at endpoints whose turn it is: new ones first."""
+        looks, endpoints = self._looks, state.endpoints
+        chosen = []
+        new = [name for name in endpoints if name not in looks]
+        old = [name for name, look in looks.items() if now == math.inf or now - look.at >= EVERY]
+        for name in (*new, *old):
+            chosen.append(name)
+            work -= LEAST + len(endpoints[name].fields)
+            if work <= 0:
+                break
+        if not chosen:
+            return
+        noise = {name: noise_of(endpoints[name], self._spec) for name in chosen}
+        known = set().union(*noise.values(), *(look.noise for name, look in looks.items() if name not in noise))
+        fields = sum(len(each.fields) for each in endpoints.values())
+        for name in chosen:
+            endpoint = endpoints[name]
+            found = judged_endpoint(name, endpoint, self._spec, self._limits, known, fields)
+            looks.pop(name, None)
+            looks[name] = Look(now, _endpoint(endpoint, found), found, noise[name])
+
+    def _places(self, pairs: int) -> list[str]:
+        """The endpoints that have a place, of so many exchanges; new ones get theirs."""
+        looks, named = self._looks, self._named
+        named[:] = [name for name in named if name in looks]
+        for name in sorted(looks, key=lambda name: -looks[name].counts["pairs"]):
+            if len(named) >= NAMED or looks[name].counts["pairs"] < FREQUENT * pairs:
+                break
+            if name not in named and name != OTHER:
+                named.append(name)
+        return named
 
 
 def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
@@ -86,32 +160,13 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
     return judge(counts, limits or Limits())
 
 
-def _whole(state: State) -> Endpoint:
-    """All endpoints as one, as far as a brief needs it."""
-    total = Endpoint()
-    for each in state.endpoints.values():
-        for name in ("pairs", "only_shadow", "only_production", "compared"):
-            setattr(total, name, getattr(total, name) + getattr(each, name))
-        for into, side in ((total.production, each.production), (total.shadow, each.shadow)):
-            into.last.merge(side.last)
-            for status, count in side.statuses.items():
-                into.statuses[status] = into.statuses.get(status, 0) + count
-    return total
-
-
-def _counts(endpoint: Endpoint, found: Judged) -> dict[str, int]:
+def _endpoint(endpoint: Endpoint, found: Judged) -> dict[str, Any]:
     return {
         "pairs": endpoint.pairs,
         "only_shadow": endpoint.only_shadow,
         "only_production": endpoint.only_production,
         "compared": endpoint.compared,
         "differing": found.differing,
-    }
-
-
-def _endpoint(endpoint: Endpoint, found: Judged) -> dict[str, Any]:
-    return {
-        **_counts(endpoint, found),
         "production": _side(endpoint.production),
         "shadow": _side(endpoint.shadow),
     }
@@ -137,11 +192,10 @@ def _bin(key: int) -> tuple[str, float]:
     return (BOUNDS[index] if index < len(BOUNDS) else BEYOND), value * 1e-9
 
 
-def _buckets(sketch: Sketch) -> dict[str, int]:
-    return {str(key): count for key, count in sketch.buckets.items()}
-
-
 def badness(counts: Mapping[str, int]) -> float:
     """Of an endpoint in a brief.  As reports sort them, but for slowness: errors first."""
     errors = max(0, counts["only_shadow"] - counts["only_production"]) / max(1, counts["pairs"])
     return 10 * errors + counts["differing"] / max(1, counts["compared"])
+
+
+_NOTHING: Final = _endpoint(Endpoint(), Judged())

@@ -63,7 +63,9 @@ _CODING: Final = re.compile(rb"\ncontent-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IG
 _TYPE: Final = re.compile(rb"\ncontent-type[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _TAG: Final = re.compile(r"<[^<>]*>")
 _BLOCK: Final = re.compile(
-    r"</?(?:p|div|br|li|ul|ol|tr|td|th|table|h[1-6]|section|article|title|body|head|option|hr)\b[^<>]*>", re.IGNORECASE
+    r"</?(?=[abdhlopstu])"  # or each `<` of a page of them is tried against every name
+    r"(?:p|div|br|li|ul|ol|tr|td|th|table|h[1-6]|section|article|title|body|head|option|hr)\b[^<>]*>",
+    re.IGNORECASE,
 )
 _ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27);")
 _ENTITIES: Final = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " ", "&#39;": "'", "&#x27;": "'"}
@@ -176,11 +178,13 @@ def fields(head: bytes) -> dict[bytes, bytes]:
 class _Search:
     """One comparison: its differences, and how much it may still do."""
 
-    __slots__ = ("budget", "encoded", "found", "looked", "prunes", "rules")
+    __slots__ = ("budget", "encoded", "found", "looked", "most", "prunes", "rules")
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.found: list[Difference] = []
+        self.most = rules.differences
+        """When so many are found, objects and arrays are looked through no further."""
         self.budget = rules.nodes
         self.encoded = rules.encoded_bytes
         self.looked = 0
@@ -192,7 +196,7 @@ class _Search:
         ignored = self.rules.ignored
         if ignored is not None and ignored.match(path[:PATH]):
             return
-        if len(self.found) < self.rules.differences:
+        if len(self.found) < self.most:
             if self.rules.shown is not None:
                 path = self.rules.shown(path)
             path = path[:PATH]
@@ -310,22 +314,28 @@ class _Search:
             if its is _ABSENT:
                 self.budget -= 1
                 self.add(Change.MISSING, f"{path}.{shortened(name)}", value, None)
+                if len(self.found) >= self.most:
+                    return
             elif value is not its:
                 if type(value) is str and type(its) is str and value == its:
                     self.budget -= 1
                 else:
                     values(value, its, f"{path}.{shortened(name)}", depth)
+                    if len(self.found) >= self.most:
+                        return
         if len(other) > len(one) or other.keys() != one.keys():
             for name, its in other.items():
                 if name not in one:
                     self.budget -= 1
                     self.add(Change.EXTRA, f"{path}.{shortened(name)}", None, its)
+                    if len(self.found) >= self.most:
+                        return
 
     def arrays(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
         """Of equal length."""
         before = len(self.found)
         self.pairs(one, other, path, depth)
-        if len(self.found) == before or len(one) < 2 or self.encoded <= 0:
+        if len(self.found) == before or not 2 <= len(one) <= self.rules.nodes or self.encoded <= 0:
             return
         mine, its = [*map(_SORTED.encode, one)], [*map(_SORTED.encode, other)]
         self.encoded -= sum(map(len, mine)) + sum(map(len, its))
@@ -345,6 +355,8 @@ class _Search:
         """Each element with the other's at its place."""
         for at, (mine, its) in enumerate(zip(one, other, strict=True), 1):
             self.values(mine, its, path, depth)
+            if len(self.found) >= self.most:
+                break
             if self.budget <= 0:
                 rest, its_rest = one[at:], other[at:]
                 if rest != its_rest:
@@ -433,19 +445,45 @@ _HIDDEN: Final = re.compile(r"<!--|<script\b|<style\b")
 
 
 def _paths(patterns: Iterable[str]) -> re.Pattern[str]:
-    """Paths as in `redact.json`, with `body.` before them if they name nothing else: they and all within them."""
+    """Paths as in `redact.json`, with `body.` before them if they name nothing else: they and all within them.
+
+    Matching takes time that is bounded by the square of a path's length, whatever the patterns: what stands between
+    two `**` is taken where it is first found and not looked for again (`(?>...)`), for whatever follows may come
+    any number of steps later; between two `*` of one step likewise.
+    """
     choices = []
     for pattern in patterns:
         if not pattern.startswith(("body", "header.", "status")):
             pattern = f"body.{pattern}" if not pattern.startswith("[]") else f"body{pattern}"
-        steps = []
-        for step in re.findall(r"\*\*\.?|\*|\[\]|\.|[^.*\[\]]+|.", pattern):
-            if step.startswith("**"):
-                steps.append(r"(?:[^.]*\.)*")
-            else:
-                steps.append(r"[^.\[]*" if step == "*" else re.escape(step))
-        choices.append("".join(steps).replace(r"\.(?:[^.]*\.)*", r"(?:\[\])*\.(?:[^.]*\.)*"))
-    return re.compile(rf"(?:{'|'.join(choices)})(?=[.\[]|\Z)")
+        first, *parts = _ANY_DEPTH.split(pattern)
+        found = _steps(first)
+        if parts:
+            found += _DOWN
+            for part in parts[:-1]:
+                found += f"(?>{_DEEPER}*?{_steps(part)}{_DOWN})"
+            if parts[-1]:
+                found += f"{_DEEPER}*{_steps(parts[-1])}"
+        choices.append(found if parts and not parts[-1] else found + _END)
+    return re.compile("|".join(choices))
+
+
+def _steps(pattern: str) -> str:
+    """A part of a path without `**`."""
+    found = []
+    for step in re.findall(r"\[\]|\.|(?:[^.\[]|\[(?!\]))+", pattern):
+        first, *others = [re.escape(each) for each in re.split(r"\*+", step)]
+        found.append(first)
+        if others:
+            found += [rf"(?>[^.\[]*?{each})" for each in others[:-1]]
+            found.append(rf"[^.\[]*{others[-1]}")
+    return "".join(found)
+
+
+_ANY_DEPTH: Final = re.compile(r"(?:\.\*\*)+(?=\.|\Z)\.?")
+"""`**` as a step of its own; several at once are one."""
+_DOWN: Final = r"(?:\[\])*\."
+_DEEPER: Final = r"(?:[^.]*\.)"
+_END: Final = r"(?=[.\[]|\Z)"
 
 
 def _same(one: Answer, other: Answer) -> bool:

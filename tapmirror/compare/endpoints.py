@@ -64,7 +64,7 @@ class Endpoints:
         self._root = _Node()
         self._nodes = 1
         self._names: set[str] = set()
-        self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled]
+        self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled, words]
         self.learned = 0
         """Goes up when names seen before are covered by a new template: `fold` them then."""
 
@@ -79,19 +79,21 @@ class Endpoints:
         if found is not None:
             found[1] += 1
             return found[0]  # type: ignore[no-any-return]
-        name = self._find(method, path)
+        name, words = self._find(method, path)
         if len(path) > CACHED_LENGTH:
             return name
         if len(self._cache) >= CACHED:
             self._settle()
-        self._cache[method, path] = [name, 0]
+        self._cache[method, path] = [name, 0, words]
         return name
 
     def _settle(self) -> None:
         """Count at their places the requests that the cache answered, and forget them."""
-        for (_, path), (_, hits) in self._cache.items():
+        for _, hits, words in self._cache.values():
+            if not hits:
+                continue
             node: _Node | None = self._root
-            for word in _words(self._shown(path)):
+            for word in words:
                 if node is None:
                     break
                 node.hits += hits
@@ -100,13 +102,15 @@ class Endpoints:
                 node.hits += hits
         self._cache.clear()
 
-    def _find(self, method: bytes, path: bytes) -> str:
+    def _find(self, method: bytes, path: bytes) -> tuple[str, list[str]]:
+        """The name, and the words that count for the template if that is learned."""
         verb = method.decode() if method in METHODS else "OTHER"
         segments = _segments(path)
         for template in self._given:
             if template.matches(verb, segments):
-                return self._admitted(f"{verb} {template.path}")
-        return self._admitted(f"{verb} /{'/'.join(self._learn(_words(self._shown(path))))}")
+                return self._admitted(f"{verb} {template.path}"), []
+        words = _words(self._shown(path))
+        return self._admitted(f"{verb} /{'/'.join(self._learn(words))}"), words
 
     def _admitted(self, name: str) -> str:
         if name not in self._names:

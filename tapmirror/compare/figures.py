@@ -7,12 +7,12 @@ This is what reports show, and `report --format json` prints.  Times are in mill
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 import msgspec
 
-from tapmirror.compare.noise import Evidence, Nature, Thresholds, apart, nature, weigh
+from tapmirror.compare.noise import Evidence, Nature, Thresholds, apart, is_noise, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.statistics import difference_interval, ratio_interval, share_interval
 from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Field, Sample, Side, State, merged, whole
@@ -125,7 +125,7 @@ class Figures(msgspec.Struct, frozen=True):
     failures: dict[str, int]
     thinned: int
     rtt: float | None
-    """Mean round trip to the shadow, which its times contain; None: not known."""
+    """Mean of the network's least round trip to the shadow, which its times contain; None: not known."""
     notes: list[str]
     verdict: Verdict
     alpha: float
@@ -214,20 +214,39 @@ class Judged(msgspec.Struct, frozen=True):
 
 def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
     """How many of each endpoint's exchanges differ."""
-    thresholds = _thresholds(spec)
-    known = _noise_elsewhere(state, thresholds)
+    known = _noise_elsewhere(state, _thresholds(spec))
+    fields = sum(len(each.fields) for each in state.endpoints.values())
+    return {name: judged_endpoint(name, each, spec, limits, known, fields) for name, each in state.endpoints.items()}
+
+
+def judged_endpoint(
+    name: str, endpoint: Endpoint, spec: Compare, limits: Limits, known: Set[str], fields: int
+) -> Judged:
+    """How many of an endpoint's exchanges differ.
+
+    `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many differ at all endpoints.
+    """
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
-    level /= 2 * max(1, sum(len(each.fields) for each in state.endpoints.values()))  # half of it
-    found = {}
-    for name, endpoint in state.endpoints.items():
-        probes = _probed(name, spec)
-        natures = {field: _nature(field, endpoint, thresholds, known, probes) for field in endpoint.fields}
-        open_ = {field for field, what in natures.items() if what is not Nature.NOISE}
-        different = {field for field, what in natures.items() if what is Nature.DIFFERENT}
-        sure = {field for field in different if certainly(field, endpoint, probes, level)}
-        found[name] = Judged(_in(endpoint, different), _in(endpoint, sure), _in(endpoint, open_))
-    return found
+    level /= 2 * max(1, fields)  # half of it
+    thresholds = _thresholds(spec)
+    probes = _probed(name, spec)
+    natures = {field: _nature(field, endpoint, thresholds, known, probes) for field in endpoint.fields}
+    open_ = {field for field, what in natures.items() if what is not Nature.NOISE}
+    different = {field for field in open_ if natures[field] is Nature.DIFFERENT}
+    sure = {field for field in different if certainly(field, endpoint, probes, level)}
+    counts = [0, 0, 0]
+    for signature, count in endpoint.signatures.items() if open_ else ():
+        names = signature.split("\n")
+        for place, among in enumerate((different, sure, open_)):
+            if not among.isdisjoint(names):
+                counts[place] += count
+    return Judged(*counts)
+
+
+def noise_of(endpoint: Endpoint, spec: Compare) -> set[str]:
+    """Fields of an endpoint that are noise, and of which noise pairs were seen."""
+    return _noise(endpoint, _thresholds(spec))
 
 
 def _probed(name: str, spec: Compare) -> bool:
@@ -243,7 +262,7 @@ def _endpoint(
     name: str,
     endpoint: Endpoint,
     thresholds: Thresholds,
-    known: set[str],
+    known: Set[str],
     limits: Limits,
     count: int,
     probes: bool,
@@ -273,11 +292,6 @@ def _endpoint(
         dict(sorted(endpoint.skipped.items(), key=lambda item: -item[1])),
         _bins(production.last, shadow.last),
     )
-
-
-def _in(endpoint: Endpoint, names: set[str]) -> int:
-    """Exchanges that differ in one of these fields."""
-    return sum(count for signature, count in endpoint.signatures.items() if names.intersection(signature.split("\n")))
 
 
 def certainly(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
@@ -316,7 +330,7 @@ def _ratio(over: Sketch, under: Sketch, share: float, alpha: float) -> Estimate:
     return Estimate(over.quantile(share) / below if below else None, low, high if high < math.inf else None)
 
 
-def _fields(endpoint: Endpoint, thresholds: Thresholds, known: set[str], probes: bool) -> list[FieldFigures]:
+def _fields(endpoint: Endpoint, thresholds: Thresholds, known: Set[str], probes: bool) -> list[FieldFigures]:
     found = []
     for name, field in endpoint.fields.items():
         if not field.raw:
@@ -337,7 +351,7 @@ def evidence_of(endpoint: Endpoint, field: Field, probes: bool = False) -> Evide
     return Evidence(*pairs, field.checks, field.held, probes)
 
 
-def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: set[str], probes: bool) -> Nature:
+def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: Set[str], probes: bool) -> Nature:
     """What a field of an endpoint is; `known` are those that are noise elsewhere."""
     field = endpoint.fields[name]
     evidence = evidence_of(endpoint, field, probes)
@@ -351,12 +365,15 @@ def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: set[st
 
 def _noise_elsewhere(state: State, thresholds: Thresholds) -> set[str]:
     """Fields that are noise at some endpoint where noise pairs were seen."""
+    return set().union(*(_noise(endpoint, thresholds) for endpoint in state.endpoints.values()))
+
+
+def _noise(endpoint: Endpoint, thresholds: Thresholds) -> set[str]:
     found = set()
-    for endpoint in state.endpoints.values():
-        for name, field in endpoint.fields.items():
-            evidence = evidence_of(endpoint, field)
-            if evidence.noisy and nature(field.raw, endpoint.compared, evidence, thresholds) is Nature.NOISE:
-                found.add(name)
+    for name, field in endpoint.fields.items():
+        evidence = evidence_of(endpoint, field)
+        if evidence.noisy and is_noise(field.raw, endpoint.compared, evidence, thresholds):
+            found.add(name)
     return found
 
 

@@ -49,7 +49,7 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.compare.statistics import majority_evidence, share_interval
+from tapmirror.compare.statistics import majority_evidence, share_high, share_low
 from tapmirror.exchange import Answer
 
 ENOUGH: Final = 20
@@ -108,23 +108,29 @@ class Evidence(msgspec.Struct, frozen=True):
 
 def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> Nature:
     """What a field is that differs in `raw` of so many exchanges."""
-    noisy, pairs = evidence.noisy, evidence.pairs
     if not raw or not exchanges:
         return Nature.NOISE
-    if not pairs:
+    if not evidence.pairs:
         return Nature.WAITING if evidence.coming or evidence.unsteady else Nature.DIFFERENT
-    rate, noise = raw / exchanges, noisy / pairs
-    if rate <= noise or (rate - noise) / (rate + noise) <= limits.relative or rate - noise <= limits.absolute:
+    if is_noise(raw, exchanges, evidence, limits):
         return Nature.NOISE
     return Nature.DIFFERENT if apart(raw, exchanges, evidence, SURPRISE) else Nature.WAITING
 
 
+def is_noise(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> bool:
+    """Whether noise pairs, of which there are some, say that a field is noise."""
+    if not raw or not exchanges:
+        return True
+    rate, noise = raw / exchanges, evidence.noisy / evidence.pairs
+    return rate <= noise or (rate - noise) / (rate + noise) <= limits.relative or rate - noise <= limits.absolute
+
+
 def apart(raw: int, exchanges: int, evidence: Evidence, alpha: float) -> bool:
     """Whether a field that differs so often is no noise, but with this probability."""
-    low = share_interval(raw, exchanges, alpha / 2)[0]
+    low = share_low(raw, exchanges, alpha / 2)
     if evidence.holds(alpha / 4):
         low *= DRIFT
-    return low > share_interval(evidence.noisy, evidence.pairs, alpha / 4)[1]
+    return low > share_high(evidence.noisy, evidence.pairs, alpha / 4)
 
 
 def wanted(raw: int, exchanges: int, evidence: Evidence) -> bool:

@@ -322,12 +322,12 @@ class Conversation:
         """It owes none, and what it answers from here on is not fed."""
         self._sides.pop(shadow, None)
 
-    def sent(self, shadow: int, number: int, time_ns: int, rtt_ns: int) -> None:
-        """Its last byte left for the shadow; `rtt_ns` is the round trip as tcp_info has it then."""
+    def sent(self, shadow: int, number: int, time_ns: int, rtt_ns: int, least_ns: int = 0) -> None:
+        """Its last byte left for the shadow; the round trip is as tcp_info has it then, smoothed and the least."""
         pending = self._pending.get(number)
         reply = None if pending is None else pending.replies.get(shadow)
         if reply is not None:
-            reply.sent_ns, reply.rtt_ns = time_ns, rtt_ns
+            reply.sent_ns, reply.rtt_ns, reply.least_ns = time_ns, rtt_ns, least_ns
 
     def left_out(self, shadow: int, number: int, reason: Unpaired) -> None:
         """A shadow does not get the request, or got a part of it only."""

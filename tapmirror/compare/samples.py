@@ -97,10 +97,20 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
         text = _quoted(body)
         words += ["--data-binary", text if len(text) < CURL // 2 else "'(too long)'"]
     words.append(_quoted(base.encode() + target))
-    while len(" ".join(words)) > CURL and "-H" in words:  # a line that is cut would be none for a shell
-        longest = max((at for at, word in enumerate(words) if word == "-H"), key=lambda at: len(words[at + 1]))
-        del words[longest : longest + 2]
-    return " ".join(words)[:CURL]
+    return " ".join(_fitting(words))[:CURL]
+
+
+def _fitting(words: list[str]) -> list[str]:
+    """The words without the longest fields, if the line were too long: one that is cut would be none for a shell."""
+    over = sum(map(len, words)) + len(words) - 1 - CURL
+    fields = [at for at, word in enumerate(words) if word == "-H"]
+    gone = set()
+    for at in sorted(fields, key=lambda at: -len(words[at + 1])):
+        if over <= 0:
+            break
+        gone |= {at, at + 1}
+        over -= len("-H ") + len(words[at + 1]) + 1
+    return [word for at, word in enumerate(words) if at not in gone]
 
 
 def _quoted(text: bytes) -> str:

@@ -64,16 +64,60 @@ def _against(hits: int, count: int, share: float, evidence: float) -> float:
 
 def share_interval(hits: int, count: int, alpha: float) -> Interval:
     """Of a share, from how many of how many."""
-    if not count:
-        return 0.0, 1.0
-    enough = -math.log(alpha)
+    return share_low(hits, count, alpha), share_high(hits, count, alpha)
+
+
+def share_low(hits: int, count: int, alpha: float) -> float:
+    """The lower end of the interval."""
+    if not hits:
+        return 0.0
     middle = hits / count
-    known = _log_beta(0.5 + hits, 0.5 + (count - hits)) - _log_beta(0.5, 0.5)
-    low = 0.0 if not hits else _edge(0.0, middle, lambda share: _against(hits, count, share, known) < enough)
-    high = 1.0 if hits == count else _edge(1.0, middle, lambda share: _against(hits, count, share, known) < enough)
-    return low, high
+    known, short = _short(hits, count, alpha)
+    start = max(middle - math.sqrt(2 * middle * short / count), middle * math.exp(-1 - short / hits))
+    return min(middle, max(0.0, _root(hits, count, known, start)))
 
 
+def share_high(hits: int, count: int, alpha: float) -> float:
+    """The upper end of the interval."""
+    misses = count - hits
+    if not misses:
+        return 1.0
+    middle = hits / count
+    known, short = _short(hits, count, alpha)
+    part = short / count
+    start = middle + part + math.sqrt(2 * middle * part + part * part)
+    start = min(start, 1 - (1 - middle) * math.exp(-1 - short / misses))
+    return max(middle, min(1.0, _root(hits, count, known, start)))
+
+
+def _short(hits: int, count: int, alpha: float) -> tuple[float, float]:
+    """What of the evidence does not depend on the share, less what is enough; and by how much the evidence against the
+    estimate itself is less than enough.
+    """
+    known = _log_beta(0.5 + hits, 0.5 + (count - hits)) - _log_beta(0.5, 0.5) + math.log(alpha)
+    return known, max(0.0, -_against(hits, count, hits / count, known))
+
+
+def _root(hits: int, count: int, known: float, at: float) -> float:
+    """Where the evidence is enough, by Newton's method from a share `at` that is farther from the estimate: there its
+    slope only grows, so no step goes too far and the outcome is on the outer side.
+
+    The first share is at most where count * KL(estimate, share) is what is missing: of that divergence it is known to
+    be more than (estimate - share)**2 / 2 by the greater of both.
+    """
+    for _ in range(_STEPS):
+        value = _against(hits, count, at, known)
+        slope = count * at - hits
+        if value <= 0 or not slope:
+            break
+        step = value * at * (1 - at) / slope
+        at -= step
+        if abs(step) <= _NEAR * at:
+            break
+    return at
+
+
+@lru_cache(4096)
 def majority_evidence(hits: int, count: int) -> float:
     """Logarithm of the capital won against "each is a hit with a probability of at most one half", whatever each
     depends on of those before it.  Bets as in `difference_evidence`.

@@ -154,12 +154,16 @@ class Bounds(msgspec.Struct, frozen=True):
 class Summary:
     """A state that grows by one exchange at a time."""
 
-    __slots__ = ("_bounds", "_samples", "state")
+    __slots__ = ("_bounds", "_samples", "production", "shadow", "state")
 
     def __init__(self, bounds: Bounds, level: str) -> None:
         self._bounds = bounds
         self._samples = 0
         self.state = State(level=level)
+        self.production = Sketch()
+        """Its times to the last byte, of all endpoints: a sum that would take long to make anew."""
+        self.shadow = Sketch()
+        """The same of the shadow's."""
 
     def endpoint(self, name: str) -> Endpoint:
         """The endpoint of this name, or the one for all that are too many."""
@@ -217,15 +221,21 @@ class Summary:
         if not asked.timed or took <= 0 or not sent or answer.last_ns < sent:
             return  # an answer before the request's end has no time; of both sides, so that they stay comparable
         mine.first.add(production.first_ns - ended)
-        key = mine.last.add(took) >> COARSE
+        key = mine.last.add(took)
+        times = self.production.buckets
+        times[key] = times.get(key, 0) + 1
+        key >>= COARSE
         point.production[key] = point.production.get(key, 0) + 1
         its.first.add(answer.first_ns - sent)
         its_took = answer.last_ns - sent
-        key = its.last.add(its_took) >> COARSE
+        key = its.last.add(its_took)
+        times = self.shadow.buckets
+        times[key] = times.get(key, 0) + 1
+        key >>= COARSE
         point.shadow[key] = point.shadow.get(key, 0) + 1
         endpoint.ratio.add(its_took / took)
-        if reply.rtt_ns:
-            state.rtt_ns += reply.rtt_ns
+        if reply.least_ns:
+            state.rtt_ns += reply.least_ns
             state.rtts += 1
 
     def differed(self, endpoint: Endpoint, fields: list[str]) -> list[str]:
@@ -281,11 +291,12 @@ class Summary:
         """So many requests were not compared."""
         self.state.unpaired[reason] = self.state.unpaired.get(reason, 0) + count
 
-    def fold(self) -> None:
-        """Endpoints that a template covers become a part of it."""
-        fold_endpoints(self.state.endpoints)
+    def fold(self) -> dict[str, str]:
+        """Endpoints that a template covers become a part of it: which of which."""
+        folded = fold_endpoints(self.state.endpoints)
         for endpoint in self.state.endpoints.values():
             _limit_fields(endpoint, self._bounds.fields)
+        return folded
 
     def _field(self, endpoint: Endpoint, name: str) -> Field | None:
         field = endpoint.fields.get(name)
@@ -328,12 +339,15 @@ def whole(state: State) -> Endpoint:
     return total
 
 
-def fold_endpoints(endpoints: dict[str, Endpoint]) -> None:
-    """Endpoints that the template of another covers become a part of it."""
+def fold_endpoints(endpoints: dict[str, Endpoint]) -> dict[str, str]:
+    """Endpoints that the template of another covers become a part of it: which of which."""
+    folded = {}
     for name, template in fold(endpoints).items():
         while template not in endpoints:  # folded itself
             template = fold([*endpoints, template])[template]
         merge_endpoint(endpoints[template], endpoints.pop(name))
+        folded[name] = template
+    return folded
 
 
 def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> None:

@@ -214,17 +214,20 @@ def _rounded(number: float) -> int:
     return math.ceil(number / unit) * unit
 
 
+def share(value: float) -> str:
+    """In percent."""
+    if value and abs(value) < 0.0001:
+        return f"{value * 100:.1g} %"
+    return f"{value * 100:.2f} %" if abs(value) < 0.1 else f"{value * 100:.1f} %"
+
+
 def _said(check: Check) -> str:
     relation = {Outcome.PASS: "within", Outcome.FAIL: "over", Outcome.UNDECIDED: "not yet known to keep to"}
     if check.name == "p99 ratio":
         value, low, high, limit = (_times(x) for x in (check.estimate, check.low, check.high, check.limit))
     else:
-        value, low, high, limit = (_percent(x) for x in (check.estimate, check.low, check.high, check.limit))
+        value, low, high, limit = (share(x) for x in (check.estimate, check.low, check.high, check.limit))
     return f"{check.name} {value} ({low} to {high}) is {relation[check.outcome]} the limit of {limit}"
-
-
-def _percent(value: float) -> str:
-    return f"{value * 100:.3g} %"
 
 
 def _times(value: float) -> str:

@@ -23,6 +23,7 @@ import hmac
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
 import msgspec
 
@@ -69,11 +70,24 @@ PARAMETERS: Final = 4096
 form is `unredacted`."""
 
 
-class Redactor:
-    """Takes things out of requests.  `secret` is the key of the hashes."""
+NESTED: Final = 4
+"""JSON in texts of JSON, that is looked into: each time it is quoted anew its quotes take twice the room."""
+NOT_SHOWN: Final = "(not shown)"
+"""In place of a text that cannot be looked into."""
+_MEMBER: Final = re.compile(r"[\s\ufeff]*[{\[].*\"\s*:", re.DOTALL)
+"""In a text that is no JSON: it may be the beginning of some, or followed by something else."""
 
-    def __init__(self, spec: Redact, secret: bytes) -> None:
+
+class Redactor:
+    """Takes things out of requests.  `secret` is the key of the hashes.
+
+    With `texts` also out of texts that are JSON themselves, in JSON and in parameters: for what is shown, and not for
+    what a shadow gets, since such a text is written anew.
+    """
+
+    def __init__(self, spec: Redact, secret: bytes, *, texts: bool = False) -> None:
         self._secret = secret
+        self._texts = NESTED if texts else 0
         self._strict = spec.privacy == "strict"
         names = dict.fromkeys(STRICT_NAMES, "remove") if self._strict else {}
         headers = {**(STRICT_HEADERS if self._strict else {}), **{k.lower(): v for k, v in spec.headers.items()}}
@@ -137,7 +151,7 @@ class Redactor:
             body = found
         elif kind.endswith((b"/json", b"+json")) or body.lstrip()[:1] in (b"{", b"["):
             if self._members or self._anywhere:
-                found = self._json(body)
+                found = self._json(body, self._texts)
                 if found is None:
                     return None
                 body = found
@@ -187,8 +201,15 @@ class Redactor:
                 found = action(decoded(pair[at + len(name) + len(mark) :]))
                 return pair[:at] + name + b"=" + found if found is not None else pair[: max(at - 1, 0)] or None
             if end < 0:
-                return pair
+                return self._parameter(pair) if self._texts else pair
             at = end + 1
+
+    def _parameter(self, pair: bytes) -> bytes:
+        """A parameter whose value is JSON, without what is to be taken out of that."""
+        name, mark, value = pair.partition(b"=")
+        text = decoded(value).decode("utf-8", "replace")
+        shown = self._text(text, self._texts)
+        return pair if shown == text else name + mark + quote(shown).encode()
 
     def _of_parameter(self, name: bytes) -> Action | None:
         """What is done with a parameter.  The names of `strict` are meant within others too: `user[password]`."""
@@ -197,16 +218,42 @@ class Redactor:
             action = next((self._query[part] for part in _WITHIN.split(name) if part in self._query), None)
         return action
 
-    def _json(self, body: bytes) -> bytes | None:
+    def _json(self, body: bytes, texts: int) -> bytes | None:
+        """`texts`: how many levels of texts that are JSON are looked into; 0: none is."""
         try:
             document = msgspec.json.decode(body)
             if self._anywhere:
                 _redact_anywhere(document, self._anywhere, 0)
             for steps, action in self._members:
-                _redact(document, steps, action, 0)
+                _redact(document, steps, action, 0, set())
+            if self._texts and b"\\" in body:  # or no text has quotes in it
+                whole = [document]
+                self._redact_texts(whole, texts, 0)
+                document = whole[0]
             return msgspec.json.encode(document)
         except (msgspec.MsgspecError, RecursionError, ValueError):
             return None
+
+    def _redact_texts(self, value: dict[str, Any] | list[Any], texts: int, depth: int) -> None:
+        """Look into all texts, in place."""
+        if depth > _DEPTH:
+            raise RecursionError
+        items: Any = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, child in list(items):
+            if isinstance(child, str):
+                value[key] = self._text(child, texts)
+            elif isinstance(child, dict | list):
+                self._redact_texts(child, texts, depth + 1)
+
+    def _text(self, text: str, texts: int) -> str:
+        """A text as it may be shown."""
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            found = self._json(text.encode("utf-8", "replace"), texts - 1) if texts else None
+            if found is not None:
+                return found.decode()
+            if not texts:
+                return NOT_SHOWN
+        return NOT_SHOWN if _MEMBER.match(text) else text
 
 
 def steps_of(path: str) -> tuple[str, ...]:
@@ -227,7 +274,7 @@ def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int) -> N
         for key in list(value):
             action = actions.get(key.lower())
             if action is not None:
-                _apply(value, (key,), (), action, depth)
+                _apply(value, (key,), (), action, depth, set())
             elif isinstance(value[key], dict | list):
                 _redact_anywhere(value[key], actions, depth + 1)
     elif isinstance(value, list):
@@ -236,32 +283,41 @@ def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int) -> N
                 _redact_anywhere(child, actions, depth + 1)
 
 
-def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int) -> None:
-    """Apply the action to what the steps lead to, in place."""
+def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int, seen: set[tuple[int, int]]) -> None:
+    """Apply the action to what the steps lead to, in place.
+
+    `seen` are the values (by identity; none is made meanwhile) from which so many steps that begin with `**` were
+    followed: to one value several `**` may lead in as many ways as there are places for them.
+    """
     if depth > _DEPTH:
         raise RecursionError
     step, rest = steps[0], steps[1:]
     if step == "**":
+        if not isinstance(value, dict | list) or (id(value), len(steps)) in seen:
+            return
+        seen.add((id(value), len(steps)))
         if rest:
-            _redact(value, rest, action, depth + 1)
+            _redact(value, rest, action, depth + 1, seen)
         for child in _children(value):
-            _redact(child, steps, action, depth + 1)
+            _redact(child, steps, action, depth + 1, seen)
     elif step == "[]" or step == "*":
         keys: Any = range(len(value)) if isinstance(value, list) and step == "[]" else _keys(value, step)
-        _apply(value, keys, rest, action, depth)
+        _apply(value, keys, rest, action, depth, seen)
     elif isinstance(value, dict):
         lower = step.lower()
-        _apply(value, [key for key in value if key.lower() == lower], rest, action, depth)
+        _apply(value, [key for key in value if key.lower() == lower], rest, action, depth, seen)
 
 
 def _keys(value: Any, step: str) -> list[str]:
     return list(value) if isinstance(value, dict) and step == "*" else []
 
 
-def _apply(value: Any, keys: Any, rest: tuple[str, ...], action: Action, depth: int) -> None:
+def _apply(
+    value: Any, keys: Any, rest: tuple[str, ...], action: Action, depth: int, seen: set[tuple[int, int]]
+) -> None:
     for key in list(keys):
         if rest:
-            _redact(value[key], rest, action, depth + 1)
+            _redact(value[key], rest, action, depth + 1, seen)
         else:
             found = action(_as_bytes(value[key]))
             if found is not None:
@@ -272,10 +328,8 @@ def _apply(value: Any, keys: Any, rest: tuple[str, ...], action: Action, depth: 
                 value[key] = None
 
 
-def _children(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _children(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _as_bytes(value: Any) -> bytes:

@@ -37,6 +37,8 @@ _LINKS: Final = (b"location", b"content-location", b"link", b"refresh")
 """Fields of answers that hold URLs."""
 _SESSION: Final = re.compile(rb";jsessionid=[^/?#;,<>\" ]*", re.IGNORECASE).sub
 """The session that servlets put into paths of clients without cookies (Jakarta Servlet 6.0, 7.1.3)."""
+QUERIES: Final = 32
+"""Queries and fragments in the fields of an answer that are looked into; fields with more are left out."""
 _QUERY: Final = re.compile(rb"([?#])([^?#<>\"]*)")
 
 
@@ -44,7 +46,7 @@ class SampleRedactor:
     """`compare.Redaction`.  `secret` is the key of the hashes."""
 
     def __init__(self, rules: Sequence[Redact], secret: bytes) -> None:
-        self._redactors = [Redactor(each, secret) for each in rules]
+        self._redactors = [Redactor(each, secret, texts=True) for each in rules]
         self.field = lru_cache(NAMES)(self._field)
         """`compare.Redaction.field`: the same fields differ again and again."""
 
@@ -101,18 +103,28 @@ class SampleRedactor:
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """An answer's head, and its body (decoded)."""
         lines = head.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
-        kept = [
-            self._link(line.replace(b"\r", b" "))
-            for line in lines[1:]
-            if b":" in line and not line.lower().startswith(b"content-encoding:")
-        ]
+        kept = []
+        queries = QUERIES
+        for line in lines[1:]:
+            name, colon, _ = line.partition(b":")
+            name = name.strip().lower()
+            if not colon or name == b"content-encoding":
+                continue
+            line = line.replace(b"\r", b" ")
+            if name in _LINKS:
+                count = line.count(b"?") + line.count(b"#")
+                if count > queries:
+                    continue
+                queries -= count
+                line = self._link(line)
+            kept.append(line)
         fields, shown = self._request(b"\r\n".join([_REQUEST[:-2], *kept, b"", b""]), body)
         return lines[0] + b"\r\n" + fields.partition(b"\r\n")[2], shown
 
     def _link(self, line: bytes) -> bytes:
         """A field of an answer; the URLs in it lose what the rules take out of a query, of their fragments too."""
         name, _, value = line.partition(b":")
-        return name + b":" + _QUERY.sub(self._query, _SESSION(b"", value)) if name.strip().lower() in _LINKS else line
+        return name + b":" + _QUERY.sub(self._query, _SESSION(b"", value))
 
     def _query(self, found: re.Match[bytes]) -> bytes:
         head, _ = self._request(b"GET /?%b HTTP/1.1\r\n\r\n" % found[2].replace(b" ", b"%20"), b"")
@@ -122,17 +134,30 @@ class SampleRedactor:
 
 def _end(steps: Sequence[str], rule: Sequence[str]) -> int:
     """After how many steps of a path a rule is met first; 0: it is not."""
-    if not rule:
-        return 0
-    step, rest = rule[0], rule[1:]
-    if step == "**":
-        return next((at + found for at in range(len(steps)) if (found := _end(steps[at:], rest))), 0)
-    if not steps or not (steps[0] == step or (step == "*" and steps[0] != "[]") or steps[0].lower() == step.lower()):
-        return 0
-    if not rest:
-        return 1
-    found = _end(steps[1:], rest)
-    return found and found + 1
+    failed: set[tuple[int, int]] = set()
+
+    def end(at: int, place: int) -> int:
+        """Of the path from `at` on, and the rule from `place` on."""
+        if place == len(rule):
+            return at
+        if (at, place) in failed:
+            return 0
+        wanted = rule[place]
+        if wanted == "**":
+            found = next((found for start in range(at, len(steps)) if (found := end(start, place + 1))), 0)
+        elif at < len(steps) and _is(steps[at], wanted):
+            found = end(at + 1, place + 1)
+        else:
+            found = 0
+        if not found:
+            failed.add((at, place))
+        return found
+
+    return end(0, 0)
+
+
+def _is(step: str, wanted: str) -> bool:
+    return step == wanted or (wanted == "*" and step != "[]") or step.lower() == wanted.lower()
 
 
 def _body(redactor: Redactor, request: Request, body: bytes | None) -> bytes | None:

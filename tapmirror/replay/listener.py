@@ -51,7 +51,11 @@ MSG_ERRQUEUE: Final = 0x2000
 IP_RECVERR: Final = 11
 IPV6_RECVERR: Final = 25
 TCP_INFO_RTT: Final = 68
-"""Offset of tcpi_rtt in `struct tcp_info`, in microseconds."""
+"""Offset of tcpi_rtt in `struct tcp_info`, in microseconds: smoothed, and until the shadow acknowledges, maybe with its
+answer."""
+TCP_INFO_MIN_RTT: Final = 148
+"""The same of tcpi_min_rtt, which has the handshake's: all ones where it is not known."""
+UNKNOWN_NS: Final = 0xFFFF_FFFF * 1000
 RTT_TIME: Final = 1.0
 """Seconds for which a round trip time is used."""
 STAMPS: Final = 256
@@ -93,6 +97,7 @@ class Listener:
         "_clock",
         "_conversation",
         "_events",
+        "_least_ns",
         "_number",
         "_out",
         "_rtt_at",
@@ -136,6 +141,7 @@ class Listener:
         """Where requests ended whose stamps have not come, and their numbers."""
         self._stamps = False
         self._rtt_ns = 0
+        self._least_ns = 0
         self._rtt_at = 0.0
 
     def connected(self) -> None:
@@ -207,7 +213,7 @@ class Listener:
             self._out += count
             if flags & END and count == len(data):
                 self._measure(sock, now)
-                self._conversation.sent(self._target, self._number, int(now * 1e9), self._rtt_ns)
+                self._conversation.sent(self._target, self._number, int(now * 1e9), self._rtt_ns, self._least_ns)
                 self._be_lazy(lane)
             return count
         if lane.lazy:
@@ -246,7 +252,7 @@ class Listener:
             self._awaited.append((self._out - 1, self._number))
             if self.late_stamps(sock):
                 return count
-        self._conversation.sent(self._target, self._number, began, self._rtt_ns)
+        self._conversation.sent(self._target, self._number, began, self._rtt_ns, self._least_ns)
         return count
 
     def _measure(self, sock: _Socket, now: float) -> None:
@@ -255,7 +261,7 @@ class Listener:
             if not self._rtt_at:
                 acknowledge_at_once(sock)  # as clients of production do on a new connection: a server may wait for it
             self._rtt_at = now
-            self._rtt_ns = _rtt_ns(sock)
+            self._rtt_ns, self._least_ns = _round_trips(sock)
 
     def late_stamps(self, sock: _Socket) -> bool:
         """Take the stamps of what was sent; whether all have come."""
@@ -275,7 +281,7 @@ class Listener:
             while awaited and (awaited[0][0] - key) & 0xFFFFFFFF >= 1 << 31:
                 awaited.popleft()  # its stamp was lost
             if awaited and stamp >= 0 and awaited[0][0] & 0xFFFFFFFF == key:
-                self._conversation.sent(self._target, awaited.popleft()[1], stamp, self._rtt_ns)
+                self._conversation.sent(self._target, awaited.popleft()[1], stamp, self._rtt_ns, self._least_ns)
         return True
 
     # --- what it answers
@@ -343,7 +349,10 @@ def _ask_for_stamps(sock: _socket.socket, *, fresh: bool) -> bool:
     return True
 
 
-def _rtt_ns(sock: _Socket) -> int:
-    info = bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_RTT + 4))
-    rtt = int.from_bytes(info[TCP_INFO_RTT:], sys.byteorder)
-    return rtt * 1000
+def _round_trips(sock: _Socket) -> tuple[int, int]:
+    """In nanoseconds, smoothed and the least; 0: not known."""
+    info = bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_MIN_RTT + 4))
+    smoothed, least = (
+        int.from_bytes(info[at : at + 4], sys.byteorder) * 1000 for at in (TCP_INFO_RTT, TCP_INFO_MIN_RTT)
+    )
+    return smoothed, least if least < UNKNOWN_NS else 0

@@ -8,7 +8,7 @@ forbids all that to the browser too, so that even a mistake in escaping could no
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 from html import escape as _escape
 from typing import Final
@@ -26,6 +26,7 @@ from tapmirror.report.words import (
     count,
     duration,
     limits_of,
+    losses,
     milliseconds,
     nature,
     percent,
@@ -166,9 +167,9 @@ def _tiles(figures: Figures) -> Iterator[str]:
             f"{slower(everything)}; first byte {milliseconds(one.first['p99'])} → {milliseconds(other.first['p99'])}",
         )
         yield _tile(
-            "ratio, each request",
+            "shadow ÷ production, each request",
             times(ratio["p50"]),
-            f"shadow by production; p90 {times(ratio['p90'])}, p99 {times(ratio['p99'])}",
+            f"median; p90 {times(ratio['p90'])}, p99 {times(ratio['p99'])}",
         )
     yield _tile("mean size", f"{size(one.mean_bytes)} → {size(other.mean_bytes)}", "production → shadow")
     if figures.level != "status":
@@ -254,11 +255,7 @@ def _noise(figures: Figures) -> Iterator[str]:
 
 
 def _losses(figures: Figures) -> Iterator[str]:
-    rows: Iterable[tuple[str, int]] = [
-        *((f"shadow gave no answer: {reason}", number) for reason, number in figures.failures.items()),
-        *((f"not compared: {reason.replace('_', ' ')}", number) for reason, number in figures.unpaired.items()),
-        *([("only status and times compared: over the budget", figures.thinned)] if figures.thinned else []),
-    ]
+    rows = [*losses(figures)]
     if rows or figures.notes:
         yield '<h2>What is not in it</h2><section class="card"><table>'
         for reason, number in rows:

@@ -12,6 +12,7 @@ from tapmirror.report.words import (
     COLUMNS,
     EARLY,
     KINDS,
+    LIMITS,
     OUTCOMES,
     SIDES,
     cells,
@@ -45,15 +46,14 @@ def _lines(figures: Figures) -> Iterator[str]:
     yield f"{compared(figures)}."
     yield ""
     if verdict.checks:
-        yield "| limit | shadow | certain | at most | |"
+        yield f"| {' | '.join(LIMITS)} |"
         yield "|---|---:|---:|---:|---|"
         for check in verdict.checks:
             estimate, interval, limit = limits_of(check)
             yield f"| {check.name} | {estimate} | {interval} | {limit} | {check.outcome.value} |"
         yield ""
-    yield f"| {' | '.join(COLUMNS)} |"
+    yield f"| {' | '.join(_heads())} |"
     yield f"|---|{'---:|' * (len(COLUMNS) - 1)}"
-    yield f"| {' | '.join(SIDES)} |"
     for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
         yield _row(endpoint)
     if len(figures.endpoints) > ENDPOINTS:
@@ -75,6 +75,14 @@ def _lines(figures: Figures) -> Iterator[str]:
         yield f"* {_text(remark)}"
     yield ""
     yield rtt(figures)
+
+
+def _heads() -> Iterator[str]:
+    """Of the columns, in one row."""
+    column = ""
+    for name, side in zip(COLUMNS, SIDES, strict=True):
+        column = name or column
+        yield f"{column}, {side}" if side else column
 
 
 def _row(endpoint: EndpointFigures) -> str:

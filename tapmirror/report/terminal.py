@@ -17,6 +17,7 @@ from tapmirror.report.words import (
     COLUMNS,
     EARLY,
     KINDS,
+    LIMITS,
     OUTCOMES,
     SIDES,
     cells,
@@ -56,7 +57,7 @@ def parts(figures: Figures, width: int = WIDE) -> Iterator[RenderableType]:
     yield Text.assemble((OUTCOMES[verdict.outcome], COLOURS[verdict.outcome]), "  ", clean(verdict.reason))
     yield Text(clean(compared(figures)))
     if verdict.checks:
-        table = Table("limit", *[_right(name) for name in ("shadow", "certain", "at most")], "")
+        table = _table(LIMITS[0], *map(_right, LIMITS[1:-1]), LIMITS[-1])
         for check in verdict.checks:
             table.add_row(check.name, *limits_of(check), Text(check.outcome.value, COLOURS[check.outcome]))
         yield table
@@ -77,7 +78,7 @@ def parts(figures: Figures, width: int = WIDE) -> Iterator[RenderableType]:
 
 
 def _endpoints(figures: Figures) -> Table:
-    table = Table(COLUMNS[0], *map(_right, COLUMNS[1:]))
+    table = _table(Column(COLUMNS[0], overflow="fold"), *map(_right, COLUMNS[1:]))
     table.add_row(*SIDES, style="dim")
     for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
         table.add_row(*_cells(endpoint))
@@ -88,13 +89,9 @@ def _endpoints(figures: Figures) -> Table:
 
 def _narrow_endpoints(figures: Figures) -> Table:
     """Of both sides what is said in one column, and no median."""
-    table = Table(
-        Column("endpoint", overflow="fold", ratio=1),
-        *map(_right, ("requests", "errors", "p99", "", "differ")),
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        expand=True,
-    )
+    columns = map(_right, ("requests", "errors", "p99", "", "differ"))
+    table = _table(Column("endpoint", overflow="fold", ratio=1), *columns)
+    table.expand = True
     for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
         name, requests, _, _, _, _, _, _, ratio, differ = _cells(endpoint)
         one, other = endpoint.production, endpoint.shadow
@@ -132,7 +129,13 @@ def _cells(endpoint: EndpointFigures) -> Iterator[RenderableType]:
 
 
 def _fields(figures: Figures) -> Table | None:
-    table = Table("endpoint", "field", "difference", _right("share"), "production", "shadow")
+    table = _table(
+        *(Column(name, overflow="fold") for name in ("endpoint", "field")),
+        "difference",
+        _right("share"),
+        "production",
+        "shadow",
+    )
     for endpoint in figures.endpoints[:ENDPOINTS]:
         for field in open_fields(endpoint):
             kind = KINDS.get(field.kind, field.kind)
@@ -147,6 +150,10 @@ def _fields(figures: Figures) -> Table | None:
                 Text(clean(sample.other)[:80] if sample else ""),
             )
     return table if table.rows else None
+
+
+def _table(*columns: Column | str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _right(name: str) -> Column:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from tapmirror.compare import Check, EndpointFigures, Estimate, FieldFigures, Figures, Nature, Outcome
+from tapmirror.compare import Check, EndpointFigures, Estimate, FieldFigures, Figures, Nature, Outcome, share
 
 KINDS: Final = {
     "value": "another value",
@@ -18,9 +19,31 @@ KINDS: Final = {
     "other": "others, too many to list",
 }
 OUTCOMES: Final = {Outcome.PASS: "PASS", Outcome.FAIL: "FAIL", Outcome.UNDECIDED: "UNDECIDED"}
-COLUMNS: Final = ("endpoint", "requests", "errors", "", "p50", "", "p99", "", "", "differing")
+COLUMNS: Final = ("endpoint", "requests", "errors", "", "p50", "", "p99", "", "change", "differing")
 SIDES: Final = ("", "", *("production", "shadow") * 3, "", "")
 """A second row of heads."""
+LIMITS: Final = ("limit", "found", "certainly", "at most", "")
+"""Of a table of what the shadow must keep to."""
+UNPAIRED: Final = {
+    "not_sent": "the shadow did not get it",
+    "gap": "a part of production's answer was not seen",
+    "order": "after such a part, until it is certain which answer is whose",
+    "unparsed": "production's answer is no HTTP/1",
+    "unanswered": "production's connection ended, or the time ran out, before its answer was whole",
+    "reconnect": "the shadow closed its kept connection meanwhile",
+    "broken": "the request was not seen whole",
+    "tunnel": "after an upgrade to another protocol",
+    "limit": "too many were under way",
+    "thinned": "more a second than are compared (max_exchanges)",
+    "shutdown": "still under way at the end",
+}
+"""Why a request was not compared: `Unpaired`."""
+FAILURES: Final = {
+    "closed": "it closed the connection",
+    "invalid": "what it sent is no HTTP/1",
+    "timeout": "the time ran out",
+}
+"""Why the shadow gave no answer: `Failure`."""
 EARLY: Final = "too early to tell it from noise"
 CONTAINS: Final = (
     "Production's times run from the last byte of the request to the answer's first or last byte, as the interface "
@@ -38,11 +61,7 @@ def milliseconds(value: float) -> str:
 
 def percent(value: float | None) -> str:
     """A share."""
-    if value is None:
-        return "-"
-    if value and abs(value) < 0.0001:
-        return f"{value * 100:.1g} %"
-    return f"{value * 100:.2f} %" if abs(value) < 0.1 else f"{value * 100:.1f} %"
+    return "-" if value is None else share(value)
 
 
 def times(value: float | None) -> str:
@@ -87,7 +106,7 @@ def limits_of(check: Check) -> tuple[str, str, str]:
 
 def rtt(figures: Figures) -> str:
     """What the times contain."""
-    return CONTAINS.format(rtt=f", here {milliseconds(figures.rtt)} on average" if figures.rtt is not None else "")
+    return CONTAINS.format(rtt=f", which is {milliseconds(figures.rtt)} at least" if figures.rtt is not None else "")
 
 
 def nature(field: FieldFigures) -> str:
@@ -140,10 +159,25 @@ def noise(figures: Figures) -> list[str]:
     return sorted({field.path for each in figures.endpoints for field in each.fields if field.nature is Nature.NOISE})
 
 
+def losses(figures: Figures) -> Iterator[tuple[str, int]]:
+    """What was not compared, and how often."""
+    for reason, number in figures.failures.items():
+        yield f"the shadow gave no answer ({FAILURES.get(reason, reason)})", number
+    for reason, number in figures.unpaired.items():
+        yield f"not compared ({UNPAIRED.get(reason, reason)})", number
+    if figures.thinned:
+        yield "only status and times compared (beyond max_bodies)", figures.thinned
+    skipped: Counter[str] = Counter()
+    for endpoint in figures.endpoints:
+        skipped.update(endpoint.skipped)
+    for reason, number in skipped.most_common():
+        yield f"bodies not compared ({reason})", number
+
+
 def remarks(figures: Figures) -> Iterator[str]:
-    """What was not compared, and what the reader should know."""
-    for reason, number in [*figures.unpaired.items(), *figures.failures.items()]:
-        yield f"{reason}: {count(number)} requests"
+    """The same in lines, and what the reader should know."""
+    for what, number in losses(figures):
+        yield f"{what}: {count(number)}"
     yield from figures.notes
 
 

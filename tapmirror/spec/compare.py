@@ -48,7 +48,8 @@ class Compare(Checked, frozen=True, kw_only=True):
     all_headers: bool = False
     """Only `ignore_headers` are ignored."""
     ignore_paths: tuple[str, ...] = ()
-    """Members of JSON that do not count, with all within them: `meta.time`, `items[].id`; `**.id` at any depth."""
+    """Members of JSON that do not count, with all within them: `meta.time`, `items[].id`; `**.id` at any depth,
+    `meta.**` all within."""
     ignore_patterns: tuple[str, ...] = ()
     """Expressions (RE2) for parts of texts that do not count: texts are compared without what matches."""
     float_tolerance: float = 1e-9
@@ -72,8 +73,9 @@ class Compare(Checked, frozen=True, kw_only=True):
     names."""
     body_bytes: int = 64 << 10
     """Of each body that are kept.  Most JSON is shorter; of what is longer a hash is compared."""
-    decoded_bytes: int = 1 << 20
-    """Of a body once it is decompressed; 16 times `body_bytes`, more than text usually gains."""
+    decoded_bytes: int = 256 << 10
+    """Of a body once it is decompressed; 4 times `body_bytes`.  While a worker looks into two of them it does
+    nothing else: some 50 ms at worst."""
     hash_bytes: int = 8 << 20
     """Of a body; of what is longer the length is compared."""
     held_bytes: int = 16 << 20

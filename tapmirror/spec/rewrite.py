@@ -117,6 +117,9 @@ class Redact(Checked, frozen=True, kw_only=True):
                 if not name:
                     yield group, "an empty name"
                 yield from _action_problems(f"{group}.{name}", action)
+        for name in self.json:
+            if not _is_path(name):
+                yield f"json.{name}", "steps are names, *, ** (but not the last one), and [] for any element"
         for text, replacement in self.patterns.items():
             wrong = regex_error(text)
             if wrong:
@@ -125,6 +128,12 @@ class Redact(Checked, frozen=True, kw_only=True):
                 yield f"patterns.{text}", f"{shown(replacement)}: only visible characters but quotes and backslashes"
         if not 0 < self.body_bytes <= 64 << 20:
             yield "body_bytes", f"{self.body_bytes} is not between 1 and {64 << 20}"
+
+
+def _is_path(text: str) -> bool:
+    """Whether it is a path of JSON members.  What looks like a pattern and is none would take nothing out."""
+    steps = text.replace("[]", "").split(".")
+    return steps[-1] != "**" and all(step in ("*", "**") or not {*step} & {*"*[]"} for step in steps)
 
 
 def _field_problems(path: str, name: str) -> Found:

@@ -289,9 +289,11 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                 if shadow.pooled:
                     yield f"shadows[{i}].pooled", "compare pairs answers by connection: not on pooled ones"
         labels = [shadow.label for shadow in self.shadows]
-        for i, label in enumerate(labels):
-            if label in labels[:i]:
-                yield f"shadows[{i}].name", f"{shown(label)} is there already"
+        for i, shadow in enumerate(self.shadows):
+            others = {label for other in self.shadows[:i] for label in other.copy_labels}
+            taken = [label for label in shadow.copy_labels if label in others]
+            if taken:
+                yield f"shadows[{i}].name", f"{shown(taken[0])} is there already"
         for i, rule in enumerate(self.rules):
             for j, mirror in enumerate(rule.mirror or ()):
                 if mirror.shadow not in labels:

@@ -124,7 +124,7 @@ class Feed:
         for side in sides:
             talk.chosen(side, number, head.encode() if method == "GET" and not side else b"")
             talk.asked(side, number, 0)
-            talk.sent(side, number, asked + 100_000, 300_000)
+            talk.sent(side, number, asked + 100_000, 900_000, 300_000)
         talk.decided(number)
         work = rand.lognormvariate(0.0, 0.5)
         took = 2e6 * (work + rand.expovariate(4.0))
