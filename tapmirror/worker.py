@@ -44,6 +44,7 @@ from tapmirror.pipeline import Pipeline
 from tapmirror.policy import HookRequest, Policy, is_needed
 from tapmirror.policy.match import compile_text
 from tapmirror.policy.samples import USUAL, SampleRedactor
+from tapmirror.precedence import give_way
 from tapmirror.replay import Reactor, Replay
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.listener import Clock
@@ -161,7 +162,6 @@ class Worker:
             self._comparing.shut()
             final["compare"] = self._comparing.brief(math.inf)
             final["comparison"] = self._comparing.state()
-        self._hand_over_all()
         self._reply({"final": final})
         self._hand_over_all()
 
@@ -378,6 +378,7 @@ class Worker:
     def _reply(self, message: dict[str, Any]) -> None:
         assert self._control is not None
         if self._comparing is not None:  # with samples it may be long
+            self._hand_over_all()
             self._parcel = privsep.Parcel(message)
             self._hand_over()
             return
@@ -543,9 +544,7 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             contexts.append(make_context(shadow.tls, shadow.host) if shadow.tls is not None else None)
         except (OSError, ValueError) as error:
             raise SetupError(f"shadows[{i}].tls: {_reason(error)}") from None
-    os.nice(NICENESS)
-    with suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as group:
-        group.write(str(NICENESS))  # else it counts among the processes of this session only (sched(7))
+    give_way(NICENESS)
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write(str(OOM_SCORE))
     copies = sum(shadow.copies for shadow in spec.shadows)

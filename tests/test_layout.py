@@ -23,6 +23,7 @@ RANKS: Final = {
     "ledger": 1,
     "spec": 1,
     "safety": 1,
+    "precedence": 1,
     "privsep": 1,
     "stdio": 1,
     "governor": 2,

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +32,7 @@ from lab.servers import Nginx
 from lab.snapshot import resident_kb
 from lab.starve import starved
 from lab.tap import Tap
+from tapmirror.precedence import give_way
 
 SETTLE_TIME: Final = 1.0
 """Seconds before a measurement: connections are made, imports are over."""
@@ -195,9 +195,7 @@ def production(lab: Lab, capture: str, pairs: int, shadow: Nginx, *, starve: boo
     The shadow, which belongs on another host, gets what CPU the others leave (nice 19).  `starve`: the worker gets
     `STARVED` of a CPU only.
     """
-    os.setpriority(os.PRIO_PROCESS, shadow.pid, 19)
-    with suppress(OSError):  # where sessions are weighed, as this is one, and not processes (sched(7))
-        Path(f"/proc/{shadow.pid}/autogroup").write_text("19")
+    give_way(19, shadow.pid)
     found: dict[str, list[float]] = {"p50 with": [], "p50 without": [], "p99 with": [], "p99 without": []}
 
     def block(kind: str) -> None:
