@@ -36,6 +36,7 @@ from typing import Final
 import msgspec
 
 from tapmirror import bytecode
+from tapmirror.precedence import give_way
 
 LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
@@ -465,6 +466,7 @@ def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         request = msgspec.json.decode(parent.recv(REPLY_BYTES), type=Request)
         lift_memory_lock()
+        give_way()
         try:
             fds = compile_and_load(request)
         except LoaderError as error:

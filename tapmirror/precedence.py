@@ -21,6 +21,9 @@ import struct
 from contextlib import suppress
 from typing import Final
 
+NICENESS: Final = 5
+"""Where CPU is short, production's processes (0) get three times as much (sched_prio_to_weight in the kernel): a tap
+rather drops than makes production wait."""
 LONGEST: Final = 100_000_000
 """Nanoseconds: the most that sched_setattr(2) takes of an ordinary process."""
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
@@ -28,7 +31,7 @@ _ATTR: Final = struct.Struct("=IIQiIQQQ")
 """`struct sched_attr`: size, policy (0: an ordinary process), flags, nice, priority, runtime, deadline, period."""
 
 
-def give_way(niceness: int, pid: int = 0) -> None:
+def give_way(niceness: int = NICENESS, pid: int = 0) -> None:
     """Let others come before this process (0: ours), and before its session.
 
     What the kernel does not know or allow is left as it is, but for the nice value: raises OSError.

@@ -61,16 +61,13 @@ BATCH: Final = 512
 HOLD: Final = 0.0008
 """Pause in seconds after a batch while traffic is dense: one wake-up then serves several requests, and
 none is held longer than about a millisecond."""
-FEW: Final = 2
+FEW: Final = 1
 """Traffic is dense when the pause will bring this many records, going by the last batch; with fewer
 it costs more than it saves."""
 TICK: Final = 0.1
 """Seconds between two looks at time-outs while something waits for one."""
 IDLE_TICK: Final = 1.0
 """The same while nothing does."""
-NICENESS: Final = 5
-"""Where CPU is short, production's processes (0) get three times as much (sched_prio_to_weight in the kernel): a tap
-rather drops than makes production wait."""
 OOM_SCORE: Final = 1000
 """Where memory is short, the kernel ends workers first (proc(5): the most that can be set), production is not."""
 PIECES: Final = 16
@@ -544,7 +541,7 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             contexts.append(make_context(shadow.tls, shadow.host) if shadow.tls is not None else None)
         except (OSError, ValueError) as error:
             raise SetupError(f"shadows[{i}].tls: {_reason(error)}") from None
-    give_way(NICENESS)
+    give_way()
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write(str(OOM_SCORE))
     copies = sum(shadow.copies for shadow in spec.shadows)

@@ -22,9 +22,9 @@ from lab import Tap as Command
 from lab.snapshot import network_programs, tree
 from lab.tap import COMMAND
 from tapmirror import privsep
+from tapmirror.precedence import NICENESS
 from tapmirror.spec import Capture, Limits
 from tapmirror.supervisor import Tap, TapError, workers
-from tapmirror.worker import NICENESS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
