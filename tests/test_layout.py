@@ -16,6 +16,7 @@ SOURCE: Final = TOP / "tapmirror"
 
 RANKS: Final = {
     "": -1,
+    "contract": 0,
     "events": 0,
     "histogram": 0,
     "exchange": 1,
