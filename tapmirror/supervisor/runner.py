@@ -61,6 +61,15 @@ class EndedError(Exception):
     """The tap was ended before it could be done."""
 
 
+class Before(msgspec.Struct, frozen=True):
+    """Of a tap that is to go on: one of an earlier daemon, or one that is restarted with another spec."""
+
+    until: float
+    """When its capture ended, of the wall clock in seconds."""
+    uncaptured: float = 0.0
+    """`Runner.uncaptured` then."""
+
+
 class Runner:
     """Call `start` once; `end` is the last thing.  All but the underscored may be used from any thread.
 
@@ -76,12 +85,18 @@ class Runner:
         together: Together,
         *,
         make: Make = Tap,
+        before: Before | None = None,
     ) -> None:
         self.spec = spec
         self.ledger: dict[str, Any] | None = None
         """The last snapshot; None before the first.  Never changed, only replaced."""
         self.losses = 0
         """How often all of the tap was lost, and it began anew."""
+        self.uncaptured = before.uncaptured if before is not None else 0.0
+        """Seconds for which it was to capture and did not, between an end and the next beginning: at most, for the end
+        of a daemon that was killed is known to a second, and a beginning is told when the tap is up."""
+        self._until = before.until if before is not None else None
+        """When its capture ended, of the wall clock; None: it captures, or is not to."""
         self.since = time.time()
         """When it began to run, of the wall clock."""
         self.started: Future[None] = Future()
@@ -196,6 +211,7 @@ class Runner:
         try:
             while not self._ending:
                 if self._held:
+                    self._until = None
                     self._accepted()
                     self._state = ("paused", self._held)
                     self._wait(None)
@@ -247,7 +263,16 @@ class Runner:
         self.since = time.time()
         self._accepted()
         self._log.say(Level.INFO, "started", f"capture by {tap.capture}", tap=self.spec.name)
+        self._count_uncaptured()
         return True
+
+    def _count_uncaptured(self) -> None:
+        until, self._until = self._until, None
+        if until is not None:
+            seconds = max(0.0, self.since - until)  # a clock that was set back tells nothing
+            self.uncaptured += seconds
+            message = f"nothing was captured for {seconds:.2f} s before this start"
+            self._log.say(Level.NOTICE, "uncaptured", message, tap=self.spec.name)
 
     def _start(self, tap: Tap) -> bool:
         """In its turn; False: it is not to run any more."""
@@ -348,6 +373,7 @@ class Runner:
             self._failures = 0
         self._failures += 1
         self.losses += 1
+        self._until = time.time()
         self._state = ("failed", str(error))
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
         if self._paused:
