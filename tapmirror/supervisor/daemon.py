@@ -103,11 +103,13 @@ class Daemon:
             return self.places.captured.lstat().st_mtime
         return None
 
-    def _note_capture(self) -> None:
-        """In a directory of the memory's (/run): no disk is written to."""
-        if any(entry.runner.state[0] == "running" for entry in self._taps.values()):
+    def _note_capture(self) -> bool:
+        """Whether any tap captures, and if so that it does: in /run, which is memory, so that no disk is waited for."""
+        captures = any(entry.runner.state[0] == "running" for entry in self._taps.values())
+        if captures:
             with suppress(OSError):
                 self.places.captured.touch(mode=0o600)
+        return captures
 
     def _restore(self, kept: state.Kept, before: Before | None) -> None:
         if kept.spec.name in self._taps:
@@ -277,9 +279,8 @@ class Daemon:
             self._log.say(Level.NOTICE, "ttl", "its time is over", tap=entry.spec.name)
         if over:
             self._later(self._stop(over))
-        if self._next_note is not None and now >= self._next_note:
+        if self._next_note is not None and now >= self._next_note and self._note_capture():
             self._next_note = now + NOTED
-            self._note_capture()
         if self.keeping.due(now):
             self._later(self.keeping.save())
 
