@@ -493,6 +493,8 @@ async def test_a_bad_file_leaves_everything_as_it_is(rig: Rig) -> None:
     rig.file("bad.yaml", "name: b\niface: eth0\nport: 99999\n")
     rig.file("web.yaml", msgspec.structs.replace(A, seed=1))
     await refused(rig.daemon.reload(), "refused", "bad.yaml.*and 1 more")
+    await rig.until(lambda: b"event=reload" in b"".join(rig.said), "the second problem")
+    assert b"".join(rig.said).count(b"bad.yaml") == 1  # the first goes to who asked
     assert "bad.yaml" in rig.daemon.reload_error
     assert rig.script.taps[0].attached and len(rig.script.taps) == 1
     await rig.daemon.close()

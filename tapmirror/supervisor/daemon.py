@@ -409,7 +409,7 @@ class Daemon:
             changed = [spec for spec in wanted if known.get(spec.name) != spec]
             allowed(changed, [*commands, *wanted], force=True)  # whoever wrote the file has insisted
         except folder.FolderError as error:
-            for problem in error.problems:
+            for problem in error.problems[1:]:  # the first is told by who asked for it
                 self._log.say(Level.ERROR, "reload", problem)
             self.reload_error = str(error)
             raise RefusedError("refused", str(error)) from None

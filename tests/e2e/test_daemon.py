@@ -435,6 +435,11 @@ BAD: Final = (
 """Not a number, a key given twice, a bomb of aliases, not UTF-8, a negative bound."""
 
 
+def told(daemon: Daemon) -> list[str]:
+    """What was said of reloads."""
+    return [line for line in daemon.said().splitlines() if "event=reload" in line]
+
+
 def refused_again(daemon: Daemon, before: int) -> bool:
     return daemon.said().count("the taps that ran before go on") > before
 
@@ -446,10 +451,11 @@ def test_reload_takes_good_files_and_leaves_all_as_it_is_for_a_bad_one(lab: Lab)
         shadow.wait_for(100, PATIENCE)
         (worker,) = daemon.workers()
         for bad in BAD:
-            refused = daemon.said().count("the taps that ran before go on")
+            refused, lines = daemon.said().count("the taps that ran before go on"), len(told(daemon))
             (daemon.taps / "bad.yaml").write_bytes(bad.encode("latin-1"))
             daemon.send_signal(signal.SIGHUP)
             until(partial(refused_again, daemon, refused), "the refusal", PATIENCE)
+            assert len(told(daemon)) == lines + 1  # each has one thing that is wrong, and it is told once
         assert "bad.yaml" in daemon.ask(Status())["daemon"]["reload_error"]
         assert daemon.workers() == [worker]
         with (daemon.taps / "bad.yaml").open("wb") as file:
