@@ -394,8 +394,11 @@ def compile_program(text: str, flags: list[str]) -> bytecode.Code:
             os.environ["BCC_KERNEL_SOURCE"] = view
         try:
             import bcc
-        except ImportError:
+        except ModuleNotFoundError:
             raise LoaderError("bcc", "the Python module bcc is missing: install python3-bpfcc") from None
+        except (ImportError, OSError) as error:  # also a library of its that is gone
+            words = f"the Python module bcc cannot be imported ({first_line(error)}): install python3-bpfcc"
+            raise LoaderError("bcc", words) from None
         try:
             program = bcc.BPF(text=text, cflags=flags)
             instructions = program.dump_func("tap")

@@ -284,6 +284,8 @@ def test_an_interface_that_is_not_there(lab: Lab) -> None:
         assert not loader.is_loopback("eth0")
 
 
+NO_LIBRARY = 'import ctypes\nctypes.CDLL("libnone.so.0")\n'
+"""As bcc's module does where libbcc is gone."""
 WITHOUT_BPF = ["setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin", "--inh-caps", "-all", "--"]
 """Runs a command as root that may open packet sockets, and may neither load programs nor mount."""
 WITHOUT_HEADERS = [
@@ -298,7 +300,8 @@ WITHOUT_HEADERS = [
     ("wrapper", "kind", "message"),
     [
         pytest.param(WITHOUT_HEADERS, "headers", "no kernel headers: install linux-headers-", id="no headers"),
-        pytest.param(["env", "PYTHONPATH={no_bcc}"], "bcc", "install python3-bpfcc", id="no bcc"),
+        pytest.param(["env", "PYTHONPATH={no_bcc}"], "bcc", "bcc is missing: install python3-bpfcc", id="no bcc"),
+        pytest.param(["env", "PYTHONPATH={no_library}"], "bcc", "cannot be imported (libnone.so.0: ", id="no libbcc"),
         pytest.param(["false"], "refused", "the loader process ", id="the child dies"),
         pytest.param(WITHOUT_BPF, "refused", "the kernel refuses", id="the kernel refuses"),
     ],
@@ -307,10 +310,13 @@ def test_what_this_system_lacks_has_one_line(
     wrapper: list[str], kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "programs"))
-    (tmp_path / "no_bcc").mkdir()
-    (tmp_path / "no_bcc" / "bcc.py").write_text("raise ImportError\n")
+    for place, text in (("no_bcc", "import nothing_like_it\n"), ("no_library", NO_LIBRARY)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "bcc.py").write_text(text)
     words = [shutil.which(wrapper[0]) or wrapper[0], *wrapper[1:], sys.executable]
-    quoted = " ".join("'" + word.format(no_bcc=tmp_path / "no_bcc") + "'" for word in words)
+    quoted = " ".join(
+        "'" + word.format(no_bcc=tmp_path / "no_bcc", no_library=tmp_path / "no_library") + "'" for word in words
+    )
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
     python.chmod(0o755)
