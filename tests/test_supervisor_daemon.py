@@ -223,7 +223,7 @@ async def test_it_is_told_where_nobody_knows_for_how_long_nothing_was_captured(r
 @conversation
 async def test_a_tap_that_is_restarted_goes_on_counting_the_time(rig: Rig) -> None:
     await rig.daemon.start([A], force=False)
-    rig.daemon.roster.taps["a"].runner.uncaptured = 50.0
+    rig.daemon.roster.taps["a"].runner._idle = (50.0, None)
     await rig.daemon.apply([msgspec.structs.replace(A, seed=1)], dry_run=False, force=False)
     await rig.until(lambda: uncaptured(rig)["a"] >= 50, "it goes on")
 

@@ -169,7 +169,10 @@ def test_the_time_between_a_loss_and_the_next_beginning_is_counted(runner: Runne
         script.fails["start"] = script.fails["snapshot"] = "no more"
         until(lambda losses=losses: runner.losses > losses and runner.state[0] == "restarting", "the loss")  # type: ignore[misc]
         script.fails.clear()
-        until(lambda before=before: runner.uncaptured > before, "it runs again")  # type: ignore[misc]
+        while_down = runner.uncaptured
+        assert while_down > before  # it is counted while it is down
+        until(lambda: runner.state == ("running", ""), "it runs again")
+        assert runner.uncaptured >= while_down
     assert "\n".join(said(log)).count("nothing was captured for ") == 2
 
 
