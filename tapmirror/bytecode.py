@@ -44,10 +44,12 @@ _LOAD_IMMEDIATE: Final = 0x18
 """BPF_LD | BPF_DW | BPF_IMM, of two instructions; with BPF_PSEUDO_MAP_FD as its source a map's descriptor."""
 _PSEUDO_MAP_FD: Final = 1
 _DIGEST_BYTES: Final = 32
+FORM: Final = 1
+"""Of what is kept: another one whenever `Code` means something else."""
 FILE_BYTES: Final = 1 << 20
 """Of what is kept, at most: some 20 KiB."""
 FILES: Final = 8
-"""Programs that are kept, those used last: one for each size of ring, number of workers and kernel in use."""
+"""Programs that are kept, those used last: one for each size of ring, number of workers, kernel and version in use."""
 _NAME: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9]+")
 """Of a program that is kept, or of one that was being written.  Whose directory it is has other files too."""
 
@@ -123,9 +125,9 @@ def update(fd: int, key: bytes, value: bytes) -> None:
 # --- kept
 
 
-def key_of(source: str, flags: list[str]) -> str:
-    """The name of what this is compiled to on this kernel."""
-    parts = [source, *flags, platform.machine(), platform.release()]
+def key_of(source: str, flags: list[str], compiler: str) -> str:
+    """The name of what this is compiled to, by this compiler on this kernel."""
+    parts = [str(FORM), compiler, platform.machine(), platform.release(), source, *flags]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -29,13 +29,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import resources
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from tapmirror import bytecode
+from tapmirror import bytecode, contract
 from tapmirror.precedence import give_way
 
 LOAD_TIME: Final = 60.0
@@ -94,7 +94,7 @@ WINDOW: Final = struct.Struct("<II")
 class LoaderError(Exception):
     """The program cannot be loaded; the message is one line for the user.
 
-    `kind`: `privilege`, `bcc`, `headers`, `compile`, `refused` or `time`.
+    `kind`: `privilege`, `bcc`, `headers`, `compile`, `refused`, `time` or `contract`.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -156,7 +156,7 @@ def load(request: Request) -> Loaded:
     with ours:
         with theirs:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tapmirror.loader", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "tapmirror.loader", str(theirs.fileno()), contract.CONTRACT],
                 cwd="/",
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -309,12 +309,7 @@ def is_loopback(iface: str) -> bool:
 
 def source() -> str:
     """The program's text, its header put in."""
-    try:
-        files = resources.files("tapmirror.bpf")
-    except ModuleNotFoundError:
-        files = Path(__file__).parent.parent / "bpf"
-    header = files.joinpath("tap.h").read_text(encoding="utf-8")
-    return files.joinpath("tap.c").read_text(encoding="utf-8").replace('#include "tap.h"\n', header, 1)
+    return contract.bpf_text("tap.c").replace('#include "tap.h"\n', contract.bpf_text("tap.h"), 1)
 
 
 # --- the child
@@ -379,10 +374,10 @@ def compile_and_load(request: Request) -> list[int]:
 def load_program(text: str, flags: list[str]) -> tuple[int, dict[str, int]]:
     """Load what this compiles to, which may be known from the last time.  Raises `LoaderError`."""
     directory = Path(os.environ.get("CACHE_DIRECTORY", CACHE))
-    key = bytecode.key_of(text, flags)
+    key = bytecode.key_of(text, flags, compiler())
     known = bytecode.kept(directory, key)
     if known is not None:
-        with suppress(OSError):  # it was made by another compiler, or damaged with care
+        with suppress(OSError):  # it was damaged with care
             return bytecode.load(known, INNER)
     code = compile_program(text, flags)
     try:
@@ -400,8 +395,11 @@ def compile_program(text: str, flags: list[str]) -> bytecode.Code:
             os.environ["BCC_KERNEL_SOURCE"] = view
         try:
             import bcc
-        except ImportError:
+        except ModuleNotFoundError:
             raise LoaderError("bcc", "the Python module bcc is missing: install python3-bpfcc") from None
+        except (ImportError, OSError) as error:  # also a library of its that is gone
+            words = f"the Python module bcc cannot be imported ({first_line(error)}): install python3-bpfcc"
+            raise LoaderError("bcc", words) from None
         try:
             program = bcc.BPF(text=text, cflags=flags)
             instructions = program.dump_func("tap")
@@ -409,6 +407,19 @@ def compile_program(text: str, flags: list[str]) -> bytecode.Code:
             return bytecode.take(instructions, maps)
         except Exception as error:
             raise LoaderError("compile", f"the capture program does not compile here: {first_line(error)}") from None
+
+
+def compiler() -> str:
+    """The version of bcc, without importing it, which takes all of LLVM; "" where there is none.
+
+    NOTE: LLVM's own version is not in it: Debian's releases do not change it.
+    """
+    found = PathFinder.find_spec("bcc")
+    if found is None or found.origin is None:
+        return ""
+    with suppress(OSError):
+        return Path(found.origin).with_name("version.py").read_text(encoding="utf-8", errors="replace").strip()
+    return ""
 
 
 def check_bpf() -> None:
@@ -464,7 +475,12 @@ def scratch() -> Iterator[Path]:
 def main() -> None:
     """Answer one request."""
     with socket.socket(fileno=int(sys.argv[1])) as parent:
-        request = msgspec.json.decode(parent.recv(REPLY_BYTES), type=Request)
+        data = parent.recv(REPLY_BYTES)
+        reason = contract.broken("".join(sys.argv[2:3]))
+        if reason is not None:
+            parent.send(json.dumps({"kind": "contract", "error": reason}).encode())
+            return
+        request = msgspec.json.decode(data, type=Request)
         lift_memory_lock()
         give_way()
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker process: capture source, pipeline and replay in one loop, without privilege.
 
-It is started by the supervisor as `python -m tapmirror.worker FD`, with one end of a socket
-pair.  It imports what it needs, receives its set-up and its descriptors, gives up every
-privilege, and only then looks at a byte of the network (`privsep`, `sandbox`).
+It is started by the supervisor as `python -m tapmirror.worker FD CONTRACT`, with one end of a socket
+pair, and goes if its own `contract` is another one.  It imports what it needs, receives its set-up and its
+descriptors, gives up every privilege, and only then looks at a byte of the network (`privsep`, `sandbox`).
 
 Over the same socket the supervisor asks for the ledger (`snapshot`), tells of a change of the share (`share`) and
 ends the tap (`drain`).  If the supervisor dies, the socket ends and the worker drains and goes.  If the worker dies,
@@ -32,7 +32,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from tapmirror import privsep, sandbox, stdio, succession
+from tapmirror import contract, privsep, sandbox, stdio, succession
 from tapmirror.admission import Admission
 from tapmirror.compare import Comparison
 from tapmirror.comparing import ComparingPipeline, answer_bytes, probes
@@ -592,6 +592,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stdio.print_without_waiting()
     control = socket.socket(fileno=int(sys.argv[1]))
+    reason = contract.broken("".join(sys.argv[2:3]))
+    if reason is not None:
+        with suppress(OSError):
+            privsep.send(control, {"error": reason})
+        return
     try:
         message, fds = privsep.receive_large(control, SETUP_BYTES)
     except (OSError, EOFError):

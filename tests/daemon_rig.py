@@ -36,7 +36,9 @@ A, B, C = tap("a"), tap("b"), tap("c")
 class Rig:
     """A daemon with scripted taps, in directories of its own; every wait turns its clock."""
 
-    def __init__(self, top: Path, log: Log) -> None:
+    def __init__(self, top: Path, log: Log, said: list[bytes]) -> None:
+        self.said = said
+        """The lines of the log."""
         self.places = Places(top / "run", top / "state", top / "etc")
         for path in (self.places.runtime, self.places.state, self.places.taps):
             path.mkdir(parents=True)
@@ -80,8 +82,9 @@ def rigged(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(runner, "Claims", NoClaims)
     monkeypatch.setattr(runner, "INTERVAL", 0.01)
     monkeypatch.setattr(runner, "BACKOFF", (0.01,))
-    log = Log(lambda _: None, journal=False)
-    yield Rig(top, log)
+    said: list[bytes] = []
+    log = Log(said.append, journal=False)
+    yield Rig(top, log, said)
     log.close()
 
 

@@ -14,7 +14,7 @@ from tapmirror import bytecode
 from tapmirror.bytecode import Code, MapShape
 
 CODE = Code(b"12345678" * 2, [MapShape("ring", 27, 0, 0, 4096, 0)], [(0, 0)])
-KEY = bytecode.key_of("int tap;", ["-DX=1"])
+KEY = bytecode.key_of("int tap;", ["-DX=1"], "0.26")
 RETURN_0 = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 """r0 = 0; exit"""
 
@@ -30,10 +30,22 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [("int tap2;", ["-DX=1"]), ("int tap;", ["-DX=2"]), ("int tap;", ["-DX=1", ""]), ("int tap;-DX=1", [])]
+    "other",
+    [
+        ("int tap2;", ["-DX=1"], "0.26"),
+        ("int tap;", ["-DX=2"], "0.26"),
+        ("int tap;", ["-DX=1", ""], "0.26"),
+        ("int tap;-DX=1", [], "0.26"),
+        ("int tap;", ["-DX=1"], "0.27"),
+    ],
 )
-def test_another_source_or_flag_has_another_name(other: tuple[str, list[str]]) -> None:
+def test_another_source_flag_or_compiler_has_another_name(other: tuple[str, list[str], str]) -> None:
     assert bytecode.key_of(*other) != KEY
+
+
+def test_what_is_kept_in_another_form_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bytecode, "FORM", bytecode.FORM + 1)
+    assert bytecode.key_of("int tap;", ["-DX=1"], "0.26") != KEY
 
 
 def damage(file: Path) -> None:
@@ -85,7 +97,7 @@ def test_another_users_file_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_the_latest_are_kept(tmp_path: Path) -> None:
-    names = [bytecode.key_of("x", [str(n)]) for n in range(bytecode.FILES + 3)]
+    names = [bytecode.key_of("x", [str(n)], "") for n in range(bytecode.FILES + 3)]
     for number, name in enumerate(names):
         bytecode.keep(tmp_path, name, CODE)
         os.utime(tmp_path / name, (number, number))
@@ -94,7 +106,7 @@ def test_the_latest_are_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_used_is_kept(tmp_path: Path) -> None:
-    names = [bytecode.key_of("x", [str(n)]) for n in range(bytecode.FILES)]
+    names = [bytecode.key_of("x", [str(n)], "") for n in range(bytecode.FILES)]
     for number, name in enumerate(names):
         bytecode.keep(tmp_path, name, CODE)
         os.utime(tmp_path / name, (number, number))
@@ -108,7 +120,7 @@ def test_other_files_stay(tmp_path: Path) -> None:
     for name in others - {"dir"}:
         (tmp_path / name).write_text("x")
     (tmp_path / "dir").mkdir()
-    programs = [bytecode.key_of("x", [str(n)]) for n in range(bytecode.FILES)]
+    programs = [bytecode.key_of("x", [str(n)], "") for n in range(bytecode.FILES)]
     old = [programs[0], f".{KEY}.4711"]
     for name in programs:
         bytecode.keep(tmp_path, name, CODE)

@@ -340,7 +340,7 @@ def without(what: str, tmp_path: Path) -> list[str]:
         "user": f"mount --bind {tmp_path}/passwd /etc/passwd && mount --bind {tmp_path}/passwd /etc/nsswitch.conf",
         "descriptors": "ulimit -n 12",
     }
-    (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
+    (tmp_path / "bcc.py").write_text("raise ModuleNotFoundError('No module named bcc')\n")
     (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\n")
     nothing_compiled = f"export CACHE_DIRECTORY={tmp_path}/programs"
     return ["unshare", "--mount", "--", "sh", "-c", f'{nothing_compiled} && {scripts[what]} && exec "$@"', "sh"]

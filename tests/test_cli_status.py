@@ -81,7 +81,7 @@ def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) ->
     share = {"percent": 50.0, "effective": 10.0, "reason": "the ring is 80 % full"}
     tap = {
         **TAP, "state": "waiting", "state_reason": "for eth0", "origin": "x.yaml", "ends_in": 61.0, "losses": 2,
-        "ledger": {**LEDGER, "share": share},
+        "uncaptured_s": 2.34, "ledger": {**LEDGER, "share": share},
     }  # fmt: skip
     of_all = {"all_taps": {"share": 0.5, "reason": "all taps: too much"}}
     daemon = {
@@ -95,10 +95,11 @@ def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert lines[1:4] == ["KILL SWITCH: all capture is off", "error: the disk is full", "error: x.yaml: bad"]
     assert lines[4] == "50% of all shares: all taps: too much"
     assert lines[6] == "web: waiting (for eth0)"
-    assert lines[8:12] == [
+    assert lines[8:13] == [
         "  from x.yaml",
         "  ends in 1 min 1 s",
         "  began anew 2 times",
+        "  nothing was captured for 2.3 s in all, between an end and a beginning",
         "  at present 10 %: the ring is 80 % full",
     ]
     assert run(monkeypatch, Answers({"daemon": DAEMON, "taps": []}), "status").endswith("\nno taps\n")

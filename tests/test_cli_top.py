@@ -45,9 +45,9 @@ def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
     ]
     text = shown({"daemon": DAEMON, "taps": taps})
     assert "2 taps, 1 running" in text and "KILL" not in text
-    for words in ("web running 10 % 0 0.0 12 700 0 0% 40 ring_full 199 why", "worker 71 20", "worker 72 10"):
+    for words in ("web running 10 % 0 0.0 12 700 0 0% 40 worker 71 20", "worker 72 10", "two failed 50 %"):
         assert words in " ".join(text.split()), words
-    assert "two failed 50 % no interface" in " ".join(text.split())
+    assert "OF TAP STATE AND LOSS, BY REASON web why ring_full 199 two no interface" in " ".join(text.split())
     assert "v2 web 700 1.2 ms 20.0 ms 2xx 690 5xx 3" in " ".join(text.split())
     of_all = {"share": 0.5, "reason": "all taps: too much"}
     text = shown({"daemon": {**DAEMON, "killed": True, "all_taps": of_all}, "taps": []})
@@ -66,6 +66,16 @@ def test_on_a_narrow_terminal_a_long_name_gives_way_and_no_figure() -> None:
     assert "TAP STATE SHARE RATE MB/S FLOWS MIRRORED LOST CPU MB" in text
     assert "… running 50 % 0 0.0 12 700 0 0% 40" in text
     assert "web-of" in text and "  worker" in shown({"daemon": DAEMON, "taps": [tap]}, width=80)
+
+
+def test_on_a_narrow_terminal_reasons_have_the_whole_width() -> None:
+    lost = {"shadow_down": 123_456, "ring_full": 199, "midstream": 12}
+    tap = {**TAP, "ledger": {**LEDGER, "requests": {**LEDGER["requests"], "dropped": lost}}}
+    lines = [line.rstrip() for line in shown({"daemon": DAEMON, "taps": [tap]}, width=80).splitlines()]
+    at = lines.index("OF TAP  STATE AND LOSS, BY REASON")
+    assert lines[at + 1] == "web     shadow_down 123,456  ring_full 199  midstream 12"
+    well = {**TAP, "ledger": {**LEDGER, "segments": {**LEDGER["segments"], "dropped": {}}}}
+    assert "BY REASON" not in shown({"daemon": DAEMON, "taps": [well]}, width=80)
 
 
 def test_rates_are_between_two_looks() -> None:

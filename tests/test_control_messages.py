@@ -123,6 +123,15 @@ def test_answers() -> None:
         read_answer(b"hello")
 
 
+def test_the_answer_of_another_version_is_not_read_as_ours_but_its_refusal_is() -> None:
+    said = "the daemon speaks version 2 of the protocol, not 1"
+    with pytest.raises(ProtocolError, match=said) as caught:
+        read_answer(b'{"v":2,"id":3,"ok":{"taps":"other"}}')
+    assert caught.value.code == "version"
+    with pytest.raises(ProtocolError, match="no such thing"):
+        read_answer(b'{"v":2,"error":{"code":"version","message":"no such thing"}}')
+
+
 @given(st.lists(st.binary(max_size=20).filter(lambda each: b"\n" not in each)), st.integers(1, 9))
 def test_lines_come_out_however_they_are_cut(lines: list[bytes], step: int) -> None:
     data = b"".join(line + b"\n" for line in lines)

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +123,22 @@ def test_a_load_that_fails_names_the_remedy(monkeypatch: pytest.MonkeyPatch, kin
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     finding = doctor.trial_load()
     assert (finding.level, finding.remedy) == (Level.WARN, doctor.REMEDIES[kind])
+
+
+@pytest.mark.ebpf
+@pytest.mark.parametrize(
+    "bcc", ["raise ImportError('no')", "import ctypes; ctypes.CDLL('libnone.so.0')", "import none"]
+)
+def test_without_bcc_it_says_so_and_what_to_do(tmp_path: Path, bcc: str) -> None:
+    """The command itself, as root; nothing was compiled before."""
+    (tmp_path / "bcc.py").write_text(bcc)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CACHE_DIRECTORY": str(tmp_path / "programs")}
+    command = [sys.executable, "-m", "tapmirror", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    (found,) = (each for each in json.loads(done.stdout)["findings"] if each["check"] == "ebpf")
+    assert found["level"] == "warn"
+    assert found["text"].startswith("the Python module bcc ") and "install python3-bpfcc; taps capture" in found["text"]
+    assert found["remedy"] == doctor.REMEDIES["bcc"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ SOURCE: Final = TOP / "tapmirror"
 
 RANKS: Final = {
     "": -1,
+    "contract": 0,
     "events": 0,
     "histogram": 0,
     "exchange": 1,
@@ -169,8 +170,8 @@ def test_the_core_is_pure(module: str) -> None:
 
 WALL_CLOCK: Final = {
     "supervisor.log",  # when a line was said
-    "supervisor.runner",  # since when a tap runs, for people
-    "supervisor.daemon",  # when a ttl is over that is kept over a reboot
+    "supervisor.runner",  # since when a tap runs, for people; when a capture ended, which outlives the daemon
+    "supervisor.daemon",  # when a ttl is over that is kept over a reboot; when a capture ended
     "worker",  # what templates of rewrites tell as the time
     "replay.listener",  # the kernel's time stamps are of it; taken anew in each turn
     "source.live",  # the same; taken anew with each block

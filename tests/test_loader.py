@@ -25,7 +25,7 @@ import pytest
 from captures import RING_BYTES
 from lab import Lab, until
 from lab.snapshot import MAPS, bpf_ids, tree
-from tapmirror import loader
+from tapmirror import contract, loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters
 from tapmirror.source.ring import (
@@ -148,7 +148,7 @@ def test_the_limit_of_locked_memory_is_lifted_before_anything_is_loaded(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         ours.send(msgspec.json.encode(request()))
-        monkeypatch.setattr(sys, "argv", ["loader", str(theirs.detach())])
+        monkeypatch.setattr(sys, "argv", ["loader", str(theirs.detach()), contract.CONTRACT])
         loader.main()
         assert b"as told" in ours.recv(1000)
     assert did == [(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2), "load"]
@@ -284,6 +284,8 @@ def test_an_interface_that_is_not_there(lab: Lab) -> None:
         assert not loader.is_loopback("eth0")
 
 
+NO_LIBRARY = 'import ctypes\nctypes.CDLL("libnone.so.0")\n'
+"""As bcc's module does where libbcc is gone."""
 WITHOUT_BPF = ["setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin", "--inh-caps", "-all", "--"]
 """Runs a command as root that may open packet sockets, and may neither load programs nor mount."""
 WITHOUT_HEADERS = [
@@ -298,7 +300,8 @@ WITHOUT_HEADERS = [
     ("wrapper", "kind", "message"),
     [
         pytest.param(WITHOUT_HEADERS, "headers", "no kernel headers: install linux-headers-", id="no headers"),
-        pytest.param(["env", "PYTHONPATH={no_bcc}"], "bcc", "install python3-bpfcc", id="no bcc"),
+        pytest.param(["env", "PYTHONPATH={no_bcc}"], "bcc", "bcc is missing: install python3-bpfcc", id="no bcc"),
+        pytest.param(["env", "PYTHONPATH={no_library}"], "bcc", "cannot be imported (libnone.so.0: ", id="no libbcc"),
         pytest.param(["false"], "refused", "the loader process ", id="the child dies"),
         pytest.param(WITHOUT_BPF, "refused", "the kernel refuses", id="the kernel refuses"),
     ],
@@ -307,10 +310,13 @@ def test_what_this_system_lacks_has_one_line(
     wrapper: list[str], kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "programs"))
-    (tmp_path / "no_bcc").mkdir()
-    (tmp_path / "no_bcc" / "bcc.py").write_text("raise ImportError\n")
+    for place, text in (("no_bcc", "import nothing_like_it\n"), ("no_library", NO_LIBRARY)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "bcc.py").write_text(text)
     words = [shutil.which(wrapper[0]) or wrapper[0], *wrapper[1:], sys.executable]
-    quoted = " ".join("'" + word.format(no_bcc=tmp_path / "no_bcc") + "'" for word in words)
+    quoted = " ".join(
+        "'" + word.format(no_bcc=tmp_path / "no_bcc", no_library=tmp_path / "no_library") + "'" for word in words
+    )
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
     python.chmod(0o755)
@@ -338,6 +344,28 @@ def test_what_was_compiled_once_needs_no_compiler(tmp_path: Path, monkeypatch: p
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(loader.LoaderError, match="no kernel headers"):
         loader.load(request())
+
+
+@pytest.mark.ebpf
+@pytest.mark.usefixtures("traceless")
+def test_a_child_of_other_files_than_ours_refuses_and_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = contract.CONTRACT
+    monkeypatch.setattr(contract, "CONTRACT", "0.0.9-123456789abc")
+    with pytest.raises(loader.LoaderError) as caught:
+        loader.load(request())
+    assert caught.value.kind == "contract"
+    assert str(caught.value) == f"tapmirror {ours} is installed now, and 0.0.9-123456789abc is running: restart it"
+
+
+def test_the_compiler_is_known_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bcc").mkdir()
+    (tmp_path / "bcc" / "__init__.py").write_text("raise AssertionError\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert loader.compiler() == ""
+    (tmp_path / "bcc" / "version.py").write_text("__version__ = '0.27.1'\n")
+    assert loader.compiler() == "__version__ = '0.27.1'"
+    monkeypatch.setattr(sys, "path", [])
+    assert loader.compiler() == ""
 
 
 @pytest.mark.ebpf

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from typing import Any
@@ -179,6 +180,52 @@ async def test_pause_outlives_a_restart(rig: Rig) -> None:
     await rig.daemon.pause("a")
     await rig.daemon.resume("a")
     assert rig.script.taps[0].did.index(("pause",)) < rig.script.taps[0].did.index(("resume",))
+
+
+def uncaptured(rig: Rig) -> dict[str, float]:
+    """By tap, in seconds."""
+    return {each["name"]: each["uncaptured_s"] for each in rig.daemon.roster.told(None, ledger=False)}
+
+
+@conversation
+async def test_the_time_in_which_no_daemon_ran_is_counted(rig: Rig) -> None:
+    """Of taps that were to capture then; from when any was last seen to."""
+    await rig.daemon.start([A, B], force=False)
+    await rig.daemon.pause("b")
+    await rig.until(rig.places.captured.exists, "the note")
+    await rig.daemon.close()
+    long_ago = time.time() - 1000
+    os.utime(rig.places.captured, (long_ago, long_ago))
+    rig.file("c.yaml", C)
+    await rig.begin()
+    await rig.running("a", "c")
+    await rig.until(lambda: uncaptured(rig)["a"] >= 1000, "it is counted")
+    assert 1000 <= uncaptured(rig)["a"] < 1000 + PATIENCE and uncaptured(rig)["b"] == uncaptured(rig)["c"] == 0
+    await rig.until(lambda: rig.places.captured.stat().st_mtime > long_ago + 500, "the next note")
+    await rig.daemon.resume("b")
+    await rig.running("a", "b", "c")
+    assert uncaptured(rig)["b"] == 0
+
+
+@conversation
+async def test_it_is_told_where_nobody_knows_for_how_long_nothing_was_captured(rig: Rig) -> None:
+    """A reboot takes the note with it."""
+    await rig.daemon.start([A], force=False)
+    await rig.until(rig.places.captured.exists, "the note")
+    await rig.daemon.close()
+    rig.places.captured.unlink()
+    await rig.begin()
+    await rig.running("a")
+    assert uncaptured(rig) == {"a": 0}
+    await rig.until(lambda: b"until when is not known" in b"".join(rig.said), "the line")
+
+
+@conversation
+async def test_a_tap_that_is_restarted_goes_on_counting_the_time(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    rig.daemon.roster.taps["a"].runner._idle = (50.0, None)
+    await rig.daemon.apply([msgspec.structs.replace(A, seed=1)], dry_run=False, force=False)
+    await rig.until(lambda: uncaptured(rig)["a"] >= 50, "it goes on")
 
 
 @conversation
@@ -446,6 +493,8 @@ async def test_a_bad_file_leaves_everything_as_it_is(rig: Rig) -> None:
     rig.file("bad.yaml", "name: b\niface: eth0\nport: 99999\n")
     rig.file("web.yaml", msgspec.structs.replace(A, seed=1))
     await refused(rig.daemon.reload(), "refused", "bad.yaml.*and 1 more")
+    await rig.until(lambda: b"event=reload" in b"".join(rig.said), "the second problem")
+    assert b"".join(rig.said).count(b"bad.yaml") == 1  # the first goes to who asked
     assert "bad.yaml" in rig.daemon.reload_error
     assert rig.script.taps[0].attached and len(rig.script.taps) == 1
     await rig.daemon.close()

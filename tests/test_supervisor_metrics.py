@@ -110,6 +110,14 @@ def test_the_identity_holds_in_the_metrics() -> None:
         assert found[(f"tapmirror_seen_{unit}_total", "shop")] == settled + waiting
 
 
+def test_what_was_not_captured_is_told_also_before_the_first_ledger() -> None:
+    found = Taps(
+        {**snapshot(), "uncaptured_s": 2.5}, {"tap": "new", "state": "starting", "uncaptured_s": 0.0}
+    ).samples()
+    name = "tapmirror_uncaptured_seconds_total"
+    assert (found[(name, "shop")], found[(name, "new")]) == (2.5, 0.0)
+
+
 def test_units_and_help() -> None:
     for family in text_string_to_metric_families(Taps(snapshot()).text()):  # type: ignore[no-untyped-call]
         assert family.documentation

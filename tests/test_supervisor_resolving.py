@@ -49,6 +49,15 @@ def test_the_first_answer_is_waited_for() -> None:
         look_up(Shadow(host="no-such-host.invalid", port=81), OURSELVES)
 
 
+def test_an_address_takes_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two hundred taps that start at a time, each would have one."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert look_up(Shadow(host="10.0.0.9", port=81), OURSELVES) == [(FOUR, ("10.0.0.9", 81))]
+    assert look_up(Shadow(host="FD00:0::9", port=81), OURSELVES) == [(SIX, ("fd00::9", 81, 0, 0))]
+    with pytest.raises(ResolveError, match="getent: No such file"):
+        look_up(Shadow(host="fe80::9%lo", port=81), OURSELVES)
+
+
 @pytest.fixture
 def getent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A script in the place of getent."""

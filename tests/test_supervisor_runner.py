@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -20,7 +21,7 @@ from tapmirror.supervisor import runner as module
 from tapmirror.supervisor import together
 from tapmirror.supervisor.claims import ClaimedError
 from tapmirror.supervisor.log import Log
-from tapmirror.supervisor.runner import PAUSED, EndedError, Runner
+from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Runner
 from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError, TapRefusedError
 
@@ -157,6 +158,47 @@ def test_what_is_lost_begins_anew(runner: Runner, script: Script, log: Log) -> N
     script.fails.clear()
     until(lambda: runner.state == ("running", "") and script.attached() == ["web"], "it runs again")
     assert "the worker process ended (signal 9)" in said(log)
+
+
+def test_the_time_between_a_loss_and_the_next_beginning_is_counted(runner: Runner, script: Script, log: Log) -> None:
+    runner.start()
+    runner.started.result(10)
+    assert runner.uncaptured == 0 and "nothing was captured" not in "\n".join(said(log))  # it had not begun before
+    for _ in range(2):
+        losses, before = runner.losses, runner.uncaptured
+        script.fails["start"] = script.fails["snapshot"] = "no more"
+        until(lambda losses=losses: runner.losses > losses and runner.state[0] == "restarting", "the loss")  # type: ignore[misc]
+        script.fails.clear()
+        while_down = runner.uncaptured
+        assert while_down > before  # it is counted while it is down
+        until(lambda: runner.state == ("running", ""), "it runs again")
+        assert runner.uncaptured >= while_down
+    assert "\n".join(said(log)).count("nothing was captured for ") == 2
+
+
+@pytest.mark.parametrize(("ago", "most"), [(5.0, 10.0), (-5.0, 0.0)])
+def test_the_time_since_an_earlier_daemon_is_counted(script: Script, log: Log, ago: float, most: float) -> None:
+    """Of a clock that was set back nothing is known."""
+    before = Before(time.time() - ago, uncaptured=100.0)
+    made = Runner(SPEC, log, threading.Semaphore(2), alone(), make=script, before=before)
+    made.start()
+    made.started.result(10)
+    try:
+        until(lambda: "nothing was captured for" in "\n".join(said(log)), "the line")
+        assert 100 + min(ago, most) <= made.uncaptured + 1e-6 <= 100 + most + 1e-6
+    finally:
+        made.end().result(10)
+
+
+def test_the_time_in_which_it_was_held_is_not_counted(script: Script, log: Log) -> None:
+    before = Before(time.time() - 5)
+    made = Runner(SPEC, log, threading.Semaphore(2), alone(), make=script, before=before)
+    made.start(PAUSED)
+    made.started.result(10)
+    made.release()
+    until(lambda: made.state == ("running", ""), "it runs")
+    made.end().result(10)
+    assert made.uncaptured == 0
 
 
 def test_the_final_ledger_is_the_last_one_if_the_tap_is_lost_at_the_end(runner: Runner, script: Script) -> None:

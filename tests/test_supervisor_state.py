@@ -44,6 +44,17 @@ def test_what_was_left_beside_it_is_no_obstacle_and_is_not_followed(tmp_path: Pa
     assert victim.read_text() == "precious"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: giving a file away")
+def test_a_file_of_another_user_is_not_believed(tmp_path: Path) -> None:
+    """The directory lets nobody put it there; its owner could still change it, if he may reach it."""
+    state.save(tmp_path, STATE)
+    os.chown(tmp_path / state.NAME, 4001, -1)
+    found, (problem,) = state.load(tmp_path)
+    assert found == State()
+    assert "taps.json: others than root could write it (owner 4001, mode 600); set aside as taps.json." in problem
+    assert problem.endswith(", beginning without taps")
+
+
 @pytest.mark.parametrize("fails", ["fsync", "rename"])
 def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     def fail(*_: object) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lab import Lab, until
-from tapmirror import privsep
+from tapmirror import contract, privsep
 from tapmirror.ledger import summed
 from tapmirror.source.live import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
@@ -101,11 +101,21 @@ def test_one_that_cannot_begin_says_why_and_is_gone(lab: Lab) -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+@real
+def test_one_of_other_files_than_ours_refuses_and_says_what_to_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update of the package, when nobody has restarted the daemon."""
+    ours = contract.CONTRACT
+    monkeypatch.setattr(contract, "CONTRACT", "0.0.9-123456789abc")
+    with pytest.raises(TapError) as caught:
+        started(lab)
+    assert str(caught.value) == f"tapmirror {ours} is installed now, and 0.0.9-123456789abc is running: restart it"
+
+
 # --- workers that say what they should not
 
 SCRIPT = """#!{python} -ISu
 import json, os, socket, sys
-control = socket.socket(fileno=int(sys.argv[-1]))
+control = socket.socket(fileno=int(sys.argv[-2]))
 control.recv(4096)
 figures = json.loads({figures!r})
 told = []

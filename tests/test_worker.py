@@ -24,6 +24,7 @@ from captures import Wire
 from lab import HashSink, Host, Lab, RecordingTcp, body, cpu_seconds, identity, load, until
 from lab.load import Load, LoadPlan
 from tapmirror import loader, privsep
+from tapmirror.contract import CONTRACT
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.ledger import Ledger
 from tapmirror.replay.ports import GENTLE_CLOSES
@@ -125,7 +126,7 @@ class Bare:
 def start(node: Host, control: socket.socket) -> subprocess.Popen[str]:
     """The worker's process, with its end of the socket pair."""
     return node.popen(
-        [sys.executable, "-m", "tapmirror.worker", str(control.fileno())],
+        [sys.executable, "-m", "tapmirror.worker", str(control.fileno()), CONTRACT],
         pass_fds=[control.fileno()],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,24 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tapmirror completion`: what a shell needs to complete commands, options and the names of taps."""
+"""`tapmirror completion`: what a shell needs to complete commands, options, files and the names of taps."""
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 from click.shell_completion import get_completion_class
+
+MENDED: Final = (
+    # zsh: the file of fpath is run for each completion, and only the first time in the context that click looks for.
+    ("$zsh_eval_context[-1] == loadautofunc", "$funcstack[1] == _tapmirror"),
+    # fish: a description may have commas.
+    ('string split ","', 'string split --max 1 ","'),
+)
+"""In what click prints."""
 
 
 @click.command(short_help="Print what makes a shell complete our commands.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what makes a shell complete commands, options and the names of the daemon's taps.
+    """Print what makes a shell complete commands, options, files and the names of the daemon's taps.
+
+    Names are those that the user of the shell may see: with sudo in front none are, if only root may.
 
     \b
     Examples:
       source <(tapmirror completion bash)         # in this shell; or in ~/.bashrc
-      tapmirror completion zsh > ~/.zfunc/_tapmirror
+      source <(tapmirror completion zsh)          # in ~/.zshrc, behind compinit
+      tapmirror completion zsh > ~/.zfunc/_tapmirror   # or so, with ~/.zfunc in fpath before compinit
       tapmirror completion fish > ~/.config/fish/completions/tapmirror.fish
     """  # noqa: D301 -- click wants the control character
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(context.find_root().command, {}, "tapmirror", "_TAPMIRROR_COMPLETE").source())
+    text = found(context.find_root().command, {}, "tapmirror", "_TAPMIRROR_COMPLETE").source()
+    for old, new in MENDED:
+        text = text.replace(old, new)
+    click.echo(text)

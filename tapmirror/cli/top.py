@@ -99,28 +99,26 @@ def screen(done: dict[str, Any], rates: dict[str, Rates]) -> RenderableType:
         for tap in done["taps"]
         for line in brief_lines(tap["ledger"] or {})
     ]
-    return Group(*parts, taps_table(done["taps"], rates), shadows_table(done["taps"]), *compared)
+    tables = (taps_table(done["taps"], rates), reasons_table(done["taps"]), shadows_table(done["taps"]))
+    return Group(*parts, *(table for table in tables if table.rows), *compared)
 
 
 def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:
     """A line for each tap, and one for each process where it has several."""
-    table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("TAP", min_width=8)  # what gives way on a narrow terminal
     table.add_column("STATE", no_wrap=True)
     for name in ("SHARE", "RATE", "MB/S", "FLOWS", "MIRRORED", "LOST", "CPU", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("LOST BY REASON", ratio=1)
     for tap in taps:
         ledger = tap["ledger"]
         state = Text(tap["state"], COLORS.get(tap["state"], ""))
         if ledger is None:
-            cells = [f"{tap['percent']:g} %", *[""] * 7, tap["state_reason"]]
+            cells = [f"{tap['percent']:g} %", *[""] * 7]
             table.add_row(_name(tap["name"]), state, *map(Text, cells))
             continue
         rate, size, cpu = rates.setdefault(tap["name"], Rates()).of(ledger)
-        unit = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]
-        lost = {**ledger["segments"]["dropped"], **unit["dropped"]}
-        reasons = "  ".join(f"{reason} {count:,}" for reason, count in sorted(lost.items(), key=lambda each: -each[1]))
+        unit = _unit(ledger)
         share = (ledger.get("share") or {}).get("effective", tap["percent"])
         cells = [
             f"{share:g} %",
@@ -131,13 +129,32 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:
             f"{sum(unit['dropped'].values()):,}",
             f"{cpu:.0%}",
             f"{ledger['worker']['rss_kb'] / 1024:.0f}",
-            f"{reasons}  {tap['state_reason']}".strip(),
         ]
         table.add_row(_name(tap["name"]), state, *map(Text, cells))
         workers = ledger.get("workers") or []
         for worker in workers if len(workers) > 1 else []:
             mark = f"  worker {worker['pid']}"
-            table.add_row(_name(mark, "dim"), *[""] * 8, f"{worker['rss_kb'] / 1024:.0f}", "")
+            table.add_row(_name(mark, "dim"), *[""] * 8, f"{worker['rss_kb'] / 1024:.0f}")
+    return table
+
+
+def _unit(ledger: dict[str, Any]) -> dict[str, Any]:
+    """The account that a tap is shown by."""
+    account: dict[str, Any] = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]
+    return account
+
+
+def reasons_table(taps: list[dict[str, Any]]) -> Table:
+    """A line for each tap that lost something, or is in its state for a reason: it has the whole width."""
+    table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
+    table.add_column("OF TAP", no_wrap=True)
+    table.add_column("STATE AND LOSS, BY REASON", ratio=1)
+    for tap in taps:
+        ledger = tap["ledger"]
+        lost = {**ledger["segments"]["dropped"], **_unit(ledger)["dropped"]} if ledger is not None else {}
+        reasons = [f"{reason} {count:,}" for reason, count in sorted(lost.items(), key=lambda each: -each[1])]
+        if tap["state_reason"] or reasons:
+            table.add_row(Text(tap["name"]), Text("  ".join(filter(None, (tap["state_reason"], *reasons)))))
     return table
 
 

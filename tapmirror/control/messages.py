@@ -217,6 +217,10 @@ def read_answer(line: bytes) -> dict[str, Any]:
         raise ProtocolError("bad_request", f"not an answer: {_plain(error)}") from None
     if answer.error is not None:
         raise ProtocolError(answer.error.code, answer.error.message, answer.id)
+    if answer.v != VERSION:
+        raise ProtocolError(
+            "version", f"the daemon speaks version {answer.v} of the protocol, not {VERSION}", answer.id
+        )
     return answer.ok or {}
 
 

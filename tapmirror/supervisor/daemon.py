@@ -17,7 +17,8 @@ import asyncio
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 import msgspec
 
@@ -31,10 +32,13 @@ from tapmirror.supervisor.permission import RefusedError, allowed, distinct
 from tapmirror.supervisor.places import Places
 from tapmirror.supervisor.plan import Action, Step, different, plan
 from tapmirror.supervisor.roster import Entry, Roster
-from tapmirror.supervisor.runner import EndedError, Make, with_share
+from tapmirror.supervisor.runner import Before, EndedError, Make, with_share
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError, TapRefusedError
+
+NOTED: Final = 1.0
+"""Seconds between two notes that taps capture: to what the end of a daemon that is killed is known."""
 
 
 class Daemon:
@@ -58,6 +62,8 @@ class Daemon:
         self._stops = 0
         """How often all was stopped by command."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._next_note: float | None = None
+        """When to note that taps capture; None: what an earlier daemon noted is still to be read."""
 
     # --- beginning and end
 
@@ -66,6 +72,11 @@ class Daemon:
         kept, problems = await asyncio.to_thread(state.load, self.places.state)
         for problem in problems:
             self._log.say(Level.ERROR, "state", problem)
+        until = self._captured_until()
+        if kept.taps and until is None:
+            words = "the host was started since, or no tap captured: until when is not known"
+            self._log.say(Level.NOTICE, "uncaptured", words)
+        ran = {each.spec.name for each in kept.taps} if until is not None else set()
         self._stopped = set(kept.stopped)
         commands = [each for each in kept.taps if not each.origin]
         files = {each.spec.name: each for each in kept.taps if each.origin}
@@ -82,10 +93,25 @@ class Daemon:
             }
         self.roster.look_for_stop()
         for each in (*commands, *files.values()):
-            self._restore(each)
+            self._restore(each, Before(until) if until is not None and each.spec.name in ran else None)
+        self._next_note = 0.0
         self._later(self.keeping.save())  # a disk that hangs holds up no start
 
-    def _restore(self, kept: state.Kept) -> None:
+    def _captured_until(self) -> float | None:
+        """When taps were last seen to capture, of the wall clock; None: nobody knows."""
+        with suppress(OSError):
+            return self.places.captured.lstat().st_mtime
+        return None
+
+    def _note_capture(self) -> bool:
+        """Whether any tap captures, and if so that it does: in /run, which is memory, so that no disk is waited for."""
+        captures = any(entry.runner.state[0] == "running" for entry in self._taps.values())
+        if captures:
+            with suppress(OSError):
+                self.places.captured.touch(mode=0o600)
+        return captures
+
+    def _restore(self, kept: state.Kept, before: Before | None) -> None:
         if kept.spec.name in self._taps:
             self._log.say(Level.ERROR, "state", "it is kept twice: the second is left out", tap=kept.spec.name)
             return
@@ -98,11 +124,15 @@ class Daemon:
         spec = kept.spec
         if kept.percent is not None:
             spec = with_share(spec, kept.percent)
-        self.roster.add(spec, kept.origin, written=kept.spec, paused=kept.paused, ttl=left, accepted=True)
+        self.roster.add(
+            spec, kept.origin, written=kept.spec, paused=kept.paused, ttl=left, accepted=True, before=before
+        )
 
     async def close(self) -> None:
         """Stop all, and keep on disk that they are to run."""
         self.roster.closing = True
+        if self._next_note is not None:
+            self._note_capture()
         await self.roster.ended([*self._taps.values()])
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -249,6 +279,8 @@ class Daemon:
             self._log.say(Level.NOTICE, "ttl", "its time is over", tap=entry.spec.name)
         if over:
             self._later(self._stop(over))
+        if self._next_note is not None and now >= self._next_note and self._note_capture():
+            self._next_note = now + NOTED
         if self.keeping.due(now):
             self._later(self.keeping.save())
 
@@ -261,11 +293,23 @@ class Daemon:
             raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
 
     async def _begin(
-        self, specs: Sequence[TapSpec], origins: Mapping[str, str], paused: Container[str] = ()
+        self,
+        specs: Sequence[TapSpec],
+        origins: Mapping[str, str],
+        paused: Container[str],
+        before: Mapping[str, Before],
     ) -> dict[str, str]:
         """Start new taps; why some could not be, by name.  Those are there no more."""
         failed = await self.roster.started(
-            [self.roster.add(spec, origins.get(spec.name, ""), paused=spec.name in paused) for spec in specs]
+            [
+                self.roster.add(
+                    spec,
+                    origins.get(spec.name, ""),
+                    paused=spec.name in paused,
+                    before=before.get(spec.name),
+                )
+                for spec in specs
+            ]
         )
         return {name: str(error) for name, error in failed.items()}
 
@@ -320,6 +364,7 @@ class Daemon:
         for entry in removed:
             entry.unwanted = True
         self._replaced = old
+        before = {name: Before(time.time(), entry.runner.uncaptured) for name, entry in old.items()}
         await self.roster.leave([*removed, *old.values()])
         self.roster.not_closing()  # what is replaced stays kept
         new = [step.spec for step in doing if step.action is Action.ADD]
@@ -328,15 +373,16 @@ class Daemon:
             self._replaced = {}
             for entry in old.values():
                 if not entry.unwanted:
-                    self.roster.again(entry)
+                    self.roster.again(entry, before[entry.spec.name])
             self._later(self.keeping.save())
             raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
         failed |= {name: "it was stopped meanwhile" for name, entry in old.items() if entry.unwanted}
-        for name, message in (await self._begin(new, origins, {n for n in old if old[n].paused})).items():
+        paused = {name for name, entry in old.items() if entry.paused}
+        for name, message in (await self._begin(new, origins, paused, before)).items():
             failed[name] = message
             self.roster.not_closing()
             if name in old and not old[name].unwanted and name not in self._taps:
-                self.roster.again(old[name])
+                self.roster.again(old[name], before[name])
                 failed[name] += "; it goes on as it was"
         self._replaced = {}
         return {"plan": [step.told() for step in steps], "failed": failed}
@@ -363,7 +409,7 @@ class Daemon:
             changed = [spec for spec in wanted if known.get(spec.name) != spec]
             allowed(changed, [*commands, *wanted], force=True)  # whoever wrote the file has insisted
         except folder.FolderError as error:
-            for problem in error.problems:
+            for problem in error.problems[1:]:  # the first is told by who asked for it
                 self._log.say(Level.ERROR, "reload", problem)
             self.reload_error = str(error)
             raise RefusedError("refused", str(error)) from None

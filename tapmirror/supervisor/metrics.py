@@ -182,6 +182,7 @@ class TapMetrics(Collector):
         yield from self._workers(taps)
         yield from _shares(taps)
         yield _states(known)
+        yield _uncaptured(known)
 
     def _counter(self, name: str, text: str, labels: Sequence[str], series: str, unit: str = "") -> CounterMetricFamily:
         """A counter of all taps from the series of that name."""
@@ -292,6 +293,16 @@ def _states(taps: Mapping[str, Snapshot]) -> Metric:
         (tap, state): int(of["state"] == state) for tap, of in taps.items() if "state" in of for state in STATES
     }
     return _gauge("tap_state", "1 for the state that the tap is in", values, ["state"])
+
+
+def _uncaptured(taps: Mapping[str, Snapshot]) -> Metric:
+    """The tap itself goes on counting where it begins anew."""
+    text = "Time in which the tap was to capture and did not, between an end and the next beginning"
+    family = CounterMetricFamily("tapmirror_uncaptured_seconds", text, labels=["tap"], unit="seconds")
+    for tap, of in taps.items():
+        if "uncaptured_s" in of:
+            family.add_metric([tap], of["uncaptured_s"])
+    return family
 
 
 def _gauge(

@@ -36,6 +36,11 @@ class Places(msgspec.Struct, frozen=True):
         return self.runtime / "STOP"
 
     @property
+    def captured(self) -> Path:
+        """Its time of change is when a tap of this directory's daemons was last seen to capture."""
+        return self.runtime / "captured"
+
+    @property
     def settings(self) -> Path:
         """What is said to the daemon and not to a tap."""
         return self.config / "daemon.yaml"

@@ -8,10 +8,16 @@ import stat
 from pathlib import Path
 
 
-def content(path: Path, most: int) -> bytes:
-    """Of a regular file, up to a byte more than `most`.  Raises OSError."""
+def content(path: Path, most: int, *, private: bool = False) -> bytes:
+    """Of a regular file, up to a byte more than `most`.  Raises OSError.
+
+    `private`: of one that nobody but root and we can have written, whoever may reach it.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO holds up nobody
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
             raise OSError(0, "not a regular file")
+        if private and (facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022):
+            raise OSError(0, f"others than root could write it (owner {facts.st_uid}, mode {facts.st_mode & 0o777:o})")
         return file.read(most + 1)

@@ -44,7 +44,12 @@ class ResolveError(Exception):
 
 
 def look_up(shadow: Shadow, identity: tuple[int, int]) -> list[Address]:
-    """The socket addresses of a shadow, by a process of this user and group.  Raises `ResolveError`."""
+    """The socket addresses of a shadow, by a process of this user and group.  Raises `ResolveError`.
+
+    An address needs none, unless it names an interface.
+    """
+    if _is_literal(shadow.host) and "%" not in shadow.host:
+        return parsed(f"{shadow.host} STREAM".encode(), shadow.port)
     try:
         process = _ask(shadow.host, identity)
     except OSError as error:

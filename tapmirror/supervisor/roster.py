@@ -16,7 +16,7 @@ from typing import Any, Final
 from tapmirror.spec import TapSpec
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.permission import RefusedError
-from tapmirror.supervisor.runner import PAUSED, EndedError, Make, Runner
+from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Make, Runner
 from tapmirror.supervisor.together import Together
 
 LOADERS: Final = 2
@@ -64,6 +64,7 @@ class Entry:
             "since": self.runner.since,
             "ends_in": None if self.ends is None else max(0.0, round(self.ends - time.monotonic(), 1)),
             "losses": self.runner.losses,
+            "uncaptured_s": round(self.runner.uncaptured, 2),
             **({"ledger": self.runner.ledger} if ledger else {}),
         }
 
@@ -112,7 +113,8 @@ class Roster:
         """The last ledger of each tap, for the metrics; any thread may ask."""
         found = []
         for name, entry in [*self.taps.items()]:
-            found.append({**(entry.runner.ledger or {"tap": name}), "state": entry.runner.state[0]})
+            facts = {"state": entry.runner.state[0], "uncaptured_s": entry.runner.uncaptured}
+            found.append({**(entry.runner.ledger or {"tap": name}), **facts})
         return found
 
     # --- the kill switch
@@ -171,11 +173,12 @@ class Roster:
         paused: bool = False,
         ttl: float | None = None,
         accepted: bool = False,
+        before: Before | None = None,
     ) -> Entry:
         """A new tap, which begins.  Raises `RefusedError` while there is one of this name: it may capture yet."""
         if spec.name in self.taps:
             raise RefusedError("busy", f"there is a tap {spec.name!r} yet")
-        runner = Runner(spec, self._log, self._loaders, self._together, make=self._make)
+        runner = Runner(spec, self._log, self._loaders, self._together, make=self._make, before=before)
         runner.keep_trying = accepted
         ends = None if ttl is None else time.monotonic() + ttl
         entry = Entry(runner, written or spec, origin, paused=paused, ends=ends)
@@ -184,10 +187,18 @@ class Roster:
         runner.start(self._why() if self.killed else PAUSED if paused else "")
         return entry
 
-    def again(self, entry: Entry) -> None:
+    def again(self, entry: Entry, before: Before) -> None:
         """Start a tap that has ended as it was, with the time that it had left."""
         ttl = None if entry.ends is None else entry.ends - time.monotonic()
-        self.add(entry.spec, entry.origin, written=entry.written, paused=entry.paused, ttl=ttl, accepted=True)
+        self.add(
+            entry.spec,
+            entry.origin,
+            written=entry.written,
+            paused=entry.paused,
+            ttl=ttl,
+            accepted=True,
+            before=before,
+        )
 
     async def started(self, entries: Sequence[Entry]) -> dict[str, BaseException]:
         """Wait for the first try of new taps; why some could not be, by name.  Those are there no more."""

@@ -61,6 +61,15 @@ class EndedError(Exception):
     """The tap was ended before it could be done."""
 
 
+class Before(msgspec.Struct, frozen=True):
+    """Of a tap that is to go on: one of an earlier daemon, or one that is restarted with another spec."""
+
+    until: float
+    """When its capture ended, of the wall clock in seconds."""
+    uncaptured: float = 0.0
+    """`Runner.uncaptured` then."""
+
+
 class Runner:
     """Call `start` once; `end` is the last thing.  All but the underscored may be used from any thread.
 
@@ -76,12 +85,16 @@ class Runner:
         together: Together,
         *,
         make: Make = Tap,
+        before: Before | None = None,
     ) -> None:
         self.spec = spec
         self.ledger: dict[str, Any] | None = None
         """The last snapshot; None before the first.  Never changed, only replaced."""
         self.losses = 0
         """How often all of the tap was lost, and it began anew."""
+        self._idle: tuple[float, float | None] = (0.0, None) if before is None else (before.uncaptured, before.until)
+        """Seconds for which nothing was captured, and since when nothing is, of the wall clock (None: it captures, or
+        is not to); replaced as one, for other threads look."""
         self.since = time.time()
         """When it began to run, of the wall clock."""
         self.started: Future[None] = Future()
@@ -113,6 +126,8 @@ class Runner:
     def start(self, held: str = "") -> None:
         """Begin; `held`: why it is not to run yet."""
         self._held = held
+        if held:
+            self._idle = (self._idle[0], None)
         self._thread.start()
 
     @property
@@ -122,6 +137,15 @@ class Runner:
         if tap is not None and self._state[0] == "running":
             return tap.state, tap.state_reason
         return self._state
+
+    @property
+    def uncaptured(self) -> float:
+        """Seconds for which it was to capture and did not, between an end and the next beginning, which may be to come.
+
+        At most: the end of a daemon that was killed is known to a second, and a beginning is told when the tap is up.
+        """
+        seconds, since = self._idle
+        return seconds if since is None else seconds + max(0.0, time.time() - since)  # the clock may be set back
 
     @property
     def held(self) -> str:
@@ -196,6 +220,7 @@ class Runner:
         try:
             while not self._ending:
                 if self._held:
+                    self._idle = (self._idle[0], None)
                     self._accepted()
                     self._state = ("paused", self._held)
                     self._wait(None)
@@ -247,7 +272,15 @@ class Runner:
         self.since = time.time()
         self._accepted()
         self._log.say(Level.INFO, "started", f"capture by {tap.capture}", tap=self.spec.name)
+        self._count_uncaptured()
         return True
+
+    def _count_uncaptured(self) -> None:
+        if self._idle[1] is not None:
+            before, whole = self._idle[0], self.uncaptured
+            self._idle = (whole, None)
+            message = f"nothing was captured for {whole - before:.2f} s before this start"
+            self._log.say(Level.NOTICE, "uncaptured", message, tap=self.spec.name)
 
     def _start(self, tap: Tap) -> bool:
         """In its turn; False: it is not to run any more."""
@@ -348,6 +381,7 @@ class Runner:
             self._failures = 0
         self._failures += 1
         self.losses += 1
+        self._idle = (self._idle[0], time.time())
         self._state = ("failed", str(error))
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
         if self._paused:

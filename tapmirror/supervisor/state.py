@@ -66,7 +66,7 @@ def load(directory: Path) -> tuple[State, list[str]]:
     """What is kept, and a line for each thing that was wrong with it.  Never fails."""
     path = directory / NAME
     try:
-        data = content(path, MAX_BYTES)
+        data = content(path, MAX_BYTES, private=True)
     except FileNotFoundError:
         return State(), []
     except OSError as error:  # set aside too: what is written next would be put in its place

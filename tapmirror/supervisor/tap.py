@@ -379,7 +379,7 @@ class Tap:
             try:
                 self._loaded = loader.load(request)
             except loader.LoaderError as error:
-                if spec.capture is Capture.EBPF:
+                if spec.capture is Capture.EBPF or error.kind == "contract":
                     raise TapError(str(error)) from None
                 self._warn(f"{error}; capturing through AF_PACKET instead")
             else:

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from tapmirror import privsep, stdio
+from tapmirror import contract, privsep, stdio
 from tapmirror.events import DropReason
 from tapmirror.spec.shadow import Shadow
 from tapmirror.supervisor.figures import checked, with_past
@@ -84,7 +84,7 @@ class WorkerProcess:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "tapmirror.worker", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "tapmirror.worker", str(theirs.fileno()), contract.CONTRACT],
                     cwd="/",
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,

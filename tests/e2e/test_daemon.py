@@ -21,7 +21,8 @@ from typing import Any, Final
 import pytest
 
 from e2e.mirror import PATIENCE
-from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Snapshot, Tap, identity, load, open_to_all, until
+from e2e.served import SHADOW, WEB, under_load, untorn
+from lab import HashSink, Host, Lab, LabError, Snapshot, Tap, identity, load, open_to_all, until
 from lab.daemon import Daemon
 from lab.shop import REVIEWS_V2, Shop
 from tapmirror.control import Client, ControlError
@@ -30,39 +31,11 @@ from tapmirror.spec import Budget, Hook, Limits, Protocol, TapSpec, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
-SHADOW: Final = "10.77.2.2:80"
-WEB: Final = ("start", "--name=web", "--iface=eth0", "--port=80", f"--shadow={SHADOW}")
-
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab() as built:
         yield built
-
-
-@contextlib.contextmanager
-def under_load(lab: Lab, **plan: Any) -> Iterator[tuple[HashSink, HashSink, Load]]:
-    """Production, shadow and a load that goes on until it is stopped; no request of production's may fail."""
-    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
-        base: dict[str, Any] = {"address": lab.node.addr4, "requests": 10**9, "connections": 10, "rate": 500}
-        running = Load(lab.client, LoadPlan(**{**base, **plan}))
-        until(lambda: len(production.got) > 20, "the load")
-        yield production, shadow, running
-        if running.running():
-            assert running.stop().failed == 0
-        assert production.bad == []
-
-
-def untorn(production: HashSink, shadow: HashSink) -> None:
-    """Everything whole that the shadow got was sent, byte by byte, and none of it twice."""
-    whole = [(got.uri, got.sha256, got.length) for got in shadow.got if got.whole]
-    assert len(set(whole)) == len(whole)
-
-    def unsent() -> set[tuple[str, str, int]]:
-        return set(whole) - {(got.uri, got.sha256, got.length) for got in [*production.got]}
-
-    until(lambda: not unsent(), f"production's record of {unsent()}")  # it may note a request after the shadow did
-    assert shadow.bad == []
 
 
 def attached(host: Host) -> list[str]:
@@ -462,6 +435,11 @@ BAD: Final = (
 """Not a number, a key given twice, a bomb of aliases, not UTF-8, a negative bound."""
 
 
+def told(daemon: Daemon) -> list[str]:
+    """What was said of reloads."""
+    return [line for line in daemon.said().splitlines() if "event=reload" in line]
+
+
 def refused_again(daemon: Daemon, before: int) -> bool:
     return daemon.said().count("the taps that ran before go on") > before
 
@@ -473,10 +451,11 @@ def test_reload_takes_good_files_and_leaves_all_as_it_is_for_a_bad_one(lab: Lab)
         shadow.wait_for(100, PATIENCE)
         (worker,) = daemon.workers()
         for bad in BAD:
-            refused = daemon.said().count("the taps that ran before go on")
+            refused, lines = daemon.said().count("the taps that ran before go on"), len(told(daemon))
             (daemon.taps / "bad.yaml").write_bytes(bad.encode("latin-1"))
             daemon.send_signal(signal.SIGHUP)
             until(partial(refused_again, daemon, refused), "the refusal", PATIENCE)
+            assert len(told(daemon)) == lines + 1  # each has one thing that is wrong, and it is told once
         assert "bad.yaml" in daemon.ask(Status())["daemon"]["reload_error"]
         assert daemon.workers() == [worker]
         with (daemon.taps / "bad.yaml").open("wb") as file:

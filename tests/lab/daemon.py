@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -24,15 +25,20 @@ from tapmirror.control.messages import Request
 class Daemon:
     """A running daemon.  `with Daemon(lab.node) as daemon: daemon.run("start", "--name=web", …)`.
 
-    `start=False`: only its directories, until `start`; `more`: more options of the command.
+    `start=False`: only its directories, until `start`; `more`: more options of the command; `package`: the folder of
+    another version (`lab.versions`), which can be changed between two starts.
     """
 
-    def __init__(self, node: Host, *, start: bool = True, more: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, node: Host, *, start: bool = True, more: tuple[str, ...] = (), package: Path | None = None
+    ) -> None:
         self._host = node
         self._more = more
+        self.package = package
         self._folder = tempfile.TemporaryDirectory(prefix="tapmirror-lab-")
         self.top = Path(self._folder.name)
         self.runtime, self.state, self.config = (self.top / name for name in ("run", "state", "etc"))
+        self.cache = self.top / "cache"
         self.taps = self.config / "taps.d"
         self.taps.mkdir(parents=True)
         self.socket = self.runtime / "control.sock"
@@ -52,8 +58,7 @@ class Daemon:
         """The command, as it is started."""
         places = {"runtime-dir": self.runtime, "state-dir": self.state, "config-dir": self.config}
         return [
-            str(COMMAND),
-            "daemon",
+            *self.command("daemon"),
             "--group=no-such-group",
             *(f"--{name}={path}" for name, path in places.items()),
             *self._more,
@@ -61,16 +66,24 @@ class Daemon:
 
     def command(self, *words: str) -> list[str]:
         """The command of an operator."""
-        return [str(COMMAND), *words]
+        return [*([str(COMMAND)] if self.package is None else [sys.executable, "-P", "-m", "tapmirror"]), *words]
 
     def environment(self) -> dict[str, str]:
         """In which it finds this daemon."""
-        return {**os.environ, "TAPMIRROR_SOCKET": str(self.socket), "COLUMNS": "200"}
+        return {**os.environ, **self._files(), "TAPMIRROR_SOCKET": str(self.socket), "COLUMNS": "200"}
+
+    def _files(self) -> dict[str, str]:
+        """The environment of another version; compiled programs are kept apart then, too."""
+        if self.package is None:
+            return {}
+        return {"PYTHONPATH": str(self.package), "CACHE_DIRECTORY": str(self.cache)}
 
     def start(self, before: tuple[str, ...] = ()) -> None:
         """Start it; `before`: a command that runs it."""
         said = len(self.said())
-        self._process = self._host.popen([*before, *self.words()], stdout=subprocess.DEVNULL, stderr=self._errors)
+        self._process = self._host.popen(
+            [*before, *self.words()], env=self._files(), stdout=subprocess.DEVNULL, stderr=self._errors
+        )
 
         def up() -> bool:
             assert self._process is not None

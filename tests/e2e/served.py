@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon's tests share: servers on both sides under load, and what must be true of them afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from lab import HashSink, Lab, Load, LoadPlan, until
+
+SHADOW: Final = "10.77.2.2:80"
+WEB: Final = ("start", "--name=web", "--iface=eth0", "--port=80", f"--shadow={SHADOW}")
+
+
+@contextlib.contextmanager
+def under_load(lab: Lab, **plan: Any) -> Iterator[tuple[HashSink, HashSink, Load]]:
+    """Production, shadow and a load that goes on until it is stopped; no request of production's may fail."""
+    with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        base: dict[str, Any] = {"address": lab.node.addr4, "requests": 10**9, "connections": 10, "rate": 500}
+        running = Load(lab.client, LoadPlan(**{**base, **plan}))
+        until(lambda: len(production.got) > 20, "the load")
+        yield production, shadow, running
+        if running.running():
+            assert running.stop().failed == 0
+        assert production.bad == []
+
+
+def untorn(production: HashSink, shadow: HashSink) -> None:
+    """Everything whole that the shadow got was sent, byte by byte, and none of it twice."""
+    whole = [(got.uri, got.sha256, got.length) for got in shadow.got if got.whole]
+    assert len(set(whole)) == len(whole)
+
+    def unsent() -> set[tuple[str, str, int]]:
+        return set(whole) - {(got.uri, got.sha256, got.length) for got in [*production.got]}
+
+    until(lambda: not unsent(), f"production's record of {unsent()}")  # it may note a request after the shadow did
+    assert shadow.bad == []
