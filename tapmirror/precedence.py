@@ -26,20 +26,25 @@ NICENESS: Final = 5
 rather drops than makes production wait."""
 LONGEST: Final = 100_000_000
 """Nanoseconds: the most that sched_setattr(2) takes of an ordinary process."""
+KEEP_POLICY: Final = 0x08
+"""SCHED_FLAG_KEEP_POLICY of linux/sched.h: a batch or idle process stays one."""
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
 _ATTR: Final = struct.Struct("=IIQiIQQQ")
-"""`struct sched_attr`: size, policy (0: an ordinary process), flags, nice, priority, runtime, deadline, period."""
+"""`struct sched_attr`: size, policy, flags, nice, priority, runtime, deadline, period."""
 
 
 def give_way(niceness: int = NICENESS, pid: int = 0) -> None:
     """Let others come before this process (0: ours), and before its session.
 
-    What the kernel does not know or allow is left as it is, but for the nice value: raises OSError.
+    Whoever is nicer already stays so, and what the kernel does not know or allow is left as it is.  Raises
+    ProcessLookupError.
     """
-    os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, pid))
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
     with suppress(OSError), open(f"/proc/{pid or 'self'}/autogroup", "w", encoding="ascii") as group:
         group.write(str(niceness))
     number = _SCHED_SETATTR.get(platform.machine())
     if number is not None:
-        attributes = ctypes.create_string_buffer(_ATTR.pack(_ATTR.size, 0, 0, niceness, 0, LONGEST, 0, 0))
+        attributes = ctypes.create_string_buffer(_ATTR.pack(_ATTR.size, 0, KEEP_POLICY, niceness, 0, LONGEST, 0, 0))
         ctypes.CDLL(None).syscall(number, pid, attributes, 0)

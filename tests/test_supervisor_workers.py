@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +24,7 @@ from tapmirror import contract, privsep
 from tapmirror.ledger import summed
 from tapmirror.source.live import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
-from tapmirror.supervisor import TapError
+from tapmirror.supervisor import TapError, workers
 from tapmirror.supervisor.workers import Seat, WorkerProcess
 from tapmirror.worker import Setup
 from test_supervisor_metrics import Taps, compared, falls, snapshot
@@ -91,6 +94,46 @@ def test_one_that_hangs_is_killed(lab: Lab) -> None:
     finally:
         worker.close(5.0)
     assert not os.path.exists(f"/proc/{worker.pid}")
+
+
+def told_in_pieces(pieces: int, pause: float) -> tuple[WorkerProcess, subprocess.Popen[bytes], threading.Thread]:
+    """A worker that answers in so many pieces, and pauses before each; its place is taken by another process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    text = json.dumps({"compare": "x" * pieces})
+    size = -(-len(text) // pieces)
+
+    def tell() -> None:
+        with theirs, contextlib.suppress(OSError):
+            for start in range(0, len(text), size):
+                time.sleep(pause)
+                privsep.send(theirs, {"piece": text[start : start + size], "more": start + size < len(text)})
+
+    process = subprocess.Popen(["sleep", "60"])
+    worker = WorkerProcess.__new__(WorkerProcess)
+    worker._control, worker._process, worker._pieces, worker.ready = ours, process, privsep.Pieces(1 << 20), True
+    thread = threading.Thread(target=tell)
+    thread.start()
+    return worker, process, thread
+
+
+def test_a_long_answer_may_take_longer_than_each_of_its_pieces() -> None:
+    worker, process, thread = told_in_pieces(8, 0.2)
+    with process:
+        assert worker.answer("compare", 1.0) == {"compare": "x" * 8}
+        process.kill()
+    thread.join()
+    worker._control.close()
+
+
+def test_pieces_without_end_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PIECES_TIME", 1.0)
+    worker, process, thread = told_in_pieces(100, 0.1)
+    with process:
+        with pytest.raises(TapError, match="did not answer"):
+            worker.answer("compare", 0.5)
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+    worker._control.close()
+    thread.join()
 
 
 @real

@@ -33,6 +33,8 @@ from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
+PIECES_TIME: Final = 20.0
+"""Seconds for all pieces of an answer: some 2,000 at most, of which a busy worker sends ten in one turn of its loop."""
 REPLY_TIME: Final = 5.0
 """Seconds for a worker to answer; it looks at its control socket in every turn of its loop."""
 LAST_WORDS: Final = 1024
@@ -142,10 +144,13 @@ class WorkerProcess:
             raise self._gone() from None
 
     def answer(self, answer: str, wait: float) -> dict[str, Any]:
-        """Wait for the message that answers a request.  Raises `TapError`: it is gone, or over `wait` seconds late."""
-        end = time.monotonic() + wait
+        """Wait for the message that answers a request.  Raises `TapError`: it is gone, or silent for `wait` seconds.
+
+        A long answer comes in pieces, as the worker finds time for them, for up to `PIECES_TIME`.
+        """
+        most = time.monotonic() + max(wait, PIECES_TIME)
         while True:
-            self._wait(end, wait)
+            self._wait(min(time.monotonic() + wait, most), wait)
             message = self._take()
             if answer in message:
                 return message
