@@ -59,6 +59,14 @@ def test_those_of_workers_add_up(feeds: list[Feed]) -> None:
         assert checks[name].high - checks[name].low < max(check.high - check.low for check in apart)
 
 
+def test_after_a_brief_of_all_the_next_one_looks_again() -> None:
+    of = summary(State(endpoints={"GET /": Endpoint(pairs=1)}))
+    briefing = Briefing(Compare(), Limits())
+    briefing.brief(of, math.inf)
+    of.state.endpoints["GET /"].pairs = 2
+    assert briefing.brief(of, 100.0)["all"]["pairs"] == 2
+
+
 def test_a_place_is_kept_and_there_are_few() -> None:
     of = summary(State(endpoints={f"GET /{n}": Endpoint(pairs=100 + n) for n in range(30)}))
     briefing = Briefing(Compare(), Limits())

@@ -208,6 +208,17 @@ async def test_the_time_in_which_no_daemon_ran_is_counted(rig: Rig) -> None:
 
 
 @conversation
+async def test_while_no_tap_is_to_capture_there_is_no_note(rig: Rig) -> None:
+    """A daemon that begins days later counts none of them."""
+    await rig.daemon.start([A], force=False)
+    await rig.until(rig.places.captured.exists, "the note")
+    await rig.daemon.pause("a")
+    await rig.until(lambda: not rig.places.captured.exists(), "it is taken back")
+    await rig.daemon.resume("a")
+    await rig.until(rig.places.captured.exists, "the next note")
+
+
+@conversation
 async def test_it_is_told_where_nobody_knows_for_how_long_nothing_was_captured(rig: Rig) -> None:
     """A reboot takes the note with it."""
     await rig.daemon.start([A], force=False)

@@ -176,6 +176,23 @@ def test_the_time_between_a_loss_and_the_next_beginning_is_counted(runner: Runne
     assert "\n".join(said(log)).count("nothing was captured for ") == 2
 
 
+def test_what_was_counted_stays_where_it_is_held_then(runner: Runner, script: Script, log: Log) -> None:
+    runner.start()
+    runner.started.result(10)
+    script.fails["start"] = script.fails["snapshot"] = "no more"
+    until(lambda: runner.losses > 0 and runner.uncaptured > 0.02, "the loss")
+    while_down = runner.uncaptured
+    runner.hold(PAUSED)
+    until(lambda: runner.state[0] == "paused", "it is held")
+    held = runner.uncaptured
+    assert held >= while_down
+    assert "s before it was held" in "\n".join(said(log))
+    script.fails.clear()
+    runner.release()
+    until(lambda: runner.state == ("running", ""), "it runs again")
+    assert runner.uncaptured == held
+
+
 @pytest.mark.parametrize(("ago", "most"), [(5.0, 10.0), (-5.0, 0.0)])
 def test_the_time_since_an_earlier_daemon_is_counted(script: Script, log: Log, ago: float, most: float) -> None:
     """Of a clock that was set back nothing is known."""

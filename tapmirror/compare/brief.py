@@ -118,6 +118,7 @@ class Briefing:
                 break
         if not chosen:
             return
+        at = now if now < math.inf else -math.inf  # the next brief is to look again
         noise = {name: noise_of(endpoints[name], self._spec) for name in chosen}
         known = set().union(*noise.values(), *(look.noise for name, look in looks.items() if name not in noise))
         fields = sum(len(each.fields) for each in endpoints.values())
@@ -125,7 +126,7 @@ class Briefing:
             endpoint = endpoints[name]
             found = judged_endpoint(name, endpoint, self._spec, self._limits, known, fields)
             looks.pop(name, None)
-            looks[name] = Look(now, _endpoint(endpoint, found), found, noise[name])
+            looks[name] = Look(at, _endpoint(endpoint, found), found, noise[name])
 
     def _places(self, pairs: int) -> list[str]:
         """The endpoints that have a place, of so many exchanges; new ones get theirs."""

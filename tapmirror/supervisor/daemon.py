@@ -104,11 +104,17 @@ class Daemon:
         return None
 
     def _note_capture(self) -> bool:
-        """Whether any tap captures, and if so that it does: in /run, which is memory, so that no disk is waited for."""
-        captures = any(entry.runner.state[0] == "running" for entry in self._taps.values())
-        if captures:
-            with suppress(OSError):
+        """Whether any tap captures, and if so that it does: in /run, which is memory, so that no disk is waited for.
+
+        Where none is to, there is no note: a later daemon would count from then on.
+        """
+        states = {entry.runner.state[0] for entry in self._taps.values()}
+        captures = "running" in states
+        with suppress(OSError):
+            if captures:
                 self.places.captured.touch(mode=0o600)
+            elif states <= {"paused", "waiting"}:
+                self.places.captured.unlink(missing_ok=True)
         return captures
 
     def _restore(self, kept: state.Kept, before: Before | None) -> None:

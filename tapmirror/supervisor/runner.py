@@ -220,7 +220,7 @@ class Runner:
         try:
             while not self._ending:
                 if self._held:
-                    self._idle = (self._idle[0], None)
+                    self._count_uncaptured("it was held")
                     self._accepted()
                     self._state = ("paused", self._held)
                     self._wait(None)
@@ -272,14 +272,15 @@ class Runner:
         self.since = time.time()
         self._accepted()
         self._log.say(Level.INFO, "started", f"capture by {tap.capture}", tap=self.spec.name)
-        self._count_uncaptured()
+        self._count_uncaptured("this start")
         return True
 
-    def _count_uncaptured(self) -> None:
+    def _count_uncaptured(self, end: str) -> None:
+        """The time in which it was to capture and did not is over: `end` is what came."""
         if self._idle[1] is not None:
             before, whole = self._idle[0], self.uncaptured
             self._idle = (whole, None)
-            message = f"nothing was captured for {whole - before:.2f} s before this start"
+            message = f"nothing was captured for {whole - before:.2f} s before {end}"
             self._log.say(Level.NOTICE, "uncaptured", message, tap=self.spec.name)
 
     def _start(self, tap: Tap) -> bool:
