@@ -92,9 +92,12 @@ class Runner:
         """The last snapshot; None before the first.  Never changed, only replaced."""
         self.losses = 0
         """How often all of the tap was lost, and it began anew."""
-        self._idle: tuple[float, float | None] = (0.0, None) if before is None else (before.uncaptured, before.until)
-        """Seconds for which nothing was captured, and since when nothing is, of the wall clock (None: it captures, or
+        self._idle: tuple[float, float | None] = (0.0, None)
+        """Seconds for which nothing was captured, and since when nothing is, of CLOCK_MONOTONIC (None: it captures, or
         is not to); replaced as one, for other threads look."""
+        if before is not None:
+            ago = max(0.0, time.time() - before.until)  # the clock may have been set back
+            self._idle = (before.uncaptured, time.monotonic() - ago)
         self.since = time.time()
         """When it began to run, of the wall clock."""
         self.started: Future[None] = Future()
@@ -145,7 +148,7 @@ class Runner:
         At most: the end of a daemon that was killed is known to a second, and a beginning is told when the tap is up.
         """
         seconds, since = self._idle
-        return seconds if since is None else seconds + max(0.0, time.time() - since)  # the clock may be set back
+        return seconds if since is None else seconds + time.monotonic() - since
 
     @property
     def held(self) -> str:
@@ -382,7 +385,7 @@ class Runner:
             self._failures = 0
         self._failures += 1
         self.losses += 1
-        self._idle = (self._idle[0], time.time())
+        self._idle = (self._idle[0], time.monotonic())
         self._state = ("failed", str(error))
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
         if self._paused:
