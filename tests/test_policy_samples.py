@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
@@ -182,6 +182,22 @@ def test_json_in_parameters_is_looked_into() -> None:
     )
     assert head.startswith(b"POST /?%b HTTP/1.1\r\n" % want)
     assert body == want
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ('a=1;payload={"password":"hunter2"}', "a=(not shown)"),
+        ('a="x;payload=[{"password":"hunter2"}]', "a=(not shown)"),
+        ('{"password":"hunter2=3","a":1}&b=2', '{"password":"(redacted)","a":1}&b=2'),
+        ("a=1;b={2}", None),
+        ("[1;2]", None),
+        ('payload={"a":"x;y"}', None),
+    ],
+)
+def test_json_behind_a_semicolon_or_without_a_name_is_looked_into(query: str, shown: str | None) -> None:
+    head, _ = SampleRedactor([USUAL], b"k").request(f"GET /?{quote(query, '&=;')} HTTP/1.1\r\n\r\n".encode(), b"")
+    assert unquote(head.split()[1].decode()) == f"/?{query if shown is None else shown}"
 
 
 def test_what_a_shadow_gets_has_its_texts_as_they_came() -> None:

@@ -76,6 +76,7 @@ NOT_SHOWN: Final = "(not shown)"
 """In place of a text that cannot be looked into."""
 _MEMBER: Final = re.compile(r"[\s\ufeff]*[{\[].*\"\s*:", re.DOTALL)
 """In a text that is no JSON: it may be the beginning of some, or followed by something else."""
+_OPENS: Final = re.compile(r"[{\[]").search
 
 
 class Redactor:
@@ -205,10 +206,16 @@ class Redactor:
             at = end + 1
 
     def _parameter(self, pair: bytes) -> bytes:
-        """A parameter whose value is JSON, without what is to be taken out of that."""
+        """A parameter whose value is JSON, or that is JSON without a name, without what is to be taken out of that."""
         name, mark, value = pair.partition(b"=")
+        if decoded(name).lstrip()[:1] in (b"{", b"["):
+            name, mark, value = b"", b"", pair
         text = decoded(value).decode("utf-8", "replace")
         shown = self._text(text, self._texts)
+        if b";" in value and text.lstrip()[:1] not in ("{", "["):  # there may be JSON behind it
+            opens = _OPENS(text)
+            if opens is not None and _MEMBER.match(text, opens.start()):
+                shown = NOT_SHOWN
         return pair if shown == text else name + mark + quote(shown).encode()
 
     def _of_parameter(self, name: bytes) -> Action | None:
