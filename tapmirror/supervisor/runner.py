@@ -385,7 +385,8 @@ class Runner:
             self._failures = 0
         self._failures += 1
         self.losses += 1
-        self._idle = (self._idle[0], time.monotonic())
+        if not (self._paused or self._leaving()):
+            self._idle = (self._idle[0], time.monotonic())
         self._state = ("failed", str(error))
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
         if self._paused:
