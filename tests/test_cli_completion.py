@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tapmirror.cli.completion import MENDED
 from tapmirror.control.messages import write_answer
 
 COMMAND = Path(sys.executable).parent / "tapmirror"
@@ -28,6 +29,8 @@ COMMAND = Path(sys.executable).parent / "tapmirror"
 def test_what_is_printed_is_of_the_shell(shell: str) -> None:
     done = subprocess.run([COMMAND, "completion", shell], capture_output=True, text=True, timeout=60, check=True)
     assert f"_TAPMIRROR_COMPLETE={shell}_complete" in done.stdout
+    assert [old for old, _ in MENDED if old in done.stdout] == []
+    assert len([new for _, new in MENDED if new in done.stdout]) == (shell != "bash"), "click prints something else now"
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=done.stdout, text=True, timeout=60, check=True)
 
