@@ -101,7 +101,7 @@ def _fill(netlink: socket.socket, numbers: Iterator[int], most: int) -> None:
 def _said(netlink: socket.socket) -> bool:
     """Whether anything was; it is read."""
     said = False
-    with contextlib.suppress(BlockingIOError, OSError):  # the kernel said more than there was room for
+    with contextlib.suppress(OSError):  # nothing, or the kernel said more than there was room for
         while netlink.recv(1 << 16, socket.MSG_DONTWAIT):
             said = True
     return said
