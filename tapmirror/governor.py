@@ -54,6 +54,10 @@ HOLD: Final = 5.0
 """Seconds of calm before the share rises."""
 HOLD_MOST: Final = 120.0
 """The same after rises that failed."""
+BEHIND: Final = 3
+"""Measures in a row that show delay before it counts: a worker that was held up once catches up, and loses nothing."""
+SHRINKS: Final = 0.8
+"""Of the delay before: with less, the worker is catching up."""
 SPARED: Final = 0.1
 """Cores that the workers of a tap may use while the host is short of CPU: nobody gains by having that back, and
 pressure tells only that something waits, which may be a batch job (`Budget.host_cpu`)."""
@@ -95,6 +99,8 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
 
     ring_fill: float = 0.0
     """Of the worst worker, 0 to 1."""
+    delay: float = 0.0
+    """Seconds that what was read had waited in the ring, in the mean."""
     cpu_share: float = 0.0
     """Cores, all workers."""
     rss_bytes: int = 0
@@ -312,6 +318,8 @@ class Governor:
         self._budget = budget
         self._throttle = Throttle(now)
         self._shadows: dict[str, _Shadow] = {}
+        self._delay = 0.0
+        self._behind = 0
 
     def observe(self, measure: Measure, now: float) -> Decision:
         """What to do after this measure; call it about once a second."""
@@ -333,6 +341,7 @@ class Governor:
         budget = self._budget
         loads = _costs(measure, budget.cpu, budget.memory, budget.bandwidth, "", 2.0)
         loads += [
+            self._late(measure.delay),
             Load(
                 quotient=measure.ring_fill / budget.ring,
                 text=f"the capture ring is {measure.ring_fill:.0%} full",
@@ -348,6 +357,16 @@ class Governor:
             ),
         ]
         return loads
+
+    def _late(self, delay: float) -> Load:
+        """The workers' delay: too much only where it stays.  While they catch up it moves nothing."""
+        quotient = delay / self._budget.delay
+        self._behind = self._behind + 1 if quotient > 1 and delay > self._delay * SHRINKS else 0
+        self._delay = delay
+        text = f"the workers get too little CPU: they are {delay:.2f} s behind"
+        return Load(
+            quotient=quotient if self._behind >= BEHIND else min(quotient, 1.0), text=text, settle=4.0, factor=0.5
+        )
 
 
 def _host_cpu(measure: Measure, limit: float) -> Load:
@@ -443,8 +462,10 @@ def measure(
             },
         )
     cpu = after["worker"]["cpu_s"] - before["worker"]["cpu_s"]
+    records = _grew(before, after, "events", "delay_records")
     return Measure(
         ring_fill=after.get("ring", {}).get("fill", 0.0),
+        delay=_grew(before, after, "events", "delay_us") / records / 1e6 if records else 0.0,
         cpu_share=max(0.0, cpu) / seconds,  # less than before: a worker was replaced
         rss_bytes=after["worker"]["rss_kb"] * 1024,
         shadow_bytes=sum(health.sent_bytes for health in shadows.values()) / seconds,

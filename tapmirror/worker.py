@@ -140,6 +140,10 @@ class Worker:
         self._comparing = comparing
         self._pipeline = Pipeline(spec, ledger, policy) if comparing is None else comparing
         self._stopping = False
+        self._read = 0
+        """Records,"""
+        self._waited = 0.0
+        """and the seconds that they waited in the capture, each as long as the first of its batch."""
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
         """An answer that the supervisor has not got whole yet."""
@@ -207,6 +211,7 @@ class Worker:
         if self._comparing is not None:
             for name in ("answers", "answers_lost"):
                 self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
+        self._enter_delay()
         captured = counters.emitted[1] - received_bytes + in_bytes
         shadows = self._shadows(captured)
         whole = total(shadows)
@@ -239,6 +244,14 @@ class Worker:
             **succession.books(self._ledger, shadows),
             "capture": msgspec.to_builtins(self._source.counters()),
         }
+
+    def _enter_delay(self) -> None:
+        """Put what was read since the last time, and how long it had waited, into the books."""
+        whole = int(self._waited * 1e6)
+        self._ledger.events["delay_records"] += self._read
+        self._ledger.events["delay_us"] += whole
+        self._read = 0
+        self._waited -= whole / 1e6
 
     def _rss_kb(self) -> int:
         return int(os.pread(self._memory, 100, 0).split()[1]) * resource.getpagesize() // 1024
@@ -281,10 +294,14 @@ class Worker:
         feed = self._pipeline.feed
         execute = self._replay.execute
         count = 0
+        age = self._source.age(now)
         for segment in self._source.read(BATCH):
             for command in feed(segment, now):
                 execute(command, now)
             count += 1
+        if count:
+            self._read += count
+            self._waited += max(0.0, age) * count  # below 0: it was captured after `now`
         requests = self._pipeline.flows.ack_requests
         if requests:
             for key, wanted in requests:

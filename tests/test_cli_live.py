@@ -93,22 +93,24 @@ def test_the_heading_says_what_goes_where(change: dict[str, Any], wanted: str) -
 def test_rates_are_of_what_came_since_the_last_look(protocol: str) -> None:
     rates = Rates()
     start = time.monotonic()
-    assert rates.of(snapshot(protocol=protocol)) == (0, 0, 0)
+    assert rates.of(snapshot(protocol=protocol)) == (0, 0, 0, 0)
     begun = time.monotonic()
     until(lambda: time.monotonic() > begun + 0.1, "a tenth of a second")
     shortest = time.monotonic() - begun
-    units, size, cpu = rates.of(snapshot(scale=3, cpu=0.05, protocol=protocol))
+    later = snapshot(scale=3, cpu=0.05, protocol=protocol)
+    units, size, cpu, delay = rates.of({**later, "events": {"delay_records": 20, "delay_us": 50_000}})
     longest = time.monotonic() - start
     new = 2 * (2400 if protocol == "http" else 400)
     assert new / longest <= units <= new / shortest
     assert 2800 / longest <= size <= 2800 / shortest
     assert 0.05 / longest <= cpu <= 0.05 / shortest
+    assert delay == 0.0025
 
 
 def test_a_rate_is_never_negative_when_the_unit_changes() -> None:
     rates = Rates()
     rates.of(snapshot(scale=10, protocol="raw"))
-    units, size, _ = rates.of({**snapshot(scale=10), "requests": snapshot()["requests"]})
+    units, size, *_ = rates.of({**snapshot(scale=10), "requests": snapshot()["requests"]})
     assert (units, size) == (0, 0) or (units > 0 and size >= 0)
 
 

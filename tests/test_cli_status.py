@@ -17,7 +17,7 @@ from tapmirror.control.messages import Logs, Request, Status
 ACCOUNT = {"seen": 1000, "mirrored": 700, "sampled_out": 100, "filtered": {"loop": 1}, "dropped": {"ring_full": 199}}
 LEDGER: dict[str, Any] = {
     "tap": "web", "capture": "ebpf", "segments": ACCOUNT, "requests": {**ACCOUNT, "dropped": {}, "sampled_out": 0},
-    "bytes": {**ACCOUNT}, "flows": 12, "worker": {"pid": 7, "cpu_s": 1.0, "rss_kb": 40_960},
+    "bytes": {**ACCOUNT}, "flows": 12, "events": {}, "worker": {"pid": 7, "cpu_s": 1.0, "rss_kb": 40_960},
     "shadows": {"v2": {"answers": {"2xx": 690, "5xx": 3}, "requests": ACCOUNT}},
 }  # fmt: skip
 TAP: dict[str, Any] = {
@@ -109,7 +109,9 @@ def test_watch_goes_on_and_knows_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [{"daemon": DAEMON, "taps": [TAP]}] * 3
     shown = run(monkeypatch, Answers(*answers), "status", "--watch")
     assert shown.count("web: running") == 3
-    assert shown.count("  0/s, 0.0 MB/s, 12 flows, worker 0% CPU 40 MB, capture ebpf\n") == 2  # from the second look on
+    assert (
+        shown.count("  0/s, 0.0 MB/s, 12 flows, worker 0% CPU 40 MB, 0 ms behind, capture ebpf\n") == 2
+    )  # from the second look on
     lines = run(monkeypatch, Answers(*answers), "status", "--watch", "--json").splitlines()
     assert [json.loads(line) for line in lines] == answers
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,7 @@ healths = st.builds(
 measures = st.builds(
     Measure,
     ring_fill=st.floats(0, 1),
+    delay=st.floats(0, 10),
     cpu_share=numbers,
     rss_bytes=st.integers(0, 1 << 50),
     shadow_bytes=numbers,
@@ -172,6 +174,36 @@ def test_a_ring_that_fills_beyond_a_capacity(capacity: float) -> None:
     late = values[600:]
     assert sum(value > capacity for value in late) / len(late) < 0.02
     assert sum(late) / len(late) > 0.5 * capacity
+
+
+@pytest.mark.parametrize("capacity", [0.9, 0.5, 0.2, 0.05])
+def test_workers_that_cannot_keep_up(capacity: float) -> None:
+    """A queue: what passes the capacity waits, and goes on waiting until less comes."""
+    queue, delays = 0.0, []
+
+    def plant(share: float, _now: float) -> Measure:
+        nonlocal queue
+        queue = max(0.0, queue + share - capacity)
+        delays.append(queue / capacity)
+        return Measure(delay=0.001 + delays[-1])
+
+    decisions = run(plant, 3600)
+    values = shares(decisions)
+    assert drops(values) <= 40, "it swings"
+    assert sum(values[600:]) / 3000 > 0.5 * capacity
+    assert sum(delay > 1 for delay in delays[600:]) / 3000 < 0.05
+    assert any(
+        re.fullmatch(r"the workers get too little CPU: they are \d+\.\d\d s behind", d.reason) for d in decisions
+    )
+
+
+@pytest.mark.parametrize(
+    "delays", [[9.0], [0.3, 0.2], [5.0, 3.9, 3.0, 2.3, 1.8, 1.4, 1.1, 0.8, 0.6], [0.3, 0.3, 0.1] * 9]
+)
+def test_workers_that_were_held_up_and_catch_up_lose_nothing(delays: list[float]) -> None:
+    pattern = [0.001] * 5 + delays + [0.001] * 5
+    values = shares(run(lambda _share, now: Measure(delay=pattern[min(int(now), len(pattern) - 1)]), 60))
+    assert values == [1.0] * len(values)
 
 
 def test_pressure_with_its_lag() -> None:
@@ -346,7 +378,12 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "bytes": {"mirrored": 1000},
         "latency": {"buckets": {"0.01": 3, "1": 2}},
     }
-    return {"shadows": {"v2": shadow}, "worker": {"pid": 1, "cpu_s": 2.0, "rss_kb": 1024}, **changes}
+    return {
+        "shadows": {"v2": shadow},
+        "worker": {"pid": 1, "cpu_s": 2.0, "rss_kb": 1024},
+        "events": {"delay_records": 100, "delay_us": 7},
+        **changes,
+    }
 
 
 def test_measures_of_two_snapshots() -> None:
@@ -360,10 +397,12 @@ def test_measures_of_two_snapshots() -> None:
         shadows={"v2": shadow, "new": shadow},
         worker={"pid": 1, "cpu_s": 3.0, "rss_kb": 2048},
         ring={"bytes": 1 << 24, "fill": 0.25},
+        events={"delay_records": 300, "delay_us": 50_000_007},
     )
     found = measure(snapshot(), after, 2.0, 12.0, 3.0)
     assert found == Measure(
         ring_fill=0.25,
+        delay=0.25,
         cpu_share=0.5,
         rss_bytes=2048 * 1024,
         shadow_bytes=4500.0,
@@ -380,5 +419,5 @@ def test_measures_of_two_snapshots() -> None:
 
 def test_a_replaced_worker_is_not_taken_for_less_than_nothing() -> None:
     found = measure(snapshot(), snapshot(worker={"pid": 2, "cpu_s": 0.1, "rss_kb": 10}), 1.0, 0.0, 0.0)
-    assert found.cpu_share == 0
+    assert found.cpu_share == 0 and found.delay == 0
     assert AIM < 1

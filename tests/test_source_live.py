@@ -10,6 +10,7 @@ import random
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Self
@@ -424,6 +425,21 @@ def test_stopped_it_takes_no_more_and_what_is_there_can_be_read(lab: Lab) -> Non
         wire.send(wire.segment(b"after"))
         both.settle()
         assert payloads(both.live) == [b"before"]
+
+
+def test_how_long_a_packet_has_waited(lab: Lab) -> None:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
+        source = both.live_source
+        assert source.age(time.monotonic()) == 0.0
+        before = time.monotonic()
+        wire.send(wire.segment(b"x"))
+        wire.send(wire.segment(b"y"))
+        until(lambda: not source.empty(), "the packets")
+        now = time.monotonic()
+        age = source.age(now)
+        first, *_ = [segment[6] for segment in source.read(100)]
+        assert 0 < age < now - before + 0.01 and now - age == pytest.approx(first / 1e9, abs=0.01)
+        assert source.age(time.monotonic()) == 0.0
 
 
 def random_frame(rng: random.Random, ether: Any, outgoing: bool) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -49,6 +50,20 @@ def test_records_wrap_around_the_end_of_the_ring(lab: Lab) -> None:
         both.settle()
         assert [each[5] for each in both.ring] == sent
         assert both.ring_source.counters().ring_full == (0, 0)
+
+
+def test_how_long_a_record_has_waited(lab: Lab) -> None:
+    """Of each, wherever in the ring it is."""
+    with lab.node.blocked(80), Both(lab.node, ring_bytes=1 << 16) as both, Wire(lab) as wire:
+        source = both.ring_source
+        for number in range(200):
+            assert source.age(time.monotonic()) == 0.0
+            wire.send(wire.segment(b"x" * (number * 37 % 1_400 + 1), seq=number))
+            until(lambda: not source.empty(), "the record")
+            now = time.monotonic()
+            age = source.age(now)
+            (time_ns,) = [segment[6] for segment in source.read(100)]
+            assert age > 0 and now - age == pytest.approx(time_ns / 1e9, abs=1e-6)
 
 
 def test_a_full_ring_is_counted_and_reading_goes_on(lab: Lab) -> None:

@@ -37,22 +37,35 @@ class Rates:
     """Turns totals of successive snapshots into rates a second."""
 
     def __init__(self) -> None:
-        self._before: tuple[float, int, int, float] | None = None
+        self._before: tuple[float, int, int, float, int, int] | None = None
 
     @property
     def known(self) -> bool:
         """Whether there was a look before, so that the next one tells rates."""
         return self._before is not None
 
-    def of(self, ledger: dict[str, Any]) -> tuple[float, float, float]:
-        """(units/s, bytes/s, CPU share) since the last call; units are requests, without any segments."""
+    def of(self, ledger: dict[str, Any]) -> tuple[float, float, float, float]:
+        """(units/s, bytes/s, CPU share, mean delay in s) since the last call; units are requests, or else segments."""
         unit = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]
-        now = (time.monotonic(), unit["mirrored"], ledger["bytes"]["mirrored"], ledger["worker"]["cpu_s"])
+        events = ledger["events"]
+        now = (
+            time.monotonic(),
+            unit["mirrored"],
+            ledger["bytes"]["mirrored"],
+            ledger["worker"]["cpu_s"],
+            events.get("delay_records", 0),
+            events.get("delay_us", 0),
+        )
         before, self._before = self._before, now
         if before is None or now[0] <= before[0]:
-            return 0.0, 0.0, 0.0
-        span = now[0] - before[0]
-        return max(0.0, (now[1] - before[1]) / span), (now[2] - before[2]) / span, (now[3] - before[3]) / span
+            return 0.0, 0.0, 0.0, 0.0
+        span, units, size, cpu, records, waited = (new - old for new, old in zip(now, before, strict=True))
+        return max(0.0, units / span), size / span, cpu / span, max(0.0, waited / 1e6 / records) if records > 0 else 0.0
+
+
+def behind(delay: float) -> str:
+    """How late the workers are, for people."""
+    return f"{delay:.1f} s behind" if delay >= 1 else f"{delay * 1000:.0f} ms behind"
 
 
 class LineView:
@@ -77,7 +90,7 @@ class LineView:
     def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
         """Print the state of each in one line."""
         for rates, ledger in zip(self._rates, ledgers, strict=True):
-            rate, size, cpu = rates.of(ledger)
+            rate, size, cpu, delay = rates.of(ledger)
             requests, segments = ledger["requests"], ledger["segments"]
             lost = sum(requests["dropped"].values()), sum(segments["dropped"].values())
             answers = " ".join(f"{name} {count:,}" for name, count in ledger["answers"].items())
@@ -86,7 +99,7 @@ class LineView:
                 f"{time.strftime('%H:%M:%S')}  {name}{rate:,.0f}/s {size / 1e6:.1f} MB/s  "
                 f"requests {requests['mirrored']:,} mirrored {lost[0]:,} dropped  "
                 f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
-                f"flows {ledger['flows']:,}  cpu {cpu:.0%}  shadow: {answers or 'no answers'}",
+                f"flows {ledger['flows']:,}  cpu {cpu:.0%}  {behind(delay)}  shadow: {answers or 'no answers'}",
                 err=True,
             )
             for line in brief_lines(ledger):
@@ -117,11 +130,11 @@ class LiveView:
         """Redraw."""
         tables = []
         for spec, rates, ledger in zip(self._specs, self._rates, ledgers, strict=True):
-            rate, size, cpu = rates.of(ledger)
+            rate, size, cpu, delay = rates.of(ledger)
             table = Table(title=Text(heading(spec)), title_justify="left", caption_justify="left")
             facts = (
                 f"{rate:,.0f}/s  {size / 1e6:.1f} MB/s  flows {ledger['flows']:,}  "
-                f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB  "
+                f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB, {behind(delay)}  "
                 f"capture {ledger['capture']}   Ctrl-C stops"
             )
             table.caption = Text("\n".join([*brief_lines(ledger), facts]))

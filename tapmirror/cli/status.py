@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option
-from tapmirror.cli.live import Rates
+from tapmirror.cli.live import Rates, behind
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Logs, Status
 
@@ -100,7 +100,7 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
     if effective.get("effective", tap["percent"]) != tap["percent"]:
         found.append(f"  at present {effective['effective']:g} %: {effective['reason']}")
     known = rates.known  # at the first look there are none: they would be told as 0
-    rate, size, cpu = rates.of(ledger)
+    rate, size, cpu, delay = rates.of(ledger)
     for unit in ("requests", "segments"):
         account = ledger[unit]
         fates = [f"{account['seen']:,} seen", f"{account['mirrored']:,} mirrored"]
@@ -116,9 +116,11 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         times = ", ".join(f"{name[:3]} {latency[name]:.1f} ms" for name in TIMES if name in latency)
         found.append(f"  shadow {label}: {answers or 'no answers'}{times and f'; {times}'}")
     worker = ledger["worker"]
-    speed, load = (f"{rate:,.0f}/s, {size / 1e6:.1f} MB/s, ", f"{cpu:.0%} CPU ") if known else ("", "")
+    speed, load, late = ("", "", "")
+    if known:
+        speed, load, late = f"{rate:,.0f}/s, {size / 1e6:.1f} MB/s, ", f"{cpu:.0%} CPU ", f", {behind(delay)}"
     memory = f"{worker['rss_kb'] / 1024:.0f} MB"
-    found.append(f"  {speed}{ledger['flows']:,} flows, worker {load}{memory}, capture {ledger['capture']}")
+    found.append(f"  {speed}{ledger['flows']:,} flows, worker {load}{memory}{late}, capture {ledger['capture']}")
     return found
 
 

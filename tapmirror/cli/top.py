@@ -117,7 +117,7 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:
             cells = [f"{tap['percent']:g} %", *[""] * 7]
             table.add_row(_name(tap["name"]), state, *map(Text, cells))
             continue
-        rate, size, cpu = rates.setdefault(tap["name"], Rates()).of(ledger)
+        rate, size, cpu, _ = rates.setdefault(tap["name"], Rates()).of(ledger)
         unit = _unit(ledger)
         share = (ledger.get("share") or {}).get("effective", tap["percent"])
         cells = [

@@ -57,6 +57,9 @@ class Source(Protocol):
     def empty(self) -> bool:
         """Nothing is there to be read."""
 
+    def age(self, now: float) -> float:
+        """Seconds from the capture of what will be read next to `now` (CLOCK_MONOTONIC); 0: nothing is there."""
+
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of this flow (and of those in its bucket)."""
 

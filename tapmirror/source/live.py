@@ -247,6 +247,13 @@ class LiveSource:
         """No packet is there."""
         return not self._left and not self._next_block()
 
+    def age(self, now: float) -> float:
+        """Seconds from the capture of the packet that will be read next to `now`; 0: none is there."""
+        if self.empty():
+            return 0.0
+        _, seconds, nanoseconds, *_ = _FRAME.unpack_from(self._ring, self._at)
+        return now - float(seconds * 1_000_000_000 + nanoseconds - self._real) / 1e9
+
     def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
         """End points of shadows from now on: nothing that goes there is captured."""
         self._admission.exclude(excluded)

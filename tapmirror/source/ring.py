@@ -89,6 +89,7 @@ class RingSource:
         self._producer = shared[:page].cast("Q")
         self._data = shared[page:]
         self._lengths = self._data.cast("I")
+        self._words = self._data.cast("Q")
         start = shard * counter_bytes()
         self._counters = memoryview(self._maps[2])[start : start + counter_bytes()].cast("Q")
         self._wants = self._maps[3]
@@ -193,6 +194,20 @@ class RingSource:
         """No record is there."""
         return bool(self._position == self._producer[0])
 
+    def age(self, now: float) -> float:
+        """Seconds from the capture of the record that will be read next to `now`; 0: none is there."""
+        position = self._position
+        if position == self._producer[0]:
+            return 0.0
+        if order.FENCE is not None:
+            order.FENCE()
+        mask = self._size - 1
+        if self._lengths[(position & mask) >> 2] & (_BUSY | _DISCARD):
+            return 0.0  # nothing is written there yet, or ever
+        if order.FENCE is not None:
+            order.FENCE()
+        return now - self._words[((position + 8) & mask) >> 3] / 1e9
+
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Set the byte of the flow's bucket, which the kernel program looks at."""
         bucket = flow_hash(key, self._seed) & 0xFFFF
@@ -240,7 +255,7 @@ class RingSource:
 
     def close(self) -> None:
         """Unmap and close the ring."""
-        for view in (self._consumer, self._producer, self._lengths, self._data, self._counters):
+        for view in (self._consumer, self._producer, self._lengths, self._words, self._data, self._counters):
             view.release()
         os.close(self._fd)
 

@@ -23,6 +23,10 @@ class Budget(Checked, frozen=True, kw_only=True):
     reached at once, are some 200 MiB."""
     bandwidth: float | None = None
     """Bytes a second to all shadows together.  Absent: what production receives; only you know the link."""
+    delay: Seconds = 0.1
+    """Seconds that segments wait for a worker, in the mean of a second, for some seconds in a row.  A worker that gets
+    the CPU it needs is a millisecond behind; one that has less would only go on ever later, until the ring is full.  A
+    tenth of a second is the period in which a control group's quota is given out (`CPUQuota=`)."""
     ring: float = 0.5
     """Fill of the capture ring, 0 to 1.  At 1 requests are lost in the midst of connections; half is time to act."""
     host_cpu: float = 70.0
@@ -47,6 +51,7 @@ class Budget(Checked, frozen=True, kw_only=True):
             ("memory", math.inf),
             ("bandwidth", math.inf),
             ("latency", math.inf),
+            ("delay", math.inf),
             ("ring", 1.0),
             ("errors", 1.0),
             ("host_cpu", 100.0),

@@ -22,6 +22,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
+    SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
 
@@ -120,6 +121,8 @@ def _counted(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], float]]:
     yield ("flows", "joined"), events.get("flows_joined", 0)
     yield ("gaps",), events.get("gaps", 0)
     yield ("gap_bytes",), events.get("gap_bytes", 0)
+    yield ("delay_records",), events.get("delay_records", 0)
+    yield ("delay_us",), events.get("delay_us", 0)
     yield ("restarts",), sum(worker.get("restarts", 0) for worker in workers(snapshot))
     for label, shadow in snapshot["shadows"].items():
         for unit in ("bytes", "requests"):
@@ -263,6 +266,15 @@ class TapMetrics(Collector):
             {(tap,): of["fill"] for tap, of in ring.items()},
             unit="ratio",
         )
+        delay = SummaryMetricFamily(
+            "tapmirror_ring_delay_seconds",
+            "Time that segments waited in it, each as long as the first of its batch",
+            labels=["tap"],
+            unit="seconds",
+        )
+        for tap, history in self._histories.items():
+            delay.add_metric([tap], int(history.total.whole("delay_records")), history.total.whole("delay_us") / 1e6)
+        yield delay
         cpu = CounterMetricFamily(
             "tapmirror_worker_cpu_seconds", "CPU time of the workers", labels=["tap"], unit="seconds"
         )

@@ -22,9 +22,10 @@ import pytest
 
 from e2e.mirror import PATIENCE
 from e2e.served import SHADOW, WEB, under_load, untorn
-from lab import HashSink, Host, Lab, LabError, Snapshot, Tap, identity, load, open_to_all, until
+from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Nginx, Snapshot, Tap, identity, load, open_to_all, until
 from lab.daemon import Daemon
 from lab.shop import REVIEWS_V2, Shop
+from lab.starve import starved
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import List, Logs, Pause, Set, Start, Status, Stop
 from tapmirror.spec import Budget, Hook, Limits, Protocol, TapSpec, parse_shadow
@@ -646,6 +647,32 @@ def test_the_budget_of_all_taps_lowers_their_shares_together_and_gives_them_back
                 identity(each["ledger"])
             untorn(production, shadow)
             untorn(production, second)
+
+
+def test_a_worker_that_gets_too_little_cpu_gets_less_to_do(lab: Lab) -> None:
+    """It would be ever later and its ring full at last: fewer connections, each whole, and the shadow is up to date."""
+    with Daemon(lab.node) as daemon, Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
+        daemon.ask(Start(taps=[web(budget=Budget(host_cpu=100.0, host_memory=100.0))]))
+        (worker,) = daemon.workers()
+
+        def seen() -> dict[str, Any]:
+            (tap,) = daemon.ask(Status())["taps"]
+            return dict(tap["ledger"] or {"share": {"reason": ""}})
+
+        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=20, rate=3_000, per_connection=50)
+        running = Load(lab.client, plan)
+        with starved(worker, 0.02):
+            until(lambda: "too little CPU" in seen()["share"]["reason"], "less", 30.0)
+        share = seen()["share"]
+        assert 0 < share["effective"] < 100
+        assert re.fullmatch(r"the workers get too little CPU: they are \d+\.\d\d s behind", share["reason"])
+        assert running.stop().failed == 0
+        (done,) = daemon.ask(Stop(all=True))["stopped"]
+        identity(done["ledger"])
+        requests = done["ledger"]["requests"]
+        assert done["ledger"]["segments"]["sampled_out"] > 0 and shadow.requests() == requests["mirrored"]
+        assert set(requests["dropped"]) <= {"share"}
+        assert production.requests() > requests["seen"]
 
 
 def test_a_shadow_that_dies_is_left_alone_and_taken_up_again_by_itself(lab: Lab) -> None:
