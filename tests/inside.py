@@ -15,7 +15,8 @@ from typing import Any, Final
 from tapmirror import privsep
 from tapmirror.policy import HookRequest
 from tapmirror.spec import TapSpec
-from tapmirror.worker import Setup, Worker, prepare
+from tapmirror.worker.loop import Worker
+from tapmirror.worker.setup import Setup, prepare
 
 ENDED: Final = 30
 """Seconds after which the process is ended: something that it tried waits."""

@@ -172,7 +172,7 @@ WALL_CLOCK: Final = {
     "supervisor.log",  # when a line was said
     "supervisor.runner",  # since when a tap runs, for people; when a capture ended, which outlives the daemon
     "supervisor.daemon",  # when a ttl is over that is kept over a reboot; when a capture ended
-    "worker",  # what templates of rewrites tell as the time
+    "worker.setup",  # what templates of rewrites tell as the time
     "replay.listener",  # the kernel's time stamps are of it; taken anew in each turn
     "source.live",  # the same; taken anew with each block
     "doctor",  # whether it is set at all

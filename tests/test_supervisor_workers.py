@@ -26,7 +26,7 @@ from tapmirror.source.live import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor import TapError, workers
 from tapmirror.supervisor.workers import Seat, WorkerProcess
-from tapmirror.worker import Setup
+from tapmirror.worker.setup import Setup
 from test_supervisor_metrics import Taps, compared, falls, snapshot
 
 SHADOW = "10.77.2.2"

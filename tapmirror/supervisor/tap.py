@@ -34,7 +34,7 @@ from tapmirror.supervisor.addresses import Address, largest_packet, local_addres
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
 from tapmirror.supervisor.resolving import Names, ResolveError, look_up
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError, TapRefusedError
-from tapmirror.worker import Setup
+from tapmirror.worker.setup import Setup
 
 EXCLUDED: Final = 16
 """End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""

@@ -29,7 +29,8 @@ from tapmirror import contract, privsep, stdio
 from tapmirror.events import DropReason
 from tapmirror.spec.shadow import Shadow
 from tapmirror.supervisor.figures import checked, with_past
-from tapmirror.worker import MESSAGE, STATE_BYTES, Setup
+from tapmirror.worker.loop import MESSAGE, STATE_BYTES
+from tapmirror.worker.setup import Setup
 
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,13 +24,12 @@ from lab import HashSink, Host, Lab, RecordingTcp, body, cpu_seconds, identity, 
 from lab.load import Load, LoadPlan
 from tapmirror import loader, privsep
 from tapmirror.contract import CONTRACT
-from tapmirror.events import LOOP_DSCP, DropReason
-from tapmirror.ledger import Ledger
-from tapmirror.replay.ports import GENTLE_CLOSES
+from tapmirror.events import LOOP_DSCP
 from tapmirror.source.live import open_live
 from tapmirror.spec import Limits, Pacing, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor.addresses import packed
-from tapmirror.worker import BATCH, MESSAGE, SPARE_FILES, Setup, Worker, _replay
+from tapmirror.worker.loop import BATCH, MESSAGE
+from tapmirror.worker.setup import SPARE_FILES, Setup
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -353,42 +351,3 @@ def test_draining_goes_on_behind_packets_that_give_nothing(lab: Lab) -> None:
         privsep.send(worker.control, {"op": "drain"})
         os.kill(worker.pid, signal.SIGCONT)
         assert worker.hear("final")["segments"]["seen"] == 1
-
-
-def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_workers() -> None:
-    shadows = (parse_shadow("127.0.0.1:80", copies=2), parse_shadow("127.0.0.1:81"))
-    spec = TapSpec(iface="lo", ports=(80,), shadows=shadows)
-    setup = Setup(spec=spec, addresses=[[], []], capture="ring", workers=4, uid=0, gid=0)
-    replay = _replay(setup, [None, None], [Ledger(), Ledger()], None)
-    try:
-        assert [reactor._ports._gentle for reactor in replay.reactors] == [GENTLE_CLOSES // 12] * 3
-    finally:
-        replay.close(DropReason.SHUTDOWN)
-
-
-def test_nothing_waits_for_a_supervisor_that_takes_a_long_state_slowly() -> None:
-    state = {"samples": "x" * 5_000_000}
-    comparing: Any = SimpleNamespace(state=lambda: state)
-    nothing: Any = None
-    worker = Worker(
-        TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), nothing, nothing, Ledger(), None, comparing
-    )
-
-    def held() -> bool:
-        return worker._parcel is not None
-
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        worker._control = theirs
-        privsep.send(ours, {"op": "compare"})
-        worker._on_control()
-        assert held(), "it came back before anything was taken"
-        pieces = privsep.Pieces(1 << 24)
-        found: dict[str, Any] = {}
-        while not found:
-            if held():
-                worker._hand_over()
-            found = pieces.take(privsep.receive(ours, MESSAGE)[0])
-        assert found == {"compare": state}
-        assert not held()
-    os.close(worker._memory)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop's parts that need no capture; as a process, see test_worker___main__."""
+
+from __future__ import annotations
+
+import os
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+from tapmirror import privsep
+from tapmirror.ledger import Ledger
+from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.worker.loop import MESSAGE, Worker
+
+
+def test_nothing_waits_for_a_supervisor_that_takes_a_long_state_slowly() -> None:
+    state = {"samples": "x" * 5_000_000}
+    comparing: Any = SimpleNamespace(state=lambda: state)
+    nothing: Any = None
+    worker = Worker(
+        TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), nothing, nothing, Ledger(), None, comparing
+    )
+
+    def held() -> bool:
+        return worker._parcel is not None
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        worker._control = theirs
+        privsep.send(ours, {"op": "compare"})
+        worker._on_control()
+        assert held(), "it came back before anything was taken"
+        pieces = privsep.Pieces(1 << 24)
+        found: dict[str, Any] = {}
+        while not found:
+            if held():
+                worker._hand_over()
+            found = pieces.take(privsep.receive(ours, MESSAGE)[0])
+        assert found == {"compare": state}
+        assert not held()
+    os.close(worker._memory)

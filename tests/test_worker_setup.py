@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker makes of its set-up; with its privileges given up, see test_privsep and test_sandbox_enter."""
+
+from __future__ import annotations
+
+import pytest
+
+from tapmirror.events import DropReason
+from tapmirror.ledger import Ledger
+from tapmirror.replay.ports import GENTLE_CLOSES
+from tapmirror.spec import Compare, Level, Limits, TapSpec, parse_shadow
+from tapmirror.worker.setup import COMPARED_BYTES, Setup, _replay, memory_limit
+
+
+def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_workers() -> None:
+    shadows = (parse_shadow("127.0.0.1:80", copies=2), parse_shadow("127.0.0.1:81"))
+    spec = TapSpec(iface="lo", ports=(80,), shadows=shadows)
+    setup = Setup(spec=spec, addresses=[[], []], capture="ring", workers=4, uid=0, gid=0)
+    replay = _replay(setup, [None, None], [Ledger(), Ledger()], None)
+    try:
+        assert [reactor._ports._gentle for reactor in replay.reactors] == [GENTLE_CLOSES // 12] * 3
+    finally:
+        replay.close(DropReason.SHUTDOWN)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_limit_of_memory_grows_with_the_copies_and_with_what_is_compared(copies: int) -> None:
+    limits = Limits(memory=100 << 20, queues_bytes=10 << 20)
+    shadows = (parse_shadow("127.0.0.1:80", copies=copies),)
+    spec = TapSpec(iface="lo", ports=(80,), shadows=shadows, limits=limits)
+    assert memory_limit(spec) == (90 + 10 * copies) << 20
+    compared = TapSpec(iface="lo", ports=(80,), shadows=shadows, limits=limits, compare=Compare(level=Level.STATUS))
+    assert memory_limit(compared) - memory_limit(spec) == copies * (COMPARED_BYTES + compared.compare.held_bytes)
