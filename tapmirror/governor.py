@@ -15,7 +15,8 @@ rise that fails makes the next one wait twice as long: so it does not swing.
 
 *Breaker.*  Each shadow has one.  `CLOSED` while the shadow is well.  Connections that fail while nothing is sent, or
 too many bad answers, make it `OPEN`: nothing is captured for this shadow.  After a pause it is `HALF_OPEN`: a few
-connections try, twice as many each second; a failure opens it again, for twice as long.  What the tap captures is
+connections try; twice as many each second where they get through, or where there was nothing to try with; a failure
+opens it again, for twice as long.  What the tap captures is
 what the shadow that can take most gets: one that is down does not cost the others anything.
 
 *All taps.*  The taps of a daemon have one throttle in common (`Overall`), fed with the sums of what they measured; each
@@ -88,7 +89,10 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     answers: int = 0
     errors: int = 0
     """Of these: 5xx, not HTTP, or missing when the connection ended."""
+    connects: int = 0
+    """Attempts,"""
     connect_failures: int = 0
+    """and how many of them failed by now."""
     sent_bytes: int = 0
     times: Mapping[str, int] = {}
     """Of the answers that were timed, by the buckets of `histogram`."""
@@ -205,12 +209,15 @@ class Breaker:
     """Whether a shadow is left alone."""
 
     __slots__ = (
+        "_by_answers",
         "_closed_at",
         "_down_since",
         "_errors",
         "_last",
         "_longest",
         "_pause",
+        "_proven",
+        "_tried",
         "_until",
         "_window",
         "reason",
@@ -230,6 +237,12 @@ class Breaker:
         self._last = now
         self._down_since: float | None = None
         self._window: deque[tuple[float, int, int]] = deque()
+        self._by_answers = False
+        """It was opened by bad answers, and not for want of connections."""
+        self._tried = False
+        """Since it is half open something went there, or tried to;"""
+        self._proven = False
+        """and it got through: an attempt that hangs has not failed yet."""
 
     def update(self, health: Health, now: float) -> float:
         """The share for now on."""
@@ -243,7 +256,11 @@ class Breaker:
         if cause:
             self._open(cause, now)
         elif self.state is State.HALF_OPEN:
-            self.share = min(1.0, self.share * PROBE_GROWTH**passed)
+            self._tried = self._tried or health.connects > 0 or health.sent_bytes > 0
+            good = health.answers > health.errors if self._by_answers else health.sent_bytes > 0
+            self._proven = self._proven or good
+            if self._proven or not self._tried:
+                self.share = min(1.0, self.share * PROBE_GROWTH**passed)
             if self.share == 1.0:
                 self.state, self.reason, self._closed_at = State.CLOSED, "", now
         elif now - self._closed_at >= FORGIVEN:
@@ -258,6 +275,7 @@ class Breaker:
             if self._down_since is None:
                 self._down_since = now
             if self.state is State.HALF_OPEN or now - self._down_since >= DOWN_TIME:
+                self._by_answers = False
                 return "it cannot be connected to"
         self._window.append((now, health.answers, health.errors))
         while self._window[0][0] <= now - WINDOW:
@@ -266,6 +284,7 @@ class Breaker:
         errors = sum(errors for _, _, errors in self._window)
         enough = ENOUGH_HALF_OPEN if self.state is State.HALF_OPEN else ENOUGH
         if answers >= enough and errors > self._errors * answers:
+            self._by_answers = True
             return f"{errors / answers:.0%} of its answers are errors"
         return ""
 
@@ -280,6 +299,7 @@ class Breaker:
         self.reason = "it is tried again"
         self._down_since = None
         self._window.clear()
+        self._tried = self._proven = False
 
 
 class _Shadow:
@@ -451,6 +471,7 @@ def measure(
         shadows[name] = Health(
             answers=_grown(then, now, "answers"),
             errors=sum(_grew(then, now, "answers", kind) for kind in ERRORS),
+            connects=_grew(then, now, "events", "shadow_connects"),
             connect_failures=sum(
                 _grew(then, now, "events", kind) for kind in now["events"] if kind.startswith("connect_")
             ),

@@ -62,6 +62,7 @@ healths = st.builds(
     Health,
     answers=st.integers(0, 1000),
     errors=st.integers(0, 1000),
+    connects=st.integers(0, 10),
     connect_failures=st.integers(0, 10),
     sent_bytes=st.integers(0, 1000),
     times=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 1000)),
@@ -319,6 +320,24 @@ def test_a_restart_of_the_shadow_does_not_open_it() -> None:
     assert min(shares(decisions)) == 1
 
 
+@pytest.mark.parametrize("retry", [2.0, 30.0])
+@pytest.mark.parametrize("kind", ["black hole", "deaf"])
+def test_a_shadow_whose_failures_take_long_to_show_gets_the_first_few_connections_only(kind: str, retry: float) -> None:
+    """A connection to a black hole fails after ten seconds, and so long takes an answer that does not come."""
+    values = [1.0]
+
+    def plant(share: float, now: float) -> Measure:
+        then = values[int(now) - 10] if now > 10 else 0.0
+        values.append(share)
+        asked, failed = round(100 * share), round(100 * then)
+        if kind == "black hole":
+            return Measure(shadows={"v2": Health(connects=asked, connect_failures=failed)})
+        return Measure(shadows={"v2": Health(connects=asked, sent_bytes=asked, answers=failed, errors=failed)})
+
+    late = shares(run(plant, 600, Budget(retry=retry)))[60:]
+    assert set(late) == {0.0, PROBE}
+
+
 def test_bad_answers_open_it_and_a_bug_does_not() -> None:
     def answers(errors: int) -> Plant:
         return lambda _share, _now: Measure(shadows={"v2": Health(answers=100, errors=errors, sent_bytes=1)})
@@ -409,9 +428,16 @@ def test_measures_of_two_snapshots() -> None:
         host_cpu=12.0,
         host_memory=3.0,
         shadows={
-            "v2": Health(answers=17, errors=7, connect_failures=3, sent_bytes=4000, times={"1": 2, "inf": 1}),
+            "v2": Health(
+                answers=17, errors=7, connects=6, connect_failures=3, sent_bytes=4000, times={"1": 2, "inf": 1}
+            ),
             "new": Health(
-                answers=27, errors=7, connect_failures=3, sent_bytes=5000, times={"0.01": 3, "1": 4, "inf": 1}
+                answers=27,
+                errors=7,
+                connects=9,
+                connect_failures=3,
+                sent_bytes=5000,
+                times={"0.01": 3, "1": 4, "inf": 1},
             ),
         },
     )
