@@ -48,7 +48,7 @@ class ScriptedTap:
         self._script.step("snapshot")
         if self.detached.is_set() and not self.stopping:
             raise TapError("detached")
-        return {"tap": self.spec.name, "shadows": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
+        return {"tap": self.spec.name, "shadows": {}, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
 
     def service(self, now: float) -> None:
         """Counted."""

@@ -401,7 +401,7 @@ def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
     made.start()
     made.started.result(10)
     script.taps[0].snapshot = lambda: {  # type: ignore[method-assign]
-        "tap": "web", "shadows": {}, "worker": cost
+        "tap": "web", "shadows": {}, "events": {}, "worker": cost
     }  # fmt: skip
     until(lambda: any(did[0] == "throttle" for did in script.taps[0].did), "less")
     (_, share, reason) = next(did for did in script.taps[0].did if did[0] == "throttle")
@@ -420,7 +420,7 @@ def test_the_budget_of_all_taps_lowers_the_share_of_each(
     for each in taps:
         each.start()
         each.started.result(10)
-    cost = {"tap": "web", "shadows": {}, "worker": {"cpu_s": 0.0, "rss_kb": 2 << 20}}
+    cost = {"tap": "web", "shadows": {}, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": 2 << 20}}
     for tap in script.taps:
         tap.snapshot = lambda: cost  # type: ignore[method-assign]
     until(lambda: all(any(did[0] == "throttle" for did in tap.did) for tap in script.taps), "less")
