@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tapmirror.cli.main import main
+from tapmirror.install import COMMAND as COMMAND_AS_SHIPPED
 from tapmirror.install import (
     EXAMPLE,
     FILES,
@@ -139,6 +141,14 @@ def test_exposure(unit: Path) -> None:
     found = re.search(r"Overall exposure level for tapmirror.service: ([0-9.]+)", done.stdout)
     assert found is not None
     assert float(found[1]) <= EXPOSURE
+
+
+def test_a_reload_is_waited_for_and_can_fail() -> None:
+    # systemd.service(5): a signal in ExecReload= is not a good choice, for nobody learns what became of it.
+    (line,) = [x for x in deployed("tapmirror.service").decode().splitlines() if x.startswith("ExecReload=")]
+    command, verb = line.removeprefix("ExecReload=").split()
+    assert command == COMMAND_AS_SHIPPED
+    assert verb in main.commands
 
 
 def test_every_capability_is_justified() -> None:
