@@ -151,6 +151,11 @@ def test_a_reload_is_waited_for_and_can_fail() -> None:
     assert verb in main.commands
 
 
+def test_a_worker_that_the_kernel_ends_does_not_end_the_daemon() -> None:
+    # systemd.service(5): by default, where a process of a unit is ended for want of memory, all of it is.
+    assert "\nOOMPolicy=continue\n" in deployed("tapmirror.service").decode()
+
+
 def test_every_capability_is_justified() -> None:
     text = deployed("tapmirror.service").decode()
     granted = re.findall(r"CAP_\w+", next(x for x in text.splitlines() if x.startswith("CapabilityBoundingSet=")))
