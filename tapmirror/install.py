@@ -28,6 +28,8 @@ FILES: Final = {
 EXAMPLE: Final = "etc/tapmirror/taps.d/example.yaml.disabled"
 CACHE: Final = "var/cache/tapmirror"
 """Compiled programs."""
+ENABLED: Final = "etc/systemd/system/multi-user.target.wants/tapmirror.service"
+"""The link by which it is started at boot; where systemd runs, `systemctl disable` takes it away."""
 LEFT: Final = ("etc/tapmirror", "etc/default/tapmirror", "var/lib/tapmirror")
 """What may be the user's."""
 PACKAGED: Final = ("lib/systemd/system/tapmirror.service", "usr/lib/systemd/system/tapmirror.service")
@@ -75,7 +77,9 @@ def deployed(name: str) -> bytes:
 
 def install_plan(root: Path, command: Path) -> list[Step]:
     """The steps that put the service below `root`, with `command` as what it runs.  Raises `InstallError`."""
-    _not_packaged(root)
+    packaged = _packaged(root)
+    if packaged:
+        raise _has(packaged)
     if any(command.is_relative_to(hidden) for hidden in HIDDEN):
         raise InstallError(
             f"{command}: the service cannot look there (ProtectHome=); install it below /opt or /usr/local"
@@ -94,12 +98,31 @@ def install_plan(root: Path, command: Path) -> list[Step]:
 
 
 def uninstall_plan(root: Path) -> list[Step]:
-    """The steps that take the service away from `root`.  Raises `InstallError`."""
-    _not_packaged(root)
+    """The steps that take the service away from `root`.  Raises `InstallError`.
+
+    Where a package has been installed beside it, the unit that hides the package's goes, and what both use stays.
+    """
+    packaged = _packaged(root)
+    if packaged and not all((root / target).exists() for target in FILES):
+        # A unit alone would be one that the administrator made of the package's (`systemctl edit --full`).
+        raise _has(packaged)
     there = [root / target for target in FILES if (root / target).exists()]
     live = _is_live(root) and bool(there)
     steps = [_run(("systemctl", "disable", "--now", "tapmirror.service"))] if live else []
     steps += [Step("remove", str(path)) for path in there]
+    link = root / ENABLED
+    if not live and link.is_symlink():
+        steps.append(Step("remove", str(link)))
+    if not packaged:
+        steps += _unused(root)
+    if live:
+        steps.append(_run(("systemctl", "daemon-reload")))
+    return steps + [Step("leave", str(root / name)) for name in LEFT if (root / name).exists()]
+
+
+def _unused(root: Path) -> list[Step]:
+    """Removes the example, if it is as it was, and the compiled programs."""
+    steps = []
     example = root / EXAMPLE
     with suppress(FileNotFoundError):
         if example.read_bytes() == deployed(example.name):
@@ -107,9 +130,7 @@ def uninstall_plan(root: Path) -> list[Step]:
     cache = root / CACHE
     if cache.is_dir():
         steps += [Step("remove", str(path)) for path in (*sorted(cache.iterdir()), cache)]
-    if live:
-        steps.append(_run(("systemctl", "daemon-reload")))
-    return steps + [Step("leave", str(root / name)) for name in LEFT if (root / name).exists()]
+    return steps
 
 
 def carry_out(steps: Iterable[Step]) -> Iterator[Step]:
@@ -133,10 +154,13 @@ def carry_out(steps: Iterable[Step]) -> Iterator[Step]:
         yield step
 
 
-def _not_packaged(root: Path) -> None:
-    for name in PACKAGED:
-        if (root / name).exists():
-            raise InstallError(f"{root / name} is there: a package of this system has the service; use its tools")
+def _packaged(root: Path) -> Path | None:
+    """The unit of a distribution's package, if there is one."""
+    return next((root / name for name in PACKAGED if (root / name).exists()), None)
+
+
+def _has(unit: Path) -> InstallError:
+    return InstallError(f"{unit} is there: a package of this system has the service; use its tools")
 
 
 def _written(path: Path, content: bytes) -> Step:

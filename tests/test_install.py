@@ -94,6 +94,35 @@ def test_a_packages_service_is_left_alone(tmp_path: Path) -> None:
         uninstall_plan(tmp_path)
 
 
+def test_what_hides_a_packages_service_can_be_taken_away(tmp_path: Path) -> None:
+    installed(tmp_path)
+    unit = tmp_path / "usr/lib/systemd/system/tapmirror.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    cached = tmp_path / "var/cache/tapmirror/0123abcd"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    list(carry_out(uninstall_plan(tmp_path)))
+    assert there(tmp_path) == {str(path.relative_to(tmp_path)) for path in (unit, cached)} | {EXAMPLE}
+
+
+def test_a_packages_unit_that_was_edited_in_full_is_left_alone(tmp_path: Path) -> None:
+    for name in ("lib/systemd/system/tapmirror.service", UNIT):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InstallError, match="a package of this system has the service"):
+        uninstall_plan(tmp_path)
+
+
+def test_an_image_keeps_no_link_that_would_start_it(tmp_path: Path) -> None:
+    installed(tmp_path)
+    link = tmp_path / "etc/systemd/system/multi-user.target.wants/tapmirror.service"
+    link.parent.mkdir()
+    link.symlink_to("/" + UNIT)
+    list(carry_out(uninstall_plan(tmp_path)))
+    assert not link.is_symlink()
+
+
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_a_command_that_the_service_could_not_see_is_refused(tmp_path: Path, hidden: str) -> None:
     with pytest.raises(InstallError, match="the service cannot look there"):
