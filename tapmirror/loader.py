@@ -40,6 +40,8 @@ from tapmirror.precedence import give_way
 
 LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
+DEATH_TIME: Final = 1.0
+"""Seconds for a child that has closed its socket to be gone."""
 REPLY_BYTES: Final = 65_536
 MAX_WORKERS: Final = 64
 """Workers of one tap: more than a host has processors to spare; their descriptors fit into one message
@@ -164,18 +166,26 @@ def load(request: Request) -> Loaded:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        data, fds = b"", list[int]()
         try:
             ours.settimeout(LOAD_TIME)
             ours.send(msgspec.json.encode(request))
             data, fds, _, _ = socket.recv_fds(ours, REPLY_BYTES, CHILD_FDS)
         except TimeoutError:
-            raise LoaderError("time", f"compiling the capture program took more than {LOAD_TIME:.0f} s") from None
-        except OSError as error:
-            raise LoaderError("refused", f"the loader process failed: {error}") from None
-        finally:
             child.kill()
-            child.wait()
-    reply: dict[str, str] = json.loads(data) if data else {"kind": "refused", "error": "the loader process died"}
+            raise LoaderError("time", f"compiling the capture program took more than {LOAD_TIME:.0f} s") from None
+        except OSError:
+            pass  # it is gone, as where it answers nothing
+        finally:
+            if not data:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(DEATH_TIME)
+            child.kill()
+            code = child.wait()
+    if not data:
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        raise LoaderError("refused", f"the loader process died ({how})")
+    reply: dict[str, str] = json.loads(data)
     if "error" in reply:
         raise LoaderError(reply["kind"], reply["error"])
     program, counters, wants, config, *rings = fds

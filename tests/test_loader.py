@@ -368,6 +368,20 @@ def test_the_compiler_is_known_without_importing_it(tmp_path: Path, monkeypatch:
     assert loader.compiler() == ""
 
 
+@pytest.mark.parametrize(
+    ("end", "how"), [("kill -KILL $$", "signal 9"), ("exit 3", "exit status 3")], ids=["killed", "left"]
+)
+def test_a_child_that_dies_is_told_with_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, how: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{end}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(loader.LoaderError, match=rf"the loader process died \({how}\)$"):
+        loader.load(request())
+
+
 @pytest.mark.ebpf
 @pytest.mark.usefixtures("traceless")
 def test_a_child_that_takes_too_long_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
