@@ -325,6 +325,16 @@ def source() -> str:
 # --- the child
 
 
+def own_headers() -> bool:
+    """Whether the running kernel's own headers are where bcc looks for them by itself, and can be read.
+
+    The unit's ProtectKernelModules= hides /lib/modules, also from root without CAP_DAC_OVERRIDE.
+    """
+    with suppress(PermissionError):
+        return Path(f"/lib/modules/{platform.release()}/build/include").is_dir()
+    return False
+
+
 @contextmanager
 def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
     """A directory for BCC_KERNEL_SOURCE; None where the running kernel's own headers are in place.
@@ -332,7 +342,7 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
     Debian splits a headers package in two (X-amd64 and X-common), Ubuntu links one into the other;
     the view holds links to the entries of both.  Raises `LoaderError`.
     """
-    if Path(f"/lib/modules/{platform.release()}/build/include").is_dir():
+    if own_headers():
         yield None
         return
     found = sorted(path for path in root.glob("linux-headers-*") if (path / "include" / "generated").is_dir())

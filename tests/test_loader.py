@@ -457,6 +457,22 @@ def test_the_view_merges_the_two_packages_of_debian(tmp_path: Path) -> None:
     assert not Path(view).exists()
 
 
+def test_where_modules_are_hidden_the_view_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in the unit: a directory with no rights in the place of /lib/modules, and root that has to keep to them.
+    install(tmp_path, "linux-headers-6.1.0-9-amd64")
+    (tmp_path / "linux-headers-6.1.0-9-amd64" / "include" / "generated").mkdir()
+    is_dir = Path.is_dir
+
+    def hidden(path: Path) -> bool:
+        if path.is_relative_to("/lib/modules"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", hidden)
+    with loader.headers(tmp_path) as view:
+        assert view is not None
+
+
 @pytest.mark.usefixtures("no_own_headers", "traceless")
 @pytest.mark.parametrize("error", [None, ValueError])
 def test_the_view_is_gone_however_it_is_left(tmp_path: Path, error: type[Exception] | None) -> None:
