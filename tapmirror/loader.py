@@ -351,8 +351,7 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
             "headers", "no kernel headers: install linux-headers-amd64 (Debian) or linux-headers-generic (Ubuntu)"
         )
     main = found[-1]
-    version = main.name.rpartition("-")[0]
-    trees = [main, *root.glob(f"{version}-common")]
+    trees = [main, *common_of(main)]
     arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     with scratch() as view:
         for part in ("include", f"arch/{arch}/include"):
@@ -362,6 +361,17 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
                     with suppress(FileExistsError):
                         (view / part / entry.name).symlink_to(entry)
         yield str(view)
+
+
+def common_of(main: Path) -> list[Path]:
+    """What Debian's flavours share, if it is there: X-common of X-amd64 and X-cloud-amd64, X-common-rt of X-rt."""
+    parts = main.name.split("-")
+    for count in range(len(parts) - 1, 1, -1):
+        stem, flavour = "-".join(parts[:count]), parts[count]
+        for name in (f"{stem}-common-{flavour}", f"{stem}-common"):
+            if (main.parent / name).is_dir():
+                return [main.parent / name]
+    return []
 
 
 def compile_and_load(request: Request) -> list[int]:

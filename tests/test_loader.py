@@ -457,6 +457,21 @@ def test_the_view_merges_the_two_packages_of_debian(tmp_path: Path) -> None:
     assert not Path(view).exists()
 
 
+@pytest.mark.parametrize(
+    ("main", "common"),
+    [
+        ("linux-headers-6.1.0-50-cloud-amd64", "linux-headers-6.1.0-50-common"),
+        ("linux-headers-6.1.0-50-rt-amd64", "linux-headers-6.1.0-50-common-rt"),
+        ("linux-headers-6.12.38+deb13-cloud-arm64", "linux-headers-6.12.38+deb13-common"),
+        ("linux-headers-6.8.0-50-generic", None),
+    ],
+)
+def test_what_flavours_have_in_common_is_found(tmp_path: Path, main: str, common: str | None) -> None:
+    for name in ("6.1.0-50-common", "6.1.0-50-common-rt", "6.1.0-9-common", "6.12.38+deb13-common"):
+        (tmp_path / f"linux-headers-{name}").mkdir()
+    assert [path.name for path in loader.common_of(tmp_path / main)] == ([common] if common else [])
+
+
 def test_where_modules_are_hidden_the_view_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As in the unit: a directory with no rights in the place of /lib/modules, and root that has to keep to them.
     install(tmp_path, "linux-headers-6.1.0-9-amd64")
