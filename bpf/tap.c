@@ -226,10 +226,13 @@ static inline int emit(struct __sk_buff *skb, const struct tap_key *key, const s
 	r->flags = flags;
 	r->length = length;
 	r->caplen = size;
-	/* Keep the checked and the used value in one register: the verifier forgets otherwise. */
-	u64 bounded = size;
-	asm volatile("" : "+r"(bounded));
-	if (bounded == 0 || bounded > room || bpf_skb_load_bytes(skb, offset, (void *)(r + 1), bounded)) {
+	/*
+	 * The value that is checked is the one that is used, and in one comparison: older verifiers (Linux 6.1) carry no
+	 * bound from a register to another one that differs from it by 1, and learn nothing from "not 0".
+	 */
+	u64 last = (u64)size - 1;
+	asm volatile("" : "+r"(last));
+	if (last >= room || bpf_skb_load_bytes(skb, offset, (void *)(r + 1), last + 1)) {
 		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);
 		return 0;
 	}
