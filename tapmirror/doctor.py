@@ -220,6 +220,7 @@ REMEDIES: Final = {
     "headers": "install linux-headers-amd64 (Debian) or linux-headers-generic (Ubuntu)",
     "privilege": "give the container or unit CAP_NET_RAW, CAP_BPF and CAP_PERFMON",
     "refused": "give the container or unit CAP_BPF and CAP_PERFMON; see whether the kernel is locked down",
+    "verifier": "report this line, with the version of bcc; where it runs without CAP_PERFMON, give it that",
     "compile": "install other kernel headers, and report the line above",
     "time": "try again when this host is less busy",
 }

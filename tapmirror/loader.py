@@ -42,6 +42,8 @@ LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
 DEATH_TIME: Final = 1.0
 """Seconds for a child that has closed its socket to be gone."""
+NOT_VERIFIED: Final = (errno.EACCES, errno.EINVAL)
+"""bpf(2): the program itself is not taken; who may not load any is told EPERM."""
 REPLY_BYTES: Final = 65_536
 MAX_WORKERS: Final = 64
 """Workers of one tap: more than a host has processors to spare; their descriptors fit into one message
@@ -413,6 +415,11 @@ def load_program(text: str, flags: list[str]) -> tuple[int, dict[str, int]]:
     try:
         loaded = bytecode.load(code, INNER)
     except OSError as error:
+        if error.errno in NOT_VERIFIED:
+            words = (
+                f"the verifier of this kernel ({platform.release()}) does not take the BPF program: {error.strerror}"
+            )
+            raise LoaderError("verifier", words) from None
         raise LoaderError("refused", f"the kernel refuses the BPF program: {error.strerror}") from None
     bytecode.keep(directory, key, code)
     return loaded

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import tapmirror
+from lab import AS_NOBODY
 
 COMMAND = Path(sys.executable).parent / "tapmirror"
 OPTIONS = (
@@ -121,11 +122,10 @@ def test_the_examples_are_right() -> None:
 
 
 def try_examples(folder: str) -> None:
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     for line in examples():
         words = shlex.split(line)
         assert words[0] == "tapmirror"
-        as_nobody = [*(nobody if os.geteuid() == 0 else ()), str(COMMAND), *words[1:]]
+        as_nobody = [*(AS_NOBODY if os.geteuid() == 0 else ()), str(COMMAND), *words[1:]]
         done = subprocess.run(as_nobody, capture_output=True, text=True, timeout=60, check=False, cwd=folder)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "tapmirror: error: capturing needs root: run it with sudo\n"

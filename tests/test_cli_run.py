@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from e2e.driven import driven
-from lab import HashSink, Host, Lab, Snapshot, Tap, identity, load, until
+from lab import AS_NOBODY, HashSink, Host, Lab, Snapshot, Tap, identity, load, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import main
@@ -58,7 +58,6 @@ def test_it_waits_on_descriptors_beyond_1024() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 BOUND = 10.0
 """Seconds for an end: `Limits.drain_time` twice."""
 

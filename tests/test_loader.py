@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -17,15 +18,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
 
 from captures import RING_BYTES
-from lab import Lab, until
+from lab import AS_NOBODY, Lab, until
 from lab.snapshot import MAPS, bpf_ids, tree
-from tapmirror import contract, loader
+from tapmirror import bytecode, contract, loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters
 from tapmirror.source.ring import (
@@ -403,10 +404,38 @@ def test_a_ring_that_the_kernel_does_not_make(ring_bytes: int) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (
+            errno.EACCES,
+            "verifier",
+            f"the verifier of this kernel ({platform.release()}) does not take the BPF program: ",
+        ),
+        (errno.EINVAL, "verifier", "the verifier of this kernel"),
+        (errno.EPERM, "refused", "the kernel refuses the BPF program: Operation not permitted"),
+    ],
+)
+def test_a_program_that_the_kernel_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: str, words: str
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(bytecode, "load", refuse)
+    monkeypatch.setattr(loader, "compile_program", lambda *_: None)
+    monkeypatch.setattr(loader, "compiler", lambda: "one")
+    with pytest.raises(loader.LoaderError) as caught:
+        loader.load_program("", [])
+    assert caught.value.kind == kind and str(caught.value).startswith(words)
+    assert list(tmp_path.iterdir()) == [], "it is not kept"
+
+
 def test_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:
         done = subprocess.run(
-            AS_NOBODY,
+            [*AS_NOBODY, sys.executable, "-c", LOADS],
             capture_output=True,
             text=True,
             check=False,
@@ -417,13 +446,13 @@ def test_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
         loader.load(request())
 
 
-AS_NOBODY = ["setpriv", "--reuid", "nobody", "--clear-groups", sys.executable, "-c", """
+LOADS = """
 from tapmirror import loader
 try:
     loader.compile_and_load(None)
 except loader.LoaderError as error:
     print(error.kind, error)
-"""]  # fmt: skip
+"""
 
 
 # --- headers

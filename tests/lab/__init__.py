@@ -5,7 +5,7 @@ Used by the tests, the demo and the benchmark.  Nothing of it is on the host: th
 to processes that die with the one that made them, so there is nothing to clean, however it ends.
 """
 
-from lab.hosts import Host, LabError, open_to_all, until
+from lab.hosts import AS_NOBODY, Host, LabError, open_to_all, until
 from lab.load import Load, LoadPlan, LoadResult, body, load
 from lab.names import NameServer
 from lab.network import Lab
@@ -18,6 +18,7 @@ from lab.tap import Tap, identity
 from lab.wrk import WrkResult, wrk
 
 __all__ = [
+    "AS_NOBODY",
     "Behaviour",
     "Certificates",
     "Faults",

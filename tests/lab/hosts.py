@@ -26,6 +26,12 @@ MARK: Final = "TAPMIRROR_LAB"
 """In the environment of every process that the lab starts, with our pid: the leak check looks for it."""
 os.environ.setdefault(MARK, str(os.getpid()))
 NOFILE, NOFILE_MOST = resource.getrlimit(resource.RLIMIT_NOFILE)
+READ_ALL: Final = "+dac_read_search"
+AS_NOBODY: Final = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *(f"--inh-caps={READ_ALL}", f"--ambient-caps={READ_ALL}", "--"),
+)
+"""Words before a command that is to run without privilege.  It may read: a clone may be in a home that is private."""
 CLONE_NEWNET: Final = 0x40000000
 STOP_TIME: Final = 5.0
 """Seconds between SIGTERM and SIGKILL."""
