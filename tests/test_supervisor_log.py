@@ -88,6 +88,28 @@ def test_ten_lines_a_second_of_a_cause_and_the_others_are_counted(monkeypatch: p
     assert lines[-1].endswith("suppressed=1")
 
 
+def test_lines_of_something_are_held_back_for_no_other_of_their_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    written = Written()
+    log = Log(written, journal=False)
+    for i in range(1000):
+        log.say(Level.NOTICE, "audit", "refused", of=f"somebody {i % 2}")
+    log.say(Level.NOTICE, "audit", "done", of="another")
+    now += 1.5
+    log.tick()
+    assert not log._causes
+    log.say(Level.NOTICE, "audit", "done", of="somebody 0")
+    log.close()
+    lines = written.lines()
+    assert len(lines) == 2 * RATE + 4
+    assert lines[2 * RATE].endswith("event=audit msg=done")
+    assert {line.partition("held back\" ")[2] for line in lines[-3:-1]} == {
+        f'suppressed={500 - RATE} of="somebody {i}"' for i in range(2)
+    }
+    assert lines[-1].endswith("event=audit msg=done")
+
+
 def test_the_last_lines_of_a_tap_are_kept_and_can_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RATE", 10**6)
     log = Log(lambda _: None, journal=False)

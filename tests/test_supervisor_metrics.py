@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from briefs import brief
 from tapmirror.compare.summary import Endpoint, Field, State
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.governor import ERRORS
 from tapmirror.ledger import Account
 from tapmirror.supervisor.metrics import TapMetrics
 
@@ -251,6 +252,12 @@ def test_every_metric_of_the_dashboard_and_the_alerts_exists() -> None:
         assert names, expression
         for group in re.findall(r"(?:by|on|without) \(([a-z, ]+)\)", expression):
             assert set(group.replace(" ", "").split(",")) <= labels(), expression
+
+
+def test_what_the_governor_takes_for_errors_the_alert_does_too() -> None:
+    (rule,) = [found for found in expressions() if 'class=~"' in found and "tapmirror_shadow_answers_total{" in found]
+    (classes,) = re.findall(r'class=~"([^"]+)"', rule)
+    assert set(classes.split("|")) == set(ERRORS)
 
 
 def test_the_alerts_are_those_that_matter() -> None:

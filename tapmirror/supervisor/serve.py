@@ -174,7 +174,7 @@ class Service:
             else:
                 result = await self._do(call.request)
         except RefusedError as error:
-            self._audit(call.peer, call.request, f"{error.code}: {error}")
+            self._audit(call.peer, call.request, f"{error.code}: {error}", done=False)
             call.refuse(error.code, str(error))
         except asyncio.CancelledError:
             raise
@@ -183,7 +183,7 @@ class Service:
             call.refuse("failed", f"internal error: {error!r}")
             raise
         else:
-            self._audit(call.peer, call.request, "done")
+            self._audit(call.peer, call.request, "done", done=True)
             if descriptor is None and call.request.changes and self._daemon.keeping.error:
                 result["warning"] = f"{self._daemon.keeping.error}; until they can be, a restart undoes this"
             call.answer(result, descriptor)
@@ -251,12 +251,17 @@ class Service:
 
     # --- who did what
 
-    def _audit(self, peer: Peer, request: Request, outcome: str) -> None:
+    def _audit(self, peer: Peer, request: Request, outcome: str, *, done: bool) -> None:
+        """Who asks for nonsense as fast as it goes has no line held back but those of that: no change hides there."""
         if request.changes:
-            self._log.say(Level.NOTICE, "audit", outcome, **who(peer), **what(request))
+            by, facts = who(peer), what(request)
+            changed = done and "dry_run" not in facts
+            of = [facts[field] for field in ("op", "name", "taps") if field in facts] if changed else ["asked in vain"]
+            self._log.say(Level.NOTICE, "audit", outcome, of=" ".join(map(str, (by["user"], *of))), **by, **facts)
 
     def _denied(self, peer: Peer, request: Request) -> None:
-        self._log.say(Level.WARNING, "denied", "may only look", **who(peer), **what(request))
+        by = who(peer)
+        self._log.say(Level.WARNING, "denied", "may only look", of=by["user"], **by, **what(request))
 
 
 def sealed(data: bytes) -> int:

@@ -730,6 +730,20 @@ def test_who_may_only_look(lab: Lab) -> None:
         until(lambda: bool(denied.search(daemon.said())), "the line of what was denied")
 
 
+def test_no_change_hides_among_attempts(lab: Lab) -> None:
+    """Of each cause there are ten lines a second: who asks for nonsense all the time has none held back but of that."""
+    with HashSink(lab.shadow), Daemon(lab.node) as daemon, Client(daemon.socket) as client:
+        daemon.run(*WEB)
+        for _ in range(500):
+            with pytest.raises(ControlError):
+                client.ask(Pause(name="nonsense"))
+        client.ask(Set(name="web", percent=3))
+        client.ask(Stop(name="web"))
+        until(lambda: "op=stop name=web" in daemon.said(), "the line of the last change")
+        assert "msg=done user=root uid=0" in daemon.said() and "op=set name=web percent=3.0" in daemon.said()
+        assert daemon.said().count("name=nonsense") < 400
+
+
 def test_requests_by_hand(lab: Lab) -> None:
     with Daemon(lab.node) as daemon, contextlib.ExitStack() as stack:
         sock = connect(daemon.socket, stack)
