@@ -123,6 +123,20 @@ async def test_what_cannot_be_restarted_goes_on_as_it_was(rig: Rig) -> None:
 
 
 @conversation
+async def test_each_beginning_has_a_life_of_its_own_in_the_snapshots(rig: Rig) -> None:
+    async def life() -> int:
+        await rig.until(lambda: "worker" in rig.daemon.roster.snapshots()[0], "a ledger")
+        return int(rig.daemon.roster.snapshots()[0]["life"])
+
+    await rig.daemon.start([A], force=False)
+    first = await life()
+    await rig.daemon.set_percent("a", 5.0)
+    assert await life() == first
+    await rig.daemon.apply([msgspec.structs.replace(A, seed=1)], dry_run=False, force=False)
+    assert await life() > first
+
+
+@conversation
 async def test_a_paused_tap_that_is_changed_stays_paused(rig: Rig) -> None:
     await rig.daemon.start([A], force=False)
     await rig.daemon.pause("a")
@@ -278,6 +292,20 @@ async def test_one_that_is_stopped_amid_its_restart_stays_so(rig: Rig) -> None:
     assert (await applying)["failed"] == {"a": "it was stopped meanwhile"}
     await stopping
     assert rig.states() == {} == kept(rig)
+
+
+@conversation
+async def test_what_is_refused_to_one_that_is_restarted_has_no_effect_either(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    gate = rig.script.gate("stop")
+    applying = asyncio.ensure_future(rig.daemon.apply([msgspec.structs.replace(A, seed=1)], dry_run=False, force=False))
+    await at(rig, "stop")
+    await refused(rig.daemon.pause("a"), "busy", "is being stopped")
+    await refused(rig.daemon.set_percent("a", 5.0), "busy", "is being stopped")
+    gate.set()
+    assert (await applying)["failed"] == {}
+    await rig.running("a")
+    assert not kept(rig)["a"].paused and kept(rig)["a"].percent is None
 
 
 @conversation

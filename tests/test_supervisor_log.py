@@ -104,7 +104,7 @@ def test_lines_of_something_are_held_back_for_no_other_of_their_cause(monkeypatc
     lines = written.lines()
     assert len(lines) == 2 * RATE + 4
     assert lines[2 * RATE].endswith("event=audit msg=done")
-    assert {line.partition("held back\" ")[2] for line in lines[-3:-1]} == {
+    assert {line.partition('held back" ')[2] for line in lines[-3:-1]} == {
         f'suppressed={500 - RATE} of="somebody {i}"' for i in range(2)
     }
     assert lines[-1].endswith("event=audit msg=done")

@@ -53,6 +53,7 @@ def snapshot(name: str = "shop", seen: int = 10, pid: int = 7, cpu: float = 1.5,
         "ring": {"bytes": 1 << 24, "fill": 0.25},
         "share": {"percent": 50.0, "effective": 12.5, "reason": "the capture ring is full"},
         "state": "running",
+        "life": 1,
         **changes,
     }
 
@@ -154,12 +155,23 @@ def test_counters_go_on_when_a_worker_is_replaced() -> None:
 def test_counters_go_on_when_a_tap_begins_anew() -> None:
     taps = Taps(snapshot(seen=100))
     before = taps.samples()
-    taps.now = [snapshot(seen=30, pid=7, cpu=0.5)]
+    taps.now = [snapshot(seen=30, pid=7, cpu=0.5, life=2)]
     after = taps.samples()
     assert not falls(before, after)
     assert after[("tapmirror_seen_segments_total", "shop")] == 130
     assert after[("tapmirror_worker_cpu_seconds_total", "shop")] == 2.0
     assert taps.samples() == after, "a second scrape counts nothing twice"
+
+
+def test_counters_go_on_while_what_follows_has_no_ledger_yet_and_where_it_has_soon_seen_more() -> None:
+    taps = Taps(snapshot(seen=100))
+    before = taps.samples()
+    taps.now = [{"tap": "shop", "state": "starting", "life": 0}]
+    assert not falls(before, taps.samples())
+    taps.now = [snapshot(seen=250, cpu=2.0, life=2)]
+    after = taps.samples()
+    assert after[("tapmirror_seen_segments_total", "shop")] == 350
+    assert after[("tapmirror_worker_cpu_seconds_total", "shop")] == 3.5
 
 
 def test_a_count_that_is_a_little_late_is_no_new_beginning() -> None:

@@ -223,7 +223,7 @@ class Daemon:
 
     async def pause(self, name: str) -> None:
         """Capture nothing of a tap until `resume`.  Raises `RefusedError`."""
-        entry = self.roster.entry(name)
+        entry = self._staying(name)
         entry.paused = True
         if not self.roster.killed:
             await self._done(entry.runner.pause())
@@ -231,7 +231,7 @@ class Daemon:
 
     async def resume(self, name: str) -> None:
         """The end of `pause`.  Raises `RefusedError`."""
-        entry = self.roster.entry(name)
+        entry = self._staying(name)
         self.roster.not_killed()
         entry.paused = False
         await self._done(entry.runner.resume())
@@ -333,6 +333,13 @@ class Daemon:
         await saved
         return [{"name": entry.spec.name, "ledger": ledger} for entry, ledger in zip(entries, ledgers, strict=True)]
 
+    def _staying(self, name: str) -> Entry:
+        """The tap of a name.  Raises `RefusedError` if it is being stopped: what follows it would not know of it."""
+        entry = self.roster.entry(name)
+        if entry.leaving:
+            raise RefusedError("busy", f"the tap {name!r} is being stopped")
+        return entry
+
     def _ready_for(self, step: Step) -> None:
         """Raises `RefusedError` if the tap of this name is not (any more) what the plan took it to be."""
         there = self._taps.get(step.name)
@@ -430,8 +437,10 @@ class Daemon:
         """Wait for what a tap was asked for.  Raises `RefusedError`."""
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
-        except (TapError, EndedError) as error:
+        except TapError as error:
             raise RefusedError("failed", str(error)) from None
+        except EndedError as error:
+            raise RefusedError("busy", str(error)) from None
 
     def _later(self, what: Any) -> None:
         task = asyncio.ensure_future(what)

@@ -86,16 +86,16 @@ class _History:
         """By the worker's place: what it gives includes its predecessors."""
         self.compared: dict[str, Compared] = {}
         """By shadow."""
-        self._seen = 0
+        self._life = 0
 
     def take(self, snapshot: Snapshot) -> None:
-        """Look at a snapshot.  The kernel counts what was seen: when that falls, it is another tap."""
-        seen = snapshot["segments"]["seen"]
-        if seen < self._seen:
+        """Look at a snapshot; of another life than the last one it counts from zero."""
+        life = snapshot["life"]
+        if life != self._life:
             self.total.begin_anew()
             self.cpu.begin_anew()
             self.compared.clear()
-        self._seen = seen
+        self._life = life
         for label, found in ((snapshot.get("compare") or {}).get("shadows") or {}).items():
             self.compared.setdefault(label, Compared()).take(found)
         for key, value in _counted(snapshot):
@@ -149,7 +149,8 @@ def _fates(account: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
 
 
 class TapMetrics(Collector):
-    """The metrics of all taps.  One that has not counted anything yet may be only {"tap", "state"}.
+    """The metrics of all taps.  One that has not counted anything yet may be only {"tap", "state"}; with a ledger comes
+    "life", another number whenever that began with zeros.
 
     `snapshots` is called for each collection, from whatever thread scrapes: it must be quick and safe to call
     (the last snapshots, not new ones).  Not more than one thread may collect at a time.
@@ -173,7 +174,10 @@ class TapMetrics(Collector):
         """All metric families, each with the samples of every tap."""
         known = {str(snapshot["tap"]): snapshot for snapshot in self._snapshots()}
         taps = {name: snapshot for name, snapshot in known.items() if "segments" in snapshot}
-        self._histories = {name: self._histories.get(name) or _History() for name in taps}
+        # One that begins anew has no snapshot for a while: its totals go on.
+        self._histories = {
+            name: self._histories.get(name) or _History() for name in known if name in taps or name in self._histories
+        }
         for name, snapshot in taps.items():
             self._histories[name].take(snapshot)
         yield InfoMetricFamily("tapmirror_build", "What runs", value={"version": __version__})

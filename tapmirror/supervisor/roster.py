@@ -113,8 +113,9 @@ class Roster:
         """The last ledger of each tap, for the metrics; any thread may ask."""
         found = []
         for name, entry in [*self.taps.items()]:
-            facts = {"state": entry.runner.state[0], "uncaptured_s": entry.runner.uncaptured}
-            found.append({**(entry.runner.ledger or {"tap": name}), **facts})
+            life, ledger = entry.runner.counted
+            facts = {"state": entry.runner.state[0], "uncaptured_s": entry.runner.uncaptured, "life": life}
+            found.append({**(ledger or {"tap": name}), **facts})
         return found
 
     # --- the kill switch

@@ -13,6 +13,7 @@ switch.
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import threading
@@ -42,6 +43,8 @@ STEADY: Final = 60.0
 """Seconds after which a tap that ran is taken to be well: its next loss is a first one again."""
 
 PAUSED: Final = "paused by command"
+LIVES: Final = itertools.count(1)
+"""Numbers of the beginnings of all taps."""
 
 
 class Make(Protocol):
@@ -88,8 +91,8 @@ class Runner:
         before: Before | None = None,
     ) -> None:
         self.spec = spec
-        self.ledger: dict[str, Any] | None = None
-        """The last snapshot; None before the first.  Never changed, only replaced."""
+        self.counted: tuple[int, dict[str, Any] | None] = (0, None)
+        """In which life (each begins with zeros), and the last snapshot of it.  Never changed, only replaced."""
         self.losses = 0
         """How often all of the tap was lost, and it began anew."""
         self._idle: tuple[float, float | None] = (0.0, None)
@@ -121,6 +124,7 @@ class Runner:
         """It was detached from outside: what runs is to end, also if it may begin again at once."""
         self._ending = False
         self._failures = 0
+        self._life = 0
         self._commands: list[tuple[Command, Future[Any]]] = []
         self._lock = threading.RLock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -140,6 +144,11 @@ class Runner:
         if tap is not None and self._state[0] == "running":
             return tap.state, tap.state_reason
         return self._state
+
+    @property
+    def ledger(self) -> dict[str, Any] | None:
+        """The last snapshot; None before the first."""
+        return self.counted[1]
 
     @property
     def uncaptured(self) -> float:
@@ -320,12 +329,13 @@ class Runner:
         """Until it ends, is held, or is lost; the last ledger."""
         tap = self._tap
         assert tap is not None
-        began = time.monotonic()
+        began, self._life = time.monotonic(), next(LIVES)
         try:
             self._go_on(tap)
             self._state = ("stopping", self._held or "sends what was captured")
-            self.ledger = tap.stop()
-            self.ledger.pop("comparison", None)  # too long for answers: `comparison` is asked for while it runs
+            ledger = tap.stop()
+            ledger.pop("comparison", None)  # too long for answers: `comparison` is asked for while it runs
+            self.counted = (self._life, ledger)
         except Exception as error:
             self._lost(as_tap_error(error), time.monotonic() - began)
         finally:
@@ -359,7 +369,7 @@ class Runner:
                 if now >= due:
                     ledger = tap.snapshot()
                     regulation.observe(tap, ledger, now)
-                    self.ledger = ledger
+                    self.counted = (self._life, ledger)
                     due = now + INTERVAL
             except TapError:
                 if self._leaving():  # it was detached amid this
