@@ -88,6 +88,16 @@ def test_ten_lines_a_second_of_a_cause_and_the_others_are_counted(monkeypatch: p
     assert lines[-1].endswith("suppressed=1")
 
 
+def test_what_befalls_all_taps_at_once_is_told_of_each() -> None:
+    written = Written()
+    log = Log(written, journal=False)
+    for name in map(str, range(RATE * 4)):
+        log.say(Level.WARNING, "waiting", "eth0 is down", tap=name)
+        assert [line.text for line in log.of(name, 0)[0]] == ["eth0 is down"]
+    log.close()
+    assert len(written.lines()) == RATE * 4
+
+
 def test_lines_of_something_are_held_back_for_no_other_of_their_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 RATE: Final = 10
-"""Lines a second of one cause."""
+"""Lines a second of one cause, and one tap."""
 KEPT: Final = 200
 """Lines of a tap that are kept."""
 KEPT_TAPS: Final = 200
@@ -60,7 +60,7 @@ class Log:
         self._write = write
         self._journal = journal
         self._lock = threading.Lock()
-        self._causes: dict[tuple[str, str], _Cause] = {}
+        self._causes: dict[tuple[str, str, str], _Cause] = {}
         """Those of the last second or so (`tick`)."""
         self._kept: dict[str, deque[Line]] = {}
         self._seq = 0
@@ -73,11 +73,11 @@ class Log:
     def say(self, level: Level, cause: str, message: str, *, tap: str = "", of: str = "", **fields: Any) -> None:
         """One line.  `cause` is a constant of the code, by which lines are counted and held back.
 
-        Those `of` something are counted apart: none of another's is held back for them.
+        Those of each tap, and `of` something else, are counted apart: none of another's is held back for them.
         """
         now = time.monotonic()
         with self._lock:
-            found = self._causes.setdefault((cause, of), _Cause(now))
+            found = self._causes.setdefault((cause, tap, of), _Cause(now))
             suppressed = found.passes(now)
             if suppressed is None:
                 return
@@ -87,13 +87,13 @@ class Log:
         """Tell of what was held back by causes that have fallen silent.  Call it about once a second."""
         now = time.monotonic()
         with self._lock:
-            for (cause, of), found in [*self._causes.items()]:
+            for (cause, tap, of), found in [*self._causes.items()]:
                 if not found.quiet(now):
                     continue
                 if found.held:
                     fields = {"suppressed": found.held} | ({"of": of} if of else {})
-                    self._put(Level.WARNING, cause, "lines like the last were held back", "", fields)
-                del self._causes[cause, of]  # it would be as full as a new one by now
+                    self._put(Level.WARNING, cause, "lines like the last were held back", tap, fields)
+                del self._causes[cause, tap, of]  # it would be as full as a new one by now
 
     def of(self, tap: str, after: int) -> tuple[list[Line], int]:
         """The lines kept of a tap that came after the one with this number, and the number to go on from."""
