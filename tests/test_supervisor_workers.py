@@ -272,6 +272,20 @@ def test_what_a_worker_says_last_is_why_it_ended(sit: Sit, when: str) -> None:
     assert seat.reason == "no memory"
 
 
+@pytest.mark.parametrize(
+    "says",
+    ["say({'error': evil})", "figures[evil] = 1; serve()"],
+    ids=["error", "figures"],
+)
+def test_what_a_worker_says_is_a_line_of_printable_characters_and_not_long(sit: Sit, says: str) -> None:
+    """It is shown on the terminals of operators, and a worker reads the network."""
+    seat = sit(f"evil = '\\x1b]0;mine\\x07\\nweb: running' + 'x' * 9000\n{says}")
+    with pytest.raises(TapError) as caught:
+        seat.start()
+    assert str(caught.value).isprintable() and r"\x1b]0;mine\x07\nweb: running" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
 def test_figures_that_go_bad_are_its_death_and_the_last_good_ones_stay(sit: Sit) -> None:
     seat = sit(
         "real = say\n"

@@ -29,6 +29,7 @@ from tapmirror import contract, privsep, stdio
 from tapmirror.events import DropReason
 from tapmirror.spec.shadow import Shadow
 from tapmirror.supervisor.figures import checked, with_past
+from tapmirror.supervisor.log import printable
 from tapmirror.worker.loop import MESSAGE, STATE_BYTES
 from tapmirror.worker.setup import Setup
 
@@ -180,9 +181,9 @@ class WorkerProcess:
             raise self._gone() from None
         except (ValueError, RecursionError) as error:
             self._process.kill()
-            raise TapError(f"the worker process said what cannot be read: {error}") from None
+            raise TapError(f"the worker process said what cannot be read: {printable(str(error))}") from None
         if "error" in message:
-            raise TapError(str(message["error"]))
+            raise TapError(printable(str(message["error"])))
         self.ready = self.ready or "ready" in message
         return message
 
@@ -198,7 +199,7 @@ class WorkerProcess:
                     break
                 message = self._pieces.take(privsep.receive_bare(self._control, MESSAGE))
                 if "error" in message:
-                    return TapError(str(message["error"]))
+                    return TapError(printable(str(message["error"])))
         status = f"signal {-code}" if code < 0 else f"exit status {code}"
         return TapError(f"the worker process ended ({status})")
 
@@ -403,7 +404,7 @@ class Seat:
         try:
             snapshot = checked(found, self._shadows, final=final)
         except ValueError as error:
-            raise TapError(f"the worker process gave figures that cannot be: {error}") from None
+            raise TapError(f"the worker process gave figures that cannot be: {printable(str(error))}") from None
         snapshot["worker"]["cpu_s"] += self._cpu
         if "compare" in snapshot:
             snapshot["compare"] = with_past(snapshot["compare"], self._compared)
