@@ -125,24 +125,19 @@ def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
     assert isinstance(request, Apply) and request.dry_run and [spec.name for spec in request.taps] == ["web"]
 
 
-def test_list_is_a_line_for_each_tap(asked: Asked) -> None:
-    asked.answer = {"taps": [LISTED, {**LISTED, "name": "two", "state_reason": "", "origin": "x.yaml"}]}
-    head, one, two = asked.run("list").output.splitlines()
-    assert head.split() == ["NAME", "STATE", "SHARE", "INTERFACE", "PORTS", "SHADOWS", "FROM"]
-    assert one.split() == [
-        "web",
-        "waiting:",
-        "for",
-        "eth0",
-        "12.5",
-        "%",
-        "eth0",
-        "80,81",
-        "a.test:80,",
-        "[::1]:81",
-        "command",
+@pytest.mark.parametrize("columns", ["30", "200"])
+def test_list_is_a_line_for_each_tap_and_nothing_is_cut(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    asked = Asked(monkeypatch)
+    name = "checkout-service-payments-v2-canary"
+    asked.answer = {"taps": [LISTED, {**LISTED, "name": name, "state_reason": "", "origin": "x.yaml"}]}
+    monkeypatch.setenv("COLUMNS", columns)
+    done = CliRunner().invoke(main, ["list"])
+    gap = " " * (len(name) - 2)
+    assert done.output.splitlines() == [
+        f"NAME{gap}STATE    SHARE   INTERFACE  PORTS  SHADOWS              FROM     WHY",
+        f"web {gap}waiting  12.5 %  eth0       80,81  a.test:80, [::1]:81  command  for eth0",
+        f"{name}  waiting  12.5 %  eth0       80,81  a.test:80, [::1]:81  x.yaml",
     ]
-    assert two.split() == ["two", "waiting", "12.5", "%", "eth0", "80,81", "a.test:80,", "[::1]:81", "x.yaml"]
 
 
 @pytest.mark.parametrize(

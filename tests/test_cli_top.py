@@ -31,7 +31,7 @@ COMMAND = Path(sys.executable).parent / "tapmirror"
 
 def shown(done: dict[str, Any], rates: dict[str, Rates] | None = None, width: int = 160) -> str:
     file = io.StringIO()
-    Console(file=file, width=width, height=50).print(screen(done, rates if rates is not None else {}))
+    Console(file=file, width=width, height=50).print(screen(done, rates if rates is not None else {}, width))
     return file.getvalue()
 
 
@@ -68,6 +68,19 @@ def test_on_a_narrow_terminal_a_long_name_gives_way_and_no_figure() -> None:
     assert "web-of" in text and "  worker" in shown({"daemon": DAEMON, "taps": [tap]}, width=80)
 
 
+def test_on_a_narrower_one_whole_columns_give_way_and_names_stay() -> None:
+    large = {**LEDGER["requests"], "mirrored": 1_234_567_890, "dropped": {"shadow_down": 2_345_678}}
+    taps = [
+        {**TAP, "state": "restarting", "ledger": {**LEDGER, "requests": large, "flows": 12_345}},
+        {**TAP, "name": "b"},
+    ]
+    for width, head in ((60, "TAP STATE SHARE RATE MIRRORED LOST"), (46, "TAP STATE MIRRORED LOST")):
+        lines = [" ".join(line.split()) for line in shown({"daemon": DAEMON, "taps": taps}, width=width).splitlines()]
+        one, two = lines[lines.index(head) + 1 :][:2]
+        assert one.startswith("web restarting") and one.endswith("1,234,567,890 2,345,678")
+        assert two.startswith("b running")
+
+
 def test_on_a_narrow_terminal_reasons_have_the_whole_width() -> None:
     lost = {"shadow_down": 123_456, "ring_full": 199, "midstream": 12}
     tap = {**TAP, "ledger": {**LEDGER, "requests": {**LEDGER["requests"], "dropped": lost}}}
@@ -92,6 +105,16 @@ def test_without_a_terminal_it_is_refused() -> None:
     done = CliRunner().invoke(main, ["top"])
     assert (done.exit_code, done.output.count("\n")) == (2, 1)
     assert "status --json" in done.output
+
+
+def test_a_terminal_that_cannot_be_written_anywhere_is_refused() -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [COMMAND, "top"], stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "TERM": "dumb"}
+    )
+    assert done.returncode == 2 and b"status --watch" in done.stderr
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_q_ends_it_and_the_terminal_is_as_before(tmp_path: Path) -> None:

@@ -114,6 +114,11 @@ def test_a_request_that_is_too_long_is_not_sent() -> None:
         write_request(Long(text="x" * MAX_MESSAGE))
 
 
+def test_a_name_of_bytes_that_are_no_text_is_not_sent() -> None:
+    with pytest.raises(ProtocolError, match=r"^'web\\udcff' is not UTF-8$"):
+        write_request(Stop(name="web\udcff"))
+
+
 def test_answers() -> None:
     assert read_answer(write_answer(3, {"taps": []})) == {"taps": []}
     with pytest.raises(ProtocolError, match="no tap") as caught:

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len, set_cell_size
 
 from tapmirror.cli.asking import ask, json_option, name_argument, print_json, socket_option
 from tapmirror.cli.files import read_file
@@ -119,29 +118,31 @@ def list_(as_json: bool, socket: Path) -> None:
     if as_json:
         print_json(done)
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("NAME", "STATE", "SHARE", "INTERFACE", "PORTS", "SHADOWS", "FROM"):
-        table.add_column(column, no_wrap=column == "NAME")
-    for tap in done["taps"]:
-        table.add_row(*(Text(str(cell)) for cell in row(tap)))
-    if done["taps"]:
-        Console().print(table)
-    else:
-        click.echo("no taps")
+    click.echo("\n".join(table([HEAD, *map(row, done["taps"])])) if done["taps"] else "no taps")
+
+
+HEAD: Final = ("NAME", "STATE", "SHARE", "INTERFACE", "PORTS", "SHADOWS", "FROM", "WHY")
 
 
 def row(tap: dict[str, Any]) -> tuple[str, ...]:
     """A tap in a line of a table."""
-    reason = f": {tap['state_reason']}" if tap["state_reason"] else ""
     return (
         tap["name"],
-        f"{tap['state']}{reason}",
+        tap["state"],
         f"{tap['percent']:g} %",
         tap["iface"],
         ",".join(map(str, tap["ports"])),
         ", ".join(tap["shadows"]),
         tap["origin"] or "command",
+        tap["state_reason"],
     )
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """A line for each, as long as it is: nothing is cut or folded, in a pipe or on a narrow terminal."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        yield "  ".join(set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 @click.command(short_help="Make the daemon's taps equal to a file.")

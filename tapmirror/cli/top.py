@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +30,13 @@ from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Status
 
 INTERVAL: Final = 1.0
+COLUMNS: Final = ("STATE", "SHARE", "RATE", "MB/S", "FLOWS", "MIRRORED", "LOST", "CPU", "MB")
+"""Of a tap, after its name."""
+GIVE_WAY: Final = ("MB/S", "FLOWS", "MB", "CPU", "RATE", "SHARE")
+"""On a narrow terminal, in this order."""
+LEAST: Final = 8
+"""Characters of a tap's name that stay."""
+GAP: Final = 2
 COLORS: Final = {"running": "green", "failed": "bold red", "restarting": "red", "waiting": "yellow", "paused": "yellow"}
 
 
@@ -46,11 +53,13 @@ def top(socket: Path) -> None:
     """  # noqa: D301 -- click wants the control character
     if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
         fail("top needs a terminal; for anything else there is `tapmirror status --json`", 2)
+    if Console().is_dumb_terminal:
+        fail("top needs a terminal that can be written anywhere (TERM); there is `tapmirror status --watch`", 2)
     rates: dict[str, Rates] = {}
     try:
         with Client(socket) as client, keys(), Live(screen=True, auto_refresh=False) as live:
             while True:
-                live.update(screen(client.ask(Status()), rates), refresh=True)
+                live.update(screen(client.ask(Status()), rates, live.console.width), refresh=True)
                 if pressed(INTERVAL) in ("q", "Q", ""):
                     return
     except ControlError as error:
@@ -80,8 +89,8 @@ def pressed(seconds: float) -> str | None:
     return None
 
 
-def screen(done: dict[str, Any], rates: dict[str, Rates]) -> RenderableType:
-    """Everything, once; `rates` remembers the last one's totals."""
+def screen(done: dict[str, Any], rates: dict[str, Rates], width: int) -> RenderableType:
+    """Everything, once, in so many columns; `rates` remembers the last one's totals."""
     daemon = done["daemon"]
     running = sum(tap["state"] == "running" for tap in done["taps"])
     head = Text(
@@ -99,42 +108,52 @@ def screen(done: dict[str, Any], rates: dict[str, Rates]) -> RenderableType:
         for tap in done["taps"]
         for line in brief_lines(tap["ledger"] or {})
     ]
-    tables = (taps_table(done["taps"], rates), reasons_table(done["taps"]), shadows_table(done["taps"]))
+    tables = (taps_table(done["taps"], rates, width), reasons_table(done["taps"]), shadows_table(done["taps"]))
     return Group(*parts, *(table for table in tables if table.rows), *compared)
 
 
-def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates]) -> Table:
-    """A line for each tap, and one for each process where it has several."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("TAP", min_width=8)  # what gives way on a narrow terminal
-    table.add_column("STATE", no_wrap=True)
-    for name in ("SHARE", "RATE", "MB/S", "FLOWS", "MIRRORED", "LOST", "CPU", "MB"):
-        table.add_column(name, justify="right", no_wrap=True)
+def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates], width: int) -> Table:
+    """A line for each tap, and one for each process where it has several.
+
+    Names are cut where they have to be.  Where that is not enough, columns give way, whole ones: a figure is not cut.
+    """
+    rows: list[tuple[Text, dict[str, Text]]] = []
     for tap in taps:
         ledger = tap["ledger"]
         state = Text(tap["state"], COLORS.get(tap["state"], ""))
         if ledger is None:
-            cells = [f"{tap['percent']:g} %", *[""] * 7]
-            table.add_row(_name(tap["name"]), state, *map(Text, cells))
+            rows.append((_name(tap["name"]), {"STATE": state, "SHARE": Text(f"{tap['percent']:g} %")}))
             continue
         rate, size, cpu, _ = rates.setdefault(tap["name"], Rates()).of(ledger)
         unit = _unit(ledger)
         share = (ledger.get("share") or {}).get("effective", tap["percent"])
-        cells = [
-            f"{share:g} %",
-            f"{rate:,.0f}",
-            f"{size / 1e6:.1f}",
-            f"{ledger['flows']:,}",
-            f"{unit['mirrored']:,}",
-            f"{sum(unit['dropped'].values()):,}",
-            f"{cpu:.0%}",
-            f"{ledger['worker']['rss_kb'] / 1024:.0f}",
-        ]
-        table.add_row(_name(tap["name"]), state, *map(Text, cells))
+        figures = {
+            "SHARE": f"{share:g} %",
+            "RATE": f"{rate:,.0f}",
+            "MB/S": f"{size / 1e6:.1f}",
+            "FLOWS": f"{ledger['flows']:,}",
+            "MIRRORED": f"{unit['mirrored']:,}",
+            "LOST": f"{sum(unit['dropped'].values()):,}",
+            "CPU": f"{cpu:.0%}",
+            "MB": f"{ledger['worker']['rss_kb'] / 1024:.0f}",
+        }
+        rows.append((_name(tap["name"]), {"STATE": state, **{name: Text(cell) for name, cell in figures.items()}}))
         workers = ledger.get("workers") or []
         for worker in workers if len(workers) > 1 else []:
-            mark = f"  worker {worker['pid']}"
-            table.add_row(_name(mark, "dim"), *[""] * 8, f"{worker['rss_kb'] / 1024:.0f}")
+            mark = _name(f"  worker {worker['pid']}", "dim")
+            rows.append((mark, {"MB": Text(f"{worker['rss_kb'] / 1024:.0f}")}))
+    shown = [*COLUMNS]
+    widths = {name: max([len(name), *(len(cells[name]) for _, cells in rows if name in cells)]) for name in COLUMNS}
+    for name in GIVE_WAY:
+        if LEAST + sum(GAP + widths[each] for each in shown) <= width:
+            break
+        shown.remove(name)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("TAP", min_width=LEAST)
+    for name in shown:
+        table.add_column(name, justify="left" if name == "STATE" else "right", no_wrap=True)
+    for tap_name, cells in rows:
+        table.add_row(tap_name, *(cells.get(name, Text()) for name in shown))
     return table
 
 

@@ -192,8 +192,11 @@ def read_request(line: bytes) -> AnyRequest:
 
 
 def write_request(request: Request) -> bytes:
-    """The line of a request.  Raises `ProtocolError` if it is too long."""
-    line = msgspec.json.encode(request) + b"\n"
+    """The line of a request.  Raises `ProtocolError` if it is too long, or has a text that is none."""
+    try:
+        line = msgspec.json.encode(request) + b"\n"
+    except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8
+        raise ProtocolError("bad_request", f"{error.object!r} is not UTF-8") from None
     if len(line) > MAX_MESSAGE:
         raise ProtocolError("bad_request", f"{len(line)} bytes are more than a request may have ({MAX_MESSAGE})")
     return line
