@@ -28,7 +28,7 @@ def socket_option(function: Function) -> Function:
     """Give a command the option `--socket`."""
     return click.option(
         "--socket",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),  # who may not is told by the client why
         default=DEFAULT,
         show_default=True,
         envvar="TAPMIRROR_SOCKET",

@@ -722,6 +722,11 @@ def test_who_may_only_look(lab: Lab) -> None:
         assert "web" in done.stdout
         done = lab.node.run([*other, *daemon.command("stop", "--all")], env=daemon.environment(), check=False)
         assert done.returncode == 2 and "only root and members of the group" in done.stderr
+        daemon.socket.chmod(0o600)
+        done = lab.node.run([*other, *daemon.command("list")], env=daemon.environment(), check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "permission denied: be root, or in the group tapmirror" in done.stderr
+        daemon.socket.chmod(0o666)
         worker = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--")
         done = lab.node.run([*worker, *daemon.command("list")], env=daemon.environment(), check=False)
         assert done.returncode == 1 and re.search("daemon (closed the connection|broke: (Conn|Broken))", done.stderr)
