@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -287,6 +288,15 @@ def test_it_listens_from_a_request_that_is_compared_until_its_answer_has_come(li
     line.listener.heed(line.lane, 0)
     assert not listens(line) and line.talk.unfollowed == 1
     assert low_water(line) == LAZY_BYTES
+
+
+def test_it_begins_to_listen_to_a_connection_that_the_shadow_has_just_reset(line: Line) -> None:
+    line.shadow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    line.shadow.close()
+    until(lambda: line.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x07", "the reset")  # TCP_CLOSE
+    with pytest.raises(ConnectionResetError):
+        line.ask(1)
+    assert line.talk.asks == [1]
 
 
 def test_it_does_not_begin_to_listen_amid_an_answer(line: Line) -> None:

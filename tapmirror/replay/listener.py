@@ -21,6 +21,7 @@ its answer on a busy connection, that is woken for many bytes of answers only, a
 from __future__ import annotations
 
 import _socket
+import contextlib
 import socket
 import struct
 import sys
@@ -340,13 +341,16 @@ class Listener:
 
 
 def _ask_for_stamps(sock: _socket.socket, *, fresh: bool) -> bool:
-    """Whether what is sent is stamped; `fresh`: nothing was sent.  What is received is in any case."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, _OPTIONS | _FROM_HERE)
-    except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, _OPTIONS)
-        return fresh
-    return True
+    """Whether what is sent is stamped; `fresh`: nothing was sent.  What is received is in any case.
+
+    Of a connection that the shadow has just reset the kernel counts no bytes (EINVAL, as before Linux 6.2 for
+    `_FROM_HERE`): whoever sends on it finds out.
+    """
+    for options, stamped in ((_OPTIONS | _FROM_HERE, True), (_OPTIONS, fresh)):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, options)
+            return stamped
+    return False
 
 
 def _round_trips(sock: _Socket) -> tuple[int, int]:
