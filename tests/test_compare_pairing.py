@@ -365,6 +365,19 @@ def test_a_shadow_that_closes_a_kept_connection_as_the_request_comes_did_not_fai
     assert talk.out.pairs[-1].replies[0].answer.failure is Failure.CLOSED
 
 
+@pytest.mark.parametrize(("before", "failed"), [(3, False), (0, True)])
+def test_what_it_answered_before_it_was_followed_tells_a_kept_connection(before: int, failed: bool) -> None:
+    talk = Talk()
+    talk.conversation.follow(0, [], before)
+    talk.ask()
+    talk.production(ok())
+    talk.conversation.answer_ended(0, talk.time - 20, reset=True)
+    assert talk.out.lost == ([] if failed else [(0, Unpaired.RECONNECT)])
+    assert [reply.answer.failure for pair in talk.out.pairs for reply in pair.replies.values()] == (
+        [Failure.CLOSED] if failed else []
+    )
+
+
 @pytest.mark.parametrize(
     "last",
     [

@@ -38,12 +38,14 @@ class Talk:
         self.skippable = 0
         self.timed = True
         self.owed: list[tuple[int, ...]] = []
+        self.before: list[int] = []
         self.left: list[int] = []
         self.owing = False
         self.unfollowed = 0
 
-    def follow(self, target: int, owed: tuple[int, ...]) -> None:
+    def follow(self, target: int, owed: tuple[int, ...], answers: int) -> None:
         self.owed.append(owed)
+        self.before.append(answers)
 
     def owes(self, target: int) -> bool:
         return self.owing
@@ -277,9 +279,10 @@ def test_it_listens_from_a_request_that_is_compared_until_its_answer_has_come(li
     line.framer.expect(0)
     line.framer.expect(NO_BODY)
     line.talk.timed = False
+    line.lane.sent = 5
     line.ask(1)
     assert listens(line)
-    assert line.talk.owed == [(0, NO_BODY)]
+    assert (line.talk.owed, line.talk.before) == ([(0, NO_BODY)], [3])
     assert low_water(line) == LAZY_BYTES
     line.talk.owing = True
     line.listener.heed(line.lane, 0)

@@ -306,10 +306,13 @@ class Conversation:
             return False
         return pending is not None and pending.asked.timed
 
-    def follow(self, shadow: int, owed: Iterable[int]) -> None:
-        """From here on this shadow's answers are fed: first those to requests with these flags that it owes yet."""
+    def follow(self, shadow: int, owed: Iterable[int], answers: int) -> None:
+        """From here on this shadow's answers are fed: first those to requests with these flags that it owes yet.
+        Before, it gave so many on this connection.
+        """
         self.given_up(shadow, Unpaired.ORDER)
         side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._room))
+        side.answers = answers
         for flags in owed:
             side.reader.expect(flags, NOTHING, None)
 

@@ -167,7 +167,7 @@ class Listener:
         owed = framer.owed()
         if owed is None:
             return False
-        self._conversation.follow(self._target, owed)
+        self._conversation.follow(self._target, owed, lane.sent - len(owed))
         lane.hearing = self
         self._out = self._timed_last = 0
         self._asked = len(owed)
