@@ -68,7 +68,7 @@ def decoded(body: bytes, coding: bytes, limit: int) -> bytes:
 def kind_of(content_type: bytes, body: bytes) -> Kind:
     """By what its Content-Type says; without one by how it begins."""
     kind = content_type.partition(b";")[0].strip().lower()
-    if kind.endswith((b"/json", b"+json")):
+    if kind.endswith((b"/json", b"+json", b"ndjson", b"/jsonl", b"/x-jsonl", b"jsonlines")):
         return Kind.JSON
     if kind in (b"text/html", b"application/xhtml+xml"):
         return Kind.HTML

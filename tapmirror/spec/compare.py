@@ -25,6 +25,7 @@ IGNORED_HEADERS: Final = (
     # changing counters
     *("x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-remaining", "ratelimit-reset"),
 )
+ROUNDING: Final = 1e-9
 _TEMPLATE: Final = re.compile(r"(?:[A-Z]{1,20} )?/[!-~]{0,500}")
 
 
@@ -52,8 +53,9 @@ class Compare(Checked, frozen=True, kw_only=True):
     `meta.**` all within."""
     ignore_patterns: tuple[str, ...] = ()
     """Expressions (RE2) for parts of texts that do not count: texts are compared without what matches."""
-    float_tolerance: float = 1e-9
-    """Relative difference up to which numbers are equal.  What another order of additions makes is smaller."""
+    float_tolerance: float = ROUNDING
+    """Relative difference up to which numbers are equal.  What another order of additions makes is smaller; two whole
+    numbers count exactly, unless more is given."""
     time_tolerance: Seconds = 0.0
     """Seconds up to which times (RFC 3339) are equal."""
     noise_probe: float = 1.0
