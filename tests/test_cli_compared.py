@@ -25,9 +25,10 @@ from tapmirror.spec import Compare, Level
 
 
 def ledger(path: Path, exchanges: int, bad: int) -> str:
-    """A saved ledger: of the shadow's answers `bad` are errors."""
+    """A saved ledger, of twenty seconds: of the shadow's answers `bad` are errors."""
     comparison = Comparison(Compare(level=Level.STATUS), [("new", "http://new")], SampleRedactor([USUAL], b"k"))
     for i in range(exchanges):
+        comparison.tick(20.0 * i / exchanges, 0)
         asked = Asked(i + 1, b"GET", b"/a", b"GET /a HTTP/1.1\r\n\r\n", ended_ns=1000)
         status = 500 if i < bad else 200
         reply = Reply(Answer(status, first_ns=2_000_000, last_ns=2_000_000), 1000)

@@ -9,12 +9,13 @@ import pytest
 
 from hostile_figures import empty, shop
 from tapmirror.compare import Limits, Nature, Outcome, figures, merge
-from tapmirror.compare.summary import Endpoint, Field, State
+from tapmirror.compare.summary import Endpoint, Field, Point, State
 from tapmirror.spec import Compare
 
 
 def state(**endpoints: Endpoint) -> State:
-    return State(level="body", endpoints=endpoints)
+    line = {number: Point(production={0: 100}, shadow={0: 100}) for number in range(10)}
+    return State(level="body", endpoints=endpoints, line=line)
 
 
 def test_nothing_seen() -> None:

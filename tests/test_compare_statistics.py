@@ -6,9 +6,17 @@ import random
 
 import pytest
 
-from lab.peeking import false_alarms_of_differences, false_alarms_of_quantiles, false_alarms_of_shares
+from lab.peeking import (
+    bursts,
+    false_alarms_in_a_row,
+    false_alarms_of_differences,
+    false_alarms_of_quantiles,
+    false_alarms_of_shares,
+)
 from tapmirror.compare.sketch import Sketch
 from tapmirror.compare.statistics import (
+    STRETCHES,
+    crowd,
     difference_evidence,
     difference_interval,
     quantile_interval,
@@ -121,3 +129,35 @@ def test_few_values_tell_nothing_of_a_high_quantile() -> None:
     assert high == math.inf
     assert ratio_interval(Sketch(), sketch(1.0, 20, 1), 0.5, 0.01) == (0.0, math.inf)
     assert low > 0
+
+
+def test_who_is_slow_many_times_in_a_row_is_not_said_to_be_slower() -> None:
+    wrong, naive = false_alarms_in_a_row(lambda rand: bursts(rand, 3000, 30), 20, 15_000, 300, 0.01)
+    assert wrong <= most(20, 0.01)
+    assert naive > 2 * most(20, 0.01)
+
+
+def test_how_many_slow_ones_come_together() -> None:
+    """Of 16 stretches of 1000 values, ten or so slow each; then with all of them in two stretches."""
+    even = {number: {1: 990, 5: 10 - number % 2} for number in range(16)}
+    assert crowd(even, 0.99) == 1.0
+    few = {number: {1: 920, 5: 80} if number in (3, 4) else {1: 1000} for number in range(16)}
+    assert crowd(few, 0.99) > 50
+    assert crowd(few, 0.5) == 1.0
+    assert crowd({number: few[number] for number in range(STRETCHES - 1)}, 0.99) == 0.0, "not to be told yet"
+    assert crowd({number: {1: 5} for number in range(16)}, 0.99) == 1.0
+    assert crowd({}, 0.99) == 0.0
+
+
+def test_slow_ones_that_come_together_over_many_stretches() -> None:
+    """Each second looks a little like the one before: what tells is longer stretches."""
+    line = {number: {1: 100, 5: 3 if number % 32 < 16 else 0} for number in range(128)}
+    assert crowd(line, 0.99) > 10
+
+
+def test_a_crowd_makes_the_ratio_less_certain() -> None:
+    production, shadow = sketch(1.0, 20_000, 1), sketch(1.5, 20_000, 2)
+    low, high = ratio_interval(shadow, production, 0.99, 0.01)
+    wide = ratio_interval(shadow, production, 0.99, 0.01, crowds=(10.0, 10.0))
+    assert wide[0] < low < high < wide[1]
+    assert ratio_interval(shadow, production, 0.99, 0.01, crowds=(0.0, 1.0)) == (0.0, math.inf)

@@ -107,6 +107,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a comparison with many end points": lambda it: it["compare"]["shadows"][LABEL]["endpoints"].update(
         {str(n): it["compare"]["shadows"][LABEL]["all"] for n in range(NAMED + 1)}
     ),
+    "crowds without end": lambda it: it["compare"]["shadows"][LABEL]["crowds"].update(shadow=1e31),
     "a time that is none": lambda it: it["compare"]["shadows"][LABEL]["times"]["shadow"].update(x=1),
     "a reason that is none": lambda it: it["compare"]["shadows"][LABEL]["unpaired"].update(other=1),
     "of a failure": lambda it: it["compare"]["shadows"][LABEL]["failures"].update(gap=1),

@@ -21,10 +21,10 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.compare.endpoints import OTHER
-from tapmirror.compare.figures import Judged, judged_endpoint, noise_of
+from tapmirror.compare.figures import Judged, crowds_of, judged_endpoint, noise_of
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.summary import ERROR, Endpoint, Side, State, Summary
-from tapmirror.compare.verdict import Counts, Limits, Verdict, judge
+from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare
 
@@ -100,10 +100,16 @@ class Briefing:
                 side: {str(key): count for key, count in sketch.buckets.items()}
                 for side, sketch in (("production", summary.production), ("shadow", summary.shadow))
             },
+            "crowds": self._crowds(summary),
             "all": total,
             "endpoints": {name: looks[name].counts for name in self._places(total["pairs"])},
             "worst": {} if worst is None else {worst: counts[worst]},
         }
+
+    def _crowds(self, summary: Summary) -> dict[str, float]:
+        """Those of both sides at the 99th percentile, times the number of values, so that they add up."""
+        shadow, production = crowds_of(summary.state, P99)
+        return {"production": production * summary.production.count, "shadow": shadow * summary.shadow.count}
 
     def _look(self, state: State, now: float, work: float) -> None:
         """Look at endpoints whose turn it is: new ones first."""
@@ -147,6 +153,7 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
         side: Sketch({int(key): count for key, count in found["times"][side].items()})
         for side in ("production", "shadow")
     }
+    crowds = found["crowds"]
     counts = Counts(
         everything["pairs"],
         everything["only_shadow"],
@@ -157,6 +164,10 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
         everything["differing"],
         found["certain"],
         found["possible"],
+        (
+            crowds["shadow"] / max(1, sketches["shadow"].count),
+            crowds["production"] / max(1, sketches["production"].count),
+        ),
     )
     return judge(counts, limits or Limits())
 

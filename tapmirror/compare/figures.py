@@ -14,9 +14,9 @@ import msgspec
 
 from tapmirror.compare.noise import Evidence, Nature, Thresholds, apart, is_noise, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
-from tapmirror.compare.statistics import difference_interval, ratio_interval, share_interval
+from tapmirror.compare.statistics import crowd, difference_interval, ratio_interval, share_interval
 from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Field, Sample, Side, State, merged, whole
-from tapmirror.compare.verdict import Counts, Limits, Verdict, judge
+from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.spec.compare import Compare, Level
 
 SCHEMA_FIGURES: Final = "tapmirror.report/1"
@@ -158,13 +158,24 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     known = _noise_elsewhere(state, thresholds)
     total = whole(state)
     found = differing(state, spec, limits)
+    crowds = {share: crowds_of(state, share) for share in (0.5, P99)}
+    timed = total.production.last.count
     endpoints = [
-        _endpoint(name, each, thresholds, known, limits, found[name].differing, _probed(name, spec))
+        _endpoint(
+            name,
+            each,
+            thresholds,
+            known,
+            limits,
+            found[name].differing,
+            {share: _part(both, each.production.last.count, timed) for share, both in crowds.items()},
+            _probed(name, spec),
+        )
         for name, each in state.endpoints.items()
     ]
     endpoints.sort(key=lambda each: (-_badness(each), -each.pairs, each.name))
     together = sum(found.values(), Judged())
-    everything = _endpoint("all", total, thresholds, known, limits, together.differing, probes=False)
+    everything = _endpoint("all", total, thresholds, known, limits, together.differing, crowds, probes=False)
     counts = Counts(
         total.pairs,
         total.only_shadow,
@@ -175,6 +186,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         together.differing,
         together.certain,
         together.possible,
+        crowds[P99],
     )
     return Figures(
         SCHEMA_FIGURES,
@@ -265,6 +277,7 @@ def _endpoint(
     known: Set[str],
     limits: Limits,
     count: int,
+    crowds: Mapping[float, tuple[float, float]],
     probes: bool,
 ) -> EndpointFigures:
     """`count` of its exchanges differ."""
@@ -282,8 +295,8 @@ def _endpoint(
         _side(production),
         _side(shadow),
         _quantiles(endpoint.ratio, 1.0),
-        _ratio(shadow.last, production.last, 0.5, limits.alpha),
-        _ratio(shadow.last, production.last, 0.99, limits.alpha),
+        _ratio(shadow.last, production.last, 0.5, limits.alpha, crowds[0.5]),
+        _ratio(shadow.last, production.last, P99, limits.alpha, crowds[P99]),
         Estimate(diff, low, high),
         endpoint.compared,
         count,
@@ -324,9 +337,27 @@ def _quantiles(sketch: Sketch, unit: float) -> dict[str, float]:
     return {name: sketch.quantile(share) * unit for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
 
 
-def _ratio(over: Sketch, under: Sketch, share: float, alpha: float) -> Estimate:
+def crowds_of(state: State, share: float) -> tuple[float, float]:
+    """The shadow's and production's, at a quantile (`statistics.crowd`)."""
+    line = state.line
+    return (
+        crowd({number: point.shadow for number, point in line.items() if point.shadow}, share),
+        crowd({number: point.production for number, point in line.items() if point.production}, share),
+    )
+
+
+def _part(crowds: tuple[float, float], count: int, of: int) -> tuple[float, float]:
+    """Of an endpoint that has so many of all: its requests are so much farther from each other."""
+    return crowds if not of else (_thinned(crowds[0], count / of), _thinned(crowds[1], count / of))
+
+
+def _thinned(size: float, part: float) -> float:
+    return size if size <= 1 else 1 + (size - 1) * part
+
+
+def _ratio(over: Sketch, under: Sketch, share: float, alpha: float, crowds: tuple[float, float]) -> Estimate:
     below = under.quantile(share)
-    low, high = ratio_interval(over, under, share, alpha)
+    low, high = ratio_interval(over, under, share, alpha, crowds=crowds)
     return Estimate(over.quantile(share) / below if below else None, low, high if high < math.inf else None)
 
 

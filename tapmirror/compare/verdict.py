@@ -71,6 +71,8 @@ class Counts(msgspec.Struct, frozen=True):
     """Of these: in fields that differ more often than by noise for certain; None: all of them."""
     possible: int | None = None
     """The same with those whose fields may be noise or not; None: none but `differing`."""
+    crowds: tuple[float, float] = (1.0, 1.0)
+    """Of the shadow's and production's times at their 99th percentile (`statistics.crowd`)."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -135,9 +137,11 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
         )
     if limits.max_p99_ratio is not None:
         under = counts.production.quantile(P99)
+        known = min(counts.crowds) >= 1
 
         def ratio(times: float) -> Interval:
-            return ratio_interval(counts.shadow, counts.production, P99, alpha, times)
+            crowds = counts.crowds if known or times == 1 else (1.0, 1.0)
+            return ratio_interval(counts.shadow, counts.production, P99, alpha, times, crowds)
 
         yield _check(
             "p99 ratio",
@@ -145,6 +149,7 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
             limits.max_p99_ratio,
             ratio,
             counts.production.count,
+            least=1.0 if known else AGAIN,
         )
     if limits.max_diff_rate is not None:
         compared = counts.compared

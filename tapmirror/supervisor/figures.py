@@ -121,6 +121,13 @@ class ComparedEndpoint(Counted):
     shadow: Times
 
 
+class Crowds(_Closed):
+    """How many times come together, there: times how many there are."""
+
+    production: Annotated[float, Meta(ge=0, le=1e30)]
+    shadow: Annotated[float, Meta(ge=0, le=1e30)]
+
+
 class Compared(_Closed):
     """`compare.brief`: one shadow."""
 
@@ -131,6 +138,7 @@ class Compared(_Closed):
     certain: Count
     possible: Count
     times: Annotated[dict[Literal["production", "shadow"], Buckets], Meta(min_length=2)]
+    crowds: Crowds
     all: ComparedEndpoint
     endpoints: Annotated[dict[Label, ComparedEndpoint], Meta(max_length=NAMED)]
     worst: Annotated[dict[Label, Counted], Meta(max_length=1)]

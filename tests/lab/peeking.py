@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tapmirror.compare.figures import certainly, evidence_of
@@ -19,11 +20,12 @@ from tapmirror.compare.noise import Nature, Thresholds, nature, short, wanted
 from tapmirror.compare.sketch import Sketch
 from tapmirror.compare.statistics import (
     QUANTILE_PRIOR,
+    crowd,
     difference_evidence,
     ratio_interval,
     share_evidence,
 )
-from tapmirror.compare.summary import Endpoint, Field
+from tapmirror.compare.summary import COARSE, POINTS, Endpoint, Field
 from tapmirror.compare.verdict import Counts, Limits, Outcome, judge
 from tapmirror.comparing import PROBE_DELAY
 
@@ -85,6 +87,71 @@ def false_alarms_of_quantiles(runs: int, length: int, share: float, alpha: float
                 wrong += 1
                 break
     return wrong
+
+
+def bursts(rand: random.Random, every: int, size: int) -> Iterator[float]:
+    """Times of which once in so many requests about so many in a row are slow: a pause, a queue."""
+    left = 0
+    while True:
+        if not left and rand.random() * every < 1:
+            left = 1 + int(rand.expovariate(1 / size))
+        yield rand.lognormvariate(15, 0.4) * (10 if left else 1)
+        left = max(0, left - 1)
+
+
+def drift(rand: random.Random, rho: float) -> Iterator[float]:
+    """Times of which each is as slow as the one before was, but for a part."""
+    at = rand.gauss(0, 1)
+    while True:
+        at = rho * at + math.sqrt(1 - rho * rho) * rand.gauss(0, 1)
+        yield math.exp(15 + 0.5 * at)
+
+
+def false_alarms_in_a_row(
+    make: Callable[[random.Random], Iterator[float]],
+    runs: int,
+    length: int,
+    rate: int,
+    alpha: float,
+    slower: float = 1.0,
+) -> tuple[int, int]:
+    """Runs of two versions, so many requests a second, in which the p99 ratio was ever said to be over 1.1: by their
+    crowds, and without.
+    """
+    wrong = naive = 0
+    for run in range(runs):
+        both = [make(random.Random(f"{run} {side}")) for side in range(2)]
+        sketches = Sketch(), Sketch()
+        lines: list[dict[int, dict[int, int]]] = [{}, {}]
+        width, look = 1, 300
+        missed = taken = False
+        for n in range(length):
+            for side, (times, sketch, line) in enumerate(zip(both, sketches, lines, strict=True)):
+                key = sketch.add(next(times) * (slower if side else 1)) >> COARSE
+                point = line.setdefault(int(n / rate / width), {})
+                point[key] = point.get(key, 0) + 1
+            if len(lines[0]) > POINTS:
+                width *= 2
+                lines = [coarser(line) for line in lines]
+            if n < look:
+                continue
+            look = int(look * 1.15)
+            crowds = crowd(lines[1], 0.99), crowd(lines[0], 0.99)
+            missed = missed or ratio_interval(sketches[1], sketches[0], 0.99, alpha, crowds=crowds)[0] > 1.1
+            taken = taken or ratio_interval(sketches[1], sketches[0], 0.99, alpha)[0] > 1.1
+        wrong += missed
+        naive += taken
+    return wrong, naive
+
+
+def coarser(line: dict[int, dict[int, int]]) -> dict[int, dict[int, int]]:
+    """Each two stretches as one."""
+    found: dict[int, dict[int, int]] = {}
+    for number, buckets in line.items():
+        into = found.setdefault(number >> 1, {})
+        for key, size in buckets.items():
+            into[key] = into.get(key, 0) + size
+    return found
 
 
 def latencies(rand: random.Random) -> tuple[float, float]:
@@ -226,6 +293,20 @@ def main() -> None:
         show(f"error rates, only shadow {plus}, only production {minus}", wrong, runs, alpha)
     for share in (0.5, 0.99):
         show(f"quantile {share}", false_alarms_of_quantiles(runs, 20_000, share, alpha, rand), runs, alpha)
+    rows: dict[str, Callable[[random.Random], Iterator[float]]] = {
+        "independent": lambda rand: drift(rand, 0.0),
+        "30 slow once in 3,000": lambda rand: bursts(rand, 3000, 30),
+        "40 slow once in 10,000": lambda rand: bursts(rand, 10_000, 40),
+        "as before but for 10 %": lambda rand: drift(rand, 0.9),
+        "as before but for 1 %": lambda rand: drift(rand, 0.99),
+        "as before but for 0.1 %": lambda rand: drift(rand, 0.999),
+    }
+    for name, make in rows.items():
+        for speed in (100, 1000):
+            wrong, naive = false_alarms_in_a_row(make, 100, 30_000, speed, 0.01 / 3)
+            show(f"p99 ratio, {name}, {speed}/s", wrong, 100, 0.01 / 3, f"   taken for independent: {naive} %")
+        wrong, naive = false_alarms_in_a_row(make, 20, 100_000, 100, 0.01 / 3, slower=1.5)
+        print(f"   50 % slower is seen in 100,000 requests in {5 * wrong} % (taken for independent {5 * naive} %)")
     for name, kind in (
         *((f"flicker of {100 * rate:g} %", flicker(rate)) for rate in (0.05, 0.005, 0.001)),
         *((f"one of {count} values", one_of(count)) for count in (2, 3, 1000)),
