@@ -365,6 +365,60 @@ def test_a_shadow_that_closes_a_kept_connection_as_the_request_comes_did_not_fai
     assert talk.out.pairs[-1].replies[0].answer.failure is Failure.CLOSED
 
 
+def drifting(talk: Talk, *, pipelined: bool = False) -> None:
+    """Of production's answer to a request only the beginning is seen; the shadow has answered."""
+    talk.ask()
+    if pipelined:
+        talk.conversation.pipelined()
+    talk.production(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    talk.conversation.production_gap(1000, talk.tick())
+    talk.shadow(ok())
+
+
+def test_an_answer_whose_end_is_not_seen_is_over_when_the_client_goes_on() -> None:
+    talk = Talk()
+    drifting(talk)
+    assert not talk.out.pairs
+    drifting(talk)
+    assert talk.statuses() == [(1, 200, [200])]
+    assert talk.conversation.rest()
+    assert talk.statuses() == [(1, 200, [200]), (2, 200, [200])]
+    assert (talk.out.lost, talk.room.free) == ([], ROOM)
+
+
+def test_unless_the_client_does_not_wait_for_answers() -> None:
+    talk = Talk()
+    drifting(talk, pipelined=True)
+    talk.ask()
+    assert talk.out.lost == [(PRODUCTION, Unpaired.GAP)] * 2
+    assert not talk.out.pairs
+
+
+def test_or_when_time_has_passed_and_the_shadow_has_answered() -> None:
+    talk = Talk()
+    drifting(talk)
+    talk.conversation.expire(1.0, talk.tick())
+    assert not talk.out.pairs
+    talk.conversation.expire(2.0, talk.tick())
+    assert talk.statuses() == [(1, 200, [200])]
+    drifting(talk)
+    talk.conversation.close(Unpaired.SHUTDOWN)
+    assert len(talk.out.pairs) == 2 and not talk.out.lost
+    talk = Talk()
+    talk.ask()
+    talk.production(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    talk.conversation.production_gap(1000, talk.tick())
+    talk.conversation.expire(2.0, talk.tick())
+    assert talk.out.lost == [(PRODUCTION, Unpaired.UNANSWERED)], "it may be a stream that goes on"
+
+
+def test_a_stream_that_does_not_end_is_no_fault_of_the_shadow() -> None:
+    talk = Talk()
+    drifting(talk)
+    talk.conversation.production_ended(talk.tick(), reset=True)
+    assert talk.out.lost == [(PRODUCTION, Unpaired.UNANSWERED)]
+
+
 @pytest.mark.parametrize(("before", "failed"), [(3, False), (0, True)])
 def test_what_it_answered_before_it_was_followed_tells_a_kept_connection(before: int, failed: bool) -> None:
     talk = Talk()

@@ -214,22 +214,21 @@ def test_a_body_that_is_not_copied_is_skipped_by_its_length() -> None:
     assert tap.pairs() == {"GET /a": 1, "GET /b": 1}
 
 
-def test_chunks_whose_sizes_were_not_copied_lose_this_answer_and_not_the_next() -> None:
+def test_chunks_whose_sizes_were_not_copied_are_over_when_the_client_asks_again() -> None:
+    """As all of a server that compresses as it goes, where only the first bytes of each segment are captured."""
     tap = Tap()
     tap.accept()
-    tap.ask("/a")
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    seq = tap.at[1, True]
-    tap.at[1, True] = seq + 3000
-    tap.pipeline.feed((key(1), ACK | FROM_SERVER, seq, 1, 3000, memoryview(head), 1), tap.now)
-    tap.shadow(OK)
-    for path in ("/b", "/c"):
+    for path in ("/a", "/b", "/c"):
         tap.ask(path)
-        tap.answer()
-        tap.shadow()
+        for data in (head, b"x", b""):
+            seq = tap.at[1, True]
+            tap.at[1, True] = seq + 3000
+            tap.pipeline.feed((key(1), ACK | FROM_SERVER, seq, 1, 3000, memoryview(data), 1), tap.now)
+        tap.shadow(OK)
     tap.ask("/d")
-    assert tap.state()["unpaired"] == {"gap": 1}
-    assert tap.pairs() == {"GET /b": 1, "GET /c": 1}
+    assert tap.state()["unpaired"] == {}
+    assert sum(tap.pairs().values()) == 3
 
 
 def test_a_safe_request_goes_twice_and_the_second_copy_later() -> None:

@@ -21,6 +21,8 @@ from test_comparing import OK, key
 MASK = 0xFFFFFFFF
 CONNECTIONS = 12
 STEPS = 2000
+COPIED = 120
+"""Bytes of each of production's segments: a whole head."""
 
 
 class Client:
@@ -50,6 +52,7 @@ class World:
         self.comparison = Comparison(spec.compare, [("s0", "http://s0")], SampleRedactor([USUAL], b"k"))
         self.comparison.paired = self.paired  # type: ignore[method-assign]
         self.pipeline = ComparingPipeline(spec, Ledger(), None, self.comparison)
+        self.chunked = self.rand.choice((0.0, 0.3, 1.0))
         self.stays = self.rand.choice((0.98, 0.8, 0.7))
         self.now = 1.0
         self.ring: deque[Segment] = deque()
@@ -79,7 +82,7 @@ class World:
         seq, ack = client.asked, client.answered
         if flags & FROM_SERVER:
             seq, ack = ack, seq
-        payload = memoryview(data if captured else b"")
+        payload = memoryview(data[: COPIED if flags & FROM_SERVER else None] if captured else b"")
         if self.rand.random() >= self.loss:
             self.ring.append((client.key, flags, seq, ack, len(data), payload, int(self.now * 1e9)))
 
@@ -102,6 +105,9 @@ class World:
         body = b"b" * self.rand.choice((0, 2, 50))
         head = b"HTTP/1.1 200 OK\r\nX-Id: %b\r\nContent-Length: %d\r\n\r\n" % (client.waits.encode(), len(body))
         data = head + body
+        if self.rand.random() < self.chunked:
+            head = b"HTTP/1.1 200 OK\r\nX-Id: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % client.waits.encode()
+            data = head + b"".join(b"%x\r\n%b\r\n" % (size, b"b" * size) for size in (7, 30, 300)) + b"0\r\n\r\n"
         client.waits = None
         cut = self.rand.randrange(1, len(data)) if self.rand.random() < 0.2 else len(data)
         for part in filter(None, (data[:cut], data[cut:])):

@@ -7,7 +7,7 @@ import pytest
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL
 from tapmirror.exchange import Answer, Unpaired
-from tapmirror.framing.answers import DIGEST_BYTES, NOTHING, AnswerReader, Bounds, Room
+from tapmirror.framing.answers import DIGEST_BYTES, NOTHING, AnswerReader, Bounds, Room, held
 
 BOUNDS = Bounds(head_bytes=1000, hash_bytes=10_000, awaited=8)
 
@@ -196,6 +196,36 @@ def test_a_hole_in_a_chunk_is_that_bodys_loss_only() -> None:
     reader.gap(5, 2)
     ((_, answer),) = reader.feed(b"\r\n0\r\n\r\n", 3)
     assert (answer.length, answer.whole) == (5, False)
+
+
+@pytest.mark.parametrize("seen", [b"5\r\nab", b"5", b"5\r\nhello", b"5\r\nhello\r\n0\r\n", b"5\r\nhello\r\n0\r\nA: "])
+def test_after_a_hole_beyond_a_chunk_the_answer_goes_on_until_somebody_says(seen: bytes) -> None:
+    reader = make(0)
+    room = reader._room.free
+    assert not reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + seen, 1)
+    assert not reader.gap(500, 7) and reader.adrift
+    assert not reader.feed(b"HTTP", 8) and not reader.gap(20, 9) and reader.adrift
+    ((token, answer),) = reader.land()
+    assert (token, answer.status, answer.whole, answer.first_ns, answer.last_ns) == (0, 200, False, 1, 8)
+    assert reader._room.free == room - held(answer)
+    reader.expect(0, 10, "next")
+    assert [token for token, _ in reader.feed(plain(b"x"), 4)] == ["next"]
+
+
+def test_amid_such_an_answer_another_one_begins() -> None:
+    reader = make(0)
+    reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
+    reader.gap(500, 2)
+    assert not reader.feed(plain(b"x"), 3)
+    assert reader.broken is Unpaired.GAP and not reader.adrift
+
+
+@pytest.mark.parametrize(("reset", "count"), [(False, 1), (True, 0)])
+def test_the_end_of_the_connection_is_the_end_of_such_an_answer(reset: bool, count: int) -> None:
+    reader = make(0)
+    reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
+    reader.gap(500, 2)
+    assert [answer.last_ns for _, answer in reader.end(3, reset=reset)] == [1] * count
 
 
 @pytest.mark.parametrize(

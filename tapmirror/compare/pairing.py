@@ -13,6 +13,9 @@ known, no other waits for its answer.  That is a fact for clients that wait for 
 
 * A client that was ever seen to ask before it was answered (pipelining) is not trusted: after a hole nothing of its
   connection is paired again.
+* A hole amid the chunks of an answer hides where that ends, but not whose it is.  It is over when the client, who
+  waits, asks again; its times are of what was seen of it.  So it is with segments of which only the first bytes are
+  captured.
 * The first pair after a hole is held until the next request begins, or the connection ends, with no further
   answer in between: had the reader been one answer behind, that one would have shown up as an answer to nothing.
 
@@ -34,6 +37,7 @@ Pure: no clock; outcomes are handed to `Sink`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Final, Protocol
@@ -131,6 +135,7 @@ class Conversation:
         if asked is not None and len(asked.head) > self._room.free:
             self._sink.unpaired(Unpaired.LIMIT)
             asked = None
+        self._land()
         if production.outstanding:
             self._pipelined = True
             if self._held is not None:
@@ -176,6 +181,7 @@ class Conversation:
         production nothing is fed until then.  False: tell of this one by `request`, some before it wait for answers.
         """
         production = self._production
+        self._land()
         if production.broken is None:
             if not production.outstanding:
                 self._release()
@@ -410,6 +416,7 @@ class Conversation:
 
     def expire(self, before: float, time_ns: int) -> None:
         """Requests that began before this time have waited long enough."""
+        self._land_last(before)
         for pending in list(self._pending.values()):
             if pending.since >= before:
                 break
@@ -427,6 +434,7 @@ class Conversation:
 
     def close(self, reason: Unpaired) -> None:
         """The connection is over, on all sides."""
+        self._land_last(math.inf)
         if self._production.broken is None:
             self._release()
         for pending in list(self._pending.values()):
@@ -437,6 +445,24 @@ class Conversation:
         self._sides.clear()
 
     # --- inside
+
+    def _land(self) -> None:
+        """The client goes on: an answer whose end was not seen is over, unless it does not wait for answers."""
+        production = self._production
+        if production.adrift:
+            if self._pipelined:
+                production.broken = Unpaired.GAP
+                self._lost()
+            else:
+                for pending, answer in production.land():
+                    self._answered(pending, answer)
+
+    def _land_last(self, before: float) -> None:
+        """The client does not go on.  If all shadows have answered, such an answer is taken to be over."""
+        if self._production.adrift:
+            pending = next((each for each in self._pending.values() if each.production is None), None)
+            if pending is not None and pending.since < before and pending.waiting == 1 + (pending is self._held):
+                self._land()
 
     def _answered(self, pending: Pending | None, answer: Answer) -> None:
         if pending is None or pending.dead:

@@ -8,7 +8,9 @@ from RFC 9112, 6.3.  Here each request is expected with a token of the caller's,
 it, so that which answer belongs to which request is decided in this one place.
 
 Both sides are read by it.  A shadow may be hostile: it is read leniently and within bounds.  Production's stream has
-holes: one inside a body of known length is that body's loss only.  Any other one hides how many answers went by, and
+holes: one inside a body of known length is that body's loss only.  One inside a body in chunks hides where that ends:
+if no other answer is owed the reader is *adrift*, and the caller says when the answer is over (`land`), as it knows
+from what the client does next.  Any other one hides how many answers went by, and
 from then on nothing is read (`broken`) until the caller knows of a point where an answer must begin (`resync`).  So it
 is for a head that finds no room; a body that finds none is hashed.
 
@@ -29,6 +31,8 @@ from tapmirror.exchange import Answer, Unpaired
 from tapmirror.framing.response import (
     BODY,
     CHUNK_DATA,
+    CHUNK_END,
+    CHUNK_SIZE,
     DISCARD,
     ENDLESS,
     FIELDS,
@@ -39,6 +43,7 @@ from tapmirror.framing.response import (
     PLAIN,
     PREFIX,
     STATUS_LINE,
+    TRAILER,
     UNTIL_END,
     ResponseReader,
 )
@@ -48,6 +53,9 @@ NOTHING: Final = -1
 DIGEST_BYTES: Final = 16
 """128 bits: that two bodies are equal by chance, or made so, is out of the question."""
 
+ADRIFT: Final = DISCARD + 1
+"""A state more: amid chunks, and where they end was not seen."""
+_CHUNKS: Final = (CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER)
 _NONE: Final = ()
 
 
@@ -187,7 +195,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         """`size` bytes were not seen, or not looked at (`skippable`)."""
         if self.broken is not None:
             return _NONE
-        self._now = time_ns
+        before, self._now = self._now, time_ns
         out: list[tuple[Any, Answer]] = []
         if self._state in (BODY, CHUNK_DATA) and size <= self._remaining:
             self._whole = False
@@ -198,8 +206,26 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         elif self._state == UNTIL_END:
             self._whole = False
             self._length += size
+        elif self._state in (*_CHUNKS, ADRIFT) and len(self._awaited) == 1:
+            self._now = before  # when these bytes came is not known
+            self._whole = False
+            self._length += size
+            self._room.free += len(self._buffer)
+            self._buffer.clear()
+            self._state = ADRIFT
         else:
             self._break(Unpaired.GAP)
+        return out
+
+    @property
+    def adrift(self) -> bool:
+        """An answer is under way, and where it ends will not be seen."""
+        return self._state == ADRIFT and self.broken is None
+
+    def land(self) -> Sequence[tuple[Any, Answer]]:
+        """That answer is over: its last byte was the last one that was seen."""
+        out: list[tuple[Any, Answer]] = []
+        self._answered(out)
         return out
 
     def skippable(self) -> int:
@@ -218,6 +244,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         out: list[tuple[Any, Answer]] = []
         if self._state == UNTIL_END and not reset and self.broken is None:
             self._now = time_ns
+            self._answered(out)
+        elif self.adrift and not reset:
             self._answered(out)
         return out
 
@@ -279,6 +307,13 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     def _until_end(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
         self._take(data, pos, len(data) - pos)
+        return len(data)
+
+    def _drift(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
+        """Amid a body, as far as is known; another answer begins a segment of its own."""
+        if bytes(data[pos : pos + len(PREFIX)]) == PREFIX:
+            self._break(Unpaired.GAP)
+        self._length += len(data) - pos
         return len(data)
 
     # --- what the steps share
@@ -383,5 +418,6 @@ _STEPS: Final[tuple[_Step, ...]] = (
     AnswerReader._trailer,
     AnswerReader._until_end,
     AnswerReader._discard,
+    AnswerReader._drift,
 )
 """By state."""
