@@ -63,6 +63,17 @@ def test_another_status_does_not_wait_for_more_probes() -> None:
     assert field.nature is Nature.DIFFERENT
 
 
+def test_a_forecast_is_of_requests_and_not_of_those_that_were_compared() -> None:
+    limits = Limits(max_p99_ratio=None, max_diff_rate=None)
+    endpoint = Endpoint(pairs=1000, compared=1000)
+    all_of_them, one_of_ten = (
+        figures("t", "s", State(level="status", requests=requests, endpoints={"one": endpoint}), Compare(), limits)
+        for requests in (1000, 10_000)
+    )
+    assert all_of_them.verdict.more is not None
+    assert one_of_ten.verdict.more == pytest.approx(10 * all_of_them.verdict.more, rel=0.1)
+
+
 def test_errors_come_before_differences_and_these_before_slowness() -> None:
     def endpoint(only_shadow: int, differing: int, slower: float) -> Endpoint:
         rand = random.Random(1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from lab.peeking import Stream, first_verdict
@@ -65,6 +66,21 @@ def test_what_differs_and_may_still_be_noise_takes_as_many_requests_again() -> N
     counts = Counts(1000, 0, 0, Sketch(), Sketch(), 1000, 300, certain=0, possible=300)
     verdict = judge(counts, Limits(max_error_diff=None, max_p99_ratio=None))
     assert (verdict.outcome, verdict.more) == (Outcome.UNDECIDED, 1000)
+
+
+def test_what_is_compared_or_timed_of_a_part_only_takes_so_many_more_requests() -> None:
+    """A forecast is of requests, whatever share of them an observation is had of."""
+    seen = stream()
+    seen.step(2000)
+    counts = seen.counts()
+    for limits in (ONLY_ERRORS, Limits(max_error_diff=None, max_diff_rate=None)):
+        all_of_them = judge(counts, limits).more
+        one_in_ten = judge(msgspec.structs.replace(counts, requests=20_000), limits).more
+        assert all_of_them is not None
+        assert one_in_ten == pytest.approx(10 * all_of_them, rel=0.1)
+    timed = msgspec.structs.replace(counts, pairs=16_000)  # one of eight
+    limits = Limits(max_error_diff=None, max_diff_rate=None)
+    assert judge(timed, limits).more == pytest.approx(8 * (judge(counts, limits).more or 0), rel=0.1)
 
 
 def test_just_at_the_limit_nothing_can_be_foreseen() -> None:

@@ -168,6 +168,7 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
             crowds["shadow"] / max(1, sketches["shadow"].count),
             crowds["production"] / max(1, sketches["production"].count),
         ),
+        found["requests"],
     )
     return judge(counts, limits or Limits())
 

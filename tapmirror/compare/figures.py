@@ -187,6 +187,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         together.certain,
         together.possible,
         crowds[P99],
+        state.requests,
     )
     return Figures(
         SCHEMA_FIGURES,

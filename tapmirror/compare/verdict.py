@@ -73,6 +73,8 @@ class Counts(msgspec.Struct, frozen=True):
     """The same with those whose fields may be noise or not; None: none but `differing`."""
     crowds: tuple[float, float] = (1.0, 1.0)
     """Of the shadow's and production's times at their 99th percentile (`statistics.crowd`)."""
+    requests: int = 0
+    """How many it took, if more than `pairs`: of many a second a part is compared, and a smaller one timed."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -120,6 +122,7 @@ def judge(counts: Counts, limits: Limits) -> Verdict:
 def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     alpha = limits.alpha / max(1, sum(limit is not None for limit in given))
+    requests = max(counts.pairs, counts.requests)
     if limits.max_error_diff is not None:
         n = counts.pairs
 
@@ -134,6 +137,7 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
             limits.max_error_diff,
             errors,
             n,
+            requests,
         )
     if limits.max_p99_ratio is not None:
         under = counts.production.quantile(P99)
@@ -149,7 +153,8 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
             limits.max_p99_ratio,
             ratio,
             counts.production.count,
-            least=1.0 if known else AGAIN,
+            requests,
+            1.0 if known else AGAIN,
         )
     if limits.max_diff_rate is not None:
         compared = counts.compared
@@ -167,7 +172,7 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
             limits.max_diff_rate,
             rate,
             compared,
-            counts.pairs,
+            requests,
             AGAIN if counts.certain is not None and counts.certain < counts.differing else 1.0,
         )
 
@@ -178,7 +183,7 @@ def _check(
     limit: float,
     interval: Intervals,
     count: int,
-    requests: int | None = None,
+    requests: int,
     least: float = 1.0,
 ) -> Check:
     """`count` are the observations behind it, `requests` how many requests they took.  A forecast says at least `least`
@@ -188,9 +193,8 @@ def _check(
     outcome = _outcome(low, high, limit)
     more = None
     if outcome is Outcome.UNDECIDED:
-        total = max(1, count) if requests is None else max(1, requests)
         times = _needed(interval, limit) if count else None
-        more = None if times is None else _rounded((max(times, least) - 1) * total)
+        more = None if times is None else _rounded((max(times, least) - 1) * requests)
     return Check(name, outcome, estimate, low, high, limit, more)
 
 
