@@ -8,14 +8,14 @@ from typing import Any
 
 from tapmirror.compare import Limits
 from tapmirror.compare.brief import Briefing
-from tapmirror.compare.summary import Bounds, State, Summary
+from tapmirror.compare.summary import State, Summary, bounds_of
 from tapmirror.spec import Compare
 
 
 def summary(state: State) -> Summary:
     """One that has come to this state."""
     spec = Compare()
-    found = Summary(Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples), state.level)
+    found = Summary(bounds_of(spec), state.level)
     found.state = state
     for endpoint in state.endpoints.values():
         found.production.merge(endpoint.production.last)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import lab.exchanges
 from lab.exchanges import Feed, Plain
 from tapmirror.compare import Comparison, Figures, Limits, Nature, Outcome, figures, merge
 from tapmirror.events import START
@@ -102,6 +103,14 @@ def test_workers_add_up() -> None:
     assert sum(point.requests for point in found.line) == 3000
     assert {endpoint.name for endpoint in found.endpoints} == {endpoint.name for endpoint in seen(whole).endpoints}
     assert all(len(field.samples) <= 3 for endpoint in found.endpoints for field in endpoint.fields)
+
+
+def test_a_scan_of_paths_of_numbers_leaves_the_endpoints_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = Feed("same").run(300)
+    names = {endpoint.name for endpoint in seen(feed).endpoints}
+    monkeypatch.setattr(lab.exchanges, "ENDPOINTS", ("/{n}", "/{n}/{n}", "/{n}/{n}/{n}"))
+    scanned = {endpoint.name for endpoint in seen(feed.run(20)).endpoints}
+    assert scanned == names | {"GET /{id}", "GET /{id}/{id}", "GET /{id}/{id}/{id}"}
 
 
 def test_the_state_is_bounded_in_time_and_against_hostile_paths_and_answers() -> None:

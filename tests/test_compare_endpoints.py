@@ -79,10 +79,45 @@ def test_whatever_comes_has_a_short_printable_name(method: bytes, target: bytes)
     assert name.isprintable()
 
 
-def test_names_covered_by_a_template_fold_into_it() -> None:
-    names = ["GET /u/{id}", "GET /u/bob", "POST /u/bob", "GET /u/bob/x", "GET /u/{id}/x", "GET /v/bob"]
-    assert fold(names) == {"GET /u/bob": "GET /u/{id}", "GET /u/bob/x": "GET /u/{id}/x"}
-    assert fold(["GET /{id}/{id}", "GET /{id}/x"]) == {"GET /{id}/x": "GET /{id}/{id}"}
+def learned(names: int, *frequent: bytes) -> Endpoints:
+    """What has seen so many names of people, each once, and a few words often."""
+    endpoints = Endpoints((), 1000)
+    for n in range(names):
+        for word in frequent:
+            endpoints.name(b"GET", b"/u/" + word)
+        endpoints.name(b"GET", b"/u/" + bytes(random.Random(n).choices(b"abcdefgh", k=5)))
+    return endpoints
+
+
+def test_names_that_are_not_told_apart_any_more_fold_into_their_template() -> None:
+    places = learned(100, b"login").places()
+    assert places == {"/u": ["login"]}
+    names = ["GET /u/{id}", "GET /u/bob", "POST /u/bob", "GET /u/bob/x", "GET /u/{id}/x", "GET /v/bob", "other"]
+    assert fold(names, places) == {
+        "GET /u/bob": "GET /u/{id}",
+        "POST /u/bob": "POST /u/{id}",
+        "GET /u/bob/x": "GET /u/{id}/x",
+    }
+    assert fold(["GET /u/{id}/{id}", "GET /u/bob/x"], {"/u": [], "/u/{id}": ["y"]}) == {
+        "GET /u/bob/x": "GET /u/{id}/{id}"
+    }
+
+
+def test_a_frequent_word_beside_names_stays_what_it_is() -> None:
+    assert fold(["GET /u/{id}", "GET /u/login"], learned(100, b"login").places()) == {}
+
+
+def test_a_path_of_numbers_does_not_take_in_what_it_looks_like() -> None:
+    """A scan, or a year and a month, beside the routes of an application."""
+    endpoints = Endpoints((), 100)
+    names = {endpoints.name(b"GET", path) for path in (b"/users/17", b"/orders/3", b"/login", b"/2024/05", b"/99")}
+    assert names == {"GET /users/{id}", "GET /orders/{id}", "GET /login", "GET /{id}/{id}", "GET /{id}"}
+    assert fold(names, endpoints.places()) == {}
+
+
+def test_what_given_templates_name_is_not_learned() -> None:
+    given = frozenset({"/u/{name}", "/u/me"})
+    assert fold(["GET /u/{name}", "GET /u/me", "GET /u/bob"], {"/u": []}, given) == {"GET /u/bob": "GET /u/{id}"}
 
 
 @pytest.mark.parametrize("limit", [1, 2])

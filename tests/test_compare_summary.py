@@ -159,7 +159,7 @@ def test_folded_endpoints_keep_the_bounds() -> None:
     for n in range(4):
         name = "GET /a/{id}" if not n else f"GET /a/x{n}"
         summary.differed(summary.endpoint(name), [f"value f{n}{field}" for field in range(4)])
-    summary.fold()
+    summary.fold({"/a": []})
     ((name, endpoint),) = summary.state.endpoints.items()
     assert (name, len(endpoint.fields), OTHER in endpoint.fields) == ("GET /a/{id}", 5, True)
     assert sum(field.raw for field in endpoint.fields.values()) == 16
@@ -201,5 +201,15 @@ def test_a_merged_state_keeps_its_bounds() -> None:
 
 def test_endpoints_fold_into_templates() -> None:
     endpoints = {"GET /a/{id}": Endpoint(pairs=1), "GET /a/x": Endpoint(pairs=2), "GET /b": Endpoint(pairs=4)}
-    fold_endpoints(endpoints)
+    assert fold_endpoints(endpoints, {"/a": []}, BOUNDS) == {"GET /a/x": "GET /a/{id}"}
     assert {name: endpoint.pairs for name, endpoint in endpoints.items()} == {"GET /a/{id}": 3, "GET /b": 4}
+
+
+def test_what_one_worker_has_learned_holds_for_the_others_names() -> None:
+    one = State(endpoints={"GET /a/{id}": Endpoint(pairs=1), "GET /a/x": Endpoint(pairs=2)}, places={"/a": ["x"]})
+    other = State(endpoints={"GET /a/x": Endpoint(pairs=4), "GET /a/bob": Endpoint(pairs=8)})
+    for states in ([one, other], [other, one]):
+        total = merged([msgspec.convert(msgspec.to_builtins(each), State, str_keys=True) for each in states], BOUNDS)
+        assert {name: endpoint.pairs for name, endpoint in total.endpoints.items()} == {"GET /a/{id}": 9, "GET /a/x": 6}
+    third = State(places={"/a": ["y"], "/b": []})
+    assert merged([one, third], BOUNDS).places == {"/a": ["x", "y"], "/b": []}

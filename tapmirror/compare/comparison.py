@@ -17,7 +17,7 @@ from tapmirror.compare.figures import evidence_of
 from tapmirror.compare.noise import Repeats, request_key, short, wanted
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.samples import Redaction, sample
-from tapmirror.compare.summary import SCHEMA, Bounds, Endpoint, Field, Summary
+from tapmirror.compare.summary import SCHEMA, Endpoint, Field, Summary, bounds_of
 from tapmirror.compare.thinning import Draw, Rate
 from tapmirror.compare.verdict import Limits
 from tapmirror.events import END, NO_BODY, START, Buffer
@@ -65,7 +65,7 @@ class Comparison:
         self._rules = Rules(spec, expressions, redaction.field)
         self._redaction = redaction
         self._shadows = list(shadows)
-        bounds = Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples)
+        bounds = bounds_of(spec)
         self._summaries = [Summary(bounds, spec.level.value) for _ in shadows]
         self._briefings = [Briefing(spec, Limits()) for _ in shadows]
         self._endpoints = Endpoints(spec.endpoints, spec.max_endpoints, redaction.path)
@@ -187,8 +187,9 @@ class Comparison:
         name = self._endpoints.name(asked.method, asked.target)
         if self._endpoints.learned != self._learned:
             self._learned = self._endpoints.learned
+            places = self._endpoints.places()
             for summary, briefing in zip(self._summaries, self._briefings, strict=True):
-                briefing.folded(summary.fold())
+                briefing.folded(summary.fold(places))
         repeat = None
         plain = self._level is Level.STATUS
         for shadow, summary in enumerate(self._summaries):

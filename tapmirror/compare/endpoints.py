@@ -3,7 +3,8 @@
 
 Theory of operation ------------------- Templates that are given are tried first.  Others are learned: a segment that
 looks like an identifier is `{id}`, and where many different words are seen at one place, those that are seen seldom
-are `{id}` too.  So names in paths become one endpoint, and frequent words beside them stay what they are.
+are `{id}` too.  So names in paths become one endpoint, and frequent words beside them stay what they are.  What was
+named before by a word that is `{id}` by now is renamed (`fold`), of all workers.
 
 What clients send is hostile: a scan of random paths must cost neither memory nor the names of real endpoints.  The
 tree of words, the cache and the endpoints are bounded; what comes after the bound is `OTHER`.
@@ -12,8 +13,8 @@ tree of words, the cache and the endpoints are bounded; what comes after the bou
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, Final, TypeAlias
 
 from tapmirror.compare.words import shortened, variable
 
@@ -33,6 +34,8 @@ METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PROPFIND", b"REPORT"}
 )
 
+Places: TypeAlias = dict[str, list[str]]
+"""By the path up to it, in words as names have them: the words that stay what they are at a place that had too many."""
 
 _NUMBER: Final = re.compile(rb"(?<=/)[0-9]+(?=/|$)").sub
 _PARAMETERS: Final = re.compile(rb";[^/]*").sub
@@ -66,7 +69,7 @@ class Endpoints:
         self._names: set[str] = set()
         self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled, words]
         self.learned = 0
-        """Goes up when names seen before are covered by a new template: `fold` them then."""
+        """Goes up when names seen before have become others: `fold` them then."""
 
     def name(self, method: bytes, target: bytes) -> str:
         """The endpoint's name: `GET /users/{id}`."""
@@ -86,6 +89,17 @@ class Endpoints:
             self._settle()
         self._cache[method, path] = [name, 0, words]
         return name
+
+    def places(self) -> Places:
+        """Where too many words were seen, and which are still told apart there: what `fold` needs."""
+        found: Places = {}
+        rest = [("", self._root)]
+        while rest:
+            place, node = rest.pop()
+            if node.full:
+                found[place] = [word for word in node.words if word != HOLE]
+            rest += [(f"{place}/{word}", child) for word, child in node.words.items() if child.words]
+        return found
 
     def _settle(self) -> None:
         """Count at their places the requests that the cache answered, and forget them."""
@@ -199,19 +213,26 @@ def _size(node: _Node) -> int:
     return 1 + sum(map(_size, node.words.values()))
 
 
-def fold(names: Iterable[str]) -> dict[str, str]:
-    """Which names are covered by a template among them, and by which."""
-    split = {name: name.split("/") for name in names}
-    templates = [(name, parts) for name, parts in split.items() if HOLE in parts]
+def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[str] = frozenset()) -> dict[str, str]:
+    """Which names are others by now, and which: those with a word that is not told apart any more at its place.
+
+    `given` are the paths of templates.
+
+    That a template looks like a name is no reason: or a request for `/5/7` would make one of all paths of two segments.
+    """
+    known = {place: {*words} for place, words in places.items()}
     found = {}
-    for name, parts in split.items():
-        for template, wanted in templates:
-            if (
-                template != name
-                and wanted[0] == parts[0]
-                and _covers(wanted, parts)
-                and parts.count(HOLE) < wanted.count(HOLE)
-            ):
-                found[name] = template
-                break
+    for name in names if known else ():
+        verb, _, path = name.partition(" ")
+        folded = path if path in given else _folded(path, known)
+        if folded != path:
+            found[name] = f"{verb} {folded}"
     return found
+
+
+def _folded(path: str, known: Mapping[str, Set[str]]) -> str:
+    place = ""
+    for word in path.split("/")[1:]:
+        words = known.get(place)
+        place += f"/{word if words is None or word in words else HOLE}"
+    return place

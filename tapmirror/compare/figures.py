@@ -15,7 +15,7 @@ import msgspec
 from tapmirror.compare.noise import Evidence, Nature, Thresholds, apart, is_noise, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.statistics import crowd, difference_interval, ratio_interval, share_interval
-from tapmirror.compare.summary import COARSE, SCHEMA, Bounds, Endpoint, Field, Sample, Side, State, merged, whole
+from tapmirror.compare.summary import COARSE, SCHEMA, Endpoint, Field, Sample, Side, State, bounds_of, merged, whole
 from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.spec.compare import Compare, Level
 
@@ -142,7 +142,7 @@ def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, St
 
     Raises `msgspec.ValidationError` where one is not what it should be.
     """
-    bounds = Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples)
+    bounds = bounds_of(spec)
     by_label: dict[str, list[State]] = {}
     for snapshot in snapshots:
         if snapshot.get("schema") != SCHEMA:

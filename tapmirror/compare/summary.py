@@ -17,9 +17,10 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 
 import msgspec
 
-from tapmirror.compare.endpoints import OTHER, fold
+from tapmirror.compare.endpoints import OTHER, Places, fold
 from tapmirror.compare.sketch import KEYS, Count, Sketch
 from tapmirror.exchange import Answer, Asked, Reply
+from tapmirror.spec.compare import Compare
 
 Key = TypeVar("Key", int, str)
 
@@ -133,6 +134,8 @@ class State(msgspec.Struct):
     """Sum of the round trips to the shadow, which its times contain; of `rtts` exchanges."""
     rtts: Count = 0
     endpoints: dict[str, Endpoint] = {}
+    places: Places = {}
+    """Where in paths words were learned to be names, and which were not."""
     width: Annotated[float, msgspec.Meta(ge=1, le=1 << 40)] = 1.0
     """Seconds of a point of the time line."""
     line: dict[int, Point] = {}
@@ -149,6 +152,14 @@ class Bounds(msgspec.Struct, frozen=True):
     samples: int
     """Of one field."""
     all_samples: int
+    given: frozenset[str] = frozenset()
+    """Paths of the templates that are given: what they name is not learned."""
+
+
+def bounds_of(spec: Compare) -> Bounds:
+    """As it is to be compared."""
+    given = frozenset(template.rpartition(" ")[2] for template in spec.endpoints)
+    return Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples, given)
 
 
 class Summary:
@@ -291,9 +302,10 @@ class Summary:
         """So many requests were not compared."""
         self.state.unpaired[reason] = self.state.unpaired.get(reason, 0) + count
 
-    def fold(self) -> dict[str, str]:
-        """Endpoints that a template covers become a part of it: which of which."""
-        folded = fold_endpoints(self.state.endpoints)
+    def fold(self, places: Places) -> dict[str, str]:
+        """Endpoints become what they are by what was learned: which of which."""
+        self.state.places = places
+        folded = fold_endpoints(self.state.endpoints, places, self._bounds)
         for endpoint in self.state.endpoints.values():
             _limit_fields(endpoint, self._bounds.fields)
         return folded
@@ -316,7 +328,7 @@ def merged(states: list[State], bounds: Bounds) -> State:
     total = State()
     for state in states:
         _merge_state(total, state)
-    fold_endpoints(total.endpoints)
+    fold_endpoints(total.endpoints, total.places, bounds)
     if len(total.endpoints) > bounds.endpoints:
         ranked = sorted(total.endpoints, key=lambda name: (name == OTHER, -total.endpoints[name].pairs))
         for name in ranked[bounds.endpoints :]:
@@ -339,14 +351,11 @@ def whole(state: State) -> Endpoint:
     return total
 
 
-def fold_endpoints(endpoints: dict[str, Endpoint]) -> dict[str, str]:
-    """Endpoints that the template of another covers become a part of it: which of which."""
-    folded = {}
-    for name, template in fold(endpoints).items():
-        while template not in endpoints:  # folded itself
-            template = fold([*endpoints, template])[template]
-        merge_endpoint(endpoints[template], endpoints.pop(name))
-        folded[name] = template
+def fold_endpoints(endpoints: dict[str, Endpoint], places: Places, bounds: Bounds) -> dict[str, str]:
+    """Endpoints become what they are by what was learned: which of which."""
+    folded = fold(endpoints, places, bounds.given)
+    for name, template in folded.items():
+        merge_endpoint(endpoints.setdefault(template, Endpoint()), endpoints.pop(name))
     return folded
 
 
@@ -385,6 +394,8 @@ def _merge_state(into: State, other: State) -> None:
     _add(into.unpaired, other.unpaired)
     _add(into.failures, other.failures)
     into.notes = sorted({*into.notes, *other.notes})
+    for place, words in other.places.items():  # what one of them tells apart stays apart
+        into.places[place] = sorted({*into.places.get(place, ()), *words})
     for name, endpoint in other.endpoints.items():
         merge_endpoint(into.endpoints.setdefault(name, Endpoint()), endpoint)
     while into.width < other.width:
