@@ -53,10 +53,9 @@ NEVER: Final = 1 << 63
 """Nanoseconds of CLOCK_MONOTONIC."""
 TICK: Final = 1.0
 """Seconds between two looks at requests that wait for an answer."""
-STATUS_BYTES: Final = 512
-"""Captured of each segment of production where only the status and the framing matter: most heads."""
 HEADERS_BYTES: Final = 4096
-"""The same where the head matters: nginx's own heads are below 1 KiB, cookies and policies make some of 3."""
+"""Captured of each segment of production where only the head and the framing matter, also for the status alone, which
+ends with the head: nginx's own are below 1 KiB, cookies and policies make some of 3."""
 BODY_BYTES: Final = 65_536
 """The whole segment."""
 TARGET_BYTES: Final = 4096
@@ -83,7 +82,7 @@ def probes(spec: TapSpec) -> bool:
 
 def answer_bytes(spec: TapSpec) -> int:
     """How much of each of production's segments is captured."""
-    sizes = {Level.STATUS: STATUS_BYTES, Level.HEADERS: HEADERS_BYTES, Level.BODY: BODY_BYTES}
+    sizes = {Level.STATUS: HEADERS_BYTES, Level.HEADERS: HEADERS_BYTES, Level.BODY: BODY_BYTES}
     return sizes.get(spec.compare.level, 0)
 
 
@@ -277,7 +276,7 @@ class ComparingPipeline(Pipeline):
         conversation, time_ns = talk.conversation, self._time_ns
         if isinstance(chunk, Cut):
             conversation.production(chunk.data, time_ns)
-            conversation.production_gap(chunk.length - len(chunk.data), time_ns)
+            conversation.production_gap(chunk.length - len(chunk.data), time_ns, Unpaired.CUT)
         elif isinstance(chunk, Gap):
             conversation.production_gap(chunk.length, time_ns)
         elif isinstance(chunk, End):

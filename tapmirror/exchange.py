@@ -32,8 +32,11 @@ class Unpaired(enum.Enum):
     """The shadow did not get it: sampled out, filtered, dropped, or changed by redaction into none."""
     GAP = "gap"
     """A hole in what the tap saw of production's answers, on a request that was under way."""
+    CUT = "cut"
+    """More of production's answer was needed than this level captures of a packet: its head is longer, or it is in chunks
+    and the client pipelines."""
     ORDER = "order"
-    """After such a hole, before it is certain again which answer belongs to which request."""
+    """After either, before it is certain again which answer belongs to which request."""
     UNPARSED = "unparsed"
     """What production sent is no HTTP/1, or its head is longer than is read."""
     UNANSWERED = "unanswered"

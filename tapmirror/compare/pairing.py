@@ -239,11 +239,11 @@ class Conversation:
                 self._answered(pending, answer)
             self._check()
 
-    def production_gap(self, size: int, time_ns: int) -> None:
-        """So many of production's bytes were not seen, or not copied."""
+    def production_gap(self, size: int, time_ns: int, reason: Unpaired = Unpaired.GAP) -> None:
+        """So many of production's bytes were not seen, or not copied (`Unpaired.CUT`)."""
         production = self._production
         if production.broken is None:
-            for pending, answer in production.gap(size, time_ns):
+            for pending, answer in production.gap(size, time_ns, reason):
                 self._answered(pending, answer)
             self._check()
 
@@ -556,5 +556,5 @@ no server's application.
 """
 _CLOSE: Final = b"\nConnection: close"
 _NO_ANSWER: Final = Answer(0)
-_CURABLE: Final = (Unpaired.GAP, Unpaired.ORDER, Unpaired.LIMIT)
+_CURABLE: Final = (Unpaired.GAP, Unpaired.CUT, Unpaired.ORDER, Unpaired.LIMIT)
 """After these an answer's beginning can be known again."""

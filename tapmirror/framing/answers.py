@@ -191,8 +191,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         out.append((token, Answer(self._known_status, head, body, length, b"", True, now, now)))
         return len(head) + length
 
-    def gap(self, size: int, time_ns: int) -> Sequence[tuple[Any, Answer]]:
-        """`size` bytes were not seen, or not looked at (`skippable`)."""
+    def gap(self, size: int, time_ns: int, reason: Unpaired = Unpaired.GAP) -> Sequence[tuple[Any, Answer]]:
+        """`size` bytes were not seen, or not looked at (`skippable`).  If they are needed it is broken for `reason`."""
         if self.broken is not None:
             return _NONE
         before, self._now = self._now, time_ns
@@ -214,7 +214,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             self._buffer.clear()
             self._state = ADRIFT
         else:
-            self._break(Unpaired.GAP)
+            self._break(reason)
         return out
 
     @property

@@ -27,6 +27,7 @@ LIMITS: Final = ("limit", "found", "certainly", "at most", "")
 UNPAIRED: Final = {
     "not_sent": "the shadow did not get it",
     "gap": "a part of production's answer was not seen",
+    "cut": "more of production's answer was needed than this level captures; body captures all",
     "order": "after such a part, until it is certain which answer is whose",
     "unparsed": "production's answer is no HTTP/1",
     "unanswered": "production's connection ended, or the time ran out, before its answer was whole",
