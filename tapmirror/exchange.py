@@ -33,8 +33,8 @@ class Unpaired(enum.Enum):
     GAP = "gap"
     """A hole in what the tap saw of production's answers, on a request that was under way."""
     CUT = "cut"
-    """More of production's answer was needed than this level captures of a packet: its head is longer, or it is in chunks
-    and the client pipelines."""
+    """More of production's answer was needed than this level captures of a packet: its head is longer, or it is in
+    chunks and the client pipelines."""
     ORDER = "order"
     """After either, before it is certain again which answer belongs to which request."""
     UNPARSED = "unparsed"
@@ -74,6 +74,9 @@ class Answer(msgspec.Struct, gc=False):
     """When the first byte was seen."""
     last_ns: int = 0
     """When the last byte was seen."""
+    since_ns: int = 0
+    """When the answer before it on this connection was complete, 0: there was none.  Who is asked again before works on
+    one after the other."""
     failure: Failure | None = None
 
 

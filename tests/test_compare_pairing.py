@@ -98,6 +98,22 @@ def test_pipelined_requests_are_paired_in_order() -> None:
     assert talk.statuses() == [(n, 200 + n, [200 + n]) for n in (1, 2, 3)]
 
 
+def test_an_answer_tells_when_the_one_before_it_on_its_connection_was_complete() -> None:
+    talk = Talk()
+    for _ in range(3):
+        talk.ask()
+    for answer in (ok(), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ok()):
+        talk.production(answer)
+        talk.shadow(answer)
+    assert [pair.production.since_ns for pair in talk.out.pairs] == [0, 1070, 1090]
+    assert [pair.replies[0].answer.since_ns for pair in talk.out.pairs] == [0, 1080, 1100]
+    talk.conversation.answer_ended(0, talk.tick(), reset=False)
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    assert talk.out.pairs[-1].replies[0].answer.since_ns == 0  # another connection
+
+
 def test_an_answer_before_the_request_ends() -> None:
     talk = Talk()
     talk.ask(end=False)

@@ -49,6 +49,25 @@ def test_times_run_from_the_last_byte_of_the_request_on_each_side() -> None:
 
 
 @pytest.mark.parametrize(
+    ("since", "least", "want"),
+    [
+        (0, 10, 3000),
+        (900, 10, 3000),  # it was idle
+        (2500, 0, 1500),  # it worked on the request before
+        (2500, 100, 1600),  # what the network takes is in it as in all others
+        (3000, 0, 3000),  # answers that were read together
+    ],
+)
+def test_what_a_request_waits_for_the_one_before_it_is_not_its_own_time(since: int, least: int, want: int) -> None:
+    summary = Summary(BOUNDS, "status")
+    endpoint = summary.endpoint("a")
+    reply = Reply(Answer(200, first_ns=3000, last_ns=4000, since_ns=since), 1000, 90, least)
+    summary.observe(endpoint, ASKED, Answer(200, first_ns=1500, last_ns=2000, since_ns=1200), reply, 1.0)
+    assert endpoint.shadow.last.quantile(0.5) == pytest.approx(want, rel=0.011)
+    assert endpoint.production.last.quantile(0.5) == pytest.approx(800, rel=0.011)
+
+
+@pytest.mark.parametrize(
     ("status", "other", "want"), [(200, 200, (0, 0)), (200, 500, (1, 0)), (503, 404, (0, 1)), (500, 502, (0, 0))]
 )
 def test_errors(status: int, other: int, want: tuple[int, int]) -> None:

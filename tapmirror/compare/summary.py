@@ -221,15 +221,18 @@ class Summary:
             point.errors[0] += 1
         if its_wrong:
             point.errors[1] += 1
-        ended = asked.ended_ns
-        took = production.last_ns - ended
         if not other:
             if answer.failure is not None:
                 reason = answer.failure.value
                 state.failures[reason] = state.failures.get(reason, 0) + 1
             return
         sent = reply.sent_ns
-        if not asked.timed or took <= 0 or not sent or answer.last_ns < sent:
+        if not asked.timed or not sent or answer.last_ns < sent:
+            return
+        ended = _its_turn(asked.ended_ns, production, 0)
+        sent = _its_turn(sent, answer, reply.least_ns)
+        took = production.last_ns - ended
+        if took <= 0:
             return  # an answer before the request's end has no time; of both sides, so that they stay comparable
         mine.first.add(production.first_ns - ended)
         key = mine.last.add(took)
@@ -321,6 +324,16 @@ class Summary:
         while len(state.line) >= POINTS and int(now / state.width) not in state.line:
             _coarsen(state)
         return state.line.setdefault(int(now / state.width), Point())
+
+
+def _its_turn(asked_ns: int, answer: Answer, rtt_ns: int) -> int:
+    """When a server could begin with a request, as its client saw it: when it had it, and was done with the one before.
+
+    A client of production asks as fast as production answers.  Requests queue at a shadow that is slower, and with what
+    they waited for each other it would seem ever slower.  Where stamps do not tell two answers apart, that stays in.
+    """
+    since = answer.since_ns
+    return max(asked_ns, since - rtt_ns) if since < answer.first_ns else asked_ns
 
 
 def merged(states: list[State], bounds: Bounds) -> State:

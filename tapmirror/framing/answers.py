@@ -86,6 +86,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     __slots__ = (
         "_awaited",
+        "_before",
         "_body",
         "_bounds",
         "_digest",
@@ -109,7 +110,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._bounds = bounds
         self._room = room
         self._awaited: deque[tuple[int, int, Any]] = deque()  # flags, keep, token
-        self._now = self._first = 0
+        self._now = self._first = self._before = 0
         self.broken: Unpaired | None = None
         """Why nothing is read any more."""
         self._known = b""  # the last plain head, the length of its body, and its status: see `responses`
@@ -188,7 +189,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         room.free -= kept
         self._awaited.popleft()
         body = bytes(data[end : end + length]) if keep > 0 else b""
-        out.append((token, Answer(self._known_status, head, body, length, b"", True, now, now)))
+        out.append((token, Answer(self._known_status, head, body, length, b"", True, now, now, self._before)))
+        self._before = now
         return len(head) + length
 
     def gap(self, size: int, time_ns: int, reason: Unpaired = Unpaired.GAP) -> Sequence[tuple[Any, Answer]]:
@@ -391,9 +393,11 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
                     self._whole,
                     self._first,
                     self._now,
+                    self._before,
                 ),
             )
         )
+        self._before = self._now
         self._head = b""
         self._body = []
 

@@ -49,7 +49,8 @@ EARLY: Final = "too early to tell it from noise"
 CONTAINS: Final = (
     "Production's times run from the last byte of the request to the answer's first or last byte, as the interface "
     "of this host saw them.  The shadow's run from the last byte sent to it to the answer's bytes as this host "
-    "received them: they contain the network's round trip{rtt}."
+    "received them: they contain the network's round trip{rtt}.  A request that waited for the one before it on its "
+    "connection is timed from when that was answered."
 )
 
 

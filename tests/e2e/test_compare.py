@@ -84,6 +84,16 @@ def test_a_slower_tail_is_measured(lab: Lab) -> None:
     assert ratio == pytest.approx(1.2, rel=0.05)
 
 
+def test_requests_that_queue_at_a_slower_shadow_do_not_make_it_slower_still(lab: Lab) -> None:
+    """Clients that ask as soon as production has answered: what the shadow cannot follow waits there."""
+    with SlowShop(lab.node), SlowShop(lab.shadow, slower=3.0):
+        figures = compared(lab, 2_000, "status", paths=("/a/",), connections=8)
+    assert figures.paired == 2_000
+    (endpoint,) = figures.endpoints
+    ratios = {name: endpoint.shadow.last[name] / endpoint.production.last[name] for name in ("p50", "p99")}
+    assert ratios == {"p50": pytest.approx(1.0, rel=0.1), "p99": pytest.approx(3.0, rel=0.1)}
+
+
 def test_second_copies_for_connections_that_have_ended_are_paired_right(lab: Lab) -> None:
     """Each comes 1.5 s after the first, and its connection lives shorter here."""
     options: dict[str, Any] = {"protocol": "http", "compare": "body", "noise_probe": 50}
