@@ -6,7 +6,7 @@ import pytest
 
 from hostile_figures import empty
 from tapmirror.exchange import Failure, Unpaired
-from tapmirror.report import words
+from tapmirror.report import FORMS, terminal, words
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,14 @@ from tapmirror.report import words
 )
 def test_times(value: float, want: str) -> None:
     assert words.milliseconds(value) == want
+
+
+def test_what_was_not_timed_has_no_time() -> None:
+    """As uploads that production refuses before their end: no report says that they took 0 µs."""
+    found = empty()
+    assert words.cells(found.all)[4:8] == ("-",) * 4
+    assert "µs" not in "".join(FORMS[form](found) for form in ("terminal", "markdown", "html"))
+    assert "µs" not in terminal(found, 80)
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,13 @@ from tapmirror.report.words import (
     clean,
     compared,
     limits_of,
-    milliseconds,
     nature,
     noise,
     open_fields,
     percent,
     remarks,
     rtt,
+    took,
 )
 
 COLOURS: Final = {Outcome.PASS: "bold green", Outcome.FAIL: "bold red", Outcome.UNDECIDED: "bold yellow"}
@@ -96,8 +96,8 @@ def _narrow_endpoints(figures: Figures) -> Table:
         name, requests, _, _, _, _, _, _, ratio, differ = _cells(endpoint)
         one, other = endpoint.production, endpoint.shadow
         errors = f"{percent(one.error_rate).removesuffix(' %')} → {percent(other.error_rate)}"
-        mine, its = milliseconds(one.last["p99"]), milliseconds(other.last["p99"])
-        if mine[-3:] == its[-3:]:
+        mine, its = took(one.last["p99"]), took(other.last["p99"])
+        if mine[-3:] == its[-3:] and " " in mine:
             mine = mine.rpartition(" ")[0]
         worse = (endpoint.error_diff.low or 0) > 0
         table.add_row(name, requests, Text(errors, "red" if worse else ""), f"{mine} → {its}", ratio, differ)

@@ -61,6 +61,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.3g} ms" if value >= 0.1 else f"{value * 1000:.3g} µs"
 
 
+def took(value: float) -> str:
+    """The same of a quantile, which is 0 where nothing was timed."""
+    return milliseconds(value) if value else "-"
+
+
 def percent(value: float | None) -> str:
     """A share."""
     return "-" if value is None else share(value)
@@ -142,10 +147,10 @@ def cells(endpoint: EndpointFigures) -> tuple[str, ...]:
         count(endpoint.pairs),
         percent(one.error_rate),
         percent(other.error_rate),
-        milliseconds(one.last["p50"]),
-        milliseconds(other.last["p50"]),
-        milliseconds(one.last["p99"]),
-        milliseconds(other.last["p99"]),
+        took(one.last["p50"]),
+        took(other.last["p50"]),
+        took(one.last["p99"]),
+        took(other.last["p99"]),
         slower(endpoint),
         percent(endpoint.diff_rate.value),
     )
