@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 
 import pytest
 
 from tapmirror.replay import ports
-from tapmirror.replay.ports import GENTLE_CLOSES, TIME_WAIT, Ports, gentle_closes, reset_on_close
+from tapmirror.replay.ports import GENTLE_CLOSES, TIME_WAIT, Ports, gentle_closes, reset_on_close, sent_to_the_last
 
 
 def resets(sock: socket.socket) -> bool:
@@ -41,6 +42,24 @@ def test_a_reset_leaves_no_port_behind() -> None:
             sock.close()
             peer.close()
             assert _in_time_wait(*ends) is not reset
+
+
+def test_what_has_left_and_what_has_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as sock:
+        sock.connect(listener.getsockname())
+        peer, _ = listener.accept()
+        sock.send(b"a few")
+        assert sent_to_the_last(sock)
+        sock.setblocking(False)
+        with peer:
+            with pytest.raises(BlockingIOError):
+                while sock.send(bytes(1 << 20)):
+                    pass
+            assert not sent_to_the_last(sock)
+            assert not select.select([], [sock], [], 0)[1]
+            while not select.select([], [sock], [], 0)[1]:
+                assert peer.recv(1 << 20)
+            assert sent_to_the_last(sock)
 
 
 def _in_time_wait(port: int, peer: int) -> bool:

@@ -330,6 +330,40 @@ def test_a_raw_reset(bench: Bench) -> None:
     assert bench.ledger.bytes.dropped[DropReason.SHADOW_CLOSED] == 4
 
 
+def test_a_raw_reset_comes_behind_what_production_could_read(bench: Bench) -> None:
+    """A connection that is over before the shadow's stands, and one whose bytes the kernel cannot send at once."""
+    bench.give(Open(1, False))
+    bench.send(1, b"one", 0)
+    bench.give(Abort(1, GIVEN_UP, True))
+    sock = bench.accept()
+    assert bench.read(sock, 3) == b"one"
+    assert ended(sock) == "reset"
+    sock = bench.open(2, http=False)
+    body = bytes(range(256)) * 12_000
+    bench.send(2, body, 0)
+    bench.give(Abort(2, GIVEN_UP, True))
+    assert bench.read(sock, len(body)) == body
+    bench.turn()
+    assert ended(sock) == "reset"
+    assert bench.reactor.idle()
+    assert bench.bytes == bench.ledger.bytes.mirrored
+
+
+@pytest.mark.parametrize("end", [Finish(1), Abort(1, GIVEN_UP, True)], ids=["FIN", "RST"])
+def test_a_raw_stream_that_the_shadow_did_not_take_in_time_never_looks_whole(end: Any) -> None:
+    with Bench(linger_time=10.0) as bench:
+        sock = bench.open(http=False)
+        while not bench.reactor.held()[0]:
+            bench.send(1, bytes(500_000), 0)
+        bench.give(end)
+        bench.turn(9.0)
+        assert not bench.reactor.idle()
+        bench.turn(2.0)
+        assert bench.reactor.idle()
+        assert bench.ledger.bytes.dropped[DropReason.SHADOW_SLOW]
+        assert ended(sock) == "reset"
+
+
 def test_a_raw_stream_that_lost_bytes_is_reset_and_given_up(bench: Bench) -> None:
     sock = bench.open(http=False)
     bench.send(1, b"one", 0)

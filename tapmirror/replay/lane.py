@@ -84,6 +84,7 @@ class Lane:
         "queue",
         "queued",
         "ready",
+        "resets",
         "sent",
         "sent_at_sweep",
         "shadow_done",
@@ -122,6 +123,8 @@ class Lane:
         self.skipping: DropReason | None = None
         """Why the rest of the request (raw: of the stream) is being dropped."""
         self.finishing = False
+        self.resets = False
+        """It ends with an RST, as production's connection did."""
         self.shadow_done = False
         self.sent = 0
         """Requests sent on this shadow connection."""

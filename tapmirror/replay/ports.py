@@ -21,11 +21,21 @@ NOTE: taps know nothing of each other, so each has as many.  To other places con
 (what must differ is all four numbers); what binds to a port of its own (port 0) cannot."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
+_NOT_SENT: Final = struct.Struct("=144xI")
+"""Of struct tcp_info, linux/tcp.h: tcpi_notsent_bytes."""
 
 
 def reset_on_close(sock: _socket.socket | TlsSocket) -> None:
     """Let `close` send an RST, so that the peer cannot take a part for a whole."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def sent_to_the_last(sock: _socket.socket | TlsSocket) -> bool:
+    """Whether all that it took has left: an RST discards the rest.  If not, it becomes writable when it has."""
+    (left,) = _NOT_SENT.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _NOT_SENT.size))
+    if left:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
+    return not left
 
 
 def gentle_closes(parts: int) -> int:

@@ -16,7 +16,9 @@ a new connection.  A raw stream that lost bytes is given up.  While the shadow c
 what comes is dropped at once.  At a bound of the queues a whole request is dropped; if part of it
 went already the connection is reset, so that the shadow cannot take it for whole.
 
-*Ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST.  An HTTP flow
+*Ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is queued, for the
+bytes before it production could read (tcp_reset() leaves them to it); within `linger_time`, and a stream of which bytes are
+left then is reset.  An HTTP flow
 that ended, however it ended, is closed when its whole requests are sent and answered, within `linger_time`: a server
 that sees its client gone might not do what production did.
 
@@ -40,7 +42,7 @@ from tapmirror.replay.dial import Address, Dialer
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
 from tapmirror.replay.latency import Timing
-from tapmirror.replay.ports import GENTLE_CLOSES, Ports, reset_on_close
+from tapmirror.replay.ports import GENTLE_CLOSES, Ports, reset_on_close, sent_to_the_last
 from tapmirror.replay.sweep import Sweep
 from tapmirror.replay.tls import TlsSocket
 from tapmirror.replay.turns import Turns
@@ -367,6 +369,10 @@ class Reactor:
         if lane is None:
             return
         if not lane.http or lane.tunnel:
+            if command.reset and command.reason is DropReason.INCOMPLETE:  # behind bytes that production could read
+                lane.resets = True
+                self._finish(Finish(command.flow), now)
+                return
             self._give_up(lane, command.reason)
             if command.reset:
                 self._remove(lane, command.reason)
@@ -567,7 +573,10 @@ class Reactor:
                     self._ports.spare(lane.sock, now)
                 self._remove(lane, DropReason.INCOMPLETE)
             return
-        if lane.shadow_done:
+        if lane.resets and lane.sock is not None and not sent_to_the_last(lane.sock):
+            self._epoll.modify(lane.fd, _INTEREST)  # an event when it is
+            return
+        if lane.resets or lane.shadow_done:
             self._remove(lane, DropReason.INCOMPLETE)
             return
         if lane.finishing and lane.sock is not None:
@@ -616,6 +625,8 @@ class Reactor:
 
     def _remove(self, lane: Lane, reason: DropReason) -> None:
         """The flow is over."""
+        if lane.sock is not None and (lane.resets or (lane.queued and (not lane.http or lane.tunnel))):
+            reset_on_close(lane.sock)
         lane.drop_all(reason)
         self._unhook(lane)
         self._lingering.pop(lane, None)

@@ -82,6 +82,26 @@ def test_a_reset_is_carried_over(lab: Lab, capture: str) -> None:
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
+def test_a_connection_that_is_over_before_the_shadows_stands_arrives_whole(lab: Lab, capture: str) -> None:
+    """Its end is a reset, as of a client that leaves bytes unread; production had read all it sent."""
+    said = [b"hello %d" % number for number in range(20)]
+    with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001) as shadow:
+        with Mirror(
+            lab.node, port=7000, shadow=endpoint(lab.shadow.addr4, 7001), capture=capture, protocol="raw"
+        ) as tap:
+            for words in said:
+                with connect(lab.client, lab.node.addr4, 7000) as client:
+                    client.sendall(words)
+                    assert client.recv(100) == words
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            shadow.wait_for(sum(map(len, said)), PATIENCE)
+            ledger = tap.final()
+        heard = [(bytes(record.content), record.end) for record in shadow.records if record.content]
+        assert sorted(heard) == [(words, "reset") for words in sorted(said)]
+        assert dropped(ledger) == {}
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_server_that_speaks_first(lab: Lab, capture: str) -> None:
     """The shadow is connected to when production's client is, not with its first word."""
 
