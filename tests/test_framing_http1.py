@@ -415,6 +415,24 @@ def test_the_bytes_after_say_whether_the_server_switched(
     assert not got.lost and not got.breaks
 
 
+@pytest.mark.parametrize(
+    ("script", "requests", "tunnel"),
+    [
+        (["|", b"01234567", GET, "|", GET], 2, b""),  # answered before the body was sent
+        ([b"0123", "|", b"45", b"67", GET[:9], GET[9:]], 1, b""),
+        (["|", b"01234567", ws], 0, ws),
+        ([b"01234567", GET], 0, GET),  # sent without having received anything
+        ([b"01234567", "|", GET], 1, b""),
+    ],
+)
+def test_an_answer_amid_the_body_counts_too(script: list[bytes | int | str], requests: int, tunnel: bytes) -> None:
+    first = head(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"Content-Length: 8", line=b"POST / HTTP/1.1")
+    got = play([first, *script]).end()
+    assert got.requests == [first + b"01234567"] + [GET] * requests
+    assert got.tunnel == tunnel
+    assert not got.lost and not got.breaks
+
+
 def test_tunnel_does_not_survive_a_gap() -> None:
     got = play([SWITCHING[0], "|", ws, 5, ws, "|", GET, 3, GET]).end()
     assert got.requests == [SWITCHING[0]] and got.tunnel == ws

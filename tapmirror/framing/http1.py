@@ -32,8 +32,9 @@ may have been the head of a request, and it the body.  That costs the request wh
 
 After a CONNECT or Upgrade request (RFC 9110, 9.3.6 and 7.8) the server may have left HTTP.  Its answer
 is not seen here; the next bytes tell: at a turn and beginning a request with a registered method, the
-server refused, and HTTP goes on; else everything from there on is the tunnel's, passed on as it is.  A
-tunnel does not survive a gap.
+server refused, and HTTP goes on; else everything from there on is the tunnel's, passed on as it is.  A turn amid
+the body of that request counts as well: the answer may come before the body was sent.  A tunnel does not survive
+a gap.
 
 NOTE: cannot know what a server says while it still reads a body: where the head was lost, a request line at the
 beginning of a segment of the body is taken for a request if the client received something amid the body.
@@ -98,6 +99,7 @@ class RequestFramer:
         "_after",
         "_broken",
         "_buffer",
+        "_early",
         "_empty",
         "_flags",
         "_head_bytes",
@@ -125,6 +127,7 @@ class RequestFramer:
         self._remaining = 0  # of a body or chunk; in trailers, of what they may take
         self._after = _BOUNDARY  # the state that follows the request under way
         self._broken = False  # the request under way is being counted off
+        self._early = False  # the client received something amid the request that `_switch` follows
         # Within one call of `feed`: data[_run:pos] is to be passed on, with these flags and this Host.
         self._run = 0
         self._flags = 0
@@ -158,6 +161,8 @@ class RequestFramer:
         self._run = pos = 0
         size = len(data)
         before = len(self._buffer)
+        if turn and self._after == _SWITCH:
+            self._early = True
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, turn and not pos, out)
         self._pass(data, size, 0, out)
@@ -253,6 +258,7 @@ class RequestFramer:
         """A request is announced: its head ends at `pos`."""
         self._reason = None
         self._after = _SWITCH if head.flags & TUNNEL else _RESYNC if head.closing else _BOUNDARY
+        self._early = False
         self._remaining = head.length
         if head.length == CHUNKED:
             self._state = _CHUNK_SIZE
@@ -344,7 +350,7 @@ class RequestFramer:
     def _switch(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
         """Decide what follows a CONNECT or Upgrade request."""
         buffer = self._buffer
-        if turn or buffer:
+        if self._early or buffer:
             begun = bytes(buffer) + data[pos : pos + ENOUGH]
             found = detect(begun)
             if found == "http":

@@ -16,11 +16,10 @@ a new connection.  A raw stream that lost bytes is given up.  While the shadow c
 what comes is dropped at once.  At a bound of the queues a whole request is dropped; if part of it
 went already the connection is reset, so that the shadow cannot take it for whole.
 
-*Ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is queued, for the
-bytes before it production could read (tcp_reset() leaves them to it); within `linger_time`, and a stream of which bytes are
-left then is reset.  An HTTP flow
-that ended, however it ended, is closed when its whole requests are sent and answered, within `linger_time`: a server
-that sees its client gone might not do what production did.
+*Ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is queued,
+for production could read the bytes before it (tcp_reset() leaves them); within `linger_time`: a stream of which
+bytes are left then is reset.  An HTTP flow that ended, however it ended, is closed when its whole requests are
+sent and answered, within `linger_time`: a server that sees its client gone might not do what production did.
 
 *Pacing `wait`* (`turns`).  A turn in the queue holds back what follows until the shadow answered.
 """
