@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import _socket
+import contextlib
 import errno
 import select
 import socket
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab import Certificates
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.ledger import Ledger
 from tapmirror.replay.backoff import FIRST
 from tapmirror.replay.dial import Dialer
 from tapmirror.replay.lane import CONNECTING, Lane, Pool
-from tapmirror.spec import Limits, parse_shadow
+from tapmirror.replay.tls import make_context
+from tapmirror.spec import Limits, Tls, parse_shadow
 
 
 def dialer(ledger: Ledger, *addresses: Any, **shadow: Any) -> Dialer:
@@ -213,3 +218,31 @@ def test_an_attempt_has_its_time(closed_port: Any) -> None:
     assert dial.overdue(103.0) is None
     assert dial.overdue(103.5) is second
     close(first, second)
+
+
+@pytest.mark.parametrize("name", ["new.test", "old.test"])
+def test_a_certificate_that_is_not_trusted_is_told(name: str, tmp_path: Path) -> None:
+    """An authority that is not known, or a name that is not in it."""
+    certificates = Certificates(tmp_path, "new.test")
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(certificates.server, certificates.server_key)
+    of = Tls(sni=name, ca_file=str(certificates.server if name == "new.test" else certificates.authority))
+    ledger, made = Ledger(), lane()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        context = make_context(of, name)
+        shadow = parse_shadow("127.0.0.1:443", tls=of)
+        dial = Dialer([(socket.AF_INET, listener.getsockname())], Limits(), shadow, ledger, context)
+        assert dial.dial(made, 100.0, 0)
+        assert outcome(dial, made) is None
+        plain, _ = listener.accept()
+        peer = server_side.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+        with peer:
+            peer.setblocking(False)
+            failed = None
+            while failed is None:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    peer.do_handshake()
+                failed = dial.proceed(made, gone=False)
+        assert failed == errno.EPROTO
+    assert (ledger.events["tls_failures"], ledger.events["tls_untrusted"]) == (1, 1)
+    close(made)

@@ -265,7 +265,7 @@ def test_tls(lab: Lab, certificates: Certificates, tls: str, clients: bool, fail
         if failures:
             assert shadow.requests() == 0
             assert ledger["requests"]["dropped"] == {"shadow_down": 300}
-            assert ledger["events"]["tls_failures"] >= 1
+            assert ledger["events"]["tls_untrusted"] == ledger["events"]["tls_failures"] >= 1
         else:
             assert dropped(ledger) == {}
             assert ledger["answers"] == {"2xx": 300}
