@@ -10,7 +10,8 @@
  *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload; and where answers
  *                   are compared, the first bytes of each segment with payload
  *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
- *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map
+ *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map;
+ *                   MULTIPATH in its place where both sides speak Multipath TCP
  *
  * Order of the decisions for a client's packet: match, loop mark, client, sample, fragment.  Each is counted.
  * User space has the same rules in tapmirror/admission.py; a test holds one against the other.
@@ -43,8 +44,9 @@ BPF_F_TABLE("array", u32, struct tap_wants, wants, 1, BPF_F_MMAPABLE);
 BPF_LPM_TRIE(clients, struct tap_network, u8, TAP_MAX_CLIENTS);
 BPF_TABLE("lru_hash", struct tap_key, struct tap_first, handshakes, 32768);
 
-/* What the headers say; payload is an offset into the packet. */
+/* What the headers say; options (of TCP) and payload are offsets into the packet. */
 struct seen {
+	u32 options;
 	u32 payload;
 	u32 length;
 	u32 seq;
@@ -364,6 +366,7 @@ static inline int parse_tcp(struct __sk_buff *skb, u32 l4, u32 end, __be16 *spor
 	p->flags = tcp.flags & 0x3f;
 	if (p->flags & URG)
 		p->flags |= (u32)bpf_ntohs(tcp.urgent) << 16;
+	p->options = l4 + sizeof(tcp);
 	p->payload = l4 + header;
 	p->length = end - p->payload;
 	return 1;
@@ -396,6 +399,24 @@ static inline int wants_answers(const struct tap_wants *w, u32 hash, u32 shard)
 	return (w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) || ((hash - of->first) & 0xffff) < of->count;
 }
 
+#define MAX_OPTIONS 16
+#define OPTION_MPTCP 30
+
+/* TAP_MULTIPATH if the options have that of Multipath TCP (RFC 8684), else TAP_ACCEPTED. */
+static inline u32 kind_of(struct __sk_buff *skb, const struct seen *p)
+{
+	u32 at = p->options;
+	for (int i = 0; i < MAX_OPTIONS; i++) {
+		u8 option[2];
+		if (at + 2 > p->payload || bpf_skb_load_bytes(skb, at, option, 2) || !option[0])
+			break;
+		if (option[0] == OPTION_MPTCP)
+			return TAP_MULTIPATH;
+		at += option[0] == 1 ? 1 : option[1];
+	}
+	return TAP_ACCEPTED;
+}
+
 static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
 			      const struct seen *p)
 {
@@ -409,7 +430,7 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	if (p->flags & SYN) {
 		if (!(p->flags & ACK))
 			return 0;
-		struct tap_first first = {.client = p->ack, .server = p->seq + 1};
+		struct tap_first first = {.client = p->ack, .server = p->seq + 1, .flags = kind_of(skb, p)};
 		handshakes.update(key, &first);
 		count(shard, TAP_SYN_ACK, 1, 0);
 		return 0;
@@ -442,7 +463,7 @@ static inline void complete(const struct tap_key *key, const struct seen *p, u32
 	if (!first || p->ack - first->server >= 1u << 30 || p->seq + 1 - first->client >= 1u << 30)
 		return;
 	struct seen begin = {.seq = first->client, .ack = first->server};
-	if (emit_bare(key, &begin, hash, TAP_ACCEPTED, 0)) {
+	if (emit_bare(key, &begin, hash, first->flags, 0)) {
 		handshakes.delete(&k);
 		count(shard_of(hash), TAP_ACCEPTED_COUNT, 1, 0);
 	}

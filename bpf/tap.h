@@ -34,6 +34,8 @@ struct tap_record {
 #define TAP_FROM_SERVER 0x100
 /* No packet of its own: the handshake is complete; seq and ack are the first bytes of client and server. */
 #define TAP_ACCEPTED 0x200
+/* In its place: the same, of a connection of Multipath TCP, which cannot be followed. */
+#define TAP_MULTIPATH 0x400
 
 /* Payload bytes of one record at most, and records of one packet: BIG TCP packets have up to 524,280 bytes. */
 #define TAP_CHUNK 65536
@@ -137,10 +139,11 @@ struct tap_wants {
 	struct tap_window window[TAP_MAX_WORKERS];
 };
 
-/* Of a handshake that production answered: first sequence number of each side. */
+/* Of a handshake that production answered: first sequence number of each side, and what to tell once it is complete. */
 struct tap_first {
 	__u32 client;
 	__u32 server;
+	__u32 flags;
 };
 
 #endif

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Final
 
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, SYN, URG, FlowKey, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, MULTIPATH, PSH, RST, SYN, URG, FlowKey, Segment
 from tapmirror.packet import BUCKETS, Header, flow_hash, flow_key
 
 HANDSHAKES: Final = 32_768
@@ -69,7 +69,7 @@ class Admission:
         self._answer_bytes = answer_bytes
         self._wants = bytearray(bytes([WANT_ONE]) * BUCKETS)
         self._window = (0, BUCKETS)
-        self._handshakes: OrderedDict[FlowKey, tuple[int, int]] = OrderedDict()
+        self._handshakes: OrderedDict[FlowKey, tuple[int, int, int]] = OrderedDict()
         self.totals: dict[str, tuple[int, int]] = {}
 
     def set_threshold(self, threshold: int) -> None:
@@ -134,7 +134,7 @@ class Admission:
         if flags & SYN:
             if flags & ACK:
                 self._handshakes.pop(key, None)
-                self._handshakes[key] = (header.ack, (header.seq + 1) & MASK)
+                self._handshakes[key] = (header.ack, (header.seq + 1) & MASK, flags & MULTIPATH or ACCEPTED)
                 if len(self._handshakes) > HANDSHAKES:
                     self._handshakes.popitem(last=False)
                 self.count("syn_ack")
@@ -200,9 +200,9 @@ class Admission:
         first = self._handshakes.get(key)
         if first is None:
             return []
-        client, server = first
+        client, server, kind = first
         if (header.ack - server) & MASK >= PLAUSIBLE or (header.seq + 1 - client) & MASK >= PLAUSIBLE:
             return []
         del self._handshakes[key]
         self.count("accepted")
-        return [(key, ACCEPTED, client, server, 0, b"", time_ns)]
+        return [(key, kind, client, server, 0, b"", time_ns)]

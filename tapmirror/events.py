@@ -49,6 +49,9 @@ ACCEPTED: Final = 0x200
 """No packet of its own: production's SYN-ACK was seen and the client completed
 the handshake.  `seq` is the client's and `ack` the server's first byte number
 (initial sequence number + 1); `length` is 0."""
+MULTIPATH: Final = 0x400
+"""In place of `ACCEPTED`: the connection is one of Multipath TCP (RFC 8684).  Its bytes may go over others as well, and
+come again as new ones of this, which only options of each segment tell."""
 
 # --- reassembly -> framing ----------------------------------------------------
 
@@ -235,6 +238,8 @@ class DropReason(enum.Enum):
     """The connection stood when the tap began: skipped up to the first request boundary."""
     GAP = "gap"
     """In a request broken by a hole, or between a hole and the next certain request boundary."""
+    MULTIPATH = "multipath"
+    """Of a connection of Multipath TCP, which cannot be followed."""
     UNPARSED = "unparsed"
     """Not valid HTTP/1, up to the next certain request boundary."""
     OVERSIZE = "oversize"

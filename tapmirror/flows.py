@@ -12,6 +12,8 @@ A flow begins in one of two ways:
   the connection exists there; whatever the client sends shows nothing.  An RST from
   production, or silence for `Limits.accept_time`, discards it.
 
+A connection of Multipath TCP is known by a `MULTIPATH` record, and left out: nothing of it is passed on.
+
 It ends by FIN from both sides (where only requests matter, by the client's alone), by an RST, by
 a new connection on the same 4-tuple, or by `Limits.flow_idle` of silence.  An ended flow is
 remembered for a while (`late`), so that a late retransmission is not taken for a connection in
@@ -40,6 +42,7 @@ from tapmirror.events import (
     ACK,
     FIN,
     FROM_SERVER,
+    MULTIPATH,
     RST,
     SYN,
     URG,
@@ -91,6 +94,7 @@ class State(enum.Enum):
     CLIENT_DONE = enum.auto()
     SERVER_DONE = enum.auto()
     CLOSED = enum.auto()
+    LEFT_OUT = enum.auto()
 
 
 class Move(enum.Enum):
@@ -118,6 +122,7 @@ TRANSITIONS: Final = {
     (State.SERVER_DONE, Move.CLIENT_FIN): State.CLOSED,
     (State.SERVER_DONE, Move.REQUESTS_END): State.CLOSED,
     (State.SERVER_DONE, Move.RESET): State.CLOSED,
+    (State.LEFT_OUT, Move.RESET): State.CLOSED,
 }
 
 
@@ -305,8 +310,10 @@ class FlowTable:
 
     def _known(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
         _, flags, seq, ack, length, payload, _ = segment
-        if flags & ACCEPTED:
+        if flags & (ACCEPTED | MULTIPATH):
             return self._accepted_again(flow, segment, now)
+        if flow.state is State.LEFT_OUT:
+            return self._left_out(flow, flags, length, now)
         if flags & FROM_SERVER:
             return self._from_server(flow, flags, seq, ack, length, now)
         if flags & SYN:
@@ -370,6 +377,8 @@ class FlowTable:
     def _accepted_again(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
         """A repeated SYN-ACK, or a new connection on the tuple of one whose end was not seen."""
         ahead = distance(flow.first, segment[2])
+        if segment[1] & MULTIPATH and flow.state is State.TENTATIVE:
+            return self._leave_out(flow)
         if flow.state is State.TENTATIVE and 0 <= ahead < REJOIN:
             return self._confirmed(flow, now)
         if ahead == 0 or (flow.midstream and 0 <= ahead < REJOIN):
@@ -385,8 +394,8 @@ class FlowTable:
             if length:  # the capture had it before the share was lowered
                 self._ledger.drop(DropReason.SHARE, length, 1)
             return ()
-        if flags & ACCEPTED:
-            return self._begin(key, seq, ack, now)
+        if flags & (ACCEPTED | MULTIPATH):
+            return self._begin(key, flags, seq, ack, now)
         if flags & SYN:
             return self._early_data(segment)
         if not length:
@@ -409,7 +418,7 @@ class FlowTable:
         self._ask(flow, now)
         return events
 
-    def _begin(self, key: FlowKey, seq: int, ack: int, now: float) -> list[Event]:
+    def _begin(self, key: FlowKey, flags: int, seq: int, ack: int, now: float) -> list[Event]:
         """Production accepted a connection: the first byte of the client is `seq`, of the server `ack`."""
         early = self._early.pop(key, None) if self._early else None
         events = self._room(now)
@@ -418,6 +427,10 @@ class FlowTable:
                 self._ledger.drop(DropReason.TABLE_FULL, len(early[1]), 1)
             self._ledger.events["flows_refused"] += 1
             return []
+        if flags & MULTIPATH:
+            if early is not None:
+                self._ledger.drop(DropReason.MULTIPATH, len(early[1]), 1)
+            return events + self._leave_out(self._add(key, seq, now, midstream=False))
         if early is None or (early[0] + len(early[1])) & MASK != seq:
             if early is not None:
                 self._ledger.filter(FilterReason.NOT_ACCEPTED, len(early[1]), 1)
@@ -427,6 +440,23 @@ class FlowTable:
         flow.ack = ack
         flow.first = seq
         return events + self._events(flow, flow.rx.feed(early[0], early[1], len(early[1]), False, early[2]), now)
+
+    def _leave_out(self, flow: Flow) -> list[Event]:
+        """Nothing of this connection is passed on: not what was held either."""
+        self._stop_asking(flow)
+        flow.rx.discard(DropReason.MULTIPATH)
+        flow.rx.simple = False  # each segment is looked at
+        flow.state = State.LEFT_OUT
+        return []
+
+    def _left_out(self, flow: Flow, flags: int, length: int, now: float) -> list[Event]:
+        """A segment, of either side, of such a connection."""
+        client = not flags & FROM_SERVER
+        if length and client:
+            self._ledger.drop(DropReason.MULTIPATH, length, 1)
+        if flags & RST or (flags & FIN and client):
+            self._move(flow, Move.RESET, now)
+        return []
 
     def _early_data(self, segment: Segment) -> list[Event]:
         """Keep the data of a SYN (RFC 7413) until production's SYN-ACK tells whether it was taken."""

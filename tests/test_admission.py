@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tapmirror.admission import HANDSHAKES, Admission
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, PSH, RST, SYN, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, PSH, RST, SYN, Segment
 from tapmirror.packet import Header, flow_hash, flow_key
 
 CLIENT, SERVER, OTHER = (bytes(15) + bytes([last]) for last in (1, 2, 3))
@@ -71,6 +71,12 @@ def test_data_may_complete_it() -> None:
     tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
     found = brief(tap.admit(packet(flags=PSH | ACK, data=b"x", seq=100, ack=500), False, 0))
     assert found == [(ACCEPTED, 100, 500, b""), (PSH | ACK, 100, 500, b"x")]
+
+
+def test_multipath_is_told_in_its_place() -> None:
+    tap = admission()
+    tap.admit(packet(SERVER, SYN | ACK | MULTIPATH, seq=499, ack=100), True, 0)
+    assert brief(tap.admit(packet(seq=100, ack=500), False, 0)) == [(MULTIPATH, 100, 500, b"")]
 
 
 def test_half_open_connections_are_bounded() -> None:

@@ -29,7 +29,7 @@ from scapy.all import (
 from captures import fates, payloads
 from program import Program
 from tapmirror import loader
-from tapmirror.events import ACK, FIN, FROM_SERVER, LOOP_DSCP
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH
 from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
 from tapmirror.source.ring import WANT_ANSWERS, WANT_ONE
@@ -242,6 +242,27 @@ def test_a_packet_that_is_cut_anywhere_is_not_read_beyond_its_end(frames: Progra
     (records,) = frames.records()
     assert all(b"whole".startswith(each) for each in payloads(records))
     assert len(payloads(records)) == 4  # of whose payload a part was there
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (
+            [("MSS", 1400), ("SAckOK", b""), ("Timestamp", (1, 2)), ("NOP", None), ("WScale", 7), (30, bytes(10))],
+            MULTIPATH,
+        ),
+        ([("NOP", None)] * 3 + [(30, bytes(2))], MULTIPATH),
+        ([("MSS", 0x1E1E), ("Timestamp", (0x1E1E1E1E, 0x1E1E1E1E))], ACCEPTED),
+        ([("EOL", None), (30, bytes(10))], ACCEPTED),
+        ([(1, b""), ("NOP", None)], ACCEPTED),
+        ([], ACCEPTED),
+    ],
+)
+def test_a_handshake_tells_whether_it_is_of_multipath_tcp(shards: Program, options: Any, kind: int) -> None:
+    shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100, options=options))
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A"))
+    found = [each[1:4] for records in shards.records() for each in records]
+    assert found == [(kind, 100, 500)]
 
 
 def test_clients_of_the_networks_that_are_captured() -> None:

@@ -15,6 +15,7 @@ from tapmirror.events import (
     ACK,
     FIN,
     FROM_SERVER,
+    MULTIPATH,
     PSH,
     RST,
     SYN,
@@ -519,3 +520,38 @@ def test_identity_after_every_segment(steps: list[tuple[int, int, bytes, int, in
     d.table.close()
     assert d.table.held() == (0, 0)
     assert d.unsettled() == 0
+
+
+def test_a_connection_of_multipath_tcp_is_left_out_whole() -> None:
+    d = Dialogue()
+    d.put(MULTIPATH, 0)
+    d.put(PSH | ACK, 0, b"abc")
+    d.server(9, ACK)
+    d.put(PSH | ACK, 3, b"def", ack=10)
+    d.server(9, FIN | ACK)
+    d.put(ACK, 6, b"ghi", ack=10)
+    d.put(FIN | ACK, 9)
+    d.put(FIN | ACK, 6, b"ghi")
+    assert (d.text, len(d.table)) == (b"", 0)
+    assert d.ledger.bytes.dropped[DropReason.MULTIPATH] == 9
+    assert d.ledger.bytes.filtered[FilterReason.OUTSIDE] == 3
+    assert d.unsettled() == 0
+
+
+def test_what_came_before_it_was_known_to_be_multipath_is_left_out_too() -> None:
+    """The data before the record (of another processor), and that of a SYN."""
+    d = Dialogue()
+    d.put(PSH | ACK, 0, b"abc")
+    d.put(MULTIPATH, 0)
+    d.server(3, ACK)
+    d.put(PSH | ACK, 3, b"def")
+    d.put(SYN, -1, b"ghi", port=40001)
+    d.put(MULTIPATH, 3, port=40001)
+    d.put(RST | ACK, 3, port=40001)
+    d.wait(LIMITS.accept_time + 1)
+    assert d.text == b""
+    assert d.ledger.bytes.dropped[DropReason.MULTIPATH] == 9
+    assert (len(d.table), d.unsettled()) == (1, 0)
+    d.put(ACCEPTED, 0, base=90_000)  # the same ports, and plain TCP
+    d.put(PSH | ACK, 0, b"new", base=90_000)
+    assert b"".join(d.out.values()) == b"!new"

@@ -24,6 +24,7 @@ from scapy.all import (
     Raw,
 )
 
+from tapmirror.events import MULTIPATH
 from tapmirror.packet import decode
 
 MAC = "02:00:00:00:00:01"  # given, or scapy asks the network for it
@@ -113,6 +114,30 @@ def test_link_without_ethernet_header_and_tag_from_the_kernel() -> None:
 def test_urgent_pointer() -> None:
     assert read(ETHER / V4 / TCP(dport=80, flags="AU", urgptr=0x1234)).flags == 0x12340030
     assert read(ETHER / V4 / TCP(dport=80, flags="A", urgptr=0x1234)).flags == 0x10
+
+
+@pytest.mark.parametrize(
+    ("options", "multipath"),
+    [
+        ([(30, b"\x01\x00" + bytes(8))], True),
+        ([("MSS", 1400), ("SAckOK", b""), ("Timestamp", (1, 2)), ("NOP", None), ("WScale", 7), (30, bytes(10))], True),
+        ([("NOP", None)] * 3 + [(30, bytes(2))], True),
+        ([("MSS", 0x1E1E), ("Timestamp", (0x1E1E1E1E, 0x1E1E1E1E))], False),
+        ([("EOL", None), (30, bytes(10))], False),
+        ([], False),
+    ],
+)
+def test_multipath_tcp_is_told_of_the_answer_to_a_syn(options: list[Any], multipath: bool) -> None:
+    for flags, told in (("SA", multipath), ("S", False), ("A", False)):
+        assert read(ETHER / V4 / TCP(dport=80, flags=flags, options=options)).flags & MULTIPATH == MULTIPATH * told
+    frame = bytes(ETHER / V4 / TCP(dport=80, flags="SA", options=options))
+    assert decode(memoryview(frame)[:54], len(frame)) is not None  # cut behind the header's fixed part
+
+
+def test_an_option_of_no_length_ends_the_search() -> None:
+    frame = bytearray(bytes(ETHER / V4 / TCP(dport=80, flags="SA", options=[("MSS", 1400)])))
+    frame[55] = 0
+    assert read(Ether(bytes(frame))).flags == 0x12
 
 
 def test_differentiated_services() -> None:

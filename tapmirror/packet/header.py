@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from tapmirror.events import URG
+from tapmirror.events import ACK, MULTIPATH, SYN, URG
 from tapmirror.packet.key import MAPPED
 
 _TCP: Final = struct.Struct(">HHIIBB")
@@ -20,6 +20,9 @@ ETHERTYPE_IP4: Final = 0x0800
 ETHERTYPE_IP6: Final = 0x86DD
 MAX_EXTENSIONS: Final = 6
 """As in bpf/tap.c."""
+MAX_OPTIONS: Final = 16
+"""As in bpf/tap.c."""
+OPTION_MPTCP: Final = 30
 PROTO_TCP: Final = 6
 HOP_BY_HOP: Final = 0
 ROUTING: Final = 43
@@ -135,6 +138,8 @@ def tcp(frame: memoryview, found: Network, vlan: int) -> Header | None:
     flags &= 0x3F
     if flags & URG:
         flags |= int.from_bytes(frame[at + 18 : at + 20], "big") << 16
+    if flags & (SYN | ACK) == SYN | ACK and _is_multipath(frame, at + 20, start):
+        flags |= MULTIPATH
     return Header(
         source,
         destination,
@@ -149,3 +154,14 @@ def tcp(frame: memoryview, found: Network, vlan: int) -> Header | None:
         end - start,
         frame[start:end],
     )
+
+
+def _is_multipath(frame: memoryview, at: int, end: int) -> bool:
+    """Whether the options have that of Multipath TCP; as `kind_of` of bpf/tap.c."""
+    for _ in range(MAX_OPTIONS):
+        if at + 2 > min(end, len(frame)) or not frame[at]:
+            break
+        if frame[at] == OPTION_MPTCP:
+            return True
+        at += 1 if frame[at] == 1 else frame[at + 1]
+    return False

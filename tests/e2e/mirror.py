@@ -126,16 +126,25 @@ class Line:
 class Talker:
     """A server on a host whose side of each connection is a function, in a thread of its own."""
 
-    def __init__(self, host: Host, port: int, talk: Callable[[Line], None], address: str = "::") -> None:
+    def __init__(
+        self, host: Host, port: int, talk: Callable[[Line], None], address: str = "::", *, multipath: bool = False
+    ) -> None:
+        """`multipath`: it speaks Multipath TCP, on IPv4 alone.  Raises OSError where the kernel does not."""
         self.heard: list[Heard] = []
         """By connection, in the order of their beginning; one that said nothing is not among them."""
         self._talk = talk
         self._socks: list[socket.socket] = []
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with host.enter():
-            self._listener = socket.create_server(
-                (address, port), family=family, backlog=1024, dualstack_ipv6=address == "::"
-            )
+            if multipath:
+                self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._listener.bind(("", port))
+                self._listener.listen(1024)
+            else:
+                self._listener = socket.create_server(
+                    (address, port), family=family, backlog=1024, dualstack_ipv6=address == "::"
+                )
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
         host.at_close(self.stop)

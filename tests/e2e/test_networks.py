@@ -268,3 +268,52 @@ def test_a_tuple_that_is_used_again_at_once_mixes_nothing(lab: Lab, capture: str
         assert ledger["requests"]["mirrored"] == count
         assert set(dropped(ledger).get("bytes", {})) <= {"incomplete"}
         assert shadow.bad == []
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_multipath_tcp_is_left_out_and_plain_tcp_to_the_same_server_is_not(lab: Lab, capture: str) -> None:
+    """With two paths, of which each has pieces of a request."""
+    client, node = lab.client, lab.node
+
+    def talk(line: Line) -> None:
+        while line.receive_until(b"end\r\n"):
+            line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    for host in (client, node):
+        with contextlib.suppress(FileNotFoundError):
+            host.sysctl("mptcp.enabled", 1)
+        host.run(["ip", "mptcp", "limits", "set", "subflow", "1", "add_addr_accepted", "1"], check=False)
+    client.run(["ip", "addr", "add", "10.77.1.11/24", "dev", "eth0"])
+    try:
+        client.run(["ip", "mptcp", "endpoint", "add", "10.77.1.11", "dev", "eth0", "subflow"], check=False)
+        try:
+            production = Talker(node, 80, talk, multipath=True)
+        except OSError:
+            pytest.skip("no Multipath TCP in this kernel")
+        with (
+            production,
+            HashSink(lab.shadow) as shadow,
+            Mirror(node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap,
+        ):
+            for number in range(8):
+                with client.enter():  # a socket stays in the network that it was made in
+                    sock = socket.socket(proto=socket.IPPROTO_MPTCP if number % 2 else 0)
+                with contextlib.closing(sock):
+                    sock.settimeout(PATIENCE)
+                    sock.connect((node.addr4, 80))
+                    for size in (10, 2_000_000):
+                        body = bytes(size - 5) + b"end\r\n"
+                        sock.sendall(b"POST /%d HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (number, size))
+                        sock.sendall(body)
+                        assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            shadow.wait_for(8, PATIENCE)
+            ledger = tap.final()
+        assert sorted(got.uri for got in shadow.got) == sorted(f"/{n}" for n in (0, 2, 4, 6) for _ in range(2))
+        assert ledger["requests"]["mirrored"] == ledger["requests"]["seen"] == 8
+        assert set(dropped(ledger)) == {"segments", "bytes"}
+        assert set(dropped(ledger)["bytes"]) == {"multipath"}
+        assert dropped(ledger)["bytes"]["multipath"] >= 4 * 2_000_000
+        assert shadow.bad == []
+    finally:
+        client.run(["ip", "mptcp", "endpoint", "flush"], check=False)
+        client.run(["ip", "addr", "del", "10.77.1.11/24", "dev", "eth0"])
