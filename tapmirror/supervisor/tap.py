@@ -33,6 +33,7 @@ from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
 from tapmirror.supervisor.resolving import Names, ResolveError, look_up
+from tapmirror.supervisor.sides import missing
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError, TapRefusedError
 from tapmirror.worker.setup import Setup
 
@@ -90,6 +91,8 @@ class Tap:
         self._throttle_reason = ""
         self._paused = False
         self._probed = False
+        self._one_sided = False
+        """It was told that one side is not seen."""
         self._ended: str | None = None
         """Why it is over (None: it is not)."""
 
@@ -202,6 +205,9 @@ class Tap:
     def snapshot(self) -> dict[str, Any]:
         """The ledger.  Raises `TapError` if the tap is over."""
         ledger = self.last()
+        if not self._one_sided and (line := missing(ledger["events"], self._links.names())):
+            self._one_sided = True
+            self._warn(line)
         self._end_if_lost()
         if self._ended is not None:
             raise TapError(self._ended)

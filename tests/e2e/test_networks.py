@@ -317,3 +317,55 @@ def test_multipath_tcp_is_left_out_and_plain_tcp_to_the_same_server_is_not(lab: 
     finally:
         client.run(["ip", "mptcp", "endpoint", "flush"], check=False)
         client.run(["ip", "addr", "del", "10.77.1.11/24", "dev", "eth0"])
+
+
+ONE_SIDED = "answers are seen, and nothing of its clients"
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_at_a_port_of_a_bridge_it_is_told_that_clients_are_not_seen(capture: str) -> None:
+    """Their frames are for the bridge's station.  Of bridge and port together each is seen once."""
+    with Lab() as lab, Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
+        node = lab.node
+        node.run(["ip", "link", "add", "br0", "address", "02:00:00:00:00:01", "type", "bridge"])
+        node.run(["ip", "addr", "flush", "dev", "eth0"])
+        node.run(["ip", "link", "set", "eth0", "master", "br0"])
+        node.run(["ip", "link", "set", "br0", "up"])
+        node.run(["ip", "addr", "add", "10.77.1.2/24", "dev", "br0"])
+        with Mirror(node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, iface="eth0") as tap:
+            assert load(lab.client, "10.77.1.2", requests=30, connections=3, per_connection=1).failed == 0
+            until(lambda: ONE_SIDED in tap.said(), "a warning", PATIENCE)
+            assert tap.said().count(ONE_SIDED) == 1
+            assert tap.final()["segments"]["seen"] == 0
+        with Mirror(node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, iface="eth0,br0") as tap:
+            assert load(lab.client, "10.77.1.2", requests=100, connections=3, per_connection=5).failed == 0
+            shadow.wait_for(100, PATIENCE)
+            assert tap.final()["requests"]["mirrored"] == 100
+            assert ONE_SIDED not in tap.said()
+        assert (production.requests(), shadow.requests()) == (130, 100)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_answers_that_leave_by_another_interface_are_missed_and_it_is_told(capture: str) -> None:
+    with Lab() as lab, Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
+        client, node = lab.client, lab.node
+        lab.wire(client, "eth9", node, "eth9")
+        for host, last in ((client, 1), (node, 2)):
+            for name in ("all", "eth0", "eth9"):
+                host.sysctl(f"ipv4.conf.{name}.rp_filter", 0)
+            host.run(["ip", "addr", "add", f"10.77.9.{last}/24", "dev", "eth9"])
+        node.run(["ip", "route", "add", "10.77.1.1/32", "via", "10.77.9.1", "dev", "eth9"])
+        with Mirror(node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, iface="eth0") as tap:
+            assert load(client, node.addr4, requests=30, connections=3, per_connection=1).failed == 0
+            until(lambda: "none of production's answers" in tap.said(), "a warning", PATIENCE)
+            assert tap.final()["requests"]["mirrored"] == 0
+        with Mirror(node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, iface="eth9") as tap:
+            assert load(client, node.addr4, requests=30, connections=3, per_connection=1).failed == 0
+            until(lambda: ONE_SIDED in tap.said(), "a warning", PATIENCE)
+            tap.final()
+        with Mirror(node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, iface="eth0,eth9") as tap:
+            assert load(client, node.addr4, requests=100, connections=3, per_connection=5).failed == 0
+            shadow.wait_for(100, PATIENCE)
+            assert tap.final()["requests"]["mirrored"] == 100
+            assert "answers" not in tap.said().replace("no answers", "")
+        assert (production.requests(), shadow.requests()) == (160, 100)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a tap sees both directions of the connections that it is to mirror: of one alone nothing comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+ENOUGH: Final = 8
+"""Packets that one side alone has to be seen with: more than a tap sees that began amid some handshakes."""
+
+
+def missing(events: Mapping[str, int], links: Sequence[str]) -> str:
+    """Which side never shows at these interfaces, and what to do, in a line; "": both do, or too little is known.
+
+    `events`: of the ledger.  A client whose acknowledgements come in talks to somebody; SYNs alone may be refused.
+    """
+    clients, production, acks = (events.get(f"kernel_{name}", 0) for name in ("syn", "syn_ack", "bare_ack"))
+    names = ", ".join(links)
+    if production >= ENOUGH and not clients + acks:
+        return (
+            f"{names}: production's answers are seen, and nothing of its clients: what they send comes in elsewhere, "
+            "or is for another station (a bridge's port, a macvlan's parent); name the interfaces of both: --iface A,B"
+        )
+    if acks >= ENOUGH and clients >= ENOUGH and not production + events.get("kernel_egress", 0):
+        return (
+            f"{names}: clients' packets are seen, and none of production's answers: they leave elsewhere; name the "
+            "interfaces of both: --iface A,B"
+        )
+    return ""

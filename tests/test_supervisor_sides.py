@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said where one direction of the connections is not seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tapmirror.supervisor.sides import ENOUGH, missing
+
+
+@pytest.mark.parametrize(
+    ("syn", "syn_ack", "bare_ack", "egress", "said"),
+    [
+        (0, ENOUGH, 0, 20, "production's answers are seen, and nothing of its clients"),
+        (0, ENOUGH - 1, 0, 20, ""),
+        (0, ENOUGH, 1, 20, ""),
+        (1, 100, 0, 0, ""),
+        (ENOUGH, 0, ENOUGH, 0, "clients' packets are seen, and none of production's answers"),
+        (1_000_000, 0, 0, 0, ""),  # nothing listens there
+        (ENOUGH, 0, ENOUGH - 1, 0, ""),
+        (0, 0, 100, 0, ""),  # connections that stood before
+        (ENOUGH, 0, ENOUGH, 1, ""),
+        (50, 50, 50, 10, ""),
+        (0, 0, 0, 0, ""),
+    ],
+)
+def test_one_side_alone(syn: int, syn_ack: int, bare_ack: int, egress: int, said: str) -> None:
+    events = {"kernel_syn": syn, "kernel_syn_ack": syn_ack, "kernel_bare_ack": bare_ack, "kernel_egress": egress}
+    line = missing({name: count for name, count in events.items() if count}, ["eth0", "br0"])
+    assert line.startswith(f"eth0, br0: {said}" if said else "")
+    assert bool(line) == bool(said)
