@@ -59,8 +59,8 @@ def test_the_slices_are_the_longest() -> None:
     if platform.machine() not in _SCHED_GETATTR:
         pytest.skip("no number of sched_getattr(2) for this machine")
     with spinning() as pid:
-        give_way(7, pid)
-        assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+        give_way(19, pid)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 19
         attributes = (ctypes.c_uint64 * 6)()
         assert ctypes.CDLL(None).syscall(_SCHED_GETATTR[platform.machine()], pid, attributes, 48, 0) == 0
         release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
