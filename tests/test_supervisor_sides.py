@@ -29,3 +29,8 @@ def test_one_side_alone(syn: int, syn_ack: int, bare_ack: int, egress: int, said
     line = missing({name: count for name, count in events.items() if count}, ["eth0", "br0"])
     assert line.startswith(f"eth0, br0: {said}" if said else "")
     assert bool(line) == bool(said)
+
+
+def test_clients_that_another_tap_stands_for_are_seen() -> None:
+    """A host that is a shadow itself: what comes in bears the mark, and is left out for that (`loop`)."""
+    assert missing({"kernel_loop_syn": 20, "kernel_syn_ack": 20, "kernel_egress": 20}, ["eth0"]) == ""

@@ -17,7 +17,8 @@ def missing(events: Mapping[str, int], links: Sequence[str]) -> str:
     """
     clients, production, acks = (events.get(f"kernel_{name}", 0) for name in ("syn", "syn_ack", "bare_ack"))
     names = ", ".join(links)
-    if production >= ENOUGH and not clients + acks:
+    marked = events.get("kernel_loop_syn", 0)  # of another tap, whose shadow this host is: `loop` tells of it
+    if production >= ENOUGH and not clients + acks + marked:
         return (
             f"{names}: production's answers are seen, and nothing of its clients: what they send comes in elsewhere, "
             "or is for another station (a bridge's port, a macvlan's parent); name the interfaces of both: --iface A,B"
