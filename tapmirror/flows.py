@@ -282,7 +282,8 @@ class FlowTable:
     def keep(self, threshold: int, now: float) -> list[Flow]:
         """Forget the flows whose hash is not below `threshold`, and take no more of these; those that were forgotten.
 
-        Where the threshold is raised again they are joined like any connection in mid-stream.
+        Where the threshold is raised again they are joined like any connection in mid-stream.  Those that are left out
+        stay: they would be taken for others then.
         """
         self._threshold = threshold
         gone: list[Flow] = []
@@ -291,7 +292,7 @@ class FlowTable:
         for flow in list(self._flows.values()):
             if flow.hash is None:
                 flow.hash = flow_hash(flow.key, self._seed)
-            if flow.hash >= threshold:
+            if flow.hash >= threshold and flow.state is not State.LEFT_OUT:
                 flow.rx.discard(DropReason.SHARE)
                 self._ledger.events["flows_unshared"] += 1
                 self._forget(flow, now, over=False)

@@ -555,3 +555,18 @@ def test_what_came_before_it_was_known_to_be_multipath_is_left_out_too() -> None
     d.put(ACCEPTED, 0, base=90_000)  # the same ports, and plain TCP
     d.put(PSH | ACK, 0, b"new", base=90_000)
     assert b"".join(d.out.values()) == b"!new"
+
+
+def test_a_connection_of_multipath_tcp_stays_left_out_while_the_share_is_lower() -> None:
+    """Joined again in mid-stream it would be taken for plain TCP."""
+    d = Dialogue()
+    d.put(MULTIPATH, 0)
+    d.accept(port=40001)
+    assert [flow.key for flow in d.table.keep(0, d.now)] == [key(40001)]
+    assert d.table.keep(1 << 32, d.now) == []
+    for port in (40000, 40001):
+        d.put(PSH | ACK, 0, b"abc", port=port)
+        d.server(3, port=port)
+    assert list(d.out.values()) == [b"abc"]
+    assert d.ledger.bytes.dropped[DropReason.MULTIPATH] == 3
+    assert d.unsettled() == 0
