@@ -352,7 +352,8 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
         raise LoaderError(
             "headers", "no kernel headers: install linux-headers-amd64 (Debian) or linux-headers-generic (Ubuntu)"
         )
-    main = found[-1]
+    own = root / f"linux-headers-{platform.release()}"
+    main = own if own in found else found[-1]
     trees = [main, *common_of(main)]
     arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     with scratch() as view:

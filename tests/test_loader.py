@@ -518,6 +518,20 @@ def test_where_modules_are_hidden_the_view_serves(tmp_path: Path, monkeypatch: p
         assert view is not None
 
 
+def test_of_several_kernels_headers_those_of_the_running_one_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit hides /lib/modules; others may be too new for the compiler that is here."""
+    monkeypatch.setattr(loader, "own_headers", lambda: False)
+    monkeypatch.setattr(platform, "release", lambda: "6.1.0-9-amd64")
+    for name in ("linux-headers-6.1.0-9-amd64", "linux-headers-6.12.0-1-amd64"):
+        install(tmp_path, name)
+        (tmp_path / name / "include" / "generated").mkdir()
+    with loader.headers(tmp_path) as view:
+        assert view is not None
+        assert (Path(view) / "include" / "linux" / "marker.h").read_text() == "linux-headers-6.1.0-9-amd64"
+
+
 @pytest.mark.usefixtures("no_own_headers", "traceless")
 @pytest.mark.parametrize("error", [None, ValueError])
 def test_the_view_is_gone_however_it_is_left(tmp_path: Path, error: type[Exception] | None) -> None:
