@@ -246,3 +246,22 @@ def test_a_certificate_that_is_not_trusted_is_told(name: str, tmp_path: Path) ->
         assert failed == errno.EPROTO
     assert (ledger.events["tls_failures"], ledger.events["tls_untrusted"]) == (1, 1)
     close(made)
+
+
+def test_who_speaks_no_tls_is_not_told_as_untrusted() -> None:
+    """Not even by a count of 0, which people would read as a hint."""
+    of = Tls(sni="new.test")
+    ledger, made = Ledger(), lane()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        shadow = parse_shadow("127.0.0.1:443", tls=of)
+        context = make_context(of, "new.test")
+        dial = Dialer([(socket.AF_INET, listener.getsockname())], Limits(), shadow, ledger, context)
+        assert dial.dial(made, 100.0, 0)
+        assert outcome(dial, made) is None
+        peer, _ = listener.accept()
+        with peer:
+            peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            assert select.select([made.fd], [], [], 5.0)[0]
+            assert outcome(dial, made)
+    assert ledger.events["tls_failures"] == 1 and "tls_untrusted" not in ledger.events
+    close(made)

@@ -187,7 +187,8 @@ class Dialer:
             return 0 if lane.sock.handshake() else None
         except (OSError, ValueError) as error:
             self._events["tls_failures"] += 1
-            self._events["tls_untrusted"] += isinstance(error, ssl.SSLCertVerificationError)
+            if isinstance(error, ssl.SSLCertVerificationError):
+                self._events["tls_untrusted"] += 1
             number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
             return number or errno.EPROTO
 
