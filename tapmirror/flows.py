@@ -382,7 +382,9 @@ class FlowTable:
             return self._leave_out(flow)
         if flow.state is State.TENTATIVE and 0 <= ahead < REJOIN:
             return self._confirmed(flow, now)
-        if ahead == 0 or (flow.midstream and 0 <= ahead < REJOIN):
+        # A record that found no room in the ring comes again, maybe behind data that production acknowledged.
+        taken_up = segment[1] & MULTIPATH and flow.state is not State.LEFT_OUT
+        if not taken_up and (ahead == 0 or (flow.midstream and 0 <= ahead < REJOIN)):
             return []
         events = self._reset(flow, now)
         return events + list(self._unknown(segment, now))

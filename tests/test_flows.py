@@ -570,3 +570,16 @@ def test_a_connection_of_multipath_tcp_stays_left_out_while_the_share_is_lower()
     assert list(d.out.values()) == [b"abc"]
     assert d.ledger.bytes.dropped[DropReason.MULTIPATH] == 3
     assert d.unsettled() == 0
+
+
+def test_a_connection_that_was_taken_up_before_it_was_known_to_be_multipath_is_given_up() -> None:
+    d = Dialogue()
+    d.put(PSH | ACK, 0, b"abc")
+    d.server(3)
+    d.put(MULTIPATH, 0)
+    d.put(PSH | ACK, 3, b"def")
+    d.put(MULTIPATH, 0)
+    d.put(PSH | ACK, 6, b"ghi")
+    assert d.text == b"abc!"
+    assert d.ledger.bytes.dropped[DropReason.MULTIPATH] == 6
+    assert (len(d.table), d.unsettled()) == (1, 0)
