@@ -158,7 +158,7 @@ class Admission:
         return bool(self._wants[bucket] & WANT_ANSWERS) or (bucket - first) & 0xFFFF < count
 
     def _from_client(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
-        size, flags = header.length, header.flags
+        size, flags = header.length, header.flags & ~MULTIPATH  # a mark of ours, which a client's SYN-ACK must not bear
         fate = self._fate(key, header)
         for start in range(0, size, CHUNK):
             self.count("seen", min(CHUNK, size - start))

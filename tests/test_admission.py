@@ -79,6 +79,12 @@ def test_multipath_is_told_in_its_place() -> None:
     assert brief(tap.admit(packet(seq=100, ack=500), False, 0)) == [(MULTIPATH, 100, 500, b"")]
 
 
+def test_a_client_cannot_tell_of_multipath() -> None:
+    """Bytes that came with such a record would be in no account."""
+    found = admission().admit(packet(flags=SYN | ACK | MULTIPATH, data=b"x"), False, 0)
+    assert brief(found) == [(SYN | ACK, 100, 200, b"x")]
+
+
 def test_half_open_connections_are_bounded() -> None:
     tap = admission()
     for number in range(HANDSHAKES + 10):
