@@ -741,6 +741,22 @@ def test_waiting_has_an_end() -> None:
         assert bench.ledger.events["wait_timeouts"] == 1
 
 
+@pytest.mark.parametrize(("end", "kind"), [(Finish(1), "eof"), (Abort(1, GIVEN_UP, True), "reset")])
+def test_the_end_of_a_raw_stream_follows_what_waited_in_vain_for_an_answer(end: Any, kind: str) -> None:
+    """At once: a shadow that answers the end only says nothing before it."""
+    with Bench(pacing=Pacing.WAIT, wait_time=2.0, linger_time=60.0) as bench:
+        sock = bench.open(http=False)
+        bench.send(1, b"one", 0)
+        bench.give(Turn(1, 10))
+        bench.send(1, b"two", 0)
+        bench.give(end)
+        assert bench.read(sock, 3) == b"one"
+        bench.turn(3.0)
+        assert bench.read(sock, 3) == b"two"
+        bench.turn()
+        assert ended(sock) == kind
+
+
 # --- the end
 
 

@@ -169,6 +169,8 @@ class Reactor:
                 self._ledger.events["wait_timeouts"] += 1
                 self._turns.pass_on(lane)
             self._flush(lane, now)
+            if lane.finishing and lane.state == OPEN:
+                self._try_finish(lane, now)
         if self._sweep.due(now):
             self._sweep_all(now)
 
