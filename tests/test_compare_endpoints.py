@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.compare.endpoints import OTHER, WORDS, Endpoints, fold
+from tapmirror.compare.endpoints import OTHER, SEGMENTS, WORDS, Endpoints, fold
 
 
 def test_identifiers_by_their_look() -> None:
@@ -124,3 +124,13 @@ def test_what_given_templates_name_is_not_learned() -> None:
 def test_the_bound_holds(limit: int) -> None:
     endpoints = Endpoints((), limit)
     assert len({endpoints.name(b"GET", b"/" + word) for word in (b"a", b"b", b"c", b"d")}) <= limit + 1
+
+
+def test_only_as_many_words_are_looked_up_as_were_learned() -> None:
+    """A hostile worker's name may have millions of words, and places for all of them."""
+    path = "/a" * (SEGMENTS + 2)
+    places: dict[str, list[str]] = {"/a" * depth: ["a"] for depth in range(SEGMENTS)}
+    places["/a" * SEGMENTS] = []
+    assert fold([f"GET {path}"], places) == {}
+    places["/a" * (SEGMENTS - 1)] = []
+    assert fold([f"GET {path}"], places) == {f"GET {path}": f"GET {'/a' * (SEGMENTS - 1)}/{{id}}/a/a"}

@@ -231,8 +231,12 @@ def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[s
 
 
 def _folded(path: str, known: Mapping[str, Set[str]]) -> str:
+    """Of more words than count none was learned; a hostile worker's name may have millions, and each is looked up with
+    all before it.
+    """
+    first, *words = path.split("/", SEGMENTS + 1)
     place = ""
-    for word in path.split("/")[1:]:
-        words = known.get(place)
-        place += f"/{word if words is None or word in words else HOLE}"
-    return place
+    for word in words[:SEGMENTS]:
+        kept = known.get(place)
+        place += f"/{word if kept is None or word in kept else HOLE}"
+    return "/".join((first + place, *words[SEGMENTS:]))
