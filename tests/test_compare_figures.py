@@ -114,6 +114,10 @@ def test_what_a_worker_says_is_checked() -> None:
         {"endpoints": {"a": {"pairs": -1}}},
         {"width": 0.0},
         {"line": {"0": {"shadow": {"x": 1}}}},
+        {"line": {"0": {"errors": [0]}}},
+        {"line": {str(1 << 64): {}}},
+        {"requests": 1 << 64},
+        {"endpoints": {"a": {"shadow": {"last": {"buckets": {"1": 10**400}}}}}},
     ]
     for wrong in ({}, {"schema": "x", "shadows": {}}, bad, *({**good, "shadows": {"s": each}} for each in worse)):
         with pytest.raises(msgspec.ValidationError):

@@ -20,7 +20,9 @@ _GAMMA: Final = (1 + ERROR) / (1 - ERROR)
 _SCALE: Final = 1 / math.log(_GAMMA)
 KEYS: Final = 2048
 """Keys lie between -KEYS and KEYS: factors of up to 6e17 around 1, more than nanoseconds in an hour (3.6e12)."""
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+MOST: Final = (1 << 63) - 1
+"""Of a count, or of the bytes and nanoseconds that are added up: what has more digits is no number of a worker's."""
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 _Key: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 _LEAST: Final = _GAMMA ** (1 - KEYS)
 _MOST: Final = _GAMMA ** (KEYS - 1)

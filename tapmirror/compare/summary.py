@@ -18,7 +18,7 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 import msgspec
 
 from tapmirror.compare.endpoints import OTHER, Places, fold
-from tapmirror.compare.sketch import KEYS, Count, Sketch
+from tapmirror.compare.sketch import KEYS, MOST, Count, Sketch
 from tapmirror.exchange import Answer, Asked, Reply
 from tapmirror.spec.compare import Compare
 
@@ -26,6 +26,8 @@ Key = TypeVar("Key", int, str)
 
 SCHEMA: Final = "tapmirror.compare/1"
 CoarseKey: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
+PointNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
+"""Of 64 bits: after as many doublings of the width all points are one."""
 POINTS: Final = 120
 """Of the time line: when there are more, two become one."""
 COARSE: Final = 2
@@ -108,7 +110,9 @@ class Point(msgspec.Struct):
     """A stretch of the time line."""
 
     pairs: Count = 0
-    errors: list[int] = msgspec.field(default_factory=lambda: [0, 0])
+    errors: Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)] = msgspec.field(
+        default_factory=lambda: [0, 0]
+    )
     """Production's, the shadow's."""
     production: dict[CoarseKey, Count] = {}
     """Times to the last byte, in coarse buckets."""
@@ -138,7 +142,7 @@ class State(msgspec.Struct):
     """Where in paths words were learned to be names, and which were not."""
     width: Annotated[float, msgspec.Meta(ge=1, le=1 << 40)] = 1.0
     """Seconds of a point of the time line."""
-    line: dict[int, Point] = {}
+    line: dict[PointNumber, Point] = {}
     """By its number: from `number * width` on."""
     notes: list[str] = []
     """What the reader should know: codings that could not be undone."""
