@@ -14,8 +14,10 @@ from briefs import brief, summary
 from lab.exchanges import Feed
 from tapmirror.compare import Limits, badness, figures, judged, merge
 from tapmirror.compare.brief import BEYOND, BOUNDS, EVERY, NAMED, WORK, Briefing
-from tapmirror.compare.figures import Judged, judged_endpoint
-from tapmirror.compare.summary import Endpoint, Field, State, merge_endpoint
+from tapmirror.compare.figures import Judged, crowds_of, judged_endpoint
+from tapmirror.compare.sketch import Sketch
+from tapmirror.compare.summary import COARSE, Endpoint, Field, Point, Side, State, bounds_of, merge_endpoint, merged
+from tapmirror.compare.verdict import P99, Outcome
 from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare, Level
 
@@ -57,6 +59,42 @@ def test_those_of_workers_add_up(feeds: list[Feed]) -> None:
         apart = [{check.name: check for check in judged(each).checks}[name] for each in (one, other)]
         assert min(check.estimate for check in apart) <= checks[name].estimate <= max(check.estimate for check in apart)
         assert checks[name].high - checks[name].low < max(check.high - check.low for check in apart)
+
+
+def paused(seconds: int, rate: int, *, slow: int = 0) -> State:
+    """So many requests a second; in the fourth and fifth second so many are slow at the shadow."""
+    quick, late = 700, 900
+    line = {}
+    for second in range(seconds):
+        count = slow if second in (3, 4) else 0
+        shadow = {quick >> COARSE: rate - count, **({late >> COARSE: count} if count else {})}
+        line[second] = Point(rate, production={quick >> COARSE: rate}, shadow=shadow)
+    total = seconds * rate
+    sides = [Side(last=Sketch({quick: total - count, late: count})) for count in (0, 2 * slow)]
+    return State(
+        level="status", endpoints={"a": Endpoint(pairs=total, production=sides[0], shadow=sides[1])}, line=line
+    )
+
+
+def outcome_of_p99(*states: State) -> Outcome:
+    verdict = judged(summed([brief(state) for state in states]), Limits(max_error_diff=None, max_diff_rate=None))
+    return verdict.outcome
+
+
+def test_a_worker_that_has_few_times_leaves_the_verdict_what_it_is() -> None:
+    assert outcome_of_p99(paused(20, 1000)) is Outcome.PASS
+    assert outcome_of_p99(paused(20, 1000), paused(3, 5), State()) is Outcome.PASS
+    assert outcome_of_p99(paused(20, 1000), paused(3, 10_000)) is Outcome.UNDECIDED, "of most times it is not known"
+    assert outcome_of_p99(State()) is Outcome.UNDECIDED
+
+
+def test_a_pause_that_all_workers_see_at_once_is_one_crowd() -> None:
+    workers = [paused(20, 1000, slow=90) for _ in range(4)]
+    found = summed([brief(state) for state in workers])
+    shadow, production = crowds_of(merged(workers, bounds_of(Compare())), P99)
+    together = 1 + found["crowds"]["shadow"], 1 + found["crowds"]["production"]
+    assert together == pytest.approx((shadow, production), rel=0.02)
+    assert shadow > 100
 
 
 def test_after_a_brief_of_all_the_next_one_looks_again() -> None:

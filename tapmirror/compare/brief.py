@@ -107,9 +107,15 @@ class Briefing:
         }
 
     def _crowds(self, summary: Summary) -> dict[str, float]:
-        """Those of both sides at the 99th percentile, times the number of values, so that they add up."""
+        """By how much those of both sides at the 99th percentile are above 1, and of how many times that is told.
+
+        A pause makes times slow of all workers at once: then what all of them together have above 1 is the sum.  Where
+        each has its own it is less, and a verdict comes later than it could.
+        """
         shadow, production = crowds_of(summary.state, P99)
-        return {"production": production * summary.production.count, "shadow": shadow * summary.shadow.count}
+        if min(shadow, production) < 1:
+            return {"production": 0.0, "shadow": 0.0, "told": 0}
+        return {"production": production - 1, "shadow": shadow - 1, "told": summary.production.count}
 
     def _look(self, state: State, now: float, work: float) -> None:
         """Look at endpoints whose turn it is: new ones first."""
@@ -154,6 +160,7 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
         for side in ("production", "shadow")
     }
     crowds = found["crowds"]
+    told = 0 < sketches["production"].count <= 2 * crowds["told"]  # a worker that has few times tells nothing of them
     counts = Counts(
         everything["pairs"],
         everything["only_shadow"],
@@ -164,10 +171,7 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
         everything["differing"],
         found["certain"],
         found["possible"],
-        (
-            crowds["shadow"] / max(1, sketches["shadow"].count),
-            crowds["production"] / max(1, sketches["production"].count),
-        ),
+        (1 + crowds["shadow"], 1 + crowds["production"]) if told else (0.0, 0.0),
         found["requests"],
     )
     return judge(counts, limits or Limits())

@@ -122,10 +122,11 @@ class ComparedEndpoint(Counted):
 
 
 class Crowds(_Closed):
-    """How many times come together, there: times how many there are."""
+    """How many times come together, there."""
 
     production: Annotated[float, Meta(ge=0, le=1e30)]
     shadow: Annotated[float, Meta(ge=0, le=1e30)]
+    told: Count
 
 
 class Compared(_Closed):
@@ -200,12 +201,17 @@ def with_past(brief: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, An
     """What a worker's comparison says (`compare` of its snapshot), with what that of its predecessors did.
 
     It is of one worker's size, however many there were: endpoints that have a place keep it, and of two that are the
-    worst the worse one stays.
+    worst the worse one stays.  So does the greater crowd: they were one after the other, and do not add up.
     """
     total = summed([dict(past), dict(brief)])
     for label, each in total["shadows"].items():
+        crowds = [found["shadows"][label]["crowds"] for found in (past, brief) if label in found.get("shadows", ())]
         total["shadows"][label] = {
             **each,
+            "crowds": {
+                **each["crowds"],
+                **{side: max(one[side] for one in crowds) for side in ("production", "shadow")},
+            },
             "endpoints": dict(islice(each["endpoints"].items(), NAMED)),
             "worst": dict(sorted(each["worst"].items(), key=lambda item: -badness(item[1]))[:1]),
         }
