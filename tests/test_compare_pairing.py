@@ -381,13 +381,13 @@ def test_a_shadow_that_closes_a_kept_connection_as_the_request_comes_did_not_fai
     assert talk.out.pairs[-1].replies[0].answer.failure is Failure.CLOSED
 
 
-def drifting(talk: Talk, *, pipelined: bool = False) -> None:
+def drifting(talk: Talk, *, pipelined: bool = False, reason: Unpaired = Unpaired.GAP) -> None:
     """Of production's answer to a request only the beginning is seen; the shadow has answered."""
     talk.ask()
     if pipelined:
         talk.conversation.pipelined()
     talk.production(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    talk.conversation.production_gap(1000, talk.tick())
+    talk.conversation.production_gap(1000, talk.tick(), reason)
     talk.shadow(ok())
 
 
@@ -402,11 +402,12 @@ def test_an_answer_whose_end_is_not_seen_is_over_when_the_client_goes_on() -> No
     assert (talk.out.lost, talk.room.free) == ([], ROOM)
 
 
-def test_unless_the_client_does_not_wait_for_answers() -> None:
+@pytest.mark.parametrize("reason", [Unpaired.GAP, Unpaired.CUT])
+def test_unless_the_client_does_not_wait_for_answers(reason: Unpaired) -> None:
     talk = Talk()
-    drifting(talk, pipelined=True)
+    drifting(talk, pipelined=True, reason=reason)
     talk.ask()
-    assert talk.out.lost == [(PRODUCTION, Unpaired.GAP)] * 2
+    assert talk.out.lost == [(PRODUCTION, reason)] * 2
     assert not talk.out.pairs
 
 

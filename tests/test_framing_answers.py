@@ -212,12 +212,13 @@ def test_after_a_hole_beyond_a_chunk_the_answer_goes_on_until_somebody_says(seen
     assert [token for token, _ in reader.feed(plain(b"x"), 4)] == ["next"]
 
 
-def test_amid_such_an_answer_another_one_begins() -> None:
+@pytest.mark.parametrize("reason", [Unpaired.GAP, Unpaired.CUT])
+def test_amid_such_an_answer_another_one_begins(reason: Unpaired) -> None:
     reader = make(0)
     reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
-    reader.gap(500, 2)
+    reader.gap(500, 2, reason)
     assert not reader.feed(plain(b"x"), 3)
-    assert reader.broken is Unpaired.GAP and not reader.adrift
+    assert reader.broken is reason and not reader.adrift
 
 
 @pytest.mark.parametrize(("reset", "count"), [(False, 1), (True, 0)])

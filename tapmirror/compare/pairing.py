@@ -451,7 +451,7 @@ class Conversation:
         production = self._production
         if production.adrift:
             if self._pipelined:
-                production.broken = Unpaired.GAP
+                production.broken = production.drifted
                 self._lost()
             else:
                 for pending, answer in production.land():

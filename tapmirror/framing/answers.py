@@ -103,6 +103,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         "_status",
         "_whole",
         "broken",
+        "drifted",
     )
 
     def __init__(self, bounds: Bounds, room: Room) -> None:
@@ -113,6 +114,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._now = self._first = self._before = 0
         self.broken: Unpaired | None = None
         """Why nothing is read any more."""
+        self.drifted = Unpaired.GAP
+        """Why the last answer was `adrift` that was."""
         self._known = b""  # the last plain head, the length of its body, and its status: see `responses`
         self._known_length = 0
         self._known_status = 0
@@ -214,7 +217,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             self._length += size
             self._room.free += len(self._buffer)
             self._buffer.clear()
-            self._state = ADRIFT
+            if self._state != ADRIFT:
+                self._state, self.drifted = ADRIFT, reason
         else:
             self._break(reason)
         return out
@@ -314,7 +318,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     def _drift(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
         """Amid a body, as far as is known; another answer begins a segment of its own."""
         if bytes(data[pos : pos + len(PREFIX)]) == PREFIX:
-            self._break(Unpaired.GAP)
+            self._break(self.drifted)
         self._length += len(data) - pos
         return len(data)
 
