@@ -402,6 +402,25 @@ def test_an_answer_whose_end_is_not_seen_is_over_when_the_client_goes_on() -> No
     assert (talk.out.lost, talk.room.free) == ([], ROOM)
 
 
+def test_what_it_did_not_wait_for_is_no_answer_of_another_protocol() -> None:
+    """It asks before the end, and nothing before showed that it does."""
+    talk = Talk()
+    drifting(talk)
+    talk.ask()
+    talk.production(b"hello\r\n0\r\n\r\n")
+    talk.ask()
+    assert talk.statuses() == [(1, 200, [200])]
+    assert talk.out.lost == [(PRODUCTION, Unpaired.ORDER)] * 2
+    talk = Talk()
+    drifting(talk)
+    talk.ask()
+    talk.production(ok())
+    talk.shadow(ok())
+    talk.ask()
+    talk.production(b"SSH-2.0-x\r\n")
+    assert talk.out.lost == [(PRODUCTION, Unpaired.UNPARSED)]
+
+
 @pytest.mark.parametrize("reason", [Unpaired.GAP, Unpaired.CUT])
 def test_unless_the_client_does_not_wait_for_answers(reason: Unpaired) -> None:
     talk = Talk()

@@ -103,7 +103,18 @@ class _Side:
 class Conversation:
     """The requests of one connection of production.  `midstream`: it stood before the tap."""
 
-    __slots__ = ("_bounds", "_checks", "_held", "_pending", "_pipelined", "_production", "_room", "_sides", "_sink")
+    __slots__ = (
+        "_bounds",
+        "_checks",
+        "_held",
+        "_landed",
+        "_pending",
+        "_pipelined",
+        "_production",
+        "_room",
+        "_sides",
+        "_sink",
+    )
 
     def __init__(self, bounds: Bounds, room: Room, sink: Sink, midstream: bool) -> None:
         self._bounds = bounds
@@ -117,6 +128,8 @@ class Conversation:
         """The number of the last request that a shadow got again: below 0, those of clients are above."""
         self._held: Pending | None = None
         """The first request after a hole, until its pair is certain."""
+        self._landed = False
+        """The answer before was taken to be over because the client went on."""
         if midstream:
             self._production.broken = Unpaired.ORDER
 
@@ -456,6 +469,7 @@ class Conversation:
             else:
                 for pending, answer in production.land():
                     self._answered(pending, answer)
+                self._landed = True
 
     def _land_last(self, before: float) -> None:
         """The client does not go on.  If all shadows have answered, such an answer is taken to be over."""
@@ -465,6 +479,7 @@ class Conversation:
                 self._land()
 
     def _answered(self, pending: Pending | None, answer: Answer) -> None:
+        self._landed = False
         if pending is None or pending.dead:
             self._room.free += held(answer)
             return
@@ -534,8 +549,9 @@ class Conversation:
     def _lost(self) -> None:
         """It is not certain any more which answer is whose."""
         production = self._production
-        if production.broken is Unpaired.UNPARSED and self._held is not None:
+        if production.broken is Unpaired.UNPARSED and (self._landed or self._held is not None):
             production.broken = Unpaired.ORDER  # the rest of an answer that was taken for the beginning of one
+            self._pipelined = self._pipelined or self._landed  # this client did not wait for it
         reason = production.broken or Unpaired.ORDER
         for pending in production.give_up():
             self._drop(pending, reason)
