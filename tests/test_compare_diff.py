@@ -224,6 +224,14 @@ def test_json_by_other_names(type_: str, before: str, coding: str, path: str) ->
     assert found(*both) == [f"value {path}.at", f"value {path}.name"]
 
 
+@pytest.mark.parametrize("lines", [b" \n", b"1\n2", b'{"a":1}\n{"a":2}\n'])
+def test_lines_are_no_array(lines: bytes) -> None:
+    array = b"[%b]" % b",".join(lines.split())
+    assert found(answer(array), answer(lines)) == ["type body"]
+    assert found(answer(lines), answer(array)) == ["type body"]
+    assert found(answer(lines), answer(lines.replace(b"\n", b"\r\n"))) == []
+
+
 def test_xml_of_one_line_is_compared_by_its_tags() -> None:
     one, other = (b"<a><at>%d</at><total>%d</total><b/></a>" % each for each in ((17, 5), (18, 6)))
     same = b"<a><at>19</at><total>5</total><b/></a>"

@@ -37,7 +37,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -74,6 +74,10 @@ _BLOCK: Final = re.compile(
 _ENTITY: Final = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#39|#x27);")
 _ENTITIES: Final = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " ", "&#39;": "'", "&#x27;": "'"}
 _VARIABLE: Final = re.compile(r"[0-9A-Za-z+/_=-]{20,}|[0-9a-fA-F-]{8,}|\d+")
+
+
+_Document: TypeAlias = tuple[Any, bool]
+"""What was read, and whether it is that of lines."""
 
 
 class Change(enum.Enum):
@@ -266,7 +270,7 @@ class _Search:
         elif kind is Kind.JSON:
             mine, its = _document(one, type_), _document(other, its_type)
             if mine is not None and its is not None:
-                self.json(one, other, mine[0], its[0])
+                self.json(one, other, mine, its)
             elif mine is its:
                 self.text(text_of(one, type_), text_of(other, its_type))
             else:
@@ -277,7 +281,7 @@ class _Search:
             and (mine := _document(one, type_)) is not None
             and (its := _document(other, its_type)) is not None
         ):
-            self.json(one, other, mine[0], its[0])
+            self.json(one, other, mine, its)
         elif kind is Kind.HTML:
             self.lines(list(html_lines(text_of(one, type_))), list(html_lines(text_of(other, its_type))))
         elif kind is Kind.TEXT:
@@ -295,8 +299,12 @@ class _Search:
         else:
             self.lines(one.splitlines(), other.splitlines())
 
-    def json(self, one: bytes, other: bytes, first: Any, second: Any) -> None:
+    def json(self, one: bytes, other: bytes, mine: _Document, its: _Document) -> None:
         """Two documents, and what they were read from."""
+        (first, lines), (second, its_lines) = mine, its
+        if type(first) is type(second) and lines is not its_lines:  # who reads an array cannot read lines
+            self.add(Change.TYPE, "body", one, other)
+            return
         self.prunes = one.count(b"true") == other.count(b"true") and one.count(b"false") == other.count(b"false")
         try:
             self.values(first, second, "body", DEPTH)
@@ -436,20 +444,20 @@ class _Search:
                     self.add(Change.VALUE, path, mine_, its_)
 
 
-def _document(body: bytes, type_: bytes) -> tuple[Any] | None:
+def _document(body: bytes, type_: bytes) -> _Document | None:
     """The JSON that a body is: a document, as RFC 8259, 8.1 has it or in another character set or with a mark of the
     byte order; or one on each line.
     """
     try:
-        return (_JSON.decode(body),)
+        return _JSON.decode(body), False
     except _NO_JSON:
         pass
     try:
         plain = text_of(body, type_).removeprefix("\ufeff").encode()
         try:
-            return (_JSON.decode(plain),)
+            return _JSON.decode(plain), False
         except _NO_JSON:
-            return (_JSON.decode_lines(plain),)
+            return _JSON.decode_lines(plain), True
     except _NO_JSON:
         return None
 
