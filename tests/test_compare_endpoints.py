@@ -116,8 +116,11 @@ def test_a_path_of_numbers_does_not_take_in_what_it_looks_like() -> None:
 
 
 def test_what_given_templates_name_is_not_learned() -> None:
-    given = frozenset({"/u/{name}", "/u/me"})
-    assert fold(["GET /u/{name}", "GET /u/me", "GET /u/bob"], {"/u": []}, given) == {"GET /u/bob": "GET /u/{id}"}
+    given = frozenset({"/u/{name}", "GET /u/me"})
+    assert fold(["GET /u/{name}", "GET /u/me", "GET /u/bob", "POST /u/me"], {"/u": []}, given) == {
+        "GET /u/bob": "GET /u/{id}",
+        "POST /u/me": "POST /u/{id}",
+    }
 
 
 @pytest.mark.parametrize("limit", [1, 2])

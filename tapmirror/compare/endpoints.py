@@ -216,7 +216,7 @@ def _size(node: _Node) -> int:
 def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[str] = frozenset()) -> dict[str, str]:
     """Which names are others by now, and which: those with a word that is not told apart any more at its place.
 
-    `given` are the paths of templates.
+    `given` are the templates, of which one without a method is for all.
 
     That a template looks like a name is no reason: or a request for `/5/7` would make one of all paths of two segments.
     """
@@ -224,7 +224,7 @@ def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[s
     found = {}
     for name in names if known else ():
         verb, _, path = name.partition(" ")
-        folded = path if path in given else _folded(path, known)
+        folded = path if path in given or name in given else _folded(path, known)
         if folded != path:
             found[name] = f"{verb} {folded}"
     return found

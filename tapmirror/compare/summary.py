@@ -157,13 +157,12 @@ class Bounds(msgspec.Struct, frozen=True):
     """Of one field."""
     all_samples: int
     given: frozenset[str] = frozenset()
-    """Paths of the templates that are given: what they name is not learned."""
+    """The templates that are given: what they name is not learned."""
 
 
 def bounds_of(spec: Compare) -> Bounds:
     """As it is to be compared."""
-    given = frozenset(template.rpartition(" ")[2] for template in spec.endpoints)
-    return Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples, given)
+    return Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples, frozenset(spec.endpoints))
 
 
 class Summary:
