@@ -11,7 +11,7 @@ from tapmirror.framing import Pool as Heads
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.lane import Lane, Pool
-from tapmirror.replay.turns import SILENCE, Turns
+from tapmirror.replay.turns import PROMPT, SILENCE, Turns
 
 
 def raw(heard: int, at: float) -> Lane:
@@ -54,7 +54,11 @@ def test_the_time_runs_from_the_first_look() -> None:
     assert turns.waiting() == [(lane, 105.0)]
 
 
-@pytest.mark.parametrize("over", [Turns.pass_on, Turns.forget])
+def pass_on(turns: Turns, lane: Lane) -> None:
+    turns.pass_on(lane, 0.0)
+
+
+@pytest.mark.parametrize("over", [pass_on, Turns.forget])
 def test_a_lane_that_waits_no_more(over: Callable[[Turns, Lane], None]) -> None:
     turns, lane = Turns(5.0), raw(3, 0.0)
     lane.enqueue_turn(10)
@@ -62,6 +66,47 @@ def test_a_lane_that_waits_no_more(over: Callable[[Turns, Lane], None]) -> None:
     turns.answered(lane, 10, 0.0)
     over(turns, lane)
     assert not turns
-    if over is Turns.pass_on:
+    if over is pass_on:
         assert [item.data for item in lane.queue] == [b"next"]
         assert lane.heard == 0
+
+
+@pytest.mark.parametrize(
+    ("after", "looks", "exchanges", "behind"),
+    [
+        (PROMPT / 2, 9, 2, True),
+        (PROMPT / 2, 9, 1, False),  # nothing more waits
+        (PROMPT * 2, 2, 2, False),  # the shadow is slow, not we
+        (PROMPT * 2, 1, 2, True),  # it was not looked at sooner
+        (None, 0, 2, True),  # the answer was there before its turn came
+    ],
+)
+def test_a_lane_is_behind_if_a_prompt_shadow_has_another_turn_to_come(
+    after: float | None, looks: int, exchanges: int, behind: bool
+) -> None:
+    turns, lane = Turns(5.0), raw(0, 0.0)
+    for _ in range(exchanges):
+        lane.enqueue_turn(10)
+        lane.enqueue(b"next", 4, 0)
+    if after is not None:
+        turns.look(99.9)
+        assert not turns.answered(lane, 10, 100.0)
+        for number in range(1, looks + 1):
+            turns.look(100.0 + after * number / looks)
+    turns.pass_on(lane, 100.0 + (after or 0.0))
+    assert turns.behind is behind
+    turns.forget(lane)
+    assert not turns.behind
+
+
+def test_a_lane_is_behind_until_it_has_caught_up() -> None:
+    turns, lane = Turns(5.0), raw(0, 0.0)
+    for _ in range(3):
+        lane.enqueue_turn(10)
+        lane.enqueue(b"next", 4, 0)
+    found = []
+    for number in range(3):
+        turns.pass_on(lane, float(number))
+        found.append(turns.behind)
+        lane.queue.popleft()  # what follows was sent
+    assert found == [True, True, False]

@@ -117,6 +117,8 @@ class Reactor:
         if not events and not self._unread:
             return
         now = clock()
+        if self._turns:
+            self._turns.look(now)
         if self._hearing is not None:
             self._hearing.tick()
         unread, self._unread = self._unread, set()
@@ -137,6 +139,11 @@ class Reactor:
     def unread(self) -> bool:
         """Something is left to be read that no event will tell of."""
         return bool(self._unread)
+
+    @property
+    def behind(self) -> bool:
+        """A connection with pacing `wait` falls behind unless answers are acted on as they come."""
+        return self._turns.behind
 
     def readdress(self, addresses: Sequence[Address]) -> None:
         """Connect to these from now on; what is connected stays."""
@@ -167,7 +174,7 @@ class Reactor:
         for lane, deadline in self._turns.waiting():
             if now >= deadline:
                 self._ledger.events["wait_timeouts"] += 1
-                self._turns.pass_on(lane)
+                self._turns.pass_on(lane, now)
             self._flush(lane, now)
             if lane.finishing and lane.state == OPEN:
                 self._try_finish(lane, now)
@@ -439,7 +446,7 @@ class Reactor:
             if item.answered >= 0:
                 if not self._turns.answered(lane, item.answered, now):
                     return
-                self._turns.pass_on(lane)
+                self._turns.pass_on(lane, now)
                 continue
             if not self._may_send(lane, item, now):
                 return

@@ -41,6 +41,11 @@ class Replay:
         for other in self._others:
             other.run_once(0.0, clock)
 
+    @property
+    def behind(self) -> bool:
+        """A connection with pacing `wait` falls behind unless answers are acted on as they come."""
+        return any(each.behind for each in self.reactors)
+
     def next_deadline(self) -> float | None:
         """When `expire` has something to do; None: no connection is open."""
         times = [time for each in self.reactors if (time := each.next_deadline()) is not None]

@@ -13,20 +13,34 @@ from tapmirror.replay.lane import Lane
 
 SILENCE: Final = 0.05
 """Seconds without a byte after which a raw answer counts as complete."""
+PROMPT: Final = 0.003
+"""Seconds within which an answer is prompt: of a slower shadow the pause of the worker's loop is a small part."""
 
 
 class Turns:
     """The lanes whose next bytes wait for an answer."""
 
-    __slots__ = ("_wait_time", "_waiting")
+    __slots__ = ("_before", "_behind", "_latest", "_wait_time", "_waiting")
 
     def __init__(self, wait_time: float) -> None:
         self._wait_time = wait_time
         self._waiting: dict[Lane, float] = {}
+        self._behind: set[Lane] = set()
+        self._before = 0.0
+        self._latest = 0.0
 
     def __bool__(self) -> bool:
         """Some lane waits: look at it at every tick."""
-        return bool(self._waiting)
+        return bool(self._waiting or self._behind)
+
+    @property
+    def behind(self) -> bool:
+        """Some lane has another turn queued although its shadow answers promptly: it is for us to be quicker."""
+        return bool(self._behind)
+
+    def look(self, now: float) -> None:
+        """The answers that came are looked at."""
+        self._before, self._latest = self._latest, now
 
     def waiting(self) -> list[tuple[Lane, float]]:
         """Those that wait, and until when."""
@@ -42,13 +56,20 @@ class Turns:
             self._waiting.setdefault(lane, now + self._wait_time)
         return done
 
-    def pass_on(self, lane: Lane) -> None:
+    def pass_on(self, lane: Lane, now: float) -> None:
         """The turn at the head of the queue is over."""
-        self._waiting.pop(lane, None)
+        deadline = self._waiting.pop(lane, None)
         if lane.queue and lane.queue[0].answered >= 0:
             lane.queue.popleft()
             lane.heard = 0
+        # at the first look it is not known how long the answer has been there
+        since = now if deadline is None else deadline - self._wait_time
+        if len(lane.queue) > 1 and (since >= self._before or now - since < PROMPT):
+            self._behind.add(lane)
+        else:
+            self._behind.discard(lane)
 
     def forget(self, lane: Lane) -> None:
         """Its connection is gone."""
         self._waiting.pop(lane, None)
+        self._behind.discard(lane)

@@ -30,9 +30,9 @@ from tapmirror.spec import TapSpec
 
 BATCH: Final = 512
 """Records between two looks at the shadow's sockets: a few milliseconds of work at most."""
-HOLD: Final = 0.0008
-"""Pause in seconds after a batch while traffic is dense: one wake-up then serves several requests, and
-none is held longer than about a millisecond."""
+HOLD: Final = 0.0012
+"""Pause in seconds after a batch while traffic is dense: one wake-up, which costs as much as three requests, then
+serves several, and none is held much longer than a millisecond."""
 FEW: Final = 1
 """Traffic is dense when the pause will bring this many records, going by the last batch; with fewer
 it costs more than it saves."""
@@ -119,7 +119,7 @@ class Worker:
             if now >= next_tick:
                 next_tick = self._tick(now)
             if count:
-                if count < BATCH and count * HOLD >= FEW * (now - last_batch):
+                if count < BATCH and count * HOLD >= FEW * (now - last_batch) and not self._replay.behind:
                     time.sleep(HOLD)
                 last_batch = now
             wait = max(0.0, next_tick - now)

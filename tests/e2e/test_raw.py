@@ -19,7 +19,7 @@ from e2e.mirror import (
     dropped,
     endpoint,
 )
-from lab import Behaviour, Lab, Recorded, RecordingTcp, Redis, body, redis_pipe, until
+from lab import Behaviour, Lab, Nginx, Recorded, RecordingTcp, Redis, body, load, redis_pipe, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
 
@@ -194,6 +194,28 @@ def test_redis_in_lock_step(lab: Lab) -> None:
             until(lambda: shadow.digest() == production.digest(), "equal data sets", PATIENCE)
             ledger = tap.final()
         assert dropped(ledger) == {}
+
+
+LOCK_STEP = """
+iface: eth0
+port: 80
+protocol: raw
+capture: {capture}
+pacing: wait
+shadow: "{shadow}:80"
+limits: {{queue_bytes: 131072}}
+"""
+
+
+def test_one_busy_connection_in_lock_step_does_not_fall_behind(lab: Lab) -> None:
+    """10,000 exchanges at 5,000 a second, each after the one before; the queue has room for some 2,500."""
+    with Nginx(lab.node), Nginx(lab.shadow) as shadow:
+        with Mirror(lab.node, spec=LOCK_STEP.format(capture=Mirror.default, shadow=lab.shadow.addr4)) as tap:
+            result = load(lab.client, lab.node.addr4, requests=10_000, connections=1, rate=5_000)
+            assert (result.answered, result.failed) == (10_000, 0)
+            ledger = tap.final()
+        assert dropped(ledger) == {}
+        assert shadow.requests() == 10_000
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour(reset_after=3), Behaviour(close_after=3)], ids=["reset", "close"])
