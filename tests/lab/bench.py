@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,6 +110,8 @@ CASES: Final = (
     Case("GET, low rate", 1_000, None),
     Case("GET, lower rate", 100, None),
 )
+BARE: Final = CASES[0]
+"""The requests that the barest sender sends beside production."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,15 +165,19 @@ def measure(lab: Lab, case: Case, capture: str, seconds: float) -> Result:
     )
 
 
-def floor(lab: Lab, case: Case, seconds: float) -> float:
-    """CPU of the barest sender, from the node to the shadow, in microseconds a request."""
-    words = [sys.executable, "-c", "from lab.floor import main; main()"]
-    process = lab.node.popen(
-        [*words, msgspec.json.encode(case.plan(lab.shadow.addr4, seconds)).decode()],
+def barest(lab: Lab, plan: LoadPlan) -> subprocess.Popen[bytes]:
+    """The barest sender, from the node to the shadow; `lab.node.stop` ends it."""
+    return lab.node.popen(
+        [sys.executable, "-c", "from lab.floor import main; main()", msgspec.json.encode(plan).decode()],
         env={"PYTHONPATH": str(Path(__file__).parent.parent)},
         nofile=NOFILE_MOST,
         stdout=subprocess.PIPE,
     )
+
+
+def floor(lab: Lab, case: Case, seconds: float) -> float:
+    """CPU of the barest sender in microseconds a request."""
+    process = barest(lab, case.plan(lab.shadow.addr4, seconds))
     try:
         output, _ = process.communicate(timeout=seconds * 10 + 30)
     finally:
@@ -189,14 +196,16 @@ def idle(lab: Lab, capture: str, seconds: float) -> float:
         return (tap.cpu() - before) / seconds * 100
 
 
-def production(lab: Lab, capture: str, pairs: int, shadow: Nginx, *, starve: bool = False) -> dict[str, float]:
-    """Production's latency with a tap over without, in blocks that alternate: ratios of the medians.
+def production(lab: Lab, capture: str, rounds: int, shadow: Nginx, *, starve: bool = False) -> dict[str, float]:
+    """Production's latency untapped, tapped, and beside the barest sender of the same requests to the same shadow, in
+    blocks that take turns: medians, and their ratios.
 
-    The shadow, which belongs on another host, gets what CPU the others leave (nice 19).  `starve`: the worker gets
-    `STARVED` of a CPU only.
+    The shadow, which belongs on another host, gets what CPU the others leave (nice 19).  What the barest sender adds
+    is not the tap's, but the copies' own.  `starve`: the worker, and that sender, get `STARVED` of a CPU only.
     """
     give_way(19, shadow.pid)
-    found: dict[str, list[float]] = {"p50 with": [], "p50 without": [], "p99 with": [], "p99 without": []}
+    starving = partial(starved, share=STARVED) if starve else nullcontext
+    found: dict[str, list[float]] = {}
 
     def block(kind: str) -> None:
         result = load(
@@ -206,24 +215,42 @@ def production(lab: Lab, capture: str, pairs: int, shadow: Nginx, *, starve: boo
             connections=CONNECTIONS,
             rate=PAIR_RATE,
         )
-        found[f"p50 {kind}"].append(result.p50)
-        found[f"p99 {kind}"].append(result.p99)
+        found.setdefault(f"p50 {kind}", []).append(result.p50)
+        found.setdefault(f"p99 {kind}", []).append(result.p99)
 
-    for pair in range(pairs):
-        for kind in ("with", "without") if pair % 2 else ("without", "with"):
-            if kind == "without":
-                block(kind)
-                continue
-            with Tap(lab.node, shadow=f"{lab.shadow.addr4}:80", capture=capture) as tap:
-                time.sleep(SETTLE_TIME)
-                worker = next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
-                with starved(worker, STARVED) if starve else nullcontext():
-                    block(kind)
+    def untapped() -> None:
+        block("untapped")
+
+    def tapped() -> None:
+        with Tap(lab.node, shadow=f"{lab.shadow.addr4}:80", capture=capture) as tap:
+            time.sleep(SETTLE_TIME)
+            worker = next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+            with starving(worker):
+                block("tapped")
+
+    def beside_the_barest() -> None:
+        seconds = PAIR_SECONDS + 2 * SETTLE_TIME
+        sender = barest(lab, dataclasses.replace(BARE, rate=PAIR_RATE).plan(lab.shadow.addr4, seconds))
+        try:
+            give_way(pid=sender.pid)
+            time.sleep(SETTLE_TIME)
+            with starving(sender.pid):
+                block("barest")
+        finally:
+            lab.node.stop(sender)
+
+    blocks = [untapped, tapped, beside_the_barest]
+    for number in range(rounds):
+        for run in blocks[number % 3 :] + blocks[: number % 3]:
+            run()
     medians = {name: statistics.median(values) for name, values in found.items()}
     return {
         **{f"{name}, ms": value for name, value in medians.items()},
-        "p50 ratio": medians["p50 with"] / medians["p50 without"],
-        "p99 ratio": medians["p99 with"] / medians["p99 without"],
+        **{
+            f"{figure} {kind} over untapped": medians[f"{figure} {kind}"] / medians[f"{figure} untapped"]
+            for figure in ("p50", "p99")
+            for kind in ("tapped", "barest")
+        },
     }
 
 
