@@ -37,6 +37,7 @@ from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
 WHOLE: Final = START | END
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 GET: Final = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
+POST: Final = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
 RESET: Final = struct.pack("ii", 1, 0)
 GIVEN_UP: Final = DropReason.INCOMPLETE
 
@@ -201,6 +202,24 @@ def test_requests_go_in_their_order_and_answers_are_counted(bench: Bench) -> Non
     assert bench.reactor.idle()
 
 
+@pytest.mark.parametrize("way", ["whole", "in parts", "queued"])
+def test_a_connection_is_busy_after_some_requests_however_they_went(bench: Bench, way: str) -> None:
+    """Its answers wake us no more, each of them, and what is sent goes at once."""
+    parts = [(POST, START), (b"xy", END)] if way == "in parts" else [(GET % 1, WHOLE)]
+    bench.give(Open(1, True))
+    found = []
+    for number in range(1, LAZY_AFTER + 1):
+        for data, flags in parts:
+            bench.send(1, data, flags)
+        if way == "queued" and number < LAZY_AFTER:
+            continue  # it is not connected yet
+        sock = bench.socks[0] if bench.socks else bench.accept()
+        bench.read(sock, sum(len(data) for data, _ in parts) * (number if way == "queued" else 1))
+        (lane,) = bench.reactor._by_fd.values()
+        found.append((lane.lazy, bool(lane.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))))  # type: ignore[union-attr]
+    assert found == [(False, False)] * (len(found) - 1) + [(True, True)]
+
+
 def test_answers_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> None:
     """Connecting is not in a time; one request of a connection at a time; a busy one is woken for what is timed."""
     bench.give(Open(1, True))
@@ -219,7 +238,7 @@ def test_answers_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> 
 
 def test_an_answer_is_timed_also_where_the_shadow_closes_after_it(bench: Bench) -> None:
     sock = bench.open()
-    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n", START)
+    bench.send(1, POST, START)
     bench.now += 5.0  # the client takes its time
     bench.send(1, b"xy", END)
     bench.read(sock, 40)

@@ -247,7 +247,7 @@ class Reactor:
         else:
             lane.sent_whole(size, flags)
             if flags & END:
-                self._timing.sent(lane, now)
+                self._went(lane, now)
 
     def _send_heard(self, command: Send, now: float) -> None:
         """As `_send`, where answers are compared."""
@@ -281,8 +281,16 @@ class Reactor:
         lane.sent_whole(size, flags)
         if flags & END:
             self._timing.sent(lane, now)
-        if lane.sent == LAZY_AFTER and flags & END:
+            if lane.sent == LAZY_AFTER:
+                self._answers.settle_in(lane)
+
+    def _went(self, lane: Lane, now: float) -> None:
+        """The last byte of a request that did not go in one part."""
+        if lane.sent == LAZY_AFTER and lane.hearing is None:
+            lane.timed = 0
             self._answers.settle_in(lane)
+        else:
+            self._timing.sent(lane, now)
 
     def _send_later(self, lane: Lane | None, command: Send, now: float) -> None:
         """The ways of a part that cannot be sent at once."""
@@ -464,7 +472,7 @@ class Reactor:
             if not lane.advance(count):
                 return
             if item.flags & END:
-                self._timing.sent(lane, now)
+                self._went(lane, now)
         lane.refresh()
 
     def _may_send(self, lane: Lane, item: Item, now: float) -> bool:
