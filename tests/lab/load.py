@@ -336,7 +336,7 @@ class Sender:
                 data = data[end + 4 :]
                 continue
             self.statuses[data[9:12].decode("ascii", "replace")] += 1
-            at = data.find(b"Content-Length: ", 0, end)
+            at = data[:end].lower().find(b"content-length: ")
             length = int(data[at + 16 : data.find(b"\r", at)]) if at >= 0 else 0
             missing = end + 4 + length - len(data)
             if missing > 0:
