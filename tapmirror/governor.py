@@ -36,6 +36,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.histogram import quantile
+from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.settings import AllTaps
 
@@ -104,7 +105,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     ring_fill: float = 0.0
     """Of the worst worker, 0 to 1."""
     delay: float = 0.0
-    """Seconds that what was read had waited in the ring, in the mean."""
+    """Seconds that what was read had waited in the ring, in the mean; of the worst worker."""
     cpu_share: float = 0.0
     """Cores, all workers."""
     rss_bytes: int = 0
@@ -483,10 +484,9 @@ def measure(
             },
         )
     cpu = after["worker"]["cpu_s"] - before["worker"]["cpu_s"]
-    records = _grew(before, after, "events", "delay_records")
     return Measure(
         ring_fill=after.get("ring", {}).get("fill", 0.0),
-        delay=_grew(before, after, "events", "delay_us") / records / 1e6 if records else 0.0,
+        delay=worst_wait(waits(before), waits(after)),
         cpu_share=max(0.0, cpu) / seconds,  # less than before: a worker was replaced
         rss_bytes=after["worker"]["rss_kb"] * 1024,
         shadow_bytes=sum(health.sent_bytes for health in shadows.values()) / seconds,

@@ -16,7 +16,8 @@ Pure: counters only.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -143,6 +144,28 @@ def summed(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 found[name] = mine + value
     return found
+
+
+def waits(snapshot: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Of each worker of a tap's snapshot: records that it read, and the microseconds that all these had waited for it.
+
+    A snapshot that does not tell workers apart is as of one.
+    """
+    workers = snapshot.get("workers") or ()
+    each = workers if workers and all("delay_records" in worker for worker in workers) else [snapshot["events"]]
+    return [(worker.get("delay_records", 0), worker.get("delay_us", 0)) for worker in each]
+
+
+def worst_wait(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> float:
+    """Seconds that what was read between two `waits` had waited in the mean, of the worker where it is most.
+
+    The mean over all would hide one that gets no CPU behind those that do: it reads less than they do.
+    """
+    worst = 0.0
+    for (records, waited), (more, longer) in zip_longest(before, after, fillvalue=(0, 0)):
+        if more > records:
+            worst = max(worst, (longer - waited) / 1e6 / (more - records))
+    return worst
 
 
 class Ledger:

@@ -98,7 +98,8 @@ def test_rates_are_of_what_came_since_the_last_look(protocol: str) -> None:
     until(lambda: time.monotonic() > begun + 0.1, "a tenth of a second")
     shortest = time.monotonic() - begun
     later = snapshot(scale=3, cpu=0.05, protocol=protocol)
-    units, size, cpu, delay = rates.of({**later, "events": {"delay_records": 20, "delay_us": 50_000}})
+    waited = [{"delay_records": 1000, "delay_us": 0}, {"delay_records": 20, "delay_us": 50_000}]
+    units, size, cpu, delay = rates.of({**later, "workers": waited})
     longest = time.monotonic() - start
     new = 2 * (2400 if protocol == "http" else 400)
     assert new / longest <= units <= new / shortest

@@ -443,6 +443,20 @@ def test_measures_of_two_snapshots() -> None:
     )
 
 
+def test_one_worker_of_four_that_is_behind_is_not_hidden_by_the_others() -> None:
+    def told(seconds: int) -> dict[str, Any]:
+        records, waits = (10_000, 10_000, 10_000, 100), (0.001, 0.001, 0.001, 0.6)
+        each = [
+            {"delay_records": n * seconds, "delay_us": int(n * seconds * wait * 1e6)}
+            for n, wait in zip(records, waits, strict=True)
+        ]
+        return snapshot(workers=each, events={name: sum(one[name] for one in each) for name in each[0]})
+
+    decisions = run(lambda _share, now: measure(told(int(now)), told(int(now) + 1), 1.0, 0.0, 0.0), 10)
+    assert decisions[-1].share < 1
+    assert decisions[-1].reason == "the workers get too little CPU: they are 0.60 s behind"
+
+
 def test_a_replaced_worker_is_not_taken_for_less_than_nothing() -> None:
     found = measure(snapshot(), snapshot(worker={"pid": 2, "cpu_s": 0.1, "rss_kb": 10}), 1.0, 0.0, 0.0)
     assert found.cpu_share == 0 and found.delay == 0

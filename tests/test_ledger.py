@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from tapmirror.events import DropReason, FilterReason
-from tapmirror.ledger import Ledger, summed
+from tapmirror.ledger import Ledger, summed, waits, worst_wait
 
 
 def test_identity_and_its_violation() -> None:
@@ -61,3 +61,17 @@ def test_snapshots_of_several_workers_are_added() -> None:
     facts = {"name": "a", "list": [1], "there": True, "nested": {"deep": {"n": 1.5}}}
     assert summed([facts, facts]) == {**facts, "nested": {"deep": {"n": 3.0}}}
     assert facts["nested"] == {"deep": {"n": 1.5}}
+
+
+def test_the_wait_is_that_of_the_worst_worker() -> None:
+    def of(*workers: tuple[int, int]) -> list[tuple[int, int]]:
+        each = [{"delay_records": records, "delay_us": waited} for records, waited in workers]
+        return waits({"events": {"delay_records": 9, "delay_us": 9}, "workers": each})
+
+    before = of((1000, 1000), (1000, 1000), (1000, 1000))
+    assert worst_wait(before, of((9000, 9000), (1010, 3_001_000), (1000, 1000))) == 0.3
+    assert worst_wait(before, before) == 0.0
+    assert worst_wait(before, of((500, 2_000_000), (1001, 0), (1000, 1000))) == 0.0, "a successor's books are older"
+    assert worst_wait([], of((4, 2_000_000))) == 0.5
+    assert waits({"events": {"delay_records": 9, "delay_us": 8}, "workers": [{"pid": 1}]}) == [(9, 8)]
+    assert waits({"events": {}}) == [(0, 0)]

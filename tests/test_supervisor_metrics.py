@@ -94,8 +94,8 @@ def test_every_number_of_a_snapshot_is_there() -> None:
         ("tapmirror_shadow_connects_total", "v2:80", "shop"): 3,
         ("tapmirror_shadow_connect_errors_total", "ECONNREFUSED", "v2:80", "shop"): 2,
         ("tapmirror_ring_fill_ratio", "shop"): 0.25,
-        ("tapmirror_ring_delay_seconds_count", "shop"): 40,
-        ("tapmirror_ring_delay_seconds_sum", "shop"): 0.05,
+        ("tapmirror_ring_delay_seconds_count", "shop", "0"): 40,
+        ("tapmirror_ring_delay_seconds_sum", "shop", "0"): 0.05,
         ("tapmirror_worker_cpu_seconds_total", "shop"): 1.5,
         ("tapmirror_worker_memory_bytes", "shop"): 1_024_000,
         ("tapmirror_spec_share_ratio", "shop"): 0.5,
@@ -120,6 +120,16 @@ def test_what_was_not_captured_is_told_also_before_the_first_ledger() -> None:
     ).samples()
     name = "tapmirror_uncaptured_seconds_total"
     assert (found[(name, "shop")], found[(name, "new")]) == (2.5, 0.0)
+
+
+def test_each_worker_s_delay_is_told() -> None:
+    each = [
+        {"cpu_s": 1.0, "rss_kb": 10, "delay_records": n, "delay_us": us} for n, us in ((1000, 1000), (10, 5_000_000))
+    ]
+    found = Taps(snapshot(workers=each)).samples()
+    name = "tapmirror_ring_delay_seconds"
+    assert [found[(f"{name}_{part}", "shop", "1")] for part in ("count", "sum")] == [10, 5.0]
+    assert [found[(f"{name}_{part}", "shop", "0")] for part in ("count", "sum")] == [1000, 0.001]
 
 
 def test_units_and_help() -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tapmirror.cli.compared import brief_lines
+from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec import By, TapSpec
 
 
@@ -37,7 +38,8 @@ class Rates:
     """Turns totals of successive snapshots into rates a second."""
 
     def __init__(self) -> None:
-        self._before: tuple[float, int, int, float, int, int] | None = None
+        self._before: tuple[float, int, int, float] | None = None
+        self._waits: list[tuple[int, int]] = []
 
     @property
     def known(self) -> bool:
@@ -45,22 +47,18 @@ class Rates:
         return self._before is not None
 
     def of(self, ledger: dict[str, Any]) -> tuple[float, float, float, float]:
-        """(units/s, bytes/s, CPU share, mean delay in s) since the last call; units are requests, or else segments."""
+        """(units/s, bytes/s, CPU share, s behind) since the last call; units are requests, or else segments.
+
+        Behind is the worst worker, in the mean.
+        """
         unit = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]
-        events = ledger["events"]
-        now = (
-            time.monotonic(),
-            unit["mirrored"],
-            ledger["bytes"]["mirrored"],
-            ledger["worker"]["cpu_s"],
-            events.get("delay_records", 0),
-            events.get("delay_us", 0),
-        )
+        now = (time.monotonic(), unit["mirrored"], ledger["bytes"]["mirrored"], ledger["worker"]["cpu_s"])
         before, self._before = self._before, now
+        waited, self._waits = self._waits, waits(ledger)
         if before is None or now[0] <= before[0]:
             return 0.0, 0.0, 0.0, 0.0
-        span, units, size, cpu, records, waited = (new - old for new, old in zip(now, before, strict=True))
-        return max(0.0, units / span), size / span, cpu / span, max(0.0, waited / 1e6 / records) if records > 0 else 0.0
+        span, units, size, cpu = (new - old for new, old in zip(now, before, strict=True))
+        return max(0.0, units / span), size / span, cpu / span, worst_wait(waited, self._waits)
 
 
 def behind(delay: float) -> str:

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from tapmirror import __version__, histogram
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.ledger import waits
 from tapmirror.supervisor.compared import Compared, add_times, families
 
 Snapshot: TypeAlias = Mapping[str, Any]
@@ -121,8 +122,9 @@ def _counted(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], float]]:
     yield ("flows", "joined"), events.get("flows_joined", 0)
     yield ("gaps",), events.get("gaps", 0)
     yield ("gap_bytes",), events.get("gap_bytes", 0)
-    yield ("delay_records",), events.get("delay_records", 0)
-    yield ("delay_us",), events.get("delay_us", 0)
+    for place, (records, waited) in enumerate(waits(snapshot)):
+        yield ("delay_records", str(place)), records
+        yield ("delay_us", str(place)), waited
     yield ("restarts",), sum(worker.get("restarts", 0) for worker in workers(snapshot))
     for label, shadow in snapshot["shadows"].items():
         for unit in ("bytes", "requests"):
@@ -273,11 +275,13 @@ class TapMetrics(Collector):
         delay = SummaryMetricFamily(
             "tapmirror_ring_delay_seconds",
             "Time that segments waited in it, each as long as the first of its batch",
-            labels=["tap"],
+            labels=["tap", "worker"],
             unit="seconds",
         )
         for tap, history in self._histories.items():
-            delay.add_metric([tap], int(history.total.whole("delay_records")), history.total.whole("delay_us") / 1e6)
+            for name, place in history.total.keys("delay_records"):
+                records, waited = history.total.of((name, place)), history.total.of(("delay_us", place))
+                delay.add_metric([tap, place], int(records), waited / 1e6)
         yield delay
         cpu = CounterMetricFamily(
             "tapmirror_worker_cpu_seconds", "CPU time of the workers", labels=["tap"], unit="seconds"

@@ -513,13 +513,18 @@ class Tap:
             "state": state,
             "state_reason": reason,
             **ledger,
-            "workers": [part["worker"] for part in parts],
+            "workers": [{**part["worker"], **_waited(part["events"])} for part in parts],
             "share": {
                 "percent": self.spec.most(),
                 "effective": effective,
                 "reason": "paused" if self._paused else self._throttle_reason,
             },
         }
+
+
+def _waited(events: dict[str, int]) -> dict[str, int]:
+    """Of one worker: the sums over all hide the one that is behind."""
+    return {name: events.get(name, 0) for name in ("delay_records", "delay_us")}
 
 
 def quantiles(buckets: dict[str, int]) -> dict[str, float]:
