@@ -221,6 +221,7 @@ class Breaker:
         "_tried",
         "_until",
         "_window",
+        "cause",
         "reason",
         "share",
         "state",
@@ -230,6 +231,9 @@ class Breaker:
         self.state = State.CLOSED
         self.share = 1.0
         self.reason = ""
+        """Of the share."""
+        self.cause = ""
+        """What is wrong with the shadow; "": it is well, or nothing is known."""
         self._errors = budget.errors
         self._longest = budget.retry
         self._pause = min(RETRY, budget.retry)
@@ -263,7 +267,7 @@ class Breaker:
             if self._proven or not self._tried:
                 self.share = min(1.0, self.share * PROBE_GROWTH**passed)
             if self.share == 1.0:
-                self.state, self.reason, self._closed_at = State.CLOSED, "", now
+                self.state, self.reason, self.cause, self._closed_at = State.CLOSED, "", "", now
         elif now - self._closed_at >= FORGIVEN:
             self._pause = min(RETRY, self._longest)
         return self.share
@@ -291,6 +295,7 @@ class Breaker:
 
     def _open(self, cause: str, now: float) -> None:
         self._until = now + self._pause
+        self.cause = cause
         self.reason = f"{cause}; tried again after {self._pause:g} s"
         self._pause = min(self._longest, self._pause * 2)
         self.state, self.share = State.OPEN, 0.0
@@ -320,6 +325,11 @@ class _Shadow:
         text = f"half of its answers take more than {self._latency:g} s"
         share = self.throttle.update([Load(quotient=slow, text=text, settle=WINDOW, factor=0.5)], now)
         return min((self.breaker.update(health, now), self.breaker.reason), (share, self.throttle.reason))
+
+    @property
+    def cause(self) -> str:
+        """What is wrong with it; "": nothing."""
+        return self.breaker.cause or self.throttle.reason
 
     def _median(self, health: Health, now: float) -> float:
         """Seconds, of the answers in the window; 0: too few were timed."""
@@ -357,6 +367,10 @@ class Governor:
     def breakers(self) -> dict[str, State]:
         """The state of each shadow's breaker."""
         return {name: shadow.breaker.state for name, shadow in self._shadows.items()}
+
+    def causes(self) -> dict[str, str]:
+        """What is wrong with each shadow, also where it costs the share nothing; "": nothing."""
+        return {name: shadow.cause for name, shadow in self._shadows.items()}
 
     def _loads(self, measure: Measure) -> list[Load]:
         budget = self._budget

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import json
 import os
@@ -171,6 +172,35 @@ def test_what_is_compared_has_a_line_in_both_views(capsys: pytest.CaptureFixture
         assert " ".join(line.split()) in " ".join(capsys.readouterr().err.split())
 
 
+def test_of_two_shadows_the_one_that_is_down_is_named_until_it_gets_something(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def now(sent: int, failed: int) -> dict[str, Any]:
+        found = snapshot()
+        (one,) = found["shadows"].values()
+        dead = copy.deepcopy(one) | {"events": {"shadow_connects": 9, "connect_ECONNREFUSED": failed}, "answers": {}}
+        dead["bytes"]["mirrored"] = sent
+        return {**found, "shadows": {"v2": one, "v3": dead}}
+
+    down = "UNWELL: it cannot be connected to"
+    steps = ((0, 0, False), (0, 2, True), (0, 2, True), (5, 3, False), (5, 4, True))
+    with LineView([spec()]) as lines:
+        for sent, failed, shown in steps:
+            capsys.readouterr()
+            lines.show([now(sent, failed)])
+            assert (down in capsys.readouterr().err) == shown
+    for until_then in range(1, len(steps) + 1):
+        with LiveView([spec()]) as table:  # what is not a terminal gets its last state
+            for sent, failed, _ in steps[:until_then]:
+                table.show([now(sent, failed)])
+        assert (f"shadow v3: {down}" in capsys.readouterr().err) == steps[until_then - 1][2]
+    with LineView([spec()]) as lines:
+        lines.show([now(0, 1)])
+    line = capsys.readouterr().err
+    assert "shadow v2: 2,400 requests mirrored, 100 dropped (shadow_down), 100 dropped (ring_full), 2xx 2,300; " in line
+    assert f"shadow v3: {down}, 2,400 requests mirrored, 100 dropped (shadow_down)" in line
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -187,6 +217,14 @@ def test_an_address_or_a_name_is_shown_as_it_is(change: dict[str, Any], capsys: 
     with LiveView([odd]) as view:
         view.show([snapshot()])
     assert heading(odd) in " ".join(capsys.readouterr().err.split())
+
+
+def test_names_of_shadows_that_begin_alike_are_told_apart_on_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    (one,) = snapshot()["shadows"].values()
+    print_ledger({**snapshot(), "shadows": {"staging-of-shop.test:8080": one, "staging-of-shop.test:8081": one}})
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= 80
+    assert "…" not in output and "8080" in output and "8081" in output
 
 
 def test_a_line_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,16 @@ def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert run(monkeypatch, Answers({"daemon": DAEMON, "taps": []}), "status").endswith("\nno taps\n")
 
 
+def test_of_two_shadows_the_one_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = {"answers": {}, "requests": {**ACCOUNT, "mirrored": 0, "dropped": {"shadow_down": 900}},
+            "breaker": "open", "reason": "it cannot be connected to"}  # fmt: skip
+    tap = {**TAP, "ledger": {**LEDGER, "shadows": {**LEDGER["shadows"], "v3": dead}}}
+    text = run(monkeypatch, Answers({"daemon": DAEMON, "taps": [tap]}), "status")
+    assert "  shadow v2: 700 requests mirrored, 199 dropped (ring_full), 2xx 690, 5xx 3\n" in text
+    down = "UNWELL: it cannot be connected to, 0 requests mirrored, 900 dropped (shadow_down), no answers"
+    assert f"  shadow v3: {down}\n" in text
+
+
 def test_watch_goes_on_and_knows_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [{"daemon": DAEMON, "taps": [TAP]}] * 3
     shown = run(monkeypatch, Answers(*answers), "status", "--watch")

@@ -24,7 +24,7 @@ from lab.exchanges import Feed
 from tapmirror.cli.live import Rates
 from tapmirror.cli.main import main
 from tapmirror.cli.top import screen
-from test_cli_status import DAEMON, LEDGER, TAP
+from test_cli_status import ACCOUNT, DAEMON, LEDGER, TAP
 
 COMMAND = Path(sys.executable).parent / "tapmirror"
 
@@ -48,7 +48,10 @@ def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
     for words in ("web running 10 % 0 0.0 12 700 0 0% 40 worker 71 20", "worker 72 10", "two failed 50 %"):
         assert words in " ".join(text.split()), words
     assert "OF TAP STATE AND LOSS, BY REASON web why ring_full 199 two no interface" in " ".join(text.split())
-    assert "v2 web 700 1.2 ms 20.0 ms 2xx 690 5xx 3" in " ".join(text.split())
+    assert "v2 web 700 199 1.2 ms 20.0 ms 2xx 690 5xx 3" in " ".join(text.split())
+    dead = {"requests": {**ACCOUNT, "mirrored": 0}, "answers": {}, "reason": "it cannot be connected to"}
+    text = shown({"daemon": DAEMON, "taps": [{**TAP, "ledger": {**ledger, "shadows": {**shadows, "v3": dead}}}]})
+    assert "v3 web 0 199 it cannot be connected to" in " ".join(text.split())
     of_all = {"share": 0.5, "reason": "all taps: too much"}
     text = shown({"daemon": {**DAEMON, "killed": True, "all_taps": of_all}, "taps": []})
     assert "KILL SWITCH" in text and "50% of all shares: all taps: too much" in text

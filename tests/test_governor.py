@@ -362,6 +362,10 @@ def test_a_dead_shadow_costs_the_others_nothing() -> None:
     governor = Governor(Budget(), 0.0)
     assert min(shares(run(plant, 100, governor=governor))) == 1
     assert governor.breakers()["dead"] is not State.CLOSED
+    assert governor.causes() == {"v2": "", "dead": "it cannot be connected to"}
+    for now in range(100, 150):
+        governor.observe(Measure(shadows={"v2": OK, "dead": OK}), float(now))
+    assert governor.causes() == {"v2": "", "dead": ""}
 
 
 def test_without_traffic_nothing_moves() -> None:

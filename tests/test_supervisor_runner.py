@@ -21,7 +21,7 @@ from tapmirror.supervisor import runner as module
 from tapmirror.supervisor import together
 from tapmirror.supervisor.claims import ClaimedError
 from tapmirror.supervisor.log import Log
-from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Runner
+from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Regulation, Runner
 from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError, TapRefusedError
 
@@ -408,6 +408,39 @@ def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
     assert share < 1 and "the budget is 0 MiB" in reason
     assert said(log)[-1] == f"{share:.0%} of its share: {reason}"
     made.end().result(10)
+
+
+def test_of_two_shadows_the_one_that_is_down_is_told_in_ledger_and_log(script: Script) -> None:
+    """The share stays whole, for the other one is well: nothing else would tell."""
+    told: list[str] = []
+    tap = script(SPEC, told.append, told.append, wait_for_interface=False)
+    regulation = Regulation(Budget(host_cpu=100, host_memory=100), alone(), 0.0, told.append)
+    sent = failed = 0
+
+    def look(now: int, *, back: bool) -> dict[str, Any]:
+        nonlocal sent, failed
+        sent, failed = sent + 100, failed + (not back)
+        base: dict[str, Any] = {"answers": {}, "latency": {"buckets": {}}}
+        well = {**base, "events": {}, "bytes": {"mirrored": sent}}
+        dead = {**base, "events": {"connect_ECONNREFUSED": failed}, "bytes": {"mirrored": back * sent}}
+        shadows: dict[str, Any] = {"v2": well, "v3": dead}
+        ledger = {"shadows": shadows, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
+        regulation.observe(tap, ledger, float(now))
+        return shadows
+
+    first = look(0, back=False)
+    assert first["v3"]["breaker"] == "closed" and first["v3"]["reason"] == ""
+    for now in range(1, 30):
+        shadows = look(now, back=False)
+        assert (shadows["v2"]["breaker"], shadows["v2"]["reason"]) == ("closed", "")
+    assert shadows["v3"]["breaker"] in ("open", "half-open")
+    assert shadows["v3"]["reason"] == "it cannot be connected to"
+    assert told == ["shadow v3: it cannot be connected to"], "once"
+    for now in range(30, 90):
+        shadows = look(now, back=True)
+    assert (shadows["v3"]["breaker"], shadows["v3"]["reason"]) == ("closed", "")
+    assert told[1:] == ["shadow v3: it is well again"]
+    assert not any(did[0] == "throttle" for did in tap.did)
 
 
 def test_the_budget_of_all_taps_lowers_the_share_of_each(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import click
 from rich.console import Console, Group
@@ -61,6 +61,41 @@ class Rates:
         return max(0.0, units / span), size / span, cpu / span, worst_wait(waited, self._waits)
 
 
+CONNECT: Final = "connect_"
+"""Events that begin so are attempts to connect that failed."""
+
+
+class Reach:
+    """Tells by successive snapshots which shadows cannot be connected to, where no governor looks at them."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[int, int]] = {}
+        self._down: set[str] = set()
+
+    def of(self, ledger: dict[str, Any]) -> dict[str, str]:
+        """What is wrong with each shadow that is down: attempts failed, and nothing was sent since."""
+        for label, shadow in ledger["shadows"].items():
+            failed = sum(count for name, count in shadow["events"].items() if name.startswith(CONNECT))
+            sent, failures = self._before.get(label, (0, 0))
+            self._before[label] = (shadow["bytes"]["mirrored"], failed)
+            if shadow["bytes"]["mirrored"] > sent:
+                self._down.discard(label)
+            elif failed > failures:
+                self._down.add(label)
+        return dict.fromkeys(self._down, "it cannot be connected to")
+
+
+def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:
+    """A shadow for people: what is wrong with it first; of one of several what it got and missed, too."""
+    words = [f"UNWELL: {cause}"] if cause else []
+    if cause or several:
+        name = "requests" if shadow["requests"]["seen"] else "bytes"
+        words.append(f"{shadow[name]['mirrored']:,} {name} mirrored")
+        words += [f"{count:,} dropped ({why})" for why, count in shadow[name]["dropped"].items()]
+    answers = [f"{name} {count:,}" for name, count in shadow["answers"].items()]
+    return ", ".join([*words, *(answers or ["no answers"])])
+
+
 def behind(delay: float) -> str:
     """How late the workers are, for people."""
     return f"{delay:.1f} s behind" if delay >= 1 else f"{delay * 1000:.0f} ms behind"
@@ -74,6 +109,7 @@ class LineView:
     def __init__(self, specs: Sequence[TapSpec]) -> None:
         self._specs = specs
         self._rates = [Rates() for _ in specs]
+        self._reach = [Reach() for _ in specs]
 
     def __enter__(self) -> Self:
         for spec in self._specs:
@@ -87,17 +123,21 @@ class LineView:
 
     def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
         """Print the state of each in one line."""
-        for rates, ledger in zip(self._rates, ledgers, strict=True):
+        for rates, reach, ledger in zip(self._rates, self._reach, ledgers, strict=True):
             rate, size, cpu, delay = rates.of(ledger)
             requests, segments = ledger["requests"], ledger["segments"]
             lost = sum(requests["dropped"].values()), sum(segments["dropped"].values())
-            answers = " ".join(f"{name} {count:,}" for name, count in ledger["answers"].items())
+            causes, several = reach.of(ledger), len(ledger["shadows"]) > 1
+            shadows = [
+                f"shadow{several * f' {label}'}: {shadow_words(shadow, causes.get(label, ''), several=several)}"
+                for label, shadow in ledger["shadows"].items()
+            ]
             name = f"{ledger['tap']}  " if len(ledgers) > 1 else ""
             click.echo(
                 f"{time.strftime('%H:%M:%S')}  {name}{rate:,.0f}/s {size / 1e6:.1f} MB/s  "
                 f"requests {requests['mirrored']:,} mirrored {lost[0]:,} dropped  "
                 f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
-                f"flows {ledger['flows']:,}  cpu {cpu:.0%}  {behind(delay)}  shadow: {answers or 'no answers'}",
+                f"flows {ledger['flows']:,}  cpu {cpu:.0%}  {behind(delay)}  {'; '.join(shadows)}",
                 err=True,
             )
             for line in brief_lines(ledger):
@@ -112,6 +152,7 @@ class LiveView:
     def __init__(self, specs: Sequence[TapSpec]) -> None:
         self._specs = specs
         self._rates = [Rates() for _ in specs]
+        self._reach = [Reach() for _ in specs]
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=False)
 
     def __enter__(self) -> Self:
@@ -127,7 +168,7 @@ class LiveView:
     def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
         """Redraw."""
         tables = []
-        for spec, rates, ledger in zip(self._specs, self._rates, ledgers, strict=True):
+        for spec, rates, reach, ledger in zip(self._specs, self._rates, self._reach, ledgers, strict=True):
             rate, size, cpu, delay = rates.of(ledger)
             table = Table(title=Text(heading(spec)), title_justify="left", caption_justify="left")
             facts = (
@@ -135,7 +176,10 @@ class LiveView:
                 f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB, {behind(delay)}  "
                 f"capture {ledger['capture']}   Ctrl-C stops"
             )
-            table.caption = Text("\n".join([*brief_lines(ledger), facts]))
+            unwell = [f"shadow {label}: UNWELL: {cause}" for label, cause in sorted(reach.of(ledger).items())]
+            table.caption = Text.assemble(
+                ("\n".join([*unwell, ""]), "bold red"), "\n".join([*brief_lines(ledger), facts])
+            )
             _fill(table, ledger)
             tables.append(table)
         self._live.update(Group(*tables), refresh=True)
@@ -164,7 +208,7 @@ def print_ledger(ledger: dict[str, Any]) -> None:
 def _fill(table: Table, ledger: dict[str, Any]) -> None:
     """A row for each fate, a column for each unit; of several shadows the last two for each."""
     units = [ledger["segments"], ledger["bytes"], ledger["requests"]]
-    table.add_column("")
+    table.add_column("", overflow="fold")
     names = ["segments", "bytes", "requests"]
     if len(ledger["shadows"]) > 1:
         units, names = units[:1], names[:1]
@@ -172,7 +216,7 @@ def _fill(table: Table, ledger: dict[str, Any]) -> None:
             units += [shadow["bytes"], shadow["requests"]]
             names += [f"bytes\n{label}", f"requests\n{label}"]
     for name in names:
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", overflow="fold")  # cut, the names of shadows would be the same
     for fate in ("seen", "mirrored", "sampled_out"):
         table.add_row(fate.replace("_", " "), *(f"{unit[fate]:,}" for unit in units))
     for kind in ("filtered", "dropped"):

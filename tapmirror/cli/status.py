@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option
-from tapmirror.cli.live import Rates, behind
+from tapmirror.cli.live import Rates, behind, shadow_words
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Logs, Status
 
@@ -111,10 +111,10 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         ]
         found.append(f"  {unit}: {', '.join(fates)}")
     for label, shadow in ledger["shadows"].items():
-        answers = ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
+        words = shadow_words(shadow, shadow.get("reason", ""), several=len(ledger["shadows"]) > 1)
         latency = shadow.get("latency", {})
         times = ", ".join(f"{name[:3]} {latency[name]:.1f} ms" for name in TIMES if name in latency)
-        found.append(f"  shadow {label}: {answers or 'no answers'}{times and f'; {times}'}")
+        found.append(f"  shadow {label}: {words}{times and f'; {times}'}")
     worker = ledger["worker"]
     speed, load, late = ("", "", "")
     if known:

@@ -182,18 +182,22 @@ def _name(name: str, style: str = "") -> Text:
 
 
 def shadows_table(taps: list[dict[str, Any]]) -> Table:
-    """A line for each shadow: its answers by status class, its latencies where they are known."""
+    """A line for each shadow: what is wrong with it, its answers by class, its latencies where they are known."""
     table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
     table.add_column("SHADOW", no_wrap=True)
     table.add_column("OF TAP", no_wrap=True)
     table.add_column("MIRRORED", justify="right")
+    table.add_column("LOST", justify="right")
     table.add_column("P50", justify="right")
     table.add_column("P99", justify="right")
-    table.add_column("ANSWERS", ratio=1)
+    table.add_column("TROUBLE AND ANSWERS", ratio=1)
     for tap in taps:
         for label, shadow in ((tap["ledger"] or {}).get("shadows") or {}).items():
             answers = "  ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
             latency = shadow.get("latency") or {}
             times = [f"{latency[name]:.1f} ms" if name in latency else "" for name in TIMES]
-            table.add_row(*map(Text, (label, tap["name"], f"{shadow['requests']['mirrored']:,}", *times, answers)))
+            account = shadow["requests"] if shadow["requests"]["seen"] else shadow["bytes"]
+            counts = (f"{account['mirrored']:,}", f"{sum(account['dropped'].values()):,}")
+            unwell = (f"{shadow['reason']}  ", "bold red") if shadow.get("reason") else ""
+            table.add_row(*map(Text, (label, tap["name"], *counts, *times)), Text.assemble(unwell, answers))
     return table

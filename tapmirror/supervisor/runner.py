@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
-from tapmirror.governor import Decision, Governor, measure
+from tapmirror.governor import Decision, Governor, State, measure
 from tapmirror.spec import TapSpec
 from tapmirror.spec.budget import Budget
 from tapmirror.supervisor import pressure
@@ -527,14 +527,20 @@ class Regulation:
         self._together = together
         self._before: tuple[float, dict[str, Any]] | None = None
         self._own = self._applied = Decision(share=1.0, reason="")
+        self._unwell: set[str] = set()
 
     def observe(self, tap: Tap, ledger: dict[str, Any], now: float) -> None:
-        """Look at a new ledger, and lower or raise the tap's share.  Raises `TapError`."""
+        """Look at a new ledger, and lower or raise the tap's share.  Raises `TapError`.
+
+        The ledger gets, for each shadow, its `breaker` and what is wrong with it (`reason`).
+        """
         before, self._before = self._before, (now, ledger)
         if before is None:
+            self._tell_shadows(ledger)
             return
         found = measure(before[1], ledger, now - before[0], pressure.some("cpu"), pressure.some("memory"))
         own, of_all = self._governor.observe(found, now), self._together.observe(self, found, now)
+        self._tell_shadows(ledger)
         reason = "; ".join(filter(None, (of_all.reason, own.reason)))
         decision = Decision(share=round(own.share * of_all.share, 4), reason=reason)
         if decision != self._applied:
@@ -542,3 +548,15 @@ class Regulation:
         if own.reason != self._own.reason:
             self._tell(f"{own.share:.0%} of its share: {own.reason}" if own.reason else "its whole share")
         self._own, self._applied = own, decision
+
+    def _tell_shadows(self, ledger: dict[str, Any]) -> None:
+        """How each is.  Of several the share follows the best one: that another is down would not be told by it."""
+        breakers, causes = self._governor.breakers(), self._governor.causes()
+        for label, shadow in ledger["shadows"].items():
+            cause = causes.get(label, "")
+            shadow |= {"breaker": breakers.get(label, State.CLOSED).value, "reason": cause}
+            if bool(cause) == (label in self._unwell):
+                continue
+            self._unwell ^= {label}
+            if len(ledger["shadows"]) > 1:
+                self._tell(f"shadow {label}: {cause or 'it is well again'}")
