@@ -125,8 +125,8 @@ async def test_what_cannot_be_restarted_goes_on_as_it_was(rig: Rig) -> None:
 @conversation
 async def test_each_beginning_has_a_life_of_its_own_in_the_snapshots(rig: Rig) -> None:
     async def life() -> int:
-        await rig.until(lambda: "worker" in rig.daemon.roster.snapshots()[0], "a ledger")
-        return int(rig.daemon.roster.snapshots()[0]["life"])
+        await rig.until(lambda: "worker" in rig.daemon.roster.snapshots()[-1], "a ledger")
+        return int(rig.daemon.roster.snapshots()[-1]["life"])
 
     await rig.daemon.start([A], force=False)
     first = await life()

@@ -202,6 +202,24 @@ def test_a_tap_that_is_gone_is_forgotten() -> None:
     assert taps.samples()[("tapmirror_seen_segments_total", "a")] == 5
 
 
+def test_what_was_counted_after_the_last_scrape_of_a_life_is_not_lost() -> None:
+    taps = Taps(snapshot(seen=100))
+    before = taps.samples()
+    seen = ("tapmirror_seen_segments_total", "shop")
+    over = [snapshot(seen=140, over=True), snapshot(seen=30, life=2, over=True)]  # the second was never scraped
+    taps.now = [*over, {"tap": "shop", "state": "starting", "life": 0}]
+    assert taps.samples()[seen] == 170
+    taps.now = [*over, snapshot(seen=5, life=3)]
+    for _ in range(2):  # by two that scrape
+        assert taps.samples()[seen] == 175 and not falls(before, taps.samples())
+    taps.now = [*over, snapshot(seen=9, life=3, over=True)]
+    found = taps.samples()
+    assert found[seen] == 179, "it was stopped: counters alone are left of it"
+    assert not any(name in ("tapmirror_tap_state", "tapmirror_worker_memory_bytes") for name, *_ in found)
+    taps.now = []
+    assert not any("shop" in key for key in taps.samples())
+
+
 def test_a_tap_that_did_not_start_has_its_state() -> None:
     found = Taps({"tap": "new", "state": "waiting"}).samples()
     assert found[("tapmirror_tap_state", "waiting", "new")] == 1

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from daemon_rig import PATIENCE, A, B, C, Rig, conversation, kept, refused, tap
+from tapmirror.supervisor import roster
 
 
 @conversation
@@ -53,6 +54,38 @@ async def test_the_file_stop_holds_at_each_look_what_is_not_held(rig: Rig) -> No
     gate.set()
     await rig.until(lambda: set(rig.states().values()) == {"paused"}, "held again")
     assert rig.script.attached() == []
+
+
+@conversation
+async def test_what_a_life_counted_to_its_end_is_kept_for_the_metrics_for_a_while(rig: Rig) -> None:
+    def past() -> list[tuple[str, bool]]:
+        return [(each["tap"], each["final"]) for each in rig.daemon.roster.snapshots() if "over" in each]
+
+    await rig.daemon.start([A, B], force=False)
+    await rig.until(lambda: all("worker" in each for each in rig.daemon.roster.snapshots()), "ledgers")
+    lives = {each["tap"]: each["life"] for each in rig.daemon.roster.snapshots()}
+    await rig.daemon.apply([msgspec.structs.replace(A, seed=1), B], dry_run=False, force=False)
+    await rig.daemon.stop("b")
+    assert past() == [("a", True), ("b", True)] == past()
+    assert [each["life"] for each in rig.daemon.roster.snapshots()[:2]] == [lives["a"], lives["b"]]
+    assert rig.daemon.roster.snapshots()[-1]["tap"] == "a" and "over" not in rig.daemon.roster.snapshots()[-1]
+
+
+@conversation
+async def test_lives_that_are_over_are_forgotten(rig: Rig) -> None:
+    def past() -> list[str]:
+        return [each["tap"] for each in rig.daemon.roster.snapshots() if "over" in each]
+
+    with pytest.MonkeyPatch.context() as patch:
+        await rig.daemon.start([A], force=False)
+        await rig.daemon.stop("a")
+        assert past() == ["a"]
+        patch.setattr(roster, "REMEMBERED", 0.0)
+        assert past() == []
+    for _ in range(3):
+        await rig.daemon.start([A], force=False)
+        await rig.daemon.stop("a")
+    assert past() == ["a"] * 3
 
 
 @pytest.mark.parametrize("switch", ["file", "command"])

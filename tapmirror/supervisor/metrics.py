@@ -90,8 +90,10 @@ class _History:
         self._life = 0
 
     def take(self, snapshot: Snapshot) -> None:
-        """Look at a snapshot; of another life than the last one it counts from zero."""
+        """Look at a snapshot; of a later life than the last one it counts from zero, of an earlier one it is known."""
         life = snapshot["life"]
+        if life < self._life:
+            return
         if life != self._life:
             self.total.begin_anew()
             self.cpu.begin_anew()
@@ -152,7 +154,9 @@ def _fates(account: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
 
 class TapMetrics(Collector):
     """The metrics of all taps.  One that has not counted anything yet may be only {"tap", "state"}; with a ledger comes
-    "life", another number whenever that began with zeros.
+    "life", a greater number whenever that began with zeros.  Those of lives that are "over" come first, in their order,
+    as often as one likes: they have what was counted after the last collection.  Of a tap that is gone its counters
+    stay for as long as they do.
 
     `snapshots` is called for each collection, from whatever thread scrapes: it must be quick and safe to call
     (the last snapshots, not new ones).  Not more than one thread may collect at a time.
@@ -174,13 +178,14 @@ class TapMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metric families, each with the samples of every tap."""
-        known = {str(snapshot["tap"]): snapshot for snapshot in self._snapshots()}
+        found = [*self._snapshots()]
+        known = {str(snapshot["tap"]): snapshot for snapshot in found if "over" not in snapshot}
         taps = {name: snapshot for name, snapshot in known.items() if "segments" in snapshot}
+        counted = [(str(snapshot["tap"]), snapshot) for snapshot in found if "segments" in snapshot]
         # One that begins anew has no snapshot for a while: its totals go on.
-        self._histories = {
-            name: self._histories.get(name) or _History() for name in known if name in taps or name in self._histories
-        }
-        for name, snapshot in taps.items():
+        names = dict.fromkeys([*(name for name, _ in counted), *(name for name in known if name in self._histories)])
+        self._histories = {name: self._histories.get(name) or _History() for name in names}
+        for name, snapshot in counted:
             self._histories[name].take(snapshot)
         yield InfoMetricFamily("tapmirror_build", "What runs", value={"version": __version__})
         yield from self._ledger(taps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,10 @@ from tapmirror.supervisor.together import Together
 
 LOADERS: Final = 2
 """Taps that start at a time: each compiles for a second, in 150 MB."""
+REMEMBERED: Final = 120.0
+"""Seconds for which the metrics have what a tap counted in a life that is over: two scrapes of Prometheus's default."""
+LIVES: Final = 256
+"""That are over, at most: all of 200 taps that `apply` restarts; some 10 kB each."""
 
 
 class Entry:
@@ -84,6 +89,9 @@ class Roster:
         self._together = together
         self._make = make
         self._loaders = threading.Semaphore(LOADERS)
+        self._past: deque[tuple[float, dict[str, Any]]] = deque(maxlen=LIVES)
+        """Lives of taps that are over: when, and the last ledger."""
+        self._past_lock = threading.Lock()
 
     # --- looking
 
@@ -110,13 +118,25 @@ class Roster:
         return f"{'KILL SWITCH; ' if self.killed else ''}taps: {counts or 'none'}"
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """The last ledger of each tap, for the metrics; any thread may ask."""
-        found = []
+        """The last ledger of each tap, for the metrics, after those of lives that ended lately; any thread may ask."""
+        with self._past_lock:
+            self._forget()
+            found = [ledger for _, ledger in self._past]
         for name, entry in [*self.taps.items()]:
             life, ledger = entry.runner.counted
             facts = {"state": entry.runner.state[0], "uncaptured_s": entry.runner.uncaptured, "life": life}
             found.append({**(ledger or {"tap": name}), **facts})
         return found
+
+    def _remember(self, life: int, ledger: dict[str, Any]) -> None:
+        with self._past_lock:
+            self._forget()
+            self._past.append((time.monotonic(), {**ledger, "life": life, "over": True}))
+
+    def _forget(self) -> None:
+        since = time.monotonic() - REMEMBERED
+        while self._past and self._past[0][0] < since:
+            self._past.popleft()
 
     # --- the kill switch
 
@@ -179,7 +199,9 @@ class Roster:
         """A new tap, which begins.  Raises `RefusedError` while there is one of this name: it may capture yet."""
         if spec.name in self.taps:
             raise RefusedError("busy", f"there is a tap {spec.name!r} yet")
-        runner = Runner(spec, self._log, self._loaders, self._together, make=self._make, before=before)
+        runner = Runner(
+            spec, self._log, self._loaders, self._together, make=self._make, before=before, over=self._remember
+        )
         runner.keep_trying = accepted
         ends = None if ttl is None else time.monotonic() + ttl
         entry = Entry(runner, written or spec, origin, paused=paused, ends=ends)

@@ -89,7 +89,9 @@ class Runner:
         *,
         make: Make = Tap,
         before: Before | None = None,
+        over: Callable[[int, dict[str, Any]], None] = lambda _life, _ledger: None,
     ) -> None:
+        """`over` receives each life that ended, with its last ledger; in the tap's thread."""
         self.spec = spec
         self.counted: tuple[int, dict[str, Any] | None] = (0, None)
         """In which life (each begins with zeros), and the last snapshot of it.  Never changed, only replaced."""
@@ -113,6 +115,7 @@ class Runner:
         self._loaders = loaders
         self._together = together
         self._make = make
+        self._over = over
         self._tap: Tap | None = None
         self._claims: Claims | None = None
         self._state = ("starting", "")
@@ -340,6 +343,8 @@ class Runner:
             self._lost(as_tap_error(error), time.monotonic() - began)
         finally:
             self._close()
+        if self.counted[0] == self._life and self.ledger is not None:
+            self._over(self._life, self.ledger)
         return self.ledger
 
     def _close(self) -> None:
