@@ -16,7 +16,8 @@ rise that fails makes the next one wait twice as long: so it does not swing.
 *Breaker.*  Each shadow has one.  `CLOSED` while the shadow is well.  Connections that fail while nothing is sent, or
 too many bad answers, make it `OPEN`: nothing is captured for this shadow.  After a pause it is `HALF_OPEN`: a few
 connections try; twice as many each second where they get through, or where there was nothing to try with; a failure
-opens it again, for twice as long.  What the tap captures is
+opens it again, for twice as long.  What still goes out on connections from before proves nothing while new ones are
+tried: a server that accepts none any more may serve those to their end.  What the tap captures is
 what the shadow that can take most gets: one that is down does not cost the others anything.
 
 *All taps.*  The taps of a daemon have one throttle in common (`Overall`), fed with the sums of what they measured; each
@@ -93,7 +94,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     connects: int = 0
     """Attempts,"""
     connect_failures: int = 0
-    """and how many of them failed by now."""
+    """and how many of them failed by now,"""
+    connected: int = 0
+    """or stand by now."""
     sent_bytes: int = 0
     times: Mapping[str, int] = {}
     """Of the answers that were timed, by the buckets of `histogram`."""
@@ -210,8 +213,10 @@ class Breaker:
     """Whether a shadow is left alone."""
 
     __slots__ = (
+        "_asked",
         "_by_answers",
         "_closed_at",
+        "_connected",
         "_down_since",
         "_errors",
         "_last",
@@ -248,6 +253,10 @@ class Breaker:
         """Since it is half open something went there, or tried to;"""
         self._proven = False
         """and it got through: an attempt that hangs has not failed yet."""
+        self._asked = False
+        """Since then a connection was tried,"""
+        self._connected = False
+        """and one stands: what goes out on those from before says nothing of those to come."""
 
     def update(self, health: Health, now: float) -> float:
         """The share for now on."""
@@ -257,12 +266,14 @@ class Breaker:
             if now >= self._until:
                 self._try(now)
             return self.share
+        self._asked = self._asked or health.connects > 0
+        self._connected = self._connected or health.connected > 0
         cause = self._cause(health, now)
         if cause:
             self._open(cause, now)
         elif self.state is State.HALF_OPEN:
             self._tried = self._tried or health.connects > 0 or health.sent_bytes > 0
-            good = health.answers > health.errors if self._by_answers else health.sent_bytes > 0
+            good = health.answers > health.errors if self._by_answers else self._gets_through(health)
             self._proven = self._proven or good
             if self._proven or not self._tried:
                 self.share = min(1.0, self.share * PROBE_GROWTH**passed)
@@ -274,7 +285,7 @@ class Breaker:
 
     def _cause(self, health: Health, now: float) -> str:
         """Why the shadow is to be left alone; empty: it is well."""
-        if health.sent_bytes:
+        if self._gets_through(health):
             self._down_since = None
         elif health.connect_failures:
             if self._down_since is None:
@@ -293,6 +304,11 @@ class Breaker:
             return f"{errors / answers:.0%} of its answers are errors"
         return ""
 
+    def _gets_through(self, health: Health) -> bool:
+        """Bytes were sent, and while it is half open not only on connections that stood before."""
+        old = self.state is State.HALF_OPEN and self._asked and not self._connected
+        return health.sent_bytes > 0 and not old
+
     def _open(self, cause: str, now: float) -> None:
         self._until = now + self._pause
         self.cause = cause
@@ -305,7 +321,7 @@ class Breaker:
         self.reason = "it is tried again"
         self._down_since = None
         self._window.clear()
-        self._tried = self._proven = False
+        self._tried = self._proven = self._asked = self._connected = False
 
 
 class _Shadow:
@@ -487,6 +503,7 @@ def measure(
             answers=_grown(then, now, "answers"),
             errors=sum(_grew(then, now, "answers", kind) for kind in ERRORS),
             connects=_grew(then, now, "events", "shadow_connects"),
+            connected=_grew(then, now, "events", "shadow_connected"),
             connect_failures=sum(
                 _grew(then, now, "events", kind) for kind in now["events"] if kind.startswith("connect_")
             ),

@@ -332,10 +332,38 @@ def test_a_shadow_whose_failures_take_long_to_show_gets_the_first_few_connection
         asked, failed = round(100 * share), round(100 * then)
         if kind == "black hole":
             return Measure(shadows={"v2": Health(connects=asked, connect_failures=failed)})
-        return Measure(shadows={"v2": Health(connects=asked, sent_bytes=asked, answers=failed, errors=failed)})
+        deaf = Health(connects=asked, connected=asked, sent_bytes=asked, answers=failed, errors=failed)
+        return Measure(shadows={"v2": deaf})
 
     late = shares(run(plant, 600, Budget(retry=retry)))[60:]
     assert set(late) == {0.0, PROBE}
+
+
+@pytest.mark.parametrize("patience", [0, 10])
+def test_what_goes_out_on_connections_from_before_does_not_close_it(patience: int) -> None:
+    """New ones are refused, or fail after ten seconds; one from before still takes bytes whenever it is half open."""
+    values = [1.0]
+    governor = Governor(Budget(), 0.0)
+
+    def plant(share: float, now: float) -> Measure:
+        values.append(share)
+        then = values[int(now) - patience] if now > patience else 0.0
+        kept = 50 if governor.breakers().get("v2") is State.HALF_OPEN else 0
+        asked, failed = round(100 * share), round(100 * then)
+        return Measure(shadows={"v2": Health(connects=asked, connect_failures=failed, sent_bytes=kept)})
+
+    late = shares(run(plant, 600, governor=governor))[60:]
+    assert set(late) == {0.0, PROBE}
+
+
+def test_connections_from_before_are_enough_where_none_is_tried() -> None:
+    """Clients whose connections stand for hours: what was down is well when they get through."""
+    governor = Governor(Budget(), 0.0)
+    run(down, 20, governor=governor)
+    assert governor.breakers()["v2"] is not State.CLOSED
+    for now in range(21, 80):
+        governor.observe(well(1.0, now), float(now))
+    assert governor.breakers()["v2"] is State.CLOSED
 
 
 def test_bad_answers_open_it_and_a_bug_does_not() -> None:
@@ -412,7 +440,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 def test_measures_of_two_snapshots() -> None:
     shadow = {
         "answers": {"1xx": 9, "2xx": 20, "5xx": 4, "garbage": 1, "unanswered": 2},
-        "events": {"shadow_connects": 9, "connect_ECONNREFUSED": 2, "connect_ETIMEDOUT": 1},
+        "events": {"shadow_connects": 9, "shadow_connected": 1, "connect_ECONNREFUSED": 2, "connect_ETIMEDOUT": 1},
         "bytes": {"mirrored": 5000},
         "latency": {"buckets": {"0.01": 3, "1": 4, "inf": 1}},
     }
@@ -433,13 +461,20 @@ def test_measures_of_two_snapshots() -> None:
         host_memory=3.0,
         shadows={
             "v2": Health(
-                answers=17, errors=7, connects=6, connect_failures=3, sent_bytes=4000, times={"1": 2, "inf": 1}
+                answers=17,
+                errors=7,
+                connects=6,
+                connect_failures=3,
+                connected=1,
+                sent_bytes=4000,
+                times={"1": 2, "inf": 1},
             ),
             "new": Health(
                 answers=27,
                 errors=7,
                 connects=9,
                 connect_failures=3,
+                connected=1,
                 sent_bytes=5000,
                 times={"0.01": 3, "1": 4, "inf": 1},
             ),

@@ -165,6 +165,7 @@ class Dialer:
         _, place = self._attempts.pop(lane)
         del place.attempts[lane]
         place.backoff.succeeded()
+        self._events["shadow_connected"] += 1
         return 0
 
     def failed(self, lane: Lane, number: int, now: float) -> None:
