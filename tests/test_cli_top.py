@@ -23,7 +23,7 @@ from rich.console import Console
 from lab.exchanges import Feed
 from tapmirror.cli.live import Rates
 from tapmirror.cli.main import main
-from tapmirror.cli.top import screen
+from tapmirror.cli.top import page, screen
 from test_cli_status import ACCOUNT, DAEMON, LEDGER, TAP
 
 COMMAND = Path(sys.executable).parent / "tapmirror"
@@ -47,7 +47,7 @@ def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
     assert "2 taps, 1 running" in text and "KILL" not in text
     for words in ("web running 10 % 0 0.0 12 700 0 0% 40 worker 71 20", "worker 72 10", "two failed 50 %"):
         assert words in " ".join(text.split()), words
-    assert "OF TAP STATE AND LOSS, BY REASON web why ring_full 199 two no interface" in " ".join(text.split())
+    assert "OF TAP STATE AND LOSS, BY REASON two no interface web why ring_full 199" in " ".join(text.split())
     assert "v2 web 700 199 1.2 ms 20.0 ms 2xx 690 5xx 3" in " ".join(text.split())
     dead = {"requests": {**ACCOUNT, "mirrored": 0}, "answers": {}, "reason": "it cannot be connected to"}
     text = shown({"daemon": DAEMON, "taps": [{**TAP, "ledger": {**ledger, "shadows": {**shadows, "v3": dead}}}]})
@@ -150,3 +150,30 @@ def test_q_ends_it_and_the_terminal_is_as_before(tmp_path: Path) -> None:
     thread.join()
     os.close(ours)
     os.close(theirs)
+
+
+def test_what_is_longer_than_the_screen_is_in_pages_and_trouble_comes_first() -> None:
+    taps = [{**TAP, "name": f"tap{i:02}"} for i in range(50)]
+    taps[40] |= {"state": "failed", "state_reason": "no interface", "ledger": None}
+    unwell = {"v2": {**LEDGER["shadows"]["v2"], "reason": "it cannot be connected to"}}
+    taps[45] |= {"ledger": {**LEDGER, "shadows": unwell}}
+    console = Console(width=80, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
+    whole = screen({"daemon": DAEMON, "taps": taps}, {}, 80)
+
+    def from_line(first: int) -> tuple[list[str], int]:
+        shown, first = page(whole, console, first)
+        return ["".join(part.text for part in line).rstrip() for line in console.render_lines(shown)], first
+
+    lines, first = from_line(-23)
+    assert first == 0 and len(lines) == 24
+    assert [line.split()[0] for line in lines[2:6]] == ["tap40", "tap45", "tap00", "tap01"]
+    assert lines[-1] == "lines 1 to 23 of 154    space: on    b: back    q quits"
+    seen = {*lines}
+    while (found := from_line(first + 23))[1] != first:
+        seen |= {*found[0]}
+        first = found[1]
+    assert first == 154 - 23 and len(from_line(first)[0]) == 24
+    for words in ("tap49  running", "tap40  no interface", "v2  tap45", "it cannot be connected to"):
+        assert any(" ".join(words.split()) in " ".join(line.split()) for line in seen), words
+    small = screen({"daemon": DAEMON, "taps": taps[:2]}, {}, 80)
+    assert page(small, console, 99) == (small, 0)

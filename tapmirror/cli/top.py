@@ -18,6 +18,7 @@ from typing import Any, Final
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
@@ -45,7 +46,9 @@ COLORS: Final = {"running": "green", "failed": "bold red", "restarting": "red", 
 def top(socket: Path) -> None:
     """Watch the daemon's taps: rates, what was lost and why, the shadows' answers, what each worker costs.
 
-    Keys: q quits.
+    Taps that do not run, and those with a shadow that is not well, come first.
+
+    Keys: space and b turn the pages of what is longer than the screen, q quits.
 
     \b
     Example:
@@ -58,10 +61,15 @@ def top(socket: Path) -> None:
     rates: dict[str, Rates] = {}
     try:
         with Client(socket) as client, keys(), Live(screen=True, auto_refresh=False) as live:
+            first = 0
             while True:
-                live.update(screen(client.ask(Status()), rates, live.console.width), refresh=True)
-                if pressed(INTERVAL) in ("q", "Q", ""):
+                whole = screen(client.ask(Status()), rates, live.console.width)
+                shown, first = page(whole, live.console, first)
+                live.update(shown, refresh=True)
+                key = pressed(INTERVAL)
+                if key in ("q", "Q", ""):
                     return
+                first += {" ": 1, "b": -1}.get(key or "", 0) * (live.console.height - 1)
     except ControlError as error:
         refused(error)
     except KeyboardInterrupt:
@@ -89,13 +97,25 @@ def pressed(seconds: float) -> str | None:
     return None
 
 
+def page(whole: RenderableType, console: Console, first: int) -> tuple[RenderableType, int]:
+    """What the screen has room for, from that line on, and the line that it is from: there may be fewer."""
+    lines = console.render_lines(whole, pad=False)
+    if len(lines) <= console.height:
+        return whole, 0
+    room = console.height - 1
+    first = max(0, min(first, len(lines) - room))
+    place = f"lines {first + 1} to {first + room} of {len(lines)}    space: on    b: back    q quits"
+    shown = SegmentLines(lines[first : first + room], new_lines=True)
+    return Group(shown, Text(place, "reverse", no_wrap=True, overflow="ellipsis")), first
+
+
 def screen(done: dict[str, Any], rates: dict[str, Rates], width: int) -> RenderableType:
     """Everything, once, in so many columns; `rates` remembers the last one's totals."""
-    daemon = done["daemon"]
-    running = sum(tap["state"] == "running" for tap in done["taps"])
+    daemon, taps = done["daemon"], sorted(done["taps"], key=lambda tap: not _in_trouble(tap))
+    running = sum(tap["state"] == "running" for tap in taps)
     head = Text(
         f"tapmirror {daemon['version']}  up {duration(daemon['uptime_s'])}  "
-        f"{len(done['taps'])} taps, {running} running    {time.strftime('%H:%M:%S')}    q quits"
+        f"{len(taps)} taps, {running} running    {time.strftime('%H:%M:%S')}    q quits"
     )
     parts: list[RenderableType] = [head]
     if daemon["killed"]:
@@ -105,11 +125,17 @@ def screen(done: dict[str, Any], rates: dict[str, Rates], width: int) -> Rendera
         parts.append(Text(f"{daemon['all_taps']['share']:.0%} of all shares: {all_taps}", "yellow"))
     compared = [
         Text.assemble((tap["name"], "bold"), "  ", line, overflow="ellipsis", no_wrap=True)
-        for tap in done["taps"]
+        for tap in taps
         for line in brief_lines(tap["ledger"] or {})
     ]
-    tables = (taps_table(done["taps"], rates, width), reasons_table(done["taps"]), shadows_table(done["taps"]))
+    tables = (taps_table(taps, rates, width), reasons_table(taps), shadows_table(taps))
     return Group(*parts, *(table for table in tables if table.rows), *compared)
+
+
+def _in_trouble(tap: dict[str, Any]) -> bool:
+    """An operator wants to see it first."""
+    shadows = ((tap["ledger"] or {}).get("shadows") or {}).values()
+    return tap["state"] != "running" or any(shadow.get("reason") for shadow in shadows)
 
 
 def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates], width: int) -> Table:
