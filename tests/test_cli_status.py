@@ -95,6 +95,8 @@ def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert lines[1:4] == ["KILL SWITCH: all capture is off", "error: the disk is full", "error: x.yaml: bad"]
     assert lines[4] == "50% of all shares: all taps: too much"
     assert lines[6] == "web: waiting (for eth0)"
+    full = run(monkeypatch, Answers({"daemon": {**DAEMON, "log_lines_lost": 1234}, "taps": []}), "status")
+    assert full.splitlines()[1] == "error: 1,234 lines of the log could not be written"
     assert lines[8:13] == [
         "  from x.yaml",
         "  ends in 1 min 1 s",

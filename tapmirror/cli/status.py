@@ -64,6 +64,8 @@ def lines(done: dict[str, Any], rates: dict[str, Rates]) -> list[str]:
     if daemon["killed"]:
         found.append("KILL SWITCH: all capture is off")
     found += [f"error: {daemon[name]}" for name in ("state_error", "reload_error") if daemon[name]]
+    if lost := daemon.get("log_lines_lost"):
+        found.append(f"error: {lost:,} lines of the log could not be written")
     if all_taps := daemon.get("all_taps", {}).get("reason"):
         found.append(f"{daemon['all_taps']['share']:.0%} of all shares: {all_taps}")
     for tap in done["taps"]:
