@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +191,41 @@ def test_many_threads() -> None:
         thread.join()
     log.close()
     assert 8 * RATE <= len(written.lines()) <= 8 * RATE + 16
+
+
+def test_after_a_full_disk_the_next_line_begins_a_line() -> None:
+    data, room = b"", 10
+
+    def write(line: bytes) -> None:
+        nonlocal data, room
+        data += line[:room]
+        room -= len(line[:room])
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Log(write, journal=False)
+    for word in ("one", "two"):
+        log.say(Level.INFO, word, "lost")
+    until(lambda: log.lost == 2, "both are lost")
+    room = 1000
+    log.say(Level.INFO, "three", "there again")
+    log.say(Level.INFO, "four", "there again")
+    log.close()
+    assert [line.split(" ")[2] for line in data.decode().splitlines()[1:]] == ["event=three", "event=four"]
+    assert data.decode().splitlines()[0].startswith("time=20") and len(data.decode().splitlines()[0]) == 10
+
+
+def test_what_a_disk_takes_a_part_of_is_lost_and_counted(tmp_path: Path) -> None:
+    program = """
+import resource, signal, sys
+from tapmirror.supervisor.log import Level, to_stderr
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+log = to_stderr()
+log.say(Level.INFO, "some", "more than ten bytes")
+log.close()
+print(log.lost)
+"""
+    with open(tmp_path / "log", "wb") as file:
+        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=file, check=True)
+    assert (done.stdout.strip(), (tmp_path / "log").stat().st_size) == (b"1", 10)

@@ -125,11 +125,14 @@ class Log:
             self.lost += 1
 
     def _writer(self) -> None:
+        torn = False
         while (line := self._queue.get()) is not None:
             try:
-                self._write(line)
+                self._write(b"\n" + line if torn else line)
+                torn = False
             except OSError:
                 self.lost += 1
+                torn = True  # a part of it may be there
 
 
 class _Cause:
@@ -165,7 +168,13 @@ def to_stderr() -> Log:
         journal = os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
     except OSError:
         journal = False
-    return Log(lambda line: os.write(2, line), journal=journal)
+    return Log(_write_whole, journal=journal)
+
+
+def _write_whole(line: bytes) -> None:
+    """To standard error.  Raises OSError if a part of it could not be written: a disk may have room for the rest."""
+    while line:
+        line = line[os.write(2, line) :]
 
 
 def stamp(seconds: float) -> str:
