@@ -107,6 +107,13 @@ def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert run(monkeypatch, Answers({"daemon": DAEMON, "taps": []}), "status").endswith("\nno taps\n")
 
 
+def test_a_share_that_was_just_set_is_not_told_as_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger is a second old."""
+    share = {"percent": 5.0, "effective": 5.0, "reason": ""}
+    tap = {**TAP, "percent": 54.0, "ledger": {**LEDGER, "share": share}}
+    assert "at present" not in run(monkeypatch, Answers({"daemon": DAEMON, "taps": [tap]}), "status")
+
+
 def test_of_two_shadows_the_one_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     dead = {"answers": {}, "requests": {**ACCOUNT, "mirrored": 0, "dropped": {"shadow_down": 900}},
             "breaker": "open", "reason": "it cannot be connected to"}  # fmt: skip

@@ -99,7 +99,7 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
     if ledger is None:
         return found
     effective = ledger.get("share") or {}
-    if effective.get("effective", tap["percent"]) != tap["percent"]:
+    if effective and effective["effective"] != effective["percent"]:  # both of the same moment, unlike the tap's own
         found.append(f"  at present {effective['effective']:g} %: {effective['reason']}")
     known = rates.known  # at the first look there are none: they would be told as 0
     rate, size, cpu, delay = rates.of(ledger)
