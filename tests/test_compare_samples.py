@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.exchanges import Plain
-from tapmirror.compare.diff import Rules
+from tapmirror.compare.rules import Rules
 from tapmirror.compare.samples import CURL, HIDDEN, curl, sample
 from tapmirror.exchange import Answer, Asked, Failure
 from tapmirror.policy.samples import USUAL, SampleRedactor

@@ -11,11 +11,12 @@ import msgspec
 
 from tapmirror.compare.bodies import missing
 from tapmirror.compare.brief import WORK, Briefing
-from tapmirror.compare.diff import Compared, Expression, Rules, compare
+from tapmirror.compare.diff import Compared, compare
 from tapmirror.compare.endpoints import Endpoints
 from tapmirror.compare.figures import evidence_of
 from tapmirror.compare.noise import Repeats, request_key, short, wanted
 from tapmirror.compare.pairing import Conversation
+from tapmirror.compare.rules import Expression, Rules
 from tapmirror.compare.samples import Redaction, sample
 from tapmirror.compare.summary import SCHEMA, Endpoint, Field, Summary, bounds_of
 from tapmirror.compare.thinning import Draw, Rate

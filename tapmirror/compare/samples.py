@@ -12,7 +12,9 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded
-from tapmirror.compare.diff import Rules, compare, fields
+from tapmirror.compare.diff import compare
+from tapmirror.compare.heads import fields
+from tapmirror.compare.rules import Rules
 from tapmirror.compare.summary import Sample
 from tapmirror.exchange import Answer, Asked
 

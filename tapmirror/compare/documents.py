@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two JSON documents differ in, by the paths of their fields.
+
+JSON lines are an array.  An array whose elements differ in their places only is one difference of order; of arrays of
+different length that is the difference, and their elements are not compared.  Elements that changed *and* are in
+another order are held against those they belong to (`order`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from tapmirror.compare.bodies import text_of
+from tapmirror.compare.findings import Change, Findings
+from tapmirror.compare.order import by_member, by_value
+from tapmirror.compare.words import shortened
+
+ELEMENTS: Final = 1000
+"""Of an array whose order is found out: that costs some milliseconds at most."""
+DEPTH: Final = 48
+"""Of JSON that is looked into; what is deeper is compared as a whole."""
+
+_JSON: Final = msgspec.json.Decoder()
+_SORTED: Final = msgspec.json.Encoder(order="sorted")
+
+Document: TypeAlias = tuple[Any, bool]
+"""What was read, and whether it is that of lines."""
+
+
+def document(body: bytes, type_: bytes) -> Document | None:
+    """The JSON that a body is: a document, as RFC 8259, 8.1 has it or in another character set or with a mark of the
+    byte order; or one on each line.
+    """
+    try:
+        return _JSON.decode(body), False
+    except _NO_JSON:
+        pass
+    try:
+        plain = text_of(body, type_).removeprefix("\ufeff").encode()
+        try:
+            return _JSON.decode(plain), False
+        except _NO_JSON:
+            return _JSON.decode_lines(plain), True
+    except _NO_JSON:
+        return None
+
+
+def differ(findings: Findings, one: bytes, other: bytes, mine: Document, its: Document) -> None:
+    """Find what two documents differ in; `one` and `other` are what they were read from."""
+    (first, lines), (second, its_lines) = mine, its
+    if type(first) is type(second) and lines is not its_lines:  # who reads an array cannot read lines
+        findings.add(Change.TYPE, "body", one, other)
+        return
+    prunes = one.count(b"true") == other.count(b"true") and one.count(b"false") == other.count(b"false")
+    try:
+        _Search(findings, prunes=prunes).values(first, second, "body", DEPTH)
+    except RecursionError:  # what lies below DEPTH is too deep even to be compared as a whole
+        findings.add(Change.VALUE, "body", one, other)
+
+
+class _Search:
+    """One comparison, and how much it may still do."""
+
+    __slots__ = ("add", "budget", "encoded", "found", "most", "prunes", "rules")
+
+    def __init__(self, findings: Findings, *, prunes: bool) -> None:
+        self.rules = findings.rules
+        self.add = findings.add
+        self.found = findings.found
+        self.most = findings.most
+        self.budget = findings.rules.nodes
+        self.encoded = findings.rules.encoded_bytes
+        self.prunes = prunes
+        """Equal values need not be looked into.  For Python, true and 1 are equal: so only where both documents have
+        as many of true and of false.  NOTE: one that has true in place of 1, and 1 in place of true, is missed."""
+
+    def values(self, one: Any, other: Any, path: str, depth: int) -> None:
+        """Two JSON values."""
+        self.budget -= 1
+        kind = type(one)
+        if kind is not type(other):
+            if kind in _NUMBERS and type(other) in _NUMBERS:
+                if not self.rules.close(one, other):
+                    self.add(Change.VALUE, path, one, other)
+            else:
+                self.add(Change.TYPE, path, one, other)
+        elif self.prunes and one == other:
+            return
+        elif kind is dict:
+            if depth and self.budget > 0:
+                self.objects(one, other, path, depth - 1)
+            elif one != other:
+                self.add(Change.VALUE, path, one, other)
+        elif kind is list:
+            if len(one) != len(other):
+                self.add(Change.LENGTH, path, one, other)
+            elif depth and self.budget > 0:
+                self.arrays(one, other, path + "[]", depth - 1)
+            elif one != other:
+                self.add(Change.VALUE, path, one, other)
+        elif one != other:
+            if kind is str:
+                if not self.rules.same_text(one, other):
+                    self.add(Change.VALUE, path, one, other)
+            elif kind is bool or not self.rules.close(one, other):
+                self.add(Change.VALUE, path, one, other)
+
+    def objects(self, one: dict[str, Any], other: dict[str, Any], path: str, depth: int) -> None:
+        values = self.values
+        for name, value in one.items():
+            its = other.get(name, _ABSENT)
+            if its is _ABSENT:
+                self.budget -= 1
+                self.add(Change.MISSING, f"{path}.{shortened(name)}", value, None)
+                if len(self.found) >= self.most:
+                    return
+            elif value is not its:
+                if type(value) is str and type(its) is str and value == its:
+                    self.budget -= 1
+                else:
+                    values(value, its, f"{path}.{shortened(name)}", depth)
+                    if len(self.found) >= self.most:
+                        return
+        if len(other) > len(one) or other.keys() != one.keys():
+            for name, its in other.items():
+                if name not in one:
+                    self.budget -= 1
+                    self.add(Change.EXTRA, f"{path}.{shortened(name)}", None, its)
+                    if len(self.found) >= self.most:
+                        return
+
+    def arrays(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
+        """Of equal length."""
+        before = len(self.found)
+        self.pairs(one, other, path, depth)
+        if len(self.found) == before or not 2 <= len(one) <= self.rules.nodes or self.encoded <= 0:
+            return
+        mine, its = [*map(_SORTED.encode, one)], [*map(_SORTED.encode, other)]
+        self.encoded -= sum(map(len, mine)) + sum(map(len, its))
+        if sorted(mine) == sorted(its):
+            del self.found[before:]
+            self.add(Change.ORDER, path[:-2], one, other)
+            return
+        if len(one) > ELEMENTS:
+            return
+        order = by_member(one, other) or by_value(mine, its)
+        if order is not None and order != [*range(len(one))] and self.budget > 0:
+            del self.found[before:]
+            self.add(Change.ORDER, path[:-2], one, other)
+            self.pairs(one, [other[at] for at in order], path, depth)
+
+    def pairs(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
+        """Each element with the other's at its place."""
+        for at, (mine, its) in enumerate(zip(one, other, strict=True), 1):
+            self.values(mine, its, path, depth)
+            if len(self.found) >= self.most:
+                break
+            if self.budget <= 0:
+                rest, its_rest = one[at:], other[at:]
+                if rest != its_rest:
+                    self.add(Change.VALUE, path, rest, its_rest)
+                break
+
+
+_NO_JSON: Final = (msgspec.DecodeError, UnicodeError, RecursionError, ValueError)
+_ABSENT: Final = object()
+_NUMBERS: Final = (int, float)

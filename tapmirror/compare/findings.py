@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two answers differ in, as far as it counts."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final
+
+import msgspec
+
+from tapmirror.compare.rules import Rules
+
+PATH: Final = 200
+"""Characters of a path; names within are cut to 60."""
+
+
+class Change(enum.Enum):
+    """The kind of a difference."""
+
+    VALUE = "value"
+    TYPE = "type"
+    MISSING = "missing"
+    EXTRA = "extra"
+    ORDER = "order"
+    LENGTH = "length"
+
+
+class Difference(msgspec.Struct, gc=False):
+    """One difference; `one` is production's value, `other` the shadow's."""
+
+    change: Change
+    path: str
+    one: Any = None
+    other: Any = None
+
+    @property
+    def field(self) -> str:
+        """What it is counted by."""
+        return f"{self.change.value} {self.path}"
+
+
+class Findings:
+    """The differences of one comparison; those that are ignored are none."""
+
+    __slots__ = ("found", "most", "rules")
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.found: list[Difference] = []
+        self.most = rules.differences
+        """When so many are found, objects and arrays are looked through no further."""
+
+    def add(self, change: Change, path: str, one: Any, other: Any) -> None:
+        """A difference, if it counts and there is room for it."""
+        ignored = self.rules.ignored
+        if ignored is not None and ignored.match(path[:PATH]):
+            return
+        if len(self.found) < self.most:
+            if self.rules.shown is not None:
+                path = self.rules.shown(path)
+            path = path[:PATH]
+            self.found.append(Difference(change, path, one, other))
