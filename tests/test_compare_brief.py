@@ -97,6 +97,26 @@ def test_a_pause_that_all_workers_see_at_once_is_one_crowd() -> None:
     assert shadow > 100
 
 
+def failing(second: int | None, *, seconds: int = 20, rate: int = 1000) -> State:
+    """So many requests a second; in one of them the shadow fails a tenth."""
+    line = {at: Point(rate, [0, rate // 10 * (at == second)]) for at in range(seconds)}
+    endpoint = Endpoint(pairs=seconds * rate, only_shadow=0 if second is None else rate // 10)
+    return State(level="status", endpoints={"a": endpoint}, line=line)
+
+
+def test_an_outage_is_one_error_in_the_report_and_in_the_brief() -> None:
+    limits = Limits(max_p99_ratio=None, max_diff_rate=None)
+
+    def outcome(*states: State) -> Outcome:
+        return judged(summed([brief(state) for state in states]), limits).outcome
+
+    assert outcome(failing(3)) is Outcome.UNDECIDED
+    assert figures("t", "s", failing(3), Compare(), limits).verdict.outcome is Outcome.UNDECIDED
+    assert outcome(failing(None), failing(3)) is outcome(failing(3), failing(3)) is Outcome.UNDECIDED
+    assert outcome(failing(None)) is outcome(failing(None), failing(None, seconds=3)) is Outcome.PASS
+    assert outcome(failing(1, seconds=5)) is Outcome.UNDECIDED, "it is not known yet whether they come together"
+
+
 def test_after_a_brief_of_all_the_next_one_looks_again() -> None:
     of = summary(State(endpoints={"GET /": Endpoint(pairs=1)}))
     briefing = Briefing(Compare(), Limits())

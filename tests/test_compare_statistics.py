@@ -10,13 +10,16 @@ from lab.peeking import (
     bursts,
     false_alarms_in_a_row,
     false_alarms_of_differences,
+    false_alarms_of_outages,
     false_alarms_of_quantiles,
     false_alarms_of_shares,
 )
 from tapmirror.compare.sketch import Sketch
 from tapmirror.compare.statistics import (
+    LASTING,
     STRETCHES,
     crowd,
+    crowd_of_differences,
     difference_evidence,
     difference_interval,
     quantile_interval,
@@ -135,6 +138,39 @@ def test_who_is_slow_many_times_in_a_row_is_not_said_to_be_slower() -> None:
     wrong, naive = false_alarms_in_a_row(lambda rand: bursts(rand, 3000, 30), 20, 15_000, 300, 0.01)
     assert wrong <= most(20, 0.01)
     assert naive > 2 * most(20, 0.01)
+
+
+def test_who_has_an_outage_is_not_said_to_have_more_errors() -> None:
+    """Of equal versions each fails all requests for 2 s now and then, at times of its own."""
+    wrong, naive = false_alarms_of_outages(20_000, 200, 20, 20_000, 100, 0.01)
+    assert wrong <= most(20, 0.01)
+    assert naive > 2 * most(20, 0.01)
+    seen, _ = false_alarms_of_outages(math.inf, 1, 5, 20_000, 100, 0.01, more=0.01)
+    assert seen == 5
+
+
+def test_how_many_errors_come_together() -> None:
+    """Of 16 seconds of 1000 exchanges; +1 where only the shadow failed."""
+    even = {number: (1000, 10 - number % 2) for number in range(16)}
+    assert crowd_of_differences(even, 152, 0, 1.0) == 1.0
+    once = {number: (1000, 152 if number == 3 else 0) for number in range(16)}
+    assert 100 < crowd_of_differences(once, 152, 0, 1.0) < 200
+    both = dict.fromkeys(range(16), (1000, 0))
+    assert crowd_of_differences(both, 152, 152, 1.0) == 1.0, "a dependency of both was away"
+    few = {number: once[number] for number in range(STRETCHES - 1)}
+    assert crowd_of_differences(few, 152, 0, 1.0) == 0.0, "not to be told yet"
+    assert crowd_of_differences(few, 0, 0, 1.0) == crowd_of_differences({}, 0, 0, 1.0) == 1.0
+    dead = dict.fromkeys(range(16), (1000, 1000))
+    assert crowd_of_differences(dead, 16_000, 0, 1.0) == 1.0
+    died = {number: (1000, 1000 * (number >= 600)) for number in range(1200)}
+    assert crowd_of_differences(died, 600_000, 0, 1.0) == 1000 * LASTING
+
+
+def test_a_crowd_makes_a_difference_less_certain() -> None:
+    low, high = difference_interval(100, 0, 10_000, 0.01)
+    wide = difference_interval(100, 0, 10_000, 0.01, 20.0)
+    assert wide[0] < low < high < wide[1]
+    assert difference_interval(100, 0, 10_000, 0.01, 0.0) == (-1.0, 1.0)
 
 
 def test_how_many_slow_ones_come_together() -> None:

@@ -177,11 +177,13 @@ def test_a_comparison_with_its_past_is_of_the_size_of_one() -> None:
         found = brief(State(requests=7, endpoints=endpoints))
         capture = {f"{life} {n}": 1 for n in range(NAMES)}
         found["crowds"].update(told=10, shadow=float(life % 3))
+        found["outages"].update(told=10, errors=float(life % 3))
         past = with_past({"shadows": {LABEL: found}, "capture": capture}, past)
     found = past["shadows"][LABEL]
     assert [*found["endpoints"]] == [f"GET /0/{n}" for n in range(NAMED)], "they keep their places"
     assert [*found["worst"]] == ["GET /2/0"]
     assert found["crowds"] == {"production": 0.0, "shadow": 2.0, "told": 50}
+    assert found["outages"] == {"errors": 2.0, "told": 50}
     assert (found["requests"], found["all"]["pairs"]) == (35, NAMED * (10 + 11 + 12 + 13 + 14))
     taken = figures()
     taken["compare"] = past

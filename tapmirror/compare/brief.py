@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.compare.endpoints import OTHER
-from tapmirror.compare.figures import Judged, crowds_of, judged_endpoint, noise_of
+from tapmirror.compare.figures import Judged, crowds_of, error_crowd, judged_endpoint, noise_of
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.summary import ERROR, Endpoint, Side, State, Summary
 from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
@@ -101,6 +101,7 @@ class Briefing:
                 for side, sketch in (("production", summary.production), ("shadow", summary.shadow))
             },
             "crowds": self._crowds(summary),
+            "outages": self._outages(summary),
             "all": total,
             "endpoints": {name: looks[name].counts for name in self._places(total["pairs"])},
             "worst": {} if worst is None else {worst: counts[worst]},
@@ -116,6 +117,15 @@ class Briefing:
         if min(shadow, production) < 1:
             return {"production": 0.0, "shadow": 0.0, "told": 0}
         return {"production": production - 1, "shadow": shadow - 1, "told": summary.production.count}
+
+    def _outages(self, summary: Summary) -> dict[str, float]:
+        """The same of errors, which come together while something is away."""
+        state = summary.state
+        each = state.endpoints.values()
+        found = error_crowd(state, sum(one.only_shadow for one in each), sum(one.only_production for one in each))
+        if found < 1:
+            return {"errors": 0.0, "told": 0}
+        return {"errors": found - 1, "told": sum(one.pairs for one in each)}
 
     def _look(self, state: State, now: float, work: float) -> None:
         """Look at endpoints whose turn it is: new ones first."""
@@ -161,6 +171,8 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
     }
     crowds = found["crowds"]
     told = 0 < sketches["production"].count <= 2 * crowds["told"]  # a worker that has few times tells nothing of them
+    outages = found["outages"]
+    known = everything["pairs"] <= 2 * outages["told"]
     counts = Counts(
         everything["pairs"],
         everything["only_shadow"],
@@ -172,6 +184,7 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
         found["certain"],
         found["possible"],
         (1 + crowds["shadow"], 1 + crowds["production"]) if told else (0.0, 0.0),
+        1 + outages["errors"] if known else 0.0,
         found["requests"],
     )
     return judge(counts, limits or Limits())

@@ -14,7 +14,13 @@ import msgspec
 
 from tapmirror.compare.noise import Evidence, Nature, Thresholds, apart, is_noise, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
-from tapmirror.compare.statistics import crowd, difference_interval, ratio_interval, share_interval
+from tapmirror.compare.statistics import (
+    crowd,
+    crowd_of_differences,
+    difference_interval,
+    ratio_interval,
+    share_interval,
+)
 from tapmirror.compare.summary import COARSE, SCHEMA, Endpoint, Field, Sample, Side, State, bounds_of, merged, whole
 from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.spec.compare import Compare, Level
@@ -157,6 +163,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     thresholds = _thresholds(spec)
     known = _noise_elsewhere(state, thresholds)
     total = whole(state)
+    errors = error_crowd(state, total.only_shadow, total.only_production)
     found = differing(state, spec, limits)
     crowds = {share: crowds_of(state, share) for share in (0.5, P99)}
     timed = total.production.last.count
@@ -169,13 +176,14 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
             limits,
             found[name].differing,
             {share: _part(both, each.production.last.count, timed) for share, both in crowds.items()},
+            _thinned(errors, each.pairs / total.pairs) if total.pairs else errors,
             _probed(name, spec),
         )
         for name, each in state.endpoints.items()
     ]
     endpoints.sort(key=lambda each: (-_badness(each), -each.pairs, each.name))
     together = sum(found.values(), Judged())
-    everything = _endpoint("all", total, thresholds, known, limits, together.differing, crowds, probes=False)
+    everything = _endpoint("all", total, thresholds, known, limits, together.differing, crowds, errors, probes=False)
     counts = Counts(
         total.pairs,
         total.only_shadow,
@@ -187,6 +195,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         together.certain,
         together.possible,
         crowds[P99],
+        errors,
         state.requests,
     )
     return Figures(
@@ -279,15 +288,16 @@ def _endpoint(
     limits: Limits,
     count: int,
     crowds: Mapping[float, tuple[float, float]],
+    errors: float,
     probes: bool,
 ) -> EndpointFigures:
-    """`count` of its exchanges differ."""
+    """`count` of its exchanges differ; `errors` is the crowd of its errors."""
     fields = sorted(
         _fields(endpoint, thresholds, known, probes), key=lambda each: (_ORDER[each.nature], -each.rate, each.path)
     )
     pairs = endpoint.pairs
     diff = (endpoint.only_shadow - endpoint.only_production) / pairs if pairs else None
-    low, high = difference_interval(endpoint.only_shadow, endpoint.only_production, pairs, limits.alpha)
+    low, high = difference_interval(endpoint.only_shadow, endpoint.only_production, pairs, limits.alpha, errors)
     rate = count / endpoint.compared if endpoint.compared else None
     production, shadow = endpoint.production, endpoint.shadow
     return EndpointFigures(
@@ -345,6 +355,12 @@ def crowds_of(state: State, share: float) -> tuple[float, float]:
         crowd({number: point.shadow for number, point in line.items() if point.shadow}, share),
         crowd({number: point.production for number, point in line.items() if point.production}, share),
     )
+
+
+def error_crowd(state: State, only_shadow: int, only_production: int) -> float:
+    """That of the differences of errors (`statistics.crowd_of_differences`); so many there were in all."""
+    line = {number: (point.pairs, point.errors[1] - point.errors[0]) for number, point in state.line.items()}
+    return crowd_of_differences(line, only_shadow, only_production, state.width)
 
 
 def _part(crowds: tuple[float, float], count: int, of: int) -> tuple[float, float]:

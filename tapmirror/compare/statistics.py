@@ -27,6 +27,11 @@ two equal versions with such bursts were said to differ in a third of all runs (
 for quantiles it is looked how slow requests are spread over time: they vary more from one stretch to the next than
 chance would have it by a factor, the *crowd* (Pearson's statistic of dispersion; the design effect of cluster samples,
 Kish 1965), and so many requests count as one.
+
+Nor are errors: while a dependency is away, or a server restarts, each request fails.  Two equal versions with such
+outages at different times were said to differ in up to half of all runs.  For the difference of error rates the crowd
+is that of the stretches' differences; but what lasts longer than `LASTING` is more than one outage, or who died for
+good would never fail.
 """
 
 from __future__ import annotations
@@ -48,6 +53,8 @@ QUANTILE_PRIOR: Final = 1000.0
 """Weight of the mixture around the quantile, in observations: tightest at some 12,000 (Howard et al. 2021, 3.5)."""
 STRETCHES: Final = 8
 """Of time, of which it can be told how much they differ."""
+LASTING: Final = 30.0
+"""Seconds of errors in a row that count as one at most."""
 _CHANCE: Final = 2.0
 """Standard deviations by which stretches of independent values differ now and then."""
 _STEPS: Final = 50
@@ -137,7 +144,7 @@ def majority_evidence(hits: int, count: int) -> float:
     return most + math.log(sum(math.exp(each - most) for each in logs) / len(logs))
 
 
-def difference_evidence(plus: int, minus: int, count: int, mean: float) -> float:
+def difference_evidence(plus: float, minus: float, count: float, mean: float) -> float:
     """Logarithm of the capital won against "the mean is at most `mean`" by `count` values of which so many were
     +1 and -1, the others 0.
     """
@@ -153,10 +160,11 @@ def difference_evidence(plus: int, minus: int, count: int, mean: float) -> float
     return most + math.log(sum(math.exp(each - most) for each in logs) / len(logs))
 
 
-def difference_interval(plus: int, minus: int, count: int, alpha: float) -> Interval:
-    """Of the mean of values that are +1, -1 and 0."""
-    if not count:
+def difference_interval(plus: float, minus: float, count: float, alpha: float, crowd: float = 1.0) -> Interval:
+    """Of the mean of values that are +1, -1 and 0.  `crowd` is theirs, as `crowd_of_differences` says."""
+    if not count or crowd < 1:
         return -1.0, 1.0
+    plus, minus, count = plus / crowd, minus / crowd, count / crowd
     enough = math.log(2 / alpha)
     mean = (plus - minus) / count
     low = _edge(-1.0, mean, lambda at: difference_evidence(plus, minus, count, at) < enough)
@@ -212,17 +220,37 @@ def crowd(line: Mapping[int, Mapping[int, int]], share: float) -> float:
                 number: (sum(buckets.values()), sum(size for key, size in buckets.items() if key >= first))
                 for number, buckets in line.items()
             }
-            found = max(found, _dispersion(rows, tail / count))
+            part = tail / count
+            found = max(found, _dispersion(rows, part, part * (1 - part)))
     return found
 
 
-def _dispersion(rows: dict[int, tuple[int, int]], share: float) -> float:
-    """By what factor the hits of stretches, (values, hits), vary more than by chance; of the length that has most."""
+def crowd_of_differences(line: Mapping[int, tuple[int, int]], plus: int, minus: int, width: float) -> float:
+    """The same of values that are +1, -1 and 0, from how many there were and their sum in each stretch of `width`
+    seconds; `plus` and `minus` are how many there were in all.
+    """
+    count = sum(size for size, _ in line.values())
+    if not plus + minus or not count:
+        return 1.0
+    if len(line) < STRETCHES:
+        return 0.0
+    mean = (plus - minus) / count
+    variance = (plus + minus) / count - mean * mean
+    if variance <= 0:
+        return 1.0
+    return max(1.0, min(_dispersion(line, mean, variance), count / (len(line) * width) * LASTING))
+
+
+def _dispersion(line: Mapping[int, tuple[int, int]], mean: float, variance: float) -> float:
+    """By what factor the sums of stretches, (values, sum), vary more than those of independent values of this mean and
+    variance; of the length that has most.
+    """
     found = 1.0
+    rows = line
     while len(rows) >= STRETCHES:
-        squares = sum((hits - size * share) ** 2 / size for size, hits in rows.values() if size)
+        squares = sum((hits - size * mean) ** 2 / size for size, hits in rows.values() if size)
         free = len(rows) - 1
-        factor = squares / (share * (1 - share) * free)
+        factor = squares / (variance * free)
         if factor > 1 + _CHANCE * math.sqrt(2 / free):
             found = max(found, factor)
         longer: dict[int, tuple[int, int]] = {}

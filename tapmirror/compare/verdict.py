@@ -73,6 +73,8 @@ class Counts(msgspec.Struct, frozen=True):
     """The same with those whose fields may be noise or not; None: none but `differing`."""
     crowds: tuple[float, float] = (1.0, 1.0)
     """Of the shadow's and production's times at their 99th percentile (`statistics.crowd`)."""
+    error_crowd: float = 1.0
+    """Of the differences of errors (`statistics.crowd_of_differences`)."""
     requests: int = 0
     """How many it took, if more than `pairs`: of many a second a part is compared, and a smaller one timed."""
 
@@ -125,11 +127,12 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
     requests = max(counts.pairs, counts.requests)
     if limits.max_error_diff is not None:
         n = counts.pairs
+        told = counts.error_crowd >= 1
 
         def errors(times: float) -> Interval:
-            return difference_interval(
-                round(counts.only_shadow * times), round(counts.only_production * times), round(n * times), alpha
-            )
+            crowd = counts.error_crowd if told or times == 1 else 1.0
+            plus, minus = counts.only_shadow * times, counts.only_production * times
+            return difference_interval(plus, minus, n * times, alpha, crowd)
 
         yield _check(
             "error rate difference",
@@ -138,6 +141,7 @@ def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
             errors,
             n,
             requests,
+            1.0 if told else AGAIN,
         )
     if limits.max_p99_ratio is not None:
         under = counts.production.quantile(P99)

@@ -129,6 +129,13 @@ class Crowds(_Closed):
     told: Count
 
 
+class Outages(_Closed):
+    """How many errors come together, there."""
+
+    errors: Annotated[float, Meta(ge=0, le=1e30)]
+    told: Count
+
+
 class Compared(_Closed):
     """`compare.brief`: one shadow."""
 
@@ -140,6 +147,7 @@ class Compared(_Closed):
     possible: Count
     times: Annotated[dict[Literal["production", "shadow"], Buckets], Meta(min_length=2)]
     crowds: Crowds
+    outages: Outages
     all: ComparedEndpoint
     endpoints: Annotated[dict[Label, ComparedEndpoint], Meta(max_length=NAMED)]
     worst: Annotated[dict[Label, Counted], Meta(max_length=1)]
@@ -205,13 +213,14 @@ def with_past(brief: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, An
     """
     total = summed([dict(past), dict(brief)])
     for label, each in total["shadows"].items():
-        crowds = [found["shadows"][label]["crowds"] for found in (past, brief) if label in found.get("shadows", ())]
+        both = [found["shadows"][label] for found in (past, brief) if label in found.get("shadows", ())]
         total["shadows"][label] = {
             **each,
             "crowds": {
                 **each["crowds"],
-                **{side: max(one[side] for one in crowds) for side in ("production", "shadow")},
+                **{side: max(one["crowds"][side] for one in both) for side in ("production", "shadow")},
             },
+            "outages": {**each["outages"], "errors": max(one["outages"]["errors"] for one in both)},
             "endpoints": dict(islice(each["endpoints"].items(), NAMED)),
             "worst": dict(sorted(each["worst"].items(), key=lambda item: -badness(item[1]))[:1]),
         }

@@ -21,7 +21,9 @@ from tapmirror.compare.sketch import Sketch
 from tapmirror.compare.statistics import (
     QUANTILE_PRIOR,
     crowd,
+    crowd_of_differences,
     difference_evidence,
+    difference_interval,
     ratio_interval,
     share_evidence,
 )
@@ -99,6 +101,16 @@ def bursts(rand: random.Random, every: int, size: int) -> Iterator[float]:
         left = max(0, left - 1)
 
 
+def outages(rand: random.Random, every: float, size: int) -> Iterator[bool]:
+    """Errors: once in so many requests about so many in a row."""
+    left = 0
+    while True:
+        if not left and rand.random() * every < 1:
+            left = 1 + int(rand.expovariate(1 / size))
+        yield left > 0
+        left = max(0, left - 1)
+
+
 def drift(rand: random.Random, rho: float) -> Iterator[float]:
     """Times of which each is as slow as the one before was, but for a part."""
     at = rand.gauss(0, 1)
@@ -139,6 +151,45 @@ def false_alarms_in_a_row(
             crowds = crowd(lines[1], 0.99), crowd(lines[0], 0.99)
             missed = missed or ratio_interval(sketches[1], sketches[0], 0.99, alpha, crowds=crowds)[0] > 1.1
             taken = taken or ratio_interval(sketches[1], sketches[0], 0.99, alpha)[0] > 1.1
+        wrong += missed
+        naive += taken
+    return wrong, naive
+
+
+def false_alarms_of_outages(
+    every: float, size: int, runs: int, length: int, rate: int, alpha: float, more: float = 0.0
+) -> tuple[int, int]:
+    """Runs of two versions with outages of their own, of which the shadow has so many errors more, so many requests a
+    second, in which it was ever said to have 0.1 % more: by the crowd of errors, and without.
+    """
+    wrong = naive = 0
+    for run in range(runs):
+        rand = random.Random(run)
+        both = [outages(random.Random(f"{run} {side}"), every, size) for side in range(2)]
+        line: dict[int, tuple[int, int]] = {}
+        width, look = 1, 300
+        counts = [0, 0]
+        missed = taken = False
+        for n in range(length):
+            mine, its = next(both[0]), next(both[1]) or rand.random() < more
+            counts[0] += its > mine
+            counts[1] += mine > its
+            at = int(n / rate / width)
+            size_, sum_ = line.get(at, (0, 0))
+            line[at] = size_ + 1, sum_ + its - mine
+            if len(line) > POINTS:
+                width *= 2
+                longer: dict[int, tuple[int, int]] = {}
+                for number, (size_, sum_) in line.items():
+                    others = longer.get(number >> 1, (0, 0))
+                    longer[number >> 1] = size_ + others[0], sum_ + others[1]
+                line = longer
+            if n < look:
+                continue
+            look = int(look * 1.15)
+            found = crowd_of_differences(line, counts[0], counts[1], width)
+            missed = missed or difference_interval(counts[0], counts[1], n + 1, alpha, found)[0] > 0.001
+            taken = taken or difference_interval(counts[0], counts[1], n + 1, alpha)[0] > 0.001
         wrong += missed
         naive += taken
     return wrong, naive
@@ -307,6 +358,12 @@ def main() -> None:
             show(f"p99 ratio, {name}, {speed}/s", wrong, 100, 0.01 / 3, f"   taken for independent: {naive} %")
         wrong, naive = false_alarms_in_a_row(make, 20, 100_000, 100, 0.01 / 3, slower=1.5)
         print(f"   50 % slower is seen in 100,000 requests in {5 * wrong} % (taken for independent {5 * naive} %)")
+    for every, size in ((20_000, 200), (50_000, 20), (100_000, 2000)):
+        wrong, naive = false_alarms_of_outages(every, size, 100, 60_000, 100, 0.01 / 3)
+        name = f"errors, {size} once in {every:,}, 100/s"
+        show(name, wrong, 100, 0.01 / 3, f"   taken for independent: {naive} %")
+        seen, naive = false_alarms_of_outages(every, size, 20, 60_000, 100, 0.01 / 3, more=0.01)
+        print(f"   1 % more is seen in 60,000 requests in {5 * seen} % (taken for independent {5 * naive} %)")
     for name, kind in (
         *((f"flicker of {100 * rate:g} %", flicker(rate)) for rate in (0.05, 0.005, 0.001)),
         *((f"one of {count} values", one_of(count)) for count in (2, 3, 1000)),
