@@ -83,6 +83,19 @@ def test_what_is_compared_or_timed_of_a_part_only_takes_so_many_more_requests() 
     assert judge(timed, limits).more == pytest.approx(8 * (judge(counts, limits).more or 0), rel=0.1)
 
 
+def test_a_forecast_is_a_least_one_where_nothing_went_wrong_yet() -> None:
+    """With 0.1 % of errors on either side it takes five times what it takes with none."""
+    none, some = (judge(Counts(1000, n, n, Sketch(), Sketch(), 0, 0), ONLY_ERRORS) for n in (0, 1))
+    assert none.more is not None
+    assert some.more is not None
+    assert none.more < some.more / 2
+    assert f"at least {none.more:,} more requests" in none.reason
+    assert f"about {some.more:,} more requests" in some.reason
+    rate = Limits(max_error_diff=None, max_p99_ratio=None)
+    for differing, word in ((0, "at least"), (1, "about")):
+        assert word in judge(Counts(500, 0, 0, Sketch(), Sketch(), 500, differing), rate).reason
+
+
 def test_just_at_the_limit_nothing_can_be_foreseen() -> None:
     verdict = judge(Counts(100_000, 600, 500, Sketch(), Sketch(), 0, 0), ONLY_ERRORS)
     assert (verdict.outcome, verdict.more) == (Outcome.UNDECIDED, None)

@@ -58,7 +58,7 @@ def test_what_was_not_compared_is_said() -> None:
         figures, failures={"closed": 1200}, unpaired={"gap": 5, "new": 1}, thinned=7, endpoints=endpoints, notes=["so"]
     )
     assert [*words.remarks(figures)] == [
-        "the shadow gave no answer (it closed the connection): 1,200",
+        "errors of the shadow: it gave no answer (it closed the connection): 1,200",
         "not compared (a part of production's answer was not seen): 5",
         "not compared (new): 1",
         "only status and times compared (beyond max_bodies): 7",

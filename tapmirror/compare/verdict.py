@@ -116,7 +116,7 @@ def judge(counts: Counts, limits: Limits) -> Verdict:
     if open_:
         needed = [check.more for check in open_]
         more = None if None in needed else max(n for n in needed if n is not None)
-        ahead = "cannot be told soon" if more is None else f"about {more:,} more requests would tell"
+        ahead = "cannot be told soon" if more is None else f"{_surely(counts, open_)} {more:,} more requests would tell"
         return Verdict(Outcome.UNDECIDED, f"{'; '.join(map(_said, open_))}: {ahead}", more, checks)
     return Verdict(Outcome.PASS, "; ".join(map(_said, checks)), None, checks)
 
@@ -241,6 +241,15 @@ def _said(check: Check) -> str:
     else:
         value, low, high, limit = (share(x) for x in (check.estimate, check.low, check.high, check.limit))
     return f"{check.name} {value} ({low} to {high}) is {relation[check.outcome]} the limit of {limit}"
+
+
+def _surely(counts: Counts, open_: list[Check]) -> str:
+    """How sure a forecast is: what was never seen yet may come, and then it takes more."""
+    seen = {
+        "error rate difference": counts.only_shadow + counts.only_production,
+        "difference rate": counts.differing if counts.possible is None else counts.possible,
+    }
+    return "about" if all(seen.get(check.name, 1) for check in open_) else "at least"
 
 
 def _times(value: float) -> str:

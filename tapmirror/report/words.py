@@ -30,7 +30,7 @@ UNPAIRED: Final = {
     "cut": "more of production's answer was needed than this level captures; body captures all",
     "order": "after such a part, until it is certain which answer is whose",
     "unparsed": "production's answer is no HTTP/1",
-    "unanswered": "production's connection ended, or the time ran out, before its answer was whole",
+    "unanswered": "production's connection ended, or the time ran out, before its answer was whole: nobody's error",
     "reconnect": "the shadow closed its kept connection meanwhile",
     "broken": "the request was not seen whole",
     "tunnel": "after an upgrade to another protocol",
@@ -169,7 +169,7 @@ def noise(figures: Figures) -> list[str]:
 def losses(figures: Figures) -> Iterator[tuple[str, int]]:
     """What was not compared, and how often."""
     for reason, number in figures.failures.items():
-        yield f"the shadow gave no answer ({FAILURES.get(reason, reason)})", number
+        yield f"errors of the shadow: it gave no answer ({FAILURES.get(reason, reason)})", number
     for reason, number in figures.unpaired.items():
         yield f"not compared ({UNPAIRED.get(reason, reason)})", number
     if figures.thinned:
