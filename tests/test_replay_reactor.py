@@ -729,6 +729,43 @@ def test_waiting_for_the_answer_of_http() -> None:
         assert bench.read(sock, len(GET % 2)) == GET % 2
 
 
+def test_amid_a_request_nothing_waits() -> None:
+    """`Expect: 100-continue`: production said 100, and a shadow of HTTP/1.0 will not."""
+    with Bench(pacing=Pacing.WAIT) as bench:
+        sock = bench.open()
+        bench.give(Turn(1, len(OK)))
+        bench.send(1, POST, START)
+        bench.give(Turn(1, 25))
+        bench.send(1, b"ab", END)
+        assert bench.read(sock, len(POST) + 2) == POST + b"ab"
+        bench.give(Turn(1, len(OK)))
+        bench.send(1, GET % 1)
+        bench.turn()
+        assert not select.select([sock], [], [], 0.05)[0]
+        sock.sendall(OK)
+        assert bench.read(sock, len(GET % 1)) == GET % 1
+
+
+def test_waiting_for_what_comes_through_a_tunnel() -> None:
+    with Bench(pacing=Pacing.WAIT) as bench:
+        sock = bench.open()
+        bench.give(Turn(1, len(OK)))
+        bench.send(1, UPGRADE, WHOLE | TUNNEL)
+        bench.read(sock, len(UPGRADE))
+        switching = b"HTTP/1.1 101 Switching\r\n\r\n"
+        bench.give(Turn(1, len(switching)))
+        bench.send(1, b"frame one", 0)
+        sock.sendall(switching)
+        assert bench.read(sock, 9) == b"frame one"
+        bench.give(Turn(1, 5))
+        bench.send(1, b"frame two", 0)
+        sock.sendall(b"four")
+        bench.turn()
+        assert not select.select([sock], [], [], 0.05)[0]
+        sock.sendall(b"5")
+        assert bench.read(sock, 9) == b"frame two"
+
+
 @pytest.mark.parametrize("answer", [b"x" * 10, b"less"])
 def test_waiting_for_the_answer_of_raw(answer: bytes) -> None:
     """As much as production answered, or less and then silence."""

@@ -38,13 +38,9 @@ class Answers:
         self._view = memoryview(self._buffer)
         self._waste = bytearray(DISCARD_BYTES)
 
-    def read_raw(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float) -> tuple[int, int]:
+    def read_raw(self, sock: _socket.socket | TlsSocket) -> tuple[int, int]:
         """(bytes asked for, bytes read); nothing of them is looked at.  Raises what `recv_into` does."""
-        count = sock.recv_into(self._waste, DISCARD_BYTES, socket.MSG_TRUNC)
-        if self._heard:
-            lane.heard += count
-            lane.heard_at = now
-        return DISCARD_BYTES, count
+        return DISCARD_BYTES, sock.recv_into(self._waste, DISCARD_BYTES, socket.MSG_TRUNC)
 
     def read_http(self, lane: Lane, sock: _socket.socket | TlsSocket) -> tuple[int, int]:
         """(bytes asked for, bytes read); of bodies nothing is looked at.  Raises what `recv_into` does."""

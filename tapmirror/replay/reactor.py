@@ -21,7 +21,8 @@ for production could read the bytes before it (tcp_reset() leaves them); within 
 bytes are left then is reset.  An HTTP flow that ended, however it ended, is closed when its whole requests are
 sent and answered, within `linger_time`: a server that sees its client gone might not do what production did.
 
-*Pacing `wait`* (`turns`).  A turn in the queue holds back what follows until the shadow answered.
+*Pacing `wait`* (`turns`).  A turn in the queue holds back what follows until the shadow answered; there is
+none amid a request.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class Reactor:
         self._by_fd: dict[int, Lane] = {}
         self._pool = Pool(spec.limits.queue_bytes, spec.limits.queues_bytes)
         self._dialer = Dialer(addresses, spec.limits, shadow, ledger, tls)
-        self._answers = Answers(ledger, heard=spec.pacing is Pacing.WAIT)
+        self._paced = spec.pacing is Pacing.WAIT
+        self._answers = Answers(ledger, heard=self._paced)
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self._sweep = Sweep(shadow.idle_time)
@@ -362,6 +364,9 @@ class Reactor:
         lane = self._lanes.get(command.flow)
         if lane is None or lane.state not in (OPEN, CONNECTING):
             return
+        if lane.open_request:
+            # `Expect: 100-continue`: the answer that counts comes to the whole request, and the shadow may send no 100.
+            return
         lane.enqueue_turn(command.answered)
         if lane.state == OPEN:
             self._flush(lane, now)
@@ -531,7 +536,7 @@ class Reactor:
                 elif lane.framer is not None:
                     asked, count = answers.read_http(lane, sock)
                 else:
-                    asked, count = answers.read_raw(lane, sock, now)
+                    asked, count = answers.read_raw(sock)
                 if not count:
                     if lane.hearing is not None:
                         lane.hearing.ended(now, reset=False)
@@ -539,6 +544,9 @@ class Reactor:
                         self._timing.end(lane, now)
                     self._shadow_ended(lane, now)
                     return False
+                if self._paced:  # in a tunnel too, which is read as HTTP is
+                    lane.heard += count
+                    lane.heard_at = now
                 if count < asked and not ended and not self._secured:
                     break
             else:
