@@ -42,7 +42,7 @@ class Unpaired(enum.Enum):
     UNANSWERED = "unanswered"
     """Production's connection ended, or the time ran out, before its answer was complete."""
     RECONNECT = "reconnect"
-    """The shadow closed its kept connection while the request was on its way (RFC 9112, 9.3.1)."""
+    """The shadow closed its kept connection while the request was on its way (RFC 9112, 9.3.1), or before its turn."""
     BROKEN = "broken"
     """The request was not seen whole."""
     TUNNEL = "tunnel"

@@ -468,6 +468,20 @@ def test_what_it_answered_before_it_was_followed_tells_a_kept_connection(before:
     )
 
 
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"])
+def test_of_those_that_wait_for_a_slow_shadow_one_fails_when_it_closes(begun: bytes) -> None:
+    """A reset with a hundred requests behind it (waitress after a stream) were a hundred errors."""
+    talk = Talk()
+    for _ in range(4):
+        talk.ask()
+        talk.production(ok())
+    talk.shadow(ok() + begun)
+    talk.conversation.answer_ended(0, talk.tick() + 10_000_000, reset=True)
+    failures = [reply.answer.failure for pair in talk.out.pairs for reply in pair.replies.values()]
+    assert failures == [None, Failure.CLOSED]
+    assert talk.out.lost == [(0, Unpaired.RECONNECT)] * 2
+
+
 @pytest.mark.parametrize(
     "last",
     [

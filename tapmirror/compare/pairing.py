@@ -401,11 +401,12 @@ class Conversation:
             self._replied(shadow, pending, answer)
         raced = side.answers > 0 and side.reader.idle
         said = bool(ended) or (raced and _LAST.search(side.head) is not None)
-        for pending in side.reader.give_up():
+        for place, pending in enumerate(side.reader.give_up()):
             reply = None if pending is None else pending.replies.get(shadow)
             if pending is None or reply is None:
                 continue
-            if said or (raced and (not reply.sent_ns or time_ns - reply.sent_ns <= reply.rtt_ns)):
+            # Behind the first one that it did not answer: a client of its own had sent these on another connection.
+            if said or place or (raced and (not reply.sent_ns or time_ns - reply.sent_ns <= reply.rtt_ns)):
                 self.left_out(shadow, pending.asked.number, Unpaired.RECONNECT)
             else:
                 self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.CLOSED))
