@@ -99,6 +99,15 @@ def test_a_lane_is_behind_if_a_prompt_shadow_has_another_turn_to_come(
     assert not turns.behind
 
 
+def test_parts_of_one_request_are_not_another_turn() -> None:
+    turns, lane = Turns(5.0), raw(0, 0.0)
+    lane.enqueue_turn(10)
+    lane.enqueue(b"next", 4, 0)
+    lane.enqueue(b"part", 4, 0)
+    turns.pass_on(lane, 0.0)
+    assert not turns.behind and not turns
+
+
 def test_a_lane_is_behind_until_it_has_caught_up() -> None:
     turns, lane = Turns(5.0), raw(0, 0.0)
     for _ in range(3):

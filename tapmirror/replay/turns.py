@@ -64,7 +64,8 @@ class Turns:
             lane.heard = 0
         # at the first look it is not known how long the answer has been there
         since = now if deadline is None else deadline - self._wait_time
-        if len(lane.queue) > 1 and (since >= self._before or now - since < PROMPT):
+        prompt = since >= self._before or now - since < PROMPT
+        if prompt and any(item.answered >= 0 for item in lane.queue):  # else nothing would end it
             self._behind.add(lane)
         else:
             self._behind.discard(lane)
