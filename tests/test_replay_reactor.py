@@ -797,6 +797,25 @@ def test_waiting_has_an_end() -> None:
         assert bench.ledger.events["wait_timeouts"] == 1
 
 
+@pytest.mark.parametrize(("pause", "behind"), [(0.001, True), (0.1, False)])
+def test_a_connection_is_behind_only_if_its_shadow_answers_promptly(pause: float, behind: bool) -> None:
+    with Bench(pacing=Pacing.WAIT) as bench:
+        sock = bench.open(http=False)
+        bench.send(1, b"one", 0)
+        bench.read(sock, 3)
+        for data in (b"two", b"six", b"ten"):
+            bench.give(Turn(1, 1))
+            bench.send(1, data, 0)
+        for wanted in (b"two", b"six"):
+            for _ in range(3):  # nothing else wakes us meanwhile
+                bench.now += pause / 4
+                bench.reactor.run_once(0.0, lambda: bench.now)
+            bench.now += pause / 4
+            sock.sendall(b"1")
+            assert bench.read(sock, 3) == wanted
+            assert bench.reactor.behind == behind
+
+
 @pytest.mark.parametrize(("end", "kind"), [(Finish(1), "eof"), (Abort(1, GIVEN_UP, True), "reset")])
 def test_the_end_of_a_raw_stream_follows_what_waited_in_vain_for_an_answer(end: Any, kind: str) -> None:
     """At once: a shadow that answers the end only says nothing before it."""

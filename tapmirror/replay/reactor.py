@@ -116,11 +116,11 @@ class Reactor:
     def run_once(self, timeout: float, clock: Callable[[], float]) -> None:
         """Wait at most `timeout` seconds for events and act on them."""
         events = self._epoll.poll(0.0 if self._unread else timeout, EVENTS)
+        if self._turns:
+            self._turns.look(clock())  # also if there is nothing: a shadow that is slow has no events
         if not events and not self._unread:
             return
         now = clock()
-        if self._turns:
-            self._turns.look(now)
         if self._hearing is not None:
             self._hearing.tick()
         unread, self._unread = self._unread, set()
