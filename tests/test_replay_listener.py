@@ -73,6 +73,9 @@ class Talk:
     def answer_skippable(self, target: int) -> int:
         return self.skippable
 
+    def given_up(self, target: int, reason: Unpaired) -> None:
+        pass
+
 
 class Line:
     """A listener and its connection to a shadow that the test plays."""

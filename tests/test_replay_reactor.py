@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -30,9 +31,12 @@ from tapmirror.events import (
 )
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor
+from tapmirror.replay.hearing import Hearing
+from tapmirror.replay.listener import Clock
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.sweep import OUTSTANDING
 from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
+from test_replay_listener import Talk
 
 WHOLE: Final = START | END
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -55,6 +59,7 @@ class Bench:
         backlog: int = 128,
         listen: bool = True,
         shadow: dict[str, Any] | None = None,
+        hearing: Hearing | None = None,
         **limits: Any,
     ) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
@@ -70,7 +75,8 @@ class Bench:
             limits=Limits(**limits),
         )
         self.ledger = Ledger()
-        self.reactor = Reactor([(socket.AF_INET, self.address)], spec, spec.shadows[0], self.ledger)
+        address = (socket.AF_INET, self.address)
+        self.reactor = Reactor([address], spec, spec.shadows[0], self.ledger, hearing=hearing)
         self.now = 100.0
         self.bytes = 0
         self.requests = 0
@@ -218,6 +224,21 @@ def test_a_connection_is_busy_after_some_requests_however_they_went(bench: Bench
         (lane,) = bench.reactor._by_fd.values()
         found.append((lane.lazy, bool(lane.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))))  # type: ignore[union-attr]
     assert found == [(False, False)] * (len(found) - 1) + [(True, True)]
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_connection_whose_answers_are_compared_is_busy_after_as_many(queued: bool) -> None:
+    talk: Any = Talk()
+    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+        bench.give(Open(1, True))
+        for number in range(1, LAZY_AFTER + 1):
+            bench.give(Send(1, memoryview(GET % 1), len(GET % 1), WHOLE, number=number))
+            if not queued and number == 1:
+                bench.accept()
+        if queued:
+            bench.accept()
+        (lane,) = bench.reactor._by_fd.values()
+        assert lane.listener is not None and lane.listener.settled
 
 
 def test_answers_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> None:

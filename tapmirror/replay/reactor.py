@@ -282,13 +282,15 @@ class Reactor:
             return
         lane.sent_whole(size, flags)
         if flags & END:
+            self._went(lane, now)
+
+    def _went(self, lane: Lane, now: float) -> None:
+        """The last byte of a request that did not go in one part, or whose answer is compared."""
+        if lane.hearing is not None:
             self._timing.sent(lane, now)
             if lane.sent == LAZY_AFTER:
                 self._answers.settle_in(lane)
-
-    def _went(self, lane: Lane, now: float) -> None:
-        """The last byte of a request that did not go in one part."""
-        if lane.sent == LAZY_AFTER and lane.hearing is None:
+        elif lane.sent == LAZY_AFTER:
             lane.timed = 0
             self._answers.settle_in(lane)
         else:
