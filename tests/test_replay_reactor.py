@@ -226,6 +226,19 @@ def test_a_connection_is_busy_after_some_requests_however_they_went(bench: Bench
     assert found == [(False, False)] * (len(found) - 1) + [(True, True)]
 
 
+def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_answer(bench: Bench) -> None:
+    """However many requests waited: no sweep is needed."""
+    bench.give(Open(1, True))
+    for _ in range(LAZY_AFTER):
+        bench.send(1, GET % 1)
+    bench.give(Finish(1))
+    sock = bench.accept()
+    bench.read(sock, len(GET % 1) * LAZY_AFTER)
+    sock.sendall(OK * LAZY_AFTER)
+    bench.turn()
+    assert bench.reactor.idle()
+
+
 @pytest.mark.parametrize("queued", [False, True])
 def test_a_connection_whose_answers_are_compared_is_busy_after_as_many(queued: bool) -> None:
     talk: Any = Talk()
