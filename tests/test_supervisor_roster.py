@@ -72,6 +72,27 @@ async def test_what_a_life_counted_to_its_end_is_kept_for_the_metrics_for_a_whil
 
 
 @conversation
+async def test_a_tap_that_leaves_amid_a_scrape_is_in_it(rig: Rig) -> None:
+    """Else its counters would begin anew with the next one."""
+    await rig.daemon.start([A], force=False)
+    await rig.until(lambda: "worker" in rig.daemon.roster.snapshots()[0], "a ledger")
+    taps = dict(rig.daemon.roster.taps)
+
+    class Leaves:
+        def __enter__(self) -> None:
+            rig.daemon.roster.taps.clear()
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.daemon.roster, "_past_lock", Leaves())
+        found = rig.daemon.roster.snapshots()
+    rig.daemon.roster.taps.update(taps)
+    assert [each["tap"] for each in found] == ["a"]
+
+
+@conversation
 async def test_lives_that_are_over_are_forgotten(rig: Rig) -> None:
     def past() -> list[str]:
         return [each["tap"] for each in rig.daemon.roster.snapshots() if "over" in each]

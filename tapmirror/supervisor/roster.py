@@ -119,10 +119,11 @@ class Roster:
 
     def snapshots(self) -> list[dict[str, Any]]:
         """The last ledger of each tap, for the metrics, after those of lives that ended lately; any thread may ask."""
+        there = [*self.taps.items()]  # first: one that leaves meanwhile is in both, and not in neither
         with self._past_lock:
             self._forget()
             found = [ledger for _, ledger in self._past]
-        for name, entry in [*self.taps.items()]:
+        for name, entry in there:
             life, ledger = entry.runner.counted
             facts = {"state": entry.runner.state[0], "uncaptured_s": entry.runner.uncaptured, "life": life}
             found.append({**(ledger or {"tap": name}), **facts})
