@@ -30,6 +30,7 @@ Pure: measurements and `now` (monotonic seconds) in, share and reason out.
 from __future__ import annotations
 
 import enum
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -67,6 +68,9 @@ pressure tells only that something waits, which may be a batch job (`Budget.host
 FORGIVEN: Final = 60.0
 """Seconds at the full share after which earlier failures count no more."""
 
+UNDECIDED: Final = 60.0
+"""Seconds after which a connection that was tried and neither failed nor stands is none any more: its client left amid
+it, or its worker died.  Twelve times the default of `connect_time`, after which each has failed."""
 PROBE: Final = 0.05
 """Share of the connections that try a shadow first."""
 PROBE_GROWTH: Final = 2.0
@@ -253,8 +257,8 @@ class Breaker:
         """Since it is half open something went there, or tried to;"""
         self._proven = False
         """and it got through: an attempt that hangs has not failed yet."""
-        self._asked = False
-        """Since then a connection was tried,"""
+        self._asked = -math.inf
+        """When, since then, a connection was last tried;"""
         self._connected = False
         """and one stands: what goes out on those from before says nothing of those to come."""
 
@@ -266,14 +270,15 @@ class Breaker:
             if now >= self._until:
                 self._try(now)
             return self.share
-        self._asked = self._asked or health.connects > 0
+        if health.connects > 0:
+            self._asked = now
         self._connected = self._connected or health.connected > 0
         cause = self._cause(health, now)
         if cause:
             self._open(cause, now)
         elif self.state is State.HALF_OPEN:
             self._tried = self._tried or health.connects > 0 or health.sent_bytes > 0
-            good = health.answers > health.errors if self._by_answers else self._gets_through(health)
+            good = health.answers > health.errors if self._by_answers else self._gets_through(health, now)
             self._proven = self._proven or good
             if self._proven or not self._tried:
                 self.share = min(1.0, self.share * PROBE_GROWTH**passed)
@@ -285,7 +290,7 @@ class Breaker:
 
     def _cause(self, health: Health, now: float) -> str:
         """Why the shadow is to be left alone; empty: it is well."""
-        if self._gets_through(health):
+        if self._gets_through(health, now):
             self._down_since = None
         elif health.connect_failures:
             if self._down_since is None:
@@ -304,9 +309,9 @@ class Breaker:
             return f"{errors / answers:.0%} of its answers are errors"
         return ""
 
-    def _gets_through(self, health: Health) -> bool:
+    def _gets_through(self, health: Health, now: float) -> bool:
         """Bytes were sent, and while it is half open not only on connections that stood before."""
-        old = self.state is State.HALF_OPEN and self._asked and not self._connected
+        old = self.state is State.HALF_OPEN and now - self._asked < UNDECIDED and not self._connected
         return health.sent_bytes > 0 and not old
 
     def _open(self, cause: str, now: float) -> None:
@@ -321,7 +326,8 @@ class Breaker:
         self.reason = "it is tried again"
         self._down_since = None
         self._window.clear()
-        self._tried = self._proven = self._asked = self._connected = False
+        self._tried = self._proven = self._connected = False
+        self._asked = -math.inf
 
 
 class _Shadow:

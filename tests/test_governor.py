@@ -366,6 +366,17 @@ def test_connections_from_before_are_enough_where_none_is_tried() -> None:
     assert governor.breakers()["v2"] is State.CLOSED
 
 
+def test_a_connection_whose_client_left_amid_it_does_not_keep_it_half_open() -> None:
+    governor = Governor(Budget(), 0.0)
+    run(down, 20, governor=governor)
+    tried = False
+    for now in range(20, 200):
+        half = governor.breakers()["v2"] is State.HALF_OPEN
+        governor.observe(Measure(shadows={"v2": Health(connects=int(half and not tried), sent_bytes=9)}), float(now))
+        tried = tried or half
+    assert governor.breakers()["v2"] is State.CLOSED
+
+
 def test_bad_answers_open_it_and_a_bug_does_not() -> None:
     def answers(errors: int) -> Plant:
         return lambda _share, _now: Measure(shadows={"v2": Health(answers=100, errors=errors, sent_bytes=1)})
