@@ -207,6 +207,7 @@ limits: {{queue_bytes: 131072}}
 """
 
 
+@pytest.mark.alone  # it is about speed
 def test_one_busy_connection_in_lock_step_does_not_fall_behind(lab: Lab) -> None:
     """10,000 exchanges at 5,000 a second, each after the one before; the queue has room for some 2,500."""
     with Nginx(lab.node), Nginx(lab.shadow) as shadow:
