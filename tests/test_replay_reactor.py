@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import pytest
@@ -494,6 +494,69 @@ def test_an_answer_before_the_end_of_the_request(bench: Bench) -> None:
     wanted = b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabcdef" + GET % 2
     assert bench.read(sock, len(wanted)) == wanted
     assert bench.ledger.answers["4xx"] == 1
+
+
+CLOSE: Final = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+KEEP: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def served(bench: Bench, flow: int, answers: Sequence[bytes]) -> socket.socket:
+    """A connection whose requests are answered, one after the other."""
+    bench.give(Open(flow, True))
+    sock = None
+    for answer in answers:
+        bench.send(flow, GET % 0)
+        sock = sock or bench.accept()
+        bench.read(sock, len(GET % 0))
+        sock.sendall(answer)
+        bench.turn()
+    assert sock is not None
+    return sock
+
+
+@pytest.mark.parametrize("allowed", [1, 3, LAZY_AFTER + 2])
+@pytest.mark.parametrize("way", ["whole", "in parts"])
+def test_what_follows_waits_where_the_shadow_closed_before(bench: Bench, allowed: int, way: str) -> None:
+    """It would be sent to a connection that is about to be closed, and lost."""
+    answers = [KEEP] * (allowed - 1) + [CLOSE]
+    served(bench, 1, answers).close()
+    bench.turn()
+    sock = served(bench, 2, answers[:-1]) if allowed > 1 else None
+    parts = [(POST, START), (b"xy", END)] if way == "in parts" else [(GET % 1, WHOLE)]
+    data = b"".join(piece for piece, _ in parts)
+    if allowed == 1:
+        bench.give(Open(2, True))
+    for piece, flags in parts:
+        bench.send(2, piece, flags)
+    sock = sock or bench.accept()
+    assert bench.read(sock, len(data)) == data
+    bench.send(2, GET % 2)
+    bench.turn()
+    assert not select.select([sock], [], [], 0.05)[0]
+    sock.sendall(CLOSE)
+    other = bench.accept()
+    assert bench.read(other, len(GET % 2)) == GET % 2
+    assert bench.ledger.answers["unanswered"] == 0
+
+
+def test_what_follows_waits_no_more_where_the_shadow_goes_on(bench: Bench) -> None:
+    served(bench, 1, [KEEP, CLOSE]).close()
+    bench.turn()
+    sock = served(bench, 2, [KEEP])
+    bench.send(2, GET % 1)
+    bench.send(2, GET % 2)
+    assert bench.read(sock, len(GET % 1)) == GET % 1
+    assert not select.select([sock], [], [], 0.05)[0]
+    sock.sendall(KEEP)  # it was the second one, and it is not closed
+    assert bench.read(sock, len(GET % 2)) == GET % 2
+    sock.sendall(KEEP)
+    bench.turn()
+    bench.give(Finish(2))
+    bench.turn(1.1)
+    sock = served(bench, 3, [KEEP])
+    bench.send(3, GET % 1)
+    bench.send(3, GET % 2)
+    assert bench.read(sock, len(GET % 1 + GET % 2)) == GET % 1 + GET % 2
 
 
 # --- a shadow that is not there, or takes nothing

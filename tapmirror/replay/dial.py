@@ -72,6 +72,9 @@ class Dialer:
         self._heads = Pool(limits.heads_bytes)
         self.like: ResponseFramer | None = None
         """Of the last connection that ended: what its answers began with is what others' will."""
+        self.last = 0
+        """Requests that the shadow answered on the last connection that it closed with notice (RFC 9112, 9.6): servers
+        allow for one (HTTP/1.0), or for so many; 0: none, or it went on after so many."""
         self._events = ledger.events
         self._own = Backoff(limits.backoff_max)
         """While this host has no descriptor, port or memory to spare: that is no address's fault."""
@@ -130,7 +133,9 @@ class Dialer:
             number = sock.connect_ex(place.address)
             if number in (0, errno.EINPROGRESS):
                 lane.attach(
-                    sock, ResponseFramer(self._limits.head_bytes, self._heads, self.like) if lane.http else None
+                    sock,
+                    ResponseFramer(self._limits.head_bytes, self._heads, self.like) if lane.http else None,
+                    self.last,
                 )
                 place.attempts[lane] = now
                 self._attempts[lane] = now + self._connect_time, place

@@ -78,6 +78,7 @@ class Lane:
         "hearing",
         "http",
         "idle_since",
+        "last",
         "lazy",
         "listener",
         "open_request",
@@ -128,6 +129,8 @@ class Lane:
         self.shadow_done = False
         self.sent = 0
         """Requests sent on this shadow connection."""
+        self.last = 0
+        """The request after whose answer the shadow is likely to close this connection; 0: none is known."""
         self.sent_at_sweep = -1
         self.idle_since = 0.0
         """Since when nothing was sent, as far as sweeps saw (`Shadow.idle_time`)."""
@@ -146,13 +149,14 @@ class Lane:
         self.timed_lazy = False
         """The connection is to be made lazy again then."""
 
-    def attach(self, sock: _socket.socket, framer: ResponseFramer | None) -> None:
-        """A connection to the shadow begins."""
+    def attach(self, sock: _socket.socket, framer: ResponseFramer | None, last: int = 0) -> None:
+        """A connection to the shadow begins, which it is likely to close after so many requests."""
         self.sock = sock
         self.fd = sock.fileno()
         self.state = CONNECTING
         self.framer = framer
         self.sent = 0
+        self.last = last
         self.hearing = None
         self.lazy = False
         self.shadow_done = False
@@ -167,8 +171,13 @@ class Lane:
             and not self.queue
             and self.skipping is None
             and not self.switching
-            and (self.framer is None or not self.framer.closing)
+            and (self.framer is None or not (self.framer.closing or self.parting))
         )
+
+    @property
+    def parting(self) -> bool:
+        """The shadow is likely to close after the answer that is due: what follows would be lost, and waits for it."""
+        return self.sent == self.last and self.framer is not None and self.framer.outstanding > 0
 
     # --- taking in
 

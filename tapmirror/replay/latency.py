@@ -6,7 +6,7 @@ Theory of operation
 A connection has at most one request under way that is timed, by the clock that the loop reads anyway: from the turn
 in which the request's last byte was sent to the turn in which its answer's last byte was read.  So a time has in it
 the network, the shadow, what the shadow had to answer on this connection before, and our own turns: the rest of the
-batch in which the request was sent (`worker.BATCH`), and the pause after it (`worker.HOLD`), a millisecond together
+batch in which the request was sent (`worker.BATCH`), and the pause after it (`worker.HOLD`), a millisecond or two
 as a rule, more where the worker is short of CPU.  What is not in it: connecting, and waiting for the shadow to take
 the request.  Answers that never come are not in it either.
 

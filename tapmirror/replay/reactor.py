@@ -246,6 +246,8 @@ class Reactor:
                 self._answers.settle_in(lane)
             elif not lane.timed:
                 self._timing.begin(lane, now)
+            if lane.sent == lane.last:
+                self._part(lane)
         else:
             lane.sent_whole(size, flags)
             if flags & END:
@@ -295,6 +297,14 @@ class Reactor:
             self._answers.settle_in(lane)
         else:
             self._timing.sent(lane, now)
+        if lane.sent == lane.last:
+            self._part(lane)
+
+    def _part(self, lane: Lane) -> None:
+        """What follows waits for the answer, which is read as it comes."""
+        lane.ready = False
+        if lane.lazy:
+            wake_for(lane, 1)
 
     def _send_later(self, lane: Lane | None, command: Send, now: float) -> None:
         """The ways of a part that cannot be sent at once."""
@@ -492,6 +502,8 @@ class Reactor:
                 if not framer.outstanding:
                     self._lost(lane, now)
                 return False
+            if lane.parting:
+                return False
             if lane.listener is not None:
                 lane.listener.heed(lane, item.number)
             framer.expect(item.flags)
@@ -637,10 +649,14 @@ class Reactor:
             lane.hearing.given_up()
             lane.hearing = None
         if lane.framer is not None:
+            noticed = lane.framer.closing and not lane.framer.failed
             unanswered = lane.framer.eof() - lane.unsent()
             if unanswered > 0:
                 self._ledger.answers["unanswered"] += unanswered
             self._dialer.like = lane.framer
+            answered = lane.sent - unanswered
+            if noticed or answered > self._dialer.last:
+                self._dialer.last = answered if noticed else 0
             lane.framer = None
         if lane.queue and not lane.begun:
             lane.queue[0].announced = False
