@@ -98,6 +98,15 @@ def test_errors_come_before_differences_and_these_before_slowness() -> None:
     assert [each.name for each in found.endpoints] == ["bad", "other", "slow", "fine"]
 
 
+def test_an_outage_of_one_endpoint_is_one_error_of_it() -> None:
+    """It was thinned by the endpoint's share of the requests, as if all had had their part of the errors."""
+    line = {number: Point(1000, [0, 50 * (number in (50, 51))]) for number in range(100)}
+    found = state(rare=Endpoint(pairs=5_000, only_shadow=100), often=Endpoint(pairs=95_000))
+    found.line = line
+    endpoints = {each.name: each for each in figures("t", "s", found, Compare(), Limits()).endpoints}
+    assert (endpoints["rare"].error_diff.low or 0) < 0 < (endpoints["rare"].error_diff.value or 0)
+
+
 def test_bins_hold_every_value() -> None:
     found = shop("slower", 500)
     assert sum(each.production for each in found.all.bins) == sum(each.shadow for each in found.all.bins) == 500

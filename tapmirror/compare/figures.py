@@ -164,6 +164,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     known = _noise_elsewhere(state, thresholds)
     total = whole(state)
     errors = error_crowd(state, total.only_shadow, total.only_production)
+    wrong = total.only_shadow + total.only_production
     found = differing(state, spec, limits)
     crowds = {share: crowds_of(state, share) for share in (0.5, P99)}
     timed = total.production.last.count
@@ -176,7 +177,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
             limits,
             found[name].differing,
             {share: _part(both, each.production.last.count, timed) for share, both in crowds.items()},
-            _thinned(errors, each.pairs / total.pairs) if total.pairs else errors,
+            _thinned(errors, (each.only_shadow + each.only_production) / wrong) if wrong else errors,
             _probed(name, spec),
         )
         for name, each in state.endpoints.items()
