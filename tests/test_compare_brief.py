@@ -115,6 +115,14 @@ def test_an_outage_is_one_error_in_the_report_and_in_the_brief() -> None:
     assert outcome(failing(None), failing(3)) is outcome(failing(3), failing(3)) is Outcome.UNDECIDED
     assert outcome(failing(None)) is outcome(failing(None), failing(None, seconds=3)) is Outcome.PASS
     assert outcome(failing(1, seconds=5)) is Outcome.UNDECIDED, "it is not known yet whether they come together"
+    assert outcome(failing(None, seconds=100), failing(1, seconds=5, rate=10_000)) is Outcome.UNDECIDED, "nor by others"
+
+
+def test_a_brief_of_an_older_daemon_is_understood() -> None:
+    old = summed([brief(failing(3))])
+    del old["outages"]
+    limits = Limits(max_p99_ratio=None, max_diff_rate=None)
+    assert judged(old, limits).outcome is Outcome.UNDECIDED
 
 
 def test_after_a_brief_of_all_the_next_one_looks_again() -> None:

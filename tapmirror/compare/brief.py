@@ -119,12 +119,15 @@ class Briefing:
         return {"production": production - 1, "shadow": shadow - 1, "told": summary.production.count}
 
     def _outages(self, summary: Summary) -> dict[str, float]:
-        """The same of errors, which come together while something is away."""
-        state = summary.state
-        each = state.endpoints.values()
-        found = error_crowd(state, sum(one.only_shadow for one in each), sum(one.only_production for one in each))
+        """The same of errors, which come together while something is away.
+
+        Where it cannot be told yet all of them are taken for one: other workers that can tell must not speak for them.
+        """
+        each = summary.state.endpoints.values()
+        plus, minus = sum(one.only_shadow for one in each), sum(one.only_production for one in each)
+        found = error_crowd(summary.state, plus, minus)
         if found < 1:
-            return {"errors": 0.0, "told": 0}
+            return {"errors": float(plus + minus), "told": 0}
         return {"errors": found - 1, "told": sum(one.pairs for one in each)}
 
     def _look(self, state: State, now: float, work: float) -> None:
@@ -171,7 +174,7 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
     }
     crowds = found["crowds"]
     told = 0 < sketches["production"].count <= 2 * crowds["told"]  # a worker that has few times tells nothing of them
-    outages = found["outages"]
+    outages = found.get("outages", {"errors": 0.0, "told": 0})  # a daemon from before they were looked at has none
     known = everything["pairs"] <= 2 * outages["told"]
     counts = Counts(
         everything["pairs"],
