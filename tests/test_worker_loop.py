@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 from tapmirror import privsep
 from tapmirror.ledger import Ledger
 from tapmirror.spec import TapSpec, parse_shadow
-from tapmirror.worker.loop import MESSAGE, Worker
+from tapmirror.worker.loop import BATCH, MESSAGE, Worker
 
 
 def test_nothing_waits_for_a_supervisor_that_takes_a_long_state_slowly() -> None:
@@ -40,3 +41,28 @@ def test_nothing_waits_for_a_supervisor_that_takes_a_long_state_slowly() -> None
         assert found == {"compare": state}
         assert not held()
     os.close(worker._memory)
+
+
+def test_a_worker_that_was_kept_off_the_cpu_catches_up_in_small_batches() -> None:
+    """Not one that is in time, and not one whose ring fills."""
+    asked: list[int] = []
+    here = SimpleNamespace(age=0.0, fill=0.0)
+
+    def read(limit: int) -> Iterator[Any]:
+        asked.append(limit)
+        yield from ()
+
+    source: Any = SimpleNamespace(age=lambda now: here.age, fill=lambda: here.fill, read=read)
+    nothing: Any = SimpleNamespace(execute=None)
+    worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, nothing, Ledger())
+
+    worker._take(100.0)
+    here.age = 0.05
+    worker._take(101.0)
+    here.fill = 0.5
+    worker._take(101.01)
+    os.close(worker._memory)
+
+    assert asked[0] == BATCH
+    assert asked[1] < BATCH // 8
+    assert asked[2] == BATCH

@@ -27,6 +27,7 @@ from tapmirror.replay import Replay
 from tapmirror.source import Source
 from tapmirror.source.live import LiveSource
 from tapmirror.spec import TapSpec
+from tapmirror.worker.restraint import LATE, Restraint
 
 BATCH: Final = 512
 """Records between two looks at the shadow's sockets: a few milliseconds of work at most."""
@@ -72,8 +73,11 @@ class Worker:
         self._stopping = False
         self._read = 0
         """Records,"""
+        self._entered = 0
+        """those of them that are in the books,"""
         self._waited = 0.0
-        """and the seconds that they waited in the capture, each as long as the first of its batch."""
+        """and the seconds that the others waited in the capture, each as long as the first of its batch."""
+        self._restraint = Restraint(BATCH, HOLD)
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
         """An answer that the supervisor has not got whole yet."""
@@ -178,9 +182,9 @@ class Worker:
     def _enter_delay(self) -> None:
         """Put what was read since the last time, and how long it had waited, into the books."""
         whole = int(self._waited * 1e6)
-        self._ledger.events["delay_records"] += self._read
+        self._ledger.events["delay_records"] += self._read - self._entered
         self._ledger.events["delay_us"] += whole
-        self._read = 0
+        self._entered = self._read
         self._waited -= whole / 1e6
 
     def _rss_kb(self) -> int:
@@ -225,7 +229,10 @@ class Worker:
         execute = self._replay.execute
         count = 0
         age = self._source.age(now)
-        for segment in self._source.read(BATCH):
+        limit = BATCH
+        if age > LATE:
+            limit = self._restraint.limit(now, age, self._read, time.thread_time(), self._source.fill())
+        for segment in self._source.read(limit):
             for command in feed(segment, now):
                 execute(command, now)
             count += 1
