@@ -551,7 +551,7 @@ int tap(struct __sk_buff *skb)
 {
 	u32 zero = 0;
 	struct tap_config *c = config.lookup(&zero);
-	if (!c || (skb->pkt_type == OTHERHOST && !(c->flags & TAP_PROMISC)))
+	if (!c || (skb->pkt_type == OTHERHOST && !(c->flags & (TAP_PROMISC | TAP_EITHER_WAY))))
 		return 0;
 	u32 flags = flags_of(c, skb->ifindex);
 	u32 outgoing = skb->pkt_type == OUTGOING;

@@ -49,7 +49,9 @@ struct tap_record {
 #define TAP_NO_L2 4	 /* packets begin with the IP header */
 #define TAP_PROMISC 8	 /* a mirror port: packets are for other stations, production's come in too */
 #define TAP_MANY 16	 /* several interfaces, which may show one packet: VLANs do not tell flows apart */
-#define TAP_EITHER_WAY 32 /* production may be behind the interface (a container): its address alone tells */
+/* Production may be behind the interface (a container): its address alone tells.  What it sends comes in at a port of a
+ * bridge, for the bridge's station and not for the port's: packets for other stations count. */
+#define TAP_EITHER_WAY 32
 #define TAP_MAX_LINKS 16
 
 /* An interface whose packets are to be read in another way: TAP_LOOPBACK, TAP_NO_L2. */

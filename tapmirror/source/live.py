@@ -170,7 +170,8 @@ def block_bytes(largest: int) -> int:
 class LiveSource:
     """The reader of one packet socket with a ring.
 
-    `decoder` reads what `decode` does not; `promiscuous`: packets for other stations count.  `past`: what
+    `decoder` reads what `decode` does not; `promiscuous`: packets for other stations count (TAP_PROMISC and
+    TAP_EITHER_WAY of bpf/tap.h).  `past`: what
     `counters` gave a worker that read this ring before.  `links`: numbers of the interfaces whose packets count (None:
     the socket sees no others).
     """

@@ -324,7 +324,8 @@ class Tap:
         for i, addr in enumerate(self.spec.addrs):
             elsewhere = self.spec.promisc or self.spec.decap or self.spec.many
             if plain(addr) not in {plain(a) for a in local} and not elsewhere and present(self.spec.links()):
-                raise TapRefusedError(f"addrs[{i}]: {addr} is not an address of this host")
+                behind = f"if it is behind the interface (a container), name that by a pattern: {self.spec.iface}*"
+                raise TapRefusedError(f"addrs[{i}]: {addr} is not an address of this host; {behind}")
         try:
             found = look_up(shadow, privsep.worker_identity())
         except ResolveError as error:

@@ -95,6 +95,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
             shard=setup.shard,
             workers=setup.workers,
         )
+    either_way = spec.many and bool(spec.addrs)
     admission = Admission(
         ports=spec.ports,
         addrs=setup.addrs,
@@ -107,7 +108,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         both_ways=spec.promisc or spec.decap,
         answer_bytes=answer_bytes(spec),
         many=spec.many,
-        either_way=spec.many and bool(spec.addrs),
+        either_way=either_way,
     )
     decoder = Decoder(tunnels=True, checksums=False) if spec.decap else None
     sock = socket.socket(fileno=fds[0])
@@ -117,7 +118,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         spec.limits.ring_bytes,
         block_bytes=setup.block_bytes,
         decoder=decoder,
-        promiscuous=spec.promisc,
+        promiscuous=spec.promisc or either_way,
         links=setup.links,
         past=msgspec.convert(setup.past["capture"], dict[str, tuple[int, int]]) if setup.past is not None else None,
     )

@@ -295,6 +295,36 @@ def test_one_packet_at_several_interfaces_is_mirrored_once(lab: Lab, capture: Ca
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
+def test_containers_of_a_bridge_by_their_veths(capture: Capture) -> None:
+    """The bridge has a station address of its own, as those of container hosts do: no veth's is that of its gateway."""
+    with Lab() as lab, HashSink(lab.shadow) as shadow:
+        node = lab.node
+        node.run(["ip", "link", "add", "br0", "address", "02:00:00:00:00:01", "type", "bridge"])
+        node.run(["ip", "link", "set", "br0", "up"])
+        node.run(["ip", "addr", "add", "172.17.0.1/24", "dev", "br0"])
+        node.sysctl("ipv4.ip_forward", 1)
+        lab.client.run(["ip", "route", "add", "172.17.0.0/24", "via", lab.node.addr4])
+        addrs = ("172.17.0.2", "172.17.0.3")
+        with driven(node, lambda _: None, iface="veth*", capture=capture, addrs=addrs, wait_for_interface=True) as tap:
+            for number, address in enumerate(addrs):
+                box = lab.host(f"box{number}")
+                lab.wire(node, f"veth{number}", box, "eth0")
+                node.run(["ip", "link", "set", f"veth{number}", "master", "br0"])
+                box.run(["ip", "addr", "add", f"{address}/24", "dev", "eth0"])
+                box.run(["ip", "route", "add", "default", "via", "172.17.0.1"])
+                serve(tap, lambda: len(tap.interfaces()) == number + 1, "its coming", 5.0)  # noqa: B023
+                with HashSink(box):
+                    count = len(shadow.got)
+                    running = Load(lab.client, LoadPlan(address=address, requests=40, connections=4, per_connection=5))
+                    serve(tap, lambda: len(shadow.got) == count + 40, f"mirroring of {address}")  # noqa: B023
+                    assert running.result().failed == 0
+            ledger = tap.stop()
+        identity(ledger)
+        assert ledger["requests"]["seen"] == ledger["requests"]["mirrored"] == len(shadow.got) == 80
+        assert shadow.bad == []
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
 def test_interfaces_that_come_and_go_under_a_pattern(lab: Lab, capture: Capture) -> None:
     """Beside `lo`, which is read in another way; one that goes does not take the others with it."""
     node, client = lab.node, lab.client
