@@ -19,7 +19,7 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +40,11 @@ USEFUL: Final = {
 }
 CAPABILITIES: Final = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_NET_RAW": 13}
 """To start a tap (include/uapi/linux/capability.h)."""
+FEWEST_FILES: Final = 32
+"""Descriptors that a daemon needs to start one tap, as measured; each more takes a dozen."""
+WORKERS_FILES: Final = 16
+"""Of a worker, beside its connections; rounded up."""
+HOW_FILES: Final = "ulimit -Hn; LimitNOFILE= in a unit"
 CONNECT_TIME: Final = 3.0
 FAST_CLOCKS: Final = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "xen")
 SOUND_YEAR: Final = 2024
@@ -79,8 +84,8 @@ class Finding(msgspec.Struct, frozen=True):
     """What to do."""
 
 
-def examine(iface: str | None, shadow: Shadow | None) -> Iterator[Finding]:
-    """Look at everything; with an interface and a shadow, at these too."""
+def examine(iface: str | None, shadows: Iterable[Shadow]) -> Iterator[Finding]:
+    """Look at everything; with an interface and shadows, at these too."""
     yield kernel(platform.release())
     yield from options(config_of(platform.release()))
     yield from privileges(Path("/proc/self/status").read_text(encoding="ascii"))
@@ -91,7 +96,7 @@ def examine(iface: str | None, shadow: Shadow | None) -> Iterator[Finding]:
     yield files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     if iface is not None:
         yield from interfaces(iface)
-    if shadow is not None:
+    for shadow in shadows:
         yield from reach(shadow)
     yield clock_source(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource"))
     yield clock()
@@ -250,12 +255,15 @@ def user() -> Finding:
 def files(hard: int) -> Finding:
     """Whether workers can have as many connections as a tap's default allows."""
     wanted = Limits().connections + 64
+    if hard != resource.RLIM_INFINITY and hard < FEWEST_FILES:
+        text = f"at most {hard} descriptors: too few to start a tap"
+        return Finding("files", Level.FAIL, text, f"raise the limit to {wanted} ({HOW_FILES})")
     if hard != resource.RLIM_INFINITY and hard < wanted:
         return Finding(
             "files",
             Level.WARN,
-            f"at most {hard} descriptors: some {max(0, hard - 64)} connections to a shadow",
-            f"raise the limit to {wanted} (ulimit -Hn; LimitNOFILE= in a unit), or lower limits.connections",
+            f"at most {hard} descriptors: some {hard - WORKERS_FILES} connections to shadows",
+            f"raise the limit to {wanted} ({HOW_FILES}), or lower limits.connections",
         )
     return Finding("files", Level.OK, "as many descriptors as a tap may want")
 

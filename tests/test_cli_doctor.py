@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from tapmirror import doctor
 from tapmirror.cli import main
 from tapmirror.doctor import Finding, Level
+from tapmirror.spec import parse_shadow
 
 
 @pytest.fixture
@@ -52,6 +53,14 @@ def test_as_json(findings: list[Finding]) -> None:
             {"check": "user", "level": "warn", "text": "nobody", "remedy": "create one"},
         ],
     }
+
+
+def test_each_interface_and_each_shadow_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(doctor, "examine", lambda iface, shadows: iter(asked.extend([iface, *shadows]) or ()))
+    words = ["doctor", "--iface=lo", "--iface=veth*", "--shadow=127.0.0.1:80", "--shadow=[::1]:81"]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert asked == ["lo,veth*", parse_shadow("127.0.0.1:80"), parse_shadow("[::1]:81")]
 
 
 def test_a_wrong_shadow() -> None:

@@ -50,7 +50,7 @@ def as_nobody(look: Callable[[], list[Finding]]) -> list[Finding]:
 def test_this_host_as_root() -> None:
     with Lab() as lab, lab.node.enter(), socket.create_server(("127.0.0.1", 0)) as server:
         iface = next(name for _, name in socket.if_nameindex() if name != "lo")
-        findings = list(examine(iface, parse_shadow(f"127.0.0.1:{server.getsockname()[1]}")))
+        findings = list(examine(iface, [parse_shadow(f"127.0.0.1:{server.getsockname()[1]}")]))
         server.settimeout(5)
         probe, _ = server.accept()
         with probe:
@@ -65,7 +65,7 @@ def test_this_host_as_root() -> None:
 
 @pytest.mark.ebpf
 def test_this_host_as_nobody() -> None:
-    findings = as_nobody(lambda: list(examine("lo", None)))
+    findings = as_nobody(lambda: list(examine("lo", [])))
     found = levels(findings)
     assert not can_start(findings)
     assert found["privilege"] is Level.FAIL
@@ -142,10 +142,15 @@ def test_without_bcc_it_says_so_and_what_to_do(tmp_path: Path, bcc: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("hard", "level"), [(256, Level.WARN), (1 << 20, Level.OK), (resource.RLIM_INFINITY, Level.OK)]
+    ("hard", "level"),
+    [(20, Level.FAIL), (32, Level.WARN), (256, Level.WARN), (1 << 20, Level.OK), (resource.RLIM_INFINITY, Level.OK)],
 )
 def test_files(hard: int, level: Level) -> None:
     assert doctor.files(hard).level is level
+
+
+def test_how_many_connections_few_descriptors_allow() -> None:
+    assert doctor.files(64).text == "at most 64 descriptors: some 48 connections to shadows"
 
 
 @pytest.mark.parametrize("name", ["nope", "lo" + "x" * 20, ""])

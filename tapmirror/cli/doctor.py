@@ -10,14 +10,23 @@ import msgspec
 
 from tapmirror import doctor as checks
 from tapmirror.cli.messages import as_option, fail
+from tapmirror.cli.options import joined
 from tapmirror.spec import SpecError, parse_shadow
 
 
 @click.command(short_help="Say whether a tap can start here, and what to do if not.")
-@click.option("--iface", metavar="IFACE", help="Look at this interface too.")
-@click.option("--shadow", metavar="HOST:PORT", help="Try to reach this shadow too.")
+@click.option(
+    "--iface",
+    multiple=True,
+    callback=joined,
+    metavar="IFACE",
+    help="Look at this interface too, at those of a pattern (veth*), or at any; repeatable.",
+)
+@click.option(
+    "--shadow", "shadows", multiple=True, metavar="HOST:PORT", help="Try to reach this shadow too; repeatable."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def doctor(*, iface: str | None, shadow: str | None, as_json: bool) -> None:
+def doctor(*, iface: str | None, shadows: tuple[str, ...], as_json: bool) -> None:
     """Look at what a tap needs: kernel, privileges, headers, eBPF (by a trial load), limits, interface, shadow, clock.
 
     Changes nothing. Without root it says what it could not look at.
@@ -29,7 +38,7 @@ def doctor(*, iface: str | None, shadow: str | None, as_json: bool) -> None:
     Exit codes: 0 a tap can start; 1 it cannot.
     """  # noqa: D301 -- click wants the control character
     try:
-        wanted = parse_shadow(shadow) if shadow is not None else None
+        wanted = [parse_shadow(shadow) for shadow in shadows]
     except SpecError as error:
         fail(as_option(str(error)), 2)
     findings = []

@@ -36,6 +36,11 @@ def _percent(_context: click.Context, _parameter: click.Parameter, value: str) -
     return found
 
 
+def joined(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """A click callback: an option that names several when it is given again, as one text with commas."""
+    return ",".join(values) if values else None
+
+
 OPTIONS: Final = (
     click.option(
         "-f",
@@ -51,7 +56,13 @@ OPTIONS: Final = (
         help="Address of a destination (HOST or HOST:SUBSET) of rules of Istio or the Gateway API in FILE; repeatable.",
     ),
     click.option("--strict", is_flag=True, help="Refuse what such a FILE has and a mirror beside the path cannot do."),
-    click.option("--iface", metavar="IFACE", help="Interface that production's traffic passes."),
+    click.option(
+        "--iface",
+        multiple=True,
+        callback=joined,
+        metavar="IFACE",
+        help="Interface that production's traffic passes, a pattern (veth*), or any; repeatable.",
+    ),
     click.option("--port", "ports", type=WHOLE, multiple=True, help="Production's port; repeatable."),
     click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable."),
     click.option(

@@ -13,6 +13,7 @@ import click
 from tapmirror.cli.files import read_bytes, read_file
 from tapmirror.cli.messages import fail, refuse_file, warn
 from tapmirror.cli.numbers import WHOLE
+from tapmirror.cli.options import joined
 from tapmirror.spec import nginx_syntax
 from tapmirror.spec.document import FileError
 from tapmirror.spec.gor import from_gor
@@ -31,7 +32,13 @@ from tapmirror.spec.translated import Translation
     metavar="FILE",
     help="The taps of nginx's `mirror`; - is standard input.",
 )
-@click.option("--iface", metavar="IFACE", help="With these two: the interface, which they do not name.")
+@click.option(
+    "--iface",
+    multiple=True,
+    callback=joined,
+    metavar="IFACE",
+    help="With these two: the interface, which they do not name.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what has no equivalent.")
 def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, iface: str | None, strict: bool) -> None:
     """Print the reference of the file that `tapmirror run -f` takes, or other tools' rules as such a file.
@@ -80,7 +87,7 @@ def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, ifa
     required=True,
     help="Taps of a YAML file; - is standard input.",
 )
-@click.option("--iface", metavar="IFACE", help="For files of Kubernetes, as of `run`.")
+@click.option("--iface", multiple=True, callback=joined, metavar="IFACE", help="For files of Kubernetes, as of `run`.")
 @click.option("--port", "ports", type=WHOLE, multiple=True, help="The same.")
 @click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="The same.")
 @click.option("--strict", is_flag=True, help="The same.")
