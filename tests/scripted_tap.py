@@ -25,6 +25,8 @@ class ScriptedTap:
         self.wait_for_interface = wait_for_interface
         self.capture = "ebpf"
         self.state, self.state_reason = "running", ""
+        self.began = False
+        """Whether it is more than one that was only tried out."""
         self.attached = False
         self.muted = False
         self.detached = threading.Event()
@@ -39,6 +41,7 @@ class ScriptedTap:
 
     def start(self) -> None:
         """Attaches, unless it was detached before."""
+        self.began = True
         self._script.step("start")
         if not (self.muted or self.detached.is_set()):
             self.attached = True
@@ -143,6 +146,10 @@ class Script:
         self.at_a_time -= 1
         if name in self.fails:
             raise TapError(self.fails[name])
+
+    def begun(self) -> int:
+        """How many taps were started, or were about to be."""
+        return sum(tap.began for tap in self.taps)
 
     def attached(self) -> list[str]:
         """The names of the taps that capture, in order."""

@@ -57,7 +57,12 @@ def test_as_json(findings: list[Finding]) -> None:
 
 def test_each_interface_and_each_shadow_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(doctor, "examine", lambda iface, shadows: iter(asked.extend([iface, *shadows]) or ()))
+
+    def examine(iface: object, shadows: list[object]) -> list[Finding]:
+        asked.extend([iface, *shadows])
+        return []
+
+    monkeypatch.setattr(doctor, "examine", examine)
     words = ["doctor", "--iface=lo", "--iface=veth*", "--shadow=127.0.0.1:80", "--shadow=[::1]:81"]
     assert CliRunner().invoke(main, words).exit_code == 0
     assert asked == ["lo,veth*", parse_shadow("127.0.0.1:80"), parse_shadow("[::1]:81")]

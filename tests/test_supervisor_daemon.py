@@ -123,6 +123,34 @@ async def test_what_cannot_be_restarted_goes_on_as_it_was(rig: Rig) -> None:
 
 
 @conversation
+async def test_what_is_known_to_fail_stops_nothing(rig: Rig) -> None:
+    """A name that does not resolve, an interface that is not there: of the taps that run none is touched for it."""
+    await rig.daemon.start([A, B], force=False)
+    (before,) = (each for each in rig.script.taps if each.spec.name == "a")
+    rig.script.fails["prepare"] = "cannot resolve"
+    wanted = [msgspec.structs.replace(A, iface="eth9"), msgspec.structs.replace(B, percent=5.0)]
+    done = await rig.daemon.apply(wanted, dry_run=False, force=False)
+    assert done["failed"] == {"a": "cannot resolve; it goes on as it was"}
+    assert before.attached and not before.closed and rig.script.attached() == ["a", "b"]
+    assert rig.script.ends == [("detach", "a")]  # what was only tried out
+    assert (kept(rig)["a"].spec, kept(rig)["b"].spec.percent) == (A, 5.0)
+
+
+@conversation
+async def test_all_is_stopped_while_a_change_is_tried_out(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    gate = rig.script.gate("prepare")
+    applying = asyncio.ensure_future(
+        rig.daemon.apply([msgspec.structs.replace(A, iface="eth9")], dry_run=False, force=False)
+    )
+    await rig.until(rig.script.reached["prepare"].is_set, "the trial")
+    await rig.daemon.stop_all()
+    gate.set()
+    await refused(applying, "failed", "all taps were stopped meanwhile")
+    assert rig.script.attached() == [] and kept(rig) == {}
+
+
+@conversation
 async def test_each_beginning_has_a_life_of_its_own_in_the_snapshots(rig: Rig) -> None:
     async def life() -> int:
         await rig.until(lambda: "worker" in rig.daemon.roster.snapshots()[-1], "a ledger")
@@ -319,12 +347,12 @@ async def test_two_reloads_at_a_time_leave_one_tap_of_a_name(rig: Rig) -> None:
     second = asyncio.ensure_future(rig.daemon.reload())
     starting = asyncio.ensure_future(rig.daemon.start([A], force=False))
     await asyncio.sleep(0.05)
-    assert len(rig.script.taps) == 1  # nothing begins beside what still drains
+    assert rig.script.begun() == 1  # nothing begins beside what still drains
     gate.set()
     assert [step["action"] for step in (await first)["plan"]] == ["restart"]
     assert [step["action"] for step in (await second)["plan"]] == ["keep"]
     await refused(starting, "refused", "a tap has the name 'a' already")
-    assert rig.script.attached() == ["a"] and len(rig.script.taps) == 2
+    assert rig.script.attached() == ["a"] and rig.script.begun() == 2
 
 
 @conversation
@@ -461,7 +489,7 @@ async def test_what_is_asked_for_while_the_daemon_stops_costs_no_tap(rig: Rig) -
     gate.set()
     await refused(applying, "failed", "^the daemon is stopping$")
     await asyncio.gather(closing, stopping, *late)
-    assert len(rig.script.taps) == 3
+    assert rig.script.begun() == 3
     assert {name: each.spec for name, each in kept(rig).items()} == {"a": A, "c": C}
 
 

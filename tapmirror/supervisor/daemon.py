@@ -37,6 +37,7 @@ from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError, TapRefusedError
 
+AS_IT_WAS: Final = "it goes on as it was"
 NOTED: Final = 1.0
 """Seconds between two notes that taps capture: to what the end of a daemon that is killed is known."""
 
@@ -340,15 +341,18 @@ class Daemon:
             raise RefusedError("busy", f"the tap {name!r} is being stopped")
         return entry
 
-    def _ready_for(self, step: Step) -> None:
-        """Raises `RefusedError` if the tap of this name is not (any more) what the plan took it to be."""
-        there = self._taps.get(step.name)
-        if there is not None and there.leaving:
-            raise RefusedError("busy", f"the tap {step.name!r} is being stopped")
-        if there is not None and not there.accepted:
-            raise RefusedError("busy", f"the tap {step.name!r} is being started")
-        if (step.action is Action.ADD) != (there is None):
-            raise RefusedError("busy", f"the tap {step.name!r} was changed meanwhile")
+    def _ready_for(self, steps: Sequence[Step]) -> None:
+        """Raises `RefusedError` if a tap is not (any more) what the plan took it to be, or none may begin."""
+        for step in steps:
+            there = self._taps.get(step.name)
+            if there is not None and there.leaving:
+                raise RefusedError("busy", f"the tap {step.name!r} is being stopped")
+            if there is not None and not there.accepted:
+                raise RefusedError("busy", f"the tap {step.name!r} is being started")
+            if (step.action is Action.ADD) != (there is None):
+                raise RefusedError("busy", f"the tap {step.name!r} was changed meanwhile")
+        if any(step.action is not Action.REMOVE for step in steps):
+            self.roster.not_killed()
 
     async def _carry_out(self, steps: Sequence[Step], origins: Mapping[str, str], stops: int) -> dict[str, Any]:
         """Do it, holding `_changing`; the plan, and what failed.  It is to be saved then.
@@ -356,14 +360,16 @@ class Daemon:
         `stops` is `_stops` as it was when this was asked for.
         """
         doing = [step for step in steps if step.action is not Action.KEEP]
-        for step in doing:
-            self._ready_for(step)
-        if any(step.action is not Action.REMOVE for step in doing):
-            self.roster.not_killed()
+        self._ready_for(doing)
+        # Before anything is stopped for it: a tap that runs does not pause for a mistake in what was to follow it.
+        unfit = await self.roster.unfit(step.spec for step in doing if step.action is Action.RESTART)
+        doing = [step for step in doing if step.name not in unfit]
+        self._not_overtaken(stops)
+        self._ready_for(doing)
         there = {step.name: self._taps[step.name] for step in doing if step.action is not Action.ADD}
         old = {step.name: there[step.name] for step in doing if step.action is Action.RESTART}
         removed = [there[step.name] for step in doing if step.action is Action.REMOVE]
-        failed: dict[str, str] = {}
+        failed = {name: f"{message}; {AS_IT_WAS}" for name, message in unfit.items()}
         for step in doing:
             if step.action is Action.CHANGE:
                 entry = there[step.name]
@@ -396,7 +402,7 @@ class Daemon:
             self.roster.not_closing()
             if name in old and not old[name].unwanted and name not in self._taps:
                 self.roster.again(old[name], before[name])
-                failed[name] += "; it goes on as it was"
+                failed[name] += f"; {AS_IT_WAS}"
         self._replaced = {}
         return {"plan": [step.told() for step in steps], "failed": failed}
 

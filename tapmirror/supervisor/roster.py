@@ -17,8 +17,9 @@ from typing import Any, Final
 from tapmirror.spec import TapSpec
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.permission import RefusedError
-from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Make, Runner
+from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Make, Runner, try_out
 from tapmirror.supervisor.together import Together
+from tapmirror.supervisor.workers import TapError
 
 LOADERS: Final = 2
 """Taps that start at a time: each compiles for a second, in 150 MB."""
@@ -210,6 +211,17 @@ class Roster:
         self.taps[spec.name] = entry
         runner.start(self._why() if self.killed else PAUSED if paused else "")
         return entry
+
+    async def unfit(self, specs: Iterable[TapSpec]) -> dict[str, str]:
+        """Why some of these cannot be started, by name, as far as that is known before they are."""
+        tried = {spec.name: try_out(spec, self._make) for spec in specs}
+        failed: dict[str, str] = {}
+        for name, outcome in tried.items():
+            try:
+                await asyncio.wrap_future(outcome)
+            except TapError as error:
+                failed[name] = str(error)
+        return failed
 
     def again(self, entry: Entry, before: Before) -> None:
         """Start a tap that has ended as it was, with the time that it had left."""

@@ -64,6 +64,29 @@ class EndedError(Exception):
     """The tap was ended before it could be done."""
 
 
+def try_out(spec: TapSpec, make: Make) -> Future[None]:
+    """Whether a tap could be started, as far as that is known before it is: its interface, addresses and names.
+
+    In a thread of its own, for a name server may hang.  The outcome is done, or the `TapError`.
+    """
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            tap = make(spec, lambda _: None, lambda _: None, wait_for_interface=False)
+            try:
+                tap.prepare()
+            finally:
+                tap.close()
+        except Exception as error:
+            outcome.set_exception(as_tap_error(error))
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, name=f"try {spec.name}", daemon=True).start()
+    return outcome
+
+
 class Before(msgspec.Struct, frozen=True):
     """Of a tap that is to go on: one of an earlier daemon, or one that is restarted with another spec."""
 
