@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from tapmirror.cli import main
@@ -32,6 +35,18 @@ def test_install_and_uninstall_an_image(tmp_path: Path) -> None:
 
 def test_nothing_to_uninstall(tmp_path: Path) -> None:
     assert run("uninstall", "--root", tmp_path).output == "nothing is installed\n"
+
+
+def test_what_must_not_be_looked_at_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "var/cache/tapmirror").mkdir(parents=True)
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)  # as for who is not root
+    done = run("uninstall", "--root", tmp_path)
+    assert done.exit_code == 2
+    assert done.output == f"tapmirror: error: {tmp_path}/var/cache/tapmirror: Permission denied\n"
 
 
 def test_a_refusal_is_one_line(tmp_path: Path) -> None:

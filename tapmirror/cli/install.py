@@ -48,6 +48,8 @@ def install(root: Path, command: Path | None, *, dry_run: bool) -> None:
         _go(steps, dry_run=dry_run)
     except InstallError as error:
         fail(str(error), 2)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", 2)
     if not dry_run and root == Path("/"):
         click.echo("ready: systemctl enable --now tapmirror")
 
@@ -65,6 +67,8 @@ def uninstall(root: Path, *, dry_run: bool) -> None:
         _go(uninstall_plan(root.absolute()), dry_run=dry_run)
     except InstallError as error:
         fail(str(error), 2)
+    except OSError as error:  # of what is only looked at: the cache is root's
+        fail(f"{error.filename}: {error.strerror}", 2)
 
 
 def _go(steps: Sequence[Step], *, dry_run: bool) -> None:
