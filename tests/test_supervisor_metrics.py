@@ -39,6 +39,7 @@ def snapshot(name: str = "shop", seen: int = 10, pid: int = 7, cpu: float = 1.5,
         "events": {"shadow_connects": 3, "connect_ECONNREFUSED": 2, "gaps": 1},
         "answers": {"2xx": 5, "5xx": 1},
         "latency": {"count": 4, "sum_s": 2.5, "buckets": {"0.005": 1, "0.1": 2, "inf": 1}},
+        "breaker": "half-open",
     }
     return {
         "tap": name,
@@ -270,6 +271,17 @@ def known() -> set[str]:
 def labels() -> set[str]:
     text = Taps(copy.deepcopy(compared(a=10))).text()
     return set(re.findall(r"[{,]([a-z]+)=", text)) | {"le", "instance"}
+
+
+def test_how_each_shadows_breaker_is() -> None:
+    text = Taps(snapshot()).text()
+    found = dict(
+        re.findall(r'^tapmirror_shadow_breaker\{shadow="v2:80",state="([a-z-]+)",tap="shop"\} ([01])\.0$', text, re.M)
+    )
+    assert found == {"closed": "0", "open": "0", "half-open": "1"}
+    begins = snapshot()
+    del begins["shadows"]["v2:80"]["breaker"]  # nobody has looked yet
+    assert "tapmirror_shadow_breaker{" not in Taps(begins).text()
 
 
 def expressions() -> list[str]:

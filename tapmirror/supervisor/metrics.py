@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from tapmirror import __version__, histogram
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.governor import State
 from tapmirror.ledger import waits
 from tapmirror.supervisor.compared import Compared, add_times, families
 
@@ -248,6 +249,14 @@ class TapMetrics(Collector):
         yield self._counter(
             "shadow_connect_errors", "Of these, those that failed", ["shadow", "reason"], "connect_errors"
         )
+        breakers: dict[tuple[str, ...], float] = {
+            (tap, label, state.value): float(shadow["breaker"] == state.value)
+            for tap, label, shadow in each
+            if "breaker" in shadow
+            for state in State
+        }
+        text = "1 for the state of a shadow's breaker: closed (it is well), open, half-open (it is tried again)"
+        yield _gauge("shadow_breaker", text, breakers, ["shadow", "state"])
         yield self._latency()
 
     def _latency(self) -> HistogramMetricFamily:
