@@ -129,7 +129,8 @@ def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
 def test_list_is_a_line_for_each_tap_and_nothing_is_cut(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     asked = Asked(monkeypatch)
     name = "checkout-service-payments-v2-canary"
-    asked.answer = {"taps": [LISTED, {**LISTED, "name": name, "state_reason": "", "origin": "x.yaml"}]}
+    unwell = {**LISTED, "name": "b", "state": "running", "state_reason": "", "trouble": "shadow b: it is slow"}
+    asked.answer = {"taps": [LISTED, {**LISTED, "name": name, "state_reason": "", "origin": "x.yaml"}, unwell]}
     monkeypatch.setenv("COLUMNS", columns)
     done = CliRunner().invoke(main, ["list"])
     gap = " " * (len(name) - 2)
@@ -137,6 +138,7 @@ def test_list_is_a_line_for_each_tap_and_nothing_is_cut(monkeypatch: pytest.Monk
         f"NAME{gap}STATE    SHARE   INTERFACE  PORTS  SHADOWS              FROM     WHY",
         f"web {gap}waiting  12.5 %  eth0       80,81  a.test:80, [::1]:81  command  for eth0",
         f"{name}  waiting  12.5 %  eth0       80,81  a.test:80, [::1]:81  x.yaml",
+        f"b   {gap}running  12.5 %  eth0       80,81  a.test:80, [::1]:81  command  shadow b: it is slow",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -154,3 +155,30 @@ async def test_stop_all_ends_also_what_is_about_to_begin(rig: Rig) -> None:
     await refused(applying, "failed", "all taps were stopped meanwhile")
     assert {each["name"] for each in await stopping} == {"a", "b"}
     assert rig.states() == {} == kept(rig)
+
+
+@conversation
+async def test_a_list_tells_what_is_wrong_with_what_runs(rig: Rig) -> None:
+    def listed() -> tuple[float | None, str]:
+        (told,) = rig.daemon.roster.told(None, ledger=False)
+        return told["effective"], told["trouble"]
+
+    def share(effective: float, reason: str, **causes: str) -> dict[str, Any]:
+        shadows = {label: {"reason": cause} for label, cause in causes.items()}
+        return {"share": {"percent": 50.0, "effective": effective, "reason": reason}, "shadows": shadows}
+
+    gate = rig.script.gate("snapshot")  # the tap's own ledgers wait
+    await rig.daemon.start([A], force=False)
+    assert listed() == (None, "")
+    runner = rig.daemon.roster.entry("a").runner
+    for ledger, wanted in (
+        (share(50.0, "", v2="", v3=""), (50.0, "")),
+        (share(50.0, "", v2="", v3="it cannot be connected to"), (50.0, "shadow v3: it cannot be connected to")),
+        (
+            share(2.5, "shadow v2: it is tried again", v2="down"),
+            (2.5, "at present 2.5 %: shadow v2: it is tried again"),
+        ),
+    ):
+        runner.counted = (1, ledger)
+        assert listed() == wanted
+    gate.set()

@@ -134,7 +134,7 @@ def row(tap: dict[str, Any]) -> tuple[str, ...]:
         ",".join(map(str, tap["ports"])),
         ", ".join(tap["shadows"]),
         tap["origin"] or "command",
-        tap["state_reason"],
+        "; ".join(filter(None, (tap["state_reason"], tap.get("trouble")))),
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +61,7 @@ class Entry:
             "state": now,
             "state_reason": reason,
             "percent": spec.percent,
+            **_captured(self.runner.ledger, running=now == "running"),
             "by": spec.by.value,
             "iface": spec.iface,
             "ports": list(spec.ports),
@@ -73,6 +74,22 @@ class Entry:
             "uncaptured_s": round(self.runner.uncaptured, 2),
             **({"ledger": self.runner.ledger} if ledger else {}),
         }
+
+
+def _captured(ledger: Mapping[str, Any] | None, *, running: bool) -> dict[str, Any]:
+    """What a tap captures at present in percent (None: not known yet), and what is wrong where that is less than it is
+    asked to, or a shadow of it gets nothing: a tap runs all the same then.
+    """
+    if ledger is None or "share" not in ledger:
+        return {"effective": None, "trouble": ""}
+    share = ledger["share"]
+    trouble = ""
+    if running and share["effective"] != share["percent"]:
+        trouble = f"at present {share['effective']:g} %: {share['reason']}"
+    elif running:
+        causes = {label: shadow.get("reason", "") for label, shadow in ledger["shadows"].items()}
+        trouble = "; ".join(f"shadow {label}: {cause}" for label, cause in causes.items() if cause)
+    return {"effective": share["effective"], "trouble": trouble}
 
 
 class Roster:
