@@ -17,10 +17,11 @@ from click.testing import CliRunner
 from tapmirror.cli import compared
 from tapmirror.cli.compared import SPEC
 from tapmirror.cli.main import main
-from tapmirror.compare import Comparison
+from tapmirror.compare import Comparison, Limits
 from tapmirror.control import ControlError
 from tapmirror.exchange import Answer, Asked, Exchange, Reply
 from tapmirror.policy.samples import USUAL, SampleRedactor
+from tapmirror.report import FORMS
 from tapmirror.spec import Compare, Level
 
 
@@ -43,6 +44,46 @@ def ledger(path: Path, exchanges: int, bad: int) -> str:
 def test_the_verdict_is_the_exit_code(tmp_path: Path, exchanges: int, bad: int, code: int, word: str) -> None:
     done = CliRunner().invoke(main, ["verdict", ledger(tmp_path / "l.json", exchanges, bad)])
     assert (done.exit_code, done.output.split(": ")[:2]) == (code, ["web new", word])
+
+
+def test_where_nothing_was_compared_the_line_says_why(tmp_path: Path) -> None:
+    file = ledger(tmp_path / "l.json", 100, 0)
+    saved = json.loads(Path(file).read_text())
+    state = saved["comparison"][0]["shadows"]["new"]
+    state |= {"endpoints": {}, "requests": 100, "unpaired": {"shutdown": 1, "not_sent": 99}}
+    Path(file).write_text(json.dumps(saved))
+    done = CliRunner().invoke(main, ["verdict", file])
+    assert done.exit_code == 3
+    assert done.output == ("web new: undecided: nothing was compared yet, of 100 requests; the shadow did not get it\n")
+
+
+@pytest.mark.parametrize(("bad", "code"), [((0, 400), 1), ((0, 0), 3), ((400, 400), 1)])
+def test_of_several_shadows_one_that_fails_is_enough(tmp_path: Path, bad: tuple[int, int], code: int) -> None:
+    done = CliRunner().invoke(main, ["verdict", several(tmp_path, *bad)])
+    assert (done.exit_code, done.output.count("\n")) == (code, 2)
+
+
+def test_a_report_of_several_shadows_is_one_document(tmp_path: Path) -> None:
+    file = several(tmp_path, 0, 400)
+    texts = {form: CliRunner().invoke(main, ["report", file, "--format", form]).output for form in FORMS}
+    document = json.loads(texts["json"])
+    assert [each["shadow"] for each in document["shadows"]] == ["one", "two"]
+    assert [each["verdict"]["outcome"] for each in document["shadows"]] == ["undecided", "fail"]
+    assert texts["html"].count("<html") == texts["html"].count("</html>") == 1
+    assert "<title>FAIL · web: 2 shadows against production</title>" in texts["html"]
+    for form in ("terminal", "markdown", "html"):
+        assert texts[form].index("web: one against production") < texts[form].index("web: two against production")
+    found = compared.read_figures(file, Limits())
+    compared.write_report(found, str(tmp_path / "report.html"))
+    assert texts["html"] == (tmp_path / "report.html").read_text() + "\n"
+
+
+def several(folder: Path, *bad: int) -> str:
+    """The ledger of a tap with shadows `one` and `two`, of which so many answers are errors."""
+    states = [json.loads(Path(ledger(folder / "s.json", 2_000, each)).read_text())["comparison"][0] for each in bad]
+    states[0]["shadows"] = {name: state["shadows"]["new"] for name, state in zip(("one", "two"), states, strict=True)}
+    (folder / "several.json").write_text(json.dumps({"tap": "web", "comparison": states[:1]}))
+    return str(folder / "several.json")
 
 
 def test_limits_can_be_set_or_lifted(tmp_path: Path) -> None:
@@ -125,12 +166,15 @@ def test_a_name_that_is_no_file_is_that_of_a_tap(tmp_path: Path, monkeypatch: py
         (["report", "busy"], 1, "the tap does not run"),
         (["report", "none"], 1, "none: it has no comparison yet"),
         (["report", "bad"], 1, "bad: the daemon's report cannot be read"),
+        (["verdict", "none"], 3, "none: it has no comparison yet"),  # 1 would be a shadow that fails
+        (["verdict", "busy"], 2, "the tap does not run"),
+        (["verdict", "bad"], 2, "bad: the daemon's report cannot be read"),
         (["verdict", "l.json"], 1, "web new: fail"),
         (["verdict", "no/file"], 2, "no/file: No such file"),
     ):
         done = CliRunner().invoke(main, [*words, "--socket", "/s"])
         assert (done.exit_code, text in done.output) == (code, True), (words, done.output)
-    assert asked == ["shop", "shop", "busy", "none", "bad"]
+    assert asked == ["shop", "shop", "busy", "none", "bad", "none", "busy", "bad"]
 
 
 def test_without_a_daemon_and_without_a_file_both_are_told(tmp_path: Path) -> None:

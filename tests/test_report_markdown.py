@@ -15,7 +15,7 @@ def test_what_matters_is_there() -> None:
     assert re.search(r"^\| GET /products/\\{id\\} \| \d", text, re.MULTILINE)
     assert "**body.price.amount**: another value in" in text
     assert "`curl -i -H 'Host: shop.example'" in text
-    assert "Taken for noise:" in text
+    assert "* taken for noise at GET " in text
     assert "| endpoint | requests | errors, production | errors, shadow | p50, production |" in text
 
 

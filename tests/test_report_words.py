@@ -4,7 +4,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from hostile_figures import empty
+from hostile_figures import empty, shop
 from tapmirror.exchange import Failure, Unpaired
 from tapmirror.report import FORMS, terminal, words
 
@@ -21,7 +21,7 @@ def test_what_was_not_timed_has_no_time() -> None:
     found = empty()
     assert words.cells(found.all)[4:8] == ("-",) * 4
     assert "µs" not in "".join(FORMS[form](found) for form in ("terminal", "markdown", "html"))
-    assert "µs" not in terminal(found, 80)
+    assert "µs" not in terminal(found, width=80)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,17 @@ def test_what_was_not_compared_is_said() -> None:
         "bodies not compared (too long decoded): 4",
         "so",
     ]
+
+
+def test_noise_is_named_where_it_is() -> None:
+    """A path alone says nothing where it is noise at one endpoint and a difference at another."""
+    figures = shop("same", 3000)
+    lines = [*words.noise(figures, 100)]
+    assert "taken for noise at GET /products: body.products" in lines
+    assert "taken for noise at GET /products, GET /search, POST /cart and 2 more: body.request, body.time" in lines
+    assert [*words.noise(figures, 2)] == [lines[0], f"taken for noise: {sum(_paths(lines)) - 2} more fields"]
+    assert words.some(["a", "b", "c"]) == "a, b, c"
+
+
+def _paths(lines: list[str]) -> list[int]:
+    return [line.partition(": ")[2].count(", ") + 1 for line in lines]

@@ -19,17 +19,17 @@ from click.shell_completion import CompletionItem
 
 from tapmirror.cli.asking import complete, refused, socket_option
 from tapmirror.cli.messages import fail
-from tapmirror.compare import Figures, Limits, Nature, Outcome, badness, figures, judged, merge
+from tapmirror.compare import Figures, Limits, Nature, Outcome, badness, figures, judged, merge, together
 from tapmirror.control import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
-from tapmirror.report.words import EARLY, clean, open_fields, percent
+from tapmirror.report.words import EARLY, UNPAIRED, clean, open_fields, percent
 from tapmirror.spec import Compare
 from tapmirror.spec.numbers import number_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-UNDECIDED: Final = 3
-"""Exit code where more requests are needed."""
+CODES: Final = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 3}
+"""Exit codes of a verdict."""
 TAP_NAME: Final = re.compile(r"[^/]{1,63}")
 """What is no file and looks so is taken for the name of a tap."""
 SPEC: Final = "comparison_spec"
@@ -129,32 +129,29 @@ def form_of(path: str) -> str:
     return form
 
 
-def write_reports(found: Sequence[Figures], path: str) -> list[str]:
-    """Write a report for each shadow: to `path`, of several with its number in the name.  Raises OSError."""
-    written = []
-    for i, each in enumerate(found):
-        at = Path(path) if len(found) == 1 else Path(path).with_stem(f"{Path(path).stem}-{i + 1}")
-        at.write_text(FORMS[form_of(path)](each), encoding="utf-8")
-        written.append(str(at))
-    return written
+def write_report(found: Sequence[Figures], path: str) -> None:
+    """Write the report of all shadows.  Raises OSError."""
+    Path(path).write_text(FORMS[form_of(path)](*found), encoding="utf-8")
 
 
 def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
     """A line for each shadow, on standard output or error; the exit code: 0 all pass, 1 one fails, 3 not known yet."""
-    outcomes = [each.verdict.outcome for each in found]
     try:
         for each in found:
             said = f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}{_where(each)}"
             click.echo(clean(said), err=err)
     except BrokenPipeError:  # who does not read it may still ask for the exit code, of which 1 says that one fails
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
-    if Outcome.FAIL in outcomes:
-        return 1
-    return UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else 0
+    return CODES[together([each.verdict.outcome for each in found])]
 
 
 def _where(found: Figures) -> str:
-    """Where most answers differ, if any do: a limit of all requests may be kept with one endpoint broken."""
+    """Where most answers differ, if any do: a limit of all requests may be kept with one endpoint broken.
+
+    Or why nothing was compared.
+    """
+    if not found.paired:
+        return "".join(f"; {UNPAIRED.get(reason, reason)}" for reason in list(found.unpaired)[:1])
     worst = max(found.endpoints, key=lambda each: each.diff_rate.value or 0.0, default=None)
     if worst is None or not worst.differing:
         early = [(field.raw, each.name, field) for each in found.endpoints for field in open_fields(each)]
@@ -220,8 +217,7 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
     found = source_figures(source, limits_of(options), socket)
     width = shutil.get_terminal_size((120, 40)).columns
     colour = sys.stdout is not None and sys.stdout.isatty()
-    for each in found:
-        click.echo(terminal(each, width, colour) if form == "terminal" else FORMS[form](each))
+    click.echo(terminal(*found, width=width, colour=colour) if form == "terminal" else FORMS[form](*found))
 
 
 @click.command(short_help="Judge a shadow by what it answers.")
@@ -234,17 +230,24 @@ def verdict(source: str, socket: Path, **options: Any) -> None:
     NAME and FILE are those of `tapmirror report`.  What is known grows while a tap runs; it can be asked as often as
     one likes.
     """
-    raise SystemExit(tell_verdict(source_figures(source, limits_of(options, judge=True), socket)))
+    limits = limits_of(options, judge=True)
+    try:
+        found = source_figures(source, limits, socket, CODES[Outcome.UNDECIDED])
+    except SystemExit as error:
+        raise SystemExit(2 if error.code == 1 else error.code) from None  # 1 would be a shadow that fails
+    raise SystemExit(tell_verdict(found))
 
 
-def source_figures(source: str, limits: Limits, socket: Path) -> list[Figures]:
-    """Of a saved ledger, or of a tap of the daemon's; ends the program if there is no comparison."""
+def source_figures(source: str, limits: Limits, socket: Path, early: int = 1) -> list[Figures]:
+    """Of a saved ledger, or of a tap of the daemon's; ends the program if there is no comparison.  `early`: the exit
+    code where there is none at the moment.
+    """
     if source == "-" or Path(source).exists() or not TAP_NAME.fullmatch(source):
         return read_figures(source, limits)
-    return asked_figures(source, limits, socket)
+    return asked_figures(source, limits, socket, early)
 
 
-def asked_figures(name: str, limits: Limits, socket: Path) -> list[Figures]:
+def asked_figures(name: str, limits: Limits, socket: Path, early: int) -> list[Figures]:
     """Of a tap of the daemon's; ends the program if it has no comparison."""
     try:
         with Client(socket) as client:
@@ -259,7 +262,7 @@ def asked_figures(name: str, limits: Limits, socket: Path) -> list[Figures]:
     except (msgspec.MsgspecError, KeyError, RecursionError, ValueError) as error:
         fail(f"{name}: the daemon's report cannot be read: {' '.join(str(error).split())}", 1)
     if not found:
-        fail(f"{name}: it has no comparison yet: its worker is being restarted", 1)
+        fail(f"{name}: it has no comparison yet: its worker is being restarted", early)
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from tapmirror.cli.compared import SPEC, all_figures, form_of, limit_options, limits_of, tell_verdict, write_reports
+from tapmirror.cli.compared import SPEC, all_figures, form_of, limit_options, limits_of, tell_verdict, write_report
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.numbers import TIME
@@ -99,10 +99,10 @@ def run(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
         fail(f"the ledger could not be printed: {error.strerror}", 1)
     found = all_figures(ledgers, limits, [spec.compare for spec in specs])
-    if report_file is not None:
+    if report_file is not None and found:
         try:
-            for path in write_reports(found, report_file):
-                click.echo(f"tapmirror: {path} written", err=True)
+            write_report(found, report_file)
+            click.echo(f"tapmirror: {report_file} written", err=True)
         except OSError as error:
             fail(f"--report: {report_file}: {error.strerror}", 1)
     code = tell_verdict(found, err=as_json) if judge else 0

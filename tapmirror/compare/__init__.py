@@ -53,7 +53,7 @@ from tapmirror.compare.figures import EndpointFigures, Estimate, FieldFigures, F
 from tapmirror.compare.noise import Nature
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.samples import Redaction
-from tapmirror.compare.verdict import Check, Limits, Outcome, Verdict, share
+from tapmirror.compare.verdict import Check, Limits, Outcome, Verdict, share, together
 
 __all__ = [
     "Check",
@@ -73,4 +73,5 @@ __all__ = [
     "judged",
     "merge",
     "share",
+    "together",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final, TypeAlias
 
 import msgspec
@@ -102,13 +102,21 @@ class Verdict(msgspec.Struct, frozen=True):
     checks: tuple[Check, ...]
 
 
+def together(outcomes: Collection[Outcome]) -> Outcome:
+    """Of several shadows: fail if one fails, pass if all of them do."""
+    if Outcome.FAIL in outcomes:
+        return Outcome.FAIL
+    return Outcome.UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else Outcome.PASS
+
+
 def judge(counts: Counts, limits: Limits) -> Verdict:
     """The verdict on what was counted."""
     checks = tuple(_checks(counts, limits))
     if not checks:
         return Verdict(Outcome.UNDECIDED, "no limit is given", None, ())
     if not counts.pairs:
-        return Verdict(Outcome.UNDECIDED, "nothing was compared yet", None, checks)
+        seen = f", of {counts.requests:,} requests" if counts.requests else ""
+        return Verdict(Outcome.UNDECIDED, f"nothing was compared yet{seen}", None, checks)
     failed = [check for check in checks if check.outcome is Outcome.FAIL]
     open_ = [check for check in checks if check.outcome is Outcome.UNDECIDED]
     if failed:

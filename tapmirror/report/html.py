@@ -8,12 +8,12 @@ forbids all that to the browser too, so that even a mistake in escaping could no
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from html import escape as _escape
 from typing import Final
 
-from tapmirror.compare import EndpointFigures, FieldFigures, Figures, Nature, Outcome
+from tapmirror.compare import EndpointFigures, FieldFigures, Figures, Nature, Outcome, together
 from tapmirror.compare.figures import SideFigures
 from tapmirror.compare.summary import Sample
 from tapmirror.report import charts
@@ -33,6 +33,7 @@ from tapmirror.report.words import (
     rtt,
     size,
     slower,
+    some,
     times,
 )
 
@@ -53,20 +54,42 @@ def escape(text: str) -> str:
     return _escape("".join(c if c.isprintable() or c in "\n\u00a0" else "·" for c in text))
 
 
-def html(figures: Figures) -> str:
-    """The page."""
-    title = escape(f"{figures.tap}: {figures.shadow} against production")
+def html(*found: Figures) -> str:
+    """The page: of several shadows first what is said of each, then all about one after the other."""
+    first = found[0]
+    title = _name(first)
+    outcome = first.verdict.outcome
+    if len(found) > 1:
+        taps = dict.fromkeys(figures.tap for figures in found)
+        title = f"{escape(some([*taps]))}: {len(found)} shadows against production"
+        outcome = together([figures.verdict.outcome for figures in found])
     return "".join(
         [
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width,initial-scale=1">',
             '<meta name="referrer" content="no-referrer"><meta name="robots" content="noindex">',
-            f"<title>{OUTCOMES[figures.verdict.outcome]} · {title}</title><style>{STYLE}</style></head><body><main>",
-            *_page(figures, title),
+            f"<title>{OUTCOMES[outcome]} · {title}</title><style>{STYLE}</style></head><body><main>",
+            *(_pages(found, title) if len(found) > 1 else _page(first, title)),
             "</main></body></html>\n",
         ]
     )
+
+
+def _name(figures: Figures) -> str:
+    return escape(f"{figures.tap}: {figures.shadow} against production")
+
+
+def _pages(found: Sequence[Figures], title: str) -> Iterator[str]:
+    yield f"<h1>{title}</h1>"
+    for figures in found:
+        verdict = figures.verdict
+        yield f'<section class="verdict {CLASSES[verdict.outcome]}"><b>{OUTCOMES[verdict.outcome]}</b>'
+        yield f"<div><h2>{escape(figures.shadow)}</h2><p>{escape(verdict.reason)}</p></div></section>"
+    for figures in found:
+        yield '<div class="one">'
+        yield from _page(figures, _name(figures))
+        yield "</div>"
 
 
 def _page(figures: Figures, title: str) -> Iterator[str]:
@@ -249,8 +272,7 @@ def _noise(figures: Figures) -> Iterator[str]:
         yield f'<h2>Noise</h2><details class="more"><summary>{count(len(found))} fields differ by themselves '
         yield 'and do not count</summary><div class="body"><table>'
         for path, names in sorted(found.items()):
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            yield f'<tr><td><code>{escape(path)}</code></td><td class="dim">{escape(shown)}</td></tr>'
+            yield f'<tr><td><code>{escape(path)}</code></td><td class="dim">{escape(some(names))}</td></tr>'
         yield "</table></div></details>"
 
 

@@ -32,9 +32,9 @@ ENDPOINTS: Final = 30
 _SPECIAL: Final = re.compile(r"[\\`*_{}\[\]<>()#+!|~&@]")
 
 
-def markdown(figures: Figures) -> str:
-    """A section of GitHub-flavoured Markdown; nothing in it that came from the network is markup or a mention."""
-    return "\n".join(_lines(figures)) + "\n"
+def markdown(*found: Figures) -> str:
+    """Sections of GitHub-flavoured Markdown; nothing in them that came from the network is markup or a mention."""
+    return "\n".join("\n".join(_lines(figures)) + "\n" for figures in found)
 
 
 def _lines(figures: Figures) -> Iterator[str]:
@@ -45,17 +45,18 @@ def _lines(figures: Figures) -> Iterator[str]:
     yield ""
     yield f"{compared(figures)}."
     yield ""
-    if verdict.checks:
+    if verdict.checks and figures.paired:
         yield f"| {' | '.join(LIMITS)} |"
         yield "|---|---:|---:|---:|---|"
         for check in verdict.checks:
             estimate, interval, limit = limits_of(check)
             yield f"| {check.name} | {estimate} | {interval} | {limit} | {check.outcome.value} |"
         yield ""
-    yield f"| {' | '.join(_heads())} |"
-    yield f"|---|{'---:|' * (len(COLUMNS) - 1)}"
-    for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
-        yield _row(endpoint)
+    if figures.paired:
+        yield f"| {' | '.join(_heads())} |"
+        yield f"|---|{'---:|' * (len(COLUMNS) - 1)}"
+        for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
+            yield _row(endpoint)
     if len(figures.endpoints) > ENDPOINTS:
         yield f"\n{len(figures.endpoints) - ENDPOINTS} more endpoints are not shown."
     for endpoint in figures.endpoints[:ENDPOINTS]:
@@ -67,10 +68,8 @@ def _lines(figures: Figures) -> Iterator[str]:
             for field in fields:
                 yield from _field(field)
     yield ""
-    paths = noise(figures)
-    if paths:
-        yield f"Taken for noise: {', '.join(map(_text, paths[:40]))}."
-        yield ""
+    for line in noise(figures, 40):
+        yield f"* {_text(line)}"
     for remark in remarks(figures):
         yield f"* {_text(remark)}"
     yield ""

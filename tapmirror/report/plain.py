@@ -8,6 +8,10 @@ import msgspec
 from tapmirror.compare import Figures
 
 
-def plain(figures: Figures) -> str:
-    """One JSON document; numbers that are not known, and ends of intervals that are open, are null."""
-    return msgspec.json.format(msgspec.json.encode(figures), indent=2).decode()
+def plain(*found: Figures) -> str:
+    """One JSON document; numbers that are not known, and ends of intervals that are open, are null.
+
+    Of several shadows it has theirs in a list, as `run --json` has the ledgers of several taps.
+    """
+    document = found[0] if len(found) == 1 else {"shadows": found}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()

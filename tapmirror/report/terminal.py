@@ -39,14 +39,17 @@ WIDE: Final = 110
 """Columns from which on both sides have columns of their own."""
 
 
-def terminal(figures: Figures, width: int = 120, colour: bool = False) -> str:
+def terminal(*found: Figures, width: int = 120, colour: bool = False) -> str:
     """Text; with escape sequences of colour only if asked for."""
     out = io.StringIO()
     console = Console(
         file=out, width=width, force_terminal=colour, color_system="256" if colour else None, legacy_windows=False
     )
-    for part in parts(figures, width):
-        console.print(part)
+    for number, figures in enumerate(found):
+        if number:
+            console.print()
+        for part in parts(figures, width):
+            console.print(part)
     return out.getvalue()
 
 
@@ -56,12 +59,14 @@ def parts(figures: Figures, width: int = WIDE) -> Iterator[RenderableType]:
     yield Text(clean(f"{figures.tap}: {figures.shadow} against production"), "bold")
     yield Text.assemble((OUTCOMES[verdict.outcome], COLOURS[verdict.outcome]), "  ", clean(verdict.reason))
     yield Text(clean(compared(figures)))
-    if verdict.checks:
+    if verdict.checks and figures.paired:
         table = _table(LIMITS[0], *map(_right, LIMITS[1:-1]), LIMITS[-1])
         for check in verdict.checks:
             table.add_row(check.name, *limits_of(check), Text(check.outcome.value, COLOURS[check.outcome]))
         yield table
-    if width >= WIDE:
+    if not figures.paired:
+        yield Text("")
+    elif width >= WIDE:
         yield _endpoints(figures)
         fields = _fields(figures)
         if fields is not None:
@@ -69,9 +74,8 @@ def parts(figures: Figures, width: int = WIDE) -> Iterator[RenderableType]:
     else:
         yield _narrow_endpoints(figures)
         yield from _narrow_fields(figures)
-    paths = noise(figures)
-    if paths:
-        yield Text(f"taken for noise: {', '.join(map(clean, paths[:20]))}", "dim")
+    for line in noise(figures, 20):
+        yield Text(clean(line), "dim")
     for remark in remarks(figures):
         yield Text(clean(remark))
     yield Text(rtt(figures), "dim")

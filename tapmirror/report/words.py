@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tapmirror.compare import Check, EndpointFigures, Estimate, FieldFigures, Figures, Nature, Outcome, share
@@ -161,9 +161,24 @@ def open_fields(endpoint: EndpointFigures) -> list[FieldFigures]:
     return [field for field in endpoint.fields if field.nature is not Nature.NOISE]
 
 
-def noise(figures: Figures) -> list[str]:
-    """Paths of the fields that are taken for noise."""
-    return sorted({field.path for each in figures.endpoints for field in each.fields if field.nature is Nature.NOISE})
+def noise(figures: Figures, most: int) -> Iterator[str]:
+    """Which fields are taken for noise, and where: at most so many, in a line for all endpoints that have the same."""
+    found: dict[str, list[str]] = {}
+    for endpoint in figures.endpoints:
+        for path in dict.fromkeys(field.path for field in endpoint.fields if field.nature is Nature.NOISE):
+            found.setdefault(path, []).append(endpoint.name)
+    alike: dict[str, list[str]] = {}
+    for path in sorted(found, key=lambda path: (-len(found[path]), path))[:most]:
+        alike.setdefault(some(found[path]), []).append(path)
+    for where, paths in alike.items():
+        yield f"taken for noise at {where}: {', '.join(paths)}"
+    if len(found) > most:
+        yield f"taken for noise: {count(len(found) - most)} more fields"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {count(len(names) - 3)} more" if len(names) > 3 else "")
 
 
 def losses(figures: Figures) -> Iterator[tuple[str, int]]:
