@@ -147,3 +147,19 @@ def test_depth_nodes_and_differences_are_bounded() -> None:
     assert len(doc([[n] for n in range(1000)], [[n + 1] for n in range(1000)], nodes=20)) <= 20
     deep = b"[" * 100_000
     assert [each.partition("[")[0] for each in found(answer(deep), answer(deep + b"]"))] == ["value body.lines"]
+
+
+def test_the_data_of_events_is_looked_into() -> None:
+    """A time in them hides nothing else, and what keeps a connection alive is no difference."""
+    type_ = "text/event-stream; charset=utf-8"
+    one = b'id: 7\nevent: tick\ndata: {"price":3,"at":17}\n\n: ping\n\ndata: [DONE]\n\n'
+    other = b'\xef\xbb\xbfid: 7\r\nevent: tick\r\ndata: {"price":4,\r\ndata: "at":18}\r\n\r\ndata:[DONE]\r\n'
+    assert found(answer(one, type_=type_), answer(other, type_=type_)) == [
+        "value body[].data.price",
+        "value body[].data.at",
+    ]
+    assert found(answer(one, type_=type_), answer(one + one, type_=type_)) == ["length body"]
+    plain = [answer(b"data: a %d\n\n" % number, type_=type_) for number in (1, 2)]
+    assert [each.partition("[")[0] for each in found(*plain)] == ["value body.lines"]
+    many = answer(b"data: {}\n\n" + b"data\n" * 10_000, type_=type_)
+    assert found(many, answer(many.body + b"data: x\n", type_=type_)) == ["value body[].data"]

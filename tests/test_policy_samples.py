@@ -40,6 +40,22 @@ def test_texts_are_shown_as_they_are_unless_a_rule_forbids_it() -> None:
     assert SampleRedactor([Redact(patterns={"[0-9]+": "#"})], b"k").answer(head, b"card 4111")[1] == b"card #"
 
 
+def test_lines_and_events_of_json_lose_the_same() -> None:
+    redactor = SampleRedactor([USUAL, Redact(patterns={"[0-9]{13}": "CARD"})], b"k")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
+    assert redactor.answer(head, b'{"pin":1}\n\n [{"a":2}]\n')[1] == b'{"pin":"(redacted)"}\n[{"a":2}]'
+    assert redactor.answer(head, b'{"pin":1}\n{"a":')[1] is None
+    assert redactor.answer(head, b'{}\n"pin":\n"1"')[1] is None
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream\r\n\r\n"
+    body = (
+        b'id: 4111111111111\ndata: {"pin":\nevent: x\ndata: 1}\n\n: pin\ndata: hello\n\ndata: {"pin": 1\n\ndata: [DONE]'
+    )
+    assert redactor.answer(head, body)[1] == (
+        b'id: CARD\nevent: x\ndata: {"pin":"(redacted)"}\n\n: pin\ndata: hello\n\ndata: (not shown)\n\ndata: [DONE]'
+    )
+    assert SampleRedactor([Redact(privacy="strict")], b"k").answer(head, body)[1] is None
+
+
 def test_what_says_it_is_json_and_is_not_is_not_shown() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
     assert SampleRedactor([USUAL], b"k").answer(head, b'{"password": ')[1] is None

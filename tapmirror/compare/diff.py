@@ -115,8 +115,8 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         else:
             findings.add(Change.VALUE, "body", one, other)
     elif (
-        _BRACKET.match(one)
-        and _BRACKET.match(other)
+        _may_be_json(one, type_)
+        and _may_be_json(other, its_type)
         and (mine := documents.document(one, type_)) is not None
         and (its := documents.document(other, its_type)) is not None
     ):
@@ -130,6 +130,11 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         texts.differ(findings, first, second)
     else:
         findings.add(Change.VALUE, "body", one, other)
+
+
+def _may_be_json(body: bytes, type_: bytes) -> bool:
+    """Whether a body that is said to be a text may hold JSON."""
+    return _BRACKET.match(body) is not None or documents.of_events(type_)
 
 
 def _same(one: Answer, other: Answer) -> bool:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What two JSON documents differ in, by the paths of their fields.
 
-JSON lines are an array.  An array whose elements differ in their places only is one difference of order; of arrays of
-different length that is the difference, and their elements are not compared.  Elements that changed *and* are in
-another order are held against those they belong to (`order`).
+JSON lines are an array, and so are the events of a stream (text/event-stream), if the data of one is JSON.  An array
+whose elements differ in their places only is one difference of order; of arrays of different length that is the
+difference, and their elements are not compared.  Elements that changed *and* are in another order are held against
+those they belong to (`order`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ DEPTH: Final = 48
 
 _JSON: Final = msgspec.json.Decoder()
 _SORTED: Final = msgspec.json.Encoder(order="sorted")
+_FIELDS: Final = ("data", "event", "id", "retry")
+"""Of an event; all others are ignored."""
 
 Document: TypeAlias = tuple[Any, bool]
 """What was read, and whether it is that of lines."""
@@ -31,8 +34,10 @@ Document: TypeAlias = tuple[Any, bool]
 
 def document(body: bytes, type_: bytes) -> Document | None:
     """The JSON that a body is: a document, as RFC 8259, 8.1 has it or in another character set or with a mark of the
-    byte order; or one on each line.
+    byte order; or one on each line, or in each event.
     """
+    if of_events(type_):
+        return _events(body)
     try:
         return _JSON.decode(body), False
     except _NO_JSON:
@@ -45,6 +50,38 @@ def document(body: bytes, type_: bytes) -> Document | None:
             return _JSON.decode_lines(plain), True
     except _NO_JSON:
         return None
+
+
+def of_events(type_: bytes) -> bool:
+    """Whether that is the type of a stream of events."""
+    return type_.lstrip().lower().startswith(b"text/event-stream")
+
+
+def _events(body: bytes) -> Document | None:
+    """The fields of each event (HTML, 9.2.6), its data read where it is JSON; comments, which only keep a connection
+    alive, are left out.
+    """
+    events: list[dict[str, Any]] = []
+    fields: dict[str, list[str]] = {}
+    read = False
+    for line in [*body.removeprefix(b"\xef\xbb\xbf").splitlines(), b""]:
+        name, _, value = line.decode("utf-8", "replace").partition(":")
+        if name in _FIELDS:
+            fields.setdefault(name, []).append(value.removeprefix(" "))
+        elif not line and fields:
+            event: dict[str, Any] = {name: values[-1] for name, values in fields.items()}
+            data = "\n".join(fields.get("data", ()))
+            if data:
+                event["data"] = data
+            if data[:1] in ("{", "["):
+                try:
+                    event["data"] = _JSON.decode(data)
+                    read = True
+                except _NO_JSON:
+                    pass
+            events.append(event)
+            fields = {}
+    return (events, True) if read else None
 
 
 def differ(findings: Findings, one: bytes, other: bytes, mine: Document, its: Document) -> None:

@@ -160,6 +160,10 @@ class Redactor:
             return None
         return self.text(body)
 
+    def data(self, text: bytes) -> bytes:
+        """A text that may be JSON, as it may be shown."""
+        return self.text(self._text(text.decode("utf-8", "replace"), self._texts).encode())
+
     def _action(self, text: str) -> Action:
         if text == "remove":
             return lambda _: None

@@ -163,7 +163,32 @@ def _is(step: str, wanted: str) -> bool:
 def _body(redactor: Redactor, request: Request, body: bytes | None) -> bytes | None:
     if not body or not redactor.reads_bodies:
         return body
+    if len(body) > redactor.body_bytes:
+        return None
     try:
-        return redactor.body(request, body) if len(body) <= redactor.body_bytes else None
+        shown = redactor.body(request, body)
+        if shown is not None and request.fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+            return _events(redactor, shown)
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        if shown is not None or not all(line.lstrip()[:1] in (b"{", b"[") for line in lines):
+            return shown
+        found = [redactor.body(request, line) for line in lines]  # JSON lines
     except OverflowError:  # an integer that can be read and not written
         return None
+    return b"\n".join(line for line in found if line is not None) if None not in found else None
+
+
+def _events(redactor: Redactor, body: bytes) -> bytes:
+    """A stream of events (HTML, 9.2.6): the data of each may be JSON, on several lines."""
+    shown = []
+    data: list[bytes] = []
+    for line in [*body.splitlines(), b""]:
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append(value.removeprefix(b" "))
+            continue
+        if not line and data:
+            shown += [b"data: " + each for each in redactor.data(b"\n".join(data)).split(b"\n")]
+            data = []
+        shown.append(line)
+    return b"\n".join(shown[:-1])
