@@ -5,6 +5,7 @@ import msgspec
 import pytest
 
 from hostile_figures import empty, shop
+from tapmirror.compare import Nature
 from tapmirror.exchange import Failure, Unpaired
 from tapmirror.report import FORMS, terminal, words
 
@@ -76,6 +77,16 @@ def test_noise_is_named_where_it_is() -> None:
     assert "taken for noise at GET /products, GET /search, POST /cart and 2 more: body.request, body.time" in lines
     assert [*words.noise(figures, 2)] == [lines[0], f"taken for noise: {sum(_paths(lines)) - 2} more fields"]
     assert words.some(["a", "b", "c"]) == "a, b, c"
+
+
+def test_bodies_that_are_noise_as_a_whole_are_said_to_hide_what_else_differs() -> None:
+    figures = shop("same", 50)
+    (field, *_), name = figures.endpoints[0].fields, figures.endpoints[0].name
+    for path, want in (("body", [("at " + name, 7)]), ("body.a", [])):
+        noise = msgspec.structs.replace(field, path=path, kind="value", nature=Nature.NOISE, count=7)
+        endpoint = msgspec.structs.replace(figures.endpoints[0], fields=[noise])
+        found = words.losses(msgspec.structs.replace(figures, endpoints=[endpoint]))
+        assert [(what[what.index("at GET") :], number) for what, number in found if "by themselves" in what] == want
 
 
 def _paths(lines: list[str]) -> list[int]:

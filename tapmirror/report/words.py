@@ -194,6 +194,15 @@ def losses(figures: Figures) -> Iterator[tuple[str, int]]:
         skipped.update(endpoint.skipped)
     for reason, number in skipped.most_common():
         yield f"bodies not compared ({reason})", number
+    whole = {
+        endpoint.name: field.count
+        for endpoint in figures.endpoints
+        for field in endpoint.fields
+        if (field.path, field.kind, field.nature) == ("body", "value", Nature.NOISE)
+    }
+    if whole:
+        what = "bodies that differ by themselves and are too long (body_bytes), or no text: a fault in them is not seen"
+        yield f"{what}, at {some([*whole])}", sum(whole.values())
 
 
 def remarks(figures: Figures) -> Iterator[str]:

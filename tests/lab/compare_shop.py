@@ -57,12 +57,12 @@ def said(figures: Figures) -> Iterator[str]:
 
 
 def same(lab: Lab, requests: int) -> bool:
-    """Whether nothing is said to differ."""
+    """Whether nothing is said to differ; of a load that catches up, for the host stalled, a part is not compared."""
     with Shop(lab.node), Shop(lab.shadow):
         figures = compared(lab, requests, "body", RATE, PATHS, 16)
     found = [*said(figures)]
     print(f"  said to differ: {found or 'nothing'}; noise: {sorted(noise(figures))}")
-    return not found and figures.paired == requests
+    return not found and figures.paired + figures.unpaired.get("thinned", 0) == requests
 
 
 def noise(figures: Figures) -> set[str]:
