@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.exchanges import Plain
+from tapmirror.compare.diff import compare
 from tapmirror.compare.rules import Rules
 from tapmirror.compare.samples import CURL, HIDDEN, curl, sample
 from tapmirror.exchange import Answer, Asked, Failure
 from tapmirror.policy.samples import USUAL, SampleRedactor
-from tapmirror.spec import Compare, Level
+from tapmirror.spec import Compare, Level, Redact
 
 RULES = Rules(Compare(level=Level.BODY))
 BASE = "http://new:8080"
@@ -44,6 +45,11 @@ def answer(document: object, coding: bool = False) -> Answer:
             b"GET /a?b=c HTTP/1.1\r\nHost: x\r\nX-A: it's\r\n\r\n",
             b"",
             "curl -i -H 'Host: x' -H 'X-A: it'\\''s' 'http://new:8080/a?b=c'",
+        ),
+        (
+            b"GET /a HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nAccept-Encoding: br\r\n\r\n",
+            b"",
+            "curl -i -H 'Host: x' --compressed -H 'Accept-Encoding: gzip' -H 'Accept-Encoding: br' http://new:8080/a",
         ),
         (b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n", b"", "curl -i -I -H 'Host: x' http://new:8080/a"),
         (
@@ -89,6 +95,16 @@ def test_a_sample_shows_the_fields_values_and_no_secret() -> None:
     assert "p1" not in text
     assert '"price":2' in price.shadow
     assert price.production.startswith("HTTP/1.1 200 OK\nContent-Type")
+
+
+def test_that_a_version_does_not_compress_is_shown_with_what_it_is_asked_for() -> None:
+    one, other = answer({"a": 1}, coding=True), answer({"a": 1})
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
+    for redaction, shown in ((Plain(), "gzip"), (SampleRedactor([Redact(patterns={"zip": "#"})], b"k"), "g#")):
+        (name,) = [each.field for each in compare(one, other, RULES).found]
+        (found,) = sample(asked(head), one, other, [name], RULES, redaction, BASE, 0.0).values()
+        assert (name, found.one, found.other) == ("missing header.content-encoding", shown, "(nothing)")
+        assert "--compressed -H 'Accept-Encoding: g" in found.curl
 
 
 def test_bodies_that_cannot_be_looked_into_are_not_shown() -> None:

@@ -25,10 +25,12 @@ VALUE: Final = 200
 CURL: Final = 4000
 """Characters of a curl line; a body that does not fit is left out."""
 HIDDEN: Final = "(redacted)"
+CODING: Final = " header.content-encoding"
+"""Of the name of a difference; answers are shown and compared decoded."""
 _UNPRINTABLE: Final = re.compile(rb"[^\t\n\r -~]")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:=@%+,-]+")
-_OWN: Final = (b"host", b"content-length", b"connection", b"transfer-encoding", b"accept-encoding", b"expect")
-"""Fields that curl sets itself, or that would make its output unreadable."""
+_OWN: Final = (b"host", b"content-length", b"connection", b"transfer-encoding", b"expect")
+"""Fields that curl sets itself."""
 
 
 class Redaction(Protocol):
@@ -68,8 +70,16 @@ def sample(
         values = (HIDDEN, HIDDEN)
         if difference is not None:
             values = (_value(difference.one), _value(difference.other))
+        elif name.endswith(CODING):
+            values = (_coding(one, redaction), _coding(other, redaction))
         samples[name] = Sample(at, line, *texts, *values)
     return samples
+
+
+def _coding(answer: Answer, redaction: Redaction) -> str:
+    """How the body came: it is shown without."""
+    found = fields(answer.head).get(b"content-encoding")
+    return _value(None if found is None else redaction.path(found))
 
 
 def curl(asked: Asked, redaction: Redaction, base: str) -> str:
@@ -89,6 +99,8 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
         words += ["-X", _quoted(method)]
     for line in lines:
         name, _, value = line.partition(b":")
+        if name.lower() == b"accept-encoding" and "--compressed" not in words:  # or its output were unreadable
+            words.append("--compressed")
         if name.lower() == b"host" or name.lower() not in _OWN:
             words += ["-H", _quoted(name + b": " + value.strip())]
     if asked.longer:
