@@ -56,6 +56,12 @@ class Talk:
     def left_out(self, target: int, number: int, reason: Unpaired) -> None:
         self.left.append(number)
 
+    def times(self, number: int) -> bool:
+        return self.timed
+
+    def answer_ended(self, target: int, time_ns: int, reset: bool) -> None:
+        pass
+
     def asked(self, target: int, number: int, flags: int) -> bool:
         self.asks.append(number)
         return self.timed

@@ -254,6 +254,45 @@ def test_a_connection_whose_answers_are_compared_is_busy_after_as_many(queued: b
         assert lane.listener is not None and lane.listener.settled
 
 
+def _ask(bench: Bench, number: int) -> None:
+    bench.give(Send(1, memoryview(GET % number), len(GET % number), WHOLE, number=number))
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_what_was_answered_is_read_before_a_timed_request_goes(timed: bool) -> None:
+    """Clients that ask as fast as production answers have many requests in one turn: each answer has its own stamp."""
+    talk: Any = Talk()
+    talk.timed = timed
+    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+        bench.give(Open(1, True))
+        _ask(bench, 1)
+        sock = bench.accept()
+        for number in (2, 3, 4):
+            bench.read(sock, len(GET % number))
+            sock.sendall(OK)
+            _ask(bench, number)
+        assert [data for data, _ in talk.answers] == [OK] * 3 * timed
+        if timed:
+            assert talk.answers[0][1] < talk.stamps[2] < talk.answers[1][1] < talk.stamps[3] < talk.answers[2][1]
+
+
+@pytest.mark.parametrize("end", ["said", "reset"])
+def test_what_that_finds_to_be_closed_is_not_sent_on(end: str) -> None:
+    talk: Any = Talk()
+    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+        bench.give(Open(1, True))
+        _ask(bench, 1)
+        sock = bench.accept()
+        bench.read(sock, len(GET % 1))
+        if end == "reset":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        else:
+            sock.sendall(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
+        sock.close()
+        _ask(bench, 2)
+        assert bench.read(bench.accept(), len(GET % 2)) == GET % 2
+
+
 def test_answers_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> None:
     """Connecting is not in a time; one request of a connection at a time; a busy one is woken for what is timed."""
     bench.give(Open(1, True))

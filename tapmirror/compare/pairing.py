@@ -325,6 +325,11 @@ class Conversation:
             return False
         return pending is not None and pending.asked.timed
 
+    def times(self, number: int) -> bool:
+        """Whether the times of the request count."""
+        pending = self._pending.get(number)
+        return pending is not None and pending.asked.timed
+
     def follow(self, shadow: int, owed: Iterable[int], answers: int) -> None:
         """From here on this shadow's answers are fed: first those to requests with these flags that it owes yet.
         Before, it gave so many on this connection.

@@ -5,7 +5,9 @@ Theory of operation
 -------------------
 *Received*: the kernel stamps each packet as it comes in from the interface (SO_TIMESTAMPING with RX_SOFTWARE,
 Documentation/networking/timestamping.rst); a read has the stamp of the last packet that it took bytes of.  Where one
-read takes several answers, all have that stamp: the earlier ones came before it.
+read takes several answers, all have that stamp: the earlier ones came before it.  So before a request is sent behind
+one that is timed, or is timed itself, what has come is read: clients that ask as fast as production answers have many
+requests on a connection in one turn of the loop.
 
 *Sent*: the last part of each request asks for a stamp of the moment at which the kernel hands its last byte to the
 interface's driver (TX_SOFTWARE, by `sendmsg` of this part).  It comes back through the socket's error queue, as a rule
@@ -230,6 +232,13 @@ class Listener:
                 wake_for(lane, 1)
         elif self.settled and not many and not lane.finishing and not self._hurry(lane):
             wake_for(lane, LAZY_BYTES)
+
+    def crowded(self, lane: Lane, number: int) -> bool:
+        """Whether answers should be read before this request is sent: there may be some, and one that is timed, its own
+        or one before it, is to have a stamp for itself.
+        """
+        assert lane.framer is not None
+        return lane.framer.outstanding > 0 and (self._hurry(lane) or self._conversation.times(number))
 
     def _hurry(self, lane: Lane) -> bool:
         """Whether a timed request waits for its answer."""

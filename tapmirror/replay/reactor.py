@@ -260,6 +260,8 @@ class Reactor:
             self._send(command, now)
             return
         data, size, flags = command.data, command.size, command.flags
+        if flags & START and lane.ready and lane.hearing is not None and lane.hearing.crowded(lane, command.number):
+            self._read(lane, lane.sock, now, ended=False)  # type: ignore[arg-type]
         if not lane.ready or flags & TUNNEL:
             self._send(command, now)
             return
