@@ -108,3 +108,17 @@ def test_alpha_is_divided_among_the_limits() -> None:
     alone = judge(counts.counts(), Limits(max_p99_ratio=None, max_diff_rate=None)).checks[0]
     together = judge(counts.counts(), Limits()).checks[0]
     assert together.low < alone.low < alone.high < together.high
+
+
+@pytest.mark.parametrize(
+    ("errors", "times", "word"), [(1.0, 1.0, "about"), (0.0, 1.0, "at least"), (1.0, 0.0, "at least")]
+)
+def test_a_forecast_is_not_sure_before_it_is_known_what_comes_together(errors: float, times: float, word: str) -> None:
+    """So within the first eight seconds."""
+    seen = stream()
+    seen.step(2000)
+    counts = msgspec.structs.replace(seen.counts(), only_shadow=1, differing=1)
+    counts = msgspec.structs.replace(counts, error_crowd=errors, crowds=(times, times))
+    verdict = judge(counts, Limits(max_p99_ratio=1.2, max_error_diff=0.002))
+    assert verdict.outcome is Outcome.UNDECIDED
+    assert f": {word} {verdict.more:,} more requests would tell" in verdict.reason

@@ -252,12 +252,14 @@ def _said(check: Check) -> str:
 
 
 def _surely(counts: Counts, open_: list[Check]) -> str:
-    """How sure a forecast is: what was never seen yet may come, and then it takes more."""
+    """How sure a forecast is: what was never seen yet may come, and what came may come together, which takes more."""
     seen = {
         "error rate difference": counts.only_shadow + counts.only_production,
         "difference rate": counts.differing if counts.possible is None else counts.possible,
     }
-    return "about" if all(seen.get(check.name, 1) for check in open_) else "at least"
+    known = {"error rate difference": counts.error_crowd >= 1, "p99 ratio": min(counts.crowds) >= 1}
+    sure = all(seen.get(check.name, 1) and known.get(check.name, True) for check in open_)
+    return "about" if sure else "at least"
 
 
 def _times(value: float) -> str:
