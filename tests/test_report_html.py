@@ -100,6 +100,7 @@ def test_where_nothing_was_compared_no_number_is_made_up() -> None:
     assert "nothing was compared yet" in text
     assert "0 µs" not in text
     assert "How fast" not in text
+    assert "100.0 %" not in text
 
 
 class Browser:

@@ -95,7 +95,7 @@ def _pages(found: Sequence[Figures], title: str) -> Iterator[str]:
 def _page(figures: Figures, title: str) -> Iterator[str]:
     yield f"<h1>{title}</h1>"
     yield from _verdict(figures)
-    if figures.verdict.checks:
+    if figures.verdict.checks and figures.paired:
         yield '<div class="grid3">'
         for check in figures.verdict.checks:
             estimate, around, _ = limits_of(check)
