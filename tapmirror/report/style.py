@@ -22,7 +22,7 @@ h2{font-size:1.05rem;margin:34px 0 10px}h3{font-size:.85rem;font-weight:600;marg
 align-items:center}
 h1,.ep .name{overflow-wrap:anywhere;max-height:9em;overflow-y:auto}
 .verdict b{font-size:1.9rem;letter-spacing:.02em;line-height:1.1}.verdict p{margin:0;overflow-wrap:anywhere}
-.verdict+.verdict{margin-top:8px}.verdict h2{margin:0}
+.verdict+.verdict{margin-top:8px}.verdict h2{margin:0;overflow-wrap:anywhere}
 .one{margin-top:52px;padding-top:22px;border-top:3px solid var(--rule)}
 .verdict.good{background:var(--goodbg)}.verdict.good b{color:var(--good)}.verdict.bad{background:var(--badbg)}
 .verdict.bad b{color:var(--bad)}.verdict.open{background:var(--openbg)}.verdict.open b{color:var(--open)}
