@@ -479,6 +479,17 @@ def test_a_request_that_was_cut_off_never_looks_whole(bench: Bench) -> None:
     again = bench.accept()
     assert bench.read(again, len(GET % 2)) == GET % 2
     assert bench.dropped() == {DropReason.GAP: 1}
+    assert not bench.ledger.answers["unanswered"]
+
+
+def test_of_a_connection_that_is_cut_off_what_went_before_is_unanswered(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
+    bench.give(Abort(1, DropReason.INCOMPLETE, True))
+    assert ended(sock) == "reset"
+    assert bench.dropped() == {DropReason.INCOMPLETE: 1}
+    assert bench.ledger.answers["unanswered"] == 1
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
@@ -690,6 +701,7 @@ def test_a_request_that_outgrows_the_queue_is_given_up() -> None:
         bench.send(1, bytes(10_000), END)
         assert bench.dropped() == {DropReason.SHADOW_SLOW: 1}
         assert ended(sock) == "reset"
+        assert not bench.ledger.answers["unanswered"]
         bench.send(1, GET % 2)
         again = bench.accept()
         assert bench.read(again, len(GET % 2)) == GET % 2
@@ -969,6 +981,15 @@ def test_the_end_of_a_raw_stream_follows_what_waited_in_vain_for_an_answer(end: 
 
 
 # --- the end
+
+
+def test_what_went_in_part_at_the_end_is_dropped_and_not_unanswered_too(bench: Bench) -> None:
+    bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n" + bytes(9_000_000))
+    bench.reactor.close(DropReason.SHUTDOWN)
+    assert bench.dropped() == {DropReason.SHUTDOWN: 1}
+    assert bench.ledger.answers["unanswered"] == 1
 
 
 def test_closing_settles_everything(bench: Bench) -> None:

@@ -352,7 +352,7 @@ class Reactor:
         lane.drop(command.size, 0, reason)
         if lane.http and not lane.tunnel:
             if lane.drop_last(reason):
-                self._reset(lane)
+                self._reset(lane, torn=1)
                 lane.drop_all(reason)
             if command.flags & END:
                 lane.skipping = None
@@ -413,7 +413,7 @@ class Reactor:
                 self._remove(lane, command.reason)
             return
         if lane.drop_last(command.reason):
-            self._reset(lane)
+            self._reset(lane, torn=1)
             lane.drop_all(command.reason)
         if command.reset:
             self._finish(Finish(command.flow), now)
@@ -632,14 +632,14 @@ class Reactor:
         lane.state = GIVEN_UP
         lane.skip(reason)
 
-    def _reset(self, lane: Lane) -> None:
-        """Close with an RST, so that the shadow cannot take a part for a whole."""
+    def _reset(self, lane: Lane, torn: int = 0) -> None:
+        """Close with an RST, so that the shadow cannot take a part for a whole; `torn` as of `_unhook`."""
         if lane.sock is not None:
             reset_on_close(lane.sock)
-        self._unhook(lane)
+        self._unhook(lane, torn)
 
-    def _unhook(self, lane: Lane) -> None:
-        """Close the socket of a lane, which is idle then."""
+    def _unhook(self, lane: Lane, torn: int = 0) -> None:
+        """Close the socket of a lane, which is idle then; of what went on it `torn` requests were dropped."""
         if lane.state == CONNECTING:
             self._dialer.forget(lane)
         lane.state = IDLE
@@ -653,8 +653,8 @@ class Reactor:
         if lane.framer is not None:
             noticed = lane.framer.closing and not lane.framer.failed
             unanswered = lane.framer.eof() - lane.unsent()
-            if unanswered > 0:
-                self._ledger.answers["unanswered"] += unanswered
+            if unanswered > torn:
+                self._ledger.answers["unanswered"] += unanswered - torn
             self._dialer.like = lane.framer
             answered = lane.sent - unanswered
             if noticed or answered > self._dialer.last:
@@ -671,7 +671,7 @@ class Reactor:
         """The flow is over."""
         if lane.sock is not None and (lane.resets or (lane.queued and (not lane.http or lane.tunnel))):
             reset_on_close(lane.sock)
-        lane.drop_all(reason)
         self._unhook(lane)
+        lane.drop_all(reason)
         self._lingering.pop(lane, None)
         self._lanes.pop(lane.flow, None)
