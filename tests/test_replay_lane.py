@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tapmirror.events import END, START, DropReason
 from tapmirror.ledger import Ledger
-from tapmirror.replay.lane import GIVEN_UP, IDLE, OPEN, Lane, Pool
+from tapmirror.replay.lane import GIVEN_UP, IDLE, ITEM_BYTES, OPEN, Lane, Pool
 
 SLOW, CLOSED = DropReason.SHADOW_SLOW, DropReason.SHADOW_CLOSED
 WHOLE = START | END
@@ -19,7 +19,7 @@ WHOLE = START | END
 class Books:
     """A lane and what was given to it."""
 
-    def __init__(self, lane_bytes: int = 100, all_bytes: int = 150) -> None:
+    def __init__(self, lane_bytes: int = 500, all_bytes: int = 750) -> None:
         self.ledger = Ledger()
         self.pool = Pool(lane_bytes, all_bytes)
         self.lane = Lane(1, True, self.pool, self.ledger)
@@ -60,7 +60,8 @@ class Books:
         assert sent.mirrored + sent.dropped.total() + self.pool.bytes == self.bytes
         assert requests.mirrored + requests.dropped.total() + self.pool.requests == self.requests
         assert self.pool.bytes == self.lane.queued == sum(item.size for item in self.lane.queue)
-        assert self.lane.queued <= self.pool.lane_bytes
+        assert self.pool.items == len(self.lane.queue)
+        assert self.lane.queued + (self.pool.items - 1) * ITEM_BYTES <= self.pool.lane_bytes
         assert self.pool.requests >= 0
 
 
@@ -69,6 +70,7 @@ STEPS = st.lists(
         st.tuples(st.just("part"), st.integers(0, 60)),
         st.tuples(st.just("end"), st.integers(0, 60)),
         st.tuples(st.just("send"), st.integers(1, 80)),
+        st.tuples(st.just("turn"), st.just(0)),
         st.tuples(st.sampled_from(["drop_all", "drop_begun", "drop_last"]), st.just(0)),
     ),
     max_size=60,
@@ -88,11 +90,15 @@ def test_every_byte_and_request_is_settled_once(steps: list[tuple[str, int]]) ->
             books.give(size, END if under_way else WHOLE)
             under_way = False
         elif step == "send":
-            while size and lane.queue:
+            lane.end_turn()
+            while size and lane.queue and lane.queue[0].answered < 0:
                 count = min(size, len(lane.queue[0].data) - lane.queue[0].offset)
                 size -= count
                 if not lane.advance(count):
                     break
+        elif step == "turn":
+            if not lane.full(0) and not lane.open_request:
+                lane.enqueue_turn(1)
         elif step == "drop_last":
             if lane.drop_last(CLOSED):
                 lane.drop_all(CLOSED)
@@ -164,7 +170,7 @@ def test_the_last_request_is_torn_if_its_answer_is_expected_and_nothing_of_it_we
 
 
 def test_the_bound_of_all_lanes() -> None:
-    pool, ledger = Pool(100, 150), Ledger()
+    pool, ledger = Pool(100 + ITEM_BYTES, 150 + ITEM_BYTES), Ledger()
     one, two = (Lane(flow, True, pool, ledger) for flow in (1, 2))
     one.enqueue(bytes(100), 100, WHOLE)
     assert one.full(1)
@@ -187,3 +193,23 @@ def test_when_it_is_ready() -> None:
     books.lane.ready = True
     books.give(1, START)
     assert books.lane.ready is False
+
+
+def test_short_parts_count_what_they_take_in_memory() -> None:
+    books = Books(lane_bytes=5000, all_bytes=8000)
+    for _ in range(100):
+        books.give(1, WHOLE)
+    books.check()
+    assert len(books.lane.queue) == 5000 // (ITEM_BYTES + 1) + 1
+    other = Lane(2, False, books.pool, books.ledger)
+    while not other.full(1):
+        other.enqueue(b"x", 1, 0)
+    assert books.pool.items == len(books.lane.queue) + len(other.queue) == 8000 // (ITEM_BYTES + 1) + 1
+
+
+def test_turns_of_what_was_dropped_take_no_room() -> None:
+    books = Books()
+    books.give(10, WHOLE)
+    for _ in range(10):
+        books.lane.enqueue_turn(5)
+    assert len(books.lane.queue) == 2

@@ -28,6 +28,8 @@ CONNECTING: Final = 1
 OPEN: Final = 2
 GIVEN_UP: Final = 3
 """A raw stream that lost bytes: nothing of it can be mirrored any more."""
+ITEM_BYTES: Final = 100
+"""What an item counts in the bounds beside its data: the memory that it takes at least, however short it is."""
 
 
 class Item:
@@ -51,13 +53,15 @@ class Item:
 class Pool:
     """What the queues of all lanes hold, against the bounds."""
 
-    __slots__ = ("all_bytes", "bytes", "lane_bytes", "requests")
+    __slots__ = ("all_bytes", "bytes", "items", "lane_bytes", "requests")
 
     def __init__(self, lane_bytes: int, all_bytes: int) -> None:
         self.lane_bytes = lane_bytes
         self.all_bytes = all_bytes
         self.bytes = 0
         """Captured bytes queued."""
+        self.items = 0
+        """Parts and turns queued."""
         self.requests = 0
         """Requests that began and are neither wholly sent nor dropped."""
 
@@ -184,7 +188,10 @@ class Lane:
     def full(self, size: int) -> bool:
         """Whether `size` more bytes pass a bound."""
         pool = self._pool
-        return self.queued + size > pool.lane_bytes or pool.bytes + size > pool.all_bytes
+        return (
+            self.queued + len(self.queue) * ITEM_BYTES + size > pool.lane_bytes
+            or pool.bytes + pool.items * ITEM_BYTES + size > pool.all_bytes
+        )
 
     def enqueue(self, data: bytes, size: int, flags: int, number: int = 0) -> None:
         """Keep a part for later."""
@@ -192,12 +199,25 @@ class Lane:
         self.queue.append(Item(data, size, flags, number=number))
         self.queued += size
         self._pool.bytes += size
+        self._pool.items += 1
         self._note_start(flags)
 
     def enqueue_turn(self, answered: int) -> None:
-        """Mark the place in the stream where the shadow must have answered."""
+        """Mark the place in the stream where the shadow must have answered; where what came since the last such place
+        was dropped, that one will do.
+        """
+        if self.queue and self.queue[-1].answered >= 0:
+            return
         self.ready = False
         self.queue.append(Item(b"", 0, 0, answered))
+        self._pool.items += 1
+
+    def end_turn(self) -> None:
+        """The turn at the head of the queue, if there is one, is over."""
+        if self.queue and self.queue[0].answered >= 0:
+            self.queue.popleft()
+            self._pool.items -= 1
+            self.heard = 0
 
     def sent_in_part(self, data: bytes, size: int, flags: int, count: int, number: int = 0) -> None:
         """Of a part that was not queued, `count` bytes went; keep the rest."""
@@ -235,6 +255,7 @@ class Lane:
         self._ledger.bytes.mirrored += settled
         if done:
             self.queue.popleft()
+            self._pool.items -= 1
             self._note_sent(item.flags)
         elif item.flags & START and item.offset:
             self.begun = True
@@ -273,6 +294,7 @@ class Lane:
                 requests += 1
                 self._left_out(item.number)
         self._unqueue(self.queued)
+        self._pool.items -= len(self.queue)
         self.queue.clear()
         self.begun = False
         self._settle(requests, reason)
@@ -289,6 +311,7 @@ class Lane:
                 break
             ended = bool(item.flags & END)
             self.queue.popleft()
+            self._pool.items -= 1
             self._ledger.bytes.dropped[reason] += item.size
             self._unqueue(item.size)
         self.begun = False
@@ -308,6 +331,7 @@ class Lane:
             if item.flags & END:
                 break
             self.queue.pop()
+            self._pool.items -= 1
             self._ledger.bytes.dropped[reason] += item.size
             self._unqueue(item.size)
             if item.flags & START:

@@ -59,9 +59,7 @@ class Turns:
     def pass_on(self, lane: Lane, now: float) -> None:
         """The turn at the head of the queue is over."""
         deadline = self._waiting.pop(lane, None)
-        if lane.queue and lane.queue[0].answered >= 0:
-            lane.queue.popleft()
-            lane.heard = 0
+        lane.end_turn()
         # at the first look it is not known how long the answer has been there
         since = now if deadline is None else deadline - self._wait_time
         prompt = since >= self._before or now - since < PROMPT

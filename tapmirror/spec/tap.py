@@ -161,9 +161,10 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Heads that are not whole, and first bytes that do not tell the protocol yet, in all flows; as much again for
     the answers of each shadow.  A quarter of all flows may stop after 1,000 bytes."""
     queue_bytes: int = 4 << 20
-    """Queued for one shadow connection."""
+    """Queued for one shadow connection; each part of it counts 100 bytes more, which it takes in memory however short
+    it is."""
     queues_bytes: int = 64 << 20
-    """Queued for all connections of a shadow."""
+    """The same for all connections of a shadow."""
     connections: int = 16_384
     """Open connections to a shadow, half of the default range of ephemeral ports at most."""
     flow_idle: Seconds = 900.0

@@ -203,7 +203,7 @@ protocol: raw
 capture: {capture}
 pacing: wait
 shadow: "{shadow}:80"
-limits: {{queue_bytes: 131072}}
+limits: {{queue_bytes: 688128}}
 """
 
 
