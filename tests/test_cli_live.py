@@ -235,12 +235,19 @@ def test_a_line_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None
     assert (output, first) == ("", f"tapmirror: {heading(spec())}")
     assert re.match(r"\d\d:\d\d:\d\d  0/s 0\.0 MB/s  ", line)
     for words in (
-        "requests 2,400 mirrored 200 dropped",
+        "requests 2,400 mirrored 200 dropped (shadow_down, ring_full) 100 waiting  ",
         "segments 400 passed 200 dropped",
         "flows 12,345",
         "2xx 2,300",
     ):
         assert words in line
+
+
+def test_of_raw_connections_a_line_has_the_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    with LineView([spec()]) as view:
+        view.show([snapshot(protocol="raw")])
+    line = capsys.readouterr().err.splitlines()[1]
+    assert "  bytes 1,400 mirrored 200 dropped (shadow_down, ring_full) 100 waiting  segments " in line
 
 
 # --- on a real terminal

@@ -14,7 +14,8 @@ from tapmirror.cli import status
 from tapmirror.cli.main import main
 from tapmirror.control.messages import Logs, Request, Status
 
-ACCOUNT = {"seen": 1000, "mirrored": 700, "sampled_out": 100, "filtered": {"loop": 1}, "dropped": {"ring_full": 199}}
+ACCOUNT = {"seen": 1000, "mirrored": 700, "sampled_out": 100, "filtered": {"loop": 1}, "dropped": {"ring_full": 199},
+           "in_flight": 0}  # fmt: skip
 LEDGER: dict[str, Any] = {
     "tap": "web", "capture": "ebpf", "segments": ACCOUNT, "requests": {**ACCOUNT, "dropped": {}, "sampled_out": 0},
     "bytes": {**ACCOUNT}, "flows": 12, "events": {}, "worker": {"pid": 7, "cpu_s": 1.0, "rss_kb": 40_960},
@@ -75,6 +76,16 @@ def test_a_tap_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         "  12 flows, worker 40 MB, capture ebpf\n"
     )
     assert answers.asked == [Status(name="web")]
+
+
+def test_of_raw_connections_bytes_are_told_and_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = {**ACCOUNT, "seen": 0, "mirrored": 0, "sampled_out": 0, "filtered": {}, "dropped": {}}
+    stuck = {**ACCOUNT, "seen": 9000, "mirrored": 2000, "dropped": {"shadow_slow": 5000}, "in_flight": 1899}
+    tap = {**TAP, "ledger": {**LEDGER, "requests": none, "bytes": stuck}}
+    text = run(monkeypatch, Answers({"daemon": DAEMON, "taps": [tap]}), "status")
+    words = "9,000 seen, 2,000 mirrored, 100 sampled out, 1 filtered (loop), 5,000 dropped (shadow_slow), 1,899 waiting"
+    assert f"  bytes: {words}\n" in text
+    assert "requests:" not in text
 
 
 def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

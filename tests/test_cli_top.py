@@ -94,6 +94,16 @@ def test_on_a_narrow_terminal_reasons_have_the_whole_width() -> None:
     assert "BY REASON" not in shown({"daemon": DAEMON, "taps": [well]}, width=80)
 
 
+def test_of_raw_connections_bytes_are_shown() -> None:
+    none = {"seen": 0, "mirrored": 0, "sampled_out": 0, "in_flight": 0, "filtered": {}, "dropped": {}}
+    stuck = {**LEDGER["bytes"], "mirrored": 4321, "dropped": {"shadow_slow": 1234}}
+    passed = {**LEDGER["segments"], "dropped": {}}
+    tap = {**TAP, "ledger": {**LEDGER, "segments": passed, "requests": none, "bytes": stuck}}
+    lines = [line.rstrip() for line in shown({"daemon": DAEMON, "taps": [tap]}, width=80).splitlines()]
+    assert lines[lines.index("OF TAP  STATE AND LOSS, BY REASON") + 1] == "web     shadow_slow 1,234 bytes"
+    assert any(" 4,321 1,234 " in " ".join(line.split()) for line in lines)
+
+
 def test_rates_are_between_two_looks() -> None:
     rates: dict[str, Rates] = {}
     shown({"daemon": DAEMON, "taps": [TAP]}, rates)

@@ -89,11 +89,16 @@ def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:
     """A shadow for people: what is wrong with it first; of one of several what it got and missed, too."""
     words = [f"UNWELL: {cause}"] if cause else []
     if cause or several:
-        name = "requests" if shadow["requests"]["seen"] else "bytes"
+        name = counted(shadow)
         words.append(f"{shadow[name]['mirrored']:,} {name} mirrored")
         words += [f"{count:,} dropped ({why})" for why, count in shadow[name]["dropped"].items()]
     answers = [f"{name} {count:,}" for name, count in shadow["answers"].items()]
     return ", ".join([*words, *(answers or ["no answers"])])
+
+
+def counted(ledger: dict[str, Any]) -> str:
+    """The unit that tells what a shadow gets: requests, or the bytes of raw connections, which have none."""
+    return "requests" if ledger["requests"]["seen"] or not ledger["bytes"]["seen"] else "bytes"
 
 
 def behind(delay: float) -> str:
@@ -125,8 +130,11 @@ class LineView:
         """Print the state of each in one line."""
         for rates, reach, ledger in zip(self._rates, self._reach, ledgers, strict=True):
             rate, size, cpu, delay = rates.of(ledger)
-            requests, segments = ledger["requests"], ledger["segments"]
-            lost = sum(requests["dropped"].values()), sum(segments["dropped"].values())
+            unit, segments = counted(ledger), ledger["segments"]
+            account = ledger[unit]
+            lost = sum(account["dropped"].values()), sum(segments["dropped"].values())
+            why = f" ({', '.join(account['dropped'])})" if lost[0] else ""
+            waiting = f" {account['in_flight']:,} waiting" if account["in_flight"] else ""
             causes, several = reach.of(ledger), len(ledger["shadows"]) > 1
             shadows = [
                 f"shadow{several * f' {label}'}: {shadow_words(shadow, causes.get(label, ''), several=several)}"
@@ -135,7 +143,7 @@ class LineView:
             name = f"{ledger['tap']}  " if len(ledgers) > 1 else ""
             click.echo(
                 f"{time.strftime('%H:%M:%S')}  {name}{rate:,.0f}/s {size / 1e6:.1f} MB/s  "
-                f"requests {requests['mirrored']:,} mirrored {lost[0]:,} dropped  "
+                f"{unit} {account['mirrored']:,} mirrored {lost[0]:,} dropped{why}{waiting}  "
                 f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
                 f"flows {ledger['flows']:,}  cpu {cpu:.0%}  {behind(delay)}  {'; '.join(shadows)}",
                 err=True,

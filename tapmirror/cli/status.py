@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option
-from tapmirror.cli.live import Rates, behind, shadow_words
+from tapmirror.cli.live import Rates, behind, counted, shadow_words
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Logs, Status
 
@@ -103,7 +103,7 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         found.append(f"  at present {effective['effective']:g} %: {effective['reason']}")
     known = rates.known  # at the first look there are none: they would be told as 0
     rate, size, cpu, delay = rates.of(ledger)
-    for unit in ("requests", "segments"):
+    for unit in (counted(ledger), "segments"):
         account = ledger[unit]
         fates = [f"{account['seen']:,} seen", f"{account['mirrored']:,} mirrored"]
         if account["sampled_out"]:
@@ -111,6 +111,8 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         fates += [
             f"{count:,} {kind} ({why})" for kind in ("filtered", "dropped") for why, count in account[kind].items()
         ]
+        if account["in_flight"]:
+            fates.append(f"{account['in_flight']:,} waiting")
         found.append(f"  {unit}: {', '.join(fates)}")
     for label, shadow in ledger["shadows"].items():
         words = shadow_words(shadow, shadow.get("reason", ""), several=len(ledger["shadows"]) > 1)

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from tapmirror.cli.asking import refused, socket_option
 from tapmirror.cli.compared import brief_lines
-from tapmirror.cli.live import Rates
+from tapmirror.cli.live import Rates, counted
 from tapmirror.cli.messages import fail
 from tapmirror.cli.status import TIMES, duration
 from tapmirror.control import Client, ControlError
@@ -151,7 +151,7 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates], width: int) 
             rows.append((_name(tap["name"]), {"STATE": state, "SHARE": Text(f"{tap['percent']:g} %")}))
             continue
         rate, size, cpu, _ = rates.setdefault(tap["name"], Rates()).of(ledger)
-        unit = _unit(ledger)
+        unit = ledger[counted(ledger)]
         share = (ledger.get("share") or {}).get("effective", tap["percent"])
         figures = {
             "SHARE": f"{share:g} %",
@@ -183,12 +183,6 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates], width: int) 
     return table
 
 
-def _unit(ledger: dict[str, Any]) -> dict[str, Any]:
-    """The account that a tap is shown by."""
-    account: dict[str, Any] = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]
-    return account
-
-
 def reasons_table(taps: list[dict[str, Any]]) -> Table:
     """A line for each tap that lost something, or is in its state for a reason: it has the whole width."""
     table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
@@ -196,8 +190,10 @@ def reasons_table(taps: list[dict[str, Any]]) -> Table:
     table.add_column("STATE AND LOSS, BY REASON", ratio=1)
     for tap in taps:
         ledger = tap["ledger"]
-        lost = {**ledger["segments"]["dropped"], **_unit(ledger)["dropped"]} if ledger is not None else {}
-        reasons = [f"{reason} {count:,}" for reason, count in sorted(lost.items(), key=lambda each: -each[1])]
+        unit = counted(ledger) if ledger is not None else ""
+        lost = {**ledger["segments"]["dropped"], **ledger[unit]["dropped"]} if ledger is not None else {}
+        what = " bytes" if unit == "bytes" else ""
+        reasons = [f"{reason} {count:,}{what}" for reason, count in sorted(lost.items(), key=lambda each: -each[1])]
         if tap["state_reason"] or reasons:
             table.add_row(Text(tap["name"]), Text("  ".join(filter(None, (tap["state_reason"], *reasons)))))
     return table
@@ -222,7 +218,7 @@ def shadows_table(taps: list[dict[str, Any]]) -> Table:
             answers = "  ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
             latency = shadow.get("latency") or {}
             times = [f"{latency[name]:.1f} ms" if name in latency else "" for name in TIMES]
-            account = shadow["requests"] if shadow["requests"]["seen"] else shadow["bytes"]
+            account = shadow[counted(shadow)]
             counts = (f"{account['mirrored']:,}", f"{sum(account['dropped'].values()):,}")
             unwell = (f"{shadow['reason']}  ", "bold red") if shadow.get("reason") else ""
             table.add_row(*map(Text, (label, tap["name"], *counts, *times)), Text.assemble(unwell, answers))
