@@ -38,6 +38,8 @@ from tapmirror.spec import Pacing, Protocol, TapSpec
 Framer: TypeAlias = RawFramer | RequestFramer
 
 _NOTHING: Final[tuple[Command, ...]] = ()
+TLS_HANDSHAKE: Final = b"\x16\x03"
+"""What a record of TLS begins with that begins a connection: its type, and the version's first byte (RFC 8446, 5.1)."""
 
 
 class Pipeline:
@@ -199,6 +201,8 @@ class Pipeline:
 
     def _decide(self, flow: Flow, data: Buffer, commands: list[Command]) -> Framer | None:
         """Choose the framer by the first bytes; None while they do not tell."""
+        if data[:2] == TLS_HANDSHAKE:
+            self._ledger.events["flows_tls"] += 1
         if self._protocol is Protocol.AUTO and not flow.midstream:
             found = detect(data)
             if found is None and self._heads.resize(0, len(data)):

@@ -101,6 +101,16 @@ def test_protocol_is_decided_by_the_first_bytes(first: bytes, http: bool, slice_
     assert tap.sent == first
 
 
+@pytest.mark.parametrize("protocol", [Protocol.AUTO, Protocol.HTTP])
+@pytest.mark.parametrize(("first", "counted"), [(b"\x16\x03\x01\x02\x00\x01", 1), (b"\x16\x02\x01", 0), (GET, 0)])
+def test_connections_that_begin_with_tls_are_counted(protocol: Protocol, first: bytes, counted: int) -> None:
+    tap = Tap(protocol=protocol)
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, first, ack=1)
+    tap.put(ACK, len(first), b"\x16\x03\x03", ack=2)
+    assert tap.ledger.events["flows_tls"] == counted
+
+
 def test_hole_in_a_request_breaks_it_and_the_next_turn_goes_on() -> None:
     tap = Tap()
     post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tapmirror.supervisor.sides import ENOUGH, missing
+from tapmirror.supervisor.sides import ENOUGH, ciphered, missing
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,9 @@ def test_one_side_alone(syn: int, syn_ack: int, bare_ack: int, egress: int, said
 def test_clients_that_another_tap_stands_for_are_seen() -> None:
     """A host that is a shadow itself: what comes in bears the mark, and is left out for that (`loop`)."""
     assert missing({"kernel_loop_syn": 20, "kernel_syn_ack": 20, "kernel_egress": 20}, ["eth0"]) == ""
+
+
+@pytest.mark.parametrize(("connections", "told"), [(0, False), (ENOUGH - 1, False), (ENOUGH, True)])
+def test_that_clients_speak_tls(connections: int, told: bool) -> None:
+    line = ciphered({"flows": 1000, "flows_tls": connections})
+    assert ("clients speak TLS" in line) == told == bool(line)

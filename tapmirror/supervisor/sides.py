@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a tap sees both directions of the connections that it is to mirror: of one alone nothing comes of it."""
+"""What a tap sees of which nothing comes: one direction alone of the connections that it is to mirror, or TLS."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 ENOUGH: Final = 8
-"""Packets that one side alone has to be seen with: more than a tap sees that began amid some handshakes."""
+"""Packets that one side alone has to be seen with: more than a tap sees that began amid some handshakes; connections
+that begin with TLS: more than a scanner makes at once."""
+
+
+def ciphered(events: Mapping[str, int]) -> str:
+    """What to do about connections that begin with TLS, in a line; "": there are none, or hardly any.
+
+    `events`: of the ledger.
+    """
+    if events.get("flows_tls", 0) < ENOUGH:
+        return ""
+    return (
+        "clients speak TLS here: the shadow gets bytes that it cannot decrypt, whatever certificate it has; tap behind "
+        "what ends TLS (a proxy on this host: --iface lo and the port behind it)"
+    )
 
 
 def missing(events: Mapping[str, int], links: Sequence[str]) -> str:

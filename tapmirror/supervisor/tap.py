@@ -33,7 +33,7 @@ from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
 from tapmirror.supervisor.resolving import Names, ResolveError, look_up
-from tapmirror.supervisor.sides import missing
+from tapmirror.supervisor.sides import ciphered, missing
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError, TapRefusedError
 from tapmirror.worker.setup import Setup
 
@@ -92,7 +92,9 @@ class Tap:
         self._paused = False
         self._probed = False
         self._one_sided = False
-        """It was told that one side is not seen."""
+        """It was told that one side is not seen,"""
+        self._ciphered = False
+        """and that clients speak TLS."""
         self._ended: str | None = None
         """Why it is over (None: it is not)."""
 
@@ -207,6 +209,9 @@ class Tap:
         ledger = self.last()
         if not self._one_sided and (line := missing(ledger["events"], self._links.names())):
             self._one_sided = True
+            self._warn(line)
+        if not self._ciphered and (line := ciphered(ledger["events"])):
+            self._ciphered = True
             self._warn(line)
         self._end_if_lost()
         if self._ended is not None:
