@@ -149,6 +149,7 @@ NO_HOST: dict[str, object] = {"iface": "lo", "port": 80, "shadow": "192.0.2.1:80
         ("--shadow: ", {"shadow": "staging:" + "9" * 5000}),
         ("goes in brackets, as in [2001:db8::1]:80", {"shadow": "2001:db8::7:80"}),
         ("goes in brackets", {"shadow": "::1:80"}),
+        ("'http://staging:8080' is not HOST:PORT", {"shadow": "http://staging:8080"}),
         ("goes in brackets", {"shadow": "[::1:80"}),
         ("goes in brackets", {"shadow": "::1]:80"}),
         ("--shadow: ", {"shadow": "[::1]"}),

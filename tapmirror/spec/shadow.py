@@ -105,7 +105,7 @@ class Shadow(Sampled, frozen=True, kw_only=True):
 def parse_shadow(text: str, **more: object) -> Shadow:
     """Read `HOST:PORT`, with an IPv6 literal in brackets.  Raises `SpecError`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host:
+    if not colon or not host or "/" in text:  # a URL
         raise SpecError("shadow", f"{shown(text)} is not HOST:PORT")
     if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
         raise SpecError("shadow", f"{shown(text)}: an IPv6 address goes in brackets, as in [2001:db8::1]:80")
