@@ -95,7 +95,7 @@ def ended(code: int, stdout: str, stderr: str, wanted: str) -> None:
 
 def called(words: Sequence[str]) -> int:
     """Run the command in this process, which takes a hundredth of the time; its exit status."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         main(words, prog_name="tapmirror")
     except SystemExit as end:
@@ -424,7 +424,7 @@ def nothing_left(host: Host, pids: dict[int, str]) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.ebpf
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("capture", ["ebpf", "packet"])
 def test_a_signal_drains_and_prints_the_ledger(lab: Lab, capture: str, number: int) -> None:
     with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow, Run(lab.node, capture=capture) as tap:
@@ -502,6 +502,17 @@ def test_a_signal_during_the_start_ends_it_cleanly(lab: Lab, moment: str, number
         ledger = tap.stop(number)
         assert ledger["segments"]["seen"] == 0
         nothing_left(lab.node, seen)
+
+
+@pytest.mark.e2e
+@pytest.mark.ebpf
+def test_below_nohup_a_closed_terminal_ends_nothing(lab: Lab) -> None:
+    with HashSink(lab.shadow), Run(lab.node, before=["nohup"], capture="packet") as tap:
+        tap.up()
+        tap.process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            tap.process.wait(1.0)
+        assert tap.stop(signal.SIGTERM)["segments"]["seen"] == 0
 
 
 @pytest.mark.e2e

@@ -70,7 +70,7 @@ def test_a_whole_tap() -> None:
         ({"hook": "a:b"}, "a:b is called; it may"),
         ({"shadow": {"to": "a:1", "tls": {"verify": False}}}, "at a:1 by TLS WITHOUT VERIFICATION"),
         ({"percent": 33.33333}, "    33.3333 % of the connections"),
-        ({"percent": 0.00001}, "    0 % of the connections"),
+        ({"percent": 0}, "    0 % of the connections"),
         ({"shadow": {"to": "a:1", "copies": 3}}, "gets each request 3 times"),
         ({"shadow": {"to": "a:1", "pooled": 3}}, "over 3 connections that all share"),
         ({"shadow": {"to": "a:1", "match": {"methods": ["GET"]}}}, "gets only: method GET (no_match)"),

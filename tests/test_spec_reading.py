@@ -191,6 +191,7 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
         ({"workers": None}, "workers: None is not a whole number or auto"),
         ({"workers": []}, "workers: [] is not a whole number or auto"),
         ({"workers": True}, "workers: True is not a whole number or auto"),
+        ({"percent": 0.00005}, "percent: 5e-05 would be nothing: shares are in steps of 0.0001"),
         ({"percent": float("nan")}, "percent: nan is not between 0 and 100"),
         ({"percent": 10**400}, "percent: inf is not between 0 and 100"),
         ({"protocol": "h2"}, "protocol: 'h2' is none of auto, http, raw"),

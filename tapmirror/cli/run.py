@@ -184,7 +184,9 @@ def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
 
 
 def catch_signals(write_end: int) -> None:
-    """SIGINT and SIGTERM only write a byte; a second one is the default action."""
+    """SIGINT, SIGTERM and SIGHUP (a closed terminal; not below nohup) only write a byte; a second one is the default
+    action.
+    """
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         os.write(write_end, b"x")
@@ -192,3 +194,5 @@ def catch_signals(write_end: int) -> None:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, on_signal)

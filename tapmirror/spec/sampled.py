@@ -73,6 +73,8 @@ class Sampled(Checked, frozen=True, kw_only=True):
     def _check(self) -> Found:
         if not 0 <= self.percent <= 100:
             yield "percent", f"{self.percent} is not between 0 and 100"
+        elif self.percent and not steps(self.percent):
+            yield "percent", f"{self.percent} would be nothing: shares are in steps of {STEP}"
         if self.by is By.KEY and self.key is None:
             yield "key", "by: key needs one (header:NAME, cookie:NAME, query:NAME, jwt:CLAIM or client)"
         if self.key is not None:
