@@ -11,9 +11,10 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from lab import AS_NOBODY, HashSink, Host, Lab, Snapshot, Tap, identity, load, u
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import main
+from tapmirror.cli.messages import warn
 from tapmirror.cli.run import wait, watch
+from tapmirror.ledger import Ledger
+from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.supervisor import workers
 
 
@@ -658,3 +662,58 @@ def test_a_tap_that_breaks_down_does_not_end_the_others(
         identity(ledger)
     error = "tapmirror: error: victim: the worker process ended (signal 9) 1 times in a row; the tap is detached"
     assert [line for line in capsys.readouterr().err.splitlines() if "error" in line] == [error]
+
+
+class Orphan:
+    """A tap for which the reader of what is shown goes as it is looked at first."""
+
+    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("192.0.2.1:80"),))
+    state = "running"
+
+    def __init__(self, reader: int) -> None:
+        self.stopped = False
+        self._reader = reader
+
+    def service(self, now: float) -> None:
+        pass
+
+    def due(self) -> float | None:
+        return None
+
+    def filenos(self) -> list[int]:
+        return []
+
+    def snapshot(self) -> dict[str, Any]:
+        if self._reader >= 0:
+            os.close(self._reader)
+            self._reader = -1
+        return Ledger().snapshot(segments=0, bytes=0, requests=0) | {
+            "tap": "web", "capture": "ebpf", "shadows": {}, "flows": 0, "worker": {"cpu_s": 0.0, "rss_kb": 0}
+        }  # fmt: skip
+
+    def stop(self) -> dict[str, Any]:
+        self.stopped = True
+        return {"final": True}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("shown_on", [os.openpty, os.pipe], ids=["a terminal", "a pipe"])
+def test_what_was_captured_is_sent_though_nobody_sees_it(
+    shown_on: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal's end is told by a signal (SIGHUP), a pipe's is not.  What is said afterwards ends nothing."""
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = shown_on()
+    stop_read, stop_write = os.pipe()
+    tap: Any = Orphan(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        if stream.isatty():
+            os.write(stop_write, b"x")
+        assert watch([tap], stop_read, 60.0) == ([{"final": True}], False)
+        assert tap.stopped
+        warn("some more")
+    for end in (stop_read, stop_write):
+        os.close(end)

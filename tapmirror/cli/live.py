@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -32,6 +34,12 @@ class View(Protocol):
 
     def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
         """Show one snapshot of each."""
+
+
+def say_no_more() -> None:
+    """Standard error is gone (a closed terminal): let what follows be lost, lest it end what is still to be done."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
 class Rates:
@@ -170,8 +178,11 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state on the screen."""
-        self._live.__exit__(kind, error, trace)
+        """Leave the last state on the screen, if that is still there."""
+        try:
+            self._live.__exit__(kind, error, trace)
+        except OSError:
+            say_no_more()
 
     def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
         """Redraw."""

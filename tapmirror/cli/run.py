@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from tapmirror.cli.compared import SPEC, all_figures, form_of, limit_options, limits_of, tell_verdict, write_report
-from tapmirror.cli.live import LineView, LiveView, View, print_ledger
+from tapmirror.cli.live import LineView, LiveView, View, print_ledger, say_no_more
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
@@ -131,7 +131,8 @@ def start(taps: Sequence[Tap]) -> list[Claims]:
 
 
 def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[str, Any]], bool]:
-    """Drive the taps, and show their state, until `stop` is readable, the time is over or all have broken down.
+    """Drive the taps, and show their state, until `stop` is readable, the time is over, all have broken down, or what
+    is shown is read no more.
 
     The final ledgers, and whether one broke down.
     """
@@ -149,7 +150,11 @@ def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[st
                     if now >= shown + view.interval or tap.state == "stopped":
                         look(tap, ledgers, broken, several=len(taps) > 1)
                 if now >= shown + view.interval:
-                    view.show([ledgers[tap] for tap in taps])
+                    try:
+                        view.show([ledgers[tap] for tap in taps])
+                    except OSError:  # nobody sees it any more
+                        say_no_more()
+                        break
                     shown = now
                 if wait(taps, stop, min(end, now + SERVICE, shown + view.interval)):
                     break
