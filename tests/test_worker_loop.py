@@ -66,3 +66,25 @@ def test_a_worker_that_was_kept_off_the_cpu_catches_up_in_small_batches() -> Non
     assert asked[0] == BATCH
     assert asked[1] < BATCH // 8
     assert asked[2] == BATCH
+
+
+def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches() -> None:
+    """It is late for that, and not for want of the CPU."""
+    asked: list[int] = []
+    here = SimpleNamespace(age=0.0)
+
+    def read(limit: int) -> Iterator[Any]:
+        asked.append(limit)
+        yield from [None] * limit
+
+    source: Any = SimpleNamespace(age=lambda now: here.age, fill=lambda: 0.0, read=read)
+    nothing: Any = SimpleNamespace(execute=None)
+    worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, nothing, Ledger())
+    worker._pipeline = SimpleNamespace(feed=lambda segment, now: (), flows=SimpleNamespace(ack_requests=()))  # type: ignore[assignment]
+
+    for turn in range(4):
+        here.age = 0.005 * turn
+        worker._take(100.0 + here.age)
+    os.close(worker._memory)
+
+    assert asked == [BATCH] * 4

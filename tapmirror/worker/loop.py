@@ -77,6 +77,8 @@ class Worker:
         """those of them that are in the books,"""
         self._waited = 0.0
         """and the seconds that the others waited in the capture, each as long as the first of its batch."""
+        self._full = False
+        """The last batch was as large as one may be."""
         self._restraint = Restraint(BATCH, HOLD)
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
@@ -230,12 +232,13 @@ class Worker:
         count = 0
         age = self._source.age(now)
         limit = BATCH
-        if age > LATE:
+        if age > LATE or self._full:
             limit = self._restraint.limit(now, age, self._read, time.thread_time(), self._source.fill())
         for segment in self._source.read(limit):
             for command in feed(segment, now):
                 execute(command, now)
             count += 1
+        self._full = count == BATCH
         if count:
             self._read += count
             self._waited += max(0.0, age) * count  # below 0: it was captured after `now`

@@ -10,7 +10,8 @@ times its mean rate, with the usual pause after each small batch.  Under a quota
 the quota is not used up at the beginning of each period.
 
 It is for a worker only that is late *and* had little of the CPU: one that is late because there is more to do than
-a processor can needs all of it.  Where the ring fills, or the rate is high, nothing is held back.
+a processor can needs all of it.  Of a quiet worker that gets much at once the mean says nothing: from its first full
+batch on its CPU is taken anew.  Where the ring fills, or the rate is high, nothing is held back.
 
 Pure: times in, a number of records out.
 """
@@ -51,14 +52,14 @@ class Restraint:
         self._cpu = 0.0
 
     def limit(self, now: float, age: float, read: int, cpu: float, fill: float) -> int:
-        """Records for a worker that is late by `age` seconds.
+        """Records for a worker that is late by `age` seconds, or (up to `LATE`) in time and has just read `most`.
 
         It has read `read` in all, with `cpu` seconds of the CPU; the ring is full by `fill`, of 1.
         """
         elapsed = now - self._since
         if elapsed >= SPAN:
             wanted = math.ceil((FASTER + age / SPAN) * (read - self._read) / elapsed * self._pause)
-            kept_off = cpu - self._cpu < IDLE * elapsed
+            kept_off = age > LATE and cpu - self._cpu < IDLE * elapsed
             self._limit = max(wanted, FEWEST) if kept_off and wanted <= MOST else self._most
             self._since, self._read, self._cpu = now, read, cpu
-        return self._most if fill > FULL else self._limit
+        return self._limit if age > LATE and fill <= FULL else self._most
