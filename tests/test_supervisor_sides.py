@@ -36,7 +36,16 @@ def test_clients_that_another_tap_stands_for_are_seen() -> None:
     assert missing({"kernel_loop_syn": 20, "kernel_syn_ack": 20, "kernel_egress": 20}, ["eth0"]) == ""
 
 
-@pytest.mark.parametrize(("connections", "told"), [(0, False), (ENOUGH - 1, False), (ENOUGH, True)])
-def test_that_clients_speak_tls(connections: int, told: bool) -> None:
-    line = ciphered({"flows": 1000, "flows_tls": connections})
+@pytest.mark.parametrize(
+    ("connections", "of", "told"),
+    [
+        (0, 1000, False),
+        (ENOUGH - 1, ENOUGH - 1, False),
+        (ENOUGH, ENOUGH, True),
+        (900, 1000, True),
+        pytest.param(500, 1_000_000, False, id="scanners, in the course of time"),
+    ],
+)
+def test_that_clients_speak_tls(connections: int, of: int, told: bool) -> None:
+    line = ciphered({"flows": of, "flows_tls": connections})
     assert ("clients speak TLS" in line) == told == bool(line)

@@ -9,6 +9,8 @@ from typing import Final
 ENOUGH: Final = 8
 """Packets that one side alone has to be seen with: more than a tap sees that began amid some handshakes; connections
 that begin with TLS: more than a scanner makes at once."""
+FEW: Final = 0.1
+"""Of the connections that began: a port that the world reaches has no more with TLS by mistake, or of scanners."""
 
 
 def ciphered(events: Mapping[str, int]) -> str:
@@ -16,7 +18,8 @@ def ciphered(events: Mapping[str, int]) -> str:
 
     `events`: of the ledger.
     """
-    if events.get("flows_tls", 0) < ENOUGH:
+    connections = events.get("flows_tls", 0)
+    if connections < ENOUGH or connections <= FEW * events.get("flows", 0):
         return ""
     return (
         "clients speak TLS here: the shadow gets bytes that it cannot decrypt, whatever certificate it has; tap behind "
