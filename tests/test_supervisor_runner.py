@@ -21,7 +21,7 @@ from tapmirror.supervisor import runner as module
 from tapmirror.supervisor import together
 from tapmirror.supervisor.claims import ClaimedError
 from tapmirror.supervisor.log import Log
-from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Regulation, Runner
+from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Regulation, Runner, try_out
 from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError, TapRefusedError
 
@@ -507,3 +507,13 @@ def test_what_is_claimed_is_let_go_with_the_tap(
     assert claimed == ["web"]
     runner.end().result(10)
     assert claimed == []
+
+
+def test_who_waits_for_a_trial_may_go(script: Script) -> None:
+    """A daemon that ends amid it: the thread is not to fail for that (pytest would say so)."""
+    gate = script.gate("prepare")
+    outcome = try_out(SPEC, script)
+    until(script.reached["prepare"].is_set, "the trial")
+    assert not outcome.cancel()
+    gate.set()
+    assert outcome.result(5.0) is None

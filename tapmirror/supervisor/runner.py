@@ -70,6 +70,7 @@ def try_out(spec: TapSpec, make: Make) -> Future[None]:
     In a thread of its own, for a name server may hang.  The outcome is done, or the `TapError`.
     """
     outcome: Future[None] = Future()
+    outcome.set_running_or_notify_cancel()  # whoever waits may go: it is still the thread's to say
 
     def run() -> None:
         try:
