@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -310,6 +311,27 @@ def test_what_the_governor_takes_for_errors_the_alert_does_too() -> None:
     (rule,) = [found for found in expressions() if 'class=~"' in found and "tapmirror_shadow_answers_total{" in found]
     (classes,) = re.findall(r'class=~"([^"]+)"', rule)
     assert set(classes.split("|")) == set(ERRORS)
+
+
+@pytest.mark.parametrize(
+    ("fails", "gets", "left_alone", "dead"),
+    [
+        pytest.param(True, True, True, True, id="it died a moment ago"),
+        pytest.param(True, False, True, True, id="it is dead"),
+        pytest.param(True, False, False, True, id="too few connections come to keep its breaker open"),
+        pytest.param(True, True, False, False, id="some fail"),
+        pytest.param(False, True, True, False, id="its answers are errors"),
+        pytest.param(False, False, False, False, id="nothing comes"),
+    ],
+)
+def test_which_shadow_is_dead(fails: bool, gets: bool, left_alone: bool, dead: bool) -> None:
+    (rule,) = [found for found in expressions() if "shadow_breaker" in found]
+    series = (
+        r"(?:sum|max) by \([a-z, ]+\) \((?:rate\()?tapmirror_shadow_(\w+)(?:\{[^}]*\})?(?:\[5m\]\))?\) (?:> 0|== 0)"
+    )
+    said = re.sub(series, r"\1", rule).replace("unless", "and not")
+    names = {"connect_errors_total": fails, "settled_bytes_total": gets, "breaker": left_alone}
+    assert eval(said, names) is dead
 
 
 def test_the_alerts_are_those_that_matter() -> None:
