@@ -26,7 +26,7 @@ from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import main
 from tapmirror.cli.messages import warn
-from tapmirror.cli.run import wait, watch
+from tapmirror.cli.run import catch_signals, wait, watch
 from tapmirror.ledger import Ledger
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.supervisor import workers
@@ -717,3 +717,24 @@ def test_what_was_captured_is_sent_though_nobody_sees_it(
         warn("some more")
     for end in (stop_read, stop_write):
         os.close(end)
+
+
+@pytest.mark.parametrize(
+    ("number", "then"),
+    [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_IGN)],
+)
+def test_what_the_second_signal_does(number: signal.Signals, then: signal.Handlers) -> None:
+    """A closed terminal is told by whoever saw it: by the shell, by sudo, and by the kernel."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stop_read, stop_write = os.pipe()
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        catch_signals(stop_write)
+        os.kill(os.getpid(), number)
+        assert os.read(stop_read, 2) == b"x"
+        assert signal.getsignal(number) is then
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        os.close(stop_read)
+        os.close(stop_write)

@@ -189,13 +189,14 @@ def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
 
 
 def catch_signals(write_end: int) -> None:
-    """SIGINT, SIGTERM and SIGHUP (a closed terminal; not below nohup) only write a byte; a second one is the default
-    action.
+    """SIGINT, SIGTERM and SIGHUP (a closed terminal; not below nohup) only write a byte.
+
+    A second one is the default action, but of SIGHUP, which may come from the shell, from sudo and from the kernel.
     """
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         os.write(write_end, b"x")
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
