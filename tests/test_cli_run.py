@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -24,7 +25,7 @@ from e2e.driven import driven
 from lab import AS_NOBODY, HashSink, Host, Lab, Snapshot, Tap, identity, load, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
-from tapmirror.cli import main
+from tapmirror.cli import main, run
 from tapmirror.cli.messages import warn
 from tapmirror.cli.run import catch_signals, wait, watch
 from tapmirror.ledger import Ledger
@@ -738,3 +739,26 @@ def test_what_the_second_signal_does(number: signal.Signals, then: signal.Handle
             signal.signal(each, handler)
         os.close(stop_read)
         os.close(stop_write)
+
+
+def test_the_report_is_written_though_the_ledger_cannot_be_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(ledger: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    written: list[tuple[object, str]] = []
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which it replaces
+    for name, instead in {
+        "start": lambda taps: [],
+        "watch": lambda taps, stop, duration: ([{}], False),
+        "print_ledger": refuse,
+        "all_figures": lambda *_: ["figures"],
+        "write_report": lambda found, file: written.append((found, file)),
+    }.items():
+        monkeypatch.setattr(run, name, instead)
+    words = ["run", "--iface=lo", "--port=80", "--shadow=192.0.2.1:80", "--compare=status", "--report=found.html"]
+    assert called(words) == 1
+    sys.stdout.close()
+    assert written == [(["figures"], "found.html")]
+    assert "error: the ledger could not be printed: Input/output error" in capsys.readouterr().err

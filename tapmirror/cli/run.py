@@ -87,6 +87,7 @@ def run(
     for ledger, spec in zip(ledgers, specs, strict=True):
         if "comparison" in ledger:
             ledger[SPEC] = msgspec.to_builtins(spec.compare)
+    printed = True
     try:
         if as_json:
             click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
@@ -97,7 +98,8 @@ def run(
             sys.stdout.flush()
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
-        fail(f"the ledger could not be printed: {error.strerror}", 1)
+        error_line(f"the ledger could not be printed: {error.strerror}")
+        printed = False
     found = all_figures(ledgers, limits, [spec.compare for spec in specs])
     if report_file is not None and found:
         try:
@@ -106,8 +108,10 @@ def run(
         except OSError as error:
             fail(f"--report: {report_file}: {error.strerror}", 1)
     code = tell_verdict(found, err=as_json) if judge else 0
-    if broken or code:
-        raise SystemExit(1 if broken else code)
+    if broken or not printed:
+        code = 1
+    if code:
+        raise SystemExit(code)
 
 
 SERVICE: Final = 1.0
