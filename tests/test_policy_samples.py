@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tapmirror.policy.redact import NESTED, Redactor
 from tapmirror.policy.request import Request
-from tapmirror.policy.samples import QUERIES, USUAL, SampleRedactor
+from tapmirror.policy.samples import LINES, QUERIES, USUAL, SampleRedactor
 from tapmirror.spec import Redact
 
 HEAD = (
@@ -54,6 +54,48 @@ def test_lines_and_events_of_json_lose_the_same() -> None:
         b'id: CARD\nevent: x\ndata: {"pin":"(redacted)"}\n\n: pin\ndata: hello\n\ndata: (not shown)\n\ndata: [DONE]'
     )
     assert SampleRedactor([Redact(privacy="strict")], b"k").answer(head, body)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "want"),
+    [
+        ("text/event-stream", b'\xef\xbb\xbfdata: {"pin":1}', b'data: {"pin":"(redacted)"}'),
+        ("text/event-stream", b'id: [{"pin":1}]\n: "pin": 2', b'id: [{"pin":"(redacted)"}]\n: "pin": 2'),
+        ("text/event-stream", b'data : {"pin":1}\nx:{"pin":\n', b'data : {"pin":"(redacted)"}\nx:(not shown)'),
+        ("text/event-stream", b'\n{"pin":1}', b'{"pin":"(redacted)"}'),
+        ("text/event-stream", b'x\n{"pin":1}', b'x\n{"pin":"(redacted)"}'),
+        ("text/plain", b'\xef\xbb\xbf{"pin":1}', b'{"pin":"(redacted)"}'),
+        ("text/plain; charset=utf-16", '{"pin":1}'.encode("utf-16"), None),
+        ("application/x-ndjson", b'0\n{"pin":1}', None),
+        ("application/json-seq", b'\x1e{"pin":1}\n', None),
+        ("application/json", b'"a"', b'"a"'),
+        ("application/x-ndjson", b"{}\n" * (LINES + 1), None),
+        ("text/event-stream", b"x\n" * (LINES + 1), None),
+    ],
+)
+def test_json_in_other_dress_is_not_shown_as_it_is(kind: str, body: bytes, want: bytes | None) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n\r\n".encode()
+    assert SampleRedactor([USUAL], b"k").answer(head, body)[1] == want
+
+
+def test_rules_hold_of_lines_and_events_as_differences_in_them_are_named() -> None:
+    rules = {"vault": "remove", "[].a.b": "remove", "[].data[].c": "remove"}
+    redactor = SampleRedactor([Redact(json=rules)], b"k")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
+    assert redactor.answer(head, b'{"vault":1,"x":2}\n{"a":{"b":1,"c":2}}')[1] == b'{"x":2}\n{"a":{"c":2}}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    assert redactor.answer(head, b'data: [{"c":1}]\n\ndata: {"vault":{}}')[1] == b"data: [{}]\n\ndata: {}"
+    assert redactor.field("body[].data.vault.hunter2") == "body[].data.vault"
+    assert redactor.field("body[].vault.hunter2") == "body[].vault"
+    assert redactor.field("body[].x.vault.y") == "body[].x.vault.y"
+
+
+def test_fields_of_answers_are_known_however_they_are_written() -> None:
+    """Answers are read leniently: with white space before the colon, and fields that go on in the next line."""
+    head = b"HTTP/1.1 200 OK\r\nSet-Cookie : sid=S\r\nX: y\r\n sid:S\r\nContent-Type\t: text/event-stream\r\n\r\n"
+    head, body = SampleRedactor([USUAL], b"k").answer(head, b'data: {"pin":1}')
+    assert head == b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Type: text/event-stream\r\n\r\n"
+    assert body == b'data: {"pin":"(redacted)"}'
 
 
 def test_what_says_it_is_json_and_is_not_is_not_shown() -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+import msgspec
+
 from tapmirror.policy.redact import STRICT_HEADERS, STRICT_NAMES, Redactor, steps_of, unchunked
 from tapmirror.policy.request import Request
 from tapmirror.spec import Redact
@@ -40,13 +42,24 @@ _SESSION: Final = re.compile(rb";jsessionid=[^/?#;,<>\" ]*", re.IGNORECASE).sub
 QUERIES: Final = 32
 """Queries and fragments in the fields of an answer that are looked into; fields with more are left out."""
 _QUERY: Final = re.compile(rb"([?#])([^?#<>\"]*)")
+_WITHIN: Final = ((), ("[]",), ("[]", "data"))
+"""Where a document may be: it is the body, a line of it, or the data of an event (`compare.documents`)."""
+_LEADS: Final = (re.compile(r"\[\](?=[.\[])"), re.compile(r"\[\]\.(?:data|\*)(?=[.\[])", re.IGNORECASE))
+LINES: Final = 4096
+"""Of events or of JSON lines that are looked into, some 10 ms; what has more is not shown."""
+_OPENS: Final = (b"{", b"[")
+_MARK: Final = b"\xef\xbb\xbf"
+_WIDE: Final = (b"\xff\xfe", b"\xfe\xff")
+"""Marks of UTF-16, in which nothing would be found."""
 
 
 class SampleRedactor:
     """`compare.Redaction`.  `secret` is the key of the hashes."""
 
     def __init__(self, rules: Sequence[Redact], secret: bytes) -> None:
-        self._redactors = [Redactor(each, secret, texts=True) for each in rules]
+        self._redactors = [Redactor(_within(each), secret, texts=True) for each in rules]
+        paths = [path for each in self._redactors for path in each.member_paths]
+        self._ends = [(*lead, *path) for path in paths for lead in _WITHIN[: 1 if path[0] == "**" else None]]
         self.field = lru_cache(NAMES)(self._field)
         """`compare.Redaction.field`: the same fields differ again and again."""
 
@@ -78,8 +91,7 @@ class SampleRedactor:
             return path
         steps = list(steps_of(path[len(root) :]))
         if root == "body":
-            rules = [rule for each in self._redactors for rule in each.member_paths]
-            ends = [(at, rule[-1]) for rule in rules if (at := _end(steps, rule))]
+            ends = [(at, rule[-1]) for rule in self._ends if (at := _end(steps, rule))]
             if ends:
                 at, last = min(ends)
                 steps = [*steps[: at - 1], last if last == "*" else steps[at - 1]]
@@ -106,12 +118,12 @@ class SampleRedactor:
         kept = []
         queries = QUERIES
         for line in lines[1:]:
-            name, colon, _ = line.partition(b":")
-            name = name.strip().lower()
-            if not colon or name == b"content-encoding":
+            name, colon, value = line.partition(b":")
+            name = name.strip()  # answers are read leniently, and rules know names without white space
+            if not colon or line[:1] in (b" ", b"\t") or name.lower() == b"content-encoding":
                 continue
-            line = line.replace(b"\r", b" ")
-            if name in _LINKS:
+            line = (name + colon + value).replace(b"\r", b" ")
+            if name.lower() in _LINKS:
                 count = line.count(b"?") + line.count(b"#")
                 if count > queries:
                     continue
@@ -160,29 +172,46 @@ def _is(step: str, wanted: str) -> bool:
     return step == wanted or (wanted == "*" and step != "[]") or step.lower() == wanted.lower()
 
 
+def _within(spec: Redact) -> Redact:
+    """The rules, and those of members of lines and events (`[].a`, `[].data.a`) as they are within each."""
+    json = dict(spec.json)
+    for path, action in spec.json.items():
+        for lead in _LEADS:
+            if found := lead.match(path):
+                json.setdefault(path[found.end() :].lstrip("."), action)
+    return msgspec.structs.replace(spec, json=json)
+
+
 def _body(redactor: Redactor, request: Request, body: bytes | None) -> bytes | None:
     if not body or not redactor.reads_bodies:
         return body
-    if len(body) > redactor.body_bytes:
+    if len(body) > redactor.body_bytes or body.startswith(_WIDE):
         return None
+    body = body.removeprefix(_MARK)
+    kind = request.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
     try:
         shown = redactor.body(request, body)
-        if shown is not None and request.fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
-            return _events(redactor, shown)
+        if shown is not None and kind.startswith(b"text/event-stream"):
+            return _events(redactor, shown.splitlines())
+        if shown is not None:
+            read = body.lstrip()[:1] in _OPENS or b"json" not in kind or kind.endswith((b"/json", b"+json"))
+            return shown if read else None  # lines that begin with a number, or a sequence (RFC 7464)
         lines = [line for line in body.split(b"\n") if line.strip()]
-        if shown is not None or not all(line.lstrip()[:1] in (b"{", b"[") for line in lines):
-            return shown
+        if len(lines) > LINES or not all(line.lstrip()[:1] in _OPENS for line in lines):
+            return None
         found = [redactor.body(request, line) for line in lines]  # JSON lines
     except OverflowError:  # an integer that can be read and not written
         return None
     return b"\n".join(line for line in found if line is not None) if None not in found else None
 
 
-def _events(redactor: Redactor, body: bytes) -> bytes:
+def _events(redactor: Redactor, lines: list[bytes]) -> bytes | None:
     """A stream of events (HTML, 9.2.6): the data of each may be JSON, on several lines."""
+    if len(lines) > LINES:
+        return None
     shown = []
     data: list[bytes] = []
-    for line in [*body.splitlines(), b""]:
+    for line in [*lines, b""]:
         name, _, value = line.partition(b":")
         if name == b"data":
             data.append(value.removeprefix(b" "))
@@ -190,5 +219,14 @@ def _events(redactor: Redactor, body: bytes) -> bytes:
         if not line and data:
             shown += [b"data: " + each for each in redactor.data(b"\n".join(data)).split(b"\n")]
             data = []
-        shown.append(line)
+        shown.append(_line(redactor, line))
     return b"\n".join(shown[:-1])
+
+
+def _line(redactor: Redactor, line: bytes) -> bytes:
+    """A line that is no data: identifiers are JSON, too, and comments and other fields may be anything."""
+    if line.lstrip()[:1] in _OPENS:
+        return redactor.data(line)
+    name, colon, value = line.partition(b":")
+    found = redactor.data(value)
+    return name + colon + (b" " if value[:1] == b" " and found[:1] != b" " else b"") + found
