@@ -163,3 +163,5 @@ def test_the_data_of_events_is_looked_into() -> None:
     assert [each.partition("[")[0] for each in found(*plain)] == ["value body.lines"]
     many = answer(b"data: {}\n\n" + b"data\n" * 10_000, type_=type_)
     assert found(many, answer(many.body + b"data: x\n", type_=type_)) == ["value body[].data"]
+    many = answer(b"data: {}\n\n" + b"\n" * documents.LINES, type_=type_)
+    assert found(many, answer(many.body + b"\n", type_=type_)) == ["value body.lines"]

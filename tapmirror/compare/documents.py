@@ -23,6 +23,9 @@ ELEMENTS: Final = 1000
 DEPTH: Final = 48
 """Of JSON that is looked into; what is deeper is compared as a whole."""
 
+LINES: Final = 20_000
+"""Of a stream of events that is read, some 20 ms; what has more is a text."""
+
 _JSON: Final = msgspec.json.Decoder()
 _SORTED: Final = msgspec.json.Encoder(order="sorted")
 _FIELDS: Final = ("data", "event", "id", "retry")
@@ -61,6 +64,8 @@ def _events(body: bytes) -> Document | None:
     """The fields of each event (HTML, 9.2.6), its data read where it is JSON; comments, which only keep a connection
     alive, are left out.
     """
+    if body.count(b"\n") + body.count(b"\r") > LINES:
+        return None
     events: list[dict[str, Any]] = []
     fields: dict[str, list[str]] = {}
     read = False
