@@ -238,6 +238,7 @@ def test_replay_is_told_which_requests_are_timed(timed: bool) -> None:
     talk.conversation.request(Asked(1, b"GET", b"/", b"", timed=timed), 0, 0, 1.0)
     assert talk.conversation.asked(0, 1, 0) is timed
     assert talk.conversation.asked(0, 2, 0) is False, "nothing is known of it"
+    assert (talk.conversation.times(1), talk.conversation.times(2)) == (timed, False)
 
 
 def test_after_a_hole_a_client_that_waits_is_paired_again_once_it_is_certain() -> None:
