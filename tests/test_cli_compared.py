@@ -136,6 +136,23 @@ def test_what_is_no_such_ledger_is_refused_in_a_line(tmp_path: Path, text: str, 
     assert done.output.count("\n") == 1
 
 
+def test_what_is_counted_wrongly_or_interrupted_is_no_shadow_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(ledger(tmp_path / "l.json", 300, 60))
+    saved = json.loads(file.read_text())
+    saved["comparison"][0]["shadows"]["new"]["endpoints"]["GET /a"]["fields"]["value status"]["repeats"] = 1
+    file.write_text(json.dumps(saved))
+    done = CliRunner().invoke(main, ["verdict", str(file)])
+    assert (done.exit_code, done.output) == (2, f"tapmirror: error: {file}: not a ledger with a comparison\n")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compared, "read_figures", interrupted)
+    assert CliRunner().invoke(main, ["verdict", str(file)]).exit_code == 130
+
+
 def test_a_name_that_is_no_file_is_that_of_a_tap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judged by its own spec, and only if there is no such file."""
     monkeypatch.chdir(tmp_path)

@@ -30,6 +30,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 CODES: Final = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 3}
 """Exit codes of a verdict."""
+INTERRUPTED: Final = 130
+"""What shells make of SIGINT."""
 TAP_NAME: Final = re.compile(r"[^/]{1,63}")
 """What is no file and looks so is taken for the name of a tap."""
 SPEC: Final = "comparison_spec"
@@ -225,7 +227,7 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
 @limit_options
 @socket_option
 def verdict(source: str, socket: Path, **options: Any) -> None:
-    """Say whether the shadow keeps to limits: exit code 0 it does, 1 it does not, 3 not known yet.
+    """Say whether the shadow keeps to limits: exit code 0 it does, 1 it does not, 3 not known yet, 2 none can be told.
 
     NAME and FILE are those of `tapmirror report`.  What is known grows while a tap runs; it can be asked as often as
     one likes.
@@ -235,6 +237,8 @@ def verdict(source: str, socket: Path, **options: Any) -> None:
         found = source_figures(source, limits, socket, CODES[Outcome.UNDECIDED])
     except SystemExit as error:
         raise SystemExit(2 if error.code == 1 else error.code) from None  # 1 would be a shadow that fails
+    except KeyboardInterrupt:  # click would end with 1
+        raise SystemExit(INTERRUPTED) from None
     raise SystemExit(tell_verdict(found))
 
 
@@ -259,7 +263,7 @@ def asked_figures(name: str, limits: Limits, socket: Path, early: int) -> list[F
         fail(f"there is no file {name}, and {error}", 2)
     except ControlError as error:
         refused(error)
-    except (msgspec.MsgspecError, KeyError, RecursionError, ValueError) as error:
+    except (msgspec.MsgspecError, ArithmeticError, KeyError, RecursionError, ValueError) as error:
         fail(f"{name}: the daemon's report cannot be read: {' '.join(str(error).split())}", 1)
     if not found:
         fail(f"{name}: it has no comparison yet: its worker is being restarted", early)
@@ -282,7 +286,7 @@ def read_figures(source: str, limits: Limits) -> list[Figures]:
         fail(f"{source}: {error.strerror}", 2)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         fail(f"{source}: not a ledger with a comparison: {' '.join(str(error).split())}", 2)
-    except (AttributeError, KeyError, TypeError):
+    except (ArithmeticError, AttributeError, KeyError, TypeError):
         fail(f"{source}: not a ledger with a comparison", 2)
     if not found:
         fail(f"{source}: it has no comparison: the tap ran without --compare", 2)
