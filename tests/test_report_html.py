@@ -107,6 +107,14 @@ def test_where_nothing_was_compared_no_number_is_made_up() -> None:
     assert "100.0 %" not in text
 
 
+def test_shadows_of_several_taps_are_told_apart() -> None:
+    """They may well be the same."""
+    one, other = (msgspec.structs.replace(empty(), tap=tap) for tap in ("web", "api"))
+    assert "<h2>web: v2</h2>" in html(one, other)
+    assert "<h2>api: v2</h2>" in html(one, other)
+    assert "<h2>v2</h2>" in html(one, msgspec.structs.replace(one, shadow="v3"))
+
+
 class Browser:
     """A real one, without a window."""
 

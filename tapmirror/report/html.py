@@ -60,8 +60,7 @@ def html(*found: Figures) -> str:
     title = _name(first)
     outcome = first.verdict.outcome
     if len(found) > 1:
-        taps = dict.fromkeys(figures.tap for figures in found)
-        title = f"{escape(some([*taps]))}: {len(found)} shadows against production"
+        title = f"{escape(some(_taps(found)))}: {len(found)} shadows against production"
         outcome = together([figures.verdict.outcome for figures in found])
     return "".join(
         [
@@ -80,12 +79,18 @@ def _name(figures: Figures) -> str:
     return escape(f"{figures.tap}: {figures.shadow} against production")
 
 
+def _taps(found: Sequence[Figures]) -> list[str]:
+    return [*dict.fromkeys(figures.tap for figures in found)]
+
+
 def _pages(found: Sequence[Figures], title: str) -> Iterator[str]:
+    several = len(_taps(found)) > 1
     yield f"<h1>{title}</h1>"
     for figures in found:
         verdict = figures.verdict
         yield f'<section class="verdict {CLASSES[verdict.outcome]}"><b>{OUTCOMES[verdict.outcome]}</b>'
-        yield f"<div><h2>{escape(figures.shadow)}</h2><p>{escape(verdict.reason)}</p></div></section>"
+        name = f"{figures.tap}: {figures.shadow}" if several else figures.shadow
+        yield f"<div><h2>{escape(name)}</h2><p>{escape(verdict.reason)}</p></div></section>"
     for figures in found:
         yield '<div class="one">'
         yield from _page(figures, _name(figures))
