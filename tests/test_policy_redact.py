@@ -161,6 +161,9 @@ def test_a_body_in_pieces(size: int, coding: str) -> None:
     ("redact", "fields", "data", "reason"),
     [
         ({"json": {"a": "remove"}}, (), b"{oops", "unredacted"),
+        ({"json": {"a": "remove"}}, (), b'\xef\xbb\xbf{"a":1}', "unredacted"),
+        ({"json": {"a": "remove"}}, ("Content-Type: application/json-seq",), b'\x1e{"a":1}\n', "unredacted"),
+        ({"json": {"a": "remove"}}, ("Content-Type: application/x-ndjson",), b'0\n{"a":1}\n', "unredacted"),
         ({"json": {"a": "remove"}, "body_bytes": 4}, (), b"12345", "unredacted"),
         ({"privacy": "strict"}, (), b"plain", "unredacted"),
     ],

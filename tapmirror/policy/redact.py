@@ -65,6 +65,8 @@ STRICT_NAMES: Final = (
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
 _DEPTH: Final = 200
+MARK: Final = b"\xef\xbb\xbf"
+"""Of UTF-8, before JSON that some take with it."""
 PARAMETERS: Final = 4096
 """Of a query or a form that are looked at, some 5 ms: no application has as many.  A query with more is left out, a
 form is `unredacted`."""
@@ -150,7 +152,7 @@ class Redactor:
             if found is None:
                 return None
             body = found
-        elif kind.endswith((b"/json", b"+json")) or body.lstrip()[:1] in (b"{", b"["):
+        elif b"json" in kind or body.removeprefix(MARK).lstrip()[:1] in (b"{", b"["):  # lines and sequences, too
             if self._members or self._anywhere:
                 found = self._json(body, self._texts)
                 if found is None:

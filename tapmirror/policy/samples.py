@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.policy.redact import STRICT_HEADERS, STRICT_NAMES, Redactor, steps_of, unchunked
+from tapmirror.policy.redact import MARK, STRICT_HEADERS, STRICT_NAMES, Redactor, steps_of, unchunked
 from tapmirror.policy.request import Request
 from tapmirror.spec import Redact
 
@@ -48,7 +48,6 @@ _LEADS: Final = (re.compile(r"\[\](?=[.\[])"), re.compile(r"\[\]\.(?:data|\*)(?=
 LINES: Final = 4096
 """Of events or of JSON lines that are looked into, some 10 ms; what has more is not shown."""
 _OPENS: Final = (b"{", b"[")
-_MARK: Final = b"\xef\xbb\xbf"
 _WIDE: Final = (b"\xff\xfe", b"\xfe\xff")
 """Marks of UTF-16, in which nothing would be found."""
 
@@ -187,15 +186,12 @@ def _body(redactor: Redactor, request: Request, body: bytes | None) -> bytes | N
         return body
     if len(body) > redactor.body_bytes or body.startswith(_WIDE):
         return None
-    body = body.removeprefix(_MARK)
-    kind = request.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    body = body.removeprefix(MARK)
     try:
         shown = redactor.body(request, body)
-        if shown is not None and kind.startswith(b"text/event-stream"):
-            return _events(redactor, shown.splitlines())
         if shown is not None:
-            read = body.lstrip()[:1] in _OPENS or b"json" not in kind or kind.endswith((b"/json", b"+json"))
-            return shown if read else None  # lines that begin with a number, or a sequence (RFC 7464)
+            events = request.fields.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+            return _events(redactor, shown.splitlines()) if events else shown
         lines = [line for line in body.split(b"\n") if line.strip()]
         if len(lines) > LINES or not all(line.lstrip()[:1] in _OPENS for line in lines):
             return None
