@@ -12,6 +12,7 @@ from policy_cases import Tried, head, request, sends
 from tapmirror.events import START
 from tapmirror.policy import HookRequest
 from tapmirror.policy.hook import from_hook, to_hook
+from tapmirror.policy.request import Request
 
 POST = "POST /a?b HTTP/1.1"
 
@@ -31,6 +32,12 @@ def test_what_it_is_shown() -> None:
 def test_unchanged_it_is_the_same_but_for_the_order_of_framing_fields() -> None:
     asked = request(POST, "Content-Length: 5", "X-A: 1")
     assert from_hook(to_hook(asked, 1, None), asked) == head(POST, "X-A: 1", "Content-Length: 5")
+
+
+def test_a_request_without_fields_has_none() -> None:
+    asked = Request(b"GET / HTTP/1.0\r\n\r\n", bytes(36))
+    assert to_hook(asked, 1, None).headers == ()
+    assert from_hook(to_hook(asked, 1, None), asked) == asked.head
 
 
 @pytest.mark.parametrize(

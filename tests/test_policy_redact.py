@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from policy_cases import Tried, head, request, sends, tap_of
 from tapmirror.events import END, START, TUNNEL
 from tapmirror.policy.redact import PARAMETERS, Redactor, framed, unchunked
+from tapmirror.policy.request import Request
 
 SECRET = "hunter2"
 
@@ -129,6 +130,11 @@ def test_strict_heads() -> None:
     got = redactor(privacy="strict").head(request("GET /?access_token=s&page=2 HTTP/1.1", *fields))
     assert b"page=2" in got and b"Accept: */*" in got
     assert b": s\r" not in got and b"=s" not in got and b"1.2.3.4" not in got
+
+
+def test_a_head_without_fields_stays_one() -> None:
+    asked = Request(b"GET /?token=s HTTP/1.0\r\n\r\n", b"")
+    assert redactor(privacy="strict").head(asked) == b"GET /? HTTP/1.0\r\n\r\n"
 
 
 # --- through the policy: held, framed anew, refused with a reason

@@ -45,7 +45,7 @@ def to_hook(request: Request, connection: int, body: bytes | None) -> HookReques
     headers = []
     for line in request.head[request.line_end + 2 : -4].split(b"\r\n"):
         name, _, value = line.decode("latin-1").partition(":")
-        if name.lower() not in _FRAMING:
+        if name and name.lower() not in _FRAMING:  # HTTP/1.0 may have none
             headers.append((name, value.strip(" \t")))
     address = ipaddress.IPv6Address(request.client)
     query = b"" if request.query is None else b"?" + request.query

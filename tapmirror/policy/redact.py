@@ -126,7 +126,7 @@ class Redactor:
             request.version,
         )
         lines = []
-        for line in request.head[request.line_end + 2 : -4].split(b"\r\n"):
+        for line in filter(None, request.head[request.line_end + 2 : -4].split(b"\r\n")):  # HTTP/1.0 may have none
             name, _, value = line.partition(b":")
             action = self._headers.get(name.lower())
             if action is not None:
