@@ -78,6 +78,12 @@ def test_json_in_other_dress_is_not_shown_as_it_is(kind: str, body: bytes, want:
     assert SampleRedactor([USUAL], b"k").answer(head, body)[1] == want
 
 
+def test_what_a_body_is_goes_by_the_type_that_it_came_with() -> None:
+    redactor = SampleRedactor([Redact(headers={"content-type": "remove"}, patterns={"x": "y"}), USUAL], b"k")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    assert redactor.answer(head, b'data: {"pin":1}') == (b"HTTP/1.1 200 OK\r\n\r\n", b'data: {"pin":"(redacted)"}')
+
+
 def test_rules_hold_of_lines_and_events_as_differences_in_them_are_named() -> None:
     rules = {"vault": "remove", "[].a.b": "remove", "[].data[].c": "remove"}
     redactor = SampleRedactor([Redact(json=rules)], b"k")
