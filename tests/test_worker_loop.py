@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from tapmirror import privsep
 from tapmirror.ledger import Ledger
@@ -43,8 +46,9 @@ def test_nothing_waits_for_a_supervisor_that_takes_a_long_state_slowly() -> None
     os.close(worker._memory)
 
 
-def test_a_worker_that_was_kept_off_the_cpu_catches_up_in_small_batches() -> None:
+def test_a_worker_that_was_kept_off_the_cpu_catches_up_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one that is in time, and not one whose ring fills."""
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
     asked: list[int] = []
     here = SimpleNamespace(age=0.0, fill=0.0)
 
@@ -68,8 +72,9 @@ def test_a_worker_that_was_kept_off_the_cpu_catches_up_in_small_batches() -> Non
     assert asked[2] == BATCH
 
 
-def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches() -> None:
+def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is late for that, and not for want of the CPU."""
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
     asked: list[int] = []
     here = SimpleNamespace(age=0.0)
 
