@@ -229,7 +229,8 @@ def test_a_raw_stream_whose_shadow_left_is_given_up_and_counted(lab: Lab, behavi
                     assert client.recv(100)
                     time.sleep(0.005)
             ledger = tap.final()
-        assert [record.length for record in shadow.records if record.length] == [3]
+        (taken,) = (record.length for record in shadow.records if record.length)
+        assert taken < 50, "once, and what had come when it left"
         assert ledger["bytes"]["seen"] == 150
         assert ledger["bytes"]["dropped"]["shadow_closed"] > 100
         assert ledger["bytes"]["mirrored"] + ledger["bytes"]["dropped"]["shadow_closed"] == 150
