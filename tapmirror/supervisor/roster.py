@@ -7,6 +7,7 @@ What is to be done with them is the daemon's business (`daemon`).  As there, not
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -161,7 +162,7 @@ class Roster:
 
     def look_for_stop(self) -> None:
         """Hold all taps while the file STOP is there."""
-        there = self._stop_file.is_symlink() or self._stop_file.exists()
+        there = os.path.lexists(self._stop_file)
         before, self.killed = self.killed, there
         if there:
             self._hold_all()

@@ -48,9 +48,10 @@ from tapmirror.supervisor.places import PlaceError, Places, take
 
 GROUP: Final = "tapmirror"
 """Whose members may change taps."""
-LOOK: Final = 0.05
-"""Seconds between two looks at the file STOP."""
-TICK: Final = 0.2
+LOOK: Final = 0.2
+"""Seconds between two looks at the file STOP: all capture is to end within one, and each look is a wake-up that may
+meet one of production's."""
+TICK: Final = 0.4
 """Seconds between two looks at all else that time brings."""
 REPORTS: Final = 2
 """Reports that are put together at a time: each is in memory twice."""
@@ -118,7 +119,8 @@ class Service:
 
     async def _serve_until_told(self, server: Server) -> None:
         alive = next_tick = 0.0
-        while not self._leave.is_set():
+        told = asyncio.create_task(self._leave.wait())
+        while not told.done():
             now = time.monotonic()
             self._daemon.roster.look_for_stop()
             if now >= next_tick:
@@ -130,8 +132,7 @@ class Service:
             if self._notifier.watchdog is not None and now >= alive:
                 alive = now + self._notifier.watchdog
                 self._notifier.alive()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._leave.wait(), LOOK)
+            await asyncio.wait({told}, timeout=LOOK)
 
     def _on_end(self, number: int) -> None:
         self._leave.set()
