@@ -18,7 +18,8 @@ too many bad answers, make it `OPEN`: nothing is captured for this shadow.  Afte
 connections try; twice as many each second where they get through, or where there was nothing to try with; a failure
 opens it again, for twice as long.  What still goes out on connections from before proves nothing while new ones are
 tried: a server that accepts none any more may serve those to their end.  What the tap captures is
-what the shadow that can take most gets: one that is down does not cost the others anything.
+what the shadow that can take most gets, and of that each gets what it can take: one that is down does not cost the
+others anything, and one that is slow is spared.
 
 *All taps.*  The taps of a daemon have one throttle in common (`Overall`), fed with the sums of what they measured; each
 tap's share is multiplied by it.  It waits longer for the measures to follow, because each tap takes up to a second to
@@ -130,6 +131,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     """0 to 1, of what the spec asks for."""
     reason: str
+    shadows: Mapping[str, float] = {}
+    """The share of those that get less, of several shadows."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -384,7 +387,8 @@ class Governor:
             name, (most, why) = max(wanted.items(), key=lambda item: item[1][0])
             if most < share:
                 share, reason = most, f"shadow {name}: {why}"
-        return Decision(share=round(share, 4), reason=reason if share < 1 else "")
+        shadows = {name: round(most, 4) for name, (most, _) in wanted.items() if most < share}
+        return Decision(share=round(share, 4), reason=reason if share < 1 else "", shadows=shadows)
 
     def breakers(self) -> dict[str, State]:
         """The state of each shadow's breaker."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tapmirror.compare.summary import SCHEMA
@@ -67,8 +67,8 @@ class ScriptedTap:
         self._script.step("set_percent")
         self.did.append(("set_percent", percent))
 
-    def throttle(self, share: float, reason: str = "") -> None:
-        self.did.append(("throttle", share, reason))
+    def throttle(self, share: float, reason: str = "", shadows: Mapping[str, float] | None = None) -> None:
+        self.did.append(("throttle", share, reason, dict(shadows or {})))
 
     def pause(self) -> None:
         self.did.append(("pause",))

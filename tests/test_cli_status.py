@@ -127,11 +127,14 @@ def test_a_share_that_was_just_set_is_not_told_as_lowered(monkeypatch: pytest.Mo
 
 def test_of_two_shadows_the_one_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     dead = {"answers": {}, "requests": {**ACCOUNT, "mirrored": 0, "dropped": {"shadow_down": 900}},
-            "breaker": "open", "reason": "it cannot be connected to"}  # fmt: skip
-    tap = {**TAP, "ledger": {**LEDGER, "shadows": {**LEDGER["shadows"], "v3": dead}}}
+            "breaker": "open", "reason": "it cannot be connected to", "effective": 0.0}  # fmt: skip
+    share = {"percent": 50.0, "effective": 50.0, "reason": ""}
+    tap = {**TAP, "ledger": {**LEDGER, "share": share, "shadows": {**LEDGER["shadows"], "v3": dead}}}
     text = run(monkeypatch, Answers({"daemon": DAEMON, "taps": [tap]}), "status")
     assert "  shadow v2: 700 requests mirrored, 199 dropped (ring_full), 2xx 690, 5xx 3\n" in text
-    down = "UNWELL: it cannot be connected to, 0 requests mirrored, 900 dropped (shadow_down), no answers"
+    down = (
+        "at present 0 %, UNWELL: it cannot be connected to, 0 requests mirrored, 900 dropped (shadow_down), no answers"
+    )
     assert f"  shadow v3: {down}\n" in text
 
 

@@ -399,12 +399,28 @@ def test_a_dead_shadow_costs_the_others_nothing() -> None:
         return Measure(shadows={"v2": OK, "dead": Health(connect_failures=1)})
 
     governor = Governor(Budget(), 0.0)
-    assert min(shares(run(plant, 100, governor=governor))) == 1
+    decisions = run(plant, 100, governor=governor)
+    assert min(shares(decisions)) == 1
+    assert [each.shadows for each in decisions].count({"dead": 0.0}) > 50
+    assert not any({*each.shadows} - {"dead"} for each in decisions)
     assert governor.breakers()["dead"] is not State.CLOSED
     assert governor.causes() == {"v2": "", "dead": "it cannot be connected to"}
     for now in range(100, 150):
         governor.observe(Measure(shadows={"v2": OK, "dead": OK}), float(now))
     assert governor.causes() == {"v2": "", "dead": ""}
+
+
+def test_a_slow_shadow_is_spared_and_the_others_get_what_the_tap_captures() -> None:
+    """Its share is its own, below that of the tap, which a load has lowered."""
+
+    def plant(_share: float, now: float) -> Measure:
+        return Measure(
+            ring_fill=0.9 if now == 1 else 0.45,
+            shadows={"v2": OK, "slow": Health(answers=1, sent_bytes=1, times={"30": 1})},
+        )
+
+    decision = run(plant, 30)[-1]
+    assert set(decision.shadows) == {"slow"} and 0 < decision.shadows["slow"] < decision.share < 1
 
 
 def test_without_traffic_nothing_moves() -> None:

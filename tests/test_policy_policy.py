@@ -287,6 +287,44 @@ def test_raw_round_robin() -> None:
     assert [[t for t, _ in sends(tried.give(Send(flow, b"x", 1, 0)))] for flow in flows] == [[0], [1], [0], [1]]
 
 
+# --- what a shadow can take at present
+
+
+def test_a_shadow_that_can_take_less_gets_fewer_connections() -> None:
+    """Of each connection all requests or none, whatever becomes of the other shadow."""
+    tried = Tried(shadows=TWO)
+    flows = [tried.open() for _ in range(200)]
+    tried.policy.set_thresholds([1 << 32, 1 << 30])
+    some = {flow for flow in flows if tried.ask(head(), flow)[1] is not None}
+    assert 20 < len(some) < 90
+    assert {flow for flow in flows if tried.ask(head(), flow)[1] is not None} == some
+    tried.policy.set_thresholds([1 << 32, 1 << 29])
+    fewer = {flow for flow in flows if tried.ask(head(), flow)[1] is not None}
+    assert 5 < len(fewer) < len(some) and fewer < some
+    tried.policy.set_thresholds([])
+    assert all(tried.ask(head(), flow) == [head(), head()] for flow in flows)
+    assert tried.fates(0) == {}
+    assert tried.fates(1) == {"sampled_out": 600 - 2 * len(some) - len(fewer)}
+
+
+def test_a_request_under_way_is_not_torn_when_its_shadow_can_take_no_more() -> None:
+    tried = Tried(shadows=TWO)
+    flow = tried.open()
+    tried.ask(head(POST, "Content-Length: 3"), flow, flags=START)
+    tried.policy.set_thresholds([1 << 32, 0])
+    assert sends(tried.body(flow, b"abc", end=True)) == [(0, b"abc"), (1, b"abc")]
+    assert tried.ask(head(), flow) == [head(), None]
+    assert tried.finish(flow) == [Finish(flow, 0), Finish(flow, 1)]
+
+
+def test_a_raw_connection_is_for_its_shadow_to_its_end() -> None:
+    tried = Tried(protocol="raw", shadows=TWO)
+    before = tried.open(http=False)
+    tried.policy.set_thresholds([0, 1 << 32])
+    after = tried.open(http=False)
+    assert [[t for t, _ in sends(tried.give(Send(flow, b"x", 1, 0)))] for flow in (before, after)] == [[0, 1], [1]]
+
+
 # --- anything
 
 

@@ -41,6 +41,7 @@ def snapshot(name: str = "shop", seen: int = 10, pid: int = 7, cpu: float = 1.5,
         "answers": {"2xx": 5, "5xx": 1},
         "latency": {"count": 4, "sum_s": 2.5, "buckets": {"0.005": 1, "0.1": 2, "inf": 1}},
         "breaker": "half-open",
+        "effective": 2.5,
     }
     return {
         "tap": name,
@@ -280,6 +281,7 @@ def test_how_each_shadows_breaker_is() -> None:
         re.findall(r'^tapmirror_shadow_breaker\{shadow="v2:80",state="([a-z-]+)",tap="shop"\} ([01])\.0$', text, re.M)
     )
     assert found == {"closed": "0", "open": "0", "half-open": "1"}
+    assert 'tapmirror_shadow_effective_share_ratio{shadow="v2:80",tap="shop"} 0.025\n' in text
     begins = snapshot()
     del begins["shadows"]["v2:80"]["breaker"]  # nobody has looked yet
     assert "tapmirror_shadow_breaker{" not in Taps(begins).text()

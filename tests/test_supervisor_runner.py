@@ -404,14 +404,14 @@ def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
         "tap": "web", "shadows": {}, "events": {}, "worker": cost
     }  # fmt: skip
     until(lambda: any(did[0] == "throttle" for did in script.taps[0].did), "less")
-    (_, share, reason) = next(did for did in script.taps[0].did if did[0] == "throttle")
+    (_, share, reason, _) = next(did for did in script.taps[0].did if did[0] == "throttle")
     assert share < 1 and "the budget is 0 MiB" in reason
     assert said(log)[-1] == f"{share:.0%} of its share: {reason}"
     made.end().result(10)
 
 
 def test_of_two_shadows_the_one_that_is_down_is_told_in_ledger_and_log(script: Script) -> None:
-    """The share stays whole, for the other one is well: nothing else would tell."""
+    """The share stays whole, for the other one is well, and of it this one gets nothing."""
     told: list[str] = []
     tap = script(SPEC, told.append, told.append, wait_for_interface=False)
     regulation = Regulation(Budget(host_cpu=100, host_memory=100), alone(), 0.0, told.append)
@@ -440,7 +440,10 @@ def test_of_two_shadows_the_one_that_is_down_is_told_in_ledger_and_log(script: S
         shadows = look(now, back=True)
     assert (shadows["v3"]["breaker"], shadows["v3"]["reason"]) == ("closed", "")
     assert told[1:] == ["shadow v3: it is well again"]
-    assert not any(did[0] == "throttle" for did in tap.did)
+    throttles = [did[1:] for did in tap.did if did[0] == "throttle"]
+    assert throttles[0] == (1.0, "", {"v3": 0.0}) and (1.0, "", {"v3": 0.1}) in throttles
+    assert throttles[-1] == (1.0, "", {})
+    assert all(share == 1.0 and not {*parts} - {"v3"} for share, _, parts in throttles)
 
 
 def test_the_budget_of_all_taps_lowers_the_share_of_each(
@@ -458,7 +461,7 @@ def test_the_budget_of_all_taps_lowers_the_share_of_each(
         tap.snapshot = lambda: cost  # type: ignore[method-assign]
     until(lambda: all(any(did[0] == "throttle" for did in tap.did) for tap in script.taps), "less")
     for tap in script.taps:
-        (_, share, reason) = next(did for did in tap.did if did[0] == "throttle")
+        (_, share, reason, _) = next(did for did in tap.did if did[0] == "throttle")
         assert share < 1 and "all taps: the workers of all taps hold 4096 MiB" in reason
     taps[0].end().result(10)
     assert of_all.told()["used"]["memory"] == 2 << 30

@@ -9,7 +9,7 @@ from tapmirror.events import DropReason
 from tapmirror.ledger import Ledger
 from tapmirror.replay.ports import GENTLE_CLOSES
 from tapmirror.spec import Compare, Level, Limits, TapSpec, parse_shadow
-from tapmirror.worker.setup import COMPARED_BYTES, Setup, _replay, memory_limit
+from tapmirror.worker.setup import COMPARED_BYTES, Setup, _policy, _replay, memory_limit
 
 
 def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_workers() -> None:
@@ -21,6 +21,14 @@ def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_worke
         assert [reactor._ports._gentle for reactor in replay.reactors] == [GENTLE_CLOSES // 12] * 3
     finally:
         replay.close(DropReason.SHUTDOWN)
+
+
+def test_a_worker_that_takes_anothers_place_gives_each_shadow_what_it_can_take() -> None:
+    spec = TapSpec(iface="lo", ports=(80,), shadows=(parse_shadow("127.0.0.1:80"), parse_shadow("127.0.0.1:81")))
+    setup = Setup(spec=spec, addresses=[[], []], capture="ring", thresholds=[1 << 32, 5], uid=0, gid=0)
+    policy = _policy(setup, None)
+    assert policy is not None
+    assert [each.threshold for each in policy.destinations] == [1 << 32, 5]
 
 
 @pytest.mark.parametrize("copies", [1, 3])

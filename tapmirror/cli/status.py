@@ -116,6 +116,8 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         found.append(f"  {unit}: {', '.join(fates)}")
     for label, shadow in ledger["shadows"].items():
         words = shadow_words(shadow, shadow.get("reason", ""), several=len(ledger["shadows"]) > 1)
+        if effective and shadow.get("effective", effective["effective"]) != effective["effective"]:
+            words = f"at present {shadow['effective']:g} %, {words}"
         latency = shadow.get("latency", {})
         times = ", ".join(f"{name[:3]} {latency[name]:.1f} ms" for name in TIMES if name in latency)
         found.append(f"  shadow {label}: {words}{times and f'; {times}'}")

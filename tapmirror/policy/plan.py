@@ -21,6 +21,10 @@ Fate: TypeAlias = FilterReason | DropReason | None
 """Why a shadow does not get a request; None: it is not in the share (sampled out)."""
 
 
+ALL: Final = 1 << 32
+"""Above all values of the flow hash."""
+
+
 class Share:
     """A check and a sampler: what a tap, rule, mirror or shadow has of its own."""
 
@@ -50,6 +54,8 @@ class Destination:
         self.rewrite = rewriter(spec, tap.name)
         self.changes_method = spec.rewrite.method is not None
         self.pooled = spec.pooled
+        self.threshold = ALL
+        """Connections whose hash is not below it are not for this shadow, as long as it can take no more."""
         self.held_bytes = 0
         self.held_requests = 0
 

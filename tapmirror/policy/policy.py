@@ -9,7 +9,8 @@ for each copy of each shadow.  A request is decided when its head is there, in t
 1. safe methods, the tap's share and caps: for all shadows;
 2. the first rule that matches: its shadows, its share and caps, its limit of the body;
 3. redaction and the hook, once for all;
-4. for each shadow: the rule's share for it, its own match, share and caps, its rewrite.
+4. for each shadow: whether its share is lowered at present, the rule's share for it, its own match, share and caps,
+   its rewrite.
 
 Whatever comes of the request for a shadow is in that shadow's ledger, request and bytes; what follows
 of the request shares its fate.  Nothing here waits for anything but the end of a request, and that only
@@ -45,7 +46,7 @@ from tapmirror.events import (
 from tapmirror.ledger import Ledger
 from tapmirror.policy.expressions import Expressions
 from tapmirror.policy.hook import HookRequest, from_hook, to_hook
-from tapmirror.policy.plan import CompiledRule, Destination, Fate, Share, finder
+from tapmirror.policy.plan import ALL, CompiledRule, Destination, Fate, Share, finder
 from tapmirror.policy.redact import Redactor, framed, unchunked
 from tapmirror.policy.request import Request
 from tapmirror.policy.sample import TAP, Bucket, Conversation
@@ -171,7 +172,7 @@ class Policy:
         self._find = finder(rules)
         self._round_robin = spec.spread is Spread.ROUND_ROBIN
         self._quick = not self._capped and not self._round_robin
-        """No cap of the tap and no turn has to be looked at."""
+        """No cap of the tap and no turn has to be looked at, and no shadow's share is lowered."""
         self._turn = 0
         self._may_hold = bool(
             (self._redactor is not None and self._redactor.reads_bodies)
@@ -214,6 +215,14 @@ class Policy:
         self._tap.set_percent(percent)
         self._tap_plain = self._by_connection or self._tap.plain
 
+    def set_thresholds(self, thresholds: Sequence[int]) -> None:
+        """Give each shadow only connections whose hash is below its own, and of those that stand the requests that
+        begin from here on; a raw one that a shadow has goes on to its end.  Empty: all of them get everything.
+        """
+        for each, threshold in zip(self.destinations, thresholds or [ALL] * len(self.destinations), strict=True):
+            each.threshold = threshold
+        self._quick = not self._capped and not self._round_robin and not thresholds
+
     def close(self) -> list[Command]:
         """End the pooled connections: the capture is over."""
         ends: list[Command] = [Finish(lane, target) for target, lane in self._pools]
@@ -235,7 +244,7 @@ class Policy:
         turn = self._next_turn(len(self.destinations)) if self._round_robin else None
         outside = not self._tap_plain and not self._tap.sampler.takes_connection(talk)
         for i, each in enumerate(self.destinations):
-            if outside or not each.share.sampler.takes_connection(talk):
+            if outside or talk.hash >= each.threshold or not each.share.sampler.takes_connection(talk):
                 skips.append((each, None))
             elif turn is not None and turn != i:
                 skips.append((each, FilterReason.TURN))
@@ -390,6 +399,8 @@ class Policy:
         """True, or why this shadow does not get it."""
         if each.check is not None and not each.check(request):
             return FilterReason.NO_MATCH
+        if talk.hash >= each.threshold:
+            return None
         if flags & TUNNEL and (each.pooled or each.changes_method):
             return FilterReason.TUNNEL
         if share is None and each.share.plain:

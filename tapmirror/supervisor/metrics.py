@@ -257,6 +257,13 @@ class TapMetrics(Collector):
         }
         text = "1 for the state of a shadow's breaker: closed (it is well), open, half-open (it is tried again)"
         yield _gauge("shadow_breaker", text, breakers, ["shadow", "state"])
+        yield _gauge(
+            "shadow_effective_share_ratio",
+            "Share of the connections that a shadow is given at present, before its own sampling",
+            {(tap, label): shadow["effective"] / 100 for tap, label, shadow in each if "effective" in shadow},
+            ["shadow"],
+            unit="ratio",
+        )
         yield self._latency()
 
     def _latency(self) -> HistogramMetricFamily:

@@ -571,15 +571,16 @@ class Regulation:
         own, of_all = self._governor.observe(found, now), self._together.observe(self, found, now)
         self._tell_shadows(ledger)
         reason = "; ".join(filter(None, (of_all.reason, own.reason)))
-        decision = Decision(share=round(own.share * of_all.share, 4), reason=reason)
+        shadows = {label: round(share * of_all.share, 4) for label, share in own.shadows.items()}
+        decision = Decision(share=round(own.share * of_all.share, 4), reason=reason, shadows=shadows)
         if decision != self._applied:
-            tap.throttle(decision.share, decision.reason)
+            tap.throttle(decision.share, decision.reason, decision.shadows)
         if own.reason != self._own.reason:
             self._tell(f"{own.share:.0%} of its share: {own.reason}" if own.reason else "its whole share")
         self._own, self._applied = own, decision
 
     def _tell_shadows(self, ledger: dict[str, Any]) -> None:
-        """How each is.  Of several the share follows the best one: that another is down would not be told by it."""
+        """How each is.  Of several the share follows the best one: that another is spared would not be told by it."""
         breakers, causes = self._governor.breakers(), self._governor.causes()
         for label, shadow in ledger["shadows"].items():
             cause = causes.get(label, "")

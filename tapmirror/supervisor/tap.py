@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -89,6 +89,8 @@ class Tap:
         self._began = time.monotonic()
         self._throttle = 1.0
         self._throttle_reason = ""
+        self._parts: Mapping[str, float] = {}
+        """What is left of `_throttle` for single shadows, by label; the others get all of it."""
         self._paused = False
         self._probed = False
         self._one_sided = False
@@ -233,9 +235,13 @@ class Tap:
         """
         self._share(msgspec.structs.replace(self.spec, percent=percent, ramp=None), self._throttle, self._paused)
 
-    def throttle(self, share: float, reason: str = "") -> None:
-        """Capture only this share (0 to 1) of the connections that the tap's own share is; `reason` is for people."""
+    def throttle(self, share: float, reason: str = "", shadows: Mapping[str, float] | None = None) -> None:
+        """Capture only this share (0 to 1) of the connections that the tap's own share is; `reason` is for people.
+
+        Of these each of `shadows`, by label, gets so many: also a share of the tap's own.
+        """
         self._throttle_reason = reason
+        self._parts = {} if shadows is None else {label: max(0.0, part) for label, part in shadows.items()}
         self._share(self.spec, min(1.0, max(0.0, share)), self._paused)
 
     def pause(self) -> None:
@@ -304,6 +310,17 @@ class Tap:
     def _threshold(self) -> int:
         return 0 if self._paused else int(self.spec.threshold() * self._throttle)
 
+    def _part(self, label: str) -> float:
+        """What a shadow gets, of the connections that the tap's own share is."""
+        return 0.0 if self._paused else min(self._throttle, self._parts.get(label, 1.0))
+
+    def _thresholds(self) -> list[int]:
+        """Of each shadow, as `_threshold`; none: each gets all that is captured."""
+        parts = [self._part(shadow.label) for shadow in self.spec.shadows]
+        if all(part >= self._throttle for part in parts):
+            return []
+        return [int(self.spec.threshold() * part) for part in parts]
+
     def _share(self, spec: TapSpec, throttle: float, paused: bool) -> None:
         before = self._threshold()
         self.spec, self._throttle, self._paused = spec, throttle, paused
@@ -313,7 +330,8 @@ class Tap:
         if threshold < before:
             self._tell_kernel(threshold)
         for seat in self._seats:
-            seat.tell({"op": "share", "threshold": threshold, "percent": spec.percent}, "share")
+            message = {"op": "share", "threshold": threshold, "shadows": self._thresholds(), "percent": spec.percent}
+            seat.tell(message, "share")
         if threshold > before:
             self._tell_kernel(threshold)
 
@@ -425,6 +443,7 @@ class Tap:
             workers=self._workers,
             links=self._indexes(),
             threshold=self._threshold(),
+            thresholds=self._thresholds(),
             secret=self._secret,
             began=self._began,
             uid=uid,
@@ -513,6 +532,8 @@ class Tap:
             ledger["events"] |= {f"names_{name}": count for name, count in counts.items() if count}
         state, reason = self._condition()
         effective = 0.0 if self._paused else self._throttle * self.spec.most()
+        for label, shadow in ledger["shadows"].items():
+            shadow["effective"] = round(self._part(label) * self.spec.most(), 4)
         return {
             "tap": self.spec.name,
             "capture": self.capture,

@@ -299,7 +299,7 @@ class Worker:
         elif operation == "compare":
             self._reply({"compare": {} if self._comparing is None else self._comparing.state()})
         elif operation == "share":
-            self._set_share(int(message["threshold"]), message.get("percent"))
+            self._set_share(int(message["threshold"]), message.get("shadows", []), message.get("percent"))
             self._reply({"share": {}})
         elif operation == "links":
             if isinstance(self._source, LiveSource):
@@ -311,11 +311,15 @@ class Worker:
         else:
             self._stopping = True
 
-    def _set_share(self, threshold: int, percent: float | None) -> None:
-        """Take only flows whose hash is below `threshold`; `percent`: of the tap's share, where it is not of flows."""
+    def _set_share(self, threshold: int, thresholds: list[int], percent: float | None) -> None:
+        """Take only flows whose hash is below `threshold`, and for each shadow below its own; `percent`: of the tap's
+        share, where it is not of flows.
+        """
         self._source.set_threshold(threshold)
-        if self._policy is not None and percent is not None:
-            self._policy.set_percent(percent)
+        if self._policy is not None:
+            self._policy.set_thresholds(thresholds)
+            if percent is not None:
+                self._policy.set_percent(percent)
         now = time.monotonic()
         for command in self._pipeline.keep(threshold, now):
             self._replay.execute(command, now)

@@ -67,7 +67,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     """of so many, of which each has its part of the connections."""
     threshold: int = 1 << 32
-    """Of 2**32 values of the flow hash, how many are captured now."""
+    """Of 2**32 values of the flow hash, how many are captured now;"""
+    thresholds: list[int] = []
+    """and for each shadow, where some get less."""
     secret: bytes = b""
     """Of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
     began: float = 0.0
@@ -137,6 +139,7 @@ def _policy(setup: Setup, hook: Callable[[HookRequest], object] | None) -> Polic
         hook=hook,
     )
     policy.begin(setup.began or time.monotonic())
+    policy.set_thresholds(setup.thresholds)
     return policy
 
 

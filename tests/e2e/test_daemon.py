@@ -703,6 +703,41 @@ def test_a_shadow_that_dies_is_left_alone_and_taken_up_again_by_itself(lab: Lab)
         until(lambda: "event=share" in daemon.said(), "the line")
 
 
+def test_of_two_shadows_the_one_that_answers_errors_is_spared(lab: Lab) -> None:
+    """The other one gets everything, and this one all again when it is well."""
+    two = (parse_shadow(SHADOW), parse_shadow("10.77.2.2:81"))
+    with Daemon(lab.node) as daemon, under_load(lab, per_connection=10) as (production, shadow, running):
+        daemon.ask(Start(taps=[web(shadows=two, protocol=Protocol.HTTP, budget=Budget(retry=2.0))]))
+
+        def seen() -> tuple[float, float, str]:
+            (tap,) = daemon.ask(Status())["taps"]
+            ledger = tap["ledger"]
+            if ledger is None or "breaker" not in ledger["shadows"]["10.77.2.2:81"]:
+                return 100.0, 100.0, "closed"
+            bad = ledger["shadows"]["10.77.2.2:81"]
+            return ledger["share"]["effective"], bad["effective"], bad["breaker"]
+
+        with HashSink(lab.shadow, port=81, status=500) as bad:
+            until(lambda: seen() == (100.0, 0.0, "open"), "open", PATIENCE)
+            assert "at present 0 %, UNWELL: " in daemon.run("status").stdout
+            before = len(bad.got), len(shadow.got)
+            until(lambda: seen()[2] == "half-open", "half-open", PATIENCE)
+            assert len(bad.got) - before[0] < (len(shadow.got) - before[1]) / 4, "a few connections at most"
+        with HashSink(lab.shadow, port=81) as well:
+            until(lambda: seen() == (100.0, 100.0, "closed"), "closed", PATIENCE)
+            count = len(well.got)
+            well.wait_for(count + 100, PATIENCE)
+            running.stop()
+            (done,) = daemon.ask(Stop(all=True))["stopped"]
+            identity(done["ledger"])
+            untorn(production, shadow)
+            untorn(production, well)
+        ledger = done["ledger"]["shadows"]
+        assert ledger[SHADOW]["requests"]["sampled_out"] == 0
+        assert ledger["10.77.2.2:81"]["requests"]["sampled_out"] > 100
+        assert ledger[SHADOW]["requests"]["mirrored"] == len(shadow.got)
+
+
 def test_a_bad_daemon_yaml_is_told_and_nothing_begins(lab: Lab) -> None:
     with Daemon(lab.node, start=False) as daemon:
         (daemon.config / "daemon.yaml").write_text("budget: {cpu: much}\n")
