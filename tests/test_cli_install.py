@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +49,14 @@ def test_what_must_not_be_looked_at_is_one_line(tmp_path: Path, monkeypatch: pyt
     done = run("uninstall", "--root", tmp_path)
     assert done.exit_code == 2
     assert done.output == f"tapmirror: error: {tmp_path}/var/cache/tapmirror: Permission denied\n"
+
+
+def test_what_cannot_be_printed_is_no_fault_of_a_file(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "tapmirror", "install", "--root", tmp_path, "--command", "/opt/t", "--dry-run"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "tapmirror: error: what is printed cannot be written: No space left on device\n"
 
 
 def test_a_refusal_is_one_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -49,7 +50,7 @@ def install(root: Path, command: Path | None, *, dry_run: bool) -> None:
     except InstallError as error:
         fail(str(error), 2)
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}", 2)
+        _told(error)
     if not dry_run and root == Path("/"):
         click.echo("ready: systemctl enable --now tapmirror")
 
@@ -68,7 +69,14 @@ def uninstall(root: Path, *, dry_run: bool) -> None:
     except InstallError as error:
         fail(str(error), 2)
     except OSError as error:  # of what is only looked at: the cache is root's
-        fail(f"{error.filename}: {error.strerror}", 2)
+        _told(error)
+
+
+def _told(error: OSError) -> NoReturn:
+    """What is of no file is of standard output, and told elsewhere."""
+    if error.filename is None:
+        raise error
+    fail(f"{error.filename}: {error.strerror}", 2)
 
 
 def _go(steps: Sequence[Step], *, dry_run: bool) -> None:

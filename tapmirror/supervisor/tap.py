@@ -531,7 +531,7 @@ class Tap:
             counts = msgspec.structs.asdict(self._names.counts)
             ledger["events"] |= {f"names_{name}": count for name, count in counts.items() if count}
         state, reason = self._condition()
-        effective = 0.0 if self._paused else self._throttle * self.spec.most()
+        effective = 0.0 if self._paused else round(self._throttle * self.spec.most(), 4)
         for label, shadow in ledger["shadows"].items():
             shadow["effective"] = round(self._part(label) * self.spec.most(), 4)
         return {

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pytest
 
+from documented import fields, named, rows
 from e2e.mirror import PATIENCE
 from e2e.served import SHADOW, WEB, under_load, untorn
 from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Nginx, Snapshot, Tap, identity, load, open_to_all, until
@@ -28,7 +29,7 @@ from lab.shop import REVIEWS_V2, Shop
 from lab.starve import starved
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import List, Logs, Pause, Set, Start, Status, Stop
-from tapmirror.spec import Budget, Hook, Limits, Protocol, TapSpec, parse_shadow
+from tapmirror.spec import Budget, Compare, Hook, Level, Limits, Protocol, TapSpec, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -782,6 +783,19 @@ def test_no_change_hides_among_attempts(lab: Lab) -> None:
         until(lambda: "op=stop name=web" in daemon.said(), "the line of the last change")
         assert "msg=done user=root uid=0" in daemon.said() and "op=set name=web percent=3.0" in daemon.said()
         assert daemon.said().count("name=nonsense") < 400
+
+
+def test_every_field_of_list_and_status_is_documented(lab: Lab) -> None:
+    two = (parse_shadow(SHADOW), parse_shadow("10.77.2.2:81"))
+    with Daemon(lab.node) as daemon, under_load(lab), HashSink(lab.shadow, port=81):
+        daemon.ask(Start(taps=[web(shadows=two, ttl=600.0, compare=Compare(level=Level.STATUS))]))
+        until(lambda: "breaker" in daemon.run("status", "--json").stdout, "a ledger", PATIENCE)
+        listed, status = (json.loads(daemon.run(command, "--json").stdout) for command in ("list", "status"))
+        ledger = status["taps"][0].pop("ledger")
+    assert fields(ledger) - named("The ledger") == set()
+    assert rows("The ledger") - fields(ledger) == {"comparison"}, "of the last one"
+    assert fields(listed) | fields(status) <= named("`list` and `status`") | {"taps", "daemon"}
+    assert rows("`list` and `status`") - fields(status["taps"]) == {"ledger"}
 
 
 def test_requests_by_hand(lab: Lab) -> None:
