@@ -53,7 +53,17 @@ def test_what_must_not_be_looked_at_is_one_line(tmp_path: Path, monkeypatch: pyt
 
 def test_what_cannot_be_printed_is_no_fault_of_a_file(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "tapmirror", "install", "--root", tmp_path, "--command", "/opt/t", "--dry-run"]
+        command = [
+            sys.executable,
+            "-m",
+            "tapmirror",
+            "install",
+            "--root",
+            str(tmp_path),
+            "--command",
+            "/opt/t",
+            "--dry-run",
+        ]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "tapmirror: error: what is printed cannot be written: No space left on device\n"
