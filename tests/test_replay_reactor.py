@@ -716,6 +716,29 @@ def test_a_request_that_outgrows_the_queue_is_given_up() -> None:
         assert bench.read(again, len(GET % 2)) == GET % 2
 
 
+def test_an_idle_connection_is_closed_after_its_time_and_the_next_request_opens_another() -> None:
+    with Bench(shadow={"idle_time": 10}) as bench:
+        first = bench.open()
+        bench.turn(1.5)  # seen
+        bench.turn(9.0)
+        bench.send(1, GET % 1)
+        bench.read(first, len(GET % 1))
+        bench.turn(1.5)
+        bench.turn(15.0)
+        assert bench.ledger.events["idle_closes"] == 0  # an answer is due
+        first.sendall(OK)
+        bench.turn(1.5)
+        bench.turn(9.0)
+        assert bench.ledger.events["idle_closes"] == 0
+        bench.turn(1.5)
+        assert bench.ledger.events["idle_closes"] == 1
+        assert first.recv(1) == b""
+        bench.send(1, GET % 2)
+        assert bench.read(bench.accept(), len(GET % 2)) == GET % 2
+        assert bench.dropped() == {}
+    assert bench.ledger.answers["unanswered"] == 1
+
+
 def test_the_limit_of_connections() -> None:
     with Bench(connections=2) as bench:
         bench.open(1), bench.open(2)
