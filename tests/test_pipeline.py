@@ -195,7 +195,13 @@ def test_wait_marks_the_turns() -> None:
     tap.put(ACK, 0, b"a", ack=500)
     tap.put(FROM_SERVER | ACK, 4000, b"answer", ack=1001)
     tap.put(ACK, 1, b"b", ack=506)
-    assert tap.said == [Open(1, False, KEY), Send(1, b"a", 1, 0), Turn(1, 6), Send(1, b"b", 1, 0)]
+    tap.put(FROM_SERVER | ACK, 4006, b"more", ack=1002)
+    tap.put(ACK, 2, b"c", ack=510)
+    assert tap.said == [
+        Open(1, False, KEY),
+        *(Send(1, b"a", 1, 0), Turn(1, 6), Send(1, b"b", 1, 0)),
+        *(Turn(1, 4), Send(1, b"c", 1, 0)),  # what that answer came to, and not both
+    ]
 
 
 def test_closing_settles_what_is_held() -> None:
