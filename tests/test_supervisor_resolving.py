@@ -58,6 +58,12 @@ def test_an_address_takes_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
         look_up(Shadow(host="fe80::9%lo", port=81), OURSELVES)
 
 
+@pytest.mark.parametrize("host", ["fe80::9", "FE80::1:2"])
+def test_a_link_local_address_without_an_interface_is_none(host: str) -> None:
+    with pytest.raises(ResolveError, match="is one of an interface"):
+        look_up(Shadow(host=host, port=81), OURSELVES)
+
+
 @pytest.fixture
 def getent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A script in the place of getent."""
