@@ -133,7 +133,10 @@ def test_one_packet(header: Header, options: dict[str, Any], outgoing: bool, cou
 def test_of_an_interface_that_shows_packets_twice_one_is_taken() -> None:
     tap = admission()
     assert [len(tap.admit(packet(data=b"x"), outgoing, 0, loopback=True)) for outgoing in (True, False)] == [0, 1]
-    assert [len(tap.admit(packet(SERVER, data=b"y"), outgoing, 0, loopback=True)) for outgoing in (True, False)] == [0, 1]
+    assert [len(tap.admit(packet(SERVER, data=b"y"), outgoing, 0, loopback=True)) for outgoing in (True, False)] == [
+        0,
+        1,
+    ]
 
 
 def test_with_many_interfaces_a_vlan_does_not_tell_flows_apart() -> None:

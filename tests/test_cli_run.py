@@ -88,12 +88,8 @@ def ended(code: int, stdout: str, stderr: str, wanted: str) -> None:
     assert "Traceback" not in stderr
     assert (code, stdout) == (2, ""), stderr
     lines = stderr.splitlines()
-    if len(lines) == 4:  # click's
-        assert lines[0].startswith("Usage: tapmirror run ")
-        assert lines[3].startswith("Error: Invalid value for ")
-    else:
-        assert len(lines) == 1, stderr
-        assert lines[0].startswith("tapmirror: error: ")
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("tapmirror: error: ")
     assert wanted in lines[-1]
     assert lines[-1].isprintable() and len(lines[-1]) < 500
 
@@ -130,9 +126,9 @@ NO_HOST: dict[str, object] = {"iface": "lo", "port": 80, "shadow": "192.0.2.1:80
         ("--port: 65536 is not a port", {"port": 65536}),
         ("--port: -1 is not a port", {"port": -1}),
         ("--port: 99999 is not a port", {"port": (80, 99999)}),
-        ("'--port'", {"port": "x"}),
-        ("'--port'", {"port": ""}),
-        ("'--port'", {"port": "80.0"}),
+        ("--port", {"port": "x"}),
+        ("--port", {"port": ""}),
+        ("--port", {"port": "80.0"}),
         ("--port: ", {"port": "9" * 30}),
         ("--addr: 'x' is not an IP address", {"addr": "x"}),
         ("--addr: ", {"addr": ""}),
@@ -163,17 +159,17 @@ NO_HOST: dict[str, object] = {"iface": "lo", "port": 80, "shadow": "192.0.2.1:80
         ("'staging' is not an IPv6 address", {"shadow": "[staging]:80"}),
         ("is not a host name or address", {"shadow": "a b:80"}),
         ("is not a host name or address", {"shadow": "a\nb:80"}),
-        ("'--percent'", {"percent": "nan"}),
+        ("--percent", {"percent": "nan"}),
         ("--percent: 101.0 is not between 0 and 100", {"percent": 101}),
         ("--percent: 100.0001 is not between 0 and 100", {"percent": "100.0001"}),
         ("--percent: -1.0 is not between 0 and 100", {"percent": -1}),
-        ("'--percent'", {"percent": "inf"}),
-        ("'--percent'", {"percent": "x"}),
-        ("'--percent'", {"percent": "5%"}),
+        ("--percent", {"percent": "inf"}),
+        ("--percent", {"percent": "x"}),
+        ("--percent", {"percent": "5%"}),
         ("--seed: -1 is not between 0 and 4294967295", {"seed": -1}),
         ("--seed: 4294967296 is not between", {"seed": 1 << 32}),
-        ("'--seed'", {"seed": "x"}),
-        ("'--seed'", {"seed": "1.5"}),
+        ("--seed", {"seed": "x"}),
+        ("--seed", {"seed": "1.5"}),
         ("--host: ", {"host": ""}),
         ("--host: ", {"host": "a b"}),
         ("--host: ", {"host": "a\r\nX-Evil: 1"}),
@@ -181,15 +177,15 @@ NO_HOST: dict[str, object] = {"iface": "lo", "port": 80, "shadow": "192.0.2.1:80
         ("--host: ", {"host": "a\r"}),
         ("--host: ", {"host": "a\tb"}),
         ("--host: ", {"host": "bücher.example"}),
-        ("'--duration'", {"duration": 0}),
-        ("'--duration'", {"duration": -1}),
-        ("'--duration'", {"duration": "nan"}),
-        ("'--duration'", {"duration": "inf"}),
-        ("'--duration'", {"duration": "x"}),
-        ("'--protocol'", {"protocol": "smtp"}),
-        ("'--capture'", {"capture": "pcap"}),
-        ("'--pacing'", {"pacing": "slow"}),
-        ("'--workers': 'x' is not a number, nor auto", {"workers": "x"}),
+        ("--duration", {"duration": 0}),
+        ("--duration", {"duration": -1}),
+        ("--duration", {"duration": "nan"}),
+        ("--duration", {"duration": "inf"}),
+        ("--duration", {"duration": "x"}),
+        ("--protocol", {"protocol": "smtp"}),
+        ("--capture", {"capture": "pcap"}),
+        ("--pacing", {"pacing": "slow"}),
+        ("--workers: 'x' is not a number, nor auto", {"workers": "x"}),
         ("--workers: 0 is not auto nor between 1 and 64", {"workers": 0}),
         ("--workers: the kernel cannot tell", {"workers": 2, "decap": True}),
     ],

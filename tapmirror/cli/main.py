@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -14,13 +17,42 @@ from tapmirror.cli.completion import completion
 from tapmirror.cli.daemon import daemon
 from tapmirror.cli.doctor import doctor
 from tapmirror.cli.install import install, uninstall
+from tapmirror.cli.messages import fail
 from tapmirror.cli.run import run
 from tapmirror.cli.spec import explain, spec
 from tapmirror.cli.streams import streams
 from tapmirror.cli.top import top
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class OneLine(click.Group):
+    """Wrong use of any command is told in one line, as all else that is wrong."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """The group's own options."""
+        with misuse_told():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """A command, its options and what it finds wrong with them."""
+        with misuse_told():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def misuse_told() -> Iterator[None]:
+    """One line and exit code 2 for what click tells in four."""
+    try:
+        yield
+    except click.UsageError as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2
+            raise
+        if isinstance(error, click.BadParameter) and error.param is not None and error.message:
+            fail(f"{max(error.param.opts, key=len)}: {error.message.rstrip('.')}", 2)
+        command = "tapmirror" if error.ctx is None else error.ctx.command_path
+        fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+
+
+@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tapmirror")
 def main() -> None:
     """Mirror live TCP traffic to a shadow service, with no proxy in the path.
