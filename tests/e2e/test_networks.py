@@ -56,6 +56,8 @@ def test_loopback_shows_each_packet_once(lab: Lab, capture: str) -> None:
             for address in ("127.0.0.1", "::1", lab.node.addr4):
                 assert load(lab.node, address, requests=100, connections=5, per_connection=10).failed == 0
             agree(tap, production, shadow, 300)
+        events = tap.final()["events"]
+        assert events["kernel_syn_ack"] == events["kernel_accepted"] >= 30  # production's packets too
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_several_ports_and_only_these(lab: Lab, capture: str) -> None:
 def test_what_a_firewall_or_nobody_answers_is_not_mirrored(lab: Lab, capture: str) -> None:
     with Nginx(lab.shadow) as shadow, HashSink(lab.shadow, 81) as other:
         target = endpoint(lab.shadow.addr4, 80)
-        with Mirror(lab.node, shadow=target, capture=capture) as tap:
+        with Mirror(lab.node, shadow=target, capture=capture, protocol="raw") as tap:  # raw: opened when accepted
             with pytest.raises(ConnectionRefusedError), connect(lab.client, lab.node.addr4, 80):
                 pass  # nothing listens
             with Nginx(lab.node), lab.node.blocked(80), lab.client.enter():
