@@ -164,6 +164,20 @@ def test_a_full_ring_is_one_workers(shards: Program) -> None:
     assert payloads(records[2]) == [b"other"]
 
 
+def test_an_acceptance_that_there_is_no_room_for_is_told_later() -> None:
+    with Program(promisc=True) as program:
+        for size in (1_000, 1, 0):  # down to the last place for a record without payload
+            program.run(IP(src="10.0.0.9", dst=SERVER) / tcp(b"x" * size, flags="FA"), repeat=1_200)
+        program.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100))
+        completing = IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A")
+        program.run(completing)
+        counts = program.sources[0].counters()
+        assert counts.control_lost[0] > 0 and counts.accepted[0] == 0
+        assert not any(each[1] & ACCEPTED for each in program.records()[0])
+        program.run(completing, repeat=2)
+        assert [each[1:4] for each in program.records()[0]] == [(ACCEPTED, 100, 500)]
+
+
 def test_an_answer_that_there_is_no_room_for_still_acknowledges() -> None:
     def answer(flags: str) -> Any:
         return IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, seq=1, ack=9, flags=flags) / Raw(b"y" * 100)
