@@ -213,3 +213,15 @@ def test_turns_of_what_was_dropped_take_no_room() -> None:
     for _ in range(10):
         books.lane.enqueue_turn(5)
     assert len(books.lane.queue) == 2
+
+
+def test_a_request_is_announced_once_however_much_of_it_went() -> None:
+    lane = Books().lane
+    lane.sent_in_part(b"head", 4, START, 0)
+    found = [lane.announced()]
+    lane.advance(2)
+    found.append(lane.announced())
+    lane.advance(2)
+    found.append(lane.announced())
+    lane.sent_whole(1, END)
+    assert [*found, lane.announced()] == [1, 1, 1, 1]

@@ -618,6 +618,24 @@ def test_what_follows_waits_no_more_where_the_shadow_goes_on(bench: Bench) -> No
     assert bench.read(sock, len(GET % 1 + GET % 2)) == GET % 1 + GET % 2
 
 
+def test_an_answer_before_the_end_of_a_request_counts_once_where_the_shadow_closes_behind_it(bench: Bench) -> None:
+    """As of a server of HTTP/1.0 that refuses an upload: it allows for one request, not for two."""
+    bench.give(Open(1, True))
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabc", START)
+    sock = bench.accept()
+    sock.sendall(b"HTTP/1.0 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+    bench.until(lambda: bench.ledger.answers["4xx"] == 1)
+    sock.close()
+    bench.turn()
+    bench.give(Open(2, True))
+    bench.send(2, GET % 1)
+    bench.send(2, GET % 2)
+    sock = bench.accept()
+    assert bench.read(sock, len(GET % 1)) == GET % 1
+    bench.turn()
+    assert not select.select([sock], [], [], 0.05)[0]
+
+
 # --- a shadow that is not there, or takes nothing
 
 

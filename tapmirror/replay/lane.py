@@ -229,6 +229,10 @@ class Lane:
         """Announced requests that did not go whole: they cannot have been answered."""
         return int(self.begun or (bool(self.queue) and self.queue[0].announced))
 
+    def announced(self) -> int:
+        """Requests on this connection, with one whose first part has not gone whole: it may be answered already."""
+        return self.sent + int(bool(self.queue) and self.queue[0].announced)
+
     def _note_start(self, flags: int) -> None:
         if flags & START:
             self._pool.requests += 1

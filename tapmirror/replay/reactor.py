@@ -652,11 +652,12 @@ class Reactor:
             lane.hearing = None
         if lane.framer is not None:
             noticed = lane.framer.closing and not lane.framer.failed
-            unanswered = lane.framer.eof() - lane.unsent()
+            owed = lane.framer.eof()
+            unanswered = owed - lane.unsent()
             if unanswered > torn:
                 self._ledger.answers["unanswered"] += unanswered - torn
             self._dialer.like = lane.framer
-            answered = lane.sent - unanswered
+            answered = lane.announced() - owed
             if noticed or answered > self._dialer.last:
                 self._dialer.last = answered if noticed else 0
             lane.framer = None
