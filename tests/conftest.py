@@ -14,6 +14,7 @@ import pytest
 
 from daemon_rig import Rig, rigged
 from lab.left import Trace
+from replay_bench import Bench, benched
 
 REQUIRE_ALL = "TAPMIRROR_REQUIRE_ALL"
 """In the environment: a test marked `ebpf` or `e2e` that is skipped has failed."""
@@ -85,6 +86,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left:
         sys.stderr.write(f"\nleft behind: {left}\n")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A reactor and its shadow."""
+    yield from benched()
 
 
 @pytest.fixture

@@ -4,190 +4,22 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import select
 import socket
-import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import pytest
 
-from tapmirror.events import (
-    CONNECT,
-    END,
-    LOOP_DSCP,
-    NO_BODY,
-    START,
-    TUNNEL,
-    Abort,
-    DropReason,
-    Finish,
-    Open,
-    Send,
-    Turn,
-)
-from tapmirror.ledger import Ledger
-from tapmirror.replay import Reactor
+from replay_bench import GET, OK, POST, RESET, WHOLE, Bench, ended
+from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, Abort, DropReason, Finish, Open, Send, Turn
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.listener import Clock
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.sweep import OUTSTANDING
-from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
+from tapmirror.spec import Pacing
 from test_replay_listener import Talk
-
-WHOLE: Final = START | END
-OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-GET: Final = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
-POST: Final = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
-RESET: Final = struct.pack("ii", 1, 0)
-GIVEN_UP: Final = DropReason.INCOMPLETE
-
-
-class Bench:
-    """A reactor, a listening shadow in the same thread, and what was given to the one.
-
-    `now` is a clock of ours; sockets are real, on loopback.
-    """
-
-    def __init__(
-        self,
-        *,
-        pacing: Pacing = Pacing.ASAP,
-        backlog: int = 128,
-        listen: bool = True,
-        shadow: dict[str, Any] | None = None,
-        hearing: Hearing | None = None,
-        **limits: Any,
-    ) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
-        self.address = self.listener.getsockname()
-        self.listener.setblocking(False)
-        if not listen:
-            self.listener.close()
-        spec = TapSpec(
-            iface="lo",
-            ports=(80,),
-            shadows=(parse_shadow("127.0.0.1:80", **(shadow or {})),),
-            pacing=pacing,
-            limits=Limits(**limits),
-        )
-        self.ledger = Ledger()
-        address = (socket.AF_INET, self.address)
-        self.reactor = Reactor([address], spec, spec.shadows[0], self.ledger, hearing=hearing)
-        self.now = 100.0
-        self.bytes = 0
-        self.requests = 0
-        self.socks: list[socket.socket] = []
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with contextlib.suppress(ValueError):  # a test may have closed it
-            self.reactor.close(DropReason.SHUTDOWN)
-        for sock in (self.listener, *self.socks):
-            sock.close()
-        if kind is None:
-            self.check(in_flight=False)
-
-    def check(self, *, in_flight: bool = True) -> None:
-        """The identity, in bytes and requests."""
-        queued, requests = self.reactor.held()
-        assert self.ledger.bytes.mirrored + self.ledger.bytes.dropped.total() + queued == self.bytes
-        assert self.ledger.requests.mirrored + self.ledger.requests.dropped.total() + requests == self.requests
-        if not in_flight:
-            assert (queued, requests) == (0, 0)
-
-    def give(self, command: Any) -> None:
-        """Execute; the identity holds after it."""
-        if isinstance(command, Send):
-            self.bytes += command.size
-            self.requests += bool(command.flags & START)
-        self.reactor.execute(command, self.now)
-        self.check()
-
-    def send(self, flow: int, data: bytes, flags: int = WHOLE) -> None:
-        """One part; it is as long as it stands for."""
-        self.give(Send(flow, memoryview(data), len(data), flags))
-
-    def open(self, flow: int = 1, *, http: bool = True) -> socket.socket:
-        """Open a flow and have it connected (HTTP: by a first request, which is read and answered)."""
-        self.give(Open(flow, http))
-        if http:
-            self.send(flow, GET % 0)
-        sock = self.accept()
-        if http:
-            self.read(sock, len(GET % 0))
-            sock.sendall(OK)
-            self.turn()
-        return sock
-
-    def accept(self) -> socket.socket:
-        """The shadow's side of the next connection."""
-        self.until(lambda: bool(select.select([self.listener], [], [], 0)[0]))
-        sock, _ = self.listener.accept()
-        sock.settimeout(5)
-        self.socks.append(sock)
-        self.turn()
-        return sock
-
-    def read(self, sock: socket.socket, size: int) -> bytes:
-        """Exactly `size` bytes as the shadow."""
-        data = b""
-
-        def whole() -> bool:
-            nonlocal data
-            if select.select([sock], [], [], 0)[0]:
-                piece = sock.recv(size - len(data))
-                assert piece, f"ended after {data!r}"
-                data += piece
-            return len(data) == size
-
-        self.until(whole)
-        return data
-
-    def turn(self, seconds: float = 0.0) -> None:
-        """Let the reactor act on what has happened, `seconds` later by its clock."""
-        self.now += seconds
-        for _ in range(3):
-            self.reactor.run_once(0.01, lambda: self.now)
-        self.reactor.expire(self.now)
-        self.check()
-
-    def timed(self, count: int) -> None:
-        """So many answers have been."""
-        self.until(lambda: self.ledger.latency.snapshot()["count"] == count)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Turn until it holds; fails after five seconds of the real clock."""
-        end = time.monotonic() + 5
-        while not condition():
-            assert time.monotonic() < end, "it does not come"
-            self.reactor.run_once(0.01, lambda: self.now)
-
-    def dropped(self) -> dict[DropReason, int]:
-        """Requests, by reason."""
-        return {reason: count for reason, count in self.ledger.requests.dropped.items() if count}
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with Bench() as made:
-        yield made
-
-
-def ended(sock: socket.socket) -> str:
-    """How the reactor ended a connection: "eof" or "reset"; waits for it, and skips what comes before."""
-    try:
-        while sock.recv(1 << 16):
-            pass
-    except ConnectionResetError:
-        return "reset"
-    return "eof"
-
 
 # --- the usual
 
@@ -224,19 +56,6 @@ def test_a_connection_is_busy_after_some_requests_however_they_went(bench: Bench
         (lane,) = bench.reactor._by_fd.values()
         found.append((lane.lazy, bool(lane.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))))  # type: ignore[union-attr]
     assert found == [(False, False)] * (len(found) - 1) + [(True, True)]
-
-
-def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_answer(bench: Bench) -> None:
-    """However many requests waited: no sweep is needed."""
-    bench.give(Open(1, True))
-    for _ in range(LAZY_AFTER):
-        bench.send(1, GET % 1)
-    bench.give(Finish(1))
-    sock = bench.accept()
-    bench.read(sock, len(GET % 1) * LAZY_AFTER)
-    sock.sendall(OK * LAZY_AFTER)
-    bench.turn()
-    assert bench.reactor.idle()
 
 
 @pytest.mark.parametrize("queued", [False, True])
@@ -331,13 +150,6 @@ def test_an_answer_is_timed_also_where_the_shadow_closes_after_it(bench: Bench) 
     assert bench.ledger.latency.snapshot()["buckets"]["0.5"] == 1
 
 
-def test_what_is_sent_bears_the_mark_of_a_tap(bench: Bench) -> None:
-    bench.open()
-    lane = next(iter(bench.reactor._by_fd.values()))
-    assert lane.sock is not None
-    assert lane.sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == LOOP_DSCP << 2
-
-
 def test_each_flow_has_its_own_connection(bench: Bench) -> None:
     socks = [bench.open(flow) for flow in (1, 2, 3)]
     for flow, sock in enumerate(socks, 1):
@@ -369,166 +181,7 @@ def test_requests_before_the_connection_stands_wait(bench: Bench) -> None:
     assert bench.read(sock, 5 * len(GET % 0)) == b"".join(GET % number for number in range(5))
 
 
-def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
-    with Bench(linger_time=2.0) as bench:
-        sock = bench.open()
-        bench.send(1, GET % 1)
-        bench.give(Finish(1))
-        bench.read(sock, len(GET % 1))
-        bench.turn(1.9)
-        assert not bench.reactor.idle()
-        bench.turn(0.2)
-        assert bench.reactor.idle()
-        assert bench.ledger.events["lingered_out"] == 1
-        assert bench.ledger.answers["unanswered"] == 1
-
-
-# --- raw
-
-
-@pytest.mark.parametrize("order", ["open send finish open send finish", "open send open send finish finish"])
-def test_a_flow_that_is_opened_again_while_an_answer_is_due_keeps_its_connection(bench: Bench, order: str) -> None:
-    """As second copies of requests come, of a flow that has ended."""
-    number = 0
-    for word in order.split():
-        if word == "send":
-            number += 1
-            bench.send(1, GET % number)
-        else:
-            bench.give(Open(1, True) if word == "open" else Finish(1))
-    sock = bench.accept()
-    assert bench.read(sock, len(GET % 1) * 2) == GET % 1 + GET % 2
-    sock.sendall(OK)
-    bench.turn()
-    assert not bench.reactor.idle(), "the second answer is due"
-    sock.sendall(OK)
-    bench.until(bench.reactor.idle)
-    assert bench.ledger.answers == {"2xx": 2}
-    assert sock.recv(1) == b""
-
-
-def test_a_raw_stream_with_its_fin(bench: Bench) -> None:
-    sock = bench.open(http=False)
-    bench.send(1, b"one ", 0)
-    bench.send(1, b"two", 0)
-    bench.give(Finish(1))
-    bench.turn()
-    assert bench.read(sock, 7) == b"one two"
-    assert ended(sock) == "eof"
-    sock.sendall(b"the answer may still come" * 1000)
-    bench.turn()
-    sock.close()
-    bench.until(bench.reactor.idle)
-    assert bench.ledger.bytes.mirrored == 7
-
-
-def test_a_raw_reset(bench: Bench) -> None:
-    sock = bench.open(http=False)
-    bench.send(1, b"one", 0)
-    bench.give(Abort(1, GIVEN_UP, True))
-    assert ended(sock) == "reset"
-    bench.send(1, b"late", 0)
-    assert bench.ledger.bytes.dropped[DropReason.SHADOW_CLOSED] == 4
-
-
-def test_a_raw_reset_comes_behind_what_production_could_read(bench: Bench) -> None:
-    """A connection that is over before the shadow's stands, and one whose bytes the kernel cannot send at once."""
-    bench.give(Open(1, False))
-    bench.send(1, b"one", 0)
-    bench.give(Abort(1, GIVEN_UP, True))
-    sock = bench.accept()
-    assert bench.read(sock, 3) == b"one"
-    assert ended(sock) == "reset"
-    sock = bench.open(2, http=False)
-    body = bytes(range(256)) * 12_000
-    bench.send(2, body, 0)
-    bench.give(Abort(2, GIVEN_UP, True))
-    assert bench.read(sock, len(body)) == body
-    bench.turn()
-    assert ended(sock) == "reset"
-    assert bench.reactor.idle()
-    assert bench.bytes == bench.ledger.bytes.mirrored
-
-
-@pytest.mark.parametrize("end", [Finish(1), Abort(1, GIVEN_UP, True)], ids=["FIN", "RST"])
-def test_a_raw_stream_that_the_shadow_did_not_take_in_time_never_looks_whole(end: Any) -> None:
-    with Bench(linger_time=10.0) as bench:
-        sock = bench.open(http=False)
-        while not bench.reactor.held()[0]:
-            bench.send(1, bytes(500_000), 0)
-        bench.give(end)
-        bench.turn(9.0)
-        assert not bench.reactor.idle()
-        bench.turn(2.0)
-        assert bench.reactor.idle()
-        assert bench.ledger.bytes.dropped[DropReason.SHADOW_SLOW]
-        assert ended(sock) == "reset"
-
-
-def test_a_raw_stream_that_lost_bytes_is_reset_and_given_up(bench: Bench) -> None:
-    sock = bench.open(http=False)
-    bench.send(1, b"one", 0)
-    bench.give(Abort(1, DropReason.GAP, False))
-    assert ended(sock) == "reset"
-    bench.send(1, b"three", 0)
-    assert bench.ledger.bytes.dropped == {DropReason.GAP: 5}
-    assert bench.ledger.events["shadow_connects"] == 1
-
-
 # --- a shadow that leaves
-
-
-def test_a_request_that_was_cut_off_never_looks_whole(bench: Bench) -> None:
-    sock = bench.open()
-    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
-    bench.turn()
-    bench.give(Abort(1, DropReason.GAP, False))
-    assert ended(sock) == "reset"
-    bench.send(1, GET % 2)
-    again = bench.accept()
-    assert bench.read(again, len(GET % 2)) == GET % 2
-    assert bench.dropped() == {DropReason.GAP: 1}
-    assert not bench.ledger.answers["unanswered"]
-
-
-def test_of_a_connection_that_is_cut_off_what_went_before_is_unanswered(bench: Bench) -> None:
-    sock = bench.open()
-    bench.send(1, GET % 1)
-    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
-    bench.give(Abort(1, DropReason.INCOMPLETE, True))
-    assert ended(sock) == "reset"
-    assert bench.dropped() == {DropReason.INCOMPLETE: 1}
-    assert bench.ledger.answers["unanswered"] == 1
-
-
-@pytest.mark.parametrize("how", ["fin", "rst"])
-def test_after_the_shadow_closed_the_next_request_goes_over_a_new_connection(bench: Bench, how: str) -> None:
-    sock = bench.open()
-    if how == "rst":
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    sock.close()
-    bench.turn()
-    bench.send(1, GET % 1)
-    again = bench.accept()
-    assert bench.read(again, len(GET % 1)) == GET % 1
-    assert bench.ledger.requests.mirrored == 2
-
-
-def test_nothing_is_sent_twice(bench: Bench) -> None:
-    """Sent and not answered is `unanswered`; sent in part is dropped; queued whole goes on."""
-    sock = bench.open()
-    bench.send(1, GET % 1)
-    assert bench.read(sock, len(GET % 1)) == GET % 1
-    big = b"POST /2 HTTP/1.1\r\nContent-Length: 6000000\r\n\r\n"
-    bench.send(1, big, START)
-    bench.send(1, bytes(3_000_000), 0)
-    bench.send(1, bytes(3_000_000), END)
-    bench.send(1, GET % 3)
-    sock.close()
-    again = bench.accept()
-    assert bench.read(again, len(GET % 3)) == GET % 3
-    assert bench.ledger.answers["unanswered"] == 1
-    assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
 
 
 def test_an_answer_that_says_close_is_believed(bench: Bench) -> None:
@@ -555,146 +208,7 @@ def test_an_answer_before_the_end_of_the_request(bench: Bench) -> None:
     assert bench.ledger.answers["4xx"] == 1
 
 
-CLOSE: Final = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-KEEP: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-
-
-def served(bench: Bench, flow: int, answers: Sequence[bytes]) -> socket.socket:
-    """A connection whose requests are answered, one after the other."""
-    bench.give(Open(flow, True))
-    sock = None
-    for answer in answers:
-        bench.send(flow, GET % 0)
-        sock = sock or bench.accept()
-        bench.read(sock, len(GET % 0))
-        sock.sendall(answer)
-        bench.turn()
-    assert sock is not None
-    return sock
-
-
-@pytest.mark.parametrize("allowed", [1, 3, LAZY_AFTER + 2])
-@pytest.mark.parametrize("way", ["whole", "in parts"])
-def test_what_follows_waits_where_the_shadow_closed_before(bench: Bench, allowed: int, way: str) -> None:
-    """It would be sent to a connection that is about to be closed, and lost."""
-    answers = [KEEP] * (allowed - 1) + [CLOSE]
-    served(bench, 1, answers).close()
-    bench.turn()
-    sock = served(bench, 2, answers[:-1]) if allowed > 1 else None
-    parts = [(POST, START), (b"xy", END)] if way == "in parts" else [(GET % 1, WHOLE)]
-    data = b"".join(piece for piece, _ in parts)
-    if allowed == 1:
-        bench.give(Open(2, True))
-    for piece, flags in parts:
-        bench.send(2, piece, flags)
-    sock = sock or bench.accept()
-    assert bench.read(sock, len(data)) == data
-    bench.send(2, GET % 2)
-    bench.turn()
-    assert not select.select([sock], [], [], 0.05)[0]
-    sock.sendall(CLOSE)
-    other = bench.accept()
-    assert bench.read(other, len(GET % 2)) == GET % 2
-    assert bench.ledger.answers["unanswered"] == 0
-
-
-def test_what_follows_waits_no_more_where_the_shadow_goes_on(bench: Bench) -> None:
-    served(bench, 1, [KEEP, CLOSE]).close()
-    bench.turn()
-    sock = served(bench, 2, [KEEP])
-    bench.send(2, GET % 1)
-    bench.send(2, GET % 2)
-    assert bench.read(sock, len(GET % 1)) == GET % 1
-    assert not select.select([sock], [], [], 0.05)[0]
-    sock.sendall(KEEP)  # it was the second one, and it is not closed
-    assert bench.read(sock, len(GET % 2)) == GET % 2
-    sock.sendall(KEEP)
-    bench.turn()
-    bench.give(Finish(2))
-    bench.turn(1.1)
-    sock = served(bench, 3, [KEEP])
-    bench.send(3, GET % 1)
-    bench.send(3, GET % 2)
-    assert bench.read(sock, len(GET % 1 + GET % 2)) == GET % 1 + GET % 2
-
-
-def test_an_answer_before_the_end_of_a_request_counts_once_where_the_shadow_closes_behind_it(bench: Bench) -> None:
-    """As of a server of HTTP/1.0 that refuses an upload: it allows for one request, not for two."""
-    bench.give(Open(1, True))
-    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabc", START)
-    sock = bench.accept()
-    sock.sendall(b"HTTP/1.0 413 Too Large\r\nContent-Length: 0\r\n\r\n")
-    bench.until(lambda: bench.ledger.answers["4xx"] == 1)
-    sock.close()
-    bench.turn()
-    bench.give(Open(2, True))
-    bench.send(2, GET % 1)
-    bench.send(2, GET % 2)
-    sock = bench.accept()
-    assert bench.read(sock, len(GET % 1)) == GET % 1
-    bench.turn()
-    assert not select.select([sock], [], [], 0.05)[0]
-
-
-# --- a shadow that is not there, or takes nothing
-
-
-def test_of_two_addresses_one_that_refuses_costs_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        refusing = (socket.AF_INET, closed.getsockname())
-    with Bench() as bench:
-        bench.reactor.readdress([refusing, (socket.AF_INET, bench.address)])
-        for flow in range(1, 9):
-            bench.open(flow)
-        assert bench.ledger.requests.mirrored == 8
-        assert bench.ledger.events["connect_ECONNREFUSED"] >= 1
-
-
-def test_a_raw_stream_goes_to_the_address_that_answers() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        refusing = (socket.AF_INET, closed.getsockname())
-    with Bench() as bench:
-        bench.reactor.readdress([refusing, (socket.AF_INET, bench.address)])
-        bench.give(Open(1, False))
-        bench.send(1, b"raw", 0)
-        sock = bench.accept()
-        assert bench.read(sock, 3) == b"raw"
-
-
-def test_a_shadow_that_refuses() -> None:
-    with Bench(listen=False) as bench:
-        bench.give(Open(1, True))
-        for number in range(100):
-            bench.send(1, GET % number)
-            bench.turn(0.05)
-        assert bench.dropped() == {DropReason.SHADOW_DOWN: 100}
-        assert bench.ledger.events["connect_ECONNREFUSED"] <= 10
-        with socket.create_server(bench.address) as listener:
-            bench.turn(6.0)
-            bench.send(1, GET % 1)
-            bench.turn()
-            sock, _ = listener.accept()
-            with sock:
-                sock.settimeout(5)
-                assert bench.read(sock, len(GET % 1)) == GET % 1
-
-
-def test_a_shadow_that_does_not_answer() -> None:
-    """The backlog is full: SYNs are dropped."""
-    with Bench(backlog=0, shadow={"connect_time": 3.0}) as bench:
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(bench.address)
-        for flow in range(20):
-            bench.give(Open(flow, True))
-            bench.send(flow, GET % flow)
-            bench.turn(0.1)
-        bench.turn(5.0)
-        for filler in fillers:
-            filler.close()
-        assert set(bench.dropped()) == {DropReason.SHADOW_DOWN}
-        assert bench.ledger.events["connect_ETIMEDOUT"] >= 10 - 4
+# --- a shadow that takes nothing
 
 
 def test_a_shadow_that_does_not_read_is_bounded() -> None:
@@ -753,41 +267,6 @@ def test_an_idle_connection_is_closed_after_its_time_and_the_next_request_opens_
         assert bench.read(bench.accept(), len(GET % 2)) == GET % 2
         assert bench.dropped() == {}
     assert bench.ledger.answers["unanswered"] == 1
-
-
-def test_the_limit_of_connections() -> None:
-    with Bench(connections=2) as bench:
-        bench.open(1), bench.open(2)
-        bench.give(Open(3, True))
-        bench.send(3, GET % 3)
-        assert bench.dropped() == {DropReason.NO_RESOURCES: 1}
-
-
-def test_no_descriptor_left(bench: Bench) -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    bench.give(Open(1, True))
-    used = max(int(name) for name in map(str, range(3, 1024)) if _is_open(int(name)))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, before[1]))
-    fillers = []
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                fillers.append(socket.socket())
-        bench.send(1, GET % 1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        for filler in fillers:
-            filler.close()
-    assert bench.dropped() == {DropReason.NO_RESOURCES: 1}
-
-
-def _is_open(number: int) -> bool:
-    try:
-        with contextlib.suppress(ValueError):
-            select.select([number], [], [], 0)
-    except OSError:
-        return False
-    return True
 
 
 # --- hostile answers
@@ -1012,49 +491,12 @@ def test_a_connection_is_behind_only_if_its_shadow_answers_promptly(pause: float
             assert bench.reactor.behind == behind
 
 
-@pytest.mark.parametrize(("end", "kind"), [(Finish(1), "eof"), (Abort(1, GIVEN_UP, True), "reset")])
-def test_the_end_of_a_raw_stream_follows_what_waited_in_vain_for_an_answer(end: Any, kind: str) -> None:
-    """At once: a shadow that answers the end only says nothing before it."""
-    with Bench(pacing=Pacing.WAIT, wait_time=2.0, linger_time=60.0) as bench:
-        sock = bench.open(http=False)
-        bench.send(1, b"one", 0)
-        bench.give(Turn(1, 10))
-        bench.send(1, b"two", 0)
-        bench.give(end)
-        assert bench.read(sock, 3) == b"one"
-        bench.turn(3.0)
-        assert bench.read(sock, 3) == b"two"
-        bench.turn()
-        assert ended(sock) == kind
-
-
-# --- the end
-
-
-def test_what_went_in_part_at_the_end_is_dropped_and_not_unanswered_too(bench: Bench) -> None:
-    bench.open()
-    bench.send(1, GET % 1)
-    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n" + bytes(9_000_000))
-    bench.reactor.close(DropReason.SHUTDOWN)
-    assert bench.dropped() == {DropReason.SHUTDOWN: 1}
-    assert bench.ledger.answers["unanswered"] == 1
-
-
-def test_closing_settles_everything(bench: Bench) -> None:
-    bench.open(1)
-    bench.give(Open(2, True))
-    bench.send(2, GET % 1)
-    bench.send(2, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", START)
-    bench.give(Open(3, False))
-    bench.send(3, b"raw", 0)
-    bench.reactor.close(DropReason.SHUTDOWN)
-    assert bench.dropped() == {DropReason.SHUTDOWN: 2}
-    assert bench.reactor.held() == (0, 0)
+# --- what has no end, and no beginning
 
 
 def test_what_belongs_to_no_flow_is_counted(bench: Bench) -> None:
     bench.send(9, GET % 1)
-    for command in (Finish(9), Abort(9, GIVEN_UP, True), Turn(9, 1)):
+    for command in (Finish(9), Abort(9, DropReason.INCOMPLETE, True), Turn(9, 1)):
         bench.give(command)
     assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
 

@@ -18,7 +18,7 @@ def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_worke
     setup = Setup(spec=spec, addresses=[[], []], capture="ring", workers=4, uid=0, gid=0)
     replay = _replay(setup, [None, None], [Ledger(), Ledger()], None)
     try:
-        assert [reactor._ports._gentle for reactor in replay.reactors] == [GENTLE_CLOSES // 12] * 3
+        assert [reactor._ends._ports._gentle for reactor in replay.reactors] == [GENTLE_CLOSES // 12] * 3
     finally:
         replay.close(DropReason.SHUTDOWN)
 

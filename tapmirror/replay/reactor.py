@@ -3,23 +3,15 @@
 
 Theory of operation
 -------------------
-*Connections.*  A raw flow is connected when it opens, an HTTP flow with its first request.  A socket is
-registered once, edge triggered, for everything; an event tells that it is connected, writable again,
-readable or gone.  The fast path of `Send` is one `send` from the capture ring's memory.
+*Connections* (`sockets`).  A raw flow is connected when it opens, an HTTP flow with its first request.  The fast path
+of `Send` is one `send` from the capture ring's memory.
 
 *Answers* (`answers`).  A busy connection is woken only for many bytes of them; a sweep every second
 (`sweep`) reads what is less.  Each turn of the loop reads a bounded amount of each connection.
 
-*Loss.*  Nothing is sent twice.  When the shadow closes a connection, the request that went in part is
-dropped, those that went and have no answer are counted `unanswered`, those still queued whole go over
-a new connection.  A raw stream that lost bytes is given up.  While the shadow cannot be reached (`dial`)
-what comes is dropped at once.  At a bound of the queues a whole request is dropped; if part of it
-went already the connection is reset, so that the shadow cannot take it for whole.
-
-*Ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is queued,
-for production could read the bytes before it (tcp_reset() leaves them); within `linger_time`: a stream of which
-bytes are left then is reset.  An HTTP flow that ended, however it ended, is closed when its whole requests are
-sent and answered, within `linger_time`: a server that sees its client gone might not do what production did.
+*Loss.*  Nothing is sent twice.  Of a connection that ends (`ends`) what is queued whole goes over a new one.  While
+the shadow cannot be reached (`dial`) what comes is dropped at once.  At a bound of the queues a whole request is
+dropped; if part of it went already the connection is reset, so that the shadow cannot take it for whole.
 
 *Pacing `wait`* (`turns`).  A turn in the queue holds back what follows until the shadow answered; there is
 none amid a request.
@@ -30,7 +22,6 @@ from __future__ import annotations
 import _socket
 import errno
 import select
-import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -39,10 +30,12 @@ from tapmirror.events import END, START, TUNNEL, Abort, Command, DropReason, Fin
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import Answers, wake_for
 from tapmirror.replay.dial import Address, Dialer
+from tapmirror.replay.ends import Ends
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
 from tapmirror.replay.latency import Timing
-from tapmirror.replay.ports import GENTLE_CLOSES, Ports, reset_on_close, sent_to_the_last
+from tapmirror.replay.ports import GENTLE_CLOSES
+from tapmirror.replay.sockets import Sockets
 from tapmirror.replay.sweep import Sweep
 from tapmirror.replay.tls import TlsSocket
 from tapmirror.replay.turns import Turns
@@ -54,7 +47,6 @@ READS: Final = 8
 """Reads of one connection in one turn."""
 EVENTS: Final = 1_024
 
-_INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _GONE: Final = select.EPOLLERR | select.EPOLLHUP
 _ENDED: Final = select.EPOLLRDHUP | _GONE
 _READABLE: Final = select.EPOLLIN | _ENDED
@@ -79,14 +71,11 @@ class Reactor:
         gentle: int = GENTLE_CLOSES,
     ) -> None:
         self._secured = tls is not None
-        self._limits = spec.limits
         self._ledger = ledger
         self._bytes = ledger.bytes
         self._requests = ledger.requests
-        self._epoll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._lanes: dict[int, Lane] = {}
-        self._by_fd: dict[int, Lane] = {}
         self._pool = Pool(spec.limits.queue_bytes, spec.limits.queues_bytes)
         self._dialer = Dialer(addresses, spec.limits, shadow, ledger, tls)
         self._paced = spec.pacing is Pacing.WAIT
@@ -94,16 +83,18 @@ class Reactor:
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self._sweep = Sweep(shadow.idle_time)
-        self._ports = Ports(gentle)
-        self._lingering: dict[Lane, float] = {}
-        self._unread: set[Lane] = set()
+        self._sockets = Sockets(self._dialer, self._turns, ledger)
+        self._epoll = self._sockets.epoll
+        self._by_fd = self._sockets.by_fd
+        self._unread = self._sockets.unread
+        self._ends = Ends(self._lanes, self._sockets, self._dialer, ledger, spec.limits.linger_time, gentle)
         self._hearing = hearing
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Send: self._send if hearing is None else self._send_heard,
             Open: self._open,
             Turn: self._turn,
-            Finish: self._finish,
-            Abort: self._abort,
+            Finish: self._ends.finish,
+            Abort: self._ends.abort,
         }
 
     # --- the loop's side
@@ -123,9 +114,11 @@ class Reactor:
         now = clock()
         if self._hearing is not None:
             self._hearing.tick()
-        unread, self._unread = self._unread, set()
-        for lane in unread:
-            self._on_readable(lane, now, ended=True)
+        if self._unread:
+            unread = list(self._unread)
+            self._unread.clear()
+            for lane in unread:
+                self._on_readable(lane, now, ended=True)
         for fd, event in events:
             found = self._by_fd.get(fd)
             if found is not None:
@@ -153,10 +146,7 @@ class Reactor:
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do; None: no connection is open."""
-        times = [next(iter(self._lingering.values()))] if self._lingering else []
-        connecting = self._dialer.next_deadline()
-        if connecting is not None:
-            times.append(connecting)
+        times = [at for at in (self._ends.next_deadline(), self._dialer.next_deadline()) if at is not None]
         if self._by_fd:
             times.append(self._sweep.next)
         if self._turns:
@@ -166,20 +156,15 @@ class Reactor:
     def expire(self, now: float) -> None:
         """Act on what took too long."""
         while (overdue := self._dialer.overdue(now)) is not None:
-            self._connect_failed(overdue, errno.ETIMEDOUT, now)
-        while self._lingering and next(iter(self._lingering.values())) <= now:
-            lane = next(iter(self._lingering))
-            self._ledger.events["lingered_out"] += 1
-            if lane.listener is not None:
-                lane.listener.hung(now)
-            self._remove(lane, DropReason.SHADOW_SLOW)
+            self._ends.connect_failed(overdue, errno.ETIMEDOUT, now)
+        self._ends.expire(now)
         for lane, deadline in self._turns.waiting():
             if now >= deadline:
                 self._ledger.events["wait_timeouts"] += 1
                 self._turns.pass_on(lane, now)
             self._flush(lane, now)
             if lane.finishing and lane.state == OPEN:
-                self._try_finish(lane, now)
+                self._ends.try_finish(lane, now)
         if self._sweep.due(now):
             self._sweep_all(now)
 
@@ -191,10 +176,10 @@ class Reactor:
             self._ledger.events["unanswered_closes"] += 1
             if lane.listener is not None:
                 lane.listener.hung(now)
-            self._lost(lane, now)
+            self._ends.lost(lane, now)
         for lane in self._sweep.idle(lanes, now):
             self._ledger.events["idle_closes"] += 1
-            self._unhook(lane)
+            self._sockets.close(lane)
 
     def held(self) -> tuple[int, int]:
         """(captured bytes queued, requests that are neither wholly sent nor dropped)."""
@@ -202,12 +187,11 @@ class Reactor:
 
     def idle(self) -> bool:
         """Nothing is queued and no connection waits for its end."""
-        return not self._pool.bytes and not self._lingering and not self._dialer
+        return not self._pool.bytes and not self._ends and not self._dialer
 
     def close(self, reason: DropReason) -> None:
         """Drop what is queued and close every connection."""
-        for lane in list(self._lanes.values()):
-            self._remove(lane, reason)
+        self._ends.close(reason)
         self._epoll.close()
 
     # --- commands
@@ -231,7 +215,7 @@ class Reactor:
             count = 0
         except OSError:
             lane.sent_in_part(bytes(data), size, flags, 0)
-            self._lost(lane, now)
+            self._ends.lost(lane, now)
             return
         if count < len(data):
             lane.sent_in_part(bytes(data), size, flags, count)
@@ -327,7 +311,7 @@ class Reactor:
             lane.switching = lane.tunnel = False
         elif lane.switching and not flags and not lane.open_request:
             lane.tunnel = True
-        if lane.state == IDLE and not self._connect(lane, now):
+        if lane.state == IDLE and not self._sockets.connect(lane, now):
             self._skip(lane, command, self._dialer.reason)
             return
         if lane.full(len(command.data)):
@@ -351,28 +335,25 @@ class Reactor:
             return
         lane.drop(command.size, 0, reason)
         if lane.http and not lane.tunnel:
-            if lane.drop_last(reason):
-                self._reset(lane, torn=1)
-                lane.drop_all(reason)
+            self._ends.tear(lane, reason)
             if command.flags & END:
                 lane.skipping = None
         else:
-            self._give_up(lane, reason)
+            self._ends.give_up(lane, reason)
 
     def _open(self, command: Open, now: float) -> None:
         before = self._lanes.get(command.flow)
         if before is not None and before.http:
             # More second copies for a flow that has ended: on a connection beside this one the answers to them would be
             # taken for answers on this one.
-            before.finishing = False
-            self._lingering.pop(before, None)
+            self._ends.take_back(before)
             return
         lane = Lane(command.flow, command.http, self._pool, self._ledger)
         self._lanes[command.flow] = lane
         if self._hearing is not None and command.http:
             lane.listener = self._hearing.listener(command.flow)
-        if not command.http and not self._connect(lane, now):
-            self._give_up(lane, self._dialer.reason)
+        if not command.http and not self._sockets.connect(lane, now):
+            self._ends.give_up(lane, self._dialer.reason)
 
     def _turn(self, command: Turn, now: float) -> None:
         lane = self._lanes.get(command.flow)
@@ -385,48 +366,7 @@ class Reactor:
         if lane.state == OPEN:
             self._flush(lane, now)
 
-    def _finish(self, command: Finish, now: float) -> None:
-        lane = self._lanes.get(command.flow)
-        if lane is None:
-            return
-        lane.finishing = True
-        if lane.state in (IDLE, GIVEN_UP):
-            self._remove(lane, DropReason.INCOMPLETE)
-            return
-        self._lingering[lane] = now + self._limits.linger_time
-        if lane.lazy:
-            wake_for(lane, 1)
-        if lane.state == OPEN:
-            self._try_finish(lane, now)
-
-    def _abort(self, command: Abort, now: float) -> None:
-        lane = self._lanes.get(command.flow)
-        if lane is None:
-            return
-        if not lane.http or lane.tunnel:
-            if command.reset and command.reason is DropReason.INCOMPLETE:  # behind bytes that production could read
-                lane.resets = True
-                self._finish(Finish(command.flow), now)
-                return
-            self._give_up(lane, command.reason)
-            if command.reset:
-                self._remove(lane, command.reason)
-            return
-        if lane.drop_last(command.reason):
-            self._reset(lane, torn=1)
-            lane.drop_all(command.reason)
-        if command.reset:
-            self._finish(Finish(command.flow), now)
-
     # --- a connection's life
-
-    def _connect(self, lane: Lane, now: float) -> bool:
-        """Begin to connect; False if that is not possible now (the reason is the dialer's)."""
-        if not self._dialer.dial(lane, now, len(self._by_fd)):
-            return False
-        self._by_fd[lane.fd] = lane
-        self._epoll.register(lane.fd, _INTEREST)
-        return True
 
     def _on_event(self, lane: Lane, event: int, now: float) -> None:
         if lane.state == CONNECTING:
@@ -434,7 +374,7 @@ class Reactor:
             if failure is None:
                 return
             if failure:
-                self._connect_failed(lane, failure, now)
+                self._ends.connect_failed(lane, failure, now)
                 return
             lane.state = OPEN
             if lane.listener is not None:
@@ -450,20 +390,7 @@ class Reactor:
         if event & _READABLE and lane.sock is not None:
             self._on_readable(lane, now, ended=bool(event & _ENDED))
         if lane.finishing and lane.state == OPEN:
-            self._try_finish(lane, now)
-
-    def _connect_failed(self, lane: Lane, number: int, now: float) -> None:
-        self._dialer.failed(lane, number, now)
-        reason = self._dialer.reason
-        self._unhook(lane)
-        if self._dialer.elsewhere and self._connect(lane, now):
-            return
-        lane.drop_all(reason)
-        if not lane.http:
-            lane.state = GIVEN_UP
-            lane.skip(reason)
-        if lane.finishing:
-            self._remove(lane, reason)
+            self._ends.try_finish(lane, now)
 
     def _flush(self, lane: Lane, now: float) -> None:
         """Send what is queued, as far as the socket and the turns allow."""
@@ -502,7 +429,7 @@ class Reactor:
         if item.flags & START and not item.announced:
             if framer.closing:
                 if not framer.outstanding:
-                    self._lost(lane, now)
+                    self._ends.lost(lane, now)
                 return False
             if lane.parting:
                 return False
@@ -528,7 +455,7 @@ class Reactor:
         if lane.queue:
             self._flush(lane, now)
         if lane.finishing and lane.state == OPEN:
-            self._try_finish(lane, now)
+            self._ends.try_finish(lane, now)
 
     def _broken(self, lane: Lane, now: float) -> None:
         """Sending failed.  What was answered before counts where answers are compared."""
@@ -536,7 +463,7 @@ class Reactor:
             if not self._read(lane, lane.sock, now, ended=True):
                 return
             lane.hearing.ended(now, reset=True)
-        self._lost(lane, now)
+        self._ends.lost(lane, now)
 
     def _read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
         """Read and discard, a bounded amount; whether the connection lasts.
@@ -558,7 +485,7 @@ class Reactor:
                         lane.hearing.ended(now, reset=False)
                     if lane.timed:
                         self._timing.end(lane, now)
-                    self._shadow_ended(lane, now)
+                    self._ends.shadow_ended(lane, now)
                     return False
                 if self._paced:  # in a tunnel too, which is read as HTTP is
                     lane.heard += count
@@ -573,106 +500,8 @@ class Reactor:
             self._ledger.events["shadow_resets"] += 1
             if lane.hearing is not None:
                 lane.hearing.ended(now, reset=True)
-            self._lost(lane, now)
+            self._ends.lost(lane, now)
             return False
         if lane.timed:
             self._timing.end(lane, now)
         return True
-
-    def _shadow_ended(self, lane: Lane, now: float) -> None:
-        """The shadow closed its side."""
-        if lane.http:
-            self._lost(lane, now)
-            return
-        lane.shadow_done = True
-        if lane.finishing and not lane.queue:
-            self._remove(lane, DropReason.SHADOW_CLOSED)
-
-    def _lost(self, lane: Lane, now: float) -> None:
-        """The connection is of no more use: what went in part is dropped, the rest goes over a new one."""
-        if not lane.http or lane.tunnel:
-            self._give_up(lane, DropReason.SHADOW_CLOSED)
-            if lane.finishing:
-                self._remove(lane, DropReason.SHADOW_CLOSED)
-            return
-        if lane.state == OPEN:
-            self._unhook(lane)
-        lane.drop_begun(DropReason.SHADOW_CLOSED)
-        if lane.queue and not self._connect(lane, now):
-            lane.drop_all(self._dialer.reason)
-        if lane.finishing and lane.state == IDLE:
-            self._remove(lane, DropReason.SHADOW_CLOSED)
-
-    def _try_finish(self, lane: Lane, now: float) -> None:
-        """Close an ended flow when nothing is left to be sent or answered."""
-        if lane.queue:
-            return
-        if lane.framer is not None and not lane.tunnel:
-            if not lane.framer.outstanding:
-                if lane.sock is not None:
-                    self._ports.spare(lane.sock, now)
-                self._remove(lane, DropReason.INCOMPLETE)
-            return
-        if lane.resets and lane.sock is not None and not sent_to_the_last(lane.sock):
-            self._epoll.modify(lane.fd, _INTEREST)  # an event when it is
-            return
-        if lane.resets or lane.shadow_done:
-            self._remove(lane, DropReason.INCOMPLETE)
-            return
-        if lane.finishing and lane.sock is not None:
-            try:
-                lane.sock.shutdown(socket.SHUT_WR)
-            except OSError:
-                self._remove(lane, DropReason.SHADOW_CLOSED)
-
-    def _give_up(self, lane: Lane, reason: DropReason) -> None:
-        """A stream lost bytes: reset the connection, drop the rest of the flow."""
-        self._reset(lane)
-        lane.drop_all(reason)
-        lane.state = GIVEN_UP
-        lane.skip(reason)
-
-    def _reset(self, lane: Lane, torn: int = 0) -> None:
-        """Close with an RST, so that the shadow cannot take a part for a whole; `torn` as of `_unhook`."""
-        if lane.sock is not None:
-            reset_on_close(lane.sock)
-        self._unhook(lane, torn)
-
-    def _unhook(self, lane: Lane, torn: int = 0) -> None:
-        """Close the socket of a lane, which is idle then; of what went on it `torn` requests were dropped."""
-        if lane.state == CONNECTING:
-            self._dialer.forget(lane)
-        lane.state = IDLE
-        lane.ready = False
-        if self._turns:
-            self._turns.forget(lane)
-        self._unread.discard(lane)
-        if lane.hearing is not None:
-            lane.hearing.given_up()
-            lane.hearing = None
-        if lane.framer is not None:
-            noticed = lane.framer.closing and not lane.framer.failed
-            owed = lane.framer.eof()
-            unanswered = owed - lane.unsent()
-            if unanswered > torn:
-                self._ledger.answers["unanswered"] += unanswered - torn
-            self._dialer.like = lane.framer
-            answered = lane.announced() - owed
-            if noticed or answered > self._dialer.last:
-                self._dialer.last = answered if noticed else 0
-            lane.framer = None
-        if lane.queue and not lane.begun:
-            lane.queue[0].announced = False
-        if lane.sock is not None:
-            del self._by_fd[lane.fd]
-            lane.sock.close()
-            lane.sock = None
-
-    def _remove(self, lane: Lane, reason: DropReason) -> None:
-        """The flow is over."""
-        if lane.sock is not None and (lane.resets or (lane.queued and (not lane.http or lane.tunnel))):
-            reset_on_close(lane.sock)
-        self._unhook(lane)
-        lane.drop_all(reason)
-        self._lingering.pop(lane, None)
-        self._lanes.pop(lane.flow, None)

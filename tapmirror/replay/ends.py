@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How flows and their connections to the shadow end, whoever ends them.
+
+Theory of operation
+-------------------
+*Production ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is
+queued, for production could read the bytes before it (tcp_reset() leaves them); within `linger_time`: a stream of which
+bytes are left then is reset.  An HTTP flow that ended, however it ended, is closed when its whole requests are
+sent and answered, within `linger_time`: a server that sees its client gone might not do what production did.
+
+*The shadow ends.*  When it closes a connection, the request that went in part is dropped, those that went and have no
+answer are counted `unanswered`, those still queued whole go over a new connection.  A raw stream that lost bytes is
+given up.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from tapmirror.events import Abort, DropReason, Finish
+from tapmirror.ledger import Ledger
+from tapmirror.replay.answers import wake_for
+from tapmirror.replay.dial import Dialer
+from tapmirror.replay.lane import GIVEN_UP, IDLE, OPEN, Lane
+from tapmirror.replay.ports import Ports, reset_on_close, sent_to_the_last
+from tapmirror.replay.sockets import Sockets
+
+
+class Ends:
+    """Of all flows of one reactor: what is over leaves `lanes`.  `gentle` as of `Ports`."""
+
+    __slots__ = ("_dialer", "_events", "_lanes", "_linger_time", "_lingering", "_ports", "_sockets")
+
+    def __init__(
+        self,
+        lanes: dict[int, Lane],
+        sockets: Sockets,
+        dialer: Dialer,
+        ledger: Ledger,
+        linger_time: float,
+        gentle: int,
+    ) -> None:
+        self._lanes = lanes
+        self._sockets = sockets
+        self._dialer = dialer
+        self._events = ledger.events
+        self._linger_time = linger_time
+        self._ports = Ports(gentle)
+        self._lingering: dict[Lane, float] = {}
+
+    # --- production's
+
+    def finish(self, command: Finish, now: float) -> None:
+        """The flow is over; what is queued of it still goes."""
+        lane = self._lanes.get(command.flow)
+        if lane is None:
+            return
+        lane.finishing = True
+        if lane.state in (IDLE, GIVEN_UP):
+            self.remove(lane, DropReason.INCOMPLETE)
+            return
+        self._lingering[lane] = now + self._linger_time
+        if lane.lazy:
+            wake_for(lane, 1)
+        if lane.state == OPEN:
+            self.try_finish(lane, now)
+
+    def abort(self, command: Abort, now: float) -> None:
+        """The request under way, or the stream, cannot go on."""
+        lane = self._lanes.get(command.flow)
+        if lane is None:
+            return
+        if not lane.http or lane.tunnel:
+            if command.reset and command.reason is DropReason.INCOMPLETE:  # behind bytes that production could read
+                lane.resets = True
+                self.finish(Finish(command.flow), now)
+                return
+            self.give_up(lane, command.reason)
+            if command.reset:
+                self.remove(lane, command.reason)
+            return
+        self.tear(lane, command.reason)
+        if command.reset:
+            self.finish(Finish(command.flow), now)
+
+    def take_back(self, lane: Lane) -> None:
+        """More comes of a flow that had ended."""
+        lane.finishing = False
+        self._lingering.pop(lane, None)
+
+    def try_finish(self, lane: Lane, now: float) -> None:
+        """Close an ended flow when nothing is left to be sent or answered."""
+        if lane.queue:
+            return
+        if lane.framer is not None and not lane.tunnel:
+            if not lane.framer.outstanding:
+                if lane.sock is not None:
+                    self._ports.spare(lane.sock, now)
+                self.remove(lane, DropReason.INCOMPLETE)
+            return
+        if lane.resets and lane.sock is not None and not sent_to_the_last(lane.sock):
+            self._sockets.ask_again(lane)  # an event when it is
+            return
+        if lane.resets or lane.shadow_done:
+            self.remove(lane, DropReason.INCOMPLETE)
+            return
+        if lane.finishing and lane.sock is not None:
+            try:
+                lane.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.remove(lane, DropReason.SHADOW_CLOSED)
+
+    def __bool__(self) -> bool:
+        """Some connection waits for its end."""
+        return bool(self._lingering)
+
+    def next_deadline(self) -> float | None:
+        """When the first of them has taken too long; None: there is none."""
+        return next(iter(self._lingering.values())) if self._lingering else None
+
+    def expire(self, now: float) -> None:
+        """End those that took too long."""
+        while self._lingering and next(iter(self._lingering.values())) <= now:
+            lane = next(iter(self._lingering))
+            self._events["lingered_out"] += 1
+            if lane.listener is not None:
+                lane.listener.hung(now)
+            self.remove(lane, DropReason.SHADOW_SLOW)
+
+    # --- the shadow's
+
+    def connect_failed(self, lane: Lane, number: int, now: float) -> None:
+        """A connection never came to be, for `number` (errno)."""
+        self._dialer.failed(lane, number, now)
+        reason = self._dialer.reason
+        self._sockets.close(lane)
+        if self._dialer.elsewhere and self._sockets.connect(lane, now):
+            return
+        lane.drop_all(reason)
+        if not lane.http:
+            lane.state = GIVEN_UP
+            lane.skip(reason)
+        if lane.finishing:
+            self.remove(lane, reason)
+
+    def shadow_ended(self, lane: Lane, now: float) -> None:
+        """The shadow closed its side."""
+        if lane.http:
+            self.lost(lane, now)
+            return
+        lane.shadow_done = True
+        if lane.finishing and not lane.queue:
+            self.remove(lane, DropReason.SHADOW_CLOSED)
+
+    def lost(self, lane: Lane, now: float) -> None:
+        """The connection is of no more use: what went in part is dropped, the rest goes over a new one."""
+        if not lane.http or lane.tunnel:
+            self.give_up(lane, DropReason.SHADOW_CLOSED)
+            if lane.finishing:
+                self.remove(lane, DropReason.SHADOW_CLOSED)
+            return
+        if lane.state == OPEN:
+            self._sockets.close(lane)
+        lane.drop_begun(DropReason.SHADOW_CLOSED)
+        if lane.queue and not self._sockets.connect(lane, now):
+            lane.drop_all(self._dialer.reason)
+        if lane.finishing and lane.state == IDLE:
+            self.remove(lane, DropReason.SHADOW_CLOSED)
+
+    # --- ours
+
+    def tear(self, lane: Lane, reason: DropReason) -> None:
+        """The request under way cannot be whole: if some of it went, the shadow shall not take it for that."""
+        if lane.drop_last(reason):
+            self._sockets.reset(lane, torn=1)
+            lane.drop_all(reason)
+
+    def give_up(self, lane: Lane, reason: DropReason) -> None:
+        """A stream lost bytes: reset the connection, drop the rest of the flow."""
+        self._sockets.reset(lane)
+        lane.drop_all(reason)
+        lane.state = GIVEN_UP
+        lane.skip(reason)
+
+    def remove(self, lane: Lane, reason: DropReason) -> None:
+        """The flow is over."""
+        if lane.sock is not None and (lane.resets or (lane.queued and (not lane.http or lane.tunnel))):
+            reset_on_close(lane.sock)
+        self._sockets.close(lane)
+        lane.drop_all(reason)
+        self._lingering.pop(lane, None)
+        self._lanes.pop(lane.flow, None)
+
+    def close(self, reason: DropReason) -> None:
+        """Drop what is queued and end every flow."""
+        for lane in list(self._lanes.values()):
+            self.remove(lane, reason)

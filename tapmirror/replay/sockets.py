@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sockets of lanes: how one begins, how it is closed, and what is learnt of it then.
+
+A socket is registered once, edge triggered, for everything; an event tells that it is connected, writable again,
+readable or gone.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Final
+
+from tapmirror.ledger import Ledger
+from tapmirror.replay.dial import Dialer
+from tapmirror.replay.lane import CONNECTING, IDLE, Lane
+from tapmirror.replay.ports import reset_on_close
+from tapmirror.replay.turns import Turns
+
+_INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+
+
+class Sockets:
+    """Of all lanes of one reactor."""
+
+    __slots__ = ("_answers", "_dialer", "_turns", "by_fd", "epoll", "unread")
+
+    def __init__(self, dialer: Dialer, turns: Turns, ledger: Ledger) -> None:
+        self._dialer = dialer
+        self._turns = turns
+        self._answers = ledger.answers
+        self.epoll = select.epoll()
+        self.by_fd: dict[int, Lane] = {}
+        """The lanes that have one."""
+        self.unread: set[Lane] = set()
+        """Those where something is left to be read that no event will tell of."""
+
+    def connect(self, lane: Lane, now: float) -> bool:
+        """Begin to connect; False if that is not possible now (the reason is the dialer's)."""
+        if not self._dialer.dial(lane, now, len(self.by_fd)):
+            return False
+        self.by_fd[lane.fd] = lane
+        self.epoll.register(lane.fd, _INTEREST)
+        return True
+
+    def ask_again(self, lane: Lane) -> None:
+        """Have an event when it is writable, though it was before."""
+        self.epoll.modify(lane.fd, _INTEREST)
+
+    def close(self, lane: Lane, torn: int = 0) -> None:
+        """Close the socket of a lane, which is idle then; of what went on it `torn` requests were dropped."""
+        if lane.state == CONNECTING:
+            self._dialer.forget(lane)
+        lane.state = IDLE
+        lane.ready = False
+        if self._turns:
+            self._turns.forget(lane)
+        self.unread.discard(lane)
+        if lane.hearing is not None:
+            lane.hearing.given_up()
+            lane.hearing = None
+        if lane.framer is not None:
+            noticed = lane.framer.closing and not lane.framer.failed
+            owed = lane.framer.eof()
+            unanswered = owed - lane.unsent()
+            if unanswered > torn:
+                self._answers["unanswered"] += unanswered - torn
+            self._dialer.like = lane.framer
+            answered = lane.announced() - owed
+            if noticed or answered > self._dialer.last:
+                self._dialer.last = answered if noticed else 0
+            lane.framer = None
+        if lane.queue and not lane.begun:
+            lane.queue[0].announced = False
+        if lane.sock is not None:
+            del self.by_fd[lane.fd]
+            lane.sock.close()
+            lane.sock = None
+
+    def reset(self, lane: Lane, torn: int = 0) -> None:
+        """Close with an RST, so that the shadow cannot take a part for a whole; `torn` as of `close`."""
+        if lane.sock is not None:
+            reset_on_close(lane.sock)
+        self.close(lane, torn)

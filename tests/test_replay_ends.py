@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows and connections end, against real sockets: whoever ends them, the shadow takes no part for a whole."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from replay_bench import GET, GIVEN_UP, OK, RESET, Bench, ended
+from tapmirror.events import END, START, Abort, DropReason, Finish, Open, Turn
+from tapmirror.replay.reactor import LAZY_AFTER
+from tapmirror.spec import Pacing
+
+
+def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_answer(bench: Bench) -> None:
+    """However many requests waited: no sweep is needed."""
+    bench.give(Open(1, True))
+    for _ in range(LAZY_AFTER):
+        bench.send(1, GET % 1)
+    bench.give(Finish(1))
+    sock = bench.accept()
+    bench.read(sock, len(GET % 1) * LAZY_AFTER)
+    sock.sendall(OK * LAZY_AFTER)
+    bench.turn()
+    assert bench.reactor.idle()
+
+
+def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
+    with Bench(linger_time=2.0) as bench:
+        sock = bench.open()
+        bench.send(1, GET % 1)
+        bench.give(Finish(1))
+        bench.read(sock, len(GET % 1))
+        bench.turn(1.9)
+        assert not bench.reactor.idle()
+        bench.turn(0.2)
+        assert bench.reactor.idle()
+        assert bench.ledger.events["lingered_out"] == 1
+        assert bench.ledger.answers["unanswered"] == 1
+
+
+@pytest.mark.parametrize("order", ["open send finish open send finish", "open send open send finish finish"])
+def test_a_flow_that_is_opened_again_while_an_answer_is_due_keeps_its_connection(bench: Bench, order: str) -> None:
+    """As second copies of requests come, of a flow that has ended."""
+    number = 0
+    for word in order.split():
+        if word == "send":
+            number += 1
+            bench.send(1, GET % number)
+        else:
+            bench.give(Open(1, True) if word == "open" else Finish(1))
+    sock = bench.accept()
+    assert bench.read(sock, len(GET % 1) * 2) == GET % 1 + GET % 2
+    sock.sendall(OK)
+    bench.turn()
+    assert not bench.reactor.idle(), "the second answer is due"
+    sock.sendall(OK)
+    bench.until(bench.reactor.idle)
+    assert bench.ledger.answers == {"2xx": 2}
+    assert sock.recv(1) == b""
+
+
+def test_a_raw_stream_with_its_fin(bench: Bench) -> None:
+    sock = bench.open(http=False)
+    bench.send(1, b"one ", 0)
+    bench.send(1, b"two", 0)
+    bench.give(Finish(1))
+    bench.turn()
+    assert bench.read(sock, 7) == b"one two"
+    assert ended(sock) == "eof"
+    sock.sendall(b"the answer may still come" * 1000)
+    bench.turn()
+    sock.close()
+    bench.until(bench.reactor.idle)
+    assert bench.ledger.bytes.mirrored == 7
+
+
+def test_a_raw_reset(bench: Bench) -> None:
+    sock = bench.open(http=False)
+    bench.send(1, b"one", 0)
+    bench.give(Abort(1, GIVEN_UP, True))
+    assert ended(sock) == "reset"
+    bench.send(1, b"late", 0)
+    assert bench.ledger.bytes.dropped[DropReason.SHADOW_CLOSED] == 4
+
+
+def test_a_raw_reset_comes_behind_what_production_could_read(bench: Bench) -> None:
+    """A connection that is over before the shadow's stands, and one whose bytes the kernel cannot send at once."""
+    bench.give(Open(1, False))
+    bench.send(1, b"one", 0)
+    bench.give(Abort(1, GIVEN_UP, True))
+    sock = bench.accept()
+    assert bench.read(sock, 3) == b"one"
+    assert ended(sock) == "reset"
+    sock = bench.open(2, http=False)
+    body = bytes(range(256)) * 12_000
+    bench.send(2, body, 0)
+    bench.give(Abort(2, GIVEN_UP, True))
+    assert bench.read(sock, len(body)) == body
+    bench.turn()
+    assert ended(sock) == "reset"
+    assert bench.reactor.idle()
+    assert bench.bytes == bench.ledger.bytes.mirrored
+
+
+@pytest.mark.parametrize("end", [Finish(1), Abort(1, GIVEN_UP, True)], ids=["FIN", "RST"])
+def test_a_raw_stream_that_the_shadow_did_not_take_in_time_never_looks_whole(end: Any) -> None:
+    with Bench(linger_time=10.0) as bench:
+        sock = bench.open(http=False)
+        while not bench.reactor.held()[0]:
+            bench.send(1, bytes(500_000), 0)
+        bench.give(end)
+        bench.turn(9.0)
+        assert not bench.reactor.idle()
+        bench.turn(2.0)
+        assert bench.reactor.idle()
+        assert bench.ledger.bytes.dropped[DropReason.SHADOW_SLOW]
+        assert ended(sock) == "reset"
+
+
+def test_a_raw_stream_that_lost_bytes_is_reset_and_given_up(bench: Bench) -> None:
+    sock = bench.open(http=False)
+    bench.send(1, b"one", 0)
+    bench.give(Abort(1, DropReason.GAP, False))
+    assert ended(sock) == "reset"
+    bench.send(1, b"three", 0)
+    assert bench.ledger.bytes.dropped == {DropReason.GAP: 5}
+    assert bench.ledger.events["shadow_connects"] == 1
+
+
+def test_a_request_that_was_cut_off_never_looks_whole(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
+    bench.turn()
+    bench.give(Abort(1, DropReason.GAP, False))
+    assert ended(sock) == "reset"
+    bench.send(1, GET % 2)
+    again = bench.accept()
+    assert bench.read(again, len(GET % 2)) == GET % 2
+    assert bench.dropped() == {DropReason.GAP: 1}
+    assert not bench.ledger.answers["unanswered"]
+
+
+def test_of_a_connection_that_is_cut_off_what_went_before_is_unanswered(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
+    bench.give(Abort(1, DropReason.INCOMPLETE, True))
+    assert ended(sock) == "reset"
+    assert bench.dropped() == {DropReason.INCOMPLETE: 1}
+    assert bench.ledger.answers["unanswered"] == 1
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_after_the_shadow_closed_the_next_request_goes_over_a_new_connection(bench: Bench, how: str) -> None:
+    sock = bench.open()
+    if how == "rst":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+    bench.turn()
+    bench.send(1, GET % 1)
+    again = bench.accept()
+    assert bench.read(again, len(GET % 1)) == GET % 1
+    assert bench.ledger.requests.mirrored == 2
+
+
+def test_nothing_is_sent_twice(bench: Bench) -> None:
+    """Sent and not answered is `unanswered`; sent in part is dropped; queued whole goes on."""
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    assert bench.read(sock, len(GET % 1)) == GET % 1
+    big = b"POST /2 HTTP/1.1\r\nContent-Length: 6000000\r\n\r\n"
+    bench.send(1, big, START)
+    bench.send(1, bytes(3_000_000), 0)
+    bench.send(1, bytes(3_000_000), END)
+    bench.send(1, GET % 3)
+    sock.close()
+    again = bench.accept()
+    assert bench.read(again, len(GET % 3)) == GET % 3
+    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
+
+
+def test_of_two_addresses_one_that_refuses_costs_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        refusing = (socket.AF_INET, closed.getsockname())
+    with Bench() as bench:
+        bench.reactor.readdress([refusing, (socket.AF_INET, bench.address)])
+        for flow in range(1, 9):
+            bench.open(flow)
+        assert bench.ledger.requests.mirrored == 8
+        assert bench.ledger.events["connect_ECONNREFUSED"] >= 1
+
+
+def test_a_raw_stream_goes_to_the_address_that_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        refusing = (socket.AF_INET, closed.getsockname())
+    with Bench() as bench:
+        bench.reactor.readdress([refusing, (socket.AF_INET, bench.address)])
+        bench.give(Open(1, False))
+        bench.send(1, b"raw", 0)
+        sock = bench.accept()
+        assert bench.read(sock, 3) == b"raw"
+
+
+def test_a_shadow_that_refuses() -> None:
+    with Bench(listen=False) as bench:
+        bench.give(Open(1, True))
+        for number in range(100):
+            bench.send(1, GET % number)
+            bench.turn(0.05)
+        assert bench.dropped() == {DropReason.SHADOW_DOWN: 100}
+        assert bench.ledger.events["connect_ECONNREFUSED"] <= 10
+        with socket.create_server(bench.address) as listener:
+            bench.turn(6.0)
+            bench.send(1, GET % 1)
+            bench.turn()
+            sock, _ = listener.accept()
+            with sock:
+                sock.settimeout(5)
+                assert bench.read(sock, len(GET % 1)) == GET % 1
+
+
+def test_a_shadow_that_does_not_answer() -> None:
+    """The backlog is full: SYNs are dropped."""
+    with Bench(backlog=0, shadow={"connect_time": 3.0}) as bench:
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(bench.address)
+        for flow in range(20):
+            bench.give(Open(flow, True))
+            bench.send(flow, GET % flow)
+            bench.turn(0.1)
+        bench.turn(5.0)
+        for filler in fillers:
+            filler.close()
+        assert set(bench.dropped()) == {DropReason.SHADOW_DOWN}
+        assert bench.ledger.events["connect_ETIMEDOUT"] >= 10 - 4
+
+
+@pytest.mark.parametrize(("end", "kind"), [(Finish(1), "eof"), (Abort(1, GIVEN_UP, True), "reset")])
+def test_the_end_of_a_raw_stream_follows_what_waited_in_vain_for_an_answer(end: Any, kind: str) -> None:
+    """At once: a shadow that answers the end only says nothing before it."""
+    with Bench(pacing=Pacing.WAIT, wait_time=2.0, linger_time=60.0) as bench:
+        sock = bench.open(http=False)
+        bench.send(1, b"one", 0)
+        bench.give(Turn(1, 10))
+        bench.send(1, b"two", 0)
+        bench.give(end)
+        assert bench.read(sock, 3) == b"one"
+        bench.turn(3.0)
+        assert bench.read(sock, 3) == b"two"
+        bench.turn()
+        assert ended(sock) == kind
+
+
+def test_what_went_in_part_at_the_end_is_dropped_and_not_unanswered_too(bench: Bench) -> None:
+    bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n" + bytes(9_000_000))
+    bench.reactor.close(DropReason.SHUTDOWN)
+    assert bench.dropped() == {DropReason.SHUTDOWN: 1}
+    assert bench.ledger.answers["unanswered"] == 1
+
+
+def test_closing_settles_everything(bench: Bench) -> None:
+    bench.open(1)
+    bench.give(Open(2, True))
+    bench.send(2, GET % 1)
+    bench.send(2, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", START)
+    bench.give(Open(3, False))
+    bench.send(3, b"raw", 0)
+    bench.reactor.close(DropReason.SHUTDOWN)
+    assert bench.dropped() == {DropReason.SHUTDOWN: 2}
+    assert bench.reactor.held() == (0, 0)
