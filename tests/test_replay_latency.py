@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times of the shadow's answers: which requests are timed, by a clock that the test turns.
 
-`test_replay_reactor` has the same over real sockets.
+`test_replay_drain` has the same over real sockets.
 """
 
 from __future__ import annotations

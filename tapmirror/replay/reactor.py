@@ -6,8 +6,8 @@ Theory of operation
 *Connections* (`sockets`).  A raw flow is connected when it opens, an HTTP flow with its first request.  The fast path
 of `Send` is one `send` from the capture ring's memory.
 
-*Answers* (`answers`).  A busy connection is woken only for many bytes of them; a sweep every second
-(`sweep`) reads what is less.  Each turn of the loop reads a bounded amount of each connection.
+*Answers* (`drain`).  A busy connection is woken only for many bytes of them; a sweep every second
+(`sweep`) reads what is less.
 
 *Loss.*  Nothing is sent twice.  Of a connection that ends (`ends`) what is queued whole goes over a new one.  While
 the shadow cannot be reached (`dial`) what comes is dropped at once.  At a bound of the queues a whole request is
@@ -19,7 +19,6 @@ none amid a request.
 
 from __future__ import annotations
 
-import _socket
 import errno
 import select
 import ssl
@@ -30,6 +29,7 @@ from tapmirror.events import END, START, TUNNEL, Abort, Command, DropReason, Fin
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import Answers, wake_for
 from tapmirror.replay.dial import Address, Dialer
+from tapmirror.replay.drain import Drain
 from tapmirror.replay.ends import Ends
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
@@ -37,14 +37,11 @@ from tapmirror.replay.latency import Timing
 from tapmirror.replay.ports import GENTLE_CLOSES
 from tapmirror.replay.sockets import Sockets
 from tapmirror.replay.sweep import Sweep
-from tapmirror.replay.tls import TlsSocket
 from tapmirror.replay.turns import Turns
 from tapmirror.spec import Pacing, Shadow, TapSpec
 
 LAZY_AFTER: Final = 8
 """Requests on a connection after which it counts as busy."""
-READS: Final = 8
-"""Reads of one connection in one turn."""
 EVENTS: Final = 1_024
 
 _GONE: Final = select.EPOLLERR | select.EPOLLHUP
@@ -70,7 +67,6 @@ class Reactor:
         hearing: Hearing | None = None,
         gentle: int = GENTLE_CLOSES,
     ) -> None:
-        self._secured = tls is not None
         self._ledger = ledger
         self._bytes = ledger.bytes
         self._requests = ledger.requests
@@ -78,8 +74,7 @@ class Reactor:
         self._lanes: dict[int, Lane] = {}
         self._pool = Pool(spec.limits.queue_bytes, spec.limits.queues_bytes)
         self._dialer = Dialer(addresses, spec.limits, shadow, ledger, tls)
-        self._paced = spec.pacing is Pacing.WAIT
-        self._answers = Answers(ledger, heard=self._paced)
+        self._answers = Answers(ledger, heard=spec.pacing is Pacing.WAIT)
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self._sweep = Sweep(shadow.idle_time)
@@ -88,6 +83,17 @@ class Reactor:
         self._by_fd = self._sockets.by_fd
         self._unread = self._sockets.unread
         self._ends = Ends(self._lanes, self._sockets, self._dialer, ledger, spec.limits.linger_time, gentle)
+        drain = Drain(
+            self._answers,
+            self._timing,
+            self._ends,
+            self._unread,
+            ledger,
+            paced=spec.pacing is Pacing.WAIT,
+            secured=tls is not None,
+        )
+        self._read = drain.read
+        self._broken = drain.broken
         self._hearing = hearing
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Send: self._send if hearing is None else self._send_heard,
@@ -456,52 +462,3 @@ class Reactor:
             self._flush(lane, now)
         if lane.finishing and lane.state == OPEN:
             self._ends.try_finish(lane, now)
-
-    def _broken(self, lane: Lane, now: float) -> None:
-        """Sending failed.  What was answered before counts where answers are compared."""
-        if lane.hearing is not None and lane.sock is not None:
-            if not self._read(lane, lane.sock, now, ended=True):
-                return
-            lane.hearing.ended(now, reset=True)
-        self._ends.lost(lane, now)
-
-    def _read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
-        """Read and discard, a bounded amount; whether the connection lasts.
-
-        A read that was not filled emptied the socket: more will be a new edge (epoll(7)), except for an
-        end that came with this one (`ended`).
-        """
-        answers = self._answers
-        try:
-            for _ in range(READS):
-                if lane.hearing is not None:
-                    asked, count = lane.hearing.read(lane, sock, answers)
-                elif lane.framer is not None:
-                    asked, count = answers.read_http(lane, sock)
-                else:
-                    asked, count = answers.read_raw(sock)
-                if not count:
-                    if lane.hearing is not None:
-                        lane.hearing.ended(now, reset=False)
-                    if lane.timed:
-                        self._timing.end(lane, now)
-                    self._ends.shadow_ended(lane, now)
-                    return False
-                if self._paced:  # in a tunnel too, which is read as HTTP is
-                    lane.heard += count
-                    lane.heard_at = now
-                if count < asked and not ended and not self._secured:
-                    break
-            else:
-                self._unread.add(lane)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._ledger.events["shadow_resets"] += 1
-            if lane.hearing is not None:
-                lane.hearing.ended(now, reset=True)
-            self._ends.lost(lane, now)
-            return False
-        if lane.timed:
-            self._timing.end(lane, now)
-        return True

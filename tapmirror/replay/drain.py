@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sockets are emptied of answers, a bounded amount of each in a turn of the loop.
+
+What becomes of the answers is `answers`' and `listener`'s; here is what an answer, or the end of one, means to its
+connection.
+"""
+
+from __future__ import annotations
+
+import _socket
+from typing import Final
+
+from tapmirror.ledger import Ledger
+from tapmirror.replay.answers import Answers
+from tapmirror.replay.ends import Ends
+from tapmirror.replay.lane import Lane
+from tapmirror.replay.latency import Timing
+from tapmirror.replay.tls import TlsSocket
+
+READS: Final = 8
+"""Reads of one connection in one turn."""
+
+
+class Drain:
+    """Of all connections of one reactor.
+
+    `unread` gets those of which something is left; `paced`: the time and size of answers matter (pacing `wait`);
+    `secured`: they come through TLS.
+    """
+
+    __slots__ = ("_answers", "_ends", "_events", "_paced", "_secured", "_timing", "_unread")
+
+    def __init__(
+        self,
+        answers: Answers,
+        timing: Timing,
+        ends: Ends,
+        unread: set[Lane],
+        ledger: Ledger,
+        *,
+        paced: bool,
+        secured: bool,
+    ) -> None:
+        self._answers = answers
+        self._timing = timing
+        self._ends = ends
+        self._unread = unread
+        self._events = ledger.events
+        self._paced = paced
+        self._secured = secured
+
+    def read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
+        """Read and discard, a bounded amount; whether the connection lasts.
+
+        A read that was not filled emptied the socket: more will be a new edge (epoll(7)), except for an
+        end that came with this one (`ended`).
+        """
+        answers = self._answers
+        try:
+            for _ in range(READS):
+                if lane.hearing is not None:
+                    asked, count = lane.hearing.read(lane, sock, answers)
+                elif lane.framer is not None:
+                    asked, count = answers.read_http(lane, sock)
+                else:
+                    asked, count = answers.read_raw(sock)
+                if not count:
+                    if lane.hearing is not None:
+                        lane.hearing.ended(now, reset=False)
+                    if lane.timed:
+                        self._timing.end(lane, now)
+                    self._ends.shadow_ended(lane, now)
+                    return False
+                if self._paced:  # in a tunnel too, which is read as HTTP is
+                    lane.heard += count
+                    lane.heard_at = now
+                if count < asked and not ended and not self._secured:
+                    break
+            else:
+                self._unread.add(lane)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._events["shadow_resets"] += 1
+            if lane.hearing is not None:
+                lane.hearing.ended(now, reset=True)
+            self._ends.lost(lane, now)
+            return False
+        if lane.timed:
+            self._timing.end(lane, now)
+        return True
+
+    def broken(self, lane: Lane, now: float) -> None:
+        """Sending failed.  What was answered before counts where answers are compared."""
+        if lane.hearing is not None and lane.sock is not None:
+            if not self.read(lane, lane.sock, now, ended=True):
+                return
+            lane.hearing.ended(now, reset=True)
+        self._ends.lost(lane, now)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers are read under a reactor, from real sockets: when, how much, and what their end means."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from replay_bench import GET, OK, POST, RESET, WHOLE, Bench
+from tapmirror.events import END, START, Open, Send
+from tapmirror.replay.hearing import Hearing
+from tapmirror.replay.listener import Clock
+from tapmirror.replay.reactor import LAZY_AFTER
+from test_replay_listener import Talk
+
+
+def _ask(bench: Bench, number: int) -> None:
+    bench.give(Send(1, memoryview(GET % number), len(GET % number), WHOLE, number=number))
+
+
+def _arrived(bench: Bench) -> None:
+    """The kernel of a busy machine may take its time, on loopback too."""
+    (lane,) = bench.reactor._lanes.values()
+    assert lane.sock is not None
+    assert select.select([lane.sock], [], [], 5)[0]
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_what_was_answered_is_read_before_a_timed_request_goes(timed: bool) -> None:
+    """Clients that ask as fast as production answers have many requests in one turn: each answer has its own stamp."""
+    talk: Any = Talk()
+    talk.timed = timed
+    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+        bench.give(Open(1, True))
+        _ask(bench, 1)
+        sock = bench.accept()
+        for number in (2, 3, 4):
+            bench.read(sock, len(GET % number))
+            sock.sendall(OK)
+            _arrived(bench)
+            _ask(bench, number)
+        assert [data for data, _ in talk.answers] == [OK] * 3 * timed
+        if timed:
+            assert talk.answers[0][1] < talk.stamps[2] < talk.answers[1][1] < talk.stamps[3] < talk.answers[2][1]
+
+
+@pytest.mark.parametrize("end", ["said", "reset"])
+def test_what_that_finds_to_be_closed_is_not_sent_on(end: str) -> None:
+    talk: Any = Talk()
+    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+        bench.give(Open(1, True))
+        _ask(bench, 1)
+        sock = bench.accept()
+        bench.read(sock, len(GET % 1))
+        if end == "reset":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        else:
+            sock.sendall(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
+        sock.close()
+        _arrived(bench)
+        _ask(bench, 2)
+        assert bench.read(bench.accept(), len(GET % 2)) == GET % 2
+
+
+def test_answers_are_timed_on_new_connections_and_on_busy_ones(bench: Bench) -> None:
+    """Connecting is not in a time; one request of a connection at a time; a busy one is woken for what is timed."""
+    bench.give(Open(1, True))
+    bench.send(1, GET % 0)
+    bench.now += 10.0  # it connects
+    sock = bench.accept()
+    for number in range(12):
+        if number:
+            bench.send(1, GET % number)
+        bench.read(sock, len(GET % number))
+        bench.now += 0.25
+        sock.sendall(OK)
+        bench.timed(number + (number < LAZY_AFTER - 1))  # the one with which it becomes lazy is not
+    assert bench.ledger.latency.snapshot() == {"count": 11, "sum_s": 2.75, "buckets": {"0.3": 11}}
+
+
+def test_an_answer_is_timed_also_where_the_shadow_closes_after_it(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, POST, START)
+    bench.now += 5.0  # the client takes its time
+    bench.send(1, b"xy", END)
+    bench.read(sock, 40)
+    bench.now += 0.5
+    sock.sendall(OK)
+    sock.close()
+    bench.timed(2)
+    assert bench.ledger.latency.snapshot()["buckets"]["0.5"] == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\0\xff garbage " * 10_000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1_000_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 50_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n" + bytes(1_000_000),
+        OK * 3,
+        b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000,
+    ],
+    ids=["garbage", "endless head", "chunks", "length", "long body", "too many", "status", "interim"],
+)
+def test_answers_are_discarded_whatever_they_are(bench: Bench, answer: bytes) -> None:
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.read(sock, len(GET % 1))
+    sock.setblocking(False)
+    left = memoryview(answer)
+    end = time.monotonic() + 5
+    with contextlib.suppress(ConnectionError):
+        while left and time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                left = left[sock.send(left) :]
+            bench.turn(0.6)
+    assert not left or _is_over(sock)
+    bench.send(1, GET % 2)
+    bench.turn()
+    assert bench.ledger.requests.mirrored + bench.reactor.held()[1] == 3
+
+
+def _is_over(sock: socket.socket) -> bool:
+    """The other side closed."""
+    try:
+        sock.send(b"x")
+    except OSError:
+        return True
+    return False
