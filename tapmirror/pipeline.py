@@ -179,9 +179,8 @@ class Pipeline:
 
     def _end(self, flow: Flow, reset: bool, commands: list[Command]) -> None:
         self._give_up_prefix(flow, DropReason.INCOMPLETE)
-        if flow.framer is None:
-            return
-        self._pass_on(flow, flow.framer.end(), commands)
+        if flow.framer is not None:
+            self._pass_on(flow, flow.framer.end(), commands)
         if flow.opened:
             commands.append(Abort(flow.id, DropReason.INCOMPLETE, True) if reset else Finish(flow.id))
 
@@ -222,13 +221,17 @@ class Pipeline:
         flow.framer = framer
         self._flows.framed(flow)
         flow.ends_with_client = http
-        flow.opened = http or not flow.midstream
-        if flow.opened:
-            commands.append(Open(flow.id, http, flow.key))
+        if not flow.opened and (http or not flow.midstream):
+            self._open(flow, http, commands)
         return framer
 
+    def _open(self, flow: Flow, http: bool, commands: list[Command]) -> None:
+        flow.opened = True
+        commands.append(Open(flow.id, http, flow.key))
+
     def _accept(self, segment: Segment, commands: list[Command]) -> None:
-        """A raw connection is opened at once: its server may speak first."""
+        """A raw connection is opened at once: its server may speak first.  It is framed with its first bytes."""
         flow = self._flows.get(segment[0])
-        if flow is not None and flow.framer is None:
-            self._frame(flow, False, commands)
+        if flow is not None and not flow.opened and not flow.midstream:
+            self._flows.framed(flow)
+            self._open(flow, False, commands)

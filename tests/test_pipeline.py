@@ -86,6 +86,20 @@ def test_connection_without_data_is_opened_only_when_raw() -> None:
     assert raw.said == [Open(1, False, KEY), Send(1, b"x", 1, 0), Send(1, b"y", 1, 0)]
 
 
+@pytest.mark.parametrize("end", [FIN | ACK, RST, 0])
+def test_a_raw_connection_without_data_ends_as_production_s_does(end: int) -> None:
+    tap = Tap(protocol=Protocol.RAW)
+    tap.put(ACCEPTED, 0)
+    if end:
+        tap.put(end, 0, ack=1)
+        tap.put(FROM_SERVER | FIN | ACK, 0, ack=1001)
+    else:
+        for command in tap.pipeline.close(2.0):
+            tap.keep(command)
+    last = Abort(1, DropReason.INCOMPLETE, True) if end == RST else Finish(1)
+    assert tap.said == [Open(1, False, KEY), last]
+
+
 @pytest.mark.parametrize(
     ("first", "http"),
     [(GET, True), (b"*1\r\n$4\r\nPING\r\n", False), (b"\x16\x03\x01\x02\x00\x01", False), (b"EHLO x\r\n", False)],
@@ -101,7 +115,7 @@ def test_protocol_is_decided_by_the_first_bytes(first: bytes, http: bool, slice_
     assert tap.sent == first
 
 
-@pytest.mark.parametrize("protocol", [Protocol.AUTO, Protocol.HTTP])
+@pytest.mark.parametrize("protocol", list(Protocol))
 @pytest.mark.parametrize(("first", "counted"), [(b"\x16\x03\x01\x02\x00\x01", 1), (b"\x16\x02\x01", 0), (GET, 0)])
 def test_connections_that_begin_with_tls_are_counted(protocol: Protocol, first: bytes, counted: int) -> None:
     tap = Tap(protocol=protocol)
