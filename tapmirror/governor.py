@@ -39,7 +39,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.histogram import quantile
-from tapmirror.ledger import waits, worst_wait
+from tapmirror.ledger import CONNECT_FAILED, waits, worst_wait
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.settings import AllTaps
 
@@ -515,7 +515,7 @@ def measure(
             connects=_grew(then, now, "events", "shadow_connects"),
             connected=_grew(then, now, "events", "shadow_connected"),
             connect_failures=sum(
-                _grew(then, now, "events", kind) for kind in now["events"] if kind.startswith("connect_")
+                _grew(then, now, "events", kind) for kind in now["events"] if kind.startswith(CONNECT_FAILED)
             ),
             sent_bytes=_grew(then, now, "bytes", "mirrored"),
             times={

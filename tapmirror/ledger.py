@@ -18,12 +18,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.histogram import Histogram
+
+CONNECT_FAILED: Final = "connect_"
+"""Events that begin so are attempts to connect to a shadow that failed, by errno: `connect_ECONNREFUSED`."""
 
 
 class Account:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Protocol, Self
 
 import click
 from rich.console import Console, Group
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tapmirror.cli.compared import brief_lines
-from tapmirror.ledger import waits, worst_wait
+from tapmirror.ledger import CONNECT_FAILED, waits, worst_wait
 from tapmirror.spec import By, TapSpec
 
 
@@ -69,10 +69,6 @@ class Rates:
         return max(0.0, units / span), size / span, cpu / span, worst_wait(waited, self._waits)
 
 
-CONNECT: Final = "connect_"
-"""Events that begin so are attempts to connect that failed."""
-
-
 class Reach:
     """Tells by successive snapshots which shadows cannot be connected to, where no governor looks at them."""
 
@@ -83,7 +79,7 @@ class Reach:
     def of(self, ledger: dict[str, Any]) -> dict[str, str]:
         """What is wrong with each shadow that is down: attempts failed, and nothing was sent since."""
         for label, shadow in ledger["shadows"].items():
-            failed = sum(count for name, count in shadow["events"].items() if name.startswith(CONNECT))
+            failed = sum(count for name, count in shadow["events"].items() if name.startswith(CONNECT_FAILED))
             sent, failures = self._before.get(label, (0, 0))
             self._before[label] = (shadow["bytes"]["mirrored"], failed)
             if shadow["bytes"]["mirrored"] > sent:

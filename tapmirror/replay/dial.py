@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.framing import Pool, ResponseFramer
-from tapmirror.ledger import Ledger
+from tapmirror.ledger import CONNECT_FAILED, Ledger
 from tapmirror.replay.backoff import FIRST, Backoff
 from tapmirror.replay.lane import Lane
 from tapmirror.replay.tls import TlsSocket
@@ -199,7 +199,7 @@ class Dialer:
             return number or errno.EPROTO
 
     def _count_failure(self, number: int, now: float, began: float, place: _Place) -> None:
-        self._events[f"connect_{errno.errorcode.get(number, 'error')}"] += 1
+        self._events[f"{CONNECT_FAILED}{errno.errorcode.get(number, 'error')}"] += 1
         if number in _EXHAUSTED:
             self._exhausted(now, began)
             return

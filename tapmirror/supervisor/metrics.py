@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 from tapmirror import __version__, histogram
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.governor import State
-from tapmirror.ledger import waits
+from tapmirror.ledger import CONNECT_FAILED, waits
 from tapmirror.supervisor.compared import Compared, add_times, families
 
 Snapshot: TypeAlias = Mapping[str, Any]
@@ -37,8 +37,6 @@ Snapshot: TypeAlias = Mapping[str, Any]
 STATES: Final = ("starting", "running", "paused", "waiting", "restarting", "failed", "stopping", "stopped")
 ANSWERS: Final = ("1xx", "2xx", "3xx", "4xx", "5xx", "other", "garbage", "unanswered")
 REASONS: Final = frozenset(reason.value for reason in (*DropReason, *FilterReason))
-CONNECT: Final = "connect_"
-"""Events that begin so are attempts that failed, by errno."""
 UNITS: Final = {
     "segments": "TCP segments with data that the tap saw",
     "bytes": "Bytes of production's clients that the tap saw",
@@ -140,8 +138,8 @@ def _counted(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], float]]:
         yield ("latency_sum", label), shadow["latency"]["sum_s"]
         yield ("connects", label), shadow["events"].get("shadow_connects", 0)
         for name, count in shadow["events"].items():
-            if name.startswith(CONNECT):
-                number = name.removeprefix(CONNECT)
+            if name.startswith(CONNECT_FAILED):
+                number = name.removeprefix(CONNECT_FAILED)
                 yield ("connect_errors", label, number if number in errno.errorcode.values() else "other"), count
 
 
