@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tapmirror.events import DropReason, End, FilterReason, Gap
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
-from tapmirror.tcp import Piece, Pool, Receiver, distance
+from tapmirror.tcp import FAR, Piece, Pool, Receiver, distance
 
 LIMITS = Limits()
 
@@ -236,6 +236,70 @@ def test_several_holes_and_giving_up() -> None:
     assert stream.out == b"<2>c"
     stream.take(stream.rx.give_up())
     assert stream.out == b"<2>c<2>f"
+
+
+def test_what_is_further_than_any_window_is_outside() -> None:
+    stream = Stream()
+    stream.seg(0, b"abc")
+    for at in (3 + FAR, 3 - FAR):
+        stream.seg(at, b"far")
+    assert not stream.rx.waiting
+    assert (
+        stream.ledger.bytes.filtered[FilterReason.OUTSIDE],
+        stream.ledger.segments.filtered[FilterReason.OUTSIDE],
+    ) == (6, 2)
+    stream.seg(2 + FAR, b"z")  # the last byte of the largest window
+    assert stream.rx.waiting
+    assert stream.accounted() == tuple(stream.given)
+
+
+@pytest.mark.parametrize("at", [FAR, -1])
+def test_what_is_held_back_is_within_the_window_too(at: int) -> None:
+    stream = Stream()
+    stream.rx.hold((stream.first + at) & 0xFFFFFFFF, memoryview(b"abc"), 3, False, 0)
+    assert (stream.rx.waiting, stream.pool.bytes) == (False, 0)
+    assert stream.ledger.bytes.dropped[DropReason.MIDSTREAM] == 3
+
+
+def test_a_mark_that_is_not_reached_keeps_to_the_long_way() -> None:
+    stream = Stream()
+    stream.rx.mark(1000, 0, 6)
+    stream.seg(0, b"abc")
+    assert not stream.rx.simple
+    stream.seg(3, b"def")
+    assert (stream.out, stream.rx.simple) == (b"abcde", True)
+
+
+def test_a_reset_belongs_to_the_stream_at_its_edges() -> None:
+    stream = Stream()
+    stream.seg(0, b"abc")
+    assert [at for at in range(-2, 12) if stream.rx.is_edge(1000 + at)] == [3]
+    stream.seg(5, b"fg")
+    assert [at for at in range(-2, 12) if stream.rx.is_edge(1000 + at)] == [3, 7]
+    stream.seg(3, b"de", fin=False)
+    stream.seg(7, b"", fin=True)
+    assert [at for at in range(-2, 12) if stream.rx.is_edge(1000 + at)] == [7, 8]  # the FIN, and behind it
+
+
+def test_an_acknowledgement_amid_a_hole_proves_no_more_than_it_says() -> None:
+    """What follows it may still be on its way: the client sends it again, and production takes it."""
+    stream = Stream()
+    stream.seg(6, b"ghi")
+    stream.ack(2)
+    assert stream.out == b"<2>"
+    stream.seg(2, b"cdef")
+    assert stream.out == b"<2>cdefghi"
+    assert stream.ledger.events["gap_bytes"] == 2
+
+
+def test_fins_that_waited_take_no_room_afterwards() -> None:
+    """They are segments without data: each counts while it is held, and no longer."""
+    stream = Stream(limits=msgspec.structs.replace(LIMITS, flow_segments=2))
+    stream.seg(1, b"b", fin=True)
+    stream.seg(3, b"", fin=True)  # joined to it
+    assert stream.rx.crowded(1) and stream.pool.entries == 2
+    stream.rx.discard(DropReason.SHUTDOWN)
+    assert not stream.rx.crowded(1) and stream.pool.entries == 0
 
 
 def test_bounds_of_one_flow_drop_the_newest() -> None:
