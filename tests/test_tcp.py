@@ -243,7 +243,8 @@ def test_what_is_further_than_any_window_is_outside() -> None:
     stream.seg(0, b"abc")
     for at in (3 + FAR, 3 - FAR):
         stream.seg(at, b"far")
-    assert not stream.rx.waiting
+    beyond = stream.rx.waiting
+    assert not beyond
     assert (
         stream.ledger.bytes.filtered[FilterReason.OUTSIDE],
         stream.ledger.segments.filtered[FilterReason.OUTSIDE],
