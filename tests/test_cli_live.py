@@ -62,6 +62,8 @@ def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dic
     return {
         "tap": "tap",
         "capture": "ebpf",
+        "state": "running",
+        "state_reason": "",
         **known,
         "shadows": {"staging:8080": {name: known[name] for name in ("bytes", "requests", "events", "answers")}},
         "flows": 12_345,
@@ -241,6 +243,16 @@ def test_a_line_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None
         "2xx 2,300",
     ):
         assert words in line
+
+
+def test_why_a_tap_does_not_mirror_now_is_in_both_views(capsys: pytest.CaptureFixture[str]) -> None:
+    for view in (LineView([spec()]), LiveView([spec()])):
+        for reason in ("eth0 is down", ""):
+            with view:
+                view.show([{**snapshot(), "state": "waiting" if reason else "running", "state_reason": reason}])
+            errors = capsys.readouterr().err
+            assert ("WAITING: eth0 is down" in errors) == bool(reason)
+            assert "RUNNING" not in errors
 
 
 def test_of_raw_connections_a_line_has_the_bytes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,11 @@ def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:
     return ", ".join([*words, *(answers or ["no answers"])])
 
 
+def state_words(ledger: dict[str, Any]) -> str:
+    """Why a tap does not mirror now, its interface being down or gone, or a worker being started again; "": it does."""
+    return f"{ledger['state'].upper()}: {ledger['state_reason']}" if ledger["state_reason"] else ""
+
+
 def counted(ledger: dict[str, Any]) -> str:
     """The unit that tells what a shadow gets: requests, or the bytes of raw connections, which have none."""
     return "requests" if ledger["requests"]["seen"] or not ledger["bytes"]["seen"] else "bytes"
@@ -145,8 +150,9 @@ class LineView:
                 for label, shadow in ledger["shadows"].items()
             ]
             name = f"{ledger['tap']}  " if len(ledgers) > 1 else ""
+            state = f"{words}  " if (words := state_words(ledger)) else ""
             click.echo(
-                f"{time.strftime('%H:%M:%S')}  {name}{rate:,.0f}/s {size / 1e6:.1f} MB/s  "
+                f"{time.strftime('%H:%M:%S')}  {name}{state}{rate:,.0f}/s {size / 1e6:.1f} MB/s  "
                 f"{unit} {account['mirrored']:,} mirrored {lost[0]:,} dropped{why}{waiting}  "
                 f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
                 f"flows {ledger['flows']:,}  cpu {cpu:.0%}  {behind(delay)}  {'; '.join(shadows)}",
@@ -191,7 +197,8 @@ class LiveView:
                 f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB, {behind(delay)}  "
                 f"capture {ledger['capture']}   Ctrl-C stops"
             )
-            unwell = [f"shadow {label}: UNWELL: {cause}" for label, cause in sorted(reach.of(ledger).items())]
+            unwell = [words] if (words := state_words(ledger)) else []
+            unwell += [f"shadow {label}: UNWELL: {cause}" for label, cause in sorted(reach.of(ledger).items())]
             table.caption = Text.assemble(
                 ("\n".join([*unwell, ""]), "bold red"), "\n".join([*brief_lines(ledger), facts])
             )
