@@ -27,7 +27,7 @@ from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import main, run
 from tapmirror.cli.messages import warn
-from tapmirror.cli.run import catch_signals, wait, watch
+from tapmirror.cli.run import catch_signals, tell, wait, watch
 from tapmirror.ledger import Ledger
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.supervisor import workers
@@ -685,7 +685,8 @@ class Orphan:
             os.close(self._reader)
             self._reader = -1
         return Ledger().snapshot(segments=0, bytes=0, requests=0) | {
-            "tap": "web", "capture": "ebpf", "shadows": {}, "flows": 0, "worker": {"cpu_s": 0.0, "rss_kb": 0}
+            "tap": "web", "capture": "ebpf", "state": "running", "state_reason": "", "shadows": {}, "flows": 0,
+            "worker": {"cpu_s": 0.0, "rss_kb": 0},
         }  # fmt: skip
 
     def stop(self) -> dict[str, Any]:
@@ -758,3 +759,12 @@ def test_the_report_is_written_though_the_ledger_cannot_be_printed(
     sys.stdout.close()
     assert written == [(["figures"], "found.html")]
     assert "error: the ledger could not be printed: Input/output error" in capsys.readouterr().err
+
+
+def test_a_warning_that_nobody_reads_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        tell("one")
+        tell("two")

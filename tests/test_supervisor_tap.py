@@ -25,6 +25,7 @@ from tapmirror import privsep
 from tapmirror.precedence import NICENESS
 from tapmirror.spec import Capture, Limits
 from tapmirror.supervisor import Tap, TapError, workers
+from tapmirror.supervisor.sides import ENOUGH
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -63,6 +64,26 @@ def status(pid: int) -> dict[str, str]:
 def exit_of(tap: Command, seconds: float = PATIENCE) -> int:
     until(lambda: not tap.running(), "the end", seconds)
     return int(tap._process.wait())
+
+
+# --- what it says
+
+
+@pytest.mark.parametrize("protocol", ["raw", "auto", "http"])
+def test_a_short_run_says_too_that_clients_speak_tls(lab: Lab, protocol: str) -> None:
+    hello = b"\x16\x03\x01\x00\x05hello"
+    target = endpoint(lab.shadow.addr4, 7001)
+    with (
+        Talker(lab.node, 7000, lambda line: line.send(line.receive())),
+        RecordingTcp(lab.shadow, 7001),
+        Command(lab.node, port=7000, shadow=target, protocol=protocol) as tap,
+    ):
+        for _ in range(ENOUGH):
+            with connect(lab.client, lab.node.addr4, 7000) as client:
+                client.sendall(hello)
+                read_until(client, hello)
+        assert tap.stop()["events"]["flows_tls"] == ENOUGH
+        assert tap.said().count("clients speak TLS here") == 1
 
 
 # --- when one of them dies

@@ -71,7 +71,7 @@ def run(
     specs = specs_of(context, file, resolve, strict=strict, options=options)
     if (report_file is not None or judge) and not any(spec.compare.level is not Level.OFF for spec in specs):
         fail(f"--{'report' if report_file is not None else 'verdict'}: nothing is compared: give --compare too", 2)
-    taps = [Tap(spec, warn, worker_said) for spec in specs]
+    taps = [Tap(spec, tell, worker_said) for spec in specs]
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
     try:
@@ -116,6 +116,14 @@ def run(
 
 SERVICE: Final = 1.0
 """Seconds between two calls of `Tap.service` at most."""
+
+
+def tell(message: str) -> None:
+    """A warning, if somebody reads it: the end of a tap may bring one, and must not cost its ledger."""
+    try:
+        warn(message)
+    except OSError:
+        say_no_more()
 
 
 def start(taps: Sequence[Tap]) -> list[Claims]:

@@ -209,16 +209,20 @@ class Tap:
     def snapshot(self) -> dict[str, Any]:
         """The ledger.  Raises `TapError` if the tap is over."""
         ledger = self.last()
-        if not self._one_sided and (line := missing(ledger["events"], self._links.names())):
-            self._one_sided = True
-            self._warn(line)
-        if not self._ciphered and (line := ciphered(ledger["events"])):
-            self._ciphered = True
-            self._warn(line)
+        self._tell(ledger["events"], self._links.names())
         self._end_if_lost()
         if self._ended is not None:
             raise TapError(self._ended)
         return ledger
+
+    def _tell(self, events: Mapping[str, int], links: Sequence[str]) -> None:
+        """Say once of what is seen at these interfaces that nothing comes of it."""
+        if not self._one_sided and (line := missing(events, links)):
+            self._one_sided = True
+            self._warn(line)
+        if not self._ciphered and (line := ciphered(events)):
+            self._ciphered = True
+            self._warn(line)
 
     def last(self) -> dict[str, Any]:
         """The ledger, or what is known of it, also of a tap that is over, until it is stopped.  Raises `TapError`."""
@@ -270,6 +274,7 @@ class Tap:
         """Detach, let the worker drain, return the final ledger."""
         if not self._seats:
             raise TapError("the tap does not run")
+        links = self._links.names()
         try:
             self._end("")
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
@@ -278,6 +283,7 @@ class Tap:
             parts = [seat.drain(wait) for seat in self._seats]
             states = [part.pop("comparison") for part in parts if "comparison" in part]
             ledger = self._with_facts(parts)
+            self._tell(ledger["events"], links)  # a short run has had no other look
             return {**ledger, "comparison": states} if states else ledger
         finally:
             self.close()
