@@ -733,3 +733,17 @@ def test_two_that_wait_in_one_bucket_are_both_heard() -> None:
     tap.batch()
     assert tap.flow_of(one) not in tap.pipeline._late
     assert len(tap.kept & both) == 1, "for the other"
+
+
+def test_a_connection_that_speaks_something_else_is_passed_on_beside_those_that_are_compared() -> None:
+    tap = Tap()
+    tap.accept(1)
+    tap.put(1, ACK, b"PROXY TCP4 10.0.0.1 10.0.0.2 40000 80\r\n")
+    tap.ask("/a", 1)
+    tap.answer(OK, 1)
+    tap.ask("/b", 1)
+    tap.accept(2)
+    tap.ask("/c", 2)
+    tap.answer(OK, 2)
+    tap.shadow()
+    assert tap.pairs() == {"GET /c": 1}

@@ -22,6 +22,8 @@ class RawFramer:
 
     held: Final = 0
     """Bytes kept back: none ever."""
+    astray: Final = False
+    """No request is told of that one could miss."""
 
     def __init__(self, midstream: bool) -> None:
         self._reason = DropReason.MIDSTREAM if midstream else None
