@@ -109,6 +109,11 @@ def steps(percent: float) -> int:
     return round(percent / STEP)
 
 
+def part_of(percent: float, part: float) -> float:
+    """So much (0 to 1) of a percentage, in steps of 0.0001; all of it is the percentage to its last digit."""
+    return percent if part >= 1 else round(percent * part, 4)
+
+
 def threshold(percent: float) -> int:
     """Of 2**32 hash values, how many are mirrored: `percent` rounded to its step."""
     return steps(percent) * (1 << 32) // FULL

@@ -30,6 +30,7 @@ from tapmirror.safety import plain, refusal
 from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
 from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
+from tapmirror.spec.sampled import part_of
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
 from tapmirror.supervisor.resolving import Names, ResolveError, look_up
@@ -537,9 +538,8 @@ class Tap:
             counts = msgspec.structs.asdict(self._names.counts)
             ledger["events"] |= {f"names_{name}": count for name, count in counts.items() if count}
         state, reason = self._condition()
-        effective = 0.0 if self._paused else round(self._throttle * self.spec.most(), 4)
         for label, shadow in ledger["shadows"].items():
-            shadow["effective"] = round(self._part(label) * self.spec.most(), 4)
+            shadow["effective"] = part_of(self.spec.most(), self._part(label))
         return {
             "tap": self.spec.name,
             "capture": self.capture,
@@ -549,7 +549,7 @@ class Tap:
             "workers": [{**part["worker"], **_waited(part["events"])} for part in parts],
             "share": {
                 "percent": self.spec.most(),
-                "effective": effective,
+                "effective": part_of(self.spec.most(), 0.0 if self._paused else self._throttle),
                 "reason": "paused" if self._paused else self._throttle_reason,
             },
         }
