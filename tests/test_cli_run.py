@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from e2e.driven import driven
 from lab import AS_NOBODY, HashSink, Host, Lab, Snapshot, Tap, identity, load, until
@@ -27,10 +28,10 @@ from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import main, run
 from tapmirror.cli.messages import warn
-from tapmirror.cli.run import catch_signals, tell, wait, watch
+from tapmirror.cli.run import catch_signals, wait, watch
 from tapmirror.ledger import Ledger
 from tapmirror.spec import TapSpec, parse_shadow
-from tapmirror.supervisor import workers
+from tapmirror.supervisor import TapError, workers
 
 
 class Waiting:
@@ -761,10 +762,35 @@ def test_the_report_is_written_though_the_ledger_cannot_be_printed(
     assert "error: the ledger could not be printed: Input/output error" in capsys.readouterr().err
 
 
-def test_a_warning_that_nobody_reads_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    with open(write, "w") as gone:
-        monkeypatch.setattr(sys, "stderr", gone)
-        tell("one")
-        tell("two")
+class Broken:
+    """A tap whose worker is gone."""
+
+    spec = TapSpec(iface="lo", ports=(80,), shadows=(parse_shadow("10.0.0.9:80"),))
+
+    def snapshot(self) -> dict[str, Any]:
+        raise TapError("the worker died")
+
+    def last(self) -> dict[str, Any]:
+        return {"tap": "the last"}
+
+
+def test_what_nobody_reads_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+
+    def make(*words: Any) -> None:
+        made.append(words)
+        raise TapError("enough")
+
+    monkeypatch.setattr(run, "Tap", make)
+    CliRunner().invoke(main, ["run", "--iface=lo", "--port=80", "--shadow=10.0.0.9:80"])
+    ((_, *voices),) = made
+    ledgers: dict[Any, Any] = {}
+    tap: Any = Broken()
+    for say in (*voices, lambda _: run.look(tap, ledgers, set(), several=False)):
+        read, write = os.pipe()
+        os.close(read)
+        with open(write, "w") as gone, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", gone)
+            say("one")
+            say("two")
+    assert ledgers == {tap: {"tap": "the last"}}

@@ -53,12 +53,13 @@ def test_an_address_takes_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two hundred taps that start at a time, each would have one."""
     monkeypatch.setenv("PATH", "/nonexistent")
     assert look_up(Shadow(host="10.0.0.9", port=81), OURSELVES) == [(FOUR, ("10.0.0.9", 81))]
+    assert look_up(Shadow(host="169.254.0.9", port=81), OURSELVES) == [(FOUR, ("169.254.0.9", 81))], "it needs none"
     assert look_up(Shadow(host="FD00:0::9", port=81), OURSELVES) == [(SIX, ("fd00::9", 81, 0, 0))]
     with pytest.raises(ResolveError, match="getent: No such file"):
         look_up(Shadow(host="fe80::9%lo", port=81), OURSELVES)
 
 
-@pytest.mark.parametrize("host", ["fe80::9", "FE80::1:2"])
+@pytest.mark.parametrize("host", ["fe80::9", "FE80::1:2", "febf::1"])
 def test_a_link_local_address_without_an_interface_is_none(host: str) -> None:
     with pytest.raises(ResolveError, match="is one of an interface"):
         look_up(Shadow(host=host, port=81), OURSELVES)

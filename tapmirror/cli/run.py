@@ -10,7 +10,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any, Final
 
@@ -71,7 +72,7 @@ def run(
     specs = specs_of(context, file, resolve, strict=strict, options=options)
     if (report_file is not None or judge) and not any(spec.compare.level is not Level.OFF for spec in specs):
         fail(f"--{'report' if report_file is not None else 'verdict'}: nothing is compared: give --compare too", 2)
-    taps = [Tap(spec, tell, worker_said) for spec in specs]
+    taps = [Tap(spec, tell, partial(tell, say=worker_said)) for spec in specs]
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)
     try:
@@ -118,10 +119,10 @@ SERVICE: Final = 1.0
 """Seconds between two calls of `Tap.service` at most."""
 
 
-def tell(message: str) -> None:
-    """A warning, if somebody reads it: the end of a tap may bring one, and must not cost its ledger."""
+def tell(message: str, say: Callable[[str], None] = warn) -> None:
+    """A line, if somebody reads it: the end of a tap may bring one, and must not cost its ledger."""
     try:
-        warn(message)
+        say(message)
     except OSError:
         say_no_more()
 
@@ -185,7 +186,7 @@ def look(tap: Tap, ledgers: dict[Tap, dict[str, Any]], broken: set[Tap], *, seve
     except TapError as error:
         ledgers.setdefault(tap, tap.last())
         broken.add(tap)
-        error_line(f"{tap.spec.name}: {error}" if several else str(error))
+        tell(f"{tap.spec.name}: {error}" if several else str(error), error_line)
 
 
 def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:

@@ -9,8 +9,8 @@ for each copy of each shadow.  A request is decided when its head is there, in t
 1. safe methods, the tap's share and caps: for all shadows;
 2. the first rule that matches: its shadows, its share and caps, its limit of the body;
 3. redaction and the hook, once for all;
-4. for each shadow: whether its share is lowered at present, the rule's share for it, its own match, share and caps,
-   its rewrite.
+4. for each shadow: its own match, whether its share is lowered at present, the rule's share for it, its own share and
+   caps, its rewrite.
 
 Whatever comes of the request for a shadow is in that shadow's ledger, request and bytes; what follows
 of the request shares its fate.  Nothing here waits for anything but the end of a request, and that only

@@ -49,7 +49,8 @@ def look_up(shadow: Shadow, identity: tuple[int, int]) -> list[Address]:
     An address needs none, unless it names an interface.
     """
     if _is_literal(shadow.host) and "%" not in shadow.host:
-        if shadow.host.lower().startswith("fe80:"):  # connect(2) refuses it, for ever
+        address = ipaddress.ip_address(shadow.host)
+        if address.version == 6 and address.is_link_local:  # connect(2) refuses it, for ever
             raise ResolveError("a link-local address is one of an interface, as in [fe80::1%eth0]:80")
         return parsed(f"{shadow.host} STREAM".encode(), shadow.port)
     try:
