@@ -114,6 +114,7 @@ class Line:
             ready=True,
             lazy=False,
             finishing=False,
+            switching=False,
             listener=self.listener,
             hearing=None,
             sent=0,

@@ -14,6 +14,7 @@ import pytest
 from replay_bench import GET, OK, POST, WHOLE, Bench, ended
 from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, Abort, DropReason, Finish, Open, Send, Turn
 from tapmirror.replay.hearing import Hearing
+from tapmirror.replay.latency import LAZY
 from tapmirror.replay.listener import Clock
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.sweep import OUTSTANDING
@@ -232,14 +233,76 @@ def test_a_tunnel_that_the_shadow_refuses(bench: Bench) -> None:
     assert bench.read(sock, len(GET % 2)) == GET % 2
 
 
-def test_what_production_refused_goes_on_as_http(bench: Bench) -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_what_both_refused_goes_on_as_http(bench: Bench, early: bool) -> None:
     sock = bench.open()
     bench.send(1, UPGRADE, WHOLE | TUNNEL)
-    bench.send(1, GET % 2)
-    wanted = UPGRADE + GET % 2
-    assert bench.read(sock, len(wanted)) == wanted
-    sock.sendall(OK * 2)
+    if early:
+        bench.send(1, GET % 2)
+    assert bench.read(sock, len(UPGRADE)) == UPGRADE
+    bench.turn()
+    assert not select.select([sock], [], [], 0.05)[0]
+    sock.sendall(OK)
+    if not early:
+        bench.turn()
+        bench.send(1, GET % 2)
+    assert bench.read(sock, len(GET % 2)) == GET % 2
+    sock.sendall(OK)
     bench.until(lambda: bench.ledger.answers["2xx"] == 3)
+    assert bench.ledger.events["shadow_connects"] == 1
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("again", [False, True])
+def test_what_only_the_shadow_accepted_goes_on_as_http_on_a_new_connection(
+    bench: Bench, early: bool, again: bool
+) -> None:
+    """Clients that offer HTTP/2 (h2c) to a server that does not speak it, and a new version that does."""
+    following, flags = (UPGRADE, WHOLE | TUNNEL) if again else (GET % 2, WHOLE)
+    sock = bench.open()
+    bench.send(1, UPGRADE, WHOLE | TUNNEL)
+    bench.read(sock, len(UPGRADE))
+    if early:
+        bench.send(1, following, flags)
+        bench.turn()
+    sock.sendall(b"HTTP/1.1 101 Switching\r\n\r\n" + b"frames")
+    if not early:
+        bench.turn()
+        bench.send(1, following, flags)
+    other = bench.accept()
+    assert bench.read(other, len(following)) == following
+    assert ended(sock)
+    other.sendall(OK)
+    bench.turn()
+    bench.send(1, GET % 3)
+    assert bench.read(other, len(GET % 3)) == GET % 3
+    other.sendall(OK)
+    bench.until(lambda: bench.ledger.answers == {"2xx": 3, "1xx": 1})
+    assert bench.dropped() == {}
+
+
+@pytest.mark.parametrize("before", [LAZY_AFTER - 2, LAZY_AFTER + 5, LAZY_AFTER + LAZY + 5])
+@pytest.mark.parametrize("owed", [False, True])
+def test_a_tunnel_on_a_busy_connection_does_not_wait_for_the_sweep(bench: Bench, before: int, owed: bool) -> None:
+    """Whether the request before it is timed, and answered, or not."""
+    sock = bench.open()
+    for number in range(1, before + 1):
+        bench.send(1, GET % number)
+        bench.read(sock, len(GET % number))
+        if not owed or number < before:
+            sock.sendall(OK)
+            bench.turn()
+    bench.send(1, UPGRADE, WHOLE | TUNNEL)
+    bench.read(sock, len(UPGRADE))
+    if owed:
+        sock.sendall(OK)
+        bench.turn()
+    sock.sendall(b"HTTP/1.1 101 Switching\r\n\r\n")
+    bench.send(1, b"frame", 0)
+    for _ in range(5):
+        bench.reactor.run_once(0.05, lambda: bench.now)
+    assert select.select([sock], [], [], 0)[0]
+    assert bench.read(sock, 5) == b"frame"
 
 
 def test_requests_within_an_accepted_tunnel_are_only_bytes(bench: Bench) -> None:

@@ -54,7 +54,9 @@ class ResponseFramer(ResponseReader[int]):
         "_pool",
         "closing",
         "failed",
+        "offered",
         "tunnel",
+        "upgraded",
     )
 
     def __init__(self, head_bytes: int, pool: Pool, like: ResponseFramer | None = None) -> None:
@@ -74,6 +76,10 @@ class ResponseFramer(ResponseReader[int]):
         """What came is not HTTP, or answers nothing.  Everything else is discarded."""
         self.tunnel: bool | None = None
         """Whether the last CONNECT or Upgrade request was accepted; None: no answer yet."""
+        self.offered = False
+        """An Upgrade request has no answer yet: whether HTTP/1 can follow is not known."""
+        self.upgraded = False
+        """It was an Upgrade and was accepted: no HTTP/1 can follow on this connection."""
 
     @property
     def outstanding(self) -> int:
@@ -90,6 +96,7 @@ class ResponseFramer(ResponseReader[int]):
         """A request with these flags (as of its first `Part`) is sent: call it before its answer can come."""
         if flags & TUNNEL and self.tunnel is not True:
             self.tunnel = None
+            self.offered = not flags & CONNECT
         self._awaited.append(flags & (NO_BODY | TUNNEL | CONNECT))
 
     def feed(self, data: Buffer) -> Sequence[int]:
@@ -192,6 +199,8 @@ class ResponseFramer(ResponseReader[int]):
         out.append(status)
         if asked & TUNNEL:
             self.tunnel = bool(accepted)
+            self.offered = False
+            self.upgraded = bool(accepted) and not asked & CONNECT
         if accepted:
             self._answered(out)
             self._state = DISCARD

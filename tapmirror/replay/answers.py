@@ -73,7 +73,7 @@ class Answers:
         lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
         if lane.listener is not None:
             lane.listener.settled = not self._heard
-        if not self._heard and lane.hearing is None and not lane.finishing:  # its last answers are to wake us
+        if not self._heard and lane.hearing is None and not (lane.finishing or lane.switching):  # these are to wake us
             wake_for(lane, LAZY_BYTES)
 
 

@@ -84,5 +84,5 @@ class Timing:
         lane.timed = 0
         if lane.timed_lazy:
             lane.timed_lazy = False
-            if not lane.finishing:
+            if not (lane.finishing or lane.switching):
                 wake_for(lane, LAZY_BYTES)

@@ -313,7 +313,9 @@ class Reactor:
             return
         if flags & TUNNEL:
             lane.switching = True
-        elif flags & START and not (lane.framer is not None and lane.framer.tunnel is True):
+            if lane.lazy:
+                wake_for(lane, 1)
+        elif flags & START and (lane.framer is None or lane.framer.tunnel is not True or lane.framer.upgraded):
             lane.switching = lane.tunnel = False
         elif lane.switching and not flags and not lane.open_request:
             lane.tunnel = True
@@ -430,7 +432,13 @@ class Reactor:
     def _may_send(self, lane: Lane, item: Item, now: float) -> bool:
         """Whether the first queued part may go on this connection now."""
         framer = lane.framer
-        if framer is None or framer.tunnel is True:
+        if framer is None:
+            return True
+        if item.flags & START and not item.announced and (framer.upgraded or framer.offered):
+            if framer.upgraded:  # the shadow accepted what production refused
+                self._ends.lost(lane, now)
+            return False
+        if framer.tunnel is True:
             return True
         if item.flags & START and not item.announced:
             if framer.closing:
