@@ -405,8 +405,8 @@ class ComparingPipeline(Pipeline):
             self._undecided.append((flow.id, talk, number))
         return number
 
-    def _end(self, flow: Flow, reset: bool, commands: list[Command]) -> None:
-        super()._end(flow, reset, commands)
+    def _end(self, flow: Flow, reset: bool, answered: bool, commands: list[Command]) -> None:
+        super()._end(flow, reset, answered, commands)
         self._over(flow, reset)
 
     def _gone(self, flow: Flow) -> None:

@@ -165,10 +165,14 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
-    """The client closed its side (FIN): half-close the shadow connection after what is queued."""
+    """The client closed its side (FIN): half-close the shadow connection after what is queued.
+
+    `answered`: it did so after production had answered what it had sent last.
+    """
 
     flow: int
     target: int = 0
+    answered: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, gc=False):

@@ -252,7 +252,7 @@ class FlowTable:
         if flags & _TOLD == _LAST and seq == rx.next and rx.simple and not length:  # as nearly every stream ends
             rx.finish()
             self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
-            return [(flow, _END, False)]
+            return [(flow, _END, ack != flow.ack >= 0)]
         return self._known(flow, segment, now)
 
     def expire(self, now: float) -> list[Event]:

@@ -142,7 +142,7 @@ class Pipeline:
         flow, chunk, turn = event
         kind = type(chunk)
         if kind is End:
-            self._end(flow, chunk.reset, commands)  # type: ignore[union-attr]
+            self._end(flow, chunk.reset, turn, commands)  # type: ignore[union-attr]
             return
         framer: Framer | None = flow.framer
         if kind is Gap:
@@ -177,12 +177,13 @@ class Pipeline:
                 if message.broken and flow.opened:
                     commands.append(Abort(flow.id, message.reason, False))
 
-    def _end(self, flow: Flow, reset: bool, commands: list[Command]) -> None:
+    def _end(self, flow: Flow, reset: bool, answered: bool, commands: list[Command]) -> None:
         self._give_up_prefix(flow, DropReason.INCOMPLETE)
         if flow.framer is not None:
             self._pass_on(flow, flow.framer.end(), commands)
         if flow.opened:
-            commands.append(Abort(flow.id, DropReason.INCOMPLETE, True) if reset else Finish(flow.id))
+            over = Abort(flow.id, DropReason.INCOMPLETE, True) if reset else Finish(flow.id, answered=answered)
+            commands.append(over)
 
     def _gone(self, flow: Flow) -> None:
         """A flow was given up that has not ended."""

@@ -70,7 +70,7 @@ def test_a_request_on_a_new_connection() -> None:
     tap.put(ACCEPTED, 0)
     tap.put(ACK, 0, GET, ack=1)
     tap.put(FIN | ACK, len(GET), ack=2)
-    assert tap.said == [Open(1, True, KEY), Send(1, GET, len(GET), START | END), Finish(1)]
+    assert tap.said == [Open(1, True, KEY), Send(1, GET, len(GET), START | END), Finish(1, answered=True)]
     assert tap.ledger.requests.seen == 1
 
 
@@ -89,7 +89,7 @@ def test_connection_without_data_is_opened_only_when_raw() -> None:
 @pytest.mark.parametrize("end", [FIN | ACK, RST, 0])
 def test_a_raw_connection_without_data_ends_as_production_s_does(end: int) -> None:
     tap = Tap(protocol=Protocol.RAW)
-    tap.put(ACCEPTED, 0)
+    tap.put(ACCEPTED, 0, ack=1)
     if end:
         tap.put(end, 0, ack=1)
         tap.put(FROM_SERVER | FIN | ACK, 0, ack=1001)
@@ -98,6 +98,21 @@ def test_a_raw_connection_without_data_ends_as_production_s_does(end: int) -> No
             tap.keep(command)
     last = Abort(1, DropReason.INCOMPLETE, True) if end == RST else Finish(1)
     assert tap.said == [Open(1, False, KEY), last]
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("with_data", [True, False])
+def test_whether_production_had_answered_before_the_end(answered: bool, with_data: bool) -> None:
+    """What ends with the data was sent before there was an answer to it."""
+    tap = Tap(protocol=Protocol.RAW)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, b"ping", ack=1)
+    ack = 5 if answered else 1
+    if with_data:
+        tap.put(FIN | ACK, 4, b"more", ack=ack)
+    else:
+        tap.put(FIN | ACK, 4, ack=ack)
+    assert tap.said[-1] == Finish(1, answered=answered and not with_data)
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ def test_a_request_under_way_is_not_torn_when_its_shadow_can_take_no_more() -> N
     tried.policy.set_thresholds([1 << 32, 0])
     assert sends(tried.body(flow, b"abc", end=True)) == [(0, b"abc"), (1, b"abc")]
     assert tried.ask(head(), flow) == [head(), None]
-    assert tried.finish(flow) == [Finish(flow, 0), Finish(flow, 1)]
+    assert tried.give(Finish(flow, answered=True)) == [Finish(flow, 0, True), Finish(flow, 1, True)]
 
 
 def test_a_raw_connection_is_for_its_shadow_to_its_end() -> None:

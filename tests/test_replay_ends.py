@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -239,6 +241,62 @@ def test_a_shadow_that_does_not_answer() -> None:
             filler.close()
         assert set(bench.dropped()) == {DropReason.SHADOW_DOWN}
         assert bench.ledger.events["connect_ETIMEDOUT"] >= 10 - 4
+
+
+def silent(sock: socket.socket, bench: Bench, seconds: float) -> bool:
+    """The reactor's time-outs come and go, and the shadow sees neither data nor an end."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        bench.turn()
+        if select.select([sock], [], [], 0.01)[0]:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["answered before", "answered after"])
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_a_half_close_waits_for_the_answer_if_production_had_answered(bench: Bench, early: bool, asked: int) -> None:
+    """Servers may give up what they have under way when they see their client's end."""
+    sock = bench.open(http=False)
+    for number in range(asked):
+        if number:
+            sock.sendall(b"pong")
+            assert silent(sock, bench, 0.1)
+        bench.send(1, b"ping", 0)
+        assert bench.read(sock, 4) == b"ping"
+    if early:
+        time.sleep(0.02)  # the kernel's stamps may be 4 ms apart
+        sock.sendall(b"pong")
+    bench.give(Finish(1, answered=True))
+    if not early:
+        assert silent(sock, bench, 0.2)
+        sock.sendall(b"pong")
+    assert silent(sock, bench, 0.02), "more may come"
+    assert not silent(sock, bench, 5.0)
+    assert ended(sock) == "eof"
+    assert bench.reactor.next_deadline() != 0.0
+
+
+def test_a_half_close_to_which_no_answer_is_due_is_passed_on_at_once(bench: Bench) -> None:
+    sock = bench.open(http=False)
+    bench.send(1, b"ping", 0)
+    bench.read(sock, 4)
+    bench.give(Finish(1))
+    assert ended(sock) == "eof"
+
+
+def test_a_half_close_does_not_wait_for_ever() -> None:
+    with Bench(linger_time=5.0) as bench:
+        sock = bench.open(http=False)
+        bench.send(1, b"ping", 0)
+        bench.read(sock, 4)
+        bench.give(Finish(1, answered=True))
+        bench.turn(4.9)
+        assert not select.select([sock], [], [], 0.05)[0]
+        bench.turn(0.2)
+        assert ended(sock) == "eof"
+        assert bench.ledger.events["lingered_out"] == 1
+        assert bench.reactor.next_deadline() is None
 
 
 @pytest.mark.parametrize(("end", "kind"), [(Finish(1), "eof"), (Abort(1, GIVEN_UP, True), "reset")])

@@ -265,7 +265,7 @@ class Policy:
         talk = self._talks.pop(command.flow, None)
         if talk is not None:
             self._let_go(talk, DropReason.INCOMPLETE)
-            out.extend(Finish(command.flow, target) for target in sorted(talk.opened))
+            out.extend(Finish(command.flow, target, command.answered) for target in sorted(talk.opened))
 
     def _abort(self, command: Abort, now: float, out: list[Command]) -> None:
         talk = self._talks.get(command.flow)

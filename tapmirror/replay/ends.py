@@ -3,10 +3,12 @@
 
 Theory of operation
 -------------------
-*Production ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is
-queued, for production could read the bytes before it (tcp_reset() leaves them); within `linger_time`: a stream of which
-bytes are left then is reset.  An HTTP flow that ended, however it ended, is closed when its whole requests are
-sent and answered, within `linger_time`: a server that sees its client gone might not do what production did.
+*Production ends.*  A raw FIN is passed on as a half-close after what is queued, and where production had answered
+before it came, after the shadow's answer too: servers may give up what they have under way when they see it.  A raw
+RST is passed on as an RST after what is queued, for production could read the bytes before it (tcp_reset() leaves
+them).  All within `linger_time`: a stream of which bytes are left then is reset.  An HTTP flow that ended, however it
+ended, is closed when its whole requests are sent and answered, within `linger_time`: a server that sees its client
+gone might not do what production did.
 
 *The shadow ends.*  When it closes a connection, the request that went in part is dropped, those that went and have no
 answer are counted `unanswered`, those still queued whole go over a new connection.  A raw stream that lost bytes is
@@ -22,14 +24,14 @@ from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import wake_for
 from tapmirror.replay.dial import Dialer
 from tapmirror.replay.lane import GIVEN_UP, IDLE, OPEN, Lane
-from tapmirror.replay.ports import Ports, reset_on_close, sent_to_the_last
+from tapmirror.replay.ports import Ports, heard_out, reset_on_close, sent_to_the_last
 from tapmirror.replay.sockets import Sockets
 
 
 class Ends:
     """Of all flows of one reactor: what is over leaves `lanes`.  `gentle` as of `Ports`."""
 
-    __slots__ = ("_dialer", "_events", "_lanes", "_linger_time", "_lingering", "_ports", "_sockets")
+    __slots__ = ("_dialer", "_events", "_hearing_out", "_lanes", "_linger_time", "_lingering", "_ports", "_sockets")
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class Ends:
         self._linger_time = linger_time
         self._ports = Ports(gentle)
         self._lingering: dict[Lane, float] = {}
+        self._hearing_out: set[Lane] = set()
 
     # --- production's
 
@@ -60,6 +63,9 @@ class Ends:
             self.remove(lane, DropReason.INCOMPLETE)
             return
         self._lingering[lane] = now + self._linger_time
+        if command.answered and (not lane.http or lane.tunnel):
+            lane.hears_out = True
+            self._hearing_out.add(lane)
         if lane.lazy:
             wake_for(lane, 1)
         if lane.state == OPEN:
@@ -105,6 +111,10 @@ class Ends:
             self.remove(lane, DropReason.INCOMPLETE)
             return
         if lane.finishing and lane.sock is not None:
+            if lane.hears_out and not heard_out(lane.sock):
+                return
+            lane.hears_out = False
+            self._hearing_out.discard(lane)
             try:
                 lane.sock.shutdown(socket.SHUT_WR)
             except OSError:
@@ -115,11 +125,15 @@ class Ends:
         return bool(self._lingering)
 
     def next_deadline(self) -> float | None:
-        """When the first of them has taken too long; None: there is none."""
+        """When there is something to do for one of them; None: there is none."""
+        if self._hearing_out:
+            return 0.0
         return next(iter(self._lingering.values())) if self._lingering else None
 
     def expire(self, now: float) -> None:
-        """End those that took too long."""
+        """End those that took too long, and those whose answer is over."""
+        for lane in list(self._hearing_out):
+            self.try_finish(lane, now)
         while self._lingering and next(iter(self._lingering.values())) <= now:
             lane = next(iter(self._lingering))
             self._events["lingered_out"] += 1
@@ -189,6 +203,7 @@ class Ends:
         self._sockets.close(lane)
         lane.drop_all(reason)
         self._lingering.pop(lane, None)
+        self._hearing_out.discard(lane)
         self._lanes.pop(lane.flow, None)
 
     def close(self, reason: DropReason) -> None:

@@ -23,6 +23,10 @@ NOTE: taps know nothing of each other, so each has as many.  To other places con
 _RESET: Final = struct.pack("ii", 1, 0)
 _NOT_SENT: Final = struct.Struct("=144xI")
 """Of struct tcp_info, linux/tcp.h: tcpi_notsent_bytes."""
+_HEARD: Final = struct.Struct("=44xI4xI72xQ")
+"""The same: tcpi_last_data_sent, tcpi_last_data_recv (milliseconds ago), tcpi_bytes_received."""
+SILENCE: Final = 50
+"""Milliseconds without a byte after which an answer counts as complete."""
 
 
 def reset_on_close(sock: _socket.socket | TlsSocket) -> None:
@@ -36,6 +40,12 @@ def sent_to_the_last(sock: _socket.socket | TlsSocket) -> bool:
     if left:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
     return not left
+
+
+def heard_out(sock: _socket.socket | TlsSocket) -> bool:
+    """Whether something came after what was sent last, and then nothing for `SILENCE`."""
+    sent, came, size = _HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))
+    return bool(size and SILENCE <= came <= sent)
 
 
 def gentle_closes(parts: int) -> int:
