@@ -179,6 +179,7 @@ class Abort(msgspec.Struct, frozen=True, gc=False):
     """Give up what is under way on this flow, now.
 
     `reset`: the production connection is gone (RST, expiry); the shadow's is reset too.
+    `answered`: as of `Finish`.
     Otherwise only the request under way (or, raw, the rest of the stream) is given up, and
     the shadow must not be left with a part of it that it could take for a whole.
     """
@@ -187,6 +188,7 @@ class Abort(msgspec.Struct, frozen=True, gc=False):
     reason: DropReason
     reset: bool
     target: int = 0
+    answered: bool = False
 
 
 Command: TypeAlias = Open | Send | Turn | Finish | Abort

@@ -321,11 +321,11 @@ class FlowTable:
             return self._early_data(segment)
         if flow.state in (State.CLIENT_DONE, State.CLOSED):
             self._ledger.filter(FilterReason.DUPLICATE, length, 1 if length else 0)
-            return self._reset(flow, now) if flags & RST and flow.rx.is_edge(seq) else []
+            return self._reset(flow, now, flags, ack) if flags & RST and flow.rx.is_edge(seq) else []
         if flags & RST:
             if length:
                 self._ledger.filter(FilterReason.OUTSIDE, length, 1)
-            return self._reset(flow, now) if flow.rx.is_edge(seq) else []
+            return self._reset(flow, now, flags, ack) if flow.rx.is_edge(seq) else []
         if not flags & ACK:  # as tcp_rcv_established() discards it
             if length:
                 self._ledger.filter(FilterReason.OUTSIDE, length, 1)
@@ -514,13 +514,17 @@ class FlowTable:
         elif move is Move.CONFIRMED:
             self._stop_asking(flow)
 
-    def _reset(self, flow: Flow, now: float) -> list[Event]:
-        """The connection is gone: what waits behind a hole was never read by production."""
+    def _reset(self, flow: Flow, now: float, flags: int = 0, ack: int = 0) -> list[Event]:
+        """The connection is gone: what waits behind a hole was never read by production.
+
+        `flags`, `ack`: of the client's RST, if it is that.
+        """
+        turn = bool(flags & ACK) and ack != flow.ack >= 0
         tentative = flow.state is State.TENTATIVE
         flow.rx.discard(FilterReason.NOT_ACCEPTED if tentative else FilterReason.OUTSIDE)
         self._move(flow, Move.RESET, now)
         self._forget(flow, now)
-        return [(flow, End(reset=True), False)]
+        return [(flow, End(reset=True), turn)]
 
     def _refuse(self, flow: Flow, now: float) -> None:
         """Production does not know this connection."""

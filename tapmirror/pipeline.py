@@ -182,8 +182,10 @@ class Pipeline:
         if flow.framer is not None:
             self._pass_on(flow, flow.framer.end(), commands)
         if flow.opened:
-            over = Abort(flow.id, DropReason.INCOMPLETE, True) if reset else Finish(flow.id, answered=answered)
-            commands.append(over)
+            if reset:
+                commands.append(Abort(flow.id, DropReason.INCOMPLETE, True, answered=answered))
+            else:
+                commands.append(Finish(flow.id, answered=answered))
 
     def _gone(self, flow: Flow) -> None:
         """A flow was given up that has not ended."""

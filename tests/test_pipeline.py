@@ -101,6 +101,17 @@ def test_a_raw_connection_without_data_ends_as_production_s_does(end: int) -> No
 
 
 @pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("flags", [RST | ACK, RST])
+def test_whether_production_had_answered_before_the_client_reset(answered: bool, flags: int) -> None:
+    """An RST without an acknowledgement does not tell."""
+    tap = Tap(protocol=Protocol.RAW)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, b"ping", ack=1)
+    tap.put(flags, 4, ack=5 if answered else 1)
+    assert tap.said[-1] == Abort(1, DropReason.INCOMPLETE, True, answered=answered and bool(flags & ACK))
+
+
+@pytest.mark.parametrize("answered", [True, False])
 @pytest.mark.parametrize("with_data", [True, False])
 def test_whether_production_had_answered_before_the_end(answered: bool, with_data: bool) -> None:
     """What ends with the data was sent before there was an answer to it."""

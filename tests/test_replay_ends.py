@@ -255,7 +255,10 @@ def silent(sock: socket.socket, bench: Bench, seconds: float) -> bool:
 
 @pytest.mark.parametrize("early", [True, False], ids=["answered before", "answered after"])
 @pytest.mark.parametrize("asked", [0, 1, 2])
-def test_a_half_close_waits_for_the_answer_if_production_had_answered(bench: Bench, early: bool, asked: int) -> None:
+@pytest.mark.parametrize("how", ["eof", "reset"])
+def test_an_end_waits_for_the_answer_if_production_had_answered(
+    bench: Bench, early: bool, asked: int, how: str
+) -> None:
     """Servers may give up what they have under way when they see their client's end."""
     sock = bench.open(http=False)
     for number in range(asked):
@@ -267,13 +270,13 @@ def test_a_half_close_waits_for_the_answer_if_production_had_answered(bench: Ben
     if early:
         time.sleep(0.02)  # the kernel's stamps may be 4 ms apart
         sock.sendall(b"pong")
-    bench.give(Finish(1, answered=True))
+    bench.give(Finish(1, answered=True) if how == "eof" else Abort(1, GIVEN_UP, True, answered=True))
     if not early:
         assert silent(sock, bench, 0.2)
         sock.sendall(b"pong")
     assert silent(sock, bench, 0.02), "more may come"
     assert not silent(sock, bench, 5.0)
-    assert ended(sock) == "eof"
+    assert ended(sock) == how
     assert bench.reactor.next_deadline() != 0.0
 
 
@@ -283,6 +286,18 @@ def test_a_half_close_to_which_no_answer_is_due_is_passed_on_at_once(bench: Benc
     bench.read(sock, 4)
     bench.give(Finish(1))
     assert ended(sock) == "eof"
+
+
+def test_a_client_that_resets_behind_its_half_close_does_not_shorten_the_wait(bench: Bench) -> None:
+    sock = bench.open(http=False)
+    bench.send(1, b"ping", 0)
+    bench.read(sock, 4)
+    bench.give(Finish(1, answered=True))
+    bench.give(Abort(1, GIVEN_UP, True))
+    assert silent(sock, bench, 0.2)
+    sock.sendall(b"pong")
+    assert not silent(sock, bench, 5.0)
+    assert ended(sock) == "reset"
 
 
 def test_a_half_close_does_not_wait_for_ever() -> None:

@@ -278,7 +278,7 @@ class Policy:
         else:
             targets = [target for target in talk.sends if target in talk.opened]
             talk.sends = ()
-        out.extend(Abort(command.flow, command.reason, command.reset, target) for target in targets)
+        out.extend(Abort(command.flow, command.reason, command.reset, target, command.answered) for target in targets)
 
     # --- requests
 

@@ -3,12 +3,12 @@
 
 Theory of operation
 -------------------
-*Production ends.*  A raw FIN is passed on as a half-close after what is queued, and where production had answered
-before it came, after the shadow's answer too: servers may give up what they have under way when they see it.  A raw
-RST is passed on as an RST after what is queued, for production could read the bytes before it (tcp_reset() leaves
-them).  All within `linger_time`: a stream of which bytes are left then is reset.  An HTTP flow that ended, however it
-ended, is closed when its whole requests are sent and answered, within `linger_time`: a server that sees its client
-gone might not do what production did.
+*Production ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is
+queued, for production could read the bytes before it (tcp_reset() leaves them); both after the shadow's answer where
+they came after production's, for servers may give up what they have under way when they see their client go.  All
+within `linger_time`: a stream of which bytes are left then is reset.  An HTTP flow that ended, however it ended, is
+closed when its whole requests are sent and answered, within `linger_time`: a server that sees its client gone might
+not do what production did.
 
 *The shadow ends.*  When it closes a connection, the request that went in part is dropped, those that went and have no
 answer are counted `unanswered`, those still queued whole go over a new connection.  A raw stream that lost bytes is
@@ -79,7 +79,7 @@ class Ends:
         if not lane.http or lane.tunnel:
             if command.reset and command.reason is DropReason.INCOMPLETE:  # behind bytes that production could read
                 lane.resets = True
-                self.finish(Finish(command.flow), now)
+                self.finish(Finish(command.flow, answered=command.answered), now)
                 return
             self.give_up(lane, command.reason)
             if command.reset:
@@ -107,14 +107,15 @@ class Ends:
         if lane.resets and lane.sock is not None and not sent_to_the_last(lane.sock):
             self._sockets.ask_again(lane)  # an event when it is
             return
+        if lane.hears_out and not lane.shadow_done and lane.sock is not None:
+            if not heard_out(lane.sock):
+                return
+            lane.hears_out = False
+            self._hearing_out.discard(lane)
         if lane.resets or lane.shadow_done:
             self.remove(lane, DropReason.INCOMPLETE)
             return
         if lane.finishing and lane.sock is not None:
-            if lane.hears_out and not heard_out(lane.sock):
-                return
-            lane.hears_out = False
-            self._hearing_out.discard(lane)
             try:
                 lane.sock.shutdown(socket.SHUT_WR)
             except OSError:
