@@ -301,7 +301,7 @@ def test_a_client_that_resets_behind_its_half_close_does_not_shorten_the_wait(be
 
 
 def test_a_half_close_does_not_wait_for_ever() -> None:
-    with Bench(linger_time=5.0) as bench:
+    with Bench(linger_time=7.0, wait_time=5.0) as bench:
         sock = bench.open(http=False)
         bench.send(1, b"ping", 0)
         bench.read(sock, 4)
@@ -310,6 +310,7 @@ def test_a_half_close_does_not_wait_for_ever() -> None:
         assert not select.select([sock], [], [], 0.05)[0]
         bench.turn(0.2)
         assert ended(sock) == "eof"
+        bench.turn(2.0)
         assert bench.ledger.events["lingered_out"] == 1
         assert bench.reactor.next_deadline() is None
 

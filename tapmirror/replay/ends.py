@@ -5,10 +5,10 @@ Theory of operation
 -------------------
 *Production ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is
 queued, for production could read the bytes before it (tcp_reset() leaves them); both after the shadow's answer where
-they came after production's, for servers may give up what they have under way when they see their client go.  All
-within `linger_time`: a stream of which bytes are left then is reset.  An HTTP flow that ended, however it ended, is
-closed when its whole requests are sent and answered, within `linger_time`: a server that sees its client gone might
-not do what production did.
+they came after production's, for servers may give up what they have under way when they see their client go.  The
+answer is waited for as pacing `wait` would (`wait_time`), everything for `linger_time`: a stream of which bytes are
+left then is reset.  An HTTP flow that ended, however it ended, is closed when its whole requests are sent and
+answered, within `linger_time`: a server that sees its client gone might not do what production did.
 
 *The shadow ends.*  When it closes a connection, the request that went in part is dropped, those that went and have no
 answer are counted `unanswered`, those still queued whole go over a new connection.  A raw stream that lost bytes is
@@ -31,7 +31,17 @@ from tapmirror.replay.sockets import Sockets
 class Ends:
     """Of all flows of one reactor: what is over leaves `lanes`.  `gentle` as of `Ports`."""
 
-    __slots__ = ("_dialer", "_events", "_hearing_out", "_lanes", "_linger_time", "_lingering", "_ports", "_sockets")
+    __slots__ = (
+        "_dialer",
+        "_events",
+        "_hearing_out",
+        "_lanes",
+        "_linger_time",
+        "_lingering",
+        "_ports",
+        "_sockets",
+        "_wait_time",
+    )
 
     def __init__(
         self,
@@ -40,6 +50,7 @@ class Ends:
         dialer: Dialer,
         ledger: Ledger,
         linger_time: float,
+        wait_time: float,
         gentle: int,
     ) -> None:
         self._lanes = lanes
@@ -47,9 +58,10 @@ class Ends:
         self._dialer = dialer
         self._events = ledger.events
         self._linger_time = linger_time
+        self._wait_time = wait_time
         self._ports = Ports(gentle)
         self._lingering: dict[Lane, float] = {}
-        self._hearing_out: set[Lane] = set()
+        self._hearing_out: dict[Lane, float] = {}
 
     # --- production's
 
@@ -65,7 +77,7 @@ class Ends:
         self._lingering[lane] = now + self._linger_time
         if command.answered and (not lane.http or lane.tunnel):
             lane.hears_out = True
-            self._hearing_out.add(lane)
+            self._hearing_out[lane] = now + self._wait_time
         if lane.lazy:
             wake_for(lane, 1)
         if lane.state == OPEN:
@@ -108,10 +120,10 @@ class Ends:
             self._sockets.ask_again(lane)  # an event when it is
             return
         if lane.hears_out and not lane.shadow_done and lane.sock is not None:
-            if not heard_out(lane.sock):
+            if now < self._hearing_out[lane] and not heard_out(lane.sock):
                 return
             lane.hears_out = False
-            self._hearing_out.discard(lane)
+            del self._hearing_out[lane]
         if lane.resets or lane.shadow_done:
             self.remove(lane, DropReason.INCOMPLETE)
             return
@@ -204,7 +216,7 @@ class Ends:
         self._sockets.close(lane)
         lane.drop_all(reason)
         self._lingering.pop(lane, None)
-        self._hearing_out.discard(lane)
+        self._hearing_out.pop(lane, None)
         self._lanes.pop(lane.flow, None)
 
     def close(self, reason: DropReason) -> None:

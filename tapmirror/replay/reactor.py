@@ -82,7 +82,9 @@ class Reactor:
         self._epoll = self._sockets.epoll
         self._by_fd = self._sockets.by_fd
         self._unread = self._sockets.unread
-        self._ends = Ends(self._lanes, self._sockets, self._dialer, ledger, spec.limits.linger_time, gentle)
+        self._ends = Ends(
+            self._lanes, self._sockets, self._dialer, ledger, spec.limits.linger_time, spec.limits.wait_time, gentle
+        )
         drain = Drain(
             self._answers,
             self._timing,

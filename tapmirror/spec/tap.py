@@ -178,7 +178,8 @@ class Limits(Checked, frozen=True, kw_only=True):
     linger_time: Seconds = 10.0
     """Seconds that a shadow connection stays open for outstanding answers after the client is gone."""
     wait_time: Seconds = 5.0
-    """Seconds that pacing `wait` waits for the shadow's answer before it goes on."""
+    """Seconds that pacing `wait` waits for the shadow's answer before it goes on, and in any case the end of a raw
+    connection."""
     backoff_max: Seconds = 5.0
     """Longest pause between attempts to reach a shadow that is down, in seconds."""
     drain_time: Seconds = 5.0

@@ -24,6 +24,7 @@ from lab import Behaviour, Lab, Nginx, Recorded, RecordingTcp, Redis, body, load
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
 
 CAPTURES = ("ebpf", "packet")
+ECHO = Behaviour(echo=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def mirrored(shadow: RecordingTcp) -> Recorded:
 @pytest.mark.parametrize("protocol", ["raw", "auto"])
 def test_a_half_close_is_carried_over(lab: Lab, capture: str, protocol: str) -> None:
     sent = b"\0\1\2" + body(1, 200_000)
-    with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001) as shadow:
+    with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001, ECHO) as shadow:
         target = endpoint(lab.shadow.addr4, 7001)
         with Mirror(lab.node, port=7000, shadow=target, capture=capture, protocol=protocol) as tap:
             with connect(lab.client, lab.node.addr4, 7000) as client:
@@ -67,7 +68,7 @@ def test_a_half_close_is_carried_over(lab: Lab, capture: str, protocol: str) -> 
 
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_a_reset_is_carried_over(lab: Lab, capture: str) -> None:
-    with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001) as shadow:
+    with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001, ECHO) as shadow:
         target = endpoint(lab.shadow.addr4, 7001)
         with Mirror(lab.node, port=7000, shadow=target, capture=capture, protocol="raw") as tap:
             with connect(lab.client, lab.node.addr4, 7000) as client:
@@ -79,6 +80,26 @@ def test_a_reset_is_carried_over(lab: Lab, capture: str) -> None:
             ledger = tap.final()
         assert (bytes(record.content), record.end) == (b"hello", "reset")
         assert ledger["bytes"]["mirrored"] == 5
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("how", ["FIN", "RST"])
+def test_clients_that_leave_after_their_answer_are_not_gone_for_a_shadow_that_is_slower(
+    lab: Lab, capture: str, how: str
+) -> None:
+    """nginx gives up the requests of clients that are gone (499)."""
+    with Nginx(lab.node), Nginx(lab.shadow, log=True, rate=800) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, protocol="raw") as tap:
+            for _ in range(5):
+                with connect(lab.client, lab.node.addr4, 80) as client:
+                    client.sendall(b"GET /file/1k HTTP/1.1\r\nHost: a\r\n\r\n")
+                    while not client.recv(4096).endswith(b"xxx"):
+                        pass
+                    if how == "RST":
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            until(lambda: len(shadow.logged()) == 5, "five answers of the shadow", PATIENCE)
+            tap.final()
+        assert [each.status for each in shadow.logged()] == [200] * 5
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

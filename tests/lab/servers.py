@@ -42,6 +42,7 @@ http {{
     server {{
 {listen}
 {tls}
+        limit_rate {rate};
         location / {{ return 200 "{text}\\n"; }}
         location /file {{ alias {dir}/files/; }}
     }}
@@ -161,6 +162,7 @@ class Nginx(Server):
     """nginx on a host: / answers 200 at once, /file/1k, /file/1m and /file/2k.json are files; its counter
     is outside the network.
 
+    Of each answer the first `rate` bytes go at once, and so many each second; 0: all.
     `logged` needs `log=True`, which costs nginx some microseconds a request.  With `tls` it speaks TLS, and
     asks for the clients' certificates if that says so.
     """
@@ -174,6 +176,7 @@ class Nginx(Server):
         text: str = "ok",
         tls: Certificates | None = None,
         clients: bool = False,
+        rate: int = 0,
     ) -> None:
         super().__init__(host)
         self._asked = 0
@@ -193,6 +196,7 @@ class Nginx(Server):
                 for end in ("", "[::]:")
             ),
             text=text,
+            rate=rate,
             tls=tls.nginx(clients) if tls is not None else "",
         )
         (self._dir / "nginx.conf").write_text(config)
