@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from daemon_rig import PATIENCE, A, B, C, Rig, conversation, kept, refused, tap
-from tapmirror.supervisor import roster
+from tapmirror.supervisor import past as lives
 
 
 @conversation
@@ -80,14 +80,12 @@ async def test_a_tap_that_leaves_amid_a_scrape_is_in_it(rig: Rig) -> None:
     taps = dict(rig.daemon.roster.taps)
 
     class Leaves:
-        def __enter__(self) -> None:
+        def ledgers(self) -> list[dict[str, Any]]:
             rig.daemon.roster.taps.clear()
-
-        def __exit__(self, *_: object) -> None:
-            pass
+            return []
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rig.daemon.roster, "_past_lock", Leaves())
+        patch.setattr(rig.daemon.roster, "_past", Leaves())
         found = rig.daemon.roster.snapshots()
     rig.daemon.roster.taps.update(taps)
     assert [each["tap"] for each in found] == ["a"]
@@ -102,7 +100,7 @@ async def test_lives_that_are_over_are_forgotten(rig: Rig) -> None:
         await rig.daemon.start([A], force=False)
         await rig.daemon.stop("a")
         assert past() == ["a"]
-        patch.setattr(roster, "REMEMBERED", 0.0)
+        patch.setattr(lives, "REMEMBERED", 0.0)
         assert past() == []
     for _ in range(3):
         await rig.daemon.start([A], force=False)
@@ -182,3 +180,13 @@ async def test_a_list_tells_what_is_wrong_with_what_runs(rig: Rig) -> None:
         runner.counted = (1, ledger)
         assert listed() == wanted
     gate.set()
+
+
+@conversation
+async def test_what_the_metrics_have_no_room_for_is_in_the_log(rig: Rig) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lives, "HELD", 10)
+        await rig.daemon.start([A], force=False)
+        await rig.daemon.stop("a")
+    assert [each for each in rig.daemon.roster.snapshots() if "over" in each] == []
+    await rig.until(lambda: any(b"event=past tap=a" in line for line in rig.said), "a line")

@@ -10,13 +10,13 @@ import asyncio
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from tapmirror.spec import TapSpec
 from tapmirror.supervisor.log import Level, Log
+from tapmirror.supervisor.past import Past
 from tapmirror.supervisor.permission import RefusedError
 from tapmirror.supervisor.runner import PAUSED, Before, EndedError, Make, Runner, try_out
 from tapmirror.supervisor.together import Together
@@ -24,10 +24,6 @@ from tapmirror.supervisor.workers import TapError
 
 LOADERS: Final = 2
 """Taps that start at a time: each compiles for a second, in 150 MB."""
-REMEMBERED: Final = 120.0
-"""Seconds for which the metrics have what a tap counted in a life that is over: two scrapes of Prometheus's default."""
-LIVES: Final = 256
-"""That are over, at most: all of 200 taps that `apply` restarts; some 10 kB each."""
 
 
 class Entry:
@@ -108,9 +104,7 @@ class Roster:
         self._together = together
         self._make = make
         self._loaders = threading.Semaphore(LOADERS)
-        self._past: deque[tuple[float, dict[str, Any]]] = deque(maxlen=LIVES)
-        """Lives of taps that are over: when, and the last ledger."""
-        self._past_lock = threading.Lock()
+        self._past = Past(self._tell_dropped)
 
     # --- looking
 
@@ -139,24 +133,16 @@ class Roster:
     def snapshots(self) -> list[dict[str, Any]]:
         """The last ledger of each tap, for the metrics, after those of lives that ended lately; any thread may ask."""
         there = [*self.taps.items()]  # first: one that leaves meanwhile is in both, and not in neither
-        with self._past_lock:
-            self._forget()
-            found = [ledger for _, ledger in self._past]
+        found = self._past.ledgers()
         for name, entry in there:
             life, ledger = entry.runner.counted
             facts = {"state": entry.runner.state[0], "uncaptured_s": entry.runner.uncaptured, "life": life}
             found.append({**(ledger or {"tap": name}), **facts})
         return found
 
-    def _remember(self, life: int, ledger: dict[str, Any]) -> None:
-        with self._past_lock:
-            self._forget()
-            self._past.append((time.monotonic(), {**ledger, "life": life, "over": True}))
-
-    def _forget(self) -> None:
-        since = time.monotonic() - REMEMBERED
-        while self._past and self._past[0][0] < since:
-            self._past.popleft()
+    def _tell_dropped(self, name: str, what: str) -> None:
+        message = f"many lives of taps ended lately: the metrics may lack {what} at the end of one"
+        self._log.say(Level.NOTICE, "past", message, tap=name)
 
     # --- the kill switch
 
@@ -220,7 +206,7 @@ class Roster:
         if spec.name in self.taps:
             raise RefusedError("busy", f"there is a tap {spec.name!r} yet")
         runner = Runner(
-            spec, self._log, self._loaders, self._together, make=self._make, before=before, over=self._remember
+            spec, self._log, self._loaders, self._together, make=self._make, before=before, over=self._past.remember
         )
         runner.keep_trying = accepted
         ends = None if ttl is None else time.monotonic() + ttl
