@@ -19,6 +19,7 @@ from tapmirror.spec import Level as CompareLevel
 from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder
 from tapmirror.supervisor.daemon import Daemon
+from tapmirror.supervisor.runner import Runner
 
 # --- start and stop
 
@@ -134,6 +135,55 @@ async def test_what_is_known_to_fail_stops_nothing(rig: Rig) -> None:
     assert before.attached and not before.closed and rig.script.attached() == ["a", "b"]
     assert rig.script.ends == [("detach", "a")]  # what was only tried out
     assert (kept(rig)["a"].spec, kept(rig)["b"].spec.percent) == (A, 5.0)
+
+
+@pytest.mark.parametrize("by", ["apply", "reload"])
+def test_what_ends_and_what_is_lowered_waits_for_no_name_server(rig: Rig, by: str) -> None:
+    wanted = [msgspec.structs.replace(B, percent=5.0), msgspec.structs.replace(C, seed=1), tap("e")]
+
+    async def act(*specs: TapSpec) -> dict[str, Any]:
+        if by == "apply":
+            return await rig.daemon.apply(specs, dry_run=False, force=False)
+        rig.file("web.yaml", *specs)
+        return await rig.daemon.reload()
+
+    @conversation
+    async def test(rig: Rig) -> None:
+        await act(A, B, C)
+        before = {each.spec.name: each for each in rig.script.taps}
+        gate = rig.script.gate("prepare")  # where names are looked up
+        acting = asyncio.ensure_future(act(*wanted))
+        await at(rig, "prepare")
+        await rig.until(lambda: [*rig.states()] == ["b", "c"] and rig.script.attached() == ["b", "c"], "a is gone")
+        assert ("set_percent", 5.0) in before["b"].did and before["c"].attached
+        await rig.until(lambda: {*kept(rig)} == {"b", "c"} and kept(rig)["b"].spec.percent == 5.0, "kept on disk")
+        assert not acting.done()
+        gate.set()
+        assert (await acting)["failed"] == {}
+        await rig.running("b", "c", "e")
+
+    test(rig)
+
+
+@conversation
+async def test_a_share_that_cannot_be_set_yet_holds_up_no_other(rig: Rig) -> None:
+    await rig.daemon.start([A, B], force=False)
+    gate = rig.script.gate("set_percent")
+    asked: list[str] = []
+    real = Runner.set_percent
+
+    def set_percent(runner: Runner, percent: float) -> Any:
+        asked.append(runner.spec.name)
+        return real(runner, percent)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "set_percent", set_percent)
+        wanted = [msgspec.structs.replace(each, percent=5.0) for each in (A, B)]
+        applying = asyncio.ensure_future(rig.daemon.apply(wanted, dry_run=False, force=False))
+        await rig.until(lambda: asked == ["a", "b"], "both are asked")
+        assert not applying.done()
+        gate.set()
+        assert (await applying)["failed"] == {}
 
 
 @conversation

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -38,6 +38,7 @@ from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError, TapRefusedError
 
 AS_IT_WAS: Final = "it goes on as it was"
+T = TypeVar("T")
 NOTED: Final = 1.0
 """Seconds between two notes that taps capture: to what the end of a daemon that is killed is known."""
 
@@ -321,18 +322,38 @@ class Daemon:
         return {name: str(error) for name, error in failed.items()}
 
     async def _stop(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-        self.roster.mute(entries)
+        leaving = self._end(entries)
         for entry in entries:
-            entry.leaving = entry.unwanted = True
             if entry.spec.name in self._replaced:
                 self._replaced[entry.spec.name].unwanted = True
-            entry.runner.end()
             if entry.origin:
                 self._stopped.add(entry.spec.name)
         saved = asyncio.ensure_future(self.keeping.save())
-        ledgers = await self.roster.leave(entries)
+        ledgers = await leaving
         await saved
         return [{"name": entry.spec.name, "ledger": ledger} for entry, ledger in zip(entries, ledgers, strict=True)]
+
+    def _end(self, entries: Sequence[Entry]) -> asyncio.Task[list[dict[str, Any] | None]]:
+        """End taps for good, their capture at once; done when they are gone, with their final ledgers."""
+        self.roster.mute(entries)
+        for entry in entries:
+            entry.leaving = entry.unwanted = True
+            entry.runner.end()
+        return self._later(self.roster.leave(entries))
+
+    async def _change(self, steps: Sequence[Step]) -> dict[str, str]:
+        """Set shares, all at a time; why some could not be, by name."""
+        asked = [(step, self._taps[step.name]) for step in steps]
+        outcomes = [(step, entry, entry.runner.set_percent(step.spec.percent)) for step, entry in asked]
+        failed: dict[str, str] = {}
+        for step, entry, outcome in outcomes:
+            try:
+                await self._done(outcome)
+            except RefusedError as error:
+                failed[step.name] = str(error)
+            else:
+                entry.written = step.spec
+        return failed
 
     def _staying(self, name: str) -> Entry:
         """The tap of a name.  Raises `RefusedError` if it is being stopped: what follows it would not know of it."""
@@ -361,30 +382,23 @@ class Daemon:
         """
         doing = [step for step in steps if step.action is not Action.KEEP]
         self._ready_for(doing)
+        # First what needs no name: a name server that hangs holds up no end of a tap, and no share that is lowered.
+        removing = self._end([self._taps[step.name] for step in doing if step.action is Action.REMOVE])
+        failed = await self._change([step for step in doing if step.action is Action.CHANGE])
+        slow = [step for step in doing if step.action in (Action.RESTART, Action.ADD)]
+        if len(slow) < len(doing):
+            self._later(self.keeping.save())  # the rest may take long
+        doing = slow
         # Before anything is stopped for it: a tap that runs does not pause for a mistake in what was to follow it.
         unfit = await self.roster.unfit(step.spec for step in doing if step.action is Action.RESTART)
+        failed |= {name: f"{message}; {AS_IT_WAS}" for name, message in unfit.items()}
         doing = [step for step in doing if step.name not in unfit]
         self._not_overtaken(stops)
         self._ready_for(doing)
-        there = {step.name: self._taps[step.name] for step in doing if step.action is not Action.ADD}
-        old = {step.name: there[step.name] for step in doing if step.action is Action.RESTART}
-        removed = [there[step.name] for step in doing if step.action is Action.REMOVE]
-        failed = {name: f"{message}; {AS_IT_WAS}" for name, message in unfit.items()}
-        for step in doing:
-            if step.action is Action.CHANGE:
-                entry = there[step.name]
-                try:
-                    await self._done(entry.runner.set_percent(step.spec.percent))
-                except RefusedError as error:
-                    failed[step.name] = str(error)
-                else:
-                    entry.written = step.spec
-        self.roster.not_closing()
-        for entry in removed:
-            entry.unwanted = True
+        old = {step.name: self._taps[step.name] for step in doing if step.action is Action.RESTART}
         self._replaced = old
         before = {name: Before(time.time(), entry.runner.uncaptured) for name, entry in old.items()}
-        await self.roster.leave([*removed, *old.values()])
+        await asyncio.gather(removing, self.roster.leave([*old.values()]))
         self.roster.not_closing()  # what is replaced stays kept
         new = [step.spec for step in doing if step.action is Action.ADD]
         new += [step.spec for step in doing if step.name in old and not old[step.name].unwanted]
@@ -448,10 +462,11 @@ class Daemon:
         except EndedError as error:
             raise RefusedError("busy", str(error)) from None
 
-    def _later(self, what: Any) -> None:
-        task = asyncio.ensure_future(what)
+    def _later(self, what: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _kept(self) -> state.State:
         now, wall = time.monotonic(), time.time()
