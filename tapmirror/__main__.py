@@ -9,8 +9,8 @@ import signal
 import sys
 from typing import Final
 
-UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What a write to standard output fails with where it is a file on a disk."""
+UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""What a write to standard output fails with where it is a file on a disk, or closed (`cli.closed`)."""
 
 
 def main() -> None:
@@ -25,7 +25,8 @@ def main() -> None:
         if error.errno not in UNWRITABLE or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written, else fails once more at the end
-        sys.stderr.write(f"tapmirror: error: what is printed cannot be written: {error.strerror}\n")
+        if sys.stderr is not None:
+            sys.stderr.write(f"tapmirror: error: what is printed cannot be written: {error.strerror}\n")
         sys.exit(2)  # 1 is the exit code of a verdict that says that a shadow fails
 
 

@@ -34,6 +34,17 @@ def test_a_full_disk_under_what_it_prints_is_one_line(words: list[str]) -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("words", [["spec", "--example"], ["doctor"], ["doctor", "--json"]], ids=" ".join)
+def test_a_closed_standard_output_is_one_line(words: list[str]) -> None:
+    """And no success: what was asked for did not come."""
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "tapmirror", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == "tapmirror: error: what is printed cannot be written: standard output is closed\n"
+    assert done.returncode == 2
+    command[2] += " 2>&-"
+    assert subprocess.run(command, timeout=60, check=False).returncode == 2
+
+
 def test_it_says_its_own_name() -> None:
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("tapmirror, version ")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -142,7 +143,10 @@ def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
         for each in found:
             said = f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}{_where(each)}"
             click.echo(clean(said), err=err)
-    except BrokenPipeError:  # who does not read it may still ask for the exit code, of which 1 says that one fails
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EBADF):
+            raise
+        # Who does not read it, or closed it, may still ask for the exit code, of which 1 says that one fails.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
     return CODES[together([each.verdict.outcome for each in found])]
 
@@ -218,7 +222,7 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
     """  # noqa: D301 -- click wants the control character
     found = source_figures(source, limits_of(options), socket)
     width = shutil.get_terminal_size((120, 40)).columns
-    colour = sys.stdout is not None and sys.stdout.isatty()
+    colour = sys.stdout.isatty()
     click.echo(terminal(*found, width=width, colour=colour) if form == "terminal" else FORMS[form](*found))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 
 from tapmirror import __version__
 from tapmirror.cli import status, taps
+from tapmirror.cli.closed import Closed
 from tapmirror.cli.compared import report, verdict
 from tapmirror.cli.completion import completion
 from tapmirror.cli.daemon import daemon
@@ -64,10 +66,15 @@ def main() -> None:
 
 
 def open_streams() -> None:
-    """Open what is missing of standard input, output and error, lest another descriptor takes its number."""
+    """Open what is missing of standard input, output and error, lest another descriptor takes its number.
+
+    What is printed on a standard output that was closed fails: whoever asked for it is told that it did not come.
+    """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
+    if sys.stdout is None:
+        sys.stdout = Closed()
 
 
 main.add_command(run)

@@ -95,8 +95,7 @@ def run(
         else:
             for ledger in ledgers:
                 print_ledger(ledger)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
         error_line(f"the ledger could not be printed: {error.strerror}")

@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from tapmirror.cli.closed import Closed
 from tapmirror.cli.messages import fail, warn
 from tapmirror.offline import Options, Reader
 from tapmirror.source.blocks import CaptureError
@@ -63,7 +64,7 @@ def streams(
         fail(f"{file}: {error}", 2)
     if out is not None and capture.is_same(out):
         fail(f"--out {out}: that is the capture file itself", 2)
-    if out is None and sys.stdout is None:
+    if out is None and isinstance(sys.stdout, Closed):
         fail("standard output is closed (see --out)", 2)
     try:
         with contextlib.closing(capture), _output(out) as output, _progress(capture):

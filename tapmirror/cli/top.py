@@ -54,7 +54,7 @@ def top(socket: Path) -> None:
     Example:
       tapmirror top
     """  # noqa: D301 -- click wants the control character
-    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
+    if sys.stdin is None or not all(stream.isatty() for stream in (sys.stdin, sys.stdout)):
         fail("top needs a terminal; for anything else there is `tapmirror status --json`", 2)
     if Console().is_dumb_terminal:
         fail("top needs a terminal that can be written anywhere (TERM); there is `tapmirror status --watch`", 2)
