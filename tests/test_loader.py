@@ -13,6 +13,7 @@ import resource
 import shlex
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -273,6 +274,49 @@ def test_the_configuration_is_what_was_asked_for() -> None:
     assert config.excluded_count == 1
     assert bytes(config.excluded[0])[:18] == b"c" * 16 + b"\x12\x34"
     assert [port for port in range(65_536) if config.ports[port >> 3] >> (port & 7) & 1] == [1, 80, 65_535]
+
+
+class Noted:
+    """A configuration in memory, in which it is written how interfaces are to be read."""
+
+    def __init__(self) -> None:
+        self.config = os.memfd_create("config", os.MFD_CLOEXEC)
+        os.truncate(self.config, -(-loader.CONFIG.size // mmap.PAGESIZE) * mmap.PAGESIZE)
+
+    def close(self) -> None:
+        os.close(self.config)
+
+    def links(self) -> list[tuple[int, int]]:
+        """(index, flags) of each."""
+        found = os.pread(self.config, loader.CONFIG.size, 0)
+        (count,) = struct.unpack_from("<I", found, loader.LINK_COUNT_AT)
+        return [loader.LINK.unpack_from(found, loader.LINKS_AT + loader.LINK.size * i)[:2] for i in range(count)]
+
+
+def test_how_interfaces_are_read_is_noted_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that was a tunnel's and is an Ethernet's now must not be read as before; places of those gone serve."""
+    there: list[tuple[int, str]] = []
+    monkeypatch.setattr(socket, "if_nameindex", lambda: there)
+    noted = Noted()
+    loaded: Any = noted
+    try:
+        loader._note_link(loaded, 5, 0)
+        assert noted.links() == []  # most are read so
+        for index in range(10, 10 + loader.MAX_LINKS):
+            there.append((index, f"tun{index}"))
+            loader._note_link(loaded, index, loader.NO_L2)
+        full = [(index, loader.NO_L2) for index, _ in there]
+        assert noted.links() == full
+        with pytest.raises(OSError, match="more than 16 interfaces without an Ethernet header"):
+            loader._note_link(loaded, 99, loader.NO_L2)
+        assert noted.links() == full
+        loader._note_link(loaded, 12, 0)
+        assert noted.links() == [*full[:2], (12, 0), *full[3:]]
+        del there[3]
+        loader._note_link(loaded, 99, loader.LOOPBACK)
+        assert noted.links()[3] == (99, loader.LOOPBACK) and len(noted.links()) == loader.MAX_LINKS
+    finally:
+        noted.close()
 
 
 @pytest.mark.e2e

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -124,6 +126,17 @@ def test_the_end_of_one_that_is_muted_lets_no_other_in(monkeypatch: pytest.Monke
     assert len(let_in) > 3 and not any(let_in)
 
 
+def test_one_that_is_renamed_while_it_is_taken_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was bound is another interface by then, or none."""
+    monkeypatch.setattr(module, "present", lambda patterns: ["a"])
+    begun = [Gated("b"), Gated(""), Gated("a")]
+    holds = iter(begun)
+    links = Links(["a"], lambda name: next(holds))
+    assert not links.follow() and links.names() == [] and begun[0].closed
+    assert not links.follow() and links.names() == [] and begun[1].closed
+    assert links.follow() and links.names() == ["a"] and not begun[2].closed
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab() as built:
@@ -219,6 +232,40 @@ def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
     assert links.follow() and links.names() == ["tap0"]
     assert links._held["tap0"].name() == "tap0" and socket.if_nametoindex("tap0") == 802
     links.release()
+
+
+@in_the_lab
+@pytest.mark.parametrize("kind", ["listed", "shared"])
+def test_sockets_of_several_interfaces_follow_the_name_too(ip: Callable[..., None], kind: str) -> None:
+    """They are bound to all: what the interface is called now no socket tells."""
+    socks = open_shared(2, 1 << 20, loopback=False, block_bytes=1 << 17) if kind == "shared" else [raw()]
+    listed: set[Listed] = set()
+    shared: dict[str, int] = {}
+    taken: list[int] = []
+
+    def hold(name: str) -> Hold:
+        taken.append(socket.if_nametoindex(name))
+        return Listed(socks[0], name, listed) if kind == "listed" else Shared(socks, [80], name, shared)
+
+    links = Links(["tap*"], hold)
+    try:
+        ip("add", "tap0", "index", "801", "type", "veth")
+        assert links.follow() and links.names() == ["tap0"]
+        ip("set", "tap0", "name", "other0")
+        assert links.follow() and links.names() == []
+        assert not listed and not shared
+        ip("set", "other0", "name", "tap1")
+        assert links.follow() and links.names() == ["tap1"]
+        ip("set", "tap1", "name", "other0")
+        ip("add", "tap1", "index", "802", "type", "veth")
+        assert links.follow() and links.names() == ["tap1"]
+        assert taken == [801, 801, 802] and [*shared.values()] == ([802] if kind == "shared" else [])
+        ip("del", "tap1")
+        assert links.follow() and links.names() == []
+    finally:
+        links.release()
+        for sock in socks:
+            sock.close()
 
 
 @in_the_lab
@@ -346,3 +393,40 @@ def test_the_bell(ip: Callable[..., None]) -> None:
         until(bell.rung, "the bell")
     finally:
         bell.close()
+
+
+@in_the_lab
+def test_messages_that_the_bell_has_no_room_for_ring_it_too(ip: Callable[..., None]) -> None:
+    """The kernel tells of them by an error (ENOBUFS), once; what came before and since may be there yet."""
+    bell = Bell()
+    try:
+        bell._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least that there is: a message
+        for n in range(20):
+            ip("add", f"tap{n}", "type", "veth")
+        assert bell._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ENOBUFS  # which takes it away
+        assert bell.rung()
+        for n in range(20):
+            ip("del", f"tap{n}")
+        assert bell.rung() and not bell.rung()
+        ip("add", "tap0", "type", "veth")
+        until(bell.rung, "the bell works on")
+    finally:
+        bell.close()
+
+
+class Drowned:
+    """A netlink socket that has lost messages, and has none."""
+
+    def __init__(self) -> None:
+        self.answers: list[OSError] = [OSError(errno.ENOBUFS, "No buffer space available"), BlockingIOError()]
+
+    def recv(self, size: int) -> bytes:
+        raise self.answers.pop(0)
+
+
+def test_lost_messages_alone_ring_the_bell() -> None:
+    bell = Bell()
+    bell.close()
+    drowned: Any = Drowned()
+    bell._socket = drowned
+    assert bell.rung()
