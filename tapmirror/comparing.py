@@ -295,6 +295,9 @@ class ComparingPipeline(Pipeline):
             talk.follows = self._time_ns >= self._since_ns and self._rotation.takes(talk.bucket)
             if talk.follows and flow.heard is None and flow.ack >= 0:
                 flow.heard = flow.ack  # joined mid-stream: else the first answer that is captured has nothing before it
+        else:
+            self._ledger.events["flows_raw"] += 1
+            self._comparison.raw()
         return super()._frame(flow, http, commands)
 
     def _gap(self, flow: Flow) -> None:

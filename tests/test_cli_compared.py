@@ -54,7 +54,12 @@ def test_where_nothing_was_compared_the_line_says_why(tmp_path: Path) -> None:
     Path(file).write_text(json.dumps(saved))
     done = CliRunner().invoke(main, ["verdict", file])
     assert done.exit_code == 3
-    assert done.output == ("web new: undecided: nothing was compared yet, of 100 requests; the shadow did not get it\n")
+    said = "web new: undecided: nothing was compared yet, of 100 requests; the shadow did not get it"
+    assert done.output == f"{said}\n"
+    state["raw"] = 7
+    Path(file).write_text(json.dumps(saved))
+    done = CliRunner().invoke(main, ["verdict", file])
+    assert done.output == f"{said}; 7 connections that are no HTTP/1: mirrored as bytes, and not compared\n"
 
 
 @pytest.mark.parametrize(("bad", "code"), [((0, 400), 1), ((0, 0), 3), ((400, 400), 1)])

@@ -172,6 +172,9 @@ def test_what_is_compared_has_a_line_in_both_views(capsys: pytest.CaptureFixture
         with view:
             view.show([found])
         assert " ".join(line.split()) in " ".join(capsys.readouterr().err.split())
+    raw = {**found, "events": {**found["events"], "flows_raw": 1234}}
+    assert brief_lines(raw) == [line, "1,234 connections that are no HTTP/1: mirrored as bytes, and not compared"]
+    assert brief_lines({**snapshot(), "events": {"flows_raw": 1234}}) == []
 
 
 def test_of_two_shadows_the_one_that_is_down_is_named_until_it_gets_something(

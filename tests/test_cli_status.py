@@ -78,6 +78,15 @@ def test_a_tap_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answers.asked == [Status(name="web")]
 
 
+def test_what_is_no_http_and_so_not_compared_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = {"flows_raw": 1234}
+    line = "  1,234 connections that are no HTTP/1: mirrored as bytes, and not compared\n"
+    for compare, told in (({"shadows": {}, "capture": {}}, True), (None, False)):
+        ledger = {**LEDGER, "events": events, **({"compare": compare} if compare else {})}
+        text = run(monkeypatch, Answers({"daemon": DAEMON, "taps": [{**TAP, "ledger": ledger}]}), "status")
+        assert (line in text) == told
+
+
 def test_of_raw_connections_bytes_are_told_and_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     none = {**ACCOUNT, "seen": 0, "mirrored": 0, "sampled_out": 0, "filtered": {}, "dropped": {}}
     stuck = {**ACCOUNT, "seen": 9000, "mirrored": 2000, "dropped": {"shadow_slow": 5000}, "in_flight": 1899}

@@ -187,6 +187,7 @@ def test_folded_endpoints_keep_the_bounds() -> None:
 
 def test_states_add_up_whatever_their_widths() -> None:
     one, other = fed([n * 1.0 for n in range(500)]), fed([n * 10.0 for n in range(100)], other=500, name="b")
+    one.state.raw, other.state.raw = 3, 4
     states = [
         msgspec.convert(json.loads(msgspec.json.encode(each.state)), State, str_keys=True) for each in (one, other)
     ]
@@ -195,7 +196,7 @@ def test_states_add_up_whatever_their_widths() -> None:
         assert total.width in (8.0, 16.0)
         assert sum(point.pairs for point in total.line.values()) == 600
         assert len(total.line) <= POINTS
-        assert (total.began, total.ended) == (0.0, 990.0)
+        assert (total.began, total.ended, total.raw) == (0.0, 990.0, 7)
         everything = whole(total)
         assert (everything.pairs, everything.only_shadow, everything.shadow.last.count) == (600, 100, 600)
         assert (total.rtts, total.rtt_ns) == (600, 6000)

@@ -56,7 +56,8 @@ class Tap:
         policy = None
         if is_needed(self.spec):
             policy = Policy(self.spec, [Ledger() for _ in self.spec.shadows], secret=b"k")
-        self.pipeline = ComparingPipeline(self.spec, Ledger(), policy, self.comparison)
+        self.ledger = Ledger()
+        self.pipeline = ComparingPipeline(self.spec, self.ledger, policy, self.comparison)
         self.now = 1.0
         self.sent: list[tuple[int, bytes]] = []
         self.rested = 0
@@ -747,3 +748,4 @@ def test_a_connection_that_speaks_something_else_is_passed_on_beside_those_that_
     tap.answer(OK, 2)
     tap.shadow()
     assert tap.pairs() == {"GET /c": 1}
+    assert [tap.state()["raw"], tap.ledger.events["flows_raw"], tap.ledger.events["flows"]] == [1, 1, 2]

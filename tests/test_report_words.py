@@ -56,13 +56,20 @@ def test_what_was_not_compared_is_said() -> None:
     figures = empty()
     endpoints = [msgspec.structs.replace(figures.all, skipped={"too long": 2, "too long decoded": n}) for n in (1, 3)]
     figures = msgspec.structs.replace(
-        figures, failures={"closed": 1200}, unpaired={"gap": 5, "new": 1}, thinned=7, endpoints=endpoints, notes=["so"]
+        figures,
+        failures={"closed": 1200},
+        unpaired={"gap": 5, "new": 1},
+        thinned=7,
+        raw=1500,
+        endpoints=endpoints,
+        notes=["so"],
     )
     assert [*words.remarks(figures)] == [
         "errors of the shadow: it gave no answer (it closed the connection): 1,200",
         "not compared (a part of production's answer was not seen): 5",
         "not compared (new): 1",
         "only status and times compared (beyond max_bodies): 7",
+        "connections that are no HTTP/1: mirrored as bytes, and not compared: 1,500",
         "bodies not compared (too long): 4",
         "bodies not compared (too long decoded): 4",
         "so",

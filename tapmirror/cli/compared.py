@@ -23,7 +23,7 @@ from tapmirror.cli.messages import fail
 from tapmirror.compare import Figures, Limits, Nature, Outcome, badness, figures, judged, merge, together
 from tapmirror.control import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
-from tapmirror.report.words import EARLY, UNPAIRED, clean, open_fields, percent
+from tapmirror.report.words import EARLY, RAW, UNPAIRED, clean, open_fields, percent
 from tapmirror.spec import Compare
 from tapmirror.spec.numbers import number_of
 
@@ -157,7 +157,8 @@ def _where(found: Figures) -> str:
     Or why nothing was compared.
     """
     if not found.paired:
-        return "".join(f"; {UNPAIRED.get(reason, reason)}" for reason in list(found.unpaired)[:1])
+        reasons = [UNPAIRED.get(reason, reason) for reason in list(found.unpaired)[:1]]
+        return "".join(f"; {reason}" for reason in [*reasons, *([f"{found.raw:,} {RAW}"] if found.raw else [])])
     worst = max(found.endpoints, key=lambda each: each.diff_rate.value or 0.0, default=None)
     if worst is None or not worst.differing:
         early = [(field.raw, each.name, field) for each in found.endpoints for field in open_fields(each)]
@@ -179,9 +180,15 @@ source_argument: Final = click.argument("source", metavar="NAME|FILE", shell_com
 
 
 def brief_lines(ledger: dict[str, Any]) -> list[str]:
-    """What a running tap's comparison says up to now: a line for each shadow."""
+    """What a running tap's comparison says up to now: a line for each shadow, and what it leaves out."""
     shadows = (ledger.get("compare") or {}).get("shadows") or {}
-    return [f"{label}: {brief_line(found)}" for label, found in shadows.items()]
+    return [*(f"{label}: {brief_line(found)}" for label, found in shadows.items()), *raw_lines(ledger)]
+
+
+def raw_lines(ledger: dict[str, Any]) -> list[str]:
+    """A line, if a tap that compares has connections that cannot be."""
+    raw = ledger["events"].get("flows_raw", 0) if ledger.get("compare") else 0
+    return [f"{raw:,} {RAW}"] if raw else []
 
 
 def brief_line(found: dict[str, Any]) -> str:

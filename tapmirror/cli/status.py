@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option
+from tapmirror.cli.compared import raw_lines
 from tapmirror.cli.live import Rates, behind, counted, shadow_words
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Logs, Status
@@ -121,6 +122,7 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         latency = shadow.get("latency", {})
         times = ", ".join(f"{name[:3]} {latency[name]:.1f} ms" for name in TIMES if name in latency)
         found.append(f"  shadow {label}: {words}{times and f'; {times}'}")
+    found += [f"  {line}" for line in raw_lines(ledger)]
     worker = ledger["worker"]
     speed, load, late = ("", "", "")
     if known:

@@ -230,6 +230,11 @@ class Comparison:
         for summary in self._summaries:
             summary.unpaired(reason.value)
 
+    def raw(self) -> None:
+        """A connection that is no HTTP/1: nothing of it can be compared, with any shadow."""
+        for summary in self._summaries:
+            summary.state.raw += 1
+
     # --- inside
 
     def _compare(self, one: Answer, other: Answer) -> Compared:

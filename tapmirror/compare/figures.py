@@ -130,6 +130,8 @@ class Figures(msgspec.Struct, frozen=True):
     unpaired: dict[str, int]
     failures: dict[str, int]
     thinned: int
+    raw: int
+    """Connections that are no HTTP/1, of which nothing is compared."""
     rtt: float | None
     """Mean of the network's least round trip to the shadow, which its times contain; None: not known."""
     notes: list[str]
@@ -210,6 +212,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         dict(sorted(state.unpaired.items(), key=lambda item: -item[1])),
         dict(sorted(state.failures.items(), key=lambda item: -item[1])),
         state.thinned,
+        state.raw,
         state.rtt_ns / state.rtts * MS if state.rtts else None,
         state.notes,
         judge(counts, limits),

@@ -134,6 +134,8 @@ class State(msgspec.Struct):
     """Why the shadow gave no answer."""
     thinned: Count = 0
     """Exchanges of which only status and times were looked at, for there were too many a second, or too long ones."""
+    raw: Count = 0
+    """Connections that are passed on as bytes, for they are no HTTP/1."""
     rtt_ns: Count = 0
     """Sum of the round trips to the shadow, which its times contain; of `rtts` exchanges."""
     rtts: Count = 0
@@ -405,7 +407,7 @@ def _merge_state(into: State, other: State) -> None:
     if other.began is not None:
         into.began = other.began if into.began is None else min(into.began, other.began)
     into.ended = max(into.ended, other.ended)
-    for name in ("requests", "thinned", "rtt_ns", "rtts"):
+    for name in ("requests", "thinned", "raw", "rtt_ns", "rtts"):
         setattr(into, name, getattr(into, name) + getattr(other, name))
     _add(into.unpaired, other.unpaired)
     _add(into.failures, other.failures)

@@ -45,6 +45,7 @@ FAILURES: Final = {
     "timeout": "the time ran out",
 }
 """Why the shadow gave no answer: `Failure`."""
+RAW: Final = "connections that are no HTTP/1: mirrored as bytes, and not compared"
 EARLY: Final = "too early to tell it from noise"
 CONTAINS: Final = (
     "Production's times run from the last byte of the request to the answer's first or last byte, as the interface "
@@ -189,6 +190,8 @@ def losses(figures: Figures) -> Iterator[tuple[str, int]]:
         yield f"not compared ({UNPAIRED.get(reason, reason)})", number
     if figures.thinned:
         yield "only status and times compared (beyond max_bodies)", figures.thinned
+    if figures.raw:
+        yield RAW, figures.raw
     skipped: Counter[str] = Counter()
     for endpoint in figures.endpoints:
         skipped.update(endpoint.skipped)
