@@ -184,7 +184,7 @@ class Throttle:
         else:
             self._calm_since = None
         if self._full_since is not None and now - self._full_since >= FORGIVEN:
-            self._hold, self._failed = HOLD, 1.0
+            self._hold, self._rose = HOLD, False
         return self.share
 
     def _lower(self, over: list[Load], now: float) -> None:

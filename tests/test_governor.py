@@ -261,6 +261,51 @@ def test_a_suspend_is_one_step() -> None:
     assert governor.observe(Measure(), 86_400.0).share < 0.6
 
 
+def rises(values: list[float]) -> list[int]:
+    """The seconds at which it began to go up."""
+    ups = [after > before for before, after in itertools.pairwise(values)]
+    return [i + 1 for i, (before, up) in enumerate(itertools.pairwise([False, *ups])) if up and not before]
+
+
+def test_rises_that_fail_wait_longer_and_longer_but_not_for_ever() -> None:
+    plant: Plant = lambda share, _now: Measure(ring_fill=0.9 if share > 0.6 else 0.0)  # noqa: E731
+    waits = [after - before for before, after in itertools.pairwise(rises(shares(run(plant, 3000))))]
+    assert waits[0] < 20 and waits[1] > waits[0]
+    assert HOLD_MOST <= max(waits) <= HOLD_MOST + 30
+
+
+def test_failures_are_forgotten_after_a_minute_at_the_full_share() -> None:
+    """As long after them as at the first time the share is whole again."""
+
+    def seconds(until: int) -> int:
+        bursts = (10, 40, 70, 100, until)  # each amid the rise after the one before
+        values = shares(run(lambda _share, now: Measure(ring_fill=0.9 if now in bursts else 0.0), until + 300))
+        return values.index(1.0, until) - until
+
+    first = shares(run(lambda _share, now: Measure(ring_fill=0.9 if now == 10 else 0.0), 100)).index(1.0, 10) - 10
+    assert seconds(1000) == first < seconds(130)
+
+
+def test_near_the_share_that_failed_it_rises_slowly() -> None:
+    plant: Plant = lambda share, _now: Measure(ring_fill=0.9 if share > 0.7 else 0.0)  # noqa: E731
+    values = shares(run(plant, 300))[100:]  # it has failed at 0.7 then, and not at the whole share
+    steps = [after / before for before, after in itertools.pairwise(values) if after > before > 0.57]
+    assert steps and max(steps) < 1.03, "0.8 of what failed is 0.56"
+
+
+def test_the_reason_is_what_is_most_too_much() -> None:
+    both = Measure(ring_fill=0.6, rss_bytes=4 << 30)
+    assert run(lambda *_: both, 1)[0].reason == "the workers hold 4096 MiB; the budget is 512 MiB"
+
+
+def test_pressure_that_is_left_out_of_it_holds_back_no_rise() -> None:
+    off = Budget(host_cpu=100.0, host_memory=100.0)
+    plant: Plant = lambda _share, now: Measure(  # noqa: E731
+        ring_fill=0.9 if now == 10 else 0.0, host_cpu=100.0, host_memory=100.0
+    )
+    assert run(plant, 60, off)[-1].share == 1.0
+
+
 def test_a_few_slow_answers_tell_nothing() -> None:
     def plant(_share: float, now: float) -> Measure:
         return Measure(shadows={"v2": Health(answers=1, sent_bytes=1, times={"30": 1} if now % 5 == 0 else {})})
@@ -318,6 +363,43 @@ def test_a_dead_shadow_opens_its_breaker_and_its_return_closes_it() -> None:
 def test_a_restart_of_the_shadow_does_not_open_it() -> None:
     decisions = run(lambda share, now: down(share, now) if 10 < now <= 13 else well(share, now), 30)
     assert min(shares(decisions)) == 1
+
+
+def test_failures_with_successes_between_them_do_not_open_it() -> None:
+    values = shares(run(lambda share, now: down(share, now) if now % 5 == 0 else well(share, now), 60))
+    assert min(values) == 1
+
+
+def seconds_closed(decisions: list[Decision], after: int) -> int:
+    """How long it was left alone, from the first second without a share behind that one on."""
+    values = shares(decisions)
+    opened = values.index(0.0, after)
+    return next(i for i in range(opened, len(values)) if values[i] > 0) - opened
+
+
+def test_the_first_pause_is_no_longer_than_the_longest() -> None:
+    assert seconds_closed(run(down, 60, Budget(retry=2.0)), 0) == 2
+
+
+def test_a_shadow_that_was_well_for_a_minute_is_tried_again_as_soon_as_at_first() -> None:
+    decisions = run(lambda share, now: down(share, now) if now <= 60 or now > 300 else well(share, now), 400)
+    assert seconds_closed(decisions, 30) >= 10
+    assert seconds_closed(decisions, 300) == seconds_closed(decisions, 0) == 5
+
+
+@pytest.mark.parametrize(("answers", "gone"), [(4, False), (5, True)])
+def test_of_a_shadow_that_is_tried_again_a_few_errors_are_enough(answers: int, gone: bool) -> None:
+    """And what it answered before it was left alone counts no more."""
+
+    def plant(_share: float, now: float) -> Measure:
+        bad = Health(answers=1000, errors=1000, sent_bytes=1) if now <= 1 else Health()
+        if now == 8:
+            bad = Health(answers=answers, errors=answers, connects=1, connected=1, sent_bytes=1)
+        return Measure(shadows={"v2": bad})
+
+    values = shares(run(plant, 8))
+    assert values[0] == values[4] == 0 and values[5] == PROBE <= values[6]
+    assert (values[7] == 0) == gone
 
 
 @pytest.mark.parametrize("retry", [2.0, 30.0])
