@@ -17,7 +17,7 @@ from scripted_tap import Script
 from tapmirror.spec import Compare, Ramp, TapSpec
 from tapmirror.spec import Level as CompareLevel
 from tapmirror.spec.settings import AllTaps
-from tapmirror.supervisor import folder
+from tapmirror.supervisor import folder, state
 from tapmirror.supervisor.daemon import Daemon
 from tapmirror.supervisor.runner import Runner
 
@@ -50,6 +50,28 @@ async def test_all_start_or_none(rig: Rig) -> None:
     assert rig.states() == {} == kept(rig)
     rig.script.fails.clear()
     assert await rig.daemon.start([A], force=False) == ["a"]
+
+
+@conversation
+async def test_what_is_ended_for_another_that_failed_is_kept_no_more(rig: Rig) -> None:
+    """Also while it drains."""
+    make = rig.daemon.roster._make
+
+    def one_fails(spec: TapSpec, *told: Any, **more: Any) -> Any:
+        made: Any = make(spec, *told, **more)
+        if spec.name == "a":
+            made.start = made.prepare = lambda: rig.script.step("of a")
+        return made
+
+    rig.daemon.roster._make = one_fails
+    rig.script.fails["of a"] = "no headers"
+    gate = rig.script.gate("stop")
+    starting = asyncio.ensure_future(rig.daemon.start([A, B], force=False))
+    await at(rig, "stop")
+    await rig.daemon.start([C], force=False)
+    assert [*kept(rig)] == ["c"]
+    gate.set()
+    await refused(starting, "failed", "^a: no headers$")
 
 
 @conversation
@@ -311,6 +333,32 @@ async def test_while_no_tap_is_to_capture_there_is_no_note(rig: Rig) -> None:
 
 
 @conversation
+async def test_the_note_is_taken_back_while_all_wait_and_not_while_one_is_being_restarted(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    await rig.until(rig.places.captured.exists, "the note")
+    rig.script.taps[-1].state = "waiting"
+    await rig.until(lambda: not rig.places.captured.exists(), "it is taken back")
+    rig.script.taps[-1].state = "running"
+    await rig.until(rig.places.captured.exists, "the next note")
+    rig.script.taps[-1].state = "restarting"
+    rig.daemon._next_note = 0.0
+    rig.daemon.tick(time.monotonic())
+    assert rig.places.captured.exists(), "what it does not capture meanwhile is counted"
+
+
+@conversation
+async def test_the_note_is_written_once_a_second_and_at_the_end(rig: Rig) -> None:
+    await rig.daemon.start([A], force=False)
+    await rig.until(rig.places.captured.exists, "the note")
+    os.utime(rig.places.captured, (0, 0))
+    rig.daemon.tick(time.monotonic())
+    assert rig.places.captured.stat().st_mtime == 0, "not at each look"
+    before = time.time()
+    await rig.daemon.close()
+    assert rig.places.captured.stat().st_mtime >= before - 0.1
+
+
+@conversation
 async def test_it_is_told_where_nobody_knows_for_how_long_nothing_was_captured(rig: Rig) -> None:
     """A reboot takes the note with it."""
     await rig.daemon.start([A], force=False)
@@ -342,6 +390,44 @@ async def test_ttl_ends_a_tap_also_across_a_restart(rig: Rig) -> None:
     await rig.running("b")
     await rig.until(lambda: [*kept(rig)] == ["b"], "kept")
     assert 990 < rig.daemon.roster.told("b", ledger=False)[0]["ends_in"] < 1000
+
+
+@conversation
+async def test_the_end_of_a_ttl_is_told_once_however_long_the_tap_drains(rig: Rig) -> None:
+    gate = rig.script.gate("stop")
+    await rig.daemon.start([tap("a", ttl=0.05)], force=False)
+    await rig.until(rig.script.reached["stop"].is_set, "the end of its time")
+    for _ in range(20):
+        rig.daemon.tick(time.monotonic())
+        await asyncio.sleep(0.005)
+    assert "a" in rig.states()
+    gate.set()
+    await rig.until(lambda: "a" not in rig.states(), "its end")
+    await rig.until(lambda: b"event=ttl" in b"".join(rig.said), "the line")
+    assert b"".join(rig.said).count(b"event=ttl") == 1
+
+
+@conversation
+async def test_the_ttl_of_a_file_counts_from_the_first_start_and_is_over_for_good(rig: Rig) -> None:
+    rig.file("web.yaml", tap("a", ttl=1000.0), B)
+    await rig.daemon.close()
+    await rig.begin()
+    await rig.running("a", "b")
+    await rig.until(lambda: set(kept(rig)) == {"a", "b"}, "kept")
+    assert 900 < (kept(rig)["a"].ends_at or 0) - time.time() <= 1000
+    await rig.daemon.close()
+    found, _ = state.load(rig.places.state)  # its time passes while no daemon runs
+    taps = [msgspec.structs.replace(each, ends_at=each.ends_at and 1.0) for each in found.taps]
+    state.save(rig.places.state, msgspec.structs.replace(found, taps=taps))
+    for _ in range(2):
+        await rig.begin()
+        await rig.running("b")
+        await rig.until(lambda: [*kept(rig)] == ["b"], "kept")
+        assert rig.states() == {"b": "running"}
+        await rig.daemon.close()
+    await rig.begin()
+    await rig.daemon.reload()
+    await rig.until(lambda: set(rig.states()) == {"a", "b"}, "asked for, it begins anew")
 
 
 @conversation
@@ -658,6 +744,30 @@ async def test_a_tap_of_a_file_that_was_stopped_comes_back_only_if_it_is_asked_f
 
 
 @conversation
+async def test_that_a_tap_was_stopped_is_forgotten_with_its_file(rig: Rig) -> None:
+    rig.file("web.yaml", A)
+    await rig.daemon.reload()
+    await rig.daemon.stop("a")
+    (rig.places.taps / "web.yaml").unlink()
+    await rig.daemon.close()
+    await rig.begin()
+    assert rig.states() == {}
+    await rig.daemon.close()
+    rig.file("web.yaml", A)
+    await rig.begin()
+    await rig.running("a")
+
+
+@conversation
+async def test_a_tap_of_a_file_that_is_renamed_is_not_touched_and_tells_the_new_name(rig: Rig) -> None:
+    rig.file("web.yaml", A)
+    await rig.daemon.reload()
+    (rig.places.taps / "web.yaml").rename(rig.places.taps / "other.yaml")
+    assert [step["action"] for step in (await rig.daemon.reload())["plan"]] == ["keep"]
+    assert rig.daemon.roster.told("a", ledger=False)[0]["origin"] == "other.yaml" == kept(rig)["a"].origin
+
+
+@conversation
 async def test_a_share_that_was_set_outlives_a_restart_unless_the_file_changed(rig: Rig) -> None:
     rig.file("web.yaml", A)
     await rig.daemon.reload()
@@ -705,3 +815,15 @@ async def test_a_comparison_is_that_of_a_tap_that_compares_and_runs(rig: Rig) ->
     rig.places.stop_file.touch()
     await rig.until(lambda: rig.states()["b"] == "paused", "the tap to be held")
     await refused(rig.daemon.comparison("b"), "failed", "does not run")
+
+
+@conversation
+async def test_one_that_is_kept_twice_begins_once(rig: Rig) -> None:
+    """Somebody edited the file."""
+    await rig.daemon.close()
+    twice = [state.Kept(spec=A), state.Kept(spec=msgspec.structs.replace(A, seed=7)), state.Kept(spec=B)]
+    state.save(rig.places.state, state.State(taps=twice))
+    await rig.begin()
+    await rig.running("a", "b")
+    assert rig.daemon.roster.entry("a").spec == A
+    await rig.until(lambda: b"it is kept twice" in b"".join(rig.said), "the line")

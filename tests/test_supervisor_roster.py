@@ -179,6 +179,9 @@ async def test_a_list_tells_what_is_wrong_with_what_runs(rig: Rig) -> None:
     ):
         runner.counted = (1, ledger)
         assert listed() == wanted
+    rig.script.taps[0].state = "paused"
+    runner.counted = (1, share(0.0, "paused", v2="down"))
+    assert listed() == (0.0, ""), "it is not to capture"
     gate.set()
 
 

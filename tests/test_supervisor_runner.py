@@ -124,6 +124,27 @@ def test_want_of_descriptors_at_the_start_passes(
     until(lambda: runner.state == ("running", ""), "it runs")
 
 
+@pytest.mark.parametrize(("steady", "wait"), [(0.0, "0.01"), (60.0, "0.02")])
+def test_one_that_was_well_for_long_is_tried_again_as_soon_as_at_first(
+    runner: Runner, script: Script, monkeypatch: pytest.MonkeyPatch, steady: float, wait: str
+) -> None:
+    monkeypatch.setattr(module, "STEADY", steady)
+    runner.start()
+    runner.started.result(10)
+    for losses in (1, 2):
+        states: list[str] = []
+        script.fails["snapshot"] = "it died"
+
+        def lost(losses: int = losses, states: list[str] = states) -> bool:
+            states.append(runner.state[1])
+            return runner.losses == losses and any("next try" in each for each in states)
+
+        until(lost, "the loss")
+        script.fails.clear()
+        until(lambda: runner.state == ("running", ""), "it runs again")
+    assert f"it died; next try in {wait} s" in states
+
+
 def test_any_error_while_it_runs_passes(
     runner: Runner, script: Script, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
