@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +46,23 @@ def test_no_daemon(tmp_path: Path) -> None:
         Client(tmp_path / ("x" * 200))
 
 
+def test_a_daemon_whose_backlog_is_full(tmp_path: Path) -> None:
+    """It takes a connection when it has time again; if not, that is told."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(path))
+        listener.listen(0)
+        stack.enter_context(Client(path))
+        began = time.monotonic()
+        with pytest.raises(NoDaemonError, match="takes no more connections at present"):
+            Client(path, 0.2)
+        assert time.monotonic() - began < 2
+        later = threading.Timer(0.2, lambda: stack.enter_context(listener.accept()[0]))
+        later.start()
+        with Client(path, 10.0):
+            later.join()
+
+
 @pytest.mark.parametrize(
     ("answer", "code", "words"),
     [
@@ -70,6 +90,19 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
         client.ask(List(), 0.1)
     done.set()
     thread.join()
+
+
+def test_a_descriptor_that_nobody_asked_for_is_closed(tmp_path: Path) -> None:
+    def talk(sock: socket.socket) -> None:
+        with open(tmp_path / "unasked", "wb") as file:
+            socket.send_fds(sock, [b'{"v":1,"id":1,"ok":{}}\n'], [file.fileno()])
+
+    thread = answered(tmp_path / "s", talk)
+    with Client(tmp_path / "s") as client:
+        assert client.ask(List()) == {}
+    thread.join()
+    open_files = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.exists()]
+    assert not [name for name in open_files if name.endswith("unasked")]
 
 
 @pytest.mark.parametrize("size", [0, -1, MAX_REPORT + 1, "x"])

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -180,6 +181,28 @@ def test_half_a_message_is_given_up(served: Served, monkeypatch: pytest.MonkeyPa
         assert rest(sock) == b""
 
 
+def test_a_byte_now_and_then_wins_no_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HALF_TIME", 0.3)
+
+    def drip(sock: socket.socket) -> None:
+        for _ in range(100):
+            sock.sendall(b" ")
+            time.sleep(0.05)
+
+    with connect(served.path) as sock, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        drip(sock)
+
+
+def test_the_time_for_a_request_begins_with_its_first_byte(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HALF_TIME", 1.0)
+    with connect(served.path) as sock:
+        time.sleep(1.2)
+        sock.sendall(b'{"v":1,"id":3,')
+        time.sleep(0.1)  # it is looked at meanwhile
+        sock.sendall(b'"op":"list"}\n')
+        assert json.loads(sock.makefile("rb").readline())["id"] == 3
+
+
 def test_an_idle_client_is_given_up_and_one_that_waits_is_not(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "IDLE_TIME", 0.1)
     with connect(served.path) as idle, connect(served.path) as waiting:
@@ -189,10 +212,76 @@ def test_an_idle_client_is_given_up_and_one_that_waits_is_not(served: Served, mo
         assert json.loads(waiting.makefile("rb").readline())["id"] == 5
 
 
-def test_who_does_not_take_an_answer_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_an_answer_is_due_nothing_more_is_read(served: Served) -> None:
+    with connect(served.path) as sock:
+        sock.sendall(b'{"v":1,"id":1,"op":"status"}\n')
+        until(lambda: len(served.calls) == 1, "the request")
+        sock.sendall(b'{"v":1,"id":2,"op":"list"}\n')
+        time.sleep(0.1)
+        (client,) = served.server._clients
+        assert len(served.calls) == 1 and len(client.lines) == 0
+        served.do(lambda: served.calls[0].answer({}))
+        lines = sock.makefile("rb")
+        assert [json.loads(lines.readline())["id"] for _ in range(2)] == [1, 2]
+
+
+def test_a_client_that_takes_its_answer_slowly_costs_no_turns(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has longer for it than for the rest of a request; once it has it, its socket is not looked at for room."""
+    turns: list[object] = []
+    writable = server._Connection.writable
+    monkeypatch.setattr(server, "HALF_TIME", 0.1)
+
+    def counted(client: server._Connection) -> None:
+        turns.append(client)
+        writable(client)
+
+    monkeypatch.setattr(server._Connection, "writable", counted)
+    with connect(served.path) as sock:
+        sock.sendall(b'{"v":1,"op":"logs","name":"web","after":4000000}\n')
+        time.sleep(0.3)
+        assert len(sock.makefile("rb").readline()) > 4_000_000
+        before = len(turns)
+        assert before > 0
+        time.sleep(0.1)
+        assert len(turns) <= before + 1
+
+
+def test_a_report_for_a_client_that_left_is_let_go(served: Served) -> None:
+    descriptor = sealed(b"x")
+    with connect(served.path) as sock:
+        sock.sendall(b'{"v":1,"op":"status"}\n')
+        until(lambda: len(served.calls) == 1, "the request")
+        (client,) = served.server._clients
+        served.do(lambda: served.server.drop(client))
+        assert rest(sock) == b""
+    served.do(lambda: served.calls[0].answer({}, descriptor))
+    until(lambda: not os.path.exists(f"/proc/self/fd/{descriptor}"), "its end")
+
+
+def test_one_that_waits_for_its_answer_gives_way_to_nobody(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CLIENTS", 2)
+    with connect(served.path) as one, connect(served.path) as two:
+        for sock in (one, two):
+            sock.sendall(b'{"v":1,"id":5,"op":"status"}\n')
+        until(lambda: len(served.calls) == 2, "the requests")
+        with connect(served.path) as third:
+            assert rest(third) == b""
+        for call in served.calls:
+            served.do(partial(call.answer, {}))
+        assert [json.loads(sock.makefile("rb").readline())["id"] for sock in (one, two)] == [5, 5]
+
+
+def test_without_a_group_the_socket_is_roots(served: Served) -> None:
+    assert stat.S_IMODE(served.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_who_does_not_take_an_answer_is_given_up(
+    served: Served, monkeypatch: pytest.MonkeyPatch, requests: int
+) -> None:
     monkeypatch.setattr(server, "TAKE_TIME", 0.2)
     with connect(served.path) as slow, Client(served.path) as client:
-        slow.sendall(b'{"v":1,"op":"logs","name":"web","after":8000000}\n' * 3)
+        slow.sendall(b'{"v":1,"op":"logs","name":"web","after":8000000}\n' * requests)
         for _ in range(50):
             assert client.ask(List()) == {"taps": []}
         until(lambda: served.clients() == 1, "the end of the slow one")
@@ -219,13 +308,18 @@ def test_unfinished_requests_of_all_are_bounded(served: Served, monkeypatch: pyt
         until(lambda: served.clients() == 2, "two given up")
 
 
-def as_other(path: Path, uid: int, groups: str, line: bytes) -> bytes:
-    """What another user is answered; the lines are those of a client of ours."""
+def as_other(path: Path, uid: int, groups: str, line: bytes, gid: int | None = None) -> bytes:
+    """What another user is answered, whose own group is `gid`; the lines are those of a client of ours."""
     code = (
         "import socket,sys;s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);"
         "s.sendall(sys.stdin.buffer.read());print(s.makefile('rb').readline().decode())"
     )
-    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", *([f"--groups={groups}"] if groups else ["--clear-groups"])]
+    words = [
+        "setpriv",
+        f"--reuid={uid}",
+        f"--regid={gid or uid}",
+        *([f"--groups={groups}"] if groups else ["--clear-groups"]),
+    ]
     done = subprocess.run(
         [*words, "--", sys.executable, "-c", code, str(path)], input=line, capture_output=True, check=False, timeout=30
     )
@@ -259,6 +353,7 @@ def test_other_users_may_look_and_members_of_the_group_may_change(tmp_path: Path
         assert (peer.uid, peer.may_change, type(request)) == (4001, False, Pause)
         assert b"longer than 4096" in as_other(path, 4001, "", b"x" * (MAX_LOOKING + 1))
         assert b"no such tap" in as_other(path, 4001, "4242", change)
+        assert b"no such tap" in as_other(path, 4001, "", change, gid=4242)
         assert b'"ok"' not in as_other(path, 4300, "4242", look)  # barred, whatever its groups
         with Client(path) as client, pytest.raises(ControlError, match="no such tap"):
             client.ask(Pause(name="web"))
@@ -291,6 +386,9 @@ def test_one_user_cannot_take_all_places(tmp_path: Path, monkeypatch: pytest.Mon
             until(lambda: served.clients() == 4, "its share")
             ours = [stack.enter_context(Client(served.path)) for _ in range(8)]
             assert [client.ask(List()) for client in ours] == [{"taps": []}] * 8
+            other = as_other(served.path, 4002, "", b'{"v":1,"op":"list"}\n')
+            assert b"taps" not in other, "there is no place"
+            assert [client.ask(List()) for client in ours] == [{"taps": []}] * 8, "root's give way to nobody else"
             holder.stdin.close()
 
 
