@@ -65,6 +65,8 @@ def test_status_of_the_process() -> None:
     child = os.fork()
     if not child:
         try:
+            os.setgroups([0, 4242])
+            os.umask(0)
             privsep.drop_privileges(*privsep.worker_identity(), 100)
             os.write(write_end, Path("/proc/thread-self/status").read_bytes())
         finally:
@@ -77,6 +79,39 @@ def test_status_of_the_process() -> None:
     assert status["NoNewPrivs"] == "1"
     assert set(status["Uid"].split()) == {str(privsep.worker_identity()[0])}
     assert not status["Groups"].strip()
+    assert status["Umask"] == "0077"
+
+
+@pytest.mark.ebpf
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        ("setgroups", "still another user"),
+        ("setresgid", "still another user"),
+        ("setresuid", "still privileged: CapPrm, CapEff"),
+        ("no_new_privs", "still privileged: no_new_privs is not set"),
+    ],
+)
+def test_what_was_not_given_up_is_noticed(fails: str, words: str) -> None:
+    """A call that says that it was done, and was not."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([4242])
+            if fails == "no_new_privs":
+                privsep.PR_SET_NO_NEW_PRIVS = privsep.PR_SET_DUMPABLE  # type: ignore[misc]
+            else:
+                setattr(os, fails, lambda *_: None)
+            privsep.drop_privileges(*privsep.worker_identity(), 100)
+        except privsep.PrivilegeError as error:
+            os.write(write_end, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    os.waitpid(child, 0)
+    with open(read_end, encoding="utf-8") as pipe:
+        assert pipe.read() == words
 
 
 def test_messages_carry_descriptors() -> None:
@@ -133,6 +168,23 @@ def test_the_end_is_an_end() -> None:
         one.close()
         with pytest.raises(EOFError):
             privsep.receive(two, 1000)
+
+
+def test_large_messages_have_a_bound_too() -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, two:
+        privsep.send_large(one, {"text": "x" * 100_000})
+        assert privsep.receive_large(two, 200_000) == ({"text": "x" * 100_000}, [])
+        privsep.send_large(one, {"text": "x" * 100_000})
+        with pytest.raises(ValueError, match="message too long"):
+            privsep.receive_large(two, 100_000)
+
+
+def test_pieces_without_end_have_a_bound() -> None:
+    pieces = privsep.Pieces(100)
+    assert pieces.take({"piece": "x" * 60, "more": True}) == {}
+    with pytest.raises(ValueError, match="message too long"):
+        pieces.take({"piece": "x" * 60, "more": True})
 
 
 def test_a_parcel_goes_as_it_is_taken() -> None:

@@ -8,6 +8,8 @@ import mmap
 import re
 import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -112,3 +114,31 @@ def test_numbers_are_those_of_the_systems_headers(of: str, header: str) -> None:
     told["newfstatat"] = told.get("newfstatat", told.get("fstatat", 0))
     for name, number in NUMBERS[of].items():
         assert told[name] == number, name
+
+
+THREADED: Final = """
+import os, threading
+from tapmirror import privsep
+from tapmirror.sandbox.rules import WORKER
+from tapmirror.sandbox.seccomp import restrict
+go, found = threading.Event(), []
+def attempt():
+    go.wait()
+    try:
+        os.getpriority(os.PRIO_PROCESS, 0)
+    except PermissionError:
+        found.append("refused")
+thread = threading.Thread(target=attempt)
+thread.start()
+privsep._prctl(privsep.PR_SET_NO_NEW_PRIVS, 1)
+restrict(WORKER)
+go.set()
+thread.join()
+print(*found)
+"""
+"""A program with a thread that is older than its filter."""
+
+
+def test_it_holds_in_all_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADED], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("refused\n", "")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tapmirror.spec.settings import AllTaps, Settings
+from tapmirror.supervisor import folder
 from tapmirror.supervisor.folder import FolderError, read, settings
 
 TAP = "name: {}\niface: eth0\nport: 80\nshadow: s.test:80\n"
@@ -52,6 +53,16 @@ def test_one_bad_file_and_none_counts(tmp_path: Path) -> None:
         "f.yaml: No such file or directory",
         "g.yaml: no tap in it",
     ]
+
+
+def test_of_files_there_is_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "MAX_FILES", 2)
+    for name in "ab":
+        (tmp_path / f"{name}.yaml").write_text(TAP.format(name))
+    assert set(read(tmp_path)) == {"a", "b"}
+    (tmp_path / "c.yaml").write_text(TAP.format("c"))
+    with pytest.raises(FolderError, match=r"more than 2 files$"):
+        read(tmp_path)
 
 
 def test_rules_of_kubernetes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 
 import pytest
 
@@ -25,6 +26,16 @@ async def test_a_disk_that_is_full_ends_nothing(rig: Rig) -> None:
         patch.undo()
         await rig.until(lambda: rig.daemon.keeping.error == "", "room again")
     assert [*kept(rig)] == ["a"]
+
+
+@conversation
+async def test_a_disk_that_is_full_is_not_tried_at_each_look(rig: Rig) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        await rig.daemon.start([A], force=False)
+        now = time.monotonic()
+        looks = [rig.daemon.keeping.due(now + seconds) for seconds in (0.0, 0.4, keeping.AGAIN, keeping.AGAIN + 0.4)]
+    assert looks == [True, False, True, False]
 
 
 def full(_: int) -> None:

@@ -24,6 +24,17 @@ def test_it_is_made_and_locked_and_the_second_is_told_who_has_it(tmp_path: Path)
     os.close(take(path, 0o750))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to a group")
+def test_it_is_of_the_mode_and_the_group_that_it_is_to_be_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        os.close(take(tmp_path / "run", 0o750, 4242))
+    finally:
+        os.umask(before)
+    facts = (tmp_path / "run").stat()
+    assert (stat.S_IMODE(facts.st_mode), facts.st_uid, facts.st_gid) == (0o750, 0, 4242)
+
+
 def test_the_lock_is_gone_with_its_owner_however_it_ended(tmp_path: Path) -> None:
     code = "import sys,time;from pathlib import Path;from tapmirror.supervisor.places import take;"
     code += "d=take(Path(sys.argv[1]),0o700);print('held',flush=True);time.sleep(60)"
@@ -37,8 +48,9 @@ def test_the_lock_is_gone_with_its_owner_however_it_ended(tmp_path: Path) -> Non
         os.close(take(tmp_path, 0o700))
 
 
-def test_one_that_others_can_write_into_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_one_that_others_can_write_into_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
     with pytest.raises(PlaceError, match="others than its owner 0 and root could write into it"):
         take(tmp_path, 0o700)
 

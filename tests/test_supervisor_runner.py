@@ -490,6 +490,48 @@ def test_the_budget_of_all_taps_lowers_the_share_of_each(
     assert of_all.told()["used"]["memory"] == 0
 
 
+def test_the_budgets_of_a_tap_and_of_all_count_one_by_the_other(script: Script) -> None:
+    """Also for a shadow that is spared; and of one shadow its tap's share is told, and nothing more."""
+    told: list[str] = []
+    of_all = Together(AllTaps(memory=1 << 20), 0.0, lambda _: None)
+    tap = script(SPEC, told.append, told.append, wait_for_interface=False)
+    regulation = Regulation(Budget(memory=1 << 20, host_cpu=100, host_memory=100), of_all, 0.0, told.append)
+
+    def look(now: float, rss_kb: int, **failed: int) -> None:
+        base: dict[str, Any] = {"answers": {}, "latency": {"buckets": {}}, "bytes": {}}
+        shadows = {label: {**base, "events": {"connect_ECONNREFUSED": count}} for label, count in failed.items()}
+        ledger = {"shadows": shadows, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": rss_kb}}
+        regulation.observe(tap, ledger, now)
+
+    look(0.0, 2048)
+    look(1.0, 2048)
+    assert tap.did[-1][:2] == ("throttle", 0.49), "0.7 of 0.7"
+    assert tap.did[-1][2].startswith("all taps: ") and "; the workers hold 2 MiB" in tap.did[-1][2]
+    look(1.5, 2048)
+    assert len(tap.did) == 1, "a share that did not change is not told anew"
+    for now in range(2, 8):
+        look(float(now), 0, v2=now, v3=0)
+    assert tap.did[-1] == ("throttle", 0.49, tap.did[0][2], {"v2": 0.0})
+    for now in range(8, 13):
+        look(float(now), 0, v2=7, v3=0)
+    assert {"v2": 0.035} in [did[3] for did in tap.did], "the probe's 0.05, of 0.7"
+    assert told == [
+        "70% of its share: the workers hold 2 MiB; the budget is 1 MiB",
+        "shadow v2: it cannot be connected to",
+    ]
+
+
+def test_of_one_shadow_that_is_down_the_share_is_told_alone(script: Script) -> None:
+    told: list[str] = []
+    tap = script(SPEC, told.append, told.append, wait_for_interface=False)
+    regulation = Regulation(Budget(host_cpu=100, host_memory=100), alone(), 0.0, told.append)
+    for now in range(8):
+        shadow = {"answers": {}, "latency": {"buckets": {}}, "bytes": {}, "events": {"connect_ECONNREFUSED": now}}
+        ledger = {"shadows": {"v2": shadow}, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
+        regulation.observe(tap, ledger, float(now))
+    assert told == ["0% of its share: shadow v2: it cannot be connected to; tried again after 5 s"]
+
+
 def test_an_interface_that_goes_and_comes_is_told_once_each(runner: Runner, script: Script, log: Log) -> None:
     runner.start()
     runner.started.result(10)
