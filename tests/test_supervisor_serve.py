@@ -6,16 +6,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tapmirror.control import Peer
-from tapmirror.control.messages import Apply, Set, Start, Stop
+from tapmirror import privsep
+from tapmirror.control import Client, ControlError, Peer
+from tapmirror.control.messages import Apply, List, Set, Start, Stop
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import serve as module
@@ -44,7 +47,7 @@ def test_a_plan_in_a_line() -> None:
 
 
 def test_the_workers_user_is_turned_away_and_we_are_not() -> None:
-    assert 0 not in barred() and os.geteuid() not in barred()
+    assert barred() == {privsep.worker_identity()[0]} - {0, os.geteuid()}
     assert group_id("root") == 0 and group_id("no-such-group") is None
 
 
@@ -129,4 +132,164 @@ def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, m
 
     with signals_kept():
         asyncio.run(whole())
+    log.close()
+
+
+class Manager:
+    """In the place of the service manager: what it is told, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(str(path))
+        self._sock.setblocking(False)
+        self.told: list[str] = []
+
+    def hear(self) -> list[str]:
+        """The words of each message, without status and times."""
+        with suppress(BlockingIOError):
+            while True:
+                self.told.append(self._sock.recv(4096).decode().split("\n")[0])
+        return [each for each in self.told if not each.startswith("STATUS=")]
+
+    async def until(self, words: list[str]) -> None:
+        """Wait until just this was said, but for the watchdog."""
+        for _ in range(1000):
+            if [each for each in self.hear() if each != "WATCHDOG=1"] == words:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{self.hear()}, not {words}")
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    found = Places(tmp_path / "run", tmp_path / "state", tmp_path / "etc")
+    for path in (found.runtime, found.state, found.taps):
+        path.mkdir(parents=True)
+    return found
+
+
+def with_service(places: Places, log: Log, talk: Callable[[], Awaitable[None]]) -> None:
+    """Run a service while something is done with it."""
+
+    async def whole() -> None:
+        running = asyncio.ensure_future(Service(places, log, AllTaps(), "root", None).run(None))
+        await talk()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running, 10)
+
+    with signals_kept():
+        asyncio.run(whole())
+
+
+def test_what_the_service_manager_is_told(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ready when the taps that were kept are there, and not before; who asks meanwhile waits."""
+    manager = Manager(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    real, reading, go_on = state.load, threading.Event(), threading.Event()
+
+    def load(directory: Path) -> Any:
+        reading.set()
+        assert go_on.wait(10)
+        return real(directory)
+
+    monkeypatch.setattr(state, "load", load)
+    log = Log(lambda _: None, journal=False)
+
+    def ask() -> dict[str, Any]:
+        with Client(places.runtime / "control.sock") as client:
+            return client.ask(List())
+
+    async def talk() -> None:
+        assert await asyncio.to_thread(reading.wait, 10)
+        asking = asyncio.ensure_future(asyncio.to_thread(ask))
+        await asyncio.sleep(0.5)
+        assert not asking.done() and set(manager.hear()) == {"WATCHDOG=1"}, "it is alive, and not ready"
+        go_on.set()
+        assert await asyncio.wait_for(asking, 10) == {"taps": []}
+        await manager.until(["READY=1"])
+        os.kill(os.getpid(), signal.SIGHUP)
+        await manager.until(["READY=1", "RELOADING=1", "READY=1"])
+        (places.taps / "x.yaml").write_text("{")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await manager.until(["READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1"])
+
+    with_service(places, log, talk)
+    assert manager.hear()[-1] == "STOPPING=1"
+    assert "STATUS=taps: none" in manager.told
+    manager.close()
+    log.close()
+
+
+def test_a_daemon_that_hangs_is_not_told_as_alive(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = Manager(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    log = Log(lambda _: None, journal=False)
+
+    async def talk() -> None:
+        await manager.until(["READY=1"])
+        manager.hear()
+        time.sleep(1.0)  # as whatever holds up the loop
+        before = len(manager.told)
+        manager.hear()
+        assert "WATCHDOG=1" not in manager.told[before:]
+        await asyncio.sleep(0.5)
+        assert "WATCHDOG=1" in manager.hear()[before:]
+
+    with_service(places, log, talk)
+    manager.close()
+    log.close()
+
+
+def test_who_did_what_is_in_the_log_and_attempts_are_counted_apart(places: Places) -> None:
+    lines: list[bytes] = []
+    log = Log(lines.append, journal=False)
+
+    def ask() -> None:
+        with Client(places.runtime / "control.sock") as client:
+            for request in (Stop(), Stop(name="web", all=True)):
+                with pytest.raises(ControlError, match="name: give a name or all"):
+                    client.ask(request)
+            for _ in range(30):  # of what changes nothing there may be any number
+                client.ask(Apply(taps=[], dry_run=True))
+            client.ask(Apply(taps=[]))
+            client.ask(List())
+
+    async def talk() -> None:
+        await asyncio.wait_for(asyncio.to_thread(ask), 20)
+
+    with_service(places, log, talk)
+    log.close()
+    audit = [line.decode() for line in lines if b"event=audit" in line]
+    own = f"user=root uid=0 pid={os.getpid()}"
+    assert f'bad_request: name: give a name or all" {own} op=stop\n' in audit[0]
+    assert any(line.endswith(f'msg=done {own} op=apply taps=""\n') for line in audit)
+    assert len(audit) < 25 and not any("op=list" in line for line in audit)
+
+
+def test_a_comparison_that_is_too_long_is_no_report(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def comparison(_daemon: Daemon, _name: str) -> tuple[TapSpec, bytes]:
+        return SPEC, b"x" * 101
+
+    monkeypatch.setattr(Daemon, "comparison", comparison)
+    monkeypatch.setattr(module, "MAX_REPORT", 100)
+    log = Log(lambda _: None, journal=False)
+
+    def ask() -> None:
+        with (
+            Client(places.runtime / "control.sock") as client,
+            pytest.raises(ControlError, match="101 bytes, more than a report may have"),
+        ):
+            client.report("web")
+
+    async def talk() -> None:
+        await asyncio.wait_for(asyncio.to_thread(ask), 20)
+
+    with_service(places, log, talk)
     log.close()
