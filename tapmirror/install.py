@@ -38,6 +38,8 @@ COMMAND: Final = "/usr/bin/tapmirror"
 """In the unit as it is shipped."""
 HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """Directories that the unit's ProtectHome= and PrivateTmp= hide from the service."""
+SPECIAL: Final = frozenset("\"'\\%$")
+"""Characters that mean something in ExecStart= (systemd.service(5)), as white space does."""
 SYSTEMD: Final = Path("/run/systemd/system")
 """Is there where systemd runs (sd_booted(3))."""
 AFTER_INSTALL: Final = (
@@ -80,10 +82,16 @@ def install_plan(root: Path, command: Path) -> list[Step]:
     packaged = _packaged(root)
     if packaged:
         raise _has(packaged)
+    if not command.is_absolute() or any(not c.isprintable() or c.isspace() or c in SPECIAL for c in str(command)):
+        raise InstallError(
+            f"{str(command)!r}: a unit wants the whole path of a command, without spaces, quotes, % or $"
+        )
     if any(command.is_relative_to(hidden) for hidden in HIDDEN):
         raise InstallError(
             f"{command}: the service cannot look there (ProtectHome=); install it below /opt or /usr/local"
         )
+    if root == Path("/") and not os.access(command, os.X_OK):
+        raise InstallError(f"{command}: is no command that can be run; name it by --command")
     steps = []
     for target, name in FILES.items():
         content = deployed(name)

@@ -15,6 +15,7 @@ import pytest
 
 import tapmirror
 from lab import AS_NOBODY
+from tapmirror.cli.main import main
 
 COMMAND = Path(sys.executable).parent / "tapmirror"
 OPTIONS = (
@@ -66,6 +67,9 @@ def test_what_was_asked_for_is_on_standard_output(words: list[str], wanted: str)
         (["run", "--iface"], "--iface"),
         (["run", "--iface=lo", "--shadow=a:1"], "--port"),
         (["run", "--iface=lo", "--port=80"], "--shadow"),
+        (["uninstall", "--foo"], "--foo"),
+        (["stop", "web", "api"], "api"),
+        (["completion"], "'{bash|zsh|fish}'. Choose from: bash, zsh, fish; see"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -74,7 +78,9 @@ def test_what_is_no_command_is_a_usage_error(words: list[str], wanted: str) -> N
     assert (done.returncode, done.stdout) == (2, "")
     (error,) = done.stderr.splitlines()
     assert error.startswith("tapmirror: error: ") and wanted in error
-    assert "; see tapmirror " in error and error.endswith(" --help")
+    command_path = " ".join(["tapmirror", *words[:1]]) if words[0] in main.commands else "tapmirror"
+    assert error.endswith(f"; see {command_path} --help")
+    assert "\\" not in error
 
 
 @pytest.mark.parametrize("words", ["top", "explain -f -", "spec --from-nginx -"])

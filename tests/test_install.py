@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tapmirror import install as module
+from tapmirror import loader, privsep
 from tapmirror.cli.main import main
 from tapmirror.install import COMMAND as COMMAND_AS_SHIPPED
 from tapmirror.install import (
@@ -20,12 +22,15 @@ from tapmirror.install import (
     HIDDEN,
     UNIT,
     InstallError,
+    Step,
     carry_out,
     deployed,
     install_plan,
     uninstall_plan,
 )
+from tapmirror.spec import Limits
 from tapmirror.spec.reading import read_taps
+from tapmirror.supervisor import places, serve
 
 COMMAND = Path("/opt/tapmirror/bin/tapmirror")
 EXPOSURE = 2.5
@@ -129,6 +134,43 @@ def test_a_command_that_the_service_could_not_see_is_refused(tmp_path: Path, hid
         install_plan(tmp_path, Path(hidden, "x/bin/tapmirror"))
 
 
+@pytest.mark.parametrize(
+    "command", ["tapmirror", "./x/tapmirror", "/opt/my app/t", "/opt/50%/t", "/opt/$x/t", "/opt/a\n/t"]
+)
+def test_a_command_that_a_unit_would_read_otherwise_is_refused(tmp_path: Path, command: str) -> None:
+    with pytest.raises(InstallError, match=r"^'.*': a unit wants the whole path of a command, without spaces"):
+        install_plan(tmp_path, Path(command))
+
+
+def test_on_this_host_the_command_is_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m tapmirror` is no command that a unit could run; in an image it may come later."""
+    monkeypatch.setattr(module, "PACKAGED", ())
+    with pytest.raises(InstallError, match="is no command that can be run; name it by --command"):
+        install_plan(Path("/"), Path("/opt/no-such-command"))
+    with pytest.raises(InstallError, match="is no command"):
+        install_plan(Path("/"), Path("/etc/passwd"))
+    assert install_plan(Path("/"), Path("/bin/sh"))
+
+
+def test_files_can_be_read_by_all_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        installed(tmp_path)
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in (*FILES, EXAMPLE)} == {0o644}
+
+
+def test_in_an_image_nothing_is_run_and_on_this_host_what_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SYSTEMD", tmp_path)  # as where systemd runs
+    steps = [*install_plan(tmp_path, COMMAND), *uninstall_plan(tmp_path)]
+    assert "run" not in {step.verb for step in steps}
+    with pytest.raises(InstallError, match=r"^false: status 1$"):
+        list(carry_out([Step("run", "false", words=("false",))]))
+
+
 def test_a_root_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "etc").write_text("")
     with pytest.raises(InstallError, match=r"tapmirror.service: (Not a directory|File exists)$"):
@@ -178,6 +220,42 @@ def test_a_reload_is_waited_for_and_can_fail() -> None:
     command, verb = line.removeprefix("ExecReload=").split()
     assert command == COMMAND_AS_SHIPPED
     assert verb in main.commands
+
+
+def settings() -> dict[str, str]:
+    """Of the unit, by name."""
+    lines = deployed("tapmirror.service").decode().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def test_the_unit_is_what_the_daemon_counts_on() -> None:
+    unit = settings()
+    assert (unit["Type"], unit["KillMode"]) == ("notify", "mixed")
+    assert int(unit["WatchdogSec"]) / 2 > 10 * serve.TICK
+    assert int(unit["TimeoutStopSec"]) > serve.STOP_TIME
+    assert (unit["Restart"], unit["RestartPreventExitStatus"]) == ("on-failure", "2")  # of `PlaceError`
+    assert (places.RUNTIME, places.STATE, Path(loader.CACHE)) == (
+        Path("/run", unit["RuntimeDirectory"]),
+        Path("/var/lib", unit["StateDirectory"]),
+        Path("/var/cache", unit["CacheDirectory"]),
+    )
+    assert unit["RuntimeDirectoryPreserve"] == "yes"  # the file STOP is in it
+    assert (unit["RuntimeDirectoryMode"], unit["StateDirectoryMode"]) == ("0750", "0700")
+    assert (unit["User"], unit["Group"]) == ("root", serve.GROUP)
+    assert int(unit["LimitNOFILE"]) > 16 * Limits().connections
+
+
+def test_the_user_of_workers_is_not_in_the_group_that_may_change_taps(tmp_path: Path) -> None:
+    if shutil.which("systemd-sysusers") is None:
+        pytest.skip("no systemd-sysusers here")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "conf").write_bytes(deployed("sysusers.conf"))
+    subprocess.run(["systemd-sysusers", f"--root={tmp_path}", tmp_path / "conf"], check=True, capture_output=True)
+    groups = [line.split(":") for line in (tmp_path / "etc/group").read_text().splitlines()]
+    members = {name: (gid, who) for name, _, gid, who in groups}
+    (user,) = (tmp_path / "etc/passwd").read_text().splitlines()
+    assert user.split(":")[0] == privsep.WORKER_USERS[0]
+    assert members[serve.GROUP][0] != user.split(":")[3] and members[serve.GROUP][1] == ""
 
 
 def test_a_worker_that_the_kernel_ends_does_not_end_the_daemon() -> None:

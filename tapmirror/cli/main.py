@@ -36,13 +36,13 @@ class OneLine(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """A command, its options and what it finds wrong with them."""
-        with misuse_told():
+        with misuse_told(ctx):
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def misuse_told() -> Iterator[None]:
-    """One line and exit code 2 for what click tells in four."""
+def misuse_told(group: click.Context | None = None) -> Iterator[None]:
+    """One line and exit code 2 for what click tells in four; `group`: of which a command is invoked."""
     try:
         yield
     except click.UsageError as error:
@@ -50,8 +50,16 @@ def misuse_told() -> Iterator[None]:
             raise
         if isinstance(error, click.BadParameter) and error.param is not None and error.message:
             fail(f"{max(error.param.opts, key=len)}: {error.message.rstrip('.')}", 2)
-        command = "tapmirror" if error.ctx is None else error.ctx.command_path
-        fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        fail(f"{message}; see {_misused(error, group)} --help", 2)
+
+
+def _misused(error: click.UsageError, group: click.Context | None) -> str:
+    """The command; click does not say which where it cannot read its options."""
+    if error.ctx is not None:
+        return error.ctx.command_path
+    name = None if group is None else group.invoked_subcommand
+    return f"tapmirror {name}" if name else "tapmirror"
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
