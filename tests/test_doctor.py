@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,6 +162,35 @@ def test_an_interface_that_is_not_there(name: str) -> None:
     assert "there are: lo" in finding.text
 
 
+def test_an_interface_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_ioctl", lambda *_: bytes(32))
+    finding = next(doctor.interface("lo"))
+    assert (finding.level, finding.remedy) == (Level.WARN, "ip link set lo up")
+
+
+@pytest.mark.parametrize(
+    ("most", "now", "level"), [(4096, 256, Level.WARN), (4096, 1024, Level.OK), (256, 256, Level.OK)]
+)
+def test_receive_rings(monkeypatch: pytest.MonkeyPatch, most: int, now: int, level: Level) -> None:
+    monkeypatch.setattr(doctor, "_ethtool", lambda *_: (0, most, 0, 0, 0, now, 0, 0, 0))
+    finding = doctor._ring("eth0")
+    assert finding.level is level
+    assert finding.remedy == ("ethtool -G eth0 rx 4096" if level is Level.WARN else "")
+
+
+def test_large_receive_offload(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, level in ((doctor.ETH_FLAG_LRO, Level.WARN), (0, Level.OK)):
+        monkeypatch.setattr(doctor, "_ethtool", lambda *_, flags=flags: (0, flags))
+        assert doctor._lro("eth0").level is level
+
+
+@pytest.mark.parametrize(("own", "level"), [(4001, Level.OK), (None, Level.WARN)])
+def test_as_whom_workers_run(monkeypatch: pytest.MonkeyPatch, own: int | None, level: Level) -> None:
+    monkeypatch.setattr(privsep, "worker_identity", lambda: (4001, 4001))
+    monkeypatch.setattr(privsep, "user_id", lambda _: own)
+    assert doctor.user().level is level
+
+
 @pytest.mark.parametrize("name", ["any", "l[o]", "lo,nope*", "*"])
 def test_interfaces_by_a_pattern(name: str) -> None:
     findings = list(doctor.interfaces(name))
@@ -192,6 +223,22 @@ def test_clock_sources(tmp_path: Path, source: str | None, level: Level) -> None
     if source is not None:
         file.write_text(source)
     assert doctor.clock_source(file).level is level
+
+
+@pytest.mark.parametrize(("status", "level"), [(doctor.STA_UNSYNC, Level.WARN), (0, Level.OK)])
+def test_a_clock_that_nothing_keeps_right(monkeypatch: pytest.MonkeyPatch, status: int, level: Level) -> None:
+    class Kernel:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def adjtimex(self, timex: ctypes.Array[ctypes.c_char]) -> int:
+            struct.pack_into("=q", timex, 24, 1500)  # maxerror, in microseconds
+            struct.pack_into("=i", timex, 40, status)
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", Kernel)
+    finding = doctor.clock()
+    assert finding.level is level
+    assert ("kept right to 0.002 s" in finding.text) == (level is Level.OK)
 
 
 def test_a_clock_that_was_never_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ TAP = b"iface: eth0\nport: 80\nshadow: a:80\n"
         ("errors", 1.1),
         ("latency", -0.1),
         ("retry", 0.5),
+        ("retry", 3601.0),
         ("retry", math.nan),
     ],
 )

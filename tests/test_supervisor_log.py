@@ -140,6 +140,15 @@ def test_the_last_lines_of_a_tap_are_kept_and_can_be_followed(monkeypatch: pytes
     log.close()
 
 
+def test_the_lines_go_of_which_nothing_was_said_for_the_longest_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT_TAPS", 2)
+    log = Log(lambda _: None, journal=False)
+    for name in ("web", "api", "web", "mail"):
+        log.say(Level.INFO, "a", "line", tap=name)
+    assert {name: len(log.of(name, 0)[0]) for name in ("web", "api", "mail")} == {"web": 2, "api": 0, "mail": 1}
+    log.close()
+
+
 def test_a_reader_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RATE", 10**6)
     monkeypatch.setattr(module, "FLUSH_TIME", 0.1)

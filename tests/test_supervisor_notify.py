@@ -32,8 +32,10 @@ def test_what_is_said(manager: tuple[socket.socket, str]) -> None:
     notifier.status("2 taps run; none is lost")  # the same once more is not sent
     notifier.alive()
     notifier.stopping()
+    notifier.status("x" * 10_000)
     said = [sock.recv(4096) for _ in range(4)]
     assert said == [b"READY=1", b"STATUS=2 taps run; none is lost", b"WATCHDOG=1", b"STOPPING=1"]
+    assert sock.recv(4096) == b"STATUS=" + b"x" * 512
 
 
 def test_a_reload_has_its_time(manager: tuple[socket.socket, str]) -> None:

@@ -45,13 +45,16 @@ class EndpointError(Exception):
 def parse_address(text: str) -> tuple[str, int]:
     """(address, port) of `PORT` (on the loopback) or `ADDRESS:PORT`, IPv6 in brackets.  Raises ValueError."""
     host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = str(ipaddress.IPv6Address(host[1:-1]))
-    elif host:
-        host = str(ipaddress.IPv4Address(host))
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536):
-        raise ValueError(f"{text!r} is not PORT or ADDRESS:PORT")
-    return host or LOOPBACK, int(port)
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            host = str(ipaddress.IPv6Address(host[1:-1]))
+        elif host:
+            host = str(ipaddress.IPv4Address(host))
+        if port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536:
+            return host or LOOPBACK, int(port)
+    except ValueError:  # of an address; it does not say what is wanted
+        pass
+    raise ValueError(f"{text!r} is not PORT or ADDRESS:PORT")
 
 
 class Endpoint:

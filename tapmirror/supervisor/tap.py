@@ -525,7 +525,8 @@ class Tap:
             )
         if failure is not None:
             where = f"{self.spec.shadows[index].host} port {self.spec.shadows[index].port}"
-            self._warn(f"the shadow {where} cannot be reached yet ({failure}); mirroring begins when it can")
+            why = failure.strerror or failure
+            self._warn(f"the shadow {where} cannot be reached yet ({why}); mirroring begins when it can")
 
     def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The ledger of all workers together."""
