@@ -68,3 +68,22 @@ def test_without_a_daemon_it_is_one_line(tmp_path: Path) -> None:
         done = CliRunner().invoke(main, [*words, "--socket", str(tmp_path / "none")])
         assert done.exit_code == 2
         assert done.output.startswith("tapmirror: error: no daemon at ") and done.output.count("\n") == 1
+
+
+def test_a_warning_is_told_beside_what_was_done(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as sock:
+            sock.recv(1000)
+            done = {"name": "web", "warning": "the taps could not be written: No space left on device"}
+            sock.sendall(json.dumps({"v": 1, "id": 1, "ok": done}).encode() + b"\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    done = CliRunner().invoke(main, ["pause", "web", f"--socket={tmp_path / 's'}"])
+    thread.join()
+    assert (done.exit_code, done.stdout) == (0, "paused: web\n")
+    assert done.stderr == "tapmirror: warning: the taps could not be written: No space left on device\n"

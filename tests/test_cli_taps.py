@@ -81,6 +81,16 @@ def test_start_takes_the_options_of_a_tap(asked: Asked) -> None:
     assert (spec.name, spec.ttl, spec.iface, spec.ports, spec.percent) == ("web", 60.0, "eth0", (80,), 5.0)
 
 
+@pytest.mark.parametrize(
+    ("words", "dry_run", "force"), [([], False, False), (["--force"], False, True), (["--dry-run"], True, False)]
+)
+def test_apply_asks_for_what_it_is_told(asked: Asked, words: list[str], dry_run: bool, force: bool) -> None:
+    asked.answer = {"plan": [], "failed": {}}
+    assert asked.run("apply", "-f", "-", *words, input_=FILE.format("web")).exit_code == 0
+    (request,) = asked.requests
+    assert isinstance(request, Apply) and (request.dry_run, request.force) == (dry_run, force)
+
+
 FILE = "name: {}\niface: eth0\nport: 80\nshadow: a.test:80\n"
 
 

@@ -8,15 +8,19 @@ import json
 import os
 import pty
 import select
+import signal
 import socket
 import subprocess
 import sys
 import termios
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -130,7 +134,34 @@ def test_a_terminal_that_cannot_be_written_anywhere_is_refused() -> None:
     os.close(theirs)
 
 
-def test_q_ends_it_and_the_terminal_is_as_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("q", 0), ("Q", 0), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, 128 + signal.SIGHUP)],
+)
+def test_however_it_ends_the_terminal_is_as_before(tmp_path: Path, end: str | int, status: int) -> None:
+    with started(tmp_path) as (process, ours, theirs, before):
+        if isinstance(end, str):
+            os.write(ours, end.encode())
+        else:
+            process.send_signal(end)
+        assert process.wait(30) == status
+        assert termios.tcgetattr(theirs) == before
+
+
+def test_where_the_terminal_is_gone_it_ends_in_a_line(tmp_path: Path) -> None:
+    with open(tmp_path / "said", "wb") as said, started(tmp_path, said.fileno()) as (process, ours, _, _):
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, ours)  # closes that end of it
+        os.close(nothing)
+        assert process.wait(30) == 2
+    assert (
+        tmp_path / "said"
+    ).read_text() == "tapmirror: error: what is printed cannot be written: Input/output error\n"
+
+
+@contextmanager
+def started(tmp_path: Path, stderr: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], int, int, list[Any]]]:
+    """The view of a tap on a terminal, shown already: the process, both ends of that, and how it was before."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "s"))
     listener.listen()
@@ -146,20 +177,26 @@ def test_q_ends_it_and_the_terminal_is_as_before(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
     process = subprocess.Popen(
-        [COMMAND, "top", f"--socket={tmp_path / 's'}"], stdin=theirs, stdout=theirs, env={**os.environ, "TERM": "xterm"}
+        [COMMAND, "top", f"--socket={tmp_path / 's'}"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=stderr,
+        env={**os.environ, "TERM": "xterm"},
     )
-    data = b""
-    end = time.monotonic() + 30
-    while b"web" not in data and time.monotonic() < end:
-        if select.select([ours], [], [], 0.1)[0]:
-            data += os.read(ours, 65_536)
-    assert b"web" in data
-    os.write(ours, b"q")
-    assert process.wait(30) == 0
-    assert termios.tcgetattr(theirs) == before
-    thread.join()
-    os.close(ours)
-    os.close(theirs)
+    try:
+        data = b""
+        end = time.monotonic() + 30
+        while b"web" not in data and time.monotonic() < end:
+            if select.select([ours], [], [], 0.1)[0]:
+                data += os.read(ours, 65_536)
+        assert b"web" in data
+        yield process, ours, theirs, before
+    finally:
+        process.kill()
+        process.wait()
+        thread.join()
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_what_is_longer_than_the_screen_is_in_pages_and_trouble_comes_first() -> None:

@@ -21,6 +21,7 @@ import pytest
 from lab import Lab
 from tapmirror import doctor, loader, privsep
 from tapmirror.doctor import Finding, Level, can_start, examine
+from tapmirror.events import LOOP_DSCP
 from tapmirror.spec import parse_shadow
 
 NOBODY = 65534
@@ -210,6 +211,25 @@ def test_a_shadow_that_does_not_answer() -> None:
     (finding,) = doctor.reach(parse_shadow(f"127.0.0.1:{port}"))
     assert finding.level is Level.WARN
     assert finding.text == f"127.0.0.1 port {port} cannot be reached: Connection refused"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_connection_to_a_shadow_bears_the_mark_that_no_tap_mirrors(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    set_: list[tuple[int, ...]] = []
+
+    class Marked(socket.socket):
+        def setsockopt(self, *option: int) -> None:  # type: ignore[override]
+            set_.append(option)
+
+    family, name = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
+    with socket.create_server((host, 0), family=family) as server:
+        monkeypatch.setattr(socket, "socket", Marked)
+        (finding,) = doctor.reach(parse_shadow(f"{name}:{server.getsockname()[1]}"))
+    assert finding.level is Level.OK
+    option = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if ":" in host else (socket.IPPROTO_IP, socket.IP_TOS)
+    assert set_ == [(*option, LOOP_DSCP << 2)]
 
 
 def test_a_shadow_without_an_address() -> None:
