@@ -69,6 +69,7 @@ def test_a_daemon_whose_backlog_is_full(tmp_path: Path) -> None:
         (b"", "lost", "the daemon closed the connection"),
         (b"half", "lost", "the daemon closed the connection"),
         (b"rubbish\n", "bad_request", "not an answer"),
+        (b'{"v":1,"id":1,"ok":{"more":1}}\n', "version", "the daemon's answer has no 'taps': it is of another version"),
         (b'{"v":1,"id":1,"error":{"code":"busy","message":"wait"}}\n', "busy", "wait"),
     ],
 )
@@ -78,6 +79,19 @@ def test_what_goes_wrong_is_told(tmp_path: Path, answer: bytes, code: str, words
         client.ask(List())
     assert caught.value.code == code
     thread.join()
+
+
+def test_why_it_was_turned_away_is_told(tmp_path: Path) -> None:
+    """By a daemon that reads nothing."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        with Client(tmp_path / "s") as client:
+            with listener.accept()[0] as sock:
+                sock.sendall(b'{"v":1,"error":{"code":"busy","message":"too many"}}\n')
+            with pytest.raises(ControlError, match="too many") as caught:
+                client.ask(List())
+    assert caught.value.code == "busy"
 
 
 def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
@@ -95,11 +109,11 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
 def test_a_descriptor_that_nobody_asked_for_is_closed(tmp_path: Path) -> None:
     def talk(sock: socket.socket) -> None:
         with open(tmp_path / "unasked", "wb") as file:
-            socket.send_fds(sock, [b'{"v":1,"id":1,"ok":{}}\n'], [file.fileno()])
+            socket.send_fds(sock, [b'{"v":1,"id":1,"ok":{"taps":[]}}\n'], [file.fileno()])
 
     thread = answered(tmp_path / "s", talk)
     with Client(tmp_path / "s") as client:
-        assert client.ask(List()) == {}
+        assert client.ask(List()) == {"taps": []}
     thread.join()
     open_files = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.exists()]
     assert not [name for name in open_files if name.endswith("unasked")]
@@ -110,7 +124,9 @@ def test_a_report_without_its_bytes_is_none(tmp_path: Path, size: object) -> Non
     def talk(sock: socket.socket) -> None:
         with open(tmp_path / "empty", "w+b") as file:
             socket.send_fds(
-                sock, [json.dumps({"v": 1, "id": 1, "ok": {"bytes": size}}).encode() + b"\n"], [file.fileno()]
+                sock,
+                [json.dumps({"v": 1, "id": 1, "ok": {"tap": "web", "compare": {}, "bytes": size}}).encode() + b"\n"],
+                [file.fileno()],
             )
 
     thread = answered(tmp_path / "s", talk)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -107,14 +108,19 @@ class Client:
         self._sock.settimeout(patience)
         lines = Lines(MAX_ANSWER)
         try:
-            self._sock.sendall(write_request(msgspec.structs.replace(request, id=self._id)))
+            with suppress(BrokenPipeError):  # why it was turned away can be read all the same
+                self._sock.sendall(write_request(msgspec.structs.replace(request, id=self._id)))
             while (line := lines.next()) is None:
                 data, found, _, _ = socket.recv_fds(self._sock, 1 << 16, 1)
                 descriptors += found
                 if not data:
                     raise ControlError("lost", "the daemon closed the connection")
                 lines.feed(data)
-            return read_answer(line)
+            answer = read_answer(line)
+            missing = next((name for name in request.answer if name not in answer), None)
+            if missing is not None:
+                raise ProtocolError("version", f"the daemon's answer has no {missing!r}: it is of another version")
+            return answer
         except ProtocolError as error:
             raise ControlError(error.code, str(error)) from None
         except TimeoutError:

@@ -42,6 +42,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     changes: ClassVar[bool] = False
     """Whether only who may change taps may ask for it; then who asked is in the log."""
+    answer: ClassVar[tuple[str, ...]]
+    """Fields that its answer has; there may be others."""
     v: Literal[1] = 1
     id: Id = 0
 
@@ -49,16 +51,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class List(Request, frozen=True, kw_only=True, tag="list"):
     """`{"taps": [{name, state, state_reason, percent, iface, …}]}`, by name."""
 
+    answer: ClassVar[tuple[str, ...]] = ("taps",)
+
 
 class Status(Request, frozen=True, kw_only=True, tag="status"):
     """`{"daemon": {…}, "taps": [{…, "ledger": {…} or null}]}`: of one tap, or of all."""
 
+    answer: ClassVar[tuple[str, ...]] = ("daemon", "taps")
     name: Name | None = None
 
 
 class Logs(Request, frozen=True, kw_only=True, tag="logs"):
     """`{"lines": [{"seq", "time", "level", "text"}], "next": N}`: what was said of a tap, from `after` on."""
 
+    answer: ClassVar[tuple[str, ...]] = ("lines", "next")
     name: Name
     after: int = 0
 
@@ -70,6 +76,7 @@ class Report(Request, frozen=True, kw_only=True, tag="report"):
     of the workers' states, for `compare.merge`.  It has samples of traffic, so only who may change taps gets it.
     """
 
+    answer: ClassVar[tuple[str, ...]] = ("tap", "compare", "bytes")
     changes: ClassVar[bool] = True
     name: Name
 
@@ -77,6 +84,7 @@ class Report(Request, frozen=True, kw_only=True, tag="report"):
 class Start(Request, frozen=True, kw_only=True, tag="start"):
     """Start these taps, all or none: `{"started": [name]}`."""
 
+    answer: ClassVar[tuple[str, ...]] = ("started",)
     changes: ClassVar[bool] = True
     taps: Taps
     force: bool = False
@@ -85,6 +93,7 @@ class Start(Request, frozen=True, kw_only=True, tag="start"):
 class Stop(Request, frozen=True, kw_only=True, tag="stop"):
     """Stop one tap, or all (at once: the kill switch): `{"stopped": [{name, "ledger": {…} or null}]}`."""
 
+    answer: ClassVar[tuple[str, ...]] = ("stopped",)
     changes: ClassVar[bool] = True
     name: Name | None = None
     all: bool = False
@@ -96,6 +105,7 @@ class Apply(Request, frozen=True, kw_only=True, tag="apply"):
     `{"plan": [{name, action, fields}], "failed": {name: message}}`; with `dry_run` nothing is done.
     """
 
+    answer: ClassVar[tuple[str, ...]] = ("plan", "failed")
     changes: ClassVar[bool] = True
     taps: Taps
     dry_run: bool = False
@@ -105,6 +115,7 @@ class Apply(Request, frozen=True, kw_only=True, tag="apply"):
 class Set(Request, frozen=True, kw_only=True, tag="set"):
     """Change a tap's share while it runs: `{"name", "percent"}`."""
 
+    answer: ClassVar[tuple[str, ...]] = ("name", "percent")
     changes: ClassVar[bool] = True
     name: Name
     percent: float
@@ -113,6 +124,7 @@ class Set(Request, frozen=True, kw_only=True, tag="set"):
 class Pause(Request, frozen=True, kw_only=True, tag="pause"):
     """Capture nothing until `resume`: `{"name"}`."""
 
+    answer: ClassVar[tuple[str, ...]] = ("name",)
     changes: ClassVar[bool] = True
     name: Name
 
@@ -120,6 +132,7 @@ class Pause(Request, frozen=True, kw_only=True, tag="pause"):
 class Resume(Request, frozen=True, kw_only=True, tag="resume"):
     """The end of `pause`: `{"name"}`."""
 
+    answer: ClassVar[tuple[str, ...]] = ("name",)
     changes: ClassVar[bool] = True
     name: Name
 
@@ -127,6 +140,7 @@ class Resume(Request, frozen=True, kw_only=True, tag="resume"):
 class Reload(Request, frozen=True, kw_only=True, tag="reload"):
     """Read the directory of taps again, as SIGHUP does: `{"plan": […], "failed": {…}}`."""
 
+    answer: ClassVar[tuple[str, ...]] = ("plan", "failed")
     changes: ClassVar[bool] = True
 
 

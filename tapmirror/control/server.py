@@ -283,8 +283,11 @@ class Server:
                 return
             sock.setblocking(False)
             peer = peer_of(sock, self._gid)
-            if peer.uid in self._barred or not self._make_room(peer):
-                sock.close()
+            if peer.uid in self._barred:
+                turn_away(sock, "denied", "the user that workers run as may ask for nothing")
+                continue
+            if not self._make_room(peer):
+                turn_away(sock, "busy", "there are as many connections as there may be; ask again")
                 continue
             client = _Connection(self, sock, peer)
             self._clients.add(client)
@@ -304,6 +307,12 @@ class Server:
         if idle:
             self.drop(min(idle, key=lambda client: client.since))
         return bool(idle)
+
+
+def turn_away(sock: socket.socket, code: str, message: str) -> None:
+    """Say why, and close; a new connection has room for that."""
+    with sock, suppress(OSError):
+        sock.send(write_error(None, code, message))
 
 
 def listen(path: Path, gid: int | None) -> socket.socket:
