@@ -60,6 +60,13 @@ def test_every_request_comes_out_as_it_went_in(request_: AnyRequest) -> None:
     assert read_request(line[:-1]) == request_
 
 
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda each: type(each).__name__)
+def test_of_no_request_an_unknown_field_is_taken(request_: AnyRequest) -> None:
+    line = write_request(request_).replace(b"{", b'{"nonsense":1,', 1)
+    with pytest.raises(ProtocolError, match="unknown field `nonsense`"):
+        read_request(line)
+
+
 def test_the_table_says_what_changes_taps() -> None:
     assert {type(each) for each in REQUESTS} == set(AnyRequest.__args__)
     assert {type(each) for each in REQUESTS if not each.changes} == {List, Status, Logs}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from inside import outcome
-from tapmirror.sandbox import landlock
+from tapmirror.sandbox import Grants, enter, landlock, seccomp
 
 
 def inside(readable: list[str], ports: list[int], attempts: dict[str, Callable[[], object]]) -> dict[str, str]:
@@ -77,3 +77,14 @@ def test_a_kernel_is_asked_for_what_its_version_knows(version: int, words: int) 
     assert len(attributes) == 8 * words
     rights = int.from_bytes(attributes[:8], "little").bit_length()
     assert rights == {1: 13, 3: 15, 4: 15}.get(version, 16)
+
+
+@pytest.mark.parametrize("imports", [False, True])
+def test_only_a_worker_with_user_code_may_read_files(monkeypatch: pytest.MonkeyPatch, imports: bool) -> None:
+    found: list[tuple[list[str], frozenset[int]]] = []
+    monkeypatch.setattr(landlock, "restrict", lambda readable, ports: found.append((readable, ports)))
+    monkeypatch.setattr(seccomp, "restrict", lambda _: None)
+    assert enter(Grants(frozenset({80}), imports=imports)) == ["landlock", "seccomp"]
+    ((readable, ports),) = found
+    assert ports == {80}
+    assert bool(readable) == imports and set(readable).isdisjoint({"/", "/etc", "/home", "/root"})

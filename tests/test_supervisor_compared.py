@@ -92,3 +92,11 @@ def test_reasons_that_there_are_not_are_not_counted() -> None:
         "gap": 2,
         "closed": 1,
     }
+
+
+def test_with_a_tap_that_begins_anew_its_comparison_does_too() -> None:
+    exchanges = (f"{COMPARED}_exchanges_total", "POST /a", "v2:80", "shop")
+    taps = Taps(compared(a=10))
+    assert taps.samples()[exchanges] == 10
+    taps.now = [{**compared(a=3), "life": compared()["life"] + 1}]
+    assert taps.samples()[exchanges] == 3

@@ -79,8 +79,11 @@ def test_it_runs_until_it_is_ended(runner: Runner, script: Script, log: Log) -> 
     assert runner.state == ("running", "")
     assert script.attached() == ["web"]
     assert ("service",) in script.taps[0].did
+    stop = script.taps[0].stop
+    script.taps[0].stop = lambda: {**stop(), "comparison": ["long"]}  # type: ignore[method-assign]
     final = runner.end().result(10)
     assert final is not None and final["final"]
+    assert "comparison" not in final, "it is too long for an answer"
     assert runner.end().result(10) == final
     assert runner.state == ("stopped", "")
     assert said(log) == ["capture by ebpf"]
@@ -329,6 +332,7 @@ def test_a_paused_tap_that_is_lost_stays_paused(runner: Runner, script: Script) 
     script.fails["snapshot"] = "lost"
     until(lambda: runner.state == ("paused", PAUSED), "held")
     assert script.attached() == []
+    assert runner.uncaptured == 0, "it was not to capture"
     script.fails.clear()
     runner.resume().result(10)
     until(lambda: runner.state == ("running", "") and script.attached() == ["web"], "it runs")
