@@ -31,7 +31,7 @@ def ledger(path: Path, exchanges: int, bad: int) -> str:
     for i in range(exchanges):
         comparison.tick(20.0 * i / exchanges, 0)
         asked = Asked(i + 1, b"GET", b"/a", b"GET /a HTTP/1.1\r\n\r\n", ended_ns=1000)
-        status = 500 if i < bad else 200
+        status = 500 if i * bad % exchanges < bad else 200  # spread: those in a row count as one
         reply = Reply(Answer(status, first_ns=2_000_000, last_ns=2_000_000), 1000)
         comparison.paired(Exchange(asked, Answer(200, first_ns=2_000_000, last_ns=2_000_000), {0: reply}))
     path.write_text(json.dumps({"tap": "web", "comparison": [comparison.snapshot()]}))

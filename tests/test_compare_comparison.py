@@ -222,6 +222,27 @@ def test_probes_and_repeats_are_counted_apart_from_exchanges() -> None:
     assert endpoint["fields"]["value body"]["probes"] == 0
 
 
+@pytest.mark.parametrize("level", [Level.STATUS, Level.BODY])
+def test_errors_of_one_side_alone_are_counted_apart(level: Level) -> None:
+    comparison = Comparison(Compare(level=level, noise_probe=0.0), [("v2", "")], Plain())
+    talk = comparison.opened(1, False)
+    pairs = [(200, 200), (500, 200), (200, 503), (500, 503), (404, 200), (302, 200), (500, 500)]
+    for number, statuses in enumerate(pairs):
+        comparison.request(1, number, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", START, 1.0)
+        talk.request_ended(number, 5)
+        talk.asked(0, number, 0)
+        talk.sent(0, number, 5, 0)
+        talk.decided(number)
+        one, other = (b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status for status in statuses)
+        talk.production(one, 9)
+        talk.answer(0, other, 9)
+    endpoint = state_of(comparison)["endpoints"]["GET /"]
+    assert (endpoint["compared"], endpoint["fields"]["value status"]["raw"], endpoint["erring"]) == (7, 5, 2)
+    assert (endpoint["only_production"], endpoint["only_shadow"]) == (1, 1)
+    ((_, state),) = merge([comparison.snapshot(), comparison.snapshot()], comparison._spec).items()
+    assert state.endpoints["GET /"].erring == 4
+
+
 def test_what_waits_too_long_and_what_is_under_way_at_the_end() -> None:
     comparison = Comparison(Compare(level=Level.STATUS, answer_time=10.0), [("v2", ""), ("v3", "")], Plain())
     talk = comparison.opened(1, False)

@@ -63,6 +63,38 @@ def test_another_status_does_not_wait_for_more_probes() -> None:
     assert field.nature is Nature.DIFFERENT
 
 
+@pytest.mark.parametrize(
+    ("erring", "limits", "want"),
+    [
+        (200, Limits(max_p99_ratio=None), Outcome.PASS),
+        (150, Limits(max_p99_ratio=None), Outcome.UNDECIDED),
+        (0, Limits(max_p99_ratio=None), Outcome.FAIL),
+        (200, Limits(max_p99_ratio=None, max_error_diff=None), Outcome.FAIL),
+    ],
+)
+def test_errors_of_one_side_are_judged_by_the_limit_of_errors(erring: int, limits: Limits, want: Outcome) -> None:
+    """Two equal versions with 1 % of errors each were said to fail, for their statuses differ in 2 %."""
+    endpoint = Endpoint(pairs=10_000, compared=10_000, erring=erring, only_shadow=100, only_production=100)
+    endpoint.fields = {"value status": Field(raw=190), "missing status": Field(raw=10), "value body.x": Field(raw=20)}
+    endpoint.signatures = {"value status": 190, "missing status": 10, "value body.x": 20}
+    endpoint.probed = 50_000
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), limits)
+    check = found.verdict.checks[-1]
+    assert (check.name, check.outcome) == ("difference rate", want)
+    counted = 0 if limits.max_error_diff is None else erring
+    assert check.estimate == pytest.approx((220 - counted) / 10_000)
+    assert found.endpoints[0].differing == found.all.differing == 220
+
+
+def test_errors_that_are_noise_are_taken_off_once() -> None:
+    endpoint = Endpoint(pairs=1000, compared=1000, erring=200, probed=1000)
+    endpoint.fields = {"value status": Field(raw=200, probes=200), "value body.x": Field(raw=300)}
+    endpoint.signatures = {"value status": 200, "value body.x": 300}
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), Limits())
+    assert found.verdict.checks[-1].estimate == pytest.approx(0.3)
+    assert found.all.differing == 300
+
+
 def test_a_forecast_is_of_requests_and_not_of_those_that_were_compared() -> None:
     limits = Limits(max_p99_ratio=None, max_diff_rate=None)
     endpoint = Endpoint(pairs=1000, compared=1000)

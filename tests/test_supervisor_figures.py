@@ -164,6 +164,17 @@ def test_what_differs_is_no_more_than_what_was_compared(certain: int, possible: 
         checked(found, SHADOWS)
 
 
+def test_errors_of_one_side_are_no_more_than_what_differs() -> None:
+    found = figures()
+    compared = found["compare"]["shadows"][LABEL]
+    compared["all"].update(compared=2, differing=1)
+    compared.update(erring=1)
+    assert checked(found, SHADOWS) == found
+    compared.update(erring=2)
+    with pytest.raises(ValueError, match="more than the whole"):
+        checked(found, SHADOWS)
+
+
 @pytest.mark.parametrize("found", [None, [], "x", {}])
 def test_what_is_no_snapshot_at_all_is_refused(found: object) -> None:
     with pytest.raises(ValueError):  # noqa: PT011

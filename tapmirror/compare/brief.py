@@ -23,7 +23,7 @@ import msgspec
 from tapmirror.compare.endpoints import OTHER
 from tapmirror.compare.figures import Judged, crowds_of, error_crowd, judged_endpoint, noise_of
 from tapmirror.compare.sketch import Sketch, value_at
-from tapmirror.compare.summary import ERROR, Endpoint, Side, State, Summary
+from tapmirror.compare.summary import Endpoint, Side, State, Summary, is_error
 from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare
@@ -96,6 +96,7 @@ class Briefing:
             "failures": dict(state.failures),
             "certain": found.certain,
             "possible": found.possible,
+            "erring": found.erring,
             "times": {
                 side: {str(key): count for key, count in sketch.buckets.items()}
                 for side, sketch in (("production", summary.production), ("shadow", summary.shadow))
@@ -183,7 +184,7 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
         sketches["production"],
         sketches["shadow"],
         everything["compared"],
-        everything["differing"],
+        everything["differing"] - found.get("erring", 0),  # a daemon from before has none
         found["certain"],
         found["possible"],
         (1 + crowds["shadow"], 1 + crowds["production"]) if told else (0.0, 0.0),
@@ -213,7 +214,7 @@ def _side(side: Side) -> dict[str, Any]:
         bound, value = _bin(key)
         times[bound] += count
         seconds += value * count
-    errors = sum(count for status, count in side.statuses.items() if status >= ERROR or not status)
+    errors = sum(count for status, count in side.statuses.items() if is_error(status))
     return {"errors": errors, "times": times, "sum_s": seconds}
 
 

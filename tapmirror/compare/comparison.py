@@ -18,7 +18,7 @@ from tapmirror.compare.noise import Repeats, request_key, short, wanted
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.rules import Expression, Rules
 from tapmirror.compare.samples import Redaction, sample
-from tapmirror.compare.summary import SCHEMA, Endpoint, Field, Summary, bounds_of
+from tapmirror.compare.summary import SCHEMA, Endpoint, Field, Summary, bounds_of, is_error
 from tapmirror.compare.thinning import Draw, Rate
 from tapmirror.compare.verdict import Limits
 from tapmirror.events import END, NO_BODY, START, Buffer
@@ -262,6 +262,8 @@ class Comparison:
             if reason in endpoint.skipped or len(endpoint.skipped) < REASONS:
                 endpoint.skipped[reason] = endpoint.skipped.get(reason, 0) + 1
         if compared.found:
+            if is_error(production.status) != is_error(reply.answer.status):
+                endpoint.erring += 1
             wanted = summary.differed(endpoint, [each.field for each in compared.found])
             if wanted:
                 label, base = self._shadows[shadow]

@@ -194,7 +194,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         total.production.last,
         total.shadow.last,
         total.compared,
-        together.differing,
+        together.differing - together.erring,
         together.certain,
         together.possible,
         crowds[P99],
@@ -232,10 +232,17 @@ class Judged(msgspec.Struct, frozen=True):
     certain: int = 0
     """in fields that differ more often than by noise for certain,"""
     possible: int = 0
-    """in fields that may be noise or not."""
+    """in fields that may be noise or not.  Neither of these holds those in which only one side's answer is an error:"""
+    erring: int = 0
+    """so many of `differing`."""
 
     def __add__(self, other: Judged) -> Judged:
-        return Judged(self.differing + other.differing, self.certain + other.certain, self.possible + other.possible)
+        return Judged(
+            self.differing + other.differing,
+            self.certain + other.certain,
+            self.possible + other.possible,
+            self.erring + other.erring,
+        )
 
 
 def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
@@ -251,6 +258,9 @@ def judged_endpoint(
     """How many of an endpoint's exchanges differ.
 
     `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many differ at all endpoints.
+
+    An error of one side counts for the limit of error rates alone, if there is one: that takes both sides' errors off
+    each other, and those that come together for one.  Two equal versions with 1 % of errors each differ in 2 %.
     """
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
@@ -261,13 +271,17 @@ def judged_endpoint(
     open_ = {field for field, what in natures.items() if what is not Nature.NOISE}
     different = {field for field in open_ if natures[field] is Nature.DIFFERENT}
     sure = {field for field in different if certainly(field, endpoint, probes, level)}
-    counts = [0, 0, 0]
+    counts, statuses = [0, 0, 0], [0, 0, 0]
     for signature, count in endpoint.signatures.items() if open_ else ():
         names = signature.split("\n")
         for place, among in enumerate((different, sure, open_)):
             if not among.isdisjoint(names):
                 counts[place] += count
-    return Judged(*counts)
+                statuses[place] += count if signature.endswith(_STATUS) else 0
+    if limits.max_error_diff is None:
+        return Judged(*counts)
+    erring = [min(endpoint.erring, count) for count in statuses]
+    return Judged(counts[0], counts[1] - erring[1], counts[2] - erring[2], erring[0])
 
 
 def noise_of(endpoint: Endpoint, spec: Compare) -> set[str]:
@@ -327,7 +341,7 @@ def certainly(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool
 
     What cannot be probed, and another status, is taken to be no noise.
     """
-    if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(" status"):
+    if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(_STATUS):
         return True
     field = endpoint.fields[name]
     pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
@@ -410,7 +424,7 @@ def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: Set[st
     what = nature(field.raw, endpoint.compared, evidence, thresholds)
     if what is not Nature.NOISE and not evidence.pairs and name in known:
         return Nature.NOISE
-    if what is Nature.WAITING and name.endswith(" status"):
+    if what is Nature.WAITING and name.endswith(_STATUS):
         return Nature.DIFFERENT  # seldom noise, and too grave to wait
     return what
 
@@ -479,6 +493,8 @@ def _coarse(buckets: dict[int, int], share: float) -> float:
     return 0.0
 
 
+_STATUS: Final = " status"
+"""What the names of differences of statuses end with; such answers are not compared any further."""
 _PROBED: Final = ("GET ", "HEAD ", "OPTIONS ")
 """Endpoints of requests that a shadow may get twice."""
 _ORDER: Final = {Nature.DIFFERENT: 0, Nature.WAITING: 1, Nature.NOISE: 2}

@@ -97,6 +97,8 @@ class Endpoint(msgspec.Struct):
     """Of the times to the last byte, shadow's by production's, of each exchange."""
     compared: Count = 0
     """Exchanges whose answers were looked at as far as the level says."""
+    erring: Count = 0
+    """Of these: only one side's answer was an error."""
     skipped: dict[str, Count] = {}
     """Bodies that could not be compared, by reason."""
     probed: Count = 0
@@ -206,7 +208,7 @@ class Summary:
             its.statuses[other] += 1
         else:
             _count(its.statuses, other)
-        wrong, its_wrong = status >= ERROR, other >= ERROR or not other
+        wrong, its_wrong = is_error(status), is_error(other)
         if wrong != its_wrong:
             if wrong:
                 endpoint.only_production += 1
@@ -377,9 +379,14 @@ def fold_endpoints(endpoints: dict[str, Endpoint], places: Places, bounds: Bound
     return folded
 
 
+def is_error(status: int) -> bool:
+    """Whether that is the status of an error; 0 is that of no answer."""
+    return status >= ERROR or not status
+
+
 def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> None:
     """Add the exchanges of another endpoint (which is used up)."""
-    for name in ("pairs", "only_shadow", "only_production", "compared", "probed", "repeated"):
+    for name in ("pairs", "only_shadow", "only_production", "compared", "erring", "probed", "repeated"):
         setattr(into, name, getattr(into, name) + getattr(other, name))
     for mine, its in ((into.production, other.production), (into.shadow, other.shadow)):
         _add(mine.statuses, its.statuses)

@@ -7,7 +7,8 @@ alpha no verdict at any time is wrong about any of them.
 
 For differences this holds as far as noise is told apart: a limit is kept only if it is with all fields that may be
 no noise, and broken only by those that differ more often than noise pairs can explain.  Fields taken for noise count
-for neither, and where no noise pairs can be had (of POST) a field is assumed to be no noise.
+for neither, and where no noise pairs can be had (of POST) a field is assumed to be no noise.  What differs in that one
+side's answer is an error counts for the limit of error rates alone, unless there is none.
 """
 
 from __future__ import annotations

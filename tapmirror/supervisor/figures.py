@@ -145,6 +145,7 @@ class Compared(_Closed):
     failures: dict[Failure, Count]
     certain: Count
     possible: Count
+    erring: Count
     times: Annotated[dict[Literal["production", "shadow"], Buckets], Meta(min_length=2)]
     crowds: Crowds
     outages: Outages
@@ -153,7 +154,7 @@ class Compared(_Closed):
     worst: Annotated[dict[Label, Counted], Meta(max_length=1)]
 
     def __post_init__(self) -> None:
-        if not self.certain <= self.possible <= self.all.compared:
+        if not self.certain <= self.possible <= self.all.compared or self.erring > self.all.differing:
             raise ValueError("differences that are more than the whole")
 
 
