@@ -97,6 +97,23 @@ def test_a_sample_shows_the_fields_values_and_no_secret() -> None:
     assert price.production.startswith("HTTP/1.1 200 OK\nContent-Type")
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "want"),
+    [
+        ({"a": 198}, {"a": "198"}, ("type body.a", "198", '"198"')),
+        ({"a": []}, {"a": None}, ("type body.a", "[]", "null")),
+        ({"a": None}, {}, ("missing body.a", "null", "(nothing)")),
+        ({}, {"a": None}, ("extra body.a", "(nothing)", "null")),
+        ({"a": "1"}, {}, ("missing body.a", "1", "(nothing)")),
+        ({}, {"a": "1"}, ("extra body.a", "(nothing)", "1")),
+        ({"a": "1"}, {"a": "2"}, ("value body.a", "1", "2")),
+    ],
+)
+def test_values_of_two_types_do_not_look_alike(one: object, other: object, want: tuple[str, str, str]) -> None:
+    found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), answer(one), answer(other), [want[0]], RULES, Plain(), BASE, 0.0)
+    assert [(name, each.one, each.other) for name, each in found.items()] == [want]
+
+
 def test_that_a_version_does_not_compress_is_shown_with_what_it_is_asked_for() -> None:
     one, other = answer({"a": 1}, coding=True), answer({"a": 1})
     head = b"GET / HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"

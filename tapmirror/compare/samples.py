@@ -13,6 +13,7 @@ import msgspec
 
 from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded
 from tapmirror.compare.diff import compare
+from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.heads import fields
 from tapmirror.compare.rules import Rules
 from tapmirror.compare.summary import Sample
@@ -69,7 +70,7 @@ def sample(
         difference = found.get(name)
         values = (HIDDEN, HIDDEN)
         if difference is not None:
-            values = (_value(difference.one), _value(difference.other))
+            values = _values(difference)
         elif name.endswith(CODING):
             values = (_coding(one, redaction), _coding(other, redaction))
         samples[name] = Sample(at, line, *texts, *values)
@@ -176,12 +177,22 @@ def _shown(answer: Answer) -> str:
     return _printable(f"{head[:EXCERPT]}\n\n{body}".strip())
 
 
-def _value(value: Any) -> str:
+def _values(found: Difference) -> tuple[str, str]:
+    """Both values.  Of two types as JSON has them: or 1 and "1" would look alike, and null as if it were not there."""
+    change, one, other = found.change, found.one, found.other
+    types = change is Change.TYPE
+    return (
+        _value(one, json=types or (change is Change.MISSING and one is None)),
+        _value(other, json=types or (change is Change.EXTRA and other is None)),
+    )
+
+
+def _value(value: Any, *, json: bool = False) -> str:
     if isinstance(value, bytes):
         text = value[: 4 * VALUE].decode("utf-8", "replace")
-    elif isinstance(value, str):
+    elif isinstance(value, str) and not json:
         text = value
-    elif value is None:
+    elif value is None and not json:
         text = "(nothing)"
     else:
         try:
