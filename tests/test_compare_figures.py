@@ -130,6 +130,22 @@ def test_errors_come_before_differences_and_these_before_slowness() -> None:
     assert [each.name for each in found.endpoints] == ["bad", "other", "slow", "fine"]
 
 
+def test_what_seems_to_be_slower_comes_before_what_does_not() -> None:
+    """An endpoint that took 90 times as long stood behind all that are more frequent, for it was not certain yet."""
+
+    def endpoint(pairs: int, slower: float) -> Endpoint:
+        found = Endpoint(pairs=pairs, compared=pairs)
+        for _ in range(50):
+            found.production.last.add(1e6)
+            found.shadow.last.add(1e6 * slower)
+        return found
+
+    endpoints = {"rare": endpoint(100, 90.0), "some": endpoint(200, 1.9), "often": endpoint(300, 1.0)}
+    found = figures("t", "s", state(**endpoints), Compare(), Limits())
+    assert [each.name for each in found.endpoints] == ["rare", "often", "some"]
+    assert all(each.p50_ratio.low == 0 for each in found.endpoints)
+
+
 def test_an_outage_of_one_endpoint_is_one_error_of_it() -> None:
     """It was thinned by the endpoint's share of the requests, as if all had had their part of the errors."""
     line = {number: Point(1000, [0, 50 * (number in (50, 51))]) for number in range(100)}

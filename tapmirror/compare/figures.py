@@ -184,7 +184,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         )
         for name, each in state.endpoints.items()
     ]
-    endpoints.sort(key=lambda each: (-_badness(each), -each.pairs, each.name))
+    endpoints.sort(key=lambda each: (-_badness(each), -_doublings(each), -each.pairs, each.name))
     together = sum(found.values(), Judged())
     everything = _endpoint("all", total, thresholds, known, limits, together.differing, crowds, errors, probes=False)
     counts = Counts(
@@ -447,6 +447,13 @@ def _badness(endpoint: EndpointFigures) -> float:
     """By what comes first: errors, differences, slowness as far as it is certain."""
     slower = math.log(max(1.0, endpoint.p99_ratio.low or 1.0)) + math.log(max(1.0, endpoint.p50_ratio.low or 1.0))
     return 10 * max(0.0, endpoint.error_diff.value or 0.0) + (endpoint.diff_rate.value or 0.0) + slower
+
+
+def _doublings(endpoint: EndpointFigures) -> int:
+    """How many times over its median seems to have doubled.  That is certain after hundreds of requests only: until
+    then it puts those first that one should look at.
+    """
+    return int(math.log2(max(1.0, endpoint.p50_ratio.value or 1.0)))
 
 
 def _bins(one: Sketch, other: Sketch) -> list[Bin]:
