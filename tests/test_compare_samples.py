@@ -130,6 +130,7 @@ def test_bodies_that_cannot_be_looked_into_are_not_shown() -> None:
     found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), one, other, ["value body"], RULES, Plain(), BASE, 0.0)
     assert "(body not shown)" in found["value body"].production
     assert "first" not in found["value body"].shadow
+    assert (found["value body"].one, found["value body"].other) == ("(not shown, 7 bytes)", "(not shown, 1,000 bytes)")
 
 
 def test_texts_are_cut_and_printable() -> None:

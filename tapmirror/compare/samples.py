@@ -28,6 +28,8 @@ CURL: Final = 4000
 HIDDEN: Final = "(redacted)"
 CODING: Final = " header.content-encoding"
 """Of the name of a difference; answers are shown and compared decoded."""
+WHOLE: Final = "value body"
+"""The name of a difference of whole bodies: what cannot be looked into is not shown, but how long it is."""
 _UNPRINTABLE: Final = re.compile(rb"[^\t\n\r -~]")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:=@%+,-]+")
 _OWN: Final = (b"host", b"content-length", b"connection", b"transfer-encoding", b"expect")
@@ -71,10 +73,16 @@ def sample(
         values = (HIDDEN, HIDDEN)
         if difference is not None:
             values = _values(difference)
+        elif name == WHOLE:
+            values = (_size(one), _size(other))
         elif name.endswith(CODING):
             values = (_coding(one, redaction), _coding(other, redaction))
         samples[name] = Sample(at, line, *texts, *values)
     return samples
+
+
+def _size(answer: Answer) -> str:
+    return f"(not shown, {answer.length:,} bytes)"
 
 
 def _coding(answer: Answer, redaction: Redaction) -> str:
