@@ -86,6 +86,21 @@ def test_long_bodies_are_compared_by_hash_and_length() -> None:
     assert found(one, Answer(200, b"", b"abc", 20, b"one")) == []
     assert found(one, Answer(200, b"", b"ab", 20, b"two")) == ["value body"]
     assert found(one, Answer(200, b"", b"ab", 21)) == ["value body"]
+    cut, whole = Answer(200, b"", b"a", 20, b"one"), Answer(200, b"", b"a", 1)
+    assert found(cut, whole) == found(whole, cut) == ["value body"]
+
+
+def test_bodies_that_are_not_what_their_coding_says_are_compared_as_bytes() -> None:
+    one, other = (answer(gzip.compress(b'{"a":%d}' % n)[:-9], Content_Encoding="gzip") for n in range(2))
+    compared = compare(one, other, rules())
+    assert [each.field for each in compared.found] == ["value body"]
+    assert compared.skipped == "gzip: cut off"
+
+
+def test_bodies_that_are_the_same_once_they_are_decoded_differ_in_nothing() -> None:
+    one = answer(gzip.compress(b"[1]"), Content_Encoding="gzip")
+    other = answer(zlib.compress(b"[1]"), type_="text/html", Content_Encoding="deflate")
+    assert found(one, other, ignore_headers=("content-encoding",)) == ["value header.content-type"]
 
 
 def test_bodies_of_different_kinds() -> None:

@@ -161,6 +161,19 @@ def test_bins_hold_every_value() -> None:
     assert all(a.high == b.low for a, b in zip(found.all.bins, found.all.bins[1:], strict=False))
 
 
+def test_a_bin_holds_the_values_between_its_edges() -> None:
+    endpoint = Endpoint(pairs=300, compared=300)
+    for value, count in ((1e6, 100), (2e6, 60), (8e6, 40)):  # 1, 2 and 8 ms
+        for _ in range(count):
+            endpoint.production.last.add(value)
+    bins = figures("t", "s", state(one=endpoint), Compare(), Limits()).all.bins
+    held = {(each.low, each.high): each.production for each in bins if each.production}
+    assert [*held.values()] == [100, 60, 40]
+    for (low, high), value in zip(held, (1.0, 2.0, 8.0), strict=True):
+        assert 0.98 * low <= value <= 1.02 * high  # as exact as a sketch is
+        assert high / low < 1.06
+
+
 def test_what_a_worker_says_is_checked() -> None:
     good = {"schema": "tapmirror.compare/1", "shadows": {"s": json.loads(msgspec.json.encode(State()))}}
     assert merge([good, good], Compare())["s"].requests == 0

@@ -111,6 +111,11 @@ def test_repeats_are_bounded_by_number_and_bytes() -> None:
     assert repeats.swap(b"4", Answer(200, b"", bytes(2000), 2000)) is None
     assert repeats.swap(b"4", one) is None
     assert repeats._free <= 1000
+    repeats = Repeats(9, 1000)
+    for key in (b"1", b"2", b"3", b"4"):  # 300 bytes each
+        repeats.swap(key, one)
+    assert [repeats.swap(key, two) for key in (b"2", b"3", b"4")] == [one] * 3
+    assert repeats.swap(b"1", two) is None
 
 
 def test_requests_that_should_get_the_same_answer() -> None:

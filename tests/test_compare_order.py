@@ -17,3 +17,4 @@ def test_elements_belong_together_by_a_member_or_by_being_equal() -> None:
     assert by_member([{"n": 1}, 2], [2, {"n": 1}]) is None
     assert by_value([b"1", b"2", b"3", b"4"], [b"4", b"3", b"2", b"9"]) == [3, 2, 1, 0]
     assert by_value([b"1", b"2", b"3"], [b"3", b"8", b"9"]) is None
+    assert by_value([b"1", b"2", b"3", b"4"], [b"4", b"3", b"8", b"9"]) == [2, 3, 1, 0]

@@ -46,3 +46,5 @@ def test_lines_that_differ_in_numbers_are_a_field_of_their_own() -> None:
 def test_more_and_fewer_lines() -> None:
     one, other = answer(b"a\nb\nc", type_="text/plain"), answer(b"a\nc\nd\ne", type_="text/plain")
     assert found(one, other) == ["missing body.lines", "extra body.lines"]
+    more, fewer = answer(b"a\nb\nc\nd", type_="text/plain"), answer(b"a\nc", type_="text/plain")
+    assert (found(one, more), found(one, fewer)) == (["extra body.lines"], ["missing body.lines"])

@@ -99,6 +99,16 @@ def test_of_many_endpoints_those_without_a_concern_are_folded_away() -> None:
     assert text.count("<details open>") == 1
 
 
+def test_notes_are_shown_where_nothing_was_lost() -> None:
+    figures = msgspec.structs.replace(
+        shop("same", 100), unpaired={}, failures={}, thinned=0, notes=["br is not undone"]
+    )
+    figures = msgspec.structs.replace(figures, endpoints=[])
+    assert "What is not in it" in html(figures)
+    assert "br is not undone" in html(figures)
+    assert "What is not in it" not in html(msgspec.structs.replace(figures, notes=[]))
+
+
 def test_where_nothing_was_compared_no_number_is_made_up() -> None:
     text = html(empty())
     assert "nothing was compared yet" in text
