@@ -10,7 +10,7 @@ import pytest
 from hostile_figures import empty, shop
 from tapmirror.compare import Limits, Nature, Outcome, figures, merge
 from tapmirror.compare.summary import Endpoint, Field, Point, State
-from tapmirror.spec import Compare
+from tapmirror.spec import Compare, Level
 
 
 def state(**endpoints: Endpoint) -> State:
@@ -159,6 +159,19 @@ def test_bins_hold_every_value() -> None:
     found = shop("slower", 500)
     assert sum(each.production for each in found.all.bins) == sum(each.shadow for each in found.all.bins) == 500
     assert all(a.high == b.low for a, b in zip(found.all.bins, found.all.bins[1:], strict=False))
+
+
+def test_where_nothing_is_asked_twice_it_is_said_how_to_take_noise_off() -> None:
+    def notes(name: str, path: str, raw: int, noise_probe: float = 1.0) -> list[str]:
+        endpoint = Endpoint(pairs=100, compared=100, fields={f"value {path}": Field(raw=raw)})
+        given = State(level="body", endpoints={name: endpoint}, notes=["a note"])
+        return figures("t", "s", given, Compare(level=Level.BODY, noise_probe=noise_probe), Limits()).notes
+
+    want = "no shadow is asked twice at POST /a: name what differs there by itself in ignore_paths or ignore_headers"
+    assert notes("POST /a", "body.id", 100) == ["a note", want]
+    assert len(notes("GET /a", "body.id", 100, noise_probe=0.0)) == 2
+    for name, path, raw in (("GET /a", "body.id", 100), ("POST /a", "body.id", 50), ("POST /a", "status", 100)):
+        assert notes(name, path, raw) == ["a note"]
 
 
 def test_a_bin_holds_the_values_between_its_edges() -> None:

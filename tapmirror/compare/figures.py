@@ -214,7 +214,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         state.thinned,
         state.raw,
         state.rtt_ns / state.rtts * MS if state.rtts else None,
-        state.notes,
+        [*state.notes, *_asked_once(endpoints, spec)],
         judge(counts, limits),
         limits.alpha,
         everything,
@@ -454,6 +454,24 @@ def _doublings(endpoint: EndpointFigures) -> int:
     then it puts those first that one should look at.
     """
     return int(math.log2(max(1.0, endpoint.p50_ratio.value or 1.0)))
+
+
+def _asked_once(endpoints: Sequence[EndpointFigures], spec: Compare) -> list[str]:
+    """What to do where identifiers and times count as differences, for no pairs of one version show them."""
+    names = [
+        each.name
+        for each in endpoints
+        if not _probed(each.name, spec) and any(_always(field) and field.path != _STATUS[1:] for field in each.fields)
+    ]
+    if not names:
+        return []
+    where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [f"no shadow is asked twice at {where}: name what differs there by itself in ignore_paths or ignore_headers"]
+
+
+def _always(field: FieldFigures) -> bool:
+    """Whether it differs more often than not, and nothing is known of its noise."""
+    return field.nature is Nature.DIFFERENT and field.noise is None and field.raw > 0.5
 
 
 def _bins(one: Sketch, other: Sketch) -> list[Bin]:
