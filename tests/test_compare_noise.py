@@ -79,6 +79,8 @@ def test_what_holds_when_it_is_asked_for_again_is_different(evidence: Evidence, 
         (10, 100, Evidence(2, 10), False),  # noise
         (10, 100, Evidence(1, 100), True),
         (10, 100, Evidence(0, 10, checks=64, held=64), False),  # enough
+        (10, 100, Evidence(0, 10, checks=64, held=44), False),  # so many, and still nothing is certain
+        (10, 100, Evidence(0, 10, checks=63, held=43), True),
         (10, 100, Evidence(0, 10, checks=4, held=0), False),
         (10, 100, Evidence(0, 10, checks=3, held=0), True),
         (10, 100, Evidence(0, 10, checks=20, held=14), True),

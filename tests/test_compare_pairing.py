@@ -403,6 +403,19 @@ def test_an_answer_whose_end_is_not_seen_is_over_when_the_client_goes_on() -> No
     assert (talk.out.lost, talk.room.free) == ([], ROOM)
 
 
+def test_a_connection_does_not_rest_while_a_request_waits_for_its_answer() -> None:
+    """The next one keeps its place, for the client did not wait: its answer is not taken for the other's."""
+    talk = Talk()
+    talk.ask()
+    assert not talk.conversation.rest()
+    talk.conversation.request(None, 0, NOTHING, 2.0)
+    talk.production(ok(status=201) + ok(status=202))
+    talk.shadow(ok(status=203))
+    assert talk.statuses() == [(1, 201, [203])]
+    assert talk.conversation.rest()
+    assert (talk.out.lost, talk.room.free) == ([], ROOM)
+
+
 def test_what_it_did_not_wait_for_is_no_answer_of_another_protocol() -> None:
     """It asks before the end, and nothing before showed that it does."""
     talk = Talk()

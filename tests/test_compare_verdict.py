@@ -83,6 +83,18 @@ def test_what_is_compared_or_timed_of_a_part_only_takes_so_many_more_requests() 
     assert judge(timed, limits).more == pytest.approx(8 * (judge(counts, limits).more or 0), rel=0.1)
 
 
+def test_a_forecast_of_times_that_do_not_come_together_is_as_near_as_it_is() -> None:
+    rand = random.Random(1)
+    production, shadow = Sketch(), Sketch()
+    for _ in range(5000):
+        production.add(rand.lognormvariate(15, 0.2))
+        shadow.add(rand.lognormvariate(15, 0.2))
+    counts = Counts(5000, 0, 0, production, shadow, 0, 0, crowds=(1.0, 1.0))
+    limits = Limits(max_error_diff=None, max_diff_rate=None)
+    assert 0 < (judge(counts, limits).more or 0) < 2000
+    assert judge(msgspec.structs.replace(counts, crowds=(0.0, 0.0)), limits).more == 5000
+
+
 def test_a_forecast_is_a_least_one_where_nothing_went_wrong_yet() -> None:
     """With 0.1 % of errors on either side it takes five times what it takes with none."""
     none, some = (judge(Counts(1000, n, n, Sketch(), Sketch(), 0, 0), ONLY_ERRORS) for n in (0, 1))

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from hostile_figures import ATTACKS, empty, hostile, shop
-from tapmirror.compare import Figures
+from tapmirror.compare import Estimate, Figures
 from tapmirror.report import html
 from tapmirror.report.words import clean
 
@@ -97,6 +97,19 @@ def test_of_many_endpoints_those_without_a_concern_are_folded_away() -> None:
     assert "<summary>81 more</summary>" in text
     assert text.index("GET /18<") < text.index("81 more") < text.index("GET /19<")
     assert text.count("<details open>") == 1
+
+
+def test_what_is_worse_for_certain_is_red() -> None:
+    figures = shop("same", 100)
+    endpoint = figures.endpoints[0]
+    for worse, name in (
+        ({"error_diff": Estimate(0.02, 0.01, 0.03)}, "errors, was"),
+        ({"p99_ratio": Estimate(2.0, 1.5, 3.0)}, "p99, "),
+        ({"differing": 1}, "differ"),
+    ):
+        for changed, classes in ((worse, "num red"), ({}, "num")):
+            text = html(msgspec.structs.replace(figures, endpoints=[msgspec.structs.replace(endpoint, **changed)]))
+            assert re.search(rf'<span class="{classes}">[^<]*<small>{name}', text)
 
 
 def test_notes_are_shown_where_nothing_was_lost() -> None:
