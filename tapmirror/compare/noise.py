@@ -64,7 +64,13 @@ CHECKS: Final = 64
 """Of one field at most."""
 UNSTEADY: Final = 4
 """Checks that did not hold, from which on a field is not checked any more if they are a third of all."""
-CHOOSING: Final = (b"accept", b"accept-encoding", b"accept-language", b"authorization", b"cookie", b"range", b"host")
+CHOOSING: Final = frozenset(
+    {
+        *(b"accept", b"accept-encoding", b"accept-language", b"authorization", b"cookie", b"range", b"host", b"origin"),
+        # conditions (RFC 9110, 13.1): 304 or 412 to some, 200 to others
+        *(b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range"),
+    }
+)
 """Request fields on which an answer depends as a rule."""
 
 
