@@ -48,6 +48,16 @@ def test_pictures_stay_within_their_frame(picture: str) -> None:
         assert -2 <= value <= 402
 
 
+def test_a_distribution_is_drawn_upwards_and_downwards_in_proportion() -> None:
+    root = ElementTree.fromstring(charts.distribution([Bin(1.0, 2.0, 30, 0), Bin(2.0, 4.0, 10, 20)]))
+    bars = [each.attrib for each in root.iter("rect") if each.attrib["class"] in ("p", "s")]
+    heights = {side: [float(bar["height"]) for bar in bars if bar["class"] == side] for side in "ps"}
+    assert heights == {"p": [54.0, 18.0], "s": [0.0, 72.0]}  # of 72: three quarters, one, none and all
+    assert all(float(bar["y"]) + float(bar["height"]) == 84 for bar in bars if bar["class"] == "p")
+    assert all(float(bar["y"]) == 85 for bar in bars if bar["class"] == "s")
+    assert [each.text for each in root.iter("title")][1] == "2 ms to 4 ms: production 25.0 %, shadow 100.0 %"
+
+
 def test_nothing_to_draw() -> None:
     assert charts.distribution([]) == ""
     assert charts.timeline(LINE[:1], 1.0) == ""

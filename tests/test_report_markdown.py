@@ -6,7 +6,9 @@ import re
 import msgspec
 
 from hostile_figures import empty, hostile, shop
+from tapmirror.compare import Nature
 from tapmirror.report import markdown
+from tapmirror.report.words import EARLY
 
 
 def test_what_matters_is_there() -> None:
@@ -17,6 +19,18 @@ def test_what_matters_is_there() -> None:
     assert "`curl -i -H 'Host: shop.example'" in text
     assert "* taken for noise at GET " in text
     assert "| endpoint | requests | errors, production | errors, shadow | p50, production |" in text
+
+
+def test_what_cannot_be_told_yet_is_said_to_be_so_and_nothing_else() -> None:
+    figures = shop("broken", 3000)
+    endpoint = next(
+        each for each in figures.endpoints if any(field.nature is Nature.DIFFERENT for field in each.fields)
+    )
+    field = next(field for field in endpoint.fields if field.nature is Nature.DIFFERENT)
+    for what, count in ((Nature.DIFFERENT, 0), (Nature.WAITING, 1), (Nature.NOISE, 0)):
+        shown = msgspec.structs.replace(endpoint, fields=[msgspec.structs.replace(field, nature=what)])
+        text = markdown(msgspec.structs.replace(figures, endpoints=[shown]))
+        assert (text.count(f"({EARLY})"), "### " in text) == (count, what is not Nature.NOISE)
 
 
 def test_every_row_has_as_many_cells_as_its_head() -> None:
