@@ -107,9 +107,10 @@ def test_a_sample_shows_the_fields_values_and_no_secret() -> None:
         ({"a": "1"}, {}, ("missing body.a", "1", "(nothing)")),
         ({}, {"a": "1"}, ("extra body.a", "(nothing)", "1")),
         ({"a": "1"}, {"a": "2"}, ("value body.a", "1", "2")),
+        ({"a": [1, 2]}, {"a": [1]}, ("length body.a", "2 elements: [1,2]", "1 elements: [1]")),
     ],
 )
-def test_values_of_two_types_do_not_look_alike(one: object, other: object, want: tuple[str, str, str]) -> None:
+def test_values_that_differ_do_not_look_alike(one: object, other: object, want: tuple[str, str, str]) -> None:
     found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), answer(one), answer(other), [want[0]], RULES, Plain(), BASE, 0.0)
     assert [(name, each.one, each.other) for name, each in found.items()] == [want]
 

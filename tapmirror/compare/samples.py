@@ -188,6 +188,8 @@ def _shown(answer: Answer) -> str:
 def _values(found: Difference) -> tuple[str, str]:
     """Both values.  Of two types as JSON has them: or 1 and "1" would look alike, and null as if it were not there."""
     change, one, other = found.change, found.one, found.other
+    if change is Change.LENGTH:  # what there is more of is beyond what is shown of a long one
+        return f"{len(one)} elements: {_value(one)}", f"{len(other)} elements: {_value(other)}"
     types = change is Change.TYPE
     return (
         _value(one, json=types or (change is Change.MISSING and one is None)),
