@@ -131,3 +131,13 @@ def test_difference_is_symmetric_and_never_found_in_equal_documents(one: Any, ot
 def test_whatever_comes_is_compared(one: bytes, other: bytes, type_: str) -> None:
     compare(answer(one, type_=type_), answer(other, type_=type_), rules(ignore_patterns=("x+",)))
     compare(Answer(200, one, other, len(other)), Answer(200, other, one, len(one)), rules())
+
+
+def test_parts_are_compared_without_what_is_between_them() -> None:
+    def parts(boundary: str, text: str) -> Answer:
+        body = f"\r\n--{boundary}\r\nContent-Type: text/html\r\n\r\n{text}\r\n--{boundary}--\r\n"
+        return answer(body.encode(), type_=f"multipart/mixed; boundary={boundary}")
+
+    assert found(parts("58ccd26e", "a"), parts("1206f561", "a")) == []
+    assert found(parts("58ccd26e", "a"), parts("batch_12", "a")) == []
+    assert found(parts("58ccd26e", "a"), parts("1206f561", "b")) == ["value body"]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
+
 from differences import answer, found
 from tapmirror.compare.heads import fields
 from tapmirror.exchange import Answer
@@ -30,3 +32,43 @@ def test_a_field_that_is_there_twice() -> None:
     one = Answer(200, b"\r\n".join(lines))
     other = Answer(200, b"\r\n".join([*lines[:2], *lines[1:]]))
     assert found(one, other) == found(other, one) == ["value header.access-control-allow-origin"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [
+        ("Allow", "OPTIONS,HEAD,GET", "HEAD, GET, OPTIONS"),
+        ("Vary", "Accept-Encoding, Origin", "origin,accept-encoding"),
+        ("Access-Control-Allow-Methods", "GET, PUT", "PUT, GET"),
+        ("Access-Control-Allow-Headers", "X-A, X-B", "x-b, x-a"),
+        ("Access-Control-Expose-Headers", "X-A, X-B", "x-b, x-a"),
+        ("Content-Type", "multipart/byteranges; boundary=58cc", 'multipart/byteranges; boundary="1206"'),
+    ],
+)
+def test_what_means_the_same(name: str, value: str, other: str) -> None:
+    assert found(_with(name, value), _with(name, other)) == []
+
+
+def test_a_field_in_two_lines_is_its_list() -> None:
+    lines = [b"HTTP/1.1 200 OK", b"Vary: Origin", b"Vary: Accept", b"", b""]
+    assert found(Answer(200, b"\r\n".join(lines)), _with("Vary", "Accept, Origin")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [
+        ("Allow", "GET, PUT", "GET"),
+        ("Allow", "GET", "get"),
+        ("Vary", "Origin", "Origin, Cookie"),
+        ("Accept-Ranges", "bytes, none", "none, bytes"),
+        ("Content-Type", "multipart/mixed; boundary=a", "multipart/byteranges; boundary=a"),
+        ("Content-Type", "multipart/mixed; boundary=a; start=1", "multipart/mixed; boundary=b; start=2"),
+        ("Content-Type", "text/plain; boundary=a", "text/plain; boundary=b"),
+    ],
+)
+def test_what_does_not(name: str, value: str, other: str) -> None:
+    assert found(_with(name, value), _with(name, other)) == [f"value header.{name.lower()}"]
+
+
+def _with(name: str, value: str) -> Answer:
+    return Answer(200, f"HTTP/1.1 200 OK\r\n{name}: {value}\r\n\r\n".encode())

@@ -30,6 +30,10 @@ _CHARSETS: Final = re.compile(
 square of the length (punycode), others make text that cannot be encoded again (utf-7, unicode_escape)."""
 
 
+_BOUNDARY: Final = re.compile(rb"\A(\s*+multipart/[^;]*+;.*?\bboundary=)\"?([^\s\";]{1,70})\"?", re.IGNORECASE)
+"""Of at most 70 characters (RFC 2046, 5.1.1).  NOTE: one with a space is not found."""
+
+
 class Kind(enum.Enum):
     """How two bodies are compared."""
 
@@ -87,6 +91,17 @@ def text_of(body: bytes, content_type: bytes) -> str:
         return body.decode(name if _CHARSETS.fullmatch(name) else "utf-8", "replace")
     except LookupError:  # no such part of ISO 8859, or page of Windows
         return body.decode("utf-8", "replace")
+
+
+def without_boundary(content_type: bytes) -> bytes:
+    """A type without the boundary of a multipart, which is new with each answer, or each start of a server."""
+    return _BOUNDARY.sub(rb"\1", content_type)
+
+
+def without_boundaries(body: bytes, content_type: bytes) -> bytes:
+    """A body whose parts are told apart by nothing but two hyphens (RFC 2046, 5.1.1); any other as it is."""
+    found = _BOUNDARY.match(content_type)
+    return body if found is None else body.replace(b"--" + found[2], b"--")
 
 
 def missing() -> list[str]:

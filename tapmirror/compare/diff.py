@@ -13,7 +13,7 @@ the shadow has it (extra), the same elements in another order, another number of
 * What is a JSON object or array on both sides is compared as such, whatever text it is said to be: see `documents`.
   What is said to be JSON and is none on either side (`NaN`) is text.
 * HTML and text by their lines, see `texts`; XML also by its tags where one follows another.
-* Everything else is its bytes.
+* Everything else is its bytes; of a multipart without the boundary between its parts.
 
 What does not count is in `rules`.
 
@@ -31,7 +31,7 @@ from typing import Final
 import msgspec
 
 from tapmirror.compare import documents, heads, texts
-from tapmirror.compare.bodies import Kind, TooLongError, UndecodableError, decoded, kind_of, text_of
+from tapmirror.compare.bodies import Kind, TooLongError, UndecodableError, decoded, kind_of, text_of, without_boundaries
 from tapmirror.compare.findings import Change, Difference, Findings
 from tapmirror.compare.rules import Rules
 from tapmirror.exchange import Answer
@@ -106,6 +106,8 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         findings.add(Change.MISSING if one else Change.EXTRA, "body", one, other)
     elif kind is not its_kind:
         findings.add(Change.TYPE, "body", one, other)
+    elif without_boundaries(one, type_) == without_boundaries(other, its_type):
+        pass
     elif kind is Kind.JSON:
         mine, its = documents.document(one, type_), documents.document(other, its_type)
         if mine is not None and its is not None:

@@ -3,8 +3,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from tapmirror.compare.bodies import without_boundary
 from tapmirror.compare.findings import Change, Findings
 from tapmirror.compare.words import shortened
+
+_OF_NAMES: Final = frozenset({b"vary", b"access-control-allow-headers", b"access-control-expose-headers"})
+"""Fields that are sets of names of fields, in which case does not count (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3)."""
+_OF_METHODS: Final = frozenset({b"allow", b"access-control-allow-methods"})
+"""Fields that are sets of methods (RFC 9110, 10.2.1).  Apache's order is another one after each start."""
 
 
 def differ(findings: Findings, one: bytes, other: bytes) -> None:
@@ -18,9 +26,10 @@ def differ(findings: Findings, one: bytes, other: bytes) -> None:
         mine, its = first.get(name), second.get(name)
         if mine == its or name in ignored:
             continue
-        if mine is not None and its is not None and name == b"set-cookie":
-            mine, its = _cookies(mine), _cookies(its)
-            if mine == its:
+        if mine is not None and its is not None:
+            if name == b"set-cookie":
+                mine, its = _cookies(mine), _cookies(its)
+            if mine == its or _means(name, mine) == _means(name, its):
                 continue
         path = "header." + shortened(name.decode("latin-1"))
         if its is None:
@@ -54,6 +63,17 @@ def _may_differ(one: bytes, other: bytes, ignored: frozenset[bytes]) -> bool:
         if colon and name.strip().lower() not in ignored:
             return True
     return False
+
+
+def _means(name: bytes, value: bytes) -> bytes | frozenset[bytes]:
+    """A value without what says nothing: the order of a set, its lines (RFC 9110, 5.3), the boundary of a multipart."""
+    if name == b"content-type":
+        return without_boundary(value)
+    if name in _OF_NAMES:
+        value = value.lower()
+    elif name not in _OF_METHODS:
+        return value
+    return frozenset(member.strip() for member in value.replace(b"\n", b",").split(b",")) - {b""}
 
 
 def _cookies(value: bytes) -> bytes:
