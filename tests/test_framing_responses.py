@@ -240,9 +240,38 @@ def test_unasked_is_failed() -> None:
     assert framer.failed
 
 
+@ways
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_timeout_of_an_idle_connection_is_no_garbage(way: Way, version: bytes) -> None:
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer.expect(GET)
+    assert way(framer, OK) == [200]
+    assert way(framer, answer(408, b"Content-Length: 0", b"Connection: close", version=version)) == []
+    assert (framer.closing, framer.idled, framer.failed) == (True, True, False)
+    assert framer.skippable() == ENDLESS
+    assert framer.eof() == 0
+
+
+@ways
+def test_a_timeout_where_something_was_asked_is_its_answer(way: Way) -> None:
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer.expect(GET)
+    assert way(framer, sized(408, b"")) == [408]
+    assert not framer.idled
+
+
+@ways
+@pytest.mark.parametrize("data", [sized(409), b"HTTP/1.1 407 x", b"HTTP/1.2 408 x", b"HTTQ"])
+def test_whatever_else_is_unasked_is_garbage(way: Way, data: bytes) -> None:
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    assert way(framer, data) == []
+    assert framer.failed
+    assert not framer.idled
+
+
 responses = st.one_of(
     st.sampled_from(
-        [OK, CHUNKED, sized(404), answer(204), answer(100), answer(200), answer(101), b"0\r\n\r\n", b"\r\n"]
+        [OK, CHUNKED, sized(404), sized(408), answer(204), answer(100), answer(200), answer(101), b"0\r\n\r\n", b"\r\n"]
     ),
     st.binary(max_size=30),
     st.binary(max_size=40).map(lambda body: sized(200, body)),

@@ -179,6 +179,15 @@ def test_stamps_lie_between_the_calls(line: Line) -> None:
     assert 0 < least <= smoothed
 
 
+def test_what_is_no_http_is_counted_once(line: Line) -> None:
+    line.ask(1)
+    for _ in range(3):
+        line.shadow.sendall(b"garbage")
+        assert line.read() == 7
+    assert line.ledger.answers == {"garbage": 1}
+    assert len(line.talk.answers) == 3, "all of it is told"
+
+
 def test_the_least_round_trip_is_the_networks_and_not_the_shadows(line: Line) -> None:
     """Who answers at once acknowledges with the answer: the smoothed one has that time in it."""
     for number in range(1, 30):

@@ -82,6 +82,18 @@ def test_what_follows_waits_no_more_where_the_shadow_goes_on(bench: Bench) -> No
     assert bench.read(sock, len(GET % 1 + GET % 2)) == GET % 1 + GET % 2
 
 
+def test_a_connection_that_was_idle_for_too_long_is_left_and_teaches_nothing(bench: Bench) -> None:
+    """A 408 that nobody asked for (RFC 9110, 15.5.9) is no answer, and no limit of requests on a connection."""
+    sock = served(bench, 1, [KEEP])
+    sock.sendall(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+    bench.turn()
+    bench.send(1, GET % 1)  # the end of the connection has not come yet
+    bench.send(1, GET % 2)
+    other = bench.accept()
+    assert bench.read(other, len(GET % 1 + GET % 2)) == GET % 1 + GET % 2
+    assert bench.ledger.answers == {"2xx": 1}
+
+
 def test_an_answer_before_the_end_of_a_request_counts_once_where_the_shadow_closes_behind_it(bench: Bench) -> None:
     """As of a server of HTTP/1.0 that refuses an upload: it allows for one request, not for two."""
     bench.give(Open(1, True))

@@ -7,6 +7,8 @@ Responses come in the order of the requests (RFC 9112, 9.3.2), so each is read b
 the oldest request without one.  The length of its body is found by RFC 9112, 6.3; the bytes
 of the body do not matter, and the caller may discard `skippable()` of them unread.
 
+A 408 that answers nothing says that the connection was idle for too long (RFC 9110, 15.5.9); nothing follows it.
+
 Nothing that follows from this reaches production, and the shadow may be a test build or
 hostile.  So it is read leniently (lines may end in LF alone) and with constant memory: a
 head is held up to `head_bytes`, of everything else at most a line, and all connections together hold no more
@@ -42,6 +44,9 @@ from tapmirror.framing.response import (
     ResponseReader,
 )
 
+_TIMEOUTS: Final = (b"HTTP/1.1 408", b"HTTP/1.0 408")
+"""How what a server says to a connection that was idle for too long begins."""
+
 
 class ResponseFramer(ResponseReader[int]):
     """The responses on one connection to the shadow."""
@@ -54,6 +59,7 @@ class ResponseFramer(ResponseReader[int]):
         "_pool",
         "closing",
         "failed",
+        "idled",
         "offered",
         "tunnel",
         "upgraded",
@@ -74,6 +80,8 @@ class ResponseFramer(ResponseReader[int]):
         """The shadow closes the connection after a response that has come, or that is coming."""
         self.failed = False
         """What came is not HTTP, or answers nothing.  Everything else is discarded."""
+        self.idled = False
+        """It closes the connection because nothing was asked for too long: how many it answered there means nothing."""
         self.tunnel: bool | None = None
         """Whether the last CONNECT or Upgrade request was accepted; None: no answer yet."""
         self.offered = False
@@ -149,7 +157,7 @@ class ResponseFramer(ResponseReader[int]):
 
     def _head(self, data: Buffer, pos: int, out: list[int]) -> int:
         if not self._awaited:
-            return self._fail(data)
+            return self._unasked(data, pos)
         buffer = self._buffer
         if not buffer:
             known = self._known
@@ -176,6 +184,21 @@ class ResponseFramer(ResponseReader[int]):
         buffer.clear()
         pos += len(head) - scanned
         return pos if self._read_head(head, out) else self._fail(data)
+
+    def _unasked(self, data: Buffer, pos: int) -> int:
+        """What begins while no request waits for an answer."""
+        buffer = self._buffer
+        piece = data[pos : pos + len(_TIMEOUTS[0]) - len(buffer)]
+        buffer += piece
+        if not any(each.startswith(buffer) for each in _TIMEOUTS):
+            return self._fail(data)
+        self._state = HEAD
+        if bytes(buffer) not in _TIMEOUTS:
+            return pos + len(piece)
+        buffer.clear()
+        self.closing = self.idled = True
+        self._state = DISCARD
+        return len(data)
 
     def _run(self, data: Buffer, pos: int, out: list[int]) -> int:
         taken = min(len(data) - pos, self._remaining)

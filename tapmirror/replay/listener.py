@@ -324,7 +324,8 @@ class Listener:
             conversation.answer_gap(target, count, time_ns)
         else:
             data = self._buffer[:count]
-            answers.take(lane, data)
+            if not framer.failed:
+                answers.take(lane, data)
             conversation.answer(target, data, time_ns)
         return asked, count
 

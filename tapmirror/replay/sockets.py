@@ -59,7 +59,7 @@ class Sockets:
             lane.hearing.given_up()
             lane.hearing = None
         if lane.framer is not None:
-            noticed = lane.framer.closing and not lane.framer.failed
+            noticed = lane.framer.closing and not (lane.framer.failed or lane.framer.idled)
             owed = lane.framer.eof()
             unanswered = owed - lane.unsent()
             if unanswered > torn:
