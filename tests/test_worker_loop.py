@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from tapmirror import privsep
 from tapmirror.ledger import Ledger
-from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.replay import Reactor, Replay
+from tapmirror.source import Counters
+from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.worker.loop import BATCH, MESSAGE, Worker
+
+REST = {each.name for each in msgspec.structs.fields(Counters)} - {"seen", "emitted", "loop"}
 
 
 def test_nothing_waits_for_a_supervisor_that_takes_a_long_state_slowly() -> None:
@@ -93,3 +98,30 @@ def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches(monkeypatch: p
     os.close(worker._memory)
 
     assert asked == [BATCH] * 4
+
+
+def test_what_the_time_at_the_end_did_not_suffice_for_is_dropped_and_not_under_way() -> None:
+    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("127.0.0.1:80"),), limits=Limits(drain_time=0.001))
+    ledger = Ledger()
+    counters = Counters(seen=(10, 1000), emitted=(9, 900), loop=(1, 100), **dict.fromkeys(REST, (0, 0)))
+    source: Any = SimpleNamespace(
+        age=lambda now: 0.0,
+        fill=lambda: 0.5,
+        read=lambda limit: iter(()),
+        empty=lambda: False,
+        stop=lambda: None,
+        received=(2, 200),
+        counters=lambda: counters,
+    )
+    reactor = Reactor([(socket.AF_INET, ("127.0.0.1", 9))], spec, spec.shadows[0], ledger)
+    worker = Worker(spec, source, Replay([reactor]), ledger)
+    ledger.segments.mirrored, ledger.bytes.mirrored = 2, 200
+
+    assert worker.snapshot()["bytes"]["in_flight"] == 700
+    worker._drain(time.monotonic)
+    final = worker.snapshot()
+    os.close(worker._memory)
+
+    for unit, lost in (("segments", 7), ("bytes", 700)):
+        account = final[unit]
+        assert (account["dropped"], account["in_flight"], account["unaccounted"]) == ({"shutdown": lost}, 0, 0)

@@ -79,6 +79,8 @@ class Worker:
         """and the seconds that the others waited in the capture, each as long as the first of its batch."""
         self._full = False
         """The last batch was as large as one may be."""
+        self._given_up = 0, 0
+        """Segments and bytes that were captured and will not be read."""
         self._restraint = Restraint(BATCH, HOLD)
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
@@ -138,7 +140,7 @@ class Worker:
     def snapshot(self) -> dict[str, Any]:
         """The ledger and what the process costs, as plain data."""
         counters = self._source.counters()
-        received_segments, received_bytes = self._source.received
+        received_segments, received_bytes = map(sum, zip(self._source.received, self._given_up, strict=True))
         in_segments, in_bytes = self._pipeline.held()
         for account, index in ((self._ledger.segments, 0), (self._ledger.bytes, 1)):
             _enter(account, counters, index)
@@ -284,6 +286,14 @@ class Worker:
             self._replay.expire(now)
             self._replay.run_once(min(TICK, end - now), clock)
         self._replay.close(DropReason.SHUTDOWN)
+        self._give_up_unread()
+
+    def _give_up_unread(self) -> None:
+        """Nothing more is read: what was captured and the time did not suffice for is dropped."""
+        captured, received = self._source.counters().emitted, self._source.received
+        segments, size = self._given_up = captured[0] - received[0], captured[1] - received[1]
+        if segments:
+            self._ledger.drop(DropReason.SHUTDOWN, size, segments)
 
     def _on_control(self) -> None:
         """A message of the supervisor, or its end."""
