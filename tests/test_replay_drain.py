@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import select
 import socket
+import struct
+import termios
 import time
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from lab import until
 from replay_bench import GET, OK, POST, RESET, WHOLE, Bench
 from tapmirror.events import END, START, Open, Send
 from tapmirror.replay.hearing import Hearing
@@ -136,3 +140,34 @@ def _is_over(sock: socket.socket) -> bool:
     except OSError:
         return True
     return False
+
+
+def _unread(bench: Bench) -> list[int]:
+    """Bytes that wait in each connection's socket."""
+    found = []
+    for lane in bench.reactor._lanes.values():
+        found += struct.unpack("i", fcntl.ioctl(lane.fd, termios.FIONREAD, bytes(4)))
+    return found
+
+
+def test_answers_take_a_bounded_part_of_a_turn_and_connections_take_turns(bench: Bench) -> None:
+    """Chunks of one byte take 40 ms for each 64 KiB: the capture would wait for a hostile shadow."""
+    flood = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 5_000
+    socks = [bench.open(flow) for flow in range(1, 7)]
+    for flow, sock in enumerate(socks, 1):
+        bench.send(flow, GET % 1)
+        bench.read(sock, len(GET % 1))
+    for sock in socks:
+        sock.sendall(flood)
+    until(lambda: sum(_unread(bench)) == 6 * len(flood), "all at the reactor's sockets")
+
+    left, turns = _unread(bench), 0
+    while sum(left):
+        bench.reactor.run_once(0.0, lambda: bench.now)
+        before, left = left, _unread(bench)
+        turns += 1
+        assert 0 < sum(before) - sum(left) < 32_768
+        if turns == 12:
+            assert max(left) < len(flood), "each had its turn"
+    bench.reactor.run_once(0.0, lambda: bench.now)
+    assert not bench.reactor.unread

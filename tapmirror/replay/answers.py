@@ -18,7 +18,7 @@ from tapmirror.replay.tls import TlsSocket
 
 LAZY_BYTES: Final = 16_384
 """Answers that wake us on a busy connection: some twenty small ones, far less than a receive buffer."""
-LOOK_BYTES: Final = 65_536
+LOOK_BYTES: Final = 16_384
 """Size of a read whose bytes are looked at."""
 DISCARD_BYTES: Final = 1 << 20
 """Size of a read whose bytes are not."""

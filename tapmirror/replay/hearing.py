@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from tapmirror.compare.pairing import Conversation
-from tapmirror.replay.listener import READ_BYTES, WASTE_BYTES, Clock, Listener
+from tapmirror.replay.answers import LOOK_BYTES
+from tapmirror.replay.listener import WASTE_BYTES, Clock, Listener
 
 
 class Hearing:
@@ -26,7 +27,7 @@ class Hearing:
         self._target = target
         self._clock = clock
         self._events = events
-        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._buffer = memoryview(bytearray(LOOK_BYTES))
         self._waste = memoryview(bytearray(WASTE_BYTES))
         self.tick = clock.tick
 

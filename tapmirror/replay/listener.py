@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, Buffer
 from tapmirror.exchange import Unpaired
-from tapmirror.replay.answers import LAZY_BYTES, acknowledge_at_once, wake_for
+from tapmirror.replay.answers import LAZY_BYTES, LOOK_BYTES, acknowledge_at_once, wake_for
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ STAMPS: Final = 256
 OWED: Final = 100
 """Answers that may wait to be read on a busy connection, if none of them is timed: fewer than `Compare.pending`.  The
 smallest are 27 bytes long, so `LAZY_BYTES` can be 600 of them."""
-READ_BYTES: Final = 65_536
 WASTE_BYTES: Final = 1 << 20
 
 _ASK: Final = [(socket.SOL_SOCKET, SO_TIMESTAMPING, struct.pack("=I", TX_SOFTWARE))]
@@ -303,7 +302,7 @@ class Listener:
         skippable = framer.skippable()
         if skippable:
             skippable = min(skippable, conversation.answer_skippable(target))
-        asked = min(skippable, WASTE_BYTES) if skippable else READ_BYTES
+        asked = min(skippable, WASTE_BYTES) if skippable else LOOK_BYTES
         if isinstance(sock, TlsSocket):
             count = sock.recv_into(self._waste if skippable else self._buffer, asked)
             time_ns = time.monotonic_ns()

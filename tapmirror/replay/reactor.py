@@ -7,7 +7,7 @@ Theory of operation
 of `Send` is one `send` from the capture ring's memory.
 
 *Answers* (`drain`).  A busy connection is woken only for many bytes of them; a sweep every second
-(`sweep`) reads what is less.
+(`sweep`) reads what is less.  What all of them may take of a turn of the loop is bounded: the capture waits.
 
 *Loss.*  Nothing is sent twice.  Of a connection that ends (`ends`) what is queued whole goes over a new one.  While
 the shadow cannot be reached (`dial`) what comes is dropped at once.  At a bound of the queues a whole request is
@@ -85,7 +85,7 @@ class Reactor:
         self._ends = Ends(
             self._lanes, self._sockets, self._dialer, ledger, spec.limits.linger_time, spec.limits.wait_time, gentle
         )
-        drain = Drain(
+        self._drain = Drain(
             self._answers,
             self._timing,
             self._ends,
@@ -94,8 +94,8 @@ class Reactor:
             paced=spec.pacing is Pacing.WAIT,
             secured=tls is not None,
         )
-        self._read = drain.read
-        self._broken = drain.broken
+        self._read = self._drain.read
+        self._broken = self._drain.broken
         self._hearing = hearing
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Send: self._send if hearing is None else self._send_heard,
@@ -122,11 +122,13 @@ class Reactor:
         now = clock()
         if self._hearing is not None:
             self._hearing.tick()
-        if self._unread:
-            unread = list(self._unread)
-            self._unread.clear()
-            for lane in unread:
-                self._on_readable(lane, now, ended=True)
+        self._drain.begin_turn()
+        for _ in range(len(self._unread)):
+            if self._drain.left <= 0 or not self._unread:
+                break
+            lane = next(iter(self._unread))
+            del self._unread[lane]
+            self._on_readable(lane, now, ended=True)
         for fd, event in events:
             found = self._by_fd.get(fd)
             if found is not None:

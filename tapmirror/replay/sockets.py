@@ -31,8 +31,8 @@ class Sockets:
         self.epoll = select.epoll()
         self.by_fd: dict[int, Lane] = {}
         """The lanes that have one."""
-        self.unread: set[Lane] = set()
-        """Those where something is left to be read that no event will tell of."""
+        self.unread: dict[Lane, None] = {}
+        """Those where something is left to be read that no event will tell of, in the order of their turns."""
 
     def connect(self, lane: Lane, now: float) -> bool:
         """Begin to connect; False if that is not possible now (the reason is the dialer's)."""
@@ -54,7 +54,7 @@ class Sockets:
         lane.ready = False
         if self._turns:
             self._turns.forget(lane)
-        self.unread.discard(lane)
+        self.unread.pop(lane, None)
         if lane.hearing is not None:
             lane.hearing.given_up()
             lane.hearing = None
