@@ -144,7 +144,7 @@ def _is_over(sock: socket.socket) -> bool:
 
 def _unread(bench: Bench) -> list[int]:
     """Bytes that wait in each connection's socket."""
-    found = []
+    found: list[int] = []
     for lane in bench.reactor._lanes.values():
         found += struct.unpack("i", fcntl.ioctl(lane.fd, termios.FIONREAD, bytes(4)))
     return found
