@@ -39,6 +39,9 @@ a gap.
 NOTE: cannot know what a server says while it still reads a body: where the head was lost, a request line at the
 beginning of a segment of the body is taken for a request if the client received something amid the body.
 
+NOTE: cannot know what came before a connection was joined in mid-stream: its first segment counts as one after a turn,
+or the first request of every connection that was idle would be lost; it may be a part of a body as well.
+
 NOTE: cannot know that production ended the connection early (errors, its limit of requests on one):
 pipelined requests that it never read are mirrored.
 """
