@@ -18,8 +18,8 @@ from tapmirror.replay.tls import TlsSocket
 
 LAZY_BYTES: Final = 16_384
 """Answers that wake us on a busy connection: some twenty small ones, far less than a receive buffer."""
-LOOK_BYTES: Final = 16_384
-"""Size of a read whose bytes are looked at."""
+LOOK_BYTES: Final = 24_576
+"""Size of a read whose bytes are looked at: what wakes us is rarely longer, and the worst there is takes 15 ms."""
 DISCARD_BYTES: Final = 1 << 20
 """Size of a read whose bytes are not."""
 

@@ -8,10 +8,11 @@ connection.
 from __future__ import annotations
 
 import _socket
+import time
 from typing import Final
 
 from tapmirror.ledger import Ledger
-from tapmirror.replay.answers import LOOK_BYTES, Answers
+from tapmirror.replay.answers import Answers
 from tapmirror.replay.ends import Ends
 from tapmirror.replay.lane import Lane
 from tapmirror.replay.latency import Timing
@@ -19,11 +20,9 @@ from tapmirror.replay.tls import TlsSocket
 
 READS: Final = 8
 """Reads of one connection in one turn."""
-TURN_BYTES: Final = 16_384
-"""Bytes of answers that are looked at in one turn, and then to the end of a read.  The worst of them, chunks of one
-byte, take 10 ms; 80 ordinary answers a tenth of one."""
-DISCARD_SHIFT: Final = 6
-"""Bytes that are discarded unread count for a 64th: so much faster they are, at least."""
+TURN_TIME: Final = 0.005
+"""Seconds of reading in one turn, and then to the end of a read: as long as a batch of the capture takes.  So long
+take 5,000 ordinary answers, or 8 KiB of chunks of one byte."""
 
 
 class Drain:
@@ -53,12 +52,12 @@ class Drain:
         self._events = ledger.events
         self._paced = paced
         self._secured = secured
-        self.left = TURN_BYTES
-        """Of this turn's."""
+        self.left = TURN_TIME
+        """Seconds of this turn's."""
 
     def begin_turn(self) -> None:
         """As much may be read again."""
-        self.left = TURN_BYTES
+        self.left = TURN_TIME
 
     def read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
         """Read and discard, a bounded amount; whether the connection lasts.
@@ -66,13 +65,14 @@ class Drain:
         A read that was not filled emptied the socket: more will be a new edge (epoll(7)), except for an
         end that came with this one (`ended`).
         """
-        if self.left <= 0:
+        if self.left <= 0.0:
             self._unread[lane] = None
             return True
         return self._read(lane, sock, now, ended=ended)
 
     def _read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
         answers = self._answers
+        begin = time.monotonic()
         try:
             for _ in range(READS):
                 if lane.hearing is not None:
@@ -91,10 +91,9 @@ class Drain:
                 if self._paced:  # in a tunnel too, which is read as HTTP is
                     lane.heard += count
                     lane.heard_at = now
-                self.left -= count if asked == LOOK_BYTES else count >> DISCARD_SHIFT
                 if count < asked and not ended and not self._secured:
                     break
-                if self.left <= 0:
+                if time.monotonic() - begin >= self.left:
                     self._unread[lane] = None
                     break
             else:
@@ -107,6 +106,7 @@ class Drain:
                 lane.hearing.ended(now, reset=True)
             self._ends.lost(lane, now)
             return False
+        self.left -= time.monotonic() - begin
         if lane.timed:
             self._timing.end(lane, now)
         return True

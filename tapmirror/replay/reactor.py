@@ -124,7 +124,7 @@ class Reactor:
             self._hearing.tick()
         self._drain.begin_turn()
         for _ in range(len(self._unread)):
-            if self._drain.left <= 0 or not self._unread:
+            if self._drain.left <= 0.0 or not self._unread:
                 break
             lane = next(iter(self._unread))
             del self._unread[lane]
