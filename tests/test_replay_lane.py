@@ -207,6 +207,15 @@ def test_short_parts_count_what_they_take_in_memory() -> None:
     assert books.pool.items == len(books.lane.queue) + len(other.queue) == 8000 // (ITEM_BYTES + 1) + 1
 
 
+def test_what_went_of_a_part_takes_no_memory() -> None:
+    """Each connection to a shadow that does not read has one, of up to 64 KiB."""
+    books = Books(10_000, 10_000)
+    books.give(5_000, WHOLE)
+    assert not books.lane.advance(4_000)
+    assert sum(len(item.data) for item in books.lane.queue) == books.pool.bytes == 1_000
+    assert books.lane.advance(1_000)
+
+
 def test_turns_of_what_was_dropped_take_no_room() -> None:
     books = Books()
     books.give(10, WHOLE)

@@ -33,7 +33,7 @@ ITEM_BYTES: Final = 100
 
 
 class Item:
-    """A queued part: `data` from `offset` on is to be sent, `size` captured bytes are not yet settled."""
+    """A queued part: `data` is to be sent, `offset` bytes went before; `size` captured bytes are not yet settled."""
 
     __slots__ = ("announced", "answered", "data", "flags", "number", "offset", "size")
 
@@ -255,7 +255,8 @@ class Lane:
         """`count` bytes of the first queued part went.  True when the part is done."""
         item = self.queue[0]
         item.offset += count
-        done = item.offset >= len(item.data)
+        item.data = item.data[count:]  # what went shall take no memory: nobody counts it
+        done = not item.data
         settled = item.size if done else min(count, item.size)
         item.size -= settled
         self._unqueue(settled)

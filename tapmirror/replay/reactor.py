@@ -417,7 +417,7 @@ class Reactor:
             if not self._may_send(lane, item, now):
                 return
             try:
-                data = memoryview(item.data)[item.offset :]
+                data = item.data
                 if lane.hearing is not None:
                     count = lane.hearing.send(lane, data, item.flags, now)
                 else:
