@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -96,6 +97,34 @@ def test_on_a_narrow_terminal_reasons_have_the_whole_width() -> None:
     assert lines[at + 1] == "web     shadow_down 123,456  ring_full 199  midstream 12"
     well = {**TAP, "ledger": {**LEDGER, "segments": {**LEDGER["segments"], "dropped": {}}}}
     assert "BY REASON" not in shown({"daemon": DAEMON, "taps": [well]}, width=80)
+
+
+@pytest.mark.parametrize(
+    ("width", "head"),
+    [
+        (40, "SHADOW OF TAP TROUBLE AND ANSWERS"),
+        (60, "SHADOW OF TAP MIRRORED LOST TROUBLE AND ANSWERS"),
+        (80, "SHADOW OF TAP MIRRORED LOST P50 P99 TROUBLE AND ANSWERS"),
+    ],
+)
+def test_on_a_narrow_terminal_what_is_wrong_with_a_shadow_can_be_read(width: int, head: str) -> None:
+    shadow = {**LEDGER["shadows"]["v2"], "reason": "it cannot be connected to", "answers": {}}
+    tap = {**TAP, "ledger": {**LEDGER, "shadows": {"10.0.0.9:80": shadow}}}
+    lines = [" ".join(line.split()) for line in shown({"daemon": DAEMON, "taps": [tap]}, width=width).splitlines()]
+    assert head in lines
+    words = " ".join(lines[lines.index(head) + 1 :])
+    assert "10.0.0.9:80 web" in words and words.endswith("connected to") and "it cannot be" in words
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_long_names_leave_room_for_what_is_wrong(width: int) -> None:
+    shadow = {**LEDGER["shadows"]["v2"], "reason": "it cannot be connected to", "answers": {}}
+    ledger = {**LEDGER, "shadows": {"staging.internal.example.com:8080": shadow}}
+    text = shown(
+        {"daemon": DAEMON, "taps": [{**TAP, "name": "a-name-of-a-tap-and-long", "ledger": ledger}]}, width=width
+    )
+    assert re.search(r"staging\S*…  a-name\S*…?  +it cannot be", text), text
+    assert text.split()[-2:] == ["connected", "to"]
 
 
 def test_of_raw_connections_bytes_are_shown() -> None:

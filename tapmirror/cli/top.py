@@ -37,6 +37,10 @@ GIVE_WAY: Final = ("MB/S", "FLOWS", "MB", "CPU", "RATE", "SHARE")
 """On a narrow terminal, in this order."""
 LEAST: Final = 8
 """Characters of a tap's name that stay."""
+FIGURES: Final = ("MIRRORED", "LOST", "P50", "P99")
+"""Of a shadow; on a narrow terminal the last gives way first."""
+TROUBLE: Final = 19
+"""Characters for what is wrong with a shadow: those of that column's head."""
 GAP: Final = 2
 COLORS: Final = {"running": "green", "failed": "bold red", "restarting": "red", "waiting": "yellow", "paused": "yellow"}
 
@@ -129,7 +133,7 @@ def screen(done: dict[str, Any], rates: dict[str, Rates], width: int) -> Rendera
         for tap in taps
         for line in brief_lines(tap["ledger"] or {})
     ]
-    tables = (taps_table(taps, rates, width), reasons_table(taps), shadows_table(taps))
+    tables = (taps_table(taps, rates, width), reasons_table(taps), shadows_table(taps, width))
     return Group(*parts, *(table for table in tables if table.rows), *compared)
 
 
@@ -204,16 +208,12 @@ def _name(name: str, style: str = "") -> Text:
     return Text(name, style, no_wrap=True, overflow="ellipsis")
 
 
-def shadows_table(taps: list[dict[str, Any]]) -> Table:
-    """A line for each shadow: what is wrong with it, its answers by class, its latencies where they are known."""
-    table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
-    table.add_column("SHADOW", no_wrap=True)
-    table.add_column("OF TAP", no_wrap=True)
-    table.add_column("MIRRORED", justify="right")
-    table.add_column("LOST", justify="right")
-    table.add_column("P50", justify="right")
-    table.add_column("P99", justify="right")
-    table.add_column("TROUBLE AND ANSWERS", ratio=1)
+def shadows_table(taps: list[dict[str, Any]], width: int) -> Table:
+    """A line for each shadow: what is wrong with it, its answers by class, its latencies where they are known.
+
+    Where that leaves no room for what is wrong, figures give way, whole columns.
+    """
+    rows: list[tuple[Text, Text, dict[str, Text], Text]] = []
     for tap in taps:
         for label, shadow in ((tap["ledger"] or {}).get("shadows") or {}).items():
             answers = "  ".join(f"{name} {count:,}" for name, count in shadow["answers"].items())
@@ -222,5 +222,23 @@ def shadows_table(taps: list[dict[str, Any]]) -> Table:
             account = shadow[counted(shadow)]
             counts = (f"{account['mirrored']:,}", f"{sum(account['dropped'].values()):,}")
             unwell = (f"{shadow['reason']}  ", "bold red") if shadow.get("reason") else ""
-            table.add_row(*map(Text, (label, tap["name"], *counts, *times)), Text.assemble(unwell, answers))
+            figures = dict(zip(FIGURES, map(Text, (*counts, *times)), strict=True))
+            rows.append((_name(label), _name(tap["name"]), figures, Text.assemble(unwell, answers)))
+    shown = [*FIGURES]
+    widths = {name: max([len(name), *(len(figures[name]) for _, _, figures, _ in rows)]) for name in FIGURES}
+    names = sum(max([len(head), *(len(row[i]) for row in rows)]) for i, head in enumerate(("SHADOW", "OF TAP")))
+    room = width - TROUBLE - 2 * GAP - sum(GAP + widths[name] for name in shown)
+    for name in reversed(FIGURES):
+        if names <= room:
+            break
+        shown.remove(name)
+        room += GAP + widths[name]
+    table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
+    for head in ("SHADOW", "OF TAP"):
+        table.add_column(head, max_width=None if names <= room else max(LEAST, room // 2))
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("TROUBLE AND ANSWERS", ratio=1)
+    for label, tap_name, figures, trouble in rows:
+        table.add_row(label, tap_name, *(figures[name] for name in shown), trouble)
     return table
