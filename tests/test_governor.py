@@ -298,6 +298,12 @@ def test_the_reason_is_what_is_most_too_much() -> None:
     assert run(lambda *_: both, 1)[0].reason == "the workers hold 4096 MiB; the budget is 512 MiB"
 
 
+def test_after_several_at_once_the_slowest_to_follow_is_waited_for() -> None:
+    both = Measure(ring_fill=0.6, rss_bytes=4 << 30)
+    values = shares(run(lambda *_: both, 12))
+    assert values[:10] == [0.5] * 10 and values[10] < 0.5, "ten seconds, for memory"
+
+
 def test_pressure_that_is_left_out_of_it_holds_back_no_rise() -> None:
     off = Budget(host_cpu=100.0, host_memory=100.0)
     plant: Plant = lambda _share, now: Measure(  # noqa: E731
