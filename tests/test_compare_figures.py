@@ -86,6 +86,22 @@ def test_errors_of_one_side_are_judged_by_the_limit_of_errors(erring: int, limit
     assert found.endpoints[0].differing == found.all.differing == 220
 
 
+@pytest.mark.parametrize(("more", "want"), [(0, Outcome.PASS), (15, Outcome.PASS), (150, Outcome.FAIL)])
+def test_errors_that_are_other_endpoints_on_the_other_side_are_differences(more: int, want: Outcome) -> None:
+    """Of both together the sides have as many; by chance an endpoint has a few more on one of them."""
+
+    def endpoint(shadow: int, production: int) -> Endpoint:
+        both = shadow + production
+        found = Endpoint(pairs=20_000, compared=20_000, erring=both, only_shadow=shadow, only_production=production)
+        found.fields, found.signatures = {"value status": Field(raw=both)}, {"value status": both}
+        return found
+
+    endpoints = {"GET /a": endpoint(150 + more, 150), "GET /b": endpoint(150, 150 + more)}
+    limits = Limits(max_p99_ratio=None, max_diff_rate=0.001)
+    found = figures("t", "s", State(level="body", endpoints=endpoints), Compare(), limits)
+    assert [check.outcome for check in found.verdict.checks][-1] is want
+
+
 def test_errors_that_are_noise_are_taken_off_once() -> None:
     endpoint = Endpoint(pairs=1000, compared=1000, erring=200, probed=1000)
     endpoint.fields = {"value status": Field(raw=200, probes=200), "value body.x": Field(raw=300)}

@@ -155,6 +155,26 @@ def test_of_a_connection_that_is_cut_off_what_went_before_is_unanswered(bench: B
     assert bench.ledger.answers["unanswered"] == 1
 
 
+@pytest.mark.parametrize("way", ["lost", "too long"])
+def test_what_was_answered_before_a_connection_is_torn_counts(way: str) -> None:
+    """A busy connection does not wake us for each of its answers."""
+    with Bench(queue_bytes=100_000) as bench:
+        sock = bench.open()
+        for number in range(1, 60):
+            bench.send(1, GET % number)
+            bench.read(sock, len(GET % number))
+            sock.sendall(OK)
+            if number < LAZY_AFTER + 2:
+                bench.turn()
+        bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\nabc", START)
+        if way == "lost":
+            bench.give(Abort(1, DropReason.GAP, False))
+        while not bench.dropped():
+            bench.send(1, bytes(60_000), 0)
+        assert ended(sock) == "reset"
+        assert (bench.ledger.answers["2xx"], bench.ledger.answers["unanswered"]) == (60, 0)
+
+
 @pytest.mark.parametrize("how", ["fin", "rst"])
 def test_after_the_shadow_closed_the_next_request_goes_over_a_new_connection(bench: Bench, how: str) -> None:
     sock = bench.open()
@@ -278,6 +298,24 @@ def test_an_end_waits_for_the_answer_if_production_had_answered(
     assert not silent(sock, bench, 5.0)
     assert ended(sock) == how
     assert bench.reactor.next_deadline() != 0.0
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(bench: Bench, late: bool) -> None:
+    """By the stamps of the kernel, which are some milliseconds apart, it may be: a lock-step dialogue."""
+    sock = bench.open(http=False)
+    bench.send(1, b"ping", 0)
+    assert bench.read(sock, 4) == b"ping"
+    time.sleep(0.02)
+    sock.sendall(b"pong")
+    bench.send(1, b"ping", 0)
+    bench.give(Finish(1, answered=True))
+    assert bench.read(sock, 4) == b"ping"
+    assert silent(sock, bench, 0.3)
+    if late:
+        sock.sendall(b"pong")
+    assert not silent(sock, bench, 2.0)
+    assert ended(sock) == "eof"
 
 
 def test_a_half_close_to_which_no_answer_is_due_is_passed_on_at_once(bench: Bench) -> None:

@@ -259,8 +259,9 @@ def judged_endpoint(
 
     `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many differ at all endpoints.
 
-    An error of one side counts for the limit of error rates alone, if there is one: that takes both sides' errors off
-    each other, and those that come together for one.  Two equal versions with 1 % of errors each differ in 2 %.
+    An error of one side counts for the limit of error rates alone, if there is one and neither side has more of them
+    for certain: that limit takes both sides' errors off each other.  Two equal versions with 1 % of errors each differ
+    in 2 %.
     """
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
@@ -280,8 +281,18 @@ def judged_endpoint(
                 statuses[place] += count if signature.endswith(_STATUS) else 0
     if limits.max_error_diff is None:
         return Judged(*counts)
-    erring = [min(endpoint.erring, count) for count in statuses]
+    balanced = _balanced(endpoint, level)
+    erring = [min(balanced, count) for count in statuses]
     return Judged(counts[0], counts[1] - erring[1], counts[2] - erring[2], erring[0])
+
+
+def _balanced(endpoint: Endpoint, alpha: float) -> int:
+    """Exchanges in which one side's answer is an error, and that are as many on either side; of all endpoints together
+    the sides' errors may be as many where one of them answers nothing but errors.
+    """
+    one, other = endpoint.only_shadow, endpoint.only_production
+    low, high = share_interval(one, one + other, alpha) if one + other else (0.0, 1.0)
+    return endpoint.erring if low <= 0.5 <= high else min(endpoint.erring, 2 * min(one, other))
 
 
 def noise_of(endpoint: Endpoint, spec: Compare) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Final
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import Answers
 from tapmirror.replay.ends import Ends
-from tapmirror.replay.lane import Lane
+from tapmirror.replay.lane import OPEN, Lane
 from tapmirror.replay.latency import Timing
 from tapmirror.replay.tls import TlsSocket
 
@@ -110,6 +110,11 @@ class Drain:
         if lane.timed:
             self._timing.end(lane, now)
         return True
+
+    def look_once_more(self, lane: Lane, now: float) -> None:
+        """Its connection is about to be torn: what was answered by now counts."""
+        if lane.sock is not None and lane.state == OPEN and lane.framer is not None and lane.framer.outstanding:
+            self._read(lane, lane.sock, now, ended=False)
 
     def broken(self, lane: Lane, now: float) -> None:
         """Sending failed.  What was answered before counts where answers are compared."""

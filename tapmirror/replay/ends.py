@@ -103,8 +103,9 @@ class Ends:
 
     def take_back(self, lane: Lane) -> None:
         """More comes of a flow that had ended."""
-        lane.finishing = False
+        lane.finishing = lane.hears_out = False
         self._lingering.pop(lane, None)
+        self._hearing_out.pop(lane, None)
 
     def try_finish(self, lane: Lane, now: float) -> None:
         """Close an ended flow when nothing is left to be sent or answered."""

@@ -26,7 +26,10 @@ _NOT_SENT: Final = struct.Struct("=144xI")
 _HEARD: Final = struct.Struct("=44xI4xI72xQ")
 """The same: tcpi_last_data_sent, tcpi_last_data_recv (milliseconds ago), tcpi_bytes_received."""
 SILENCE: Final = 50
-"""Milliseconds without a byte after which an answer counts as complete."""
+"""Milliseconds without a byte after which an answer counts as complete,"""
+DOUBT: Final = 1_000
+"""and where it may be the one before: it came in the tick of the kernel's clock (4 ms as a rule) in which was sent what
+it should answer; or in TLS, where bytes of the protocol itself come as well."""
 
 
 def reset_on_close(sock: _socket.socket | TlsSocket) -> None:
@@ -43,9 +46,10 @@ def sent_to_the_last(sock: _socket.socket | TlsSocket) -> bool:
 
 
 def heard_out(sock: _socket.socket | TlsSocket) -> bool:
-    """Whether something came after what was sent last, and then nothing for `SILENCE`."""
+    """Whether something came after what was sent last, and then nothing for `SILENCE`, or `DOUBT`."""
     sent, came, size = _HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))
-    return bool(size and SILENCE <= came <= sent)
+    sure = came < sent and not isinstance(sock, TlsSocket)
+    return bool(size and came <= sent and came >= (SILENCE if sure else DOUBT))
 
 
 def gentle_closes(parts: int) -> int:

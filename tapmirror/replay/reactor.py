@@ -102,7 +102,7 @@ class Reactor:
             Open: self._open,
             Turn: self._turn,
             Finish: self._ends.finish,
-            Abort: self._ends.abort,
+            Abort: self._abort,
         }
 
     # --- the loop's side
@@ -347,6 +347,7 @@ class Reactor:
             return
         lane.drop(command.size, 0, reason)
         if lane.http and not lane.tunnel:
+            self._drain.look_once_more(lane, now)
             self._ends.tear(lane, reason)
             if command.flags & END:
                 lane.skipping = None
@@ -377,6 +378,12 @@ class Reactor:
         lane.enqueue_turn(command.answered)
         if lane.state == OPEN:
             self._flush(lane, now)
+
+    def _abort(self, command: Abort, now: float) -> None:
+        lane = self._lanes.get(command.flow)
+        if lane is not None and lane.open_request:
+            self._drain.look_once_more(lane, now)
+        self._ends.abort(command, now)
 
     # --- a connection's life
 
