@@ -99,10 +99,8 @@ def test_the_bounds_count_also_where_a_file_of_taps_is_wrong(tmp_path: Path, mon
     assert made[0].together.told()["budget"] == {"cpu": 1.0}
 
 
-def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = Places(tmp_path / "run", tmp_path / "state", tmp_path / "etc")
-    for path in (places.runtime, places.state, places.taps):
-        path.mkdir(parents=True)
+def held_while_the_state_is_read(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Set when what was kept on disk begins to be read, and to be set for that to go on."""
     real, reading, go_on = state.load, threading.Event(), threading.Event()
 
     def load(directory: Path) -> Any:
@@ -111,6 +109,14 @@ def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, m
         return real(directory)
 
     monkeypatch.setattr(state, "load", load)
+    return reading, go_on
+
+
+def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places(tmp_path / "run", tmp_path / "state", tmp_path / "etc")
+    for path in (places.runtime, places.state, places.taps):
+        path.mkdir(parents=True)
+    reading, go_on = held_while_the_state_is_read(monkeypatch)
     lines: list[bytes] = []
     log = Log(lines.append, journal=False)
 
@@ -189,14 +195,7 @@ def test_what_the_service_manager_is_told(places: Places, tmp_path: Path, monkey
     manager = Manager(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
-    real, reading, go_on = state.load, threading.Event(), threading.Event()
-
-    def load(directory: Path) -> Any:
-        reading.set()
-        assert go_on.wait(10)
-        return real(directory)
-
-    monkeypatch.setattr(state, "load", load)
+    reading, go_on = held_while_the_state_is_read(monkeypatch)
     log = Log(lambda _: None, journal=False)
 
     def ask() -> dict[str, Any]:
