@@ -62,6 +62,7 @@ class Ends:
         self._ports = Ports(gentle)
         self._lingering: dict[Lane, float] = {}
         self._hearing_out: dict[Lane, float] = {}
+        """Those whose end waits for the shadow's answer, and until when."""
 
     # --- production's
 
@@ -76,7 +77,6 @@ class Ends:
             return
         self._lingering[lane] = now + self._linger_time
         if command.answered and (not lane.http or lane.tunnel):
-            lane.hears_out = True
             self._hearing_out[lane] = now + self._wait_time
         if lane.lazy:
             wake_for(lane, 1)
@@ -103,7 +103,7 @@ class Ends:
 
     def take_back(self, lane: Lane) -> None:
         """More comes of a flow that had ended."""
-        lane.finishing = lane.hears_out = False
+        lane.finishing = False
         self._lingering.pop(lane, None)
         self._hearing_out.pop(lane, None)
 
@@ -120,10 +120,9 @@ class Ends:
         if lane.resets and lane.sock is not None and not sent_to_the_last(lane.sock):
             self._sockets.ask_again(lane)  # an event when it is
             return
-        if lane.hears_out and not lane.shadow_done and lane.sock is not None:
+        if lane in self._hearing_out and not lane.shadow_done and lane.sock is not None:
             if now < self._hearing_out[lane] and not heard_out(lane.sock):
                 return
-            lane.hears_out = False
             del self._hearing_out[lane]
         if lane.resets or lane.shadow_done:
             self.remove(lane, DropReason.INCOMPLETE)

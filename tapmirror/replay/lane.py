@@ -80,7 +80,6 @@ class Lane:
         "heard",
         "heard_at",
         "hearing",
-        "hears_out",
         "http",
         "idle_since",
         "last",
@@ -129,8 +128,6 @@ class Lane:
         self.skipping: DropReason | None = None
         """Why the rest of the request (raw: of the stream) is being dropped."""
         self.finishing = False
-        self.hears_out = False
-        """Its half-close waits for the shadow's answer."""
         self.resets = False
         """It ends with an RST, as production's connection did."""
         self.shadow_done = False
