@@ -92,7 +92,7 @@ def test_every_byte_and_request_is_settled_once(steps: list[tuple[str, int]]) ->
         elif step == "send":
             lane.end_turn()
             while size and lane.queue and lane.queue[0].answered < 0:
-                count = min(size, len(lane.queue[0].data) - lane.queue[0].offset)
+                count = min(size, len(lane.queue[0].data))
                 size -= count
                 if not lane.advance(count):
                     break
