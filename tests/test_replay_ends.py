@@ -300,8 +300,7 @@ def test_an_end_waits_for_the_answer_if_production_had_answered(
     assert bench.reactor.next_deadline() != 0.0
 
 
-@pytest.mark.parametrize("late", [True, False])
-def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(bench: Bench, late: bool) -> None:
+def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(bench: Bench) -> None:
     """By the stamps of the kernel, which are some milliseconds apart, it may be: a lock-step dialogue."""
     sock = bench.open(http=False)
     bench.send(1, b"ping", 0)
@@ -312,8 +311,7 @@ def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(bench
     bench.give(Finish(1, answered=True))
     assert bench.read(sock, 4) == b"ping"
     assert silent(sock, bench, 0.3)
-    if late:
-        sock.sendall(b"pong")
+    sock.sendall(b"pong")
     assert not silent(sock, bench, 2.0)
     assert ended(sock) == "eof"
 

@@ -7,11 +7,21 @@ import contextlib
 import select
 import socket
 import struct
+import time
+from collections.abc import Iterator
 
 import pytest
 
 from tapmirror.replay import ports
-from tapmirror.replay.ports import GENTLE_CLOSES, TIME_WAIT, Ports, gentle_closes, reset_on_close, sent_to_the_last
+from tapmirror.replay.ports import (
+    GENTLE_CLOSES,
+    TIME_WAIT,
+    Ports,
+    gentle_closes,
+    heard_out,
+    reset_on_close,
+    sent_to_the_last,
+)
 
 
 def resets(sock: socket.socket) -> bool:
@@ -71,3 +81,39 @@ def _in_time_wait(port: int, peer: int) -> bool:
 
 def test_production_keeps_most_of_the_ephemeral_ports() -> None:
     assert ports.GENTLE_CLOSES * 4 < 60_999 - 32_768
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Our side of a connection, and the shadow's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        peer, _ = listener.accept()
+        with peer:
+            yield sock, peer
+
+
+def asked_in_one_tick(sock: socket.socket, peer: socket.socket) -> bool:
+    """An answer comes, something is sent; whether the kernel's clock tells one from the other (`tcp_info`)."""
+    peer.send(b"pong")
+    select.select([sock], [], [])
+    sock.send(b"ping")
+    sent, came = struct.unpack("=44xI4xI", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56))
+    return bool(sent == came)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_answer_of_the_tick_in_which_was_sent_counts_after_a_longer_silence(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """And one that came before does not count."""
+    monkeypatch.setattr(ports, "DOUBT", 300)
+    sock, peer = pair
+    while asked_in_one_tick(sock, peer) is not same:
+        time.sleep(0.001)
+    time.sleep(0.1)  # more than SILENCE
+    assert not heard_out(sock)
+    time.sleep(0.3)
+    assert heard_out(sock) is same
+    peer.send(b"pong")
+    time.sleep(0.1)
+    assert heard_out(sock)
