@@ -12,6 +12,7 @@ import pytest
 
 from replay_bench import GET, GIVEN_UP, OK, RESET, Bench, ended
 from tapmirror.events import END, START, Abort, DropReason, Finish, Open, Turn
+from tapmirror.replay import ends
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.spec import Pacing
 
@@ -334,6 +335,26 @@ def test_a_client_that_resets_behind_its_half_close_does_not_shorten_the_wait(be
     sock.sendall(b"pong")
     assert not silent(sock, bench, 5.0)
     assert ended(sock) == "reset"
+
+
+def test_of_many_ends_that_wait_some_are_looked_at_each_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all of them in turn: with thousands at a slow shadow that has a bound."""
+    asked: list[object] = []
+    monkeypatch.setattr(ends, "LOOKS", 2)
+    monkeypatch.setattr(ends, "heard_out", lambda sock: asked.append(sock))
+    for flow in range(1, 6):
+        sock = bench.open(flow, http=False)
+        bench.send(flow, b"ping", 0)
+        bench.read(sock, 4)
+        bench.give(Finish(flow, answered=True))
+    for _ in range(5):
+        asked.clear()
+        bench.reactor.expire(bench.now)
+        assert len(asked) == 2
+    asked.clear()
+    for _ in range(5):
+        bench.reactor.expire(bench.now)
+    assert len(set(asked)) == 5
 
 
 def test_a_half_close_does_not_wait_for_ever() -> None:
