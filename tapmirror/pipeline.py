@@ -89,7 +89,11 @@ class Pipeline:
             return _NOTHING
         commands: list[Command] = []
         for event in events:
-            self._step(event, commands)
+            flow, chunk, turn = event
+            if flow.framer is None or self._turns or type(chunk) is not memoryview:
+                self._step(event, commands)
+            else:
+                self._pass_on(flow, flow.framer.feed(chunk, turn), commands)
         if begins:
             self._accept(segment, commands)
         return commands if self._policy is None else self._policy.route(commands, now)

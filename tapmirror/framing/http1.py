@@ -151,18 +151,24 @@ class RequestFramer:
 
         `turn`: the first byte of `data` may begin a request, by evidence from outside the stream.
         """
-        if not self._state:
+        state = self._state
+        size = len(data)
+        if not state:
             plain = _PLAIN(data)
-            if plain is not None and plain.lastindex == 1:
-                size = plain.end()
-                if size == len(data) and size <= self._head_bytes:
-                    if self._host is None:
-                        return (Part(data, size, _WHOLE),)
-                    first, last = plain.span(1)
-                    return (Part(b"".join((data[:first], self._host, data[last:])), size, _WHOLE),)
+            if plain is not None and plain.end() <= self._head_bytes:
+                rest = plain.end() + int(plain[2] or 0) - size
+                if not rest and self._host is None:
+                    return (Part(data, size, _WHOLE),)
+                if rest >= 0:
+                    return (self._whole_or_begun(data, plain, rest),)
+        elif state == _LENGTH and size <= self._remaining and self._after == _BOUNDARY and not self._broken:
+            self._remaining -= size
+            if self._remaining:
+                return (Part(data, size, 0),)
+            self._state = _BOUNDARY
+            return (Part(data, size, END),)
         out: list[Message] = []
         self._run = pos = 0
-        size = len(data)
         before = len(self._buffer)
         if turn and self._after == _SWITCH:
             self._early = True
@@ -172,6 +178,18 @@ class RequestFramer:
         if (self._buffer or before) and not self._pool.resize(before, len(self._buffer)):
             out += self._lose(DropReason.MEMORY_LIMIT)
         return out
+
+    def _whole_or_begun(self, data: Buffer, plain: re.Match[bytes], rest: int) -> Part:
+        """What nearly all data is: a request, or its beginning up to `rest` bytes of its body."""
+        size = len(data)
+        if rest:
+            self._remaining = rest
+            self._state = _LENGTH
+        flags = START if rest else _WHOLE
+        if self._host is None:
+            return Part(data, size, flags)
+        first, last = plain.span(1)
+        return Part(b"".join((data[:first], self._host, data[last:])), size, flags)
 
     def gap(self, length: int) -> Sequence[Message]:
         """`length` bytes are missing here."""

@@ -245,8 +245,14 @@ class Lane:
     def sent_whole(self, size: int, flags: int) -> None:
         """A part went at once that was never queued and is not a whole request."""
         self._ledger.bytes.mirrored += size
-        self._note_start(flags)
-        self._note_sent(flags)
+        if flags & START:
+            self._pool.requests += 1
+            self.open_request = self.begun = True
+            self.sent += 1
+        if flags & END:
+            self.open_request = self.begun = False
+            self._pool.requests -= 1
+            self._ledger.requests.mirrored += 1
 
     def advance(self, count: int) -> bool:
         """`count` bytes of the first queued part went.  True when the part is done."""

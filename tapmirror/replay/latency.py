@@ -38,16 +38,16 @@ NEW: Final = 250
 class Timing:
     """Of all connections of one reactor.
 
-    When a request went whole: `sent` (or, to save a call, `begin` where `Lane.timed` is 0).  When answers were read:
-    `end`, where it is not.
+    When a request went whole: `sent`; or, to save calls, `begin` where `Lane.timed` is 0 and, on a busy connection,
+    some are `left` or the second is over (`until`).  When answers were read: `end`, where it is not 0.
     """
 
-    __slots__ = ("_histogram", "_left", "_new", "_until")
+    __slots__ = ("_histogram", "_new", "left", "until")
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
-        self._left = self._new = 0
-        self._until = 0.0
+        self.left = self._new = 0
+        self.until = 0.0
 
     def sent(self, lane: Lane, now: float) -> None:
         """A part went that was the last of a request, if it is one."""
@@ -59,12 +59,12 @@ class Timing:
 
     def begin(self, lane: Lane, now: float) -> None:
         """The last request that was sent is timed from now on, if there is room for one more."""
-        if now >= self._until:
-            self._until, self._left, self._new = now + 1.0, LAZY, NEW
+        if now >= self.until:
+            self.until, self.left, self._new = now + 1.0, LAZY, NEW
         if lane.lazy:
-            if not self._left:
+            if not self.left:
                 return
-            self._left -= 1
+            self.left -= 1
             wake_for(lane, 1)
             lane.timed_lazy = True
         elif lane.sent == 1 and lane.hearing is None and lane.sock is not None:

@@ -77,6 +77,7 @@ class Reactor:
         self._answers = Answers(ledger, heard=spec.pacing is Pacing.WAIT)
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
+        self._paced = spec.pacing is Pacing.WAIT
         self._sweep = Sweep(shadow.idle_time)
         self._sockets = Sockets(self._dialer, self._turns, ledger)
         self._epoll = self._sockets.epoll
@@ -115,7 +116,7 @@ class Reactor:
     def run_once(self, timeout: float, clock: Callable[[], float]) -> None:
         """Wait at most `timeout` seconds for events and act on them."""
         events = self._epoll.poll(0.0 if self._unread else timeout, EVENTS)
-        if self._turns:
+        if self._paced and self._turns:
             self._turns.look(clock())  # also if there is nothing: a shadow that is slow has no events
         if not events and not self._unread:
             return
@@ -238,7 +239,7 @@ class Reactor:
             if lane.sent == LAZY_AFTER:
                 lane.timed = 0  # from here on the answers may wait to be read
                 self._answers.settle_in(lane)
-            elif not lane.timed:
+            elif not lane.timed and (not lane.lazy or self._timing.left or now >= self._timing.until):
                 self._timing.begin(lane, now)
             if lane.sent == lane.last:
                 self._part(lane)
@@ -291,8 +292,8 @@ class Reactor:
         elif lane.sent == LAZY_AFTER:
             lane.timed = 0
             self._answers.settle_in(lane)
-        else:
-            self._timing.sent(lane, now)
+        elif not lane.timed and (not lane.lazy or self._timing.left or now >= self._timing.until):
+            self._timing.begin(lane, now)
         if lane.sent == lane.last:
             self._part(lane)
 
