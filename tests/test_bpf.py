@@ -240,6 +240,8 @@ def test_packets(frames: Program, packet: Any, taken: bytes | None) -> None:
         (Ether() / Dot1Q(vlan=7), 7),
         (Ether() / Dot1AD(vlan=5) / Dot1Q(vlan=7), 5 << 16 | 7),
         (Ether() / Dot1Q(vlan=5) / Dot1Q(vlan=7), 5 << 16 | 7),
+        (Ether(type=0x9100) / Dot1Q(vlan=5) / Dot1Q(vlan=7), 5 << 16 | 7),
+        (Ether(type=0x9200) / Dot1Q(vlan=5) / Dot1Q(vlan=7), 5 << 16 | 7),
         (Ether() / Dot1Q(vlan=4) / Dot1Q(vlan=5) / Dot1Q(vlan=7), None),
     ],
 )

@@ -50,6 +50,10 @@ FRAMES = {
     "padding": (ETHER / V4 / SEGMENT / Padding(b"\0" * 30), 0),
     "VLAN": (ETHER / Dot1Q(vlan=7) / V4 / SEGMENT, 7),
     "QinQ": (Ether(src=MAC, dst=MAC, type=0x88A8) / Dot1Q(vlan=5) / Dot1Q(vlan=7) / V4 / SEGMENT, 5 << 16 | 7),
+    "QinQ, as it was before": (
+        Ether(src=MAC, dst=MAC, type=0x9100) / Dot1Q(vlan=5) / Dot1Q(vlan=7) / V4 / SEGMENT,
+        5 << 16 | 7,
+    ),
     "VLAN, with a priority": (ETHER / Dot1Q(vlan=7, prio=5, dei=1) / V4 / SEGMENT, 7),
     "IPv6": (ETHER / V6 / SEGMENT, 0),
     "trailer behind IPv6": (ETHER / V6 / SEGMENT / Padding(b"\0" * 8), 0),

@@ -26,9 +26,8 @@ IPV4: Final = 228
 IPV6: Final = 229
 LINUX_SLL2: Final = 276
 
-VLAN_TYPES: Final = frozenset((0x8100, 0x88A8))
-OLD_TAGS: Final = frozenset((0x9100, 0x9200))
-"""Of outer tags, before IEEE 802.1ad."""
+VLAN_TYPES: Final = frozenset((0x8100, 0x88A8, 0x9100, 0x9200))
+"""IEEE 802.1Q and 802.1ad; the last two are of outer tags from before 802.1ad, which switches still write."""
 PLAIN_TYPES: Final = frozenset((ETHERTYPE_IP4, ETHERTYPE_IP6))
 MPLS_TYPES: Final = frozenset((0x8847, 0x8848))
 PPPOE_SESSION: Final = 0x8864
@@ -120,8 +119,6 @@ def carried(frame: memoryview, kind: int, offset: int, vlan: int, depth: int = 0
     if kind in PLAIN_TYPES:
         return Cargo(kind, offset, vlan)
     kind, offset, vlan = tagged(frame, kind, offset, vlan)
-    if kind in OLD_TAGS:
-        kind, offset, vlan = tagged(frame, 0x8100, offset, vlan)
     if kind in MPLS_TYPES:
         return _mpls(frame, offset, vlan, depth)
     if kind == PPPOE_SESSION:

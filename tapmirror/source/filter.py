@@ -2,7 +2,8 @@
 """The classic BPF program by which a packet socket takes only what may concern a tap.
 
 It rather takes too much than too little: what it lets through is judged again.  Offsets are relative to the network
-header (SKF_NET_OFF), so that it serves every link; the kernel has taken the outer VLAN tag out of the frame by then.
+header (SKF_NET_OFF), so that it serves every link; the kernel has taken the outer VLAN tag out of the frame by then,
+unless that is one from before IEEE 802.1ad.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterable
 from typing import Final, TypeAlias
+
+from tapmirror.packet.link import VLAN_TYPES
 
 MAX_LINKS: Final = 16
 """More interfaces are not compared."""
@@ -56,8 +59,8 @@ def tcp_filter(ports: Iterable[int], links: Collection[int] = ()) -> bytes:
         (_LDH_ABS, _PROTOCOL, "", ""),
         (_JEQ, 0x0800, "four", ""),
         (_JEQ, 0x86DD, "six", ""),
-        (_JEQ, 0x8100, "take", ""),  # an inner tag
-        (_JEQ, 0x88A8, "take", "leave"),
+        *((_JEQ, kind, "take", "") for kind in sorted(VLAN_TYPES)),  # a tag that is still in the frame
+        (_RET, 0, "", ""),
         "four",
         (_LDB_ABS, _NET + 9, "", ""),
         (_JEQ, _TCP, "", "leave"),
