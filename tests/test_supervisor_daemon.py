@@ -441,6 +441,16 @@ async def test_a_jump_of_the_wall_clock_ends_no_tap(rig: Rig) -> None:
         assert 990 < rig.daemon.roster.told("a", ledger=False)[0]["ends_in"] <= 1000
 
 
+@conversation
+async def test_an_end_is_kept_by_the_wall_clock_as_it_is_set(rig: Rig) -> None:
+    await rig.daemon.start([tap("a", ttl=1000.0)], force=False)
+    real = time.time
+    with pytest.MonkeyPatch.context() as patch:
+        for ahead in (3_600.0, -3_600.0):
+            patch.setattr(time, "time", lambda ahead=ahead: real() + ahead)
+            await rig.until(lambda: 990 < (kept(rig)["a"].ends_at or 0) - time.time() <= 1000, "its end, on disk")
+
+
 # --- several at a time
 
 

@@ -41,6 +41,8 @@ AS_IT_WAS: Final = "it goes on as it was"
 T = TypeVar("T")
 NOTED: Final = 1.0
 """Seconds between two notes that taps capture: to what the end of a daemon that is killed is known."""
+STEPPED: Final = 1.0
+"""Seconds by which the wall clock may leave the monotonic one before what is kept by it is written anew."""
 
 
 class Daemon:
@@ -66,6 +68,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._next_note: float | None = None
         """When to note that taps capture; None: what an earlier daemon noted is still to be read."""
+        self._ahead = _ahead()
+        """Of the wall clock, when it was last looked whether it had been set."""
 
     # --- beginning and end
 
@@ -289,10 +293,18 @@ class Daemon:
             self._later(self._stop(over))
         if self._next_note is not None and now >= self._next_note and self._note_capture():
             self._next_note = now + NOTED
-        if self.keeping.due(now):
+        if self.keeping.due(now) or self._was_set():
             self._later(self.keeping.save())
 
     # --- parts
+
+    def _was_set(self) -> bool:
+        """Whether the wall clock was set, so that a restart would take the ends on disk for others than they are."""
+        ahead = _ahead()
+        if abs(ahead - self._ahead) < STEPPED:
+            return False
+        self._ahead = ahead
+        return any(entry.ends is not None for entry in self._taps.values())
 
     def _not_overtaken(self, stops: int) -> None:
         """Raises `RefusedError` if all was stopped since `_stops` was this."""
@@ -482,6 +494,11 @@ class Daemon:
             if not entry.unwanted
         ]
         return state.State(taps=taps, stopped=sorted(self._stopped))
+
+
+def _ahead() -> float:
+    """How far the wall clock is ahead of the monotonic one, in seconds: another number after it was set."""
+    return time.time() - time.monotonic()
 
 
 def _as_kept(kept: state.Kept | None, file: str, spec: TapSpec) -> state.Kept:

@@ -86,6 +86,26 @@ def test_no_timer_is_of_the_wall_clock(lab: Lab, tmp_path: Path, capture: str) -
     assert production.bad == shadow.bad == []
 
 
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+def test_a_tap_that_is_to_end_is_neither_lost_nor_longer_after_the_clock_was_set(
+    lab: Lab, tmp_path: Path, ahead: float
+) -> None:
+    """Its end is kept by the wall clock, and a daemon that is killed writes nothing any more."""
+    open_to_all(tmp_path)
+    wall = WallClock(tmp_path)
+    with HashSink(lab.node), HashSink(lab.shadow), Daemon(lab.node, start=False) as daemon:
+        daemon.start(before=wall.before)
+        daemon.ask(Start(taps=[tap("ebpf", ttl=TTL)]))
+        kept = daemon.state / "taps.json"
+        before = kept.read_bytes()
+        wall.jump(ahead)
+        until(lambda: kept.read_bytes() != before, "the new end on disk")
+        daemon.kill()
+        daemon.start(before=wall.before)
+        until(lambda: bool(daemon.ask(Status())["taps"]), "the tap")
+        assert TTL - PATIENCE < daemon.ask(Status())["taps"][0]["ends_in"] < TTL
+
+
 @pytest.mark.parametrize("capture", ["ebpf", "packet"])
 def test_the_monotonic_clock_may_begin_anywhere(lab: Lab, capture: str) -> None:
     """Ten years after the boot, in a time namespace: the kernel's stamps are of another epoch then."""
