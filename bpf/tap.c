@@ -332,8 +332,9 @@ static inline u32 parse_link(struct __sk_buff *skb, const struct tap_config *c, 
 	if (bpf_skb_load_bytes(skb, off, &t, 2))
 		return 0;
 	for (int i = 0; i < 2; i++) {
-		/* IEEE 802.1Q and 802.1ad; the last two from before it: the kernel never takes those out of the frame. */
-		if (t != bpf_htons(0x8100) && t != bpf_htons(0x88a8) && t != bpf_htons(0x9100) && t != bpf_htons(0x9200))
+		/* The last two are from before IEEE 802.1ad: the kernel never takes those out of the frame. */
+		if (t != bpf_htons(0x8100) && t != bpf_htons(0x88a8) && t != bpf_htons(0x9100) &&
+		    t != bpf_htons(0x9200))
 			break;
 		__be16 tag[2];
 		if (bpf_skb_load_bytes(skb, off + 2, tag, 4))
