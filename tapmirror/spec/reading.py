@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import types
+from functools import cache
 from typing import Any, Final
 
 from msgspec import inspect
@@ -39,6 +40,14 @@ _WAYS: Final[dict[type, dict[str, tuple[str, ...]]]] = {
 """What can be said in two ways, of which one may be taken."""
 _ABSENT: Final = object()
 _NAMES: Final[dict[type, str]] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+@cache
+def _fields(cls: type) -> dict[str, inspect.Field]:
+    """Of a structure, by their names in files.  To look takes milliseconds, and a file may have thousands of taps."""
+    known = inspect.type_info(cls)
+    assert isinstance(known, inspect.StructType)
+    return {field.encode_name: field for field in known.fields}
 
 
 def read_taps(data: bytes) -> list[TapSpec]:
@@ -135,9 +144,7 @@ class _Reader:
             return self._wrong(path, str(error).removeprefix("shadow: "))
         if not isinstance(data, dict):
             return self._wrong(path, f"{shown(data)} is not a structure of {_title(cls)}")
-        known = inspect.type_info(cls)
-        assert isinstance(known, inspect.StructType)
-        fields = {field.encode_name: field for field in known.fields}
+        fields = _fields(cls)
         values: dict[str, Any] = {}
         for name, value in data.items():
             if name not in fields:
