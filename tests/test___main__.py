@@ -34,7 +34,9 @@ def test_a_full_disk_under_what_it_prints_is_one_line(words: list[str]) -> None:
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("words", [["spec", "--example"], ["doctor"], ["doctor", "--json"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["spec", "--example"], ["doctor"], ["doctor", "--json"]], ids=" ".join
+)
 def test_a_closed_standard_output_is_one_line(words: list[str]) -> None:
     """And no success: what was asked for did not come."""
     command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "tapmirror", *words]

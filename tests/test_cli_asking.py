@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tapmirror.cli import asking
+from tapmirror.cli import asking, status
 from tapmirror.cli.main import main
+from tapmirror.control import ControlError
+from test_cli_status import DAEMON, LEDGER, TAP
 
 
 @pytest.fixture
@@ -68,6 +71,85 @@ def test_without_a_daemon_it_is_one_line(tmp_path: Path) -> None:
         done = CliRunner().invoke(main, [*words, "--socket", str(tmp_path / "none")])
         assert done.exit_code == 2
         assert done.output.startswith("tapmirror: error: no daemon at ") and done.output.count("\n") == 1
+
+
+WHOLE = {**LEDGER, **{name: {**LEDGER[name], "unaccounted": 0} for name in ("segments", "bytes", "requests")}}
+PLAN = {"plan": [{"name": "web", "action": "add", "fields": []}], "failed": {"web": "no such interface"}}
+ANSWERS: dict[str, tuple[list[str], Any]] = {
+    "list": (["list"], {"taps": [TAP]}),
+    "status": (["status"], {"daemon": DAEMON, "taps": [TAP]}),
+    "logs": (["logs", "web"], {"lines": [{"time": 0.0, "level": "info", "text": "hello"}], "next": 1}),
+    "start": (["start", "--iface=x", "--port=1", "--shadow=y:1"], {"started": ["web"]}),
+    "stop": (["stop", "web"], {"stopped": [{"name": "web", "ledger": WHOLE}]}),
+    "reload": (["reload"], PLAN),
+    "set": (["set", "web", "percent=5"], {"name": "web", "percent": 5.0}),
+}
+"""What daemons answer to commands."""
+
+
+def altered(answer: Any) -> Iterator[tuple[str, Any]]:
+    """The answer without each of its fields (`Client` looks for the outermost), and with null there."""
+    places: list[tuple[Any, ...]] = [()]
+    for place in places:
+        found = at(answer, place)
+        keys = list(found) if isinstance(found, Mapping) else range(len(found)) if isinstance(found, list) else ()
+        places += [(*place, key) for key in keys]
+        for change in ("without", "null at")[len(place) < 2 :] if place else ():
+            other = copy.deepcopy(answer)
+            around = at(other, place[:-1])
+            if change == "without":
+                del around[place[-1]]
+            else:
+                around[place[-1]] = None
+            yield f"{change} {place}", other
+
+
+def at(answer: Any, place: tuple[Any, ...]) -> Any:
+    for key in place:
+        answer = answer[key]
+    return answer
+
+
+@pytest.mark.parametrize("op", ANSWERS)
+def test_an_answer_of_another_version_is_a_line(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, answer = ANSWERS[op]
+    unread = 0
+    for what, other in [("as it is", answer), *altered(answer)]:
+        said = Once(other)
+        monkeypatch.setattr(asking, "Client", said)
+        monkeypatch.setattr(status, "Client", said)
+        done = CliRunner().invoke(main, words)
+        assert done.exception is None or isinstance(done.exception, SystemExit), (what, done.exception)
+        if "of another version" in done.stderr:
+            unread += 1
+            assert done.exit_code == 2 and done.stderr.count("\n") == 1 and done.stdout == "", what
+    assert unread
+
+
+class Once:
+    """In the place of a client: it answers so."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def __call__(self, *_: object) -> Once:
+        return self
+
+    def __enter__(self) -> Once:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+    def ask(self, *_: object) -> Any:
+        return self._answer
+
+
+def test_what_is_no_field_of_an_answer_is_not_read() -> None:
+    for wrong, words in (("{}['shadows']", "has no 'shadows'"), ("format('x', ',')", "cannot be read")):
+        with pytest.raises(ControlError, match=f"answer {words}") as caught, asking.understood():
+            eval(wrong)
+        assert caught.value.code == "version"
 
 
 def test_a_warning_is_told_beside_what_was_done(tmp_path: Path) -> None:

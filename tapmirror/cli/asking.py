@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -65,19 +66,31 @@ def refused(error: ControlError) -> NoReturn:
     fail(str(error), 1 if error.code in ("failed", "lost") else 2)
 
 
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Around what reads the fields of an answer, and prints nothing: a daemon of another version may have others.
+
+    Raises `ControlError`.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+        raise ControlError("version", f"the daemon's answer {what}: it is of another version") from None
+
+
 def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names of the daemon's taps that begin so; none if it cannot be asked."""
     socket = context.params.get("socket") or DEFAULT
     try:
-        with Client(socket, COMPLETION_TIME) as client:
-            taps = client.ask(List(), COMPLETION_TIME)["taps"]
+        with Client(socket, COMPLETION_TIME) as client, understood():
+            return [
+                CompletionItem(tap["name"], help=f"{tap['iface']} -> {', '.join(tap['shadows'])}")
+                for tap in client.ask(List(), COMPLETION_TIME)["taps"]
+                if tap["name"].startswith(incomplete)
+            ]
     except ControlError:
         return []
-    return [
-        CompletionItem(tap["name"], help=f"{tap['iface']} -> {', '.join(tap['shadows'])}")
-        for tap in taps
-        if tap["name"].startswith(incomplete)
-    ]
 
 
 def print_json(what: Any) -> None:

@@ -219,12 +219,17 @@ def heading(spec: TapSpec) -> str:
 
 
 def print_ledger(ledger: dict[str, Any]) -> None:
-    """The final ledger, as a table on standard output."""
+    """The final ledger, on standard output."""
+    Console().print(ledger_table(ledger))
+
+
+def ledger_table(ledger: dict[str, Any]) -> Table:
+    """A ledger with its title."""
     table = Table(
         title=Text(f"Ledger of {ledger['tap']}" if ledger["tap"] != "tap" else "Ledger"), title_justify="left"
     )
     _fill(table, ledger)
-    Console().print(table)
+    return table
 
 
 def _fill(table: Table, ledger: dict[str, Any]) -> None:

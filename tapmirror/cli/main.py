@@ -13,6 +13,7 @@ import click
 
 from tapmirror import __version__
 from tapmirror.cli import status, taps
+from tapmirror.cli.asking import refused
 from tapmirror.cli.closed import Closed
 from tapmirror.cli.compared import report, verdict
 from tapmirror.cli.completion import completion
@@ -24,20 +25,25 @@ from tapmirror.cli.run import run
 from tapmirror.cli.spec import explain, spec
 from tapmirror.cli.streams import streams
 from tapmirror.cli.top import top
+from tapmirror.control import ControlError
 
 
 class OneLine(click.Group):
     """Wrong use of any command is told in one line, as all else that is wrong."""
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
-        """The group's own options."""
+        """The group's own options, of which some print."""
+        open_streams()
         with misuse_told():
             return super().make_context(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """A command, its options and what it finds wrong with them."""
-        with misuse_told(ctx):
-            return super().invoke(ctx)
+        """A command, its options and what it finds wrong with them; and what a daemon refuses."""
+        try:
+            with misuse_told(ctx):
+                return super().invoke(ctx)
+        except ControlError as error:
+            refused(error)
 
 
 @contextlib.contextmanager
@@ -70,7 +76,6 @@ def main() -> None:
     Exit codes: 0 done; 1 the tap broke down while it ran, or a verdict is: fail; 2 it could not be started;
     3 a verdict is not known yet.
     """
-    open_streams()
 
 
 def open_streams() -> None:

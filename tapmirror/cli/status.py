@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option
+from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option, understood
 from tapmirror.cli.compared import raw_lines
 from tapmirror.cli.live import Rates, behind, counted, shadow_words
 from tapmirror.control import Client, ControlError
@@ -45,7 +46,9 @@ def status(name: str | None, watch: bool, as_json: bool, socket: Path) -> None:
                 if as_json:
                     print_json(done)
                 else:
-                    click.echo("\n".join(lines(done, rates)))
+                    with understood():
+                        text = "\n".join(lines(done, rates))
+                    click.echo(text)
                 if not watch:
                     return
                 sys.stdout.flush()
@@ -164,12 +167,10 @@ def logs(name: str, follow: bool, as_json: bool, socket: Path) -> None:
             while True:
                 done = client.ask(Logs(name=name, after=after))
                 after = done["next"]
-                for line in done["lines"]:
-                    if as_json:
-                        print_json(line)
-                    else:
-                        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"]))
-                        click.echo(f"{when} {line['level']}: {line['text']}")
+                with understood():
+                    said = [json.dumps(line) if as_json else log_line(line) for line in done["lines"]]
+                for line in said:
+                    click.echo(line)
                 if not follow:
                     return
                 sys.stdout.flush()
@@ -178,6 +179,12 @@ def logs(name: str, follow: bool, as_json: bool, socket: Path) -> None:
         refused(error)
     except KeyboardInterrupt:
         return
+
+
+def log_line(line: dict[str, Any]) -> str:
+    """What was said, with its time, for people."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"]))
+    return f"{when} {line['level']}: {line['text']}"
 
 
 COMMANDS = (status, logs)

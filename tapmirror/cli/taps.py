@@ -11,10 +11,11 @@ from typing import Any, Final
 import click
 import msgspec
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 
-from tapmirror.cli.asking import ask, json_option, name_argument, print_json, socket_option
+from tapmirror.cli.asking import ask, json_option, name_argument, print_json, socket_option, understood
 from tapmirror.cli.files import read_file
-from tapmirror.cli.live import print_ledger
+from tapmirror.cli.live import ledger_table
 from tapmirror.cli.messages import fail
 from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
@@ -72,8 +73,10 @@ def start(
     done = ask(socket, Start(taps=specs, force=force))
     if as_json:
         print_json(done)
-    else:
-        click.echo(f"started: {', '.join(done['started'])}")
+        return
+    with understood():
+        line = f"started: {', '.join(done['started'])}"
+    click.echo(line)
 
 
 @click.command(short_help="Stop a tap of the daemon, or all.")
@@ -97,10 +100,12 @@ def stop(name: str | None, everything: bool, as_json: bool, socket: Path) -> Non
     if as_json:
         print_json(done)
         return
-    for tap in done["stopped"]:
-        if tap["ledger"] is not None:
-            print_ledger(tap["ledger"])
-        click.echo(f"stopped: {tap['name']}")
+    with understood():
+        ledgers = [(tap["name"], tap["ledger"] and ledger_table(tap["ledger"])) for tap in done["stopped"]]
+    for name, shown in ledgers:
+        if shown is not None:
+            Console().print(shown)
+        click.echo(f"stopped: {name}")
 
 
 @click.command("list", short_help="List the daemon's taps.")
@@ -118,7 +123,9 @@ def list_(as_json: bool, socket: Path) -> None:
     if as_json:
         print_json(done)
         return
-    click.echo("\n".join(table([HEAD, *map(row, done["taps"])])) if done["taps"] else "no taps")
+    with understood():
+        text = "\n".join(table([HEAD, *map(row, done["taps"])])) if done["taps"] else "no taps"
+    click.echo(text)
 
 
 HEAD: Final = ("NAME", "STATE", "SHARE", "INTERFACE", "PORTS", "SHADOWS", "FROM", "WHY")
@@ -194,15 +201,20 @@ def planned(done: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(done)
     else:
-        for step in done["plan"]:
-            fields = f"  ({', '.join(step['fields'])})" if step["fields"] else ""
-            click.echo(f"{MARKS[step['action']]} {step['action']:8}{step['name']}{fields}")
-        if not done["plan"]:
-            click.echo("no taps")
-        for name, message in done["failed"].items():
-            click.echo(f"tapmirror: error: {name}: {message}", err=True)
+        with understood():
+            lines = [*map(step_line, done["plan"])]
+            failures = [f"{name}: {message}" for name, message in done["failed"].items()]
+        click.echo("\n".join(lines) or "no taps")
+        for failure in failures:
+            click.echo(f"tapmirror: error: {failure}", err=True)
     if done["failed"]:
         raise SystemExit(1)
+
+
+def step_line(step: dict[str, Any]) -> str:
+    """A step of a plan for people."""
+    fields = f"  ({', '.join(step['fields'])})" if step["fields"] else ""
+    return f"{MARKS[step['action']]} {step['action']:8}{step['name']}{fields}"
 
 
 @click.command("set", short_help="Change a tap while it runs.")
@@ -230,8 +242,10 @@ def set_(name: str, setting: str, as_json: bool, socket: Path) -> None:
     done = ask(socket, Set(name=name, percent=percent))
     if as_json:
         print_json(done)
-    else:
-        click.echo(f"{done['name']}: {done['percent']:g} %")
+        return
+    with understood():
+        line = f"{done['name']}: {done['percent']:g} %"
+    click.echo(line)
 
 
 @click.command(short_help="Let a tap capture nothing for now.")

@@ -22,7 +22,7 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
-from tapmirror.cli.asking import refused, socket_option
+from tapmirror.cli.asking import refused, socket_option, understood
 from tapmirror.cli.compared import brief_lines
 from tapmirror.cli.live import Rates, counted
 from tapmirror.cli.messages import fail
@@ -67,7 +67,9 @@ def top(socket: Path) -> None:
         with Client(socket) as client, keys(), Live(screen=True, auto_refresh=False) as live:
             first = 0
             while True:
-                whole = screen(client.ask(Status()), rates, live.console.width)
+                done = client.ask(Status())
+                with understood():
+                    whole = screen(done, rates, live.console.width)
                 shown, first = page(whole, live.console, first)
                 live.update(shown, refresh=True)
                 key = pressed(INTERVAL)
