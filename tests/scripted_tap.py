@@ -89,11 +89,11 @@ class ScriptedTap:
         self.attached = False
         self.detached.set()
 
-    def stop(self) -> dict[str, Any]:
+    def stop(self, *, comparison: bool = True) -> dict[str, Any]:
         self.detach()
         self.stopping = True
         self._script.step("stop")
-        return {**self.snapshot(), "final": True}
+        return {**self.snapshot(), "final": True, **({"comparison": self.comparison()} if comparison else {})}
 
     def comparison(self) -> list[dict[str, Any]]:
         """Of one worker that knows nothing."""

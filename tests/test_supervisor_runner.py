@@ -79,8 +79,6 @@ def test_it_runs_until_it_is_ended(runner: Runner, script: Script, log: Log) -> 
     assert runner.state == ("running", "")
     assert script.attached() == ["web"]
     assert ("service",) in script.taps[0].did
-    stop = script.taps[0].stop
-    script.taps[0].stop = lambda: {**stop(), "comparison": ["long"]}  # type: ignore[method-assign]
     final = runner.end().result(10)
     assert final is not None and final["final"]
     assert "comparison" not in final, "it is too long for an answer"

@@ -26,7 +26,7 @@ from tapmirror import loader, privsep
 from tapmirror.contract import CONTRACT
 from tapmirror.events import LOOP_DSCP
 from tapmirror.source.live import open_live
-from tapmirror.spec import Limits, Pacing, Protocol, TapSpec, parse_shadow
+from tapmirror.spec import Compare, Level, Limits, Pacing, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor.addresses import packed
 from tapmirror.worker.loop import BATCH, MESSAGE
 from tapmirror.worker.setup import SPARE_FILES, Setup
@@ -170,6 +170,18 @@ def test_everything_is_accounted_for_in_every_snapshot_under_load(lab: Lab, capt
         final = worker.ask("drain", "final")
         identity(final)
         assert final["requests"]["mirrored"] == 1500 and shadow.bad == []
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_the_comparison_knows_is_in_the_last_ledger_only_if_it_is_asked_for(lab: Lab, wanted: bool) -> None:
+    with Bare(lab.node, "packet", compare=Compare(level=Level.STATUS)) as worker:
+        privsep.send(worker.control, {"op": "drain", "comparison": wanted})
+        pieces, answer = privsep.Pieces(1 << 20), dict[str, Any]()
+        while not answer:
+            assert select.select([worker.control], [], [], PATIENCE)[0]
+            answer = pieces.take(privsep.receive(worker.control, MESSAGE)[0])
+        final = answer["final"]
+        assert "compare" in final and ("comparison" in final) == wanted
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

@@ -271,8 +271,10 @@ class Tap:
         """The states of the workers' comparisons, of those that run."""
         return [state for seat in self._seats if (state := seat.comparison()) is not None]
 
-    def stop(self) -> dict[str, Any]:
-        """Detach, let the worker drain, return the final ledger."""
+    def stop(self, *, comparison: bool = True) -> dict[str, Any]:
+        """Detach, let the worker drain, return the final ledger; `comparison`: with the states of the workers'
+        comparisons, which may be of megabytes.
+        """
         if not self._seats:
             raise TapError("the tap does not run")
         links = self._links.names()
@@ -280,8 +282,8 @@ class Tap:
             self._end("")
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
             for seat in self._seats:
-                seat.begin_drain()
-            parts = [seat.drain(wait) for seat in self._seats]
+                seat.begin_drain(comparison=comparison)
+            parts = [seat.drain(wait, comparison=comparison) for seat in self._seats]
             states = [part.pop("comparison") for part in parts if "comparison" in part]
             ledger = self._with_facts(parts)
             self._tell(ledger["events"], links)  # a short run has had no other look

@@ -336,17 +336,18 @@ class Seat:
         for request, answer in pending.values():
             process.ask(request, answer, REPLY_TIME)
 
-    def begin_drain(self) -> None:
+    def begin_drain(self, *, comparison: bool) -> None:
         """Let the worker pass on what was captured, and end; `drain` waits for it."""
         if self._process is not None and self._process.ready and not self._drains:
             try:
-                self._process.tell({"op": "drain"})
+                self._process.tell({"op": "drain", "comparison": comparison})
                 self._drains = True
             except TapError as error:
                 self._died(error)
 
-    def drain(self, wait: float) -> dict[str, Any]:
-        """Let the worker pass on what was captured, and end; the final ledger.
+    def drain(self, wait: float, *, comparison: bool) -> dict[str, Any]:
+        """Let the worker pass on what was captured, and end; the final ledger, with the state of its comparison if that
+        is wanted.
 
         Where it died and the next has not begun, what was captured since waits in the ring: that one is waited for.
         """
@@ -357,7 +358,7 @@ class Seat:
                 self._process.wait_ready(wait)
             except TapError as error:
                 self._died(error)
-        self.begin_drain()
+        self.begin_drain(comparison=comparison)
         if self._process is not None and self._process.ready:
             try:
                 self._last = self._counted(self._process.answer("final", wait)["final"], final=True)

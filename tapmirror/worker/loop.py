@@ -71,6 +71,8 @@ class Worker:
         self._comparing = comparing
         self._pipeline = Pipeline(spec, ledger, policy) if comparing is None else comparing
         self._stopping = False
+        self._whole = False
+        """The last ledger is to have all that the comparison knows."""
         self._read = 0
         """Records,"""
         self._entered = 0
@@ -100,7 +102,8 @@ class Worker:
         if self._comparing is not None:
             self._comparing.shut()
             final["compare"] = self._comparing.brief(math.inf)
-            final["comparison"] = self._comparing.state()
+            if self._whole:
+                final["comparison"] = self._comparing.state()
         self._reply({"final": final})
         self._hand_over_all()
 
@@ -319,6 +322,7 @@ class Worker:
             self._readdress(message)
             self._reply({"addresses": {}})
         else:
+            self._whole = bool(message.get("comparison"))
             self._stopping = True
 
     def _set_share(self, threshold: int, thresholds: list[int], percent: float | None) -> None:
