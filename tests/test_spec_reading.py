@@ -300,6 +300,8 @@ def test_contradictions_and_what_is_wrong_among_rules_are_told_with_the_rest() -
         (b"# nothing", "no tap in it"),
         (b"- a", "1: ['a'] is not a structure of a tap"),
         (b"taps: []", "no tap in it"),
+        (b"taps: 3", "1: taps: 3 is not a list of taps"),
+        (b"taps:\n", "1: taps: None is not a list of taps"),
         (b"taps: [5]", "1: taps[0]: 5 is not a structure of a tap"),
         (MINIMAL + b"---\n" + MINIMAL, "6: name: 'tap' is the name of more than one tap"),
     ],

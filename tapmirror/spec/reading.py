@@ -64,8 +64,12 @@ def taps_of(documents: list[Document]) -> list[TapSpec]:
         reader = _Reader(document, found)
         data = document.data
         items: list[tuple[Path, Any]] = [((), data)]
-        if isinstance(data, dict) and set(data) == {"taps"} and isinstance(data["taps"], list):
-            items = [(("taps", i), item) for i, item in enumerate(data["taps"])]
+        if isinstance(data, dict) and set(data) == {"taps"}:
+            taps_there = data["taps"]
+            if not isinstance(taps_there, list):
+                found.append(Problem(document.line(("taps",)), "taps", f"{shown(taps_there)} is not a list of taps"))
+                continue
+            items = [(("taps", i), item) for i, item in enumerate(taps_there)]
         for path, item in items:
             taps += reader.tap(item, path)
             name = item.get("name", "tap") if isinstance(item, dict) else None
