@@ -57,7 +57,7 @@ def run(
     judge: bool,
     **options: Any,
 ) -> None:
-    """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C).
+    """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C; a second one ends it without ledger).
 
     \b
     Examples:
