@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from lab import (
     Redis,
     Snapshot,
     body,
+    hosts,
     load,
     redis_pipe,
     until,
@@ -351,3 +353,19 @@ def test_the_soak_sees_what_does_not_add_up_and_what_grows() -> None:
     few.looks[-1].files["daemon"] = 33
     few.looks[-1].memory["worker"] += 2048
     assert few.failures() == ["the worker grew by 2.0 MiB", "the daemon's descriptors grew from 30 to 33"]
+
+
+def test_what_a_run_that_was_killed_left_in_tmp_is_cleared_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    names = [f"tapmirror-lab-{pid}-abc" for pid in (gone.pid, os.getpid(), os.getppid())]
+    for name in (*names, "tapmirror-lab-abc", f"other-{gone.pid}-abc"):
+        (tmp_path / name / "below").mkdir(parents=True)
+    (tmp_path / f"tapmirror-lab-{gone.pid}-x.conf").touch()
+    assert hosts.prefix() == f"tapmirror-lab-{os.getpid()}-"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*names[1:], "tapmirror-lab-abc", f"other-{gone.pid}-abc"]
+    )

@@ -22,6 +22,7 @@ import msgspec
 
 from capture_files import pcap
 from lab.exchanges import Plain
+from lab.hosts import prefix
 from tapmirror.compare import Comparison
 from tapmirror.events import ACCEPTED, ACK, END, START, SYN, Command, Gap, Open, Segment, Send
 from tapmirror.exchange import PROBE
@@ -71,7 +72,7 @@ def frames(disorder: float) -> Iterator[bytes]:
 
 def from_file(disorder: float) -> dict[str, float]:
     """Time to read a capture, hashes included."""
-    with tempfile.TemporaryDirectory(prefix="tapmirror-lab-") as folder:
+    with tempfile.TemporaryDirectory(prefix=prefix()) as folder:
         path = Path(folder, "capture.pcap")
         path.write_bytes(pcap(frames(disorder)))
         size = path.stat().st_size

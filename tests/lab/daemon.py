@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from click.testing import CliRunner, Result
 
-from lab.hosts import Host, LabError, until
+from lab.hosts import Host, LabError, prefix, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli.main import main
@@ -35,7 +35,7 @@ class Daemon:
         self._host = node
         self._more = more
         self.package = package
-        self._folder = tempfile.TemporaryDirectory(prefix="tapmirror-lab-")
+        self._folder = tempfile.TemporaryDirectory(prefix=prefix())
         self.top = Path(self._folder.name)
         self.runtime, self.state, self.config = (self.top / name for name in ("run", "state", "etc"))
         self.cache = self.top / "cache"

@@ -12,7 +12,9 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +34,7 @@ AS_NOBODY: Final = (
     *(f"--inh-caps={READ_ALL}", f"--ambient-caps={READ_ALL}", "--"),
 )
 """Words before a command that is to run without privilege.  It may read: a clone may be in a home that is private."""
+PREFIX: Final = "tapmirror-lab-"
 CLONE_NEWNET: Final = 0x40000000
 STOP_TIME: Final = 5.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -62,6 +65,21 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> No
             raise LabError(f"{what}: not within {seconds:g} s")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
+
+
+def prefix() -> str:
+    """Of files and directories of ours in the directory for such: it has our pid.
+
+    What runs that are no more left there (SIGKILL) is removed.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = re.match(rf"{PREFIX}(\d+)-", path.name)
+        if owner is not None and not Path(f"/proc/{owner[1]}").exists():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    return f"{PREFIX}{os.getpid()}-"
 
 
 def open_to_all(folder: Path) -> None:

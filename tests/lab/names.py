@@ -11,7 +11,7 @@ import threading
 from types import TracebackType
 from typing import Final, Self
 
-from lab.hosts import Host
+from lab.hosts import Host, prefix
 
 A: Final = 1
 AAAA: Final = 28
@@ -29,7 +29,7 @@ class NameServer:
     def __init__(self, host: Host, addresses: list[str] | None) -> None:
         self.addresses = addresses
         self.asked = 0
-        self._file = tempfile.NamedTemporaryFile("w", prefix="tapmirror-lab-", suffix=".conf")  # noqa: SIM115
+        self._file = tempfile.NamedTemporaryFile("w", prefix=prefix(), suffix=".conf")  # noqa: SIM115
         self._file.write(f"nameserver {ADDRESS}\noptions timeout:1 attempts:1\n")
         self._file.flush()
         with host.enter():

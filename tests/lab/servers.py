@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
-from lab.hosts import NOFILE_MOST, Host, LabError, until
+from lab.hosts import NOFILE_MOST, Host, LabError, prefix, until
 
 CONFIG: Final = """
 user root;
@@ -72,7 +72,7 @@ class Server(abc.ABC):
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._dir = Path(tempfile.mkdtemp(prefix="tapmirror-lab-"))
+        self._dir = Path(tempfile.mkdtemp(prefix=prefix()))
         self._process: subprocess.Popen[bytes] | None = None
         host.at_close(self.stop)
 
