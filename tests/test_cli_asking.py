@@ -145,6 +145,17 @@ class Once:
         return self._answer
 
 
+def test_ctrl_c_says_that_the_daemon_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Once):
+        def ask(self, *_: object) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(asking, "Client", Interrupted({}))
+    done = CliRunner().invoke(main, ["pause", "web"])
+    assert done.exit_code == 130 and done.stderr.startswith("tapmirror: error: interrupted: the daemon goes on")
+    assert "goes on" not in CliRunner().invoke(main, ["list"]).stderr
+
+
 def test_what_is_no_field_of_an_answer_is_not_read() -> None:
     for wrong, words in (("{}['shadows']", "has no 'shadows'"), ("format('x', ',')", "cannot be read")):
         with pytest.raises(ControlError, match=f"answer {words}") as caught, asking.understood():

@@ -50,12 +50,17 @@ def ask(socket: Path, request: Request) -> dict[str, Any]:
     """What the daemon answers.
 
     Its warning is told on standard error, a refusal in a line with exit code 2, a failure with exit code 1.
+    Ctrl-C ends the waiting, and undoes nothing.
     """
     try:
         with Client(socket) as client:
             answer = client.ask(request)
     except ControlError as error:
         refused(error)
+    except KeyboardInterrupt:
+        if not request.changes:
+            raise
+        fail("interrupted: the daemon goes on with what it was asked for; `tapmirror list` shows what came of it", 130)
     if "warning" in answer:
         click.echo(f"tapmirror: warning: {answer['warning']}", err=True)
     return answer
