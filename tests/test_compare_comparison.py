@@ -10,7 +10,7 @@ import pytest
 import lab.exchanges
 from lab.exchanges import Feed, Plain
 from tapmirror.compare import Comparison, Figures, Limits, Nature, Outcome, figures, merge
-from tapmirror.events import START
+from tapmirror.events import NO_BODY, START
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.spec import Compare, Level
 
@@ -241,6 +241,32 @@ def test_errors_of_one_side_alone_are_counted_apart(level: Level) -> None:
     assert (endpoint["only_production"], endpoint["only_shadow"]) == (1, 1)
     ((_, state),) = merge([comparison.snapshot(), comparison.snapshot()], comparison._spec).items()
     assert state.endpoints["GET /"].erring == 4
+
+
+@pytest.mark.parametrize("method", [b"HEAD", b"GET"])
+def test_lengths_that_answers_to_head_tell_are_compared_and_shown(method: bytes) -> None:
+    comparison = Comparison(Compare(level=Level.BODY), [("v2", "")], Plain())
+    talk = comparison.opened(1, False)
+    flags = START | (NO_BODY if method == b"HEAD" else 0)
+    comparison.request(1, 1, method + b" / HTTP/1.1\r\nHost: x\r\n\r\n", flags, 1.0)
+    talk.request_ended(1, 5)
+    talk.asked(0, 1, NO_BODY if method == b"HEAD" else 0)
+    talk.sent(0, 1, 5, 0)
+    talk.decided(1)
+    for side, body in (("production", b"a"), ("answer", b" a")):
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(body)
+        data = head if method == b"HEAD" else head + body
+        talk.production(data, 9) if side == "production" else talk.answer(0, data, 9)
+    fields = state_of(comparison)["endpoints"][f"{method.decode()} /"]["fields"]
+    if method == b"GET":
+        assert fields == {}
+    else:
+        ((name, field),) = fields.items()
+        assert (name, field["samples"][0]["one"], field["samples"][0]["other"]) == (
+            "value header.content-length",
+            "1",
+            "2",
+        )
 
 
 def test_what_waits_too_long_and_what_is_under_way_at_the_end() -> None:

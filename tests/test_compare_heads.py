@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from differences import answer, found
+from differences import answer, found, rules
+from tapmirror.compare.diff import compare
 from tapmirror.compare.heads import fields
 from tapmirror.exchange import Answer
 
@@ -72,3 +75,26 @@ def test_what_does_not(name: str, value: str, other: str) -> None:
 
 def _with(name: str, value: str) -> Answer:
     return Answer(200, f"HTTP/1.1 200 OK\r\n{name}: {value}\r\n\r\n".encode())
+
+
+def _length(length: str, *more: bytes) -> Answer:
+    return Answer(200, b"\r\n".join([b"HTTP/1.1 200 OK", *more, b"Content-Length: " + length.encode(), b"", b""]))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "spec", "fields"),
+    [
+        (_length("17"), _length("18"), {}, ["value header.content-length"]),
+        (_length("17"), _length("17", b"Date: x"), {}, []),
+        (_length("17"), _with("Date", "x"), {}, []),
+        (_length("17", b"Content-Encoding: gzip"), _length("18", b"Content-Encoding: gzip"), {}, []),
+        (_length("17"), _length("18"), {"ignore_headers": ("Content-Length",)}, []),
+        (_length("17"), _length("18"), {"all_headers": True}, ["value header.content-length"]),
+    ],
+)
+def test_the_length_that_answers_to_head_tell(
+    one: Answer, other: Answer, spec: dict[str, Any], fields: list[str]
+) -> None:
+    assert [each.field for each in compare(one, other, rules(**spec), bodiless=True).found] == fields
+    if not spec:
+        assert found(one, other) == []  # a body is compared with what it says

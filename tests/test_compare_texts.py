@@ -4,7 +4,6 @@ from __future__ import annotations
 from hashlib import blake2b
 
 from differences import answer, found
-from tapmirror.compare.texts import html_lines
 
 
 def test_xml_of_one_line_is_compared_by_its_tags() -> None:
@@ -23,15 +22,6 @@ def test_what_differs_beyond_the_lines_is_told() -> None:
         for each in (lines, lines, [*lines[:-1], "x"], [*lines, "x"])
     )
     assert (found(one, same), found(one, other), found(one, longer)) == ([], ["value body.lines"], ["value body.lines"])
-
-
-def test_html_is_compared_by_its_text() -> None:
-    one = b"<html><!-- 1 --><style>p {}</style><p class=a>Price:&nbsp;<b>5</b></p>\n<script>x = 1</script><p>on</p>"
-    other = b"<html>\n<p>Price: 5</p><script>x = 2</script>\n\n<p id=x>on</p><!-- no end"
-    assert list(html_lines(one.decode())) == ["Price: 5", "on"]
-    assert found(answer(one, type_="text/html"), answer(other, type_="text/html")) == []
-    other = other.replace(b"on<", b"off<")
-    assert found(answer(one, type_="text/html"), answer(other, type_="text/html")) == ["value body.lines"]
 
 
 def test_lines_that_differ_in_numbers_are_a_field_of_their_own() -> None:

@@ -215,7 +215,7 @@ class Comparison:
             if asked.probed:
                 probe = replies.get(shadow + PROBE)
                 if probe is not None:
-                    twice = self._compare(reply.answer, probe.answer)
+                    twice = self._compare(asked, reply.answer, probe.answer)
                     if not twice.skipped or twice.found:
                         summary.noisy(endpoint, [each.field for each in twice.found], probe=True)
             every = 2 if endpoint.pairs <= REPEAT_FIRST else REPEAT_EVERY
@@ -237,8 +237,8 @@ class Comparison:
 
     # --- inside
 
-    def _compare(self, one: Answer, other: Answer) -> Compared:
-        compared = compare(one, other, self._rules)
+    def _compare(self, asked: Asked, one: Answer, other: Answer) -> Compared:
+        compared = compare(one, other, self._rules, bodiless=asked.method == b"HEAD")
         if compared.looked > BODIES:
             self._bodies.pay(compared.looked / BODIES - 1)
         return compared
@@ -254,7 +254,7 @@ class Comparison:
         """Compare the answers, count what differs, and keep samples where they are wanted."""
         asked, production = exchange.asked, exchange.production
         summary = self._summaries[shadow]
-        compared = self._compare(production, reply.answer)
+        compared = self._compare(asked, production, reply.answer)
         if not compared.skipped or compared.found:  # bodies not compared are not known to be equal
             endpoint.compared += 1
         if compared.skipped:
@@ -310,7 +310,7 @@ class Comparison:
         """The shadow's two answers to one request, of which the first differed from production's."""
         asked, first = exchange.asked, exchange.production
         for number, reply in exchange.replies.items():
-            compared = self._compare(first, reply.answer)
+            compared = self._compare(asked, first, reply.answer)
             paths = [each.path for each in compared.found]
             whole = len(paths) < self._spec.differences and not compared.skipped
             if not whole or reply.answer.failure is not None or first.status != reply.answer.status:
@@ -332,7 +332,7 @@ class Comparison:
         before = self._repeats.swap(request_key(asked.head), production)
         if before is None:
             return []
-        compared = self._compare(before, production)
+        compared = self._compare(asked, before, production)
         if compared.skipped and not compared.found:
             return []
         return [[each.field for each in compared.found]]

@@ -12,7 +12,8 @@ the shadow has it (extra), the same elements in another order, another number of
 * Header fields by name, see `heads`.
 * What is a JSON object or array on both sides is compared as such, whatever text it is said to be: see `documents`.
   What is said to be JSON and is none on either side (`NaN`) is text.
-* HTML and text by their lines, see `texts`; XML also by its tags where one follows another.
+* HTML by its text and the attributes of its elements, see `pages`.
+* Text by its lines, see `texts`; XML also by its tags where one follows another.
 * Everything else is its bytes; of a multipart without the boundary between its parts.
 
 What does not count is in `rules`.
@@ -30,7 +31,7 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.compare import documents, heads, texts
+from tapmirror.compare import documents, heads, pages, texts
 from tapmirror.compare.bodies import Kind, TooLongError, UndecodableError, decoded, kind_of, text_of, without_boundaries
 from tapmirror.compare.findings import Change, Difference, Findings
 from tapmirror.compare.rules import Rules
@@ -51,8 +52,11 @@ class Compared(msgspec.Struct, gc=False):
     """Bytes of both bodies, decoded, that were looked into: what it took time for."""
 
 
-def compare(one: Answer, other: Answer, rules: Rules) -> Compared:
-    """What the shadow's answer (`other`) differs in from production's, as far as the level says."""
+def compare(one: Answer, other: Answer, rules: Rules, *, bodiless: bool = False) -> Compared:
+    """What the shadow's answer (`other`) differs in from production's, as far as the level says.
+
+    `bodiless`: answers to HEAD, of whose bodies nothing but their length is known.
+    """
     if one.status != other.status:
         change = Change.VALUE if other.failure is None else Change.MISSING
         shown = other.status if other.failure is None else other.failure.value
@@ -64,6 +68,8 @@ def compare(one: Answer, other: Answer, rules: Rules) -> Compared:
     findings = Findings(rules)
     if one.head != other.head:
         heads.differ(findings, one.head, other.head)
+        if bodiless:
+            heads.lengths_differ(findings, one.head, other.head)
     if rules.level is not Level.BODY:
         return Compared(findings.found)
     skipped, looked = _bodies(findings, one, other)
@@ -124,7 +130,7 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
     ):
         documents.differ(findings, one, other, mine, its)
     elif kind is Kind.HTML:
-        texts.pages_differ(findings, text_of(one, type_), text_of(other, its_type))
+        pages.differ(findings, text_of(one, type_), text_of(other, its_type))
     elif kind is Kind.TEXT:
         first, second = text_of(one, type_), text_of(other, its_type)
         if b"xml" in type_.lower():  # as a rule all of it is one line

@@ -9,6 +9,8 @@ from tapmirror.compare.bodies import without_boundary
 from tapmirror.compare.findings import Change, Findings
 from tapmirror.compare.words import shortened
 
+_LENGTH: Final = b"content-length"
+_CODING: Final = b"content-encoding"
 _OF_NAMES: Final = frozenset({b"vary", b"access-control-allow-headers", b"access-control-expose-headers"})
 """Fields that are sets of names of fields, in which case does not count (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3)."""
 _OF_METHODS: Final = frozenset({b"allow", b"access-control-allow-methods"})
@@ -38,6 +40,17 @@ def differ(findings: Findings, one: bytes, other: bytes) -> None:
             add(Change.EXTRA, path, None, its)
         elif not same_text(mine.decode("latin-1"), its.decode("latin-1")):
             add(Change.VALUE, path, mine, its)
+
+
+def lengths_differ(findings: Findings, one: bytes, other: bytes) -> None:
+    """Find what the bodies that two answers to HEAD leave out differ in: their length, where both say it, for they
+    need not (RFC 9110, 8.6), and neither is compressed, which need not be done the same way.
+    """
+    mine, its = fields(one), fields(other)
+    length, its_length = mine.get(_LENGTH), its.get(_LENGTH)
+    plain = _CODING not in mine and _CODING not in its
+    if findings.rules.lengths and plain and length and its_length and length != its_length:
+        findings.add(Change.VALUE, "header.content-length", length, its_length)
 
 
 def fields(head: bytes) -> dict[bytes, bytes]:

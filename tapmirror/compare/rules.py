@@ -40,6 +40,8 @@ class Rules:
         self.level = spec.level
         ignored = () if spec.all_headers else IGNORED_HEADERS
         self.headers = frozenset(name.lower().encode() for name in (*ignored, *spec.ignore_headers))
+        self.lengths = "content-length" not in map(str.lower, spec.ignore_headers) and b"content-length" in self.headers
+        """The length that answers to HEAD tell counts: it is not ignored, nor compared with all other fields."""
         self.ignored = any_of(spec.ignore_paths) if spec.ignore_paths else None
         self.expressions = tuple(expressions)
         self.float_tolerance = spec.float_tolerance

@@ -64,7 +64,7 @@ def sample(
 ) -> dict[str, Sample]:
     """Samples of an exchange for the fields of these names.  `base` is the shadow's address as a URL."""
     mine, its = _redacted(one, rules, redaction), _redacted(other, rules, redaction)
-    found = {each.field: each for each in compare(mine, its, rules).found}
+    found = {each.field: each for each in compare(mine, its, rules, bodiless=asked.method == b"HEAD").found}
     line = curl(asked, redaction, base)
     texts = _shown(mine), _shown(its)
     samples = {}
