@@ -239,8 +239,10 @@ def test_errors_of_one_side_alone_are_counted_apart(level: Level) -> None:
     endpoint = state_of(comparison)["endpoints"]["GET /"]
     assert (endpoint["compared"], endpoint["fields"]["value status"]["raw"], endpoint["erring"]) == (7, 5, 2)
     assert (endpoint["only_production"], endpoint["only_shadow"]) == (1, 1)
+    assert endpoint["turned"] == {"404 200": 1, "302 200": 1, "500 503": 1}
     ((_, state),) = merge([comparison.snapshot(), comparison.snapshot()], comparison._spec).items()
     assert state.endpoints["GET /"].erring == 4
+    assert state.endpoints["GET /"].turned == {"404 200": 2, "302 200": 2, "500 503": 2}
 
 
 @pytest.mark.parametrize("method", [b"HEAD", b"GET"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Final
 
 import msgspec
 import pytest
@@ -100,6 +101,65 @@ def test_errors_that_are_other_endpoints_on_the_other_side_are_differences(more:
     limits = Limits(max_p99_ratio=None, max_diff_rate=0.001)
     found = figures("t", "s", State(level="body", endpoints=endpoints), Compare(), limits)
     assert [check.outcome for check in found.verdict.checks][-1] is want
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("turned", "want", "nature", "differing"),
+    [
+        ({"200 429": 200, "429 200": 210}, Outcome.PASS, Nature.NOISE, 10),
+        ({"200 429": 5, "429 200": 5}, Outcome.PASS, Nature.WAITING, 0),
+        ({"200 429": 1}, Outcome.PASS, Nature.DIFFERENT, 1),
+        ({"200 429": 900, "429 200": 310}, Outcome.FAIL, Nature.DIFFERENT, 590),
+        ({"200 429": 310, "429 200": 900}, Outcome.FAIL, Nature.DIFFERENT, 590),
+        ({"200 404": 400}, Outcome.FAIL, Nature.DIFFERENT, 400),
+        ({"200 404": 200, "429 200": 200}, Outcome.FAIL, Nature.DIFFERENT, 400),
+    ],
+)
+def test_statuses_that_differ_as_often_the_other_way_round(
+    turned: dict[str, int], want: Outcome, nature: Nature, differing: int, method: str
+) -> None:
+    """Of two equal versions behind limiters of rates 429 and 200 differ, and their verdict was FAIL."""
+    endpoint = _turned(turned)
+    found = figures("t", "s", State(level="body", endpoints={f"{method} /x": endpoint}), Compare(), _RATE)
+    assert found.verdict.outcome is want
+    assert found.endpoints[0].fields[0].nature is nature
+    assert found.all.differing == differing
+
+
+def test_statuses_that_differ_both_ways_and_are_there_again_are_no_chance() -> None:
+    endpoint = _turned({"200 404": 400, "404 200": 400})
+    endpoint.probed = 4000
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
+    assert (found.verdict.outcome, found.all.differing) == (Outcome.FAIL, 800)
+    endpoint.fields["value status"].probes = 50  # half as often: it is there when asked again
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
+    assert (found.verdict.outcome, found.all.differing) == (Outcome.PASS, 0)
+
+
+def test_a_few_more_of_one_side_may_be_too_many_though_pairs_say_that_it_is_noise() -> None:
+    endpoint = _turned({"200 404": 2200, "404 200": 1900})
+    endpoint.probed, endpoint.fields["value status"].probes = 1000, 100
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
+    assert found.verdict.outcome is Outcome.UNDECIDED
+
+
+def test_statuses_of_one_side_are_no_noise_though_it_cannot_make_up_its_mind() -> None:
+    endpoint = _turned({"200 404": 800, "404 200": 10})
+    endpoint.probed, endpoint.fields["value status"].probes = 4000, 40
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
+    assert found.verdict.outcome is Outcome.FAIL
+    assert found.endpoints[0].fields[0].nature is Nature.DIFFERENT
+
+
+_RATE: Final = Limits(max_p99_ratio=None, max_error_diff=None)
+
+
+def _turned(turned: dict[str, int]) -> Endpoint:
+    raw = sum(turned.values())
+    endpoint = Endpoint(pairs=40_000, compared=40_000, turned=turned, fields={"value status": Field(raw=raw)})
+    endpoint.signatures = {"value status": raw}
+    return endpoint
 
 
 def test_errors_that_are_noise_are_taken_off_once() -> None:

@@ -18,7 +18,7 @@ from tapmirror.compare.noise import Repeats, request_key, short, wanted
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.rules import Expression, Rules
 from tapmirror.compare.samples import Redaction, sample
-from tapmirror.compare.summary import SCHEMA, Endpoint, Field, Summary, bounds_of, is_error
+from tapmirror.compare.summary import SCHEMA, STATUS, Endpoint, Field, Summary, bounds_of, is_error
 from tapmirror.compare.thinning import Draw, Rate
 from tapmirror.compare.verdict import Limits
 from tapmirror.events import END, NO_BODY, START, Buffer
@@ -264,6 +264,8 @@ class Comparison:
         if compared.found:
             if is_error(production.status) != is_error(reply.answer.status):
                 endpoint.erring += 1
+            elif production.status != reply.answer.status:
+                summary.turned(endpoint, production.status, reply.answer.status)
             wanted = summary.differed(endpoint, [each.field for each in compared.found])
             if wanted:
                 label, base = self._shadows[shadow]
@@ -313,10 +315,12 @@ class Comparison:
             compared = self._compare(asked, first, reply.answer)
             paths = [each.path for each in compared.found]
             whole = len(paths) < self._spec.differences and not compared.skipped
-            if not whole or reply.answer.failure is not None or first.status != reply.answer.status:
-                continue
             summary = self._summaries[number - PROBE]
             endpoint = summary.endpoint(self._endpoints.name(asked.method, asked.target))
+            if reply.answer.failure is None and first.status != reply.answer.status and STATUS in asked.checks:
+                summary.checked(endpoint, {STATUS: False})
+            if not whole or reply.answer.failure is not None or first.status != reply.answer.status:
+                continue
             if asked.checks == ANY:
                 summary.noisy(endpoint, [each.field for each in compared.found], probe=True)
                 if not _lacks_pairs(endpoint, endpoint.fields.values()):

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tapmirror.compare.noise import Evidence, Nature, Thresholds, apart, is_noise, nature, weigh
+from tapmirror.compare.noise import ENOUGH, SURPRISE, Evidence, Nature, Thresholds, apart, is_noise, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.statistics import (
     crowd,
@@ -21,7 +21,19 @@ from tapmirror.compare.statistics import (
     ratio_interval,
     share_interval,
 )
-from tapmirror.compare.summary import COARSE, SCHEMA, Endpoint, Field, Sample, Side, State, bounds_of, merged, whole
+from tapmirror.compare.summary import (
+    COARSE,
+    SCHEMA,
+    STATUS,
+    Endpoint,
+    Field,
+    Sample,
+    Side,
+    State,
+    bounds_of,
+    merged,
+    whole,
+)
 from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.spec.compare import Compare, Level
 
@@ -262,6 +274,9 @@ def judged_endpoint(
     An error of one side counts for the limit of error rates alone, if there is one and neither side has more of them
     for certain: that limit takes both sides' errors off each other.  Two equal versions with 1 % of errors each differ
     in 2 %.
+
+    So do statuses below 500 that one side has as often as the other where its is another one (`_turned`): of a limiter
+    of rates, or of whoever comes first.
     """
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
@@ -279,11 +294,70 @@ def judged_endpoint(
             if not among.isdisjoint(names):
                 counts[place] += count
                 statuses[place] += count if signature.endswith(_STATUS) else 0
-    if limits.max_error_diff is None:
-        return Judged(*counts)
-    balanced = _balanced(endpoint, level)
-    erring = [min(balanced, count) for count in statuses]
-    return Judged(counts[0], counts[1] - erring[1], counts[2] - erring[2], erring[0])
+    all_, seen, most, least = _turned(endpoint, level)
+    if STATUS in open_:
+        alike = [min(each, count) for each, count in zip((seen, most, least), statuses, strict=True)]
+        more = (0, 0, 0)
+    else:  # noise but for what one side has more of
+        alike = [0, 0, 0]
+        more = (all_ - most, all_ - most, all_ - least)
+    balanced = 0 if limits.max_error_diff is None else _balanced(endpoint, level)
+    erring = [min(balanced, count - less) for count, less in zip(statuses, alike, strict=True)]
+    counted = [count - less + plus for count, less, plus in zip(counts, alike, more, strict=True)]
+    return Judged(counted[0], counted[1] - erring[1], counted[2] - erring[2], erring[0])
+
+
+def _turned(endpoint: Endpoint, alpha: float) -> tuple[int, int, int, int]:
+    """Exchanges whose statuses differ, both below 500 or neither.  All of them, and how many say nothing, for those in
+    which it is the other way round are as many: as seen, at most and at least.  Of two equal versions each of both is
+    as likely, so what one has more often is no noise, whatever pairs of one version say: of a shadow that answers 404
+    now and then they differ as often.
+
+    A fault may answer 404 for 200 as often as 200 for 404.  But not by chance: it is there again.
+    """
+    all_ = sum(endpoint.turned.values())
+    if not all_ or _there_again(endpoint, alpha):
+        return all_, 0, 0, 0
+    seen, most, least = 0, 0.0, 0.0
+    pairs = _by_pair(endpoint)
+    for one, other in pairs:
+        count = one + other
+        low, high = share_interval(one, count, alpha / len(pairs))
+        seen += count - abs(one - other)
+        most += count * (1 - max(0.0, 2 * low - 1, 1 - 2 * high))
+        least += count * (1 - max(1 - 2 * low, 2 * high - 1))
+    return all_, seen, min(all_, math.ceil(most)), max(0, math.floor(least))
+
+
+def _there_again(endpoint: Endpoint, alpha: float) -> bool:
+    """Whether other statuses are no chance: pairs of one version differ in less than half as many.  Half of them it may
+    be by chance too: what is not there yet when it is asked for (404) is there when the shadow is asked again.
+    """
+    field = endpoint.fields.get(STATUS)
+    return field is not None and _apart(msgspec.structs.replace(field, raw=field.raw // 2), endpoint, alpha)
+
+
+def _by_pair(endpoint: Endpoint) -> list[tuple[int, int]]:
+    """Of each two statuses how often production had the lower one, and how often the shadow."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for both, count in endpoint.turned.items():
+        statuses = [*map(int, both.split())]
+        found.setdefault(tuple(sorted(statuses)), [0, 0])[statuses[0] > statuses[-1]] += count
+    return [(one, other) for one, other in found.values()]
+
+
+def _chance(endpoint: Endpoint, what: Nature) -> Nature:
+    """What statuses are that differ, and are not those of errors of one side alone."""
+    if _there_again(endpoint, SURPRISE):
+        return what
+    pairs = _by_pair(endpoint)
+    for one, other in pairs:
+        low, high = share_interval(one, one + other, SURPRISE / len(pairs))
+        if not low <= 0.5 <= high:
+            return Nature.DIFFERENT
+    if what is Nature.DIFFERENT and all(map(all, pairs)):
+        return Nature.NOISE if min(map(sum, pairs)) >= ENOUGH else Nature.WAITING
+    return what
 
 
 def _balanced(endpoint: Endpoint, alpha: float) -> int:
@@ -354,7 +428,11 @@ def certainly(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool
     """
     if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(_STATUS):
         return True
-    field = endpoint.fields[name]
+    return _apart(endpoint.fields[name], endpoint, alpha)
+
+
+def _apart(field: Field, endpoint: Endpoint, alpha: float) -> bool:
+    """Whether pairs of one version say that a field is no noise."""
     pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
     return any(
         apart(field.raw, endpoint.compared, Evidence(*each, field.checks, field.held), alpha / 2) for each in pairs
@@ -414,6 +492,8 @@ def _fields(endpoint: Endpoint, thresholds: Thresholds, known: Set[str], probes:
             continue
         evidence = evidence_of(endpoint, field)
         what = _nature(name, endpoint, thresholds, known, probes)
+        if name == STATUS and field.raw == sum(endpoint.turned.values()):
+            what = _chance(endpoint, what)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
         noise = evidence.noisy / evidence.pairs if evidence.pairs else None
         kind, _, path = name.partition(" ")

@@ -7,7 +7,8 @@ An attribute is a field by its element and its name: `body.a.href`, of elements 
 things with what tells them apart: `body.meta.description.content`, `body.input.csrf.value`.
 
 What says nothing: the order of attributes and of the names of a class, quotes, upper and lower case of names,
-references to characters, comments.  Where values differ in digits and long tokens only, as lines, that is a field of its own.
+references to characters, comments.  Values that differ in digits and long tokens only are a field of their own, as
+lines are.
 """
 
 from __future__ import annotations

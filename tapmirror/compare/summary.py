@@ -28,6 +28,8 @@ SCHEMA: Final = "tapmirror.compare/1"
 CoarseKey: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 PointNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 """Of 64 bits: after as many doublings of the width all points are one."""
+BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9]{1,3}\Z")]
+"""Production's, the shadow's."""
 POINTS: Final = 120
 """Of the time line: when there are more, two become one."""
 COARSE: Final = 2
@@ -38,6 +40,8 @@ SIGNATURES_LENGTH: Final = 1 << 16
 """Characters of them all: names may be 200 long, and a hostile shadow's answers differ in 32 at once."""
 STATUSES: Final = 64
 """Different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
+STATUS: Final = "value status"
+"""The name of the difference of two statuses."""
 ERROR: Final = 500
 """Status codes from here on are errors (RFC 9110, 15.6), and so is no answer at all."""
 
@@ -99,6 +103,8 @@ class Endpoint(msgspec.Struct):
     """Exchanges whose answers were looked at as far as the level says."""
     erring: Count = 0
     """Of these: only one side's answer was an error."""
+    turned: dict[BothStatuses, Count] = {}
+    """Of these: both sides' or neither's was an error, and the statuses differed, by both (`200 429`)."""
     skipped: dict[str, Count] = {}
     """Bodies that could not be compared, by reason."""
     probed: Count = 0
@@ -280,6 +286,10 @@ class Summary:
         _count_text(endpoint.signatures, signature, SIGNATURES + self._bounds.fields + 1)
         return wanted if self._samples < self._bounds.all_samples else []
 
+    def turned(self, endpoint: Endpoint, one: int, other: int) -> None:
+        """Count an exchange whose statuses differ, and are both those of errors or neither."""
+        _count_text(endpoint.turned, f"{one} {other}", STATUSES)
+
     def noisy(self, endpoint: Endpoint, fields: list[str], *, probe: bool) -> None:
         """Count a pair of answers of one version, which differed in these fields."""
         if probe:
@@ -395,6 +405,7 @@ def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> N
         mine.bytes += its.bytes
     into.ratio.merge(other.ratio)
     _add(into.skipped, other.skipped)
+    _add(into.turned, other.turned)
     if not fields:
         return
     for name, field in other.fields.items():
