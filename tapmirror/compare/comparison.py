@@ -14,6 +14,7 @@ from tapmirror.compare.brief import WORK, Briefing
 from tapmirror.compare.diff import Compared, compare
 from tapmirror.compare.endpoints import Endpoints
 from tapmirror.compare.figures import evidence_of
+from tapmirror.compare.identifiers import Identifiers
 from tapmirror.compare.noise import Repeats, request_key, short, wanted
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.rules import Expression, Rules
@@ -82,6 +83,7 @@ class Comparison:
         self._checks = 0.0
         """Of `noise_probe`, in percent of a request: what is saved for requests of any kind, and for checks."""
         self._saves = False
+        self._identifiers = [Identifiers() for _ in shadows]
         self._short: list[Endpoint | None] = [None] * len(shadows)
         """Of each shadow, the endpoint that lacks pairs of any requests most lately."""
         self.checks: list[Check] = []
@@ -202,14 +204,14 @@ class Comparison:
             summary.observe(endpoint, asked, production, reply, self._now)
             if plain:
                 if production.status != reply.answer.status:
-                    self._differs(shadow, endpoint, exchange, reply)
+                    self._differs(shadow, name, endpoint, exchange, reply)
                 else:
                     endpoint.compared += 1
                 continue
             if self._level is Level.BODY and (not asked.bodies or self._bodies.owes):
                 summary.state.thinned += 1
                 continue
-            self._differs(shadow, endpoint, exchange, reply)
+            self._differs(shadow, name, endpoint, exchange, reply)
             if endpoint is self._short[shadow] and reply.request and self._checks >= 2 * WHOLE_REQUEST:
                 self._again(shadow, exchange, reply, ANY)
             if asked.probed:
@@ -250,7 +252,7 @@ class Comparison:
                 summary.state.requests += rested
                 summary.unpaired(Unpaired.THINNED.value, rested)
 
-    def _differs(self, shadow: int, endpoint: Endpoint, exchange: Exchange, reply: Reply) -> None:
+    def _differs(self, shadow: int, name: str, endpoint: Endpoint, exchange: Exchange, reply: Reply) -> None:
         """Compare the answers, count what differs, and keep samples where they are wanted."""
         asked, production = exchange.asked, exchange.production
         summary = self._summaries[shadow]
@@ -261,6 +263,11 @@ class Comparison:
             reason = compared.skipped
             if reason in endpoint.skipped or len(endpoint.skipped) < REASONS:
                 endpoint.skipped[reason] = endpoint.skipped.get(reason, 0) + 1
+        if asked.method not in SAFE and self._level is not Level.STATUS and not compared.skipped:
+            looked = self._identifiers[shadow].sort(name, asked, production, reply.answer, compared.found)
+            if compared.found:
+                compared.found = looked.found
+            summary.unlike(endpoint, looked.unlike)
         if compared.found:
             if is_error(production.status) != is_error(reply.answer.status):
                 endpoint.erring += 1

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tapmirror.compare.findings import Change
+from tapmirror.compare.identifiers import likely
 from tapmirror.compare.noise import ENOUGH, SURPRISE, Evidence, Nature, Thresholds, apart, is_noise, nature, weigh
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.statistics import (
@@ -226,7 +228,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         state.thinned,
         state.raw,
         state.rtt_ns / state.rtts * MS if state.rtts else None,
-        [*state.notes, *_asked_once(endpoints, spec)],
+        [*state.notes, *_asked_once(endpoints, spec), *_taken(endpoints)],
         judge(counts, limits),
         limits.alpha,
         everything,
@@ -512,6 +514,10 @@ def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: Set[st
     """What a field of an endpoint is; `known` are those that are noise elsewhere."""
     field = endpoint.fields[name]
     evidence = evidence_of(endpoint, field, probes)
+    if name.startswith(_IDENTIFIER) and not evidence.pairs:
+        if likely(field.raw, field.unlike) or name.replace(_IDENTIFIER, _VALUE, 1) in known:
+            return Nature.NOISE
+        return Nature.WAITING if field.raw < ENOUGH and 2 * field.unlike <= field.raw else Nature.DIFFERENT
     what = nature(field.raw, endpoint.compared, evidence, thresholds)
     if what is not Nature.NOISE and not evidence.pairs and name in known:
         return Nature.NOISE
@@ -558,6 +564,20 @@ def _asked_once(endpoints: Sequence[EndpointFigures], spec: Compare) -> list[str
         return []
     where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return [f"no shadow is asked twice at {where}: name what differs there by itself in ignore_paths or ignore_headers"]
+
+
+def _taken(endpoints: Sequence[EndpointFigures]) -> list[str]:
+    """What was taken for identifiers and times that each version gives anew."""
+    kind = _IDENTIFIER.strip()
+    taken = [
+        f"{each.name} " + ", ".join(fields)
+        for each in endpoints
+        if (fields := [one.path for one in each.fields if one.kind == kind and one.nature is Nature.NOISE])
+    ]
+    if not taken:
+        return []
+    more = f" and at {len(taken) - 10} more endpoints" if len(taken) > 10 else ""
+    return [f"taken for identifiers and times that each version gives anew: {'; '.join(taken[:10])}{more}"]
 
 
 def _always(field: FieldFigures) -> bool:
@@ -611,6 +631,8 @@ def _coarse(buckets: dict[int, int], share: float) -> float:
 
 _STATUS: Final = " status"
 """What the names of differences of statuses end with; such answers are not compared any further."""
+_IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "
+_VALUE: Final = f"{Change.VALUE.value} "
 _PROBED: Final = ("GET ", "HEAD ", "OPTIONS ")
 """Endpoints of requests that a shadow may get twice."""
 _ORDER: Final = {Nature.DIFFERENT: 0, Nature.WAITING: 1, Nature.NOISE: 2}

@@ -23,6 +23,8 @@ class Change(enum.Enum):
     EXTRA = "extra"
     ORDER = "order"
     LENGTH = "length"
+    IDENTIFIER = "identifier"
+    """Both values look like identifiers that each side gives anew (`identifiers`)."""
 
 
 class Difference(msgspec.Struct, gc=False):

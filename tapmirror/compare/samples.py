@@ -30,6 +30,8 @@ CODING: Final = " header.content-encoding"
 """Of the name of a difference; answers are shown and compared decoded."""
 WHOLE: Final = "value body"
 """The name of a difference of whole bodies: what cannot be looked into is not shown, but how long it is."""
+_IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "
+_VALUE: Final = f"{Change.VALUE.value} "
 _UNPRINTABLE: Final = re.compile(rb"[^\t\n\r -~]")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:=@%+,-]+")
 _OWN: Final = (b"host", b"content-length", b"connection", b"transfer-encoding", b"expect")
@@ -69,7 +71,7 @@ def sample(
     texts = _shown(mine), _shown(its)
     samples = {}
     for name in names:
-        difference = found.get(name)
+        difference = found.get(name) or found.get(name.replace(_IDENTIFIER, _VALUE, 1))
         values = (HIDDEN, HIDDEN)
         if difference is not None:
             values = _values(difference)

@@ -72,6 +72,8 @@ class Field(msgspec.Struct):
     """Exchanges in which it differed and whose request the shadow got once more for that,"""
     held: Count = 0
     """and answered as before."""
+    unlike: Count = 0
+    """Of a difference of identifiers: exchanges that make it less likely that it is one."""
     samples: list[Sample] = []
 
 
@@ -313,6 +315,13 @@ class Summary:
                 field.checks += 1
                 field.held += same
 
+    def unlike(self, endpoint: Endpoint, fields: list[str]) -> None:
+        """Count an exchange in which these were unlike the identifiers that they were taken for."""
+        for name in fields:
+            field = endpoint.fields.get(name)
+            if field is not None:
+                field.unlike += 1
+
     def keep(self, endpoint: Endpoint, field: str, sample: Sample) -> None:
         """A sample that was asked for."""
         endpoint.fields[field].samples.append(sample)
@@ -415,6 +424,7 @@ def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> N
         found.repeats += field.repeats
         found.checks += field.checks
         found.held += field.held
+        found.unlike += field.unlike
         found.samples = found.samples + field.samples
     for signature, count in other.signatures.items():
         into.signatures[signature] = into.signatures.get(signature, 0) + count

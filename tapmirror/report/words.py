@@ -14,6 +14,7 @@ KINDS: Final = {
     "type": "another type",
     "missing": "missing at the shadow",
     "extra": "only at the shadow",
+    "identifier": "another identifier or time",
     "order": "another order",
     "length": "another length",
     "other": "others, too many to list",

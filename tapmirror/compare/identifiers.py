@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which differences are those of names and times that each version gives anew, where no request is sent twice.
+
+Theory of operation
+-------------------
+A `POST` that makes something answers with its identifier and the time: another one on each side, always.  Nothing may
+be sent twice to see that it differs by itself.  But an identifier gives itself away over some exchanges:
+
+* a *token* (UUID, ULID, a hash, a random name) has the same form on both sides, is another one on both sides in every
+  exchange and never comes again;
+* a *number* (17, `ORD-00017`, `/orders/17`) goes up on both sides and never comes again;
+* a *time* (RFC 3339, or of the epoch) is as far from the Date of its own answer on both sides, within `APART`.
+
+A difference that is so is called `Change.IDENTIFIER`.  What is *unlike* an identifier counts against all of the field:
+that both sides have the same token, that it stood in the request, that both sides' numbers go down.  A field with
+enough such differences and hardly anything unlike is noise (`likely`); all else differs.
+
+What one side alone does wrong is no difference of identifiers and stays what it was, a difference of the value: a form
+that is not production's, a token that came before, one that is elsewhere in the other side's answer, a number that does
+not go up.
+
+NOTE: two tokens that change places, a number that counts what is there (`total`, one more after each request) and is
+wrong by the same number each time, cannot be told from identifiers.  So reports say what was taken for one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from array import array
+from collections import deque
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded
+from tapmirror.compare.findings import Change, Difference
+from tapmirror.compare.heads import fields
+from tapmirror.exchange import Answer, Asked
+
+ENOUGH: Final = 20
+"""Differences from which on a field is believed to be an identifier."""
+UNLIKE: Final = 20
+"""So many times as many differences of identifiers there must be as what is unlike one."""
+TRACKS: Final = 128
+"""Fields that are watched, of one worker: each takes 17 KB."""
+SLOTS: Final = 1024
+"""Tokens that are remembered of each side of a field, the newer in place of the older."""
+BEFORE: Final = 32
+"""Numbers that are remembered of each side: of so many requests at once the answers come in any order."""
+APART: Final = 3.0
+"""Seconds between a time and the Date of the answer, which is of whole seconds, more on one side than on the other."""
+FAR: Final = 400 * 86400.0
+"""Seconds from the Date up to which a number is taken for a time: what expires does so in a year."""
+LONG: Final = 8
+"""Characters of a token that are looked for in requests and answers: shorter ones are there by chance."""
+
+_UUID: Final = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_TOKEN: Final = re.compile(
+    rf"(?:(?P<uuid>{_UUID})|(?P<hex>(?=[a-f]*[0-9])[0-9a-f]{{12,128}})|(?P<ulid>[0-7][0-9A-HJKMNP-TV-Z]{{25}})"
+    r"|(?P<name>(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[0-9A-Za-z_.+=-]{10,2000})|(?P<word>[0-9A-Za-z_.+=-]{10,2000}))"
+)
+_BASE64: Final = re.compile(r"(?=[^+/=]*[+/=])(?!/(?![^=+]*[=+]))(?![^/]{0,20}://)[0-9A-Za-z+/]{16,2000}={0,2}")
+"""With one of the characters that others have not; a path is none."""
+_NO_PATH: Final = re.compile(r"[\s?#]")
+_HASH: Final = re.compile(r"(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{12,128}")
+_HEX: Final = re.compile(r"[0-9a-f]+")
+_WORD: Final = re.compile(r"[0-9A-Za-z_.+=-]{10,2000}")
+_PREFIX: Final = re.compile(r"(?:[A-Za-z]{2,12}[_-])?")
+_NUMBERED: Final = re.compile(r"(?P<before>(?:[A-Za-z]{1,12}[_-]?)?)(?P<number>[0-9]{1,18})")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.\d]{0,10}(?:Z|[+-]\d\d:?\d\d)?")
+_UNITS: Final = (1.0, 1e3, 1e6, 1e9)
+
+
+class Form(NamedTuple):
+    """What a value looks like, and what is new in it."""
+
+    kind: str
+    value: Any
+
+
+class _Track:
+    """One field of one endpoint."""
+
+    __slots__ = ("count", "lengths", "numbers", "prefix", "same", "seen", "token")
+
+    def __init__(self, *, token: bool) -> None:
+        self.token = token
+        self.seen = [array("Q", bytes(8 * SLOTS)) for _ in range(2)] if token else []
+        self.numbers: list[deque[int]] = [deque(maxlen=BEFORE) for _ in range(2)]
+        self.count = 0
+        self.lengths = (1 << 20, 0)
+        """The least and the most of production's tokens."""
+        self.prefix = ""
+        self.same = 0
+        """So many of production's last tokens in a row begin so: what looks like a prefix may be there by chance."""
+
+    def alike(self, one: str, other: str) -> bool:
+        """Whether the shadow's token is of the form of production's, as far as that is known yet."""
+        mine, its = _prefix(one), _prefix(other)
+        self.same = self.same + 1 if mine == self.prefix else 0
+        self.prefix = mine
+        low, high = self.lengths
+        self.lengths = min(low, len(one)), max(high, len(one))
+        self.count += 1
+        if self.count <= ENOUGH:
+            return True
+        return self.lengths[0] <= len(other) <= self.lengths[1] and (not mine or mine == its or self.same < ENOUGH)
+
+    def again(self, side: int, value: Any) -> bool:
+        """Whether a side gave a value before, or a number that does not go up; it is remembered."""
+        if not self.token:
+            before = self.numbers[side]
+            down = value in before or (len(before) == BEFORE and value <= before[0])
+            before.append(value)
+            return down
+        name = int.from_bytes(blake2b(value.encode("utf-8", "replace"), digest_size=8).digest()) or 1
+        seen = self.seen[side]
+        slot = name % SLOTS
+        found = seen[slot] == name
+        seen[slot] = name
+        return found
+
+
+class Sorted(NamedTuple):
+    """What became of the differences of an exchange."""
+
+    found: list[Difference]
+    unlike: list[str]
+    """Names of differences of identifiers that are less likely to be such."""
+
+
+class Identifiers:
+    """The fields of one shadow that are watched."""
+
+    def __init__(self) -> None:
+        self._tracks: dict[tuple[str, str, bool], _Track] = {}
+        self._tokens: dict[str, list[str]] = {}
+
+    def sort(self, endpoint: str, asked: Asked, one: Answer, other: Answer, found: list[Difference]) -> Sorted:
+        """The differences of an exchange of which nothing is sent twice, those of identifiers by their name."""
+        sorted_: list[Difference] = []
+        unlike: list[str] = []
+        texts: tuple[bytes, bytes] | None = None
+        for each in found:
+            known = (endpoint, each.path, True) in self._tracks
+            forms = _forms(each, one, other, known=known) if each.change is Change.VALUE else None
+            if forms is None:
+                sorted_.append(each)
+                continue
+            mine, its = forms
+            is_one = _alike(mine.kind, its.kind)
+            if is_one and mine.kind != "time":
+                new = not (mine.kind.startswith("word") and its.kind.startswith("word"))
+                track = self._track(endpoint, each.path, new=new, token=not mine.kind.startswith("number"))
+                if track is None:
+                    sorted_.append(each)
+                    continue
+                again, its_again = track.again(0, mine.value), track.again(1, its.value)
+                is_one = again == its_again and (not track.token or track.alike(mine.value, its.value))
+                if is_one and again:
+                    unlike.append(each.path)
+                    is_one = track.token  # asked for again; or it is none, and that will show
+                if is_one and track.token and len(mine.value) >= LONG:
+                    if texts is None:
+                        texts = _plain(one), _plain(other)
+                    if _within(mine.value, asked.head, asked.body, texts[1]):
+                        unlike.append(each.path)
+                        is_one = False
+                    elif _within(its.value, asked.head, asked.body, texts[0]):
+                        is_one = False
+            sorted_.append(Difference(Change.IDENTIFIER, each.path, each.one, each.other) if is_one else each)
+        tokens = self._tokens.get(endpoint)
+        if tokens and one.status == other.status:
+            unlike += _equal(tokens, {each.path for each in found}, one)
+        return Sorted(sorted_, [f"{Change.IDENTIFIER.value} {path}" for path in dict.fromkeys(unlike)])
+
+    def _track(self, endpoint: str, path: str, *, new: bool, token: bool) -> _Track | None:
+        track = self._tracks.get((endpoint, path, token))
+        if track is None and new and len(self._tracks) < TRACKS:
+            track = self._tracks[endpoint, path, token] = _Track(token=token)
+            if token:
+                self._tokens.setdefault(endpoint, []).append(path)
+        return track
+
+
+def likely(count: int, unlike: int) -> bool:
+    """Whether a field is an identifier, that differed so often as one, and so often was unlike one."""
+    return count >= ENOUGH and UNLIKE * unlike <= count
+
+
+def _equal(tokens: list[str], differing: set[str], one: Answer) -> list[str]:
+    """Those that are there and do not differ: of an identifier that each side gives both have never the same."""
+    rest = [path for path in tokens if path not in differing]
+    if not rest:
+        return []
+    text = _plain(one)
+    names = fields(one.head)
+    found = []
+    for path in rest:
+        name = path.rpartition(".")[2].rstrip("[]").encode()
+        if name in names if path.startswith("header.") else b'"%s"' % name in text:
+            found.append(path)
+    return found
+
+
+def _forms(each: Difference, one: Answer, other: Answer, *, known: bool) -> tuple[Form, Form] | None:
+    """What both values look like, if they look like identifiers; `known`: the field is one of tokens."""
+    first, second = _text(each.one), _text(each.other)
+    if first is None or second is None:
+        return None
+    in_time = _in_time(first, second, one, other)
+    if in_time is not None:
+        return (Form("time", 0), Form("time", 0)) if in_time else None
+    mine, its = form(first), form(second)
+    if mine is None or its is None or mine.kind == its.kind:
+        return None if mine is None or its is None else (mine, its)
+    return _by_chance(mine, its, first, second, known) or _by_chance(its, mine, first, second, known) or (mine, its)
+
+
+def _by_chance(mine: Form, its: Form, first: str, second: str, known: bool) -> tuple[Form, Form] | None:
+    """Two of the form of one of them, where by chance the other looks like another: a hash without letters, a random
+    name that has digits at its end only, or none; also both, where tokens are `known` to be.
+    """
+    before, _, one = first.rpartition("/")
+    its_before, _, other = second.rpartition("/")
+    if before != its_before:
+        return None
+    kind = mine.kind.partition(" ")[0]
+    if (kind == "hex" and len(one) == len(other) and _HEX.fullmatch(one) and _HEX.fullmatch(other)) or (
+        (kind == "name" or known)
+        and its.kind.startswith(("word", "number "))
+        and _WORD.fullmatch(one)
+        and _WORD.fullmatch(other)
+    ):
+        kind = mine.kind if kind in ("hex", "name") else "name"
+        return Form(kind, one), Form(kind, other)
+    return None
+
+
+def _text(value: Any) -> str | None:
+    if type(value) is str:
+        return value
+    if type(value) is bytes:
+        return value.decode("latin-1")
+    return str(value) if type(value) in (int, float) else None
+
+
+@lru_cache(1024)
+def form(text: str) -> Form | None:
+    """What a value looks like."""
+    if len(text) > 2400:
+        return None
+    if _BASE64.fullmatch(text):
+        return Form("base64", text)
+    path, slash, last = text.rpartition("/")
+    path += slash
+    if _NO_PATH.search(path):
+        return None
+    found = None if _HASH.fullmatch(last) else _NUMBERED.fullmatch(last)
+    if found is not None:
+        return Form(f"number {path}{found['before']}".rstrip(), int(found["number"]))
+    found = _TOKEN.fullmatch(last)
+    if found is None:
+        return None
+    kind = found.lastgroup or ""
+    value = found[kind]
+    kind += f" {len(value)}" if kind == "hex" else ""
+    return Form(f"{kind} {path}".rstrip(), value)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two forms are of the same kind: of random names some have no digit."""
+    return one.replace("word", "name") == other.replace("word", "name")
+
+
+def _prefix(token: str) -> str:
+    found = _PREFIX.match(token)
+    return "" if found is None else found[0]
+
+
+def _in_time(first: str, second: str, one: Answer, other: Answer) -> bool | None:
+    """Whether both are times as far from the Dates of their answers; None: neither looks like one."""
+    date, its_date = _date(one.head), _date(other.head)
+    if date is None or its_date is None:
+        return None
+    found = None
+    for unit in _UNITS:
+        mine, its = _seconds(first, unit), _seconds(second, unit)
+        far = None if mine is None else mine - date
+        its_far = None if its is None else its - its_date
+        if any(each is not None and abs(each) <= FAR for each in (far, its_far)):
+            found = far is not None and its_far is not None and abs(far - its_far) <= APART
+            if found:
+                break
+    return found
+
+
+def _seconds(text: str, unit: float) -> float | None:
+    """Since the epoch."""
+    try:
+        if _TIME.fullmatch(text):
+            time = datetime.datetime.fromisoformat(text)
+            return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp()
+        return float(text) / unit if 10 <= len(text) <= 24 and text[:1].isdigit() else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _date(head: bytes) -> float | None:
+    return _moment(fields(head).get(b"date", b""))
+
+
+@lru_cache(64)
+def _moment(date: bytes) -> float | None:
+    try:
+        return parsedate_to_datetime(date.decode("latin-1")).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _within(value: str, *texts: bytes) -> bool:
+    wanted = value.encode("utf-8", "replace")
+    return any(wanted in text for text in texts)
+
+
+def _plain(answer: Answer) -> bytes:
+    """Its head, and its body without codings."""
+    coding = fields(answer.head).get(b"content-encoding", b"")
+    try:
+        body = decoded(answer.body, coding, 1 << 20) if coding else answer.body
+    except (TooLongError, UndecodableError):
+        body = b""
+    return answer.head + body
