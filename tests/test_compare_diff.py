@@ -41,7 +41,7 @@ def test_what_is_no_json() -> None:
 
 
 def test_what_is_said_to_be_json_and_is_none_on_either_side_is_text() -> None:
-    one, other = (b'{"at":%d,\n"mean":NaN,\n"state":"%b"}' % each for each in ((17, b"good"), (18, b"bad")))
+    one, other = (b'{"at":%d,\n"mean":.5,\n"state":"%b"}' % each for each in ((17, b"good"), (18, b"bad")))
     assert [each.partition("[")[0] for each in found(answer(one), answer(other))] == ["value body.lines"] * 2
     assert found(answer(b"\xff\x00"), answer(b"\xfe\x00")) == ["value body.lines"]
 

@@ -98,3 +98,14 @@ def test_the_length_that_answers_to_head_tell(
     assert [each.field for each in compare(one, other, rules(**spec), bodiless=True).found] == fields
     if not spec:
         assert found(one, other) == []  # a body is compared with what it says
+
+
+def test_tokens_of_a_redirect_do_not_hide_that_it_leads_elsewhere() -> None:
+    first, again, elsewhere = (
+        _with("Location", f"/{path}?state={state}")
+        for path, state in (("accounts/users/login", 17), ("accounts/users/login", 18), ("accounts/users/other", 19))
+    )
+    (noise,) = found(first, again)
+    assert noise.startswith("value header.location[")
+    assert found(first, elsewhere) == ["value header.location"]
+    assert found(first, again, ignore_paths=("header.location",)) == []

@@ -93,6 +93,8 @@ def test_tokens_are_fields_of_their_own() -> None:
         "value body.a.href"
     }
     assert pages(PAGE, PAGE.replace(token, "b4" * 12), ignore_paths=("input.csrf.value",)) == []
+    shoes, boots = (f'<a href="/products/categories/{each}">x</a>' for each in ("shoes", "boots"))
+    assert pages(shoes, boots) == ["value body.a.href"]
     item, other, elsewhere = (f'<a href="/{each}">x</a>' for each in ("item/17", "item/18", "card/17"))
     assert pages(item, other) != pages(item, elsewhere) == ["value body.a.href"]
 

@@ -11,7 +11,7 @@ the shadow has it (extra), the same elements in another order, another number of
 * Where the status differs nothing else is compared: the rest follows from it.
 * Header fields by name, see `heads`.
 * What is a JSON object or array on both sides is compared as such, whatever text it is said to be: see `documents`.
-  What is said to be JSON and is none on either side (`NaN`) is text.
+  NaN and Infinity are read as numbers.  What is said to be JSON and is none on either side is text.
 * HTML by its text and the attributes of its elements, see `pages`.
 * Text by its lines, see `texts`; XML also by its tags where one follows another.
 * Everything else is its bytes; of a multipart without the boundary between its parts.

@@ -9,6 +9,8 @@ those they belong to (`order`).
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -27,6 +29,7 @@ LINES: Final = 20_000
 """Of a stream of events that is read, some 20 ms; what has more is a text."""
 
 _JSON: Final = msgspec.json.Decoder()
+_NO_NUMBER: Final = re.compile(rb"\bNaN\b|\bInfinity\b")
 _SORTED: Final = msgspec.json.Encoder(order="sorted")
 _FIELDS: Final = ("data", "event", "id", "retry")
 """Of an event; all others are ignored."""
@@ -45,12 +48,22 @@ def document(body: bytes, type_: bytes) -> Document | None:
         return _JSON.decode(body), False
     except _NO_JSON:
         pass
+    plain = b""
     try:
         plain = text_of(body, type_).removeprefix("\ufeff").encode()
         try:
             return _JSON.decode(plain), False
         except _NO_JSON:
             return _JSON.decode_lines(plain), True
+    except _NO_JSON:
+        pass
+    return _with_no_numbers(plain) if _NO_NUMBER.search(body) else None
+
+
+def _with_no_numbers(plain: bytes) -> Document | None:
+    """JSON in which NaN and Infinity stand for numbers, as Python and others write it against RFC 8259, 6."""
+    try:
+        return json.loads(plain), False
     except _NO_JSON:
         return None
 

@@ -7,12 +7,16 @@ from typing import Final
 
 from tapmirror.compare.bodies import without_boundary
 from tapmirror.compare.findings import Change, Findings
+from tapmirror.compare.texts import IN_REFERENCES, place
 from tapmirror.compare.words import shortened
 
 _LENGTH: Final = b"content-length"
 _CODING: Final = b"content-encoding"
 _OF_NAMES: Final = frozenset({b"vary", b"access-control-allow-headers", b"access-control-expose-headers"})
 """Fields that are sets of names of fields, in which case does not count (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3)."""
+_WITH_TOKENS: Final = frozenset({b"location", b"content-location", b"link", b"refresh", b"content-security-policy"})
+"""Fields in which numbers and tokens stand beside what counts: where these alone differ that is a field of its own, or
+the state of a redirect, which is always another one, would hide that it leads elsewhere."""
 _OF_METHODS: Final = frozenset({b"allow", b"access-control-allow-methods"})
 """Fields that are sets of methods (RFC 9110, 10.2.1).  Apache's order is another one after each start."""
 
@@ -39,6 +43,8 @@ def differ(findings: Findings, one: bytes, other: bytes) -> None:
         elif mine is None:
             add(Change.EXTRA, path, None, its)
         elif not same_text(mine.decode("latin-1"), its.decode("latin-1")):
+            if name in _WITH_TOKENS:
+                path = place(path, mine.decode("latin-1"), its.decode("latin-1"), IN_REFERENCES)
             add(Change.VALUE, path, mine, its)
 
 

@@ -199,7 +199,7 @@ def _equal(tokens: list[str], differing: set[str], one: Answer) -> list[str]:
     names = fields(one.head)
     found = []
     for path in rest:
-        name = path.rpartition(".")[2].rstrip("[]").encode()
+        name = path.rpartition(".")[2].partition("[")[0].encode()
         if name in names if path.startswith("header.") else b'"%s"' % name in text:
             found.append(path)
     return found

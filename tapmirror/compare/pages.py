@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from tapmirror.compare.findings import Change, Findings
-from tapmirror.compare.texts import LINES, Lines, place
+from tapmirror.compare.texts import IN_REFERENCES, LINES, Lines, place
 from tapmirror.compare.words import shortened
 
 _TAG: Final = re.compile(r"(<[^<>]*>)")
@@ -179,7 +179,7 @@ class _Elements:
             if first is not None and second is not None:
                 first, second = _value(key, first), _value(key, second)
                 if first != second and not self.findings.rules.same_text(first, second):
-                    self.add(Change.VALUE, place(path, first, second), first, second)
+                    self.add(Change.VALUE, place(path, first, second, IN_REFERENCES), first, second)
             elif second is None:
                 self.add(Change.MISSING, path, first, None)
             else:

@@ -8,6 +8,7 @@ within one in seconds.
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
@@ -58,6 +59,10 @@ class Rules:
         tolerance = self.float_tolerance
         if tolerance <= ROUNDING and type(one) is int and type(other) is int:
             return one == other
+        if one != one or other != other:  # NaN, of JSON that is none
+            return bool(one != one and other != other)
+        if math.inf in (abs(one), abs(other)):
+            return bool(one == other)
         try:
             return bool(one == other or (tolerance and abs(one - other) <= tolerance * max(abs(one), abs(other))))
         except OverflowError:  # an integer longer than any float

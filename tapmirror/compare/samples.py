@@ -6,6 +6,7 @@ What is redacted is redacted before anything else is done with it: the values ar
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final, Protocol
 
@@ -204,6 +205,8 @@ def _value(value: Any, *, json: bool = False) -> str:
         text = value[: 4 * VALUE].decode("utf-8", "replace")
     elif isinstance(value, str) and not json:
         text = value
+    elif isinstance(value, float) and not math.isfinite(value):
+        text = str(value)  # of JSON that is none: it were null
     elif value is None and not json:
         text = "(nothing)"
     else:

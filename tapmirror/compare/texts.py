@@ -18,6 +18,8 @@ LINES: Final = 2000
 """Of a text that are compared one by one; the others as a whole."""
 
 _VARIABLE: Final = re.compile(r"[0-9A-Za-z+/_=-]{20,}|[0-9a-fA-F-]{8,}|\d+")
+IN_REFERENCES: Final = re.compile(r"(?=[A-Za-z+_=-]*[0-9])[0-9A-Za-z+_=-]{20,}|[0-9a-fA-F-]{8,}|\d+")
+"""The same in what may be a reference to something: a path of many words is no token."""
 
 
 def differ(findings: Findings, one: str, other: str) -> None:
@@ -61,10 +63,10 @@ class Lines:
                     self.add(Change.VALUE, at, mine_, its_)
 
 
-def place(path: str, one: str, other: str) -> str:
-    """Where two different texts at a path are a field of their own, for they differ in digits and long tokens only."""
-    name = _VARIABLE.sub("#", one[:400])
-    return f"{path}[{_line_name(name)}]" if name == _VARIABLE.sub("#", other[:400]) else path
+def place(path: str, one: str, other: str, variable: re.Pattern[str] = _VARIABLE) -> str:
+    """Where two different texts at a path are a field of their own, for they differ in what is `variable` only."""
+    name = variable.sub("#", one[:400])
+    return f"{path}[{_line_name(name)}]" if name == variable.sub("#", other[:400]) else path
 
 
 def _line_name(line: str) -> str:
