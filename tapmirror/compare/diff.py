@@ -13,6 +13,7 @@ the shadow has it (extra), the same elements in another order, another number of
 * What is a JSON object or array on both sides is compared as such, whatever text it is said to be: see `documents`.
   NaN and Infinity are read as numbers.  What is said to be JSON and is none on either side is text.
 * HTML by its text and the attributes of its elements, see `pages`.
+* Tables of text (CSV) by their rows and columns, if both have the same columns, see `tables`.
 * Text by its lines, see `texts`; XML also by its tags where one follows another.
 * Everything else is its bytes; of a multipart without the boundary between its parts.
 
@@ -31,7 +32,7 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.compare import documents, heads, pages, texts
+from tapmirror.compare import documents, heads, pages, tables, texts
 from tapmirror.compare.bodies import Kind, TooLongError, UndecodableError, decoded, kind_of, text_of, without_boundaries
 from tapmirror.compare.findings import Change, Difference, Findings
 from tapmirror.compare.rules import Rules
@@ -133,6 +134,10 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         pages.differ(findings, text_of(one, type_), text_of(other, its_type))
     elif kind is Kind.TEXT:
         first, second = text_of(one, type_), text_of(other, its_type)
+        table, its_table = tables.rows(first, type_), tables.rows(second, its_type)
+        if table and its_table and [*table[0]] == [*its_table[0]]:
+            documents.differ(findings, one, other, (table, True), (its_table, True))
+            return
         if b"xml" in type_.lower():  # as a rule all of it is one line
             first, second = first.replace("><", ">\n<"), second.replace("><", ">\n<")
         texts.differ(findings, first, second)

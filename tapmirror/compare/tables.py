@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of text (CSV, RFC 4180) as documents: each row by the names of its columns.
+
+As lines, a time in each row is noise of that line, and hides what else differs in digits.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Final
+
+ROWS: Final = 2000
+"""Of a table that is read, some milliseconds; what has more is a text."""
+COLUMNS: Final = 200
+_NAMES: Final = {",": (b"text/csv", b"application/csv"), "\t": (b"text/tab-separated-values",)}
+
+
+def rows(text: str, type_: bytes) -> list[dict[str, str]] | None:
+    """The rows below the first, which names the columns; None: it is no table, or none with names."""
+    kind = type_.partition(b";")[0].strip().lower()
+    delimiter = next((delimiter for delimiter, kinds in _NAMES.items() if kind in kinds), None)
+    if delimiter is None or text.count("\n") > ROWS:
+        return None
+    first = text.removeprefix("\ufeff").partition("\n")[0]
+    if delimiter not in first and ";" in first:  # where a comma stands in numbers
+        delimiter = ";"
+    try:
+        names, *table = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter)
+    except (csv.Error, ValueError):
+        return None
+    if not 1 < len(names) <= COLUMNS or len({*names}) < len(names) or not all(map(_is_name, names)):
+        return None
+    table = [row for row in table if row]
+    if any(len(row) != len(names) for row in table):
+        return None
+    return [dict(zip(names, row, strict=True)) for row in table]
+
+
+def _is_name(cell: str) -> bool:
+    """Whether a cell may be the name of a column: a value that is none has digits alone."""
+    return any(map(str.isalpha, cell))
