@@ -169,6 +169,13 @@ def test_a_fault_of_what_looks_like_an_identifier_is_found(name: str, often: flo
     assert different <= {path, *extra, *(("body.id", "body.expires") if "swap" in name else ())}
 
 
+def test_a_number_that_is_none_is_named_once() -> None:
+    """The first of them might be an identifier."""
+    found = run(FAULTS["total"][1], 1.0, 200)
+    shown = [(field.kind, field.path) for field in found.endpoints[0].fields if field.nature is Nature.DIFFERENT]
+    assert shown == [("value", "body.total")]
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [

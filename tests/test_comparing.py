@@ -365,6 +365,8 @@ def test_a_secret_in_a_path_or_in_a_name_is_nowhere() -> None:
     ((name, endpoint),) = tap.state()["endpoints"].items()
     assert name == "POST /users/***/orders"
     assert endpoint["fields"].keys() == {
+        "identifier body.a.***",  # the first of them might be one
+        "identifier body.vault.*",
         "value body.a.***",
         "extra body.a.***x",
         "value body.vault.*",

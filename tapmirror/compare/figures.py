@@ -489,11 +489,14 @@ def _ratio(over: Sketch, under: Sketch, share: float, alpha: float, crowds: tupl
 
 def _fields(endpoint: Endpoint, thresholds: Thresholds, known: Set[str], probes: bool) -> list[FieldFigures]:
     found = []
+    names = endpoint.fields.keys()
     for name, field in endpoint.fields.items():
         if not field.raw:
             continue
         evidence = evidence_of(endpoint, field)
         what = _nature(name, endpoint, thresholds, known, probes)
+        if what is Nature.DIFFERENT and name.startswith(_IDENTIFIER) and name.replace(_IDENTIFIER, _VALUE, 1) in names:
+            continue  # before it was known to be none: the value says it
         if name == STATUS and field.raw == sum(endpoint.turned.values()):
             what = _chance(endpoint, what)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
