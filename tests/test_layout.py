@@ -30,6 +30,7 @@ RANKS: Final = {
     "governor": 2,
     "sandbox": 1,
     "late": 1,
+    "wall": 0,
     "tcp": 2,
     "succession": 2,
     "admission": 3,
@@ -173,8 +174,7 @@ WALL_CLOCK: Final = {
     "supervisor.runner",  # since when a tap runs, for people; when a capture ended, which outlives the daemon
     "supervisor.daemon",  # when a ttl is over that is kept over a reboot; when a capture ended
     "worker.setup",  # what templates of rewrites tell as the time
-    "replay.listener",  # the kernel's time stamps are of it; taken anew in each turn
-    "source.live",  # the same; taken anew with each block
+    "wall",  # the kernel's time stamps are of it; taken anew in each turn, and with each block
     "doctor",  # whether it is set at all
     "cli.top",  # shown
     "cli.status",  # shown

@@ -31,6 +31,7 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from tapmirror import wall
 from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, Buffer
 from tapmirror.exchange import Unpaired
@@ -86,7 +87,7 @@ class Clock:
 
     def tick(self) -> None:
         """Take the difference anew: the wall clock is set now and then."""
-        self.ahead = time.time_ns() - time.monotonic_ns()
+        self.ahead = wall.ahead()
 
 
 class Listener:

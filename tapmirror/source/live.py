@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Protocol
 
+from tapmirror import wall
 from tapmirror.admission import Admission
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import Decoder, Header, decode
@@ -323,7 +324,7 @@ class LiveSource:
         if order.FENCE is not None:
             order.FENCE()
         self._at = start + _FIRST.unpack_from(self._ring, start)[0]
-        self._real = time.time_ns() - time.monotonic_ns()
+        self._real = wall.ahead()
         if not self._left:
             self._give_back()
             return self._next_block()
