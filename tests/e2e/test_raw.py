@@ -23,7 +23,6 @@ from lab import Behaviour, Lab, Nginx, Recorded, RecordingTcp, Redis, body, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
 
-CAPTURES = ("ebpf", "packet")
 ECHO = Behaviour(echo=True)
 
 
@@ -45,13 +44,12 @@ def mirrored(shadow: RecordingTcp) -> Recorded:
     return found[0]
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("protocol", ["raw", "auto"])
-def test_a_half_close_is_carried_over(lab: Lab, capture: str, protocol: str) -> None:
+def test_a_half_close_is_carried_over(lab: Lab, protocol: str) -> None:
     sent = b"\0\1\2" + body(1, 200_000)
     with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001, ECHO) as shadow:
         target = endpoint(lab.shadow.addr4, 7001)
-        with Mirror(lab.node, port=7000, shadow=target, capture=capture, protocol=protocol) as tap:
+        with Mirror(lab.node, port=7000, shadow=target, protocol=protocol) as tap:
             with connect(lab.client, lab.node.addr4, 7000) as client:
                 client.sendall(sent)
                 client.shutdown(socket.SHUT_WR)
@@ -66,11 +64,10 @@ def test_a_half_close_is_carried_over(lab: Lab, capture: str, protocol: str) -> 
         assert ledger["bytes"]["mirrored"] == len(sent)
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
-def test_a_reset_is_carried_over(lab: Lab, capture: str) -> None:
+def test_a_reset_is_carried_over(lab: Lab) -> None:
     with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001, ECHO) as shadow:
         target = endpoint(lab.shadow.addr4, 7001)
-        with Mirror(lab.node, port=7000, shadow=target, capture=capture, protocol="raw") as tap:
+        with Mirror(lab.node, port=7000, shadow=target, protocol="raw") as tap:
             with connect(lab.client, lab.node.addr4, 7000) as client:
                 client.sendall(b"hello")
                 assert client.recv(100) == b"hello"
@@ -82,14 +79,11 @@ def test_a_reset_is_carried_over(lab: Lab, capture: str) -> None:
         assert ledger["bytes"]["mirrored"] == 5
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("how", ["FIN", "RST"])
-def test_clients_that_leave_after_their_answer_are_not_gone_for_a_shadow_that_is_slower(
-    lab: Lab, capture: str, how: str
-) -> None:
+def test_clients_that_leave_after_their_answer_are_not_gone_for_a_shadow_that_is_slower(lab: Lab, how: str) -> None:
     """nginx gives up the requests of clients that are gone (499)."""
     with Nginx(lab.node), Nginx(lab.shadow, log=True, rate=800) as shadow:
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, protocol="raw") as tap:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), protocol="raw") as tap:
             for _ in range(5):
                 with connect(lab.client, lab.node.addr4, 80) as client:
                     client.sendall(b"GET /file/1k HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -102,14 +96,11 @@ def test_clients_that_leave_after_their_answer_are_not_gone_for_a_shadow_that_is
         assert [each.status for each in shadow.logged()] == [200] * 5
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
-def test_a_connection_that_is_over_before_the_shadows_stands_arrives_whole(lab: Lab, capture: str) -> None:
+def test_a_connection_that_is_over_before_the_shadows_stands_arrives_whole(lab: Lab) -> None:
     """Its end is a reset, as of a client that leaves bytes unread; production had read all it sent."""
     said = [b"hello %d" % number for number in range(20)]
     with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001) as shadow:
-        with Mirror(
-            lab.node, port=7000, shadow=endpoint(lab.shadow.addr4, 7001), capture=capture, protocol="raw"
-        ) as tap:
+        with Mirror(lab.node, port=7000, shadow=endpoint(lab.shadow.addr4, 7001), protocol="raw") as tap:
             for words in said:
                 with connect(lab.client, lab.node.addr4, 7000) as client:
                     client.sendall(words)
@@ -122,8 +113,7 @@ def test_a_connection_that_is_over_before_the_shadows_stands_arrives_whole(lab: 
         assert dropped(ledger) == {}
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
-def test_a_server_that_speaks_first(lab: Lab, capture: str) -> None:
+def test_a_server_that_speaks_first(lab: Lab) -> None:
     """The shadow is connected to when production's client is, not with its first word."""
 
     def greet(line: Line) -> None:
@@ -133,7 +123,7 @@ def test_a_server_that_speaks_first(lab: Lab, capture: str) -> None:
 
     with Talker(lab.node, 25, greet), Talker(lab.shadow, 25, greet) as shadow:
         target = endpoint(lab.shadow.addr4, 25)
-        with Mirror(lab.node, port=25, shadow=target, capture=capture, protocol="raw") as tap:
+        with Mirror(lab.node, port=25, shadow=target, protocol="raw") as tap:
             with connect(lab.client, lab.node.addr4, 25) as client:
                 assert client.recv(100) == b"220 ready\r\n"
                 until(lambda: bool(shadow.heard) or (tap.running() and _established(lab)), "a connection", PATIENCE)
