@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import sys
 import threading
@@ -26,9 +27,15 @@ class Mirror(Tap):
     """How it captures if it is not told."""
     _ledger: dict[str, Any] | None = None
 
-    def __init__(self, node: Host, /, *, capture: str | None = None, **more: Any) -> None:
+    def __init__(
+        self, node: Host, /, *, capture: str | None = None, drain_time: float | None = None, **more: Any
+    ) -> None:
+        """`drain_time`: of its limits, in seconds, where what is left at the end goes nowhere anyway."""
         if "spec" not in more and "file_text" not in more:
             more["capture"] = capture or self.default
+        if drain_time is not None:  # only a file has limits; JSON is YAML
+            tap = {"iface": node.iface, "port": 80, **more, "limits": {"drain_time": drain_time}}
+            more = {"spec": json.dumps(tap)}
         super().__init__(node, **more)
 
     def final(self) -> dict[str, Any]:

@@ -24,6 +24,9 @@ GET_FD, GET_INFO = 13, 15
 KINDS: Final = {1: "socket filter", 3: "tc", 4: "tc action", 6: "xdp"}
 """BPF_PROG_TYPE_*.  Others come and go with systemd's units."""
 
+NO_FILTERS: Final = "noqueue"
+"""The queueing discipline of interfaces in software, which takes none (it has no classes): nobody need ask."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -80,11 +83,12 @@ class Snapshot:
         """As it is now."""
         devices = host.json("ip", "-d", "-j", "link", "show")
         shown = ("ifname", "flags", "mtu", "promiscuity", "allmulti", "xdp", "master")
+        qdiscs = host.json("tc", "-j", "qdisc", "show")
         filters: set[str] = set()
-        for device in devices:
+        for device in {qdisc["dev"] for qdisc in qdiscs if qdisc["kind"] != NO_FILTERS}:
             for place in ("ingress", "egress", "root"):
-                told = host.run(["tc", "filter", "show", "dev", device["ifname"], place], check=False).stdout
-                filters.update(f"{device['ifname']} {place} {line.strip()}" for line in told.splitlines())
+                told = host.run(["tc", "filter", "show", "dev", device, place], check=False).stdout
+                filters.update(f"{device} {place} {line.strip()}" for line in told.splitlines())
         return cls(
             links=frozenset(repr({name: device.get(name) for name in shown}) for device in devices),
             addresses=frozenset(
@@ -95,7 +99,7 @@ class Snapshot:
             routes=frozenset(
                 repr(route) for family in ("-4", "-6") for route in host.json("ip", family, "-j", "route", "show")
             ),
-            qdiscs=frozenset(repr(qdisc) for qdisc in host.json("tc", "-j", "qdisc", "show")),
+            qdiscs=frozenset(map(repr, qdiscs)),
             filters=frozenset(filters),
             packet_sockets=frozenset(line.split()[8] for line in host.read("packet").splitlines()[1:]),
             programs=frozenset(network_programs()),
