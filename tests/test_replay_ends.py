@@ -231,10 +231,10 @@ def test_a_raw_stream_goes_to_the_address_that_answers() -> None:
 def test_a_shadow_that_refuses() -> None:
     with Bench(listen=False) as bench:
         bench.give(Open(1, True))
-        for number in range(100):
+        for number in range(50):
             bench.send(1, GET % number)
-            bench.turn(0.05)
-        assert bench.dropped() == {DropReason.SHADOW_DOWN: 100}
+            bench.turn(0.1)
+        assert bench.dropped() == {DropReason.SHADOW_DOWN: 50}
         assert bench.ledger.events["connect_ECONNREFUSED"] <= 10
         with socket.create_server(bench.address) as listener:
             bench.turn(6.0)
@@ -290,13 +290,15 @@ def test_an_end_waits_for_the_answer_if_production_had_answered(
         assert bench.read(sock, 4) == b"ping"
     if early:
         time.sleep(0.02)  # the kernel's stamps may be 4 ms apart
+        answered = time.monotonic()
         sock.sendall(b"pong")
     bench.give(Finish(1, answered=True) if how == "eof" else Abort(1, GIVEN_UP, True, answered=True))
     if not early:
         assert silent(sock, bench, 0.2)
+        answered = time.monotonic()
         sock.sendall(b"pong")
-    assert silent(sock, bench, 0.02), "more may come"
     assert not silent(sock, bench, 5.0)
+    assert time.monotonic() - answered > 0.04, "more may come"
     assert ended(sock) == how
     assert bench.reactor.next_deadline() != 0.0
 
