@@ -483,7 +483,9 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 	u32 records = chunks(p->length);
 	if (records)
 		count(shard, TAP_SEEN, records, p->length);
-	if (p->dscp == c->dscp) {
+	/* A network may have taken the probe's mark off. */
+	int is_probe = (p->flags & SYN) && c->probe && p->seq == c->probe;
+	if (p->dscp == c->dscp || is_probe) {
 		if (p->flags & SYN)
 			count(shard, TAP_LOOP_SYN, 1, 0);
 		if (records)

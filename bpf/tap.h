@@ -84,7 +84,7 @@ struct tap_config {
 	__u32 client_count; /* 0: any client */
 	__u32 answer_bytes; /* copied of each of production's segments, of flows whose answers are wanted; 0: none */
 	__u32 zero;	    /* is 0, which the verifier does not know */
-	__u32 pad;
+	__u32 probe;	    /* first sequence number of the SYN that looks whether a shadow leads back; 0: none */
 	__u8 addrs[TAP_MAX_ADDRS][16];
 	struct tap_endpoint excluded[TAP_MAX_ADDRS];
 	struct tap_link links[TAP_MAX_LINKS];
@@ -109,7 +109,7 @@ enum {
 	TAP_BARE_ACK,
 	TAP_EGRESS,
 	TAP_CONTROL_LOST, /* records without payload that the ring had no room for */
-	TAP_LOOP_SYN,
+	TAP_LOOP_SYN, /* that bear the mark, or are the probe's */
 	TAP_ANSWERS, /* segments of production with payload that became records with it */
 	TAP_ANSWERS_LOST, /* that did not: the ring was half full, and the rest is the clients' */
 	TAP_COUNTERS = 16

@@ -34,6 +34,8 @@ class Admission:
 
     `clients`: (address, mask) of the networks whose clients are admitted; empty: any.
 
+    `probe`: first sequence number of the SYN that looks whether a shadow leads back to production; 0: none.
+
     `both_ways`: production's packets come in too, from a mirror port or through a tunnel.  `many`: several interfaces,
     which may show one packet.  `either_way`: production may be behind the interface; its address alone tells.
     `answer_bytes`: of each of production's segments with payload, where flows want answers.
@@ -49,6 +51,7 @@ class Admission:
         threshold: int,
         seed: int,
         dscp: int,
+        probe: int = 0,
         egress_all: bool,
         both_ways: bool = False,
         answer_bytes: int = 0,
@@ -62,6 +65,7 @@ class Admission:
         self._threshold = threshold
         self._seed = seed
         self._dscp = dscp
+        self._probe = probe
         self._both_ways = both_ways or either_way
         self._many = many
         self._either_way = either_way
@@ -185,7 +189,8 @@ class Admission:
 
     def _fate(self, key: FlowKey, header: Header) -> str | None:
         """The counter of what is left out; None for what is taken."""
-        if header.dscp == self._dscp:
+        is_probe = header.flags & SYN and header.seq == self._probe != 0
+        if header.dscp == self._dscp or is_probe:
             if header.flags & SYN:
                 self.count("loop_syn")
             return "loop"

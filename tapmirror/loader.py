@@ -118,6 +118,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     threshold: int
     seed: int
     dscp: int
+    probe: int = 0
+    """First sequence number of the SYN that looks whether a shadow leads back to production; 0: none."""
     egress_all: bool
     promisc: bool = False
     answer_bytes: int = 0
@@ -219,7 +221,7 @@ def configure(loaded: Loaded, request: Request) -> None:
         len(request.clients),
         request.answer_bytes,
         0,
-        0,
+        request.probe,
         b"".join(request.addrs),
         excluded,
         b"",

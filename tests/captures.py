@@ -48,6 +48,7 @@ class Both:
         clients: Sequence[str] = (),
         threshold: int = 1 << 32,
         seed: int = 0,
+        probe: int = 0,
         egress_all: bool = False,
         answer_bytes: int = 0,
         ring_bytes: int = RING_BYTES,
@@ -65,6 +66,7 @@ class Both:
                 threshold=threshold,
                 seed=seed,
                 dscp=LOOP_DSCP,
+                probe=probe,
                 egress_all=egress_all,
                 answer_bytes=answer_bytes,
                 ring_bytes=ring_bytes,
@@ -80,6 +82,7 @@ class Both:
                 threshold=threshold,
                 seed=seed,
                 dscp=LOOP_DSCP,
+                probe=probe,
                 egress_all=egress_all,
                 answer_bytes=answer_bytes,
             )

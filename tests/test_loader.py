@@ -92,11 +92,11 @@ def test_the_configuration_has_the_layout_of_the_header() -> None:
     assert (ctypes.sizeof(config), ctypes.sizeof(endpoint)) == (loader.CONFIG.size, loader.ENDPOINT.size)
     link = bytes(loader.LINK.size) + loader.LINK.pack(7, 1)
     packed = loader.ENDPOINT.pack(bytes(range(16)), b"\0\x50")
-    content = loader.CONFIG.pack(1, 2, 3, 4, 5, 6, 0, 7, 8, 0, 0, b"a" * 256, packed, link, b"p" * 8192)
+    content = loader.CONFIG.pack(1, 2, 3, 4, 5, 6, 0, 7, 8, 0, 9, b"a" * 256, packed, link, b"p" * 8192)
     value = config.from_buffer_copy(content)
     names = ("threshold", "seed", "flags", "addr_count", "excluded_count", "dscp", "link_count", "client_count")
     assert [getattr(value, name) for name in names] == [1, 2, 3, 4, 5, 6, 0, 7]
-    assert value.answer_bytes == 8
+    assert (value.answer_bytes, value.probe) == (8, 9)
     assert bytes(value.addrs[15]) == b"a" * 16
     assert (bytes(value.excluded[0].addr), bytes(value.ports)) == (bytes(range(16)), b"p" * 8192)
     assert (value.links[1].ifindex, value.links[1].flags) == (7, 1)
@@ -256,7 +256,7 @@ def test_it_captures_from_attach_until_close(lab: Lab) -> None:
 @pytest.mark.usefixtures("traceless")
 def test_the_configuration_is_what_was_asked_for() -> None:
     options = {"addrs": [b"a" * 16, b"b" * 16], "excluded": [(b"c" * 16, 0x1234)], "egress_all": True}
-    loaded = loader.load(request(ports=[1, 80, 65_535], threshold=5, seed=6, **options))
+    loaded = loader.load(request(ports=[1, 80, 65_535], threshold=5, seed=6, probe=7, **options))
     try:
         kind = structs()["tap_config"]
         with mmap.mmap(loaded.config, -(-ctypes.sizeof(kind) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
@@ -268,7 +268,7 @@ def test_the_configuration_is_what_was_asked_for() -> None:
         assert {(each.first, each.count) for each in found.window} == {(0, 0)}
     finally:
         loaded.close()
-    assert (config.threshold, config.seed, config.dscp) == (5, 6, LOOP_DSCP)
+    assert (config.threshold, config.seed, config.dscp, config.probe) == (5, 6, LOOP_DSCP, 7)
     assert config.flags == loader.EGRESS_ALL
     assert [bytes(each) for each in config.addrs[: config.addr_count]] == options["addrs"]
     assert config.excluded_count == 1

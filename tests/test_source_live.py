@@ -418,6 +418,17 @@ def test_the_loop_mark(lab: Lab) -> None:
         assert (counts.loop, counts.loop_syn) == ((1, 4), (1, 0))
 
 
+def test_the_probe_is_known_without_the_mark(lab: Lab) -> None:
+    """By its first sequence number; a SYN with another, and what follows with the same, are as any."""
+    with Both(lab.node, probe=7) as both, Wire(lab) as wire:
+        for seq, flags, data in ((7, "S", b""), (8, "S", b""), (7, "PA", b"data")):
+            packet = IP(**ADDRESSES) / TCP(sport=40_000, dport=80, flags=flags, seq=seq)
+            wire.send(wire.ether / (packet / Raw(data) if data else packet))
+        assert payloads(both.agreed()) == [b"data"]
+        counts = both.ring_source.counters()
+        assert (counts.loop_syn, counts.syn) == ((1, 0), (1, 0))
+
+
 def test_stopped_it_takes_no_more_and_what_is_there_can_be_read(lab: Lab) -> None:
     with Both(lab.node) as both, Wire(lab) as wire:
         wire.send(wire.segment(b"before"))

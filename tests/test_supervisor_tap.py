@@ -302,6 +302,7 @@ LOOPS = {
     # the interface, where the client's or the node's address translation leads the shadow's address back
     "by the client": "eth0",
     "by the node": "lo",
+    "by the client, without the mark": "eth0",
 }
 
 
@@ -309,11 +310,14 @@ LOOPS = {
 def leads_back(lab: Lab, way: str) -> Iterator[str]:
     """While it lasts, connections to this end point arrive at production; nothing in its address tells."""
     address = "10.99.9.9"
-    if way == "by the client":
+    if way.startswith("by the client"):
         lab.node.run(["ip", "route", "add", address, "via", lab.client.addr4])
         lab.client.sysctl("ipv4.ip_forward", 1)
         host, hook = lab.client, "prerouting"
         after = "add chain ip loop post { type nat hook postrouting priority 100; }; add rule ip loop post masquerade"
+        if way.endswith("without the mark"):
+            after += "; add chain ip loop clear { type filter hook forward priority 0; }"
+            after += "; add rule ip loop clear ip dscp set cs0"
     else:
         lab.node.run(["ip", "route", "add", address, "via", lab.shadow.addr4])
         host, hook, after = lab.node, "output", ""

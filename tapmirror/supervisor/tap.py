@@ -33,6 +33,7 @@ from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.spec.sampled import part_of
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
+from tapmirror.supervisor.probe import probe
 from tapmirror.supervisor.resolving import Names, ResolveError, look_up
 from tapmirror.supervisor.sides import ciphered, missing
 from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError, TapRefusedError
@@ -40,8 +41,6 @@ from tapmirror.worker.setup import Setup
 
 EXCLUDED: Final = 16
 """End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
-PROBE_TIME: Final = 0.5
-"""Seconds for the probe's connection to the shadow."""
 LOOK: Final = 1.0
 """Seconds between two looks at the interfaces where nothing tells of a change."""
 
@@ -94,6 +93,7 @@ class Tap:
         """What is left of `_throttle` for single shadows, by label; the others get all of it."""
         self._paused = False
         self._probed = False
+        self._probe_seq = int.from_bytes(os.urandom(4)) or 1
         self._one_sided = False
         """It was told that one side is not seen,"""
         self._ciphered = False
@@ -407,6 +407,7 @@ class Tap:
                 threshold=self._threshold(),
                 seed=spec.seed,
                 dscp=LOOP_DSCP,
+                probe=self._probe_seq,
                 egress_all=spec.pacing is Pacing.WAIT,
                 promisc=spec.promisc,
                 answer_bytes=answer_bytes(spec),
@@ -453,6 +454,7 @@ class Tap:
             links=self._indexes(),
             threshold=self._threshold(),
             thresholds=self._thresholds(),
+            probe=self._probe_seq,
             secret=self._secret,
             began=self._began,
             uid=uid,
@@ -503,21 +505,11 @@ class Tap:
     def _probe(self, index: int, shadow: Address) -> None:
         """Connect to the shadow once: if that connection arrives at the tap, the shadow is production.
 
-        Finds what addresses do not tell, such as address translation.  Sends no byte.
+        Finds what addresses do not tell, such as address translation, and knows what is sent by its mark or, where
+        the network takes that off, by its first sequence number.  Sends no byte.
         """
-        family, address = shadow
-        failure: OSError | None = None
         before = self.snapshot()["events"].get("kernel_loop_syn", 0)
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.settimeout(PROBE_TIME)
-            if family == socket.AF_INET:
-                probe.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2)
-            else:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOOP_DSCP << 2)
-            try:
-                probe.connect(address)
-            except OSError as error:
-                failure = error
+        failure = probe(shadow, self._probe_seq)
         if self.capture == "packet":
             time.sleep(RETIRED)
         if self.snapshot()["events"].get("kernel_loop_syn", 0) > before:

@@ -70,6 +70,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Of 2**32 values of the flow hash, how many are captured now;"""
     thresholds: list[int] = []
     """and for each shadow, where some get less."""
+    probe: int = 0
+    """First sequence number of the SYN that looks whether a shadow leads back to production; for `packet`."""
     secret: bytes = b""
     """Of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
     began: float = 0.0
@@ -106,6 +108,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         threshold=setup.threshold,
         seed=spec.seed,
         dscp=LOOP_DSCP,
+        probe=setup.probe,
         egress_all=spec.pacing is Pacing.WAIT,
         both_ways=spec.promisc or spec.decap,
         answer_bytes=answer_bytes(spec),

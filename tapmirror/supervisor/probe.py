@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is sent to a shadow when a tap starts: if it arrives at the tap, the shadow leads back to production.
+
+A connection without a byte, which bears the mark of a tap and tells whether the shadow can be reached.  And, because
+networks may take that mark off, a SYN with a first sequence number that the capture knows: address translation keeps
+it.  (The kernel lets no socket choose it without CAP_NET_ADMIN, which a tap does without, so the SYN is sent by a raw
+one.  It becomes no connection: nobody here waits for the answer, and the kernel resets it.)
+
+NOTE: firewalls that choose sequence numbers themselves, or answer in the shadow's place (SYN proxies), hide it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import Final
+
+from tapmirror.events import LOOP_DSCP, SYN
+from tapmirror.supervisor.addresses import Address
+
+PROBE_TIME: Final = 0.5
+"""Seconds for the connection."""
+MAXIMUM_SEGMENT: Final = b"\2\4\x05\xb4"
+"""The option of a SYN (RFC 9293, 3.2), 1,460 bytes: without it some firewalls drop it."""
+WINDOW: Final = 64_240
+
+
+def probe(shadow: Address, seq: int) -> OSError | None:
+    """Send both; why the connection failed, None: it did not.  `seq`: the first sequence number of the SYN."""
+    family, address = shadow
+    with contextlib.suppress(OSError):  # no right to: the connection is left
+        _send_syn(shadow, seq)
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(PROBE_TIME)
+        _mark(sock)
+        try:
+            sock.connect(address)
+        except OSError as error:
+            return error
+    return None
+
+
+def _mark(sock: socket.socket) -> None:
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOOP_DSCP << 2)
+
+
+def _send_syn(shadow: Address, seq: int) -> None:
+    """Raises OSError."""
+    family, address = shadow
+    with (
+        socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw,
+        socket.socket(family, socket.SOCK_STREAM) as place,
+    ):
+        _mark(raw)
+        to = (address[0], 0, *address[2:])
+        raw.connect(to)
+        here = raw.getsockname()
+        place.bind((here[0], 0, *here[2:]))  # a port that nobody has
+        ports = struct.pack("!HH", place.getsockname()[1], address[1])
+        source, destination = (socket.inet_pton(family, str(end[0]).partition("%")[0]) for end in (here, address))
+        raw.send(syn(source, destination, ports, seq))
+
+
+def syn(source: bytes, destination: bytes, ports: bytes, seq: int) -> bytes:
+    """The TCP header, with its checksum (RFC 9293, 3.1)."""
+    rest = struct.pack("!IIBBHHH", seq, 0, (20 + len(MAXIMUM_SEGMENT)) << 2, SYN, WINDOW, 0, 0)
+    header = ports + rest + MAXIMUM_SEGMENT
+    pseudo = source + destination + struct.pack("!HH", socket.IPPROTO_TCP, len(header))
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(header)) // 2}H", pseudo + header))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return header[:16] + struct.pack("!H", total ^ 0xFFFF) + header[18:]
