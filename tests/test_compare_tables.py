@@ -35,7 +35,9 @@ def test_other_columns_are_other_lines(other: str) -> None:
     assert "value body.lines" in tables(TABLE, other)
 
 
-@pytest.mark.parametrize("text", ["1,2\n3,4\n", "a,b\n1\n", "a,a\n1,2\n", "a\n1\n", "", "a,b\n" + "1,2\n" * 3000])
+@pytest.mark.parametrize(
+    "text", ["1,2\n3,4\n", "a,b\n1\n", "a,a\n1,2\n", "a\n1\n", "", "a,b\n" + "1,2\n" * 3000, "a,b\r" + "1,2\r" * 3000]
+)
 def test_what_is_no_table(text: str) -> None:
     assert rows(text, b"text/csv") is None
     assert rows(TABLE, b"text/plain") is None
@@ -45,7 +47,7 @@ def test_what_is_no_table(text: str) -> None:
 def test_hostile_tables_take_no_time(piece: str) -> None:
     begun = time.process_time()
     tables("a,b\n" + piece * (200_000 // len(piece)), "a,b\n" + piece * (200_000 // len(piece)) + "x")
-    assert time.process_time() - begun < 0.5
+    assert time.process_time() - begun < 1  # some 10 ms where nothing else runs
 
 
 def test_other_separators() -> None:

@@ -20,7 +20,7 @@ def rows(text: str, type_: bytes) -> list[dict[str, str]] | None:
     """The rows below the first, which names the columns; None: it is no table, or none with names."""
     kind = type_.partition(b";")[0].strip().lower()
     delimiter = next((delimiter for delimiter, kinds in _NAMES.items() if kind in kinds), None)
-    if delimiter is None or text.count("\n") > ROWS:
+    if delimiter is None or max(text.count("\n"), text.count("\r")) > ROWS:
         return None
     first = text.removeprefix("\ufeff").partition("\n")[0]
     if delimiter not in first and ";" in first:  # where a comma stands in numbers
