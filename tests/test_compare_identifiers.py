@@ -207,4 +207,4 @@ def test_hostile_values_take_no_time(piece: str) -> None:
     begun = time.process_time()
     for end in range(32):
         form(piece * (2300 // len(piece)) + f"!{end}")
-    assert time.process_time() - begun < 0.1
+    assert time.process_time() - begun < 0.25  # some 20 ms where nothing else runs
