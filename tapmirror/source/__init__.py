@@ -84,5 +84,8 @@ class Source(Protocol):
     def stop(self) -> None:
         """Capture nothing more; what is there can still be read."""
 
+    def discard(self) -> None:
+        """Read nothing more: what is there is captured and not received."""
+
     def close(self) -> None:
         """Let go of everything."""

@@ -5,13 +5,12 @@ The kernel copies each packet that passes the filter into a block of the ring (T
 Documentation/networking/packet_mmap.rst); the packets are judged here.  Promises the same as the eBPF ring, and
 costs more: production's answers are copied too.
 
-A block comes to us when it is full or `RETIRE_MS` old.  Memory order: as in `ring`, with `order`.
+A block comes to us when it is full or `RETIRE_MS` old.  What we counted is noted in the ring (`packet_ring`), so
+that it lasts as long as that, like the counters of the kernel program.
 """
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import socket
 import struct
 import time
@@ -20,28 +19,24 @@ from typing import Final, Protocol
 
 from tapmirror import wall
 from tapmirror.admission import Admission
-from tapmirror.events import FROM_SERVER, FlowKey, Segment
+from tapmirror.events import FlowKey, Segment
 from tapmirror.packet import Decoder, Header, decode
 from tapmirror.packet.link import ETHERNET, RAW
-from tapmirror.source import Counters, order
+from tapmirror.source import Counters
 from tapmirror.source.filter import REFUSE_ALL, TAKE_ALL, tcp_filter
+from tapmirror.source.packet_ring import SOL_PACKET, PacketRing, set_up_ring
 
 ETH_P_ALL: Final = 0x0003
-SOL_PACKET: Final = 263
 PACKET_ADD_MEMBERSHIP: Final = 1
-PACKET_RX_RING: Final = 5
 PACKET_STATISTICS: Final = 6
-PACKET_VERSION: Final = 10
 PACKET_FANOUT: Final = 18
 PACKET_IGNORE_OUTGOING: Final = 23
 PACKET_MR_PROMISC: Final = 1
 PACKET_FANOUT_HASH: Final = 0
 PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
-TPACKET_V3: Final = 2
 SO_ATTACH_FILTER: Final = 26
 PACKET_OTHERHOST: Final = 3
 PACKET_OUTGOING: Final = 4
-TP_STATUS_USER: Final = 1
 TP_STATUS_VLAN_VALID: Final = 0x10
 ARPHRD_LOOPBACK: Final = 772
 ARPHRD_WITH_ETHERNET: Final = (1, ARPHRD_LOOPBACK)
@@ -58,12 +53,7 @@ RETIRED: Final = 0.02
 HEADROOM: Final = 4_096
 """Bytes of a block that are not the packet's: headers of block, packet and link."""
 
-_REQUEST: Final = struct.Struct("=7I")
-_BLOCK: Final = struct.Struct("=4xI2I")  # after version: offset of private data, status, packets
-_STATUS: Final = 8
-_PACKETS: Final = 12
-_NUMBER: Final = 24
-_FIRST: Final = struct.Struct("=16xI")
+_NAMES: Final = Counters.__struct_fields__
 _FRAME: Final = struct.Struct("=6I2H2IH")
 """`struct tpacket3_hdr`: next, seconds, nanoseconds, captured, length, status, offset of frame and network header,
 hash, VLAN tag, its type."""
@@ -144,11 +134,8 @@ def _with_ring(protocol: int, taken: bytes, ring_bytes: int, block_bytes: int, l
     """A packet socket with a filter and a ring (which discards what came before)."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     try:
-        sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
         attach_filter(sock, taken)
-        blocks = ring_bytes // block_bytes
-        request = _REQUEST.pack(block_bytes, blocks, block_bytes, blocks, RETIRE_MS, 0, 0)
-        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+        set_up_ring(sock, ring_bytes, block_bytes, RETIRE_MS)
         if loopback:
             sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     except BaseException:
@@ -172,9 +159,8 @@ class LiveSource:
     """The reader of one packet socket with a ring.
 
     `decoder` reads what `decode` does not; `promiscuous`: packets for other stations count (TAP_PROMISC and
-    TAP_EITHER_WAY of bpf/tap.h).  `past`: what
-    `counters` gave a worker that read this ring before.  `links`: numbers of the interfaces whose packets count (None:
-    the socket sees no others).
+    TAP_EITHER_WAY of bpf/tap.h).  `links`: numbers of the interfaces whose packets count (None:
+    the socket sees no others).  What a worker that read this ring before had counted is counted on.
     """
 
     def __init__(
@@ -186,7 +172,6 @@ class LiveSource:
         block_bytes: int = BLOCK_BYTES,
         decoder: Decoder | None = None,
         promiscuous: bool = False,
-        past: dict[str, tuple[int, int]] | None = None,
         links: Collection[int] | None = None,
     ) -> None:
         self._sock = sock
@@ -195,24 +180,37 @@ class LiveSource:
         self._read: Reader = read_plain if decoder is None else self._read_deep
         self._promiscuous = promiscuous
         self.links = links
-        self._block_bytes = block_bytes
-        self._count = ring_bytes // block_bytes
-        self._map = mmap.mmap(sock.fileno(), self._count * block_bytes, mmap.MAP_SHARED)
-        self._ring = memoryview(self._map)
-        self._block = self._oldest()
-        self._left = 0
-        """Packets of the present block that are still to be read; the next is at `_at`."""
-        self._at = 0
+        self._ring = PacketRing(sock, ring_bytes, block_bytes)
         self._real = 0
         """What the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns."""
-        self._segments, self._bytes = (past or {}).get("emitted", (0, 0))
-        self._lost = 0
-        admission.totals.update(past or {})
+        self._pieces = 0
+        """Fragments that were counted as discarded."""
+        self._discarded = 0, 0
+        """Segments and bytes that were captured and will not be read."""
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Go on with what a reader before us noted, and count what it had begun since."""
+        noted = self._ring.noted()
+        if noted is None:  # a successor has to know that nothing was counted yet
+            self._note()
+            return
+        (number, counted), values = noted
+        self._admission.totals.update(zip(_NAMES, zip(values[::2], values[1::2], strict=True), strict=True))
+        self._take()
+        at_block, begun = self._ring.position
+        if at_block == number and begun > counted:
+            self._note()  # one of these may be what it died of: whoever takes over from us does not look at them again
+            for at in self._ring.places(counted, begun):
+                for _ in self._judged(at):
+                    pass
+            self._note()
 
     @property
     def received(self) -> tuple[int, int]:
-        """Segments with payload from client to production, and their bytes, read so far."""
-        return self._segments, self._bytes
+        """Segments with payload from client to production, and their bytes, read so far, by whichever reader."""
+        segments, size = self._admission.totals.get("emitted", (0, 0))
+        return segments - self._discarded[0], size - self._discarded[1]
 
     def fileno(self) -> int:
         """The packet socket."""
@@ -220,40 +218,33 @@ class LiveSource:
 
     def read(self, limit: int) -> Iterator[Segment]:
         """Yield the segments of at most `limit` packets that are there."""
-        ring, frame = self._ring, _FRAME.unpack_from
-        for _ in range(limit):
-            if not self._left and not self._next_block():
-                return
-            at = self._at
-            step, seconds, nanoseconds, captured, size, status, place, _, _, tag, _ = frame(ring, at)
-            _, protocol, link, hardware, kind = _ADDRESS.unpack_from(ring, at + _ADDRESS_AT)
-            if (kind != PACKET_OTHERHOST or self._promiscuous) and (self.links is None or link in self.links):
-                time_ns = seconds * 1_000_000_000 + nanoseconds - self._real
-                vlan = tag & 0xFFF if status & TP_STATUS_VLAN_VALID else 0
-                ethertype = None if hardware in ARPHRD_WITH_ETHERNET else int.from_bytes(protocol, "big")
-                data = ring[at + place : at + place + captured]
-                header = self._read(data, size, ethertype, vlan, time_ns / 1e9)
-                if header is not None:
-                    loopback = hardware == ARPHRD_LOOPBACK
-                    for segment in self._admission.admit(header, kind == PACKET_OUTGOING, time_ns, loopback):
-                        if segment[4] and not segment[1] & FROM_SERVER:
-                            self._segments += 1
-                            self._bytes += segment[4]
-                        yield segment
-            self._at = at + step
-            self._left -= 1
-            if not self._left:
-                self._give_back()
+        left = limit
+        try:
+            while left and self._ready():
+                left -= 1
+                yield from self._judged(self._ring.begin())
+        finally:
+            if left < limit:
+                self._note()
+
+    def discard(self) -> None:
+        """Judge what is there, and yield nothing of it."""
+        segments, size = self.received
+        while self._ready():
+            for _ in self._judged(self._ring.begin()):
+                pass
+        captured = self._admission.totals.get("emitted", (0, 0))
+        self._discarded = captured[0] - segments, captured[1] - size
 
     def empty(self) -> bool:
         """No packet is there."""
-        return not self._left and not self._next_block()
+        return not self._ready()
 
     def age(self, now: float) -> float:
         """Seconds from the capture of the packet that will be read next to `now`; 0: none is there."""
         if self.empty():
             return 0.0
-        _, seconds, nanoseconds, *_ = _FRAME.unpack_from(self._ring, self._at)
+        _, seconds, nanoseconds, *_ = _FRAME.unpack_from(self._ring.view, self._ring.at)
         return now - float(seconds * 1_000_000_000 + nanoseconds - self._real) / 1e9
 
     def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
@@ -280,19 +271,20 @@ class LiveSource:
         that did not make a whole datagram (`fragment`), where they are put together.
         """
         _, lost, _ = struct.unpack("=III", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 12))
-        self._lost += lost
-        totals = dict(self._admission.totals)
         pieces = self._decoder.fragments.discarded if self._decoder is not None else 0
-        seen, fragment = totals.get("seen", (0, 0)), totals.get("fragment", (0, 0))
-        totals["seen"] = seen[0] + self._lost + pieces, seen[1]
-        totals["ring_full"] = totals.get("ring_full", (0, 0))[0] + self._lost, 0
-        totals["fragment"] = fragment[0] + pieces, fragment[1]
-        return Counters(*(totals.get(name, (0, 0)) for name in Counters.__struct_fields__))
+        totals = self._admission.totals
+        for name, count in (("ring_full", lost), ("fragment", pieces - self._pieces)):
+            for each in ("seen", name):
+                records, size = totals.get(each, (0, 0))
+                totals[each] = records + count, size
+        self._pieces = pieces
+        if lost:  # the kernel has forgotten them
+            self._note()
+        return Counters(*(totals.get(name, (0, 0)) for name in _NAMES))
 
     def fill(self) -> float:
         """How full the ring is, from 0 to 1."""
-        blocks = range(0, self._count * self._block_bytes, self._block_bytes)
-        return float(sum(_BLOCK.unpack_from(self._ring, at)[1] & TP_STATUS_USER for at in blocks)) / self._count
+        return self._ring.fill()
 
     def set_threshold(self, threshold: int) -> None:
         """From here on take only flows whose hash is below it."""
@@ -309,48 +301,43 @@ class LiveSource:
 
     def close(self) -> None:
         """Unmap the ring and close the socket."""
-        self._ring.release()
-        with contextlib.suppress(BufferError):  # somebody still has a payload; it goes with that
-            self._map.close()
+        self._ring.close()
         self._sock.close()
 
-    def _next_block(self) -> bool:
-        """Go on to the present block, if it has come to us."""
-        start = self._block * self._block_bytes
-        _, status, self._left = _BLOCK.unpack_from(self._ring, start)
-        if not status & TP_STATUS_USER:
-            self._left = 0
-            return False
-        if order.FENCE is not None:
-            order.FENCE()
-        self._at = start + _FIRST.unpack_from(self._ring, start)[0]
-        self._real = wall.ahead()
-        if not self._left:
-            self._give_back()
-            return self._next_block()
-        # A worker that takes over from us must not read this block again: it finds it empty.
-        struct.pack_into("=I", self._ring, start + _PACKETS, 0)
+    def _ready(self) -> bool:
+        """A packet is there to be read next."""
+        ring = self._ring
+        while not ring.left:
+            if ring.held:
+                self._note()
+                ring.give_back()
+            if not self._take():
+                return False
         return True
 
-    def _oldest(self) -> int:
-        """The block to begin with: the first of a new ring; of one that another read, the oldest that it left, or else
-        the newest, which the kernel is filling.
-        """
-        blocks = [
-            (_BLOCK.unpack_from(self._ring, i * self._block_bytes)[1], self._number(i), i) for i in range(self._count)
-        ]
-        ready = [(number, i) for status, number, i in blocks if status & TP_STATUS_USER]
-        return min(ready)[1] if ready else max((number, -i) for _, number, i in blocks)[1] * -1
+    def _take(self) -> bool:
+        self._real = wall.ahead()
+        return self._ring.take()
 
-    def _number(self, block: int) -> int:
-        """When the kernel began to fill it: of all blocks in their order."""
-        return int(struct.unpack_from("=Q", self._ring, block * self._block_bytes + _NUMBER)[0])
+    def _note(self) -> None:
+        """Tell a successor what was counted, and up to where."""
+        totals = self._admission.totals
+        self._ring.note(self._ring.position, [n for name in _NAMES for n in totals.get(name, (0, 0))])
 
-    def _give_back(self) -> None:
-        if order.FENCE is not None:
-            order.FENCE()
-        struct.pack_into("=I", self._ring, self._block * self._block_bytes + _STATUS, 0)
-        self._block = (self._block + 1) % self._count
+    def _judged(self, at: int) -> list[Segment]:
+        """The segments of the packet that is there in the ring."""
+        ring = self._ring.view
+        _, seconds, nanoseconds, captured, size, status, place, _, _, tag, _ = _FRAME.unpack_from(ring, at)
+        _, protocol, link, hardware, kind = _ADDRESS.unpack_from(ring, at + _ADDRESS_AT)
+        if (kind == PACKET_OTHERHOST and not self._promiscuous) or (self.links is not None and link not in self.links):
+            return []
+        time_ns = seconds * 1_000_000_000 + nanoseconds - self._real
+        vlan = tag & 0xFFF if status & TP_STATUS_VLAN_VALID else 0
+        ethertype = None if hardware in ARPHRD_WITH_ETHERNET else int.from_bytes(protocol, "big")
+        header = self._read(ring[at + place : at + place + captured], size, ethertype, vlan, time_ns / 1e9)
+        if header is None:
+            return []
+        return self._admission.admit(header, kind == PACKET_OUTGOING, time_ns, hardware == ARPHRD_LOOPBACK)
 
     def _read_deep(self, frame: memoryview, size: int, ethertype: int | None, vlan: int, now: float) -> Header | None:
         assert self._decoder is not None

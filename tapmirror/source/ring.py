@@ -253,6 +253,9 @@ class RingSource:
     def stop(self) -> None:
         """Nothing to do: capture ends when the supervisor lets go of the packet socket."""
 
+    def discard(self) -> None:
+        """Nothing to do: the kernel program has counted it."""
+
     def close(self) -> None:
         """Unmap and close the ring."""
         for view in (self._consumer, self._producer, self._lengths, self._words, self._data, self._counters):

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
-
 from tapmirror import privsep, succession
 from tapmirror.comparing import ComparingPipeline
 from tapmirror.events import DropReason, FilterReason
@@ -181,10 +179,7 @@ class Worker:
     def books(self) -> dict[str, Any]:
         """What a successor needs; right after `snapshot`."""
         shadows = [] if self._policy is None else [each.ledger for each in self._policy.destinations]
-        return {
-            **succession.books(self._ledger, shadows),
-            "capture": msgspec.to_builtins(self._source.counters()),
-        }
+        return succession.books(self._ledger, shadows)
 
     def _enter_delay(self) -> None:
         """Put what was read since the last time, and how long it had waited, into the books."""
@@ -293,6 +288,7 @@ class Worker:
 
     def _give_up_unread(self) -> None:
         """Nothing more is read: what was captured and the time did not suffice for is dropped."""
+        self._source.discard()
         captured, received = self._source.counters().emitted, self._source.received
         segments, size = self._given_up = captured[0] - received[0], captured[1] - received[1]
         if segments:

@@ -125,7 +125,6 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         decoder=decoder,
         promiscuous=spec.promisc or either_way,
         links=setup.links,
-        past=msgspec.convert(setup.past["capture"], dict[str, tuple[int, int]]) if setup.past is not None else None,
     )
 
 

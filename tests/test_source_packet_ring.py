@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ring of a packet socket, read by one after the other: nothing is counted twice, or not at all, or read twice."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from captures import Wire
+from lab import Lab
+from tapmirror.admission import Admission
+from tapmirror.events import LOOP_DSCP
+from tapmirror.source.live import BLOCK_BYTES, RETIRED, LiveSource, open_live
+from tapmirror.source.packet_ring import VALUES, PacketRing
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+BYTES = 8 * BLOCK_BYTES
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built, built.node.blocked(80):
+        yield built
+
+
+@pytest.fixture
+def sock(lab: Lab) -> Iterator[socket.socket]:
+    with lab.node.enter():
+        opened = open_live("eth0", BYTES, loopback=False, ports=[80])
+    with opened:
+        yield opened
+
+
+def reader(sock: socket.socket) -> LiveSource:
+    """As a worker that begins."""
+    judge = Admission(ports=[80], addrs=[], excluded=[], threshold=1 << 32, seed=0, dscp=LOOP_DSCP, egress_all=False)
+    return LiveSource(sock, judge, BYTES)
+
+
+def send(wire: Wire, *data: bytes) -> None:
+    """At once, and until all of it can be read."""
+    frames = [bytes(wire.segment(each)) for each in data]
+    for frame in frames:
+        wire.send(frame)
+    time.sleep(RETIRED)
+
+
+def texts(source: LiveSource) -> list[bytes]:
+    """Of all that is there."""
+    return [bytes(segment[5]) for segment in source.read(1_000)]
+
+
+def test_a_successor_reads_on_where_its_predecessor_died(lab: Lab, sock: socket.socket) -> None:
+    """Amid a block; what was under way then is counted, and not read again."""
+    with Wire(lab) as wire:
+        first = reader(sock)
+        send(wire, b"a")
+        assert texts(first) == [b"a"]
+        send(wire, b"bb", b"ccc", b"dddd")
+        reading = first.read(1_000)
+        assert [bytes(next(reading)[5]), bytes(next(reading)[5])] == [b"bb", b"ccc"]
+        second = reader(sock)
+        assert second.received == second.counters().seen == (3, 6)
+        third = reader(sock)
+        assert third.received == third.counters().seen == (3, 6), "that it was counted was noted"
+        assert texts(third) == [b"dddd"]
+        assert third.received == third.counters().seen == (4, 10)
+        assert reader(sock).empty()
+
+
+def test_a_successor_reads_on_where_its_predecessor_was_done(lab: Lab, sock: socket.socket) -> None:
+    with Wire(lab) as wire:
+        first = reader(sock)
+        for number in range(3 * BYTES // BLOCK_BYTES):  # around the ring, some blocks given back, the last one not
+            send(wire, b"x" * number, b"y")
+            first.read(1)
+            assert len(texts(first)) >= 1
+            second = reader(sock)
+            assert second.empty()
+            assert (second.received, second.counters()) == (first.received, first.counters())
+
+
+def test_what_a_reader_dies_of_is_looked_at_no_more(
+    lab: Lab, sock: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor by a successor's successor, whatever it is."""
+    with Wire(lab) as wire:
+        first = reader(sock)
+        send(wire, b"a", b"b", b"c")
+        reading = first.read(1_000)  # kept, or it would end in an orderly way
+        next(reading)
+        with monkeypatch.context() as patch:
+            patch.setattr(Admission, "admit", lambda *_: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                reader(sock)
+        assert texts(reader(sock)) == [b"b", b"c"]
+
+
+def test_what_is_not_read_is_judged_at_the_end(lab: Lab, sock: socket.socket) -> None:
+    with Wire(lab) as wire:
+        source = reader(sock)
+        send(wire, b"a", b"bb", b"ccc")
+        next(source.read(1))
+        assert (source.received, source.counters().emitted) == ((1, 1), (1, 1))
+        source.discard()
+        assert source.received == (1, 1)
+        assert source.counters().seen == source.counters().emitted == (3, 6)
+        assert source.empty()
+
+
+def test_what_there_was_no_room_for_outlives_the_reader_that_asked(lab: Lab, sock: socket.socket) -> None:
+    with Wire(lab) as wire:
+        for _ in range(BYTES // 1_000):
+            wire.send(wire.segment(b"x" * 1_000))
+        first = reader(sock)
+        lost = first.counters().ring_full
+        assert lost[0] > 0
+        second = reader(sock)
+        assert second.counters().ring_full == lost
+        assert second.counters().seen == lost
+
+
+def test_of_two_notes_one_is_always_whole(sock: socket.socket) -> None:
+    ring = PacketRing(sock, BYTES, BLOCK_BYTES)
+    assert ring.noted() is None
+    for number in range(1, 4):
+        ring.note((number, 2 * number), [number] * VALUES)
+        assert ring.noted() == ((number, 2 * number), [number] * VALUES)
+    ring.close()
