@@ -14,9 +14,11 @@ import pytest
 
 from lab.exchanges import Plain
 from tapmirror.compare import Comparison, Figures, Limits, Nature, Outcome, figures, merge
-from tapmirror.compare.identifiers import ENOUGH, form
+from tapmirror.compare.findings import Change, Difference
+from tapmirror.compare.identifiers import ENOUGH, Identifiers, form
 from tapmirror.compare.texts import _line_name
 from tapmirror.events import START
+from tapmirror.exchange import Answer, Asked
 from tapmirror.spec import Compare, Level
 
 _HASH = f"[{_line_name('/orders/#')}]"
@@ -208,3 +210,23 @@ def test_hostile_values_take_no_time(piece: str) -> None:
     for end in range(32):
         form(piece * (2300 // len(piece)) + f"!{end}")
     assert time.process_time() - begun < 0.25  # some 20 ms where nothing else runs
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_numbers_may_come_in_another_order_than_they_were_given(counts: bool) -> None:
+    """As a shadow answers that is behind by hundreds of requests on many connections."""
+    rand = random.Random(1)
+    identifiers = Identifiers()
+    exchanges = []
+    for number in range(3000):
+        mine, its = (number, 7000 + number) if counts else (rand.randrange(10**6), rand.randrange(10**6))
+        at = number * 3_000_000
+        exchanges.append((at + rand.randrange(900_000_000), mine, its, at))
+    believed = 0
+    for its_at, mine, its, at in sorted(exchanges):
+        one, other = (Answer(status=200, head=b"HTTP/1.1 200 OK\r\n\r\n", last_ns=when) for when in (at, its_at))
+        ((found,), _) = identifiers.sort(
+            "POST /", Asked(1, b"POST", b"/", b""), one, other, [Difference(Change.VALUE, "body.number", mine, its)]
+        )
+        believed += found.change is Change.IDENTIFIER
+    assert believed == 3000 if counts else believed < 2000

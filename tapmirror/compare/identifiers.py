@@ -8,7 +8,7 @@ be sent twice to see that it differs by itself.  But an identifier gives itself 
 
 * a *token* (UUID, ULID, a hash, a random name) has the same form on both sides, is another one on both sides in every
   exchange and never comes again;
-* a *number* (17, `ORD-00017`, `/orders/17`) goes up on both sides and never comes again;
+* a *number* (17, `ORD-00017`, `/orders/17`) goes up with time on both sides and never comes again;
 * a *time* (RFC 3339, or of the epoch) is as far from the Date of its own answer on both sides, within `APART`.
 
 A difference that is so is called `Change.IDENTIFIER`.  What is *unlike* an identifier counts against all of the field:
@@ -48,7 +48,12 @@ TRACKS: Final = 128
 SLOTS: Final = 1024
 """Tokens that are remembered of each side of a field, the newer in place of the older."""
 BEFORE: Final = 32
-"""Numbers that are remembered of each side: of so many requests at once the answers come in any order."""
+"""Numbers that are remembered of each side, one in each `STEP`,"""
+STEP: Final = 125_000_000
+"""nanoseconds;"""
+CERTAIN: Final = 1_000_000_000
+"""and between two answers, from which on the later one has the higher number: of requests at once they come in any
+order, and here they come as the slower side answers."""
 APART: Final = 3.0
 """Seconds between a time and the Date of the answer, which is of whole seconds, more on one side than on the other."""
 FAR: Final = 400 * 86400.0
@@ -87,8 +92,9 @@ class _Track:
 
     def __init__(self, *, token: bool) -> None:
         self.token = token
-        self.seen = [array("Q", bytes(8 * SLOTS)) for _ in range(2)] if token else []
-        self.numbers: list[deque[int]] = [deque(maxlen=BEFORE) for _ in range(2)]
+        self.seen = [array("Q", bytes(8 * SLOTS)) for _ in range(2)]
+        self.numbers: list[deque[tuple[int, int]]] = [deque(maxlen=BEFORE) for _ in range(2)]
+        """When, and which."""
         self.count = 0
         self.lengths = (1 << 20, 0)
         """The least and the most of production's tokens."""
@@ -108,19 +114,22 @@ class _Track:
             return True
         return self.lengths[0] <= len(other) <= self.lengths[1] and (not mine or mine == its or self.same < ENOUGH)
 
-    def again(self, side: int, value: Any) -> bool:
-        """Whether a side gave a value before, or a number that does not go up; it is remembered."""
-        if not self.token:
-            before = self.numbers[side]
-            down = value in before or (len(before) == BEFORE and value <= before[0])
-            before.append(value)
-            return down
-        name = int.from_bytes(blake2b(value.encode("utf-8", "replace"), digest_size=8).digest()) or 1
+    def again(self, side: int, value: Any, at: int) -> bool:
+        """Whether a side gave a value before, or a number that does not go up with time; it is remembered."""
+        name = int.from_bytes(blake2b(str(value).encode("utf-8", "replace"), digest_size=8).digest()) or 1
         seen = self.seen[side]
         slot = name % SLOTS
         found = seen[slot] == name
         seen[slot] = name
-        return found
+        return found if self.token else self._falls(side, value, at) or found
+
+    def _falls(self, side: int, value: int, at: int) -> bool:
+        """Whether it is on the wrong side of the oldest number that is remembered, if that is far enough in time."""
+        numbers = self.numbers[side]
+        when, number = numbers[0] if numbers else (at, value)
+        if not numbers or abs(at - numbers[-1][0]) >= STEP:
+            numbers.append((at, value))
+        return abs(at - when) >= CERTAIN and (value - number) * (at - when) <= 0
 
 
 class Sorted(NamedTuple):
@@ -157,7 +166,7 @@ class Identifiers:
                 if track is None:
                     sorted_.append(each)
                     continue
-                again, its_again = track.again(0, mine.value), track.again(1, its.value)
+                again, its_again = track.again(0, mine.value, one.last_ns), track.again(1, its.value, other.last_ns)
                 is_one = again == its_again and (not track.token or track.alike(mine.value, its.value))
                 if is_one and again:
                     unlike.append(each.path)
