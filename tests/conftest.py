@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -26,6 +27,8 @@ BEFORE = pytest.StashKey[Trace]()
 
 hypothesis.settings.register_profile("tapmirror", deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("tapmirror")
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and would be by all that tests start
 
 
 def privileged(item: pytest.Item) -> bool:
