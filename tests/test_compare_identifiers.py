@@ -53,7 +53,9 @@ class Orders:
         return order, now
 
 
-def run(fault: Fault | None = None, often: float = 1.0, requests: int = 1000, seed: int = 1) -> Figures:
+def run(
+    fault: Fault | None = None, often: float = 1.0, requests: int = 1000, seed: int = 1, both: Fault | None = None
+) -> Figures:
     rand = random.Random(seed)
     spec = Compare(level=Level.BODY)
     comparison = Comparison(spec, [("v2", "http://v2.test")], Plain())
@@ -73,6 +75,9 @@ def run(fault: Fault | None = None, often: float = 1.0, requests: int = 1000, se
         talk.sent(0, number, asked + 1000, 900_000)
         talk.decided(number)
         (mine, at), (its, its_at) = old.make(user, second), new.make(user, second + rand.random())
+        if both is not None:
+            for order in (mine, its):
+                both(order, number, rand)
         if fault is not None and rand.random() < often:
             fault(its, number, rand)
         talk.production(written(mine, at), asked + 5000)
@@ -108,6 +113,34 @@ def test_what_each_version_gives_anew_is_no_difference_and_the_report_says_what_
     (note,) = found.notes
     assert note.startswith("taken for identifiers and times that each version gives anew: POST /orders ")
     assert all(name in note for name in taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lines", lambda o, n, r: o["lines"][: n % 3]),
+        ("lines", lambda o, n, r: [*map(dict, o["lines"])] if n % 3 else None),
+        ("token", lambda o, n, r: o["token"] if n % 3 else None),
+        ("token", lambda o, n, r: o["token"] if n % 3 else ""),
+    ],
+)
+def test_an_identifier_that_is_not_in_each_answer_is_one(
+    name: str, value: Callable[[Order, int, random.Random], Any]
+) -> None:
+    found = run(both=_set(name, value), requests=2000)
+    assert {field.nature for field in found.endpoints[0].fields} == {Nature.NOISE}
+    assert found.verdict.outcome is Outcome.PASS
+
+
+def test_one_that_is_the_same_on_both_sides_only_within_a_list_is_none() -> None:
+    def same(order: Order, number: int, rand: random.Random) -> None:
+        if number % 4 == 0:
+            order["lines"][0]["id"] = order["lines"][1]["id"] = str(uuid.UUID(int=number, version=4))
+
+    found = run(both=same)
+    assert {field.path for field in found.endpoints[0].fields if field.nature is Nature.DIFFERENT} == {
+        "body.lines[].id"
+    }
 
 
 def test_before_there_are_enough_of_them_it_is_too_early_to_tell() -> None:

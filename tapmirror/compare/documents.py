@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -113,6 +114,18 @@ def differ(findings: Findings, one: bytes, other: bytes, mine: Document, its: Do
         _Search(findings, prunes=prunes).values(first, second, "body", DEPTH)
     except RecursionError:  # what lies below DEPTH is too deep even to be compared as a whole
         findings.add(Change.VALUE, "body", one, other)
+
+
+def at(value: Any, path: str, here: str = "body") -> Iterator[Any]:
+    """The values that a document has at the path of a difference."""
+    if here == path:
+        yield value
+    elif path.startswith(f"{here}[]") and type(value) is list:
+        for each in value:
+            yield from at(each, path, f"{here}[]")
+    elif path.startswith(f"{here}.") and type(value) is dict:
+        for name, each in value.items():
+            yield from at(each, path, f"{here}.{shortened(name)}")
 
 
 class _Search:

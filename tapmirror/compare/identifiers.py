@@ -35,6 +35,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded
+from tapmirror.compare.documents import Document, at, document
 from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.heads import fields
 from tapmirror.exchange import Answer, Asked
@@ -43,9 +44,9 @@ ENOUGH: Final = 20
 """Differences from which on a field is believed to be an identifier."""
 UNLIKE: Final = 20
 """So many times as many differences of identifiers there must be as what is unlike one."""
-TRACKS: Final = 128
-"""Fields that are watched, of one worker: each takes 17 KB."""
-SLOTS: Final = 1024
+TRACKS: Final = 512
+"""Fields that are watched, of one worker: each takes 12 KB.  Of more the differences count."""
+SLOTS: Final = 512
 """Tokens that are remembered of each side of a field, the newer in place of the older."""
 BEFORE: Final = 32
 """Numbers that are remembered of each side, one in each `STEP`,"""
@@ -71,6 +72,7 @@ _BASE64: Final = re.compile(r"(?=[^+/=]*[+/=])(?!/(?![^=+]*[=+]))(?![^/]{0,20}:/
 _NO_PATH: Final = re.compile(r"[\s?#]")
 _HASH: Final = re.compile(r"(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{12,128}")
 _HEX: Final = re.compile(r"[0-9a-f]+")
+_INNER: Final = re.compile(r"(?<=.)(?:\[\]|\.)")
 _WORD: Final = re.compile(r"[0-9A-Za-z_.+=-]{10,2000}")
 _PREFIX: Final = re.compile(r"(?:[A-Za-z]{2,12}[_-])?")
 _NUMBERED: Final = re.compile(r"(?P<before>(?:[A-Za-z]{1,12}[_-]?)?)(?P<number>[0-9]{1,18})")
@@ -200,18 +202,37 @@ def likely(count: int, unlike: int) -> bool:
 
 
 def _equal(tokens: list[str], differing: set[str], one: Answer) -> list[str]:
-    """Those that are there and do not differ: of an identifier that each side gives both have never the same."""
-    rest = [path for path in tokens if path not in differing]
+    """Those that are there and do not differ: of an identifier that each side gives both have never the same.
+
+    What is null or empty, and what lies within that which differs as a whole, says nothing.
+    """
+    rest = [path for path in tokens if path not in differing and not any(map(differing.__contains__, _above(path)))]
     if not rest:
         return []
-    text = _plain(one)
-    names = fields(one.head)
+    head, body = one.head, _plain_body(one)
+    names = fields(head)
     found = []
+    read: Document | None = None
     for path in rest:
         name = path.rpartition(".")[2].partition("[")[0].encode()
-        if name in names if path.startswith("header.") else b'"%s"' % name in text:
-            found.append(path)
+        if path.startswith("header."):
+            if name in names:
+                found.append(path)
+        elif b'"%s"' % name in body:
+            read = read or document(body, names.get(b"content-type", b""))
+            if read is None or any(map(_is_token, at(read[0], path))):
+                found.append(path)
     return found
+
+
+def _above(path: str) -> list[str]:
+    """The paths of what a field lies in."""
+    return [path[: found.start()] for found in _INNER.finditer(path)]
+
+
+def _is_token(value: Any) -> bool:
+    text = _text(value)
+    return text is not None and form(text) is not None
 
 
 def _forms(each: Difference, one: Answer, other: Answer, *, known: bool) -> tuple[Form, Form] | None:
@@ -336,9 +357,13 @@ def _within(value: str, *texts: bytes) -> bool:
 
 def _plain(answer: Answer) -> bytes:
     """Its head, and its body without codings."""
+    return answer.head + _plain_body(answer)
+
+
+def _plain_body(answer: Answer) -> bytes:
+    """Its body without codings; nothing if it is too long, or broken."""
     coding = fields(answer.head).get(b"content-encoding", b"")
     try:
-        body = decoded(answer.body, coding, 1 << 20) if coding else answer.body
+        return decoded(answer.body, coding, 1 << 20) if coding else answer.body
     except (TooLongError, UndecodableError):
-        body = b""
-    return answer.head + body
+        return b""
