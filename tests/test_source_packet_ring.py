@@ -72,6 +72,18 @@ def test_a_successor_reads_on_where_its_predecessor_died(lab: Lab, sock: socket.
         assert reader(sock).empty()
 
 
+def test_a_predecessor_may_have_died_in_the_block_after_the_one_that_it_noted(lab: Lab, sock: socket.socket) -> None:
+    with Wire(lab) as wire:
+        first = reader(sock)
+        send(wire, b"a")
+        send(wire, b"bb", b"ccc")
+        reading = first.read(1_000)
+        assert [bytes(next(reading)[5]), bytes(next(reading)[5])] == [b"a", b"bb"]
+        second = reader(sock)
+        assert second.received == second.counters().seen == (2, 3)
+        assert texts(second) == [b"ccc"]
+
+
 def test_a_successor_reads_on_where_its_predecessor_was_done(lab: Lab, sock: socket.socket) -> None:
     with Wire(lab) as wire:
         first = reader(sock)

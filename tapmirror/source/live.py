@@ -199,7 +199,9 @@ class LiveSource:
         self._admission.totals.update(zip(_NAMES, zip(values[::2], values[1::2], strict=True), strict=True))
         self._take()
         at_block, begun = self._ring.position
-        if at_block == number and begun > counted:
+        if at_block != number:  # all before this block was noted
+            counted = 0
+        if begun > counted:
             self._note()  # one of these may be what it died of: whoever takes over from us does not look at them again
             for at in self._ring.places(counted, begun):
                 for _ in self._judged(at):
