@@ -116,7 +116,11 @@ def test_a_difference_is_told_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["<", "<a ", "<a x=", '<a x="', "<!--", "<script>", "<script", "&", "<a " + "x " * 9, "<p " + " " * 99]
+    "piece",
+    [
+        *("<", "<a ", "<a x=", '<a x="', "<!--", "<script>", "<script", "&", "<a " + "x " * 9, "<p " + " " * 99),
+        f'<a href="{"a" * 380}">',
+    ],
 )
 def test_hostile_pages_take_linear_time(piece: str) -> None:
     times = []
@@ -141,3 +145,10 @@ def test_hostile_pages_take_linear_time(piece: str) -> None:
 )
 def test_what_has_no_end(text: str, lines: list[str]) -> None:
     assert page(text).lines == lines
+
+
+def test_a_reference_to_no_character_is_text() -> None:
+    """Of so many digits that Python does not read the number."""
+    long = "&#" + "9" * 5000 + ";"
+    assert pages(f"<p>a{long}", f"<p>b{long}") == ["value body.lines"]
+    assert pages(f'<a href="/a{long}">', f'<a href="/b{long}">') == ["value body.a.href"]

@@ -92,7 +92,10 @@ def _unescaped(text: str) -> str:
     if "&" not in text:
         return text
     if _OTHER.search(text) is not None:
-        return html.unescape(text)
+        try:
+            return html.unescape(text)
+        except ValueError:  # a number of more digits than Python reads (sys.set_int_max_str_digits)
+            return text
     for name, character in _REFERENCES:
         text = text.replace(name, character)
     return text
