@@ -263,3 +263,43 @@ def test_numbers_may_come_in_another_order_than_they_were_given(counts: bool) ->
         )
         believed += found.change is Change.IDENTIFIER
     assert believed == 3000 if counts else believed < 2000
+
+
+@pytest.mark.parametrize(
+    ("type_", "text"),
+    [
+        (b"application/json", '{"order.owner": "%s", "n": 1}'),
+        (b"application/json", '{"gr\\u00f6sse": "%s"}'),
+        (b"application/json", '["%s", 1]'),
+        (b"text/html", '<input name=t value="%s">'),
+        (b"text/csv", "id,token\n1,%s\n2,x\n"),
+        (b"text/plain", "your token is %s"),
+    ],
+)
+def test_a_token_that_is_wrong_now_and_then_is_no_identifier(type_: bytes, text: str) -> None:
+    """Wherever it stands: nearly always both sides have the same."""
+    rand = random.Random(1)
+    spec = Compare(level=Level.BODY)
+    comparison = Comparison(spec, [("v2", "")], Plain())
+    talk = comparison.opened(1, False)
+    for number in range(1, 1501):
+        at = number * 100_000_000
+        comparison.request(1, number, b"POST /a HTTP/1.1\r\nHost: x\r\n\r\n", START, number / 10)
+        talk.request_ended(number, at)
+        talk.chosen(0, number, b"")
+        talk.asked(0, number, 0)
+        talk.sent(0, number, at + 1000, 900_000)
+        talk.decided(number)
+        token = uuid.UUID(int=rand.getrandbits(128), version=4)
+        wrong = token if number % 25 else uuid.UUID(int=rand.getrandbits(128), version=4)
+        for tell, its, when in (
+            (talk.production, token, 5000),
+            (lambda data, ns: talk.answer(0, data, ns), wrong, 6000),
+        ):
+            body = (text % its).encode()
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (type_, len(body))
+            tell(head + body, at + when)
+    ((_, state),) = merge([json.loads(json.dumps(comparison.snapshot()))], spec).items()
+    found = figures("t", "v2", state, spec, Limits(max_p99_ratio=None, max_error_diff=None))
+    assert found.all.differing == 60
+    assert found.verdict.outcome is Outcome.FAIL

@@ -35,7 +35,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded
-from tapmirror.compare.documents import Document, at, document
+from tapmirror.compare.documents import at, document
 from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.heads import fields
 from tapmirror.exchange import Answer, Asked
@@ -164,7 +164,10 @@ class Identifiers:
             is_one = _alike(mine.kind, its.kind)
             if is_one and mine.kind != "time":
                 new = not (mine.kind.startswith("word") and its.kind.startswith("word"))
-                track = self._track(endpoint, each.path, new=new, token=not mine.kind.startswith("number"))
+                token = not mine.kind.startswith("number")
+                if token and new and (endpoint, each.path, token) not in self._tracks:
+                    new = bool(_standing([each.path], one))
+                track = self._track(endpoint, each.path, new=new, token=token)
                 if track is None:
                     sorted_.append(each)
                     continue
@@ -207,22 +210,24 @@ def _equal(tokens: list[str], differing: set[str], one: Answer) -> list[str]:
     What is null or empty, and what lies within that which differs as a whole, says nothing.
     """
     rest = [path for path in tokens if path not in differing and not any(map(differing.__contains__, _above(path)))]
-    if not rest:
-        return []
-    head, body = one.head, _plain_body(one)
-    names = fields(head)
-    found = []
-    read: Document | None = None
-    for path in rest:
-        name = path.rpartition(".")[2].partition("[")[0].encode()
-        if path.startswith("header."):
-            if name in names:
-                found.append(path)
-        elif b'"%s"' % name in body:
-            read = read or document(body, names.get(b"content-type", b""))
-            if read is None or any(map(_is_token, at(read[0], path))):
-                found.append(path)
-    return found
+    return _standing(rest, one) if rest else []
+
+
+def _standing(paths: list[str], answer: Answer) -> list[str]:
+    """Those at which an answer has a token: of fields of the head, and of members of JSON.  Elsewhere nobody would see
+    that both sides have the same, so nothing there is taken for an identifier.
+    """
+    names = fields(answer.head)
+    read = document(_plain_body(answer), names.get(b"content-type", b""))
+    return [
+        path
+        for path in paths
+        if (
+            path.removeprefix("header.").partition("[")[0].encode() in names
+            if path.startswith("header.")
+            else read is not None and any(map(_is_token, at(read[0], path)))
+        )
+    ]
 
 
 def _above(path: str) -> list[str]:
