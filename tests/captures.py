@@ -87,7 +87,14 @@ class Both:
                 answer_bytes=answer_bytes,
             )
             self.live_source = LiveSource(
-                open_live(iface, live_bytes, loopback=loader.is_loopback(iface), ports=ports, block_bytes=live_block),
+                open_live(
+                    iface,
+                    live_bytes,
+                    loopback=loader.is_loopback(iface),
+                    ports=ports,
+                    answer_bytes=answer_bytes,
+                    block_bytes=live_block,
+                ),
                 admission,
                 live_bytes,
                 block_bytes=live_block,

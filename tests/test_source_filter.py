@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.all import IP, TCP, UDP, IPOption, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, Raw
+from scapy.all import IP, TCP, UDP, Dot1Q, Ether, IPOption, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, Raw
 
-from tapmirror.source.filter import MAX_LINKS, MAX_PORTS, REFUSE_ALL, tcp_filter
+from tapmirror.source.filter import HEADERS, MAX_LINKS, MAX_PORTS, REFUSE_ALL, tcp_filter
 
 V4 = IP(src="10.0.0.1", dst="10.0.0.2")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8::2")
@@ -95,6 +95,24 @@ def test_packets(name: str) -> None:
     assert bool(run(tcp_filter([80, 8080]), data, ethertype)) == wanted
 
 
+@pytest.mark.parametrize("network", [V4, V6, IP(options=[IPOption(b"\x94\x04\x00\x00")] * 10)])
+def test_of_what_production_sends_the_first_bytes_are_taken(network: Any) -> None:
+    """What goes to production is whole, also from a client whose port is among production's."""
+    ethertype = 0x86DD if network is V6 else 0x0800
+    ends = {"client": (5, 80), "production": (80, 5), "either": (80, 8080), "neither": (5, 6)}
+
+    def taken(answer_bytes: int) -> dict[str, int]:
+        program = tcp_filter([80, 8080], answer_bytes=answer_bytes)
+        packets = {end: bytes(network / TCP(sport=ports[0], dport=ports[1])) for end, ports in ends.items()}
+        return {end: run(program, packet, ethertype) for end, packet in packets.items()}
+
+    whole = 0xFFFFFFFF
+    assert taken(0) == {"client": whole, "production": HEADERS, "either": whole, "neither": 0}
+    assert taken(4_096)["production"] == HEADERS + 4_096
+    options = TCP(options=[("NOP", None)] * 40)
+    assert len(Ether() / Dot1Q() / IP(options=[IPOption(b"\x94\x04\x00\x00")] * 10) / options) <= HEADERS
+
+
 def test_other_ethertypes() -> None:
     data = bytes(V4 / TCP(dport=80))
     taken = {kind for kind in (0x0806, 0x8100, 0x88A8, 0x9100, 0x9200, 0x8847) if run(tcp_filter([80]), data, kind)}
@@ -129,7 +147,7 @@ def test_none_at_all() -> None:
 
 @given(st.binary(max_size=80), st.sampled_from([0x0800, 0x86DD]))
 def test_any_bytes(packet: bytes, ethertype: int) -> None:
-    assert run(tcp_filter([80]), packet, ethertype) in (0, 0xFFFFFFFF)
+    assert run(tcp_filter([80]), packet, ethertype) in (0, HEADERS, 0xFFFFFFFF)
 
 
 def attach(sock: socket.socket, program: bytes) -> None:

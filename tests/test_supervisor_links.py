@@ -115,7 +115,7 @@ def test_the_end_of_one_that_is_muted_lets_no_other_in(monkeypatch: pytest.Monke
     """Of sockets that share the connections: each end of an interface writes the filter anew."""
     let_in: list[list[int]] = []
     monkeypatch.setattr(module, "present", lambda patterns: ["a", "b", "c"])
-    monkeypatch.setattr(module, "let_in", lambda sockets, ports, links: let_in.append([*links]))
+    monkeypatch.setattr(module, "let_in", lambda sockets, ports, links, answer_bytes=0: let_in.append([*links]))
     monkeypatch.setattr(loader, "link_index", lambda name, any_socket: "abc".index(name) + 1)
     numbers: dict[str, int] = {}
     with socket.socket() as sock:

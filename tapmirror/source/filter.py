@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The classic BPF program by which a packet socket takes only what may concern a tap.
 
-It rather takes too much than too little: what it lets through is judged again.  Offsets are relative to the network
-header (SKF_NET_OFF), so that it serves every link; the kernel has taken the outer VLAN tag out of the frame by then,
-unless that is one from before IEEE 802.1ad.
+It rather takes too much than too little: what it lets through is judged again.  Of what production sends it takes the
+first bytes (what it returns is how many are copied), for that is judged by its headers, and seldom needed.  Offsets are
+relative to the network header (SKF_NET_OFF), so that it serves every link; the kernel has taken the outer VLAN tag out
+of the frame by then, unless that is one from before IEEE 802.1ad.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ MAX_LINKS: Final = 16
 """More interfaces are not compared."""
 MAX_PORTS: Final = 50
 """More are not compared: a jump reaches 255 instructions far."""
+HEADERS: Final = 160
+"""Bytes that a packet's headers have at most: Ethernet with a tag, IPv4 and TCP with all options (18 + 60 + 60); IPv6
+with extension headers is taken whole."""
 REFUSE_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)
 TAKE_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF)
 
@@ -43,13 +47,18 @@ Instruction: TypeAlias = tuple[int, int, str, str]
 """(code, operand, label if true, label if false); a label of "" is the next instruction."""
 
 
-def tcp_filter(ports: Iterable[int], links: Collection[int] = ()) -> bytes:
+def tcp_filter(ports: Iterable[int], links: Collection[int] = (), answer_bytes: int = 0) -> bytes:
     """A program that takes TCP packets with one of these ports on either side, and what it cannot judge.
 
-    `links`: numbers of the interfaces whose packets it takes; none: it does not look.
+    `links`: numbers of the interfaces whose packets it takes; none: it does not look.  Of packets that only come from
+    one of the ports it takes the headers and `answer_bytes`.
     """
     wanted = sorted(set(ports))
-    ends = [(_JEQ, port, "take", "") for port in wanted] if len(wanted) <= MAX_PORTS else [(_JSET, 0, "take", "take")]
+    to: list[Instruction | str] = [(_JSET, 0, "take", "take")]
+    from_: list[Instruction | str] = []
+    if len(wanted) <= MAX_PORTS:
+        to = [(_JEQ, port, "take", "") for port in wanted]
+        from_ = [(_JEQ, port, "cut", "") for port in wanted]
     of_links: list[Instruction | str] = []
     if 0 < len(links) <= MAX_LINKS:
         of_links = [(_LDW_ABS, _IFINDEX, "", ""), *((_JEQ, i, "there", "") for i in sorted(links)), (_RET, 0, "", "")]
@@ -67,21 +76,23 @@ def tcp_filter(ports: Iterable[int], links: Collection[int] = ()) -> bytes:
         (_LDH_ABS, _NET + 6, "", ""),
         (_JSET, 0x1FFF, "leave", ""),  # a later fragment has no TCP header
         (_LDX_MSH, _NET, "", ""),
-        (_LDH_IND, _NET, "", ""),
-        *ends,
         (_LDH_IND, _NET + 2, "", ""),
-        *ends,
+        *to,
+        (_LDH_IND, _NET, "", ""),
+        *from_,
         (_RET, 0, "", ""),
         "six",
         (_LDB_ABS, _NET + 6, "", ""),
         *((_JEQ, kind, "take", "") for kind in _EXTENSIONS),
         (_JEQ, _TCP, "", "leave"),
-        (_LDH_ABS, _NET + 40, "", ""),
-        *ends,
         (_LDH_ABS, _NET + 42, "", ""),
-        *ends,
+        *to,
+        (_LDH_ABS, _NET + 40, "", ""),
+        *from_,
         "leave",
         (_RET, 0, "", ""),
+        "cut",
+        (_RET, HEADERS + answer_bytes, "", ""),
         "take",
         (_RET, _ALL, "", ""),
     ]

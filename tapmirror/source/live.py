@@ -3,7 +3,8 @@
 
 The kernel copies each packet that passes the filter into a block of the ring (TPACKET_V3, packet(7) and
 Documentation/networking/packet_mmap.rst); the packets are judged here.  Promises the same as the eBPF ring, and
-costs more: production's answers are copied too.
+costs more: of each of production's packets the headers are copied too, and if answers are compared so much of it as
+that takes.  Captured is less than `size` then, and lengths are those on the wire.
 
 A block comes to us when it is full or `RETIRE_MS` old.  What we counted is noted in the ring (`packet_ring`), so
 that it lasts as long as that, like the counters of the kernel program.
@@ -80,15 +81,17 @@ def open_live(
     *,
     loopback: bool,
     ports: Collection[int] | None,
+    answer_bytes: int = 0,
     block_bytes: int = BLOCK_BYTES,
     promiscuous: bool = False,
 ) -> socket.socket:
     """A packet socket on the interface (None: not on any yet), with a ring.  Needs privilege; raises OSError.
 
-    `ports`: what the kernel lets through (None: everything, for tunnels).  `promiscuous`: also packets for other
-    stations.
+    `ports`: what the kernel lets through (None: everything, for tunnels), and `answer_bytes` of what comes from there.
+    `promiscuous`: also packets for other stations.
     """
-    sock = _with_ring(0, TAKE_ALL if ports is None else tcp_filter(ports), ring_bytes, block_bytes, loopback)
+    taken = TAKE_ALL if ports is None else tcp_filter(ports, answer_bytes=answer_bytes)
+    sock = _with_ring(0, taken, ring_bytes, block_bytes, loopback)
     try:
         if iface is not None:
             if promiscuous:
@@ -124,10 +127,12 @@ def open_shared(
     return sockets
 
 
-def let_in(sockets: Iterable[socket.socket], ports: Collection[int], links: Collection[int]) -> None:
-    """Let packets of these ports and of the interfaces with these numbers in, and no others."""
+def let_in(
+    sockets: Iterable[socket.socket], ports: Collection[int], links: Collection[int], answer_bytes: int = 0
+) -> None:
+    """Let packets of these ports and of the interfaces with these numbers in, and no others; as `open_live`."""
     for sock in sockets:
-        attach_filter(sock, tcp_filter(ports, links) if links else REFUSE_ALL)
+        attach_filter(sock, tcp_filter(ports, links, answer_bytes) if links else REFUSE_ALL)
 
 
 def _with_ring(protocol: int, taken: bytes, ring_bytes: int, block_bytes: int, loopback: bool) -> socket.socket:

@@ -237,17 +237,26 @@ class Shared:
     """One of the interfaces of packet sockets that share the connections: the kernel lets in what comes from them."""
 
     def __init__(
-        self, sockets: Sequence[socket.socket], ports: Sequence[int], name: str, links: dict[str, int]
+        self,
+        sockets: Sequence[socket.socket],
+        ports: Sequence[int],
+        name: str,
+        links: dict[str, int],
+        answer_bytes: int = 0,
     ) -> None:
-        """`links`: the numbers of those that are captured, to which this one comes.  Raises OSError."""
+        """`links`: the numbers of those that are captured, to which this one comes; `answer_bytes` as of `let_in`.
+
+        Raises OSError.
+        """
         self.socket = sockets[0]
         self._sockets = sockets
         self._ports = ports
+        self._answer_bytes = answer_bytes
         self._name = name
         self._index = loader.link_index(name, self.socket)
         self._links = links
         links[name] = self._index
-        let_in(sockets, ports, [*links.values()])
+        let_in(sockets, ports, [*links.values()], answer_bytes)
 
     def name(self) -> str:
         """The name, as long as it is the same interface's."""
@@ -265,7 +274,7 @@ class Shared:
         """Let nothing more in from there."""
         self._links.pop(self._name, None)
         with contextlib.suppress(OSError):  # closed by now
-            let_in(self._sockets, self._ports, [*self._links.values()])
+            let_in(self._sockets, self._ports, [*self._links.values()], self._answer_bytes)
 
 
 class Listed:

@@ -432,7 +432,10 @@ class Tap:
             self._live = open_shared(self._workers, size, loopback=loopback, block_bytes=block)
         else:
             ports = None if spec.decap else spec.ports
-            self._live = [open_live(None, size, loopback=loopback, ports=ports, block_bytes=block)]
+            answers = answer_bytes(spec)
+            self._live = [
+                open_live(None, size, loopback=loopback, ports=ports, answer_bytes=answers, block_bytes=block)
+            ]
 
     def _excluded(self) -> list[tuple[bytes, int]]:
         """End points that are never captured."""
@@ -469,7 +472,7 @@ class Tap:
         if self._loaded is not None:
             hold: Attached | Bound | Listed | Shared = Attached(self._loaded, name)
         elif self._workers > 1:
-            hold = Shared(self._live, self.spec.ports, name, self._shared)
+            hold = Shared(self._live, self.spec.ports, name, self._shared, answer_bytes(self.spec))
         elif self.spec.many:
             hold = Listed(self._live[0], name, self._listed)
         else:
