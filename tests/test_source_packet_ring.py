@@ -109,6 +109,7 @@ def test_what_a_reader_dies_of_is_looked_at_no_more(
             patch.setattr(Admission, "admit", lambda *_: 1 // 0)
             with pytest.raises(ZeroDivisionError):
                 reader(sock)
+            assert reader(sock).received == (0, 0)
         assert texts(reader(sock)) == [b"b", b"c"]
 
 
