@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from captures import Wire
-from lab import Lab
+from lab import Lab, until
 from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP
-from tapmirror.source.live import BLOCK_BYTES, RETIRED, LiveSource, open_live
-from tapmirror.source.packet_ring import VALUES, PacketRing
+from tapmirror.source.live import _FRAME, BLOCK_BYTES, LiveSource, open_live
+from tapmirror.source.packet_ring import _BLOCK, _FIRST, TP_STATUS_USER, VALUES, PacketRing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -41,12 +40,28 @@ def reader(sock: socket.socket) -> LiveSource:
     return LiveSource(sock, judge, BYTES)
 
 
-def send(wire: Wire, *data: bytes) -> None:
+def send(wire: Wire, sock: socket.socket, *data: bytes) -> None:
     """At once, and until all of it can be read."""
     frames = [bytes(wire.segment(each)) for each in data]
+    ring = PacketRing(sock, BYTES, BLOCK_BYTES)
+    before = readable(ring)
     for frame in frames:
         wire.send(frame)
-    time.sleep(RETIRED)
+    until(lambda: readable(ring) == before + len(frames), "the block with them")
+    ring.close()
+
+
+def readable(ring: PacketRing) -> int:
+    """IPv4 packets in the blocks that are the reader's; the hosts' own IPv6 (their groups) may be between them."""
+    found = 0
+    for start in range(0, BYTES, BLOCK_BYTES):
+        _, status, packets = _BLOCK.unpack_from(ring.view, start)
+        at = start + _FIRST.unpack_from(ring.view, start)[0]
+        for _ in range(packets if status & TP_STATUS_USER else 0):
+            length, *_, place, _, _, _, _ = _FRAME.unpack_from(ring.view, at)
+            found += bytes(ring.view[at + place + 12 : at + place + 14]) == b"\x08\x00"
+            at += length
+    return found
 
 
 def texts(source: LiveSource) -> list[bytes]:
@@ -58,9 +73,9 @@ def test_a_successor_reads_on_where_its_predecessor_died(lab: Lab, sock: socket.
     """Amid a block; what was under way then is counted, and not read again."""
     with Wire(lab) as wire:
         first = reader(sock)
-        send(wire, b"a")
+        send(wire, sock, b"a")
         assert texts(first) == [b"a"]
-        send(wire, b"bb", b"ccc", b"dddd")
+        send(wire, sock, b"bb", b"ccc", b"dddd")
         reading = first.read(1_000)
         assert [bytes(next(reading)[5]), bytes(next(reading)[5])] == [b"bb", b"ccc"]
         second = reader(sock)
@@ -75,8 +90,8 @@ def test_a_successor_reads_on_where_its_predecessor_died(lab: Lab, sock: socket.
 def test_a_predecessor_may_have_died_in_the_block_after_the_one_that_it_noted(lab: Lab, sock: socket.socket) -> None:
     with Wire(lab) as wire:
         first = reader(sock)
-        send(wire, b"a")
-        send(wire, b"bb", b"ccc")
+        send(wire, sock, b"a")
+        send(wire, sock, b"bb", b"ccc")
         reading = first.read(1_000)
         assert [bytes(next(reading)[5]), bytes(next(reading)[5])] == [b"a", b"bb"]
         second = reader(sock)
@@ -88,7 +103,7 @@ def test_a_successor_reads_on_where_its_predecessor_was_done(lab: Lab, sock: soc
     with Wire(lab) as wire:
         first = reader(sock)
         for number in range(3 * BYTES // BLOCK_BYTES):  # around the ring, some blocks given back, the last one not
-            send(wire, b"x" * number, b"y")
+            send(wire, sock, b"x" * number, b"y")
             first.read(1)
             assert len(texts(first)) >= 1
             second = reader(sock)
@@ -102,7 +117,7 @@ def test_what_a_reader_dies_of_is_looked_at_no_more(
     """Nor by a successor's successor, whatever it is."""
     with Wire(lab) as wire:
         first = reader(sock)
-        send(wire, b"a", b"b", b"c")
+        send(wire, sock, b"a", b"b", b"c")
         reading = first.read(1_000)  # kept, or it would end in an orderly way
         next(reading)
         with monkeypatch.context() as patch:
@@ -116,7 +131,7 @@ def test_what_a_reader_dies_of_is_looked_at_no_more(
 def test_what_is_not_read_is_judged_at_the_end(lab: Lab, sock: socket.socket) -> None:
     with Wire(lab) as wire:
         source = reader(sock)
-        send(wire, b"a", b"bb", b"ccc")
+        send(wire, sock, b"a", b"bb", b"ccc")
         next(source.read(1))
         assert (source.received, source.counters().emitted) == ((1, 1), (1, 1))
         source.discard()
@@ -144,3 +159,18 @@ def test_of_two_notes_one_is_always_whole(sock: socket.socket) -> None:
         ring.note((number, 2 * number), [number] * VALUES)
         assert ring.noted() == ((number, 2 * number), [number] * VALUES)
     ring.close()
+
+
+def test_at_the_end_the_block_that_is_being_filled_is_waited_for(lab: Lab) -> None:
+    """However late the kernel's timer for it is."""
+    with (
+        Wire(lab) as wire,
+        lab.node.enter(),
+        open_live("eth0", BYTES, loopback=False, ports=[80], hand_over_ms=300) as opened,
+    ):
+        source = reader(opened)
+        wire.send(wire.segment(b"a"))
+        until(PacketRing(opened, BYTES, BLOCK_BYTES).filling, "a packet")
+        assert source.empty()
+        source.stop()
+        assert texts(source) == [b"a"]

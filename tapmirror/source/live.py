@@ -6,8 +6,8 @@ Documentation/networking/packet_mmap.rst); the packets are judged here.  Promise
 costs more: of each of production's packets the headers are copied too, and if answers are compared so much of it as
 that takes.  Captured is less than `size` then, and lengths are those on the wire.
 
-A block comes to us when it is full or `RETIRE_MS` old.  What we counted is noted in the ring (`packet_ring`), so
-that it lasts as long as that, like the counters of the kernel program.
+A block comes to us when it is full, or of an age that is chosen (`HAND_OVER_MS`).  What we counted is noted in the
+ring (`packet_ring`), so that it lasts as long as that, like the counters of the kernel program.
 """
 
 from __future__ import annotations
@@ -44,12 +44,16 @@ ARPHRD_WITH_ETHERNET: Final = (1, ARPHRD_LOOPBACK)
 
 BLOCK_BYTES: Final = 128 << 10
 """Of the ring.  A packet has to fit into one; many blocks make it patient, since each holds little where traffic
-is thin: 128 of them, a ring of 16 MiB, last for half a second at least."""
-RETIRE_MS: Final = 4
-"""Milliseconds after which a block comes to us that is not full: what a packet may wait.  Also a tick of the kernel's
-clock, at 250 Hz."""
-RETIRED: Final = 0.02
-"""Seconds after which one surely has."""
+is thin: 128 of them, a ring of 16 MiB, last for two seconds at least, or half of one (`PROMPT_MS`)."""
+HAND_OVER_MS: Final = 16
+"""Milliseconds after which a block comes to us that is not full: what a packet may wait."""
+PROMPT_MS: Final = 4
+"""The same where the shadow's answers are timed: what waits together reaches it at once, and has to queue there.  A
+tick of the kernel's clock at 250 Hz."""
+HANDED_OVER: Final = 0.03
+"""Seconds after which one has come, unless the host has no time for its timers."""
+LAST_BLOCK: Final = 1.0
+"""Seconds that one is waited for at the end."""
 
 HEADROOM: Final = 4_096
 """Bytes of a block that are not the packet's: headers of block, packet and link."""
@@ -83,15 +87,17 @@ def open_live(
     ports: Collection[int] | None,
     answer_bytes: int = 0,
     block_bytes: int = BLOCK_BYTES,
+    hand_over_ms: int = HAND_OVER_MS,
     promiscuous: bool = False,
 ) -> socket.socket:
     """A packet socket on the interface (None: not on any yet), with a ring.  Needs privilege; raises OSError.
 
     `ports`: what the kernel lets through (None: everything, for tunnels), and `answer_bytes` of what comes from there.
+    `hand_over_ms`: the most that a packet waits in it.
     `promiscuous`: also packets for other stations.
     """
     taken = TAKE_ALL if ports is None else tcp_filter(ports, answer_bytes=answer_bytes)
-    sock = _with_ring(0, taken, ring_bytes, block_bytes, loopback)
+    sock = _with_ring(0, taken, ring_bytes, block_bytes, hand_over_ms, loopback)
     try:
         if iface is not None:
             if promiscuous:
@@ -104,7 +110,12 @@ def open_live(
 
 
 def open_shared(
-    workers: int, ring_bytes: int, *, loopback: bool, block_bytes: int = BLOCK_BYTES
+    workers: int,
+    ring_bytes: int,
+    *,
+    loopback: bool,
+    block_bytes: int = BLOCK_BYTES,
+    hand_over_ms: int = HAND_OVER_MS,
 ) -> list[socket.socket]:
     """A packet socket with a ring for each of several workers, on all interfaces; no packet comes before `let_in`.
 
@@ -116,7 +127,7 @@ def open_shared(
     group = PACKET_FANOUT_FLAG_UNIQUEID << 16
     try:
         for _ in range(workers):
-            sock = _with_ring(socket.htons(ETH_P_ALL), REFUSE_ALL, ring_bytes, block_bytes, loopback)
+            sock = _with_ring(socket.htons(ETH_P_ALL), REFUSE_ALL, ring_bytes, block_bytes, hand_over_ms, loopback)
             sockets.append(sock)
             sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
             group = sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
@@ -135,12 +146,14 @@ def let_in(
         attach_filter(sock, tcp_filter(ports, links, answer_bytes) if links else REFUSE_ALL)
 
 
-def _with_ring(protocol: int, taken: bytes, ring_bytes: int, block_bytes: int, loopback: bool) -> socket.socket:
+def _with_ring(
+    protocol: int, taken: bytes, ring_bytes: int, block_bytes: int, hand_over_ms: int, loopback: bool
+) -> socket.socket:
     """A packet socket with a filter and a ring (which discards what came before)."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     try:
         attach_filter(sock, taken)
-        set_up_ring(sock, ring_bytes, block_bytes, RETIRE_MS)
+        set_up_ring(sock, ring_bytes, block_bytes, hand_over_ms)
         if loopback:
             sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     except BaseException:
@@ -302,9 +315,12 @@ class LiveSource:
         self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def stop(self) -> None:
-        """Let no more packets in, and wait for the last block; needs no privilege."""
+        """Let no more packets in, and wait for the last block, within `LAST_BLOCK`; needs no privilege."""
         attach_filter(self._sock, REFUSE_ALL)
-        time.sleep(RETIRED)
+        end = time.monotonic() + LAST_BLOCK
+        time.sleep(HANDED_OVER)  # what passed the filter before is in by then
+        while self._ring.filling() and time.monotonic() < end:
+            time.sleep(PROMPT_MS / 1_000)
 
     def close(self) -> None:
         """Unmap the ring and close the socket."""

@@ -147,6 +147,11 @@ class PacketRing:
         blocks = range(0, self._count * self._block_bytes, self._block_bytes)
         return float(sum(_BLOCK.unpack_from(self.view, at)[1] & TP_STATUS_USER for at in blocks)) / self._count
 
+    def filling(self) -> bool:
+        """Packets are there that cannot be read yet, in the block that the kernel fills."""
+        blocks = (_BLOCK.unpack_from(self.view, i * self._block_bytes) for i in range(self._count))
+        return any(packets and not status & TP_STATUS_USER for _, status, packets in blocks)
+
     def close(self) -> None:
         """Unmap it."""
         self.view.release()

@@ -27,7 +27,15 @@ from tapmirror.events import LOOP_DSCP
 from tapmirror.histogram import quantile
 from tapmirror.ledger import summed
 from tapmirror.safety import plain, refusal
-from tapmirror.source.live import RETIRED, be_promiscuous, block_bytes, open_live, open_shared
+from tapmirror.source.live import (
+    HAND_OVER_MS,
+    HANDED_OVER,
+    PROMPT_MS,
+    be_promiscuous,
+    block_bytes,
+    open_live,
+    open_shared,
+)
 from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.spec.sampled import part_of
@@ -43,6 +51,8 @@ EXCLUDED: Final = 16
 """End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
 LOOK: Final = 1.0
 """Seconds between two looks at the interfaces where nothing tells of a change."""
+SIGHTS: Final = 3
+"""Times that a probe is looked for behind AF_PACKET's ring, which hands over late where the host is busy."""
 
 
 class Tap:
@@ -428,13 +438,22 @@ class Tap:
         self.capture = "packet"
         self._block_bytes = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
         size, loopback, block = spec.limits.ring_bytes, spec.iface == "lo", self._block_bytes
+        answers = answer_bytes(spec)
+        wait = PROMPT_MS if answers else HAND_OVER_MS
         if self._workers > 1:
-            self._live = open_shared(self._workers, size, loopback=loopback, block_bytes=block)
+            self._live = open_shared(self._workers, size, loopback=loopback, block_bytes=block, hand_over_ms=wait)
         else:
             ports = None if spec.decap else spec.ports
-            answers = answer_bytes(spec)
             self._live = [
-                open_live(None, size, loopback=loopback, ports=ports, answer_bytes=answers, block_bytes=block)
+                open_live(
+                    None,
+                    size,
+                    loopback=loopback,
+                    ports=ports,
+                    answer_bytes=answers,
+                    block_bytes=block,
+                    hand_over_ms=wait,
+                )
             ]
 
     def _excluded(self) -> list[tuple[bytes, int]]:
@@ -513,13 +532,15 @@ class Tap:
         """
         before = self.snapshot()["events"].get("kernel_loop_syn", 0)
         failure = probe(shadow, self._probe_seq)
-        if self.capture == "packet":
-            time.sleep(RETIRED)
-        if self.snapshot()["events"].get("kernel_loop_syn", 0) > before:
-            raise TapError(
-                f"{self._field(index)}: connections to it arrive at the tap as production's: "
-                "it leads back to production"
-            )
+        behind_ring = self.capture == "packet"
+        for _ in range(SIGHTS if behind_ring else 1):
+            if behind_ring:
+                time.sleep(HANDED_OVER)
+            if self.snapshot()["events"].get("kernel_loop_syn", 0) > before:
+                raise TapError(
+                    f"{self._field(index)}: connections to it arrive at the tap as production's: "
+                    "it leads back to production"
+                )
         if failure is not None:
             where = f"{self.spec.shadows[index].host} port {self.spec.shadows[index].port}"
             why = failure.strerror or failure

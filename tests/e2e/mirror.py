@@ -8,7 +8,7 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Final
@@ -20,6 +20,11 @@ PATIENCE: Final = 30.0
 """Seconds after which what has not happened will not happen."""
 
 
+ROOM: Final = {"ring_bytes": 64 << 20}
+"""Limits of a tap that is asked for everything: AF_PACKET's ring lasts for eight seconds at least, however little a
+host that has other work gives the worker."""
+
+
 class Mirror(Tap):
     """A tap that is stopped at the end of the `with` block, however the test goes on with its ledger."""
 
@@ -28,14 +33,13 @@ class Mirror(Tap):
     _ledger: dict[str, Any] | None = None
 
     def __init__(
-        self, node: Host, /, *, capture: str | None = None, drain_time: float | None = None, **more: Any
+        self, node: Host, /, *, capture: str | None = None, limits: Mapping[str, float] | None = None, **more: Any
     ) -> None:
-        """`drain_time`: of its limits, in seconds, where what is left at the end goes nowhere anyway."""
+        """`limits`: as in a file; others than by default."""
         if "spec" not in more and "file_text" not in more:
             more["capture"] = capture or self.default
-        if drain_time is not None:  # only a file has limits; JSON is YAML
-            tap = {"iface": node.iface, "port": 80, **more, "limits": {"drain_time": drain_time}}
-            more = {"spec": json.dumps(tap)}
+        if limits:  # only a file has limits; JSON is YAML
+            more = {"spec": json.dumps({"iface": node.iface, "port": 80, **more, "limits": dict(limits)})}
         super().__init__(node, **more)
 
     def final(self) -> dict[str, Any]:

@@ -392,7 +392,7 @@ def test_a_shadow_that_does_not_read(lab_with_small_buffers: Lab, behaviour: Beh
         Nginx(lab.node),
         RecordingTcp(lab.shadow, 81, behaviour) as slow,
         Nginx(lab.shadow, ports=(80,)) as fine,
-        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 81), capture="ebpf", drain_time=0.5) as stuck,
+        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 81), capture="ebpf", limits={"drain_time": 0.5}) as stuck,
         Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as other,
     ):
         result = load(lab.client, lab.node.addr4, requests=4_000, connections=100, rate=1_600, bodies=(size,))
@@ -433,7 +433,7 @@ def test_answers_without_end_are_discarded(lab: Lab, name: str) -> None:
         else Talker(lab.shadow, 80, chunks)
     )
     with Nginx(lab.node), shadow:
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf", drain_time=0.5) as tap:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf", limits={"drain_time": 0.5}) as tap:
             result = load(lab.client, lab.node.addr4, requests=200, connections=2, rate=200)
             assert (result.answered, result.failed) == (200, 0)
             until(lambda: not size or shadow.written > size / 4, "much to be written", PATIENCE)
@@ -457,7 +457,7 @@ def test_answers_without_end_are_discarded(lab: Lab, name: str) -> None:
 def test_a_shadow_that_leaves_in_the_middle(lab: Lab, behaviour: Behaviour) -> None:
     """Only that connection suffers; every request is sent once at most, and each is settled."""
     with Nginx(lab.node), RecordingTcp(lab.shadow, 80, behaviour) as shadow:
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf", drain_time=0.5) as tap:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf", limits={"drain_time": 0.5}) as tap:
             result = load(lab.client, lab.node.addr4, requests=300, connections=5, rate=300, bodies=(0, 2_000, 20_000))
             assert result.failed == 0
             ledger = tap.final()

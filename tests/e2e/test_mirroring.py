@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from e2e.mirror import PATIENCE, Mirror, connect, dropped, endpoint, read_until
+from e2e.mirror import PATIENCE, ROOM, Mirror, connect, dropped, endpoint, read_until
 from lab import Faults, HashSink, Lab, Load, LoadPlan, Nginx, Redis, body, load, redis_pipe, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
@@ -43,7 +43,7 @@ def test_the_shadow_counts_what_production_counts(
 ) -> None:
     """AF_PACKET is not asked for more than half of what it does here."""
     with Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, limits=ROOM) as tap:
             result = load(
                 lab.client,
                 lab.node.addr4,

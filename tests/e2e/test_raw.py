@@ -101,7 +101,7 @@ def test_a_connection_that_is_over_before_the_shadows_stands_arrives_whole(lab: 
     said = [b"hello %d" % number for number in range(20)]
     with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001) as shadow:
         target = endpoint(lab.shadow.addr4, 7001)
-        with Mirror(lab.node, port=7000, shadow=target, protocol="raw", drain_time=0.5) as tap:
+        with Mirror(lab.node, port=7000, shadow=target, protocol="raw", limits={"drain_time": 0.5}) as tap:
             for words in said:
                 with connect(lab.client, lab.node.addr4, 7000) as client:
                     client.sendall(words)

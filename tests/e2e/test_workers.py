@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from e2e.mirror import PATIENCE, ROOM, Mirror, dropped
 from lab import HashSink, Lab, Nginx, Tap, identity, load, until
 from lab.shop import SlowShop
 
@@ -25,12 +26,17 @@ def lab() -> Iterator[Lab]:
         yield built
 
 
-@pytest.mark.parametrize(("capture", "requests"), [("ebpf", 100_000), ("packet", 20_000)])
-def test_two_workers_mirror_every_request(lab: Lab, capture: str, requests: int) -> None:
-    with Nginx(lab.node), Nginx(lab.shadow), Tap(lab.node, shadow="10.77.2.2:80", capture=capture, workers=2) as tap:
-        assert load(lab.client, lab.node.addr4, requests=requests, connections=40).answered == requests
-        ledger = tap.stop()
-    identity(ledger)
+@pytest.mark.parametrize(("capture", "requests", "rate"), [("ebpf", 100_000, 0.0), ("packet", 20_000, 5_000.0)])
+def test_two_workers_mirror_every_request(lab: Lab, capture: str, requests: int, rate: float) -> None:
+    with (
+        Nginx(lab.node),
+        Nginx(lab.shadow) as shadow,
+        Mirror(lab.node, shadow="10.77.2.2:80", capture=capture, workers=2, limits=ROOM) as tap,
+    ):
+        assert load(lab.client, lab.node.addr4, requests=requests, connections=40, rate=rate).answered == requests
+        shadow.wait_for(requests, PATIENCE)
+        ledger = tap.final()
+    assert dropped(ledger) == {}
     assert ledger["requests"]["mirrored"] == ledger["requests"]["seen"] == requests
     assert ledger["answers"] == {"2xx": requests}
     one, two = ledger["workers"]
