@@ -322,6 +322,24 @@ def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
+def test_a_worker_without_cpu_for_a_second_loses_nothing(lab: Lab, capture: str) -> None:
+    """However it captures, and however little comes meanwhile."""
+    with Nginx(lab.node), Nginx(lab.shadow) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
+            running = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=10**9, connections=16, rate=500))
+            until(lambda: shadow.requests() > 50, "requests at the shadow", PATIENCE)
+            os.kill(worker_of(tap), signal.SIGSTOP)
+            time.sleep(1.0)
+            os.kill(worker_of(tap), signal.SIGCONT)
+            result = running.stop()
+            shadow.wait_for(result.answered, PATIENCE)
+            ledger = tap.final()
+        assert result.failed == 0
+        assert dropped(ledger) == {}
+        assert ledger["requests"]["mirrored"] == result.answered > 300
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
 def test_a_syn_flood_costs_counters(lab: Lab, capture: str) -> None:
     """Half-open connections from random sources: no flow, no connection to the shadow; real requests go on."""
     count = 200_000 if capture == "ebpf" else 20_000
