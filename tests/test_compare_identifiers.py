@@ -15,7 +15,7 @@ import pytest
 from lab.exchanges import Plain
 from tapmirror.compare import Comparison, Figures, Limits, Nature, Outcome, figures, merge
 from tapmirror.compare.findings import Change, Difference
-from tapmirror.compare.identifiers import ENOUGH, Identifiers, form
+from tapmirror.compare.identifiers import ENOUGH, Identifiers, _moment, form
 from tapmirror.compare.texts import _line_name
 from tapmirror.events import START
 from tapmirror.exchange import Answer, Asked
@@ -303,3 +303,15 @@ def test_a_token_that_is_wrong_now_and_then_is_no_identifier(type_: bytes, text:
     found = figures("t", "v2", state, spec, Limits(max_p99_ratio=None, max_error_diff=None))
     assert found.all.differing == 60
     assert found.verdict.outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize("zone", ["GMT", "+0000", "-0000"])
+def test_dates_do_not_depend_on_the_zone_of_this_host(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 5322, 3.3: -0000 is UTC of a host that tells no zone."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert _moment(f"Sun, 06 Nov 1994 08:49:37 {zone}".encode()) == 784_111_777
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -350,7 +350,8 @@ def _date(head: bytes) -> float | None:
 @lru_cache(64)
 def _moment(date: bytes) -> float | None:
     try:
-        return parsedate_to_datetime(date.decode("latin-1")).timestamp()
+        when = parsedate_to_datetime(date.decode("latin-1"))
+        return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
 
