@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from documented import fields, named, rows
 from e2e.mirror import PATIENCE
-from e2e.served import SHADOW, WEB, under_load, untorn
+from e2e.served import CALM, SHADOW, WEB, under_load, untorn
 from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Nginx, Snapshot, Tap, identity, load, open_to_all, until
 from lab.daemon import Daemon
 from lab.shop import REVIEWS_V2, Shop
@@ -48,7 +49,7 @@ def attached(host: Host) -> list[str]:
 
 def web(name: str = "web", **more: Any) -> TapSpec:
     base: dict[str, Any] = {"iface": "eth0", "ports": (80,), "shadows": (parse_shadow(SHADOW),), "name": name}
-    return TapSpec(**{**base, **more})
+    return TapSpec(**{**base, "budget": CALM, **more})
 
 
 def text(name: str = "web", shadow: str = SHADOW, **more: object) -> str:
@@ -679,7 +680,7 @@ def test_a_worker_that_gets_too_little_cpu_gets_less_to_do(lab: Lab) -> None:
 def test_a_shadow_that_dies_is_left_alone_and_taken_up_again_by_itself(lab: Lab) -> None:
     """The breaker opens, tries in vain, and closes; production notices nothing of it."""
     with Daemon(lab.node) as daemon, under_load(lab, per_connection=10) as (production, shadow, _running):
-        daemon.ask(Start(taps=[web(budget=Budget(retry=2.0))]))
+        daemon.ask(Start(taps=[web(budget=replace(CALM, retry=2.0))]))
 
         def share() -> tuple[float, str]:
             (tap,) = daemon.ask(Status())["taps"]
@@ -708,7 +709,7 @@ def test_of_two_shadows_the_one_that_answers_errors_is_spared(lab: Lab) -> None:
     """The other one gets everything, and this one all again when it is well."""
     two = (parse_shadow(SHADOW), parse_shadow("10.77.2.2:81"))
     with Daemon(lab.node) as daemon, under_load(lab, per_connection=10) as (production, shadow, running):
-        daemon.ask(Start(taps=[web(shadows=two, protocol=Protocol.HTTP, budget=Budget(retry=2.0))]))
+        daemon.ask(Start(taps=[web(shadows=two, protocol=Protocol.HTTP, budget=replace(CALM, retry=2.0))]))
 
         def seen() -> tuple[float, float, str]:
             (tap,) = daemon.ask(Status())["taps"]
@@ -815,7 +816,8 @@ def test_requests_by_hand(lab: Lab) -> None:
 def test_a_running_tap_is_reported_and_judged_through_the_socket(lab: Lab, tmp_path: Path) -> None:
     """In every form, of two workers together, as often as one likes, and by nobody who may not."""
     with Shop(lab.node), Shop(lab.shadow, reviews=REVIEWS_V2), Daemon(lab.node) as daemon:
-        daemon.run(*WEB, "--protocol=http", "--compare=body", "--noise-probe=20", "--workers=2")
+        compare = Compare(level=Level.BODY, noise_probe=20.0)
+        daemon.ask(Start(taps=[web(protocol=Protocol.HTTP, compare=compare, workers=2)]))
         load(lab.client, lab.node.addr4, requests=600, paths=("/reviews/", "/page/"), rate=300, connections=8)
 
         def compared() -> int:
