@@ -71,7 +71,7 @@ def test_an_upgrade_and_a_rollback_under_load(lab: Lab, tmp_path: Path) -> None:
         assert running.stop().failed == 0
         (done,) = daemon.ask(Stop(all=True))["stopped"]
         identity(done["ledger"])
-        untorn(production, shadow)
+        untorn(production, shadow, killed=True)
         assert len([*daemon.cache.iterdir()]) == 2  # a program of each version, and the old one's was found again
         said = daemon.said()
     assert not re.search("error|Traceback", said), said
@@ -107,7 +107,7 @@ def test_files_that_are_replaced_beneath_a_running_daemon_are_refused_and_not_mi
         shadow.wait_for(count + 200, PATIENCE)
         assert running.stop().failed == 0
         daemon.ask(Stop(all=True))
-        untorn(production, shadow)
+        untorn(production, shadow, killed=True)
 
 
 def test_what_a_newer_version_wrote_or_says_is_told_and_not_misread(lab: Lab, tmp_path: Path) -> None:
