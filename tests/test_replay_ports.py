@@ -9,16 +9,20 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tapmirror.replay import ports
 from tapmirror.replay.ports import (
+    DEFAULT_PORTS,
     GENTLE_CLOSES,
     TIME_WAIT,
     Ports,
+    ephemeral_ports,
     gentle_closes,
     heard_out,
+    open_connections,
     reset_on_close,
     sent_to_the_last,
 )
@@ -29,9 +33,19 @@ def resets(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 0)
 
 
-@pytest.mark.parametrize(("parts", "gentle"), [(1, GENTLE_CLOSES), (3, GENTLE_CLOSES // 3), (GENTLE_CLOSES * 2, 1)])
-def test_beyond_so_many_closes_a_minute_connections_are_reset(parts: int, gentle: int) -> None:
-    spared = Ports(gentle_closes(parts))
+@pytest.mark.parametrize(
+    ("ports", "parts", "gentle"),
+    [
+        (DEFAULT_PORTS, 1, GENTLE_CLOSES),
+        (DEFAULT_PORTS, 3, GENTLE_CLOSES // 3),
+        (DEFAULT_PORTS, GENTLE_CLOSES * 2, 1),
+        (64_512, 1, GENTLE_CLOSES),
+        (1_000, 1, 145),
+        (1_000, 2, 72),
+    ],
+)
+def test_beyond_so_many_closes_a_minute_connections_are_reset(ports: int, parts: int, gentle: int) -> None:
+    spared = Ports(gentle_closes(ports, parts))
     with socket.socket() as soft, socket.socket() as hard, socket.socket() as later:
         for _ in range(gentle):
             spared.spare(soft, 100.0)
@@ -40,6 +54,24 @@ def test_beyond_so_many_closes_a_minute_connections_are_reset(parts: int, gentle
         assert resets(hard)
         spared.spare(later, 100.0 + TIME_WAIT)
         assert not resets(later)
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"),
+    [("32768\t60999\n", 28_232), ("40000\t40999\n", 1_000), ("", DEFAULT_PORTS), (None, DEFAULT_PORTS)],
+)
+def test_the_ports_that_the_host_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, ports: int
+) -> None:
+    monkeypatch.setattr("tapmirror.replay.ports.RANGE", tmp_path / "range")
+    if text is not None:
+        (tmp_path / "range").write_text(text, encoding="ascii")
+    assert ephemeral_ports() == ports
+
+
+@pytest.mark.parametrize(("ports", "parts", "most"), [(28_232, 1, 14_116), (1_000, 1, 500), (1_000, 4, 125), (1, 4, 1)])
+def test_half_of_the_ports_stay_the_hosts(ports: int, parts: int, most: int) -> None:
+    assert open_connections(ports, parts) == most
 
 
 def test_a_reset_leaves_no_port_behind() -> None:

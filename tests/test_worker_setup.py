@@ -7,18 +7,33 @@ import pytest
 
 from tapmirror.events import DropReason
 from tapmirror.ledger import Ledger
-from tapmirror.replay.ports import GENTLE_CLOSES
+from tapmirror.replay.ports import DEFAULT_PORTS, GENTLE_CLOSES
 from tapmirror.spec import Compare, Level, Limits, TapSpec, parse_shadow
 from tapmirror.worker.setup import COMPARED_BYTES, Setup, _policy, _replay, memory_limit
 
 
-def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_workers() -> None:
+def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tapmirror.worker.setup.ephemeral_ports", lambda: DEFAULT_PORTS)
     shadows = (parse_shadow("127.0.0.1:80", copies=2), parse_shadow("127.0.0.1:81"))
     spec = TapSpec(iface="lo", ports=(80,), shadows=shadows)
     setup = Setup(spec=spec, addresses=[[], []], capture="ring", workers=4, uid=0, gid=0)
     replay = _replay(setup, [None, None], [Ledger(), Ledger()], None)
     try:
         assert [reactor._ends._ports._gentle for reactor in replay.reactors] == [GENTLE_CLOSES // 12] * 3
+    finally:
+        replay.close(DropReason.SHUTDOWN)
+
+
+def test_half_of_the_hosts_ports_at_most_are_open_to_a_shadow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapmirror.worker.setup.ephemeral_ports", lambda: 1_000)
+    shadows = (parse_shadow("127.0.0.1:80", copies=2), parse_shadow("127.0.0.1:81"))
+    spec = TapSpec(iface="lo", ports=(80,), shadows=shadows, limits=Limits(connections=200))
+    setup = Setup(spec=spec, addresses=[[], []], capture="ring", workers=2, uid=0, gid=0)
+    replay = _replay(setup, [None, None], [Ledger(), Ledger()], None)
+    try:
+        assert [reactor._dialer._limits.connections for reactor in replay.reactors] == [125, 125, 200]
     finally:
         replay.close(DropReason.SHUTDOWN)
 

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's ephemeral ports, of which production needs its share: how answered connections are closed."""
+"""The host's ephemeral ports, of which production needs its share: how many a tap has, and how it closes."""
 
 from __future__ import annotations
 
 import _socket
 import socket
 import struct
+from pathlib import Path
 from typing import Final
 
 from tapmirror.replay.tls import TlsSocket
 
+RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""First and last ephemeral port, of this process's network; for IPv6, too."""
+DEFAULT_PORTS: Final = 28_232
+"""How many there are if nobody sets it (32768 to 60999)."""
 TIME_WAIT: Final = 60.0
 """Seconds for which Linux keeps a port whose connection we closed first (TCP_TIMEWAIT_LEN)."""
 GENTLE_CLOSES: Final = 4_096
-"""How many connections of a tap are closed by FIN in that time, at most: of the 28,232 ephemeral ports that the
-host has by default (ip_local_port_range) the rest stays production's.  Beyond it, HTTP connections are
-closed by RST, which leaves nothing behind.
+"""How many connections of a tap are closed by FIN in that time, at most, where the host has `DEFAULT_PORTS`; the
+rest stays production's.  Beyond it, HTTP connections are closed by RST, which leaves nothing behind.
 
 NOTE: taps know nothing of each other, so each has as many.  To other places connect(2) can take the same ports
 (what must differ is all four numbers); what binds to a port of its own (port 0) cannot."""
@@ -52,9 +56,23 @@ def heard_out(sock: _socket.socket | TlsSocket) -> bool:
     return bool(size and came <= sent and came >= (SILENCE if sure else DOUBT))
 
 
-def gentle_closes(parts: int) -> int:
-    """Of a tap's, the share of each of so many reactors in all its workers."""
-    return max(1, GENTLE_CLOSES // parts)
+def ephemeral_ports() -> int:
+    """How many the host has."""
+    try:
+        first, last = RANGE.read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # no /proc here
+        return DEFAULT_PORTS
+    return int(last) - int(first) + 1
+
+
+def open_connections(ports: int, parts: int) -> int:
+    """Of half of the ports, which one tap's connections to a shadow may have, the share of each of so many reactors."""
+    return max(1, ports // 2 // parts)
+
+
+def gentle_closes(ports: int, parts: int) -> int:
+    """Of a tap's, the share of each of so many reactors in all its workers; fewer where there are few ports."""
+    return max(1, GENTLE_CLOSES * min(ports, DEFAULT_PORTS) // DEFAULT_PORTS // parts)
 
 
 class Ports:

@@ -166,7 +166,7 @@ class Limits(Checked, frozen=True, kw_only=True):
     queues_bytes: int = 64 << 20
     """The same for all connections of a shadow."""
     connections: int = 16_384
-    """Open connections to a shadow, half of the default range of ephemeral ports at most."""
+    """Open connections to a shadow, of each worker; all of them have half of the host's ephemeral ports at most."""
     flow_idle: Seconds = 900.0
     """Seconds without a segment after which a flow is forgotten.  Longer than the usual keep-alive times
     (nginx 75 s, AWS load balancer 60 s, Go client 90 s)."""

@@ -29,7 +29,7 @@ from tapmirror.precedence import give_way
 from tapmirror.replay import Reactor, Replay
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.listener import Clock
-from tapmirror.replay.ports import gentle_closes
+from tapmirror.replay.ports import ephemeral_ports, gentle_closes, open_connections
 from tapmirror.replay.tls import make_context
 from tapmirror.source import Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource
@@ -176,18 +176,22 @@ def _replay(
     clock = Clock()
     twice = comparing is not None and probes(setup.spec)
     copies = sum(shadow.copies for shadow in setup.spec.shadows)
-    gentle = gentle_closes(setup.workers * copies * (2 if twice else 1))
+    ports = ephemeral_ports()
+    gentle = gentle_closes(ports, setup.workers * copies * (2 if twice else 1))
     for shadow, found, context, ledger in zip(setup.spec.shadows, setup.addresses, contexts, ledgers, strict=True):
+        most = min(setup.spec.limits.connections, open_connections(ports, setup.workers * shadow.copies))
+        limits = msgspec.structs.replace(setup.spec.limits, connections=most)
+        spec = msgspec.structs.replace(setup.spec, limits=limits)
         addresses = [(family, tuple(address)) for family, address in found]
         for _ in range(shadow.copies):
             hearing = None
             if comparing is not None:
                 hearing = Hearing(comparing.conversation, len(reactors), clock, ledger.events)
-            reactors.append(Reactor(addresses, setup.spec, shadow, ledger, context, hearing, gentle))
+            reactors.append(Reactor(addresses, spec, shadow, ledger, context, hearing, gentle))
             if comparing is not None and twice:
                 hearing = Hearing(comparing.conversation, len(reactors) - 1 + PROBE, clock, Counter())
                 # A ledger of its own: what is sent twice was captured once.
-                second.append(Reactor(addresses, setup.spec, shadow, Ledger(), context, hearing, gentle))
+                second.append(Reactor(addresses, spec, shadow, Ledger(), context, hearing, gentle))
     return Replay(reactors + second)
 
 

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors run out: what cannot be connected is counted, and nothing spins."""
+"""Descriptors or ports run out: what cannot be connected is counted, nothing spins, and the host has ports left."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from lab import HashSink, Lab, LoadPlan, RecordingTcp, Tap, identity, tap
+from e2e.mirror import connect
+from lab import HashSink, Lab, LoadPlan, RecordingTcp, Tap, identity, load, tap, until
 from lab import Load as Running
 from lab.snapshot import cpu_seconds
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 FILES = 64
+PORTS = 100
 FLOWS_A_SECOND = 28_000 // 60
 SECONDS = 6
 
@@ -68,3 +71,27 @@ def test_with_64_descriptors_and_28_thousand_connections_a_minute(
     assert ledger["requests"]["dropped"]["no_resources"] > requests / 2
     assert under_load < 0.2, under_load
     assert after_it < 0.02, after_it
+
+
+@pytest.mark.parametrize("capture", ["ebpf", "packet"])
+def test_half_of_the_hosts_ports_stay_its_own(lab: Lab, capture: str) -> None:
+    """To a shadow that never answers, so that each connection lingers."""
+    requests = 2 * PORTS
+    lab.node.sysctl("ipv4.ip_local_port_range", f"40000 {40_000 + PORTS - 1}")
+    with HashSink(lab.node), RecordingTcp(lab.shadow, 80), Tap(lab.node, shadow="10.77.2.2:80", capture=capture) as tap:
+        result = load(lab.client, lab.node.addr4, requests=requests, connections=requests, per_connection=1)
+        assert result.answered == requests
+        until(lambda: len(to_shadow(lab)) == PORTS // 2, "half of the ports")
+        with contextlib.ExitStack() as own:
+            for _ in range(PORTS // 4):
+                own.enter_context(connect(lab.node, "10.77.2.2", 80))
+        ledger = tap.stop()
+    identity(ledger)
+    assert ledger["requests"]["mirrored"] == PORTS // 2
+    assert ledger["requests"]["dropped"] == {"no_resources": requests - PORTS // 2}
+    assert not any(name.startswith("connect_E") for name in ledger["events"])
+
+
+def to_shadow(lab: Lab) -> list[str]:
+    """Connections of the node to the shadow."""
+    return lab.node.run(["ss", "-Htn", "dst", "10.77.2.2"]).stdout.splitlines()
