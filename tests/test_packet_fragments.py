@@ -104,6 +104,24 @@ def test_a_repeated_piece_of_ipv6_is_none() -> None:
     assert feed(parts)[0] == [b"a" * 16 + b"c"]
 
 
+@pytest.mark.parametrize("six", [False, True])
+def test_each_fragment_counts_also_where_others_cover_it(six: bool) -> None:
+    _, fragments = feed(
+        [piece(0, b"a" * 24, six=six), *[piece(8, b"b" * 8, six=six)] * 2, piece(0, b"c" * 24, six=six)]
+    )
+    assert (len(fragments), fragments.discarded) == (4, 0)
+    put(fragments, piece(32, b"d" * 7, six=six))
+    assert (len(fragments), fragments.discarded) == (0, 5)
+
+
+def test_what_is_not_whole_at_the_end_is_given_up() -> None:
+    first, *rest = pieces4()
+    _, fragments = feed([*rest, piece(0, b"a" * 8, ident=8)])
+    fragments.give_up()
+    assert (len(fragments), fragments.discarded) == (0, len(rest) + 1)
+    assert put(fragments, first) is None
+
+
 CONTRADICTIONS = {
     "two ends": [piece(0, b"a" * 8), piece(16, b"b", more=False), piece(24, b"c", more=False), piece(8, b"d" * 8)],
     "beyond the end": [piece(8, b"b", more=False), piece(16, b"c" * 8), piece(0, b"a" * 8)],

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
+from scapy.all import IP, TCP, Raw, fragment
 
 from captures import Wire
 from lab import Lab, until
 from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP
-from tapmirror.source.live import _FRAME, BLOCK_BYTES, LiveSource, open_live
+from tapmirror.packet import Decoder
+from tapmirror.source.live import _FRAME, BLOCK_BYTES, HANDED_OVER, LiveSource, open_live
 from tapmirror.source.packet_ring import _BLOCK, _FIRST, TP_STATUS_USER, VALUES, PacketRing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
@@ -34,10 +37,14 @@ def sock(lab: Lab) -> Iterator[socket.socket]:
         yield opened
 
 
+def judge() -> Admission:
+    """Takes port 80."""
+    return Admission(ports=[80], addrs=[], excluded=[], threshold=1 << 32, seed=0, dscp=LOOP_DSCP, egress_all=False)
+
+
 def reader(sock: socket.socket) -> LiveSource:
     """As a worker that begins."""
-    judge = Admission(ports=[80], addrs=[], excluded=[], threshold=1 << 32, seed=0, dscp=LOOP_DSCP, egress_all=False)
-    return LiveSource(sock, judge, BYTES)
+    return LiveSource(sock, judge(), BYTES)
 
 
 def send(wire: Wire, sock: socket.socket, *data: bytes) -> None:
@@ -138,6 +145,25 @@ def test_what_is_not_read_is_judged_at_the_end(lab: Lab, sock: socket.socket) ->
         assert source.received == (1, 1)
         assert source.counters().seen == source.counters().emitted == (3, 6)
         assert source.empty()
+
+
+def test_fragments_of_what_is_not_whole_at_the_end_are_counted(lab: Lab) -> None:
+    with lab.node.enter():
+        opened = open_live("eth0", BYTES, loopback=False, ports=None)
+    with opened, Wire(lab) as wire:
+        source = LiveSource(opened, judge(), BYTES, decoder=Decoder(tunnels=True, checksums=False))
+        first, second, _ = fragment(
+            IP(src=lab.client.addr4, dst=lab.node.addr4) / TCP(dport=80) / Raw(bytes(2_000)), 800
+        )
+        for each in (first, second):
+            wire.send(wire.ether / each)
+        time.sleep(HANDED_OVER)
+        assert texts(source) == []
+        assert source.counters().fragment == (0, 0)
+        source.discard()
+        assert source.counters().fragment == (2, 0)
+        assert source.counters().seen[0] >= 2
+        source.close()
 
 
 def test_what_there_was_no_room_for_outlives_the_reader_that_asked(lab: Lab, sock: socket.socket) -> None:

@@ -33,10 +33,12 @@ Name: TypeAlias = tuple[bytes, bytes, int, int, int]
 class _Datagram:
     """What of a datagram has come."""
 
-    __slots__ = ("began", "dead", "ends", "first", "held", "pieces")
+    __slots__ = ("began", "came", "dead", "ends", "first", "held", "pieces")
 
     def __init__(self, began: float) -> None:
         self.began = began
+        self.came = 0
+        """Fragments, also those that others cover; 0 when they were given up."""
         self.pieces: list[tuple[int, bytes]] = []
         """(place, bytes), in order and without overlap."""
         self.held = 0
@@ -47,7 +49,7 @@ class _Datagram:
 
 
 class Fragments:
-    """Datagrams in pieces.  `discarded` counts the pieces that were given up."""
+    """Datagrams in pieces.  `discarded` counts the fragments that were given up."""
 
     def __init__(self) -> None:
         self._datagrams: OrderedDict[Name, _Datagram] = OrderedDict()
@@ -55,8 +57,8 @@ class Fragments:
         self.discarded = 0
 
     def __len__(self) -> int:
-        """Pieces held."""
-        return sum(len(datagram.pieces) for datagram in self._datagrams.values())
+        """Fragments of datagrams that are not whole yet."""
+        return sum(datagram.came for datagram in self._datagrams.values())
 
     def add(self, frame: memoryview, found: Network, now: float, vlan: int = 0) -> tuple[memoryview, Network] | None:
         """Take a fragment.  Of the datagram that is whole with it: what it carries, and where that begins (0).
@@ -72,18 +74,22 @@ class Fragments:
             datagram = self._datagrams[name] = _Datagram(now)
             if len(self._datagrams) > DATAGRAMS:
                 self._drop_oldest()
+        datagram.came += 1
         data = bytes(frame[piece.offset : found.end])
         if datagram.dead or len(data) < found.end - piece.offset:  # contradicted, or cut by the capture
-            self.discarded += 1
             self._kill(datagram)
             return None
         if not self._insert(datagram, piece.place, data, piece.more, not found.source.startswith(MAPPED)):
-            self.discarded += 1
             self._kill(datagram)
             return None
         if not piece.place:
             datagram.first = found
         return self._whole(name, datagram)
+
+    def give_up(self) -> None:
+        """No more fragments will come."""
+        while self._datagrams:
+            self._drop_oldest()
 
     def _insert(self, datagram: _Datagram, start: int, data: bytes, more: bool, strict: bool) -> bool:
         """Put a piece into its place; False if the datagram is not to be used."""
@@ -123,13 +129,13 @@ class Fragments:
 
     def _drop_oldest(self) -> None:
         name, datagram = next(iter(self._datagrams.items()))
-        self.discarded += len(datagram.pieces)
+        self.discarded += datagram.came
         self._forget(name)
 
     def _kill(self, datagram: _Datagram) -> None:
-        self.discarded += len(datagram.pieces)
+        self.discarded += datagram.came
         self._held -= datagram.held
-        datagram.held = 0
+        datagram.held = datagram.came = 0
         datagram.pieces.clear()
         datagram.dead = True
 

@@ -253,6 +253,8 @@ class LiveSource:
         while self._ready():
             for _ in self._judged(self._ring.begin()):
                 pass
+        if self._decoder is not None:
+            self._decoder.fragments.give_up()
         captured = self._admission.totals.get("emitted", (0, 0))
         self._discarded = captured[0] - segments, captured[1] - size
 
