@@ -317,7 +317,7 @@ class FlowTable:
             return self._left_out(flow, flags, length, now)
         if flags & FROM_SERVER:
             return self._from_server(flow, flags, seq, ack, length, now)
-        if flags & SYN:
+        if flags & SYN and not flags & RST:  # tcp_validate_incoming() looks at RST first
             return self._early_data(segment)
         if flow.state in (State.CLIENT_DONE, State.CLOSED):
             self._ledger.filter(FilterReason.DUPLICATE, length, 1 if length else 0)

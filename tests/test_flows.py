@@ -191,14 +191,18 @@ def test_midstream_that_production_never_answers() -> None:
     assert d.unsettled() == 0
 
 
-def test_reset_by_the_client_needs_the_next_sequence_number() -> None:
+@pytest.mark.parametrize("flags", [RST, RST | ACK, RST | SYN, FIN | SYN | RST | PSH | ACK])
+def test_reset_by_the_client_needs_the_next_sequence_number(flags: int) -> None:
     d = Dialogue()
     d.accept()
     d.put(ACK, 0, b"abc")
-    d.put(RST, 100)
+    d.put(flags, 100)
     assert d.text == b"abc"
-    d.put(RST, 3)
+    d.put(flags, 3, b"def")
     assert d.text == b"abc!"
+    d.put(ACK, 3, b"ghi")
+    assert d.text == b"abc!"
+    assert d.unsettled() == 0
 
 
 def test_reset_by_production_discards_what_waits() -> None:

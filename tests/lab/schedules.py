@@ -109,8 +109,8 @@ def random_steps(rand: random.Random) -> list[Step]:
         if chance < 0.08:
             flags |= FIN
         elif chance < 0.12:
-            flags |= RST
-            size = 0
+            flags |= RST | rand.choice((0, 0, 0, SYN, FIN, SYN | FIN))
+            size = rand.choice((0, 0, size))
         elif chance < 0.15:
             flags |= SYN
         elif chance < 0.25:
