@@ -28,6 +28,7 @@ OURSELVES = (os.getuid(), os.getgid())
         (b"fe80::1%lo STREAM x\n", [(SIX, ("fe80::1", 80, 0, 1))]),
         (b"fe80::1%7 STREAM x\n", [(SIX, ("fe80::1", 80, 0, 7))]),
         (b"fe80::1%nowhere STREAM x\n", []),
+        (b"fe80::1 STREAM x\n169.254.0.1 STREAM\n", [(FOUR, ("169.254.0.1", 80))]),
         (b"10.0.0.1 STREAM\n10.0.0.1 STREAM\n", [(FOUR, ("10.0.0.1", 80))]),
         (b"10.0.0 STREAM x\nSTREAM\n\xff\xfe STREAM\n10.0.0.1\n10.0.0.1 STR", []),
         (b"", []),

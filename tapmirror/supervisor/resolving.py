@@ -245,7 +245,10 @@ def _read(code: int, output: bytes, port: int) -> list[Address] | str:
 
 
 def parsed(output: bytes, port: int) -> list[Address]:
-    """The socket addresses in what `getent ahosts` printed: lines of address, type, name."""
+    """The socket addresses in what `getent ahosts` printed: lines of address, type, name.
+
+    A link-local address that names no interface is none: connect(2) refuses it, for ever.
+    """
     found: list[Address] = []
     for line in output.decode("ascii", "replace").splitlines():
         words = line.split()
@@ -256,6 +259,8 @@ def parsed(output: bytes, port: int) -> list[Address]:
             address = ipaddress.ip_address(text)
             scope = 0 if not zone else int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
         except (ValueError, OSError):
+            continue
+        if address.version == 6 and address.is_link_local and not scope:
             continue
         if address.version == 4:
             entry: Address = (int(socket.AF_INET), (str(address), port))
