@@ -213,7 +213,7 @@ class Reader:
 
 
 class Payloads:
-    """A file for the bytes of each direction, of which few are open at a time.  Raises OSError."""
+    """A file for the bytes of each direction, of which few are open at a time.  Raises OSError, with its name."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,15 +230,24 @@ class Payloads:
         if path not in self._open:
             self._open[path] = path.open(mode)
             if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
+                self._close(*self._open.popitem(last=False))
         self._open.move_to_end(path)
-        self._open[path].write(data)
+        try:
+            self._open[path].write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         return path
 
     def close(self) -> None:
         """Write what is left, and close."""
         while self._open:
-            self._open.popitem()[1].close()
+            self._close(*self._open.popitem())
+
+    def _close(self, path: Path, file: BinaryIO) -> None:
+        try:
+            file.close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _name(stream: Stream) -> str:

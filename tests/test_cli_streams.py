@@ -104,6 +104,21 @@ def test_wrong_use(words: list[str]) -> None:
     assert done.returncode == 2 and line.startswith("tapmirror: error: ")
 
 
+def test_a_file_of_payload_that_cannot_be_written_is_named(capture: Path, tmp_path: Path) -> None:
+    """As on a full disk, by a limit for files."""
+    folder = tmp_path / "payloads"
+    done = subprocess.run(
+        ["prlimit", "--fsize=1", COMMAND, "streams", capture, "--payload-dir", folder],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tapmirror: error: {folder}/00000")
+    assert done.stderr.endswith(": File too large\n") and done.stderr.count("\n") == 1
+
+
 def test_standard_output_that_is_full_or_closed(capture: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
