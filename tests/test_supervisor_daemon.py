@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -301,6 +303,14 @@ def uncaptured(rig: Rig) -> dict[str, float]:
     return {each["name"]: each["uncaptured_s"] for each in rig.daemon.roster.told(None, ledger=False)}
 
 
+@contextlib.contextmanager
+def up_for(seconds: float) -> Iterator[None]:
+    """The host was started so long ago."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "clock_gettime", lambda _: seconds)
+        yield
+
+
 @conversation
 async def test_the_time_in_which_no_daemon_ran_is_counted(rig: Rig) -> None:
     """Of taps that were to capture then; from when any was last seen to."""
@@ -311,7 +321,8 @@ async def test_the_time_in_which_no_daemon_ran_is_counted(rig: Rig) -> None:
     long_ago = time.time() - 1000
     os.utime(rig.places.captured, (long_ago, long_ago))
     rig.file("c.yaml", C)
-    await rig.begin()
+    with up_for(2000.0):
+        await rig.begin()
     await rig.running("a", "c")
     await rig.until(lambda: uncaptured(rig)["a"] >= 1000, "it is counted")
     assert 1000 <= uncaptured(rig)["a"] < 1000 + PATIENCE and uncaptured(rig)["b"] == uncaptured(rig)["c"] == 0
@@ -366,6 +377,21 @@ async def test_it_is_told_where_nobody_knows_for_how_long_nothing_was_captured(r
     await rig.daemon.close()
     rig.places.captured.unlink()
     await rig.begin()
+    await rig.running("a")
+    assert uncaptured(rig) == {"a": 0}
+    await rig.until(lambda: b"until when is not known" in b"".join(rig.said), "the line")
+
+
+@conversation
+async def test_a_note_from_before_the_host_was_started_is_none(rig: Rig) -> None:
+    """Its clock began in 1970, and was set meanwhile; or the directory is kept over a reboot."""
+    await rig.daemon.start([A], force=False)
+    await rig.until(rig.places.captured.exists, "the note")
+    await rig.daemon.close()
+    long_ago = time.time() - 1000
+    os.utime(rig.places.captured, (long_ago, long_ago))
+    with up_for(900.0):
+        await rig.begin()
     await rig.running("a")
     assert uncaptured(rig) == {"a": 0}
     await rig.until(lambda: b"until when is not known" in b"".join(rig.said), "the line")

@@ -80,7 +80,7 @@ class Daemon:
             self._log.say(Level.ERROR, "state", problem)
         until = self._captured_until()
         if kept.taps and until is None:
-            words = "the host was started since, or no tap captured: until when is not known"
+            words = "the host was started or its clock set since, or no tap captured: until when is not known"
             self._log.say(Level.NOTICE, "uncaptured", words)
         ran = {each.spec.name for each in kept.taps} if until is not None else set()
         self._stopped = set(kept.stopped)
@@ -104,9 +104,15 @@ class Daemon:
         self._later(self.keeping.save())  # a disk that hangs holds up no start
 
     def _captured_until(self) -> float | None:
-        """When taps were last seen to capture, of the wall clock; None: nobody knows."""
+        """When taps were last seen to capture, of the wall clock; None: nobody knows.
+
+        A note from before the host was started is none: a host without a battery begins in 1970, and its clock was
+        set since.
+        """
         with suppress(OSError):
-            return self.places.captured.lstat().st_mtime
+            noted = self.places.captured.lstat().st_mtime
+            if noted >= time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
+                return noted
         return None
 
     def _note_capture(self) -> bool:
