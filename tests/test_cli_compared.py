@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from tapmirror.cli import compared
+from tapmirror.cli import compared, run
 from tapmirror.cli.compared import SPEC
 from tapmirror.cli.main import main
 from tapmirror.compare import Comparison, Limits
@@ -226,6 +226,38 @@ def test_a_saved_ledger_is_judged_as_its_tap_was(tmp_path: Path) -> None:
         (tmp_path / "l.json").write_text(json.dumps({**ledger, **more}))
         outcomes.append(CliRunner().invoke(main, ["verdict", str(tmp_path / "l.json")]).exit_code)
     assert outcomes == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        ("none/found.html", "No such file or directory"),
+        ("folder.html", "Is a directory"),
+        ("plain/found.html", "No such file or directory"),
+        ("locked/found.html", "Permission denied"),
+        ("locked.html", "Permission denied"),
+    ],
+)
+def test_where_no_report_can_be_written_no_tap_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, problem: str
+) -> None:
+    """The tests may run as root, who may write anywhere but on a file system that is read-only."""
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "locked").mkdir()
+    for name in ("plain", "locked.html"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK or "locked" not in str(path))
+    monkeypatch.setattr(run, "start", lambda _: pytest.fail("a tap starts"))
+    words = ["--iface=lo", "--port=80", "--shadow=192.0.2.1:80", "--compare=status", f"--report={tmp_path / file}"]
+    done = CliRunner().invoke(main, ["run", *words])
+    assert (done.exit_code, done.stderr) == (2, f"tapmirror: error: --report: {tmp_path / file}: {problem}\n")
+
+
+@pytest.mark.parametrize("file", ["new.html", "old.html"])
+def test_a_report_may_be_new_or_written_over(tmp_path: Path, file: str) -> None:
+    (tmp_path / "old.html").write_text("old")
+    compared.check_place(str(tmp_path / file))
+    assert [each.name for each in tmp_path.iterdir()] == ["old.html"]
 
 
 @pytest.mark.parametrize("command", ["report", "verdict"])

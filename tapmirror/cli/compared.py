@@ -132,6 +132,20 @@ def form_of(path: str) -> str:
     return form
 
 
+def check_place(path: str) -> None:
+    """End the program if no report can be written there: better now than after hours of comparison."""
+    file = Path(path)
+    problem = 0
+    if file.is_dir():
+        problem = errno.EISDIR
+    elif not file.parent.is_dir():
+        problem = errno.ENOENT
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        problem = errno.EACCES
+    if problem:
+        fail(f"--report: {path}: {os.strerror(problem)}", 2)
+
+
 def write_report(found: Sequence[Figures], path: str) -> None:
     """Write the report of all shadows.  Raises OSError."""
     Path(path).write_text(FORMS[form_of(path)](*found), encoding="utf-8")

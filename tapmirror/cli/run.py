@@ -18,7 +18,16 @@ from typing import Any, Final
 import click
 import msgspec
 
-from tapmirror.cli.compared import SPEC, all_figures, form_of, limit_options, limits_of, tell_verdict, write_report
+from tapmirror.cli.compared import (
+    SPEC,
+    all_figures,
+    check_place,
+    form_of,
+    limit_options,
+    limits_of,
+    tell_verdict,
+    write_report,
+)
 from tapmirror.cli.live import LineView, LiveView, View, print_ledger, say_no_more
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.numbers import TIME
@@ -69,6 +78,7 @@ def run(
     limits = limits_of(options, judge=judge)
     if report_file is not None:
         form_of(report_file)
+        check_place(report_file)
     specs = specs_of(context, file, resolve, strict=strict, options=options)
     if (report_file is not None or judge) and not any(spec.compare.level is not Level.OFF for spec in specs):
         fail(f"--{'report' if report_file is not None else 'verdict'}: nothing is compared: give --compare too", 2)
