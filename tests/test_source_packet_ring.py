@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +14,7 @@ from lab import Lab, until
 from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP
 from tapmirror.packet import Decoder
-from tapmirror.source.live import _FRAME, BLOCK_BYTES, HANDED_OVER, LiveSource, open_live
+from tapmirror.source.live import _FRAME, BLOCK_BYTES, LiveSource, open_live
 from tapmirror.source.packet_ring import _BLOCK, _FIRST, TP_STATUS_USER, VALUES, PacketRing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
@@ -157,7 +156,9 @@ def test_fragments_of_what_is_not_whole_at_the_end_are_counted(lab: Lab) -> None
         )
         for each in (first, second):
             wire.send(wire.ether / each)
-        time.sleep(HANDED_OVER)
+        ring = PacketRing(opened, BYTES, BLOCK_BYTES)
+        until(lambda: readable(ring) == 2, "the fragments")
+        ring.close()
         assert texts(source) == []
         assert source.counters().fragment == (0, 0)
         source.discard()
