@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import msgspec
 import pytest
 
 from hostile_figures import empty, shop
+from lab.peeking import Statuses, by_chance, by_request, first_fail, in_turn, races, swapping
 from tapmirror.compare import Limits, Nature, Outcome, figures, merge
 from tapmirror.compare.summary import Endpoint, Field, Point, State
 from tapmirror.spec import Compare, Level
@@ -135,6 +138,52 @@ def test_statuses_that_differ_both_ways_and_are_there_again_are_no_chance() -> N
     endpoint.fields["value status"].probes = 50  # half as often: it is there when asked again
     found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
     assert (found.verdict.outcome, found.all.differing) == (Outcome.PASS, 0)
+
+
+@pytest.mark.parametrize(
+    ("both", "counts", "changed", "want", "nature"),
+    [
+        ((201, 409), 40, 0, Outcome.FAIL, Nature.DIFFERENT),
+        ((201, 409), 40, 40, Outcome.PASS, Nature.NOISE),
+        ((201, 409), 4, 0, Outcome.PASS, Nature.NOISE),
+        ((201, 409), 9, 0, Outcome.UNDECIDED, Nature.DIFFERENT),
+        ((201, 429), 40, 0, Outcome.PASS, Nature.NOISE),
+    ],
+)
+def test_statuses_that_change_places_are_no_chance_though_they_are_as_many_either_way(
+    both: tuple[int, int], counts: int, changed: int, want: Outcome, nature: Nature
+) -> None:
+    """Where nothing is asked twice, a shadow that answers 409 for 201 and 201 for 409 passed."""
+    low, high = both
+    endpoint = _turned({f"{low} {high}": 205, f"{high} {low}": 195})
+    endpoint.crossed = {f"{low} {high}": counts}
+    endpoint.changed = {f"{low} {high}": changed}
+    found = figures("t", "s", State(level="body", endpoints={"POST /x": endpoint}), Compare(), _RATE)
+    assert found.verdict.outcome is want
+    assert found.endpoints[0].fields[0].nature is nature
+    assert found.all.differing == (400 if nature is Nature.DIFFERENT else 10)
+
+
+@pytest.mark.parametrize(("rate", "neither", "most"), [(0.1, 0.0, 4000), (0.05, 0.0, 16_000), (0.1, 0.002, 16_000)])
+def test_a_shadow_that_takes_what_production_does_not_and_the_other_way_round_fails(
+    rate: float, neither: float, most: int
+) -> None:
+    assert all(first_fail(swapping(random.Random(seed), rate, neither), most, _RATE) for seed in range(5))
+
+
+@pytest.mark.parametrize(
+    "equal",
+    [
+        *(partial(by_chance, rate=rate) for rate in (0.01, 0.3)),
+        by_request,
+        *(partial(races, rate=0.2, clients=clients) for clients in (2, 3)),
+        partial(in_turn, every=3, status=429),
+    ],
+)
+def test_equal_versions_do_not_fail_by_statuses_that_chance_gives(
+    equal: Callable[[random.Random], Statuses],
+) -> None:
+    assert not any(first_fail(equal(random.Random(seed)), 5000, _RATE) for seed in range(5))
 
 
 def test_a_few_more_of_one_side_may_be_too_many_though_pairs_say_that_it_is_noise() -> None:

@@ -75,6 +75,33 @@ def test_errors(status: int, other: int, want: tuple[int, int]) -> None:
     assert (endpoint.only_shadow, endpoint.only_production) == want
 
 
+@pytest.mark.parametrize(
+    ("exchanges", "crossed", "changed"),
+    [
+        ([(201, 409), (409, 201)], {"201 409": 1}, {}),
+        ([(409, 201), (201, 409)], {"201 409": 1}, {}),
+        ([(201, 201), (409, 409)], {}, {"201 409": 1}),
+        ([(409, 409), (201, 201)], {}, {"201 409": 1}),
+        ([(201, 409), (201, 409)], {}, {}),
+        ([(201, 409), (409, 409)], {}, {}),
+        ([(201, 409), (409, 404)], {}, {}),
+        ([(201, 201), (201, 409), (409, 201)], {}, {}),  # each is held against one other
+        ([(201, 201), (201, 201), (201, 409), (409, 201)], {"201 409": 1}, {}),
+        ([(201, 409), (503, 201), (201, 503), (409, 201)], {"201 409": 1}, {}),  # errors of one side are none
+    ],
+)
+def test_each_two_exchanges_in_a_row_show_whether_statuses_change_places(
+    exchanges: list[tuple[int, int]], crossed: dict[str, int], changed: dict[str, int]
+) -> None:
+    summary = Summary(BOUNDS, "status")
+    for status, other in exchanges:
+        summary.observe(summary.endpoint("a"), ASKED, Answer(status), Reply(Answer(other), 0), 1.0)
+    endpoint = summary.state.endpoints["a"]
+    assert (endpoint.crossed, endpoint.changed) == (crossed, changed)
+    total = merged([summary.state, summary.state], BOUNDS).endpoints["a"]
+    assert (sum(total.crossed.values()), sum(total.changed.values())) == (2 * len(crossed), 2 * len(changed))
+
+
 def test_an_exchange_that_is_not_timed_counts_but_for_its_times() -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")

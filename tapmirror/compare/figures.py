@@ -20,6 +20,7 @@ from tapmirror.compare.statistics import (
     crowd,
     crowd_of_differences,
     difference_interval,
+    majority_evidence,
     ratio_interval,
     share_interval,
 )
@@ -27,6 +28,7 @@ from tapmirror.compare.summary import (
     COARSE,
     SCHEMA,
     STATUS,
+    BothStatuses,
     Endpoint,
     Field,
     Sample,
@@ -315,19 +317,24 @@ def _turned(endpoint: Endpoint, alpha: float) -> tuple[int, int, int, int]:
     as likely, so what one has more often is no noise, whatever pairs of one version say: of a shadow that answers 404
     now and then they differ as often.
 
-    A fault may answer 404 for 200 as often as 200 for 404.  But not by chance: it is there again.
+    A fault may answer 404 for 200 as often as 200 for 404.  But not by chance: it is there again, or they change places
+    (`_swapped`).
     """
     all_ = sum(endpoint.turned.values())
     if not all_ or _there_again(endpoint, alpha):
         return all_, 0, 0, 0
     seen, most, least = 0, 0.0, 0.0
+    alpha /= 2  # for either way to see a fault
     pairs = _by_pair(endpoint)
-    for one, other in pairs:
+    said, sure = _swapped(endpoint, SURPRISE), _swapped(endpoint, alpha)
+    for both, (one, other) in pairs.items():
         count = one + other
         low, high = share_interval(one, count, alpha / len(pairs))
-        seen += count - abs(one - other)
-        most += count * (1 - max(0.0, 2 * low - 1, 1 - 2 * high))
-        least += count * (1 - max(1 - 2 * low, 2 * high - 1))
+        if both not in said:
+            seen += count - abs(one - other)
+            least += count * (1 - max(1 - 2 * low, 2 * high - 1))
+        if both not in sure:
+            most += count * (1 - max(0.0, 2 * low - 1, 1 - 2 * high))
     return all_, seen, min(all_, math.ceil(most)), max(0, math.floor(least))
 
 
@@ -339,20 +346,47 @@ def _there_again(endpoint: Endpoint, alpha: float) -> bool:
     return field is not None and _apart(msgspec.structs.replace(field, raw=field.raw // 2), endpoint, alpha)
 
 
-def _by_pair(endpoint: Endpoint) -> list[tuple[int, int]]:
-    """Of each two statuses how often production had the lower one, and how often the shadow."""
-    found: dict[tuple[int, ...], list[int]] = {}
+def _swapped(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
+    """Of which two statuses, the lower one first, it is certain that they change places otherwise than by chance.
+
+    Take two exchanges in a row, and let production answer the first with one status and the second with the other with
+    probability p, and the other way round with q.  An equal shadow does the same by itself: so they cross, one side
+    answering the one way and the other side the other way, with 2pq, and agree in a change with p^2 + q^2, which is no
+    less, whatever the requests are, and if both are after the same seat too.  Who answers 409 where the other one
+    answers 201 crosses, and hardly ever agrees in a change.
+
+    Exchanges next to each other, and not counts of all, for a limiter that turns away in some minutes, and another one
+    in other minutes, seldom do so together.  Not 429 (RFC 6585, 4): each third request may be too many on both sides,
+    and never the same one.
+
+    NOTE: where production answers with both by itself, in more than the square of the share that changes places, that
+    is what chance looks like too.
+    """
+    enough = -math.log(alpha / max(1, len(endpoint.crossed)))
+    return {
+        both
+        for both, count in endpoint.crossed.items()
+        if _TOO_MANY not in both.split() and majority_evidence(count, count + endpoint.changed.get(both, 0)) > enough
+    }
+
+
+def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
+    """Of each two statuses, the lower one first, how often production had that, and how often the shadow."""
+    found: dict[BothStatuses, tuple[int, int]] = {}
     for both, count in endpoint.turned.items():
-        statuses = [*map(int, both.split())]
-        found.setdefault(tuple(sorted(statuses)), [0, 0])[statuses[0] > statuses[-1]] += count
-    return [(one, other) for one, other in found.values()]
+        key = " ".join(sorted(both.split(), key=int))
+        one, other = found.get(key, (0, 0))
+        found[key] = (one + count, other) if key == both else (one, other + count)
+    return found
 
 
 def _chance(endpoint: Endpoint, what: Nature) -> Nature:
     """What statuses are that differ, and are not those of errors of one side alone."""
     if _there_again(endpoint, SURPRISE):
         return what
-    pairs = _by_pair(endpoint)
+    if _swapped(endpoint, SURPRISE):
+        return Nature.DIFFERENT
+    pairs = _by_pair(endpoint).values()
     for one, other in pairs:
         low, high = share_interval(one, one + other, SURPRISE / len(pairs))
         if not low <= 0.5 <= high:
@@ -634,6 +668,8 @@ def _coarse(buckets: dict[int, int], share: float) -> float:
 
 _STATUS: Final = " status"
 """What the names of differences of statuses end with; such answers are not compared any further."""
+_TOO_MANY: Final = "429"
+"""The status that says nothing of a request but that there were others before it."""
 _IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "
 _VALUE: Final = f"{Change.VALUE.value} "
 _PROBED: Final = ("GET ", "HEAD ", "OPTIONS ")

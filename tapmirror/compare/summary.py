@@ -28,6 +28,8 @@ SCHEMA: Final = "tapmirror.compare/1"
 CoarseKey: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 PointNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 """Of 64 bits: after as many doublings of the width all points are one."""
+Status: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]
+"""0: no answer."""
 BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9]{1,3}\Z")]
 """Production's, the shadow's."""
 POINTS: Final = 120
@@ -107,6 +109,13 @@ class Endpoint(msgspec.Struct):
     """Of these: only one side's answer was an error."""
     turned: dict[BothStatuses, Count] = {}
     """Of these: both sides' or neither's was an error, and the statuses differed, by both (`200 429`)."""
+    before: Annotated[list[Status], msgspec.Meta(max_length=2)] = []
+    """Production's and the shadow's in an exchange that waits to be held against the next one, if one does,"""
+    crossed: dict[BothStatuses, Count] = {}
+    """and in how many such pairs these two differed one way in the first and the other way in the second; the lower one
+    comes first (`201 409`)."""
+    changed: dict[BothStatuses, Count] = {}
+    """The same where both sides agreed in both, on one of these in the first and on the other in the second."""
     skipped: dict[str, Count] = {}
     """Bodies that could not be compared, by reason."""
     probed: Count = 0
@@ -222,6 +231,8 @@ class Summary:
                 endpoint.only_production += 1
             else:
                 endpoint.only_shadow += 1
+        else:
+            _beside(endpoint, status, other)
         mine.bytes += production.length
         its.bytes += answer.length
         if state.began is None:
@@ -352,6 +363,22 @@ class Summary:
         return state.line.setdefault(int(now / state.width), Point())
 
 
+def _beside(endpoint: Endpoint, status: int, other: int) -> None:
+    """Hold an exchange against the one before it: each is in one such pair, or what one exchange shows counts twice."""
+    if not endpoint.before:
+        endpoint.before = [status, other]
+        return
+    before, its_before = endpoint.before
+    endpoint.before = []
+    if before == status:
+        return
+    both = f"{before} {status}" if before < status else f"{status} {before}"
+    if before == other and its_before == status:
+        _count_text(endpoint.crossed, both, STATUSES)
+    elif before == its_before and status == other:
+        _count_text(endpoint.changed, both, STATUSES)
+
+
 def _its_turn(asked_ns: int, answer: Answer, rtt_ns: int) -> int:
     """When a server could begin with a request, as its client saw it: when it had it, and was done with the one before.
 
@@ -415,6 +442,8 @@ def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> N
     into.ratio.merge(other.ratio)
     _add(into.skipped, other.skipped)
     _add(into.turned, other.turned)
+    _add(into.crossed, other.crossed)
+    _add(into.changed, other.changed)
     if not fields:
         return
     for name, field in other.fields.items():

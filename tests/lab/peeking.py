@@ -13,9 +13,10 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
-from tapmirror.compare.figures import certainly, evidence_of
+from tapmirror.compare.figures import certainly, evidence_of, figures
 from tapmirror.compare.noise import Nature, Thresholds, nature, short, wanted
 from tapmirror.compare.sketch import Sketch
 from tapmirror.compare.statistics import (
@@ -27,9 +28,15 @@ from tapmirror.compare.statistics import (
     ratio_interval,
     share_evidence,
 )
-from tapmirror.compare.summary import COARSE, POINTS, Endpoint, Field
+from tapmirror.compare.summary import COARSE, POINTS, Endpoint, Field, State, Summary, bounds_of
 from tapmirror.compare.verdict import Counts, Limits, Outcome, judge
 from tapmirror.comparing import PROBE_DELAY
+from tapmirror.exchange import Answer, Asked, Reply
+from tapmirror.spec import Compare, Level
+
+Statuses: TypeAlias = Iterator[tuple[int, int]]
+"""Production's and the shadow's, exchange by exchange."""
+CREATED, TAKEN = 201, 409
 
 
 def false_alarms_of_shares(runs: int, length: int, share: float, alpha: float, rand: random.Random) -> tuple[int, int]:
@@ -329,6 +336,87 @@ def believed(kind: Kind, length: int, rand: random.Random, share: float = 0.01) 
     return said, 0
 
 
+def swapping(rand: random.Random, rate: float, both: float = 0.0) -> Statuses:
+    """A fault: of this share of the requests, those that production takes the shadow does not, and of as many the other
+    way round.  Of the share `both` neither takes any.
+    """
+    while True:
+        at = rand.random()
+        if at < rate:
+            yield CREATED, TAKEN
+        elif at < 2 * rate:
+            yield TAKEN, CREATED
+        else:
+            yield (TAKEN, TAKEN) if at < 2 * rate + both else (CREATED, CREATED)
+
+
+def by_chance(rand: random.Random, rate: float, status: int = TAKEN) -> Statuses:
+    """Equal: each side answers this by itself."""
+    while True:
+        yield tuple(status if rand.random() < rate else CREATED for _ in range(2))  # type: ignore[misc]
+
+
+def by_request(rand: random.Random) -> Statuses:
+    """Equal: the same, with a rate for each of twenty kinds of requests."""
+    rates = [rand.random() ** 4 / 2 for _ in range(20)]
+    while True:
+        yield next(by_chance(rand, rand.choice(rates)))
+
+
+def in_bursts(rand: random.Random, rate: float, size: int) -> Statuses:
+    """Equal: so many in a row, of each side at times of its own."""
+    taken = [rand.random() < rate for _ in range(2)]
+    while True:
+        yield TAKEN if taken[0] else CREATED, TAKEN if taken[1] else CREATED
+        taken = [rand.random() * size > 1 if each else rand.random() * size < rate / (1 - rate) for each in taken]
+
+
+def races(rand: random.Random, rate: float, clients: int) -> Statuses:
+    """Equal: so often some clients want one seat, and who comes first gets it."""
+    while True:
+        if rand.random() < rate:
+            first = [rand.randrange(clients) for _ in range(2)]
+            for client in range(clients):
+                yield tuple(CREATED if client == each else TAKEN for each in first)  # type: ignore[misc]
+        else:
+            yield CREATED, CREATED
+
+
+def in_turn(rand: random.Random, every: int, status: int) -> Statuses:
+    """Equal: each side answers every so many requests so, from one of its own on."""
+    first = [rand.randrange(every) for _ in range(2)]
+    number = 0
+    while True:
+        number += 1
+        yield tuple(status if number % every == each else CREATED for each in first)  # type: ignore[misc]
+
+
+def first_fail(statuses: Statuses, most: int, limits: Limits) -> int:
+    """After how many requests to one endpoint the verdict is FAIL, looked for each tenth more; 0: it is not."""
+    spec = Compare(level=Level.STATUS)
+    summary = Summary(bounds_of(spec), spec.level.value)
+    endpoint = summary.endpoint("POST /seats")
+    asked = Asked(1, b"POST", b"/seats", b"", timed=False)
+    look = 100
+    for number in range(1, most + 1):
+        one, other = next(statuses)
+        summary.observe(endpoint, asked, Answer(one), Reply(Answer(other), 0), number / 100)
+        endpoint.compared += 1
+        if one != other:
+            summary.turned(endpoint, one, other)
+            summary.differed(endpoint, ["value status"])
+        if number in (look, most):
+            look += look // 10
+            if verdict_of(summary.state, spec, limits) is Outcome.FAIL:
+                return number
+    return 0
+
+
+def verdict_of(state: State, spec: Compare, limits: Limits) -> Outcome:
+    """On a state."""
+    return figures("tap", "shadow", state, spec, limits).verdict.outcome
+
+
 def show(name: str, wrong: int, runs: int, alpha: float, more: str = "") -> None:
     print(f"{name:52} {wrong:4} of {runs} = {100 * wrong / runs:5.2f} %  (alpha {100 * alpha:g} %){more}")
 
@@ -391,6 +479,22 @@ def main() -> None:
         outcomes = {each.value: sum(outcome is each for outcome, _ in found) for each in Outcome}
         median = statistics.median(count for _, count in found)
         print(f"verdict, {name:24} {outcomes}, median after {median:,.0f} requests")
+    limits = Limits(max_error_diff=None, max_p99_ratio=None)
+    equal: dict[str, Callable[[random.Random], Statuses]] = {
+        **{f"{rate:.1%}": partial(by_chance, rate=rate) for rate in (0.001, 0.01, 0.1, 0.3)},
+        "by request": by_request,
+        **{f"10 % in rows of {size}": partial(in_bursts, rate=0.1, size=size) for size in (3, 30, 1000)},
+        **{f"{count} clients, a seat": partial(races, rate=0.1, clients=count) for count in (2, 3)},
+        "each third 429": partial(in_turn, every=3, status=429),
+        "each third 409": partial(in_turn, every=3, status=TAKEN),
+    }
+    for name, statuses in equal.items():
+        wrong = sum(first_fail(statuses(random.Random(seed)), 20_000, limits) > 0 for seed in range(200))
+        show(f"statuses of POST, {name}", wrong, 200, limits.alpha)
+    for rate, neither in ((0.1, 0), (0.05, 0), (0.02, 0), (0.01, 0), (0.1, 0.002), (0.1, 0.005), (0.1, 0.01)):
+        ends = [first_fail(swapping(random.Random(seed), rate, neither), 300_000, limits) for seed in range(20)]
+        median = statistics.median(end or math.inf for end in ends)
+        print(f"{rate:.0%} change places each way, {neither:.1%} on both sides: failed after {median:,.0f} requests")
     stream = Stream(random.Random(3), 1.2, 0.0, 0.0)
     for count in (10_000, 90_000):
         stream.step(count)
