@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hostile_figures import empty, shop
-from lab.peeking import Statuses, by_chance, by_request, first_fail, in_turn, races, swapping
+from lab.peeking import Statuses, by_chance, by_request, first_fail, in_bursts, in_turn, races, swapping
 from tapmirror.compare import Limits, Nature, Outcome, figures, merge
 from tapmirror.compare.summary import Endpoint, Field, Point, State
 from tapmirror.spec import Compare, Level
@@ -176,6 +176,7 @@ def test_a_shadow_that_takes_what_production_does_not_and_the_other_way_round_fa
     [
         *(partial(by_chance, rate=rate) for rate in (0.01, 0.3)),
         by_request,
+        *(partial(in_bursts, rate=0.1, size=size) for size in (30, 1000)),
         *(partial(races, rate=0.2, clients=clients) for clients in (2, 3)),
         partial(in_turn, every=3, status=429),
     ],
@@ -184,6 +185,27 @@ def test_equal_versions_do_not_fail_by_statuses_that_chance_gives(
     equal: Callable[[random.Random], Statuses],
 ) -> None:
     assert not any(first_fail(equal(random.Random(seed)), 5000, _RATE) for seed in range(5))
+
+
+@pytest.mark.parametrize(
+    ("stretches", "want", "nature"),
+    [
+        ([10] * 40, Outcome.FAIL, Nature.DIFFERENT),
+        ([0] * 30 + [200, 0] + [0] * 6 + [200, 0], Outcome.UNDECIDED, Nature.NOISE),  # 400 of 430 at two times
+        ([60] * 7, Outcome.UNDECIDED, Nature.NOISE),  # too short to tell
+    ],
+)
+def test_statuses_that_one_side_has_more_of_count_as_one_where_they_come_together(
+    stretches: list[int], want: Outcome, nature: Nature
+) -> None:
+    """Of two limiters of rates each turns away at times of its own: equal versions failed."""
+    endpoint = _turned({"200 429": sum(stretches), "429 200": 30})
+    line = {n: Point(1000, turned=[count, n % 8 == 3]) for n, count in enumerate(stretches)}
+    other = Endpoint(pairs=1000)
+    state_ = State(level="body", endpoints={"POST /x": endpoint, "POST /y": other}, line=line)
+    found = figures("t", "s", state_, Compare(), _RATE)
+    assert found.verdict.outcome is want
+    assert {each.name: each for each in found.endpoints}["POST /x"].fields[0].nature is nature
 
 
 def test_a_few_more_of_one_side_may_be_too_many_though_pairs_say_that_it_is_noise() -> None:

@@ -102,6 +102,22 @@ def test_each_two_exchanges_in_a_row_show_whether_statuses_change_places(
     assert (sum(total.crossed.values()), sum(total.changed.values())) == (2 * len(crossed), 2 * len(changed))
 
 
+def test_which_way_statuses_differ_is_known_of_each_stretch_of_time() -> None:
+    summary = Summary(BOUNDS, "status")
+    for now, status, other in [
+        (0, 201, 409),
+        (0, 409, 201),
+        (1, 201, 409),
+        (1, 500, 503),
+        (1, 500, 201),
+        (1, 201, 201),
+    ]:
+        summary.observe(summary.endpoint("a"), ASKED, Answer(status), Reply(Answer(other), 0), float(now))
+    assert {number: point.turned for number, point in summary.state.line.items()} == {0: [1, 1], 1: [2, 0]}
+    total = merged([summary.state, summary.state], BOUNDS)
+    assert {number: point.turned for number, point in total.line.items()} == {0: [2, 2], 1: [4, 0]}
+
+
 def test_an_exchange_that_is_not_timed_counts_but_for_its_times() -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")

@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.compare.endpoints import OTHER
-from tapmirror.compare.figures import Judged, crowds_of, error_crowd, judged_endpoint, noise_of
+from tapmirror.compare.figures import Judged, crowds_of, error_crowd, judged_endpoint, noise_of, turn_crowds
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.summary import Endpoint, Side, State, Summary, is_error
 from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
@@ -148,9 +148,10 @@ class Briefing:
         noise = {name: noise_of(endpoints[name], self._spec) for name in chosen}
         known = set().union(*noise.values(), *(look.noise for name, look in looks.items() if name not in noise))
         fields = sum(len(each.fields) for each in endpoints.values())
+        turns = turn_crowds(state)
         for name in chosen:
             endpoint = endpoints[name]
-            found = judged_endpoint(name, endpoint, self._spec, self._limits, known, fields)
+            found = judged_endpoint(name, endpoint, self._spec, self._limits, known, fields, turns[name])
             looks.pop(name, None)
             looks[name] = Look(at, _endpoint(endpoint, found), found, noise[name])
 

@@ -184,6 +184,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     errors = error_crowd(state, total.only_shadow, total.only_production)
     wrong = total.only_shadow + total.only_production
     found = differing(state, spec, limits)
+    turns = turn_crowds(state)
     crowds = {share: crowds_of(state, share) for share in (0.5, P99)}
     timed = total.production.last.count
     endpoints = [
@@ -196,13 +197,16 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
             found[name].differing,
             {share: _part(both, each.production.last.count, timed) for share, both in crowds.items()},
             _thinned(errors, (each.only_shadow + each.only_production) / wrong) if wrong else errors,
+            turns[name],
             _probed(name, spec),
         )
         for name, each in state.endpoints.items()
     ]
     endpoints.sort(key=lambda each: (-_badness(each), -_doublings(each), -each.pairs, each.name))
     together = sum(found.values(), Judged())
-    everything = _endpoint("all", total, thresholds, known, limits, together.differing, crowds, errors, probes=False)
+    everything = _endpoint(
+        "all", total, thresholds, known, limits, together.differing, crowds, errors, 1.0, probes=False
+    )
     counts = Counts(
         total.pairs,
         total.only_shadow,
@@ -265,15 +269,20 @@ def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
     """How many of each endpoint's exchanges differ."""
     known = _noise_elsewhere(state, _thresholds(spec))
     fields = sum(len(each.fields) for each in state.endpoints.values())
-    return {name: judged_endpoint(name, each, spec, limits, known, fields) for name, each in state.endpoints.items()}
+    turns = turn_crowds(state)
+    return {
+        name: judged_endpoint(name, each, spec, limits, known, fields, turns[name])
+        for name, each in state.endpoints.items()
+    }
 
 
 def judged_endpoint(
-    name: str, endpoint: Endpoint, spec: Compare, limits: Limits, known: Set[str], fields: int
+    name: str, endpoint: Endpoint, spec: Compare, limits: Limits, known: Set[str], fields: int, turns: float
 ) -> Judged:
     """How many of an endpoint's exchanges differ.
 
-    `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many differ at all endpoints.
+    `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many differ at all endpoints, `turns` its
+    crowd of statuses (`turn_crowds`).
 
     An error of one side counts for the limit of error rates alone, if there is one and neither side has more of them
     for certain: that limit takes both sides' errors off each other.  Two equal versions with 1 % of errors each differ
@@ -298,7 +307,7 @@ def judged_endpoint(
             if not among.isdisjoint(names):
                 counts[place] += count
                 statuses[place] += count if signature.endswith(_STATUS) else 0
-    all_, seen, most, least = _turned(endpoint, level)
+    all_, seen, most, least = _turned(endpoint, level, turns)
     if STATUS in open_:
         alike = [min(each, count) for each, count in zip((seen, most, least), statuses, strict=True)]
         more = (0, 0, 0)
@@ -311,7 +320,7 @@ def judged_endpoint(
     return Judged(counted[0], counted[1] - erring[1], counted[2] - erring[2], erring[0])
 
 
-def _turned(endpoint: Endpoint, alpha: float) -> tuple[int, int, int, int]:
+def _turned(endpoint: Endpoint, alpha: float, crowd: float) -> tuple[int, int, int, int]:
     """Exchanges whose statuses differ, both below 500 or neither.  All of them, and how many say nothing, for those in
     which it is the other way round are as many: as seen, at most and at least.  Of two equal versions each of both is
     as likely, so what one has more often is no noise, whatever pairs of one version say: of a shadow that answers 404
@@ -329,7 +338,7 @@ def _turned(endpoint: Endpoint, alpha: float) -> tuple[int, int, int, int]:
     said, sure = _swapped(endpoint, SURPRISE), _swapped(endpoint, alpha)
     for both, (one, other) in pairs.items():
         count = one + other
-        low, high = share_interval(one, count, alpha / len(pairs))
+        low, high = _majority(one, count, alpha / len(pairs), crowd)
         if both not in said:
             seen += count - abs(one - other)
             least += count * (1 - max(1 - 2 * low, 2 * high - 1))
@@ -370,6 +379,11 @@ def _swapped(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
     }
 
 
+def _majority(one: int, count: int, alpha: float, crowd: float) -> tuple[float, float]:
+    """Of the share that is one way round, of so many that differ; `crowd` of them count as one."""
+    return share_interval(one / crowd, count / crowd, alpha) if crowd >= 1 else (0.0, 1.0)
+
+
 def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
     """Of each two statuses, the lower one first, how often production had that, and how often the shadow."""
     found: dict[BothStatuses, tuple[int, int]] = {}
@@ -380,7 +394,7 @@ def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
     return found
 
 
-def _chance(endpoint: Endpoint, what: Nature) -> Nature:
+def _chance(endpoint: Endpoint, what: Nature, crowd: float) -> Nature:
     """What statuses are that differ, and are not those of errors of one side alone."""
     if _there_again(endpoint, SURPRISE):
         return what
@@ -388,7 +402,7 @@ def _chance(endpoint: Endpoint, what: Nature) -> Nature:
         return Nature.DIFFERENT
     pairs = _by_pair(endpoint).values()
     for one, other in pairs:
-        low, high = share_interval(one, one + other, SURPRISE / len(pairs))
+        low, high = _majority(one, one + other, SURPRISE / len(pairs), crowd)
         if not low <= 0.5 <= high:
             return Nature.DIFFERENT
     if what is Nature.DIFFERENT and all(map(all, pairs)):
@@ -428,11 +442,13 @@ def _endpoint(
     count: int,
     crowds: Mapping[float, tuple[float, float]],
     errors: float,
+    turns: float,
     probes: bool,
 ) -> EndpointFigures:
-    """`count` of its exchanges differ; `errors` is the crowd of its errors."""
+    """`count` of its exchanges differ; `errors` is the crowd of its errors, `turns` that of its statuses."""
     fields = sorted(
-        _fields(endpoint, thresholds, known, probes), key=lambda each: (_ORDER[each.nature], -each.rate, each.path)
+        _fields(endpoint, thresholds, known, turns, probes),
+        key=lambda each: (_ORDER[each.nature], -each.rate, each.path),
     )
     pairs = endpoint.pairs
     diff = (endpoint.only_shadow - endpoint.only_production) / pairs if pairs else None
@@ -506,6 +522,19 @@ def error_crowd(state: State, only_shadow: int, only_production: int) -> float:
     return crowd_of_differences(line, only_shadow, only_production, state.width)
 
 
+def turn_crowds(state: State) -> dict[str, float]:
+    """That of the statuses that differ, and are both those of errors or neither, of each endpoint: a limiter turns away
+    for some time, and another one at another time.
+    """
+    line = {number: (point.pairs, point.turned[0] - point.turned[1]) for number, point in state.line.items()}
+    low, high = (sum(point.turned[side] for point in state.line.values()) for side in range(2))
+    crowd = crowd_of_differences(line, low, high, state.width)
+    every = max(1, low + high)
+    return {
+        name: _thinned(crowd, min(1.0, sum(each.turned.values()) / every)) for name, each in state.endpoints.items()
+    }
+
+
 def _part(crowds: tuple[float, float], count: int, of: int) -> tuple[float, float]:
     """Of an endpoint that has so many of all: its requests are so much farther from each other."""
     return crowds if not of else (_thinned(crowds[0], count / of), _thinned(crowds[1], count / of))
@@ -521,7 +550,9 @@ def _ratio(over: Sketch, under: Sketch, share: float, alpha: float, crowds: tupl
     return Estimate(over.quantile(share) / below if below else None, low, high if high < math.inf else None)
 
 
-def _fields(endpoint: Endpoint, thresholds: Thresholds, known: Set[str], probes: bool) -> list[FieldFigures]:
+def _fields(
+    endpoint: Endpoint, thresholds: Thresholds, known: Set[str], turns: float, probes: bool
+) -> list[FieldFigures]:
     found = []
     names = endpoint.fields.keys()
     for name, field in endpoint.fields.items():
@@ -532,7 +563,7 @@ def _fields(endpoint: Endpoint, thresholds: Thresholds, known: Set[str], probes:
         if what is Nature.DIFFERENT and name.startswith(_IDENTIFIER) and name.replace(_IDENTIFIER, _VALUE, 1) in names:
             continue  # before it was known to be none: the value says it
         if name == STATUS and field.raw == sum(endpoint.turned.values()):
-            what = _chance(endpoint, what)
+            what = _chance(endpoint, what, turns)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
         noise = evidence.noisy / evidence.pairs if evidence.pairs else None
         kind, _, path = name.partition(" ")

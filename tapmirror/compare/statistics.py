@@ -31,7 +31,7 @@ Kish 1965), and so many requests count as one.
 Nor are errors: while a dependency is away, or a server restarts, each request fails.  Two equal versions with such
 outages at different times were said to differ in up to half of all runs.  For the difference of error rates the crowd
 is that of the stretches' differences; but what lasts longer than `LASTING` is more than one outage, or who died for
-good would never fail.
+good would never fail.  The same holds for other statuses that one side has more of.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def share_evidence(hits: int, count: int, share: float, a: float = 0.5, b: float
     return _against(hits, count, share, _log_beta(a + hits, b + (count - hits)) - _log_beta(a, b))
 
 
-def _against(hits: int, count: int, share: float, evidence: float) -> float:
+def _against(hits: float, count: float, share: float, evidence: float) -> float:
     """The same, where what does not depend on the share is known."""
     if (share <= 0 and hits) or (share >= 1 and hits < count):
         return math.inf
@@ -79,12 +79,12 @@ def _against(hits: int, count: int, share: float, evidence: float) -> float:
     return evidence
 
 
-def share_interval(hits: int, count: int, alpha: float) -> Interval:
+def share_interval(hits: float, count: float, alpha: float) -> Interval:
     """Of a share, from how many of how many."""
     return share_low(hits, count, alpha), share_high(hits, count, alpha)
 
 
-def share_low(hits: int, count: int, alpha: float) -> float:
+def share_low(hits: float, count: float, alpha: float) -> float:
     """The lower end of the interval."""
     if not hits:
         return 0.0
@@ -94,7 +94,7 @@ def share_low(hits: int, count: int, alpha: float) -> float:
     return min(middle, max(0.0, _root(hits, count, known, start)))
 
 
-def share_high(hits: int, count: int, alpha: float) -> float:
+def share_high(hits: float, count: float, alpha: float) -> float:
     """The upper end of the interval."""
     misses = count - hits
     if not misses:
@@ -107,7 +107,7 @@ def share_high(hits: int, count: int, alpha: float) -> float:
     return max(middle, min(1.0, _root(hits, count, known, start)))
 
 
-def _short(hits: int, count: int, alpha: float) -> tuple[float, float]:
+def _short(hits: float, count: float, alpha: float) -> tuple[float, float]:
     """What of the evidence does not depend on the share, less what is enough; and by how much the evidence against the
     estimate itself is less than enough.
     """
@@ -115,7 +115,7 @@ def _short(hits: int, count: int, alpha: float) -> tuple[float, float]:
     return known, max(0.0, -_against(hits, count, hits / count, known))
 
 
-def _root(hits: int, count: int, known: float, at: float) -> float:
+def _root(hits: float, count: float, known: float, at: float) -> float:
     """Where the evidence is enough, by Newton's method from a share `at` that is farther from the estimate: there its
     slope only grows, so no step goes too far and the outcome is on the outer side.
 

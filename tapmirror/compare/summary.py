@@ -133,6 +133,11 @@ class Point(msgspec.Struct):
         default_factory=lambda: [0, 0]
     )
     """Production's, the shadow's."""
+    turned: Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)] = msgspec.field(
+        default_factory=lambda: [0, 0]
+    )
+    """Exchanges whose statuses differed, and were both those of errors or neither: production's was the lower one, the
+    shadow's was."""
     production: dict[CoarseKey, Count] = {}
     """Times to the last byte, in coarse buckets."""
     shadow: dict[CoarseKey, Count] = {}
@@ -247,6 +252,8 @@ class Summary:
             point.errors[0] += 1
         if its_wrong:
             point.errors[1] += 1
+        if status != other and wrong == its_wrong:
+            point.turned[status > other] += 1
         if not other:
             if answer.failure is not None:
                 reason = answer.failure.value
@@ -494,6 +501,7 @@ def _coarsen(state: State) -> None:
 def _merge_point(into: Point, other: Point) -> None:
     into.pairs += other.pairs
     into.errors = [one + more for one, more in zip(into.errors, other.errors, strict=True)]
+    into.turned = [one + more for one, more in zip(into.turned, other.turned, strict=True)]
     _add(into.production, other.production)
     _add(into.shadow, other.shadow)
 
