@@ -140,6 +140,15 @@ def test_statuses_that_differ_both_ways_and_are_there_again_are_no_chance() -> N
     assert (found.verdict.outcome, found.all.differing) == (Outcome.PASS, 0)
 
 
+def test_a_limiter_of_rates_turns_away_again_what_it_turned_away() -> None:
+    """For as long as its window lasts: equal versions failed."""
+    endpoint = _turned({"200 429": 400, "429 200": 400})
+    endpoint.repeated, endpoint.fields["value status"].repeats = 4000, 20
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
+    assert (found.verdict.outcome, found.all.differing) == (Outcome.PASS, 0)
+    assert found.endpoints[0].fields[0].nature is Nature.NOISE
+
+
 @pytest.mark.parametrize(
     ("both", "counts", "changed", "want", "nature"),
     [

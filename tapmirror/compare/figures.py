@@ -326,16 +326,15 @@ def _turned(endpoint: Endpoint, alpha: float, crowd: float) -> tuple[int, int, i
     as likely, so what one has more often is no noise, whatever pairs of one version say: of a shadow that answers 404
     now and then they differ as often.
 
-    A fault may answer 404 for 200 as often as 200 for 404.  But not by chance: it is there again, or they change places
-    (`_swapped`).
+    A fault may answer 404 for 200 as often as 200 for 404.  But not by chance (`_no_chance`).
     """
     all_ = sum(endpoint.turned.values())
-    if not all_ or _there_again(endpoint, alpha):
-        return all_, 0, 0, 0
+    if not all_:
+        return 0, 0, 0, 0
     seen, most, least = 0, 0.0, 0.0
     alpha /= 2  # for either way to see a fault
     pairs = _by_pair(endpoint)
-    said, sure = _swapped(endpoint, SURPRISE), _swapped(endpoint, alpha)
+    said, sure = _no_chance(endpoint, SURPRISE), _no_chance(endpoint, alpha)
     for both, (one, other) in pairs.items():
         count = one + other
         low, high = _majority(one, count, alpha / len(pairs), crowd)
@@ -347,6 +346,17 @@ def _turned(endpoint: Endpoint, alpha: float, crowd: float) -> tuple[int, int, i
     return all_, seen, min(all_, math.ceil(most)), max(0, math.floor(least))
 
 
+def _no_chance(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
+    """Of which two statuses, the lower one first, it is certain that they differ otherwise than by chance, though one
+    way as often as the other: they are there again, or change places.
+
+    Not of 429 (RFC 6585, 4), which says nothing of a request but that there were too many before it: a limiter that has
+    had its number for this minute answers so again, and of each third request another third on either side.
+    """
+    found = {*_by_pair(endpoint)} if _there_again(endpoint, alpha) else _swapped(endpoint, alpha)
+    return {both for both in found if _TOO_MANY not in both.split()}
+
+
 def _there_again(endpoint: Endpoint, alpha: float) -> bool:
     """Whether other statuses are no chance: pairs of one version differ in less than half as many.  Half of them it may
     be by chance too: what is not there yet when it is asked for (404) is there when the shadow is asked again.
@@ -356,7 +366,7 @@ def _there_again(endpoint: Endpoint, alpha: float) -> bool:
 
 
 def _swapped(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
-    """Of which two statuses, the lower one first, it is certain that they change places otherwise than by chance.
+    """Of which two statuses it is certain that they change places.
 
     Take two exchanges in a row, and let production answer the first with one status and the second with the other with
     probability p, and the other way round with q.  An equal shadow does the same by itself: so they cross, one side
@@ -364,9 +374,8 @@ def _swapped(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
     less, whatever the requests are, and if both are after the same seat too.  Who answers 409 where the other one
     answers 201 crosses, and hardly ever agrees in a change.
 
-    Exchanges next to each other, and not counts of all, for a limiter that turns away in some minutes, and another one
-    in other minutes, seldom do so together.  Not 429 (RFC 6585, 4): each third request may be too many on both sides,
-    and never the same one.
+    Exchanges next to each other, and not counts of all, for what is away in some minutes on one side, and in others on
+    the other, is seldom so together.
 
     NOTE: where production answers with both by itself, in more than the square of the share that changes places, that
     is what chance looks like too.
@@ -375,7 +384,7 @@ def _swapped(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
     return {
         both
         for both, count in endpoint.crossed.items()
-        if _TOO_MANY not in both.split() and majority_evidence(count, count + endpoint.changed.get(both, 0)) > enough
+        if majority_evidence(count, count + endpoint.changed.get(both, 0)) > enough
     }
 
 
@@ -396,9 +405,7 @@ def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
 
 def _chance(endpoint: Endpoint, what: Nature, crowd: float) -> Nature:
     """What statuses are that differ, and are not those of errors of one side alone."""
-    if _there_again(endpoint, SURPRISE):
-        return what
-    if _swapped(endpoint, SURPRISE):
+    if _no_chance(endpoint, SURPRISE):
         return Nature.DIFFERENT
     pairs = _by_pair(endpoint).values()
     for one, other in pairs:
