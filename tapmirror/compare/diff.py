@@ -14,7 +14,8 @@ the shadow has it (extra), the same elements in another order, another number of
   NaN and Infinity are read as numbers.  What is said to be JSON and is none on either side is text.
 * HTML by its text and the attributes of its elements, see `pages`.
 * Tables of text (CSV) by their rows and columns, if both have the same columns, see `tables`.
-* Text by its lines, see `texts`; XML also by its tags where one follows another.
+* XML by its elements and their attributes, see `elements`; what is none by its tags where one follows another.
+* Text by its lines, see `texts`.
 * Everything else is its bytes; of a multipart without the boundary between its parts.
 
 What does not count is in `rules`.
@@ -32,7 +33,7 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.compare import documents, heads, pages, tables, texts
+from tapmirror.compare import documents, elements, heads, pages, tables, texts
 from tapmirror.compare.bodies import Kind, TooLongError, UndecodableError, decoded, kind_of, text_of, without_boundaries
 from tapmirror.compare.findings import Change, Difference, Findings
 from tapmirror.compare.rules import Rules
@@ -50,7 +51,7 @@ class Compared(msgspec.Struct, gc=False):
     skipped: str = ""
     """Why the bodies were not compared, if they were not."""
     looked: int = 0
-    """Bytes of both bodies, decoded, that were looked into: what it took time for."""
+    """Bytes of both bodies, decoded, that were looked into: what it took time for.  Those of XML count as more."""
 
 
 def compare(one: Answer, other: Answer, rules: Rules, *, bodiless: bool = False) -> Compared:
@@ -102,9 +103,10 @@ def _bodies(findings: Findings, one: Answer, other: Answer) -> tuple[str, int]:
         if coding == its_coding:
             findings.add(Change.VALUE, "body", _measure(one), _measure(other))
         return str(error), 0
+    type_ = _value(_TYPE, one)
     if first != second:
-        _decoded(findings, first, second, _value(_TYPE, one), _value(_TYPE, other))
-    return "", len(first) + len(second)
+        _decoded(findings, first, second, type_, _value(_TYPE, other))
+    return "", (len(first) + len(second)) * (elements.TIMES if _is_xml(type_) else 1)
 
 
 def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_type: bytes) -> None:
@@ -138,11 +140,20 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         if table and its_table and [*table[0]] == [*its_table[0]]:
             documents.differ(findings, one, other, (table, True), (its_table, True))
             return
-        if b"xml" in type_.lower():  # as a rule all of it is one line
+        if _is_xml(type_):
+            tree, its_tree = elements.document(first), elements.document(second)
+            if tree is not None and its_tree is not None and first != second:
+                elements.differ(findings, first, second, tree, its_tree)
+                return
+            # as a rule all of it is one line
             first, second = first.replace("><", ">\n<"), second.replace("><", ">\n<")
         texts.differ(findings, first, second)
     else:
         findings.add(Change.VALUE, "body", one, other)
+
+
+def _is_xml(type_: bytes) -> bool:
+    return b"xml" in type_.lower()
 
 
 def _may_be_json(body: bytes, type_: bytes) -> bool:

@@ -111,7 +111,7 @@ def differ(findings: Findings, one: bytes, other: bytes, mine: Document, its: Do
         return
     prunes = one.count(b"true") == other.count(b"true") and one.count(b"false") == other.count(b"false")
     try:
-        _Search(findings, prunes=prunes).values(first, second, "body", DEPTH)
+        Search(findings, prunes=prunes).values(first, second, "body", DEPTH)
     except RecursionError:  # what lies below DEPTH is too deep even to be compared as a whole
         findings.add(Change.VALUE, "body", one, other)
 
@@ -128,10 +128,13 @@ def at(value: Any, path: str, here: str = "body") -> Iterator[Any]:
             yield from at(each, path, f"{here}.{shortened(name)}")
 
 
-class _Search:
+class Search:
     """One comparison, and how much it may still do."""
 
     __slots__ = ("add", "budget", "encoded", "found", "most", "prunes", "rules")
+
+    step = "[]"
+    """In a path, for any place in an array."""
 
     def __init__(self, findings: Findings, *, prunes: bool) -> None:
         self.rules = findings.rules
@@ -165,7 +168,7 @@ class _Search:
             if len(one) != len(other):
                 self.add(Change.LENGTH, path, one, other)
             elif depth and self.budget > 0:
-                self.arrays(one, other, path + "[]", depth - 1)
+                self.arrays(one, other, path, depth - 1)
             elif one != other:
                 self.add(Change.VALUE, path, one, other)
         elif one != other:
@@ -176,6 +179,7 @@ class _Search:
                 self.add(Change.VALUE, path, one, other)
 
     def objects(self, one: dict[str, Any], other: dict[str, Any], path: str, depth: int) -> None:
+        """By their members."""
         values = self.values
         for name, value in one.items():
             its = other.get(name, _ABSENT)
@@ -202,22 +206,22 @@ class _Search:
     def arrays(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
         """Of equal length."""
         before = len(self.found)
-        self.pairs(one, other, path, depth)
+        self.pairs(one, other, path + self.step, depth)
         if len(self.found) == before or not 2 <= len(one) <= self.rules.nodes or self.encoded <= 0:
             return
         mine, its = [*map(_SORTED.encode, one)], [*map(_SORTED.encode, other)]
         self.encoded -= sum(map(len, mine)) + sum(map(len, its))
         if sorted(mine) == sorted(its):
             del self.found[before:]
-            self.add(Change.ORDER, path[:-2], one, other)
+            self.add(Change.ORDER, path, one, other)
             return
         if len(one) > ELEMENTS:
             return
         order = by_member(one, other) or by_value(mine, its)
         if order is not None and order != [*range(len(one))] and self.budget > 0:
             del self.found[before:]
-            self.add(Change.ORDER, path[:-2], one, other)
-            self.pairs(one, [other[at] for at in order], path, depth)
+            self.add(Change.ORDER, path, one, other)
+            self.pairs(one, [other[at] for at in order], path + self.step, depth)
 
     def pairs(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
         """Each element with the other's at its place."""

@@ -29,12 +29,14 @@ import datetime
 import re
 from array import array
 from collections import deque
+from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded
+from tapmirror.compare import elements
+from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded, text_of
 from tapmirror.compare.documents import at, document
 from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.heads import fields
@@ -214,20 +216,29 @@ def _equal(tokens: list[str], differing: set[str], one: Answer) -> list[str]:
 
 
 def _standing(paths: list[str], answer: Answer) -> list[str]:
-    """Those at which an answer has a token: of fields of the head, and of members of JSON.  Elsewhere nobody would see
-    that both sides have the same, so nothing there is taken for an identifier.
+    """Those at which an answer has a token: of fields of the head, of members of JSON, of elements of XML.  Elsewhere
+    nobody would see that both sides have the same, so nothing there is taken for an identifier.
     """
     names = fields(answer.head)
-    read = document(_plain_body(answer), names.get(b"content-type", b""))
+    read = _reader(_plain_body(answer), names.get(b"content-type", b""))
     return [
         path
         for path in paths
         if (
             path.removeprefix("header.").partition("[")[0].encode() in names
             if path.startswith("header.")
-            else read is not None and any(map(_is_token, at(read[0], path)))
+            else any(map(_is_token, read(path)))
         )
     ]
+
+
+def _reader(body: bytes, type_: bytes) -> Callable[[str], Iterable[Any]]:
+    """What gives the values that a body has at a path: of JSON and XML."""
+    if b"xml" in type_.lower():
+        tree = elements.document(text_of(body, type_))
+        return lambda path: () if tree is None else elements.at(tree.root, path)
+    found = document(body, type_)
+    return lambda path: () if found is None else at(found[0], path)
 
 
 def _above(path: str) -> list[str]:

@@ -50,7 +50,7 @@ class Compare(Checked, frozen=True, kw_only=True):
     """Only `ignore_headers` are ignored."""
     ignore_paths: tuple[str, ...] = ()
     """Members of JSON that do not count, with all within them: `meta.time`, `items[].id`; `**.id` at any depth,
-    `meta.**` all within."""
+    `meta.**` all within.  So do elements and attributes of XML, `feed.entry.updated` of each entry, `**.@id`."""
     ignore_patterns: tuple[str, ...] = ()
     """Expressions (RE2) for parts of texts that do not count: texts are compared without what matches."""
     float_tolerance: float = ROUNDING
@@ -103,7 +103,7 @@ class Compare(Checked, frozen=True, kw_only=True):
     max_samples: int = 200
     """In all."""
     nodes: int = 20_000
-    """JSON values of one answer that are looked at: some 5 ms at most."""
+    """JSON values, or elements of XML, of one answer that are looked at: some 5 ms at most."""
     differences: int = 32
     """Of one exchange that are counted."""
 
