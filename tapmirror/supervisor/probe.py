@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is sent to a shadow when a tap starts: if it arrives at the tap, the shadow leads back to production.
+"""What is sent to each of a shadow's addresses: if it arrives at the tap, the shadow leads back to production.
+
+That is done when a tap starts, and with the addresses that a name gets later.
 
 A connection without a byte, which bears the mark of a tap and tells whether the shadow can be reached.  And, because
 networks may take that mark off, a SYN with a first sequence number that the capture knows: address translation keeps
@@ -12,33 +14,65 @@ NOTE: firewalls that choose sequence numbers themselves, or answer in the shadow
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import select
 import socket
 import struct
+import time
+from collections.abc import Sequence
 from typing import Final
 
 from tapmirror.events import LOOP_DSCP, SYN
 from tapmirror.supervisor.addresses import Address
 
 PROBE_TIME: Final = 0.5
-"""Seconds for the connection."""
+"""Seconds for the connections to all addresses of a shadow, which are made at the same time."""
 MAXIMUM_SEGMENT: Final = b"\2\4\x05\xb4"
 """The option of a SYN (RFC 9293, 3.2), 1,460 bytes: without it some firewalls drop it."""
 WINDOW: Final = 64_240
 
 
-def probe(shadow: Address, seq: int) -> OSError | None:
-    """Send both; why the connection failed, None: it did not.  `seq`: the first sequence number of the SYN."""
-    family, address = shadow
-    with contextlib.suppress(OSError):  # no right to: the connection is left
-        _send_syn(shadow, seq)
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(PROBE_TIME)
-        _mark(sock)
-        try:
-            sock.connect(address)
-        except OSError as error:
-            return error
-    return None
+def probe(addresses: Sequence[Address], seq: int) -> OSError | None:
+    """Send both to each; why none of the connections came about, None: one did.
+
+    `seq`: the first sequence number of the SYNs.
+    """
+    for address in addresses:
+        with contextlib.suppress(OSError):  # no right to: the connection is left
+            _send_syn(address, seq)
+    failure: OSError | None = None
+    reached = False
+    with contextlib.ExitStack() as stack:
+        pending: dict[int, socket.socket] = {}
+        poll = select.poll()
+        for family, address in addresses:
+            try:
+                sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                _mark(sock)
+                code = sock.connect_ex(address)
+            except OSError as error:
+                failure = failure or error
+                continue
+            if code == errno.EINPROGRESS:
+                pending[sock.fileno()] = sock
+                poll.register(sock, select.POLLOUT)
+            elif code:
+                failure = failure or OSError(code, os.strerror(code))
+            else:
+                reached = True
+        end = time.monotonic() + PROBE_TIME
+        while pending and (left := end - time.monotonic()) > 0:
+            for fd, _ in poll.poll(left * 1000):
+                poll.unregister(fd)
+                code = pending.pop(fd).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if code:
+                    failure = failure or OSError(code, os.strerror(code))
+                else:
+                    reached = True
+    if reached:
+        return None
+    return failure or TimeoutError("timed out")
 
 
 def _mark(sock: socket.socket) -> None:

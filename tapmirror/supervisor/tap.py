@@ -149,7 +149,7 @@ class Tap:
             self._names = Names(
                 self.spec.shadows,
                 self._addresses,
-                self._refusal,
+                self._refusal_of_move,
                 self._warn,
                 identity=privsep.worker_identity(),
                 now=time.monotonic(),
@@ -388,6 +388,17 @@ class Tap:
                 return f"{address[0]} is not the address of one host"
         return None
 
+    def _refusal_of_move(self, index: int, addresses: Sequence[Address]) -> str | None:
+        """The same of addresses that a shadow's name has now, of which those that are new are probed.
+
+        Where no interface is captured, or no worker counts, that finds nothing.
+        """
+        reason = self._refusal(index, addresses)
+        known = self._addresses[index]
+        if reason is None and (new := [address for address in addresses if address not in known]):
+            reason, _ = self._probe(new)
+        return reason
+
     def _follow_names(self, now: float) -> None:
         """Have what is new go to where the shadows' names point to now."""
         for index, found in self._names.poll(now) if self._names is not None else ():
@@ -522,29 +533,30 @@ class Tap:
             return
         self._probed = True
         for i, found in enumerate(self._addresses):
-            self._probe(i, found[0])
+            reason, failure = self._probe(found)
+            if reason is not None:
+                raise TapError(f"{self._field(i)}: {reason}")
+            if failure is not None:
+                where = f"{self.spec.shadows[i].host} port {self.spec.shadows[i].port}"
+                why = failure.strerror or failure
+                self._warn(f"the shadow {where} cannot be reached yet ({why}); mirroring begins when it can")
 
-    def _probe(self, index: int, shadow: Address) -> None:
-        """Connect to the shadow once: if that connection arrives at the tap, the shadow is production.
+    def _probe(self, addresses: Sequence[Address]) -> tuple[str | None, OSError | None]:
+        """Connect to each address of a shadow once: if such a connection arrives at the tap, it is production's.
 
-        Finds what addresses do not tell, such as address translation, and knows what is sent by its mark or, where
-        the network takes that off, by its first sequence number.  Sends no byte.
+        Why the shadow may not be there, and why it cannot be reached (None: there is no reason).  Finds what addresses
+        do not tell, such as address translation, and knows what is sent by its mark or, where the network takes that
+        off, by its first sequence number.  Sends no byte.
         """
-        before = self.snapshot()["events"].get("kernel_loop_syn", 0)
-        failure = probe(shadow, self._probe_seq)
+        before = self.last()["events"].get("kernel_loop_syn", 0)
+        failure = probe(addresses, self._probe_seq)
         behind_ring = self.capture == "packet"
         for _ in range(SIGHTS if behind_ring else 1):
             if behind_ring:
                 time.sleep(HANDED_OVER)
-            if self.snapshot()["events"].get("kernel_loop_syn", 0) > before:
-                raise TapError(
-                    f"{self._field(index)}: connections to it arrive at the tap as production's: "
-                    "it leads back to production"
-                )
-        if failure is not None:
-            where = f"{self.spec.shadows[index].host} port {self.spec.shadows[index].port}"
-            why = failure.strerror or failure
-            self._warn(f"the shadow {where} cannot be reached yet ({why}); mirroring begins when it can")
+            if self.last()["events"].get("kernel_loop_syn", 0) > before:
+                return "connections to it arrive at the tap as production's: it leads back to production", failure
+        return None, failure
 
     def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The ledger of all workers together."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import time
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.mirror import PATIENCE, Mirror, connect, dropped, read_until
-from lab import HashSink, Lab, NameServer, until
+from lab import HashSink, Lab, LabError, NameServer, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 OLD, NEW = "10.77.2.2", "10.77.2.3"
+BACK = "10.99.9.9"
+"""Where connections come back to production, by the client's address translation."""
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +111,51 @@ def test_a_shadow_that_moved_is_found(lab: Lab) -> None:
             until(arrived, "a request at the new address", PATIENCE)
             ledger = mirror.final()
     assert ledger["requests"]["mirrored"] + ledger["requests"]["dropped"].get("shadow_down", 0) == sent
+
+
+@contextlib.contextmanager
+def leads_back(lab: Lab) -> Iterator[None]:
+    """While it lasts, connections to BACK do."""
+    lab.node.run(["ip", "route", "add", BACK, "via", lab.client.addr4])
+    lab.client.sysctl("ipv4.ip_forward", 1)
+    rules = [
+        "add table ip back",
+        "add chain ip back pre { type nat hook prerouting priority -100; }",
+        f"add rule ip back pre ip daddr {BACK} tcp dport 80 dnat to {lab.node.addr4}:80",
+        "add chain ip back post { type nat hook postrouting priority 100; }",
+        "add rule ip back post masquerade",
+    ]
+    try:
+        lab.client.run(["nft", "; ".join(rules)])
+        yield
+    finally:
+        lab.client.run(["nft", "delete table ip back"], check=False)
+        lab.node.run(["ip", "route", "del", BACK])
+
+
+@pytest.mark.parametrize("addresses", [[BACK, OLD], [OLD, BACK]], ids=str)
+def test_of_a_names_addresses_each_is_looked_at(lab: Lab, addresses: list[str]) -> None:
+    with (
+        leads_back(lab),
+        HashSink(lab.node),
+        HashSink(lab.shadow),
+        NameServer(lab.node, addresses) as names,
+        pytest.raises(LabError, match=r"status 2: .*it leads back to production"),
+    ):
+        Mirror(lab.node, shadow="shadow.test:80", wrapper=names.wrapper)
+
+
+@pytest.mark.parametrize("capture", ["ebpf", "packet"])
+def test_a_name_that_comes_to_lead_back_keeps_its_old_addresses(lab: Lab, capture: str) -> None:
+    spec = f'iface: eth0\nport: 80\ncapture: {capture}\nshadow: {{to: "shadow.test:80", resolve_every: 0.5}}\n'
+    with leads_back(lab), HashSink(lab.node), HashSink(lab.shadow) as shadow, NameServer(lab.node, [OLD]) as names:  # noqa: SIM117
+        with Mirror(lab.node, spec=spec, wrapper=names.wrapper) as mirror:
+            names.addresses = [OLD, BACK]
+            until(lambda: "it leads back to production); its old ones are kept" in mirror.said(), "refusal", PATIENCE)
+            with connect(lab.client, lab.node.addr4, 80) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert read_until(client, b"ok\n")
+                shadow.wait_for(1, PATIENCE)
+            ledger = mirror.final()
+    assert ledger["requests"]["mirrored"] == 1
+    assert ledger["events"].get("names_changed", 0) == 0 and ledger["events"]["names_refused"] >= 1
