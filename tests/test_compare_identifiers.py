@@ -143,6 +143,12 @@ def test_one_that_is_the_same_on_both_sides_only_within_a_list_is_none() -> None
     }
 
 
+def test_a_status_is_no_number_that_goes_up() -> None:
+    difference = Difference(Change.VALUE, "status", 201, 409)
+    (found,) = Identifiers().sort("POST /", Asked(1, b"POST", b"/", b""), Answer(201), Answer(409), [difference]).found
+    assert found is difference
+
+
 def test_before_there_are_enough_of_them_it_is_too_early_to_tell() -> None:
     found = run(requests=ENOUGH - 1)
     assert {field.nature for field in found.endpoints[0].fields} == {Nature.WAITING}

@@ -158,7 +158,8 @@ class Identifiers:
         texts: tuple[bytes, bytes] | None = None
         for each in found:
             known = (endpoint, each.path, True) in self._tracks
-            forms = _forms(each, one, other, known=known) if each.change is Change.VALUE else None
+            may_be = each.change is Change.VALUE and each.path != "status"
+            forms = _forms(each, one, other, known=known) if may_be else None
             if forms is None:
                 sorted_.append(each)
                 continue
