@@ -236,6 +236,7 @@ def test_a_saved_ledger_is_judged_as_its_tap_was(tmp_path: Path) -> None:
         ("plain/found.html", "No such file or directory"),
         ("locked/found.html", "Permission denied"),
         ("locked.html", "Permission denied"),
+        (f"{'x' * 300}.html", "File name too long"),
     ],
 )
 def test_where_no_report_can_be_written_no_tap_starts(

@@ -114,12 +114,17 @@ def test_what_is_muted_amid_a_look_begins_no_more() -> None:
 def test_the_end_of_one_that_is_muted_lets_no_other_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of sockets that share the connections: each end of an interface writes the filter anew."""
     let_in: list[list[int]] = []
+
+    def let(_sockets: object, _ports: object, links: list[int], answer_bytes: int = 0) -> None:
+        assert answer_bytes == 321 or not links
+        let_in.append([*links])
+
     monkeypatch.setattr(module, "present", lambda patterns: ["a", "b", "c"])
-    monkeypatch.setattr(module, "let_in", lambda sockets, ports, links, answer_bytes=0: let_in.append([*links]))
+    monkeypatch.setattr(module, "let_in", let)
     monkeypatch.setattr(loader, "link_index", lambda name, any_socket: "abc".index(name) + 1)
     numbers: dict[str, int] = {}
     with socket.socket() as sock:
-        links = Links(["*"], lambda name: Shared([sock], [80], name, numbers))
+        links = Links(["*"], lambda name: Shared([sock], [80], name, numbers, 321))
         links.follow()
         assert let_in[-1] == [1, 2, 3]
         let_in.clear()

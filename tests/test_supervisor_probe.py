@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from tapmirror.supervisor.probe import syn
+from tapmirror.supervisor.probe import probe, syn
 
 
 @pytest.mark.parametrize("layer", [IP(src="10.1.2.3", dst="10.4.5.6"), IPv6(src="fd00::1", dst="fd00::2")], ids=str)
@@ -23,3 +24,14 @@ def test_the_syn_is_one_that_others_take(layer: IP | IPv6, seq: int) -> None:
     assert found.options == [("MSS", 1460)]
     del found.chksum
     assert bytes(type(layer)(bytes(layer / found)).payload) == header, "as scapy has the checksum"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("ends", "code"), [("dl", None), ("ld", None), ("dd", errno.ECONNREFUSED), ("l", None)])
+def test_one_address_that_answers_is_enough(ends: str, code: int | None) -> None:
+    """All are tried, and why none of them answers is told."""
+    with socket.create_server(("127.0.0.1", 0)) as alive, socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))  # and does not listen
+        addresses = [(socket.AF_INET, (alive if end == "l" else dead).getsockname()) for end in ends]
+        failure = probe(addresses, 1)
+        assert (failure and failure.errno) == code

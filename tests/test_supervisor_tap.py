@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ from tapmirror import privsep
 from tapmirror.precedence import NICENESS
 from tapmirror.spec import Capture, Limits
 from tapmirror.supervisor import Tap, TapError, workers
+from tapmirror.supervisor.addresses import Address
 from tapmirror.supervisor.sides import ENOUGH
+from tapmirror.supervisor.tap import PROBED
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -393,6 +396,53 @@ def test_a_start_that_fails_leaves_nothing(lab: Lab, change: dict[str, Any], wan
         assert descriptors() == before[0]
         tap.close()  # once more does no harm
     assert warnings == []
+
+
+OLD, BAD, GOOD = ((socket.AF_INET, (f"192.0.2.{last}", 80)) for last in (1, 2, 3))
+
+
+def moving(monkeypatch: pytest.MonkeyPatch) -> tuple[Tap, list[Address], list[float]]:
+    """A tap whose shadow is at OLD, what is probed, and the time now.  BAD leads back to production."""
+    tap, now = Tap(spec(), print, print), [1_000.0]
+    probed: list[Address] = []
+
+    def probe(addresses: list[Address]) -> tuple[str | None, None]:
+        probed.extend(addresses)
+        return ("leads back" if BAD in addresses else None), None
+
+    monkeypatch.setattr(tap, "_addresses", [[OLD]])
+    monkeypatch.setattr(tap, "_refusal", lambda index, addresses: None)
+    monkeypatch.setattr(tap, "_probe", probe)
+    monkeypatch.setattr(tap, "_blind", lambda: False)
+    monkeypatch.setattr("tapmirror.supervisor.tap.time.monotonic", lambda: now[0])
+    return tap, probed, now
+
+
+def test_an_address_that_a_name_gets_is_probed_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that leads back to production would have that probed at each look-up."""
+    tap, probed, now = moving(monkeypatch)
+    for _ in range(5):
+        assert tap._refusal_of_move(0, [OLD, BAD, GOOD]) == "leads back"
+        assert tap._refusal_of_move(0, [GOOD]) is None
+        assert tap._refusal_of_move(0, [OLD]) is None
+    assert probed == [BAD, GOOD]
+    now[0] += PROBED
+    assert tap._refusal_of_move(0, [BAD]) == "leads back"
+    assert probed == [BAD, GOOD, BAD]
+
+
+def test_what_a_name_gets_while_nothing_is_captured_is_probed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paused, or without an interface: what comes back would not be seen."""
+    tap, probed, _ = moving(monkeypatch)
+    monkeypatch.setattr(tap, "_probed", True)
+    monkeypatch.setattr(tap, "_blind", lambda: True)
+    assert tap._refusal_of_move(0, [BAD]) is None
+    monkeypatch.setattr(tap, "_addresses", [[BAD]])
+    tap._probe_once()
+    assert probed == []
+    monkeypatch.setattr(tap, "_blind", lambda: False)
+    with pytest.raises(TapError, match="leads back"):
+        tap._probe_once()
 
 
 @pytest.mark.alone

@@ -9,7 +9,7 @@ from tapmirror.events import DropReason
 from tapmirror.ledger import Ledger
 from tapmirror.replay.ports import DEFAULT_PORTS, GENTLE_CLOSES
 from tapmirror.spec import Compare, Level, Limits, TapSpec, parse_shadow
-from tapmirror.worker.setup import COMPARED_BYTES, Setup, _policy, _replay, memory_limit
+from tapmirror.worker.setup import COMPARED_BYTES, Setup, _comparing, _policy, _replay, memory_limit
 
 
 def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_workers(
@@ -26,14 +26,24 @@ def test_the_closes_that_keep_a_port_are_divided_among_all_reactors_of_all_worke
         replay.close(DropReason.SHUTDOWN)
 
 
-def test_half_of_the_hosts_ports_at_most_are_open_to_a_shadow(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("level", "most"),
+    [(Level.OFF, [125, 125, 200]), (Level.STATUS, [125, 125, 200]), (Level.BODY, [110, 110, 175, 15, 15, 25])],
+)
+def test_half_of_the_hosts_ports_at_most_are_open_to_a_shadow(
+    monkeypatch: pytest.MonkeyPatch, level: Level, most: list[int]
+) -> None:
+    """With those on which it is asked again."""
     monkeypatch.setattr("tapmirror.worker.setup.ephemeral_ports", lambda: 1_000)
     shadows = (parse_shadow("127.0.0.1:80", copies=2), parse_shadow("127.0.0.1:81"))
-    spec = TapSpec(iface="lo", ports=(80,), shadows=shadows, limits=Limits(connections=200))
+    spec = TapSpec(
+        iface="lo", ports=(80,), shadows=shadows, limits=Limits(connections=200), compare=Compare(level=level)
+    )
     setup = Setup(spec=spec, addresses=[[], []], capture="ring", workers=2, uid=0, gid=0)
-    replay = _replay(setup, [None, None], [Ledger(), Ledger()], None)
+    ledgers = [Ledger(), Ledger()]
+    replay = _replay(setup, [None, None], ledgers, _comparing(setup, ledgers[0], None))
     try:
-        assert [reactor._dialer._limits.connections for reactor in replay.reactors] == [125, 125, 200]
+        assert [reactor._dialer._limits.connections for reactor in replay.reactors] == most
     finally:
         replay.close(DropReason.SHUTDOWN)
 

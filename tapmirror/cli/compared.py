@@ -135,13 +135,16 @@ def form_of(path: str) -> str:
 def check_place(path: str) -> None:
     """End the program if no report can be written there: better now than after hours of comparison."""
     file = Path(path)
-    problem = 0
-    if file.is_dir():
-        problem = errno.EISDIR
-    elif not file.parent.is_dir():
-        problem = errno.ENOENT
-    elif not os.access(file if file.exists() else file.parent, os.W_OK):
-        problem = errno.EACCES
+    problem: int | None = None
+    try:
+        if file.is_dir():
+            problem = errno.EISDIR
+        elif not file.parent.is_dir():
+            problem = errno.ENOENT
+        elif not os.access(file if file.exists() else file.parent, os.W_OK):
+            problem = errno.EACCES
+    except OSError as error:  # a name that is too long, a directory that may not be looked into
+        problem = error.errno
     if problem:
         fail(f"--report: {path}: {os.strerror(problem)}", 2)
 

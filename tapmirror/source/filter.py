@@ -51,7 +51,8 @@ def tcp_filter(ports: Iterable[int], links: Collection[int] = (), answer_bytes: 
     """A program that takes TCP packets with one of these ports on either side, and what it cannot judge.
 
     `links`: numbers of the interfaces whose packets it takes; none: it does not look.  Of packets that only come from
-    one of the ports it takes the headers and `answer_bytes`.
+    one of the ports it takes the headers and `answer_bytes`, but all where it does not compare the ports or does not
+    look so far.
     """
     wanted = sorted(set(ports))
     to: list[Instruction | str] = [(_JSET, 0, "take", "take")]

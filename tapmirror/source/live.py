@@ -48,8 +48,8 @@ is thin: 128 of them, a ring of 16 MiB, last for two seconds at least, or half o
 HAND_OVER_MS: Final = 16
 """Milliseconds after which a block comes to us that is not full: what a packet may wait."""
 PROMPT_MS: Final = 4
-"""The same where the shadow's answers are timed: what waits together reaches it at once, and has to queue there.  A
-tick of the kernel's clock at 250 Hz."""
+"""The same where answers are compared, and their times: what waits together reaches the shadow at once, and has to
+queue there.  A tick of the kernel's clock at 250 Hz."""
 HANDED_OVER: Final = 0.03
 """Seconds after which one has come, unless the host has no time for its timers."""
 LAST_BLOCK: Final = 1.0

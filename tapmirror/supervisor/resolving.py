@@ -106,7 +106,9 @@ class Names:
         self._identity = identity
 
     def poll(self, now: float) -> list[tuple[int, list[Address]]]:
-        """The shadows, by index, that have other addresses since the last call.  Never waits."""
+        """The shadows, by index, that have other addresses since the last call.  Waits for nothing but what judges
+        these.
+        """
         changes = []
         for name in self._names:
             if name.process is None:

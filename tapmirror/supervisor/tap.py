@@ -51,6 +51,8 @@ EXCLUDED: Final = 16
 """End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
 LOOK: Final = 1.0
 """Seconds between two looks at the interfaces where nothing tells of a change."""
+PROBED: Final = 600.0
+"""Seconds for which what a probe of an address found counts."""
 SIGHTS: Final = 3
 """Times that a probe is looked for behind AF_PACKET's ring, which hands over late where the host is busy."""
 
@@ -103,6 +105,8 @@ class Tap:
         """What is left of `_throttle` for single shadows, by label; the others get all of it."""
         self._paused = False
         self._probed = False
+        self._found: dict[Address, tuple[float, str | None]] = {}
+        """Of addresses that were probed since: until when that counts, and why the shadow may not be there."""
         self._probe_seq = int.from_bytes(os.urandom(4)) or 1
         self._one_sided = False
         """It was told that one side is not seen,"""
@@ -201,7 +205,9 @@ class Tap:
         return min(times) if times else None
 
     def service(self, now: float) -> None:
-        """Follow interfaces and the shadows' names, restart workers that died.  Waits for nothing that takes long."""
+        """Follow interfaces and the shadows' names, restart workers that died.  Waits for nothing that takes long,
+        but `PROBE_TIME` for an address that a name gets and that does not answer.
+        """
         if self._ended is not None or self._bell is None:
             return
         if self._bell.rung() or now >= self._next_look:
@@ -391,13 +397,26 @@ class Tap:
     def _refusal_of_move(self, index: int, addresses: Sequence[Address]) -> str | None:
         """The same of addresses that a shadow's name has now, of which those that are new are probed.
 
-        Where no interface is captured, or no worker counts, that finds nothing.
+        What was found lasts for `PROBED`: a name that leads back is asked for again and again.  Where nothing is
+        captured at the moment all addresses are probed later.
         """
         reason = self._refusal(index, addresses)
-        known = self._addresses[index]
-        if reason is None and (new := [address for address in addresses if address not in known]):
-            reason, _ = self._probe(new)
-        return reason
+        new = [address for address in addresses if address not in self._addresses[index]]
+        if reason is not None or not new:
+            return reason
+        if self._blind():
+            self._probed = False
+            return None
+        now = time.monotonic()
+        self._found = {each: found for each, found in self._found.items() if found[0] > now}
+        for address in new:
+            if address not in self._found:
+                self._found[address] = now + PROBED, self._probe([address])[0]
+        return next((why for address in new if (why := self._found[address][1]) is not None), None)
+
+    def _blind(self) -> bool:
+        """Nothing is captured at the moment: what arrives is not seen."""
+        return self._paused or bool(self._links.waits_for())
 
     def _follow_names(self, now: float) -> None:
         """Have what is new go to where the shadows' names point to now."""
@@ -529,7 +548,7 @@ class Tap:
 
     def _probe_once(self) -> None:
         """Look once whether a shadow leads back to production, as soon as there is an interface to see it at."""
-        if self._probed or self._links.waits_for():
+        if self._probed or self._blind():
             return
         self._probed = True
         for i, found in enumerate(self._addresses):

@@ -274,8 +274,8 @@ class Worker:
 
     def _drain(self, clock: Callable[[], float]) -> None:
         """Pass on what was captured, let the shadow take what is queued, within `Limits.drain_time`."""
-        end = clock() + self._spec.limits.drain_time
         self._source.stop()
+        end = clock() + self._spec.limits.drain_time
         while (self._take(clock()) or not self._source.empty()) and clock() < end:
             self._replay.run_once(0.0, clock)
         for command in self._pipeline.close(clock()):

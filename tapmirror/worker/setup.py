@@ -40,6 +40,8 @@ from tapmirror.worker.loop import Worker
 
 OOM_SCORE: Final = 1000
 """Where memory is short, the kernel ends workers first (proc(5): the most that can be set), production is not."""
+PROBING: Final = 8
+"""One in so many connections to a shadow may be one on which it is asked again (`compare.noise_probe`)."""
 SPARE_FILES: Final = 64
 """Descriptors a worker needs beside its connections."""
 COMPARED_BYTES: Final = 128 << 20
@@ -180,8 +182,8 @@ def _replay(
     gentle = gentle_closes(ports, setup.workers * copies * (2 if twice else 1))
     for shadow, found, context, ledger in zip(setup.spec.shadows, setup.addresses, contexts, ledgers, strict=True):
         most = min(setup.spec.limits.connections, open_connections(ports, setup.workers * shadow.copies))
-        limits = msgspec.structs.replace(setup.spec.limits, connections=most)
-        spec = msgspec.structs.replace(setup.spec, limits=limits)
+        few = max(1, most // PROBING) if twice else 0
+        spec, its_spec = (_with_connections(setup.spec, max(1, count)) for count in (most - few, few))
         addresses = [(family, tuple(address)) for family, address in found]
         for _ in range(shadow.copies):
             hearing = None
@@ -191,8 +193,12 @@ def _replay(
             if comparing is not None and twice:
                 hearing = Hearing(comparing.conversation, len(reactors) - 1 + PROBE, clock, Counter())
                 # A ledger of its own: what is sent twice was captured once.
-                second.append(Reactor(addresses, spec, shadow, Ledger(), context, hearing, gentle))
+                second.append(Reactor(addresses, its_spec, shadow, Ledger(), context, hearing, gentle))
     return Replay(reactors + second)
+
+
+def _with_connections(spec: TapSpec, most: int) -> TapSpec:
+    return msgspec.structs.replace(spec, limits=msgspec.structs.replace(spec.limits, connections=most))
 
 
 def load_hook(call: str, events: Counter[str]) -> Callable[[HookRequest], object]:
