@@ -91,6 +91,29 @@ def test_a_prefix_is_no_name() -> None:
     assert xml(SOAP, SOAP.replace("urn:shop", "urn:mall")) == ["value body.Envelope.Body.Order.@xmlns"]
 
 
+XLINK = "{http://www.w3.org/1999/xlink}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "fields"),
+    [
+        ('href="#1" l:href="#2"', 'href="#9" l:href="#2"', ["value body.use.@href"]),
+        ('href="#1" l:href="#2"', 'href="#1" l:href="#9"', [f"value body.use.@{XLINK}href"]),
+        ('href="#1" l:href="#2"', 'l:href="#2" href="#1"', []),
+        ('href="#1" l:href="#2"', 'href="#1"', [f"missing body.use.@{XLINK}href"]),
+        ('l:t="1" m:t="2" t="3"', 't="3" m:t="2" l:t="1"', []),
+        ('l:t="1" m:t="2"', 'm:t="2" l:t="1"', []),
+        ('l:t="1" m:t="2"', 'l:t="1" m:t="3"', ["value body.use.@{urn:m}t"]),
+        ('xmlns="urn:a" l:xmlns="1"', 'l:xmlns="2" xmlns="urn:a"', [f"value body.use.@{XLINK}xmlns"]),
+        ('l:href="#1"', 'm:href="#1"', []),
+    ],
+)
+def test_attributes_of_one_name_in_different_namespaces(one: str, other: str, fields: list[str]) -> None:
+    use = '<use xmlns:l="http://www.w3.org/1999/xlink" xmlns:m="urn:m" %s/>'
+    assert xml(use % one, use % other, "image/svg+xml") == fields
+    assert xml(use % one, use % other, ignore_paths=(f"use.@{XLINK}*", "use.@href", "use.@{urn:m}t")) == []
+
+
 def test_paths_are_ignored_as_those_of_json() -> None:
     other = FEED.replace("10:00:00", "11:00:00").replace('href="/1"', 'href="/7"')
     assert xml(FEED, other) == ["value body.feed.updated", "value body.feed.entry.link.@href"]

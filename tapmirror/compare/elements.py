@@ -8,7 +8,9 @@ own, for one element and several of a name are the same field.  Answers of SOAP,
 What says nothing: how much white space there is, the order of attributes, quotes, comments, instructions, how
 characters are written (references, CDATA), and the prefixes of names: a namespace is `@xmlns` of the element that is in
 another one than what it is in.  Where the names within an element are the same and come in another order, that is a
-difference.  NOTE: not how elements of several names take turns, and where between them text stands.
+difference.  NOTE: not how elements of several names take turns, and where between them text stands; nor the namespace
+of an attribute, unless the element has another one of its name (`href`, `xlink:href`): the one without a namespace, or
+of the first, is `@href`, the other `@{http://www.w3.org/1999/xlink}href`.
 
 What comes from the network is hostile: what has a document type, in which entities can be declared that stand for each
 other, is not read, and neither is what is too deep or has too many elements.  The caller takes all that for text.
@@ -102,8 +104,11 @@ class _Reader:
         found: dict[str, Any] = {}
         if space != self.spaces[-1]:
             found[_NAMESPACE] = space
+        before = len(found)
         for at_ in range(0, len(attributes), 2):
             found[f"@{attributes[at_].rpartition(_BETWEEN)[2]}"] = attributes[at_ + 1]
+        if len(found) - before < len(attributes) // 2:
+            found = _told_apart(attributes, {_NAMESPACE: space} if before else {})
         self.open.append(found)
         self.spaces.append(space)
 
@@ -132,6 +137,16 @@ class _Reader:
         self.texts.clear()
         if text:
             element[TEXT] = f"{element[TEXT]} {text}" if TEXT in element else text
+
+
+def _told_apart(attributes: list[str], found: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of which some have one name, in different namespaces, added to what is found: all but the first with
+    their namespace.
+    """
+    names = (written.rpartition(_BETWEEN) for written in attributes[::2])
+    for (space, _, name), value in sorted(zip(names, attributes[1::2], strict=True)):
+        found[f"@{{{space}}}{name}" if f"@{name}" in found else f"@{name}"] = value
+    return found
 
 
 def differ(findings: Findings, one: str, other: str, mine: Document, its: Document) -> None:
