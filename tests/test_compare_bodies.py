@@ -14,6 +14,7 @@ from tapmirror.compare.bodies import (
     TooLongError,
     UndecodableError,
     decoded,
+    is_xml,
     kind_of,
     missing,
     text_of,
@@ -117,6 +118,23 @@ def test_without_the_packages_it_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_kinds(content_type: bytes, body: bytes, kind: Kind) -> None:
     assert kind_of(content_type, body) is kind
+
+
+@pytest.mark.parametrize(
+    ("content_type", "xml"),
+    [
+        (b"text/xml", True),
+        (b" Application/XML ; charset=utf-8", True),
+        (b"application/soap+xml;action=a", True),
+        (b"image/svg+xml", True),
+        (b"application/xhtml+xml", False),
+        (b"application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", False),
+        (b"text/plain; profile=xml", False),
+        (b"", False),
+    ],
+)
+def test_types_of_xml(content_type: bytes, xml: bool) -> None:
+    assert is_xml(content_type) is xml
 
 
 @pytest.mark.parametrize("charset", [b"", b"; charset=utf-8", b"; charset=nonsense", b"; charset=base64"])

@@ -174,6 +174,14 @@ def test_it_counts_for_the_time_that_it_takes() -> None:
     assert compare(one, other, rules()).looked == TIMES * compare(text, its_text, rules()).looked == 6 * len(FEED)
 
 
+@pytest.mark.parametrize(
+    "type_", ["application/xhtml+xml", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"]
+)
+def test_what_is_not_compared_as_xml_counts_as_what_it_is(type_: str) -> None:
+    one, other = (answer(body, type_=type_) for body in (b"<a>1</a>", b"<a>2</a>"))
+    assert compare(one, other, rules()).looked == 16
+
+
 def test_the_values_at_a_path() -> None:
     tree = document(FEED)
     assert tree is not None

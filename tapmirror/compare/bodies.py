@@ -83,6 +83,12 @@ def kind_of(content_type: bytes, body: bytes) -> Kind:
     return Kind.BYTES
 
 
+def is_xml(content_type: bytes) -> bool:
+    """Whether that is a type of XML (RFC 7303) that is compared as such: a page of XHTML is HTML."""
+    kind = content_type.partition(b";")[0].strip().lower()
+    return kind.endswith((b"/xml", b"+xml")) and kind_of(content_type, b"") is Kind.TEXT
+
+
 def text_of(body: bytes, content_type: bytes) -> str:
     """As text in its character set, UTF-8 if that is none; what is no text in it is replaced."""
     found = _CHARSET.search(content_type.lower())

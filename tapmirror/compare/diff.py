@@ -34,7 +34,16 @@ from typing import Final
 import msgspec
 
 from tapmirror.compare import documents, elements, heads, pages, tables, texts
-from tapmirror.compare.bodies import Kind, TooLongError, UndecodableError, decoded, kind_of, text_of, without_boundaries
+from tapmirror.compare.bodies import (
+    Kind,
+    TooLongError,
+    UndecodableError,
+    decoded,
+    is_xml,
+    kind_of,
+    text_of,
+    without_boundaries,
+)
 from tapmirror.compare.findings import Change, Difference, Findings
 from tapmirror.compare.rules import Rules
 from tapmirror.exchange import Answer
@@ -106,7 +115,7 @@ def _bodies(findings: Findings, one: Answer, other: Answer) -> tuple[str, int]:
     type_ = _value(_TYPE, one)
     if first != second:
         _decoded(findings, first, second, type_, _value(_TYPE, other))
-    return "", (len(first) + len(second)) * (elements.TIMES if _is_xml(type_) else 1)
+    return "", (len(first) + len(second)) * (elements.TIMES if is_xml(type_) else 1)
 
 
 def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_type: bytes) -> None:
@@ -140,7 +149,7 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         if table and its_table and [*table[0]] == [*its_table[0]]:
             documents.differ(findings, one, other, (table, True), (its_table, True))
             return
-        if _is_xml(type_):
+        if is_xml(type_):
             tree, its_tree = elements.document(first), elements.document(second)
             if tree is not None and its_tree is not None and first != second:
                 elements.differ(findings, first, second, tree, its_tree)
@@ -150,10 +159,6 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         texts.differ(findings, first, second)
     else:
         findings.add(Change.VALUE, "body", one, other)
-
-
-def _is_xml(type_: bytes) -> bool:
-    return b"xml" in type_.lower()
 
 
 def _may_be_json(body: bytes, type_: bytes) -> bool:
