@@ -141,13 +141,74 @@ def test_paths_are_ignored_as_those_of_json() -> None:
     ],
 )
 def test_what_is_not_read_is_compared_as_text(text: str) -> None:
-    assert document(text) is None
+    assert document(text.encode(), b"text/xml") is None
     assert xml(f"{text}\n<!-- 1 -->", f"{text}\n<!-- two -->") == ["value body.lines"]
 
 
+LATIN = '<?xml version="1.0" encoding="%s"?><a><t>%s</t><n>%s</n></a>'
+
+
+@pytest.mark.parametrize(
+    ("type_", "declared", "written"),
+    [
+        ("text/xml", "ISO-8859-1", "iso-8859-1"),
+        ("text/xml", "windows-1252", "windows-1252"),
+        ("text/xml", "Shift_JIS", "shift_jis"),
+        ("text/xml", "utf-16", "utf-16"),
+        ("text/xml", "utf-16", "utf-8"),
+        ("text/xml", "nonsense", "utf-8"),
+        ("text/xml", "ISO-8859-1", "utf-8-sig"),
+        ("text/xml; charset=utf-8", "ISO-8859-1", "utf-8"),
+        ("text/xml; charset=ISO-8859-1", "utf-8", "iso-8859-1"),
+    ],
+)
+def test_the_encoding_that_is_declared(type_: str, declared: str, written: str) -> None:
+    """What Content-Type says goes before it (RFC 7303, 3.2)."""
+    name, its_name = ("\u30a2", "\u30a4") if written == "shift_jis" else ("\xe9", "\xe8")
+    one = answer((LATIN % (declared, 1, name)).encode(written), type_=type_)
+    other = answer((LATIN % (declared, 2, its_name)).encode(written), type_=type_)
+    assert found(one, other) == ["value body.a.t", "value body.a.n"]
+    assert found(one, other, ignore_paths=("a.t",)) == ["value body.a.n"]
+    tree = document(one.body, type_.encode())
+    assert tree is not None
+    assert [*at(tree.root, "body.a.n")] == [name]
+
+
+@pytest.mark.parametrize(
+    ("type_", "declared"),
+    [
+        ("text/xml", "utf-8"),
+        ("text/xml; charset=utf-8", "ISO-8859-1"),
+        *(
+            ("text/xml", name)
+            for name in (
+                "nonsense",
+                "iso-8859-99",
+                "punycode",
+                "idna",
+                "utf-7",
+                "unicode_escape",
+                "hex",
+                "zlib",
+                "rot13",
+            )
+        ),
+    ],
+)
+def test_what_is_no_text_in_its_encoding_is_compared_by_its_tags(type_: str, declared: str) -> None:
+    """What is replaced would be the same on both sides."""
+    one, other = (
+        answer((LATIN % (declared, *each)).encode("latin-1"), type_=type_) for each in ((1, "\xe9"), (2, "\xe8"))
+    )
+    assert document(one.body, type_.encode()) is None
+    fields = found(one, other, ignore_paths=("a.t",))
+    assert len(fields) == 1
+    assert fields[0].startswith("value body.lines")
+
+
 def test_what_is_as_deep_and_as_much_as_is_read() -> None:
-    assert document("<a>" * DEPTH + "</a>" * DEPTH) is not None
-    assert document("<a>" + "<b/>" * (ELEMENTS - 1) + "</a>") is not None
+    assert document(("<a>" * DEPTH + "</a>" * DEPTH).encode(), b"text/xml") is not None
+    assert document(("<a>" + "<b/>" * (ELEMENTS - 1) + "</a>").encode(), b"text/xml") is not None
     deep = "<a>" * DEPTH + "%d" + "</a>" * DEPTH
     assert xml(deep % 1, deep % 2) == ["value body" + (".a" * DEPTH)]
 
@@ -183,7 +244,7 @@ def test_what_is_not_compared_as_xml_counts_as_what_it_is(type_: str) -> None:
 
 
 def test_the_values_at_a_path() -> None:
-    tree = document(FEED)
+    tree = document(FEED.encode(), b"text/xml")
     assert tree is not None
     root = tree.root
     assert [*at(root, "body.feed.entry.link.@href")] == ["/1", "/2"]

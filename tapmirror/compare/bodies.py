@@ -7,6 +7,7 @@ later: earlier ones cannot be bounded), `zstd` the package zstandard; without th
 
 from __future__ import annotations
 
+import codecs
 import enum
 import re
 import zlib
@@ -22,6 +23,9 @@ WINDOW: Final = 8 << 20
 
 _WORD: Final = re.compile(rb"[a-z0-9-]+")
 _CHARSET: Final = re.compile(rb"charset=\"?([a-z0-9._-]{1,40})")
+_DECLARATION: Final = re.compile(
+    rb"<\?xml\s[^>]{0,100}?\sencoding\s{0,9}=\s{0,9}[\"']([A-Za-z][A-Za-z0-9._-]{0,39})[\"']"
+)
 _CHARSETS: Final = re.compile(
     r"utf-?(?:8|16(?:[lb]e)?)|(?:us-)?ascii|iso-8859-\d\d?|latin-?1|windows-\d{3,4}|koi8-[ru]|macintosh"
     r"|shift[-_]jis|euc-(?:jp|kr)|iso-2022-(?:jp|kr)|gb2312|gbk|gb18030|big5"
@@ -89,14 +93,33 @@ def is_xml(content_type: bytes) -> bool:
     return kind.endswith((b"/xml", b"+xml")) and kind_of(content_type, b"") is Kind.TEXT
 
 
-def text_of(body: bytes, content_type: bytes) -> str:
-    """As text in its character set, UTF-8 if that is none; what is no text in it is replaced."""
+def text_of(body: bytes, content_type: bytes, errors: str = "replace") -> str:
+    """As text in its character set, UTF-8 if none is named that is known; what is no text in it is replaced.
+
+    `errors` as that of `bytes.decode`: with "strict" it raises `UnicodeDecodeError` in place of that.
+    """
     found = _CHARSET.search(content_type.lower())
-    name = "utf-8" if found is None else found[1].decode()
+    if found is not None:
+        name = found[1].decode()
+    elif is_xml(content_type):
+        name = _declared(body)
+    else:
+        name = "utf-8"
     try:
-        return body.decode(name if _CHARSETS.fullmatch(name) else "utf-8", "replace")
+        return body.decode(name if _CHARSETS.fullmatch(name) else "utf-8", errors)
     except LookupError:  # no such part of ISO 8859, or page of Windows
-        return body.decode("utf-8", "replace")
+        return body.decode("utf-8", errors)
+
+
+def _declared(body: bytes) -> str:
+    """The encoding of XML by its mark of the byte order or by what it declares (XML 1.0, F); not UTF-16 where that is
+    declared in ASCII, as .NET does of what it then sends as UTF-8.
+    """
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    found = _DECLARATION.match(body)
+    name = "utf-8" if found is None else found[1].decode().lower()
+    return "utf-8" if name.startswith("utf-16") else name
 
 
 def without_boundary(content_type: bytes) -> bytes:

@@ -150,9 +150,9 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
             documents.differ(findings, one, other, (table, True), (its_table, True))
             return
         if is_xml(type_):
-            tree, its_tree = elements.document(first), elements.document(second)
-            if tree is not None and its_tree is not None and first != second:
-                elements.differ(findings, first, second, tree, its_tree)
+            tree, its_tree = elements.document(one, type_), elements.document(other, its_type)
+            if tree is not None and its_tree is not None:
+                elements.differ(findings, one, other, tree, its_tree)
                 return
             # as a rule all of it is one line
             first, second = first.replace("><", ">\n<"), second.replace("><", ">\n<")

@@ -24,6 +24,7 @@ from xml.parsers import expat
 
 import msgspec
 
+from tapmirror.compare.bodies import text_of
 from tapmirror.compare.documents import Search
 from tapmirror.compare.findings import Change, Findings
 from tapmirror.compare.words import shortened
@@ -53,8 +54,10 @@ class Document(msgspec.Struct, gc=False, frozen=True):
     """Of all elements, in their order."""
 
 
-def document(text: str) -> Document | None:
-    """None: it is no XML (XML 1.0, Namespaces 1.0), or none that is read."""
+def document(body: bytes, type_: bytes) -> Document | None:
+    """None: it is no XML (XML 1.0, Namespaces 1.0), or none that is read.  Nothing is replaced: two characters that are
+    none in the character set would be the same.
+    """
     reader = _Reader()
     parser = expat.ParserCreate(namespace_separator=_BETWEEN)
     parser.buffer_text = parser.ordered_attributes = True
@@ -63,7 +66,7 @@ def document(text: str) -> Document | None:
     parser.EndElementHandler = reader.ends
     parser.CharacterDataHandler = reader.texts.append
     try:
-        parser.Parse(text, True)
+        parser.Parse(text_of(body, type_, "strict"), True)
     except (expat.ExpatError, _NotReadError, ValueError):
         return None
     return Document(reader.open[0], reader.names)
@@ -149,7 +152,7 @@ def _told_apart(attributes: list[str], found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def differ(findings: Findings, one: str, other: str, mine: Document, its: Document) -> None:
+def differ(findings: Findings, one: bytes, other: bytes, mine: Document, its: Document) -> None:
     """Find what two documents differ in; `one` and `other` are what they were read from."""
     try:
         _Search(findings, prunes=mine.names == its.names).values(mine.root, its.root, "body", 2 * DEPTH)

@@ -36,7 +36,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from tapmirror.compare import elements
-from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded, is_xml, text_of
+from tapmirror.compare.bodies import TooLongError, UndecodableError, decoded, is_xml
 from tapmirror.compare.documents import at, document
 from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.heads import fields
@@ -236,7 +236,7 @@ def _standing(paths: list[str], answer: Answer) -> list[str]:
 def _reader(body: bytes, type_: bytes) -> Callable[[str], Iterable[Any]]:
     """What gives the values that a body has at a path: of JSON and XML."""
     if is_xml(type_):
-        tree = elements.document(text_of(body, type_))
+        tree = elements.document(body, type_)
         return lambda path: () if tree is None else elements.at(tree.root, path)
     found = document(body, type_)
     return lambda path: () if found is None else at(found[0], path)
