@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hostile_figures import empty, shop
-from lab.peeking import Statuses, by_chance, by_request, first_fail, in_bursts, in_turn, races, swapping
+from lab.peeking import Statuses, by_chance, by_request, first_fail, in_bursts, in_turn, in_windows, races, swapping
 from tapmirror.compare import Limits, Nature, Outcome, figures, merge
 from tapmirror.compare.summary import Endpoint, Field, Point, State
 from tapmirror.spec import Compare, Level
@@ -188,6 +188,7 @@ def test_a_shadow_that_takes_what_production_does_not_and_the_other_way_round_fa
         *(partial(in_bursts, rate=0.1, size=size) for size in (30, 1000)),
         *(partial(races, rate=0.2, clients=clients) for clients in (2, 3)),
         partial(in_turn, every=3, status=429),
+        lambda rand: in_windows(rand, 1000, 0.15, 403, 200, 404),  # the higher one of two, and the lower one
     ],
 )
 def test_equal_versions_do_not_fail_by_statuses_that_chance_gives(
@@ -209,12 +210,23 @@ def test_statuses_that_one_side_has_more_of_count_as_one_where_they_come_togethe
 ) -> None:
     """Of two limiters of rates each turns away at times of its own: equal versions failed."""
     endpoint = _turned({"200 429": sum(stretches), "429 200": 30})
-    line = {n: Point(1000, turned=[count, n % 8 == 3]) for n, count in enumerate(stretches)}
+    line = {n: Point(1000) for n in range(len(stretches))}
+    turned = {200: {n: [count, int(n % 8 == 3)] for n, count in enumerate(stretches)}}
+    turned[429] = {n: ways[::-1] for n, ways in turned[200].items()}
     other = Endpoint(pairs=1000)
-    state_ = State(level="body", endpoints={"POST /x": endpoint, "POST /y": other}, line=line)
+    state_ = State(level="body", endpoints={"POST /x": endpoint, "POST /y": other}, line=line, turned=turned)
     found = figures("t", "s", state_, Compare(), _RATE)
     assert found.verdict.outcome is want
     assert {each.name: each for each in found.endpoints}["POST /x"].fields[0].nature is nature
+
+
+def test_of_statuses_that_are_too_many_for_the_time_line_the_largest_crowd_is_taken() -> None:
+    endpoint = _turned({"200 429": 400, "429 200": 30})
+    line = {n: Point(1000) for n in range(40)}
+    for bursts, want in ({30: [200, 0], 38: [200, 0]}, Outcome.UNDECIDED), ({n: [10, 0] for n in line}, Outcome.FAIL):
+        turned = {404: {n: [5, 5] for n in line}, 418: bursts}
+        state_ = State(level="body", endpoints={"POST /x": endpoint}, line=line, turned=turned)
+        assert figures("t", "s", state_, Compare(), _RATE).verdict.outcome is want
 
 
 def test_a_few_more_of_one_side_may_be_too_many_though_pairs_say_that_it_is_noise() -> None:

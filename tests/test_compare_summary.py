@@ -13,6 +13,7 @@ from tapmirror.compare.summary import (
     SIGNATURES,
     SIGNATURES_LENGTH,
     STATUSES,
+    TURNED,
     Bounds,
     Endpoint,
     Field,
@@ -113,9 +114,32 @@ def test_which_way_statuses_differ_is_known_of_each_stretch_of_time() -> None:
         (1, 201, 201),
     ]:
         summary.observe(summary.endpoint("a"), ASKED, Answer(status), Reply(Answer(other), 0), float(now))
-    assert {number: point.turned for number, point in summary.state.line.items()} == {0: [1, 1], 1: [2, 0]}
-    total = merged([summary.state, summary.state], BOUNDS)
-    assert {number: point.turned for number, point in total.line.items()} == {0: [2, 2], 1: [4, 0]}
+    assert summary.state.turned == {
+        201: {0: [1, 1], 1: [1, 0]},
+        409: {0: [1, 1], 1: [0, 1]},
+        500: {1: [1, 0]},
+        503: {1: [0, 1]},
+    }
+    before = msgspec.convert({"line": {0: {"pairs": 2}}}, State)  # a state that does not know of them
+    total = merged([summary.state, before, summary.state], BOUNDS)
+    assert (total.turned[201], total.turned[503]) == ({0: [2, 2], 1: [2, 0]}, {1: [0, 2]})
+
+
+def test_which_way_statuses_differ_gets_coarser_with_the_time_line_and_is_of_so_many_statuses_only() -> None:
+    summaries = [Summary(BOUNDS, "status") for _ in range(2)]
+    for summary, statuses in zip(summaries, (range(300, 300 + TURNED + 9), (200, 404)), strict=True):
+        for now in range(3 * POINTS if summary is summaries[0] else POINTS):
+            other = statuses[now % len(statuses)]
+            summary.observe(summary.endpoint("a"), ASKED, Answer(250), Reply(Answer(other), 0), float(now))
+    states = [summary.state for summary in summaries]
+    assert [state.width for state in states] == [4.0, 1.0]
+    assert len(states[0].turned) == TURNED
+    for order in (states, states[::-1]):
+        total = merged(order, BOUNDS)
+        assert len(total.turned) == TURNED
+        assert all(ways.keys() <= total.line.keys() for ways in total.turned.values())
+    assert total.turned[200] == {number: [0, 2] for number in range(POINTS // 4)}
+    assert total.turned[250][0] == [8, 0]
 
 
 def test_an_exchange_that_is_not_timed_counts_but_for_its_times() -> None:

@@ -151,7 +151,7 @@ class Briefing:
         turns = turn_crowds(state)
         for name in chosen:
             endpoint = endpoints[name]
-            found = judged_endpoint(name, endpoint, self._spec, self._limits, known, fields, turns[name])
+            found = judged_endpoint(name, endpoint, self._spec, self._limits, known, fields, turns)
             looks.pop(name, None)
             looks[name] = Look(at, _endpoint(endpoint, found), found, noise[name])
 

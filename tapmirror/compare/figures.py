@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -45,6 +45,8 @@ SCHEMA_FIGURES: Final = "tapmirror.report/1"
 BINS: Final = 48
 """Of a distribution that is drawn."""
 MS: Final = 1e-6
+Turns: TypeAlias = Mapping[int, tuple[float, int]]
+"""The crowds of statuses that one side alone answers with, and how often that is so."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -197,7 +199,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
             found[name].differing,
             {share: _part(both, each.production.last.count, timed) for share, both in crowds.items()},
             _thinned(errors, (each.only_shadow + each.only_production) / wrong) if wrong else errors,
-            turns[name],
+            turns,
             _probed(name, spec),
         )
         for name, each in state.endpoints.items()
@@ -205,7 +207,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     endpoints.sort(key=lambda each: (-_badness(each), -_doublings(each), -each.pairs, each.name))
     together = sum(found.values(), Judged())
     everything = _endpoint(
-        "all", total, thresholds, known, limits, together.differing, crowds, errors, 1.0, probes=False
+        "all", total, thresholds, known, limits, together.differing, crowds, errors, {}, probes=False
     )
     counts = Counts(
         total.pairs,
@@ -271,18 +273,17 @@ def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
     fields = sum(len(each.fields) for each in state.endpoints.values())
     turns = turn_crowds(state)
     return {
-        name: judged_endpoint(name, each, spec, limits, known, fields, turns[name])
-        for name, each in state.endpoints.items()
+        name: judged_endpoint(name, each, spec, limits, known, fields, turns) for name, each in state.endpoints.items()
     }
 
 
 def judged_endpoint(
-    name: str, endpoint: Endpoint, spec: Compare, limits: Limits, known: Set[str], fields: int, turns: float
+    name: str, endpoint: Endpoint, spec: Compare, limits: Limits, known: Set[str], fields: int, turns: Turns
 ) -> Judged:
     """How many of an endpoint's exchanges differ.
 
-    `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many differ at all endpoints, `turns` its
-    crowd of statuses (`turn_crowds`).
+    `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many differ at all endpoints, `turns` the
+    crowds of statuses (`turn_crowds`).
 
     An error of one side counts for the limit of error rates alone, if there is one and neither side has more of them
     for certain: that limit takes both sides' errors off each other.  Two equal versions with 1 % of errors each differ
@@ -320,7 +321,7 @@ def judged_endpoint(
     return Judged(counted[0], counted[1] - erring[1], counted[2] - erring[2], erring[0])
 
 
-def _turned(endpoint: Endpoint, alpha: float, crowd: float) -> tuple[int, int, int, int]:
+def _turned(endpoint: Endpoint, alpha: float, turns: Turns) -> tuple[int, int, int, int]:
     """Exchanges whose statuses differ, both below 500 or neither.  All of them, and how many say nothing, for those in
     which it is the other way round are as many: as seen, at most and at least.  Of two equal versions each of both is
     as likely, so what one has more often is no noise, whatever pairs of one version say: of a shadow that answers 404
@@ -337,7 +338,7 @@ def _turned(endpoint: Endpoint, alpha: float, crowd: float) -> tuple[int, int, i
     said, sure = _no_chance(endpoint, SURPRISE), _no_chance(endpoint, alpha)
     for both, (one, other) in pairs.items():
         count = one + other
-        low, high = _majority(one, count, alpha / len(pairs), crowd)
+        low, high = _majority(one, count, alpha / len(pairs), _turn_crowd(turns, both, count))
         if both not in said:
             seen += count - abs(one - other)
             least += count * (1 - max(1 - 2 * low, 2 * high - 1))
@@ -403,17 +404,17 @@ def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
     return found
 
 
-def _chance(endpoint: Endpoint, what: Nature, crowd: float) -> Nature:
+def _chance(endpoint: Endpoint, what: Nature, turns: Turns) -> Nature:
     """What statuses are that differ, and are not those of errors of one side alone."""
     if _no_chance(endpoint, SURPRISE):
         return Nature.DIFFERENT
-    pairs = _by_pair(endpoint).values()
-    for one, other in pairs:
-        low, high = _majority(one, one + other, SURPRISE / len(pairs), crowd)
+    pairs = _by_pair(endpoint)
+    for both, (one, other) in pairs.items():
+        low, high = _majority(one, one + other, SURPRISE / len(pairs), _turn_crowd(turns, both, one + other))
         if not low <= 0.5 <= high:
             return Nature.DIFFERENT
-    if what is Nature.DIFFERENT and all(map(all, pairs)):
-        return Nature.NOISE if min(map(sum, pairs)) >= ENOUGH else Nature.WAITING
+    if what is Nature.DIFFERENT and all(map(all, pairs.values())):
+        return Nature.NOISE if min(map(sum, pairs.values())) >= ENOUGH else Nature.WAITING
     return what
 
 
@@ -449,10 +450,10 @@ def _endpoint(
     count: int,
     crowds: Mapping[float, tuple[float, float]],
     errors: float,
-    turns: float,
+    turns: Turns,
     probes: bool,
 ) -> EndpointFigures:
-    """`count` of its exchanges differ; `errors` is the crowd of its errors, `turns` that of its statuses."""
+    """`count` of its exchanges differ; `errors` is the crowd of its errors, `turns` those of statuses."""
     fields = sorted(
         _fields(endpoint, thresholds, known, turns, probes),
         key=lambda each: (_ORDER[each.nature], -each.rate, each.path),
@@ -529,17 +530,30 @@ def error_crowd(state: State, only_shadow: int, only_production: int) -> float:
     return crowd_of_differences(line, only_shadow, only_production, state.width)
 
 
-def turn_crowds(state: State) -> dict[str, float]:
-    """That of the statuses that differ, and are both those of errors or neither, of each endpoint: a limiter turns away
-    for some time, and another one at another time.
+def turn_crowds(state: State) -> Turns:
+    """That of each status that one side alone answers with, where both are those of errors or neither: a limiter turns
+    away for some time, and another one at another time.
+
+    Of each status, by who answers with it, and not of all, by whose is the lower one: 403 in place of 200 and of 404 is
+    higher than the one and lower than the other, and they would cancel out.
     """
-    line = {number: (point.pairs, point.turned[0] - point.turned[1]) for number, point in state.line.items()}
-    low, high = (sum(point.turned[side] for point in state.line.values()) for side in range(2))
-    crowd = crowd_of_differences(line, low, high, state.width)
-    every = max(1, low + high)
-    return {
-        name: _thinned(crowd, min(1.0, sum(each.turned.values()) / every)) for name, each in state.endpoints.items()
-    }
+    found = {}
+    sizes = {number: point.pairs for number, point in state.line.items()}
+    for status, ways in state.turned.items():
+        one, other = (sum(each[side] for each in ways.values()) for side in range(2))
+        sums = {number: each[0] - each[1] for number, each in ways.items()}
+        line = {number: (size, sums.get(number, 0)) for number, size in sizes.items()}
+        found[status] = crowd_of_differences(line, one, other, state.width), max(1, one + other)
+    return found
+
+
+def _turn_crowd(turns: Turns, both: BothStatuses, count: int) -> float:
+    """That of two statuses that differ so often at an endpoint: the larger one of either's.  0: it cannot be told yet.
+
+    Of statuses that are too many to be told apart, the largest one there is.
+    """
+    known = [turns[status] for status in map(int, both.split()) if status in turns]
+    return max((_thinned(crowd, min(1.0, count / every)) for crowd, every in known or turns.values()), default=1.0)
 
 
 def _part(crowds: tuple[float, float], count: int, of: int) -> tuple[float, float]:
@@ -558,7 +572,7 @@ def _ratio(over: Sketch, under: Sketch, share: float, alpha: float, crowds: tupl
 
 
 def _fields(
-    endpoint: Endpoint, thresholds: Thresholds, known: Set[str], turns: float, probes: bool
+    endpoint: Endpoint, thresholds: Thresholds, known: Set[str], turns: Turns, probes: bool
 ) -> list[FieldFigures]:
     found = []
     names = endpoint.fields.keys()

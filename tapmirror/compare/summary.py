@@ -32,6 +32,8 @@ Status: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]
 """0: no answer."""
 BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9]{1,3}\Z")]
 """Production's, the shadow's."""
+Ways: TypeAlias = Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)]
+"""Exchanges in which production alone answered with a status, and in which the shadow alone did."""
 POINTS: Final = 120
 """Of the time line: when there are more, two become one."""
 COARSE: Final = 2
@@ -42,6 +44,9 @@ SIGNATURES_LENGTH: Final = 1 << 16
 """Characters of them all: names may be 200 long, and a hostile shadow's answers differ in 32 at once."""
 STATUSES: Final = 64
 """Different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
+TURNED: Final = 32
+"""Status codes of which the time line knows when one side alone answered with them; the most that `figures` has time
+for in each brief."""
 STATUS: Final = "value status"
 """The name of the difference of two statuses."""
 ERROR: Final = 500
@@ -133,11 +138,6 @@ class Point(msgspec.Struct):
         default_factory=lambda: [0, 0]
     )
     """Production's, the shadow's."""
-    turned: Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)] = msgspec.field(
-        default_factory=lambda: [0, 0]
-    )
-    """Exchanges whose statuses differed, and were both those of errors or neither: production's was the lower one, the
-    shadow's was."""
     production: dict[CoarseKey, Count] = {}
     """Times to the last byte, in coarse buckets."""
     shadow: dict[CoarseKey, Count] = {}
@@ -170,6 +170,9 @@ class State(msgspec.Struct):
     """Seconds of a point of the time line."""
     line: dict[PointNumber, Point] = {}
     """By its number: from `number * width` on."""
+    turned: dict[Status, dict[PointNumber, Ways]] = {}
+    """Exchanges whose statuses differed, and were both those of errors or neither: by each of both, and by the point of
+    the time line."""
     notes: list[str] = []
     """What the reader should know: codings that could not be undone."""
 
@@ -253,7 +256,11 @@ class Summary:
         if its_wrong:
             point.errors[1] += 1
         if status != other and wrong == its_wrong:
-            point.turned[status > other] += 1
+            number = int(now / state.width)  # it may have become coarser
+            for side, each in enumerate((status, other)):
+                ways = _ways(state, each)
+                if ways is not None:
+                    ways.setdefault(number, [0, 0])[side] += 1
         if not other:
             if answer.failure is not None:
                 reason = answer.failure.value
@@ -386,6 +393,13 @@ def _beside(endpoint: Endpoint, status: int, other: int) -> None:
         _count_text(endpoint.changed, both, STATUSES)
 
 
+def _ways(state: State, status: int) -> dict[int, list[int]] | None:
+    """Those of a status; None: there are too many."""
+    if status not in state.turned and len(state.turned) >= TURNED:
+        return None
+    return state.turned.setdefault(status, {})
+
+
 def _its_turn(asked_ns: int, answer: Answer, rtt_ns: int) -> int:
     """When a server could begin with a request, as its client saw it: when it had it, and was done with the one before.
 
@@ -485,6 +499,10 @@ def _merge_state(into: State, other: State) -> None:
     shift = int(math.log2(into.width / other.width)) if into.width > other.width else 0
     for number, point in other.line.items():
         _merge_point(into.line.setdefault(number >> shift, Point()), point)
+    for status, ways in other.turned.items():
+        mine = _ways(into, status)
+        if mine is not None:
+            _add_ways(mine, ways, shift)
     while len(into.line) > POINTS:
         _coarsen(into)
 
@@ -495,15 +513,24 @@ def _coarsen(state: State) -> None:
     for number, point in state.line.items():
         _merge_point(line.setdefault(number >> 1, Point()), point)
     state.line = line
+    for status, ways in state.turned.items():
+        state.turned[status] = {}
+        _add_ways(state.turned[status], ways, 1)
     state.width *= 2
 
 
 def _merge_point(into: Point, other: Point) -> None:
     into.pairs += other.pairs
     into.errors = [one + more for one, more in zip(into.errors, other.errors, strict=True)]
-    into.turned = [one + more for one, more in zip(into.turned, other.turned, strict=True)]
     _add(into.production, other.production)
     _add(into.shadow, other.shadow)
+
+
+def _add_ways(into: dict[int, list[int]], other: Mapping[int, list[int]], shift: int) -> None:
+    for number, ways in other.items():
+        found = into.setdefault(number >> shift, [0, 0])
+        for side in range(2):
+            found[side] += ways[side]
 
 
 def _limit_fields(endpoint: Endpoint, most: int) -> None:

@@ -391,6 +391,18 @@ def in_turn(rand: random.Random, every: int, status: int) -> Statuses:
         yield tuple(status if number % every == each else CREATED for each in first)  # type: ignore[misc]
 
 
+def in_windows(rand: random.Random, window: int, over: float, status: int, *served: int) -> Statuses:
+    """Equal: of so many requests in a row so large a share too many is answered with this, on each side by a window
+    that begins at a time of its own; the others with one of those served, as the request is.
+    """
+    first = [rand.randrange(window) for _ in range(2)]
+    number = 0
+    while True:
+        number += 1
+        wants = rand.choice(served)
+        yield tuple(status if (number + each) % window >= window * (1 - over) else wants for each in first)  # type: ignore[misc]
+
+
 def first_fail(statuses: Statuses, most: int, limits: Limits) -> int:
     """After how many requests to one endpoint the verdict is FAIL, looked for each tenth more; 0: it is not."""
     spec = Compare(level=Level.STATUS)
@@ -485,6 +497,13 @@ def main() -> None:
         "by request": by_request,
         **{f"10 % in rows of {size}": partial(in_bursts, rate=0.1, size=size) for size in (3, 30, 1000)},
         **{f"{count} clients, a seat": partial(races, rate=0.1, clients=count) for count in (2, 3)},
+        **{
+            f"15 % by windows of {seconds} s, {refused} for {' and '.join(map(str, served))}": partial(
+                in_windows, *(100 * seconds, 0.15, refused, *served)
+            )
+            for seconds in (10, 60)
+            for refused, served in ((403, (200,)), (403, (200, 404)), (302, (200, 301)))
+        },
         "each third 429": partial(in_turn, every=3, status=429),
         "each third 409": partial(in_turn, every=3, status=TAKEN),
     }
