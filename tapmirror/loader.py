@@ -37,6 +37,7 @@ import msgspec
 
 from tapmirror import bytecode, contract
 from tapmirror.precedence import give_way
+from tapmirror.spawn import unsignalled
 
 LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
@@ -160,7 +161,7 @@ def load(request: Request) -> Loaded:
     """Compile and load in a child process.  Raises `LoaderError`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        with theirs:
+        with theirs, unsignalled():
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tapmirror.loader", str(theirs.fileno()), contract.CONTRACT],
                 cwd="/",

@@ -415,7 +415,9 @@ def test_the_compiler_is_known_without_importing_it(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("end", "how"), [("kill -KILL $$", "signal 9"), ("exit 3", "exit status 3")], ids=["killed", "left"]
+    ("end", "how"),
+    [("kill -KILL $$", "signal 9"), ("exit 3", "exit status 3"), ("kill -INT $$; exit 3", "exit status 3")],
+    ids=["killed", "left", "a Ctrl-C is not for it"],
 )
 def test_a_child_that_dies_is_told_with_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, how: str

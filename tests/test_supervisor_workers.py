@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -67,6 +68,8 @@ def test_it_answers_and_goes_when_let_go(lab: Lab) -> None:
         found = worker.ask({"op": "snapshot"}, "snapshot", 5.0)["snapshot"]
         assert found["worker"]["pid"] == worker.pid
         assert not select.select([worker.fileno()], [], [], 0)[0]
+        blocked = int(re.findall(r"^SigBlk:\t(\w+)$", Path(f"/proc/{worker.pid}/status").read_text(), re.M)[0], 16)
+        assert blocked >> signal.SIGINT - 1 & 1  # since before it ran: a Ctrl-C while it was started is not for it
     finally:
         worker.close(5.0)
     assert not os.path.exists(f"/proc/{worker.pid}")

@@ -27,6 +27,7 @@ import msgspec
 
 from tapmirror import contract, privsep, stdio
 from tapmirror.events import DropReason
+from tapmirror.spawn import unsignalled
 from tapmirror.spec.shadow import Shadow
 from tapmirror.supervisor.figures import checked, with_past
 from tapmirror.supervisor.log import printable
@@ -86,7 +87,7 @@ class WorkerProcess:
             self._heard.close(0.0)
             raise
         try:
-            with theirs:
+            with theirs, unsignalled():
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "tapmirror.worker", str(theirs.fileno()), contract.CONTRACT],
                     cwd="/",

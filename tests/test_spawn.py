@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A child that is started while its terminal's Ctrl-C comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from tapmirror.spawn import TERMINAL, unsignalled
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """The signals of a terminal that came to us; the actions are put back."""
+    found: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        found.append(number)
+
+    before = {number: signal.signal(number, handle) for number in TERMINAL}
+    yield found
+    for number, action in before.items():
+        signal.signal(number, action)
+
+
+@pytest.mark.parametrize("number", sorted(TERMINAL))
+def test_a_signal_waits_and_comes_afterwards(heard: list[int], number: int) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with unsignalled():
+        os.kill(os.getpid(), number)
+        assert heard == []
+    assert heard == [number]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+@pytest.mark.parametrize("number", sorted(TERMINAL))
+def test_a_child_does_not_die_of_one_before_it_runs(number: int) -> None:
+    program = f"import os; os.kill(os.getpid(), {int(number)}); print('alive')"
+    with unsignalled():
+        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (0, b"alive\n")
