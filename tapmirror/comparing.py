@@ -24,6 +24,7 @@ from tapmirror.events import (
     END,
     NO_BODY,
     START,
+    TRACED,
     TUNNEL,
     Abort,
     Buffer,
@@ -48,6 +49,7 @@ from tapmirror.pipeline import Framer, Pipeline
 from tapmirror.policy import Policy
 from tapmirror.spec import Level, Protocol, TapSpec
 from tapmirror.tcp import ANY
+from tapmirror.tracer import Tracer
 
 NEVER: Final = 1 << 63
 """Nanoseconds of CLOCK_MONOTONIC."""
@@ -143,10 +145,17 @@ class ComparingPipeline(Pipeline):
         "window",
     )
 
-    def __init__(self, spec: TapSpec, ledger: Ledger, policy: Policy | None, comparison: Comparison) -> None:
+    def __init__(
+        self,
+        spec: TapSpec,
+        ledger: Ledger,
+        policy: Policy | None,
+        comparison: Comparison,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._counts: Counter[str] = Counter()
         self._table = AnsweredTable(spec.limits, spec.seed, ledger, self._counts)
-        super().__init__(spec, ledger, policy, self._table)
+        super().__init__(spec, ledger, policy, self._table, tracer)
         self._comparison = comparison
         self._checks = probes(spec)
         self._targets = sum(shadow.copies for shadow in spec.shadows)
@@ -317,10 +326,14 @@ class ComparingPipeline(Pipeline):
                 number, flags = 0, message.flags
                 if flags & START:
                     self._ledger.requests.seen += 1
+                    if flags & TRACED:
+                        flags = self._look(flow, message)
                     if self._rotation.seen(self._now):
                         self._turn()
                     if self._compares(flow, talk, flags):
-                        number = talk.current = self._request(flow, talk, message)
+                        if self._tracer is not None and self._tracer.wants(self._ledger.requests.seen, self._now):
+                            flags |= TRACED
+                        number = talk.current = self._request(flow, talk, message, flags)
                     else:
                         talk.current = 0
                         self._comparison.rested += 1
@@ -390,12 +403,12 @@ class ComparingPipeline(Pipeline):
                     del self._late_buckets[talk.bucket]
                     self.answer_requests.append((talk.flow.key, False))
 
-    def _request(self, flow: Flow, talk: Talk, part: Part) -> int:
-        """A request begins; which of its connection it is."""
+    def _request(self, flow: Flow, talk: Talk, part: Part, flags: int) -> int:
+        """A request begins, with these flags (TRACED: it may be marked); which of its connection it is."""
         talk.number = number = talk.number + 1
         conversation = talk.conversation
         head = _head(part.data)
-        if self._comparison.request(flow.id, number, head, part.flags, self._now):
+        if self._comparison.request(flow.id, number, head, flags, self._now):
             self._probed.add((flow.id, number))
         size = len(head)
         if len(part.data) > size and part.data[size - 4 : size] == b"\r\n\r\n":  # the whole head, and then a body
@@ -431,7 +444,7 @@ class ComparingPipeline(Pipeline):
         if self._policy is None:
             if self._probed:
                 self._keep_probes(commands)
-            return [*commands, *self._taken_ends()] if self._ends else commands
+            return self._traced(commands)
         routed = self._policy.route(commands, self._now)
         if self._undecided:
             for command in routed:
@@ -446,7 +459,13 @@ class ComparingPipeline(Pipeline):
             self._undecided = waiting
         if self._probed:
             self._keep_probes(routed)
-        return [*routed, *self._taken_ends()] if self._ends else routed
+        return self._traced(routed)
+
+    def _traced(self, commands: list[Command]) -> list[Command]:
+        """With a request marked when it is time, and the ends of second connections."""
+        if self._tracer is not None and self._now >= self._tracer.due:
+            commands = self._tracer.marked(commands, self._ledger.requests.seen, self._now)
+        return [*commands, *self._taken_ends()] if self._ends else commands
 
     def _kept(self, command: Send) -> bytes:
         """What is to be sent, if it may be that it is to be sent again."""

@@ -94,6 +94,9 @@ TUNNEL: Final = 0x8
 """If the answer accepts (2xx to CONNECT, 101), what follows is no longer HTTP."""
 CONNECT: Final = 0x10
 """With TUNNEL: the method is CONNECT, so that a 2xx answer accepts and has no body (else only 101 accepts)."""
+TRACED: Final = 0x20
+"""Of a Message: the head has the field with which taps mark copies (`tracer`).  Of a Send: it may get that, though its
+answers are compared."""
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):

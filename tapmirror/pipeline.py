@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from tapmirror.events import (
     ACCEPTED,
     START,
+    TRACED,
     Abort,
     Buffer,
     Command,
@@ -34,6 +35,7 @@ from tapmirror.framing import Pool, RawFramer, RequestFramer, detect
 from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, constant_host
 from tapmirror.spec import Pacing, Protocol, TapSpec
+from tapmirror.tracer import Tracer
 
 Framer: TypeAlias = RawFramer | RequestFramer
 
@@ -45,7 +47,7 @@ TLS_HANDSHAKE: Final = b"\x16\x03"
 class Pipeline:
     """Segments to commands, for one worker of one tap.
 
-    Without a `policy` all of them are for target 0.
+    Without a `policy` all of them are for target 0.  A `tracer` marks requests, and is shown those that are marked.
     """
 
     __slots__ = (
@@ -57,15 +59,22 @@ class Pipeline:
         "_policy",
         "_protocol",
         "_raw",
+        "_tracer",
         "_trailers",
         "_turns",
     )
 
     def __init__(
-        self, spec: TapSpec, ledger: Ledger, policy: Policy | None = None, flows: FlowTable | None = None
+        self,
+        spec: TapSpec,
+        ledger: Ledger,
+        policy: Policy | None = None,
+        flows: FlowTable | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._ledger = ledger
         self._policy = policy
+        self._tracer = tracer
         self._turns = spec.pacing is Pacing.WAIT
         self._flows = FlowTable(spec.limits, spec.seed, ledger) if flows is None else flows
         self._protocol = spec.protocol
@@ -96,7 +105,11 @@ class Pipeline:
                 self._pass_on(flow, flow.framer.feed(chunk, turn), commands)
         if begins:
             self._accept(segment, commands)
-        return commands if self._policy is None else self._policy.route(commands, now)
+        if self._policy is not None:
+            commands = self._policy.route(commands, now)
+        if self._tracer is not None and now >= self._tracer.due:
+            return self._tracer.marked(commands, self._ledger.requests.seen, now)
+        return commands
 
     def expire(self, now: float) -> list[Command]:
         """Act on time-outs; call it a few times a second."""
@@ -173,13 +186,22 @@ class Pipeline:
     def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
         for message in messages:
             if isinstance(message, Part):
-                if message.flags & START:
+                flags = message.flags
+                if flags & START:
                     self._ledger.requests.seen += 1
-                commands.append(Send(flow.id, message.data, message.size, message.flags))
+                    if flags & TRACED:
+                        flags = self._look(flow, message)
+                commands.append(Send(flow.id, message.data, message.size, flags))
             else:
                 self._ledger.bytes.dropped[message.reason] += message.size
                 if message.broken and flow.opened:
                     commands.append(Abort(flow.id, message.reason, False))
+
+    def _look(self, flow: Flow, message: Part) -> int:
+        """At a request with the field of those that are marked; its flags without that."""
+        if self._tracer is not None:
+            self._tracer.look(message.data, flow.key)
+        return message.flags & ~TRACED
 
     def _end(self, flow: Flow, reset: bool, answered: bool, commands: list[Command]) -> None:
         self._give_up_prefix(flow, DropReason.INCOMPLETE)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tapmirror.compare.summary import SCHEMA
 from tapmirror.spec import TapSpec
-from tapmirror.supervisor.workers import TapError
+from tapmirror.supervisor.workers import LoopError, TapError
 
 
 class ScriptedTap:
@@ -49,6 +49,8 @@ class ScriptedTap:
     def snapshot(self) -> dict[str, Any]:
         """The least that a ledger has."""
         self._script.step("snapshot")
+        if self._script.loops:
+            raise LoopError(self._script.loops)
         if self.detached.is_set() and not self.stopping:
             raise TapError("detached")
         return {"tap": self.spec.name, "shadows": {}, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
@@ -113,6 +115,8 @@ class Script:
 
     def __init__(self) -> None:
         self.taps: list[ScriptedTap] = []
+        self.loops = ""
+        """Why what it sends comes back to production, if it does."""
         self.fails: dict[str, str] = {}
         """What a step fails with."""
         self.gates: dict[str, threading.Event] = {}

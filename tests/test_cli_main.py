@@ -21,7 +21,17 @@ COMMAND = Path(sys.executable).parent / "tapmirror"
 OPTIONS = (
     *("--iface", "--port", "--addr", "--shadow", "--percent", "--seed", "--protocol", "--capture", "--pacing"),
     *("--promisc", "--decap"),
-    *("--host", "--duration", "--json", "--resolve", "--strict", "--workers", "--compare", "--noise-probe"),
+    *(
+        "--host",
+        "--duration",
+        "--json",
+        "--resolve",
+        "--strict",
+        "--workers",
+        "--compare",
+        "--noise-probe",
+        "--no-loop-check",
+    ),
     *("--report", "--verdict", "--max-error-diff", "--max-p99-ratio", "--max-diff-rate", "--alpha"),
 )
 

@@ -20,6 +20,7 @@ from tapmirror.policy import Policy, is_needed
 from tapmirror.policy.request import Request
 from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.spec import Compare, Level, Match, Protocol, Redact, Rewrite, Rule, Shadow, TapSpec, Text
+from tapmirror.tracer import Tracer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BAD = b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno"
@@ -751,3 +752,34 @@ def test_a_connection_that_speaks_something_else_is_passed_on_beside_those_that_
     tap.shadow()
     assert tap.pairs() == {"GET /c": 1}
     assert [tap.state()["raw"], tap.ledger.events["flows_raw"], tap.ledger.events["flows"]] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("level", [Level.STATUS, Level.HEADERS, Level.BODY])
+@pytest.mark.parametrize("policy", [False, True])
+def test_of_a_request_that_is_marked_only_status_and_times_are_compared(level: Level, policy: bool) -> None:
+    """A shadow may tell in its answer what it was asked with."""
+    more: dict[str, Any] = {"protocol": Protocol.HTTP, "rules": (Rule(),)} if policy else {}
+    tap = Tap(level, **more)
+    tap.pipeline._tracer = Tracer(b"0" * 32)
+    copies: list[bytes] = []
+    act = tap.act
+
+    def keep(commands: Any) -> None:
+        copies.extend(bytes(each.data) for each in commands if isinstance(each, Send))
+        act(commands)
+
+    tap.act = keep  # type: ignore[method-assign]
+    tap.accept()
+    for i in range(40):
+        tap.ask(f"/a?{i}")
+        tap.answer()
+        body = copies[-1] if b"Tapmirror" in copies[-1] else b"ok"
+        tap.shadow(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    marked = [i for i, copy in enumerate(copies, 1) if b"\r\nTapmirror-Loop: " in copy]
+    state = tap.state()
+    (endpoint,) = state["endpoints"].values()
+    assert marked == [1, 2, 4, 8, 16]
+    assert (endpoint["pairs"], state["unpaired"]) == (40, {})
+    assert state["thinned"] == (0 if level is Level.STATUS else len(marked))
+    assert endpoint["compared"] == 40 - state["thinned"]
+    assert endpoint["fields"] == {}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.events import CONNECT, NO_BODY, TUNNEL
+from tapmirror.events import CONNECT, NO_BODY, TRACED, TUNNEL
 from tapmirror.framing.head import CHUNKED, HEAD, PLAIN, REQUEST_LINE, STOP, Head, read_head
 
 
@@ -35,6 +35,9 @@ def host_of(head: bytes) -> bytes | None:
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", TUNNEL | CONNECT, 0, False),
         (b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: keep-alive, upgrade\r\n\r\n", TUNNEL, 0, False),
         (b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\n\r\n", 0, 0, False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nTapmirror-Loop: x\r\n\r\n", TRACED, 0, False),
+        (b"HEAD / HTTP/1.0\r\ntapmirror-loop:x\r\n\r\n", TRACED | NO_BODY, 0, True),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX-Tapmirror-Loop: x\r\nTapmirror-Loops: x\r\n\r\n", 0, 0, False),
     ],
 )
 def test_heads(head: bytes, flags: int, length: int, closing: bool) -> None:

@@ -27,6 +27,7 @@ from tapmirror.ledger import Ledger
 from tapmirror.packet import flow_hash
 from tapmirror.pipeline import Pipeline
 from tapmirror.spec import Limits, Pacing, Protocol, Redact, Shadow, TapSpec
+from tapmirror.tracer import Loop, Tracer
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 KEY = bytes(40)
@@ -35,10 +36,11 @@ KEY = bytes(40)
 class Tap:
     """A pipeline, and what it told replay, with the data copied as replay would have to."""
 
-    def __init__(self, **spec: Any) -> None:
+    def __init__(self, tracer: Tracer | None = None, **spec: Any) -> None:
         self.ledger = Ledger()
         shadow = Shadow(host="10.0.0.9", port=80)
-        self.pipeline = Pipeline(TapSpec(iface="eth0", ports=(80,), shadows=(shadow,), **spec), self.ledger)
+        told = TapSpec(iface="eth0", ports=(80,), shadows=(shadow,), **spec)
+        self.pipeline = Pipeline(told, self.ledger, tracer=tracer)
         self.said: list[Command] = []
         self.fed = 0
 
@@ -323,3 +325,37 @@ def test_trailers_stay_here_where_fields_are_redacted(redacted: bool) -> None:
     tap.put(ACK, 0, begun + b"X-Key: secret\r\n\r\n", ack=1)
     assert tap.sent == begun + (b"\r\n" if redacted else b"X-Key: secret\r\n\r\n")
     assert tap.settled() == tap.fed
+
+
+@pytest.mark.parametrize("protocol", [Protocol.AUTO, Protocol.HTTP])
+def test_what_comes_back_from_the_shadow_is_known(protocol: Protocol) -> None:
+    """And mirrored all the same: the worker ends it."""
+    tracer = Tracer(b"0" * 32)
+    tap = Tap(tracer, protocol=protocol)
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET)
+    copy = tap.sent
+    assert copy == GET[:-2] + b"Tapmirror-Loop: " + b"0" * 32 + b".0\r\n\r\n"
+    before = tracer.loop
+    back = b"\1" * 16 + KEY[16:]
+    tap.put(ACCEPTED, 0, key=back)
+    tap.put(ACK, 0, copy, key=back)
+    assert (before, tracer.loop) == (None, Loop(0, b"\1" * 16))
+    assert [command.flags for command in tap.said if isinstance(command, Send)] == [START | END] * 2
+
+
+def test_bytes_that_are_no_requests_are_never_marked() -> None:
+    tap = Tap(Tracer(b"0" * 32), protocol=Protocol.RAW)
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET)
+    assert tap.sent == GET
+
+
+def test_a_field_of_that_name_is_nothing_to_a_tap_that_does_not_look() -> None:
+    tap = Tap()
+    tap.put(ACCEPTED, 0)
+    request = GET[:-2] + b"Tapmirror-Loop: x\r\n\r\n"
+    tap.put(ACK, 0, request)
+    assert [(command.data, command.flags) for command in tap.said if isinstance(command, Send)] == [
+        (request, START | END)
+    ]

@@ -334,6 +334,28 @@ def test_a_paused_tap_that_is_lost_is_still_held_by_the_kill_switch(runner: Runn
     assert script.attached() == []
 
 
+def test_what_leads_back_to_production_stays_off_until_it_is_resumed(runner: Runner, script: Script) -> None:
+    """Whatever comes between: the kill switch's end is not a wish to have it again."""
+    runner.start()
+    runner.started.result(10)
+    script.loops = "it comes back"
+    until(lambda: runner.state == ("failed", "it comes back"), "it is off")
+    assert script.attached() == []
+    begun = script.begun()
+    script.loops = ""
+    runner.hold("killed")
+    until(lambda: runner.state == ("paused", "killed"), "held")
+    runner.release()
+    until(lambda: runner.state == ("failed", "it comes back"), "it is off again")
+    time.sleep(0.05)  # five times its back-off
+    assert script.begun() == begun
+    runner.resume().result(10)
+    until(lambda: runner.state == ("running", "") and script.attached() == ["web"], "it runs")
+    runner.hold("killed")
+    runner.release()
+    until(lambda: script.begun() == begun + 2 and runner.state == ("running", ""), "it runs")
+
+
 def test_a_paused_tap_that_is_lost_stays_paused(runner: Runner, script: Script) -> None:
     runner.start()
     runner.started.result(10)

@@ -26,7 +26,7 @@ from tapmirror.ledger import summed
 from tapmirror.source.live import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor import TapError, workers
-from tapmirror.supervisor.workers import Seat, WorkerProcess
+from tapmirror.supervisor.workers import LoopFound, Seat, WorkerProcess
 from tapmirror.worker.setup import Setup
 from test_supervisor_metrics import Taps, compared, falls, snapshot
 
@@ -287,6 +287,29 @@ def test_what_a_worker_says_is_a_line_of_printable_characters_and_not_long(sit: 
         seat.start()
     assert str(caught.value).isprintable() and r"\x1b]0;mine\x07\nweb: running" in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_a_loop_that_a_worker_tells_of_unasked_is_known(sit: Sit) -> None:
+    seat = sit('say({"ready": 1}); say({"loop": {"target": 1, "client": "10.0.0.1"}}); serve()')
+    seat.start()
+
+    def heard() -> bool:
+        seat.service(time.monotonic())
+        return seat.loop is not None
+
+    until(heard, "it is heard")
+    assert seat.loop == LoopFound(1, "10.0.0.1")
+    assert seat.running
+
+
+@pytest.mark.parametrize(
+    "found", ['{"target": -1, "client": "10.0.0.1"}', '{"target": 0, "client": "\\n"}', "[]", "{}"]
+)
+def test_a_loop_that_cannot_be_ends_a_worker(sit: Sit, found: str) -> None:
+    seat = sit(f'say({{"ready": 1}}); say({{"loop": {found}}}); serve()')
+    with pytest.raises(TapError, match="told of a loop that cannot be: "):
+        seat.start()
+    assert seat.loop is None
 
 
 def test_figures_that_go_bad_are_its_death_and_the_last_good_ones_stay(sit: Sit) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor, Replay
 from tapmirror.source import Counters
 from tapmirror.spec import Limits, TapSpec, parse_shadow
+from tapmirror.tracer import Loop, Tracer
 from tapmirror.worker.loop import BATCH, MESSAGE, Worker
 
 REST = {each.name for each in msgspec.structs.fields(Counters)} - {"seen", "emitted", "loop"}
@@ -128,3 +130,47 @@ def test_what_the_time_at_the_end_did_not_suffice_for_is_dropped_and_not_under_w
     for unit, lost in (("segments", 10), ("bytes", 1000)):
         account = final[unit]
         assert (account["dropped"], account["in_flight"], account["unaccounted"]) == ({"shutdown": lost}, 0, 0)
+
+
+def test_a_worker_that_finds_a_loop_says_so_and_reads_and_sends_no_more() -> None:
+    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("127.0.0.1:80"),))
+    tracer = Tracer(b"0" * 32)
+    read: list[int] = []
+
+    def take(limit: int) -> Iterator[Any]:
+        read.append(limit)
+        tracer.loop = Loop(3, bytes(10) + b"\xff\xff\x0a\0\0\1")
+        yield from ()
+
+    ready, woken = os.pipe()
+    source: Any = SimpleNamespace(
+        age=lambda now: 0.0,
+        fill=lambda: 0.0,
+        read=take,
+        empty=lambda: False,
+        stop=lambda: None,
+        woken=lambda: None,
+        fileno=lambda: ready,
+        received=(0, 0),
+        counters=lambda: Counters(**dict.fromkeys([*REST, "seen", "emitted", "loop"], (0, 0))),
+        discard=lambda: None,
+    )
+    ledger = Ledger()
+    reactor = Reactor([(socket.AF_INET, ("127.0.0.1", 9))], spec, spec.shadows[0], ledger)
+    worker = Worker(spec, source, Replay([reactor]), ledger, tracer=tracer)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        thread = threading.Thread(target=worker.serve, args=(theirs,))
+        thread.start()
+        try:
+            os.write(woken, b"x")
+            assert privsep.receive(ours, MESSAGE)[0] == {"loop": {"target": 3, "client": "10.0.0.1"}}
+            privsep.send(ours, {"op": "snapshot"})
+            assert "snapshot" in privsep.receive(ours, MESSAGE)[0]
+        finally:
+            privsep.send(ours, {"op": "drain"})
+            thread.join(20.0)
+        assert "final" in privsep.receive(ours, MESSAGE)[0]
+    assert len(read) == 1
+    for descriptor in (ready, woken, worker._memory):
+        os.close(descriptor)

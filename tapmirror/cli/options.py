@@ -124,6 +124,14 @@ OPTIONS: Final = (
         metavar="N|auto",
         help="Processes that share the connections; auto: half as many as processors.",
     ),
+    click.option(
+        "--no-loop-check",
+        "loop_check",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Mark no request (one a second has a field more: if it comes back, the shadow leads to production).",
+    ),
     click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's]."),
 )
 

@@ -39,8 +39,10 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
+from tapmirror.events import CONNECT, NO_BODY, TRACED, TUNNEL, Buffer
 
+TRACE: Final = b"Tapmirror-Loop"
+"""The field of a request whose copy a tap has marked (`tracer`)."""
 CHUNKED: Final = -1
 """`Head.length` of a chunked body."""
 MAX_LENGTH: Final = (1 << 63) - 1
@@ -69,7 +71,7 @@ STOP: Final = re.compile(rb"\r\n\r\n|(?<!\r)\n|\r(?=[^\n])|\0")
 """The end of a head, or the first byte that no head can have."""
 
 _ORDINARY: Final = (
-    rb"(?:(?:(?![CHTUchtu](?i:onnection|ost|ontent-length|ransfer-encoding|pgrade):)"
+    rb"(?:(?:(?![CHTUchtu](?i:onnection|ost|ontent-length|ransfer-encoding|pgrade|apmirror-loop):)"
     + TOKEN
     + rb"++:|[Cc]onnection: [Kk]eep-[Aa]live(?=\r))"
     + VALUE
@@ -82,11 +84,11 @@ PLAIN: Final = re.compile(
     + (rb"(?:[Cc]ontent-[Ll]ength: *+([0-9]{1,18}) *+\r\n" + _ORDINARY + rb")?\r\n")
 )
 """The head that nearly all requests have: 1.1, one Host (group 1), after it perhaps one Content-Length
-(group 2), no close, no tunnel.  By it alone, in one pass, such a head is known to be valid; what it
+(group 2), no close, no tunnel, no `TRACE`.  By it alone, in one pass, such a head is known to be valid; what it
 does not match may be valid too."""
 
 _FRAMING_FIELDS: Final = re.compile(
-    rb"\r\n(host|content-length|transfer-encoding|connection|upgrade): *([^\r]*)", re.IGNORECASE
+    rb"\r\n(host|content-length|transfer-encoding|connection|upgrade|tapmirror-loop): *([^\r]*)", re.IGNORECASE
 )
 _HOST_VALUE: Final = re.compile(_HOST)
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
@@ -96,7 +98,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     """What a request's head says about framing."""
 
     flags: int
-    """NO_BODY, TUNNEL, CONNECT, as of `Part.flags`."""
+    """NO_BODY, TUNNEL, CONNECT, TRACED, as of `Part.flags`."""
     length: int
     """Of the body in bytes; CHUNKED: to be found out."""
     closing: bool
@@ -113,6 +115,7 @@ def read_head(found: re.Match[bytes]) -> Head | None:
     codings: list[bytes] = []
     options: list[bytes] = []
     upgrade = False
+    traced = 0
     for field in _FRAMING_FIELDS.finditer(source, found.end(2), found.end()):
         name, value = field[1].lower(), field[2].rstrip(b" ")
         if name == b"host":
@@ -125,20 +128,22 @@ def read_head(found: re.Match[bytes]) -> Head | None:
             codings.append(value.lower())
         elif name == b"connection":
             options.append(value.lower())
-        else:
+        elif name == b"upgrade":
             upgrade = True
+        else:
+            traced = TRACED
     current = found[2] == b"1"
     if len(hosts) > 1 or (current and not hosts):
         return None
     length = _body_length(lengths, codings, current)
     if length is None:
         return None
-    flags, closing = 0, False
+    flags, closing = traced, False
     if options or not current:
         tokens = [token.strip(b" \t") for value in options for token in value.split(b",")]
         closing = any(b"close" in token for token in tokens) or (not current and b"keep-alive" not in tokens)
         upgrade = upgrade and current and b"upgrade" in tokens
-        flags = TUNNEL if upgrade else 0
+        flags |= TUNNEL if upgrade else 0
     method = found[1]
     if method == b"CONNECT":
         if lengths or codings:

@@ -113,6 +113,11 @@ class Reactor:
         self._watched[fd] = callback
         self._epoll.register(fd, select.EPOLLIN)
 
+    def unwatch(self, fd: int) -> None:
+        """Call back for this descriptor no more."""
+        self._epoll.unregister(fd)
+        del self._watched[fd]
+
     def run_once(self, timeout: float, clock: Callable[[], float]) -> None:
         """Wait at most `timeout` seconds for events and act on them."""
         events = self._epoll.poll(0.0 if self._unread else timeout, EVENTS)

@@ -28,6 +28,10 @@ class Replay:
         """Call back whenever another descriptor is readable."""
         self._first.watch(fd, callback)
 
+    def unwatch(self, fd: int) -> None:
+        """Call back for this descriptor no more."""
+        self._first.unwatch(fd)
+
     def readdress(self, targets: Iterable[int], addresses: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
         """Where these targets' shadow is from now on; what is connected stays."""
         for target in targets:

@@ -190,7 +190,7 @@ def losses(figures: Figures) -> Iterator[tuple[str, int]]:
     for reason, number in figures.unpaired.items():
         yield f"not compared ({UNPAIRED.get(reason, reason)})", number
     if figures.thinned:
-        yield "only status and times compared (beyond max_bodies)", figures.thinned
+        yield "only status and times compared (beyond max_bodies, or marked to find loops)", figures.thinned
     if figures.raw:
         yield RAW, figures.raw
     skipped: Counter[str] = Counter()

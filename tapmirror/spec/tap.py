@@ -223,6 +223,9 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     """Look into tunnels, and put IP fragments together; through AF_PACKET."""
     safe_methods: bool = False
     """Mirror only GET, HEAD and OPTIONS."""
+    loop_check: bool = True
+    """Mark the copy of an HTTP request now and then, at most one in 16 and one a second, with a field `Tapmirror-Loop`,
+    and end the tap if such a one arrives at production: something at the shadow passes requests on."""
     rules: tuple[Rule, ...] = ()
     """Tried in order; a request that none matches is not mirrored.  Empty: every request goes to every shadow."""
     spread: Spread = Spread.ALL

@@ -33,7 +33,7 @@ from tapmirror.supervisor.claims import ClaimedError, Claims
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.together import Together
-from tapmirror.supervisor.workers import TapError, TapRefusedError
+from tapmirror.supervisor.workers import LoopError, TapError, TapRefusedError
 
 INTERVAL: Final = 1.0
 """Seconds between two snapshots."""
@@ -144,6 +144,8 @@ class Runner:
         self._claims: Claims | None = None
         self._state = ("starting", "")
         self._held = ""
+        self._loop = ""
+        """Why it is off until it is resumed: what it sent came back to production."""
         self._paused = False
         self._let_go: Tap | None = None
         """The tap that was detached from outside last."""
@@ -217,7 +219,7 @@ class Runner:
 
     def release(self) -> None:
         """The end of `hold`: start anew."""
-        self._held = ""
+        self._held = self._loop
         self._poke()
 
     def end(self) -> Future[dict[str, Any] | None]:
@@ -261,9 +263,10 @@ class Runner:
                 if self._held:
                     self._count_uncaptured("it was held")
                     self._accepted()
-                    self._state = ("paused", self._held)
+                    self._state = ("failed" if self._held == self._loop else "paused", self._held)
                     self._wait(None)
-                elif self._begin():
+                    continue
+                if self._begin():
                     final = self._drive()
                 elif not self.keep_trying:
                     break
@@ -427,6 +430,10 @@ class Runner:
             self._idle = (self._idle[0], time.monotonic())
         self._state = ("failed", str(error))
         self._log.say(Level.ERROR, "lost", str(error), tap=self.spec.name)
+        if isinstance(error, LoopError):
+            with self._lock:
+                self._loop = str(error)
+                self._held = self._held or self._loop
         if self._paused:
             self._hold_paused()
 
@@ -517,7 +524,7 @@ class Runner:
         return self.ask(change)
 
     def resume(self) -> Future[Any]:
-        """Capture again."""
+        """Capture again, also what ended because it led back to production."""
 
         def change(tap: Tap | None) -> None:
             self._paused = False
@@ -525,8 +532,8 @@ class Runner:
                 tap.resume()
                 return
             with self._lock:  # the kill switch may have come since this was asked for
-                if self._held == PAUSED:
-                    self._held = ""
+                if self._held in (PAUSED, self._loop):
+                    self._held = self._loop = ""
 
         return self.ask(change)
 

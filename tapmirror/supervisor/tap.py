@@ -44,7 +44,7 @@ from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Liste
 from tapmirror.supervisor.probe import probe
 from tapmirror.supervisor.resolving import Names, ResolveError, look_up
 from tapmirror.supervisor.sides import ciphered, missing
-from tapmirror.supervisor.workers import REPLY_TIME, Seat, TapError, TapRefusedError
+from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, Seat, TapError, TapRefusedError
 from tapmirror.worker.setup import Setup
 
 EXCLUDED: Final = 16
@@ -114,6 +114,8 @@ class Tap:
         """and that clients speak TLS."""
         self._ended: str | None = None
         """Why it is over (None: it is not)."""
+        self._loops = False
+        """Because what it sends comes back to production."""
 
     def prepare(self) -> None:
         """What costs time alone: the checks, and the shadows' names, half a minute where a name server hangs.
@@ -229,7 +231,7 @@ class Tap:
         self._tell(ledger["events"], self._links.names())
         self._end_if_lost()
         if self._ended is not None:
-            raise TapError(self._ended)
+            raise LoopError(self._ended) if self._loops else TapError(self._ended)
         return ledger
 
     def _tell(self, events: Mapping[str, int], links: Sequence[str]) -> None:
@@ -323,6 +325,18 @@ class Tap:
         for seat in self._seats:
             if seat.lost:
                 self._end(f"{seat.lost}; the tap is detached")
+            if seat.loop is not None and self._ended is None:
+                self._loops = True
+                self._end(self._told(seat.loop))
+
+    def _told(self, loop: LoopFound) -> str:
+        """What a worker found, for people."""
+        labels = [shadow.label for shadow in self.spec.shadows for _ in range(shadow.copies)]
+        label = labels[min(loop.target, len(labels) - 1)]
+        return (
+            f"what is sent to the shadow {label} comes back to production, from {loop.client}: "
+            "something there passes requests on; the tap is detached"
+        )
 
     def _end(self, reason: str) -> None:
         """It is over, but for its last ledger."""

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
@@ -60,6 +60,10 @@ class TapError(Exception):
     """The tap cannot be started or went wrong; the message is one line for the user."""
 
 
+class LoopError(TapError):
+    """What the tap sends comes back to production: it is not to be tried again."""
+
+
 class TapRefusedError(TapError):
     """It was told to do what makes no sense on this host."""
 
@@ -71,6 +75,15 @@ def _readable(sock: socket.socket, wait: float) -> bool:
     return bool(poll.poll(wait * 1000))
 
 
+class LoopFound(msgspec.Struct, frozen=True):
+    """As a worker tells of it."""
+
+    target: Annotated[int, msgspec.Meta(ge=0)]
+    """The shadow's number among the copies of all."""
+    client: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f:.]{2,45}\Z")]
+    """The address that it came from."""
+
+
 class WorkerProcess:
     """A worker and our end of its control socket; ours until `close`.  `said` receives the lines that it prints."""
 
@@ -80,6 +93,8 @@ class WorkerProcess:
         self._pieces = privsep.Pieces(STATE_BYTES)
         self.ready = False
         """It mirrors."""
+        self.loop: LoopFound | None = None
+        """It found that what it sends comes back to production."""
         self._heard = stdio.Heard()
         try:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -185,6 +200,12 @@ class WorkerProcess:
             raise TapError(f"the worker process said what cannot be read: {printable(str(error))}") from None
         if "error" in message:
             raise TapError(printable(str(message["error"])))
+        if "loop" in message:
+            try:
+                self.loop = msgspec.convert(message["loop"], LoopFound)
+            except msgspec.ValidationError as error:
+                self._process.kill()
+                raise TapError(f"the worker process told of a loop that cannot be: {printable(str(error))}") from None
         self.ready = self.ready or "ready" in message
         return message
 
@@ -258,6 +279,11 @@ class Seat:
     def running(self) -> bool:
         """A worker has it, and mirrors."""
         return self._process is not None and self._process.ready
+
+    @property
+    def loop(self) -> LoopFound | None:
+        """Its worker found that what it sends comes back to production."""
+        return None if self._process is None else self._process.loop
 
     def filenos(self) -> list[int]:
         """Readable when there is something for `service` to do."""

@@ -13,6 +13,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from typing import Any, Final
 
 from tapmirror import privsep, succession
@@ -22,9 +23,11 @@ from tapmirror.ledger import Account, Ledger, View, added, times, total
 from tapmirror.pipeline import Pipeline
 from tapmirror.policy import Policy
 from tapmirror.replay import Replay
+from tapmirror.safety import plain
 from tapmirror.source import Source
 from tapmirror.source.live import LiveSource
 from tapmirror.spec import TapSpec
+from tapmirror.tracer import Loop, Tracer
 from tapmirror.worker.restraint import LATE, Restraint
 
 BATCH: Final = 512
@@ -60,6 +63,7 @@ class Worker:
         ledger: Ledger,
         policy: Policy | None = None,
         comparing: ComparingPipeline | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._spec = spec
         self._source = source
@@ -67,7 +71,10 @@ class Worker:
         self._ledger = ledger
         self._policy = policy
         self._comparing = comparing
-        self._pipeline = Pipeline(spec, ledger, policy) if comparing is None else comparing
+        self._pipeline = Pipeline(spec, ledger, policy, tracer=tracer) if comparing is None else comparing
+        self._tracer = tracer
+        self._loops = False
+        """What is sent comes back to production: nothing more is read, nor sent at the end."""
         self._stopping = False
         self._whole = False
         """The last ledger is to have all that the comparison knows."""
@@ -124,7 +131,7 @@ class Worker:
         next_tick = 0.0
         while not self._stopping:
             now = clock()
-            count = self._take(now)
+            count = 0 if self._loops else self._take(now)
             if now >= next_tick:
                 next_tick = self._tick(now)
             if count:
@@ -242,6 +249,8 @@ class Worker:
         if count:
             self._read += count
             self._waited += max(0.0, age) * count  # below 0: it was captured after `now`
+        if self._tracer is not None and self._tracer.loop is not None:
+            self._stand_still(self._tracer.loop)
         requests = self._pipeline.flows.ack_requests
         if requests:
             for key, wanted in requests:
@@ -250,6 +259,13 @@ class Worker:
         if self._comparing is not None:
             self._ask_for_answers(self._comparing)
         return count
+
+    def _stand_still(self, loop: Loop) -> None:
+        """Tell the supervisor, which ends the tap; until then read nothing more."""
+        if not self._loops and not self._stopping:
+            self._loops = True
+            self._replay.unwatch(self._source.fileno())
+            self._reply({"loop": {"target": loop.target, "client": str(plain(str(IPv6Address(loop.client))))}})
 
     def _ask_for_answers(self, comparing: ComparingPipeline) -> None:
         """Have those answers of production captured that are to be compared."""
@@ -273,10 +289,13 @@ class Worker:
         return now + IDLE_TICK if deadline is None else min(deadline, now + IDLE_TICK)
 
     def _drain(self, clock: Callable[[], float]) -> None:
-        """Pass on what was captured, let the shadow take what is queued, within `Limits.drain_time`."""
+        """Pass on what was captured, let the shadow take what is queued, within `Limits.drain_time`.
+
+        Nothing more where that comes back to production.
+        """
         self._source.stop()
-        end = clock() + self._spec.limits.drain_time
-        while (self._take(clock()) or not self._source.empty()) and clock() < end:
+        end = clock() + (0.0 if self._loops else self._spec.limits.drain_time)
+        while clock() < end and (self._take(clock()) or not self._source.empty()):
             self._replay.run_once(0.0, clock)
         for command in self._pipeline.close(clock()):
             self._replay.execute(command, clock())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import resource
 import socket
@@ -36,6 +37,7 @@ from tapmirror.source.live import BLOCK_BYTES, LiveSource
 from tapmirror.source.ring import RingSource
 from tapmirror.spec import Level, Pacing, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
+from tapmirror.tracer import Tracer
 from tapmirror.worker.loop import Worker
 
 OOM_SCORE: Final = 1000
@@ -147,7 +149,14 @@ def _policy(setup: Setup, hook: Callable[[HookRequest], object] | None) -> Polic
     return policy
 
 
-def _comparing(setup: Setup, ledger: Ledger, policy: Policy | None) -> ComparingPipeline | None:
+def _tracer(setup: Setup) -> Tracer | None:
+    """What finds that a shadow leads back to production, if that is wanted.  All workers of a tap have one token."""
+    if not setup.spec.loop_check:
+        return None
+    return Tracer(hashlib.blake2s(setup.secret, digest_size=16, person=b"loop").hexdigest().encode())
+
+
+def _comparing(setup: Setup, ledger: Ledger, policy: Policy | None, tracer: Tracer | None) -> ComparingPipeline | None:
     """What compares answers, if that is asked for: with each copy of each shadow."""
     spec = setup.spec
     if spec.compare.level is Level.OFF:
@@ -163,7 +172,7 @@ def _comparing(setup: Setup, ledger: Ledger, policy: Policy | None) -> Comparing
         SampleRedactor(rules, setup.secret),
         [compile_text(pattern) for pattern in spec.compare.ignore_patterns],
     )
-    return ComparingPipeline(spec, ledger, policy, comparison)
+    return ComparingPipeline(spec, ledger, policy, comparison, tracer)
 
 
 def _replay(
@@ -242,9 +251,10 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
             raise SetupError(f"hook: cannot load {spec.hook.call}: {_reason(error)}") from None
     policy = _policy(setup, hook)
     ledgers = [ledger] if policy is None else [each.ledger for each in policy.destinations]
-    comparing = _comparing(setup, ledger, policy)
+    tracer = _tracer(setup)
+    comparing = _comparing(setup, ledger, policy, tracer)
     replay = _replay(setup, contexts, ledgers, comparing)
-    worker = Worker(spec, _source(setup, fds), replay, ledger, policy, comparing)
+    worker = Worker(spec, _source(setup, fds), replay, ledger, policy, comparing, tracer)
     worker.take_over(setup.past, setup.threshold)
     limit = memory_limit(spec)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -39,11 +39,12 @@ http {{
     keepalive_timeout 1h;
     default_type text/plain;
     types {{ application/json json; }}
+    {upstream}
     server {{
 {listen}
 {tls}
         limit_rate {rate};
-        location / {{ return 200 "{text}\\n"; }}
+        location / {{ {answer} }}
         location /file {{ alias {dir}/files/; }}
     }}
     server {{
@@ -162,6 +163,7 @@ class Nginx(Server):
     """nginx on a host: / answers 200 at once, /file/1k, /file/1m and /file/2k.json are files; its counter
     is outside the network.
 
+    `passes_to`: it is a proxy, to that address and port, where it `keeps` its connections or has one for each request.
     Of each answer the first `rate` bytes go at once, and so many each second; 0: all.
     `logged` needs `log=True`, which costs nginx some microseconds a request.  With `tls` it speaks TLS, and
     asks for the clients' certificates if that says so.
@@ -177,9 +179,15 @@ class Nginx(Server):
         tls: Certificates | None = None,
         clients: bool = False,
         rate: int = 0,
+        passes_to: str = "",
+        keeps: bool = True,
     ) -> None:
         super().__init__(host)
         self._asked = 0
+        answer = f'return 200 "{text}\\n";'
+        if passes_to:
+            kept = 'proxy_http_version 1.1; proxy_set_header Connection "";' if keeps else ""
+            answer = f"proxy_pass http://next; {kept}"
         files = self._dir / "files"
         files.mkdir()
         (files / "1k").write_bytes(b"x" * 1024)
@@ -195,7 +203,8 @@ class Nginx(Server):
                 for port in ((ports,) if isinstance(ports, int) else ports)
                 for end in ("", "[::]:")
             ),
-            text=text,
+            answer=answer,
+            upstream=f"upstream next {{ server {passes_to}; keepalive 16; }}" if passes_to else "",
             rate=rate,
             tls=tls.nginx(clients) if tls is not None else "",
         )

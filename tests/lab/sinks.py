@@ -24,6 +24,7 @@ from lab.hosts import NOFILE_MOST, Host, until
 HEAD_BYTES: Final = 1 << 22
 FLOOD_BYTES: Final = 1 << 18
 NO_ANSWER_BODY: Final = (b"HEAD",)
+MARK: Final = re.compile(rb"\r\nTapmirror-Loop: [0-9a-f]{32}\.[0-9]+\Z")
 
 
 class Server:
@@ -98,6 +99,9 @@ class Got:
     """Of the body."""
     sha256: str
     head: bytes
+    """Without the field of a copy that is `marked`."""
+    marked: bool
+    """By a tap, as the last field."""
     connection: int
     whole: bool
     """Its last byte arrived.  False: the connection ended within it."""
@@ -267,7 +271,8 @@ class HttpConnection(asyncio.Protocol):
                 uri=head.uri.decode("latin-1"),
                 length=self._length,
                 sha256=self._hash.hexdigest(),
-                head=head.raw,
+                head=MARK.sub(b"", head.raw),
+                marked=MARK.search(head.raw) is not None,
                 connection=self._number,
                 whole=whole,
             )

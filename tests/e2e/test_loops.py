@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A proxy at the shadow that leads to production: what it sends there bears no mark, and a tap finds it by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from lab import Lab, Load, LoadPlan, Nginx, identity
+from lab.tap import COMMAND
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+NODE = "10.77.2.1"
+"""Production, as the shadow reaches it."""
+SECONDS = 60
+"""At most; a share of a tenth takes as long as ten seconds at times, all of it a few milliseconds."""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps", "most"),
+    [
+        (("--capture=ebpf",), True, 50),
+        (("--capture=ebpf",), False, 50),
+        (("--capture=packet",), True, 200),
+        (("--capture=ebpf", "--workers=2"), True, 50),
+        (("--capture=ebpf", "--compare=body"), True, 50),
+        (("--capture=ebpf", "--percent=20"), False, 4_000),
+    ],
+    ids=["all", "connections of their own", "packet", "two workers", "compared", "a share"],
+)
+def test_a_proxy_that_leads_to_production_ends_the_tap(
+    lab: Lab, options: tuple[str, ...], keeps: bool, most: int
+) -> None:
+    """Before production got more than so many requests from it."""
+    plan = LoadPlan(address=lab.node.addr4, requests=300 * SECONDS, connections=20, per_connection=50, rate=300)
+    words = [f"--shadow={lab.shadow.addr4}:8080", "--iface=eth0,eth1", "--port=80", "--json", f"--duration={SECONDS}"]
+    with Nginx(lab.node) as production, Nginx(lab.shadow, 8080, passes_to=f"{NODE}:80", keeps=keeps):
+        clients = Load(lab.client, plan)
+        done = lab.node.run([str(COMMAND), "run", *words, *options], check=False, timeout=SECONDS + 60)
+        sent = clients.stop()
+        asked = production.requests()
+    assert done.returncode == 1, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("tapmirror: error: ")]
+    assert error.endswith(
+        f"what is sent to the shadow {lab.shadow.addr4}:8080 comes back to production, from {lab.shadow.addr4}: "
+        "something there passes requests on; the tap is detached"
+    )
+    ledger = json.loads(done.stdout)
+    identity(ledger)
+    assert ledger["requests"]["in_flight"] == 0
+    assert sent.failed == 0
+    assert 0 < asked - sent.answered <= ledger["requests"]["mirrored"] <= most
+
+
+def test_a_tap_that_is_not_to_look_finds_nothing(lab: Lab) -> None:
+    """Production gets what the shadow passes on; not again what comes in at another interface."""
+    words = ["--iface=eth0", "--port=80", "--json", "--duration=3", "--no-loop-check"]
+    with Nginx(lab.node) as production, Nginx(lab.shadow, 8080, passes_to=f"{NODE}:80"):
+        clients = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=1_000, connections=5, rate=200))
+        done = lab.node.run([str(COMMAND), "run", f"--shadow={lab.shadow.addr4}:8080", *words], timeout=60)
+        sent = clients.stop()
+        asked = production.requests()
+    ledger = json.loads(done.stdout)
+    identity(ledger)
+    assert asked - sent.answered == ledger["requests"]["mirrored"] > 0
