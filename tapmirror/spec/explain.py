@@ -83,6 +83,8 @@ def _steps(tap: TapSpec) -> Iterable[str]:
     if tap.hook is not None:
         body = " with the body" if tap.hook.body else ""
         yield f"{tap.hook.call} is called{body}; it may change it or drop it (hook)"
+    if tap.loop_check and tap.protocol is not Protocol.RAW:
+        yield "one HTTP request a second gets a field Tapmirror-Loop; if production gets it back, the tap ends"
 
 
 def _rule(rule: Rule, tap: TapSpec) -> str:
