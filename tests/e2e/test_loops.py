@@ -8,8 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import Lab, Load, LoadPlan, Nginx, identity
+from e2e.mirror import PATIENCE
+from e2e.served import CALM
+from lab import HashSink, Lab, Load, LoadPlan, Nginx, identity, until
+from lab.daemon import Daemon
 from lab.tap import COMMAND
+from tapmirror.control.messages import Resume, Start, Status
+from tapmirror.spec import TapSpec, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -72,3 +77,30 @@ def test_a_tap_that_is_not_to_look_finds_nothing(lab: Lab) -> None:
     ledger = json.loads(done.stdout)
     identity(ledger)
     assert asked - sent.answered == ledger["requests"]["mirrored"] > 0
+
+
+def test_in_the_daemon_it_stays_off_until_it_is_resumed(lab: Lab) -> None:
+    """Where the proxy is still there then it is found again, else the tap runs."""
+    shadow = parse_shadow("[fd77:2::2]:8080")
+    spec = TapSpec(iface="eth0,eth1", ports=(80,), shadows=(shadow,), name="web", budget=CALM)
+    plan = LoadPlan(address=lab.node.addr6, requests=100_000, connections=5, per_connection=20, rate=100)
+    why = "what is sent to the shadow [fd77:2::2]:8080 comes back to production, from fd77:2::2: "
+
+    def is_off() -> bool:
+        (tap,) = daemon.ask(Status())["taps"]
+        return bool(tap["state"] == "failed" and tap["state_reason"].startswith(why))
+
+    with Daemon(lab.node) as daemon, Nginx(lab.node):
+        clients = Load(lab.client, plan)
+        with Nginx(lab.shadow, 8080, passes_to="[fd77:2::1]:80"):
+            daemon.ask(Start(taps=[spec]))
+            until(is_off, "it is found", PATIENCE)
+            daemon.ask(Resume(name="web"))
+            until(lambda: daemon.said().count(why) == 2 and is_off(), "it is found again", PATIENCE)
+        with HashSink(lab.shadow, 8080) as shadow_itself:
+            until(lambda: len(lab.node.read("packet").splitlines()) == 1, "nothing is attached", PATIENCE)
+            assert shadow_itself.got == []
+            daemon.ask(Resume(name="web"))
+            shadow_itself.wait_for(50, PATIENCE)
+            assert daemon.ask(Status())["taps"][0]["state"] == "running"
+            assert clients.stop().failed == 0
