@@ -11,7 +11,7 @@ from lab.names import NameServer
 from lab.network import Lab
 from lab.relay import Faults, RelayCount
 from lab.servers import Certificates, Nginx, Redis, redis_pipe, resp
-from lab.sinks import Behaviour, HashSink, Recorded, RecordingTcp
+from lab.sinks import Behaviour, HashSink, Recorded, RecordingTcp, unmarked
 from lab.snapshot import Snapshot, cpu_seconds, resident_kb
 from lab.span import Span
 from lab.tap import Tap, identity
@@ -47,6 +47,7 @@ __all__ = [
     "redis_pipe",
     "resident_kb",
     "resp",
+    "unmarked",
     "until",
     "wrk",
 ]

@@ -24,7 +24,7 @@ from lab.hosts import NOFILE_MOST, Host, until
 HEAD_BYTES: Final = 1 << 22
 FLOOD_BYTES: Final = 1 << 18
 NO_ANSWER_BODY: Final = (b"HEAD",)
-MARK: Final = re.compile(rb"\r\nTapmirror-Loop: [0-9a-f]{32}\.[0-9]+\Z")
+MARK: Final = re.compile(rb"\r\nTapmirror-Loop: [0-9a-f]{32}\.[0-9]+(?=\Z|\r\n\r\n)")
 
 
 class Server:
@@ -87,6 +87,11 @@ async def _turns(count: int) -> None:
 
 
 # --- HTTP
+
+
+def unmarked(data: bytes | bytearray) -> bytes:
+    """Requests without the field that a tap gives to some, as the last one."""
+    return MARK.sub(b"", bytes(data))
 
 
 @dataclass(frozen=True)
@@ -271,7 +276,7 @@ class HttpConnection(asyncio.Protocol):
                 uri=head.uri.decode("latin-1"),
                 length=self._length,
                 sha256=self._hash.hexdigest(),
-                head=MARK.sub(b"", head.raw),
+                head=unmarked(head.raw),
                 marked=MARK.search(head.raw) is not None,
                 connection=self._number,
                 whole=whole,
