@@ -11,8 +11,8 @@ Pure.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
 
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, MULTIPATH, PSH, RST, SYN, URG, FlowKey, Segment
 from tapmirror.packet import BUCKETS, Header, flow_hash, flow_key
@@ -27,6 +27,18 @@ CHUNK: Final = 65_536
 """TAP_CHUNK of bpf/tap.h: a larger packet (BIG TCP) is several records, and what ends something goes with the last."""
 PLAUSIBLE: Final = 1 << 30
 """Furthest an acknowledgement can be from the handshake that it completes: the largest window."""
+
+
+class Way(NamedTuple):
+    """What all packets from one end point to another have in common, one of them production's: who has many of them
+    may ask once (`Admission.way`), until `exclude` or `set_threshold`.
+    """
+
+    key: FlowKey
+    from_client: bool
+    fate: str | None
+    """The counter of what is left out whole, `client` or `sampled_out`; None: it is taken."""
+    bucket: int
 
 
 class Admission:
@@ -105,17 +117,44 @@ class Admission:
 
     def admit(self, header: Header, outgoing: bool, time_ns: int, loopback: bool = False) -> list[Segment]:
         """The segments that one packet gives; `loopback`: of an interface that shows every packet twice."""
-        if outgoing and loopback:
+        ends = header.source, header.destination, header.source_port, header.destination_port
+        way = self.way(*ends, header.vlan, outgoing, loopback)
+        if way is None:
             return []
-        vlan = 0 if self._many else header.vlan
+        _, _, _, _, _, dscp, fragment, seq, ack, flags, size, payload = header
+        if way.from_client:
+            return self.from_client(way, dscp, fragment, seq, ack, flags, size, payload, time_ns)
+        return self.from_server(way, fragment, seq, ack, flags, size, payload, time_ns)
+
+    def way(
+        self,
+        source: bytes,
+        destination: bytes,
+        source_port: bytes,
+        destination_port: bytes,
+        vlan: int,
+        outgoing: bool,
+        loopback: bool,
+    ) -> Way | None:
+        """Whose packets these are; None: not the tap's."""
+        if outgoing and loopback:
+            return None
+        vlan = 0 if self._many else vlan
         inwards = not outgoing or self._either_way
-        if inwards and self._is_production(header.destination, header.destination_port):
-            key = flow_key(header.source, header.destination, header.source_port, header.destination_port, vlan)
-            return self._from_client(key, header, time_ns)
-        if (outgoing or loopback or self._both_ways) and self._is_production(header.source, header.source_port):
-            key = flow_key(header.destination, header.source, header.destination_port, header.source_port, vlan)
-            return self._from_server(key, header, time_ns)
-        return []
+        if inwards and self._is_production(destination, destination_port):
+            return self._way(source, flow_key(source, destination, source_port, destination_port, vlan), True)
+        if (outgoing or loopback or self._both_ways) and self._is_production(source, source_port):
+            return self._way(destination, flow_key(destination, source, destination_port, source_port, vlan), False)
+        return None
+
+    def _way(self, client: bytes, key: FlowKey, from_client: bool) -> Way:
+        hashed = flow_hash(key, self._seed)
+        fate = None
+        if not self._is_client(client):
+            fate = "client"
+        elif hashed >= self._threshold:
+            fate = "sampled_out"
+        return Way(key, from_client, fate, hashed & 0xFFFF)
 
     def _is_production(self, address: bytes, port: bytes) -> bool:
         if port not in self._ports or (address, port) in self._excluded:
@@ -128,86 +167,98 @@ class Admission:
         number = int.from_bytes(address)
         return any(number & mask == network for network, mask in self._clients)
 
-    def _from_server(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
-        if not self._is_client(header.destination):
+    def from_server(
+        self, way: Way, fragment: bool, seq: int, ack: int, flags: int, size: int, payload: memoryview, time_ns: int
+    ) -> list[Segment]:
+        """The segments that a packet of production's gives."""
+        key, _, fate, bucket = way
+        if fate is not None:
             return []
-        hashed = flow_hash(key, self._seed)
-        if hashed >= self._threshold:
-            return []
-        flags = header.flags
         if flags & SYN:
             if flags & ACK:
                 self._handshakes.pop(key, None)
-                self._handshakes[key] = (header.ack, (header.seq + 1) & MASK, flags & MULTIPATH or ACCEPTED)
+                self._handshakes[key] = (ack, (seq + 1) & MASK, flags & MULTIPATH or ACCEPTED)
                 if len(self._handshakes) > HANDSHAKES:
                     self._handshakes.popitem(last=False)
                 self.count("syn_ack")
             return []
-        bucket = hashed & 0xFFFF
-        if self._answer_bytes and header.length and not header.fragment and self._wants_answers(bucket):
+        if self._answer_bytes and size and not fragment and self._wants_answers(bucket):
             self._wants[bucket] &= ~WANT_ONE
-            self.count("answers", header.length)
-            payload = header.payload[: min(self._answer_bytes, CHUNK)]
-            flags = flags & 0xFF | FROM_SERVER
-            return [(key, flags, header.seq, header.ack, header.length, payload, time_ns)]
+            self.count("answers", size)
+            payload = payload[: min(self._answer_bytes, CHUNK)]
+            return [(key, flags & 0xFF | FROM_SERVER, seq, ack, size, payload, time_ns)]
         if not flags & (FIN | RST) and not self._egress_all:
             if not self._wants[bucket] & (WANT_ONE | WANT_ALL):
                 return []
             self._wants[bucket] &= ~WANT_ONE
-        self.count("egress", header.length)
-        return [(key, flags | FROM_SERVER, header.seq, header.ack, header.length, b"", time_ns)]
+        self.count("egress", size)
+        return [(key, flags | FROM_SERVER, seq, ack, size, b"", time_ns)]
 
     def _wants_answers(self, bucket: int) -> bool:
         first, count = self._window
         return bool(self._wants[bucket] & WANT_ANSWERS) or (bucket - first) & 0xFFFF < count
 
-    def _from_client(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
-        size, flags = header.length, header.flags & ~MULTIPATH  # a mark of ours, which a client's SYN-ACK must not bear
-        fate = self._fate(key, header)
-        for start in range(0, size, CHUNK):
-            self.count("seen", min(CHUNK, size - start))
-            self.count(fate or "emitted", min(CHUNK, size - start))
+    def from_client(
+        self,
+        way: Way,
+        dscp: int,
+        fragment: bool,
+        seq: int,
+        ack: int,
+        flags: int,
+        size: int,
+        payload: memoryview,
+        time_ns: int,
+    ) -> list[Segment]:
+        """The segments that a packet of a client's gives."""
+        key, _, fate, _ = way
+        if dscp == self._dscp or (flags & SYN and seq == self._probe != 0):
+            if flags & SYN:
+                self.count("loop_syn")
+            fate = "loop"
+        elif fate is None and fragment:
+            fate = "fragment"
+        self._count_all("seen", size)
+        self._count_all(fate or "emitted", size)
         if fate is not None:
             return []
+        flags &= ~MULTIPATH  # a mark of ours, which a client's SYN-ACK must not bear
         segments: list[Segment] = []
         if flags & SYN:
             self.count("syn")
-        elif flags & ACK:
-            segments = self._completed(key, header, time_ns)
+        elif flags & ACK and key in self._handshakes:
+            segments = self._completed(key, seq, ack, time_ns)
         if not size and not flags & (FIN | RST | URG):
             if not flags & SYN:
                 self.count("bare_ack")
-            return segments
-        for start in range(0, size or 1, CHUNK):
-            part = flags & 0xFF & ~(SYN | URG) if start else flags
-            length = min(CHUNK, size - start)
-            if start + length < size:
-                part &= ~(FIN | PSH)
-            payload = header.payload[start : start + length]
-            segments.append((key, part, (header.seq + start) & MASK, header.ack, length, payload, time_ns))
+        elif size <= CHUNK:
+            segments.append((key, flags, seq, ack, size, payload, time_ns))
+        else:
+            segments += _chunks((key, flags, seq, ack, size, payload, time_ns))
         return segments
 
-    def _fate(self, key: FlowKey, header: Header) -> str | None:
-        """The counter of what is left out; None for what is taken."""
-        is_probe = header.flags & SYN and header.seq == self._probe != 0
-        if header.dscp == self._dscp or is_probe:
-            if header.flags & SYN:
-                self.count("loop_syn")
-            return "loop"
-        if not self._is_client(header.source):
-            return "client"
-        if flow_hash(key, self._seed) >= self._threshold:
-            return "sampled_out"
-        return "fragment" if header.fragment else None
+    def _count_all(self, name: str, size: int) -> None:
+        """Add the records of a packet with `size` bytes of payload to a counter."""
+        if size:
+            records, total = self.totals.get(name, (0, 0))
+            self.totals[name] = records + 1 + (size - 1) // CHUNK, total + size
 
-    def _completed(self, key: FlowKey, header: Header, time_ns: int) -> list[Segment]:
+    def _completed(self, key: FlowKey, seq: int, ack: int, time_ns: int) -> list[Segment]:
         """The report of a handshake that production answered and the client completed."""
-        first = self._handshakes.get(key)
-        if first is None:
-            return []
-        client, server, kind = first
-        if (header.ack - server) & MASK >= PLAUSIBLE or (header.seq + 1 - client) & MASK >= PLAUSIBLE:
+        client, server, kind = self._handshakes[key]
+        if (ack - server) & MASK >= PLAUSIBLE or (seq + 1 - client) & MASK >= PLAUSIBLE:
             return []
         del self._handshakes[key]
         self.count("accepted")
         return [(key, kind, client, server, 0, b"", time_ns)]
+
+
+def _chunks(segment: Segment) -> Iterator[Segment]:
+    """A segment that is longer than one may be, in several."""
+    key, flags, seq, ack, size, payload, time_ns = segment
+    for start in range(0, size, CHUNK):
+        part = flags & 0xFF & ~(SYN | URG) if start else flags
+        length = min(CHUNK, size - start)
+        if start + length < size:
+            part &= ~(FIN | PSH)
+        yield key, part, (seq + start) & MASK, ack, length, payload[start : start + length], time_ns

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tapmirror.admission import HANDSHAKES, Admission
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, PSH, RST, SYN, Segment
+from tapmirror.admission import CHUNK, HANDSHAKES, Admission
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, PSH, RST, SYN, URG, Segment
 from tapmirror.packet import Header, flow_hash, flow_key
 
 CLIENT, SERVER, OTHER = (bytes(15) + bytes([last]) for last in (1, 2, 3))
@@ -71,6 +71,27 @@ def test_data_may_complete_it() -> None:
     tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
     found = brief(tap.admit(packet(flags=PSH | ACK, data=b"x", seq=100, ack=500), False, 0))
     assert found == [(ACCEPTED, 100, 500, b""), (PSH | ACK, 100, 500, b"x")]
+
+
+def test_data_without_an_acknowledgement_does_not() -> None:
+    tap = admission()
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    assert brief(tap.admit(packet(flags=PSH, data=b"x", seq=100, ack=500), False, 0)) == [(PSH, 100, 500, b"x")]
+
+
+def test_a_packet_that_no_record_holds_is_several() -> None:
+    """What begins something goes with the first, what ends something with the last."""
+    tap = admission()
+    urgent = URG | 7 << 16
+    data = bytes(CHUNK) + b"x" * CHUNK + b"yz"
+    found = tap.admit(packet(flags=SYN | FIN | PSH | ACK | urgent, data=data, seq=(1 << 32) - 1), False, 5)
+    assert [(flags, seq, size, bytes(payload)) for _, flags, seq, _, size, payload, _ in found] == [
+        (SYN | ACK | urgent, (1 << 32) - 1, CHUNK, data[:CHUNK]),
+        (ACK, CHUNK - 1, CHUNK, data[CHUNK : 2 * CHUNK]),
+        (FIN | PSH | ACK, 2 * CHUNK - 1, 2, b"yz"),
+    ]
+    assert tap.totals["seen"] == tap.totals["emitted"] == (3, len(data))
+    assert [each[4] for each in tap.admit(packet(data=data[:CHUNK]), False, 5)] == [CHUNK]
 
 
 def test_multipath_is_told_in_its_place() -> None:

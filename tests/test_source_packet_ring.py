@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from scapy.all import IP, TCP, Raw, fragment
@@ -13,7 +13,8 @@ from captures import Wire
 from lab import Lab, until
 from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP
-from tapmirror.packet import Decoder
+from tapmirror.packet import MAPPED, Decoder
+from tapmirror.source.judge import Judge
 from tapmirror.source.live import BLOCK_BYTES, LiveSource, open_live
 from tapmirror.source.packet_ring import _BLOCK, TP_STATUS_USER, VALUES, PacketRing
 
@@ -122,7 +123,7 @@ def test_what_a_reader_dies_of_is_looked_at_no_more(
         reading = first.read(1_000)  # kept, or it would end in an orderly way
         next(reading)
         with monkeypatch.context() as patch:
-            patch.setattr(Admission, "admit", lambda *_: 1 // 0)
+            patch.setattr(Judge, "judged", lambda *_: 1 // 0)
             with pytest.raises(ZeroDivisionError):
                 reader(sock)
             assert reader(sock).received == (0, 0)
@@ -181,6 +182,25 @@ def test_of_two_notes_one_is_always_whole(sock: socket.socket) -> None:
         ring.note((number, 2 * number), [number] * VALUES)
         assert ring.noted() == ((number, 2 * number), [number] * VALUES)
     ring.close()
+
+
+def test_what_counts_may_change_while_it_is_read(lab: Lab, sock: socket.socket) -> None:
+    """Also of flows that were read before."""
+    with Wire(lab) as wire:
+        source = reader(sock)
+        shadow = MAPPED + socket.inet_aton(lab.node.addr4), 80
+        changes: list[tuple[Callable[[], None], int]] = [
+            (lambda: None, 2),
+            (lambda: source.set_threshold(0), 0),
+            (lambda: source.set_threshold(1 << 32), 2),
+            (lambda: source.exclude([shadow]), 0),
+            (lambda: source.exclude([]), 2),
+            (lambda: source.set_links([]), 0),
+        ]
+        for change, taken in changes:
+            change()
+            send(wire, sock, b"x", b"x")
+            assert len(texts(source)) == taken
 
 
 def test_at_the_end_the_block_that_is_being_filled_is_waited_for(lab: Lab) -> None:

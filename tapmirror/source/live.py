@@ -2,7 +2,7 @@
 """Segments from an AF_PACKET socket with a ring in shared memory: where the kernel gives no eBPF, and for tunnels.
 
 The kernel copies each packet that passes the filter into a block of the ring (TPACKET_V3, packet(7) and
-Documentation/networking/packet_mmap.rst); the packets are judged here.  Promises the same as the eBPF ring, and
+Documentation/networking/packet_mmap.rst); `judge` makes segments of them.  Promises the same as the eBPF ring, and
 costs more: of each of production's packets the headers are copied too, and if answers are compared so much of it as
 that takes.  Captured is less than `size` then, and lengths are those on the wire.
 
@@ -16,15 +16,15 @@ import socket
 import struct
 import time
 from collections.abc import Collection, Iterable, Iterator
-from typing import Final, Protocol
+from typing import Final
 
 from tapmirror import wall
 from tapmirror.admission import Admission
 from tapmirror.events import FlowKey, Segment
-from tapmirror.packet import Decoder, Header, decode
-from tapmirror.packet.link import ETHERNET, RAW
+from tapmirror.packet import Decoder
 from tapmirror.source import Counters
 from tapmirror.source.filter import REFUSE_ALL, TAKE_ALL, tcp_filter
+from tapmirror.source.judge import FRAME, Judge
 from tapmirror.source.packet_ring import SOL_PACKET, PacketRing, set_up_ring
 
 ETH_P_ALL: Final = 0x0003
@@ -36,11 +36,6 @@ PACKET_MR_PROMISC: Final = 1
 PACKET_FANOUT_HASH: Final = 0
 PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
 SO_ATTACH_FILTER: Final = 26
-PACKET_OTHERHOST: Final = 3
-PACKET_OUTGOING: Final = 4
-TP_STATUS_VLAN_VALID: Final = 0x10
-ARPHRD_LOOPBACK: Final = 772
-ARPHRD_WITH_ETHERNET: Final = (1, ARPHRD_LOOPBACK)
 
 BLOCK_BYTES: Final = 128 << 10
 """Of the ring.  A packet has to fit into one; many blocks make it patient, since each holds little where traffic
@@ -59,24 +54,6 @@ HEADROOM: Final = 4_096
 """Bytes of a block that are not the packet's: headers of block, packet and link."""
 
 _NAMES: Final = Counters.__struct_fields__
-_FRAME: Final = struct.Struct("=6I2H2IH")
-"""`struct tpacket3_hdr`: next, seconds, nanoseconds, captured, length, status, offset of frame and network header,
-hash, VLAN tag, its type."""
-_ADDRESS: Final = struct.Struct("=H2siHB")
-"""`struct sockaddr_ll` up to the packet's type; behind the header."""
-_ADDRESS_AT: Final = 48
-
-
-class Reader(Protocol):
-    """Frames to headers."""
-
-    def __call__(self, frame: memoryview, size: int, ethertype: int | None, vlan: int, now: float) -> Header | None:
-        """`ethertype` for links without an Ethernet header, `vlan` for a tag that the kernel took out."""
-
-
-def read_plain(frame: memoryview, size: int, ethertype: int | None, vlan: int, now: float) -> Header | None:
-    """As the kernel program reads."""
-    return decode(frame, size, ethertype=ethertype, vlan=vlan)
 
 
 def open_live(
@@ -176,9 +153,8 @@ def block_bytes(largest: int) -> int:
 class LiveSource:
     """The reader of one packet socket with a ring.
 
-    `decoder` reads what `decode` does not; `promiscuous`: packets for other stations count (TAP_PROMISC and
-    TAP_EITHER_WAY of bpf/tap.h).  `links`: numbers of the interfaces whose packets count (None:
-    the socket sees no others).  What a worker that read this ring before had counted is counted on.
+    `decoder`, `promiscuous` and `links` as for `Judge`.  What a worker that read this ring before had counted is
+    counted on.
     """
 
     def __init__(
@@ -195,9 +171,7 @@ class LiveSource:
         self._sock = sock
         self._admission = admission
         self._decoder = decoder
-        self._read: Reader = read_plain if decoder is None else self._read_deep
-        self._promiscuous = promiscuous
-        self.links = links
+        self._judge = Judge(admission, decoder, promiscuous=promiscuous, links=links)
         self._ring = PacketRing(sock, ring_bytes, block_bytes)
         self._real = 0
         """What the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns."""
@@ -222,8 +196,7 @@ class LiveSource:
         if begun > counted:
             self._note()  # one of these may be what it died of: whoever takes over from us does not look at them again
             for at in self._ring.places(counted, begun):
-                for _ in self._judged(at):
-                    pass
+                self._judge.judged(self._ring.view, at, self._real)
             self._note()
 
     @property
@@ -239,10 +212,11 @@ class LiveSource:
     def read(self, limit: int) -> Iterator[Segment]:
         """Yield the segments of at most `limit` packets that are there."""
         left = limit
+        ring, view, judged = self._ring, self._ring.view, self._judge.judged
         try:
-            while left and self._ready():
+            while left and (ring.left or self._ready()):
                 left -= 1
-                yield from self._judged(self._ring.begin())
+                yield from judged(view, ring.begin(), self._real)
         finally:
             if left < limit:
                 self._note()
@@ -251,8 +225,7 @@ class LiveSource:
         """Judge what is there, and yield nothing of it."""
         segments, size = self.received
         while self._ready():
-            for _ in self._judged(self._ring.begin()):
-                pass
+            self._judge.judged(self._ring.view, self._ring.begin(), self._real)
         if self._decoder is not None:
             self._decoder.fragments.give_up()
         captured = self._admission.totals.get("emitted", (0, 0))
@@ -266,12 +239,17 @@ class LiveSource:
         """Seconds from the capture of the packet that will be read next to `now`; 0: none is there."""
         if self.empty():
             return 0.0
-        _, seconds, nanoseconds, *_ = _FRAME.unpack_from(self._ring.view, self._ring.at)
+        seconds, nanoseconds, *_ = FRAME.unpack_from(self._ring.view, self._ring.at)
         return now - float(seconds * 1_000_000_000 + nanoseconds - self._real) / 1e9
 
     def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
         """End points of shadows from now on: nothing that goes there is captured."""
         self._admission.exclude(excluded)
+        self._judge.forget()
+
+    def set_links(self, links: Collection[int]) -> None:
+        """Numbers of the interfaces whose packets count from now on."""
+        self._judge.set_links(links)
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of the flow's bucket."""
@@ -311,6 +289,7 @@ class LiveSource:
     def set_threshold(self, threshold: int) -> None:
         """From here on take only flows whose hash is below it."""
         self._admission.set_threshold(threshold)
+        self._judge.forget()
 
     def woken(self) -> None:
         """Take note of an error (ENETDOWN: the interface went down): it would wake us for ever."""
@@ -348,25 +327,6 @@ class LiveSource:
         """Tell a successor what was counted, and up to where."""
         totals = self._admission.totals
         self._ring.note(self._ring.position, [n for name in _NAMES for n in totals.get(name, (0, 0))])
-
-    def _judged(self, at: int) -> list[Segment]:
-        """The segments of the packet that is there in the ring."""
-        ring = self._ring.view
-        _, seconds, nanoseconds, captured, size, status, place, _, _, tag, _ = _FRAME.unpack_from(ring, at)
-        _, protocol, link, hardware, kind = _ADDRESS.unpack_from(ring, at + _ADDRESS_AT)
-        if (kind == PACKET_OTHERHOST and not self._promiscuous) or (self.links is not None and link not in self.links):
-            return []
-        time_ns = seconds * 1_000_000_000 + nanoseconds - self._real
-        vlan = tag & 0xFFF if status & TP_STATUS_VLAN_VALID else 0
-        ethertype = None if hardware in ARPHRD_WITH_ETHERNET else int.from_bytes(protocol, "big")
-        header = self._read(ring[at + place : at + place + captured], size, ethertype, vlan, time_ns / 1e9)
-        if header is None:
-            return []
-        return self._admission.admit(header, kind == PACKET_OUTGOING, time_ns, hardware == ARPHRD_LOOPBACK)
-
-    def _read_deep(self, frame: memoryview, size: int, ethertype: int | None, vlan: int, now: float) -> Header | None:
-        assert self._decoder is not None
-        return self._decoder.decode(frame, size, ETHERNET if ethertype is None else RAW, now, vlan)
 
 
 def attach_filter(sock: socket.socket, program: bytes) -> None:

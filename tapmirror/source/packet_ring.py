@@ -68,6 +68,7 @@ class PacketRing:
         self._count = ring_bytes // block_bytes
         self._map = mmap.mmap(sock.fileno(), self._count * block_bytes, mmap.MAP_SHARED)
         self.view = memoryview(self._map)
+        self._words = self.view.cast("I")
         self._block = self._oldest()
         self.held = False
         """The present block is ours."""
@@ -75,6 +76,8 @@ class PacketRing:
         """Packets of it that were not begun; the next is at `at`."""
         self.at = 0
         self._begun = 0
+        self._begun_at = 0
+        """Where that is noted in the present block, in words."""
 
     @property
     def position(self) -> tuple[int, int]:
@@ -89,7 +92,8 @@ class PacketRing:
             return False
         if order.FENCE is not None:
             order.FENCE()
-        (begun,) = _WORD.unpack_from(self.view, start + _BEGUN)
+        self._begun_at = start + _BEGUN >> 2
+        begun = self._words[self._begun_at]
         self.held = True
         self._begun = min(begun, packets)
         self.left = packets - self._begun
@@ -110,8 +114,8 @@ class PacketRing:
         at = self.at
         self.left -= 1
         self._begun += 1
-        _WORD.pack_into(self.view, self._block * self._block_bytes + _BEGUN, self._begun)
-        self.at = at + _WORD.unpack_from(self.view, at)[0]
+        self._words[self._begun_at] = self._begun
+        self.at = at + self._words[at >> 2]
         return at
 
     def give_back(self) -> None:
@@ -154,6 +158,7 @@ class PacketRing:
 
     def close(self) -> None:
         """Unmap it."""
+        self._words.release()
         self.view.release()
         with contextlib.suppress(BufferError):  # somebody still has a payload; it goes with that
             self._map.close()

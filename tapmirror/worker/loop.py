@@ -331,7 +331,7 @@ class Worker:
             self._reply({"share": {}})
         elif operation == "links":
             if isinstance(self._source, LiveSource):
-                self._source.links = frozenset(message["indexes"])
+                self._source.set_links(frozenset(message["indexes"]))
             self._reply({"links": {}})
         elif operation == "addresses":
             self._readdress(message)
