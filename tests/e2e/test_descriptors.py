@@ -21,6 +21,14 @@ FILES = 64
 PORTS = 100
 FLOWS_A_SECOND = 28_000 // 60
 SECONDS = 6
+SPEC = """
+iface: eth0
+port: 80
+shadow: 10.77.2.2:80
+capture: {capture}
+limits: {{drain_time: 0.5}}
+"""
+"""The shadow never answers: the drain is as long as it may be."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,7 @@ def test_with_64_descriptors_and_28_thousand_connections_a_minute(
     busy one.  With none it is nothing, though there still is no descriptor to spare.  A loop that spins takes all.
     """
     requests = FLOWS_A_SECOND * SECONDS
-    with HashSink(lab.node), RecordingTcp(lab.shadow, 80), Tap(lab.node, shadow="10.77.2.2:80") as running:
+    with HashSink(lab.node), RecordingTcp(lab.shadow, 80), Tap(lab.node, spec=SPEC.format(capture="auto")) as running:
         workers = {pid: words for pid, words in running.processes().items() if "tapmirror.worker" in words}
         (worker,) = workers
         limits = Path(f"/proc/{worker}/limits").read_text(encoding="ascii")
@@ -78,7 +86,7 @@ def test_half_of_the_hosts_ports_stay_its_own(lab: Lab, capture: str) -> None:
     """To a shadow that never answers, so that each connection lingers."""
     requests = 2 * PORTS
     lab.node.sysctl("ipv4.ip_local_port_range", f"40000 {40_000 + PORTS - 1}")
-    with HashSink(lab.node), RecordingTcp(lab.shadow, 80), Tap(lab.node, shadow="10.77.2.2:80", capture=capture) as tap:
+    with HashSink(lab.node), RecordingTcp(lab.shadow, 80), Tap(lab.node, spec=SPEC.format(capture=capture)) as tap:
         result = load(lab.client, lab.node.addr4, requests=requests, connections=requests, per_connection=1)
         assert result.answered == requests
         until(lambda: len(to_shadow(lab)) == PORTS // 2, "half of the ports")

@@ -95,7 +95,7 @@ def test_workers_that_die_under_load(lab: Lab, capture: Capture) -> None:
 
 def test_a_worker_that_needs_more_memory_than_it_may_have(lab: Lab) -> None:
     """It ends and is replaced; what it held is lost with it, and counted."""
-    limits = Limits(memory=32 << 20)
+    limits = Limits(memory=32 << 20, drain_time=0.5)
     warnings: list[str] = []
     with HashSink(lab.node) as production, RecordingTcp(lab.shadow, 80) as stalled:
         stalled.behaviour = Behaviour(read=False)

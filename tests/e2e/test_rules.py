@@ -64,7 +64,7 @@ def test_a_bad_shadow_delays_no_other(lab: Lab, fault: str) -> None:
         shadows:
           - {{to: "{SHADOW}:81", name: bad}}
           - {{to: "{SHADOW}:80", name: good}}
-        limits: {{queue_bytes: 524288, queues_bytes: 8388608}}
+        limits: {{queue_bytes: 524288, queues_bytes: 8388608, drain_time: 1}}
         """
     )
     with HashSink(lab.node), HashSink(lab.shadow) as good:
@@ -171,6 +171,7 @@ def test_a_redacted_secret_appears_nowhere(lab: Lab) -> None:
           privacy: strict
           patterns: {{"hunter2-[0-9]+": XXX}}
         shadow: "{SHADOW}:80"
+        limits: {{drain_time: 0.5}}
         """
     )
     body = json.dumps({"name": "ann", "user": {"password": secret.decode()}, "note": f"is {secret.decode()}"}).encode()
