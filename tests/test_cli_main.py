@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -40,6 +41,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(COMMAND), *words], capture_output=True, text=True, timeout=60, check=False)
 
 
+@functools.cache
 def help_of_run() -> str:
     return command("run", "--help").stdout
 
