@@ -160,12 +160,14 @@ def test_when_the_supervisor_is_killed_the_worker_does_not_wait_for_ever(lab: La
 
 @pytest.mark.alone
 @pytest.mark.parametrize("moment", ["tapmirror.loader", "tapmirror.worker"])
-def test_a_supervisor_that_is_killed_at_the_start_leaves_nothing(lab: Lab, moment: str) -> None:
+def test_a_supervisor_that_is_killed_at_the_start_leaves_nothing(lab: Lab, tmp_path: Path, moment: str) -> None:
     programs = set(network_programs())
     errors_read, errors_write = os.pipe()
     with HashSink(lab.shadow), os.fdopen(errors_read) as errors:
-        command = [str(COMMAND), "run", "--iface=eth0", "--port=80"]
-        process = lab.node.popen([*command, f"--shadow={SHADOW}"], stderr=errors_write, start_new_session=True)
+        command = [str(COMMAND), "run", "--iface=eth0", "--port=80", f"--shadow={SHADOW}"]
+        # nothing is compiled yet: the loader of a program that is there already is gone before one has looked
+        fresh = {"CACHE_DIRECTORY": str(tmp_path)}
+        process = lab.node.popen(command, env=fresh, stderr=errors_write, start_new_session=True)
         os.close(errors_write)
         family: dict[int, str] = {}
 
