@@ -16,7 +16,7 @@ from tapmirror.cli.compared import all_figures
 from tapmirror.compare import Figures, Limits, Nature, Outcome
 from tapmirror.comparing import PROBE_DELAY
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.alone]  # it measures times
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 PATHS = ("/users/", "/orders/", "/page/")
 
@@ -91,6 +91,7 @@ def test_the_answers_that_have_more_are_said_to_have_more(lab: Lab) -> None:
     assert figures.verdict.outcome is Outcome.FAIL
 
 
+@pytest.mark.alone
 def test_a_slower_tail_is_measured(lab: Lab) -> None:
     """20 % at the 99th percentile."""
     with SlowShop(lab.node), SlowShop(lab.shadow, slower=1.2):
@@ -101,6 +102,7 @@ def test_a_slower_tail_is_measured(lab: Lab) -> None:
     assert ratio == pytest.approx(1.2, rel=0.05)
 
 
+@pytest.mark.alone
 def test_requests_that_queue_at_a_slower_shadow_do_not_make_it_slower_still(lab: Lab) -> None:
     """Clients that ask as soon as production has answered: what the shadow cannot follow waits there."""
     with SlowShop(lab.node), SlowShop(lab.shadow, slower=3.0):
