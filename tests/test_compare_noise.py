@@ -7,7 +7,19 @@ import statistics
 import pytest
 
 from lab.peeking import Kind, believed, clock, fault, flicker, one_of
-from tapmirror.compare.noise import Evidence, Nature, Repeats, Thresholds, nature, request_key, wanted, weigh
+from tapmirror.compare.noise import (
+    Evidence,
+    Nature,
+    Repeats,
+    Thresholds,
+    apart_by_either,
+    evidence_of,
+    nature,
+    request_key,
+    wanted,
+    weigh,
+)
+from tapmirror.compare.summary import Endpoint, Field
 from tapmirror.exchange import Answer
 
 DIFFY = Thresholds(0.2, 0.0003)
@@ -99,6 +111,18 @@ def test_a_fault_in_one_of_a_hundred_requests_is_seen_with_the_default_share_of_
     found = [believed(fault(0.01), 60_000, random.Random(seed)) for seed in range(5)]
     assert all(0 < said <= certain for said, certain in found)
     assert statistics.median(said for said, _ in found) < 25_000
+
+
+@pytest.mark.parametrize(("probes", "repeats", "want"), [(0, 400, True), (400, 0, True), (400, 400, False)])
+def test_either_kind_of_pairs_is_enough_to_say_that_a_field_is_no_noise(probes: int, repeats: int, want: bool) -> None:
+    endpoint = Endpoint(compared=1000, probed=1000, repeated=1000)
+    assert apart_by_either(endpoint, Field(raw=400, probes=probes, repeats=repeats), 0.01) is want
+
+
+def test_the_evidence_of_a_field_is_of_its_endpoint() -> None:
+    field = Field(raw=5, probes=1, repeats=2, checks=4, held=3)
+    assert evidence_of(Endpoint(probed=100), field) == Evidence(1, 100, 4, 3)
+    assert evidence_of(Endpoint(probed=100), field, probes=True).coming
 
 
 def test_repeats_are_bounded_by_number_and_bytes() -> None:

@@ -26,6 +26,7 @@ from tapmirror.compare.statistics import (
     ratio_interval,
     share_evidence,
     share_interval,
+    thinned,
 )
 
 ALPHA = 0.05
@@ -164,6 +165,11 @@ def test_how_many_errors_come_together() -> None:
     assert crowd_of_differences(dead, 16_000, 0, 1.0) == 1.0
     died = {number: (1000, 1000 * (number >= 600)) for number in range(1200)}
     assert crowd_of_differences(died, 600_000, 0, 1.0) == 1000 * LASTING
+
+
+def test_a_crowd_is_smaller_among_a_part_of_the_values() -> None:
+    assert [thinned(101.0, part) for part in (1.0, 0.5, 0.01)] == [101.0, 51.0, 2.0]
+    assert [thinned(size, 0.5) for size in (0.0, 1.0)] == [0.0, 1.0]
 
 
 def test_a_crowd_makes_a_difference_less_certain() -> None:

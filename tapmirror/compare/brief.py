@@ -21,8 +21,9 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.compare.endpoints import OTHER
-from tapmirror.compare.figures import Judged, crowds_of, error_crowd, judged_endpoint, noise_of, turn_crowds
+from tapmirror.compare.figures import Judged, crowds_of, error_crowd, judged_endpoint, noise_of
 from tapmirror.compare.sketch import Sketch, value_at
+from tapmirror.compare.statuses import turn_crowds
 from tapmirror.compare.summary import Endpoint, Side, State, Summary, is_error
 from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.ledger import summed

@@ -13,9 +13,8 @@ from tapmirror.compare.bodies import missing
 from tapmirror.compare.brief import WORK, Briefing
 from tapmirror.compare.diff import Compared, compare
 from tapmirror.compare.endpoints import Endpoints
-from tapmirror.compare.figures import evidence_of
 from tapmirror.compare.identifiers import Identifiers
-from tapmirror.compare.noise import Repeats, request_key, short, wanted
+from tapmirror.compare.noise import Repeats, evidence_of, request_key, short, wanted
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.rules import Expression, Rules
 from tapmirror.compare.samples import Redaction, sample

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
 from tapmirror.compare.findings import Change
 from tapmirror.compare.identifiers import likely
-from tapmirror.compare.noise import ENOUGH, SURPRISE, Evidence, Nature, Thresholds, apart, is_noise, nature, weigh
+from tapmirror.compare.noise import ENOUGH, Nature, Thresholds, apart_by_either, evidence_of, is_noise, nature
 from tapmirror.compare.sketch import Sketch, value_at
 from tapmirror.compare.statistics import (
     crowd,
     crowd_of_differences,
     difference_interval,
-    majority_evidence,
     ratio_interval,
     share_interval,
+    thinned,
 )
+from tapmirror.compare.statuses import Turns, balanced_errors, chance, turn_crowds, turned
 from tapmirror.compare.summary import (
     COARSE,
     SCHEMA,
     STATUS,
-    BothStatuses,
     Endpoint,
-    Field,
     Sample,
     Side,
     State,
@@ -45,8 +44,6 @@ SCHEMA_FIGURES: Final = "tapmirror.report/1"
 BINS: Final = 48
 """Of a distribution that is drawn."""
 MS: Final = 1e-6
-Turns: TypeAlias = Mapping[int, tuple[float, int]]
-"""The crowds of statuses that one side alone answers with, and how often that is so."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -198,7 +195,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
             limits,
             found[name].differing,
             {share: _part(both, each.production.last.count, timed) for share, both in crowds.items()},
-            _thinned(errors, (each.only_shadow + each.only_production) / wrong) if wrong else errors,
+            thinned(errors, (each.only_shadow + each.only_production) / wrong) if wrong else errors,
             turns,
             _probed(name, spec),
         )
@@ -289,8 +286,8 @@ def judged_endpoint(
     for certain: that limit takes both sides' errors off each other.  Two equal versions with 1 % of errors each differ
     in 2 %.
 
-    So do statuses below 500 that one side has as often as the other where its is another one (`_turned`): of a limiter
-    of rates, or of whoever comes first.
+    So do statuses below 500 that one side has as often as the other where its is another one (`statuses.turned`): of a
+    limiter of rates, or of whoever comes first.
     """
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
@@ -308,123 +305,17 @@ def judged_endpoint(
             if not among.isdisjoint(names):
                 counts[place] += count
                 statuses[place] += count if signature.endswith(_STATUS) else 0
-    all_, seen, most, least = _turned(endpoint, level, turns)
+    all_, seen, most, least = turned(endpoint, level, turns)
     if STATUS in open_:
         alike = [min(each, count) for each, count in zip((seen, most, least), statuses, strict=True)]
         more = (0, 0, 0)
     else:  # noise but for what one side has more of
         alike = [0, 0, 0]
         more = (all_ - most, all_ - most, all_ - least)
-    balanced = 0 if limits.max_error_diff is None else _balanced(endpoint, level)
+    balanced = 0 if limits.max_error_diff is None else balanced_errors(endpoint, level)
     erring = [min(balanced, count - less) for count, less in zip(statuses, alike, strict=True)]
     counted = [count - less + plus for count, less, plus in zip(counts, alike, more, strict=True)]
     return Judged(counted[0], counted[1] - erring[1], counted[2] - erring[2], erring[0])
-
-
-def _turned(endpoint: Endpoint, alpha: float, turns: Turns) -> tuple[int, int, int, int]:
-    """Exchanges whose statuses differ, both below 500 or neither.  All of them, and how many say nothing, for those in
-    which it is the other way round are as many: as seen, at most and at least.  Of two equal versions each of both is
-    as likely, so what one has more often is no noise, whatever pairs of one version say: of a shadow that answers 404
-    now and then they differ as often.
-
-    A fault may answer 404 for 200 as often as 200 for 404.  But not by chance (`_no_chance`).
-    """
-    all_ = sum(endpoint.turned.values())
-    if not all_:
-        return 0, 0, 0, 0
-    seen, most, least = 0, 0.0, 0.0
-    alpha /= 2  # for either way to see a fault
-    pairs = _by_pair(endpoint)
-    said, sure = _no_chance(endpoint, SURPRISE), _no_chance(endpoint, alpha)
-    for both, (one, other) in pairs.items():
-        count = one + other
-        low, high = _majority(one, count, alpha / len(pairs), _turn_crowd(turns, both, count))
-        if both not in said:
-            seen += count - abs(one - other)
-            least += count * (1 - max(1 - 2 * low, 2 * high - 1))
-        if both not in sure:
-            most += count * (1 - max(0.0, 2 * low - 1, 1 - 2 * high))
-    return all_, seen, min(all_, math.ceil(most)), max(0, math.floor(least))
-
-
-def _no_chance(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
-    """Of which two statuses, the lower one first, it is certain that they differ otherwise than by chance, though one
-    way as often as the other: they are there again, or change places.
-
-    Not of 429 (RFC 6585, 4), which says nothing of a request but that there were too many before it: a limiter that has
-    had its number for this minute answers so again, and of each third request another third on either side.
-    """
-    found = {*_by_pair(endpoint)} if _there_again(endpoint, alpha) else _swapped(endpoint, alpha)
-    return {both for both in found if _TOO_MANY not in both.split()}
-
-
-def _there_again(endpoint: Endpoint, alpha: float) -> bool:
-    """Whether other statuses are no chance: pairs of one version differ in less than half as many.  Half of them it may
-    be by chance too: what is not there yet when it is asked for (404) is there when the shadow is asked again.
-    """
-    field = endpoint.fields.get(STATUS)
-    return field is not None and _apart(msgspec.structs.replace(field, raw=field.raw // 2), endpoint, alpha)
-
-
-def _swapped(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
-    """Of which two statuses it is certain that they change places.
-
-    Take two exchanges in a row, and let production answer the first with one status and the second with the other with
-    probability p, and the other way round with q.  An equal shadow does the same by itself: so they cross, one side
-    answering the one way and the other side the other way, with 2pq, and agree in a change with p^2 + q^2, which is no
-    less, whatever the requests are, and if both are after the same seat too.  Who answers 409 where the other one
-    answers 201 crosses, and hardly ever agrees in a change.
-
-    Exchanges next to each other, and not counts of all, for what is away in some minutes on one side, and in others on
-    the other, is seldom so together.
-
-    NOTE: where production answers with both by itself, in more than the square of the share that changes places, that
-    is what chance looks like too.
-    """
-    enough = -math.log(alpha / max(1, len(endpoint.crossed)))
-    return {
-        both
-        for both, count in endpoint.crossed.items()
-        if majority_evidence(count, count + endpoint.changed.get(both, 0)) > enough
-    }
-
-
-def _majority(one: int, count: int, alpha: float, crowd: float) -> tuple[float, float]:
-    """Of the share that is one way round, of so many that differ; `crowd` of them count as one."""
-    return share_interval(one / crowd, count / crowd, alpha) if crowd >= 1 else (0.0, 1.0)
-
-
-def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
-    """Of each two statuses, the lower one first, how often production had that, and how often the shadow."""
-    found: dict[BothStatuses, tuple[int, int]] = {}
-    for both, count in endpoint.turned.items():
-        key = " ".join(sorted(both.split(), key=int))
-        one, other = found.get(key, (0, 0))
-        found[key] = (one + count, other) if key == both else (one, other + count)
-    return found
-
-
-def _chance(endpoint: Endpoint, what: Nature, turns: Turns) -> Nature:
-    """What statuses are that differ, and are not those of errors of one side alone."""
-    if _no_chance(endpoint, SURPRISE):
-        return Nature.DIFFERENT
-    pairs = _by_pair(endpoint)
-    for both, (one, other) in pairs.items():
-        low, high = _majority(one, one + other, SURPRISE / len(pairs), _turn_crowd(turns, both, one + other))
-        if not low <= 0.5 <= high:
-            return Nature.DIFFERENT
-    if what is Nature.DIFFERENT and all(map(all, pairs.values())):
-        return Nature.NOISE if min(map(sum, pairs.values())) >= ENOUGH else Nature.WAITING
-    return what
-
-
-def _balanced(endpoint: Endpoint, alpha: float) -> int:
-    """Exchanges in which one side's answer is an error, and that are as many on either side; of all endpoints together
-    the sides' errors may be as many where one of them answers nothing but errors.
-    """
-    one, other = endpoint.only_shadow, endpoint.only_production
-    low, high = share_interval(one, one + other, alpha) if one + other else (0.0, 1.0)
-    return endpoint.erring if low <= 0.5 <= high else min(endpoint.erring, 2 * min(one, other))
 
 
 def noise_of(endpoint: Endpoint, spec: Compare) -> set[str]:
@@ -488,15 +379,7 @@ def certainly(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool
     """
     if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(_STATUS):
         return True
-    return _apart(endpoint.fields[name], endpoint, alpha)
-
-
-def _apart(field: Field, endpoint: Endpoint, alpha: float) -> bool:
-    """Whether pairs of one version say that a field is no noise."""
-    pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
-    return any(
-        apart(field.raw, endpoint.compared, Evidence(*each, field.checks, field.held), alpha / 2) for each in pairs
-    )
+    return apart_by_either(endpoint, endpoint.fields[name], alpha)
 
 
 def _side(side: Side) -> SideFigures:
@@ -530,39 +413,9 @@ def error_crowd(state: State, only_shadow: int, only_production: int) -> float:
     return crowd_of_differences(line, only_shadow, only_production, state.width)
 
 
-def turn_crowds(state: State) -> Turns:
-    """That of each status that one side alone answers with, where both are those of errors or neither: a limiter turns
-    away for some time, and another one at another time.
-
-    Of each status, by who answers with it, and not of all, by whose is the lower one: 403 in place of 200 and of 404 is
-    higher than the one and lower than the other, and they would cancel out.
-    """
-    found = {}
-    sizes = {number: point.pairs for number, point in state.line.items()}
-    for status, ways in state.turned.items():
-        one, other = (sum(each[side] for each in ways.values()) for side in range(2))
-        sums = {number: each[0] - each[1] for number, each in ways.items()}
-        line = {number: (size, sums.get(number, 0)) for number, size in sizes.items()}
-        found[status] = crowd_of_differences(line, one, other, state.width), max(1, one + other)
-    return found
-
-
-def _turn_crowd(turns: Turns, both: BothStatuses, count: int) -> float:
-    """That of two statuses that differ so often at an endpoint: the larger one of either's.  0: it cannot be told yet.
-
-    Of statuses that are too many to be told apart, the largest one there is.
-    """
-    known = [turns[status] for status in map(int, both.split()) if status in turns]
-    return max((_thinned(crowd, min(1.0, count / every)) for crowd, every in known or turns.values()), default=1.0)
-
-
 def _part(crowds: tuple[float, float], count: int, of: int) -> tuple[float, float]:
     """Of an endpoint that has so many of all: its requests are so much farther from each other."""
-    return crowds if not of else (_thinned(crowds[0], count / of), _thinned(crowds[1], count / of))
-
-
-def _thinned(size: float, part: float) -> float:
-    return size if size <= 1 else 1 + (size - 1) * part
+    return crowds if not of else (thinned(crowds[0], count / of), thinned(crowds[1], count / of))
 
 
 def _ratio(over: Sketch, under: Sketch, share: float, alpha: float, crowds: tuple[float, float]) -> Estimate:
@@ -584,19 +437,13 @@ def _fields(
         if what is Nature.DIFFERENT and name.startswith(_IDENTIFIER) and name.replace(_IDENTIFIER, _VALUE, 1) in names:
             continue  # before it was known to be none: the value says it
         if name == STATUS and field.raw == sum(endpoint.turned.values()):
-            what = _chance(endpoint, what, turns)
+            what = chance(endpoint, what, turns)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
         noise = evidence.noisy / evidence.pairs if evidence.pairs else None
         kind, _, path = name.partition(" ")
         rate = 0.0 if what is Nature.NOISE else max(0.0, raw - (noise or 0.0))
         found.append(FieldFigures(kind, path, what, field.raw, raw, noise, rate, field.samples))
     return found
-
-
-def evidence_of(endpoint: Endpoint, field: Field, probes: bool = False) -> Evidence:
-    """What is known of a field's noise; `probes`: more will be."""
-    pairs = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
-    return Evidence(*pairs, field.checks, field.held, probes)
 
 
 def _nature(name: str, endpoint: Endpoint, thresholds: Thresholds, known: Set[str], probes: bool) -> Nature:
@@ -720,8 +567,6 @@ def _coarse(buckets: dict[int, int], share: float) -> float:
 
 _STATUS: Final = " status"
 """What the names of differences of statuses end with; such answers are not compared any further."""
-_TOO_MANY: Final = "429"
-"""The status that says nothing of a request but that there were others before it."""
 _IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "
 _VALUE: Final = f"{Change.VALUE.value} "
 _PROBED: Final = ("GET ", "HEAD ", "OPTIONS ")

@@ -50,6 +50,7 @@ from typing import Final
 import msgspec
 
 from tapmirror.compare.statistics import majority_evidence, share_high, share_low
+from tapmirror.compare.summary import Endpoint, Field
 from tapmirror.exchange import Answer
 
 ENOUGH: Final = 20
@@ -166,6 +167,20 @@ def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tu
     if probe_noise * repeated < repeat_noise * probed:
         return probe_noise, probed
     return repeat_noise, repeated
+
+
+def evidence_of(endpoint: Endpoint, field: Field, probes: bool = False) -> Evidence:
+    """What is known of a field's noise; `probes`: more will be."""
+    pairs = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
+    return Evidence(*pairs, field.checks, field.held, probes)
+
+
+def apart_by_either(endpoint: Endpoint, field: Field, alpha: float) -> bool:
+    """Whether probes or repeats, each for themselves, say that a field is no noise."""
+    pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
+    return any(
+        apart(field.raw, endpoint.compared, Evidence(*each, field.checks, field.held), alpha / 2) for each in pairs
+    )
 
 
 class Repeats:

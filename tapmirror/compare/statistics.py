@@ -241,6 +241,11 @@ def crowd_of_differences(line: Mapping[int, tuple[int, int]], plus: int, minus: 
     return max(1.0, min(_dispersion(line, mean, variance), count / (len(line) * width) * LASTING))
 
 
+def thinned(size: float, part: float) -> float:
+    """A crowd among this part of all values: they are so much farther from each other.  0: it cannot be told."""
+    return size if size <= 1 else 1 + (size - 1) * part
+
+
 def _dispersion(line: Mapping[int, tuple[int, int]], mean: float, variance: float) -> float:
     """By what factor the sums of stretches, (values, sum), vary more than those of independent values of this mean and
     variance; of the length that has most.

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from tapmirror.compare.figures import certainly, evidence_of, figures
-from tapmirror.compare.noise import Nature, Thresholds, nature, short, wanted
+from tapmirror.compare.figures import certainly, figures
+from tapmirror.compare.noise import Nature, Thresholds, evidence_of, nature, short, wanted
 from tapmirror.compare.sketch import Sketch
 from tapmirror.compare.statistics import (
     QUANTILE_PRIOR,
