@@ -411,8 +411,11 @@ class ComparingPipeline(Pipeline):
         if self._comparison.request(flow.id, number, head, flags, self._now):
             self._probed.add((flow.id, number))
         size = len(head)
-        if len(part.data) > size and part.data[size - 4 : size] == b"\r\n\r\n":  # the whole head, and then a body
-            conversation.request_body(number, part.data[size:])
+        if len(part.data) > size:
+            if part.data[size - 4 : size] != b"\r\n\r\n":  # not the whole head
+                size = bytes(part.data).find(b"\r\n\r\n") + 4
+            if len(part.data) > size:
+                conversation.request_body(number, part.data[size:])
         if self._policy is None:
             whole = self._checks and part.flags & (WHOLE | TUNNEL) == WHOLE and size == len(part.data)
             conversation.chosen(0, number, head if whole and _is_safe(head) else b"")

@@ -55,6 +55,15 @@ class Unpaired(enum.Enum):
     """Still under way when the tap ended."""
 
 
+class Calls(enum.Enum):
+    """What names a request's operation, where many share a path."""
+
+    GRAPHQL = "graphql"
+    JSON = "json"
+    """JSON that may be JSON-RPC, or GraphQL at a path that does not tell."""
+    SOAP = "soap"
+
+
 class Answer(msgspec.Struct, gc=False):
     """What came back on one side: a final response (1xx are skipped), or that none came."""
 
@@ -100,7 +109,11 @@ class Asked(msgspec.Struct, gc=False):
     body: bytes = b""
     """As it came, with the framing of chunks; for a sample."""
     longer: bool = False
-    """The body is longer than is kept: there is none of it."""
+    """The body is longer than a sample's.  There is none of it, or with `calls` its beginning."""
+    calls: Calls | None = None
+    """By what its body or query may name an operation."""
+    operation: str = ""
+    """Which it calls for among those that share its path, once that is known."""
     flow: int = 0
     """Its connection."""
     checks: tuple[str, ...] = ()

@@ -137,3 +137,66 @@ def test_only_as_many_words_are_looked_up_as_were_learned() -> None:
     assert fold([f"GET {path}"], places) == {}
     places["/a" * (SEGMENTS - 1)] = []
     assert fold([f"GET {path}"], places) == {f"GET {path}": f"GET {'/a' * (SEGMENTS - 1)}/{{id}}/a/a"}
+
+
+def test_operations_that_share_a_path_are_told_apart() -> None:
+    endpoints = Endpoints(("/v1/{service}",), 100)
+    assert endpoints.name(b"POST", b"/graphql?a=b", "getUser") == "POST /graphql getUser"
+    assert endpoints.name(b"POST", b"/graphql") == "POST /graphql"
+    assert endpoints.name(b"POST", b"/", "eth_call") == "POST / eth_call"
+    assert endpoints.name(b"POST", b"/v1/a", "Get") == "POST /v1/{service} Get"
+    assert endpoints.name(b"POST", b"/t/7/rpc", "a/b") == "POST /t/{id}/rpc a/b"
+    assert Endpoints((), 9, lambda path: path.replace(b"s3cret", b"X Y")).name(b"POST", b"/", "s3cret") == "POST / X_Y"
+
+
+def test_a_hundred_operations_leave_room_for_other_paths() -> None:
+    endpoints = Endpoints((), 100)
+    names = [endpoints.name(b"POST", b"/graphql", f"op{n % 100}") for n in range(1000)]
+    assert len({*names}) == 76
+    assert names[-1] == "POST /graphql {operation}"
+    assert names[74] == names[-26] == "POST /graphql op74"
+    assert endpoints.name(b"GET", b"/users/5") == "GET /users/{id}"
+    assert endpoints.name(b"POST", b"/rpc", "other") == "POST /rpc {operation}"
+    assert endpoints.learned == 0
+
+
+def test_names_of_operations_that_somebody_makes_up_make_room_for_those_that_are_called_for() -> None:
+    endpoints = Endpoints((), 20)
+    rand = random.Random(1)
+    seen = ["POST /graphql real" for _ in range(20) if endpoints.name(b"POST", b"/graphql", "real")]
+    for _ in range(20_000):
+        seen.append(endpoints.name(b"POST", b"/graphql", f"x{rand.getrandbits(64)}"))
+    assert endpoints.learned <= 5, "each costs all that is known a turn"
+    made_up = [name for name in seen if name.startswith("POST /graphql x")]
+    assert 0 < len(made_up) < 20 * (endpoints.learned + 1)
+    assert endpoints._told <= 20
+    places = endpoints.places()
+    assert "real" in places["POST /graphql "]
+    assert fold(["POST /graphql real", made_up[0], "POST /graphql", "POST /x a"], places) == {
+        made_up[0]: "POST /graphql {operation}"
+    }
+    for _ in range(50_000):  # the next time there is room it is for what is called for often
+        name = endpoints.name(b"POST", b"/graphql", "late")
+    assert name == "POST /graphql late"
+
+
+def test_operations_of_paths_that_become_one_are_those_of_one() -> None:
+    endpoints = Endpoints((), 1000)
+    names = set()
+    for n in range(2000):
+        tenant = bytes(random.Random(n % 500).choices(b"abcdefgh", k=5))
+        names.add(endpoints.name(b"POST", b"/" + tenant + b"/graphql", f"op{n % 3}"))
+    assert endpoints.name(b"POST", b"/abcde/graphql", "op1") == "POST /{id}/graphql op1"
+    assert endpoints._told == 3, "what is known of paths that are names by now is forgotten"
+    assert {*fold(names, endpoints.places()).values()} == {f"POST /{{id}}/graphql op{n}" for n in range(3)}
+
+
+def test_operations_of_a_path_become_those_of_its_template() -> None:
+    places = {"/t": [], "POST /t/{id} ": ["get"]}
+    assert fold(["POST /t/bob get", "POST /t/bob put", "GET /t/bob get"], places) == {
+        "POST /t/bob get": "POST /t/{id} get",
+        "POST /t/bob put": "POST /t/{id} {operation}",
+        "GET /t/bob get": "GET /t/{id} get",
+    }
+    given = frozenset({"/t/{name}"})
+    assert fold(["POST /t/{name} get"], places, given) == {}

@@ -7,9 +7,10 @@ from typing import Final
 
 import pytest
 
-from tapmirror.compare.pairing import Conversation
+from tapmirror.compare.operations import OPENING
+from tapmirror.compare.pairing import SAMPLE_BODY, Conversation
 from tapmirror.events import NO_BODY, TUNNEL
-from tapmirror.exchange import Asked, Exchange, Failure, Unpaired
+from tapmirror.exchange import Asked, Calls, Exchange, Failure, Unpaired
 from tapmirror.framing.answers import NOTHING, Bounds, Room
 
 BOUNDS: Final = Bounds(head_bytes=4096, hash_bytes=1 << 20, awaited=64)
@@ -190,6 +191,43 @@ def test_a_request_without_room_keeps_its_place() -> None:
     talk.shadow(ok())
     assert talk.statuses() == [(2, 200, [200])]
     assert (talk.out.lost, talk.room.free) == ([(PRODUCTION, Unpaired.LIMIT)], 100)
+
+
+@pytest.mark.parametrize(
+    ("calls", "sizes", "kept"),
+    [
+        (None, [SAMPLE_BODY], SAMPLE_BODY),
+        (None, [SAMPLE_BODY, 1], 0),
+        (Calls.JSON, [SAMPLE_BODY, 1], SAMPLE_BODY + 1),
+        (Calls.JSON, [10, OPENING, 10], OPENING),
+        (Calls.JSON, [1 << 16], OPENING),
+        (Calls.JSON, [10, 3000, 10], 3020),
+    ],
+)
+def test_of_a_long_body_is_kept_what_may_name_an_operation(calls: Calls | None, sizes: list[int], kept: int) -> None:
+    talk = Talk()
+    body = random.Random(1).randbytes(sum(sizes))
+    talk.number = 1
+    asked = Asked(1, b"POST", b"/", b"", calls=calls)
+    talk.conversation.request(asked, 0, 100, 1.0)
+    at = 0
+    for size in sizes:
+        talk.conversation.request_body(1, memoryview(body)[at : at + size])
+        at += size
+    assert (asked.body, asked.longer) == (body[:kept], sum(sizes) > SAMPLE_BODY)
+    assert talk.room.free == ROOM - kept
+    talk.conversation.close(Unpaired.SHUTDOWN)
+    assert talk.room.free == ROOM
+
+
+def test_a_body_without_room_is_not_taken_up_again() -> None:
+    talk = Talk()
+    talk.room.free = 100
+    asked = Asked(1, b"POST", b"/", b"", calls=Calls.JSON)
+    talk.conversation.request(asked, 0, 100, 1.0)
+    for piece in (b"a" * 90, b"b" * 20, b"c"):
+        talk.conversation.request_body(1, piece)
+    assert (asked.body, asked.longer, talk.room.free) == (b"", True, 100)
 
 
 def test_of_a_long_head_nothing_is_kept_when_it_is_over() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -314,6 +315,37 @@ def test_what_is_copied_of_a_segment() -> None:
     assert [probes(Tap(level, probe=1.0).spec) for level in (Level.STATUS, Level.BODY)] == [False, True]
 
 
+@pytest.mark.parametrize("level", [Level.STATUS, Level.HEADERS, Level.BODY])
+def test_operations_that_share_a_path_are_endpoints(level: Level) -> None:
+    """However the body comes: with its head, after it, in pieces, behind a head that is longer than is kept."""
+    tap = Tap(level)
+    tap.accept()
+    long = json.dumps({"operationName": "Long", "query": "query Long { a }" + " " * 6000}).encode()
+    user = json.dumps({"query": "query User { user }"}).encode()
+    for body, pieces, field in (
+        (long, (9, 3000), b""),
+        (user, (0, 20), b""),
+        (user, (len(user),), b"C: " + b"x" * 9000),
+    ):
+        head = b"POST /graphql HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(
+            body
+        )
+        head += field + b"\r\n\r\n" if field else b"\r\n"
+        ends = (0, *pieces, len(body))
+        for start, end in pairwise(ends):
+            if head or end > start:
+                tap.put(1, ACK, head + body[start:end])
+            head = b""
+        tap.answer()
+        tap.shadow(BAD if body is user else OK)
+    assert tap.pairs() == {"POST /graphql Long": 1, "POST /graphql User": 2}
+    endpoints = tap.state()["endpoints"]
+    assert [endpoints[name]["only_shadow"] for name in sorted(endpoints)] == [0, 2]
+    (sample,) = endpoints["POST /graphql User"]["fields"]["value status"]["samples"][:1]
+    assert '\'{"query":"query User { user }"}\'' in sample["curl"]
+    assert tap.comparison._room.free == tap.spec.compare.held_bytes
+
+
 @pytest.mark.parametrize(
     ("data", "want"),
     [
@@ -428,24 +460,26 @@ def again(tap: Tap) -> None:
     tap.later(PROBE_DELAY + 0.1)
 
 
-def test_what_differs_seldom_is_asked_for_again_and_what_holds_is_counted() -> None:
+@pytest.mark.parametrize(("path", "name"), [("/a", "GET /a"), ("/graphql?query={stock}", "GET /graphql stock")])
+def test_what_differs_seldom_is_asked_for_again_and_what_holds_is_counted(path: str, name: str) -> None:
     tap = Tap(Level.BODY, probe=10.0)
     tap.accept()
     for number in range(100):
-        asks(tap, number, number % 20 == 17)
+        asks(tap, number, number % 20 == 17, path)
     again(tap)
     assert all(target == 1 for target, _ in tap.sent)
-    paths = [path for _, path in tap.sent]
-    checked = [path for path in paths if int(path.partition(b"?")[2]) % 20 == 17]
-    assert checked == [b"/a?37", b"/a?57", b"/a?77", b"/a?97"]  # at the first there was nothing saved yet
-    for _, path in tap.sent:
-        wrong = int(path.partition(b"?")[2]) % 20 == 17
-        tap.shadow(json_answer('{"a": 2}' if wrong and path != b"/a?77" else '{"a": 1}'), target=1)
-    (endpoint,) = tap.state()["endpoints"].values()
+    numbers = [int(path.rpartition(b"?")[2]) for _, path in tap.sent]
+    checked = [number for number in numbers if number % 20 == 17]
+    assert checked == [37, 57, 77, 97]  # at the first there was nothing saved yet
+    for number in numbers:
+        wrong = number % 20 == 17
+        tap.shadow(json_answer('{"a": 2}' if wrong and number != 77 else '{"a": 1}'), target=1)
+    ((found, endpoint),) = tap.state()["endpoints"].items()
+    assert found == name
     field = endpoint["fields"]["value body.a"]
     assert (field["raw"], field["checks"], field["held"]) == (5, 4, 3)
     assert endpoint["pairs"] == endpoint["compared"] == 100
-    assert len(paths) <= 10  # of 100 requests: the share that it is
+    assert len(numbers) <= 10  # of 100 requests: the share that it is
     assert tap.state()["requests"] == 100
     assert tap.state()["unpaired"] == {}
 

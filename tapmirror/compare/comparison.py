@@ -15,6 +15,7 @@ from tapmirror.compare.diff import Compared, compare
 from tapmirror.compare.endpoints import Endpoints
 from tapmirror.compare.identifiers import Identifiers
 from tapmirror.compare.noise import Repeats, evidence_of, request_key, short, wanted
+from tapmirror.compare.operations import calls, operation
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.rules import Expression, Rules
 from tapmirror.compare.samples import Redaction, sample
@@ -135,6 +136,7 @@ class Comparison:
                     self._probes -= WHOLE_REQUEST
                     probed = True
         asked = Asked(number, method, target, head, bodies, probed, marked, self._timed.takes(now), flow=flow)
+        asked.calls = calls(method, target, head)
         conversation.request(asked, flags, keep, now)
         return probed
 
@@ -187,7 +189,9 @@ class Comparison:
         if asked.checks:
             self._checked(exchange)
             return
-        name = self._endpoints.name(asked.method, asked.target)
+        if asked.calls is not None:
+            asked.operation = operation(asked)
+        name = self._endpoints.name(asked.method, asked.target, asked.operation)
         if self._endpoints.learned != self._learned:
             self._learned = self._endpoints.learned
             places = self._endpoints.places()
@@ -323,7 +327,7 @@ class Comparison:
             paths = [each.path for each in compared.found]
             whole = len(paths) < self._spec.differences and not compared.skipped
             summary = self._summaries[number - PROBE]
-            endpoint = summary.endpoint(self._endpoints.name(asked.method, asked.target))
+            endpoint = summary.endpoint(self._endpoints.name(asked.method, asked.target, asked.operation))
             if reply.answer.failure is None and first.status != reply.answer.status and STATUS in asked.checks:
                 summary.checked(endpoint, {STATUS: False})
             if not whole or reply.answer.failure is not None or first.status != reply.answer.status:

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which endpoint of the application a request is for: its method and the template of its path.
+"""Which endpoint of the application a request is for: its method and the template of its path, and behind them the
+operation that it calls for where these share a path (`operations`).
 
 Theory of operation ------------------- Templates that are given are tried first.  Others are learned: a segment that
 looks like an identifier is `{id}`, and where many different words are seen at one place, those that are seen seldom
 are `{id}` too.  So names in paths become one endpoint, and frequent words beside them stay what they are.  What was
 named before by a word that is `{id}` by now is renamed (`fold`), of all workers.
+
+Operations are a closed set in a good client, so each is told apart, up to a share of all endpoints.  What comes after
+them is `{operation}`, and when there was much of that, so are those that were seldom seen, in the place of which others
+can be: an attacker's names are not there for long.
 
 What clients send is hostile: a scan of random paths must cost neither memory nor the names of real endpoints.  The
 tree of words, the cache and the endpoints are bounded; what comes after the bound is `OTHER`.
@@ -21,6 +26,13 @@ from tapmirror.compare.words import shortened, variable
 OTHER: Final = "other"
 """Everything beyond the bound."""
 HOLE: Final = "{id}"
+OPERATION: Final = "{operation}"
+"""Any of them, at a path that has too many."""
+TOLD: Final = 0.75
+"""Share of the endpoints that operations may be: the others are of other paths."""
+SELDOM: Final = 10
+"""Requests below which an operation is seldom, when at first so many others were not told apart:"""
+BEYOND: Final = 1000
 WORDS: Final = 24
 """Different words at one place that are kept: more is not a set of routes but of names."""
 FREQUENT: Final = 0.02
@@ -35,7 +47,8 @@ METHODS: Final = frozenset(
 )
 
 Places: TypeAlias = dict[str, list[str]]
-"""By the path up to it, in words as names have them: the words that stay what they are at a place that had too many."""
+"""By the path up to it, in words as names have them: the words that stay what they are at a place that had too many.
+By an endpoint's name and a space its operations that do."""
 
 _NUMBER: Final = re.compile(rb"(?<=/)[0-9]+(?=/|$)").sub
 _PARAMETERS: Final = re.compile(rb";[^/]*").sub
@@ -61,18 +74,32 @@ class Endpoints:
     ) -> None:
         """`shown` takes what must not be shown out of a path."""
         self._shown = shown
+        templates = tuple(templates)
         self._given = [_Template(text) for text in templates]
+        self._templates = frozenset(templates)
         self._numbers_matter = any(segment.isdigit() for each in self._given for segment in each.segments)
         self._limit = limit
         self._root = _Node()
         self._nodes = 1
         self._names: set[str] = set()
         self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled, words]
+        self._operations: dict[str, dict[str, list[Any]]] = {}  # by endpoint, what was called for: [shown, requests]
+        self._told = 0
+        """Operations in all."""
+        self._holes: set[str] = set()
+        """Endpoints that have more of them."""
+        self._beyond = 0
+        self._patience = BEYOND
+        """When so many operations were not told apart, the seldom ones make room."""
         self.learned = 0
         """Goes up when names seen before have become others: `fold` them then."""
 
-    def name(self, method: bytes, target: bytes) -> str:
-        """The endpoint's name: `GET /users/{id}`."""
+    def name(self, method: bytes, target: bytes, operation: str = "") -> str:
+        """The endpoint's name: `GET /users/{id}`, `POST /graphql getUser`."""
+        found = self._path(method, target)
+        return self._called(found, operation) if operation and found != OTHER else found
+
+    def _path(self, method: bytes, target: bytes) -> str:
         path = target.partition(b"?")[0] if b"?" in target else target
         if b";" in path:
             path = _PARAMETERS(b"", path)
@@ -99,6 +126,8 @@ class Endpoints:
             if node.full:
                 found[place] = [word for word in node.words if word != HOLE]
             rest += [(f"{place}/{word}", child) for word, child in node.words.items() if child.words]
+        for name in self._holes:
+            found[f"{name} "] = [shown for shown, _ in self._operations[name].values()]
         return found
 
     def _settle(self) -> None:
@@ -125,6 +154,38 @@ class Endpoints:
                 return self._admitted(f"{verb} {template.path}"), []
         words = _words(self._shown(path))
         return self._admitted(f"{verb} /{'/'.join(self._learn(words))}"), words
+
+    def _called(self, name: str, operation: str) -> str:
+        """The name of an endpoint's operation."""
+        known = self._operations.setdefault(name, {})
+        found = known.get(operation)
+        if found is None:
+            if self._told >= TOLD * self._limit:
+                self._holes.add(name)
+                self._beyond += 1
+                if self._beyond >= self._patience:
+                    self._make_room()
+                return self._admitted(f"{name} {OPERATION}")
+            shown = self._shown(operation.encode()).decode("utf-8", "replace").replace(" ", "_")
+            found = known[operation] = [shown, 0]
+            self._told += 1
+        found[1] += 1
+        return self._admitted(f"{name} {found[0]}")
+
+    def _make_room(self) -> None:
+        """Operations that were seldom called for are not told apart any more."""
+        self._beyond = 0
+        self._patience *= 2
+        before = self._told
+        for name, known in self._operations.items():
+            kept = {key: each for key, each in known.items() if each[1] >= SELDOM}
+            if len(kept) < len(known):
+                self._told -= len(known) - len(kept)
+                self._operations[name] = kept
+                self._holes.add(name)
+        if self._told < before:
+            self.learned += 1
+            self._names.clear()
 
     def _admitted(self, name: str) -> str:
         if name not in self._names:
@@ -169,6 +230,9 @@ class Endpoints:
         node.words = {**kept, HOLE: hole}
         self.learned += 1
         self._names.clear()  # those still in use come again
+        for name in fold(self._operations, self.places(), self._templates):
+            self._told -= len(self._operations.pop(name))
+            self._holes.discard(name)
         return (word, kept[word]) if word in kept else (HOLE, hole)
 
 
@@ -223,10 +287,14 @@ def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[s
     known = {place: {*words} for place, words in places.items()}
     found = {}
     for name in names if known else ():
-        verb, _, path = name.partition(" ")
-        folded = path if path in given or name in given else _folded(path, known)
-        if folded != path:
-            found[name] = f"{verb} {folded}"
+        verb, _, rest = name.partition(" ")
+        path, space, operation = rest.partition(" ")
+        folded = f"{verb} {path if path in given or f'{verb} {path}' in given else _folded(path, known)}"
+        if space:
+            kept = known.get(f"{folded} ")
+            folded = f"{folded} {operation if kept is None or operation in kept else OPERATION}"
+        if rest and folded != name:
+            found[name] = folded
     return found
 
 

@@ -44,6 +44,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from tapmirror.compare.operations import OPENING
 from tapmirror.events import Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Failure, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, AnswerReader, Bounds, Room, held
@@ -212,12 +213,18 @@ class Conversation:
             self._production.broken = Unpaired.ORDER
 
     def request_body(self, number: int, data: Buffer) -> None:
-        """The next bytes of its body; a short one is kept, for samples."""
+        """The next bytes of its body; a short one is kept, for samples, and of others what may name an operation."""
         pending = self._pending.get(number)
-        if pending is None or pending.asked.longer:
+        if pending is None:
             return
         asked, size = pending.asked, len(data)
-        if len(asked.body) + size > SAMPLE_BODY or size > self._room.free:
+        if asked.longer and (asked.calls is None or not asked.body):
+            return
+        asked.longer = asked.longer or len(asked.body) + size > SAMPLE_BODY
+        if asked.longer and asked.calls is not None:
+            data = data[: OPENING - len(asked.body)]
+            size = len(data)
+        if (asked.longer and asked.calls is None) or size > self._room.free:
             self._room.free += len(asked.body)
             asked.body, asked.longer = b"", True
         else:

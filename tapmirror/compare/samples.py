@@ -96,7 +96,7 @@ def _coding(answer: Answer, redaction: Redaction) -> str:
 
 def curl(asked: Asked, redaction: Redaction, base: str) -> str:
     """The request as a line for a POSIX shell."""
-    head, body = redaction.request(asked.head, asked.body)
+    head, body = redaction.request(asked.head, b"" if asked.longer else asked.body)
     first, *lines = head[:-4].split(b"\r\n")
     method, _, rest = first.partition(b" ")
     target = rest.rpartition(b" ")[0]

@@ -67,7 +67,8 @@ class Compare(Checked, frozen=True, kw_only=True):
     noise_absolute: float = 0.03
     """Percent of the exchanges, by which they must differ as well.  As Diffy."""
     endpoints: tuple[str, ...] = ()
-    """Templates that are tried first: `/users/{name}/orders`, `GET /files/{path...}`; others are learned."""
+    """Templates that are tried first: `/users/{name}/orders`, `GET /files/{path...}`; others are learned.  Where
+    GraphQL, JSON-RPC or SOAP name an operation, its name stands behind it: `POST /graphql getUser`."""
     samples: int = 3
     """Kept of each difference: the request as a curl line, and both answers."""
     redact: Redact | None = None
@@ -97,7 +98,8 @@ class Compare(Checked, frozen=True, kw_only=True):
     """A second whose times are taken, drawn by chance; of the others status and content are compared.  Asking the
     kernel for stamps, and waking up for each answer, costs more than all else does."""
     max_endpoints: int = 100
-    """What comes after them is one more, called other.  More than a page shows; 100 take about 5 MB."""
+    """What comes after them is one more, called other.  More than a page shows; 100 take about 5 MB.  Three quarters
+    of them may be operations that share paths, more are `{operation}`."""
     max_fields: int = 64
     """Differing fields of one endpoint; what comes after them is one more, called other."""
     max_samples: int = 200

@@ -11,6 +11,7 @@ import pytest
 
 from e2e.mirror import Mirror, dropped
 from lab import Lab, load
+from lab.operations import NAMES, Operations, ask
 from lab.shop import REVIEWS_V2, Shop, SlowShop
 from tapmirror.cli.compared import all_figures
 from tapmirror.compare import Figures, Limits, Nature, Outcome
@@ -77,6 +78,22 @@ def test_a_fault_in_one_of_a_hundred_requests_is_found_and_its_sample_shows_it(l
         assert field.samples[0].curl.startswith("curl ")
         assert '"total":null' in lab.node.run(["bash", "-c", field.samples[0].curl]).stdout
         assert shadow.pid
+
+
+def test_an_operation_that_is_broken_is_named_though_all_share_a_path(lab: Lab) -> None:
+    rounds = 15
+    options: dict[str, Any] = {"shadow": f"{lab.shadow.addr4}:80", "protocol": "http", "compare": "body"}
+    with Operations(lab.node), Operations(lab.shadow, broken="getPrice"), Mirror(lab.node, **options) as tap:
+        assert ask(lab.client, lab.node.addr4, rounds) == rounds * len(NAMES) * 4
+        ledger = tap.final()
+    (figures,) = all_figures([ledger], Limits())
+    protocols = {"/graphql": 2 * rounds, "/rpc": rounds, "/soap": rounds}
+    assert {each.name: each.pairs for each in figures.endpoints} == {
+        f"POST {path} {name}": pairs for path, pairs in protocols.items() for name in NAMES
+    }
+    assert {each.name: each.differing for each in figures.endpoints if each.differing} == {
+        f"POST {path} getPrice": pairs for path, pairs in protocols.items()
+    }
 
 
 def test_the_answers_that_have_more_are_said_to_have_more(lab: Lab) -> None:
