@@ -46,6 +46,23 @@ def test_what_is_said_to_be_json_and_is_none_on_either_side_is_text() -> None:
     assert found(answer(b"\xff\x00"), answer(b"\xfe\x00")) == ["value body.lines"]
 
 
+@pytest.mark.parametrize(
+    ("body", "type_"),
+    [
+        (b'{"name": "Ren%b"}', "application/json"),
+        (b'[{"name": "Ren%b"}]', "text/plain"),
+        (b"<p>Ren%b</p>", "text/html"),
+        (b"name,age\nRen%b,5\n", "text/csv"),
+        (b"<a>Ren%b</a>", "application/xml"),
+    ],
+)
+def test_bytes_that_are_no_text_are_not_all_the_same(body: bytes, type_: str) -> None:
+    """Each is shown as U+FFFD."""
+    one, other = answer(body % b"\xe9", type_=type_), answer(body % b"\xe8", type_=type_)
+    assert found(one, other) == ["value body.lines"]
+    assert found(one, answer(body % b"\xe9", type_=f"{type_}; charset=utf-8"), ignore_headers=("content-type",)) == []
+
+
 def test_hostile_documents_take_no_long_time() -> None:
     one = answer(json.dumps([{"a" * 50 + str(n): [n] * 10 for n in range(300)}] * 10).encode())
     other = answer(json.dumps([{"a" * 50 + str(n): [n + 1] * 10 for n in range(300)}] * 10).encode())

@@ -126,6 +126,8 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         findings.add(Change.TYPE, "body", one, other)
     elif without_boundaries(one, type_) == without_boundaries(other, its_type):
         pass
+    elif kind is not Kind.BYTES and (text := text_of(one, type_)) == text_of(other, its_type):
+        texts.differ(findings, text, text)  # in what is no text, if in anything
     elif kind is Kind.JSON:
         mine, its = documents.document(one, type_), documents.document(other, its_type)
         if mine is not None and its is not None:
