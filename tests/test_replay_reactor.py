@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import struct
 from collections import Counter
 from typing import Any, Final
 
@@ -20,6 +21,16 @@ from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.sweep import OUTSTANDING
 from tapmirror.spec import Pacing
 from test_replay_listener import Talk
+
+DATA_SEGMENTS: Final = struct.Struct("=156xI")
+"""Of struct tcp_info: tcpi_data_segs_out."""
+
+
+def packets_out(sock: Any) -> int:
+    """How many with payload it has sent."""
+    (count,) = DATA_SEGMENTS.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, DATA_SEGMENTS.size))
+    return int(count)
+
 
 # --- the usual
 
@@ -93,6 +104,47 @@ def test_a_body_larger_than_any_buffer_arrives_whole() -> None:
         assert bench.reactor.held()[0] > 0
         assert bench.read(sock, len(head) + size) == head + body
         assert bench.ledger.requests.mirrored == 2
+
+
+def test_parts_of_a_request_fill_packets_together(bench: Bench) -> None:
+    """The bytes of a body that no packet is full with wait for the next ones, and nothing for longer than a batch."""
+    sock = bench.open()
+    (lane,) = bench.reactor._by_fd.values()
+    before = packets_out(lane.sock)
+    for data, flags in ((POST, START), (b"x", 0), (b"y", END)):
+        bench.send(1, data, flags)
+    assert packets_out(lane.sock) == before + 1
+    assert bench.read(sock, len(POST) + 2) == POST + b"xy"
+    bench.send(1, POST, START)
+    assert packets_out(lane.sock) == before + 1
+    bench.reactor.push()
+    assert packets_out(lane.sock) == before + 2
+    bench.send(1, b"x", 0)
+    bench.reactor.run_once(0.0, lambda: bench.now)
+    assert packets_out(lane.sock) == before + 3
+    bench.send(1, b"y", END)
+    assert packets_out(lane.sock) == before + 4
+    assert bench.read(sock, len(POST) + 2) == POST + b"xy"
+
+
+@pytest.mark.parametrize("http", [False, True])
+def test_what_has_no_end_goes_at_once(bench: Bench, http: bool) -> None:
+    """Raw bytes, and those of a tunnel."""
+    sock = bench.open(http=http)
+    (lane,) = bench.reactor._by_fd.values()
+    if http:
+        bench.send(1, UPGRADE, WHOLE | TUNNEL)
+        bench.read(sock, len(UPGRADE))
+        sock.sendall(b"HTTP/1.1 101 Switching\r\n\r\n")
+        bench.turn()
+        bench.send(1, b"a", 0)
+        bench.read(sock, 1)
+        sock.sendall(b"z")  # and with it an acknowledgement, which Nagle's algorithm waits for
+        bench.turn()
+    before = packets_out(lane.sock)
+    bench.send(1, b"b", 0)
+    assert packets_out(lane.sock) == before + 1
+    assert bench.read(sock, 1) == b"b"
 
 
 def test_requests_before_the_connection_stands_wait(bench: Bench) -> None:

@@ -16,6 +16,7 @@ from tapmirror.replay import Reactor, Replay
 from tapmirror.spec import TapSpec, parse_shadow
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -71,6 +72,24 @@ def test_commands_go_to_their_targets(three: Three) -> None:
     three.turn()
     three.replay.expire(time.monotonic() + 60)
     assert three.replay.idle()
+
+
+def test_what_waits_for_the_rest_of_its_request_is_sent_at_all_of_them(three: Three) -> None:
+    now = time.monotonic()
+    for target in (0, 2):
+        three.replay.execute(Open(1, True, b"", target), now)
+        three.replay.execute(Send(1, GET, len(GET), START | END, target), now)
+    three.turn()
+    shadows = [three.listeners[target].accept()[0] for target in (0, 2)]
+    for sock in shadows:
+        assert sock.recv(100) == GET
+        sock.setblocking(False)
+    for target in (0, 2):
+        three.replay.execute(Send(1, POST, len(POST), START, target), now)
+    three.replay.push()
+    assert [sock.recv(100) for sock in shadows] == [POST, POST]
+    for sock in shadows:
+        sock.close()
 
 
 def test_what_happens_at_any_of_them_ends_the_wait(three: Three) -> None:

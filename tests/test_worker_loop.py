@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,6 +100,34 @@ def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches(monkeypatch: p
     os.close(worker._memory)
 
     assert asked == [BATCH] * 4
+
+
+def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: done.append("pause"))
+
+    def stop(wait: float, clock: Callable[[], float]) -> None:
+        worker.stop()
+
+    source: Any = SimpleNamespace(age=lambda now: 0.0, read=lambda limit: iter([None] * 8))
+    replay: Any = SimpleNamespace(
+        execute=None,
+        push=lambda: done.append("push"),
+        expire=lambda now: None,
+        next_deadline=lambda: None,
+        run_once=stop,
+    )
+    worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, replay, Ledger())
+    worker._pipeline = SimpleNamespace(  # type: ignore[assignment]
+        feed=lambda segment, now: (),
+        expire=lambda now: (),
+        flows=SimpleNamespace(ack_requests=(), impatient=False),
+    )
+
+    worker.run(lambda: 0.001)
+    os.close(worker._memory)
+
+    assert done == ["push", "pause"]
 
 
 def test_what_the_time_at_the_end_did_not_suffice_for_is_dropped_and_not_under_way() -> None:

@@ -4,7 +4,8 @@
 Theory of operation
 -------------------
 *Connections* (`sockets`).  A raw flow is connected when it opens, an HTTP flow with its first request.  The fast path
-of `Send` is one `send` from the capture ring's memory.
+of `Send` is one `send` from the capture ring's memory.  A part that does not end its request leaves what fills no
+packet to the next one (`MSG_MORE`); before the loop waits, `push` sends that.
 
 *Answers* (`drain`).  A busy connection is woken only for many bytes of them; a sweep every second
 (`sweep`) reads what is less.  What all of them may take of a turn of the loop is bounded: the capture waits.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import select
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -98,6 +100,8 @@ class Reactor:
         self._read = self._drain.read
         self._broken = self._drain.broken
         self._hearing = hearing
+        self._corked: set[Lane] = set()
+        """Those to which a part was sent since the last `push` that did not end its request."""
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Send: self._send if hearing is None else self._send_heard,
             Open: self._open,
@@ -120,6 +124,8 @@ class Reactor:
 
     def run_once(self, timeout: float, clock: Callable[[], float]) -> None:
         """Wait at most `timeout` seconds for events and act on them."""
+        if self._corked:
+            self.push()
         events = self._epoll.poll(0.0 if self._unread else timeout, EVENTS)
         if self._paced and self._turns:
             self._turns.look(clock())  # also if there is nothing: a shadow that is slow has no events
@@ -210,6 +216,13 @@ class Reactor:
         self._ends.close(reason)
         self._epoll.close()
 
+    def push(self) -> None:
+        """No more comes just now: send what waits to fill a packet with the rest of its request."""
+        for lane in self._corked:
+            if lane.begun and lane.state == OPEN and not lane.queue:
+                lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
+        self._corked.clear()
+
     # --- commands
 
     def execute(self, command: Command, now: float) -> None:
@@ -226,7 +239,11 @@ class Reactor:
         if flags & START:
             lane.framer.expect(flags)  # type: ignore[union-attr]
         try:
-            count = lane.sock.send(data)  # type: ignore[union-attr]
+            if flags & END or not lane.http:
+                count = lane.sock.send(data)  # type: ignore[union-attr]
+            else:
+                count = lane.sock.send(data, socket.MSG_MORE)  # type: ignore[union-attr]
+                self._corked.add(lane)
         except BlockingIOError:
             count = 0
         except OSError:

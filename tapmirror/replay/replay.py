@@ -39,11 +39,16 @@ class Replay:
 
     def run_once(self, timeout: float, clock: Callable[[], float]) -> None:
         """Wait at most `timeout` seconds for events and act on them."""
-        if any(other.unread for other in self._others):
+        if self._others and any(other.unread for other in self._others):
             timeout = 0.0
         self._first.run_once(timeout, clock)
         for other in self._others:
             other.run_once(0.0, clock)
+
+    def push(self) -> None:
+        """Before a pause: nothing that was taken in shall wait for what comes behind it."""
+        for each in self.reactors:
+            each.push()
 
     @property
     def behind(self) -> bool:

@@ -68,8 +68,8 @@ class TlsSocket:
             return False
         return True
 
-    def send(self, data: Buffer) -> int:
-        """Send some of it; how many bytes."""
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        """Send some of it; how many bytes.  `flags` as of `recv_into`."""
         try:
             return self._sock.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
