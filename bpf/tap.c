@@ -211,8 +211,12 @@ static inline u32 room_for(u32 size)
 		return 9216;
 	if (size <= 17408)
 		return 17408;
+	if (size <= 26112)
+		return 26112;
 	if (size <= 34816)
 		return 34816;
+	if (size <= 52736)
+		return 52736;
 	return TAP_CHUNK;
 }
 

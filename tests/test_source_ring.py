@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 import time
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 from scapy.all import IP, TCP, Dot1Q, IPv6, Raw
@@ -20,6 +22,14 @@ from tapmirror.source import Counters
 from tapmirror.source.ring import RECORD, WANT_ALL, WANT_ONE, WINDOW, WINDOWS_AT, RingSource, counter_bytes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+SOL_PACKET: Final = 263
+PACKET_VNET_HDR: Final = 15
+VNET_HEADER: Final = struct.Struct("=BBHHHH")
+"""`struct virtio_net_hdr`, linux/virtio_net.h: how a frame longer than the MTU is to be cut, if it ever is."""
+NEEDS_CHECKSUM: Final = 1
+GSO_TCP4: Final = 1
+MSS: Final = 1_448
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +60,27 @@ def test_records_wrap_around_the_end_of_the_ring(lab: Lab) -> None:
         both.settle()
         assert [each[5] for each in both.ring] == sent
         assert both.ring_source.counters().ring_full == (0, 0)
+
+
+@pytest.mark.parametrize("segments", [13, 18, 24, 32, 36, 45])
+def test_super_packets_take_little_more_room_than_they_have_bytes(lab: Lab, segments: int) -> None:
+    """Of full segments, as the kernel puts them together."""
+    data = bytes(range(251)) * 300
+    size = segments * MSS
+    with lab.node.blocked(80), Both(lab.node, ring_bytes=1 << 20) as both, Wire(lab) as wire:
+        packet = bytes(wire.segment(data[:size]))
+        with lab.client.enter():
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        with sock:
+            sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+            sock.bind((lab.client.iface, 0))
+            for _ in range(60):
+                sock.send(VNET_HEADER.pack(NEEDS_CHECKSUM, GSO_TCP4, 54, MSS, 34, 16) + packet)
+        until(lambda: both.ring_source.counters().seen[0] == 60, "60 to be seen")
+        lost = both.ring_source.counters().ring_full[0]
+        both.settle()
+        assert [each[5] for each in both.ring] == [data[:size]] * (60 - lost)
+        assert 60 - lost >= min(60, 0.7 * (1 << 20) / size)
 
 
 def test_how_long_a_record_has_waited(lab: Lab) -> None:
