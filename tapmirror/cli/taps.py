@@ -271,7 +271,7 @@ def pause(name: str, as_json: bool, socket: Path) -> None:
 @json_option
 @socket_option
 def resume(name: str, as_json: bool, socket: Path) -> None:
-    """Let a paused tap capture again.
+    """Let a paused tap capture again, or one that ended because its shadow led back to production.
 
     \b
     Example:

@@ -130,7 +130,7 @@ class Pause(Request, frozen=True, kw_only=True, tag="pause"):
 
 
 class Resume(Request, frozen=True, kw_only=True, tag="resume"):
-    """The end of `pause`: `{"name"}`."""
+    """The end of `pause`, or of having been found to lead back to production: `{"name"}`."""
 
     answer: ClassVar[tuple[str, ...]] = ("name",)
     changes: ClassVar[bool] = True
