@@ -83,7 +83,7 @@ class Endpoints:
         self._nodes = 1
         self._names: set[str] = set()
         self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled, words]
-        self._operations: dict[str, dict[str, list[Any]]] = {}  # by endpoint, what was called for: [shown, requests]
+        self._operations: dict[str, dict[str, list[Any]]] = {}  # by endpoint, what was called for: [name, requests]
         self._told = 0
         """Operations in all."""
         self._holes: set[str] = set()
@@ -127,7 +127,7 @@ class Endpoints:
                 found[place] = [word for word in node.words if word != HOLE]
             rest += [(f"{place}/{word}", child) for word, child in node.words.items() if child.words]
         for name in self._holes:
-            found[f"{name} "] = [shown for shown, _ in self._operations[name].values()]
+            found[f"{name} "] = [full[len(name) + 1 :] for full, _ in self._operations[name].values()]
         return found
 
     def _settle(self) -> None:
@@ -167,10 +167,10 @@ class Endpoints:
                     self._make_room()
                 return self._admitted(f"{name} {OPERATION}")
             shown = self._shown(operation.encode()).decode("utf-8", "replace").replace(" ", "_")
-            found = known[operation] = [shown, 0]
+            found = known[operation] = [f"{name} {shown}", 0]
             self._told += 1
         found[1] += 1
-        return self._admitted(f"{name} {found[0]}")
+        return self._admitted(found[0])
 
     def _make_room(self) -> None:
         """Operations that were seldom called for are not told apart any more."""
