@@ -212,12 +212,12 @@ def silent(host: Host) -> Iterator[None]:
 
 
 def test_a_tap_that_gets_little_cpu_drops_and_goes_on(lab: Lab) -> None:
-    """A twentieth of one: what the ring cannot hold is given up and counted, nothing waits for it, nothing grows."""
+    """A fiftieth of one: what the ring cannot hold is given up and counted, nothing waits for it, nothing grows."""
     with Nginx(lab.node), Nginx(lab.shadow) as shadow:
         spec = STARVED.format(shadow=endpoint(lab.shadow.addr4, 80))
         with Mirror(lab.node, spec=spec) as tap:
             worker = worker_of(tap)
-            with starved(worker, 0.05):
+            with starved(worker, 0.02):  # too little also for what a busy host sends
                 plan = LoadPlan(address=lab.node.addr4, requests=20_000, connections=20, rate=4_000, bodies=(4_096,))
                 result = Load(lab.client, plan).result()
             assert (result.answered, result.failed) == (20_000, 0)
