@@ -136,7 +136,7 @@ def test_attached_in_the_middle_nothing_is_torn(lab: Lab, capture: str) -> None:
         plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=100, rate=400, bodies=sizes)
         running = Load(lab.client, plan)
         until(lambda: len({got.connection for got in [*production.got]}) == 100, "100 busy connections", PATIENCE)
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, limits=ROOM) as tap:
             shadow.wait_for(800, PATIENCE)
             assert running.stop().failed == 0
             until(lambda: {production.got[-1].uri} <= {got.uri for got in [*shadow.got]}, "the last one", PATIENCE)
