@@ -331,9 +331,7 @@ class ComparingPipeline(Pipeline):
                     if self._rotation.seen(self._now):
                         self._turn()
                     if self._compares(flow, talk, flags):
-                        if self._tracer is not None and self._tracer.wants(self._ledger.requests.seen, self._now):
-                            flags |= TRACED
-                        number = talk.current = self._request(flow, talk, message, flags)
+                        number = talk.current = self._request(flow, talk, message)
                     else:
                         talk.current = 0
                         self._comparison.rested += 1
@@ -403,12 +401,12 @@ class ComparingPipeline(Pipeline):
                     del self._late_buckets[talk.bucket]
                     self.answer_requests.append((talk.flow.key, False))
 
-    def _request(self, flow: Flow, talk: Talk, part: Part, flags: int) -> int:
-        """A request begins, with these flags (TRACED: it may be marked); which of its connection it is."""
+    def _request(self, flow: Flow, talk: Talk, part: Part) -> int:
+        """A request begins; which of its connection it is."""
         talk.number = number = talk.number + 1
         conversation = talk.conversation
         head = _head(part.data)
-        if self._comparison.request(flow.id, number, head, flags, self._now):
+        if self._comparison.request(flow.id, number, head, part.flags, self._now):
             self._probed.add((flow.id, number))
         size = len(head)
         if len(part.data) > size:
@@ -467,7 +465,10 @@ class ComparingPipeline(Pipeline):
     def _traced(self, commands: list[Command]) -> list[Command]:
         """With a request marked when it is time, and the ends of second connections."""
         if self._tracer is not None and self._now >= self._tracer.due:
-            commands = self._tracer.marked(commands, self._ledger.requests.seen, self._now)
+            before, commands = commands, self._tracer.marked(commands, self._now)
+            for plain, command in zip(before, commands, strict=True):
+                if command is not plain and type(command) is Send and (talk := self._talks.get(command.flow)):
+                    talk.conversation.marked(command.number)
         return [*commands, *self._taken_ends()] if self._ends else commands
 
     def _kept(self, command: Send) -> bytes:

@@ -95,8 +95,7 @@ TUNNEL: Final = 0x8
 CONNECT: Final = 0x10
 """With TUNNEL: the method is CONNECT, so that a 2xx answer accepts and has no body (else only 101 accepts)."""
 TRACED: Final = 0x20
-"""Of a Message: the head has the field with which taps mark copies (`tracer`).  Of a Send: it may get that, though its
-answers are compared."""
+"""Only of a Message: the head has the field with which taps mark copies (`tracer`)."""
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):

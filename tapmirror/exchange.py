@@ -102,8 +102,6 @@ class Asked(msgspec.Struct, gc=False):
     """Whether bodies are kept to be compared."""
     probed: bool = False
     """A safe request that the shadow gets twice, so that its answers can be compared with each other."""
-    marked: bool = False
-    """Its copy may bear a mark (`tracer`), of which the answer may tell: no more than status and times are compared."""
     timed: bool = True
     """Whether its times count, and the kernel is asked for stamps."""
     body: bytes = b""
@@ -121,6 +119,8 @@ class Asked(msgspec.Struct, gc=False):
     stands in production's place."""
     ended_ns: int = 0
     """When its last byte was seen; 0: not yet."""
+    marked: bool = False
+    """A copy bears a mark (`tracer`), of which the answer may tell: no more than status and times are compared."""
 
 
 class Reply(msgspec.Struct, gc=False):

@@ -108,7 +108,7 @@ class Pipeline:
         if self._policy is not None:
             commands = self._policy.route(commands, now)
         if self._tracer is not None and now >= self._tracer.due:
-            return self._tracer.marked(commands, self._ledger.requests.seen, now)
+            return self._tracer.marked(commands, now)
         return commands
 
     def expire(self, now: float) -> list[Command]:

@@ -164,8 +164,8 @@ def test_names_of_operations_that_somebody_makes_up_make_room_for_those_that_are
     endpoints = Endpoints((), 20)
     rand = random.Random(1)
     seen = ["POST /graphql real" for _ in range(20) if endpoints.name(b"POST", b"/graphql", "real")]
-    for _ in range(20_000):
-        seen.append(endpoints.name(b"POST", b"/graphql", f"x{rand.getrandbits(64)}"))
+    for n in range(20_000):
+        seen.append(endpoints.name(b"POST", b"/graphql", f"x{rand.getrandbits(64)}" if n % 50 else "real"))
     assert endpoints.learned <= 5, "each costs all that is known a turn"
     made_up = [name for name in seen if name.startswith("POST /graphql x")]
     assert 0 < len(made_up) < 20 * (endpoints.learned + 1)
@@ -200,3 +200,33 @@ def test_operations_of_a_path_become_those_of_its_template() -> None:
     }
     given = frozenset({"/t/{name}"})
     assert fold(["POST /t/{name} get"], places, given) == {}
+
+
+def test_names_that_were_made_up_and_repeated_do_not_hold_their_places_for_ever() -> None:
+    endpoints = Endpoints((), 20)
+    for n in range(15 * 20):
+        endpoints.name(b"POST", b"/graphql", f"x{n % 15}")
+    assert endpoints.name(b"POST", b"/graphql", "real") == "POST /graphql {operation}"
+    names = {n: endpoints.name(b"POST", b"/graphql", f"real{n % 3}") for n in range(10_000)}
+    assert {*names.values()} >= {f"POST /graphql real{n}" for n in range(3)}
+    assert {*list(names.values())[-1000:]} == {f"POST /graphql real{n}" for n in range(3)}
+    for _ in range(5):  # and those stay, whatever comes beside them
+        for n in range(20_000):
+            endpoints.name(b"POST", b"/graphql", f"real{n % 3}" if n % 2 else f"y{n}")
+    assert endpoints.name(b"POST", b"/graphql", "real1") == "POST /graphql real1"
+
+
+@pytest.mark.parametrize(
+    ("operation", "shown"),
+    [
+        ("user.delete/alice@example.com", "user.delete/{id}"),
+        ("4f9a8bc2-b2e8-4f9a-8bc2-b2e84f9a8bc2", "{id}"),
+        ("orders.1742.get", "orders.{id}.get"),
+        ("tools/list", "tools/list"),
+        ("eth_call", "eth_call"),
+        ("GetABTestBucket2024", "GetABTestBucket2024"),
+        ("user123", "user123"),
+    ],
+)
+def test_identifiers_in_operations_are_not_named(operation: str, shown: str) -> None:
+    assert Endpoints((), 20).name(b"POST", b"/rpc", operation) == f"POST /rpc {shown}"

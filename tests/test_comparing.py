@@ -817,3 +817,23 @@ def test_of_a_request_that_is_marked_only_status_and_times_are_compared(level: L
     assert state["thinned"] == (0 if level is Level.STATUS else len(marked))
     assert endpoint["compared"] == 40 - state["thinned"]
     assert endpoint["fields"] == {}
+
+
+def test_of_a_small_share_no_more_is_marked_than_of_all() -> None:
+    """One in sixteen of those that the shadow gets, however many it does not."""
+    rules = (Rule(match=(Match(path=Text(prefix="/a")),)),)
+    tap = Tap(Level.BODY, protocol=Protocol.HTTP, rules=rules)
+    tap.pipeline._tracer = Tracer(b"0" * 32)
+    tap.accept()
+    for i in range(20_000):
+        tap.now += 0.01
+        path = f"/a?{i}" if i % 100 == 0 else f"/b?{i}"
+        tap.ask(path)
+        tap.answer()
+        if i % 100 == 0:
+            tap.shadow()
+    state = tap.state()
+    (endpoint,) = state["endpoints"].values()
+    assert endpoint["pairs"] == 200
+    assert state["thinned"] == 5 + (200 - 16) // 16
+    assert endpoint["compared"] == 200 - state["thinned"]

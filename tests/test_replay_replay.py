@@ -74,7 +74,9 @@ def test_commands_go_to_their_targets(three: Three) -> None:
     assert three.replay.idle()
 
 
-def test_what_waits_for_the_rest_of_its_request_is_sent_at_all_of_them(three: Three) -> None:
+def test_what_waits_for_the_rest_of_its_request_is_sent_at_all_of_them(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.monotonic()
     for target in (0, 2):
         three.replay.execute(Open(1, True, b"", target), now)
@@ -88,6 +90,13 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_at_all_of_them(three: Th
         three.replay.execute(Send(1, POST, len(POST), START, target), now)
     three.replay.push()
     assert [sock.recv(100) for sock in shadows] == [POST, POST]
+    for target in (0, 2):
+        three.replay.execute(Send(1, b"123456789", 9, END, target), now)
+        three.replay.execute(Send(1, POST, len(POST), START, target), now)
+    at_the_wait: list[bytes] = []
+    monkeypatch.setattr(three.replay.reactors[0], "run_once", lambda *_: at_the_wait.append(shadows[1].recv(100)))
+    three.replay.run_once(5.0, time.monotonic)  # it waits at the first one
+    assert at_the_wait == [b"123456789" + POST]
     for sock in shadows:
         sock.close()
 

@@ -30,43 +30,51 @@ def field(target: int = 0) -> bytes:
 def test_a_marked_request_has_one_field_more_and_stands_for_what_was_captured() -> None:
     body = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\nab\r\n\r\nc"
     for data in (GET, body, memoryview(body)):
-        (found,) = Tracer(TOKEN).marked([send(data, START)], 1, 0.0)
+        (found,) = Tracer(TOKEN).marked([send(data, START)], 0.0)
         assert isinstance(found, Send)
         head, end, rest = bytes(data).partition(b"\r\n\r\n")
         assert bytes(found.data) == head + b"\r\n" + field() + rest
         assert (found.flow, found.size, found.flags, end) == (7, len(data), START, b"\r\n\r\n")
 
 
-def test_of_each_shadow_one_is_marked_that_begins_and_is_not_compared() -> None:
+def test_what_begins_is_marked_and_nothing_else() -> None:
     commands: list[Command] = [
         Open(7, True),
         send(b"rest", 0),
+        send(target=1),
         send(number=3),
-        send(target=1),
-        send(),
-        send(),
-        send(target=1),
+        send(b"", END),
         Finish(7),
     ]
-    found = Tracer(TOKEN).marked(list(commands), 1, 0.0)
-    marked = [i for i, (before, after) in enumerate(zip(commands, found, strict=True)) if before != after]
-    assert marked == [3, 4]
-    assert data_of(found)[2:4] == [GET[:-2] + field(1), GET[:-2] + field(0)]
+    found = Tracer(TOKEN).marked(commands, 0.0)
+    assert [i for i, (before, after) in enumerate(zip(commands, found, strict=True)) if before is not after] == [2, 3]
+    assert data_of(found)[1:3] == [GET[:-2] + field(1), GET[:-2] + field(0)]
+    assert (found[3].number, found[3].size) == (3, len(GET))  # type: ignore[union-attr]
+
+
+def marked(tracer: Tracer, count: int, now: float, target: int = 0) -> list[int]:
+    """Which of so many requests, from 1, are marked."""
+    return [i + 1 for i in range(count) if data_of(tracer.marked([send(target=target)], now)) != [GET]]
 
 
 def test_at_first_more_of_them_are_marked_and_then_one_a_second_and_in_sixteen() -> None:
     tracer = Tracer(TOKEN)
-    at = [i for i in range(1, 100) if tracer.marked([send()], i, 0.0) != [send()]]
-    assert at == [1, 2, 4, 8, 16]
+    assert marked(tracer, 100, 0.0) == [1, 2, 4, 8, 16]
     assert tracer.due == PAUSE
-    late = [i for i in range(100, 200) if tracer.marked([send()], i, PAUSE * (1 + i)) != [send()]]
-    assert late == list(range(100, 200, SPACING))
+    assert marked(tracer, 100, PAUSE / 2) == []
+    assert marked(tracer, 100, PAUSE) == [SPACING]
+    assert tracer.due == 2 * PAUSE
 
 
-def test_nothing_counts_as_marked_where_nothing_was() -> None:
+def test_each_shadow_is_looked_at_by_itself() -> None:
+    """One that gets a hundredth as well as one that gets everything."""
     tracer = Tracer(TOKEN)
-    assert tracer.marked([Open(7, True), send(number=1)], 5, 0.0) == [Open(7, True), send(number=1)]
-    assert tracer.wants(5, 0.0)
+    assert marked(tracer, 16, 0.0) == [1, 2, 4, 8, 16]
+    assert tracer.due == PAUSE
+    assert marked(tracer, 16, PAUSE, target=1) == [1, 2, 4, 8, 16]
+    assert tracer.due == PAUSE
+    assert marked(tracer, 16, PAUSE) == [16]
+    assert tracer.due == 2 * PAUSE
 
 
 @pytest.mark.parametrize(
@@ -101,9 +109,3 @@ def test_the_first_that_comes_back_is_told() -> None:
     tracer.look(field(1), KEY)
     tracer.look(field(2), bytes(40))
     assert tracer.loop == Loop(1, CLIENT)
-
-
-def test_of_those_that_are_compared_one_is_marked_that_may_be() -> None:
-    compared, spared = send(number=1), send(flags=START | END | TRACED, number=2)
-    found = Tracer(TOKEN).marked([compared, spared, send(b"more", TRACED, number=0)], 1, 0.0)
-    assert data_of(found) == [GET, GET[:-2] + field(), b"more"]

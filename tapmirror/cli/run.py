@@ -180,7 +180,8 @@ def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[st
                     shown = now
                 if wait(taps, stop, min(end, now + SERVICE, shown + view.interval)):
                     break
-        return [tap.stop() for tap in taps], bool(broken)
+        last = [tap.stop() for tap in taps]
+        return last, bool(broken) or any(tap.loops for tap in taps)
     finally:
         for tap in taps:
             tap.close()

@@ -22,7 +22,7 @@ from tapmirror.compare.samples import Redaction, sample
 from tapmirror.compare.summary import SCHEMA, STATUS, Endpoint, Field, Summary, bounds_of, is_error
 from tapmirror.compare.thinning import Draw, Rate
 from tapmirror.compare.verdict import Limits
-from tapmirror.events import END, NO_BODY, START, TRACED, Buffer
+from tapmirror.events import END, NO_BODY, START, Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, Room
 from tapmirror.framing.answers import Bounds as ReaderBounds
@@ -105,7 +105,7 @@ class Comparison:
         return found
 
     def request(self, flow: int, number: int, head: Buffer, flags: int, now: float) -> bool:
-        """A request begins; `head` is valid, `flags` are as of its first `Send`.
+        """A request begins; `head` is valid, `flags` are as of its first `Part`.
 
         True: the shadow shall get it twice, the second time as `shadow + PROBE`.
         """
@@ -125,8 +125,7 @@ class Comparison:
         keep = NOTHING
         probed = False
         bodies = False
-        marked = bool(flags & TRACED)
-        if self._level is not Level.STATUS and not marked:
+        if self._level is not Level.STATUS:
             if self._level is Level.BODY:
                 bodies = self._bodies.allows(now)
                 keep = self._spec.body_bytes if bodies else NOTHING
@@ -135,7 +134,7 @@ class Comparison:
                 if self._probes >= WHOLE_REQUEST and (bodies or self._level is Level.HEADERS):
                     self._probes -= WHOLE_REQUEST
                     probed = True
-        asked = Asked(number, method, target, head, bodies, probed, marked, self._timed.takes(now), flow=flow)
+        asked = Asked(number, method, target, head, bodies, probed, self._timed.takes(now), flow=flow)
         asked.calls = calls(method, target, head)
         conversation.request(asked, flags, keep, now)
         return probed

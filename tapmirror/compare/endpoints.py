@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which endpoint of the application a request is for: its method and the template of its path, and behind them the
-operation that it calls for where these share a path (`operations`).
+"""Which endpoint of the application a request is for: its method and the template of its path.
 
-Theory of operation ------------------- Templates that are given are tried first.  Others are learned: a segment that
+Behind them is the operation that it calls for, where operations share a path (`operations`).
+
+Theory of operation
+-------------------
+Templates that are given are tried first.  Others are learned: a segment that
 looks like an identifier is `{id}`, and where many different words are seen at one place, those that are seen seldom
 are `{id}` too.  So names in paths become one endpoint, and frequent words beside them stay what they are.  What was
 named before by a word that is `{id}` by now is renamed (`fold`), of all workers.
 
 Operations are a closed set in a good client, so each is told apart, up to a share of all endpoints.  What comes after
-them is `{operation}`, and when there was much of that, so are those that were seldom seen, in the place of which others
-can be: an attacker's names are not there for long.
+them is `{operation}`, and when there was much of that, so are those that were seldom seen since the last time, in the
+place of which others can be: an attacker's names are there as long as he goes on with each of them.  What looks like an
+identifier in a name is `{id}` here too.
 
 What clients send is hostile: a scan of random paths must cost neither memory nor the names of real endpoints.  The
 tree of words, the cache and the endpoints are bounded; what comes after the bound is `OTHER`.
@@ -31,8 +35,9 @@ OPERATION: Final = "{operation}"
 TOLD: Final = 0.75
 """Share of the endpoints that operations may be: the others are of other paths."""
 SELDOM: Final = 10
-"""Requests below which an operation is seldom, when at first so many others were not told apart:"""
+"""Requests below which an operation is seldom, when so many others were not told apart (twice as many each time):"""
 BEYOND: Final = 1000
+MOST_BEYOND: Final = 16_000
 WORDS: Final = 24
 """Different words at one place that are kept: more is not a set of routes but of names."""
 FREQUENT: Final = 0.02
@@ -50,6 +55,7 @@ Places: TypeAlias = dict[str, list[str]]
 """By the path up to it, in words as names have them: the words that stay what they are at a place that had too many.
 By an endpoint's name and a space its operations that do."""
 
+_PARTS: Final = re.compile("([/:])")
 _NUMBER: Final = re.compile(rb"(?<=/)[0-9]+(?=/|$)").sub
 _PARAMETERS: Final = re.compile(rb";[^/]*").sub
 """Of a segment (RFC 3986, 3.3): `;jsessionid=…`, which is a secret and no part of a route."""
@@ -159,6 +165,9 @@ class Endpoints:
         """The name of an endpoint's operation."""
         known = self._operations.setdefault(name, {})
         found = known.get(operation)
+        if found is None and (plain := _without_identifiers(operation)) != operation:
+            operation = plain
+            found = known.get(operation)
         if found is None:
             if self._told >= TOLD * self._limit:
                 self._holes.add(name)
@@ -175,13 +184,13 @@ class Endpoints:
     def _make_room(self) -> None:
         """Operations that were seldom called for are not told apart any more."""
         self._beyond = 0
-        self._patience *= 2
+        self._patience = min(2 * self._patience, MOST_BEYOND)
         before = self._told
         for name, known in self._operations.items():
-            kept = {key: each for key, each in known.items() if each[1] >= SELDOM}
+            kept = {key: [shown, 0] for key, (shown, count) in known.items() if count >= SELDOM}
+            self._operations[name] = kept
             if len(kept) < len(known):
                 self._told -= len(known) - len(kept)
-                self._operations[name] = kept
                 self._holes.add(name)
         if self._told < before:
             self.learned += 1
@@ -275,6 +284,19 @@ def _covers(template: Sequence[str], segments: Sequence[str]) -> bool:
 
 def _size(node: _Node) -> int:
     return 1 + sum(map(_size, node.words.values()))
+
+
+def _without_identifiers(operation: str) -> str:
+    """`user.delete/alice@example.com` is `user.delete/{id}`; a plain name, as those of GraphQL are, stays as it is."""
+    if operation.isidentifier():
+        return operation
+    parts = _PARTS.split(operation)
+    parts[::2] = [HOLE if variable(part) else _of_words(part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _of_words(text: str) -> str:
+    return ".".join(HOLE if variable(word) else word for word in text.split("."))
 
 
 def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[str] = frozenset()) -> dict[str, str]:

@@ -308,6 +308,12 @@ class Conversation:
         self.chosen(shadow + PROBE, number)
         return number
 
+    def marked(self, number: int) -> None:
+        """A shadow gets the request with a mark, which its answer may tell."""
+        pending = self._pending.get(number)
+        if pending is not None:
+            pending.asked.marked = True
+
     def asked(self, shadow: int, number: int, flags: int) -> bool:
         """The request, with these flags, begins to be sent to this shadow, after those that were before it.
 

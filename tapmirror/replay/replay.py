@@ -41,6 +41,8 @@ class Replay:
         """Wait at most `timeout` seconds for events and act on them."""
         if self._others and any(other.unread for other in self._others):
             timeout = 0.0
+        for other in self._others:
+            other.push()
         self._first.run_once(timeout, clock)
         for other in self._others:
             other.run_once(0.0, clock)

@@ -114,8 +114,8 @@ class Tap:
         """and that clients speak TLS."""
         self._ended: str | None = None
         """Why it is over (None: it is not)."""
-        self._loops = False
-        """Because what it sends comes back to production."""
+        self.loops = False
+        """What it sent came back to production."""
 
     def prepare(self) -> None:
         """What costs time alone: the checks, and the shadows' names, half a minute where a name server hangs.
@@ -231,7 +231,7 @@ class Tap:
         self._tell(ledger["events"], self._links.names())
         self._end_if_lost()
         if self._ended is not None:
-            raise LoopError(self._ended) if self._loops else TapError(self._ended)
+            raise LoopError(self._ended) if self.loops else TapError(self._ended)
         return ledger
 
     def _tell(self, events: Mapping[str, int], links: Sequence[str]) -> None:
@@ -302,6 +302,10 @@ class Tap:
             for seat in self._seats:
                 seat.begin_drain(comparison=comparison)
             parts = [seat.drain(wait, comparison=comparison) for seat in self._seats]
+            found = next((seat.loop for seat in self._seats if seat.loop is not None), None)
+            if found is not None and not self.loops:  # among the last that it sent
+                self.loops = True
+                self._warn(self._told(found))
             states = [part.pop("comparison") for part in parts if "comparison" in part]
             ledger = self._with_facts(parts)
             self._tell(ledger["events"], links)  # a short run has had no other look
@@ -326,8 +330,8 @@ class Tap:
             if seat.lost:
                 self._end(f"{seat.lost}; the tap is detached")
             if seat.loop is not None and self._ended is None:
-                self._loops = True
-                self._end(self._told(seat.loop))
+                self.loops = True
+                self._end(f"{self._told(seat.loop)}; the tap is detached")
 
     def _told(self, loop: LoopFound) -> str:
         """What a worker found, for people."""
@@ -335,7 +339,7 @@ class Tap:
         label = labels[min(loop.target, len(labels) - 1)]
         return (
             f"what is sent to the shadow {label} comes back to production, from {loop.client}: "
-            "something there passes requests on; the tap is detached"
+            "something there passes requests on"
         )
 
     def _end(self, reason: str) -> None:

@@ -268,7 +268,7 @@ class Worker:
 
     def _stand_still(self, loop: Loop) -> None:
         """Tell the supervisor, which ends the tap; until then read nothing more."""
-        if not self._loops and not self._stopping:
+        if not self._loops:
             self._loops = True
             self._replay.unwatch(self._source.fileno())
             self._reply({"loop": {"target": loop.target, "client": str(plain(str(IPv6Address(loop.client))))}})
@@ -300,12 +300,12 @@ class Worker:
         Nothing more where that comes back to production.
         """
         self._source.stop()
-        end = clock() + (0.0 if self._loops else self._spec.limits.drain_time)
-        while clock() < end and (self._take(clock()) or not self._source.empty()):
+        end = clock() + self._spec.limits.drain_time
+        while not self._loops and (self._take(clock()) or not self._source.empty()) and clock() < end:
             self._replay.run_once(0.0, clock)
         for command in self._pipeline.close(clock()):
             self._replay.execute(command, clock())
-        while not self._replay.idle() and (now := clock()) < end:
+        while not self._loops and not self._replay.idle() and (now := clock()) < end:
             self._replay.expire(now)
             self._replay.run_once(min(TICK, end - now), clock)
         self._replay.close(DropReason.SHUTDOWN)

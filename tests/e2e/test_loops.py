@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from e2e.driven import driven
 from e2e.mirror import PATIENCE
 from e2e.served import CALM
-from lab import HashSink, Lab, Load, LoadPlan, Nginx, identity, until
+from lab import HashSink, Lab, Load, LoadPlan, Nginx, identity, load, until
 from lab.daemon import Daemon
 from lab.tap import COMMAND
 from tapmirror.control.messages import Resume, Start, Status
@@ -104,3 +105,19 @@ def test_in_the_daemon_it_stays_off_until_it_is_resumed(lab: Lab) -> None:
             shadow_itself.wait_for(50, PATIENCE)
             assert daemon.ask(Status())["taps"][0]["state"] == "running"
             assert clients.stop().failed == 0
+
+
+def test_what_is_found_at_the_end_is_told_too(lab: Lab) -> None:
+    """The tap was told to stop before anybody had heard of its worker's find."""
+    said: list[str] = []
+    shadow = parse_shadow(f"{lab.shadow.addr4}:8080")
+    with (
+        Nginx(lab.node),
+        Nginx(lab.shadow, 8080, passes_to=f"{NODE}:80", keeps=False),
+        driven(lab.node, said.append, iface="eth0,eth1", shadows=(shadow,)) as tap,
+    ):
+        assert load(lab.client, lab.node.addr4, requests=20, connections=1).answered == 20
+        before = tap.loops
+        identity(tap.stop())
+    assert (before, tap.loops) == (False, True)
+    assert said[-1].startswith(f"what is sent to the shadow {lab.shadow.addr4}:8080 comes back to production, from ")
