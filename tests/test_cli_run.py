@@ -702,10 +702,14 @@ class Orphan:
 
 
 @pytest.mark.parametrize("shown_on", [os.openpty, os.pipe], ids=["a terminal", "a pipe"])
+@pytest.mark.parametrize("loops", [False, True])
 def test_what_was_captured_is_sent_though_nobody_sees_it(
-    shown_on: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    shown_on: Callable[[], tuple[int, int]], loops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A terminal's end is told by a signal (SIGHUP), a pipe's is not.  What is said afterwards ends nothing."""
+    """A terminal's end is told by a signal (SIGHUP), a pipe's is not.  What is said afterwards ends nothing.
+
+    That what was sent comes back to production, which may be found at the very end, is a failure.
+    """
     monkeypatch.setenv("TERM", "xterm")
     reader, writer = shown_on()
     stop_read, stop_write = os.pipe()
@@ -714,7 +718,8 @@ def test_what_was_captured_is_sent_though_nobody_sees_it(
         monkeypatch.setattr(sys, "stderr", stream)
         if stream.isatty():
             os.write(stop_write, b"x")
-        assert watch([tap], stop_read, 60.0) == ([{"final": True}], False)
+        tap.loops = loops
+        assert watch([tap], stop_read, 60.0) == ([{"final": True}], loops)
         assert tap.stopped
         warn("some more")
     for end in (stop_read, stop_write):
