@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from replay_bench import GET, GIVEN_UP, OK, RESET, Bench, ended
+from replay_bench import GET, GIVEN_UP, OK, RESET, WHOLE, Bench, ended
 from tapmirror.events import END, START, Abort, DropReason, Finish, Open, Turn
 from tapmirror.replay import ends
+from tapmirror.replay.backoff import FIRST
+from tapmirror.replay.dial import FRUITLESS, LOOKS
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.spec import Pacing
 
@@ -409,3 +411,121 @@ def test_closing_settles_everything(bench: Bench) -> None:
     bench.reactor.close(DropReason.SHUTDOWN)
     assert bench.dropped() == {DropReason.SHUTDOWN: 2}
     assert bench.reactor.held() == (0, 0)
+
+
+# --- a shadow that accepts and breaks off: a forwarder with nobody behind it
+
+
+def broken_off(bench: Bench, flow: int, *, http: bool = True, reset: bool = True) -> None:
+    """A flow whose connection the shadow takes and ends without a byte."""
+    bench.give(Open(flow, http))
+    bench.send(flow, GET % 0, WHOLE if http else 0)
+    sock = bench.accept()
+    if reset:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    else:
+        bench.read(sock, len(GET % 0))  # closed with unread bytes it would be reset
+    sock.close()
+    lane = bench.reactor._lanes[flow]
+    bench.until(lambda: lane.sock is None or lane.shadow_done)
+
+
+def connects(bench: Bench, flow: int) -> bool:
+    """Whether a connection is tried for another flow."""
+    before = bench.ledger.events["shadow_connects"]
+    bench.give(Open(flow, True))
+    bench.send(flow, GET % 0)
+    return bench.ledger.events["shadow_connects"] > before
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
+def test_who_breaks_off_all_connections_is_left_alone_as_who_takes_none(bench: Bench, reset: bool) -> None:
+    for flow in range(FRUITLESS):
+        assert not bench.dropped()
+        broken_off(bench, flow, reset=reset)
+
+    assert not connects(bench, 100)
+    assert bench.dropped() == {DropReason.SHADOW_DOWN: 1}
+    bench.now += FIRST
+    broken_off(bench, 101, reset=reset)
+    bench.now += FIRST
+    assert not connects(bench, 102), "the pause doubles"
+    bench.now += 1.5 * FIRST
+    assert connects(bench, 103)
+    assert bench.ledger.events["shadow_broke_off"] == FRUITLESS + 1
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
+def test_raw_streams_that_the_shadow_ends_are_no_failure(bench: Bench, reset: bool) -> None:
+    """Of protocols without answers nothing ever comes, and the server may close first."""
+    for flow in range(2 * FRUITLESS):
+        broken_off(bench, flow, http=False, reset=reset)
+
+    assert connects(bench, 100)
+
+
+def answered_and_closed(bench: Bench, flow: int) -> None:
+    """A flow that production ends after its answer."""
+    bench.open(flow)
+    bench.give(Finish(flow))
+    assert flow not in bench.reactor._lanes
+
+
+def test_what_was_answered_and_closed_by_us_starts_the_count_anew(bench: Bench) -> None:
+    """Half are broken off, half answered; of those that are open none was answered."""
+    for flow in range(0, 4 * FRUITLESS, 2):
+        broken_off(bench, flow)
+        answered_and_closed(bench, flow + 1)
+
+    assert not bench.dropped()
+
+
+def test_a_probe_that_is_answered_and_ends_before_the_next_look_is_enough(bench: Bench) -> None:
+    for flow in range(FRUITLESS):
+        broken_off(bench, flow)
+    bench.now += FIRST
+    answered_and_closed(bench, 100)
+
+    assert connects(bench, 101) and connects(bench, 102)
+
+
+def test_the_newest_connections_are_asked(bench: Bench) -> None:
+    """Behind as many long polls as are asked."""
+    for flow in range(200, 200 + LOOKS):
+        bench.give(Open(flow, True))
+        bench.send(flow, GET % 0)
+        bench.accept()
+    bench.open(100)
+    for flow in range(FRUITLESS):
+        broken_off(bench, flow)
+
+    assert connects(bench, 101)
+
+
+def test_who_answers_again_is_tried_by_all(bench: Bench) -> None:
+    for flow in range(FRUITLESS):
+        broken_off(bench, flow)
+    bench.now += FIRST
+    bench.open(100)  # answered
+    assert not connects(bench, 101), "the next look is after the pause"
+    bench.now += FIRST
+
+    assert connects(bench, 102) and connects(bench, 103)
+
+
+def test_one_answer_among_the_broken_is_enough(bench: Bench) -> None:
+    for flow in range(FRUITLESS - 1):
+        broken_off(bench, flow)
+    bench.open(100).close()
+    broken_off(bench, 101, reset=False)  # its answer came before: it counts, but as the first
+    bench.turn()
+
+    assert connects(bench, 102)
+
+
+def test_who_answers_on_a_connection_that_lasts_is_not_down(bench: Bench) -> None:
+    bench.open(100)
+    for flow in range(2 * FRUITLESS):
+        broken_off(bench, flow)
+
+    assert connects(bench, 101)

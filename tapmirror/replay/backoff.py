@@ -52,9 +52,13 @@ class Backoff:
         self._until = now + self._pause
         return True
 
+    def knows(self, began: float) -> bool:
+        """Whether the failure of an attempt that began then tells nothing new: there was one since."""
+        return self._pause > 0 and began < self._last
+
     def failed(self, now: float, began: float) -> None:
-        """An attempt that began at `began` failed.  Those that began before the last failure tell nothing new."""
-        if self._pause and began < self._last:
+        """An attempt that began at `began` failed."""
+        if self.knows(began):
             return
         self._pause = min(self._longest, self._pause * 2) if self._pause else self._first
         self._until = now + self._pause

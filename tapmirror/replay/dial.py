@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 from tapmirror.events import LOOP_DSCP, DropReason
@@ -16,6 +17,7 @@ from tapmirror.framing import Pool, ResponseFramer
 from tapmirror.ledger import CONNECT_FAILED, Ledger
 from tapmirror.replay.backoff import FIRST, Backoff
 from tapmirror.replay.lane import Lane
+from tapmirror.replay.ports import heard
 from tapmirror.replay.tls import TlsSocket
 from tapmirror.spec import Limits, Shadow
 
@@ -30,24 +32,72 @@ _MARK: Final[dict[int, tuple[int, int, int]]] = {
 """By family, the option that puts the mark of a tap on every packet."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN})
 """Whatever the address."""
+FRUITLESS: Final = 16
+"""Connections in a row that an address took and broke off without a byte, after which it counts as down: who accepts
+may be a forwarder with nobody behind it.  A version that fails half of its requests so has that many in a row once
+in 65,000."""
+LOOKS: Final = 64
+"""Of the connections that are open, how many are asked whether anything came, the newest first."""
 
 
 class _Place:
     """One address of a shadow."""
 
-    __slots__ = ("address", "attempts", "backoff", "family", "reason")
+    __slots__ = ("_fruitless", "_silence", "address", "attempts", "backoff", "family", "open", "reason")
 
     def __init__(self, address: Address, longest: float, first: float) -> None:
         self.family, self.address = address
         self.backoff = Backoff(longest, first)
         self.attempts: dict[Lane, float] = {}
         """Under way, and when they began."""
+        self.open: dict[Lane, float] = {}
+        """The same for those that came to be."""
         self.reason = DropReason.SHADOW_DOWN
         """Why it cannot be connected to, while it cannot."""
+        self._fruitless = 0
+        """Connections in a row that it broke off without a byte."""
+        self._silence = Backoff(longest, first)
+        """Where there were too many of them."""
+
+    @property
+    def down(self) -> bool:
+        """It failed when it was last tried."""
+        return self.backoff.down or self._silence.down
 
     def allows(self, now: float) -> bool:
         """Whether to try it now."""
+        if self._silence.down:
+            if not self._silence.allows(now, now):
+                return False
+            self._listen()
         return self.backoff.allows(now, next(iter(self.attempts.values()), now))
+
+    def broke_off(self, lane: Lane, now: float) -> bool:
+        """It ended a connection; whether without a byte."""
+        if lane.sock is None or heard(lane.sock):
+            return False
+        self._fruitless += 1
+        if self._fruitless >= FRUITLESS and not self._silence.knows(self.open[lane]) and not self._listen():
+            self.reason = DropReason.SHADOW_DOWN
+            self._silence.failed(now, self.open[lane])
+        return True
+
+    def ends(self, lane: Lane) -> None:
+        """A connection that was open ends, whoever ends it."""
+        if self._fruitless and lane.sock is not None and heard(lane.sock):
+            self._spoke()
+        del self.open[lane]
+
+    def _listen(self) -> bool:
+        """Whether something came on a connection that is open: then it is not down."""
+        if any(lane.sock is not None and heard(lane.sock) for lane in islice(reversed(self.open), LOOKS)):
+            self._spoke()
+            return True
+        return False
+
+    def _spoke(self) -> None:
+        self._fruitless = 0
+        self._silence.succeeded()
 
 
 class Dialer:
@@ -81,6 +131,8 @@ class Dialer:
         self._places: deque[_Place] = deque()
         self._attempts: dict[Lane, tuple[float, _Place]] = {}
         """Under way: until when, and where."""
+        self._open: dict[Lane, _Place] = {}
+        """Those that came to be."""
         self.reason = DropReason.SHADOW_DOWN
         """Why there is no connection."""
         self.readdress(addresses)
@@ -98,7 +150,7 @@ class Dialer:
     @property
     def elsewhere(self) -> bool:
         """Some address has not failed since it was last connected to."""
-        return any(not place.backoff.down for place in self._places)
+        return any(not place.down for place in self._places)
 
     def next_deadline(self) -> float | None:
         """When the oldest attempt has taken too long; None: there is none."""
@@ -168,7 +220,8 @@ class Dialer:
             if number != 0:
                 return number
         _, place = self._attempts.pop(lane)
-        del place.attempts[lane]
+        place.open[lane] = place.attempts.pop(lane)
+        self._open[lane] = place
         place.backoff.succeeded()
         self._events["shadow_connected"] += 1
         return 0
@@ -178,11 +231,19 @@ class Dialer:
         deadline, place = self._attempts[lane]
         self._count_failure(number, now, deadline - self._connect_time, place)
 
+    def broke_off(self, lane: Lane, now: float) -> None:
+        """The shadow ended a connection over which requests go."""
+        place = self._open.get(lane)
+        if place is not None and place.broke_off(lane, now):
+            self._events["shadow_broke_off"] += 1
+
     def forget(self, lane: Lane) -> None:
-        """It does not connect any more."""
+        """It does not connect any more, or is no longer open."""
         if lane in self._attempts:
             _, place = self._attempts.pop(lane)
             del place.attempts[lane]
+        elif (where := self._open.pop(lane, None)) is not None:
+            where.ends(lane)
 
     def _secure(self, lane: Lane, context: ssl.SSLContext) -> int | None:
         """Go on with the TLS handshake; returns as `proceed`."""

@@ -104,7 +104,7 @@ class Drain:
             self._events["shadow_resets"] += 1
             if lane.hearing is not None:
                 lane.hearing.ended(now, reset=True)
-            self._ends.lost(lane, now)
+            self._ends.broken(lane, now)
             return False
         self.left -= time.monotonic() - begin
         if lane.timed:
@@ -122,4 +122,4 @@ class Drain:
             if not self._read(lane, lane.sock, now, ended=True):
                 return
             lane.hearing.ended(now, reset=True)
-        self._ends.lost(lane, now)
+        self._ends.broken(lane, now)

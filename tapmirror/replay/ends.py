@@ -179,11 +179,17 @@ class Ends:
     def shadow_ended(self, lane: Lane, now: float) -> None:
         """The shadow closed its side."""
         if lane.http:
-            self.lost(lane, now)
+            self.broken(lane, now)
             return
         lane.shadow_done = True
         if lane.finishing and not lane.queue:
             self.remove(lane, DropReason.SHADOW_CLOSED)
+
+    def broken(self, lane: Lane, now: float) -> None:
+        """The shadow broke the connection off, or closed one over which requests go."""
+        if lane.http and not lane.tunnel:
+            self._dialer.broke_off(lane, now)
+        self.lost(lane, now)
 
     def lost(self, lane: Lane, now: float) -> None:
         """The connection is of no more use: what went in part is dropped, the rest goes over a new one."""

@@ -56,6 +56,13 @@ def heard_out(sock: _socket.socket | TlsSocket) -> bool:
     return bool(size and came <= sent and came >= (SILENCE if sure else DOUBT))
 
 
+def heard(sock: _socket.socket | TlsSocket) -> bool:
+    """Whether anything came, also on a connection that is broken by now: more than a FIN, which the kernel counts as a
+    byte (tcp_rcv_nxt_update).  In TLS bytes of the protocol count.
+    """
+    return bool(_HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))[2] > 1)
+
+
 def ephemeral_ports() -> int:
     """How many the host has."""
     try:

@@ -248,7 +248,7 @@ class Reactor:
             count = 0
         except OSError:
             lane.sent_in_part(bytes(data), size, flags, 0)
-            self._ends.lost(lane, now)
+            self._ends.broken(lane, now)
             return
         if count < len(data):
             lane.sent_in_part(bytes(data), size, flags, count)

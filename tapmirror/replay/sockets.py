@@ -12,7 +12,7 @@ from typing import Final
 
 from tapmirror.ledger import Ledger
 from tapmirror.replay.dial import Dialer
-from tapmirror.replay.lane import CONNECTING, IDLE, Lane
+from tapmirror.replay.lane import IDLE, Lane
 from tapmirror.replay.ports import reset_on_close
 from tapmirror.replay.turns import Turns
 
@@ -48,8 +48,7 @@ class Sockets:
 
     def close(self, lane: Lane, torn: int = 0) -> None:
         """Close the socket of a lane, which is idle then; of what went on it `torn` requests were dropped."""
-        if lane.state == CONNECTING:
-            self._dialer.forget(lane)
+        self._dialer.forget(lane)
         lane.state = IDLE
         lane.ready = False
         if self._turns:

@@ -32,6 +32,7 @@ from lab import (
     until,
 )
 from lab.starve import starved
+from tapmirror.replay.dial import FRUITLESS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -114,6 +115,27 @@ def test_a_shadow_that_is_down_and_comes_back(lab: Lab, how: str) -> None:
         attempts = sum(count for name, count in ledger["events"].items() if name.startswith("connect_E"))
         # Ten a second; where nothing answers, it takes the first second to find out.
         assert attempts <= 10 * result.seconds + (1.5 * result.connections / result.seconds) * (how == "black-holed")
+
+
+@pytest.mark.parametrize("after", [pytest.param(0, id="at once"), pytest.param(1, id="with the request")])
+def test_a_forwarder_with_nobody_behind_it_is_a_shadow_that_is_down(lab: Lab, after: int) -> None:
+    """It takes connections and resets them, as containers' port forwarders and balancers do."""
+    with Nginx(lab.node) as production, contextlib.ExitStack() as stack:
+        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=40, per_connection=5, rate=1_000)
+        with RecordingTcp(lab.shadow, 80, Behaviour(reset_after=after)) as forwarder:
+            tap = stack.enter_context(Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf"))
+            running, began = Load(lab.client, plan), time.monotonic()
+            production.wait_for(4_000, PATIENCE)
+            taken, seconds = len(forwarder.records), time.monotonic() - began
+        with Nginx(lab.shadow) as shadow:
+            shadow.wait_for(500, PATIENCE)  # it resumes by itself
+            result = running.stop()
+            until(lambda: production.requests() == result.answered, "the last at production")
+            ledger = tap.final()
+        assert result.failed == 0
+        assert taken <= 10 * seconds + FRUITLESS + plan.connections, "those that began meanwhile"
+        assert ledger["requests"]["dropped"]["shadow_down"] > 1_000
+        assert ledger["requests"]["mirrored"] == result.answered - sum(ledger["requests"]["dropped"].values())
 
 
 @pytest.mark.parametrize("factor", [1, 10])
