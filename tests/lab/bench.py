@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import platform
 import statistics
 import subprocess
@@ -166,11 +167,15 @@ def measure(lab: Lab, case: Case, capture: str, seconds: float) -> Result:
 
 
 def barest(lab: Lab, plan: LoadPlan) -> subprocess.Popen[bytes]:
-    """The barest sender, from the node to the shadow; `lab.node.stop` ends it."""
+    """The barest sender, from the node to the shadow; `lab.node.stop` ends it.
+
+    In a session of its own, as a tap's worker is: `give_way` would make whoever sends the load wait, too.
+    """
     return lab.node.popen(
         [sys.executable, "-c", "from lab.floor import main; main()", msgspec.json.encode(plan).decode()],
         env={"PYTHONPATH": str(Path(__file__).parent.parent)},
         nofile=NOFILE_MOST,
+        start_new_session=True,
         stdout=subprocess.PIPE,
     )
 
@@ -200,10 +205,13 @@ def production(lab: Lab, capture: str, rounds: int, shadow: Nginx, *, starve: bo
     """Production's latency untapped, tapped, and beside the barest sender of the same requests to the same shadow, in
     blocks that take turns: medians, and their ratios.
 
-    The shadow, which belongs on another host, gets what CPU the others leave (nice 19).  What the barest sender adds
-    is not the tap's, but the copies' own.  `starve`: the worker, and that sender, get `STARVED` of a CPU only.
+    The shadow, which belongs on another host, gets what CPU the others leave: at nice 19 with the longest slices, so
+    that whoever wakes interrupts it, and idle, so that the kernel takes a processor that runs it for a free one
+    (sched_idle_cpu()).  What the barest sender adds is not the tap's, but the copies' own.  `starve`: the worker, and
+    that sender, get `STARVED` of a CPU only.
     """
     give_way(19, shadow.pid)
+    os.sched_setscheduler(shadow.pid, os.SCHED_IDLE, os.sched_param(0))
     starving = partial(starved, share=STARVED) if starve else nullcontext
     found: dict[str, list[float]] = {}
 
