@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -259,6 +262,68 @@ def test_a_report_may_be_new_or_written_over(tmp_path: Path, file: str) -> None:
     (tmp_path / "old.html").write_text("old")
     compared.check_place(str(tmp_path / file))
     assert [each.name for each in tmp_path.iterdir()] == ["old.html"]
+
+
+REPORT = "<html>" * 100
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report is this."""
+    monkeypatch.setitem(FORMS, "html", lambda *_: REPORT)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("earlier", ["old", None])
+def test_on_a_full_disk_the_earlier_report_stays(tmp_path: Path, earlier: str | None) -> None:
+    """As good as full: a file may have ten bytes."""
+    path = tmp_path / "a.html"
+    if earlier is not None:
+        path.write_text(earlier)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            compared.write_report([], str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == ([("a.html", "old")] if earlier else [])
+    compared.write_report([], str(path))
+    assert path.read_text() == REPORT and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.usefixtures("short")
+def test_where_a_report_goes_stays_as_it_is(tmp_path: Path) -> None:
+    """A link goes on pointing there, a mode stays, and a pipe is written to."""
+    link, file, pipe = tmp_path / "link.html", tmp_path / "file.html", tmp_path / "pipe.html"
+    link.symlink_to(file)
+    compared.write_report([], str(link))
+    assert link.is_symlink() and file.read_text() == REPORT
+    file.chmod(0o604)
+    compared.write_report([], str(link))
+    assert file.stat().st_mode & 0o777 == 0o604
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        compared.write_report([], str(pipe))
+        assert os.read(reader, 1 << 20) == REPORT.encode() and stat.S_ISFIFO(pipe.stat().st_mode)
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_report_that_cannot_be_replaced_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it alone is mounted."""
+    path = tmp_path / "a.html"
+    path.write_text("old")
+
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", busy)
+        compared.write_report([], str(path))
+    assert path.read_text() == REPORT and [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("command", ["report", "verdict"])

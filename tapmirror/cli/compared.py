@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from tapmirror.report import FORMS, terminal
 from tapmirror.report.words import EARLY, RAW, UNPAIRED, clean, open_fields, percent
 from tapmirror.spec import Compare
 from tapmirror.spec.numbers import number_of
+from tapmirror.supervisor.durable import replace
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,6 +39,8 @@ TAP_NAME: Final = re.compile(r"[^/]{1,63}")
 """What is no file and looks so is taken for the name of a tap."""
 SPEC: Final = "comparison_spec"
 """In a saved ledger: how it was compared, without which noise is not judged as it was when the tap ran."""
+FIXED: Final = (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS)
+"""What is told where a file may be written and not replaced."""
 FORM_OF: Final = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".txt": "terminal"}
 
 
@@ -150,8 +154,24 @@ def check_place(path: str) -> None:
 
 
 def write_report(found: Sequence[Figures], path: str) -> None:
-    """Write the report of all shadows.  Raises OSError."""
-    Path(path).write_text(FORMS[form_of(path)](*found), encoding="utf-8")
+    """Write the report of all shadows; an earlier one is there until this one is whole.  Raises OSError.
+
+    What is no file (a pipe) is written to; so is a file that nothing can be put in the place of, as one that alone is
+    mounted into a container.
+    """
+    data = FORMS[form_of(path)](*found).encode()
+    file = Path(path).resolve()  # a symbolic link goes on pointing there
+    earlier = file.stat() if file.exists() else None
+    if earlier is None or stat.S_ISREG(earlier.st_mode):
+        beside = file.with_name(f".tapmirror-{os.getpid()}.new")
+        try:
+            replace(file, beside, data, mode=0o666, like=earlier)
+        except OSError as error:
+            if earlier is None or error.errno not in FIXED:
+                raise
+        else:
+            return
+    file.write_bytes(data)
 
 
 def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The taps that a daemon is to run, on disk: what it finds again after a restart.
 
-One file, replaced whole: written beside it, synced, renamed, and the directory synced, so that at any moment, also
-after a power failure, there is the old one or the new one.  What cannot be read is set aside and told, and stops no
-daemon.
+One file, replaced whole (`durable`).  What cannot be read is set aside and told, and stops no daemon.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from tapmirror.spec import TapSpec
+from tapmirror.supervisor.durable import replace
 from tapmirror.supervisor.regular import content
 
 VERSION: Final = 1
@@ -94,26 +91,8 @@ def load(directory: Path) -> tuple[State, list[str]]:
 
 def save(directory: Path, state: State) -> None:
     """Write it.  Raises OSError; what was there before is there then."""
-    path = directory / NAME
-    new = directory / f"{NAME}.new"
-    with suppress(FileNotFoundError):
-        new.unlink()
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(new, path)
-    except BaseException:
-        with suppress(OSError):
-            new.unlink()
-        raise
-    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    data = msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n"
+    replace(directory / NAME, directory / f"{NAME}.new", data)
 
 
 def _aside(path: Path) -> str:

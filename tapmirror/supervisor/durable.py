@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are replaced whole: at any moment, also after a power failure, there is the old content or the new one."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def replace(path: Path, beside: Path, data: bytes, *, mode: int = 0o600, like: os.stat_result | None = None) -> None:
+    """Write to `beside`, a name in the same directory that is nobody else's, synced; rename that to `path`.
+
+    `mode`: what the umask leaves of it; or, with `like`, that one's mode and, where it may be given, its owner.  Raises
+    OSError; what was there before is there then.
+    """
+    with suppress(FileNotFoundError):
+        beside.unlink()
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            if like is not None:
+                with suppress(PermissionError):
+                    os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.fchmod(descriptor, like.st_mode & 0o777)
+            os.fsync(descriptor)
+        os.rename(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
