@@ -21,6 +21,7 @@ import mmap
 import os
 import platform
 import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -41,6 +42,10 @@ from tapmirror.spawn import unsignalled
 
 LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
+WANT_OF_MEMORY: Final = (
+    ", most likely for want of memory: compiling takes 140 MB; look at the service's MemoryMax=, and for oom in dmesg"
+)
+"""Where the child was killed by another than us: the kernel does that."""
 DEATH_TIME: Final = 1.0
 """Seconds for a child that has closed its socket to be gone."""
 NOT_VERIFIED: Final = (errno.EACCES, errno.EINVAL)
@@ -185,11 +190,12 @@ def load(request: Request) -> Loaded:
             if not data:
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(DEATH_TIME)
+            killed = child.poll() == -signal.SIGKILL  # and not by us
             child.kill()
             code = child.wait()
     if not data:
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        raise LoaderError("refused", f"the loader process died ({how})")
+        raise LoaderError("refused", f"the loader process died ({how}{WANT_OF_MEMORY if killed else ''})")
     reply: dict[str, str] = json.loads(data)
     if "error" in reply:
         raise LoaderError(reply["kind"], reply["error"])

@@ -416,8 +416,14 @@ def test_the_compiler_is_known_without_importing_it(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("end", "how"),
-    [("kill -KILL $$", "signal 9"), ("exit 3", "exit status 3"), ("kill -INT $$; exit 3", "exit status 3")],
-    ids=["killed", "left", "a Ctrl-C is not for it"],
+    [
+        ("kill -KILL $$", "signal 9, most likely for want of memory: .* MemoryMax=, and for oom in dmesg"),
+        ("kill -TERM $$", "signal 15"),
+        ("exit 3", "exit status 3"),
+        ("kill -INT $$; exit 3", "exit status 3"),
+        ("exec bash -c 'eval \"exec $0>&-\"; exec sleep 60' $4", "signal 9"),
+    ],
+    ids=["killed", "ended", "left", "a Ctrl-C is not for it", "killed by us"],
 )
 def test_a_child_that_dies_is_told_with_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, how: str
