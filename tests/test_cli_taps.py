@@ -118,6 +118,7 @@ def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
             {"name": "e", "action": "keep", "fields": []},
         ],
         "failed": {"d": "no interface"},
+        "waits": {"f": "no interface tun0"},
     }
     done = asked.run("apply", "-f", "-", "--dry-run", input_=FILE.format("web"))
     assert done.exit_code == 1
@@ -128,7 +129,7 @@ def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
         "+ add     d",
         "  keep    e",
     ]
-    assert done.stderr == "tapmirror: error: d: no interface\n"
+    assert done.stderr == "tapmirror: f waits: no interface tun0\ntapmirror: error: d: no interface\n"
     (request,) = asked.requests
     assert isinstance(request, Apply) and request.dry_run and [spec.name for spec in request.taps] == ["web"]
 

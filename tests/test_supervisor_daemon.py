@@ -148,6 +148,26 @@ async def test_what_cannot_be_restarted_goes_on_as_it_was(rig: Rig) -> None:
 
 
 @conversation
+async def test_a_new_tap_of_a_file_waits_for_its_interface_and_of_a_command_does_not(rig: Rig) -> None:
+    """As at the daemon's start; who gives a command is told at once."""
+    rig.file("d.yaml", tap("d"))
+    make = rig.daemon.roster._make
+
+    def waiting(*told: Any, **more: Any) -> Any:
+        made: Any = make(*told, **more)
+        made.state, made.state_reason = "waiting", "no interface eth0"
+        return made
+
+    rig.daemon.roster._make = waiting
+    done = await rig.daemon.reload()
+    assert (done["failed"], done["waits"]) == ({}, {"d": "no interface eth0"})
+    rig.daemon.roster._make = make
+    await rig.daemon.start([A], force=False)
+    assert "waits" not in await rig.daemon.apply([A, B], dry_run=False, force=False)
+    assert {each.spec.name: each.wait_for_interface for each in rig.script.taps} == {"d": True, "a": False, "b": False}
+
+
+@conversation
 async def test_what_is_known_to_fail_stops_nothing(rig: Rig) -> None:
     """A name that does not resolve, an interface that is not there: of the taps that run none is touched for it."""
     await rig.daemon.start([A, B], force=False)

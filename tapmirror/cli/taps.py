@@ -16,7 +16,7 @@ from rich.console import Console
 from tapmirror.cli.asking import ask, json_option, name_argument, print_json, socket_option, understood
 from tapmirror.cli.files import read_file
 from tapmirror.cli.live import ledger_table
-from tapmirror.cli.messages import fail
+from tapmirror.cli.messages import fail, warn
 from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.control.messages import Apply, List, Pause, Reload, Resume, Set, Start, Stop
@@ -189,6 +189,8 @@ def apply(file: str, resolve: tuple[str, ...], dry_run: bool, force: bool, as_js
 def reload(as_json: bool, socket: Path) -> None:
     """Read the files in taps.d anew, as SIGHUP does: all of them, or none if anything in them is wrong.
 
+    A new tap whose interface is not there waits for it, which is told.
+
     \b
     Example:
       tapmirror reload
@@ -204,7 +206,10 @@ def planned(done: dict[str, Any], *, as_json: bool) -> None:
         with understood():
             lines = [*map(step_line, done["plan"])]
             failures = [f"{name}: {message}" for name, message in done["failed"].items()]
+            waiting = [f"{name} waits: {reason}" for name, reason in done.get("waits", {}).items()]
         click.echo("\n".join(lines) or "no taps")
+        for line in waiting:
+            warn(line)
         for failure in failures:
             click.echo(f"tapmirror: error: {failure}", err=True)
     if done["failed"]:

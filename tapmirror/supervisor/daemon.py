@@ -436,7 +436,10 @@ class Daemon:
                 self.roster.again(old[name], before[name])
                 failed[name] += f"; {AS_IT_WAS}"
         self._replaced = {}
-        return {"plan": [step.told() for step in steps], "failed": failed}
+        begun = {spec.name: self._taps[spec.name].runner.state for spec in new if spec.name in self._taps}
+        waits = {name: reason for name, (state, reason) in begun.items() if state == "waiting"}
+        told = {"plan": [step.told() for step in steps], "failed": failed}
+        return {**told, "waits": waits} if waits else told
 
     async def _read_files(
         self, commands: Iterable[TapSpec], running: Iterable[TapSpec]

@@ -209,6 +209,7 @@ class Roster:
             spec, self._log, self._loaders, self._together, make=self._make, before=before, over=self._past.remember
         )
         runner.keep_trying = accepted
+        runner.waits = bool(origin)  # of a file, as at the daemon's start; who gives a command is told at once
         ends = None if ttl is None else time.monotonic() + ttl
         entry = Entry(runner, written or spec, origin, paused=paused, ends=ends)
         entry.accepted = accepted

@@ -135,6 +135,8 @@ class Runner:
         """The final ledger, if there is one."""
         self.keep_trying = False
         """Whether the first try is followed by others."""
+        self.waits = False
+        """Whether an interface that is not there is waited for, also at the first try."""
         self._log = log
         self._loaders = loaders
         self._together = together
@@ -300,7 +302,8 @@ class Runner:
         self._state = ("starting", "looks up its shadows")
         try:
             self._claims = Claims(self.spec)
-            self._tap = tap = self._make(self.spec, self._warn, self._say, wait_for_interface=self.keep_trying)
+            waits = self.keep_trying or self.waits
+            self._tap = tap = self._make(self.spec, self._warn, self._say, wait_for_interface=waits)
             tap.prepare()
             if not self._start(tap):
                 self._close()

@@ -473,10 +473,16 @@ def test_reload_takes_good_files_and_leaves_all_as_it_is_for_a_bad_one(lab: Lab)
         untorn(production, shadow)
 
 
-def test_a_tap_of_a_file_waits_for_its_interface(lab: Lab) -> None:
+@pytest.mark.parametrize("by", ["start", "reload"])
+def test_a_tap_of_a_file_waits_for_its_interface(lab: Lab, by: str) -> None:
     with HashSink(lab.shadow), Daemon(lab.node, start=False) as daemon:
-        (daemon.taps / "late.yaml").write_text(text("late").replace("eth0", "late0"))
+        late = text("late").replace("eth0", "late0")
+        if by == "start":
+            (daemon.taps / "late.yaml").write_text(late)
         daemon.start()
+        if by == "reload":
+            (daemon.taps / "late.yaml").write_text(late)
+            assert daemon.run("reload").stderr == "tapmirror: late waits: no interface late0\n"
         until(lambda: state_of(daemon, "late") in ("restarting", "waiting"), "it waits", PATIENCE)
         assert "late0" in daemon.ask(List())["taps"][0]["state_reason"]
         lab.node.run(["ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1"])
