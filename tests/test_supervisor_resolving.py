@@ -14,7 +14,7 @@ from lab import open_to_all, until
 from tapmirror.spec import Shadow
 from tapmirror.supervisor import resolving
 from tapmirror.supervisor.addresses import ADDRESSES, Address
-from tapmirror.supervisor.resolving import OUTPUT, Names, ResolveError, look_up, parsed
+from tapmirror.supervisor.resolving import OUTPUT, Names, ResolveError, Undecided, look_up, parsed
 
 FOUR, SIX = int(socket.AF_INET), int(socket.AF_INET6)
 OURSELVES = (os.getuid(), os.getgid())
@@ -184,6 +184,25 @@ def test_an_answer_that_is_refused(getent: Path) -> None:
     assert watched.after(30.0) == watched.after(60.0) == []
     assert watched.said == ["a.test has new addresses that are refused (it is production); its old ones are kept"]
     assert watched.names.counts.refused == 2
+
+
+def test_an_answer_that_is_judged_later(getent: Path) -> None:
+    verdicts: list[str | Undecided | None] = [Undecided(), Undecided(), None]
+    known = [[(FOUR, ("10.0.0.1", 80))]]
+    shadows = [Shadow(host="a.test", port=80)]
+    names = Names(shadows, known, lambda *_: verdicts.pop(0), lambda _: None, identity=OURSELVES, now=0.0)
+    getent.write_text("#!/bin/sh\necho 10.0.0.7 STREAM\n")
+    assert names.poll(30.0) == []
+
+    def judged() -> bool:
+        assert names.poll(30.0) == []
+        return len(verdicts) == 2
+
+    until(judged, "getent")
+    assert names.poll(61.0) == [] and len(verdicts) == 1  # nothing else is asked meanwhile
+    assert names.poll(62.0) == [(0, [(FOUR, ("10.0.0.7", 80))])]
+    assert names.counts.changed == 1
+    names.close()
 
 
 @pytest.mark.ebpf

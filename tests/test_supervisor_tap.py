@@ -27,8 +27,10 @@ from tapmirror.precedence import NICENESS
 from tapmirror.spec import Capture, Limits
 from tapmirror.supervisor import Tap, TapError, workers
 from tapmirror.supervisor.addresses import Address
+from tapmirror.supervisor.probe import PROBE_TIME
+from tapmirror.supervisor.resolving import Undecided
 from tapmirror.supervisor.sides import ENOUGH
-from tapmirror.supervisor.tap import PROBED
+from tapmirror.supervisor.tap import LEADS_BACK, PROBED
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -412,6 +414,23 @@ def moving(monkeypatch: pytest.MonkeyPatch) -> tuple[Tap, list[Address], list[fl
         probed.extend(addresses)
         return ("leads back" if BAD in addresses else None), None
 
+    class Begun:
+        """Known at the second look."""
+
+        def __init__(self, addresses: list[Address], seq: int) -> None:
+            probed.extend(addresses)
+            self.looks = 0
+
+        def over(self) -> bool:
+            self.looks += 1
+            return self.looks > 1
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("tapmirror.supervisor.tap.Probe", Begun)
+    monkeypatch.setattr(tap, "_arrived", lambda: int(tap._trial is not None and tap._trial.address == BAD))
+
     monkeypatch.setattr(tap, "_addresses", [[OLD]])
     monkeypatch.setattr(tap, "_refusal", lambda index, addresses: None)
     monkeypatch.setattr(tap, "_probe", probe)
@@ -423,14 +442,37 @@ def moving(monkeypatch: pytest.MonkeyPatch) -> tuple[Tap, list[Address], list[fl
 def test_an_address_that_a_name_gets_is_probed_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that leads back to production would have that probed at each look-up."""
     tap, probed, now = moving(monkeypatch)
+    for _ in range(2):
+        assert isinstance(tap._refusal_of_move(0, [OLD, BAD, GOOD]), Undecided)
+    assert probed == [BAD, GOOD]
     for _ in range(5):
-        assert tap._refusal_of_move(0, [OLD, BAD, GOOD]) == "leads back"
+        assert tap._refusal_of_move(0, [OLD, BAD, GOOD]) == LEADS_BACK
         assert tap._refusal_of_move(0, [GOOD]) is None
         assert tap._refusal_of_move(0, [OLD]) is None
     assert probed == [BAD, GOOD]
     now[0] += PROBED
-    assert tap._refusal_of_move(0, [BAD]) == "leads back"
+    assert isinstance(tap._refusal_of_move(0, [BAD]), Undecided)
     assert probed == [BAD, GOOD, BAD]
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_an_address_that_answers_nothing_holds_up_nothing(lab: Lab, capture: str) -> None:
+    """Each turn of whoever drives the tap is short; that it leads nowhere is known soon all the same."""
+    dead = (socket.AF_INET, ("10.77.2.99", 80))
+    turns: list[float] = []
+    with HashSink(lab.shadow), driven(lab.node, capture=Capture(capture)) as tap:
+        while True:
+            began = time.monotonic()
+            decided = tap._refusal_of_move(0, [dead])
+            turns.append(time.monotonic() - began)
+            if not isinstance(decided, Undecided):
+                break
+            due = tap.due()
+            assert due is not None and len(turns) < 100
+            time.sleep(max(0.0, due - time.monotonic()))
+        assert tap.due() is None
+    assert decided is None and max(turns) < PROBE_TIME / 2 and len(turns) > 3
 
 
 def test_what_a_name_gets_while_nothing_is_captured_is_probed_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from tapmirror.events import LOOP_DSCP, SYN
 from tapmirror.supervisor.addresses import Address
@@ -33,46 +33,76 @@ MAXIMUM_SEGMENT: Final = b"\2\4\x05\xb4"
 WINDOW: Final = 64_240
 
 
-def probe(addresses: Sequence[Address], seq: int) -> OSError | None:
-    """Send both to each; why none of the connections came about, None: one did.
+class Probe:
+    """Both are sent to each when it is made, and the connections are under way then.  `close` it.
 
     `seq`: the first sequence number of the SYNs.
     """
-    for address in addresses:
-        with contextlib.suppress(OSError):  # no right to: the connection is left
-            _send_syn(address, seq)
-    failure: OSError | None = None
-    reached = False
-    with contextlib.ExitStack() as stack:
-        pending: dict[int, socket.socket] = {}
-        poll = select.poll()
+
+    def __init__(self, addresses: Sequence[Address], seq: int) -> None:
+        self._failure: OSError | None = None
+        self._reached = False
+        self._pending: dict[int, socket.socket] = {}
+        self._poll = select.poll()
+        for address in addresses:
+            with contextlib.suppress(OSError):  # no right to: the connection is left
+                _send_syn(address, seq)
         for family, address in addresses:
-            try:
-                sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-                _mark(sock)
-                code = sock.connect_ex(address)
-            except OSError as error:
-                failure = failure or error
-                continue
+            self._connect(family, address)
+        self._end = time.monotonic() + PROBE_TIME
+
+    @property
+    def failure(self) -> OSError | None:
+        """Why none of the connections came about, None: one did; of a probe that is over."""
+        return None if self._reached else self._failure or TimeoutError("timed out")
+
+    def over(self, wait: float = 0.0) -> bool:
+        """Whether all is known, or the time is over; waits up to so many seconds for something that is to be known."""
+        left = max(0.0, self._end - time.monotonic())
+        for fd, _ in self._poll.poll(min(wait, left) * 1000) if self._pending else ():
+            self._poll.unregister(fd)
+            with self._pending.pop(fd) as sock:
+                self._know(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        return not self._pending or time.monotonic() >= self._end
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for sock in self._pending.values():
+            sock.close()
+        self._pending = {}
+
+    def _connect(self, family: int, address: tuple[Any, ...]) -> None:
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._failure = self._failure or error
+            return
+        try:
+            _mark(sock)
+            code = sock.connect_ex(address)
+        except OSError as error:
+            self._failure = self._failure or error
+        else:
             if code == errno.EINPROGRESS:
-                pending[sock.fileno()] = sock
-                poll.register(sock, select.POLLOUT)
-            elif code:
-                failure = failure or OSError(code, os.strerror(code))
-            else:
-                reached = True
-        end = time.monotonic() + PROBE_TIME
-        while pending and (left := end - time.monotonic()) > 0:
-            for fd, _ in poll.poll(left * 1000):
-                poll.unregister(fd)
-                code = pending.pop(fd).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if code:
-                    failure = failure or OSError(code, os.strerror(code))
-                else:
-                    reached = True
-    if reached:
-        return None
-    return failure or TimeoutError("timed out")
+                self._pending[sock.fileno()] = sock
+                self._poll.register(sock, select.POLLOUT)
+                return
+            self._know(code)
+        sock.close()
+
+    def _know(self, code: int) -> None:
+        if code:
+            self._failure = self._failure or OSError(code, os.strerror(code))
+        else:
+            self._reached = True
+
+
+def probe(addresses: Sequence[Address], seq: int) -> OSError | None:
+    """As `Probe`, waited for; why none of the connections came about, None: one did."""
+    with contextlib.closing(Probe(addresses, seq)) as begun:
+        while not begun.over(PROBE_TIME):
+            pass
+        return begun.failure
 
 
 def _mark(sock: socket.socket) -> None:

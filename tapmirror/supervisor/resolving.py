@@ -35,7 +35,12 @@ OUTPUT: Final = 8192
 FIRST_TIME: Final = 30.0
 """Seconds that a tap's start waits for an address: two attempts at each of three name servers (resolv.conf(5))."""
 
-Judge: TypeAlias = Callable[[int, Sequence[Address]], str | None]
+
+class Undecided:
+    """It is not known yet: to be asked again."""
+
+
+Judge: TypeAlias = Callable[[int, Sequence[Address]], str | Undecided | None]
 """Why a shadow (its index) may not have these addresses; None: it may."""
 
 
@@ -106,18 +111,18 @@ class Names:
         self._identity = identity
 
     def poll(self, now: float) -> list[tuple[int, list[Address]]]:
-        """The shadows, by index, that have other addresses since the last call.  Waits for nothing but what judges
-        these.
-        """
+        """The shadows, by index, that have other addresses since the last call.  Waits for nothing."""
         changes = []
         for name in self._names:
-            if name.process is None:
-                if now >= name.due:
-                    name.begin(now, self._identity)
-                continue
-            answer = name.answer(now)
+            answer: list[Address] | str | None = name.undecided
             if answer is None:
-                continue
+                if name.process is None:
+                    if now >= name.due:
+                        name.begin(now, self._identity)
+                    continue
+                answer = name.answer(now)
+                if answer is None:
+                    continue
             found = self._taken(name, answer)
             if found is not None:
                 changes.append((name.index, found))
@@ -131,6 +136,7 @@ class Names:
     def _taken(self, name: _Name, answer: list[Address] | str) -> list[Address] | None:
         """The new addresses, if there are any and they may be had."""
         host = name.shadow.host
+        name.undecided = None
         if isinstance(answer, str):
             self.counts.failed += 1
             name.tell(self._warn, f"{host} cannot be resolved again ({answer}); its old addresses are kept")
@@ -139,6 +145,9 @@ class Names:
             name.tell(self._warn, "")
             return None
         refusal = self._judge(name.index, answer)
+        if isinstance(refusal, Undecided):
+            name.undecided = answer
+            return None
         if refusal is not None:
             self.counts.refused += 1
             name.tell(self._warn, f"{host} has new addresses that are refused ({refusal}); its old ones are kept")
@@ -159,6 +168,8 @@ class _Name:
         self.known = known
         self.due = now + shadow.resolve_every
         self.process: subprocess.Popen[bytes] | None = None
+        self.undecided: list[Address] | None = None
+        """An answer of which is not known yet whether it may be had."""
         self.said = ""
         """What is wrong, as it was told."""
 

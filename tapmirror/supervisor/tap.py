@@ -41,8 +41,8 @@ from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.spec.sampled import part_of
 from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
-from tapmirror.supervisor.probe import probe
-from tapmirror.supervisor.resolving import Names, ResolveError, look_up
+from tapmirror.supervisor.probe import Probe, probe
+from tapmirror.supervisor.resolving import Names, ResolveError, Undecided, look_up
 from tapmirror.supervisor.sides import ciphered, missing
 from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, Seat, TapError, TapRefusedError
 from tapmirror.worker.setup import Setup
@@ -53,8 +53,25 @@ LOOK: Final = 1.0
 """Seconds between two looks at the interfaces where nothing tells of a change."""
 PROBED: Final = 600.0
 """Seconds for which what a probe of an address found counts."""
+TURN: Final = 0.05
+"""Seconds between two looks at a probe that is under way."""
+LEADS_BACK: Final = "connections to it arrive at the tap as production's: it leads back to production"
 SIGHTS: Final = 3
 """Times that a probe is looked for behind AF_PACKET's ring, which hands over late where the host is busy."""
+
+
+class Trial:
+    """An address that a name gets, while it is probed."""
+
+    def __init__(self, address: Address, seq: int, before: int) -> None:
+        self.address = address
+        self.probe = Probe([address], seq)
+        self.before = before
+        """Probes that had arrived when it began."""
+        self.sent_by: float | None = None
+        """When all of it was known to be sent, of `time.monotonic`."""
+        self.due = 0.0
+        """The next look."""
 
 
 class Tap:
@@ -107,6 +124,7 @@ class Tap:
         self._probed = False
         self._found: dict[Address, tuple[float, str | None]] = {}
         """Of addresses that were probed since: until when that counts, and why the shadow may not be there."""
+        self._trial: Trial | None = None
         self._probe_seq = int.from_bytes(os.urandom(4)) or 1
         self._one_sided = False
         """It was told that one side is not seen,"""
@@ -204,11 +222,13 @@ class Tap:
     def due(self) -> float | None:
         """When `service` has something to do before the second is over (of `time.monotonic`); None: nothing."""
         times = [time for seat in self._seats if (time := seat.due()) is not None]
+        if self._trial is not None:
+            times.append(self._trial.due)
         return min(times) if times else None
 
     def service(self, now: float) -> None:
         """Follow interfaces and the shadows' names, restart workers that died.  Waits for nothing that takes long,
-        but `PROBE_TIME` for an address that a name gets and that does not answer.
+        but `PROBE_TIME` where an interface that was waited for is there.
         """
         if self._ended is not None or self._bell is None:
             return
@@ -324,6 +344,7 @@ class Tap:
                 part.close()
         self._loaded = self._bell = self._names = None
         self._live = []
+        self._end_trial()
 
     def _end_if_lost(self) -> None:
         for seat in self._seats:
@@ -412,8 +433,8 @@ class Tap:
                 return f"{address[0]} is not the address of one host"
         return None
 
-    def _refusal_of_move(self, index: int, addresses: Sequence[Address]) -> str | None:
-        """The same of addresses that a shadow's name has now, of which those that are new are probed.
+    def _refusal_of_move(self, index: int, addresses: Sequence[Address]) -> str | Undecided | None:
+        """The same of addresses that a shadow's name has now, of which those that are new are probed, one at a time.
 
         What was found lasts for `PROBED`: a name that leads back is asked for again and again.  Where nothing is
         captured at the moment all addresses are probed later.
@@ -423,14 +444,46 @@ class Tap:
         if reason is not None or not new:
             return reason
         if self._blind():
+            self._end_trial()
             self._probed = False
             return None
         now = time.monotonic()
         self._found = {each: found for each, found in self._found.items() if found[0] > now}
         for address in new:
             if address not in self._found:
-                self._found[address] = now + PROBED, self._probe([address])[0]
+                self._try(address, now)
+            if address not in self._found:
+                return Undecided()
         return next((why for address in new if (why := self._found[address][1]) is not None), None)
+
+    def _try(self, address: Address, now: float) -> None:
+        """Go on with what is probed, which may be another's; begin with this one if there is nothing.  As `_probe`, but
+        without waiting.
+        """
+        if self._trial is None:
+            self._trial = Trial(address, self._probe_seq, self._arrived())
+        trial = self._trial
+        trial.due = now + TURN
+        if not trial.probe.over():
+            return
+        if trial.sent_by is None:
+            trial.sent_by = now
+        if self._arrived() > trial.before:
+            self._found[trial.address] = now + PROBED, LEADS_BACK
+        elif self.capture != "packet" or now >= trial.sent_by + SIGHTS * HANDED_OVER:
+            self._found[trial.address] = now + PROBED, None
+        else:
+            return
+        self._end_trial()
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.probe.close()
+            self._trial = None
+
+    def _arrived(self) -> int:
+        """Probes that have been seen to arrive at the tap."""
+        return int(self.last()["events"].get("kernel_loop_syn", 0))
 
     def _blind(self) -> bool:
         """Nothing is captured at the moment: what arrives is not seen."""
@@ -585,14 +638,14 @@ class Tap:
         do not tell, such as address translation, and knows what is sent by its mark or, where the network takes that
         off, by its first sequence number.  Sends no byte.
         """
-        before = self.last()["events"].get("kernel_loop_syn", 0)
+        before = self._arrived()
         failure = probe(addresses, self._probe_seq)
         behind_ring = self.capture == "packet"
         for _ in range(SIGHTS if behind_ring else 1):
             if behind_ring:
                 time.sleep(HANDED_OVER)
-            if self.last()["events"].get("kernel_loop_syn", 0) > before:
-                return "connections to it arrive at the tap as production's: it leads back to production", failure
+            if self._arrived() > before:
+                return LEADS_BACK, failure
         return None, failure
 
     def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
