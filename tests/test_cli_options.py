@@ -37,3 +37,36 @@ def test_an_interface_given_again_is_one_more(given: list[str], iface: str, tmp_
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     assert iface in done.output
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--max-p99-ratio", "1.05"],
+        ["--max-error-diff", "1%"],
+        ["--max-diff-rate", "1%"],
+        ["--alpha", "0.1"],
+        ["--noise-probe", "5"],
+    ],
+    ids=lambda given: str(given[0]),
+)
+def test_what_needs_a_comparison_is_refused_without_one(given: list[str]) -> None:
+    tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080"]
+    result = CliRunner().invoke(main, ["run", *tap, *given])
+    assert result.exit_code == 2
+    assert result.output == f"tapmirror: error: {given[0]}: nothing is compared: give --compare too\n"
+
+
+def test_a_wrong_noise_probe_is_told_by_the_name_of_the_option() -> None:
+    tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080", "--compare", "body"]
+    result = CliRunner().invoke(main, ["run", *tap, "--noise-probe", "200"])
+    assert (result.exit_code, result.output) == (
+        2,
+        "tapmirror: error: --noise-probe: 200.0 is not between 0 and 100\n",
+    )
+
+
+@pytest.mark.parametrize(("command", "shown"), [("status", "[NAME]"), ("stop", "[NAME]"), ("logs", "NAME")])
+def test_the_usage_says_whether_a_name_is_needed(command: str, shown: str) -> None:
+    (usage, *_) = CliRunner().invoke(main, [command, "--help"]).output.splitlines()
+    assert usage.endswith(f" {command} [OPTIONS] {shown}")

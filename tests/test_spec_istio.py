@@ -180,6 +180,12 @@ def test_refused(http: Any, wanted: str) -> None:
     assert any(str(problem).startswith(wanted) for problem in caught.value.found), caught.value.found
 
 
+def test_a_mirror_beside_the_routes_is_told_by_its_field() -> None:
+    with pytest.raises(FileError) as caught:
+        tap_of(service([{"route": [{"destination": {"host": "a"}}]}], mirror={"host": "a"}))
+    assert str(caught.value.found[0]).startswith("spec.mirror: belongs to a route of http")
+
+
 @pytest.mark.parametrize(
     ("match", "field"),
     [

@@ -40,7 +40,8 @@ def socket_option(function: Function) -> Function:
 
 def name_argument(**options: Any) -> Callable[[Function], Function]:
     """Give a command the argument NAME, which a shell completes."""
-    return click.argument("name", metavar="NAME", shell_complete=complete, **options)
+    metavar = "NAME" if options.get("required", True) else "[NAME]"
+    return click.argument("name", metavar=metavar, shell_complete=complete, **options)
 
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")

@@ -21,6 +21,7 @@ OPTION_OF: Final = {
     "workers": "--workers",
     "shadows": "--shadow",
     "host": "--host",
+    "noise_probe": "--noise-probe",
 }
 """The option that a field of the spec is set by."""
 
@@ -55,7 +56,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def as_option(message: str) -> str:
     """The message with a field of the spec at its beginning named as the option that sets it."""
-    field = re.match(r"([a-z]+)(?:\[\d+\]|\.[a-z]+)*: ", message)
+    field = re.match(r"([a-z_]+)(?:\[\d+\]|\.[a-z]+)*: ", message)
     if field is not None and field[1] in OPTION_OF:
         return f"{OPTION_OF[field[1]]}: {message[field.end() :]}"
     return message

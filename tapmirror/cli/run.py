@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from tapmirror.cli.compared import (
     SPEC,
@@ -35,6 +36,17 @@ from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.spec import Level
 from tapmirror.supervisor import Tap, TapError
 from tapmirror.supervisor.claims import ClaimedError, Claims
+
+COMPARING: Final = {
+    "report_file": "--report",
+    "judge": "--verdict",
+    "max_error_diff": "--max-error-diff",
+    "max_p99_ratio": "--max-p99-ratio",
+    "max_diff_rate": "--max-diff-rate",
+    "alpha": "--alpha",
+    "noise_probe": "--noise-probe",
+}
+"""Options that say nothing where nothing is compared, by parameter."""
 
 
 @click.command(short_help="Mirror traffic of one interface until stopped.")
@@ -80,8 +92,9 @@ def run(
         form_of(report_file)
         check_place(report_file)
     specs = specs_of(context, file, resolve, strict=strict, options=options)
-    if (report_file is not None or judge) and not any(spec.compare.level is not Level.OFF for spec in specs):
-        fail(f"--{'report' if report_file is not None else 'verdict'}: nothing is compared: give --compare too", 2)
+    given = [name for name in COMPARING if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given and not any(spec.compare.level is not Level.OFF for spec in specs):
+        fail(f"{COMPARING[given[0]]}: nothing is compared: give --compare too", 2)
     taps = [Tap(spec, tell, partial(tell, say=worker_said)) for spec in specs]
     stop_read, stop_write = os.pipe()
     catch_signals(stop_write)

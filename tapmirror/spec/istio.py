@@ -66,6 +66,9 @@ def rules_of(reading: Importing, subsets: dict[str, set[str]]) -> list[Rule]:
         hosts.append(None if condition is None else reading.condition(path, **condition))
     if not hosts:
         reading.wrong(("spec",), "hosts is missing")
+    for name in ("mirror", "mirrors", "mirrorPercentage", "mirrorPercent"):
+        if name in spec:  # as Istio's own page once had it; Kubernetes takes such a field away without a word
+            reading.wrong(("spec", name), "belongs to a route of http: indent it by one level more")
     for name in ("tcp", "tls"):
         if spec.get(name):
             reading.left_out(("spec", name), "only http routes are taken")
