@@ -436,3 +436,12 @@ def test_the_same_copies_as_nginx(nginx: tuple[int, str, Path]) -> None:
         return json.dumps(line, sort_keys=True)
 
     assert sorted(map(order, got)) == sorted(map(order, wanted))
+
+
+def test_a_mirror_within_if_is_told() -> None:
+    text = b"""server { listen 80;
+        location /a { mirror /m; proxy_pass http://a; }
+        location / { if ($arg_x) { mirror /m; } proxy_pass http://a; }
+        location = /m { internal; proxy_pass http://b$request_uri; } }"""
+    told = [str(problem) for problem in from_nginx(text, "eth0").left_out]
+    assert told == ["3: mirror: is within if, where nginx takes none: not mirrored by it"]

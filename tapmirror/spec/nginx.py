@@ -101,7 +101,7 @@ class _Reader:
         self._iface = iface
         self._http = top.last("http") or top
         self._scope: Scope = (top,) if self._http is top else (top, self._http)
-        self._includes(top)
+        self._unread(top)
         self._upstreams = {each.args[0]: each for each in self._http.all("upstream") if each.args}
         self._splits: dict[str, Split] = {}
         for each in self._http.all("split_clients"):
@@ -132,11 +132,14 @@ class _Reader:
         """Note something that has no equivalent."""
         self._result.missing(line, path, message)
 
-    def _includes(self, block: Directive) -> None:
+    def _unread(self, block: Directive) -> None:
+        """Tell what is not looked at: files that are included, and mirrors where nginx itself takes none."""
         for each in block.block or ():
             if each.name == "include" and not re.search(r"mime\.types$|_params$|modules-enabled", " ".join(each.args)):
                 self.missing(each.line, "include", f"{shown(' '.join(each.args))} is not read (nginx -T prints it all)")
-            self._includes(each)
+            if each.name == "mirror" and block.name == "if":
+                self.missing(each.line, "mirror", "is within if, where nginx takes none: not mirrored by it")
+            self._unread(each)
 
     # --- split_clients
 
