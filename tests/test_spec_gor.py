@@ -66,6 +66,7 @@ def test_one_output_twice() -> None:
         ("gor --input-raw :80 --output-http b --output-http c --split-output", {"spread": Spread.ROUND_ROBIN}),
         ("gor --input-raw :80 --output-http b --output-http c --split-output=false", {"spread": Spread.ALL}),
         ("gor --input-raw :80 --output-http b --input-raw-promisc --verbose --stats", {"promisc": True}),
+        ("gor --input-raw :80 --output-http b --verbose 3 --input-raw-promisc", {"promisc": True}),
         (
             "gor --input-raw :80 --input-raw-protocol binary --output-binary b:9",
             {"protocol": Protocol.RAW, "rules": ()},

@@ -175,7 +175,7 @@ def write_report(found: Sequence[Figures], path: str) -> None:
 
 
 def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
-    """A line for each shadow, on standard output or error; the exit code: 0 all pass, 1 one fails, 3 not known yet."""
+    """A line for each shadow, on standard output or error; the exit code: 0 all pass, 1 one fails, 3 undecided."""
     try:
         for each in found:
             said = f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}{_where(each)}"
@@ -275,7 +275,7 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
 @limit_options
 @socket_option
 def verdict(source: str, socket: Path, **options: Any) -> None:
-    """Say whether the shadow keeps to limits: exit code 0 it does, 1 it does not, 3 not known yet, 2 none can be told.
+    """Say whether the shadow keeps to limits: exit code 0 it does, 1 it does not, 3 undecided, 2 none can be told.
 
     NAME and FILE are those of `tapmirror report`.  What is known grows while a tap runs; it can be asked as often as
     one likes.

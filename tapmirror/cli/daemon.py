@@ -13,7 +13,8 @@ from tapmirror.supervisor.log import to_stderr
 from tapmirror.supervisor.places import CONFIG, RUNTIME, STATE, PlaceError, Places
 from tapmirror.supervisor.serve import GROUP, serve
 
-DIRECTORY = click.Path(path_type=Path, file_okay=False)
+DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
+"""Who may not read it is told what the daemon needs, and of no option that was not given."""
 
 
 def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:

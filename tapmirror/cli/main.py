@@ -74,7 +74,7 @@ def main() -> None:
     """Mirror live TCP traffic to a shadow service, with no proxy in the path.
 
     Exit codes: 0 done; 1 the tap broke down while it ran, or a verdict is: fail; 2 it could not be started;
-    3 a verdict is not known yet.
+    3 a verdict is undecided.
     """
 
 

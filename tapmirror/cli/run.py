@@ -60,7 +60,7 @@ COMPARING: Final = {
     help="Write what differs to FILE (.html, .md, .json, .txt).",
 )
 @click.option(
-    "--verdict", "judge", is_flag=True, help="Judge the shadow at the end: exit code 0, 1 (fail) or 3 (unknown)."
+    "--verdict", "judge", is_flag=True, help="Judge the shadow at the end: exit code 0, 1 (fail) or 3 (undecided)."
 )
 @limit_options
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")

@@ -148,6 +148,8 @@ class _Reader:
             name, sign, value = word.removeprefix("-").removeprefix("-").partition("=")
             name = _RENAMED.get(name, name)
             if name in _SWITCHES:
+                if name == "verbose" and not sign and words and words[0].isdecimal():
+                    words.pop(0)  # from gor 1.1 on it takes a level
                 self._switch(name, not sign or value.lower() in ("1", "t", "true"))
                 continue
             if not sign:
