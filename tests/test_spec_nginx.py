@@ -445,3 +445,14 @@ def test_a_mirror_within_if_is_told() -> None:
         location = /m { internal; proxy_pass http://b$request_uri; } }"""
     told = [str(problem) for problem in from_nginx(text, "eth0").left_out]
     assert told == ["3: mirror: is within if, where nginx takes none: not mirrored by it"]
+
+
+def test_lua_is_named_where_it_may_turn_requests_away() -> None:
+    lua = 'access_by_lua_block { if ngx.var.x == "}" then ngx.exit(403) end }'
+    where = f"location / {{ {lua} mirror /m; }} location /x {{ content_by_lua_block {{ ngx.say(1) }} }}"
+    tap, said = one(site(f"{TO_B} rewrite_by_lua_file x.lua;", "init_by_lua_block { local t = {} }", where))
+    assert said == [
+        f"1: {name}: Lua is not looked into: what it does to requests is not done here"
+        for name in ("access_by_lua_block", "rewrite_by_lua_file")
+    ]
+    assert [shadow.name for shadow in tap.shadows] == ["m"]

@@ -12,7 +12,7 @@ from tapmirror.spec.nginx_syntax import parse
 
 
 def server(text: str, http: str = "") -> tuple[Server, list[str]]:
-    top = parse(f"{http} server {{ {text} }}".encode())
+    top = parse(f"{http} server {{ {text} }}")
     said: list[str] = []
     found = top.last("server")
     assert found is not None

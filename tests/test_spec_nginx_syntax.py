@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapmirror.spec.document import FileError
-from tapmirror.spec.nginx_syntax import MAX_BYTES, MAX_DEPTH, Directive, parse
+from tapmirror.spec.nginx_syntax import MAX_BYTES, MAX_DEPTH, Directive, decoded, parse
 
 
 def plain(directive: Directive) -> list[object]:
@@ -40,14 +40,36 @@ def plain(directive: Directive) -> list[object]:
     ],
 )
 def test_directives(text: str, wanted: list[object]) -> None:
-    assert [plain(each) for each in parse(text.encode()).block or []] == wanted
+    assert [plain(each) for each in parse(decoded(text.encode())).block or []] == wanted
 
 
 def test_lines() -> None:
-    top = parse(b"a;\n# x\nb\n  c {\n 'd\n' e;\n f; }\n")
+    top = parse("a;\n# x\nb\n  c {\n 'd\n' e;\n f; }\n")
     (a, b) = top.block or []
     assert (a.line, b.line) == (1, 3) and [each.line for each in b.block or []] == [5, 7]
     assert top.last("b") is b and top.last("x") is None and b.all("f") == (b.block or [])[1:]
+
+
+LUA = """\
+init_by_lua_block { local t = {a = 1}; }
+set_by_lua_block $x {
+  -- it's a } in a comment
+  --[==[ } ]] } ]==]
+  local s = "\\"}" .. '}' .. [[ } ]] .. [=[ ]] } ]=]
+  if s then return { s } end
+}
+b;
+"""
+
+
+def test_lua_is_read_up_to_its_end() -> None:
+    top = parse(LUA)
+    assert [plain(each) for each in top.block or []] == [
+        ["init_by_lua_block", []],
+        ["set_by_lua_block", "$x", []],
+        ["b"],
+    ]
+    assert [each.line for each in top.block or []] == [1, 2, 8]
 
 
 WRONG = [
@@ -60,13 +82,17 @@ WRONG = [
     ("a 'b;\n\n", "1: the closing ' is missing"),
     ("a 'b'c;", "1: 'c' right behind a quoted text"),
     ("a ${b;", "1: ${ without }"),
+    ("\nx_by_lua_block {\n -- }\n", "2: x_by_lua_block: the } that ends its Lua is missing"),
+    ("\nx_by_lua_block {\n '}\n }", "3: x_by_lua_block: a text or comment in its Lua does not end"),
+    ("x_by_lua_block {" + "--[[\n" * 100_000, "1: x_by_lua_block: a text or comment in its Lua does not end"),
+    ("x_by_lua_block {" + "{\n" * 100_000, "1: x_by_lua_block: the } that ends its Lua is missing"),
 ]
 
 
 @pytest.mark.parametrize(("text", "wanted"), WRONG)
 def test_what_is_no_configuration(text: str, wanted: str) -> None:
     with pytest.raises(FileError) as caught:
-        parse(text.encode())
+        parse(text)
     assert [str(problem) for problem in caught.value.found] == [wanted]
 
 
@@ -90,10 +116,16 @@ def test_nginx_does_not_take_it_either(tmp_path: Path, text: str) -> None:
 )
 def test_bounds(data: bytes, wanted: str) -> None:
     with pytest.raises(FileError, match=wanted):
-        parse(data)
+        parse(decoded(data))
 
 
-@given(st.lists(st.sampled_from(["a", " ", ";", "{", "}", "'", '"', "\\", "$", "${", "#", "\n", ")", "\0"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["a", "a_by_lua_block {", "--[[", " ", ";", "{", "}", "'", '"', "\\", "$", "${", "#", "\n", ")", "\0"]
+        )
+    )
+)
 def test_whatever_it_is_it_is_read_or_refused(parts: list[str]) -> None:
     with contextlib.suppress(FileError):
-        parse("".join(parts).encode())
+        parse("".join(parts))

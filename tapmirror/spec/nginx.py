@@ -24,8 +24,9 @@ import msgspec
 from tapmirror.spec.document import FileError, Problem
 from tapmirror.spec.errors import shown
 from tapmirror.spec.match import TOKEN
+from tapmirror.spec.nginx_files import read
 from tapmirror.spec.nginx_server import Scope, Server, inherited, one
-from tapmirror.spec.nginx_syntax import Directive, parse
+from tapmirror.spec.nginx_syntax import Directive
 from tapmirror.spec.nginx_values import (
     EVERY_REQUEST,
     VARIABLE,
@@ -44,6 +45,9 @@ from tapmirror.spec.translated import IFACE, UNNAMED, Translation, whole_path
 Shadows: TypeAlias = dict[tuple[int, str], list[dict[str, Any]]]
 """By line of the server and URI of the mirror; `_of` tells the servers of one upstream from others."""
 
+_LUA: Final = re.compile(r"(server_rewrite|rewrite|access|set|balancer)_by_lua(_block|_file)?")
+"""Lua that changes a request, turns it away or chooses where it goes to (ngx_http_lua_module), before or as it is
+mirrored: `mirror` comes behind access, and before content."""
 _PASS: Final = re.compile(
     r"(https?)://(\$\{\w+\}|\$\w+|\[[0-9A-Fa-f:.]+\]|[^/$:\s]+)(?::(\d{1,5}))?([/$].*)?", re.DOTALL
 )
@@ -90,7 +94,7 @@ class Conditions(msgspec.Struct):
 
 def from_nginx(data: bytes, iface: str | None = None) -> Translation:
     """The taps that do what a configuration mirrors.  Raises `FileError`."""
-    return _Reader(parse(data), iface).translated()
+    return _Reader(read(data), iface).translated()
 
 
 class _Reader:
@@ -133,10 +137,12 @@ class _Reader:
         self._result.missing(line, path, message)
 
     def _unread(self, block: Directive) -> None:
-        """Tell what is not looked at: files that are included, and mirrors where nginx itself takes none."""
+        """Tell what is not looked at: files that are included, Lua, and mirrors where nginx itself takes none."""
         for each in block.block or ():
             if each.name == "include" and not re.search(r"mime\.types$|_params$|modules-enabled", " ".join(each.args)):
                 self.missing(each.line, "include", f"{shown(' '.join(each.args))} is not read (nginx -T prints it all)")
+            if _LUA.fullmatch(each.name):
+                self.missing(each.line, each.name, "Lua is not looked into: what it does to requests is not done here")
             if each.name == "mirror" and block.name == "if":
                 self.missing(each.line, "mirror", "is within if, where nginx takes none: not mirrored by it")
             self._unread(each)
@@ -278,7 +284,7 @@ class _Reader:
             return []
         location = scope[-1]
         for each in location.block or ():
-            if each.name not in _SILENT:
+            if each.name not in _SILENT and not _LUA.fullmatch(each.name):
                 self.missing(each.line, each.name, "has no equivalent")
         unconditional = location.last("return")
         if unconditional is not None:

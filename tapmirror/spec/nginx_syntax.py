@@ -2,12 +2,14 @@
 """nginx's configuration language: text to directives with their lines, within bounds.
 
 As `ngx_conf_read_token` reads it: words end at white space, `;` or `{`; quotes only begin a word; `${` is of a
-variable; a backslash keeps the next character; `#` begins a comment where a word could begin.  Nothing is expanded,
-and no file that is included is read.
+variable; a backslash keeps the next character; `#` begins a comment where a word could begin.  A block of Lua
+(ngx_http_lua_module) is read up to its end, and is empty here.  Nothing is expanded, and no file that is included is
+read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -18,6 +20,10 @@ from tapmirror.spec.document import FileError, Problem
 MAX_BYTES: Final = 1 << 20
 """Of a file: `nginx -T` of a large site."""
 MAX_DEPTH: Final = 16
+_LUA_BLOCK: Final = "_by_lua_block"
+_LUA: Final = re.compile(r"--\[(=*)\[|\[(=*)\[|--[^\n]*|[\"'{}]")
+"""Of Lua: braces, and what begins a text or comment, in which a brace ends nothing (Lua 5.1, 2.1)."""
+_LUA_TEXT: Final = {quote: re.compile(rf"(?:\\.|[^{quote}\\\n])*{quote}", re.DOTALL) for quote in "\"'"}
 _ESCAPES: Final = {"t": "\t", "r": "\r", "n": "\n", '"': '"', "'": "'", "\\": "\\"}
 
 
@@ -39,19 +45,23 @@ class Directive(msgspec.Struct):
         return found[-1] if found else None
 
 
-def parse(data: bytes) -> Directive:
-    """The whole file as the block of a directive without a name.  Raises `FileError`."""
+def decoded(data: bytes) -> str:
+    """The text of a file.  Raises `FileError`."""
     if len(data) > MAX_BYTES:
         raise FileError([Problem(0, "", f"longer than {MAX_BYTES >> 20} MiB")])
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FileError([Problem(data.count(b"\n", 0, error.start) + 1, "", "not UTF-8")]) from None
+
+
+def parse(text: str, begins: int = 1) -> Directive:
+    """The whole text, which begins at a line, as the block of a directive without a name.  Raises `FileError`."""
     top = Directive("", [], 0, [])
     stack = [top]
     words: list[str] = []
     first = 0
-    for word, line, plain in _words(text):
+    for word, line, plain in _words(text, begins):
         if not plain or word not in (";", "{", "}"):
             if not words:
                 first = line
@@ -85,9 +95,10 @@ def parse(data: bytes) -> Directive:
     return top
 
 
-def _words(text: str) -> Iterator[tuple[str, int, bool]]:
-    """(word, line, whether it is neither quoted nor escaped); `;`, `{` and `}` are words."""
-    at, line, size = 0, 1, len(text)
+def _words(text: str, line: int) -> Iterator[tuple[str, int, bool]]:
+    """(word, line, whether it is neither quoted nor escaped); `;`, `{` and `}` are words, and what is Lua is none."""
+    at, size = 0, len(text)
+    name = ""
     while at < size:
         c = text[at]
         if c in " \t\r\n":
@@ -99,10 +110,38 @@ def _words(text: str) -> Iterator[tuple[str, int, bool]]:
         elif c in ";{}":
             yield c, line, True
             at += 1
+            if c == "{" and name.endswith(_LUA_BLOCK):
+                end = _lua_end(text, at, name, line)
+                line += text.count("\n", at, end)
+                at = end
+            name = ""
         else:
             began = line
             word, at, line = _quoted(text, at, line) if c in "\"'" else _bare(text, at, line)
+            name = name or word
             yield word, began, False
+
+
+def _lua_end(text: str, at: int, name: str, line: int) -> int:
+    """Where the brace is that ends a block of Lua, which begins on a line."""
+    depth, begins = 1, at
+    while (found := _LUA.search(text, at)) is not None:
+        at = found.end()
+        if found[0] in _LUA_TEXT:
+            rest = _LUA_TEXT[found[0]].match(text, at)
+            at = -1 if rest is None else rest.end()
+        elif found[1] is not None or found[2] is not None:
+            end = f"]{found[1] or found[2] or ''}]"
+            place = text.find(end, at)
+            at = -1 if place < 0 else place + len(end)
+        else:
+            depth += {"{": 1, "}": -1}.get(found[0], 0)
+            if not depth:
+                return found.start()
+        if at < 0:
+            line += text.count("\n", begins, found.start())
+            raise FileError([Problem(line, name, "a text or comment in its Lua does not end")])
+    raise FileError([Problem(line, name, "the } that ends its Lua is missing")])
 
 
 def _quoted(text: str, at: int, line: int) -> tuple[str, int, int]:
