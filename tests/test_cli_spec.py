@@ -68,7 +68,7 @@ def test_rules_of_istio(tmp_path: Path) -> None:
     assert "port 9080 at interface eth1" in done.stdout and "Host gets the suffix -shadow" in done.stdout
     (warning,) = done.stderr.splitlines()
     assert warning.endswith(
-        "route.yaml:4: spec.http[0].retries: is for the proxy in the path and has no effect on the copies"
+        "route.yaml:4: spec.http[0].retries: is done by the proxy in the path, and not to the copies made here"
     )
     for more, wanted in (
         ([*address, "--strict"], "spec.http[0].retries"),

@@ -34,6 +34,20 @@ def test_aliases_are_values_again() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
+        ("{b: 2, <<: *x}", {"k": 1, "b": 2}),
+        ("{k: 2, <<: *x}", {"k": 2}),
+        ("{<<: [{k: 3}, *x], <<: {c: 4}}", {"k": 3, "c": 4}),
+        ('{"<<": 1}', {"<<": 1}),
+    ],
+)
+def test_a_mapping_can_have_the_fields_of_another(text: str, value: object) -> None:
+    (found,) = load(f"a: &x {{k: 1}}\nb: {text}\n".encode())
+    assert (found.data["b"], found.problems) == (value, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
         ("1e2", 100.0),
         ("-1.5E+2", -150.0),
         (".5e1", 5.0),
@@ -83,6 +97,7 @@ def test_refused(data: bytes, line: int, message: str) -> None:
         (b"x: {a: 1, a: 2}\n", ["1: x.a: given twice"]),
         (b"[1, 2]: 3\n", ["1: a key is not a text"]),
         (b"a: !!python/object:os.system x\n", ["1: a: the tag 'python/object:os.system' is not known here"]),
+        (b"a: 1\n<<: [{}, x]\n", ["2: <<: 'x' is not a mapping"]),
         (b"a: !x [1]\n", []),
     ],
 )

@@ -124,11 +124,12 @@ def test_refused(rule: Any, wanted: str) -> None:
     assert wanted in str(caught.value)
 
 
-def test_what_has_no_effect_is_told() -> None:
-    filters = [{"type": "URLRewrite"}, to("new")]
+def test_what_is_not_done_to_a_copy_is_told() -> None:
+    filters = [{"type": "URLRewrite"}, to("new"), {"type": "ResponseHeaderModifier"}]
     _, warnings = tap_of([{"filters": filters, "timeouts": {}, "matches": [{"grpc": 1}, {}]}])
     assert [each.split(": ")[0] for each in warnings] == [
         "spec.rules[0].timeouts",
         "spec.rules[0].filters[0].type",
         "spec.rules[0].matches[0].grpc",
     ]
+    assert "URLRewrite: the proxy changes its copies so, too; " in warnings[1]

@@ -245,19 +245,34 @@ def test_a_subset_that_the_destination_rule_does_not_have() -> None:
     assert "has no subset v2" in str(caught.value)
 
 
+CHANGED = "the proxy changes its copies so, too; "
+
+
 @pytest.mark.parametrize(
-    ("route", "field"),
+    ("route", "field", "why"),
     [
-        ({**TO, "fault": {}}, "spec.http[0].fault"),
-        ({**TO, "retries": {}}, "spec.http[0].retries"),
-        ({**TO, "delegate": {"name": "x"}}, "spec.http[0].delegate"),
-        ({**TO, "rewrite": {"uri": "/"}}, "spec.http[0].rewrite"),
+        ({**TO, "fault": {}}, "fault", "is done by the proxy in the path, and not to the copies made here"),
+        ({**TO, "retries": {}}, "retries", "is done by the proxy in the path, and not to the copies made here"),
+        ({**TO, "delegate": {"name": "x"}}, "delegate", "stands for the routes of another VirtualService"),
+        ({**TO, "rewrite": {"uri": "/"}}, "rewrite", CHANGED),
+        ({**TO, "headers": {"request": {"set": {"x": "y"}}}}, "headers.request", CHANGED),
+        (
+            {**TO, "route": [{"destination": {}}, {"headers": {"request": {"remove": ["x"]}}}]},
+            "route[1].headers.request",
+            CHANGED,
+        ),
+        ({**TO, "whatever": 1}, "whatever", "no such field is known here"),
     ],
 )
-def test_what_has_no_effect_is_told(route: Any, field: str) -> None:
-    tap, warnings = tap_of(service([route]))
-    assert [warning.split(": ")[0] for warning in warnings] == [field]
+def test_what_is_not_done_to_a_copy_is_told(route: Any, field: str, why: str) -> None:
+    tap, (warning,) = tap_of(service([route]))
+    assert warning.startswith(f"spec.http[0].{field}: {why}")
     assert mirrored(tap, "GET / HTTP/1.1")
+
+
+def test_fields_of_answers_are_nothing_to_a_copy() -> None:
+    answers = {"headers": {"response": {"set": {"x": "y"}}}}
+    assert tap_of(service([{**TO, **answers, "route": [answers]}]))[1] == []
 
 
 @pytest.mark.parametrize("name", ["sourceLabels", "sourceNamespace", "gateways", "port", "whatever"])

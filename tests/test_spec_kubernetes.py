@@ -66,7 +66,11 @@ def test_refused(before: bytes, resolve: dict[str, str] | None, wanted: str) -> 
 def test_where_to_tap_is_needed() -> None:
     with pytest.raises(FileError) as caught:
         import_tap(load(BOOKINFO), {}, V2)
-    assert {problem.message for problem in caught.value.found} == {"iface is missing", "ports is missing"}
+    where = "or a document without `kind` in the file, says it"
+    assert {problem.message for problem in caught.value.found} == {
+        f"iface is missing: --iface, {where}",
+        f"ports is missing: --port, {where}",
+    }
 
 
 def test_files_that_mirror_nothing_and_kinds_that_are_not_known() -> None:

@@ -16,6 +16,8 @@ import yaml
 
 from tapmirror.spec.errors import shown
 
+_MERGE: Final = "tag:yaml.org,2002:merge"
+"""Of the key `<<`: a mapping, or several, whose fields count where the one that it is in does not say them itself."""
 MAX_BYTES: Final = 256 << 10
 """Of a file: hundreds of rules; PyYAML reads it in seconds."""
 MAX_NODES: Final = 50_000
@@ -131,17 +133,26 @@ class _Builder:
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         built: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 self.found.append(Problem(line, dotted(path), "a key is not a text"))
                 continue
             key = str(key_node.value)
+            if key_node.tag == _MERGE:
+                found = self.build(value_node, (*path, key))
+                for each in found if isinstance(found, list) else [found]:
+                    if isinstance(each, dict):
+                        merged = each | merged  # the first has its way
+                    else:
+                        self.found.append(Problem(line, dotted((*path, key)), f"{shown(each)} is not a mapping"))
+                continue
             if key in built:
                 self.found.append(Problem(line, dotted((*path, key)), "given twice"))
             built[key] = self.build(value_node, (*path, key))
             self.lines[(*path, key)] = line
-        return built
+        return merged | built
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         tag = str(node.tag).removeprefix("tag:yaml.org,2002:")

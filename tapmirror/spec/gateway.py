@@ -16,7 +16,7 @@ import re
 from typing import Any, Final
 
 from tapmirror.spec.document import Path
-from tapmirror.spec.imported import Destination, Importing, host_condition
+from tapmirror.spec.imported import BESIDE, CHANGES, Destination, Importing, host_condition
 from tapmirror.spec.match import Text
 from tapmirror.spec.sampled import By
 from tapmirror.spec.tap import Mirror, Rule
@@ -24,6 +24,7 @@ from tapmirror.spec.tap import Mirror, Rule
 VERSIONS: Final = tuple(f"gateway.networking.k8s.io/{version}" for version in ("v1", "v1beta1"))
 
 _RULE: Final = frozenset({"name", "matches", "filters", "backendRefs"})
+_CHANGES: Final = ("RequestHeaderModifier", "URLRewrite")
 _MATCH: Final = frozenset({"path", "headers", "queryParams", "method"})
 _KINDS: Final = {"Exact": "exact", "RegularExpression": "regex"}
 
@@ -46,7 +47,7 @@ def rules_of(reading: Importing) -> list[Rule]:
         rule = reading.mapping(entry, path)
         for name in rule:
             if name not in _RULE:
-                reading.left_out((*path, name), "is for the gateway in the path and has no effect on the copies")
+                reading.left_out((*path, name), BESIDE)
         for place, backend in reading.items(rule.get("backendRefs"), (*path, "backendRefs")):
             if reading.mapping(backend, place).get("filters"):
                 reading.left_out((*place, "filters"), "only filters of a rule are taken")
@@ -69,7 +70,9 @@ def _mirrors(reading: Importing, rule: dict[str, Any], path: Path, namespace: st
     for place, entry in reading.items(rule.get("filters"), (*path, "filters")):
         one = reading.mapping(entry, place)
         if one.get("type") != "RequestMirror":
-            reading.left_out((*place, "type"), f"{one.get('type')} is for the gateway and has no effect on the copies")
+            if one.get("type") != "ResponseHeaderModifier":  # what a client gets is nothing to a copy
+                why = CHANGES if one.get("type") in _CHANGES else BESIDE
+                reading.left_out((*place, "type"), f"{one.get('type')}: {why}")
             continue
         where = (*place, "requestMirror")
         mirror = reading.mapping(one.get("requestMirror"), where)

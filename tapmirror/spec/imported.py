@@ -19,6 +19,11 @@ Item: TypeAlias = tuple[Path, Any]
 """A value and where it is."""
 
 CLUSTER: Final = "svc.cluster.local"
+CHANGES: Final = (
+    "the proxy changes its copies so, too; here they are as the request passes the interface, behind it changed already"
+)
+"""Envoy's router makes them of what it is about to send (`finalizeRequestHeaders` before `shadow_headers_`)."""
+BESIDE: Final = "is done by the proxy in the path, and not to the copies made here"
 
 
 class Destination(msgspec.Struct, frozen=True):

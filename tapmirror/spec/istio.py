@@ -18,7 +18,8 @@ What is tapped is plain HTTP at known ports: `scheme` is compared with `http`, a
 only one.
 
 A condition that cannot be seen from the wire (`sourceLabels`, …): the match that has it is left out, with a warning; so
-is what a mirror beside the path cannot do to production (`fault`, `retries`, …).
+is what a mirror beside the path cannot do to production (`fault`, `retries`, …), and what Istio's proxy does to a
+request before it copies it (`rewrite`, `headers`): rewrites here are a shadow's, whatever the route.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, Final
 
 from tapmirror.spec.document import Path
 from tapmirror.spec.errors import shown
-from tapmirror.spec.imported import Destination, Importing, host_condition
+from tapmirror.spec.imported import BESIDE, CHANGES, Destination, Importing, host_condition
 from tapmirror.spec.match import Match, Text
 from tapmirror.spec.sampled import By
 from tapmirror.spec.tap import Mirror, Rule
@@ -38,10 +39,16 @@ BOTH: Final = "HTTP route cannot contain both mirror and mirrors"
 """In Istio's own words (validateHTTPRouteConflict)."""
 
 _ANSWERS: Final = ("redirect", "directResponse")
-_OF_THE_PROXY: Final = frozenset({"delegate", "rewrite", "timeout", "retries", "fault", "corsPolicy", "headers"})
+_OF_THE_PROXY: Final = {
+    **dict.fromkeys(("timeout", "retries", "fault", "corsPolicy"), BESIDE),
+    "rewrite": CHANGES,
+    "delegate": "stands for the routes of another VirtualService, which are not taken",
+}
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 """RFC 9110, 9.3, and RFC 5789: those that a pattern for methods may stand for."""
-_ROUTE: Final = frozenset({"name", "match", "route", "mirror", "mirrors", "mirrorPercentage", "mirrorPercent"})
+_ROUTE: Final = frozenset(
+    {"name", "match", "route", "headers", "mirror", "mirrors", "mirrorPercentage", "mirrorPercent"}
+)
 _UNSEEN: Final = {
     "scheme": "what is tapped is plain HTTP",
     "port": "is not the one port that is tapped",
@@ -99,11 +106,11 @@ def _rule(
     if answers is not None:
         reading.left_out((*path, answers), "the proxy answers by itself: nothing of this route is mirrored")
     for name in route:
-        if name in _ROUTE or name in _ANSWERS:
-            continue
-        known = name in _OF_THE_PROXY
-        why = "is for the proxy in the path and has no effect on the copies" if known else "no such field is known here"
-        reading.left_out((*path, name), why)
+        if name not in _ROUTE and name not in _ANSWERS:
+            reading.left_out((*path, name), _OF_THE_PROXY.get(name, "no such field is known here"))
+    _headers(reading, route, path)
+    for place, destination in reading.items(route.get("route"), (*path, "route")):
+        _headers(reading, reading.mapping(destination, place), place)
     if route.get("mirror") and route.get("mirrors"):
         reading.wrong(path, BOTH)
     mirrors = []
@@ -135,6 +142,13 @@ def _rule(
     if matches is None:
         return None
     return Rule(name=reading.text(route.get("name"), (*path, "name")), match=matches, mirror=tuple(taken))
+
+
+def _headers(reading: Importing, data: dict[str, Any], path: Path) -> None:
+    """Tell of fields that are changed; those of answers are nothing to a copy."""
+    where = (*path, "headers")
+    if reading.mapping(data.get("headers"), where).get("request"):
+        reading.left_out((*where, "request"), CHANGES)
 
 
 def _destination(reading: Importing, data: Any, path: Path, subsets: dict[str, set[str]]) -> Destination | None:

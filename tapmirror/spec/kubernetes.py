@@ -21,6 +21,7 @@ from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import Rule, TapSpec
 
 RESOLVE: Final = "resolve"
+_UNSAID: Final = {"iface is missing": "--iface", "ports is missing": "--port"}
 
 
 def is_kubernetes(documents: Iterable[Document]) -> bool:
@@ -56,7 +57,7 @@ def import_tap(
     try:
         (tap,) = taps_of([Document(base, lines, [])])
     except FileError as error:
-        raise FileError(found + error.found) from None
+        raise FileError(found + [_said_where(each) for each in error.found]) from None
     rules, shadows = _read(documents, {**addresses, **resolve}, tap.ports, found, warnings)
     if not shadows and not found:
         found += [*warnings, Problem(0, "", "no route in it mirrors anything")]
@@ -66,6 +67,15 @@ def import_tap(
         return msgspec.structs.replace(tap, shadows=tuple(shadows.values()), rules=tuple(rules)), warnings
     except SpecError as error:
         raise FileError([Problem(0, field, message) for field, message in error.problems]) from None
+
+
+def _said_where(problem: Problem) -> Problem:
+    """With how such a file is told what rules of Kubernetes do not say."""
+    option = _UNSAID.get(problem.message)
+    if option is None:
+        return problem
+    said = f"{problem.message}: {option}, or a document without `kind` in the file, says it"
+    return Problem(problem.line, problem.path, said)
 
 
 def _items(document: Document) -> list[Document]:
