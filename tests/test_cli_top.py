@@ -63,7 +63,7 @@ def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
     compared = {"shadows": Feed("broken").run(1500).comparison.brief(), "capture": {}}
     text = " ".join(shown({"daemon": DAEMON, "taps": [{**TAP, "ledger": {**ledger, "compare": compared}}]}).split())
     assert (
-        "web v2: 1,500 compared" in text and " % differ, most GET /" in text and text.endswith("verdict so far: fail")
+        "web v2: 1,500 compared" in text and " % differ, worst GET /" in text and text.endswith("verdict so far: fail")
     )
 
 

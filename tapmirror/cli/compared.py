@@ -240,7 +240,7 @@ def brief_line(found: dict[str, Any]) -> str:
     worst = max(found["worst"], key=lambda name: badness(found["worst"][name]), default=None)
     if worst is not None and badness(found["worst"][worst]) > 0:
         counts = found["worst"][worst]
-        parts[-1] += f", most {clean(worst)} ({percent(counts['differing'] / max(1, counts['compared']))})"
+        parts[-1] += f", worst {clean(worst)} ({percent(counts['differing'] / max(1, counts['compared']))})"
     errors = [percent(everything[side]["errors"] / pairs) for side in ("production", "shadow")]
     parts.append(f"errors {errors[0]} / {errors[1]}")
     parts += [f"p99 x{check.estimate:.2f}" for check in verdict.checks if check.name == "p99 ratio" and check.estimate]

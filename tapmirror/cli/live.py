@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a running tap looks like: a live table on a terminal, a line now and then elsewhere, the ledger at the end."""
+"""What a running tap looks like: a live table on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import click
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from tapmirror.cli.account import account, answers, counted
 from tapmirror.cli.compared import brief_lines
 from tapmirror.ledger import CONNECT_FAILED, waits, worst_wait
 from tapmirror.spec import By, TapSpec
@@ -34,6 +34,25 @@ class View(Protocol):
 
     def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
         """Show one snapshot of each."""
+
+    def stopping(self) -> None:
+        """Say that a signal was taken, and what a second one would do: it may take seconds now."""
+
+
+DUMB: Final = ("dumb", "unknown")
+"""Terminals that can write on the line they are on only, as rich has them."""
+
+
+def view_of(specs: Sequence[TapSpec]) -> View:
+    """What standard error can show."""
+    redrawn = sys.stderr and sys.stderr.isatty() and os.environ.get("TERM") not in DUMB
+    return LiveView(specs) if redrawn else LineView(specs)
+
+
+def stopping_words(specs: Sequence[TapSpec]) -> str:
+    """What happens after a first signal."""
+    longest = max(spec.limits.drain_time for spec in specs)
+    return f"stopping: what was captured is sent, within {longest:g} s (Ctrl-C again ends it at once, without a ledger)"
 
 
 def say_no_more() -> None:
@@ -96,18 +115,12 @@ def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:
         name = counted(shadow)
         words.append(f"{shadow[name]['mirrored']:,} {name} mirrored")
         words += [f"{count:,} dropped ({why})" for why, count in shadow[name]["dropped"].items()]
-    answers = [f"{name} {count:,}" for name, count in shadow["answers"].items()]
-    return ", ".join([*words, *(answers or ["no answers"])])
+    return ", ".join([*words, answers(shadow)])
 
 
 def state_words(ledger: dict[str, Any]) -> str:
     """Why a tap does not mirror now, its interface being down or gone, or a worker being started again; "": it does."""
     return f"{ledger['state'].upper()}: {ledger['state_reason']}" if ledger["state_reason"] else ""
-
-
-def counted(ledger: dict[str, Any]) -> str:
-    """The unit that tells what a shadow gets: requests, or the bytes of raw connections, which have none."""
-    return "requests" if ledger["requests"]["seen"] or not ledger["bytes"]["seen"] else "bytes"
 
 
 def behind(delay: float) -> str:
@@ -161,6 +174,10 @@ class LineView:
             for line in brief_lines(ledger):
                 click.echo(f"          {name}{line}", err=True)
 
+    def stopping(self) -> None:
+        """Say so."""
+        click.echo(f"tapmirror: {stopping_words(self._specs)}", err=True)
+
 
 class LiveView:
     """A table for each tap, redrawn in place."""
@@ -171,6 +188,7 @@ class LiveView:
         self._specs = specs
         self._rates = [Rates() for _ in specs]
         self._reach = [Reach() for _ in specs]
+        self._parts: list[RenderableType] = []
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=False)
 
     def __enter__(self) -> Self:
@@ -188,23 +206,24 @@ class LiveView:
 
     def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
         """Redraw."""
-        tables = []
+        self._parts = []
         for spec, rates, reach, ledger in zip(self._specs, self._rates, self._reach, ledgers, strict=True):
             rate, size, cpu, delay = rates.of(ledger)
-            table = Table(title=Text(heading(spec)), title_justify="left", caption_justify="left")
             facts = (
                 f"{rate:,.0f}/s  {size / 1e6:.1f} MB/s  flows {ledger['flows']:,}  "
                 f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB, {behind(delay)}  "
-                f"capture {ledger['capture']}   Ctrl-C stops"
+                f"capture {ledger['capture']}"
             )
             unwell = [words] if (words := state_words(ledger)) else []
             unwell += [f"shadow {label}: UNWELL: {cause}" for label, cause in sorted(reach.of(ledger).items())]
-            table.caption = Text.assemble(
-                ("\n".join([*unwell, ""]), "bold red"), "\n".join([*brief_lines(ledger), facts])
-            )
-            _fill(table, ledger)
-            tables.append(table)
-        self._live.update(Group(*tables), refresh=True)
+            self._parts.append(account(heading(spec), ledger))
+            self._parts += [Text(line, "bold red") for line in unwell]
+            self._parts += [Text(line) for line in (*brief_lines(ledger), facts)]
+        self._live.update(Group(*self._parts, Text("Ctrl-C stops", "dim")), refresh=True)
+
+    def stopping(self) -> None:
+        """Say so in the last line."""
+        self._live.update(Group(*self._parts, Text(stopping_words(self._specs), "bold")), refresh=True)
 
 
 def heading(spec: TapSpec) -> str:
@@ -216,46 +235,3 @@ def heading(spec: TapSpec) -> str:
     share = f"{spec.ramp.start:g} to {spec.ramp.end:g} %" if spec.ramp is not None else f"{spec.percent:g} %"
     what = {By.CONNECTION: "connections", By.KEY: f"keys ({spec.key})"}.get(spec.by, "requests")
     return f"{spec.iface} port {ports} -> {shadows}, {share} of {what}"
-
-
-def print_ledger(ledger: dict[str, Any]) -> None:
-    """The final ledger, on standard output."""
-    Console().print(ledger_table(ledger))
-
-
-def ledger_table(ledger: dict[str, Any]) -> Table:
-    """A ledger with its title."""
-    table = Table(
-        title=Text(f"Ledger of {ledger['tap']}" if ledger["tap"] != "tap" else "Ledger"), title_justify="left"
-    )
-    _fill(table, ledger)
-    return table
-
-
-def _fill(table: Table, ledger: dict[str, Any]) -> None:
-    """A row for each fate, a column for each unit; of several shadows the last two for each."""
-    units = [ledger["segments"], ledger["bytes"], ledger["requests"]]
-    table.add_column("", overflow="fold")
-    names = ["segments", "bytes", "requests"]
-    if len(ledger["shadows"]) > 1:
-        units, names = units[:1], names[:1]
-        for label, shadow in ledger["shadows"].items():
-            units += [shadow["bytes"], shadow["requests"]]
-            names += [f"bytes\n{label}", f"requests\n{label}"]
-    for name in names:
-        table.add_column(Text(name), justify="right", overflow="fold")  # cut, the names of shadows would be the same
-    for fate in ("seen", "mirrored", "sampled_out"):
-        table.add_row(fate.replace("_", " "), *(f"{unit[fate]:,}" for unit in units))
-    for kind in ("filtered", "dropped"):
-        for reason in sorted({r for unit in units for r in unit[kind]}):
-            table.add_row(f"{kind}: {reason}", *(f"{unit[kind].get(reason, 0):,}" for unit in units))
-    for fate in ("in_flight", "unaccounted"):
-        table.add_row(fate.replace("_", " "), *(f"{unit[fate]:,}" for unit in units))
-    table.add_section()
-    for label, shadow in ledger["shadows"].items():
-        answers = "  ".join(f"{name}: {count:,}" for name, count in shadow["answers"].items())
-        title = "shadow's answers" if len(ledger["shadows"]) == 1 else f"answers of {label}"
-        table.add_row(Text(title), Text(answers or "none seen"))
-    calls = ledger["events"].get("hook_calls")
-    if calls:
-        table.add_row("hook", f"{calls:,} calls", f"{ledger['events']['hook_ns'] / calls / 1000:.1f} us each")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from tapmirror.cli.account import print_ledger
 from tapmirror.cli.compared import (
     SPEC,
     all_figures,
@@ -29,7 +31,7 @@ from tapmirror.cli.compared import (
     tell_verdict,
     write_report,
 )
-from tapmirror.cli.live import LineView, LiveView, View, print_ledger, say_no_more
+from tapmirror.cli.live import say_no_more, view_of
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
@@ -173,7 +175,7 @@ def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[st
     """
     end = time.monotonic() + duration
     specs = [tap.spec for tap in taps]
-    view: View = LiveView(specs) if sys.stderr and sys.stderr.isatty() else LineView(specs)
+    view = view_of(specs)
     ledgers: dict[Tap, dict[str, Any]] = {}
     broken: set[Tap] = set()
     try:
@@ -192,6 +194,8 @@ def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[st
                         break
                     shown = now
                 if wait(taps, stop, min(end, now + SERVICE, shown + view.interval)):
+                    with contextlib.suppress(OSError):  # a closed terminal is a signal, too
+                        view.stopping()
                     break
         last = [tap.stop() for tap in taps]
         return last, bool(broken) or any(tap.loops for tap in taps)

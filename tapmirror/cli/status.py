@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import click
 
+from tapmirror.cli.account import counted
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option, understood
 from tapmirror.cli.compared import raw_lines
-from tapmirror.cli.live import Rates, behind, counted, shadow_words
+from tapmirror.cli.live import Rates, behind, shadow_words
 from tapmirror.control import Client, ControlError
 from tapmirror.control.messages import Logs, Status
 

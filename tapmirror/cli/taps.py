@@ -13,9 +13,9 @@ import msgspec
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
+from tapmirror.cli.account import final
 from tapmirror.cli.asking import ask, json_option, name_argument, print_json, socket_option, understood
 from tapmirror.cli.files import read_file
-from tapmirror.cli.live import ledger_table
 from tapmirror.cli.messages import fail, warn
 from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
@@ -101,7 +101,7 @@ def stop(name: str | None, everything: bool, as_json: bool, socket: Path) -> Non
         print_json(done)
         return
     with understood():
-        ledgers = [(tap["name"], tap["ledger"] and ledger_table(tap["ledger"])) for tap in done["stopped"]]
+        ledgers = [(tap["name"], tap["ledger"] and final(tap["ledger"])) for tap in done["stopped"]]
     for name, shown in ledgers:
         if shown is not None:
             Console().print(shown)

@@ -22,9 +22,10 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
+from tapmirror.cli.account import counted
 from tapmirror.cli.asking import refused, socket_option, understood
 from tapmirror.cli.compared import brief_lines
-from tapmirror.cli.live import Rates, counted
+from tapmirror.cli.live import Rates
 from tapmirror.cli.messages import fail
 from tapmirror.cli.status import TIMES, duration
 from tapmirror.control import Client, ControlError

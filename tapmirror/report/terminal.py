@@ -9,6 +9,7 @@ from typing import Final
 
 from rich import box
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -37,6 +38,8 @@ COLOURS: Final = {Outcome.PASS: "bold green", Outcome.FAIL: "bold red", Outcome.
 ENDPOINTS: Final = 20
 WIDE: Final = 110
 """Columns from which on both sides have columns of their own."""
+NARROW: Final = 70
+"""Columns below which there is no table: names would have a few characters of them."""
 
 
 def terminal(*found: Figures, width: int = 120, colour: bool = False) -> str:
@@ -59,26 +62,50 @@ def parts(figures: Figures, width: int = WIDE) -> Iterator[RenderableType]:
     yield Text(clean(f"{figures.tap}: {figures.shadow} against production"), "bold")
     yield Text.assemble((OUTCOMES[verdict.outcome], COLOURS[verdict.outcome]), "  ", clean(verdict.reason))
     yield Text(clean(compared(figures)))
-    if verdict.checks and figures.paired:
-        table = _table(LIMITS[0], *map(_right, LIMITS[1:-1]), LIMITS[-1])
-        for check in verdict.checks:
-            table.add_row(check.name, *limits_of(check), Text(check.outcome.value, COLOURS[check.outcome]))
-        yield table
     if not figures.paired:
         yield Text("")
-    elif width >= WIDE:
-        yield _endpoints(figures)
-        fields = _fields(figures)
-        if fields is not None:
-            yield fields
-    else:
-        yield _narrow_endpoints(figures)
+    elif width < NARROW:
+        yield from _endpoint_lines(figures)
         yield from _narrow_fields(figures)
+    else:
+        yield from _limits(figures)
+        if width >= WIDE:
+            yield _endpoints(figures)
+            yield from _fields(figures)
+        else:
+            yield _narrow_endpoints(figures)
+            yield from _narrow_fields(figures)
     for line in noise(figures, 20):
         yield Text(clean(line), "dim")
     for remark in remarks(figures):
         yield Text(clean(remark))
     yield Text(rtt(figures), "dim")
+
+
+def _limits(figures: Figures) -> Iterator[RenderableType]:
+    if figures.verdict.checks:
+        table = _table(LIMITS[0], *map(_right, LIMITS[1:-1]), LIMITS[-1])
+        for check in figures.verdict.checks:
+            table.add_row(check.name, *limits_of(check), Text(check.outcome.value, COLOURS[check.outcome]))
+        yield table
+
+
+def _endpoint_lines(figures: Figures) -> Iterator[RenderableType]:
+    """What the tables say, without any."""
+    yield Text("")
+    for check in figures.verdict.checks:
+        found, certainly, most = limits_of(check)
+        said = f"{check.name}: {found} (certainly {certainly}, at most {most}): "
+        yield Text.assemble(said, (check.outcome.value, COLOURS[check.outcome]))
+    yield Text("")
+    for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
+        name, requests, errors, times, ratio, differ = _narrow_cells(endpoint)
+        parts = (f"{requests} requests, errors ", errors, f", p99 {times}", f" ({ratio})" if ratio else "")
+        yield name
+        yield Padding(Text.assemble(*parts, f", {differ} differ" if endpoint.compared else ""), (0, 0, 0, 2))
+    if len(figures.endpoints) > ENDPOINTS:
+        yield Text(f"{len(figures.endpoints) - ENDPOINTS} more")
+    yield Text("")
 
 
 def _endpoints(figures: Figures) -> Table:
@@ -97,17 +124,22 @@ def _narrow_endpoints(figures: Figures) -> Table:
     table = _table(Column("endpoint", overflow="fold", ratio=1), *columns)
     table.expand = True
     for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:
-        name, requests, _, _, _, _, _, _, ratio, differ = _cells(endpoint)
-        one, other = endpoint.production, endpoint.shadow
-        errors = f"{percent(one.error_rate).removesuffix(' %')} → {percent(other.error_rate)}"
-        mine, its = took(one.last["p99"]), took(other.last["p99"])
-        if mine[-3:] == its[-3:] and " " in mine:
-            mine = mine.rpartition(" ")[0]
-        worse = (endpoint.error_diff.low or 0) > 0
-        table.add_row(name, requests, Text(errors, "red" if worse else ""), f"{mine} → {its}", ratio, differ)
+        table.add_row(*_narrow_cells(endpoint))
     if len(figures.endpoints) > ENDPOINTS:
         table.add_row(f"{len(figures.endpoints) - ENDPOINTS} more", *[""] * 5)
     return table
+
+
+def _narrow_cells(endpoint: EndpointFigures) -> tuple[Text, str, Text, str, str, str]:
+    """Name, requests, errors and p99 of both, its change, and how many differ."""
+    name, requests, *_, ratio, differ = cells(endpoint)
+    one, other = endpoint.production, endpoint.shadow
+    errors = f"{percent(one.error_rate).removesuffix(' %')} → {percent(other.error_rate)}"
+    mine, its = took(one.last["p99"]), took(other.last["p99"])
+    if mine[-3:] == its[-3:] and " " in mine:
+        mine = mine.rpartition(" ")[0]
+    worse = (endpoint.error_diff.low or 0) > 0
+    return Text(clean(name)), requests, Text(errors, "red" if worse else ""), f"{mine} → {its}", ratio, differ
 
 
 def _narrow_fields(figures: Figures) -> Iterator[RenderableType]:
@@ -132,7 +164,7 @@ def _cells(endpoint: EndpointFigures) -> Iterator[RenderableType]:
         yield Text(text, "red" if bad.get(column) else "")
 
 
-def _fields(figures: Figures) -> Table | None:
+def _fields(figures: Figures) -> Iterator[Table]:
     table = _table(
         *(Column(name, overflow="fold") for name in ("endpoint", "field")),
         "difference",
@@ -153,7 +185,8 @@ def _fields(figures: Figures) -> Table | None:
                 Text(clean(sample.one)[:80] if sample else ""),
                 Text(clean(sample.other)[:80] if sample else ""),
             )
-    return table if table.rows else None
+    if table.rows:
+        yield table
 
 
 def _table(*columns: Column | str) -> Table:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ledger for people: a table, or lines where the terminal is too narrow for its numbers; and the shadows' answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+Row: TypeAlias = tuple[str, list[str]]
+"""A fate, and its numbers."""
+
+BESIDE: Final = 3
+"""Columns of a table's cell beside its text: a border and two spaces."""
+RAW: Final = "answers not counted (raw bytes)"
+
+
+class Account(msgspec.Struct, frozen=True):
+    """What rich prints of a ledger."""
+
+    title: Text
+    names: list[list[str]]
+    """Of each column: its unit, and of which shadow it is, if there are several."""
+    rows: list[Row]
+    lines: list[str]
+    """What no column has."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.title
+        names, rows = self.names, self.rows
+        first = max(cell_len(fate) for fate, _ in rows)
+        columns = [list(column) for column in zip(*(numbers for _, numbers in rows), strict=True)]
+        least = [max(map(cell_len, (*column, name[0]))) for column, name in zip(columns, names, strict=True)]
+        room = options.max_width - 1 - BESIDE * (len(least) + 1) - first
+        if sum(least) <= room:
+            table = Table()
+            table.add_column("", width=first)
+            for name, width in zip(names, _widths(names, least, room), strict=True):
+                table.add_column(Text("\n".join(name)), justify="right", overflow="fold", width=width)
+            for fate, numbers in rows:
+                table.add_row(fate, *numbers)
+            yield table
+        else:
+            for fate, numbers in rows:
+                said = (f"{number} {' of '.join(name)}" for number, name in zip(numbers, names, strict=True))
+                yield Text(f"{fate}: {', '.join(said)}")
+        for line in self.lines:
+            yield Text(line)
+
+
+def print_ledger(ledger: dict[str, Any]) -> None:
+    """The final ledger, on standard output."""
+    Console().print(final(ledger))
+
+
+def final(ledger: dict[str, Any]) -> Account:
+    """A ledger with its title."""
+    return account(f"Ledger of {ledger['tap']}" if ledger["tap"] != "tap" else "Ledger", ledger)
+
+
+def account(title: str, ledger: dict[str, Any]) -> Account:
+    """A ledger under a title."""
+    return Account(Text(title, "bold"), list(_names(ledger)), list(_rows(ledger)), list(_lines(ledger)))
+
+
+def counted(ledger: dict[str, Any]) -> str:
+    """The unit that tells what a shadow gets: requests, or the bytes of raw connections, which have none."""
+    return "requests" if ledger["requests"]["seen"] or not ledger["bytes"]["seen"] else "bytes"
+
+
+def answers(shadow: dict[str, Any]) -> str:
+    """What a shadow answered: how many of each class."""
+    none = RAW if counted(shadow) == "bytes" else "no answers"
+    return ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items()) or none
+
+
+def _widths(names: list[list[str]], least: list[int], room: int) -> list[int]:
+    """Of columns: a shadow's name goes on in another line where there is no room for it; no number and no unit does."""
+    widths = [max(each, *map(cell_len, name)) for each, name in zip(least, names, strict=True)]
+    while sum(widths) > room:
+        _, widest = max((width, i) for i, width in enumerate(widths) if width > least[i])
+        widths[widest] -= 1
+    return widths
+
+
+def _units(ledger: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its columns; of several shadows the last two for each."""
+    if len(ledger["shadows"]) <= 1:
+        return [ledger["segments"], ledger["bytes"], ledger["requests"]]
+    return [
+        ledger["segments"],
+        *(shadow[unit] for shadow in ledger["shadows"].values() for unit in ("bytes", "requests")),
+    ]
+
+
+def _names(ledger: dict[str, Any]) -> Iterator[list[str]]:
+    """Of each unit, and of which shadow it is."""
+    yield ["segments"]
+    labels = list(ledger["shadows"]) if len(ledger["shadows"]) > 1 else [None]
+    for label in labels:
+        for unit in ("bytes", "requests"):
+            yield [unit] if label is None else [unit, label]
+
+
+def _rows(ledger: dict[str, Any]) -> Iterator[Row]:
+    """A row for each fate."""
+    units = _units(ledger)
+    for fate in ("seen", "mirrored", "sampled_out"):
+        yield fate.replace("_", " "), [f"{unit[fate]:,}" for unit in units]
+    for kind in ("filtered", "dropped"):
+        for reason in sorted({r for unit in units for r in unit[kind]}):
+            yield f"{kind}: {reason}", [f"{unit[kind].get(reason, 0):,}" for unit in units]
+    for fate in ("in_flight", "unaccounted"):
+        yield fate.replace("_", " "), [f"{unit[fate]:,}" for unit in units]
+
+
+def _lines(ledger: dict[str, Any]) -> Iterator[str]:
+    """What no account has."""
+    for label, shadow in ledger["shadows"].items():
+        yield f"shadow{'' if len(ledger['shadows']) == 1 else f' {label}'}: {answers(shadow)}"
+    calls = ledger["events"].get("hook_calls")
+    if calls:
+        yield f"hook: {calls:,} calls, {ledger['events']['hook_ns'] / calls / 1000:.1f} us each"
