@@ -60,6 +60,7 @@ def test_of_raw_bytes_answers_are_not_counted() -> None:
     (http,) = snapshot()["shadows"].values()
     assert answers(raw) == "answers not counted (raw bytes)"
     assert answers({**http, "answers": {}}) == "no answers"
+    assert answers({**raw, "bytes": {**raw["bytes"], "mirrored": 0}}) == "no answers"  # of HTTP that none passed on yet
     assert answers(http) == "2xx 2,300"
 
 

@@ -144,6 +144,12 @@ def test_what_is_no_such_ledger_is_refused_in_a_line(tmp_path: Path, text: str, 
     assert done.output.count("\n") == 1
 
 
+def test_a_standard_input_that_is_closed_is_told_as_that() -> None:
+    words = ["sh", "-c", '"$@" <&-', "sh", sys.executable, "-m", "tapmirror", "report", "-"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "tapmirror: error: -: standard input is closed\n")
+
+
 def test_what_is_counted_wrongly_or_interrupted_is_no_shadow_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,7 @@ def counted(ledger: dict[str, Any]) -> str:
 
 def answers(shadow: dict[str, Any]) -> str:
     """What a shadow answered: how many of each class."""
-    none = RAW if counted(shadow) == "bytes" else "no answers"
+    none = RAW if not shadow["requests"]["seen"] and shadow["bytes"]["mirrored"] else "no answers"
     return ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items()) or none
 
 

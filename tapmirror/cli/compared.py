@@ -319,7 +319,9 @@ def asked_figures(name: str, limits: Limits, socket: Path, early: int) -> list[F
 
 
 def read_figures(source: str, limits: Limits) -> list[Figures]:
-    """Of a saved ledger; ends the program if it has no comparison."""
+    """Of a saved ledger (`-`: standard input); ends the program if it has no comparison."""
+    if source == "-" and sys.stdin is None:  # it was closed when the interpreter began
+        fail("-: standard input is closed", 2)
     try:
         with click.open_file(source, encoding="utf-8") as file:
             text = file.read()

@@ -75,7 +75,8 @@ def _steps(tap: TapSpec) -> Iterable[str]:
         yield f"{_share(tap)} go on (sampled out)"
     yield from _caps(tap)
     if tap.rules:
-        yield f"the first of {len(tap.rules)} rules that matches decides"
+        several = f"the first of {len(tap.rules)} rules that matches decides"
+        yield several if len(tap.rules) > 1 else "one rule decides, where it matches"
     if tap.spread is Spread.ROUND_ROBIN and len(tap.shadows) > 1:
         yield "of the shadows that a rule names, one gets it, in turn (turn)"
     if tap.redact is not None:
@@ -248,7 +249,10 @@ def _cost(tap: TapSpec) -> Iterable[str]:
         yield f"deciding on a request at all: {_us(COST['no_rules'])}"
     if tap.rules:
         each = (COST["20_rules"] - COST["no_rules"]) / 20
-        yield f"rules: {_us(each * len(tap.rules))} where the last of {len(tap.rules)} matches, by one condition each"
+        several = (
+            f"rules: {_us(each * len(tap.rules))} where the last of {len(tap.rules)} matches, by one condition each"
+        )
+        yield several if len(tap.rules) > 1 else f"the rule: {_us(each)}, by one condition"
         regexes = sum(text.regex is not None for rule in tap.rules for text in _texts(rule))
         if regexes:
             more = COST["20_regexes_2_headers"] - COST["20_rules_2_headers"]
