@@ -155,3 +155,20 @@ def test_the_whole_is_taken() -> None:
     tap, warnings = import_tap(load(WHOLE), BESIDE, {"new:v1": "10.0.0.12:9080"})
     assert [shadow.label for shadow in tap.shadows] == ["new:v1", "new", "old", "b.c"]
     assert warnings == []
+
+
+def test_what_is_left_out_is_told_in_the_order_of_lines() -> None:
+    text = b"""\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+spec:
+  hosts: [shop.test]
+  http:
+  - headers: {request: {remove: [x]}}
+    mirror: {host: new}
+    fault: {}
+    route: [{headers: {request: {remove: [y]}}}]
+    retries: {}
+"""
+    _, warnings = import_tap(load(text), {"iface": "eth0", "ports": [80]}, {})
+    assert [problem.line for problem in warnings] == [6, 8, 9, 10]

@@ -41,6 +41,16 @@ def test_the_second_is_refused_and_told_who_has_it() -> None:
     Claims(spec()).close()
 
 
+def test_shadows_of_one_tap_may_be_at_one_address() -> None:
+    """As hosts behind one load balancer are, each with rules and a Host of its own."""
+    shadows = tuple(parse_shadow("s.test:80", name=name) for name in ("one", "two"))
+    first = Claims(spec(shadows=shadows))
+    with pytest.raises(ClaimedError):
+        Claims(spec())
+    first.close()
+    Claims(spec()).close()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 @pytest.mark.parametrize("uid", [0, 4001])
 def test_a_name_is_believed_if_roots_process_holds_it(uid: int) -> None:

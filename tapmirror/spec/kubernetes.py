@@ -126,5 +126,5 @@ def _read(
             for destination, path in reading.off:
                 reading.shadow(destination, path)
         found += reading.problems
-        warnings += reading.warnings
+        warnings += sorted(reading.warnings, key=lambda problem: problem.line)
     return rules, shadows

@@ -57,7 +57,7 @@ class Claims:
     def __init__(self, spec: TapSpec) -> None:
         self._held: list[socket.socket] = []
         try:
-            for name, what in list(claimed(spec))[:MOST]:
+            for name, what in list(dict(claimed(spec)).items())[:MOST]:  # shadows of one tap may be at one address
                 self._take(name, what)
         except BaseException:
             self.close()
