@@ -61,10 +61,12 @@ def test_a_screen_has_taps_losses_shadows_and_workers() -> None:
     text = shown({"daemon": {**DAEMON, "killed": True, "all_taps": of_all}, "taps": []})
     assert "KILL SWITCH" in text and "50% of all shares: all taps: too much" in text
     compared = {"shadows": Feed("broken").run(1500).comparison.brief(), "capture": {}}
-    text = " ".join(shown({"daemon": DAEMON, "taps": [{**TAP, "ledger": {**ledger, "compare": compared}}]}).split())
-    assert (
-        "web v2: 1,500 compared" in text and " % differ, worst GET /" in text and text.endswith("verdict so far: fail")
-    )
+    comparing = {"daemon": DAEMON, "taps": [{**TAP, "ledger": {**ledger, "compare": compared}}]}
+    for width in (120, 80, 40):  # the verdict comes last, and is not cut
+        text = " ".join(shown(comparing, width=width).split())
+        assert "1 tap, 1 running" in text
+        assert "web v2: 1,500 compared" in text and " % differ, worst GET /" in text
+        assert text.endswith("verdict so far: fail")
 
 
 def test_on_a_narrow_terminal_a_long_name_gives_way_and_no_figure() -> None:

@@ -123,7 +123,7 @@ def screen(done: dict[str, Any], rates: dict[str, Rates], width: int) -> Rendera
     running = sum(tap["state"] == "running" for tap in taps)
     head = Text(
         f"tapmirror {daemon['version']}  up {duration(daemon['uptime_s'])}  "
-        f"{len(taps)} taps, {running} running    {time.strftime('%H:%M:%S')}    q quits"
+        f"{len(taps)} tap{'s' * (len(taps) != 1)}, {running} running    {time.strftime('%H:%M:%S')}    q quits"
     )
     parts: list[RenderableType] = [head]
     if daemon["killed"]:
@@ -132,9 +132,7 @@ def screen(done: dict[str, Any], rates: dict[str, Rates], width: int) -> Rendera
     if all_taps := daemon.get("all_taps", {}).get("reason"):
         parts.append(Text(f"{daemon['all_taps']['share']:.0%} of all shares: {all_taps}", "yellow"))
     compared = [
-        Text.assemble((tap["name"], "bold"), "  ", line, overflow="ellipsis", no_wrap=True)
-        for tap in taps
-        for line in brief_lines(tap["ledger"] or {})
+        Text.assemble((tap["name"], "bold"), "  ", line) for tap in taps for line in brief_lines(tap["ledger"] or {})
     ]
     tables = (taps_table(taps, rates, width), reasons_table(taps), shadows_table(taps, width))
     return Group(*parts, *(table for table in tables if table.rows), *compared)
