@@ -44,6 +44,12 @@ def test_the_least() -> None:
     assert translated(MIN, None)[1] == ["iface: no interface is named: eth0 stands for it; say which with --iface"]
 
 
+def test_an_input_of_all_addresses_beside_one_of_one() -> None:
+    tap, said = translated("gor --input-raw 10.0.0.7:80 --input-raw :81 --output-http b")
+    assert (tap.ports, tap.addrs) == ((80, 81), ())
+    assert said == ["--input-raw: one input is of all addresses, so the tap is, not of 10.0.0.7 alone"]
+
+
 def test_a_command_on_several_lines() -> None:
     assert translated("gor --input-raw :80 \\\n  --output-http http://b:81\n") == translated(MIN)
 
@@ -60,6 +66,8 @@ def test_one_output_twice() -> None:
         ("gor --input-raw 10.0.0.7:80 --output-http b", {"addrs": ("10.0.0.7",)}),
         ("gor --input-raw [2001:db8::7]:80 --output-http b", {"addrs": ("2001:db8::7",)}),
         ("gor --input-raw 0.0.0.0:80 --output-http b", {"addrs": ()}),
+        ("docker run --net host buger/goreplay:1.3 gor --input-raw :80 --output-http b", {"ports": (80,)}),
+        ("sudo -u root /opt/goreplay --input-raw :80 --output-http b", {"ports": (80,)}),
         ("gor --input-raw :80 --input-raw :81 --output-http b", {"ports": (80, 81)}),
         ("gor --input-raw ':80|5%' --output-http b", {"percent": 5.0, "by": By.REQUEST}),
         ("gor --input-raw ':80|200' --output-http b", {"max_requests": 200.0, "percent": 100.0}),

@@ -114,6 +114,7 @@ def test_values_that_are_addresses() -> None:
         ("$arg_id", By.KEY, "query:id", "requests without it"),
         ("$request_id", By.REQUEST, None, ""),
         ('"$remote_addr$msec"', By.REQUEST, None, ""),
+        ('"${remote_addr}${http_user_agent}${date_gmt}"', By.REQUEST, None, ""),
         ("$connection", By.CONNECTION, None, ""),
         ('"$remote_addr$http_user_agent"', By.KEY, "client", "by $remote_addr alone"),
         ("$request_uri", By.REQUEST, None, "each request is decided by itself"),

@@ -82,6 +82,9 @@ _ELSEWHERE: Final = {
     "input-raw-monitor": "has no equivalent",
 }
 
+_PROGRAM: Final = re.compile(r"(?:.*/)?(?:gor|goreplay)(?::[\w.\-]+)?", re.DOTALL)
+"""It, or an image that has it as its entry point."""
+
 
 def from_gor(command: str, iface: str | None = None) -> Translation:
     """The tap that a command line describes.  Raises `FileError`."""
@@ -91,7 +94,9 @@ def from_gor(command: str, iface: str | None = None) -> Translation:
         words = shlex.split(command.replace("\\\n", " "), comments=False)
     except ValueError as error:
         raise FileError([Problem(0, "", f"not a command line: {error}")]) from None
-    while words and not words[0].startswith("-"):  # sudo, the program
+    program = next((i for i, word in enumerate(words) if _PROGRAM.fullmatch(word)), -1)
+    words = words[program + 1 :]  # behind sudo and docker with flags of their own
+    while words and not words[0].startswith("-"):
         del words[0]
     reader = _Reader(iface)
     reader.read(words)
@@ -341,8 +346,12 @@ class _Reader:
         if self._iface is None:
             self._missing("iface", UNNAMED)
         tap |= {"iface": self._iface or IFACE, "ports": ports}
-        if addrs:
+        if len(addrs) == len(self._inputs):
             tap["addrs"] = addrs
+        elif addrs:
+            self._missing(
+                "--input-raw", f"one input is of all addresses, so the tap is, not of {', '.join(addrs)} alone"
+            )
 
     def _shares(self, tap: dict[str, Any]) -> None:
         limits = {text.partition("|")[2] for text in self._inputs}

@@ -12,8 +12,10 @@ Text: TypeAlias = dict[str, Any]
 """A condition on a text, as in a file."""
 
 VARIABLE: Final = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
-EVERY_REQUEST: Final = frozenset({"request_id", "msec", "pid", "connection_requests", "time_local", "time_iso8601"})
-"""Variables that differ from one request to the next."""
+EVERY_REQUEST: Final = frozenset(
+    {"request_id", "msec", "pid", "connection_requests", "time_local", "time_iso8601", "date_gmt", "date_local"}
+)
+"""Variables that differ from one request to the next, or from one second to the next."""
 _TEMPLATES: Final = {
     "remote_addr": "{client}",
     "remote_port": "{client_port}",
