@@ -15,6 +15,7 @@ from tapmirror.cli.main import main
     ("metrics", "line"),
     [
         ("x", "'x' is not PORT or ADDRESS:PORT"),
+        ("0", "'0' is not PORT or ADDRESS:PORT"),  # one that nobody knows
         ("127.0.0.1:99999", "is not PORT or ADDRESS:PORT"),
         ("localhost:80", "localhost"),
     ],

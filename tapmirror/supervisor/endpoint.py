@@ -50,7 +50,7 @@ def parse_address(text: str) -> tuple[str, int]:
             host = str(ipaddress.IPv6Address(host[1:-1]))
         elif host:
             host = str(ipaddress.IPv4Address(host))
-        if port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536:
+        if port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536:
             return host or LOOPBACK, int(port)
     except ValueError:  # of an address; it does not say what is wanted
         pass
