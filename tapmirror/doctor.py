@@ -151,7 +151,7 @@ def options(config: str | None) -> Iterator[Finding]:
             wrong = True
             yield Finding("options", Level.WARN, f"the kernel has no {name}: {consequence}", "use a kernel that has it")
     if not wrong:
-        yield Finding("options", Level.OK, "all that is used")
+        yield Finding("options", Level.OK, "the kernel has all that taps use")
 
 
 # --- privilege and capture
