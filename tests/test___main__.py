@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -45,6 +48,25 @@ def test_a_closed_standard_output_is_one_line(words: list[str]) -> None:
     assert done.returncode == 2
     command[2] += " 2>&-"
     assert subprocess.run(command, timeout=60, check=False).returncode == 2
+
+
+def test_the_locale_ends_nothing() -> None:
+    """Not every one has all that is printed."""
+    command = [sys.executable, "-m", "tapmirror", "spec", "--example"]
+    usual = subprocess.run(command, capture_output=True, check=True).stdout
+    assert "…" in usual.decode()
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    assert subprocess.run(command, stdout=subprocess.PIPE, check=True, env=latin).stdout == usual
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, env=latin) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while data := os.read(ours, 1 << 16):
+                shown += data
+    os.close(ours)
+    assert process.returncode == 0
+    assert shown.replace(b"\r\n", b"\n").decode("latin-1") == usual.decode().replace("…", "?")
 
 
 def test_it_says_its_own_name() -> None:

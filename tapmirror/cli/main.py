@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -82,12 +83,19 @@ def open_streams() -> None:
     """Open what is missing of standard input, output and error, lest another descriptor takes its number.
 
     What is printed on a standard output that was closed fails: whoever asked for it is told that it did not come.
+    Whatever the locale, a file or a pipe gets UTF-8, as reports say of themselves, and a terminal a question mark for
+    what it cannot show.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
     if sys.stdout is None:
         sys.stdout = Closed()
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="replace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 main.add_command(run)
