@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,19 @@ def test_a_full_disk_under_what_it_prints_is_one_line(words: list[str]) -> None:
         command = [sys.executable, "-m", "tapmirror", *words]
         done = subprocess.run(command, input=example.stdout, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.stderr == b"tapmirror: error: what is printed cannot be written: No space left on device\n"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_disk_that_takes_a_part_is_one_line(tmp_path: Path, unbuffered: str) -> None:
+    """A limit of the file's size is like such a disk."""
+    command = [sys.executable, "-m", "tapmirror", "spec", "--example"]
+    shell = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *command]
+    with open(tmp_path / "example.yaml", "wb") as file:
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(shell, stdout=file, stderr=subprocess.PIPE, check=False, env=env)
+    assert (tmp_path / "example.yaml").stat().st_size == 4096
+    assert done.stderr == b"tapmirror: error: what is printed cannot be written: File too large\n"
     assert done.returncode == 2
 
 

@@ -92,6 +92,9 @@ def open_streams() -> None:
     if sys.stdout is None:
         sys.stdout = Closed()
     elif isinstance(sys.stdout, io.TextIOWrapper):
+        if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: what is not written in one go is lost
+            buffered = io.BufferedWriter(sys.stdout.buffer)
+            sys.stdout = io.TextIOWrapper(buffered, encoding=sys.stdout.encoding, line_buffering=True)
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="replace")
         else:
