@@ -133,3 +133,11 @@ def test_what_is_not_done_to_a_copy_is_told() -> None:
         "spec.rules[0].matches[0].grpc",
     ]
     assert "URLRewrite: the proxy changes its copies so, too; " in warnings[1]
+
+
+def test_a_rule_that_redirects_mirrors_nothing() -> None:
+    redirect = {"filters": [to("new"), {"type": "RequestRedirect"}], "matches": [{"path": {"value": "/a"}}]}
+    tap, (warning,) = tap_of([redirect, {"filters": [to("newer")]}])
+    assert [shadow.label for shadow in tap.shadows] == ["newer"]
+    assert warning.endswith("RequestRedirect: the proxy answers by itself: nothing is mirrored here")
+    assert not mirrored(tap, "GET /a HTTP/1.1") and mirrored(tap, "GET /b HTTP/1.1")

@@ -7,6 +7,7 @@ Semantics, from the reference of `HTTPRouteRule` and `HTTPRouteMatch`:
   with a method, then the most headers, then the most query parameters; then the first.
 * A rule without matches has every path; `PathPrefix` compares whole elements (`/a` is no prefix of `/ab`).
 * `RequestMirror` without `percent` and `fraction` is all; each request is decided by itself.
+* A rule that redirects mirrors nothing.
 * The copy's Host gets `-shadow`, as Istio's gateway does it.
 """
 
@@ -16,7 +17,7 @@ import re
 from typing import Any, Final
 
 from tapmirror.spec.document import Path
-from tapmirror.spec.imported import BESIDE, CHANGES, Destination, Importing, host_condition
+from tapmirror.spec.imported import ANSWERS, BESIDE, CHANGES, Destination, Importing, host_condition
 from tapmirror.spec.match import Text
 from tapmirror.spec.sampled import By
 from tapmirror.spec.tap import Mirror, Rule
@@ -24,7 +25,8 @@ from tapmirror.spec.tap import Mirror, Rule
 VERSIONS: Final = tuple(f"gateway.networking.k8s.io/{version}" for version in ("v1", "v1beta1"))
 
 _RULE: Final = frozenset({"name", "matches", "filters", "backendRefs"})
-_CHANGES: Final = ("RequestHeaderModifier", "URLRewrite")
+REDIRECT: Final = "RequestRedirect"
+_WHY: Final = {"RequestHeaderModifier": CHANGES, "URLRewrite": CHANGES, REDIRECT: ANSWERS}
 _MATCH: Final = frozenset({"path", "headers", "queryParams", "method"})
 _KINDS: Final = {"Exact": "exact", "RegularExpression": "regex"}
 
@@ -67,12 +69,14 @@ def rules_of(reading: Importing) -> list[Rule]:
 
 def _mirrors(reading: Importing, rule: dict[str, Any], path: Path, namespace: str) -> tuple[Mirror, ...]:
     taken: list[Mirror] = []
-    for place, entry in reading.items(rule.get("filters"), (*path, "filters")):
+    filters = rule.get("filters")
+    known = filters if isinstance(filters, list) else []
+    answered = any(isinstance(each, dict) and each.get("type") == REDIRECT for each in known)
+    for place, entry in reading.items(filters, (*path, "filters")):
         one = reading.mapping(entry, place)
         if one.get("type") != "RequestMirror":
             if one.get("type") != "ResponseHeaderModifier":  # what a client gets is nothing to a copy
-                why = CHANGES if one.get("type") in _CHANGES else BESIDE
-                reading.left_out((*place, "type"), f"{one.get('type')}: {why}")
+                reading.left_out((*place, "type"), f"{one.get('type')}: {_WHY.get(str(one.get('type')), BESIDE)}")
             continue
         where = (*place, "requestMirror")
         mirror = reading.mapping(one.get("requestMirror"), where)
@@ -86,6 +90,8 @@ def _mirrors(reading: Importing, rule: dict[str, Any], path: Path, namespace: st
         percent = _percent(reading, mirror, where)
         full = host if space == namespace else f"{host}.{space}"
         destination = Destination(full, "", port)
+        if answered:
+            continue
         if not percent:
             reading.off.append((destination, where))
             continue

@@ -23,6 +23,7 @@ CHANGES: Final = (
     "the proxy changes its copies so, too; here they are as the request passes the interface, behind it changed already"
 )
 """Envoy's router makes them of what it is about to send (`finalizeRequestHeaders` before `shadow_headers_`)."""
+ANSWERS: Final = "the proxy answers by itself: nothing is mirrored here"
 BESIDE: Final = "is done by the proxy in the path, and not to the copies made here"
 
 

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from tapmirror.spec.document import Path
 from tapmirror.spec.errors import shown
-from tapmirror.spec.imported import BESIDE, CHANGES, Destination, Importing, host_condition
+from tapmirror.spec.imported import ANSWERS, BESIDE, CHANGES, Destination, Importing, host_condition
 from tapmirror.spec.match import Match, Text
 from tapmirror.spec.sampled import By
 from tapmirror.spec.tap import Mirror, Rule
@@ -104,7 +104,7 @@ def _rule(
     """One route; None if nothing can match it."""
     answers = next((name for name in _ANSWERS if route.get(name)), None)
     if answers is not None:
-        reading.left_out((*path, answers), "the proxy answers by itself: nothing of this route is mirrored")
+        reading.left_out((*path, answers), ANSWERS)
     for name in route:
         if name not in _ROUTE and name not in _ANSWERS:
             reading.left_out((*path, name), _OF_THE_PROXY.get(name, "no such field is known here"))
