@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from differences import answer, doc, found, rules
+from tapmirror.compare import documents
 from tapmirror.compare.diff import compare
 from tapmirror.exchange import Answer, Failure
 from tapmirror.spec import Level
@@ -142,6 +143,21 @@ def test_difference_is_symmetric_and_never_found_in_equal_documents(one: Any, ot
         change, _, path = each.partition(" ")
         back.append(f"{mirrored.get(change, change)} {path}")
     assert sorted(doc(one, other)) == sorted(back)
+
+
+OBJECT = st.dictionaries(st.sampled_from("abcdefé"), JSON, max_size=6)
+
+
+@settings(max_examples=100)
+@given(OBJECT, OBJECT, OBJECT, st.booleans())
+def test_members_that_are_left_unread_have_no_differences(same: Any, one: Any, other: Any, within: bool) -> None:
+    one, other = {**same, **one}, {**same, **other}
+    if within:
+        one, other = {**other, "g": one}, {**one, "g": other}
+    want = doc(one, other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "unlike", lambda one, other: None)
+        assert doc(one, other) == want
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200), st.sampled_from(["text/html", "text/plain", "text/json", ""]))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -67,6 +68,38 @@ def test_json_by_other_names(type_: str, before: str, coding: str, path: str) ->
     one, other = (before + f'{{"at":{at},"name":"é<b>{name}</b>"}}' for at, name in ((17, "a"), (18, "b")))
     both = [answer(text.encode(coding), type_=type_) for text in (one, other)]
     assert found(*both) == [f"value {path}.at", f"value {path}.name"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "mine", "its"),
+    [
+        (b'{"a":[1,2],"b":1}', b'{"b":2,"a":[1,2]}', {"b": 1}, {"b": 2}),
+        (b'{"d":{"a":[1],"b":1},"c":""}', b'{"d":{"a":[1]},"c":""}', {"d": {"b": 1}}, {"d": {}}),
+        (b'{"a":1}', b'{"a":1,"b":{"c":null}}', {}, {"b": {"c": None}}),
+        ('{"a":"é","b":1}'.encode(), '{"a":"é","b":[]}'.encode(), {"b": 1}, {"b": []}),
+    ],
+)
+def test_of_objects_only_what_differs_is_read(one: bytes, other: bytes, mine: Any, its: Any) -> None:
+    assert documents.unlike(one, other) == ((mine, False), (its, False))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":[1,2],"b":2',
+        b'{"a":[1,2],"b":tru}',
+        b'{"a":[1,2],"b":1e999}',
+        b'{"a":[1,2],"b":"\xe9"}',
+        b'[{"b":1}]',
+        b' {"b":1}',
+        json.dumps(dict.fromkeys(map(str, range(100)), 2)).encode(),
+        b'{"b":' * 5000 + b"2" + b"}" * 5000,
+    ],
+    ids=lambda body: str(body[:20]),
+)
+def test_what_is_no_such_object_is_read_whole(body: bytes) -> None:
+    assert documents.unlike(b'{"a":[1,2],"b":1}', body) is None
+    assert documents.unlike(body, b'{"a":[1,2],"b":1}') is None
 
 
 @pytest.mark.parametrize("lines", [b" \n", b"1\n2", b'{"a":1}\n{"a":2}\n'])

@@ -124,6 +124,8 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
         findings.add(Change.MISSING if one else Change.EXTRA, "body", one, other)
     elif kind is not its_kind:
         findings.add(Change.TYPE, "body", one, other)
+    elif kind is Kind.JSON and (pair := documents.unlike(one, other)) is not None:
+        documents.differ(findings, one, other, *pair)
     elif without_boundaries(one, type_) == without_boundaries(other, its_type):
         pass
     elif kind is not Kind.BYTES and (text := text_of(one, type_)) == text_of(other, its_type):

@@ -155,7 +155,7 @@ def _told_apart(attributes: list[str], found: dict[str, Any]) -> dict[str, Any]:
 def differ(findings: Findings, one: bytes, other: bytes, mine: Document, its: Document) -> None:
     """Find what two documents differ in; `one` and `other` are what they were read from."""
     try:
-        _Search(findings, prunes=mine.names == its.names).values(mine.root, its.root, "body", 2 * DEPTH)
+        _Search(findings, lambda: mine.names == its.names).values(mine.root, its.root, "body", 2 * DEPTH)
     except RecursionError:
         findings.add(Change.VALUE, "body", one, other)
 

@@ -74,14 +74,22 @@ def fields(head: bytes) -> dict[bytes, bytes]:
 def _may_differ(one: bytes, other: bytes, ignored: frozenset[bytes]) -> bool:
     """Whether two heads have different lines whose names count.  Most differ in Date and identifiers only."""
     mine, its = one.split(b"\n"), other.split(b"\n")
+    if len(mine) == len(its):  # as a rule in the same order
+        for line, its_line in zip(mine, its, strict=True):
+            if line != its_line and (_counts(line, ignored) or _counts(its_line, ignored)):
+                break
+        else:
+            return False
     lines, its_lines = {*mine}, {*its}
     if len(lines) < len(mine) or len(its_lines) < len(its):  # a line twice may be there once on the other side
         return True
-    for line in lines ^ its_lines:
-        name, colon, _ = line.partition(b":")
-        if colon and name.strip().lower() not in ignored:
-            return True
-    return False
+    return any(_counts(line, ignored) for line in lines ^ its_lines)
+
+
+def _counts(line: bytes, ignored: frozenset[bytes]) -> bool:
+    """Whether it is a field's that is compared."""
+    name, colon, _ = line.partition(b":")
+    return bool(colon) and name.strip().lower() not in ignored
 
 
 def _means(name: bytes, value: bytes) -> bytes | frozenset[bytes]:
