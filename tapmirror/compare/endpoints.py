@@ -60,6 +60,10 @@ _NUMBER: Final = re.compile(rb"(?<=/)[0-9]+(?=/|$)").sub
 _PARAMETERS: Final = re.compile(rb";[^/]*").sub
 """Of a segment (RFC 3986, 3.3): `;jsessionid=…`, which is a secret and no part of a route."""
 _A_HOLE: Final = HOLE.encode()
+_QUERY: Final = ord("?")
+_PARAMETER: Final = ord(";")
+"""As numbers: to look for bytes in bytes with `in` takes seven times as long, for it fails to take them for a number
+first."""
 
 
 class _Node:
@@ -106,8 +110,8 @@ class Endpoints:
         return self._called(found, operation) if operation and found != OTHER else found
 
     def _path(self, method: bytes, target: bytes) -> str:
-        path = target.partition(b"?")[0] if b"?" in target else target
-        if b";" in path:
+        path = target.partition(b"?")[0] if _QUERY in target else target
+        if _PARAMETER in path:
             path = _PARAMETERS(b"", path)
         if not self._numbers_matter:  # the most frequent identifiers, before the cache, which they would fill
             path = _NUMBER(_A_HOLE, path)
