@@ -109,20 +109,24 @@ class ResponseFramer(ResponseReader[int]):
 
     def feed(self, data: Buffer) -> Sequence[int]:
         """Take the next bytes: the status codes of the final responses whose heads they complete."""
-        known = self._known
-        if (
-            len(data) == self._known_size
-            and not self._state
-            and self._awaited
-            and not self._awaited[0]
-            and bytes(data[: len(known)]) == known
-        ):
-            self._awaited.popleft()
-            return self._known_status
         out: list[int] = []
         pos, size = 0, len(data)
         before = len(self._buffer)
+        awaited = self._awaited
         while pos < size:
+            if not self._state and self._known:  # as nearly all are: like the one before, and whole
+                start, known, length = pos, self._known, self._known_size
+                while (
+                    awaited
+                    and not awaited[0]
+                    and pos + length <= size
+                    and bytes(data[pos : pos + len(known)]) == known
+                ):
+                    awaited.popleft()
+                    pos += length
+                if pos > start:
+                    out += self._known_status * ((pos - start) // length)
+                    continue
             pos = _STEPS[self._state](self, data, pos, out)
         if (self._buffer or before) and not self._pool.resize(before, len(self._buffer)):
             self._pool.resize(len(self._buffer), 0)

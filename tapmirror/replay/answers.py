@@ -61,8 +61,12 @@ class Answers:
         """Frame and count what was read of HTTP answers."""
         framer = lane.framer
         assert framer is not None
-        for status in framer.feed(data):
-            self._counts[_CLASSES[status // 100]] += 1
+        statuses = framer.feed(data)
+        if statuses and statuses.count(statuses[0]) == len(statuses):  # as a rule
+            self._counts[_CLASSES[statuses[0] // 100]] += len(statuses)
+        else:
+            for status in statuses:
+                self._counts[_CLASSES[status // 100]] += 1
         if framer.closing:
             lane.ready = False
         if framer.failed:

@@ -35,7 +35,7 @@ from tapmirror.replay.tls import make_context
 from tapmirror.source import Source
 from tapmirror.source.live import BLOCK_BYTES, LiveSource
 from tapmirror.source.ring import RingSource
-from tapmirror.spec import Level, Pacing, TapSpec
+from tapmirror.spec import Level, Pacing, Protocol, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.tracer import Tracer
 from tapmirror.worker.loop import Worker
@@ -151,7 +151,7 @@ def _policy(setup: Setup, hook: Callable[[HookRequest], object] | None) -> Polic
 
 def _tracer(setup: Setup) -> Tracer | None:
     """What finds that a shadow leads back to production, if that is wanted.  All workers of a tap have one token."""
-    if not setup.spec.loop_check:
+    if not setup.spec.loop_check or setup.spec.protocol is Protocol.RAW:  # only requests are marked
         return None
     return Tracer(hashlib.blake2s(setup.secret, digest_size=16, person=b"loop").hexdigest().encode())
 
