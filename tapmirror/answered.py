@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Final, TypeAlias
 
-from tapmirror.events import ACCEPTED, FIN, FROM_SERVER, RST, Chunk, Cut, End, Gap, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Chunk, Cut, End, Gap, Segment
 from tapmirror.flows import Event, Flow, FlowTable
 from tapmirror.framing import detect
 from tapmirror.ledger import Ledger
@@ -35,6 +35,9 @@ from tapmirror.tcp import FAR, MASK, Piece, distance
 
 ANSWER: Final = None
 """In the place of `turn`: the chunk is production's."""
+
+_PLAIN: Final = (FROM_SERVER | ACK | PSH, FROM_SERVER | ACK)
+"""Of nearly all segments of production with data."""
 
 EitherEvent: TypeAlias = "tuple[Flow, Chunk | Cut, bool | None]"
 """As `Event`, or with `ANSWER`."""
@@ -50,8 +53,13 @@ class AnsweredTable(FlowTable):
     def feed_both(self, segment: Segment, now: float) -> Sequence[EitherEvent]:
         """Take one captured segment of either side."""
         flags, ack = segment[1], segment[3]
-        if flags & FROM_SERVER:
+        if flags >= FROM_SERVER and flags & FROM_SERVER:
             flow = self.get(segment[0])
+            if flow is not None and flags in _PLAIN:
+                rx = flow.rx
+                _, _, seq, _, length, payload, _ = segment
+                if length and seq == flow.heard and rx.simple and ack == rx.next and length == len(payload):
+                    return self._goes_on(flow, segment, now)
             events = super().feed(segment, now)
             return events if flow is None or flags & RST else [*events, *self._follow(flow, segment)]
         events = super().feed(segment, now)
@@ -107,6 +115,22 @@ class AnsweredTable(FlowTable):
             flow.heard = (flow.heard + 1) & MASK
             events.append((flow, End(reset=False), ANSWER))
         return events
+
+    def _goes_on(self, flow: Flow, segment: Segment, now: float) -> Sequence[EitherEvent]:
+        """As nearly all segments of production: what follows on the one before, and tells nothing of the client's.
+
+        What it comes to is what `feed` and `_follow` come to.
+        """
+        _, _, seq, _, length, payload, _ = segment
+        self._answers["segments"] += 1
+        flow.last = now
+        flow.heard = end = (seq + length) & MASK
+        if flow.server_next == seq:
+            flow.answered += length
+            flow.server_next = end
+        else:
+            self._count_answer(flow, seq, length)
+        return ((flow, payload, ANSWER),)
 
     def _gap(self, flow: Flow, length: int) -> EitherEvent:
         self._answers["gaps"] += 1

@@ -196,12 +196,15 @@ class ComparingPipeline(Pipeline):
         self._now = now
         commands: list[Command] = []
         for event in events:
-            if event[2] is ANSWER:
+            flow, chunk, turn = event
+            if turn is ANSWER:
                 self._answer(event)
+            elif type(chunk) is memoryview and flow.framer is not None and not self._turns:
+                self._pass_on(flow, flow.framer.feed(chunk, turn), commands)
             else:
                 self._step(event, commands)  # type: ignore[arg-type]
-                if type(event[1]) is Gap:
-                    self._gap(event[0])
+                if type(chunk) is Gap:
+                    self._gap(flow)
         if segment[1] & ACCEPTED and self._protocol is Protocol.RAW:
             self._accept(segment, commands)
         return self._routed(commands) if commands else commands
@@ -283,7 +286,9 @@ class ComparingPipeline(Pipeline):
             flow.heard = None
             return
         conversation, time_ns = talk.conversation, self._time_ns
-        if isinstance(chunk, Cut):
+        if type(chunk) is memoryview:
+            conversation.production(chunk, time_ns)
+        elif isinstance(chunk, Cut):
             conversation.production(chunk.data, time_ns)
             conversation.production_gap(chunk.length - len(chunk.data), time_ns, Unpaired.CUT)
         elif isinstance(chunk, Gap):

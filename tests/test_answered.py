@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
+import pytest
+
+from tapmirror import answered
 from tapmirror.answered import ANSWER, AnsweredTable
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, Cut, End, Gap, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, Cut, End, Gap, Segment
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
 
@@ -53,6 +57,40 @@ def test_both_sides_in_their_order() -> None:
     talk.client(3, "again", 6)
     talk.server(6, "", FIN | ACK)
     assert talk.said == ["client: ask", "server: answer", "client: again", "server: end"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_short_way_of_what_is_in_order_comes_to_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of both sides, most of them in order; some late, lost, cut, or behind what the tap has of the client."""
+
+    def talk() -> tuple[Dialogue, list[tuple[int | bool | None, ...]]]:
+        rand = random.Random(seed)
+        talk = Dialogue(first=rand.choice((5000, 0xFFFFFFF0)), accepted=rand.random() < 0.8)
+        asked = said = 0
+        states: list[tuple[int | bool | None, ...]] = []
+        for _ in range(60):
+            flags = rand.choice((ACK, ACK | PSH, ACK | PSH, FIN | ACK))
+            text = "x" * rand.randint(0, 5)
+            if rand.random() < 0.4:
+                talk.client(asked + rand.choice((0, 0, 0, 0, 2, -2)), text, said, flags & ~FIN)
+                asked += len(text)
+            else:
+                cut = rand.choice((0, 0, 0, 3))
+                at = said + rand.choice((0, 0, 0, 0, 0, 3, -3))
+                if rand.random() < 0.95:
+                    talk.server(at, text, flags if rand.random() < 0.1 else flags & ~FIN, len(text) + cut)
+                said += len(text) + cut
+            flow = talk.table.get(KEY)
+            if flow is not None:
+                states.append((flow.heard, flow.answered, flow.server_next, flow.last > 0, flow.rx.next))
+        return talk, states
+
+    short, its_states = talk()
+    monkeypatch.setattr(answered, "_PLAIN", ())
+    long, states = talk()
+    assert short.said == long.said
+    assert its_states == states
+    assert (short.counts, short.ledger.saved()) == (long.counts, long.ledger.saved())
 
 
 def test_sequence_numbers_wrap_around() -> None:

@@ -329,6 +329,18 @@ def test_a_connection_knows_what_another_was_answered() -> None:
     assert (second.outstanding, second.skippable()) == (0, 0)
 
 
+@pytest.mark.parametrize("way", [whole, by_byte, randomly])
+def test_of_many_alike_each_is_the_answer_to_one_request(way: Way) -> None:
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    for flags in (GET, GET, GET, HEAD, GET, GET, GET):
+        framer.expect(flags)
+    data = OK * 3 + answer(200, b"Server: x", b"Content-Length: 5", b"Connection: keep-alive") + OK + sized(404)
+    assert way(framer, data + OK[:-1]) == [200, 200, 200, 200, 200, 404, 200]
+    assert framer.outstanding == 1
+    assert way(framer, OK[-1:] + OK) == []
+    assert framer.failed
+
+
 def test_what_is_owed_is_known_between_responses() -> None:
     framer = ResponseFramer(LIMIT, Pool(LIMIT))
     assert framer.owed() == ()

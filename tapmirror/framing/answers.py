@@ -146,7 +146,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         if self.broken is None:
             if len(self._awaited) >= self._bounds.awaited:
                 self._break(Unpaired.LIMIT)
-            self._awaited.append((flags & (NO_BODY | TUNNEL | CONNECT), keep, token))
+            marks = flags & (NO_BODY | TUNNEL | CONNECT) if flags >= NO_BODY else 0
+            self._awaited.append((marks, keep, token))
 
     def feed(self, data: Buffer, time_ns: int) -> Sequence[tuple[Any, Answer]]:
         """Take the next bytes: the answers that they complete, each with its request's token."""

@@ -102,6 +102,9 @@ class ResponseFramer(ResponseReader[int]):
 
     def expect(self, flags: int) -> None:
         """A request with these flags (as of its first `Part`) is sent: call it before its answer can come."""
+        if flags < NO_BODY:  # nothing but where it begins and ends
+            self._awaited.append(0)
+            return
         if flags & TUNNEL and self.tunnel is not True:
             self.tunnel = None
             self.offered = not flags & CONNECT
@@ -117,10 +120,7 @@ class ResponseFramer(ResponseReader[int]):
             if not self._state and self._known:  # as nearly all are: like the one before, and whole
                 start, known, length = pos, self._known, self._known_size
                 while (
-                    awaited
-                    and not awaited[0]
-                    and pos + length <= size
-                    and bytes(data[pos : pos + len(known)]) == known
+                    awaited and not awaited[0] and pos + length <= size and bytes(data[pos : pos + len(known)]) == known
                 ):
                     awaited.popleft()
                     pos += length

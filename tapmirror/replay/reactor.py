@@ -50,6 +50,7 @@ _GONE: Final = select.EPOLLERR | select.EPOLLHUP
 _ENDED: Final = select.EPOLLRDHUP | _GONE
 _READABLE: Final = select.EPOLLIN | _ENDED
 _WHOLE: Final = START | END
+"""What nearly all parts are, which is asked for first: to compare takes a third of the time of `&`."""
 
 
 class Reactor:
@@ -233,13 +234,13 @@ class Reactor:
         """The fast path: one look-up, one `send`."""
         flow, data, size, flags = command.flow, command.data, command.size, command.flags
         lane = self._lanes.get(flow)
-        if lane is None or not lane.ready or flags & TUNNEL:
+        if lane is None or not lane.ready or (flags > _WHOLE and flags & TUNNEL):
             self._send_later(lane, command, now)
             return
-        if flags & START:
+        if flags == _WHOLE or (flags and flags & START):
             lane.framer.expect(flags)  # type: ignore[union-attr]
         try:
-            if flags & END or not lane.http:
+            if flags == _WHOLE or not lane.http or flags & END:
                 count = lane.sock.send(data)  # type: ignore[union-attr]
             else:
                 count = lane.sock.send(data, socket.MSG_MORE)  # type: ignore[union-attr]
@@ -254,7 +255,7 @@ class Reactor:
             lane.sent_in_part(bytes(data), size, flags, count)
         elif not flags:
             self._bytes.mirrored += size
-        elif flags & _WHOLE == _WHOLE:
+        elif flags == _WHOLE or flags & _WHOLE == _WHOLE:
             self._bytes.mirrored += size
             self._requests.mirrored += 1
             lane.sent += 1
@@ -300,6 +301,12 @@ class Reactor:
             return
         if count < len(data):
             lane.sent_in_part(bytes(data), size, flags, count, command.number)
+            return
+        if flags == _WHOLE:
+            self._bytes.mirrored += size
+            self._requests.mirrored += 1
+            lane.sent += 1
+            self._went(lane, now)
             return
         lane.sent_whole(size, flags)
         if flags & END:

@@ -160,32 +160,38 @@ class RingSource:
         if fence is not None:
             fence()
         lengths, data, size, unpack = self._lengths, self._data, self._size, RECORD.unpack_from
-        mask = size - 1
+        offset = position & (size - 1)
         left = limit
+        next_note = left - _GIVE_BACK
         claimed = self._consumer[_CLAIM]
         try:
             while position < produced and left:
-                offset = position & mask
                 header = lengths[offset >> 2]
-                if header & _BUSY:
+                if header > _LENGTH and header & _BUSY:
                     break
                 if fence is not None:
                     fence()
                 if position >= claimed:
                     self._consumer[_CLAIM] = claimed = min(position + _CLAIM_BYTES, produced)
-                position += ((header & _LENGTH) + 15) & ~7
+                start = offset
+                padded = ((header & _LENGTH if header > _LENGTH else header) + 15) & ~7
+                position += padded
+                offset += padded
+                if offset >= size:
+                    offset -= size
                 left -= 1
-                if not header & _DISCARD:
+                if header <= _LENGTH:  # neither busy nor discarded
                     record = data
-                    if offset + 8 + (header & _LENGTH) > size:
-                        record = memoryview(b"".join((data[offset:], data[: position & mask])))
-                        offset = 0
-                    time_ns, seq, ack, length, caplen, _, flags, key = unpack(record, offset + 8)
-                    if length and not flags & FROM_SERVER:
+                    if start + 8 + header > size:
+                        record = memoryview(b"".join((data[start:], data[:offset])))
+                        start = 0
+                    time_ns, seq, ack, length, caplen, _, flags, key = unpack(record, start + 8)
+                    if length and (flags < FROM_SERVER or not flags & FROM_SERVER):
                         self._segments += 1
                         self._bytes += length
-                    yield key, flags, seq, ack, length, record[offset + 80 : offset + 80 + caplen], time_ns
-                if not left % _GIVE_BACK:
+                    yield key, flags, seq, ack, length, record[start + 80 : start + 80 + caplen], time_ns
+                if left == next_note:
+                    next_note -= _GIVE_BACK
                     self._note(position)
         finally:
             self._note(position)
