@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 
@@ -10,7 +11,7 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from tapmirror.supervisor.probe import probe, syn
+from tapmirror.supervisor.probe import PROBE_TIME, Probe, syn
 
 
 @pytest.mark.parametrize("layer", [IP(src="10.1.2.3", dst="10.4.5.6"), IPv6(src="fd00::1", dst="fd00::2")], ids=str)
@@ -33,5 +34,7 @@ def test_one_address_that_answers_is_enough(ends: str, code: int | None) -> None
     with socket.create_server(("127.0.0.1", 0)) as alive, socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))  # and does not listen
         addresses = [(socket.AF_INET, (alive if end == "l" else dead).getsockname()) for end in ends]
-        failure = probe(addresses, 1)
-        assert (failure and failure.errno) == code
+        with contextlib.closing(Probe(addresses, 1)) as probe:
+            while not probe.over(PROBE_TIME):
+                pass
+            assert (probe.failure and probe.failure.errno) == code

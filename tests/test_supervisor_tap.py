@@ -27,10 +27,7 @@ from tapmirror.precedence import NICENESS
 from tapmirror.spec import Capture, Limits
 from tapmirror.supervisor import Tap, TapError, workers
 from tapmirror.supervisor.addresses import Address
-from tapmirror.supervisor.probe import PROBE_TIME
-from tapmirror.supervisor.resolving import Undecided
 from tapmirror.supervisor.sides import ENOUGH
-from tapmirror.supervisor.tap import LEADS_BACK, PROBED
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -402,91 +399,42 @@ def test_a_start_that_fails_leaves_nothing(lab: Lab, change: dict[str, Any], wan
     assert warnings == []
 
 
-OLD, BAD, GOOD = ((socket.AF_INET, (f"192.0.2.{last}", 80)) for last in (1, 2, 3))
-
-
-def moving(monkeypatch: pytest.MonkeyPatch) -> tuple[Tap, list[Address], list[float]]:
-    """A tap whose shadow is at OLD, what is probed, and the time now.  BAD leads back to production."""
-    tap, now = Tap(spec(), print, print), [1_000.0]
+def test_what_a_name_gets_while_nothing_is_captured_is_probed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paused, or without an interface: what comes back would not be seen."""
+    old, new = ((socket.AF_INET, (f"192.0.2.{last}", 80)) for last in (1, 2))
     probed: list[Address] = []
 
-    def probe(addresses: list[Address]) -> tuple[str | None, None]:
-        probed.extend(addresses)
-        return ("leads back" if BAD in addresses else None), None
+    class Over:
+        """A probe of which all is known at once."""
 
-    class Begun:
-        """Known at the second look."""
+        failure = None
 
         def __init__(self, addresses: list[Address], seq: int) -> None:
             probed.extend(addresses)
-            self.looks = 0
 
         def over(self) -> bool:
-            self.looks += 1
-            return self.looks > 1
+            return True
 
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("tapmirror.supervisor.tap.Probe", Begun)
-    monkeypatch.setattr(tap, "_arrived", lambda: int(tap._trial is not None and tap._trial.address == BAD))
-
-    monkeypatch.setattr(tap, "_addresses", [[OLD]])
-    monkeypatch.setattr(tap, "_refusal", lambda index, addresses: None)
-    monkeypatch.setattr(tap, "_probe", probe)
+    tap = Tap(spec(), print, print)
+    monkeypatch.setattr("tapmirror.supervisor.probing.Probe", Over)
+    monkeypatch.setattr("tapmirror.supervisor.tap.refused", lambda spec, index, addresses: None)
+    monkeypatch.setattr(tap, "_addresses", [[old]])
+    monkeypatch.setattr(tap._probing, "_arrived", lambda: probed.count(new))
     monkeypatch.setattr(tap, "_blind", lambda: False)
-    monkeypatch.setattr("tapmirror.supervisor.tap.time.monotonic", lambda: now[0])
-    return tap, probed, now
-
-
-def test_an_address_that_a_name_gets_is_probed_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that leads back to production would have that probed at each look-up."""
-    tap, probed, now = moving(monkeypatch)
-    for _ in range(2):
-        assert isinstance(tap._refusal_of_move(0, [OLD, BAD, GOOD]), Undecided)
-    assert probed == [BAD, GOOD]
-    for _ in range(5):
-        assert tap._refusal_of_move(0, [OLD, BAD, GOOD]) == LEADS_BACK
-        assert tap._refusal_of_move(0, [GOOD]) is None
-        assert tap._refusal_of_move(0, [OLD]) is None
-    assert probed == [BAD, GOOD]
-    now[0] += PROBED
-    assert isinstance(tap._refusal_of_move(0, [BAD]), Undecided)
-    assert probed == [BAD, GOOD, BAD]
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("capture", CAPTURES)
-def test_an_address_that_answers_nothing_holds_up_nothing(lab: Lab, capture: str) -> None:
-    """Each turn of whoever drives the tap is short; that it leads nowhere is known soon all the same."""
-    dead = (socket.AF_INET, ("10.77.2.99", 80))
-    turns: list[float] = []
-    with HashSink(lab.shadow), driven(lab.node, capture=Capture(capture)) as tap:
-        while True:
-            began = time.monotonic()
-            decided = tap._refusal_of_move(0, [dead])
-            turns.append(time.monotonic() - began)
-            if not isinstance(decided, Undecided):
-                break
-            due = tap.due()
-            assert due is not None and len(turns) < 100
-            time.sleep(max(0.0, due - time.monotonic()))
-        assert tap.due() is None
-    assert decided is None and max(turns) < PROBE_TIME / 2 and len(turns) > 3
-
-
-def test_what_a_name_gets_while_nothing_is_captured_is_probed_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paused, or without an interface: what comes back would not be seen."""
-    tap, probed, _ = moving(monkeypatch)
-    monkeypatch.setattr(tap, "_probed", True)
+    assert not tap._probe(0.0) and tap._probe(1.0) and tap._probe(2.0)
     monkeypatch.setattr(tap, "_blind", lambda: True)
-    assert tap._refusal_of_move(0, [BAD]) is None
-    monkeypatch.setattr(tap, "_addresses", [[BAD]])
-    tap._probe_once()
-    assert probed == []
+    assert tap._refusal_of_move(0, [new]) is None
+    monkeypatch.setattr(tap, "_addresses", [[new]])
+    assert tap._probe(3.0)
+    assert probed == [old]
     monkeypatch.setattr(tap, "_blind", lambda: False)
+    assert not tap._probe(4.0)
     with pytest.raises(TapError, match="leads back"):
-        tap._probe_once()
+        tap._probe(5.0)
+    assert probed == [old, new]
 
 
 @pytest.mark.alone

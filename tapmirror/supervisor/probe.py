@@ -97,14 +97,6 @@ class Probe:
             self._reached = True
 
 
-def probe(addresses: Sequence[Address], seq: int) -> OSError | None:
-    """As `Probe`, waited for; why none of the connections came about, None: one did."""
-    with contextlib.closing(Probe(addresses, seq)) as begun:
-        while not begun.over(PROBE_TIME):
-            pass
-        return begun.failure
-
-
 def _mark(sock: socket.socket) -> None:
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2)

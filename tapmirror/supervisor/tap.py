@@ -26,52 +26,29 @@ from tapmirror.comparing import answer_bytes
 from tapmirror.events import LOOP_DSCP
 from tapmirror.histogram import quantile
 from tapmirror.ledger import summed
-from tapmirror.safety import plain, refusal
 from tapmirror.source.live import (
     HAND_OVER_MS,
-    HANDED_OVER,
     PROMPT_MS,
     be_promiscuous,
     block_bytes,
     open_live,
     open_shared,
 )
-from tapmirror.spec import MAX_WORKERS, Capture, Pacing, Shadow, TapSpec
+from tapmirror.spec import MAX_WORKERS, Capture, Pacing, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.spec.sampled import part_of
-from tapmirror.supervisor.addresses import Address, largest_packet, local_addresses, packed, port
+from tapmirror.supervisor.addresses import Address, largest_packet, packed, port
 from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
-from tapmirror.supervisor.probe import Probe, probe
-from tapmirror.supervisor.resolving import Names, ResolveError, Undecided, look_up
+from tapmirror.supervisor.probing import LEADS_BACK, Probing, field, refused, resolved
+from tapmirror.supervisor.resolving import Names, Undecided
 from tapmirror.supervisor.sides import ciphered, missing
-from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, Seat, TapError, TapRefusedError
+from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, Seat, TapError
 from tapmirror.worker.setup import Setup
 
 EXCLUDED: Final = 16
 """End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
 LOOK: Final = 1.0
 """Seconds between two looks at the interfaces where nothing tells of a change."""
-PROBED: Final = 600.0
-"""Seconds for which what a probe of an address found counts."""
-TURN: Final = 0.05
-"""Seconds between two looks at a probe that is under way."""
-LEADS_BACK: Final = "connections to it arrive at the tap as production's: it leads back to production"
-SIGHTS: Final = 3
-"""Times that a probe is looked for behind AF_PACKET's ring, which hands over late where the host is busy."""
-
-
-class Trial:
-    """An address that a name gets, while it is probed."""
-
-    def __init__(self, address: Address, seq: int, before: int) -> None:
-        self.address = address
-        self.probe = Probe([address], seq)
-        self.before = before
-        """Probes that had arrived when it began."""
-        self.sent_by: float | None = None
-        """When all of it was known to be sent, of `time.monotonic`."""
-        self.due = 0.0
-        """The next look."""
 
 
 class Tap:
@@ -121,11 +98,7 @@ class Tap:
         self._parts: Mapping[str, float] = {}
         """What is left of `_throttle` for single shadows, by label; the others get all of it."""
         self._paused = False
-        self._probed = False
-        self._found: dict[Address, tuple[float, str | None]] = {}
-        """Of addresses that were probed since: until when that counts, and why the shadow may not be there."""
-        self._trial: Trial | None = None
-        self._probe_seq = int.from_bytes(os.urandom(4)) or 1
+        self._probing = Probing(spec, self._arrived, warn)
         self._one_sided = False
         """It was told that one side is not seen,"""
         self._ciphered = False
@@ -147,11 +120,10 @@ class Tap:
             raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})")
         for i, shadow in enumerate(self.spec.shadows):
             if shadow.tls is not None and not shadow.tls.verify:
-                self._warn(
-                    f"{self._field(i)}: TLS WITHOUT VERIFICATION: whoever answers at {shadow.end_point} gets the copies"
-                )
+                danger = f"TLS WITHOUT VERIFICATION: whoever answers at {shadow.end_point} gets the copies"
+                self._warn(f"{field(self.spec, i)}: {danger}")
         try:
-            self._addresses = [self._resolve(i, shadow) for i, shadow in enumerate(self.spec.shadows)]
+            self._addresses = [resolved(self.spec, i) for i in range(len(self.spec.shadows))]
         except (OSError, privsep.PrivilegeError) as error:
             raise TapError(f"the tap cannot be started: {error}") from None
 
@@ -169,7 +141,8 @@ class Tap:
                 seat.start()
             self._links.follow()
             self._moved()
-            self._probe_once()
+            while not self._probe(time.monotonic()):
+                self._probing.wait()
             self._names = Names(
                 self.spec.shadows,
                 self._addresses,
@@ -222,24 +195,23 @@ class Tap:
     def due(self) -> float | None:
         """When `service` has something to do before the second is over (of `time.monotonic`); None: nothing."""
         times = [time for seat in self._seats if (time := seat.due()) is not None]
-        if self._trial is not None:
-            times.append(self._trial.due)
+        probed = self._probing.due()
+        if probed is not None and self._ended is None:
+            times.append(probed)
         return min(times) if times else None
 
     def service(self, now: float) -> None:
-        """Follow interfaces and the shadows' names, restart workers that died.  Waits for nothing that takes long,
-        but `PROBE_TIME` where an interface that was waited for is there.
-        """
+        """Follow interfaces and the shadows' names, restart workers that died.  Waits for nothing that takes long."""
         if self._ended is not None or self._bell is None:
             return
         if self._bell.rung() or now >= self._next_look:
             self._next_look = now + LOOK
             if self._links.follow():
                 self._moved()
-            try:
-                self._probe_once()
-            except TapError as error:
-                self._end(str(error))
+        try:
+            self._probe(now)
+        except TapError as error:
+            self._end(str(error))
         for seat in self._seats:
             seat.service(now)
         self._follow_names(now)
@@ -344,7 +316,7 @@ class Tap:
                 part.close()
         self._loaded = self._bell = self._names = None
         self._live = []
-        self._end_trial()
+        self._probing.give_up()
 
     def _end_if_lost(self) -> None:
         for seat in self._seats:
@@ -403,83 +375,35 @@ class Tap:
         if self._loaded is not None:
             loader.set_threshold(self._loaded, threshold)
 
-    # --- checks
+    # --- where the shadows are
 
-    def _resolve(self, index: int, shadow: Shadow) -> list[Address]:
-        """A shadow's socket addresses, none of which is production."""
-        local, _ = local_addresses()
-        for i, addr in enumerate(self.spec.addrs):
-            elsewhere = self.spec.promisc or self.spec.decap or self.spec.many
-            if plain(addr) not in {plain(a) for a in local} and not elsewhere and present(self.spec.links()):
-                behind = f"if it is behind the interface (a container), name that by a pattern: {self.spec.iface}*"
-                raise TapRefusedError(f"addrs[{i}]: {addr} is not an address of this host; {behind}")
-        try:
-            found = look_up(shadow, privsep.worker_identity())
-        except ResolveError as error:
-            raise TapError(f"{self._field(index)}: cannot resolve {shadow.host!r}: {error}") from None
-        reason = self._refusal(index, found)
-        if reason is not None:
-            raise TapRefusedError(f"{self._field(index)}: {reason}")
-        return found
+    def _probe(self, now: float) -> bool:
+        """Look whether a shadow leads back to production, once there is an interface to see it at.
 
-    def _refusal(self, index: int, addresses: Sequence[Address]) -> str | None:
-        """Why a shadow may not have these addresses: one of them is production's, or not that of a host."""
-        local, broadcasts = local_addresses()
-        for _, address in addresses:
-            reason = refusal(self.spec.ports, self.spec.addrs, str(address[0]), self.spec.shadows[index].port, local)
-            if reason is not None:
-                return reason
-            if str(address[0]) in broadcasts:
-                return f"{address[0]} is not the address of one host"
-        return None
+        Whether there is nothing to wait for.  Raises `TapError`: one does.
+        """
+        if self._blind():
+            self._probing.give_up()
+            return True
+        self._probing.look(now)
+        return self._probing.all_found(self._addresses, now)
 
     def _refusal_of_move(self, index: int, addresses: Sequence[Address]) -> str | Undecided | None:
-        """The same of addresses that a shadow's name has now, of which those that are new are probed, one at a time.
+        """Why a shadow may not have the addresses that its name has now, of which those that are new are probed.
 
-        What was found lasts for `PROBED`: a name that leads back is asked for again and again.  Where nothing is
-        captured at the moment all addresses are probed later.
+        Where nothing is captured at the moment all addresses are probed later.
         """
-        reason = self._refusal(index, addresses)
+        reason = refused(self.spec, index, addresses)
         new = [address for address in addresses if address not in self._addresses[index]]
         if reason is not None or not new:
             return reason
         if self._blind():
-            self._end_trial()
-            self._probed = False
+            self._probing.forget()
             return None
-        now = time.monotonic()
-        self._found = {each: found for each, found in self._found.items() if found[0] > now}
-        for address in new:
-            if address not in self._found:
-                self._try(address, now)
-            if address not in self._found:
-                return Undecided()
-        return next((why for address in new if (why := self._found[address][1]) is not None), None)
-
-    def _try(self, address: Address, now: float) -> None:
-        """Go on with what is probed, which may be another's; begin with this one if there is nothing.  As `_probe`, but
-        without waiting.
-        """
-        if self._trial is None:
-            self._trial = Trial(address, self._probe_seq, self._arrived())
-        trial = self._trial
-        trial.due = now + TURN
-        if not trial.probe.over():
-            return
-        if trial.sent_by is None:
-            trial.sent_by = now
-        if self._arrived() > trial.before:
-            self._found[trial.address] = now + PROBED, LEADS_BACK
-        elif self.capture != "packet" or now >= trial.sent_by + SIGHTS * HANDED_OVER:
-            self._found[trial.address] = now + PROBED, None
-        else:
-            return
-        self._end_trial()
-
-    def _end_trial(self) -> None:
-        if self._trial is not None:
-            self._trial.probe.close()
-            self._trial = None
+        found = self._probing.found(new, time.monotonic())
+        if found is None:
+            return Undecided()
+        return LEADS_BACK if found.leads_back else None
 
     def _arrived(self) -> int:
         """Probes that have been seen to arrive at the tap."""
@@ -500,10 +424,6 @@ class Tap:
             for seat in self._seats:
                 seat.tell(request, "addresses")
 
-    def _field(self, index: int) -> str:
-        """How a shadow is called in a message."""
-        return "shadow" if len(self.spec.shadows) == 1 else f"shadows[{index}]"
-
     # --- parts
 
     def _open_capture(self) -> None:
@@ -518,7 +438,7 @@ class Tap:
                 threshold=self._threshold(),
                 seed=spec.seed,
                 dscp=LOOP_DSCP,
-                probe=self._probe_seq,
+                probe=self._probing.seq,
                 egress_all=spec.pacing is Pacing.WAIT,
                 promisc=spec.promisc,
                 answer_bytes=answer_bytes(spec),
@@ -537,6 +457,7 @@ class Tap:
                 self.capture = "ebpf"
                 return
         self.capture = "packet"
+        self._probing.behind_ring = True
         self._block_bytes = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
         size, loopback, block = spec.limits.ring_bytes, spec.iface == "lo", self._block_bytes
         answers = answer_bytes(spec)
@@ -577,7 +498,7 @@ class Tap:
             links=self._indexes(),
             threshold=self._threshold(),
             thresholds=self._thresholds(),
-            probe=self._probe_seq,
+            probe=self._probing.seq,
             secret=self._secret,
             began=self._began,
             uid=uid,
@@ -616,37 +537,6 @@ class Tap:
             with contextlib.suppress(OSError):
                 found.append(socket.if_nametoindex(name))
         return found
-
-    def _probe_once(self) -> None:
-        """Look once whether a shadow leads back to production, as soon as there is an interface to see it at."""
-        if self._probed or self._blind():
-            return
-        self._probed = True
-        for i, found in enumerate(self._addresses):
-            reason, failure = self._probe(found)
-            if reason is not None:
-                raise TapError(f"{self._field(i)}: {reason}")
-            if failure is not None:
-                where = f"{self.spec.shadows[i].host} port {self.spec.shadows[i].port}"
-                why = failure.strerror or failure
-                self._warn(f"the shadow {where} cannot be reached yet ({why}); mirroring begins when it can")
-
-    def _probe(self, addresses: Sequence[Address]) -> tuple[str | None, OSError | None]:
-        """Connect to each address of a shadow once: if such a connection arrives at the tap, it is production's.
-
-        Why the shadow may not be there, and why it cannot be reached (None: there is no reason).  Finds what addresses
-        do not tell, such as address translation, and knows what is sent by its mark or, where the network takes that
-        off, by its first sequence number.  Sends no byte.
-        """
-        before = self._arrived()
-        failure = probe(addresses, self._probe_seq)
-        behind_ring = self.capture == "packet"
-        for _ in range(SIGHTS if behind_ring else 1):
-            if behind_ring:
-                time.sleep(HANDED_OVER)
-            if self._arrived() > before:
-                return LEADS_BACK, failure
-        return None, failure
 
     def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The ledger of all workers together."""

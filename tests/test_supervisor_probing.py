@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the shadows' addresses, and that nobody waits for it.
+
+What a probe finds: test_supervisor_tap, e2e/test_names.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from e2e.driven import driven
+from lab import HashSink, Lab
+from tapmirror.spec import Capture, TapSpec, parse_shadow
+from tapmirror.supervisor import Tap, TapError
+from tapmirror.supervisor.addresses import Address
+from tapmirror.supervisor.probe import PROBE_TIME
+from tapmirror.supervisor.probing import LEADS_BACK, PROBED, RING_TIME, TURN, Probing
+from tapmirror.supervisor.resolving import Undecided
+
+BAD, GOOD, DEAD, MORE = ((socket.AF_INET, (f"192.0.2.{last}", 80)) for last in (1, 2, 3, 4))
+REFUSED = OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+CAPTURES = ["ebpf", "packet"]
+
+
+class Wire:
+    """What is probed; of each probe all is known at the second look.  What goes to BAD arrives, DEAD refuses."""
+
+    def __init__(self) -> None:
+        self.probed: list[list[Address]] = []
+        self.said: list[str] = []
+        there = tuple(parse_shadow(f"s{index}.test:80") for index in range(3))
+        self.probing = Probing(TapSpec(iface="eth0", ports=(80,), shadows=there), self.arrived, self.said.append)
+
+    def arrived(self) -> int:
+        return sum(BAD in each for each in self.probed)
+
+    def begin(self, addresses: list[Address], seq: int) -> Begun:
+        assert seq == self.probing.seq
+        self.probed.append(addresses)
+        return Begun(None if {BAD, GOOD, MORE}.intersection(addresses) else REFUSED)
+
+    def find(self, addresses: list[Address], now: float) -> bool:
+        """Whether they lead back, as a new probe finds."""
+        assert self.probing.found(addresses, now) is None
+        for _ in range(2):
+            self.probing.look(now)
+        return self.known(addresses, now)
+
+    def known(self, addresses: list[Address], now: float) -> bool:
+        """Whether they lead back, as is known."""
+        found = self.probing.found(addresses, now)
+        assert found is not None
+        return found.leads_back
+
+
+class Begun:
+    """In the place of a `Probe`."""
+
+    def __init__(self, failure: OSError | None) -> None:
+        self.failure = failure
+        self.looks = 0
+
+    def over(self) -> bool:
+        self.looks += 1
+        return self.looks > 1
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+    made = Wire()
+    monkeypatch.setattr("tapmirror.supervisor.probing.Probe", made.begin)
+    return made
+
+
+def test_what_was_found_lasts_for_a_while(wire: Wire) -> None:
+    """A name that leads back to production would have that probed at each look-up."""
+    assert wire.find([BAD], 1_000.0)
+    assert not wire.find([GOOD], 1_000.0)
+    for _ in range(5):
+        assert wire.known([GOOD, BAD], 1_001.0) and wire.known([BAD], 1_001.0)
+        assert not wire.known([GOOD], 1_001.0)
+    assert wire.probed == [[BAD], [GOOD]]
+    assert wire.find([BAD], 1_000.0 + PROBED)
+    assert wire.probed == [[BAD], [GOOD], [BAD]]
+
+
+def test_what_is_new_of_a_name_is_probed_at_the_same_time(wire: Wire) -> None:
+    assert not wire.find([GOOD], 0.0)
+    assert not wire.find([MORE, GOOD, DEAD], 0.0)
+    assert wire.probed == [[GOOD], [MORE, DEAD]]
+    assert not wire.known([DEAD, GOOD], 0.0)  # of one and the other
+
+
+def test_who_was_probed_with_one_that_leads_back_is_not_refused_without_it(wire: Wire) -> None:
+    assert wire.find([GOOD, BAD], 0.0)
+    assert not wire.find([GOOD], 0.0)
+    assert wire.known([BAD, GOOD], 0.0) and wire.known([BAD, GOOD, MORE], 0.0)
+    assert wire.find([BAD], 0.0)
+    assert wire.probed == [[GOOD, BAD], [GOOD], [BAD]]
+
+
+def test_one_trial_at_a_time(wire: Wire) -> None:
+    """What arrives would be taken for the other's."""
+    probing = wire.probing
+    assert probing.due() is None
+    assert probing.found([GOOD], 0.0) is None and probing.found([BAD], 0.0) is None
+    assert wire.probed == [[GOOD]]
+    probing.look(0.0)
+    assert probing.due() == TURN
+    probing.look(0.0)
+    assert probing.due() is None
+    assert wire.find([BAD], 0.0) and not wire.known([GOOD], 0.0)
+
+
+def test_behind_a_ring_it_is_looked_for_longer(wire: Wire) -> None:
+    wire.probing.behind_ring = True
+    assert wire.probing.found([GOOD], 0.0) is None
+    for now in (0.0, 1.0, 1.0 + RING_TIME / 2):
+        wire.probing.look(now)
+        assert wire.probing.found([GOOD], now) is None
+    wire.probing.look(1.0 + RING_TIME)
+    assert not wire.known([GOOD], 1.2)
+
+
+def test_what_was_given_up_is_not_known(wire: Wire) -> None:
+    assert wire.probing.found([GOOD], 0.0) is None
+    wire.probing.look(0.0)
+    wire.probing.give_up()
+    assert wire.probing.due() is None
+    assert not wire.find([GOOD], 0.0)
+    assert wire.probed == [[GOOD], [GOOD]]
+
+
+def all_found(wire: Wire, addresses: list[list[Address]], now: float) -> int:
+    """After how many turns it is known of all."""
+    for turns in range(20):
+        wire.probing.look(now)
+        if wire.probing.all_found(addresses, now):
+            return turns
+    raise AssertionError(wire.probed)
+
+
+def test_all_shadows_are_probed_once(wire: Wire) -> None:
+    told = "the shadow s1.test port 80 cannot be reached yet (Connection refused); mirroring begins when it can"
+    assert all_found(wire, [[GOOD], [DEAD], [MORE, DEAD]], 0.0) > 3
+    assert wire.probed == [[GOOD], [DEAD], [MORE]]
+    assert wire.said == [told]
+    assert all_found(wire, [[GOOD], [DEAD], [MORE, BAD]], PROBED) == 0
+    wire.probing.forget()
+    with pytest.raises(TapError, match=r"^shadows\[2\]: " + LEADS_BACK):
+        all_found(wire, [[GOOD], [DEAD], [MORE, BAD]], 0.0)
+    assert wire.probed[3:] == [[GOOD], [DEAD], [MORE, BAD]]
+
+
+# --- in the lab: whoever drives a tap waits for nothing
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as built:
+        yield built
+
+
+def turns(tap: Tap, over: Callable[[], bool]) -> list[float]:
+    """Drive the tap as the daemon does until something holds; how long each turn took."""
+    took: list[float] = []
+    while not over():
+        assert len(took) < 200
+        began = time.monotonic()
+        tap.service(began)
+        took.append(time.monotonic() - began)
+        due = tap.due()
+        time.sleep(0.02 if due is None else max(0.0, min(0.02, due - time.monotonic())))
+    return took
+
+
+@pytest.mark.alone
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_addresses_that_answer_nothing_hold_up_nothing(lab: Lab, capture: str) -> None:
+    """Each turn is short; that they lead nowhere is known soon all the same, of all at the same time."""
+    dead = [(socket.AF_INET, (f"10.77.2.{last}", 80)) for last in (97, 98, 99)]
+    decided: str | Undecided | None = Undecided()
+
+    def known() -> bool:
+        nonlocal decided
+        decided = tap._refusal_of_move(0, dead)
+        return not isinstance(decided, Undecided)
+
+    with HashSink(lab.shadow), driven(lab.node, capture=Capture(capture)) as tap:
+        began = time.monotonic()
+        took = turns(tap, known)
+        assert time.monotonic() - began < 2 * PROBE_TIME
+        assert tap.due() is None
+    assert decided is None and max(took) < PROBE_TIME / 2 and len(took) > 3
+
+
+@pytest.mark.alone
+@pytest.mark.e2e
+@pytest.mark.ebpf
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_an_interface_that_comes_late_holds_up_nothing(lab: Lab, capture: str) -> None:
+    """The shadow answers nothing, and is probed only now."""
+    said: list[str] = []
+    nobody = f"10.77.2.{90 + CAPTURES.index(capture)}"  # unknown to ARP yet, or it fails at once
+    with driven(
+        lab.node, said.append, iface="late0", shadow=f"{nobody}:80", capture=Capture(capture), wait_for_interface=True
+    ) as tap:
+        assert max(turns(tap, iter([False, False, True]).__next__)) < PROBE_TIME / 2
+        assert said == []
+        lab.node.run(["ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1"])
+        try:
+            for end in ("late0", "late1"):
+                lab.node.run(["ip", "link", "set", end, "up"])
+            took = turns(tap, lambda: bool(said))
+        finally:
+            lab.node.run(["ip", "link", "del", "late0"])
+    assert said == [f"the shadow {nobody} port 80 cannot be reached yet (timed out); mirroring begins when it can"]
+    assert max(took) < PROBE_TIME / 2 and len(took) > 3
