@@ -17,7 +17,9 @@ rise that fails makes the next one wait twice as long: so it does not swing.
 too many bad answers, make it `OPEN`: nothing is captured for this shadow.  After a pause it is `HALF_OPEN`: a few
 connections try; twice as many each second where they get through, or where there was nothing to try with; a failure
 opens it again, for twice as long.  What still goes out on connections from before proves nothing while new ones are
-tried: a server that accepts none any more may serve those to their end.  What the tap captures is
+tried: a server that accepts none any more may serve those to their end.  Nor does it where connections are taken and
+broken off, all without a byte, by a forwarder with nobody behind it: these have failed like those that are refused, and
+answers prove that it is over.  What the tap captures is
 what the shadow that can take most gets, and of that each gets what it can take: one that is down does not cost the
 others anything, and one that is slow is spared.
 
@@ -39,7 +41,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.histogram import quantile
-from tapmirror.ledger import CONNECT_FAILED, waits, worst_wait
+from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, waits, worst_wait
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.settings import AllTaps
 
@@ -85,6 +87,10 @@ WINDOW: Final = 10.0
 """Seconds of answers that are judged."""
 ENOUGH: Final = 20
 """Answers in the window before their share of errors says anything."""
+SILENT_TRIALS: Final = 16
+"""Connections in a row, each broken off without a byte, that say that nobody is there: as many as made the worker try
+only one in five seconds.  A server may do so with clients that it does not like, which most may be at times (nginx's
+444)."""
 ENOUGH_HALF_OPEN: Final = 5
 ENOUGH_TIMES: Final = 5
 """Timed answers in the window before their median says anything."""
@@ -99,9 +105,12 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     connects: int = 0
     """Attempts,"""
     connect_failures: int = 0
-    """and how many of them failed by now,"""
+    """and how many of them failed by now (`silent`: were taken and broken off without a byte, as all are),"""
+    silent: int = 0
     connected: int = 0
     """or stand by now."""
+    heard: int = 0
+    """Answers that came, whatever they say."""
     sent_bytes: int = 0
     times: Mapping[str, int] = {}
     """Of the answers that were timed, by the buckets of `histogram`."""
@@ -216,6 +225,29 @@ class State(enum.Enum):
     HALF_OPEN = "half-open"
 
 
+class Reach:
+    """Whether a shadow is reached: one that is down refuses connections, or breaks all off without a byte."""
+
+    __slots__ = ("_silent",)
+
+    def __init__(self) -> None:
+        self._silent = False
+        """It breaks them off: that bytes are sent proves nothing."""
+
+    def through(self, health: Health) -> bool:
+        """Whether it is known to have been reached since the last measure."""
+        if health.heard:
+            self._silent = False
+        elif health.connect_failures:
+            self._silent = health.silent > 0
+        return (health.heard if self._silent else health.sent_bytes) > 0
+
+    @property
+    def failure(self) -> str:
+        """What it does where connections fail."""
+        return "it breaks all connections off without a byte" if self._silent else "it cannot be connected to"
+
+
 class Breaker:
     """Whether a shadow is left alone."""
 
@@ -230,6 +262,8 @@ class Breaker:
         "_longest",
         "_pause",
         "_proven",
+        "_reach",
+        "_silent",
         "_tried",
         "_until",
         "_window",
@@ -252,7 +286,10 @@ class Breaker:
         self._until = now
         self._closed_at = now
         self._last = now
+        self._reach = Reach()
         self._down_since: float | None = None
+        self._silent = 0
+        """Connections in a row that it broke off without a byte, since it is half open or was reached."""
         self._window: deque[tuple[float, int, int]] = deque()
         self._by_answers = False
         """It was opened by bad answers, and not for want of connections."""
@@ -276,12 +313,13 @@ class Breaker:
         if health.connects > 0:
             self._asked = now
         self._connected = self._connected or health.connected > 0
-        cause = self._cause(health, now)
+        through = self._gets_through(health, now)
+        cause = self._cause(health, through, now)
         if cause:
             self._open(cause, now)
         elif self.state is State.HALF_OPEN:
             self._tried = self._tried or health.connects > 0 or health.sent_bytes > 0
-            good = health.answers > health.errors if self._by_answers else self._gets_through(health, now)
+            good = health.answers > health.errors if self._by_answers else through
             self._proven = self._proven or good
             if self._proven or not self._tried:
                 self.share = min(1.0, self.share * PROBE_GROWTH**passed)
@@ -291,16 +329,19 @@ class Breaker:
             self._pause = min(RETRY, self._longest)
         return self.share
 
-    def _cause(self, health: Health, now: float) -> str:
+    def _cause(self, health: Health, through: bool, now: float) -> str:
         """Why the shadow is to be left alone; empty: it is well."""
-        if self._gets_through(health, now):
+        if through:
             self._down_since = None
+            self._silent = 0
         elif health.connect_failures:
             if self._down_since is None:
                 self._down_since = now
-            if self.state is State.HALF_OPEN or now - self._down_since >= DOWN_TIME:
+            self._silent += health.silent
+            doubtful = health.silent == health.connect_failures and self._silent < SILENT_TRIALS
+            if not doubtful and (self.state is State.HALF_OPEN or now - self._down_since >= DOWN_TIME):
                 self._by_answers = False
-                return "it cannot be connected to"
+                return self._reach.failure
         self._window.append((now, health.answers, health.errors))
         while self._window[0][0] <= now - WINDOW:
             self._window.popleft()
@@ -313,9 +354,9 @@ class Breaker:
         return ""
 
     def _gets_through(self, health: Health, now: float) -> bool:
-        """Bytes were sent, and while it is half open not only on connections that stood before."""
+        """It was reached, and while it is half open not only by connections that stood before."""
         old = self.state is State.HALF_OPEN and now - self._asked < UNDECIDED and not self._connected
-        return health.sent_bytes > 0 and not old
+        return self._reach.through(health) and not old
 
     def _open(self, cause: str, now: float) -> None:
         self._until = now + self._pause
@@ -328,6 +369,7 @@ class Breaker:
         self.state, self.share = State.HALF_OPEN, PROBE
         self.reason = "it is tried again"
         self._down_since = None
+        self._silent = 0
         self._window.clear()
         self._tried = self._proven = self._connected = False
         self._asked = -math.inf
@@ -506,24 +548,7 @@ def measure(
     before: Mapping[str, Any], after: Mapping[str, Any], seconds: float, host_cpu: float, host_memory: float
 ) -> Measure:
     """What two snapshots of a tap, `seconds` apart, say; `host_cpu` and `host_memory` are the host's pressure."""
-    shadows = {}
-    for name, now in after["shadows"].items():
-        then = before["shadows"].get(name, _NOTHING)
-        shadows[name] = Health(
-            answers=_grown(then, now, "answers"),
-            errors=sum(_grew(then, now, "answers", kind) for kind in ERRORS),
-            connects=_grew(then, now, "events", "shadow_connects"),
-            connected=_grew(then, now, "events", "shadow_connected"),
-            connect_failures=sum(
-                _grew(then, now, "events", kind) for kind in now["events"] if kind.startswith(CONNECT_FAILED)
-            ),
-            sent_bytes=_grew(then, now, "bytes", "mirrored"),
-            times={
-                name: count - then["latency"]["buckets"].get(name, 0)
-                for name, count in now["latency"]["buckets"].items()
-                if count > then["latency"]["buckets"].get(name, 0)
-            },
-        )
+    shadows = {name: health(before["shadows"].get(name), now) for name, now in after["shadows"].items()}
     cpu = after["worker"]["cpu_s"] - before["worker"]["cpu_s"]
     return Measure(
         ring_fill=after.get("ring", {}).get("fill", 0.0),
@@ -537,7 +562,28 @@ def measure(
     )
 
 
-ERRORS: Final = ("5xx", "garbage", "unanswered")
+def health(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Health:
+    """What two snapshots of a shadow say; None: there was none before."""
+    then = before or _NOTHING
+    answers = _grown(then, after, "answers")
+    past, buckets = then["latency"]["buckets"], after["latency"]["buckets"]
+    return Health(
+        answers=answers,
+        errors=sum(_grew(then, after, "answers", kind) for kind in ERRORS),
+        connects=_grew(then, after, "events", "shadow_connects"),
+        connected=_grew(then, after, "events", "shadow_connected"),
+        connect_failures=sum(
+            _grew(then, after, "events", kind) for kind in after["events"] if kind.startswith(CONNECT_FAILED)
+        ),
+        silent=_grew(then, after, "events", CONNECT_SILENT),
+        sent_bytes=_grew(then, after, "bytes", "mirrored"),
+        heard=answers - _grew(then, after, "answers", UNANSWERED),
+        times={name: count - past.get(name, 0) for name, count in buckets.items() if count > past.get(name, 0)},
+    )
+
+
+UNANSWERED: Final = "unanswered"
+ERRORS: Final = ("5xx", "garbage", UNANSWERED)
 """Classes of answers that are a shadow's errors."""
 _NOTHING: Final[Mapping[str, Any]] = {"answers": {}, "events": {}, "bytes": {}, "latency": {"buckets": {}}}
 

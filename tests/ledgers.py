@@ -30,7 +30,12 @@ def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dic
         "state": "running",
         "state_reason": "",
         **known,
-        "shadows": {"staging:8080": {name: known[name] for name in ("bytes", "requests", "events", "answers")}},
+        "shadows": {
+            "staging:8080": {
+                "latency": {"buckets": {}},
+                **{name: known[name] for name in ("bytes", "requests", "events", "answers")},
+            }
+        },
         "flows": 12_345,
         "worker": {"pid": 1, "cpu_s": cpu, "rss_kb": 40_960},
     }

@@ -43,6 +43,41 @@ def lab() -> Iterator[Lab]:
 # --- the views, with a ledger
 
 
+<<<<<<< HEAD
+=======
+def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dict[str, Any]:
+    """What a worker tells, with a number of its own in each place."""
+    ledger = Ledger()
+    for account, seen in ((ledger.segments, 1000), (ledger.bytes, 2000), (ledger.requests, 3000)):
+        if account is ledger.requests and protocol == "raw":
+            continue
+        account.seen = seen * scale
+        account.mirrored = (seen - 600) * scale
+        account.sampled_out = 100 * scale
+        account.filtered[FilterReason.LOOP] = 200 * scale
+        account.dropped[DropReason.SHADOW_DOWN] = 100 * scale
+        account.dropped[DropReason.RING_FULL] = 100 * scale
+    if protocol == "http":
+        ledger.answers["2xx"] = 2300 * scale
+    known = ledger.snapshot(segments=100 * scale, bytes=100 * scale, requests=0 if protocol == "raw" else 100 * scale)
+    return {
+        "tap": "tap",
+        "capture": "ebpf",
+        "state": "running",
+        "state_reason": "",
+        **known,
+        "shadows": {
+            "staging:8080": {
+                "latency": {"buckets": {}},
+                **{name: known[name] for name in ("bytes", "requests", "events", "answers")},
+            }
+        },
+        "flows": 12_345,
+        "worker": {"pid": 1, "cpu_s": cpu, "rss_kb": 40_960},
+    }
+
+
+>>>>>>> 5958ede (A shadow that breaks all connections off is down like one that refuses them: in the half-open state it opens its breaker again, which stayed there at 5 %)
 def spec(**change: Any) -> TapSpec:
     shadow = parse_shadow(change.pop("shadow", "staging:8080"))
     return TapSpec(**{"iface": "eth0", "ports": (80,), "shadows": (shadow,), **change})
@@ -145,6 +180,23 @@ def test_of_two_shadows_the_one_that_is_down_is_named_until_it_gets_something(
     line = capsys.readouterr().err
     assert "shadow v2: 2,400 requests mirrored, 100 dropped (shadow_down), 100 dropped (ring_full), 2xx 2,300; " in line
     assert f"shadow v3: {down}, 2,400 requests mirrored, 100 dropped (shadow_down)" in line
+
+
+def test_a_shadow_that_breaks_all_off_is_down_though_bytes_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    def now(sent: int, silent: int, answers: int) -> dict[str, Any]:
+        found = snapshot()
+        (one,) = found["shadows"].values()
+        one |= {"events": {"connect_silent": silent}, "answers": {"2xx": answers, "unanswered": silent}}
+        one["bytes"]["mirrored"] = sent
+        return found
+
+    down = "UNWELL: it breaks all connections off without a byte"
+    steps = ((1, 0, 1, False), (2, 1, 1, True), (3, 1, 1, True), (4, 2, 1, True), (5, 2, 2, False), (6, 2, 2, False))
+    with LineView([spec()]) as lines:
+        for sent, silent, answers, shown in steps:
+            capsys.readouterr()
+            lines.show([now(sent, silent, answers)])
+            assert (down in capsys.readouterr().err) == shown
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tapmirror.governor import (
     FLOOR,
     HOLD_MOST,
     PROBE,
+    SILENT_TRIALS,
     SPARED,
     Decision,
     Governor,
@@ -32,7 +33,7 @@ from tapmirror.spec.settings import AllTaps
 
 Plant = Callable[[float, float], Measure]
 """(share, seconds since the start) to what is measured then."""
-OK = Health(answers=100, sent_bytes=10_000)
+OK = Health(answers=100, heard=100, sent_bytes=10_000)
 
 
 def run(plant: Plant, seconds: int, budget: Budget | None = None, governor: Governor | None = None) -> list[Decision]:
@@ -64,6 +65,8 @@ healths = st.builds(
     errors=st.integers(0, 1000),
     connects=st.integers(0, 10),
     connect_failures=st.integers(0, 10),
+    silent=st.integers(0, 10),
+    heard=st.integers(0, 1000),
     sent_bytes=st.integers(0, 1000),
     times=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 1000)),
 )
@@ -465,6 +468,93 @@ def test_a_connection_whose_client_left_amid_it_does_not_keep_it_half_open() -> 
     assert governor.breakers()["v2"] is State.CLOSED
 
 
+SILENT = "shadow v2: it breaks all connections off without a byte; tried again after "
+
+
+class Forwarder:
+    """With nobody behind it: it takes connections and breaks them off after `patience` seconds.
+
+    A second brings so many clients; after 16 that were broken off the worker tries one in five seconds.
+    """
+
+    def __init__(self, clients: int, patience: int) -> None:
+        self.clients, self.patience = clients, patience
+        self.ended = 0
+        self.next = 0.0
+        self.tried: dict[float, int] = {}
+
+    def health(self, share: float, now: float) -> Health:
+        silent = self.ended >= 16
+        tried = 0
+        if share and now >= self.next:
+            tried = 1 if silent else self.clients
+            self.next = now + 5 * silent
+        self.tried[now] = tried
+        ended = self.tried.get(now - self.patience, 0)
+        self.ended += ended
+        down = ended if self.ended >= 16 else 0
+        return Health(
+            answers=ended,
+            errors=ended,
+            connects=tried,
+            connected=tried,
+            connect_failures=down,
+            silent=down,
+            sent_bytes=100 * tried,
+        )
+
+
+@pytest.mark.parametrize("patience", [0, 4])
+@pytest.mark.parametrize("clients", [1, 40])
+def test_a_forwarder_with_nobody_behind_it_is_left_alone_for_longer_and_longer(clients: int, patience: int) -> None:
+    forwarder = Forwarder(clients, patience)
+
+    def plant(share: float, now: float) -> Measure:
+        if now > 900:
+            return well(share, now) if share else Measure(shadows={"v2": Health()})
+        return Measure(shadows={"v2": forwarder.health(share, now)})
+
+    decisions = run(plant, 1000)
+    late = decisions[500:900]
+    assert {decision.share for decision in late} == {0.0, PROBE}
+    trial = 5 * SILENT_TRIALS + patience
+    assert [decision.share for decision in late].count(PROBE) <= 400 * trial // (30 + trial) + trial
+    assert {decision.reason for decision in late if not decision.share} == {f"{SILENT}30 s"}
+    back = next(i for i, decision in enumerate(decisions[900:]) if decision.share == 1)
+    assert back <= 30 + 6, "the longest pause and the probes"
+    assert decisions[-1] == Decision(share=1.0, reason="")
+
+
+def test_who_breaks_off_all_connections_is_down_though_bytes_are_sent() -> None:
+    """A quiet tap, of whose answers too few are missing to say anything; one that comes says that it is back."""
+    tried = Health(answers=1, errors=1, connects=1, connected=1, connect_failures=1, silent=1, sent_bytes=100)
+    going = Health(connects=1, connected=1, sent_bytes=100)
+
+    def plant(_share: float, now: float) -> Measure:
+        return Measure(shadows={"v2": tried if now % 2 else going})
+
+    long = 2 * SILENT_TRIALS + 2
+    decisions = run(plant, long)
+    assert shares(decisions) == [1.0] * (long - 4) + [0.0] * 4
+    assert decisions[-1].reason == f"{SILENT}5 s"
+    answered = Health(answers=1, heard=1, connects=1, connected=1, sent_bytes=100)
+    assert (
+        min(shares(run(lambda share, now: Measure(shadows={"v2": answered}) if now == 9 else plant(share, now), long)))
+        == 1
+    )
+
+
+def test_whose_clients_are_mostly_closed_without_an_answer_is_not_kept_out() -> None:
+    """As nginx does with 444."""
+    silent = Health(answers=1, errors=1, connects=1, connected=1, connect_failures=1, silent=1, sent_bytes=100)
+    heard = Health(answers=1, heard=1, connects=1, connected=1, sent_bytes=100)
+
+    def plant(_share: float, now: float) -> Measure:
+        return Measure(shadows={"v2": heard if now % 10 == 0 else silent})
+
+    assert min(shares(run(plant, 100, Budget(errors=1.0)))) == 1.0
+
+
 def test_bad_answers_open_it_and_a_bug_does_not() -> None:
     def answers(errors: int) -> Plant:
         return lambda _share, _now: Measure(shadows={"v2": Health(answers=100, errors=errors, sent_bytes=1)})
@@ -555,7 +645,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 def test_measures_of_two_snapshots() -> None:
     shadow = {
         "answers": {"1xx": 9, "2xx": 20, "5xx": 4, "garbage": 1, "unanswered": 2},
-        "events": {"shadow_connects": 9, "shadow_connected": 1, "connect_ECONNREFUSED": 2, "connect_ETIMEDOUT": 1},
+        "events": {"shadow_connects": 9, "shadow_connected": 1, "connect_ECONNREFUSED": 2, "connect_silent": 1},
         "bytes": {"mirrored": 5000},
         "latency": {"buckets": {"0.01": 3, "1": 4, "inf": 1}},
     }
@@ -580,7 +670,9 @@ def test_measures_of_two_snapshots() -> None:
                 errors=7,
                 connects=6,
                 connect_failures=3,
+                silent=1,
                 connected=1,
+                heard=15,
                 sent_bytes=4000,
                 times={"1": 2, "inf": 1},
             ),
@@ -589,7 +681,9 @@ def test_measures_of_two_snapshots() -> None:
                 errors=7,
                 connects=9,
                 connect_failures=3,
+                silent=1,
                 connected=1,
+                heard=25,
                 sent_bytes=5000,
                 times={"0.01": 3, "1": 4, "inf": 1},
             ),

@@ -12,6 +12,7 @@ import pytest
 
 from replay_bench import GET, GIVEN_UP, OK, RESET, WHOLE, Bench, ended
 from tapmirror.events import END, START, Abort, DropReason, Finish, Open, Turn
+from tapmirror.ledger import CONNECT_SILENT
 from tapmirror.replay import ends
 from tapmirror.replay.backoff import FIRST
 from tapmirror.replay.dial import FRUITLESS, LOOKS
@@ -441,8 +442,9 @@ def connects(bench: Bench, flow: int) -> bool:
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
 def test_who_breaks_off_all_connections_is_left_alone_as_who_takes_none(bench: Bench, reset: bool) -> None:
     for flow in range(FRUITLESS):
-        assert not bench.dropped()
+        assert not bench.dropped() and not bench.ledger.events[CONNECT_SILENT]
         broken_off(bench, flow, reset=reset)
+    assert bench.ledger.events[CONNECT_SILENT] == 1
 
     assert not connects(bench, 100)
     assert bench.dropped() == {DropReason.SHADOW_DOWN: 1}
@@ -453,6 +455,7 @@ def test_who_breaks_off_all_connections_is_left_alone_as_who_takes_none(bench: B
     bench.now += 1.5 * FIRST
     assert connects(bench, 103)
     assert bench.ledger.events["shadow_broke_off"] == FRUITLESS + 1
+    assert bench.ledger.events[CONNECT_SILENT] == 2
 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])

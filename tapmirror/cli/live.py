@@ -15,9 +15,10 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from tapmirror import governor
 from tapmirror.cli.account import account, answers, counted
 from tapmirror.cli.compared import brief_lines
-from tapmirror.ledger import CONNECT_FAILED, waits, worst_wait
+from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec import By, TapSpec
 
 
@@ -92,20 +93,21 @@ class Reach:
     """Tells by successive snapshots which shadows cannot be connected to, where no governor looks at them."""
 
     def __init__(self) -> None:
-        self._before: dict[str, tuple[int, int]] = {}
-        self._down: set[str] = set()
+        self._before: dict[str, dict[str, Any]] = {}
+        self._reach: dict[str, governor.Reach] = {}
+        self._down: dict[str, str] = {}
 
     def of(self, ledger: dict[str, Any]) -> dict[str, str]:
-        """What is wrong with each shadow that is down: attempts failed, and nothing was sent since."""
+        """What is wrong with each shadow that is down: attempts failed, and it was not reached since."""
         for label, shadow in ledger["shadows"].items():
-            failed = sum(count for name, count in shadow["events"].items() if name.startswith(CONNECT_FAILED))
-            sent, failures = self._before.get(label, (0, 0))
-            self._before[label] = (shadow["bytes"]["mirrored"], failed)
-            if shadow["bytes"]["mirrored"] > sent:
-                self._down.discard(label)
-            elif failed > failures:
-                self._down.add(label)
-        return dict.fromkeys(self._down, "it cannot be connected to")
+            health = governor.health(self._before.get(label), shadow)
+            self._before[label] = shadow
+            reach = self._reach.setdefault(label, governor.Reach())
+            if reach.through(health):
+                self._down.pop(label, None)
+            elif health.connect_failures:
+                self._down[label] = reach.failure
+        return self._down
 
 
 def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.framing import Pool, ResponseFramer
-from tapmirror.ledger import CONNECT_FAILED, Ledger
+from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, Ledger
 from tapmirror.replay.backoff import FIRST, Backoff
 from tapmirror.replay.lane import Lane
 from tapmirror.replay.ports import heard
@@ -62,11 +62,16 @@ class _Place:
     @property
     def down(self) -> bool:
         """It failed when it was last tried."""
-        return self.backoff.down or self._silence.down
+        return self.backoff.down or self.silent
+
+    @property
+    def silent(self) -> bool:
+        """It takes connections and breaks all off without a byte."""
+        return self._silence.down
 
     def allows(self, now: float) -> bool:
         """Whether to try it now."""
-        if self._silence.down:
+        if self.silent:
             if not self._silence.allows(now, now):
                 return False
             self._listen()
@@ -236,6 +241,8 @@ class Dialer:
         place = self._open.get(lane)
         if place is not None and place.broke_off(lane, now):
             self._events["shadow_broke_off"] += 1
+            if place.silent:  # nobody was connected to
+                self._events[CONNECT_SILENT] += 1
 
     def forget(self, lane: Lane) -> None:
         """It does not connect any more, or is no longer open."""

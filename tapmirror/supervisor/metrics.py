@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 from tapmirror import __version__, histogram
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.governor import State
-from tapmirror.ledger import CONNECT_FAILED, waits
+from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, waits
 from tapmirror.supervisor.compared import Compared, add_times, families
 
 Snapshot: TypeAlias = Mapping[str, Any]
@@ -139,8 +139,9 @@ def _counted(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], float]]:
         yield ("connects", label), shadow["events"].get("shadow_connects", 0)
         for name, count in shadow["events"].items():
             if name.startswith(CONNECT_FAILED):
-                number = name.removeprefix(CONNECT_FAILED)
-                yield ("connect_errors", label, number if number in errno.errorcode.values() else "other"), count
+                reason = name.removeprefix(CONNECT_FAILED)
+                known = name == CONNECT_SILENT or reason in errno.errorcode.values()
+                yield ("connect_errors", label, reason if known else "other"), count
 
 
 def _fates(account: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:

@@ -24,7 +24,23 @@ from msgspec.structs import replace
 from documented import fields, named, rows
 from e2e.mirror import PATIENCE
 from e2e.served import CALM, SHADOW, WEB, under_load, untorn
-from lab import HashSink, Host, Lab, LabError, Load, LoadPlan, Nginx, Snapshot, Tap, identity, load, open_to_all, until
+from lab import (
+    Behaviour,
+    HashSink,
+    Host,
+    Lab,
+    LabError,
+    Load,
+    LoadPlan,
+    Nginx,
+    RecordingTcp,
+    Snapshot,
+    Tap,
+    identity,
+    load,
+    open_to_all,
+    until,
+)
 from lab.daemon import Daemon
 from lab.shop import REVIEWS_V2, Shop
 from lab.starve import starved
@@ -708,6 +724,38 @@ def test_a_shadow_that_dies_is_left_alone_and_taken_up_again_by_itself(lab: Lab)
             untorn(production, back)
         assert done["ledger"]["requests"]["dropped"].keys() & {"shadow_down", "shadow_closed"}
         until(lambda: "event=share" in daemon.said(), "the line")
+
+
+def test_a_forwarder_with_nobody_behind_it_is_left_alone_and_taken_up_again_by_itself(lab: Lab) -> None:
+    """It takes connections and resets them: each trial fails, after a longer pause, until somebody is there."""
+    with Nginx(lab.node) as production, contextlib.ExitStack() as stack:
+        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=40, per_connection=5, rate=500)
+        with RecordingTcp(lab.shadow, 80, Behaviour(reset_after=1)):
+            daemon = stack.enter_context(Daemon(lab.node))
+            often = Limits(backoff_max=0.5)  # sixteen trials in a row take eight seconds
+            daemon.ask(Start(taps=[web(budget=replace(CALM, retry=6.0, errors=1.0), limits=often)]))
+            running = Load(lab.client, plan)
+            said: list[tuple[float, str]] = []
+
+            def share() -> tuple[float, str]:
+                (tap,) = daemon.ask(Status())["taps"]
+                found = (tap["ledger"] or {}).get("share", {"effective": 100.0, "reason": ""})
+                if not said or said[-1][1] != found["reason"]:
+                    said.append((found["effective"], found["reason"]))
+                return found["effective"], found["reason"]
+
+            until(lambda: share()[0] == 0.0, "open", PATIENCE)
+            until(lambda: share()[0] > 0.0 and "it is tried again" in share()[1], "half-open", PATIENCE)
+            until(lambda: share()[0] == 0.0, "open", PATIENCE)
+            assert share()[1].endswith("it breaks all connections off without a byte; tried again after 6 s"), said
+        with Nginx(lab.shadow) as shadow:
+            until(lambda: share() == (100.0, ""), "closed", PATIENCE)
+            shadow.wait_for(500, PATIENCE)
+            result = running.stop()
+            until(lambda: production.requests() == result.answered, "the last at production")
+            (done,) = daemon.ask(Stop(all=True))["stopped"]
+            identity(done["ledger"])
+        assert result.failed == 0
 
 
 def test_of_two_shadows_the_one_that_answers_errors_is_spared(lab: Lab) -> None:
