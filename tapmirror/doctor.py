@@ -360,7 +360,8 @@ def reach(shadow: Shadow) -> Iterator[Finding]:
         found = socket.getaddrinfo(shadow.host, shadow.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a valid name"
-        yield Finding("shadow", Level.FAIL, f"cannot resolve {shadow.host!r}: {reason}", "correct the name, or DNS")
+        remedy = f"correct the name, or DNS (`getent ahosts {shadow.host}` asks as a tap does), or give its address"
+        yield Finding("shadow", Level.FAIL, f"cannot resolve {shadow.host!r}: {reason}", remedy)
         return
     for family, _, _, _, address in found:
         began = time.monotonic()

@@ -268,6 +268,7 @@ class Breaker:
         "_until",
         "_window",
         "cause",
+        "reached",
         "reason",
         "share",
         "state",
@@ -280,6 +281,8 @@ class Breaker:
         """Of the share."""
         self.cause = ""
         """What is wrong with the shadow; "": it is well, or nothing is known."""
+        self.reached = False
+        """It was once."""
         self._errors = budget.errors
         self._longest = budget.retry
         self._pause = min(RETRY, budget.retry)
@@ -332,6 +335,7 @@ class Breaker:
     def _cause(self, health: Health, through: bool, now: float) -> str:
         """Why the shadow is to be left alone; empty: it is well."""
         if through:
+            self.reached = True
             self._down_since = None
             self._silent = 0
         elif health.connect_failures:
@@ -436,9 +440,16 @@ class Governor:
         """The state of each shadow's breaker."""
         return {name: shadow.breaker.state for name, shadow in self._shadows.items()}
 
-    def causes(self) -> dict[str, str]:
-        """What is wrong with each shadow, also where it costs the share nothing; "": nothing."""
-        return {name: shadow.cause for name, shadow in self._shadows.items()}
+    def causes(self, unreached: Mapping[str, str]) -> dict[str, str]:
+        """What is wrong with each shadow, also where it costs the share nothing; "": nothing.
+
+        `unreached`: why some could not be at the start, which counts until they are.
+        """
+        found = {name: shadow.cause for name, shadow in self._shadows.items()}
+        for name, why in unreached.items():
+            if not (found.get(name) or (name in found and self._shadows[name].breaker.reached)):
+                found[name] = f"it is down, or was at the start ({why})"
+        return found
 
     def _loads(self, measure: Measure) -> list[Load]:
         budget = self._budget

@@ -25,6 +25,7 @@ class ScriptedTap:
         self.wait_for_interface = wait_for_interface
         self.capture = "ebpf"
         self.state, self.state_reason = "running", ""
+        self.unreached: dict[str, str] = {}
         self.began = False
         """Whether it is more than one that was only tried out."""
         self.attached = False
@@ -43,6 +44,8 @@ class ScriptedTap:
         """Attaches, unless it was detached before."""
         self.began = True
         self._script.step("start")
+        for line in self._script.warns.get(self.spec.name, ()):
+            self.warn(line)
         if not (self.muted or self.detached.is_set()):
             self.attached = True
 
@@ -53,7 +56,13 @@ class ScriptedTap:
             raise LoopError(self._script.loops)
         if self.detached.is_set() and not self.stopping:
             raise TapError("detached")
-        return {"tap": self.spec.name, "shadows": {}, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
+        return self.with_share(
+            {"tap": self.spec.name, "shadows": {}, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": 0}}
+        )
+
+    def with_share(self, ledger: Mapping[str, Any]) -> dict[str, Any]:
+        reason = "paused" if self.state == "paused" else ""
+        return {**ledger, "share": {"percent": 100.0, "effective": 0.0 if reason else 100.0, "reason": reason}}
 
     def service(self, now: float) -> None:
         """Counted."""
@@ -119,6 +128,8 @@ class Script:
         """Why what it sends comes back to production, if it does."""
         self.fails: dict[str, str] = {}
         """What a step fails with."""
+        self.warns: dict[str, list[str]] = {}
+        """What a tap of a name warns of as it starts."""
         self.gates: dict[str, threading.Event] = {}
         """What a step waits for."""
         self.reached: dict[str, threading.Event] = {}

@@ -107,6 +107,14 @@ def test_without_any_limit_there_is_no_verdict(tmp_path: Path) -> None:
     assert "none of the limits" in done.output
 
 
+@pytest.mark.parametrize("text", ["0", "0%", "0.0"])
+def test_no_shadow_keeps_to_a_ratio_of_nothing(text: str) -> None:
+    done = CliRunner().invoke(main, ["verdict", "web", "--max-p99-ratio", text])
+    assert done.exit_code == 2
+    assert f"{text} is not a ratio above 0 like 1.05, and not none" in done.output
+    assert len(done.output.splitlines()) == 1
+
+
 def test_the_line_says_where_most_answers_differ(tmp_path: Path) -> None:
     file = ledger(tmp_path / "l.json", 2_000, 400)
     assert "; most differ at GET /a (20.0 %, status)" in CliRunner().invoke(main, ["verdict", file]).output

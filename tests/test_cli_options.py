@@ -46,7 +46,6 @@ def test_an_interface_given_again_is_one_more(given: list[str], iface: str, tmp_
         ["--max-error-diff", "1%"],
         ["--max-diff-rate", "1%"],
         ["--alpha", "0.1"],
-        ["--noise-probe", "5"],
     ],
     ids=lambda given: str(given[0]),
 )
@@ -55,6 +54,14 @@ def test_what_needs_a_comparison_is_refused_without_one(given: list[str]) -> Non
     result = CliRunner().invoke(main, ["run", *tap, *given])
     assert result.exit_code == 2
     assert result.output == f"tapmirror: error: {given[0]}: nothing is compared: give --compare too\n"
+
+
+@pytest.mark.parametrize("command", ["run", "start"])
+def test_a_noise_probe_needs_a_comparison_whatever_starts_the_tap(command: str) -> None:
+    tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080", "--noise-probe", "5"]
+    result = CliRunner().invoke(main, [command, *tap])
+    line = "tapmirror: error: --noise-probe: nothing is compared: set compare to a level\n"
+    assert (result.exit_code, result.output) == (2, line)
 
 
 def test_a_wrong_noise_probe_is_told_by_the_name_of_the_option() -> None:

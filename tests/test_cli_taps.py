@@ -81,6 +81,13 @@ def test_start_takes_the_options_of_a_tap(asked: Asked) -> None:
     assert (spec.name, spec.ttl, spec.iface, spec.ports, spec.percent) == ("web", 60.0, "eth0", (80,), 5.0)
 
 
+def test_start_tells_what_the_tap_warned_of(asked: Asked) -> None:
+    asked.answer = {"started": ["a"], "notes": {"a": ["the shadow x port 1 cannot be reached yet", "and more"]}}
+    done = asked.run("start", "-f", "-", input_=FILE.format("a"))
+    assert (done.exit_code, done.stdout) == (0, "started: a\n")
+    assert done.stderr == "tapmirror: a: the shadow x port 1 cannot be reached yet\ntapmirror: a: and more\n"
+
+
 @pytest.mark.parametrize(
     ("words", "dry_run", "force"), [([], False, False), (["--force"], False, True), (["--dry-run"], True, False)]
 )
@@ -119,6 +126,7 @@ def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
         ],
         "failed": {"d": "no interface"},
         "waits": {"f": "no interface tun0"},
+        "notes": {"b": ["nothing is mirrored: percent is 0"]},
     }
     done = asked.run("apply", "-f", "-", "--dry-run", input_=FILE.format("web"))
     assert done.exit_code == 1
@@ -129,7 +137,11 @@ def test_apply_prints_the_plan_and_what_failed(asked: Asked) -> None:
         "+ add     d",
         "  keep    e",
     ]
-    assert done.stderr == "tapmirror: f waits: no interface tun0\ntapmirror: error: d: no interface\n"
+    assert done.stderr == (
+        "tapmirror: f waits: no interface tun0\n"
+        "tapmirror: b: nothing is mirrored: percent is 0\n"
+        "tapmirror: error: d: no interface\n"
+    )
     (request,) = asked.requests
     assert isinstance(request, Apply) and request.dry_run and [spec.name for spec in request.taps] == ["web"]
 

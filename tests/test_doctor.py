@@ -235,6 +235,7 @@ def test_the_connection_to_a_shadow_bears_the_mark_that_no_tap_mirrors(
 def test_a_shadow_without_an_address() -> None:
     (finding,) = doctor.reach(parse_shadow(f"{'a' * 64}.invalid:80"))
     assert finding.level is Level.FAIL
+    assert f"getent ahosts {'a' * 64}.invalid" in finding.remedy and "or give its address" in finding.remedy
 
 
 @pytest.mark.parametrize(("source", "level"), [("tsc\n", Level.OK), ("hpet\n", Level.WARN), (None, Level.UNKNOWN)])

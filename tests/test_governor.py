@@ -582,10 +582,23 @@ def test_a_dead_shadow_costs_the_others_nothing() -> None:
     assert [each.shadows for each in decisions].count({"dead": 0.0}) > 50
     assert not any({*each.shadows} - {"dead"} for each in decisions)
     assert governor.breakers()["dead"] is not State.CLOSED
-    assert governor.causes() == {"v2": "", "dead": "it cannot be connected to"}
+    assert governor.causes({}) == {"v2": "", "dead": "it cannot be connected to"}
     for now in range(100, 150):
         governor.observe(Measure(shadows={"v2": OK, "dead": OK}), float(now))
-    assert governor.causes() == {"v2": "", "dead": ""}
+    assert governor.causes({}) == {"v2": "", "dead": ""}
+
+
+def test_a_shadow_that_was_not_reached_at_the_start_is_unwell_until_it_is() -> None:
+    governor = Governor(Budget(), 0.0)
+    unreached = {"v2": "Connection refused"}
+    down_then = {"v2": "it is down, or was at the start (Connection refused)"}
+    assert governor.causes(unreached) == down_then, "before the first measure"
+    run(lambda _share, _now: Measure(shadows={"v2": Health()}), 5, governor=governor)
+    assert governor.causes(unreached) == down_then, "nothing was tried"
+    run(down, 5, governor=governor)
+    assert governor.causes(unreached) == {"v2": "it cannot be connected to"}, "what is known now is worth more"
+    run(well, 30, governor=governor)
+    assert governor.causes(unreached) == {"v2": ""}
 
 
 def test_a_slow_shadow_is_spared_and_the_others_get_what_the_tap_captures() -> None:

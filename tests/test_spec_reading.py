@@ -110,6 +110,7 @@ def test_a_comparison(text: str, want: Compare) -> None:
         ("on", "compare: True is none of off, status, headers, body"),
         ("{level: bodies}", "compare.level: 'bodies' is none of"),
         ("{noise_probe: x%}", "compare.noise_probe: 'x%' is not a number"),
+        ("{noise_probe: 5%}", "compare.noise_probe: nothing is compared: set compare to a level"),
         ("body\nprotocol: raw", "compare: pairs answers with requests"),
     ],
 )

@@ -122,6 +122,19 @@ async def test_apply_changes_only_what_changed(rig: Rig) -> None:
 
 
 @conversation
+async def test_what_taps_warn_of_as_they_begin_is_told_to_who_asked(rig: Rig) -> None:
+    rig.script.warns = {"a": ["no answer"], "c": ["one", "two"], "d": ["three"]}
+    await rig.daemon.start([A, B], force=False)
+    assert rig.daemon.notes(["a", "b", "gone"]) == {"notes": {"a": ["no answer"]}}
+    assert rig.daemon.notes(["b"]) == {}
+    rig.file("d.yaml", tap("d"))
+    assert (await rig.daemon.reload())["notes"] == {"d": ["three"]}
+    assert (await rig.daemon.apply([A, B, C], dry_run=False, force=False))["notes"] == {"c": ["one", "two"]}
+    rig.script.taps[0].warn("later")
+    assert rig.daemon.notes(["a"]) == {"notes": {"a": ["no answer"]}}
+
+
+@conversation
 async def test_a_change_that_fails_is_not_kept(rig: Rig) -> None:
     await rig.daemon.start([A], force=False)
     rig.script.fails["set_percent"] = "the kernel refuses"

@@ -154,6 +154,7 @@ def test_all_shadows_are_probed_once(wire: Wire) -> None:
     assert all_found(wire, [[GOOD], [DEAD], [MORE, DEAD]], 0.0) > 3
     assert wire.probed == [[GOOD], [DEAD], [MORE]]
     assert wire.said == [told]
+    assert wire.probing.unreached == {"s1.test:80": "Connection refused"}
     assert all_found(wire, [[GOOD], [DEAD], [MORE, BAD]], PROBED) == 0
     wire.probing.forget()
     with pytest.raises(TapError, match=r"^shadows\[2\]: " + LEADS_BACK):

@@ -299,6 +299,32 @@ def test_held_from_the_start(runner: Runner, script: Script) -> None:
     until(lambda: script.attached() == ["web"], "it runs")
 
 
+def test_who_looks_after_a_command_sees_what_it_changed(
+    runner: Runner, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the share of the last snapshot, which may be a second old."""
+    runner.start()
+    until(lambda: runner.ledger is not None, "a ledger")
+    monkeypatch.setattr(module, "INTERVAL", 3600.0)
+    time.sleep(0.05)  # the next look is in an hour
+    script.fails["snapshot"] = "nobody looks"
+    for command, reason in ((runner.pause, "paused"), (runner.resume, "")):
+        command().result(10)
+        assert runner.ledger is not None and runner.ledger["share"]["reason"] == reason
+
+
+def test_one_that_was_held_is_said_to_start_as_soon_as_it_is_resumed(runner: Runner, script: Script) -> None:
+    runner.start(PAUSED)
+    until(lambda: runner.state == ("paused", PAUSED), "held")
+    seen: list[str] = []
+    gate = script.gate("prepare")
+    resumed = runner.resume()
+    resumed.add_done_callback(lambda _: seen.append(runner.state[0]))  # in the tap's thread, before it goes on
+    assert script.reached["prepare"].wait(10)
+    assert seen == ["starting"]
+    gate.set()
+
+
 @pytest.mark.parametrize("asked", [["resume"], ["pause", "resume"]])
 def test_what_was_asked_for_before_does_not_undo_the_kill_switch(
     runner: Runner, script: Script, asked: list[str]

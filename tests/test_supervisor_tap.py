@@ -437,6 +437,14 @@ def test_what_a_name_gets_while_nothing_is_captured_is_probed_later(monkeypatch:
     assert probed == [old, new]
 
 
+@pytest.mark.parametrize(("percent", "said"), [(0.0, ["nothing is mirrored: percent is 0"]), (1.0, [])])
+def test_that_nothing_is_to_be_mirrored_is_said(lab: Lab, percent: float, said: list[str]) -> None:
+    warnings: list[str] = []
+    with lab.node.enter():
+        Tap(spec(percent=percent), warnings.append, print).prepare()
+    assert warnings == said
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_start_look_stop(lab: Lab, capture: str) -> None:

@@ -63,6 +63,19 @@ class Amount(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
         return number
 
 
+class Ratio(Amount):
+    """A ratio, as `1.05`; `none`: it does not matter."""
+
+    name = "ratio"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """As `click.ParamType.convert`."""
+        ratio = super().convert(value, param, ctx)
+        if ratio == 0:
+            self.fail(f"{value} is not a ratio above 0 like 1.05, and not none", param, ctx)
+        return ratio
+
+
 def limit_options(function: Function) -> Function:
     """Give a command what a shadow must keep to."""
     defaults = Limits()
@@ -83,7 +96,7 @@ def limit_options(function: Function) -> Function:
         ),
         click.option(
             "--max-p99-ratio",
-            type=Amount(),
+            type=Ratio(),
             default="1.10",
             show_default=True,
             help="Most that the shadow's 99th percentile may be, in production's.",

@@ -46,7 +46,6 @@ COMPARING: Final = {
     "max_p99_ratio": "--max-p99-ratio",
     "max_diff_rate": "--max-diff-rate",
     "alpha": "--alpha",
-    "noise_probe": "--noise-probe",
 }
 """Options that say nothing where nothing is compared, by parameter."""
 

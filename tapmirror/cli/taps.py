@@ -76,7 +76,10 @@ def start(
         return
     with understood():
         line = f"started: {', '.join(done['started'])}"
+        notes = notes_of(done)
     click.echo(line)
+    for note in notes:
+        warn(note)
 
 
 @click.command(short_help="Stop a tap of the daemon, or all.")
@@ -206,14 +209,19 @@ def planned(done: dict[str, Any], *, as_json: bool) -> None:
         with understood():
             lines = [*map(step_line, done["plan"])]
             failures = [f"{name}: {message}" for name, message in done["failed"].items()]
-            waiting = [f"{name} waits: {reason}" for name, reason in done.get("waits", {}).items()]
+            notes = [f"{name} waits: {reason}" for name, reason in done.get("waits", {}).items()] + notes_of(done)
         click.echo("\n".join(lines) or "no taps")
-        for line in waiting:
-            warn(line)
+        for note in notes:
+            warn(note)
         for failure in failures:
             click.echo(f"tapmirror: error: {failure}", err=True)
     if done["failed"]:
         raise SystemExit(1)
+
+
+def notes_of(done: dict[str, Any]) -> list[str]:
+    """What taps warned of as they began, for people."""
+    return [f"{name}: {line}" for name, lines in done.get("notes", {}).items() for line in lines]
 
 
 def step_line(step: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ class Report(Request, frozen=True, kw_only=True, tag="report"):
 
 
 class Start(Request, frozen=True, kw_only=True, tag="start"):
-    """Start these taps, all or none: `{"started": [name]}`."""
+    """Start these taps, all or none: `{"started": [name]}`, and `notes` as of `Apply`."""
 
     answer: ClassVar[tuple[str, ...]] = ("started",)
     changes: ClassVar[bool] = True
@@ -102,7 +102,8 @@ class Stop(Request, frozen=True, kw_only=True, tag="stop"):
 class Apply(Request, frozen=True, kw_only=True, tag="apply"):
     """Make the taps that were started by command equal to these.
 
-    `{"plan": [{name, action, fields}], "failed": {name: message}}`; with `dry_run` nothing is done.
+    `{"plan": [{name, action, fields}], "failed": {name: message}}`; with `dry_run` nothing is done.  `notes`, where
+    there are such: `{name: [line]}`, what taps warned of as they began.
     """
 
     answer: ClassVar[tuple[str, ...]] = ("plan", "failed")

@@ -26,6 +26,7 @@ IGNORED_HEADERS: Final = (
     *("x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-remaining", "ratelimit-reset"),
 )
 ROUNDING: Final = 1e-9
+NOISE_PROBE: Final = 1.0
 _TEMPLATE: Final = re.compile(r"(?:[A-Z]{1,20} )?/[!-~]{0,500}")
 
 
@@ -58,7 +59,7 @@ class Compare(Checked, frozen=True, kw_only=True):
     numbers count exactly, unless more is given."""
     time_tolerance: Seconds = 0.0
     """Seconds up to which times (RFC 3339) are equal."""
-    noise_probe: float = 1.0
+    noise_probe: float = NOISE_PROBE
     """Percent of the safe requests (GET, HEAD, OPTIONS) that a shadow gets twice, to see what differs by itself; half
     are of those whose answers have just differed."""
     noise_relative: float = 20.0
@@ -115,6 +116,8 @@ class Compare(Checked, frozen=True, kw_only=True):
                 yield f"ignore_headers[{i}]", f"{shown(name)} is not a field name"
         if self.all_headers and self.level in (Level.OFF, Level.STATUS):
             yield "all_headers", f"has no effect with level: {self.level.value}"
+        if self.level is Level.OFF and self.noise_probe != NOISE_PROBE:
+            yield "noise_probe", "nothing is compared: set compare to a level"
         for i, path in enumerate(self.ignore_paths):
             if not path or len(path) > 200:
                 yield f"ignore_paths[{i}]", f"{shown(path)} is not a path of up to 200 characters"

@@ -183,6 +183,12 @@ class Daemon:
         await self.keeping.save()
         return [spec.name for spec in specs]
 
+    def notes(self, names: Iterable[str]) -> dict[str, Any]:
+        """`notes` of an answer: what these taps warned of as they began, by name, if they did."""
+        notes = {name: self._taps[name].runner.notes for name in names if name in self._taps}
+        found = {name: lines for name, lines in notes.items() if lines}
+        return {"notes": found} if found else {}
+
     async def stop(self, name: str) -> list[dict[str, Any]]:
         """Stop a tap: its name and final ledger.  Raises `RefusedError`."""
         return await self._stop([self.roster.entry(name)])
@@ -438,7 +444,7 @@ class Daemon:
         self._replaced = {}
         begun = {spec.name: self._taps[spec.name].runner.state for spec in new if spec.name in self._taps}
         waits = {name: reason for name, (state, reason) in begun.items() if state == "waiting"}
-        told = {"plan": [step.told() for step in steps], "failed": failed}
+        told = {"plan": [step.told() for step in steps], "failed": failed, **self.notes(begun)}
         return {**told, "waits": waits} if waits else told
 
     async def _read_files(

@@ -125,6 +125,8 @@ class Probing:
         self._arrived = arrived
         self._warn = warn
         self._all_found = False
+        self.unreached: dict[str, str] = {}
+        """Of shadows that could not be reached when all were probed last: why, by label."""
         self._trial: _Trial | None = None
         self._found: dict[frozenset[Address], Found] = {}
 
@@ -160,7 +162,7 @@ class Probing:
         """
         if self._all_found:
             return True
-        failures = []
+        failures: list[OSError | None] = []
         for index, those in enumerate(addresses):
             found = self.found(those, now)
             if found is None:
@@ -169,9 +171,11 @@ class Probing:
                 raise TapError(f"{field(self._spec, index)}: {LEADS_BACK}")
             failures.append(found.failure)
         self._all_found = True
+        self.unreached = {}
         for shadow, failure in zip(self._spec.shadows, failures, strict=True):
             if failure is not None:
-                why = failure.strerror or failure
+                why = failure.strerror or str(failure)
+                self.unreached |= dict.fromkeys(shadow.copy_labels, why)
                 where = f"{shadow.host} port {shadow.port}"
                 self._warn(f"the shadow {where} cannot be reached yet ({why}); mirroring begins when it can")
         return True

@@ -18,7 +18,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeAlias
@@ -133,6 +133,8 @@ class Runner:
         """The outcome of the first try: done, or the `TapError`."""
         self.ended: Future[dict[str, Any] | None] = Future()
         """The final ledger, if there is one."""
+        self.notes: list[str] = []
+        """What the tap warned of until then, for who asked for it."""
         self.keep_trying = False
         """Whether the first try is followed by others."""
         self.waits = False
@@ -473,7 +475,11 @@ class Runner:
             commands, self._commands = self._commands, []
         for command, future in commands:
             try:
-                future.set_result(command(tap))
+                result = command(tap)
+                life, ledger = self.counted
+                if tap is not None and ledger is not None and life == self._life:
+                    self.counted = life, tap.with_share(ledger)  # who looks next sees what was changed
+                future.set_result(result)
             except Exception as error:
                 future.set_exception(as_tap_error(error))
 
@@ -484,6 +490,8 @@ class Runner:
             future.set_exception(EndedError("the tap was stopped"))
 
     def _warn(self, message: str) -> None:
+        if not self.started.done():
+            self.notes.append(message)
         self._log.say(Level.WARNING, "warning", message, tap=self.spec.name)
 
     def _say(self, line: str) -> None:
@@ -537,6 +545,7 @@ class Runner:
             with self._lock:  # the kill switch may have come since this was asked for
                 if self._held in (PAUSED, self._loop):
                     self._held = self._loop = ""
+                    self._state = ("starting", "")
 
         return self.ask(change)
 
@@ -574,11 +583,11 @@ class Regulation:
         """
         before, self._before = self._before, (now, ledger)
         if before is None:
-            self._tell_shadows(ledger)
+            self._tell_shadows(ledger, tap.unreached)
             return
         found = measure(before[1], ledger, now - before[0], pressure.some("cpu"), pressure.some("memory"))
         own, of_all = self._governor.observe(found, now), self._together.observe(self, found, now)
-        self._tell_shadows(ledger)
+        self._tell_shadows(ledger, tap.unreached)
         reason = "; ".join(filter(None, (of_all.reason, own.reason)))
         shadows = {label: round(share * of_all.share, 4) for label, share in own.shadows.items()}
         decision = Decision(share=round(own.share * of_all.share, 4), reason=reason, shadows=shadows)
@@ -588,9 +597,12 @@ class Regulation:
             self._tell(f"{own.share:.0%} of its share: {own.reason}" if own.reason else "its whole share")
         self._own, self._applied = own, decision
 
-    def _tell_shadows(self, ledger: dict[str, Any]) -> None:
-        """How each is.  Of several the share follows the best one: that another is spared would not be told by it."""
-        breakers, causes = self._governor.breakers(), self._governor.causes()
+    def _tell_shadows(self, ledger: dict[str, Any], unreached: Mapping[str, str]) -> None:
+        """How each is; `unreached` as of `Tap`.
+
+        Of several the share follows the best one: that another is spared would not be told by it.
+        """
+        breakers, causes = self._governor.breakers(), self._governor.causes(unreached)
         for label, shadow in ledger["shadows"].items():
             cause = causes.get(label, "")
             shadow |= {"breaker": breakers.get(label, State.CLOSED).value, "reason": cause}

@@ -215,7 +215,8 @@ class Service:
                     daemon.roster.told(request.name, ledger=False)  # or it is refused
                 return {"lines": lines, "next": after}
             case Start():
-                return {"started": await daemon.start(request.taps, force=request.force)}
+                names = await daemon.start(request.taps, force=request.force)
+                return {"started": names, **daemon.notes(names)}
             case Stop():
                 if request.all == (request.name is not None):
                     raise RefusedError("bad_request", "name: give a name or all")

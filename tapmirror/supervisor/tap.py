@@ -118,6 +118,8 @@ class Tap:
         if not (self.spec.many or self._wait_for_interface or present(self.spec.links())):
             names = ", ".join(name for _, name in socket.if_nameindex())
             raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})")
+        if not self.spec.most():
+            self._warn("nothing is mirrored: percent is 0")
         for i, shadow in enumerate(self.spec.shadows):
             if shadow.tls is not None and not shadow.tls.verify:
                 danger = f"TLS WITHOUT VERIFICATION: whoever answers at {shadow.end_point} gets the copies"
@@ -182,6 +184,11 @@ class Tap:
             return "paused", ""
         waits_for = self._links.waits_for()
         return ("waiting", waits_for) if waits_for else ("running", "")
+
+    @property
+    def unreached(self) -> Mapping[str, str]:
+        """Why shadows could not be reached when they were probed, by label; whether they are since is not known."""
+        return self._probing.unreached
 
     def interfaces(self) -> list[str]:
         """Those that are captured now."""
@@ -549,18 +556,28 @@ class Tap:
             counts = msgspec.structs.asdict(self._names.counts)
             ledger["events"] |= {f"names_{name}": count for name, count in counts.items() if count}
         state, reason = self._condition()
-        for label, shadow in ledger["shadows"].items():
-            shadow["effective"] = part_of(self.spec.most(), self._part(label))
-        return {
+        found = {
             "tap": self.spec.name,
             "capture": self.capture,
             "state": state,
             "state_reason": reason,
             **ledger,
             "workers": [{**part["worker"], **_waited(part["events"])} for part in parts],
+        }
+        return self.with_share(found)
+
+    def with_share(self, ledger: Mapping[str, Any]) -> dict[str, Any]:
+        """A ledger of the tap with its share as it is now."""
+        most = self.spec.most()
+        return {
+            **ledger,
+            "shadows": {
+                label: {**shadow, "effective": part_of(most, self._part(label))}
+                for label, shadow in ledger["shadows"].items()
+            },
             "share": {
-                "percent": self.spec.most(),
-                "effective": part_of(self.spec.most(), 0.0 if self._paused else self._throttle),
+                "percent": most,
+                "effective": part_of(most, 0.0 if self._paused else self._throttle),
                 "reason": "paused" if self._paused else self._throttle_reason,
             },
         }

@@ -698,6 +698,30 @@ def test_a_worker_that_gets_too_little_cpu_gets_less_to_do(lab: Lab) -> None:
         assert production.requests() > requests["seen"]
 
 
+def test_a_shadow_that_is_down_at_the_start_is_told_until_it_is_reached(lab: Lab) -> None:
+    """Without any traffic, too: the tap runs, and mirrors as soon as there is somebody."""
+    down = "shadow 10.77.2.2:80: it is down, or was at the start (Connection refused)"
+    with HashSink(lab.node), Daemon(lab.node) as daemon:
+        done = daemon.run(*WEB, "--percent", "100")
+        line = "tapmirror: web: the shadow 10.77.2.2 port 80 cannot be reached yet (Connection refused)"
+        assert done.stdout == "started: web\n"
+        assert done.stderr == f"{line}; mirroring begins when it can\n"
+        until(lambda: f"  {down}\n" in daemon.run("list").stdout, "the list", PATIENCE)
+        assert "shadow 10.77.2.2:80: UNWELL: it is down, or was" in daemon.run("status").stdout
+        daemon.run("pause", "web")
+        daemon.run("resume", "web")
+        assert "at present" not in daemon.run("list").stdout
+        with HashSink(lab.shadow) as shadow:
+            assert load(lab.client, lab.node.addr4, requests=10, connections=1).failed == 0
+            shadow.wait_for(10)
+            until(lambda: "shadow 10.77.2.2:80:" not in daemon.run("list").stdout, "it is well", PATIENCE)
+        (stopped,) = daemon.json("stop", "--all")["stopped"]
+        assert stopped["ledger"]["requests"]["mirrored"] == 10
+        assert daemon.run(*WEB[:1], "--percent=0", *WEB[1:]).stderr.splitlines()[0] == (
+            "tapmirror: web: nothing is mirrored: percent is 0"
+        )
+
+
 def test_a_shadow_that_dies_is_left_alone_and_taken_up_again_by_itself(lab: Lab) -> None:
     """The breaker opens, tries in vain, and closes; production notices nothing of it."""
     with Daemon(lab.node) as daemon, under_load(lab, per_connection=10) as (production, shadow, _running):
