@@ -38,14 +38,10 @@ import msgspec
 
 from tapmirror import bytecode, contract
 from tapmirror.precedence import give_way
-from tapmirror.spawn import unsignalled
+from tapmirror.spawn import how_ended, unsignalled
 
 LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
-WANT_OF_MEMORY: Final = (
-    ", most likely for want of memory: compiling takes 140 MB; look at the service's MemoryMax=, and for oom in dmesg"
-)
-"""Where the child was killed by another than us: the kernel does that."""
 DEATH_TIME: Final = 1.0
 """Seconds for a child that has closed its socket to be gone."""
 NOT_VERIFIED: Final = (errno.EACCES, errno.EINVAL)
@@ -194,8 +190,8 @@ def load(request: Request) -> Loaded:
             child.kill()
             code = child.wait()
     if not data:
-        how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        raise LoaderError("refused", f"the loader process died ({how}{WANT_OF_MEMORY if killed else ''})")
+        how = how_ended(code, by_us=not killed, needs="compiling takes 140 MB")
+        raise LoaderError("refused", f"the loader process died ({how})")
     reply: dict[str, str] = json.loads(data)
     if "error" in reply:
         raise LoaderError(reply["kind"], reply["error"])

@@ -28,6 +28,7 @@ from lab.tap import COMMAND
 from ledgers import EXPECTED, rows, snapshot
 from tapmirror.cli.compared import brief_lines
 from tapmirror.cli.live import LineView, LiveView, Rates, heading
+from tapmirror.spawn import how_ended
 from tapmirror.spec import Limits, TapSpec, parse_shadow
 
 SHADOW = "10.77.2.2:80"
@@ -43,41 +44,6 @@ def lab() -> Iterator[Lab]:
 # --- the views, with a ledger
 
 
-<<<<<<< HEAD
-=======
-def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dict[str, Any]:
-    """What a worker tells, with a number of its own in each place."""
-    ledger = Ledger()
-    for account, seen in ((ledger.segments, 1000), (ledger.bytes, 2000), (ledger.requests, 3000)):
-        if account is ledger.requests and protocol == "raw":
-            continue
-        account.seen = seen * scale
-        account.mirrored = (seen - 600) * scale
-        account.sampled_out = 100 * scale
-        account.filtered[FilterReason.LOOP] = 200 * scale
-        account.dropped[DropReason.SHADOW_DOWN] = 100 * scale
-        account.dropped[DropReason.RING_FULL] = 100 * scale
-    if protocol == "http":
-        ledger.answers["2xx"] = 2300 * scale
-    known = ledger.snapshot(segments=100 * scale, bytes=100 * scale, requests=0 if protocol == "raw" else 100 * scale)
-    return {
-        "tap": "tap",
-        "capture": "ebpf",
-        "state": "running",
-        "state_reason": "",
-        **known,
-        "shadows": {
-            "staging:8080": {
-                "latency": {"buckets": {}},
-                **{name: known[name] for name in ("bytes", "requests", "events", "answers")},
-            }
-        },
-        "flows": 12_345,
-        "worker": {"pid": 1, "cpu_s": cpu, "rss_kb": 40_960},
-    }
-
-
->>>>>>> 5958ede (A shadow that breaks all connections off is down like one that refuses them: in the half-open state it opens its breaker again, which stayed there at 5 %)
 def spec(**change: Any) -> TapSpec:
     shadow = parse_shadow(change.pop("shadow", "staging:8080"))
     return TapSpec(**{"iface": "eth0", "ports": (80,), "shadows": (shadow,), **change})
@@ -371,7 +337,9 @@ def test_beside_the_table_it_says_that_the_worker_is_gone_and_goes_on(lab: Lab) 
         screen.wait_for("Ctrl-C stops")
         first = worker_of(screen.process.pid)
         os.kill(first, signal.SIGKILL)
-        screen.wait_for(re.escape("the worker process ended (signal 9); another one starts in 0.1 s"))
+        screen.wait_for(
+            re.escape(f"the worker process ended ({how_ended(-signal.SIGKILL)}); another one starts in 0.1 s")
+        )
         until(lambda: first not in tree(screen.process.pid), "its end")
         until(lambda: "tapmirror.worker" in " ".join(tree(screen.process.pid).values()), "the next")
         screen.process.send_signal(signal.SIGINT)

@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import pytest
 
-from tapmirror.spawn import TERMINAL, unsignalled
+from tapmirror.spawn import LOOK, TERMINAL, how_ended, unsignalled
 
 
 @pytest.fixture
@@ -45,3 +46,22 @@ def test_a_child_does_not_die_of_one_before_it_runs(number: int) -> None:
     with unsignalled():
         done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
     assert (done.returncode, done.stdout) == (0, b"alive\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "more", "told"),
+    [
+        (0, {}, "exit status 0"),
+        (3, {}, "exit status 3"),
+        (-signal.SIGTERM, {}, "signal 15"),
+        (-signal.SIGKILL, {}, f"signal 9, most likely for want of memory: {LOOK}"),
+        (
+            -signal.SIGKILL,
+            {"needs": "much"},
+            f"signal 9, most likely for want of memory: much; {LOOK}",
+        ),
+        (-signal.SIGKILL, {"by_us": True, "needs": "much"}, "signal 9"),
+    ],
+)
+def test_how_a_child_ended(code: int, more: dict[str, Any], told: str) -> None:
+    assert how_ended(code, **more) == told

@@ -24,6 +24,7 @@ from lab.snapshot import network_programs, tree
 from lab.tap import COMMAND
 from tapmirror import privsep
 from tapmirror.precedence import NICENESS
+from tapmirror.spawn import how_ended
 from tapmirror.spec import Capture, Limits
 from tapmirror.supervisor import Tap, TapError, workers
 from tapmirror.supervisor.addresses import Address
@@ -34,6 +35,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 WORKER_KB = 48_000
 """Memory of a worker that has mirrored nothing yet, with the ring that it maps."""
 CAPTURES = ["ebpf", "packet"]
+KILLED = f"the worker process ended ({how_ended(-signal.SIGKILL)})"
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,8 @@ def test_a_short_run_says_too_that_clients_speak_tls(lab: Lab, protocol: str) ->
 @pytest.mark.parametrize(
     ("capture", "number", "line"),
     [
-        ("ebpf", signal.SIGKILL, "the worker process ended (signal 9); another one starts in 0.1 s"),
-        ("packet", signal.SIGKILL, "the worker process ended (signal 9); another one starts in 0.1 s"),
+        ("ebpf", signal.SIGKILL, f"{KILLED}; another one starts in 0.1 s"),
+        ("packet", signal.SIGKILL, f"{KILLED}; another one starts in 0.1 s"),
         # it is killed then: how it captures is not asked again
         ("ebpf", signal.SIGSTOP, "the worker process did not answer within 5 s; another one starts in 0.1 s"),
     ],
@@ -480,12 +482,12 @@ def test_the_workers_death_is_readable_and_the_tap_goes_on(lab: Lab, capture: st
         os.kill(first, signal.SIGKILL)
         assert select.select(tap.filenos(), [], [], PATIENCE)[0]
         identity(tap.snapshot())
-        assert (tap.state, tap.state_reason) == ("restarting", "the worker process ended (signal 9)")
+        assert (tap.state, tap.state_reason) == ("restarting", KILLED)
         serve(tap, lambda: tap.state == "running", "the next")
         assert tap.snapshot()["worker"]["pid"] != first
         assert len(bound(lab.node)) == 1
         identity(tap.stop())
-    assert warnings == ["the worker process ended (signal 9); another one starts in 0.1 s"]
+    assert warnings == [f"{KILLED}; another one starts in 0.1 s"]
     until(lambda: not bound(lab.node), "detached")
 
 

@@ -81,7 +81,7 @@ def test_its_death_is_readable_and_told(lab: Lab) -> None:
     try:
         os.kill(worker.pid, signal.SIGKILL)
         assert select.select([worker.fileno()], [], [], 5.0)[0]
-        with pytest.raises(TapError, match=r"^the worker process ended \(signal 9\)"):
+        with pytest.raises(TapError, match=r"^the worker process ended \(signal 9, most likely for want of mem"):
             worker.ask({"op": "snapshot"}, "snapshot", 5.0)
     finally:
         worker.close(5.0)

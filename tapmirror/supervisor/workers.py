@@ -27,7 +27,7 @@ import msgspec
 
 from tapmirror import contract, privsep, stdio
 from tapmirror.events import DropReason
-from tapmirror.spawn import unsignalled
+from tapmirror.spawn import how_ended, unsignalled
 from tapmirror.spec.shadow import Shadow
 from tapmirror.supervisor.figures import checked, with_past
 from tapmirror.supervisor.log import printable
@@ -222,8 +222,7 @@ class WorkerProcess:
                 message = self._pieces.take(privsep.receive_bare(self._control, MESSAGE))
                 if "error" in message:
                     return TapError(printable(str(message["error"])))
-        status = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return TapError(f"the worker process ended ({status})")
+        return TapError(f"the worker process ended ({how_ended(code)})")
 
 
 class Seat:
