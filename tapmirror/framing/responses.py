@@ -112,10 +112,19 @@ class ResponseFramer(ResponseReader[int]):
 
     def feed(self, data: Buffer) -> Sequence[int]:
         """Take the next bytes: the status codes of the final responses whose heads they complete."""
+        known, awaited = self._known, self._awaited
+        if (
+            len(data) == self._known_size
+            and not self._state
+            and awaited
+            and not awaited[0]
+            and bytes(data[: len(known)]) == known
+        ):
+            awaited.popleft()
+            return self._known_status
         out: list[int] = []
         pos, size = 0, len(data)
         before = len(self._buffer)
-        awaited = self._awaited
         while pos < size:
             if not self._state and self._known:  # as nearly all are: like the one before, and whole
                 start, known, length = pos, self._known, self._known_size

@@ -62,7 +62,7 @@ class Answers:
         framer = lane.framer
         assert framer is not None
         statuses = framer.feed(data)
-        if statuses and statuses.count(statuses[0]) == len(statuses):  # as a rule
+        if len(statuses) > 1 and statuses.count(statuses[0]) == len(statuses):
             self._counts[_CLASSES[statuses[0] // 100]] += len(statuses)
         else:
             for status in statuses:
