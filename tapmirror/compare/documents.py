@@ -28,8 +28,10 @@ DEPTH: Final = 48
 
 LEVELS: Final = 2
 """Of objects whose members are told apart before they are read: answers often have one around what they say."""
-UNLIKE: Final = 32
-"""Members in which two objects differ; with more all of both is read at once, which costs less then."""
+MEMBERS: Final = 128
+"""Of an object whose members are told apart: of more, which are small as a rule, that takes as long as to read them."""
+UNLIKE: Final = 16
+"""Members in which two objects differ, on all levels; with more all of both is read at once, which takes less then."""
 LINES: Final = 20_000
 """Of a stream of events that is read, some 20 ms; what has more is a text."""
 
@@ -77,35 +79,43 @@ def unlike(one: bytes, other: bytes) -> tuple[Document, Document] | None:
             one.decode()
         if not other.isascii():
             other.decode()
-        pair = _unlike(one, other, LEVELS)
-    except _NO_JSON:
+        mine, its, _ = _unlike(one, other, LEVELS, UNLIKE)
+    except _NOT_APART:
         return None
-    return None if pair is None else ((pair[0], False), (pair[1], False))
+    return (mine, False), (its, False)
+
+
+class _UselessError(Exception):
+    """Too much of two objects differs."""
 
 
 def _unlike(
-    one: bytes | msgspec.Raw, other: bytes | msgspec.Raw, levels: int
-) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The same, looking so many levels deep.  Raises what a decoder does."""
-    mine, its = _MEMBERS.decode(one), _MEMBERS.decode(other)
+    one: bytes | msgspec.Raw, other: bytes | msgspec.Raw, levels: int, left: int
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """The same so many levels deep, and how many members may yet differ of the `left` ones.
+
+    Raises what a decoder does, and `_UselessError`.
+    """
+    mine = _MEMBERS.decode(one)
+    if len(mine) > MEMBERS:
+        raise _UselessError
+    its = _MEMBERS.decode(other)
     names = [name for name, value in mine.items() if its.get(name) != value]
     extra = [name for name in its if name not in mine]
-    if len(names) + len(extra) > UNLIKE:
-        return None
+    left -= len(names) + len(extra)
+    if left < 0:
+        raise _UselessError
     first: dict[str, Any] = {}
     second: dict[str, Any] = {name: _JSON.decode(its[name]) for name in extra}
     for name in names:
         value, its_value = mine[name], its.get(name)
         if its_value is None:
             first[name] = _JSON.decode(value)
-            continue
-        if levels > 1 and bytes(value)[:1] == b"{" == bytes(its_value)[:1]:
-            pair = _unlike(value, its_value, levels - 1)
-            if pair is not None:
-                first[name], second[name] = pair
-                continue
-        first[name], second[name] = _JSON.decode(value), _JSON.decode(its_value)
-    return first, second
+        elif levels > 1 and bytes(value)[:1] == b"{" == bytes(its_value)[:1]:
+            first[name], second[name], left = _unlike(value, its_value, levels - 1, left)
+        else:
+            first[name], second[name] = _JSON.decode(value), _JSON.decode(its_value)
+    return first, second, left
 
 
 def _with_no_numbers(plain: bytes) -> Document | None:
@@ -300,5 +310,6 @@ class Search:
 
 
 _NO_JSON: Final = (msgspec.DecodeError, UnicodeError, RecursionError, ValueError)
+_NOT_APART: Final = (*_NO_JSON, _UselessError)
 _ABSENT: Final = object()
 _NUMBERS: Final = (int, float)
