@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -74,7 +75,9 @@ def top(socket: Path) -> None:
                 shown, first = page(whole, live.console, first)
                 live.update(shown, refresh=True)
                 key = pressed(INTERVAL)
-                if key in ("q", "Q", ""):
+                if key == "":
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))  # as writing there does, if that comes first
+                if key in ("q", "Q"):
                     return
                 first += {" ": 1, "b": -1}.get(key or "", 0) * (live.console.height - 1)
     except ControlError as error:
