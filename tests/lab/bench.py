@@ -26,7 +26,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from lab import bench_core
+from lab import bench_core, instructions
 from lab.hosts import NOFILE_MOST, LabError, leave_on_signals
 from lab.load import Load, LoadPlan, load
 from lab.network import Lab
@@ -312,8 +312,11 @@ def main() -> int:
     parser.add_argument("--case", default="", help="only cases whose name has this in it")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="of blocks for production's latency; 0: skip it")
     parser.add_argument("--core", action="store_true", help="only decoding and reassembly, without a network")
+    parser.add_argument("--instructions", action="store_true", help="only instructions a request, by valgrind")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
+    if options.instructions:
+        return instructions.main()
     leave_on_signals()
     console = Console(highlight=False, width=120)
     results: list[Result] = []
