@@ -33,6 +33,7 @@ def printed(main: str, **files: str) -> bytes:
         (b"include x;", [["include", "x"]]),
         (printed("a;"), [["a"]]),
         (b"nginx: the configuration file /x syntax is ok\n" + printed("a;"), [["a"]]),  # 2>&1
+        (b"a;\n" + printed("b;"), [["a"], ["b"]]),  # a comment that looks like that
         (printed("http { include d/*; c; }", d__b="b;", d__a="a { }"), [["http", [["a", []], ["b"], ["c"]]]]),
         (printed("include /etc/nginx/x; include x;", x="include y;", y="b;"), [["b"], ["b"]]),
         (printed("include d/*; a;", d__e__f="b;"), [["a"]]),  # `*` stands for no slash, and may stand for nothing

@@ -18,6 +18,8 @@ from tapmirror.spec.nginx_syntax import MAX_DEPTH, Directive, decoded, parse
 MAX_DIRECTIVES: Final = 100_000
 """Of the whole: 1 MiB of text has fewer, but a file can be included many times."""
 _FILE: Final = re.compile(r"^# configuration file (.+):\r?$", re.MULTILINE)
+_BEFORE: Final = re.compile(r"(?:(?:nginx: .*|[ \t\r]*(?:#.*)?)\n)*+")
+"""What it says itself before the first one, and comments."""
 _PATTERN: Final = re.compile(r"[*?\[]")
 
 
@@ -25,7 +27,7 @@ def read(data: bytes) -> Directive:
     """A configuration as the block of a directive without a name; lines are those of `data`.  Raises `FileError`."""
     text = decoded(data)
     marks = list(_FILE.finditer(text))
-    if not marks:
+    if not marks or _BEFORE.fullmatch(text, 0, marks[0].start()) is None:  # a file with such a comment
         return parse(text)
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     files = {
