@@ -26,6 +26,7 @@ from tapmirror.events import (
     START,
     TRACED,
     TUNNEL,
+    WHOLE,
     Abort,
     Buffer,
     Command,
@@ -68,7 +69,6 @@ HEAD_BYTES: Final = 8192
 
 _OVERRIDE: Final = re.compile(rb"\nx-(?:http-)?method(?:-override)?[ \t]*:", re.IGNORECASE)
 """Frameworks take the method from such a field where they are told to: a GET may be a DELETE."""
-WHOLE: Final = START | END
 PROBE_DELAY: Final = 1.5
 """Seconds after which a shadow gets a request the second time: what tells the time of day in seconds has changed."""
 PROBES: Final = 1024

@@ -88,6 +88,8 @@ START: Final = 0x1
 """The first byte of a request is the first byte of this part."""
 END: Final = 0x2
 """The last byte of a request is the last byte of this part."""
+WHOLE: Final = START | END
+"""What nearly all parts are.  The data path asks for just this first: to compare takes a third of the time of `&`."""
 NO_BODY: Final = 0x4
 """The answer to this request has no body whatever its headers say (HEAD)."""
 TUNNEL: Final = 0x8

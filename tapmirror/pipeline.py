@@ -14,9 +14,9 @@ from typing import Final, TypeAlias
 
 from tapmirror.events import (
     ACCEPTED,
-    END,
     START,
     TRACED,
+    WHOLE,
     Abort,
     Buffer,
     Command,
@@ -41,8 +41,6 @@ from tapmirror.tracer import Tracer
 Framer: TypeAlias = RawFramer | RequestFramer
 
 _NOTHING: Final[tuple[Command, ...]] = ()
-_WHOLE: Final = START | END
-"""What nearly all parts are: to compare takes a third of the time of `&`."""
 TLS_HANDSHAKE: Final = b"\x16\x03"
 """What a record of TLS begins with that begins a connection: its type, and the version's first byte (RFC 8446, 5.1)."""
 
@@ -190,7 +188,7 @@ class Pipeline:
         for message in messages:
             if isinstance(message, Part):
                 flags = message.flags
-                if flags == _WHOLE:
+                if flags == WHOLE:
                     self._ledger.requests.seen += 1
                 elif flags and flags & START:
                     self._ledger.requests.seen += 1

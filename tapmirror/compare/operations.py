@@ -70,6 +70,7 @@ _LETTERS: Final = f"{string.ascii_letters}{string.digits}_"
 _JSON: Final = (b"{", b"[", b" ", b"\t", b"\r", b"\n")
 _NO_SIZE: Final = (b"{", b"[", b"<")
 """What a body that is not in chunks begins with as a rule."""
+_QUERY: Final = ord("?")  # a number: `in` finds it in a seventh of the time
 _KINDS: Final = frozenset({"query", "mutation", "subscription"})
 
 
@@ -83,9 +84,6 @@ class _Call(msgspec.Struct):
 
 
 _calls: Final = msgspec.json.Decoder(_Call | list[_Call])
-
-
-_QUERY: Final = ord("?")  # a number: `in` finds it in a seventh of the time
 
 
 def calls(method: bytes, target: bytes, head: bytes) -> Calls | None:

@@ -52,7 +52,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from tapmirror.events import END, START, TUNNEL, Buffer, DropReason, Lost, Message, Part
+from tapmirror.events import END, START, TUNNEL, WHOLE, Buffer, DropReason, Lost, Message, Part
 from tapmirror.framing.detect import ENOUGH, detect
 from tapmirror.framing.head import CHUNKED, HEAD, PLAIN, REQUEST_LINE, STOP, TOKEN, VALUE, Head, read_head
 from tapmirror.framing.pool import Pool
@@ -60,7 +60,6 @@ from tapmirror.framing.pool import Pool
 CHUNK_LINE_BYTES: Final = 4096
 """Longest line of a chunk's size and extensions, as in Go's net/http (maxLineLength)."""
 
-_WHOLE: Final = START | END
 _NOTHING: Final[tuple[Message, ...]] = ()
 _PLAIN: Final = PLAIN.match
 
@@ -158,7 +157,7 @@ class RequestFramer:
             if plain is not None and plain.end() <= self._head_bytes:
                 rest = plain.end() + int(plain[2] or 0) - size
                 if not rest and self._host is None:
-                    return (Part(data, size, _WHOLE),)
+                    return (Part(data, size, WHOLE),)
                 if rest >= 0:
                     return (self._whole_or_begun(data, plain, rest),)
         elif state == _LENGTH and size <= self._remaining and self._after == _BOUNDARY and not self._broken:
@@ -185,7 +184,7 @@ class RequestFramer:
         if rest:
             self._remaining = rest
             self._state = _LENGTH
-        flags = START if rest else _WHOLE
+        flags = START if rest else WHOLE
         if self._host is None:
             return Part(data, size, flags)
         first, last = plain.span(1)

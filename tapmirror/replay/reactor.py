@@ -27,7 +27,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from tapmirror.events import END, START, TUNNEL, Abort, Command, DropReason, Finish, Open, Send, Turn
+from tapmirror.events import END, START, TUNNEL, WHOLE, Abort, Command, DropReason, Finish, Open, Send, Turn
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import Answers, wake_for
 from tapmirror.replay.dial import Address, Dialer
@@ -49,8 +49,6 @@ EVENTS: Final = 1_024
 _GONE: Final = select.EPOLLERR | select.EPOLLHUP
 _ENDED: Final = select.EPOLLRDHUP | _GONE
 _READABLE: Final = select.EPOLLIN | _ENDED
-_WHOLE: Final = START | END
-"""What nearly all parts are, which is asked for first: to compare takes a third of the time of `&`."""
 
 
 class Reactor:
@@ -234,13 +232,13 @@ class Reactor:
         """The fast path: one look-up, one `send`."""
         flow, data, size, flags = command.flow, command.data, command.size, command.flags
         lane = self._lanes.get(flow)
-        if lane is None or not lane.ready or (flags > _WHOLE and flags & TUNNEL):
+        if lane is None or not lane.ready or (flags > WHOLE and flags & TUNNEL):
             self._send_later(lane, command, now)
             return
-        if flags == _WHOLE or (flags and flags & START):
+        if flags == WHOLE or (flags and flags & START):
             lane.framer.expect(flags)  # type: ignore[union-attr]
         try:
-            if flags == _WHOLE or not lane.http or flags & END:
+            if flags == WHOLE or not lane.http or flags & END:
                 count = lane.sock.send(data)  # type: ignore[union-attr]
             else:
                 count = lane.sock.send(data, socket.MSG_MORE)  # type: ignore[union-attr]
@@ -255,7 +253,7 @@ class Reactor:
             lane.sent_in_part(bytes(data), size, flags, count)
         elif not flags:
             self._bytes.mirrored += size
-        elif flags == _WHOLE or flags & _WHOLE == _WHOLE:
+        elif flags == WHOLE or flags & WHOLE == WHOLE:
             self._bytes.mirrored += size
             self._requests.mirrored += 1
             lane.sent += 1
@@ -302,7 +300,7 @@ class Reactor:
         if count < len(data):
             lane.sent_in_part(bytes(data), size, flags, count, command.number)
             return
-        if flags == _WHOLE:
+        if flags == WHOLE:
             self._bytes.mirrored += size
             self._requests.mirrored += 1
             lane.sent += 1
