@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +37,10 @@ from lab import (
     until,
     wrk,
 )
+from lab.instructions import CASES, answer, serve, worked
 from lab.soak import Look, Report, violations
 from lab.wrk import parse
+from tapmirror.spec import Level
 
 sending = importlib.import_module("lab.load")  # `lab.load` is the function
 
@@ -369,3 +372,13 @@ def test_what_a_run_that_was_killed_left_in_tmp_is_cleared_by_the_next(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [*names[1:], "tapmirror-lab-abc", f"other-{gone.pid}-abc"]
     )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_of_what_is_counted_in_instructions_all_is_sent_and_answered(name: str) -> None:
+    """It raises where it is not."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        reply = answer(CASES[name].get("compare", Level.OFF), 1)
+        threading.Thread(target=serve, args=(listener, reply), daemon=True).start()
+        worked(name, 500, listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)

@@ -27,7 +27,7 @@ from lab.exchanges import Plain
 from lab.hosts import LabError
 from tapmirror.compare import Comparison
 from tapmirror.comparing import ComparingPipeline
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, DropReason, Segment
 from tapmirror.ledger import Ledger
 from tapmirror.pipeline import Pipeline
 from tapmirror.replay import Reactor, Replay
@@ -74,6 +74,7 @@ def serve(listener: socket.socket, reply: bytes) -> None:
 
     def talk(sock: socket.socket) -> None:
         with sock, contextlib.suppress(ConnectionResetError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while data := sock.recv(1 << 16):
                 sock.sendall(reply * data.count(b"\r\n\r\n"))
 
@@ -144,6 +145,7 @@ def worked(name: str, requests: int, port: int) -> None:
         raise LabError(f"{name}: not all of it was sent: {ledger.saved()}")
     if spec.protocol is Protocol.HTTP and sum(ledger.answers.values()) != requests:
         raise LabError(f"{name}: not all answers were read: {ledger.answers}")
+    replay.close(DropReason.SHUTDOWN)
 
 
 def counted(name: str, requests: int) -> int:
