@@ -16,11 +16,15 @@ UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.E
 def main() -> None:
     """Run the command.  A Ctrl-C while Python imports it ends the process, without a traceback: nothing was begun."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from tapmirror.cli import main as command
+    from tapmirror.cli.main import COMMANDS, command
+    from tapmirror.cli.main import main as group
 
+    for word in sys.argv[1:2]:
+        if word in COMMANDS:
+            command(word)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        command(prog_name="tapmirror")
+        group(prog_name="tapmirror")
     except OSError as error:
         if error.errno not in UNWRITABLE or error.filename is not None:
             raise

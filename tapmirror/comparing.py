@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
-from tapmirror.compare import Comparison, Conversation
-from tapmirror.compare.comparison import SAFE
+from tapmirror.compare.comparison import SAFE, Comparison
+from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.thinning import Rotation
 from tapmirror.events import (
     ACCEPTED,
@@ -48,7 +48,7 @@ from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.pipeline import Framer, Pipeline
 from tapmirror.policy import Policy
-from tapmirror.spec import Level, Protocol, TapSpec
+from tapmirror.spec import Protocol, TapSpec
 from tapmirror.tcp import ANY
 from tapmirror.tracer import Tracer
 
@@ -56,11 +56,6 @@ NEVER: Final = 1 << 63
 """Nanoseconds of CLOCK_MONOTONIC."""
 TICK: Final = 1.0
 """Seconds between two looks at requests that wait for an answer."""
-HEADERS_BYTES: Final = 4096
-"""Captured of each segment of production where only the head and the framing matter, also for the status alone, which
-ends with the head: nginx's own are below 1 KiB, cookies and policies make some of 3."""
-BODY_BYTES: Final = 65_536
-"""The whole segment."""
 TARGET_BYTES: Final = 4096
 """That are kept of the target of a longer head."""
 HEAD_BYTES: Final = 8192
@@ -75,17 +70,6 @@ PROBES: Final = 1024
 """Second copies that wait at one time: 1 % of 20,000 requests a second, three times over."""
 PROBE_BYTES: Final = 16_384
 """Of a request that is sent twice; heads are shorter, and safe requests have no body as a rule."""
-
-
-def probes(spec: TapSpec) -> bool:
-    """Whether shadows get some requests twice, to see what differs by itself."""
-    return spec.compare.level in (Level.HEADERS, Level.BODY) and spec.compare.noise_probe > 0
-
-
-def answer_bytes(spec: TapSpec) -> int:
-    """How much of each of production's segments is captured."""
-    sizes = {Level.STATUS: HEADERS_BYTES, Level.HEADERS: HEADERS_BYTES, Level.BODY: BODY_BYTES}
-    return sizes.get(spec.compare.level, 0)
 
 
 class Talk:
@@ -157,7 +141,7 @@ class ComparingPipeline(Pipeline):
         self._table = AnsweredTable(spec.limits, spec.seed, ledger, self._counts)
         super().__init__(spec, ledger, policy, self._table, tracer)
         self._comparison = comparison
-        self._checks = probes(spec)
+        self._checks = spec.compare.probes
         self._targets = sum(shadow.copies for shadow in spec.shadows)
         self._now = 0.0
         self._time_ns = 0

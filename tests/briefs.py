@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tapmirror.compare import Limits
 from tapmirror.compare.brief import Briefing
 from tapmirror.compare.summary import State, Summary, bounds_of
+from tapmirror.compare.verdict import Limits
 from tapmirror.spec import Compare
 
 

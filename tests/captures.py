@@ -18,8 +18,9 @@ from tapmirror import loader
 from tapmirror.admission import Admission
 from tapmirror.events import FROM_SERVER, LOOP_DSCP
 from tapmirror.source import Counters, Source
-from tapmirror.source.live import BLOCK_BYTES, LiveSource, open_live
+from tapmirror.source.live import LiveSource
 from tapmirror.source.ring import RingSource
+from tapmirror.source.sockets import BLOCK_BYTES, open_live
 from tapmirror.spec.clients import as_ranges
 from tapmirror.supervisor.addresses import packed
 

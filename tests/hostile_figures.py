@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Final
 
 from lab.exchanges import Feed
-from tapmirror.compare import Figures, Limits, figures, merge
+from tapmirror.compare.figures import Figures, figures, merge
 from tapmirror.compare.summary import Endpoint, Field, Sample, State
+from tapmirror.compare.verdict import Limits
 from tapmirror.spec import Compare, Level
 
 ATTACKS: Final = (

@@ -15,8 +15,9 @@ from typing import Any, Final
 from tapmirror import privsep
 from tapmirror.policy import HookRequest
 from tapmirror.spec import TapSpec
+from tapmirror.worker.assembly import prepare
 from tapmirror.worker.loop import Worker
-from tapmirror.worker.setup import Setup, prepare
+from tapmirror.worker.setup import Setup
 
 ENDED: Final = 30
 """Seconds after which the process is ended: something that it tried waits."""

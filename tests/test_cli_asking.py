@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from tapmirror.cli import asking, status
 from tapmirror.cli.main import main
-from tapmirror.control import ControlError
+from tapmirror.control.client import ControlError
 from test_cli_status import DAEMON, LEDGER, TAP
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tapmirror.cli.main import main
+from tapmirror.cli.main import command, main
 from tapmirror.cli.options import OPTIONS
 
 
 def test_run_and_start_take_the_same_options() -> None:
-    names = [{option.name: option.opts for option in main.commands[each].params} for each in ("run", "start")]
+    names = [{option.name: option.opts for option in command(each).params} for each in ("run", "start")]
     shared = names[0].keys() & names[1].keys()
     assert len(shared) >= len(OPTIONS)
     assert all(names[0][name] == names[1][name] for name in shared)

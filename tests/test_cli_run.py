@@ -26,13 +26,14 @@ from e2e.driven import driven
 from lab import AS_NOBODY, HashSink, Host, Lab, Snapshot, Tap, identity, load, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
-from tapmirror.cli import main, run
+from tapmirror.cli import compared, main, run
 from tapmirror.cli.messages import warn
 from tapmirror.cli.run import catch_signals, wait, watch
 from tapmirror.ledger import Ledger
 from tapmirror.spawn import how_ended
 from tapmirror.spec import TapSpec, parse_shadow
-from tapmirror.supervisor import TapError, workers
+from tapmirror.supervisor import workers
+from tapmirror.supervisor.workers import TapError
 
 
 class Waiting:
@@ -757,14 +758,14 @@ def test_the_report_is_written_though_the_ledger_cannot_be_printed(
 
     written: list[tuple[object, str]] = []
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # which it replaces
-    for name, instead in {
-        "start": lambda taps: [],
-        "watch": lambda taps, stop, duration: ([{}], False),
-        "print_ledger": refuse,
-        "all_figures": lambda *_: ["figures"],
-        "write_report": lambda found, file: written.append((found, file)),
-    }.items():
-        monkeypatch.setattr(run, name, instead)
+    for module, name, instead in (
+        (run, "start", lambda taps: []),
+        (run, "watch", lambda taps, stop, duration: ([{}], False)),
+        (run, "print_ledger", refuse),
+        (compared, "all_figures", lambda *_: ["figures"]),
+        (compared, "write_report", lambda found, file: written.append((found, file))),
+    ):
+        monkeypatch.setattr(module, name, instead)
     words = ["run", "--iface=lo", "--port=80", "--shadow=192.0.2.1:80", "--compare=status", "--report=found.html"]
     assert called(words) == 1
     sys.stdout.close()

@@ -12,12 +12,12 @@ import pytest
 import tapmirror.compare.brief as brief_module
 from briefs import brief, summary
 from lab.exchanges import Feed
-from tapmirror.compare import Limits, badness, figures, judged, merge
-from tapmirror.compare.brief import BEYOND, BOUNDS, EVERY, NAMED, WORK, Briefing
-from tapmirror.compare.figures import Judged, crowds_of, judged_endpoint
+from tapmirror.compare.brief import EVERY, WORK, Briefing, judged
+from tapmirror.compare.briefs import BEYOND, BOUNDS, NAMED, badness
+from tapmirror.compare.figures import Judged, crowds_of, figures, judged_endpoint, merge
 from tapmirror.compare.sketch import Sketch
 from tapmirror.compare.summary import COARSE, Endpoint, Field, Point, Side, State, bounds_of, merge_endpoint, merged
-from tapmirror.compare.verdict import P99, Outcome
+from tapmirror.compare.verdict import P99, Limits, Outcome
 from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare, Level
 

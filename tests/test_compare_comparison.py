@@ -9,7 +9,10 @@ import pytest
 
 import lab.exchanges
 from lab.exchanges import Feed, Plain
-from tapmirror.compare import Comparison, Figures, Limits, Nature, Outcome, figures, merge
+from tapmirror.compare.comparison import Comparison
+from tapmirror.compare.figures import Figures, figures, merge
+from tapmirror.compare.noise import Nature
+from tapmirror.compare.verdict import Limits, Outcome
 from tapmirror.events import NO_BODY, START
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.spec import Compare, Level

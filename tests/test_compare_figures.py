@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from hostile_figures import empty, shop
-from tapmirror.compare import Limits, Nature, Outcome, figures, merge
+from tapmirror.compare.figures import figures, merge
+from tapmirror.compare.noise import Nature
 from tapmirror.compare.summary import Endpoint, Field, Point, State
+from tapmirror.compare.verdict import Limits, Outcome
 from tapmirror.spec import Compare, Level
 
 

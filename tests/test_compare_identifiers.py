@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from lab.exchanges import Plain
-from tapmirror.compare import Comparison, Figures, Limits, Nature, Outcome, figures, merge
+from tapmirror.compare.comparison import Comparison
+from tapmirror.compare.figures import Figures, figures, merge
 from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.identifiers import ENOUGH, Identifiers, _moment, form
+from tapmirror.compare.noise import Nature
 from tapmirror.compare.texts import _line_name
+from tapmirror.compare.verdict import Limits, Outcome
 from tapmirror.events import START
 from tapmirror.exchange import Answer, Asked
 from tapmirror.spec import Compare, Level

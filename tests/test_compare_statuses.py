@@ -9,8 +9,10 @@ from typing import Final
 import pytest
 
 from lab.peeking import Statuses, by_chance, by_request, first_fail, in_bursts, in_turn, in_windows, races, swapping
-from tapmirror.compare import Limits, Nature, Outcome, figures
+from tapmirror.compare.figures import figures
+from tapmirror.compare.noise import Nature
 from tapmirror.compare.summary import Endpoint, Field, Point, State
+from tapmirror.compare.verdict import Limits, Outcome
 from tapmirror.spec import Compare
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tapmirror.compare.words import shortened, variable
+from tapmirror.compare.words import clean, shortened, variable
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,7 @@ def test_hostile_words_take_no_time_and_no_memory() -> None:
         assert variable(word)
         assert shortened(word) == "{}"
     assert time.process_time() - began < 1
+
+
+def test_one_line_without_control_characters() -> None:
+    assert clean("a\nb\x1b[1m\u202e") == "a·b·[1m·"

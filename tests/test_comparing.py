@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tapmirror.compare import Comparison
-from tapmirror.compare.comparison import touch
-from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head, answer_bytes, probes
+from tapmirror.compare.comparison import Comparison, touch
+from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, NO_BODY, START, Finish, Open, Send
 from tapmirror.exchange import PROBE
 from tapmirror.ledger import Ledger
@@ -300,19 +299,11 @@ def test_an_answer_with_a_head_beyond_what_is_captured_is_no_pair_and_says_why()
     tap.accept()
     for answer in (long, OK, OK):
         tap.ask("/a")
-        tap.answer(answer, seen=answer_bytes(tap.spec))
+        tap.answer(answer, seen=tap.spec.compare.captured_bytes)
         tap.shadow(answer)
     tap.put(1, ACK | FIN)
     assert tap.state()["unpaired"] == {"cut": 1}
     assert tap.pairs() == {"GET /a": 2}
-
-
-def test_what_is_copied_of_a_segment() -> None:
-    sizes = [answer_bytes(Tap(level, probe=1.0).spec) for level in (Level.OFF, Level.STATUS, Level.HEADERS, Level.BODY)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] == 0
-    assert sizes[1] > 3000  # a status is known with the end of its head only
-    assert [probes(Tap(level, probe=1.0).spec) for level in (Level.STATUS, Level.BODY)] == [False, True]
 
 
 @pytest.mark.parametrize("level", [Level.STATUS, Level.HEADERS, Level.BODY])

@@ -8,7 +8,7 @@ from collections import Counter, deque
 
 import pytest
 
-from tapmirror.compare import Comparison
+from tapmirror.compare.comparison import Comparison
 from tapmirror.comparing import ComparingPipeline
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, START, FlowKey, Segment, Send
 from tapmirror.exchange import Exchange

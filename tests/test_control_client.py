@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tapmirror.control import Client, ControlError, NoDaemonError
+from tapmirror.control.client import Client, ControlError, NoDaemonError
 from tapmirror.control.messages import MAX_REPORT, List
 
 

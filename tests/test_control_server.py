@@ -21,8 +21,10 @@ from typing import Any, Self
 import pytest
 
 from lab import until
-from tapmirror.control import Call, Client, ControlError, Peer, Server, server
+from tapmirror.control import server
+from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import MAX_LOOKING, MAX_MESSAGE, List, Logs, Pause, Report, Request, Status
+from tapmirror.control.server import Call, Peer, Server
 from tapmirror.supervisor.serve import sealed
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tapmirror import install as module
 from tapmirror import loader, privsep
-from tapmirror.cli.main import main
+from tapmirror.cli.main import COMMANDS
 from tapmirror.install import COMMAND as COMMAND_AS_SHIPPED
 from tapmirror.install import (
     EXAMPLE,
@@ -219,7 +219,7 @@ def test_a_reload_is_waited_for_and_can_fail() -> None:
     (line,) = [x for x in deployed("tapmirror.service").decode().splitlines() if x.startswith("ExecReload=")]
     command, verb = line.removeprefix("ExecReload=").split()
     assert command == COMMAND_AS_SHIPPED
-    assert verb in main.commands
+    assert verb in COMMANDS
 
 
 def settings() -> dict[str, str]:

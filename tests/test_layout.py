@@ -90,6 +90,13 @@ PURE: Final = (
     "answered",
     "comparing",
 )
+PRIVILEGED: Final = ("loader", "supervisor.daemon", "supervisor.serve", "supervisor.tap")
+READERS: Final = (
+    *("admission", "flows", "framing", "streams", "tcp", "tracer", "pipeline", "answered", "comparing", "policy"),
+    *("replay", "source.judge", "source.live", "source.ring", "worker.assembly", "worker.loop", "report"),
+    *("compare.bodies", "compare.comparison", "compare.pairing"),
+)
+"""Rooms of what reads the bytes of the network, and of what is said of them."""
 NO_TESTS: Final = {
     "events",  # values without behaviour
     "exchange",  # the same
@@ -176,7 +183,7 @@ WALL_CLOCK: Final = {
     "supervisor.log",  # when a line was said
     "supervisor.runner",  # since when a tap runs, for people; when a capture ended, which outlives the daemon
     "supervisor.daemon",  # when a ttl is over that is kept over a reboot; when a capture ended
-    "worker.setup",  # what templates of rewrites tell as the time
+    "worker.assembly",  # what templates of rewrites tell as the time
     "wall",  # the kernel's time stamps are of it; taken anew in each turn, and with each block
     "doctor",  # whether it is set at all
     "cli.top",  # shown
@@ -198,6 +205,23 @@ def test_no_timer_is_of_the_wall_clock(module: str) -> None:
         and node.attr in wall
     ]
     assert not found or module in WALL_CLOCK, f"{module} reads {found}: time.monotonic, or `now` handed in"
+
+
+@pytest.mark.parametrize("module", PRIVILEGED)
+def test_what_is_privileged_loads_nothing_that_reads_the_network(module: str) -> None:
+    """Nor through what it imports; and so it starts soon."""
+    ways = {module: module}
+    wanted = [module]
+    for each in wanted:
+        for name in imports(each):
+            parts = (ours(name) or "").split(".")
+            for depth in range(1, len(parts) + 1):  # a module is imported with the packages that it is in
+                found = ".".join(parts[:depth])
+                if found not in ways:
+                    ways[found] = f"{ways[each]} -> {found}"
+                    wanted.append(found)
+    within = [way for found, way in ways.items() if any(f"{found}.".startswith(f"{reader}.") for reader in READERS)]
+    assert not within, within
 
 
 @pytest.mark.parametrize("module", modules())

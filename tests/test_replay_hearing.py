@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tapmirror.compare import Conversation
+from tapmirror.compare.pairing import Conversation
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.listener import Clock
 

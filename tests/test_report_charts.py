@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tapmirror.compare import Check, Outcome
 from tapmirror.compare.figures import Bin, PointFigures, SideFigures
+from tapmirror.compare.verdict import Check, Outcome
 from tapmirror.report import charts
 
 ONE = SideFigures({"200": 990, "500": 10}, 0.01, {}, {"p50": 1.0, "p90": 2.0, "p99": 4.0}, 10.0)

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from hostile_figures import ATTACKS, empty, hostile, shop
-from tapmirror.compare import Estimate, Figures
+from tapmirror.compare.figures import Estimate, Figures
+from tapmirror.compare.words import clean
 from tapmirror.report import html
-from tapmirror.report.words import clean
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "img", "input"}

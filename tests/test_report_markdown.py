@@ -6,7 +6,7 @@ import re
 import msgspec
 
 from hostile_figures import empty, hostile, shop
-from tapmirror.compare import Nature
+from tapmirror.compare.noise import Nature
 from tapmirror.report import markdown
 from tapmirror.report.words import EARLY
 

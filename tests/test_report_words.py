@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from hostile_figures import empty, shop
-from tapmirror.compare import Nature
+from tapmirror.compare.noise import Nature
 from tapmirror.exchange import Failure, Unpaired
 from tapmirror.report import FORMS, terminal, words
 
@@ -41,10 +41,6 @@ def test_sizes(value: float, want: str) -> None:
 @pytest.mark.parametrize(("value", "want"), [(5, "5 s"), (600, "10 min"), (86_400, "24.0 h")])
 def test_durations(value: float, want: str) -> None:
     assert words.duration(value) == want
-
-
-def test_one_line_without_control_characters() -> None:
-    assert words.clean("a\nb\x1b[1m\u202e") == "a·b·[1m·"
 
 
 def test_every_reason_has_words() -> None:

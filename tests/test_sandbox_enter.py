@@ -28,7 +28,7 @@ from tapmirror import loader
 from tapmirror.events import LOOP_DSCP
 from tapmirror.sandbox.numbers import KNOWN
 from tapmirror.sandbox.rules import WITH_IMPORTS, WORKER
-from tapmirror.source.live import open_live
+from tapmirror.source.sockets import open_live
 from tapmirror.spec import Hook, Protocol, TapSpec, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]

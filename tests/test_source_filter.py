@@ -151,6 +151,6 @@ def test_any_bytes(packet: bytes, ethertype: int) -> None:
 
 
 def attach(sock: socket.socket, program: bytes) -> None:
-    from tapmirror.source.live import attach_filter
+    from tapmirror.source.sockets import attach_filter
 
     attach_filter(sock, program)

@@ -40,7 +40,8 @@ from lab.network import has_vlan
 from tapmirror.admission import Admission
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, RST, SYN
 from tapmirror.packet import MAPPED, flow_hash, flow_key
-from tapmirror.source.live import BLOCK_BYTES, LiveSource, block_bytes, let_in, open_shared
+from tapmirror.source.live import LiveSource
+from tapmirror.source.sockets import BLOCK_BYTES, let_in, open_shared
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -571,10 +572,3 @@ def admission(**more: Any) -> Admission:
         dscp=LOOP_DSCP,
         **{"egress_all": False, **more},
     )
-
-
-def test_blocks_take_the_largest_packet() -> None:
-    assert block_bytes(65_536) == BLOCK_BYTES == 1 << 17
-    for size in (131_072, 262_144, 8 * 65_535):
-        assert size < block_bytes(size) < 4 * size + BLOCK_BYTES
-        assert block_bytes(size).bit_count() == 1

@@ -15,8 +15,9 @@ from tapmirror.admission import Admission
 from tapmirror.events import LOOP_DSCP
 from tapmirror.packet import MAPPED, Decoder
 from tapmirror.source.judge import Judge
-from tapmirror.source.live import BLOCK_BYTES, LiveSource, open_live
+from tapmirror.source.live import LiveSource
 from tapmirror.source.packet_ring import _BLOCK, TP_STATUS_USER, VALUES, PacketRing
+from tapmirror.source.sockets import BLOCK_BYTES, open_live
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 

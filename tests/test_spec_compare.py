@@ -39,3 +39,18 @@ def test_values_out_of_range_are_refused(field: str, values: dict[str, Any]) -> 
 
 def test_templates_with_and_without_a_method() -> None:
     assert Compare(endpoints=("/users/{name}", "GET /files/{path...}")).endpoints
+
+
+def test_what_is_copied_of_a_segment() -> None:
+    sizes = [Compare(level=level).captured_bytes for level in (Level.OFF, Level.STATUS, Level.HEADERS, Level.BODY)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 0
+    assert sizes[1] > 3000  # a status is known with the end of its head only
+
+
+@pytest.mark.parametrize(
+    ("level", "share", "probes"),
+    [(Level.STATUS, 1.0, False), (Level.HEADERS, 1.0, True), (Level.BODY, 1.0, True), (Level.BODY, 0.0, False)],
+)
+def test_whether_requests_are_sent_twice(level: Level, share: float, probes: bool) -> None:
+    assert Compare(level=level, noise_probe=share).probes is probes

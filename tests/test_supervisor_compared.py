@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tapmirror.compare.brief import NAMED
+from tapmirror.compare.briefs import NAMED
 from test_supervisor_metrics import Taps, compared, falls
 
 COMPARED = "tapmirror_compare"

@@ -12,7 +12,7 @@ import pytest
 
 from briefs import brief
 from lab.exchanges import Feed
-from tapmirror.compare.brief import NAMED
+from tapmirror.compare.briefs import NAMED
 from tapmirror.compare.summary import Endpoint, State
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.exchange import Failure, Unpaired

@@ -15,8 +15,9 @@ import pytest
 
 from lab import Lab, until
 from tapmirror import loader
-from tapmirror.source.live import PACKET_STATISTICS, open_live, open_shared
+from tapmirror.source.live import PACKET_STATISTICS
 from tapmirror.source.packet_ring import SOL_PACKET
+from tapmirror.source.sockets import open_live, open_shared
 from tapmirror.supervisor import links as module
 from tapmirror.supervisor.links import Bell, Bound, Hold, Links, Listed, Shared, is_up, present
 

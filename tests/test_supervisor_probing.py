@@ -17,11 +17,12 @@ import pytest
 from e2e.driven import driven
 from lab import HashSink, Lab
 from tapmirror.spec import Capture, TapSpec, parse_shadow
-from tapmirror.supervisor import Tap, TapError
 from tapmirror.supervisor.addresses import Address
 from tapmirror.supervisor.probe import PROBE_TIME
 from tapmirror.supervisor.probing import LEADS_BACK, PROBED, RING_TIME, TURN, Probing
 from tapmirror.supervisor.resolving import Undecided
+from tapmirror.supervisor.tap import Tap
+from tapmirror.supervisor.workers import TapError
 
 BAD, GOOD, DEAD, MORE = ((socket.AF_INET, (f"192.0.2.{last}", 80)) for last in (1, 2, 3, 4))
 REFUSED = OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

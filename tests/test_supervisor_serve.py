@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from tapmirror import privsep
-from tapmirror.control import Client, ControlError, Peer
+from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import Apply, List, Set, Start, Stop
+from tapmirror.control.server import Peer
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import serve as module

@@ -26,9 +26,11 @@ from tapmirror import privsep
 from tapmirror.precedence import NICENESS
 from tapmirror.spawn import how_ended
 from tapmirror.spec import Capture, Limits
-from tapmirror.supervisor import Tap, TapError, workers
+from tapmirror.supervisor import workers
 from tapmirror.supervisor.addresses import Address
 from tapmirror.supervisor.sides import ENOUGH
+from tapmirror.supervisor.tap import Tap
+from tapmirror.supervisor.workers import TapError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 

@@ -23,10 +23,10 @@ import pytest
 from lab import Lab, until
 from tapmirror import contract, privsep
 from tapmirror.ledger import summed
-from tapmirror.source.live import open_live
+from tapmirror.source.sockets import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
-from tapmirror.supervisor import TapError, workers
-from tapmirror.supervisor.workers import LoopFound, Seat, WorkerProcess
+from tapmirror.supervisor import workers
+from tapmirror.supervisor.workers import LoopFound, Seat, TapError, WorkerProcess
 from tapmirror.worker.setup import Setup
 from test_supervisor_metrics import Taps, compared, falls, snapshot
 

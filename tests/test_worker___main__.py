@@ -25,11 +25,12 @@ from lab.load import Load, LoadPlan
 from tapmirror import loader, privsep
 from tapmirror.contract import CONTRACT
 from tapmirror.events import LOOP_DSCP
-from tapmirror.source.live import open_live
+from tapmirror.source.sockets import open_live
 from tapmirror.spec import Compare, Level, Limits, Pacing, Protocol, TapSpec, parse_shadow
 from tapmirror.supervisor.addresses import packed
-from tapmirror.worker.loop import BATCH, MESSAGE
-from tapmirror.worker.setup import SPARE_FILES, Setup
+from tapmirror.worker.assembly import SPARE_FILES
+from tapmirror.worker.loop import BATCH
+from tapmirror.worker.setup import MESSAGE, Setup
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 

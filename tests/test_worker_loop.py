@@ -20,7 +20,8 @@ from tapmirror.replay import Reactor, Replay
 from tapmirror.source import Counters
 from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.tracer import Loop, Tracer
-from tapmirror.worker.loop import BATCH, MESSAGE, Worker
+from tapmirror.worker.loop import BATCH, Worker
+from tapmirror.worker.setup import MESSAGE
 
 REST = {each.name for each in msgspec.structs.fields(Counters)} - {"seen", "emitted", "loop"}
 

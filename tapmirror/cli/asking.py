@@ -13,8 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from tapmirror.cli.messages import fail
-from tapmirror.control import Client, ControlError
-from tapmirror.control.client import SOCKET
+from tapmirror.control.client import SOCKET, Client, ControlError
 from tapmirror.control.messages import List, Request
 from tapmirror.supervisor.places import RUNTIME
 

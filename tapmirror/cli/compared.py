@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import shutil
@@ -20,13 +19,16 @@ import msgspec
 from click.shell_completion import CompletionItem
 
 from tapmirror.cli.asking import complete, refused, socket_option
+from tapmirror.cli.limits import limit_options, limits_of
 from tapmirror.cli.messages import fail
-from tapmirror.compare import Figures, Limits, Nature, Outcome, badness, figures, judged, merge, together
-from tapmirror.control import Client, ControlError, NoDaemonError
+from tapmirror.compare.figures import Figures, figures, merge
+from tapmirror.compare.noise import Nature
+from tapmirror.compare.verdict import Limits, Outcome, together
+from tapmirror.compare.words import clean
+from tapmirror.control.client import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
-from tapmirror.report.words import EARLY, RAW, UNPAIRED, clean, open_fields, percent
+from tapmirror.report.words import EARLY, RAW, UNPAIRED, open_fields, percent
 from tapmirror.spec import Compare
-from tapmirror.spec.numbers import number_of
 from tapmirror.supervisor.durable import replace
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -44,84 +46,30 @@ FIXED: Final = (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS)
 FORM_OF: Final = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".txt": "terminal"}
 
 
-class Amount(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, and only for type checkers
-    """A share, as `0.1%` or `0.001`; `none`: it does not matter."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """As `click.ParamType.convert`."""
-        if value is None or isinstance(value, float):
-            return value
-        text = str(value).strip()
-        if text == "none":
-            return None
-        found = number_of(text.removesuffix("%"))
-        number = -1.0 if found is None else found / (100 if text.endswith("%") else 1)
-        if not 0 <= number < 1e6:
-            self.fail(f"{text} is not a share like 0.1% or 0.001, and not none", param, ctx)
-        return number
+def keep_spec(ledger: dict[str, Any], spec: Compare) -> None:
+    """Let a ledger with a comparison say how it was compared."""
+    if "comparison" in ledger:
+        ledger[SPEC] = msgspec.to_builtins(spec)
 
 
-class Ratio(Amount):
-    """A ratio, as `1.05`; `none`: it does not matter."""
-
-    name = "ratio"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """As `click.ParamType.convert`."""
-        ratio = super().convert(value, param, ctx)
-        if ratio == 0:
-            self.fail(f"{value} is not a ratio above 0 like 1.05, and not none", param, ctx)
-        return ratio
-
-
-def limit_options(function: Function) -> Function:
-    """Give a command what a shadow must keep to."""
-    defaults = Limits()
-    for option in (
-        click.option(
-            "--alpha",
-            type=click.FloatRange(0, 0.5, min_open=True),
-            default=defaults.alpha,
-            show_default=True,
-            help="Probability that a verdict, at whatever time one looks, is wrong.",
-        ),
-        click.option(
-            "--max-diff-rate",
-            type=Amount(),
-            default="0.5%",
-            show_default=True,
-            help="Most exchanges whose answers may differ by more than noise; none: no limit.",
-        ),
-        click.option(
-            "--max-p99-ratio",
-            type=Ratio(),
-            default="1.10",
-            show_default=True,
-            help="Most that the shadow's 99th percentile may be, in production's.",
-        ),
-        click.option(
-            "--max-error-diff",
-            type=Amount(),
-            default="0.1%",
-            show_default=True,
-            help="Most by which the shadow's rate of errors may be higher.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def limits_of(options: dict[str, Any], *, judge: bool = False) -> Limits:
-    """Those options' values, which are taken out of `options`; ends the program if there is nothing to `judge` by."""
-    names = ("max_error_diff", "max_p99_ratio", "max_diff_rate")
-    values = {name: options.pop(name) for name in names}
-    if math.isnan(options["alpha"]):
-        fail("--alpha: nan is no probability", 2)
-    if judge and all(value is None for value in values.values()):
-        fail("none of the limits is given, so there is nothing to judge by", 2)
-    return Limits(alpha=options.pop("alpha"), **values)
+def conclude(
+    ledgers: Sequence[dict[str, Any]],
+    specs: Sequence[Compare],
+    limits: Limits,
+    *,
+    report_file: str | None,
+    judge: bool,
+    err: bool,
+) -> int:
+    """Write the report and tell the verdict, if they are asked for; the exit code.  `err`: as of `tell_verdict`."""
+    found = all_figures(ledgers, limits, specs)
+    if report_file is not None and found:
+        try:
+            write_report(found, report_file)
+            click.echo(f"tapmirror: {report_file} written", err=True)
+        except OSError as error:
+            fail(f"--report: {report_file}: {error.strerror}", 1)
+    return tell_verdict(found, err=err) if judge else 0
 
 
 def all_figures(
@@ -227,37 +175,6 @@ def complete_source(context: click.Context, parameter: click.Parameter, incomple
 
 
 source_argument: Final = click.argument("source", metavar="NAME|FILE", shell_complete=complete_source)
-
-
-def brief_lines(ledger: dict[str, Any]) -> list[str]:
-    """What a running tap's comparison says up to now: a line for each shadow, and what it leaves out."""
-    shadows = (ledger.get("compare") or {}).get("shadows") or {}
-    return [*(f"{label}: {brief_line(found)}" for label, found in shadows.items()), *raw_lines(ledger)]
-
-
-def raw_lines(ledger: dict[str, Any]) -> list[str]:
-    """A line, if a tap that compares has connections that cannot be."""
-    raw = ledger["events"].get("flows_raw", 0) if ledger.get("compare") else 0
-    return [f"{raw:,} {RAW}"] if raw else []
-
-
-def brief_line(found: dict[str, Any]) -> str:
-    """Of one shadow; with the limits that a verdict has if none are given."""
-    everything = found["all"]
-    pairs = everything["pairs"]
-    if not pairs:
-        return f"nothing compared yet of {found['requests']:,} requests"
-    verdict = judged(found)
-    share = everything["differing"] / everything["compared"] if everything["compared"] else None
-    parts = [f"{pairs:,} compared", f"{percent(share)} differ"]
-    worst = max(found["worst"], key=lambda name: badness(found["worst"][name]), default=None)
-    if worst is not None and badness(found["worst"][worst]) > 0:
-        counts = found["worst"][worst]
-        parts[-1] += f", worst {clean(worst)} ({percent(counts['differing'] / max(1, counts['compared']))})"
-    errors = [percent(everything[side]["errors"] / pairs) for side in ("production", "shadow")]
-    parts.append(f"errors {errors[0]} / {errors[1]}")
-    parts += [f"p99 x{check.estimate:.2f}" for check in verdict.checks if check.name == "p99 ratio" and check.estimate]
-    return f"{'  '.join(parts)}  verdict so far: {verdict.outcome.value}"
 
 
 @click.command(short_help="Report what a shadow answers differently.")

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tapmirror import governor
 from tapmirror.cli.account import account, answers, counted
-from tapmirror.cli.compared import brief_lines
+from tapmirror.cli.briefs import brief_lines
 from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec import By, TapSpec
 

@@ -4,33 +4,61 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from tapmirror import __version__
-from tapmirror.cli import status, taps
 from tapmirror.cli.asking import refused
 from tapmirror.cli.closed import Closed
-from tapmirror.cli.compared import report, verdict
-from tapmirror.cli.completion import completion
-from tapmirror.cli.daemon import daemon
-from tapmirror.cli.doctor import doctor
-from tapmirror.cli.install import install, uninstall
 from tapmirror.cli.messages import fail
-from tapmirror.cli.run import run
-from tapmirror.cli.spec import explain, spec
-from tapmirror.cli.streams import streams
-from tapmirror.cli.top import top
-from tapmirror.control import ControlError
+from tapmirror.control.client import ControlError
+
+COMMANDS: Final = {
+    "apply": "taps",
+    "completion": "completion",
+    "daemon": "daemon",
+    "doctor": "doctor",
+    "explain": "spec",
+    "install": "install",
+    "list": "taps:list_",
+    "logs": "status",
+    "pause": "taps",
+    "reload": "taps",
+    "report": "compared",
+    "resume": "taps",
+    "run": "run",
+    "set": "taps:set_",
+    "spec": "spec",
+    "start": "taps",
+    "status": "status",
+    "stop": "taps",
+    "streams": "streams",
+    "top": "top",
+    "uninstall": "install",
+    "verdict": "compared",
+}
+"""The module of each, and its name there where that is another one."""
 
 
-class OneLine(click.Group):
-    """Wrong use of any command is told in one line, as all else that is wrong."""
+class Commands(click.Group):
+    """Each command is loaded when it is wanted: all of them take thrice as long as `list` does.
+
+    Wrong use of any is told in one line, as all else that is wrong.
+    """
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """As `click.Group.list_commands`."""
+        return [*COMMANDS]
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        """As `click.Group.get_command`."""
+        return command(name) if name in COMMANDS else None
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         """The group's own options, of which some print."""
@@ -45,6 +73,13 @@ class OneLine(click.Group):
                 return super().invoke(ctx)
         except ControlError as error:
             refused(error)
+
+
+def command(name: str) -> click.Command:
+    """The command of this name, of those in `COMMANDS`."""
+    module, _, there = COMMANDS[name].partition(":")
+    found: click.Command = getattr(importlib.import_module(f"tapmirror.cli.{module}"), there or name)
+    return found
 
 
 @contextlib.contextmanager
@@ -69,7 +104,7 @@ def _misused(error: click.UsageError, group: click.Context | None) -> str:
     return f"tapmirror {name}" if name else "tapmirror"
 
 
-@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tapmirror")
 def main() -> None:
     """Mirror live TCP traffic to a shadow service, with no proxy in the path.
@@ -99,19 +134,3 @@ def open_streams() -> None:
             sys.stdout.reconfigure(errors="replace")
         else:
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
-main.add_command(run)
-main.add_command(report)
-main.add_command(verdict)
-main.add_command(daemon)
-for command in (*taps.COMMANDS, *status.COMMANDS):
-    main.add_command(command)
-main.add_command(top)
-main.add_command(completion)
-main.add_command(doctor)
-main.add_command(install)
-main.add_command(uninstall)
-main.add_command(explain)
-main.add_command(spec)
-main.add_command(streams)

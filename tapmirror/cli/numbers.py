@@ -12,7 +12,7 @@ import click
 from tapmirror.spec.numbers import number_of, seconds_of, whole_of
 
 
-class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, and only for type checkers
+class Parsed(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on, and only for type checkers
     """What `read` makes of a text; `what` it is not, where that is None."""
 
     def __init__(self, name: str, what: str, read: Callable[[str], float | None]) -> None:

@@ -17,27 +17,18 @@ from types import FrameType
 from typing import Any, Final
 
 import click
-import msgspec
 from click.core import ParameterSource
 
 from tapmirror.cli.account import print_ledger
-from tapmirror.cli.compared import (
-    SPEC,
-    all_figures,
-    check_place,
-    form_of,
-    limit_options,
-    limits_of,
-    tell_verdict,
-    write_report,
-)
+from tapmirror.cli.limits import limit_options, limits_of
 from tapmirror.cli.live import say_no_more, view_of
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.spec import Level
-from tapmirror.supervisor import Tap, TapError
 from tapmirror.supervisor.claims import ClaimedError, Claims
+from tapmirror.supervisor.tap import Tap
+from tapmirror.supervisor.workers import TapError
 
 COMPARING: Final = {
     "report_file": "--report",
@@ -90,11 +81,17 @@ def run(
     """  # noqa: D301 -- click wants the control character
     limits = limits_of(options, judge=judge)
     if report_file is not None:
+        from tapmirror.cli.compared import check_place, form_of
+
         form_of(report_file)
         check_place(report_file)
     specs = specs_of(context, file, resolve, strict=strict, options=options)
     given = [name for name in COMPARING if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if given and not any(spec.compare.level is not Level.OFF for spec in specs):
+    comparing = any(spec.compare.level is not Level.OFF for spec in specs)
+    if comparing:
+        # As much as all else together, which other taps start without.  Now, for at the end the files may be others.
+        from tapmirror.cli import compared
+    elif given:
         fail(f"{COMPARING[given[0]]}: nothing is compared: give --compare too", 2)
     taps = [Tap(spec, tell, partial(tell, say=worker_said)) for spec in specs]
     stop_read, stop_write = os.pipe()
@@ -109,9 +106,9 @@ def run(
     finally:
         for claim in claims:
             claim.close()
-    for ledger, spec in zip(ledgers, specs, strict=True):
-        if "comparison" in ledger:
-            ledger[SPEC] = msgspec.to_builtins(spec.compare)
+    if comparing:
+        for ledger, spec in zip(ledgers, specs, strict=True):
+            compared.keep_spec(ledger, spec.compare)
     printed = True
     try:
         if as_json:
@@ -124,14 +121,10 @@ def run(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
         error_line(f"the ledger could not be printed: {error.strerror}")
         printed = False
-    found = all_figures(ledgers, limits, [spec.compare for spec in specs])
-    if report_file is not None and found:
-        try:
-            write_report(found, report_file)
-            click.echo(f"tapmirror: {report_file} written", err=True)
-        except OSError as error:
-            fail(f"--report: {report_file}: {error.strerror}", 1)
-    code = tell_verdict(found, err=as_json) if judge else 0
+    code = 0
+    if comparing:
+        compares = [spec.compare for spec in specs]
+        code = compared.conclude(ledgers, compares, limits, report_file=report_file, judge=judge, err=as_json)
     if broken or not printed:
         code = 1
     if code:

@@ -13,9 +13,9 @@ import click
 
 from tapmirror.cli.account import counted
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option, understood
-from tapmirror.cli.compared import raw_lines
+from tapmirror.cli.briefs import raw_lines
 from tapmirror.cli.live import Rates, behind, shadow_words
-from tapmirror.control import Client, ControlError
+from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import Logs, Status
 
 WATCH: Final = 1.0
@@ -186,6 +186,3 @@ def log_line(line: dict[str, Any]) -> str:
     """What was said, with its time, for people."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"]))
     return f"{when} {line['level']}: {line['text']}"
-
-
-COMMANDS = (status, logs)

@@ -295,6 +295,3 @@ def resume(name: str, as_json: bool, socket: Path) -> None:
         print_json(done)
     else:
         click.echo(f"resumed: {done['name']}")
-
-
-COMMANDS = (start, stop, list_, apply, reload, set_, pause, resume)

@@ -25,11 +25,11 @@ from rich.text import Text
 
 from tapmirror.cli.account import counted
 from tapmirror.cli.asking import refused, socket_option, understood
-from tapmirror.cli.compared import brief_lines
+from tapmirror.cli.briefs import brief_lines
 from tapmirror.cli.live import Rates
 from tapmirror.cli.messages import fail
 from tapmirror.cli.status import TIMES, duration
-from tapmirror.control import Client, ControlError
+from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import Status
 
 INTERVAL: Final = 1.0

@@ -47,32 +47,3 @@ what each version gives anew, `noise` what differs by itself; `words` and `endpo
 
 Pure: nothing here knows sockets, the clock or chance.
 """
-
-from tapmirror.compare.brief import badness, judged
-from tapmirror.compare.comparison import Comparison
-from tapmirror.compare.figures import EndpointFigures, Estimate, FieldFigures, Figures, figures, merge
-from tapmirror.compare.noise import Nature
-from tapmirror.compare.pairing import Conversation
-from tapmirror.compare.samples import Redaction
-from tapmirror.compare.verdict import Check, Limits, Outcome, Verdict, share, together
-
-__all__ = [
-    "Check",
-    "Comparison",
-    "Conversation",
-    "EndpointFigures",
-    "Estimate",
-    "FieldFigures",
-    "Figures",
-    "Limits",
-    "Nature",
-    "Outcome",
-    "Redaction",
-    "Verdict",
-    "badness",
-    "figures",
-    "judged",
-    "merge",
-    "share",
-    "together",
-]

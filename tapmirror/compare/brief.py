@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tapmirror.compare.briefs import BEYOND, BOUNDS, NAMED, badness
 from tapmirror.compare.endpoints import OTHER
 from tapmirror.compare.figures import Judged, crowds_of, error_crowd, judged_endpoint, noise_of
 from tapmirror.compare.sketch import Sketch, value_at
@@ -29,14 +30,8 @@ from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare
 
-NAMED: Final = 10
-"""Endpoints with a place of their own: each is 36 series of a shadow's metrics."""
 FREQUENT: Final = 0.01
 """Share of the exchanges from which on an endpoint gets one."""
-BOUNDS: Final = ("0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10")
-"""Of histograms, in seconds: Prometheus' own, and 1 and 2.5 ms below them.  `histogram` has twice as many: a shadow has
-one of those, and of these one for each side of each endpoint."""
-BEYOND: Final = "+Inf"
 EVERY: Final = 2.0
 """Seconds until an endpoint is looked at anew."""
 WORK: Final = 400.0
@@ -226,12 +221,6 @@ def _bin(key: int) -> tuple[str, float]:
     value = value_at(key)
     index = bisect_left(_EDGES, value)
     return (BOUNDS[index] if index < len(BOUNDS) else BEYOND), value * 1e-9
-
-
-def badness(counts: Mapping[str, int]) -> float:
-    """Of an endpoint in a brief.  As reports sort them, but for slowness: errors first."""
-    errors = max(0, counts["only_shadow"] - counts["only_production"]) / max(1, counts["pairs"])
-    return 10 * errors + counts["differing"] / max(1, counts["compared"])
 
 
 _NOTHING: Final = _endpoint(Endpoint(), Judged())

@@ -49,3 +49,8 @@ def _shortened(name: str) -> str:
     if _variable(name):
         return "{}"
     return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
+
+
+def clean(text: str) -> str:
+    """One line without control characters."""
+    return "".join(c if c.isprintable() else "·" for c in text)

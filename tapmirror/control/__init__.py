@@ -3,8 +3,3 @@
 
 `messages` is the protocol and does no I/O; `server` is the daemon's end, `client` the command's.
 """
-
-from tapmirror.control.client import Client, ControlError, NoDaemonError
-from tapmirror.control.server import Call, Peer, Server
-
-__all__ = ["Call", "Client", "ControlError", "NoDaemonError", "Peer", "Server"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from tapmirror.compare.pairing import Conversation
 from tapmirror.replay.answers import LOOK_BYTES
 from tapmirror.replay.listener import WASTE_BYTES, Clock, Listener
+
+if TYPE_CHECKING:
+    from tapmirror.compare.pairing import Conversation
 
 
 class Hearing:

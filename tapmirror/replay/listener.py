@@ -32,13 +32,13 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tapmirror import wall
-from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, Buffer
 from tapmirror.exchange import Unpaired
 from tapmirror.replay.answers import LAZY_BYTES, LOOK_BYTES, acknowledge_at_once, wake_for
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
+    from tapmirror.compare.pairing import Conversation
     from tapmirror.replay.answers import Answers
     from tapmirror.replay.lane import Lane
 

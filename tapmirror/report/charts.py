@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Final
 
-from tapmirror.compare import Check, Outcome
 from tapmirror.compare.figures import Bin, PointFigures, SideFigures
+from tapmirror.compare.verdict import Check, Outcome
 from tapmirror.report.words import count, duration, limits_of, milliseconds, percent, times
 
 WIDTH: Final = 400

@@ -13,9 +13,10 @@ from hashlib import sha256
 from html import escape as _escape
 from typing import Final
 
-from tapmirror.compare import EndpointFigures, FieldFigures, Figures, Nature, Outcome, together
-from tapmirror.compare.figures import SideFigures
+from tapmirror.compare.figures import EndpointFigures, FieldFigures, Figures, SideFigures
+from tapmirror.compare.noise import Nature
 from tapmirror.compare.summary import Sample
+from tapmirror.compare.verdict import Outcome, together
 from tapmirror.report import charts
 from tapmirror.report.style import STYLE
 from tapmirror.report.words import (

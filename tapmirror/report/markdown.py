@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from tapmirror.compare import EndpointFigures, FieldFigures, Figures, Nature
+from tapmirror.compare.figures import EndpointFigures, FieldFigures, Figures
+from tapmirror.compare.noise import Nature
+from tapmirror.compare.words import clean
 from tapmirror.report.words import (
     COLUMNS,
     EARLY,
@@ -16,7 +18,6 @@ from tapmirror.report.words import (
     OUTCOMES,
     SIDES,
     cells,
-    clean,
     compared,
     limits_of,
     nature,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tapmirror.compare import Figures
+from tapmirror.compare.figures import Figures
 
 
 def plain(*found: Figures) -> str:

@@ -13,7 +13,10 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from tapmirror.compare import EndpointFigures, Figures, Nature, Outcome
+from tapmirror.compare.figures import EndpointFigures, Figures
+from tapmirror.compare.noise import Nature
+from tapmirror.compare.verdict import Outcome
+from tapmirror.compare.words import clean
 from tapmirror.report.words import (
     COLUMNS,
     EARLY,
@@ -22,7 +25,6 @@ from tapmirror.report.words import (
     OUTCOMES,
     SIDES,
     cells,
-    clean,
     compared,
     limits_of,
     nature,

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tapmirror.compare import Check, EndpointFigures, Estimate, FieldFigures, Figures, Nature, Outcome, share
+from tapmirror.compare.figures import EndpointFigures, Estimate, FieldFigures, Figures
+from tapmirror.compare.noise import Nature
+from tapmirror.compare.verdict import Check, Outcome, share
 
 KINDS: Final = {
     "value": "another value",
@@ -214,8 +216,3 @@ def remarks(figures: Figures) -> Iterator[str]:
     for what, number in losses(figures):
         yield f"{what}: {count(number)}"
     yield from figures.notes
-
-
-def clean(text: str) -> str:
-    """One line without control characters."""
-    return "".join(c if c.isprintable() else "·" for c in text)

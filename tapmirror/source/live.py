@@ -15,7 +15,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from tapmirror import wall
@@ -23,131 +23,15 @@ from tapmirror.admission import Admission
 from tapmirror.events import FlowKey, Segment
 from tapmirror.packet import Decoder
 from tapmirror.source import Counters
-from tapmirror.source.filter import REFUSE_ALL, TAKE_ALL, tcp_filter
+from tapmirror.source.filter import REFUSE_ALL
 from tapmirror.source.judge import FRAME, Judge
-from tapmirror.source.packet_ring import SOL_PACKET, PacketRing, set_up_ring
+from tapmirror.source.packet_ring import SOL_PACKET, PacketRing
+from tapmirror.source.sockets import BLOCK_BYTES, HANDED_OVER, PROMPT_MS, attach_filter
 
-ETH_P_ALL: Final = 0x0003
-PACKET_ADD_MEMBERSHIP: Final = 1
 PACKET_STATISTICS: Final = 6
-PACKET_FANOUT: Final = 18
-PACKET_IGNORE_OUTGOING: Final = 23
-PACKET_MR_PROMISC: Final = 1
-PACKET_FANOUT_HASH: Final = 0
-PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
-SO_ATTACH_FILTER: Final = 26
-
-BLOCK_BYTES: Final = 128 << 10
-"""Of the ring.  A packet has to fit into one; many blocks make it patient, since each holds little where traffic
-is thin: 128 of them, a ring of 16 MiB, last for two seconds at least, or half of one (`PROMPT_MS`)."""
-HAND_OVER_MS: Final = 16
-"""Milliseconds after which a block comes to us that is not full: what a packet may wait."""
-PROMPT_MS: Final = 4
-"""The same where answers are compared, and their times: what waits together reaches the shadow at once, and has to
-queue there.  A tick of the kernel's clock at 250 Hz."""
-HANDED_OVER: Final = 0.03
-"""Seconds after which one has come, unless the host has no time for its timers."""
 LAST_BLOCK: Final = 1.0
 """Seconds that one is waited for at the end."""
-
-HEADROOM: Final = 4_096
-"""Bytes of a block that are not the packet's: headers of block, packet and link."""
-
 _NAMES: Final = Counters.__struct_fields__
-
-
-def open_live(
-    iface: str | None,
-    ring_bytes: int,
-    *,
-    loopback: bool,
-    ports: Collection[int] | None,
-    answer_bytes: int = 0,
-    block_bytes: int = BLOCK_BYTES,
-    hand_over_ms: int = HAND_OVER_MS,
-    promiscuous: bool = False,
-) -> socket.socket:
-    """A packet socket on the interface (None: not on any yet), with a ring.  Needs privilege; raises OSError.
-
-    `ports`: what the kernel lets through (None: everything, for tunnels), and `answer_bytes` of what comes from there.
-    `hand_over_ms`: the most that a packet waits in it.
-    `promiscuous`: also packets for other stations.
-    """
-    taken = TAKE_ALL if ports is None else tcp_filter(ports, answer_bytes=answer_bytes)
-    sock = _with_ring(0, taken, ring_bytes, block_bytes, hand_over_ms, loopback)
-    try:
-        if iface is not None:
-            if promiscuous:
-                be_promiscuous(sock, iface)
-            sock.bind((iface, ETH_P_ALL))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def open_shared(
-    workers: int,
-    ring_bytes: int,
-    *,
-    loopback: bool,
-    block_bytes: int = BLOCK_BYTES,
-    hand_over_ms: int = HAND_OVER_MS,
-) -> list[socket.socket]:
-    """A packet socket with a ring for each of several workers, on all interfaces; no packet comes before `let_in`.
-
-    Each gets its share of the flows, both directions of one together: the kernel's hash of PACKET_FANOUT_HASH takes
-    the lower end point first (`__skb_get_hash_symmetric`).  It does not look into UDP, so not into VXLAN or GENEVE.
-    Sockets of such a group cannot be bound to another interface later, hence all.  Needs privilege; raises OSError.
-    """
-    sockets: list[socket.socket] = []
-    group = PACKET_FANOUT_FLAG_UNIQUEID << 16
-    try:
-        for _ in range(workers):
-            sock = _with_ring(socket.htons(ETH_P_ALL), REFUSE_ALL, ring_bytes, block_bytes, hand_over_ms, loopback)
-            sockets.append(sock)
-            sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
-            group = sock.getsockopt(SOL_PACKET, PACKET_FANOUT) & 0xFFFF
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def let_in(
-    sockets: Iterable[socket.socket], ports: Collection[int], links: Collection[int], answer_bytes: int = 0
-) -> None:
-    """Let packets of these ports and of the interfaces with these numbers in, and no others; as `open_live`."""
-    for sock in sockets:
-        attach_filter(sock, tcp_filter(ports, links, answer_bytes) if links else REFUSE_ALL)
-
-
-def _with_ring(
-    protocol: int, taken: bytes, ring_bytes: int, block_bytes: int, hand_over_ms: int, loopback: bool
-) -> socket.socket:
-    """A packet socket with a filter and a ring (which discards what came before)."""
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
-    try:
-        attach_filter(sock, taken)
-        set_up_ring(sock, ring_bytes, block_bytes, hand_over_ms)
-        if loopback:
-            sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def be_promiscuous(sock: socket.socket, iface: str) -> None:
-    """Let the interface take packets for other stations too, as long as the packet socket is open."""
-    index = socket.if_nametoindex(iface)
-    sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("=iHH8x", index, PACKET_MR_PROMISC, 0))
-
-
-def block_bytes(largest: int) -> int:
-    """Size of a block that takes packets of `largest` bytes: a power of two."""
-    return max(BLOCK_BYTES, 1 << (largest + HEADROOM).bit_length())
 
 
 class LiveSource:
@@ -327,11 +211,3 @@ class LiveSource:
         """Tell a successor what was counted, and up to where."""
         totals = self._admission.totals
         self._ring.note(self._ring.position, [n for name in _NAMES for n in totals.get(name, (0, 0))])
-
-
-def attach_filter(sock: socket.socket, program: bytes) -> None:
-    """Attach a classic BPF program (socket(7))."""
-    import ctypes
-
-    code = ctypes.create_string_buffer(program)
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))

@@ -40,6 +40,13 @@ class Level(enum.Enum):
     BODY = "body"
 
 
+HEADERS_BYTES: Final = 4096
+"""Captured of each segment of production where only the head and the framing matter, also for the status alone, which
+ends with the head: nginx's own are below 1 KiB, cookies and policies make some of 3."""
+BODY_BYTES: Final = 65_536
+"""The whole segment."""
+
+
 class Compare(Checked, frozen=True, kw_only=True):
     """How production's and the shadows' answers are compared; a level for short."""
 
@@ -109,6 +116,16 @@ class Compare(Checked, frozen=True, kw_only=True):
     """JSON values, or elements of XML, of one answer that are looked at: some 5 ms at most."""
     differences: int = 32
     """Of one exchange that are counted."""
+
+    @property
+    def captured_bytes(self) -> int:
+        """How much of each of production's segments is captured."""
+        return {Level.OFF: 0, Level.BODY: BODY_BYTES}.get(self.level, HEADERS_BYTES)
+
+    @property
+    def probes(self) -> bool:
+        """Whether shadows get some requests twice, to see what differs by itself."""
+        return self.level in (Level.HEADERS, Level.BODY) and self.noise_probe > 0
 
     def _check(self) -> Found:
         for i, name in enumerate(self.ignore_headers):

@@ -12,10 +12,10 @@ from typing import Any, Final, TypeAlias
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED
+from tapmirror.compare.briefs import BEYOND, BOUNDS, NAMED
 from tapmirror.compare.endpoints import OTHER
+from tapmirror.compare.words import clean
 from tapmirror.exchange import Failure, Unpaired
-from tapmirror.report.words import clean
 
 Brief: TypeAlias = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tapmirror import histogram, spec
-from tapmirror.compare.brief import BEYOND, BOUNDS, NAMED, badness
+from tapmirror.compare.briefs import BEYOND, BOUNDS, NAMED, badness
 from tapmirror.exchange import Failure, Unpaired
 from tapmirror.ledger import summed
 

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 
 from tapmirror import loader
 from tapmirror.source.filter import REFUSE_ALL
-from tapmirror.source.live import attach_filter, let_in
+from tapmirror.source.sockets import attach_filter, let_in
 
 RTMGRP_LINK: Final = 1
 SIOCGIFFLAGS: Final = 0x8913

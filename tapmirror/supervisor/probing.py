@@ -25,7 +25,7 @@ import msgspec
 
 from tapmirror import privsep
 from tapmirror.safety import plain, refusal
-from tapmirror.source.live import HANDED_OVER
+from tapmirror.source.sockets import HANDED_OVER
 from tapmirror.spec import TapSpec
 from tapmirror.supervisor.addresses import Address, local_addresses
 from tapmirror.supervisor.links import present

@@ -18,7 +18,6 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror import __version__, privsep
-from tapmirror.control import Call, Peer, Server
 from tapmirror.control.client import SOCKET
 from tapmirror.control.messages import (
     MAX_REPORT,
@@ -36,6 +35,7 @@ from tapmirror.control.messages import (
     Status,
     Stop,
 )
+from tapmirror.control.server import Call, Peer, Server
 from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder
 from tapmirror.supervisor.daemon import Daemon

@@ -22,11 +22,10 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror import loader, privsep
-from tapmirror.comparing import answer_bytes
 from tapmirror.events import LOOP_DSCP
 from tapmirror.histogram import quantile
 from tapmirror.ledger import summed
-from tapmirror.source.live import (
+from tapmirror.source.sockets import (
     HAND_OVER_MS,
     PROMPT_MS,
     be_promiscuous,
@@ -448,7 +447,7 @@ class Tap:
                 probe=self._probing.seq,
                 egress_all=spec.pacing is Pacing.WAIT,
                 promisc=spec.promisc,
-                answer_bytes=answer_bytes(spec),
+                answer_bytes=spec.compare.captured_bytes,
                 many=spec.many,
                 either_way=spec.many and bool(spec.addrs),
                 ring_bytes=spec.limits.ring_bytes,
@@ -467,7 +466,7 @@ class Tap:
         self._probing.behind_ring = True
         self._block_bytes = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
         size, loopback, block = spec.limits.ring_bytes, spec.iface == "lo", self._block_bytes
-        answers = answer_bytes(spec)
+        answers = spec.compare.captured_bytes
         wait = PROMPT_MS if answers else HAND_OVER_MS
         if self._workers > 1:
             self._live = open_shared(self._workers, size, loopback=loopback, block_bytes=block, hand_over_ms=wait)
@@ -520,7 +519,7 @@ class Tap:
         if self._loaded is not None:
             hold: Attached | Bound | Listed | Shared = Attached(self._loaded, name)
         elif self._workers > 1:
-            hold = Shared(self._live, self.spec.ports, name, self._shared, answer_bytes(self.spec))
+            hold = Shared(self._live, self.spec.ports, name, self._shared, self.spec.compare.captured_bytes)
         elif self.spec.many:
             hold = Listed(self._live[0], name, self._listed)
         else:

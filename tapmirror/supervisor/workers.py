@@ -31,8 +31,7 @@ from tapmirror.spawn import how_ended, unsignalled
 from tapmirror.spec.shadow import Shadow
 from tapmirror.supervisor.figures import checked, with_past
 from tapmirror.supervisor.log import printable
-from tapmirror.worker.loop import MESSAGE, STATE_BYTES
-from tapmirror.worker.setup import Setup
+from tapmirror.worker.setup import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""

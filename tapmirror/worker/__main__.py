@@ -14,7 +14,8 @@ from typing import Final, NoReturn
 import msgspec
 
 from tapmirror import contract, privsep, stdio
-from tapmirror.worker.setup import Setup, SetupError, memory_limit, prepare
+from tapmirror.worker.assembly import prepare
+from tapmirror.worker.setup import Setup, SetupError, memory_limit
 
 SETUP_BYTES: Final = 16 << 20
 """Bytes of the first message: a spec of 256 KiB of YAML with everything spelled out."""

@@ -14,10 +14,9 @@ import socket
 import time
 from collections.abc import Callable
 from ipaddress import IPv6Address
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tapmirror import privsep, succession
-from tapmirror.comparing import ComparingPipeline
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger, View, added, times, total
 from tapmirror.pipeline import Pipeline
@@ -29,6 +28,10 @@ from tapmirror.source.live import LiveSource
 from tapmirror.spec import Pacing, TapSpec
 from tapmirror.tracer import Loop, Tracer
 from tapmirror.worker.restraint import LATE, Restraint
+from tapmirror.worker.setup import MESSAGE
+
+if TYPE_CHECKING:  # what compares nothing does not load it
+    from tapmirror.comparing import ComparingPipeline
 
 BATCH: Final = 512
 """Records between two looks at the shadow's sockets: a few milliseconds of work at most."""
@@ -46,10 +49,6 @@ PIECES: Final = 16
 """Of a long message that are sent at one time: half a millisecond.  A state of 14 MB has 1,700."""
 PIECES_PAUSE: Final = 0.001
 """Seconds until the next ones."""
-MESSAGE: Final = 1 << 16
-"""Bytes of the longest message between supervisor and worker but the first."""
-STATE_BYTES: Final = 64 << 20
-"""The same with the state of a comparison: 100 end points, 200 samples."""
 
 
 class Worker:

@@ -14,7 +14,7 @@ import pytest
 from e2e.mirror import PATIENCE
 from lab import Host
 from tapmirror.spec import TapSpec, parse_shadow
-from tapmirror.supervisor import Tap
+from tapmirror.supervisor.tap import Tap
 
 SHADOW: Final = "10.77.2.2:80"
 

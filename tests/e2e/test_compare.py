@@ -14,7 +14,9 @@ from lab import Lab, load
 from lab.operations import NAMES, Operations, ask
 from lab.shop import REVIEWS_V2, Shop, SlowShop
 from tapmirror.cli.compared import all_figures
-from tapmirror.compare import Figures, Limits, Nature, Outcome
+from tapmirror.compare.figures import Figures
+from tapmirror.compare.noise import Nature
+from tapmirror.compare.verdict import Limits, Outcome
 from tapmirror.comparing import PROBE_DELAY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]

@@ -44,7 +44,7 @@ from lab import (
 from lab.daemon import Daemon
 from lab.shop import REVIEWS_V2, Shop
 from lab.starve import starved
-from tapmirror.control import Client, ControlError
+from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import List, Logs, Pause, Set, Start, Status, Stop
 from tapmirror.spec import Budget, Compare, Hook, Level, Limits, Protocol, TapSpec, parse_shadow
 

@@ -17,7 +17,7 @@ from e2e.mirror import PATIENCE
 from lab import Behaviour, HashSink, Host, Lab, Load, LoadPlan, LoadResult, RecordingTcp, identity, until
 from lab.snapshot import cpu_seconds
 from tapmirror.spec import By, Capture, Limits, Protocol
-from tapmirror.supervisor import Tap
+from tapmirror.supervisor.tap import Tap
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 

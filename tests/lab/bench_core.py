@@ -23,7 +23,7 @@ import msgspec
 from capture_files import pcap
 from lab.exchanges import Plain
 from lab.hosts import prefix
-from tapmirror.compare import Comparison
+from tapmirror.compare.comparison import Comparison
 from tapmirror.events import ACCEPTED, ACK, END, START, SYN, Command, Gap, Open, Segment, Send
 from tapmirror.exchange import PROBE
 from tapmirror.flows import FlowTable

@@ -22,7 +22,9 @@ from lab import Lab, load
 from lab.shop import Shop, SlowShop
 from lab.tap import Tap
 from tapmirror.cli.compared import all_figures
-from tapmirror.compare import Figures, Limits, Nature
+from tapmirror.compare.figures import Figures
+from tapmirror.compare.noise import Nature
+from tapmirror.compare.verdict import Limits
 
 PATHS: Final = ("/users/", "/orders/", "/page/")
 RATE: Final = 1500

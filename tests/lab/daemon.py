@@ -18,7 +18,7 @@ from lab.hosts import Host, LabError, prefix, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli.main import main
-from tapmirror.control import Client, ControlError
+from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import Request
 
 

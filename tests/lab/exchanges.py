@@ -13,7 +13,10 @@ import random
 import sys
 from typing import Any, Final
 
-from tapmirror.compare import Comparison, Conversation, Limits, figures, merge
+from tapmirror.compare.comparison import Comparison
+from tapmirror.compare.figures import figures, merge
+from tapmirror.compare.pairing import Conversation
+from tapmirror.compare.verdict import Limits
 from tapmirror.events import START
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.spec import Compare, Level

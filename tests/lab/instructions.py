@@ -25,7 +25,7 @@ from typing import Any, Final
 from lab.bench_core import key
 from lab.exchanges import Plain
 from lab.hosts import LabError
-from tapmirror.compare import Comparison
+from tapmirror.compare.comparison import Comparison
 from tapmirror.comparing import ComparingPipeline
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, DropReason, Segment
 from tapmirror.ledger import Ledger

@@ -28,7 +28,7 @@ from lab.network import Lab
 from lab.sinks import HashSink
 from lab.snapshot import Snapshot
 from lab.tap import identity
-from tapmirror.control import ControlError
+from tapmirror.control.client import ControlError
 from tapmirror.control.messages import Start, Status, Stop
 from tapmirror.spec import Capture, Limits, TapSpec, parse_shadow
 

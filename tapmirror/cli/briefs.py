@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a comparison says up to now, in a line.
+
+What that takes is loaded where there is one: it is as much as all else that these commands load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tapmirror.compare.briefs import badness
+
+
+def brief_lines(ledger: dict[str, Any]) -> list[str]:
+    """What a running tap's comparison says up to now: a line for each shadow, and what it leaves out."""
+    shadows = (ledger.get("compare") or {}).get("shadows") or {}
+    return [*(f"{label}: {brief_line(found)}" for label, found in shadows.items()), *raw_lines(ledger)]
+
+
+def raw_lines(ledger: dict[str, Any]) -> list[str]:
+    """A line, if a tap that compares has connections that cannot be."""
+    raw = ledger["events"].get("flows_raw", 0) if ledger.get("compare") else 0
+    if not raw:
+        return []
+    from tapmirror.report.words import RAW
+
+    return [f"{raw:,} {RAW}"]
+
+
+def brief_line(found: dict[str, Any]) -> str:
+    """Of one shadow; with the limits that a verdict has if none are given."""
+    everything = found["all"]
+    pairs = everything["pairs"]
+    if not pairs:
+        return f"nothing compared yet of {found['requests']:,} requests"
+    from tapmirror.compare.brief import judged
+    from tapmirror.compare.words import clean
+    from tapmirror.report.words import percent
+
+    verdict = judged(found)
+    share = everything["differing"] / everything["compared"] if everything["compared"] else None
+    parts = [f"{pairs:,} compared", f"{percent(share)} differ"]
+    worst = max(found["worst"], key=lambda name: badness(found["worst"][name]), default=None)
+    if worst is not None and badness(found["worst"][worst]) > 0:
+        counts = found["worst"][worst]
+        parts[-1] += f", worst {clean(worst)} ({percent(counts['differing'] / max(1, counts['compared']))})"
+    errors = [percent(everything[side]["errors"] / pairs) for side in ("production", "shadow")]
+    parts.append(f"errors {errors[0]} / {errors[1]}")
+    parts += [f"p99 x{check.estimate:.2f}" for check in verdict.checks if check.name == "p99 ratio" and check.estimate]
+    return f"{'  '.join(parts)}  verdict so far: {verdict.outcome.value}"

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The limits of a verdict as options: of `tapmirror verdict`, `report` and `run`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from tapmirror.cli.messages import fail
+from tapmirror.compare.verdict import Limits
+from tapmirror.spec.numbers import number_of
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Amount(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on, and only for type checkers
+    """A share, as `0.1%` or `0.001`; `none`: it does not matter."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """As `click.ParamType.convert`."""
+        if value is None or isinstance(value, float):
+            return value
+        text = str(value).strip()
+        if text == "none":
+            return None
+        found = number_of(text.removesuffix("%"))
+        number = -1.0 if found is None else found / (100 if text.endswith("%") else 1)
+        if not 0 <= number < 1e6:
+            self.fail(f"{text} is not a share like 0.1% or 0.001, and not none", param, ctx)
+        return number
+
+
+class Ratio(Amount):
+    """A ratio, as `1.05`; `none`: it does not matter."""
+
+    name = "ratio"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """As `click.ParamType.convert`."""
+        ratio = super().convert(value, param, ctx)
+        if ratio == 0:
+            self.fail(f"{value} is not a ratio above 0 like 1.05, and not none", param, ctx)
+        return ratio
+
+
+def limit_options(function: Function) -> Function:
+    """Give a command what a shadow must keep to."""
+    defaults = Limits()
+    for option in (
+        click.option(
+            "--alpha",
+            type=click.FloatRange(0, 0.5, min_open=True),
+            default=defaults.alpha,
+            show_default=True,
+            help="Probability that a verdict, at whatever time one looks, is wrong.",
+        ),
+        click.option(
+            "--max-diff-rate",
+            type=Amount(),
+            default="0.5%",
+            show_default=True,
+            help="Most exchanges whose answers may differ by more than noise; none: no limit.",
+        ),
+        click.option(
+            "--max-p99-ratio",
+            type=Ratio(),
+            default="1.10",
+            show_default=True,
+            help="Most that the shadow's 99th percentile may be, in production's.",
+        ),
+        click.option(
+            "--max-error-diff",
+            type=Amount(),
+            default="0.1%",
+            show_default=True,
+            help="Most by which the shadow's rate of errors may be higher.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def limits_of(options: dict[str, Any], *, judge: bool = False) -> Limits:
+    """Those options' values, which are taken out of `options`; ends the program if there is nothing to `judge` by."""
+    names = ("max_error_diff", "max_p99_ratio", "max_diff_rate")
+    values = {name: options.pop(name) for name in names}
+    if math.isnan(options["alpha"]):
+        fail("--alpha: nan is no probability", 2)
+    if judge and all(value is None for value in values.values()):
+        fail("none of the limits is given, so there is nothing to judge by", 2)
+    return Limits(alpha=options.pop("alpha"), **values)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline of a worker that compares answers, with each copy of each shadow."""
+
+from __future__ import annotations
+
+from tapmirror.compare.comparison import Comparison
+from tapmirror.comparing import ComparingPipeline
+from tapmirror.ledger import Ledger
+from tapmirror.policy import Policy
+from tapmirror.policy.match import compile_text
+from tapmirror.policy.samples import USUAL, SampleRedactor
+from tapmirror.tracer import Tracer
+from tapmirror.worker.setup import Setup
+
+
+def pipeline(setup: Setup, ledger: Ledger, policy: Policy | None, tracer: Tracer | None) -> ComparingPipeline:
+    """What frames requests, and tells a comparison of them."""
+    spec = setup.spec
+    rules = [spec.compare.redact or USUAL, *([spec.redact] if spec.redact is not None else [])]
+    comparison = Comparison(
+        spec.compare,
+        [
+            (label, f"{'http' if shadow.tls is None else 'https'}://{shadow.end_point}")
+            for shadow in spec.shadows
+            for label in shadow.copy_labels
+        ],
+        SampleRedactor(rules, setup.secret),
+        [compile_text(pattern) for pattern in spec.compare.ignore_patterns],
+    )
+    return ComparingPipeline(spec, ledger, policy, comparison, tracer)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The limits of a verdict, as they are given to a command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tapmirror.cli.limits import limit_options, limits_of
+from tapmirror.compare.verdict import Limits
+
+NONE = ["--max-error-diff=none", "--max-diff-rate=none", "--max-p99-ratio=none"]
+
+
+@click.command()
+@limit_options
+def limited(**options: Any) -> None:
+    """Print what the limits are."""
+    click.echo(repr(limits_of(options, judge=True)))
+    assert not options
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ([], Limits()),
+        (["--max-error-diff=2%"], Limits(max_error_diff=0.02)),
+        (["--max-error-diff=0.02"], Limits(max_error_diff=0.02)),
+        (["--max-diff-rate=0"], Limits(max_diff_rate=0.0)),
+        (["--max-p99-ratio=1.5", "--alpha=0.05"], Limits(max_p99_ratio=1.5, alpha=0.05)),
+        (NONE[:2], Limits(max_error_diff=None, max_diff_rate=None)),
+    ],
+)
+def test_what_is_not_given_is_as_it_is_told(words: list[str], wanted: Limits) -> None:
+    assert CliRunner().invoke(limited, words).output == f"{wanted!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-error-diff", "x"], "x is not a share like 0.1% or 0.001, and not none"),
+        (["--max-error-diff", "-1"], "-1 is not a share"),
+        (["--max-diff-rate", "1e9"], "1e9 is not a share"),
+        *((["--max-p99-ratio", text], f"{text} is not a ratio above 0 like 1.05") for text in ("0", "0%", "0.0")),
+        (["--alpha", "nan"], "--alpha: nan is no probability"),
+        (["--alpha", "0"], "--alpha"),
+        (NONE, "none of the limits"),
+    ],
+)
+def test_what_is_none_is_refused(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(limited, words)
+    assert done.exit_code == 2
+    assert said in done.output
