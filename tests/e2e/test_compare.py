@@ -166,12 +166,12 @@ def test_beyond_the_budget_connections_take_turns_and_none_is_paired_wrongly(lab
     with Shop(lab.node), Shop(lab.shadow):
         spec = SPEC.format(capture=capture, shadow=lab.shadow.addr4, most=300)
         with Mirror(lab.node, spec=spec) as tap:
-            result = load(lab.client, lab.node.addr4, requests=9_000, paths=PATHS, rate=1_500, connections=16)
-            assert (result.answered, result.failed) == (9_000, 0)
+            result = load(lab.client, lab.node.addr4, requests=6_000, paths=PATHS, rate=1_000, connections=16)
+            assert (result.answered, result.failed) == (6_000, 0)
             ledger = tap.final()
     assert dropped(ledger) == {}
     (figures,) = all_figures([ledger], Limits())
-    assert figures.requests == 9_000 == figures.paired + sum(figures.unpaired.values())
+    assert figures.requests == 6_000 == figures.paired + sum(figures.unpaired.values())
     assert set(figures.unpaired) == {"thinned"}
-    assert 1_000 < figures.paired < 3_600
+    assert 500 < figures.paired < 3_600  # 1,800, if neither the load nor the tap is kept waiting
     assert [endpoint.name for endpoint in figures.endpoints if endpoint.differing] == []
