@@ -26,7 +26,7 @@ def lab() -> Iterator[Lab]:
         yield built
 
 
-@pytest.mark.parametrize(("capture", "requests", "rate"), [("ebpf", 100_000, 0.0), ("packet", 20_000, 5_000.0)])
+@pytest.mark.parametrize(("capture", "requests", "rate"), [("ebpf", 40_000, 0.0), ("packet", 20_000, 5_000.0)])
 def test_two_workers_mirror_every_request(lab: Lab, capture: str, requests: int, rate: float) -> None:
     with (
         Nginx(lab.node),
