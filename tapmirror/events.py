@@ -96,6 +96,8 @@ TUNNEL: Final = 0x8
 """If the answer accepts (2xx to CONNECT, 101), what follows is no longer HTTP."""
 CONNECT: Final = 0x10
 """With TUNNEL: the method is CONNECT, so that a 2xx answer accepts and has no body (else only 101 accepts)."""
+KEEPING: Final = 0x40
+"""It is of HTTP/1.0 and asks to keep the connection, which lasts if the answer says so too, and else ends with it."""
 TRACED: Final = 0x20
 """Only of a Message: the head has the field with which taps mark copies (`tracer`)."""
 

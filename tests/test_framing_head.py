@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.events import CONNECT, NO_BODY, TRACED, TUNNEL
+from tapmirror.events import CONNECT, KEEPING, NO_BODY, TRACED, TUNNEL
 from tapmirror.framing.head import CHUNKED, HEAD, PLAIN, REQUEST_LINE, STOP, Head, read_head
 
 
@@ -27,7 +27,10 @@ def host_of(head: bytes) -> bytes | None:
     [
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 0, 0, False),
         (b"GET / HTTP/1.0\r\n\r\n", 0, 0, True),
-        (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", 0, 0, False),
+        (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", KEEPING, 0, False),
+        (b"HEAD / HTTP/1.0\r\nConnection: x, keep-alive\r\n\r\n", KEEPING | NO_BODY, 0, False),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n", 0, 0, True),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: x, keep-alive\r\n\r\n", 0, 0, False),
         (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: a, Close\r\n\r\n", 0, 0, True),
         (b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", NO_BODY, 0, False),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9223372036854775807\r\n\r\n", 0, (1 << 63) - 1, False),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL
+from tapmirror.events import CONNECT, END, KEEPING, NO_BODY, START, TUNNEL
 from tapmirror.framing import Pool, ResponseFramer
 from tapmirror.framing.response import ENDLESS, LINE_BYTES
 
@@ -161,6 +161,31 @@ def test_under_way(data: bytes, outstanding: int, skippable: int) -> None:
 def test_closing(way: Way, data: bytes, closing: bool) -> None:
     framer = ResponseFramer(LIMIT, Pool(LIMIT))
     framer.expect(GET)
+    assert way(framer, data) == [200]
+    assert framer.closing is closing
+    assert framer.eof() == 0
+
+
+@ways
+@pytest.mark.parametrize(
+    ("asked", "data", "closing"),
+    [
+        (GET, sized(200), False),
+        (HEAD, answer(200, b"connection: x, Keep-Alive", b"Content-Length: 5"), False),
+        (GET, answer(200, b"Content-Length: 0"), True),
+        (HEAD, answer(200, b"Content-Length: 5"), True),
+        (GET, CHUNKED, True),
+        (GET, answer(200, b"Connection: close", b"Content-Length: 0"), True),
+    ],
+)
+def test_who_asks_by_http_1_0_keeps_the_connection_only_if_the_answer_says_so(
+    way: Way, asked: int, data: bytes, closing: bool
+) -> None:
+    """Whatever version the answer has (RFC 9112, 9.3); another request before it, and its head, change nothing."""
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer.expect(GET)
+    assert way(framer, answer(200, b"Content-Length: 0")) == [200]
+    framer.expect(asked | KEEPING)
     assert way(framer, data) == [200]
     assert framer.closing is closing
     assert framer.eof() == 0

@@ -39,7 +39,7 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.events import CONNECT, NO_BODY, TRACED, TUNNEL, Buffer
+from tapmirror.events import CONNECT, KEEPING, NO_BODY, TRACED, TUNNEL, Buffer
 
 TRACE: Final = b"Tapmirror-Loop"
 """The field of a request whose copy a tap has marked (`tracer`)."""
@@ -98,7 +98,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     """What a request's head says about framing."""
 
     flags: int
-    """NO_BODY, TUNNEL, CONNECT, TRACED, as of `Part.flags`."""
+    """NO_BODY, TUNNEL, CONNECT, KEEPING, TRACED, as of `Part.flags`."""
     length: int
     """Of the body in bytes; CHUNKED: to be found out."""
     closing: bool
@@ -144,6 +144,7 @@ def read_head(found: re.Match[bytes]) -> Head | None:
         closing = any(b"close" in token for token in tokens) or (not current and b"keep-alive" not in tokens)
         upgrade = upgrade and current and b"upgrade" in tokens
         flags |= TUNNEL if upgrade else 0
+        flags |= 0 if current or closing else KEEPING
     method = found[1]
     if method == b"CONNECT":
         if lengths or codings:

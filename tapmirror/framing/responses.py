@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from tapmirror.events import CONNECT, NO_BODY, TUNNEL, Buffer
+from tapmirror.events import CONNECT, KEEPING, NO_BODY, TUNNEL, Buffer
 from tapmirror.framing.pool import Pool
 from tapmirror.framing.response import (
     BODY,
@@ -108,7 +108,7 @@ class ResponseFramer(ResponseReader[int]):
         if flags & TUNNEL and self.tunnel is not True:
             self.tunnel = None
             self.offered = not flags & CONNECT
-        self._awaited.append(flags & (NO_BODY | TUNNEL | CONNECT))
+        self._awaited.append(flags & (NO_BODY | TUNNEL | CONNECT | KEEPING))
 
     def feed(self, data: Buffer) -> Sequence[int]:
         """Take the next bytes: the status codes of the final responses whose heads they complete."""
@@ -243,7 +243,7 @@ class ResponseFramer(ResponseReader[int]):
             return True
         fields = FIELDS.findall(head, line.end() - 1)
         option = b"".join(value.lower() for name, value in fields if name.lower() == b"connection")
-        if b"close" in option or (line[1] == b"0" and b"keep-alive" not in option):
+        if b"close" in option or ((line[1] == b"0" or asked & KEEPING) and b"keep-alive" not in option):
             self.closing = True
         if asked & NO_BODY or status in (204, 304):
             self._answered(out)
