@@ -104,7 +104,7 @@ class Drain:
             self._events["shadow_resets"] += 1
             if lane.hearing is not None:
                 lane.hearing.ended(now, reset=True)
-            self._ends.broken(lane, now)
+            self._ends.shadow_reset(lane, now)
             return False
         self.left -= time.monotonic() - begin
         if lane.timed:

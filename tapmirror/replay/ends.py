@@ -27,6 +27,7 @@ from tapmirror.replay.answers import wake_for
 from tapmirror.replay.dial import Dialer
 from tapmirror.replay.lane import GIVEN_UP, IDLE, OPEN, Lane
 from tapmirror.replay.ports import Ports, heard_out, reset_on_close, sent_to_the_last
+from tapmirror.replay.singly import Singly
 from tapmirror.replay.sockets import Sockets
 
 LOOKS: Final = 1_024
@@ -44,6 +45,7 @@ class Ends:
         "_linger_time",
         "_lingering",
         "_ports",
+        "_singly",
         "_sockets",
         "_wait_time",
     )
@@ -53,6 +55,7 @@ class Ends:
         lanes: dict[int, Lane],
         sockets: Sockets,
         dialer: Dialer,
+        singly: Singly,
         ledger: Ledger,
         linger_time: float,
         wait_time: float,
@@ -61,6 +64,7 @@ class Ends:
         self._lanes = lanes
         self._sockets = sockets
         self._dialer = dialer
+        self._singly = singly
         self._events = ledger.events
         self._linger_time = linger_time
         self._wait_time = wait_time
@@ -177,13 +181,25 @@ class Ends:
             self.remove(lane, reason)
 
     def shadow_ended(self, lane: Lane, now: float) -> None:
-        """The shadow closed its side."""
+        """The shadow closed its side; all that it answered was read."""
         if lane.http:
+            self._learn(lane, now)
             self.broken(lane, now)
             return
         lane.shadow_done = True
         if lane.finishing and not lane.queue:
             self.remove(lane, DropReason.SHADOW_CLOSED)
+
+    def shadow_reset(self, lane: Lane, now: float) -> None:
+        """The shadow reset the connection; all that it answered was read."""
+        self._learn(lane, now)
+        self.broken(lane, now)
+
+    def _learn(self, lane: Lane, now: float) -> None:
+        """Before the connection is forgotten: what its end tells of others'."""
+        if lane.http and not lane.tunnel and self._singly.ended(lane, self._dialer.last, now):
+            for each in self._lanes.values():
+                each.ready = each.ready and not each.http
 
     def broken(self, lane: Lane, now: float) -> None:
         """The shadow broke the connection off, or closed one over which requests go."""

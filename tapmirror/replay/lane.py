@@ -30,6 +30,9 @@ GIVEN_UP: Final = 3
 """A raw stream that lost bytes: nothing of it can be mirrored any more."""
 ITEM_BYTES: Final = 100
 """What an item counts in the bounds beside its data: the memory that it takes at least, however short it is."""
+AHEAD: Final = 1_024
+"""Parts queued on one connection beyond which requests do not wait for each other (`Pool.singly`).  Over a long way to
+the shadow they would be ever later, and dropped at the end; of one that is only slow it is a second's work."""
 
 
 class Item:
@@ -53,7 +56,7 @@ class Item:
 class Pool:
     """What the queues of all lanes hold, against the bounds."""
 
-    __slots__ = ("all_bytes", "bytes", "items", "lane_bytes", "requests")
+    __slots__ = ("all_bytes", "bytes", "items", "lane_bytes", "requests", "singly")
 
     def __init__(self, lane_bytes: int, all_bytes: int) -> None:
         self.lane_bytes = lane_bytes
@@ -64,6 +67,8 @@ class Pool:
         """Parts and turns queued."""
         self.requests = 0
         """Requests that began and are neither wholly sent nor dropped."""
+        self.singly = False
+        """Each request waits for the answer to the one before (`singly`)."""
 
 
 class Lane:
@@ -175,13 +180,18 @@ class Lane:
             and not self.queue
             and self.skipping is None
             and not self.switching
+            and not (self._pool.singly and self.http)
             and (self.framer is None or not (self.framer.closing or self.parting))
         )
 
     @property
     def parting(self) -> bool:
-        """The shadow is likely to close after the answer that is due: what follows would be lost, and waits for it."""
-        return self.sent == self.last and self.framer is not None and self.framer.outstanding > 0
+        """What follows waits for the answer that is due, or would be lost: the shadow is likely to close behind it, or
+        loses what comes ahead of it.
+        """
+        if self.framer is None or not self.framer.outstanding:
+            return False
+        return self.sent == self.last or (self._pool.singly and len(self.queue) < AHEAD)
 
     # --- taking in
 

@@ -16,6 +16,8 @@ dropped; if part of it went already the connection is reset, so that the shadow 
 
 *Pacing `wait`* (`turns`).  A turn in the queue holds back what follows until the shadow answered; there is
 none amid a request.
+
+*Singly* (`singly`).  To a shadow that loses what is sent ahead of its answers requests go one by one.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
 from tapmirror.replay.latency import Timing
 from tapmirror.replay.ports import GENTLE_CLOSES
+from tapmirror.replay.singly import Singly
 from tapmirror.replay.sockets import Sockets
 from tapmirror.replay.sweep import Sweep
 from tapmirror.replay.turns import Turns
@@ -80,12 +83,20 @@ class Reactor:
         self._turns = Turns(spec.limits.wait_time)
         self._paced = spec.pacing is Pacing.WAIT
         self._sweep = Sweep(shadow.idle_time)
+        self._singly = Singly(self._pool, ledger)
         self._sockets = Sockets(self._dialer, self._turns, ledger)
         self._epoll = self._sockets.epoll
         self._by_fd = self._sockets.by_fd
         self._unread = self._sockets.unread
         self._ends = Ends(
-            self._lanes, self._sockets, self._dialer, ledger, spec.limits.linger_time, spec.limits.wait_time, gentle
+            self._lanes,
+            self._sockets,
+            self._dialer,
+            self._singly,
+            ledger,
+            spec.limits.linger_time,
+            spec.limits.wait_time,
+            gentle,
         )
         self._drain = Drain(
             self._answers,
@@ -158,8 +169,8 @@ class Reactor:
 
     @property
     def behind(self) -> bool:
-        """A connection with pacing `wait` falls behind unless answers are acted on as they come."""
-        return self._turns.behind
+        """A connection whose requests wait for answers falls behind unless these are acted on as they come."""
+        return self._turns.behind or (self._pool.singly and self._pool.items > 0)
 
     def readdress(self, addresses: Sequence[Address]) -> None:
         """Connect to these from now on; what is connected stays."""
@@ -190,6 +201,7 @@ class Reactor:
             self._sweep_all(now)
 
     def _sweep_all(self, now: float) -> None:
+        self._singly.look(now)
         lanes = self._by_fd.values()
         for lane in self._sweep.sluggish(lanes):
             self._on_readable(lane, now)
@@ -485,6 +497,8 @@ class Reactor:
                     self._ends.lost(lane, now)
                 return False
             if lane.parting:
+                if lane.lazy:
+                    wake_for(lane, 1)
                 return False
             if lane.listener is not None:
                 lane.listener.heed(lane, item.number)

@@ -115,6 +115,14 @@ class Line:
             self._heard.data += rest
         return rest
 
+    def receive_within(self, seconds: float) -> bytes:
+        """The next piece; empty at the end, and where none came for so long."""
+        self._sock.settimeout(seconds)
+        try:
+            return self.receive()
+        except TimeoutError:
+            return b""
+
     def receive_until(self, end: bytes) -> bytes:
         """Up to and with `end`; empty at the end of the stream."""
         data = b""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -223,3 +224,76 @@ def test_a_shadow_that_closes_after_each_answer_gets_every_request_once(lab: Lab
         assert ledger["requests"]["mirrored"] == 200 - lost
         assert len(lines) >= 200 - lost - ledger["answers"].get("unanswered", 0)
         assert lost <= 10
+
+
+def asks(lab: Lab, requests: list[bytes], answer: bytes) -> None:
+    """A client that waits for each answer of production."""
+    with connect(lab.client, lab.node.addr4, 80) as client:
+        for request in requests:
+            client.sendall(request)
+            assert read_until(client, answer) == answer
+
+
+def test_a_shadow_that_keeps_back_the_second_of_two_requests_gets_them_one_by_one(lab: Lab) -> None:
+    """As gunicorn's threads: what came with a request is looked at when the next comes, or never."""
+    done: list[bytes] = []
+
+    def talk(line: Line) -> None:
+        held = b""
+        while True:
+            piece = line.receive_within(0.3)
+            if not piece:
+                return
+            head, end, held = (held + piece).partition(b"\r\n\r\n")
+            time.sleep(0.005)
+            if end:
+                done.append(head.split(b" ")[1])
+                line.send(OK)
+
+    def round_of(name: str) -> list[bytes]:
+        targets = [f"/{name}/{each}".encode() for each in range(30)]
+        for _ in range(2):
+            asks(lab, [b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target for target in targets], OK)
+        return targets * 2
+
+    with (
+        Talker(lab.node, 80, switching(OK, False)),
+        Talker(lab.shadow, 80, talk) as shadow,
+        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), no_loop_check=True) as tap,
+    ):
+        first = round_of("first")
+        shadow.ended(2)
+        assert 0 < len(done) < len(first)
+        lost = len(first) - len(done)
+        second = round_of("second")
+        until(lambda: len(done) >= len(first) - lost + len(second), "all of the second round", PATIENCE)
+        ledger = tap.final()
+    assert sorted(done[-len(second) :]) == sorted(second)
+    assert ledger["answers"]["unanswered"] == lost
+    assert ledger["events"]["singly"] == 1
+
+
+def test_a_shadow_that_keeps_no_connection_of_http_1_0_gets_every_request(lab: Lab) -> None:
+    """As uvicorn: it closes without a word, which is the word for HTTP/1.0."""
+    keeps = b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n"
+    count = 40
+
+    def close(line: Line) -> None:
+        line.receive_until(b"\r\n\r\n")
+        time.sleep(0.002)
+        line.send(OK)
+
+    def keep(line: Line) -> None:
+        while line.receive_until(b"\r\n\r\n"):
+            line.send(keeps)
+
+    with Talker(lab.node, 80, keep), Talker(lab.shadow, 80, close) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), no_loop_check=True) as tap:
+            requests = [b"GET /%d HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n" % each for each in range(count)]
+            asks(lab, requests[:1], keeps)
+            shadow.ended(1)
+            asks(lab, requests[1:], keeps)
+            heard = shadow.ended(count)
+            ledger = tap.final()
+        assert {bytes(each.data) for each in heard} == set(requests)
+        assert ledger["answers"] == {"2xx": count}

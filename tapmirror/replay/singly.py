@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a shadow loses requests that are sent before it has answered the one before them.
+
+Theory of operation
+-------------------
+Production's clients wait for their answers, as a rule, and what they send one after the other may reach a slower shadow
+as two requests in one packet.  Servers are to take these (RFC 9112, 9.3.2), and some do not: gunicorn's threads answer
+the first and keep the second until a third comes, or until the connection was idle for two seconds.  Others close
+behind answers of their choice, lighttpd behind the error to a request whose body it does not want.
+
+To wait for each answer takes reading it as it comes, so it is not done from the start.  Where connections end with
+requests unanswered, and not as `Dialer.last` foresees, it is done for a while, on all connections to that shadow.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tapmirror.ledger import Ledger
+from tapmirror.replay.lane import Lane, Pool
+
+TOGETHER: Final = 60.0
+"""Seconds within which two connections must end so: one may be an accident."""
+LASTS: Final = 300.0
+"""Seconds: what was an outage of the shadow or of one version of it shall not cost for ever."""
+
+
+class Singly:
+    """Of one reactor: sets `Pool.singly`, by which lanes go."""
+
+    __slots__ = ("_events", "_pool", "_seen", "_until")
+
+    def __init__(self, pool: Pool, ledger: Ledger) -> None:
+        self._pool = pool
+        self._events = ledger.events
+        self._seen = float("-inf")
+        self._until = 0.0
+
+    def ended(self, lane: Lane, last: int, now: float) -> bool:
+        """The shadow ended this connection, of which all was read; `last`: after how many requests that was to be
+        expected, 0: not known.  Whether requests go one by one from now on.
+        """
+        framer = lane.framer
+        if framer is None or framer.failed or framer.idled:
+            return False
+        answered = lane.announced() - framer.outstanding
+        unanswered = framer.outstanding - lane.unsent()
+        if not answered or unanswered <= int(self._pool.singly):  # one alone was not sent ahead of any answer
+            return False
+        if framer.closing and last in (0, answered):  # the next connection's end is foreseen
+            return False
+        together = now - self._seen <= TOGETHER
+        self._seen = now
+        if not together or self._pool.singly:
+            return False
+        self._pool.singly = True
+        self._until = now + LASTS
+        self._events["singly"] += 1
+        return True
+
+    def look(self, now: float) -> None:
+        """Once in a while: what was learnt is given up when its time is over."""
+        if self._pool.singly and now >= self._until:
+            self._pool.singly = False
+            self._seen = float("-inf")

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shadow that loses what is sent ahead of its answers: when requests go one by one, and for how long."""
+
+from __future__ import annotations
+
+import select
+import socket
+
+import pytest
+
+from replay_bench import CLOSE, GET, KEEP, OK, RESET, Bench
+from tapmirror.events import Open
+from tapmirror.replay.lane import AHEAD
+from tapmirror.replay.reactor import LAZY_AFTER
+from tapmirror.replay.singly import LASTS, TOGETHER
+
+
+def lose(bench: Bench, flow: int, end: bytes = b"", *, reset: bool = False) -> None:
+    """A connection whose shadow leaves the last of three requests unanswered; `end`: the answer to the second."""
+    sock = bench.open(flow)
+    bench.send(flow, GET % 1)
+    bench.send(flow, GET % 2)
+    bench.read(sock, len(GET % 1) * 2)
+    sock.sendall(end or OK)
+    bench.turn()
+    if reset:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+    bench.turn()
+
+
+def waits(bench: Bench, flow: int) -> bool:
+    """Whether a request waits on a new connection for the answer to the one before, and goes behind it."""
+    sock = bench.open(flow)
+    bench.send(flow, GET % 1)
+    bench.send(flow, GET % 2)
+    assert bench.read(sock, len(GET % 1)) == GET % 1
+    bench.turn()
+    held = not select.select([sock], [], [], 0.3)[0]  # the kernel keeps a small packet back, too (Nagle)
+    sock.sendall(OK)
+    bench.turn()
+    assert bench.read(sock, len(GET % 2)) == GET % 2
+    sock.sendall(OK)
+    bench.turn()
+    return held
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_after_two_losses_requests_go_one_by_one_for_a_while(bench: Bench, reset: bool) -> None:
+    lose(bench, 1, reset=reset)
+    assert not waits(bench, 2)
+    lose(bench, 3, reset=reset)
+    assert waits(bench, 4)
+    assert bench.ledger.events["singly"] == 1
+    bench.turn(LASTS / 2)
+    assert waits(bench, 5)
+    bench.turn(LASTS / 2 + 1)
+    assert not waits(bench, 6)
+    assert bench.dropped() == {}
+    assert bench.ledger.answers["unanswered"] == 2
+
+
+def test_one_loss_at_a_time_is_an_accident(bench: Bench) -> None:
+    lose(bench, 1)
+    bench.turn(TOGETHER + 1)
+    lose(bench, 2)
+    assert not waits(bench, 3)
+
+
+def test_an_end_that_is_foreseen_is_no_loss(bench: Bench) -> None:
+    """A shadow that gives notice after so many requests is met by waiting there."""
+    lose(bench, 1, CLOSE)
+    for flow in (2, 3):
+        sock = bench.open(flow)
+        bench.send(flow, GET % 1)
+        bench.send(flow, GET % 2)
+        bench.read(sock, len(GET % 1))
+        sock.sendall(CLOSE)
+        again = bench.accept()
+        assert bench.read(again, len(GET % 2)) == GET % 2
+        again.sendall(OK)
+        bench.turn()
+    assert bench.ledger.answers["unanswered"] == 1
+    assert not bench.ledger.events["singly"]
+
+
+def test_closes_with_notice_that_come_after_another_number_are_losses(bench: Bench) -> None:
+    """As where errors close the connection, lighttpd's to bodies that it does not want."""
+    lose(bench, 1, CLOSE)  # after two
+    for flow, before in ((2, 3), (3, 5)):
+        sock = bench.open(flow)
+        for number in range(before):
+            bench.send(flow, GET % number)
+            bench.read(sock, len(GET % number))
+            sock.sendall(KEEP)
+            bench.turn()
+        for number in range(2):
+            bench.send(flow, GET % number)
+        bench.read(sock, len(GET % 0) * 2)
+        sock.sendall(CLOSE)
+        bench.turn()
+        sock.close()
+        bench.turn()
+    assert bench.ledger.events["singly"] == 1
+
+
+def test_a_request_that_went_alone_was_not_sent_ahead(bench: Bench) -> None:
+    """A shadow that breaks off behind single requests would be waited for without end."""
+    lose(bench, 1)
+    lose(bench, 2)
+    for flow in range(3, 6):
+        sock = bench.open(flow)
+        bench.send(flow, GET % 1)
+        bench.read(sock, len(GET % 1))
+        sock.close()
+        bench.turn()
+    bench.turn(LASTS + 1)
+    lose(bench, 6)
+    assert not waits(bench, 7)
+
+
+def test_a_busy_connection_that_stands_goes_one_by_one_too(bench: Bench) -> None:
+    """Its answers wake us then, and not the sweep alone."""
+    sock = bench.open(1)
+    for number in range(LAZY_AFTER):
+        bench.send(1, GET % number)
+        bench.read(sock, len(GET % number))
+        sock.sendall(OK)
+    bench.turn(1.1)
+    (lane,) = bench.reactor._by_fd.values()
+    assert lane.lazy
+    lose(bench, 2)
+    lose(bench, 3)
+    for number in range(3):
+        bench.send(1, GET % number)
+    for number in range(3):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        assert bench.reactor.behind is (number < 2)
+        assert not select.select([sock], [], [], 0)[0]
+        sock.sendall(OK)
+    bench.turn()
+    assert lane.framer is not None and not lane.framer.outstanding
+
+
+def test_who_is_far_behind_does_not_wait(bench: Bench) -> None:
+    """Else a shadow at the end of a long way would be sent ever less of what production gets."""
+    lose(bench, 1)
+    lose(bench, 2)
+    sock = bench.open(3)
+    for _ in range(AHEAD + 10):
+        bench.send(3, GET % 1)
+    assert bench.read(sock, len(GET % 1) * 11) == (GET % 1) * 11
+    bench.turn()
+    assert not select.select([sock], [], [], 0)[0]
+
+
+def test_an_accident_before_any_answer_tells_nothing(bench: Bench) -> None:
+    for flow in range(1, 5):
+        sock = bench.open(flow)
+        sock.close()
+        bench.turn()
+    for flow in range(5, 8):
+        bench.give(Open(flow, True))
+        bench.send(flow, GET % 1)
+        bench.send(flow, GET % 2)
+        sock = bench.accept()
+        bench.read(sock, len(GET % 1) * 2)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        sock.close()
+        bench.turn()
+    assert not bench.ledger.events["singly"]
