@@ -80,6 +80,17 @@ def test_compressed_bodies_are_decoded_first() -> None:
     assert found(one, other, ignore_headers=("content-encoding",)) == ["value body.a"]
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "x-unknown"])
+@pytest.mark.parametrize(
+    ("body", "differs"), [(b"", []), (b"{}", ["extra body"])], ids=["no bodies, as of HEAD", "none on one side"]
+)
+def test_what_is_not_there_needs_no_decoding(coding: str, body: bytes, differs: list[str]) -> None:
+    one, other = answer(b"", Content_Encoding=coding), answer(body)
+    compared = compare(one, other, rules(), bodiless=not body)
+    assert [each.field for each in compared.found] == ["missing header.content-encoding", *differs]
+    assert compared.skipped == ""
+
+
 @pytest.mark.parametrize(
     ("one", "other", "skipped"),
     [

@@ -104,8 +104,9 @@ def _bodies(findings: Findings, one: Answer, other: Answer) -> tuple[str, int]:
         findings.add(Change.VALUE, "body", _measure(one), _measure(other))
         return "", 0
     try:
-        first = decoded(one.body, coding, limit) if coding else one.body
-        second = decoded(other.body, its_coding, limit) if its_coding else other.body
+        # a body that is not there says how it would be coded, too: in answers to HEAD, with 304
+        first = decoded(one.body, coding, limit) if coding and one.body else one.body
+        second = decoded(other.body, its_coding, limit) if its_coding and other.body else other.body
     except TooLongError:
         return "too long decoded", 0
     except UndecodableError as error:
