@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Final, TypeAlias
 
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Chunk, Cut, End, Gap, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Chunk, Cut, Dismissed, End, Gap, Segment
 from tapmirror.flows import Event, Flow, FlowTable
 from tapmirror.framing import detect
 from tapmirror.ledger import Ledger
@@ -39,7 +39,7 @@ ANSWER: Final = None
 _PLAIN: Final = (FROM_SERVER | ACK | PSH, FROM_SERVER | ACK)
 """Of nearly all segments of production with data."""
 
-EitherEvent: TypeAlias = "tuple[Flow, Chunk | Cut, bool | None]"
+EitherEvent: TypeAlias = "tuple[Flow, Chunk | Dismissed | Cut, bool | None]"
 """As `Event`, or with `ANSWER`."""
 
 

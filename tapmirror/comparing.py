@@ -280,7 +280,7 @@ class ComparingPipeline(Pipeline):
         elif isinstance(chunk, End):
             conversation.production_ended(time_ns, chunk.reset)
         else:
-            conversation.production(chunk, time_ns)
+            conversation.production(chunk, time_ns)  # type: ignore[arg-type]
 
     # --- the client's side
 

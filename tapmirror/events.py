@@ -68,6 +68,10 @@ class End(msgspec.Struct, frozen=True, gc=False):
     reset: bool
 
 
+class Dismissed(msgspec.Struct, frozen=True, gc=False):
+    """Production ended the connection without a byte after what the client had sent last."""
+
+
 class Cut(msgspec.Struct, frozen=True, gc=False):
     """`length` bytes of production's stream, of which the capture copied only the first, `data`.
 
@@ -181,6 +185,13 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     answered: bool = False
 
 
+class Excuse(msgspec.Struct, frozen=True, gc=False):
+    """What the flow asked last is left unanswered by production: that the shadow does so, too, is no error."""
+
+    flow: int
+    target: int = 0
+
+
 class Abort(msgspec.Struct, frozen=True, gc=False):
     """Give up what is under way on this flow, now.
 
@@ -197,7 +208,7 @@ class Abort(msgspec.Struct, frozen=True, gc=False):
     answered: bool = False
 
 
-Command: TypeAlias = Open | Send | Turn | Finish | Abort
+Command: TypeAlias = Open | Send | Turn | Finish | Excuse | Abort
 
 # --- reasons ------------------------------------------------------------------
 

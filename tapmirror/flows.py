@@ -48,6 +48,7 @@ from tapmirror.events import (
     SYN,
     URG,
     Chunk,
+    Dismissed,
     DropReason,
     End,
     FilterReason,
@@ -79,8 +80,9 @@ _PLAIN: Final = (ACK | PSH, ACK)
 """Nearly all segments with data: looked up in a third of the time that `&` takes."""
 _LAST: Final = FIN | ACK
 _END: Final = End(reset=False)
+_DISMISSED: Final = Dismissed()
 
-Event: TypeAlias = "tuple[Flow, Chunk, bool]"
+Event: TypeAlias = "tuple[Flow, Chunk | Dismissed, bool]"
 """A chunk of a flow's client stream, and whether a new turn of the dialogue may begin with it:
 it begins a segment, and the client had received something since its last data (or, of a connection
 joined in mid-stream, it is the first).  What follows a gap is no turn: the lost bytes may have
@@ -351,7 +353,7 @@ class FlowTable:
             if flow.state is State.TENTATIVE:
                 self._refuse(flow, now)
                 return []
-            return self._reset(flow, now)
+            return [*self._dismissed(flow, seq), *self._reset(flow, now)]
         if length or flow.server_next is not None:
             self._count_answer(flow, seq, length)
         events: list[Event] = []
@@ -365,8 +367,15 @@ class FlowTable:
             else:
                 events += self._events(flow, rx.acknowledged(ack), now)
         if flags & FIN:
+            events += self._dismissed(flow, (seq + length) & MASK)
             self._move(flow, Move.SERVER_FIN, now)
         return events
+
+    @staticmethod
+    def _dismissed(flow: Flow, end: int) -> list[Event]:
+        """Production's stream ends at `end`: whether nothing of it came after the client's last data."""
+        mute = flow.ends_with_client and flow.state is State.OPEN and end == flow.ack
+        return [(flow, _DISMISSED, False)] if mute else []
 
     def _confirmed(self, flow: Flow, now: float) -> list[Event]:
         """Production knows this connection: what was held for its word goes on."""

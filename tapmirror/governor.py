@@ -41,7 +41,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.histogram import quantile
-from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, waits, worst_wait
+from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, UNANSWERED_ALIKE, waits, worst_wait
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.settings import AllTaps
 
@@ -96,12 +96,20 @@ ENOUGH_TIMES: Final = 5
 """Timed answers in the window before their median says anything."""
 
 
+SILENCE: Final = "it breaks all connections off without a byte"
+"""What a port forwarder does that has nobody behind it."""
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How one shadow was since the last measure; counts of that time."""
 
     answers: int = 0
     errors: int = 0
     """Of these: 5xx, not HTTP, or missing when the connection ended."""
+    alike: int = 0
+    """Of the missing: those that production left unanswered, too, which say nothing; they may be told of later."""
+    broke_off: int = 0
+    """Connections that it broke off without a byte."""
     connects: int = 0
     """Attempts,"""
     connect_failures: int = 0
@@ -245,7 +253,7 @@ class Reach:
     @property
     def failure(self) -> str:
         """What it does where connections fail."""
-        return "it breaks all connections off without a byte" if self._silent else "it cannot be connected to"
+        return SILENCE if self._silent else "it cannot be connected to"
 
 
 class Breaker:
@@ -293,7 +301,7 @@ class Breaker:
         self._down_since: float | None = None
         self._silent = 0
         """Connections in a row that it broke off without a byte, since it is half open or was reached."""
-        self._window: deque[tuple[float, int, int]] = deque()
+        self._window: deque[tuple[float, Health]] = deque()
         self._by_answers = False
         """It was opened by bad answers, and not for want of connections."""
         self._tried = False
@@ -346,14 +354,18 @@ class Breaker:
             if not doubtful and (self.state is State.HALF_OPEN or now - self._down_since >= DOWN_TIME):
                 self._by_answers = False
                 return self._reach.failure
-        self._window.append((now, health.answers, health.errors))
+        self._window.append((now, health))
         while self._window[0][0] <= now - WINDOW:
             self._window.popleft()
-        answers = sum(answers for _, answers, _ in self._window)
-        errors = sum(errors for _, _, errors in self._window)
+        window = [health for _, health in self._window]
+        alike = sum(health.alike for health in window)
+        answers = sum(health.answers for health in window) - alike
+        errors = sum(health.errors for health in window) - alike
         enough = ENOUGH_HALF_OPEN if self.state is State.HALF_OPEN else ENOUGH
         if answers >= enough and errors > self._errors * answers:
             self._by_answers = True
+            if not any(health.heard for health in window) and 2 * sum(health.broke_off for health in window) > errors:
+                return SILENCE
             return f"{errors / answers:.0%} of its answers are errors"
         return ""
 
@@ -581,6 +593,8 @@ def health(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Health
     return Health(
         answers=answers,
         errors=sum(_grew(then, after, "answers", kind) for kind in ERRORS),
+        alike=_grew(then, after, "events", UNANSWERED_ALIKE),
+        broke_off=_grew(then, after, "events", "shadow_broke_off"),
         connects=_grew(then, after, "events", "shadow_connects"),
         connected=_grew(then, after, "events", "shadow_connected"),
         connect_failures=sum(

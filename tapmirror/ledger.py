@@ -30,6 +30,9 @@ CONNECT_FAILED: Final = "connect_"
 CONNECT_SILENT: Final = f"{CONNECT_FAILED}silent"
 """The same of those that an address took and broke off without a byte, as it does all."""
 
+UNANSWERED_ALIKE: Final = "unanswered_alike"
+"""Event: a request that the shadow left unanswered, and production too."""
+
 
 class Account:
     """The account of one unit.  Plain attributes: the data path adds to them."""

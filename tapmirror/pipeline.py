@@ -20,8 +20,10 @@ from tapmirror.events import (
     Abort,
     Buffer,
     Command,
+    Dismissed,
     DropReason,
     End,
+    Excuse,
     Finish,
     Gap,
     Message,
@@ -163,6 +165,10 @@ class Pipeline:
             self._end(flow, chunk.reset, turn, commands)  # type: ignore[union-attr]
             return
         framer: Framer | None = flow.framer
+        if kind is Dismissed:
+            if flow.opened:
+                commands.append(Excuse(flow.id))
+            return
         if kind is Gap:
             if framer is None:
                 framer = self._frame(flow, self._protocol is not Protocol.RAW, commands)

@@ -39,7 +39,7 @@ class Dialogue:
             elif isinstance(chunk, End):
                 text = "reset" if chunk.reset else "end"
             else:
-                text = bytes(chunk).decode()
+                text = bytes(chunk).decode()  # type: ignore[arg-type]
             self.said.append(f"{who}: {text}")
 
     def client(self, at: int, text: str, heard: int, flags: int = ACK) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tapmirror.compare.comparison import Comparison, touch
 from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, NO_BODY, START, Finish, Open, Send
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, NO_BODY, START, Excuse, Finish, Open, Send
 from tapmirror.exchange import PROBE
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
@@ -66,6 +66,7 @@ class Tap:
         self.kept: set[bytes] = set()
         self.opened: list[int] = []
         self.finished: list[int] = []
+        self.excused = 0
         self.flows: dict[int, int] = {}
         self.at: dict[tuple[int, bool], int] = {}
 
@@ -82,6 +83,8 @@ class Tap:
         for command in commands:
             if isinstance(command, Open):
                 self.opened.append(command.target)
+            elif isinstance(command, Excuse):
+                self.excused += 1
             elif isinstance(command, Finish):
                 self.finished.append(command.target)
             elif isinstance(command, Send) and command.flags & START:
@@ -278,6 +281,17 @@ def test_a_second_copy_is_sent_after_its_connection_ended_and_not_after_the_tap(
     else:
         tap.act(tap.pipeline.close(tap.now))
         assert tap.pairs() == {"GET /a": 1}
+
+
+def test_what_production_leaves_unanswered_is_no_error_of_the_shadow() -> None:
+    tap = Tap()
+    for port in (1, 2):
+        tap.accept(port)
+        tap.ask("/a", port)
+    tap.answer(port=1)
+    for port in (1, 2):
+        tap.put(port, ACK | FIN | FROM_SERVER)
+    assert tap.excused == 1
 
 
 def test_what_is_over_is_forgotten() -> None:

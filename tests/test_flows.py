@@ -59,7 +59,7 @@ class Dialogue:
             elif isinstance(chunk, End):
                 text = b"!" if chunk.reset else b"."
             else:
-                text = bytes(chunk)
+                text = bytes(chunk)  # type: ignore[arg-type]
                 self.turns.append(turn)
             self.out[flow.id] = self.out.get(flow.id, b"") + text
 

@@ -66,6 +66,8 @@ healths = st.builds(
     connects=st.integers(0, 10),
     connect_failures=st.integers(0, 10),
     silent=st.integers(0, 10),
+    alike=st.integers(0, 1000),
+    broke_off=st.integers(0, 10),
     heard=st.integers(0, 1000),
     sent_bytes=st.integers(0, 1000),
     times=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 1000)),
@@ -555,6 +557,49 @@ def test_whose_clients_are_mostly_closed_without_an_answer_is_not_kept_out() -> 
     assert min(shares(run(plant, 100, Budget(errors=1.0)))) == 1.0
 
 
+def test_what_production_leaves_unanswered_too_is_not_the_shadows_error() -> None:
+    """Most requests are closed without a byte by both, which may be told a second late; the others are judged."""
+
+    def plant(errors: int, late: int) -> Plant:
+        def told(_share: float, now: float) -> Measure:
+            alike = 80 if now > late else 0
+            return Measure(
+                shadows={"v2": Health(answers=100, errors=80 + errors, alike=alike, heard=20 - errors, sent_bytes=9)}
+            )
+
+        return told
+
+    assert min(shares(run(plant(5, 0), 60))) == 1
+    decisions = run(plant(15, 0), 60)
+    assert decisions[0].reason == "shadow v2: 75% of its answers are errors; tried again after 5 s"
+    first = run(plant(5, 1), 60)
+    assert [decision.share for decision in first].count(0.0) <= 6 and first[-1].share == 1
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "broke_off", "cause"),
+    [
+        (0, 0, 20, "it breaks all connections off without a byte"),
+        (4, 0, 20, "83% of its answers are errors"),
+        (0, 20, 40, "100% of its answers are errors"),
+        (0, 0, 4, "100% of its answers are errors"),
+    ],
+    ids=["nobody", "some", "bad", "hangs"],
+)
+def test_who_breaks_connections_off_is_not_said_to_answer(good: int, bad: int, broke_off: int, cause: str) -> None:
+    alike = 30
+    health = Health(
+        answers=20 + good + bad + alike,
+        errors=20 + bad + alike,
+        alike=alike,
+        broke_off=broke_off,
+        heard=good + bad,
+        sent_bytes=9,
+    )
+    decisions = run(lambda _share, _now: Measure(shadows={"v2": health}), 1)
+    assert decisions[0].reason == f"shadow v2: {cause}; tried again after 5 s"
+
+
 def test_bad_answers_open_it_and_a_bug_does_not() -> None:
     def answers(errors: int) -> Plant:
         return lambda _share, _now: Measure(shadows={"v2": Health(answers=100, errors=errors, sent_bytes=1)})
@@ -658,7 +703,14 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 def test_measures_of_two_snapshots() -> None:
     shadow = {
         "answers": {"1xx": 9, "2xx": 20, "5xx": 4, "garbage": 1, "unanswered": 2},
-        "events": {"shadow_connects": 9, "shadow_connected": 1, "connect_ECONNREFUSED": 2, "connect_silent": 1},
+        "events": {
+            "shadow_connects": 9,
+            "shadow_connected": 1,
+            "connect_ECONNREFUSED": 2,
+            "connect_silent": 1,
+            "shadow_broke_off": 2,
+            "unanswered_alike": 1,
+        },
         "bytes": {"mirrored": 5000},
         "latency": {"buckets": {"0.01": 3, "1": 4, "inf": 1}},
     }
@@ -681,6 +733,8 @@ def test_measures_of_two_snapshots() -> None:
             "v2": Health(
                 answers=17,
                 errors=7,
+                alike=1,
+                broke_off=2,
                 connects=6,
                 connect_failures=3,
                 silent=1,
@@ -692,6 +746,8 @@ def test_measures_of_two_snapshots() -> None:
             "new": Health(
                 answers=27,
                 errors=7,
+                alike=1,
+                broke_off=2,
                 connects=9,
                 connect_failures=3,
                 silent=1,

@@ -18,6 +18,7 @@ from tapmirror.events import (
     Abort,
     Command,
     DropReason,
+    Excuse,
     Finish,
     Open,
     Send,
@@ -52,6 +53,11 @@ class Tap:
         for command in self.pipeline.feed((key, flags, 1000 + at, ack, length, payload, 0), 1.0):
             self.keep(command)
 
+    def server(self, at: int, flags: int, ack: int, length: int = 0) -> None:
+        """A segment of production without its payload."""
+        for command in self.pipeline.feed((KEY, FROM_SERVER | flags, at, 1000 + ack, length, b"", 0), 1.0):
+            self.keep(command)
+
     def keep(self, command: Command) -> None:
         if isinstance(command, Send):
             command = Send(command.flow, bytes(command.data), command.size, command.flags)
@@ -74,6 +80,43 @@ def test_a_request_on_a_new_connection() -> None:
     tap.put(FIN | ACK, len(GET), ack=2)
     assert tap.said == [Open(1, True, KEY), Send(1, GET, len(GET), START | END), Finish(1, answered=True)]
     assert tap.ledger.requests.seen == 1
+
+
+GOOD = b"HTTP/1.1 204 No\r\n\r\n"
+
+
+@pytest.mark.parametrize("end", [FIN | ACK, RST | ACK])
+def test_what_production_leaves_unanswered_is_no_error_of_the_shadow(end: int) -> None:
+    """As nginx does with 444."""
+    tap = Tap()
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, GET, ack=1)
+    tap.server(1, end, ack=len(GET))
+    reset = [Abort(1, DropReason.INCOMPLETE, True)] if end & RST else []
+    assert tap.said[2:] == [Excuse(1), *reset]
+    if not reset:
+        tap.server(1, end, ack=len(GET))  # again, as its acknowledgement was lost
+        tap.server(2, RST, ack=len(GET))
+        assert tap.said[2:] == [Excuse(1), Abort(1, DropReason.INCOMPLETE, True)]
+
+
+@pytest.mark.parametrize("end", [FIN | ACK, RST | ACK])
+def test_nothing_is_excused_where_production_answered_or_may_have(end: int) -> None:
+    """Answered before its end, idle, asked nothing, or lost bytes of the client's before that."""
+    with_it = [(len(GOOD), len(GET), 1)] if end & FIN else []
+    for length, at, ack in [(0, len(GET), 20), (0, 0, 1), (0, 2 * len(GET), 1), *with_it]:
+        tap = Tap()
+        tap.put(ACCEPTED, 0, ack=1)
+        if at:
+            tap.put(ACK, at - len(GET), GET, ack=1)
+        tap.server(ack, end, ack=at, length=length)
+        tap.put(RST, at)
+        assert Excuse(1) not in tap.said
+    raw = Tap(protocol=Protocol.RAW)
+    raw.put(ACCEPTED, 0, ack=1)
+    raw.put(ACK, 0, GET, ack=1)
+    raw.server(1, end, ack=len(GET))
+    assert Excuse(1) not in raw.said
 
 
 def test_connection_without_data_is_opened_only_when_raw() -> None:

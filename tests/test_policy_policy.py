@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy_cases import Tried, head, sends, tap_of
-from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, Abort, DropReason, Finish, Open, Send, Turn
+from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, Abort, DropReason, Excuse, Finish, Open, Send, Turn
 from tapmirror.policy import constant_host, is_needed
 
 TWO = [{"to": "a:1", "name": "a"}, {"to": "b:2", "name": "b"}]
@@ -315,6 +315,17 @@ def test_a_request_under_way_is_not_torn_when_its_shadow_can_take_no_more() -> N
     assert sends(tried.body(flow, b"abc", end=True)) == [(0, b"abc"), (1, b"abc")]
     assert tried.ask(head(), flow) == [head(), None]
     assert tried.give(Finish(flow, answered=True)) == [Finish(flow, 0, True), Finish(flow, 1, True)]
+
+
+def test_excused_is_who_got_what_production_left_unanswered() -> None:
+    tried = Tried(**RULES)
+    flow = tried.open()
+    assert tried.give(Excuse(flow)) == []
+    tried.ask(head("GET /both HTTP/1.1"), flow)
+    tried.ask(head("GET /a HTTP/1.1"), flow)
+    assert tried.give(Excuse(flow)) == [Excuse(flow, 0)]
+    tried.ask(head("GET /none HTTP/1.1"), flow)
+    assert tried.give(Excuse(flow)) == []
 
 
 def test_a_raw_connection_is_for_its_shadow_to_its_end() -> None:

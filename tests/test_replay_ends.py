@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from replay_bench import GET, GIVEN_UP, OK, RESET, WHOLE, Bench, ended
-from tapmirror.events import END, START, Abort, DropReason, Finish, Open, Turn
-from tapmirror.ledger import CONNECT_SILENT
+from tapmirror.events import END, START, Abort, DropReason, Excuse, Finish, Open, Turn
+from tapmirror.ledger import CONNECT_SILENT, UNANSWERED_ALIKE
 from tapmirror.replay import ends
 from tapmirror.replay.backoff import FIRST
 from tapmirror.replay.dial import FRUITLESS, LOOKS
@@ -417,8 +417,8 @@ def test_closing_settles_everything(bench: Bench) -> None:
 # --- a shadow that accepts and breaks off: a forwarder with nobody behind it
 
 
-def broken_off(bench: Bench, flow: int, *, http: bool = True, reset: bool = True) -> None:
-    """A flow whose connection the shadow takes and ends without a byte."""
+def broken_off(bench: Bench, flow: int, *, http: bool = True, reset: bool = True, excused: bool = False) -> None:
+    """A flow whose connection the shadow takes and ends without a byte; `excused`: after production."""
     bench.give(Open(flow, http))
     bench.send(flow, GET % 0, WHOLE if http else 0)
     sock = bench.accept()
@@ -426,6 +426,8 @@ def broken_off(bench: Bench, flow: int, *, http: bool = True, reset: bool = True
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     else:
         bench.read(sock, len(GET % 0))  # closed with unread bytes it would be reset
+    if excused:
+        bench.give(Excuse(flow))
     sock.close()
     lane = bench.reactor._lanes[flow]
     bench.until(lambda: lane.sock is None or lane.shadow_done)
@@ -456,6 +458,51 @@ def test_who_breaks_off_all_connections_is_left_alone_as_who_takes_none(bench: B
     assert connects(bench, 103)
     assert bench.ledger.events["shadow_broke_off"] == FRUITLESS + 1
     assert bench.ledger.events[CONNECT_SILENT] == 2
+
+
+@pytest.mark.parametrize("first", ["shadow", "production"])
+def test_what_production_leaves_unanswered_the_shadow_may(bench: Bench, first: str) -> None:
+    """As nginx does with 444: whichever ends first, the address is not down."""
+    for flow in range(2 * FRUITLESS):
+        broken_off(bench, flow, reset=False, excused=first == "production")
+        if first == "shadow":
+            bench.give(Excuse(flow))
+        bench.give(Finish(flow))
+    assert bench.ledger.answers["unanswered"] == bench.ledger.events[UNANSWERED_ALIKE] == 2 * FRUITLESS
+    assert not bench.dropped() and not bench.ledger.events[CONNECT_SILENT]
+
+
+def test_an_address_is_down_though_some_of_what_it_breaks_off_production_does_too(bench: Bench) -> None:
+    """One that was left alone for what turns out to be production's way is tried again at once."""
+    for flow in range(FRUITLESS):
+        broken_off(bench, flow, reset=False)
+    assert not connects(bench, 100)
+    bench.give(Excuse(3))
+    assert bench.ledger.events[UNANSWERED_ALIKE] == 1
+    broken_off(bench, 101, reset=False)
+    assert not connects(bench, 102)
+    bench.now += FIRST
+    broken_off(bench, 103, reset=False, excused=True)
+    broken_off(bench, 104, reset=False)
+    bench.give(Excuse(104))
+    broken_off(bench, 105, reset=False)
+    assert not connects(bench, 106), "what says nothing is no trial, nor does it say that it is back"
+    assert bench.ledger.events[CONNECT_SILENT] == 4
+
+
+def test_an_excuse_is_for_the_last_request_alone(bench: Bench) -> None:
+    """What was asked before was answered by production."""
+    broken_off(bench, 1, reset=False)
+    bench.send(1, GET % 1)
+    sock = bench.accept()
+    bench.read(sock, len(GET % 1))
+    bench.give(Excuse(1))
+    sock.sendall(OK)
+    bench.turn()
+    sock.close()
+    bench.until(lambda: bench.reactor._lanes[1].sock is None)
+    assert bench.ledger.answers == {"2xx": 1, "unanswered": 1}
+    assert not bench.ledger.events[UNANSWERED_ALIKE]
 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])

@@ -36,6 +36,7 @@ from tapmirror.events import (
     Buffer,
     Command,
     DropReason,
+    Excuse,
     FilterReason,
     Finish,
     FlowKey,
@@ -187,6 +188,7 @@ class Policy:
             Open: self._open,
             Turn: self._pass_turn,
             Finish: self._finish,
+            Excuse: self._excuse,
             Abort: self._abort,
         }
 
@@ -266,6 +268,12 @@ class Policy:
         if talk is not None:
             self._let_go(talk, DropReason.INCOMPLETE)
             out.extend(Finish(command.flow, target, command.answered) for target in sorted(talk.opened))
+
+    def _excuse(self, command: Excuse, now: float, out: list[Command]) -> None:
+        """NOTE: not on pooled connections, over which requests of others go too."""
+        talk = self._talks.get(command.flow)
+        if talk is not None:
+            out.extend(Excuse(command.flow, target) for target in talk.sends if target in talk.opened)
 
     def _abort(self, command: Abort, now: float, out: list[Command]) -> None:
         talk = self._talks.get(command.flow)

@@ -64,6 +64,10 @@ class Backoff:
         self._until = now + self._pause
         self._last = now
 
+    def undecided(self) -> None:
+        """An attempt came to nothing that says anything: another may be made at once."""
+        self._until = 0.0
+
     def succeeded(self) -> None:
         """An attempt succeeded."""
         self._pause = 0.0

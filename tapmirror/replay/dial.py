@@ -40,7 +40,7 @@ LOOKS: Final = 64
 """Of the connections that are open, how many are asked whether anything came, the newest first."""
 
 
-class _Place:
+class Place:
     """One address of a shadow."""
 
     __slots__ = ("_fruitless", "_silence", "address", "attempts", "backoff", "family", "open", "reason")
@@ -81,11 +81,22 @@ class _Place:
         """It ended a connection; whether without a byte."""
         if lane.sock is None or heard(lane.sock):
             return False
+        if lane.excused:
+            self._silence.undecided()
+            return True
+        lane.blamed = self
         self._fruitless += 1
         if self._fruitless >= FRUITLESS and not self._silence.knows(self.open[lane]) and not self._listen():
             self.reason = DropReason.SHADOW_DOWN
             self._silence.failed(now, self.open[lane])
         return True
+
+    def forgive(self) -> None:
+        """One of those that it broke off was so by production too: that says nothing."""
+        self._fruitless = max(0, self._fruitless - 1)
+        self._silence.undecided()
+        if self._fruitless < FRUITLESS:
+            self._silence.succeeded()
 
     def ends(self, lane: Lane) -> None:
         """A connection that was open ends, whoever ends it."""
@@ -133,10 +144,10 @@ class Dialer:
         self._events = ledger.events
         self._own = Backoff(limits.backoff_max)
         """While this host has no descriptor, port or memory to spare: that is no address's fault."""
-        self._places: deque[_Place] = deque()
-        self._attempts: dict[Lane, tuple[float, _Place]] = {}
+        self._places: deque[Place] = deque()
+        self._attempts: dict[Lane, tuple[float, Place]] = {}
         """Under way: until when, and where."""
-        self._open: dict[Lane, _Place] = {}
+        self._open: dict[Lane, Place] = {}
         """Those that came to be."""
         self.reason = DropReason.SHADOW_DOWN
         """Why there is no connection."""
@@ -150,7 +161,7 @@ class Dialer:
         """Connect to these from now on; what is connected stays."""
         known = {(place.family, place.address): place for place in self._places}
         longest, first = self._limits.backoff_max, FIRST * len(addresses)  # ten attempts a second, all together
-        self._places = deque(known.get(address) or _Place(address, longest, first) for address in addresses)
+        self._places = deque(known.get(address) or Place(address, longest, first) for address in addresses)
 
     @property
     def elsewhere(self) -> bool:
@@ -206,7 +217,7 @@ class Dialer:
         self.reason = self._places[0].reason
         return False
 
-    def _next(self, now: float) -> _Place | None:
+    def _next(self, now: float) -> Place | None:
         """The address whose turn it is."""
         places = self._places
         for _ in range(len(places)):
@@ -241,7 +252,7 @@ class Dialer:
         place = self._open.get(lane)
         if place is not None and place.broke_off(lane, now):
             self._events["shadow_broke_off"] += 1
-            if place.silent:  # nobody was connected to
+            if place.silent and not lane.excused:  # nobody was connected to
                 self._events[CONNECT_SILENT] += 1
 
     def forget(self, lane: Lane) -> None:
@@ -266,7 +277,7 @@ class Dialer:
             number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
             return number or errno.EPROTO
 
-    def _count_failure(self, number: int, now: float, began: float, place: _Place) -> None:
+    def _count_failure(self, number: int, now: float, began: float, place: Place) -> None:
         self._events[f"{CONNECT_FAILED}{errno.errorcode.get(number, 'error')}"] += 1
         if number in _EXHAUSTED:
             self._exhausted(now, began)

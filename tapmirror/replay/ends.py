@@ -21,7 +21,7 @@ import socket
 from itertools import islice
 from typing import Final
 
-from tapmirror.events import Abort, DropReason, Finish
+from tapmirror.events import Abort, DropReason, Excuse, Finish
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import wake_for
 from tapmirror.replay.dial import Dialer
@@ -109,6 +109,13 @@ class Ends:
         self.tear(lane, command.reason)
         if command.reset:
             self.finish(Finish(command.flow), now)
+
+    def excuse(self, command: Excuse, _now: float) -> None:
+        """Production ended the connection, and had no answer to what was asked last."""
+        lane = self._lanes.get(command.flow)
+        if lane is not None and lane.http and not lane.tunnel:
+            lane.excused = True
+            self._sockets.excuse(lane)
 
     def take_back(self, lane: Lane) -> None:
         """More comes of a flow that had ended."""

@@ -20,6 +20,7 @@ from tapmirror.ledger import Ledger
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
+    from tapmirror.replay.dial import Place
     from tapmirror.replay.listener import Listener
 
 IDLE: Final = 0
@@ -78,6 +79,8 @@ class Lane:
         "_ledger",
         "_pool",
         "begun",
+        "blamed",
+        "excused",
         "fd",
         "finishing",
         "flow",
@@ -106,6 +109,7 @@ class Lane:
         "timed_at",
         "timed_lazy",
         "tunnel",
+        "unanswered",
     )
 
     def __init__(self, flow: int, http: bool, pool: Pool, ledger: Ledger) -> None:
@@ -149,6 +153,12 @@ class Lane:
         """The last request may turn the connection into a tunnel: what follows waits for the shadow's word."""
         self.tunnel = False
         """What follows that request is no HTTP."""
+        self.unanswered = False
+        """The shadow's connection ended last, and a request had no answer;"""
+        self.blamed: Place | None = None
+        """where that counts against its address, as not a byte came."""
+        self.excused = False
+        """Production leaves unanswered what was asked last."""
         self.heard = 0
         """Bytes of the shadow since the last turn (pacing `wait`)."""
         self.heard_at = 0.0
@@ -169,6 +179,8 @@ class Lane:
         self.hearing = None
         self.lazy = False
         self.shadow_done = False
+        self.unanswered = False
+        self.blamed = None
         self.heard = 0
         self.timed = 0
         self.timed_lazy = False

@@ -29,7 +29,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from tapmirror.events import END, START, TUNNEL, WHOLE, Abort, Command, DropReason, Finish, Open, Send, Turn
+from tapmirror.events import END, START, TUNNEL, WHOLE, Abort, Command, DropReason, Excuse, Finish, Open, Send, Turn
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import Answers, wake_for
 from tapmirror.replay.dial import Address, Dialer
@@ -117,6 +117,7 @@ class Reactor:
             Open: self._open,
             Turn: self._turn,
             Finish: self._ends.finish,
+            Excuse: self._ends.excuse,
             Abort: self._abort,
         }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 from typing import Final
 
-from tapmirror.ledger import Ledger
+from tapmirror.ledger import UNANSWERED_ALIKE, Ledger
 from tapmirror.replay.dial import Dialer
 from tapmirror.replay.lane import IDLE, Lane
 from tapmirror.replay.ports import reset_on_close
@@ -22,12 +22,13 @@ _INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select
 class Sockets:
     """Of all lanes of one reactor."""
 
-    __slots__ = ("_answers", "_dialer", "_turns", "by_fd", "epoll", "unread")
+    __slots__ = ("_answers", "_dialer", "_events", "_turns", "by_fd", "epoll", "unread")
 
     def __init__(self, dialer: Dialer, turns: Turns, ledger: Ledger) -> None:
         self._dialer = dialer
         self._turns = turns
         self._answers = ledger.answers
+        self._events = ledger.events
         self.epoll = select.epoll()
         self.by_fd: dict[int, Lane] = {}
         """The lanes that have one."""
@@ -63,6 +64,8 @@ class Sockets:
             unanswered = owed - lane.unsent()
             if unanswered > torn:
                 self._answers["unanswered"] += unanswered - torn
+                lane.unanswered = True
+                self.excuse(lane)
             self._dialer.like = lane.framer
             answered = lane.announced() - owed
             if noticed or answered > self._dialer.last:
@@ -74,6 +77,14 @@ class Sockets:
             del self.by_fd[lane.fd]
             lane.sock.close()
             lane.sock = None
+
+    def excuse(self, lane: Lane) -> None:
+        """If neither shadow nor production answered what was asked last, whichever ended first."""
+        if lane.excused and lane.unanswered:
+            lane.excused = lane.unanswered = False
+            self._events[UNANSWERED_ALIKE] += 1
+            if lane.blamed is not None:
+                lane.blamed.forgive()
 
     def reset(self, lane: Lane, torn: int = 0) -> None:
         """Close with an RST, so that the shadow cannot take a part for a whole; `torn` as of `close`."""

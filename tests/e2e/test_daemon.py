@@ -782,6 +782,46 @@ def test_a_forwarder_with_nobody_behind_it_is_left_alone_and_taken_up_again_by_i
         assert result.failed == 0
 
 
+BOTS: Final = """
+import socket, sys, time
+for number in range(int(sys.argv[2])):
+    agent = "bot" if number % 5 else "human"
+    with socket.create_connection((sys.argv[1], 80), timeout=5) as sock:
+        sock.sendall(f"GET /{number} HTTP/1.1\\r\\nHost: a\\r\\nUser-Agent: {agent}\\r\\n\\r\\n".encode())
+        assert (sock.recv(100) == b"") is (agent == "bot")
+    time.sleep(0.02)
+"""
+"""Four of five connections are of a client that gets no answer."""
+
+
+def test_a_shadow_that_dismisses_whom_production_does_is_well_and_one_that_answers_nobody_is_not(lab: Lab) -> None:
+    with Nginx(lab.node, dismisses="bot"), Daemon(lab.node) as daemon:
+
+        def seen() -> tuple[str, dict[str, Any]]:
+            (tap,) = daemon.ask(Status())["taps"]
+            ledger = tap["ledger"]
+            return ledger.get("share", {}).get("reason", ""), ledger["shadows"][SHADOW]
+
+        bots = ("python3", "-c", BOTS, lab.node.addr4)
+        with Nginx(lab.shadow, dismisses="bot") as shadow:
+            often = Limits(backoff_max=0.5)  # sixteen trials in a row take eight seconds
+            daemon.ask(Start(taps=[web(budget=replace(CALM, retry=2.0), limits=often)]))
+            lab.client.run([*bots, "300"])
+            until(lambda: shadow.requests() == 300, "all at the shadow", PATIENCE)
+            until(lambda: seen()[1]["events"].get("unanswered_alike") == 240, "what is excused", PATIENCE)
+            reason, account = seen()
+            assert reason == "" and account["answers"] == {"2xx": 60, "unanswered": 240}
+            assert "connect_silent" not in account["events"] and not account["requests"]["dropped"]
+            assert "event=share" not in daemon.said()
+        daemon.ask(Stop(all=True))
+        with RecordingTcp(lab.shadow, 80, Behaviour(reset_after=1)):
+            daemon.ask(Start(taps=[web(budget=replace(CALM, retry=2.0), limits=often)]))
+            lab.client.run([*bots, "600"])
+            cause = "it breaks all connections off without a byte; tried again after 2 s"
+            until(lambda: cause in daemon.said(), f"{cause} in {daemon.said()}")
+            assert "answers are errors" not in daemon.said()
+
+
 def test_of_two_shadows_the_one_that_answers_errors_is_spared(lab: Lab) -> None:
     """The other one gets everything, and this one all again when it is well."""
     two = (parse_shadow(SHADOW), parse_shadow("10.77.2.2:81"))

@@ -58,7 +58,7 @@ def reading(outcome: Outcome) -> Reading:
                 elif isinstance(chunk, Gap):
                     found.gaps += 1
                 else:
-                    found.read += chunk
+                    found.read += chunk  # type: ignore[operator]
         for key, wanted in table.ack_requests:
             admission.want_ack(key, wanted)
         table.ack_requests.clear()

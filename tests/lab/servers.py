@@ -166,7 +166,7 @@ class Nginx(Server):
     `passes_to`: it is a proxy, to that address and port, where it `keeps` its connections or has one for each request.
     Of each answer the first `rate` bytes go at once, and so many each second; 0: all.
     `logged` needs `log=True`, which costs nginx some microseconds a request.  With `tls` it speaks TLS, and
-    asks for the clients' certificates if that says so.
+    asks for the clients' certificates if that says so.  Clients whose User-Agent it `dismisses` get no answer (444).
     """
 
     def __init__(
@@ -181,6 +181,7 @@ class Nginx(Server):
         rate: int = 0,
         passes_to: str = "",
         keeps: bool = True,
+        dismisses: str = "",
     ) -> None:
         super().__init__(host)
         self._asked = 0
@@ -188,6 +189,8 @@ class Nginx(Server):
         if passes_to:
             kept = 'proxy_http_version 1.1; proxy_set_header Connection "";' if keeps else ""
             answer = f"proxy_pass http://next; {kept}"
+        if dismisses:
+            answer = f'if ($http_user_agent = "{dismisses}") {{ return 444; }} {answer}'
         files = self._dir / "files"
         files.mkdir()
         (files / "1k").write_bytes(b"x" * 1024)
