@@ -353,7 +353,8 @@ class FlowTable:
             if flow.state is State.TENTATIVE:
                 self._refuse(flow, now)
                 return []
-            return [*self._dismissed(flow, seq), *self._reset(flow, now)]
+            dismissed: list[Event] = [(flow, _DISMISSED, False)] if _dismisses(flow, seq) else []
+            return dismissed + self._reset(flow, now)
         if length or flow.server_next is not None:
             self._count_answer(flow, seq, length)
         events: list[Event] = []
@@ -367,15 +368,10 @@ class FlowTable:
             else:
                 events += self._events(flow, rx.acknowledged(ack), now)
         if flags & FIN:
-            events += self._dismissed(flow, (seq + length) & MASK)
+            if (seq + length) & MASK == flow.ack and _dismisses(flow, flow.ack):
+                events.append((flow, _DISMISSED, False))
             self._move(flow, Move.SERVER_FIN, now)
         return events
-
-    @staticmethod
-    def _dismissed(flow: Flow, end: int) -> list[Event]:
-        """Production's stream ends at `end`: whether nothing of it came after the client's last data."""
-        mute = flow.ends_with_client and flow.state is State.OPEN and end == flow.ack
-        return [(flow, _DISMISSED, False)] if mute else []
 
     def _confirmed(self, flow: Flow, now: float) -> list[Event]:
         """Production knows this connection: what was held for its word goes on."""
@@ -608,3 +604,8 @@ class FlowTable:
         if not self._buckets[bucket]:
             del self._buckets[bucket]
             self.ack_requests.append((flow.key, False))
+
+
+def _dismisses(flow: Flow, end: int) -> bool:
+    """Production's stream ends there: whether nothing of it came after the client's last data."""
+    return end == flow.ack and flow.ends_with_client and flow.state is State.OPEN

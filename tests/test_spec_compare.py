@@ -20,7 +20,6 @@ def test_the_defaults_are_valid_and_compare_nothing() -> None:
         ("ignore_patterns[0]", {"ignore_patterns": ("(",)}),
         ("endpoints[0]", {"endpoints": ("users",)}),
         ("noise_probe", {"noise_probe": 101.0}),
-        ("noise_probe", {"noise_probe": 5.0}),  # of nothing
         ("noise_relative", {"noise_relative": -1.0}),
         ("float_tolerance", {"float_tolerance": float("nan")}),
         ("answer_time", {"answer_time": 0.0}),

@@ -251,6 +251,7 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
         ({"redact": {"patterns": {"(": "x"}}}, "redact.patterns.(: "),
         ({"redact": {"privacy": "lax"}}, "redact.privacy: 'lax' is not strict"),
         ({"hook": "x"}, "hook: 'x' is not package.module:function"),
+        ({"name": "-x"}, "name: '-x' begins as an option does: no command could name it"),
         ({"limits": {"ring_bytes": 1000000}}, "limits.ring_bytes: 1000000 is not a power of two"),
         ({"limits": {"flows": -1}}, "limits.flows: -1 is not between 1 and"),
         ({"limits": {"flow_idle": float("inf")}}, "limits.flow_idle: inf is not between"),

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from daemon_rig import PATIENCE, A, B, C, Rig, at, conversation, kept, refused, tap
+from daemon_rig import PATIENCE, A, B, C, Rig, at, conversation, kept, refused, tap, text
 from scripted_tap import Script
 from tapmirror.spec import Compare, Ramp, TapSpec
 from tapmirror.spec import Level as CompareLevel
@@ -316,6 +316,25 @@ async def test_a_ramp_ends_where_a_share_is_set(rig: Rig) -> None:
 
 
 @conversation
+async def test_what_is_refused_by_now_costs_no_tap_that_was_kept_and_none_of_a_file_at_the_start(rig: Rig) -> None:
+    """As an earlier version took them."""
+    idle = Compare(noise_probe=5.0)
+    slips = [tap("a", compare=idle), tap("-b", 81)]
+    state.save(rig.places.state, state.State(taps=[state.Kept(spec=each) for each in slips]))
+    rig.file("f.yaml", text(tap("f", 82)) + "compare: {noise_probe: 5}\n")
+    await rig.begin()
+    await rig.running("-b", "a", "f")
+    refusal = "f.yaml:\\d+: compare.noise_probe: nothing is compared: set compare to a level"
+    await refused(rig.daemon.reload(), "refused", refusal)
+    await refused(rig.daemon.start([tap("g", 83, compare=idle)], force=True), "refused", "g: compare.noise_probe: noth")
+    await refused(
+        rig.daemon.apply([*slips, tap("-h", 84)], dry_run=False, force=True), "refused", "-h: name: '-h' begins as an"
+    )
+    await rig.daemon.apply([slips[0]], dry_run=False, force=False)
+    await rig.running("a", "f")
+
+
+@conversation
 async def test_pause_outlives_a_restart(rig: Rig) -> None:
     await rig.daemon.start([A], force=False)
     await rig.daemon.pause("a")
@@ -611,10 +630,10 @@ async def test_a_tap_that_is_stopped_while_the_files_are_read_stays_so(rig: Rig)
     await rig.daemon.reload()
     real, reading, go_on = folder.read, threading.Event(), threading.Event()
 
-    def read(*args: Any) -> Any:
+    def read(*args: Any, **more: Any) -> Any:
         reading.set()
         assert go_on.wait(PATIENCE)
-        return real(*args)
+        return real(*args, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "read", read)

@@ -25,7 +25,7 @@ from lab.tap import COMMAND
 from tapmirror import privsep
 from tapmirror.precedence import NICENESS
 from tapmirror.spawn import how_ended
-from tapmirror.spec import Capture, Limits
+from tapmirror.spec import Capture, Compare, Limits
 from tapmirror.supervisor import workers
 from tapmirror.supervisor.addresses import Address
 from tapmirror.supervisor.sides import ENOUGH
@@ -441,11 +441,18 @@ def test_what_a_name_gets_while_nothing_is_captured_is_probed_later(monkeypatch:
     assert probed == [old, new]
 
 
-@pytest.mark.parametrize(("percent", "said"), [(0.0, ["nothing is mirrored: percent is 0"]), (1.0, [])])
-def test_that_nothing_is_to_be_mirrored_is_said(lab: Lab, percent: float, said: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"percent": 0.0}, ["nothing is mirrored: percent is 0"]),
+        ({"percent": 1.0}, []),
+        ({"compare": Compare(noise_probe=5.0)}, ["compare.noise_probe: nothing is compared: set compare to a level"]),
+    ],
+)
+def test_what_has_no_effect_is_said(lab: Lab, more: dict[str, Any], said: list[str]) -> None:
     warnings: list[str] = []
     with lab.node.enter():
-        Tap(spec(percent=percent), warnings.append, print).prepare()
+        Tap(spec(**more), warnings.append, print).prepare()
     assert warnings == said
 
 

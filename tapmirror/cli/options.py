@@ -188,7 +188,7 @@ def spec_of(
             raise click.UsageError(f"Missing option '--{name}' (or '-f' with a file).")
     try:
         rewrite = Rewrite(host=host) if host is not None else Rewrite()
-        return TapSpec(
+        spec = TapSpec(
             iface=iface or "",
             ports=ports,
             shadows=tuple(parse_shadow(shadow, rewrite=rewrite) for shadow in shadows),
@@ -198,6 +198,9 @@ def spec_of(
             compare=Compare(level=Level(compare), noise_probe=noise_probe),
             **rest,
         )
+        for field, message in spec.slips():
+            raise SpecError(field.removeprefix("compare."), message)
+        return spec
     except SpecError as error:
         for field, message in error.problems:
             click.echo(f"tapmirror: error: {as_option(f'{field}: {message}')}", err=True)

@@ -68,6 +68,8 @@ def start(
     if given:
         try:
             specs = [msgspec.structs.replace(specs[0], **given)]
+            for field, message in specs[0].slips():
+                raise SpecError(field, message)
         except SpecError as error:
             fail(f"--{error}", 2)
     done = ask(socket, Start(taps=specs, force=force))

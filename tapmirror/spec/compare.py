@@ -127,14 +127,17 @@ class Compare(Checked, frozen=True, kw_only=True):
         """Whether shadows get some requests twice, to see what differs by itself."""
         return self.level in (Level.HEADERS, Level.BODY) and self.noise_probe > 0
 
+    def slips(self) -> Found:
+        """As of `TapSpec`."""
+        if self.level is Level.OFF and self.noise_probe != NOISE_PROBE:
+            yield "noise_probe", "nothing is compared: set compare to a level"
+
     def _check(self) -> Found:
         for i, name in enumerate(self.ignore_headers):
             if not TOKEN.fullmatch(name):
                 yield f"ignore_headers[{i}]", f"{shown(name)} is not a field name"
         if self.all_headers and self.level in (Level.OFF, Level.STATUS):
             yield "all_headers", f"has no effect with level: {self.level.value}"
-        if self.level is Level.OFF and self.noise_probe != NOISE_PROBE:
-            yield "noise_probe", "nothing is compared: set compare to a level"
         for i, path in enumerate(self.ignore_paths):
             if not path or len(path) > 200:
                 yield f"ignore_paths[{i}]", f"{shown(path)} is not a path of up to 200 characters"

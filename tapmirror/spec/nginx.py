@@ -203,7 +203,7 @@ class _Reader:
             return
         names = [name for server in mirroring for name in server.names if re.fullmatch(r"[\w.\-]+", name)]
         tap: dict[str, Any] = {
-            "name": names[0][:60] if names and names[0] != "_" else "tap",
+            "name": names[0][:60].lstrip("-") if names and names[0].strip("-_") else "tap",
             "iface": self._iface or IFACE,
             "ports": list(dict.fromkeys(ports)),
         }

@@ -55,8 +55,11 @@ def read_taps(data: bytes) -> list[TapSpec]:
     return taps_of(load(data))
 
 
-def taps_of(documents: list[Document]) -> list[TapSpec]:
-    """The taps of documents, each one tap or a list under `taps`.  Raises `FileError`."""
+def taps_of(documents: list[Document], *, kept: bool = False) -> list[TapSpec]:
+    """The taps of documents, each one tap or a list under `taps`.  Raises `FileError`.
+
+    `kept`: they were taken before, and what is no more than a slip (`TapSpec.slips`) is let pass.
+    """
     found = [problem for document in documents for problem in document.problems]
     taps: list[TapSpec] = []
     names: set[str] = set()
@@ -71,7 +74,11 @@ def taps_of(documents: list[Document]) -> list[TapSpec]:
                 continue
             items = [(("taps", i), item) for i, item in enumerate(taps_there)]
         for path, item in items:
-            taps += reader.tap(item, path)
+            read = reader.tap(item, path)
+            taps += read
+            for field, message in (slip for tap in read if not kept for slip in tap.slips()):
+                there = (*path, *field.split("."))
+                found.append(Problem(document.line(there), dotted(there), message))
             name = item.get("name", "tap") if isinstance(item, dict) else None
             if isinstance(name, str) and name in names:
                 where = (*path, "name")

@@ -309,6 +309,13 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                 elif mirror.shadow in [other.shadow for other in (rule.mirror or ())[:j]]:
                     yield f"rules[{i}].mirror[{j}]", f"{shown(mirror.shadow)} is there already"
 
+    def slips(self) -> Found:
+        """What is refused to whoever writes it, and was not always: a tap that was kept with it goes on."""
+        if self.name.startswith("-"):
+            yield "name", f"{shown(self.name)} begins as an option does: no command could name it"
+        for field, message in self.compare.slips():
+            yield f"compare.{field}", message
+
     def http_only(self) -> Iterator[str]:
         """The fields in use that make sense only where requests are known."""
         if self.needs_requests():

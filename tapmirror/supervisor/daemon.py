@@ -28,7 +28,7 @@ from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder, state
 from tapmirror.supervisor.keeping import Keeping
 from tapmirror.supervisor.log import Level, Log
-from tapmirror.supervisor.permission import RefusedError, allowed, distinct
+from tapmirror.supervisor.permission import RefusedError, allowed, distinct, unslipped
 from tapmirror.supervisor.places import Places
 from tapmirror.supervisor.plan import Action, Step, different, plan
 from tapmirror.supervisor.roster import Entry, Roster
@@ -87,7 +87,7 @@ class Daemon:
         commands = [each for each in kept.taps if not each.origin]
         files = {each.spec.name: each for each in kept.taps if each.origin}
         try:
-            found = await self._read_files([each.spec for each in commands], ())
+            found = await self._read_files([each.spec for each in commands], (), kept=True)
         except RefusedError as error:
             self._log.say(Level.ERROR, "reload", f"{error}; the taps that ran before go on")
         else:
@@ -168,6 +168,7 @@ class Daemon:
                     where = self._taps[spec.name].origin
                     origin = f" (of {where})" if where else ""
                     raise RefusedError("refused", f"a tap has the name {spec.name!r} already{origin}")
+            unslipped(specs)
             allowed(specs, [*self.roster.specs(), *specs], force=force)
             entries = [self.roster.add(spec, "") for spec in specs]
         # The names are taken: one that hangs holds up no other request.
@@ -211,11 +212,9 @@ class Daemon:
                     raise RefusedError("refused", f"the tap {spec.name!r} is that of {where}: change it there")
             running = {name: entry.spec for name, entry in self._taps.items() if not entry.origin and not entry.leaving}
             steps = plan(running, specs)
-            allowed(
-                [step.spec for step in steps if step.action not in (Action.KEEP, Action.REMOVE)],
-                [*(entry.spec for entry in files), *specs],
-                force=force,
-            )
+            changed = [step.spec for step in steps if step.action not in (Action.KEEP, Action.REMOVE)]
+            unslipped(changed)
+            allowed(changed, [*(entry.spec for entry in files), *specs], force=force)
             if dry_run:
                 return {"plan": [step.told() for step in steps], "failed": {}}
             done = await self._carry_out(steps, {}, stops)
@@ -448,18 +447,19 @@ class Daemon:
         return {**told, "waits": waits} if waits else told
 
     async def _read_files(
-        self, commands: Iterable[TapSpec], running: Iterable[TapSpec]
+        self, commands: Iterable[TapSpec], running: Iterable[TapSpec], *, kept: bool = False
     ) -> dict[str, tuple[str, TapSpec]]:
         """The taps of files: (file, tap) by name.  Raises `RefusedError` if any of them cannot be taken.
 
         `commands` are the taps of commands, `running` those of files that run: what runs already was allowed once.
+        `kept`: nobody asks for it, and what an earlier version took is taken.
         """
         commands = list(commands)
         names = {spec.name for spec in commands}
         known = {spec.name: spec for spec in running}
         try:
             settings = await asyncio.to_thread(folder.settings, self.places.settings)
-            found = await asyncio.to_thread(folder.read, self.places.taps)
+            found = await asyncio.to_thread(folder.read, self.places.taps, kept=kept)
             taken = [
                 f"{file}: the tap {name!r} was started by command" for name, (file, _) in found.items() if name in names
             ]

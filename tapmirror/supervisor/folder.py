@@ -26,8 +26,11 @@ class FolderError(Exception):
         self.problems = problems
 
 
-def read(directory: Path) -> dict[str, tuple[str, TapSpec]]:
-    """(name of the file, tap), by the tap's name.  Raises `FolderError` with everything that is wrong."""
+def read(directory: Path, *, kept: bool = False) -> dict[str, tuple[str, TapSpec]]:
+    """(name of the file, tap), by the tap's name.  Raises `FolderError` with everything that is wrong.
+
+    `kept`: as of `taps_of`.
+    """
     problems: list[str] = []
     found: dict[str, tuple[str, TapSpec]] = {}
     try:
@@ -40,7 +43,7 @@ def read(directory: Path) -> dict[str, tuple[str, TapSpec]]:
         raise FolderError([f"{directory}: more than {MAX_FILES} files"])
     for name in names:
         try:
-            taps = taps_in(directory / name)
+            taps = taps_in(directory / name, kept=kept)
         except OSError as error:
             problems.append(f"{directory / name}: {error.strerror}")
         except FileError as error:
@@ -67,9 +70,9 @@ def settings(path: Path) -> Settings:
         raise FolderError([problem.of(path) for problem in error.found]) from None
 
 
-def taps_in(path: Path) -> list[TapSpec]:
+def taps_in(path: Path, *, kept: bool) -> list[TapSpec]:
     """The taps of a file.  Raises OSError and `FileError`."""
     documents = load(content(path, MAX_BYTES))
     if is_kubernetes(documents):
         return [import_tap(documents, {}, {})[0]]
-    return taps_of(documents)
+    return taps_of(documents, kept=kept)

@@ -28,6 +28,13 @@ def distinct(specs: Sequence[TapSpec], running: Collection[str]) -> None:
         raise RefusedError("refused", f"a daemon has {MAX_TAPS} taps at most")
 
 
+def unslipped(specs: Iterable[TapSpec]) -> None:
+    """Raises `RefusedError` if one of them has what is refused to whoever writes it (`TapSpec.slips`)."""
+    for spec in specs:
+        for field, message in spec.slips():
+            raise RefusedError("refused", f"{spec.name}: {field}: {message}")
+
+
 def allowed(specs: Iterable[TapSpec], beside: Sequence[TapSpec], *, force: bool) -> None:
     """Raises `RefusedError` if one of them may not run beside these."""
     for spec in specs:

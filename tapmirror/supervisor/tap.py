@@ -119,6 +119,8 @@ class Tap:
             raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})")
         if not self.spec.most():
             self._warn("nothing is mirrored: percent is 0")
+        for name, message in self.spec.slips():
+            self._warn(f"{name}: {message}")
         for i, shadow in enumerate(self.spec.shadows):
             if shadow.tls is not None and not shadow.tls.verify:
                 danger = f"TLS WITHOUT VERIFICATION: whoever answers at {shadow.end_point} gets the copies"
