@@ -182,6 +182,9 @@ def load(request: Request) -> Loaded:
             raise LoaderError("time", f"compiling the capture program took more than {LOAD_TIME:.0f} s") from None
         except OSError:
             pass  # it is gone, as where it answers nothing
+        except BaseException:  # a Ctrl-C: nobody waits for it
+            child.kill()
+            raise
         finally:
             if not data:
                 with suppress(subprocess.TimeoutExpired):

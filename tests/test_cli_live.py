@@ -215,7 +215,7 @@ def test_both_views_say_what_a_second_signal_would_do(capsys: pytest.CaptureFixt
             view.show([snapshot(), snapshot()])
             view.stopping()
         errors = " ".join(capsys.readouterr().err.split())
-        assert errors.endswith("is sent, within 7.5 s (Ctrl-C again ends it at once, without a ledger)")
+        assert errors.endswith("is sent, within 7.5 s (Ctrl-C now ends it at once, without a ledger)")
 
 
 # --- on a real terminal
@@ -280,6 +280,7 @@ def plain(text: str) -> str:
 @pytest.mark.ebpf
 def test_the_table_is_redrawn_and_ctrl_c_ends_it(lab: Lab) -> None:
     with HashSink(lab.node), HashSink(lab.shadow) as shadow, Terminal(lab.node) as screen:
+        screen.wait_for("tapmirror: loading the program [.]{3}\r\n")
         screen.wait_for("Ctrl-C stops")
         assert load(lab.client, lab.node.addr4, requests=1234, connections=4).answered == 1234
         shadow.wait_for(1234)
@@ -289,6 +290,8 @@ def test_the_table_is_redrawn_and_ctrl_c_ends_it(lab: Lab) -> None:
         screen.press(b"\x03")
         screen.wait_for(r"stopping: what was captured is sent")
         assert screen.end() == 0
+        stopping, _, _ = screen.shown.rpartition("stopping: what was captured")[2].partition("Ledger")
+        assert stopping.count("\x1b[1A") > 5, "the ledger takes the place of the table"
         after = plain(screen.shown).rpartition("Ledger")[2]
     assert rows(after)["mirrored"][2] == rows(after)["seen"][2] == "1,234"
     assert rows(after)["unaccounted"] == ["0", "0", "0"]
@@ -304,9 +307,10 @@ def test_the_table_is_redrawn_and_ctrl_c_ends_it(lab: Lab) -> None:
 )
 def test_every_terminal_will_do(lab: Lab, size: tuple[int, int], term: str) -> None:
     with HashSink(lab.shadow), Terminal(lab.node, "--capture=packet", size=size, term=term) as screen:
-        until(lambda: len(lab.node.read("packet").splitlines()) == 2, "the start", 20.0)
         if term == "dumb":  # nothing can be redrawn there: it says that it runs all the same
             screen.wait_for(r"tapmirror: eth0 port 80 -> ")
+        else:
+            until(lambda: "\x1b[?25l" in screen.read(), "the cursor is hidden: the view has begun", 20.0)
         screen.press(b"\x03")
         assert screen.end() == 0
     assert "Traceback" not in screen.shown

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from click.testing import CliRunner
@@ -28,7 +28,7 @@ from lab.snapshot import tree
 from lab.tap import COMMAND
 from tapmirror.cli import compared, main, run
 from tapmirror.cli.messages import warn
-from tapmirror.cli.run import catch_signals, wait, watch
+from tapmirror.cli.run import Interrupted, Signals, say_starting, wait, watch
 from tapmirror.ledger import Ledger
 from tapmirror.spawn import how_ended
 from tapmirror.spec import TapSpec, parse_shadow
@@ -483,6 +483,17 @@ def test_a_second_ctrl_c_does_not_wait_for_the_drain(lab: Lab, capture: str) -> 
         nothing_left(lab.node, pids)
 
 
+PROMPT: Final = 2.0
+"""Seconds for an end that waits for nothing, on a host that does other things too: it takes a tenth."""
+TERMINALS: Final = [
+    (True, True, False, True),
+    (True, True, True, True),
+    (True, False, False, True),
+    (True, False, True, False),
+    (False, True, False, False),
+]
+
+
 def signals_caught(pid: int) -> int:
     """The set of signals that a process has handlers for; empty once it is gone."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -504,9 +515,28 @@ def test_a_signal_during_the_start_ends_it_cleanly(lab: Lab, tmp_path: Path, mom
             return any(moment in words for words in seen.values())
 
         until(begun, moment)
-        ledger = tap.stop(number)
-        assert ledger["segments"]["seen"] == 0
+        tap.process.send_signal(number)
+        start = time.monotonic()
+        code, output, errors = tap.end()
+        assert time.monotonic() - start < PROMPT
+        line = "tapmirror: stopped while it was starting: there is no ledger\n"
+        assert (code, output, errors) == (2, "", line)
         nothing_left(lab.node, seen)
+
+
+@pytest.mark.parametrize(("error", "output", "as_json", "said"), TERMINALS)
+def test_who_looks_on_is_told_that_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: bool,
+    output: bool,
+    as_json: bool,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: error)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: output)
+    say_starting(as_json=as_json)
+    assert capsys.readouterr().err == "tapmirror: loading the program ...\n" * said
 
 
 @pytest.mark.e2e
@@ -733,16 +763,24 @@ def test_what_was_captured_is_sent_though_nobody_sees_it(
     ("number", "then"),
     [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_IGN)],
 )
-def test_what_the_second_signal_does(number: signal.Signals, then: signal.Handlers) -> None:
+@pytest.mark.parametrize("starting", [False, True])
+def test_what_the_second_signal_does(number: signal.Signals, then: signal.Handlers, starting: bool) -> None:
     """A closed terminal is told by whoever saw it: by the shell, by sudo, and by the kernel."""
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     stop_read, stop_write = os.pipe()
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        catch_signals(stop_write)
-        os.kill(os.getpid(), number)
-        assert os.read(stop_read, 2) == b"x"
+        signals = Signals(stop_write)
+        if starting:
+            with pytest.raises(Interrupted), signals.interrupting():
+                os.kill(os.getpid(), number)
+        else:
+            with signals.interrupting():
+                pass
+            os.kill(os.getpid(), number)
+            assert os.read(stop_read, 2) == b"x"
         assert signal.getsignal(number) is then
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "a Ctrl-C ends it at once"
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

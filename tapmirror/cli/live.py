@@ -53,7 +53,7 @@ def view_of(specs: Sequence[TapSpec]) -> View:
 def stopping_words(specs: Sequence[TapSpec]) -> str:
     """What happens after a first signal."""
     longest = max(spec.limits.drain_time for spec in specs)
-    return f"stopping: what was captured is sent, within {longest:g} s (Ctrl-C again ends it at once, without a ledger)"
+    return f"stopping: what was captured is sent, within {longest:g} s (Ctrl-C now ends it at once, without a ledger)"
 
 
 def say_no_more() -> None:
@@ -191,7 +191,9 @@ class LiveView:
         self._rates = [Rates() for _ in specs]
         self._reach = [Reach() for _ in specs]
         self._parts: list[RenderableType] = []
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=False)
+        # On the same screen the ledger takes its place: the same account, later and whole.
+        same = sys.stdout.isatty()
+        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=same)
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -200,7 +202,7 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state on the screen, if that is still there."""
+        """Leave the last state on the screen, if that is still there and nothing takes its place."""
         try:
             self._live.__exit__(kind, error, trace)
         except OSError:

@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any, Final
@@ -95,9 +95,16 @@ def run(
         fail(f"{COMPARING[given[0]]}: nothing is compared: give --compare too", 2)
     taps = [Tap(spec, tell, partial(tell, say=worker_said)) for spec in specs]
     stop_read, stop_write = os.pipe()
-    catch_signals(stop_write)
+    signals = Signals(stop_write)
+    say_starting(as_json=as_json)
     try:
-        claims = start(taps)
+        with signals.interrupting():
+            claims = start(taps)
+    except Interrupted:
+        for tap in taps:
+            tap.close(at_once=True)
+        tell("stopped while it was starting: there is no ledger")
+        os._exit(2)  # the interpreter takes a fifth of a second for its own end
     except (TapError, ClaimedError, OSError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
     lasts = min((spec.ttl for spec in specs if spec.ttl is not None), default=math.inf)
@@ -131,6 +138,49 @@ def run(
         raise SystemExit(code)
 
 
+class Interrupted(BaseException):
+    """A signal came while taps were being started."""
+
+
+class Signals:
+    """SIGINT, SIGTERM and SIGHUP (a closed terminal; not below nohup): the first only writes a byte.
+
+    A second one is the default action, and so is a Ctrl-C after any, but of SIGHUP, which may come from the shell, from
+    sudo and from the kernel.
+    """
+
+    def __init__(self, write_end: int) -> None:
+        self._write_end = write_end
+        self._interrupts = False
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_signal)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Meanwhile a signal raises `Interrupted`, wherever that waits."""
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self._interrupts:
+            self._interrupts = False
+            raise Interrupted
+        os.write(self._write_end, b"x")
+
+
+def say_starting(*, as_json: bool) -> None:
+    """Say what is done, which may take seconds, to who looks on; not beside JSON that a program reads."""
+    if sys.stderr and sys.stderr.isatty() and (sys.stdout.isatty() or not as_json):
+        tell("loading the program ...")
+
+
 SERVICE: Final = 1.0
 """Seconds between two calls of `Tap.service` at most."""
 
@@ -150,9 +200,9 @@ def start(taps: Sequence[Tap]) -> list[Claims]:
         try:
             claims.append(Claims(tap.spec))
             tap.start()
-        except BaseException:
+        except BaseException as error:
             for begun in taps[:i]:
-                begun.close()
+                begun.close(at_once=not isinstance(error, Exception))
             for claim in claims:
                 claim.close()
             raise
@@ -189,7 +239,7 @@ def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[st
                     with contextlib.suppress(OSError):  # a closed terminal is a signal, too
                         view.stopping()
                     break
-        last = [tap.stop() for tap in taps]
+            last = [tap.stop() for tap in taps]
         return last, bool(broken) or any(tap.loops for tap in taps)
     finally:
         for tap in taps:
@@ -218,19 +268,3 @@ def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
         poll.register(fd, select.POLLIN)
     left = max(0.0, until - time.monotonic())
     return any(fd == stop for fd, _ in poll.poll(math.ceil(left * 1000)))
-
-
-def catch_signals(write_end: int) -> None:
-    """SIGINT, SIGTERM and SIGHUP (a closed terminal; not below nohup) only write a byte.
-
-    A second one is the default action, but of SIGHUP, which may come from the shell, from sudo and from the kernel.
-    """
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        os.write(write_end, b"x")
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, on_signal)

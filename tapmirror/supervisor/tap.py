@@ -157,8 +157,8 @@ class Tap:
         except (OSError, privsep.PrivilegeError) as error:
             self.close()
             raise TapError(f"the tap cannot be started: {error}") from None
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.close(at_once=not isinstance(error, Exception))
             raise
 
     # --- while it runs
@@ -313,11 +313,11 @@ class Tap:
         finally:
             self.close()
 
-    def close(self) -> None:
-        """Detach and end the worker, whatever state the tap is in."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Detach and end the worker, whatever state the tap is in; `at_once`: what waits for the shadow is lost."""
         self._links.release()
         for seat in self._seats:
-            seat.close(self.spec.limits.drain_time + REPLY_TIME)
+            seat.close(0.0 if at_once else self.spec.limits.drain_time + REPLY_TIME)
         self._seats = []
         for part in (self._loaded, *self._live, self._bell, self._names):
             if part is not None:
