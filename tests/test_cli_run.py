@@ -295,6 +295,7 @@ def nothing_left_behind(node: Host) -> Iterator[None]:
         ("cannot resolve", {"shadow": "x" * 300 + ":80"}),
         ("cannot resolve", {"shadow": "[fe80::1%eth7]:80"}),
         ("10.77.9.9 is not an address of this host", {"addr": "10.77.9.9"}),
+        ("if that is a mirror port (SPAN): --promisc (in a file: promisc: true)", {"addr": "10.77.9.9"}),
         ("10.77.1.1 is not an address of this host", {"addr": ("10.77.1.2", "10.77.1.1")}),
         ("fd77:9::9 is not an address of this host", {"addr": "fd77:9::9"}),
         ("--shadow: 10.77.1.2 port 80 is this host's own", {"shadow": "10.77.1.2:80"}),

@@ -56,6 +56,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         (["pause", "web"], Pause(name="web"), {"name": "web"}, "paused: web\n"),
         (["resume", "web"], Resume(name="web"), {"name": "web"}, "resumed: web\n"),
         (["set", "web", "percent=2.5"], Set(name="web", percent=2.5), {"name": "web", "percent": 2.5}, "web: 2.5 %\n"),
+        (
+            ["set", "web", "percent=1e-5"],
+            Set(name="web", percent=1e-5),
+            {"name": "web", "percent": 1e-5},
+            "web: 0.00001 %\n",
+        ),
+        (
+            ["set", "web", "percent=0"],
+            Set(name="web", percent=0.0),
+            {"name": "web", "percent": 0.0, "notes": {"web": ["nothing is mirrored: percent is 0"]}},
+            "web: 0 %\ntapmirror: web: nothing is mirrored: percent is 0\n",
+        ),
         (["reload"], Reload(), {"plan": [], "failed": {}}, "no taps\n"),
         (["list"], List(), {"taps": []}, "no taps\n"),
     ],

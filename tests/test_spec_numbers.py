@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapmirror.spec.document import FileError
-from tapmirror.spec.numbers import number_of, seconds_of, whole_of
+from tapmirror.spec.numbers import decimal, number_of, seconds_of, whole_of
 from tapmirror.spec.reading import read_taps
 
 WRONG = ["", " 1", "1 ", "1_0", "\u0663", "0x10", "nan", "inf", "-", ".", "1e", "1,5", "1" * 101]
@@ -24,6 +24,13 @@ def test_what_is_no_number(text: str) -> None:
     assert number_of(text) is None
     assert whole_of(text) is None
     assert seconds_of(text) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-05, "0.00001"), (0.1, "0.1"), (100.0, "100"), (12.345678, "12.3457"), (0.0, "0")]
+)
+def test_a_number_is_told_without_an_exponent(value: float, text: str) -> None:
+    assert decimal(value) == text
 
 
 def test_a_whole_number() -> None:

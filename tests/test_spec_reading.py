@@ -107,7 +107,7 @@ def test_a_comparison(text: str, want: Compare) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("on", "compare: True is none of off, status, headers, body"),
+        ("on", "compare: true (or yes, on) is none of off, status, headers, body"),
         ("{level: bodies}", "compare.level: 'bodies' is none of"),
         ("{noise_probe: x%}", "compare.noise_probe: 'x%' is not a number"),
         ("{noise_probe: 5%}", "compare.noise_probe: nothing is compared: set compare to a level"),
@@ -180,7 +180,7 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
     [
         ({"iface": 5}, "iface: 5 is not a text; put it in quotes"),
         ({"port": "80"}, "port: '80' is not a whole number"),
-        ({"port": True}, "port: True is not a whole number"),
+        ({"port": True}, "port: true (or yes, on) is not a whole number"),
         ({"port": None}, "port: None is not a whole number"),
         ({"port": 0}, "port: 0 is not a port (1 to 65535)"),
         ({"shadow": "a:80", "port": 80, "shadows": []}, "shadows: give shadow or shadows, not both"),
@@ -191,7 +191,7 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
         ({"workers": "many"}, "workers: 'many' is not a whole number or auto"),
         ({"workers": None}, "workers: None is not a whole number or auto"),
         ({"workers": []}, "workers: [] is not a whole number or auto"),
-        ({"workers": True}, "workers: True is not a whole number or auto"),
+        ({"workers": True}, "workers: true (or yes, on) is not a whole number or auto"),
         ({"percent": 0.00005}, "percent: 5e-05 would be nothing: shares are in steps of 0.0001"),
         ({"percent": float("nan")}, "percent: nan is not between 0 and 100"),
         ({"percent": 10**400}, "percent: inf is not between 0 and 100"),
@@ -304,6 +304,14 @@ def test_contradictions_and_what_is_wrong_among_rules_are_told_with_the_rest() -
         (b"taps: []", "no tap in it"),
         (b"taps: 3", "1: taps: 3 is not a list of taps"),
         (b"taps:\n", "1: taps: None is not a list of taps"),
+        (
+            b"iface: eth0\nport: 80\nshadow: no",
+            "3: shadow: false (or no, off) is not HOST:PORT, nor a structure of a shadow",
+        ),
+        (
+            b"iface: eth0\nport: 80\nshadow: a:80\nname: on",
+            "4: name: true (or yes, on) is not a text; put it in quotes",
+        ),
         (b"taps: [5]", "1: taps[0]: 5 is not a structure of a tap"),
         (MINIMAL + b"---\n" + MINIMAL, "6: name: 'tap' is the name of more than one tap"),
     ],

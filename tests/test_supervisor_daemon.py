@@ -130,6 +130,8 @@ async def test_what_taps_warn_of_as_they_begin_is_told_to_who_asked(rig: Rig) ->
     rig.file("d.yaml", tap("d"))
     assert (await rig.daemon.reload())["notes"] == {"d": ["three"]}
     assert (await rig.daemon.apply([A, B, C], dry_run=False, force=False))["notes"] == {"c": ["one", "two"]}
+    none = await rig.daemon.apply([msgspec.structs.replace(A, percent=0.0), B, C], dry_run=False, force=False)
+    assert none["notes"] == {"a": ["nothing is mirrored: percent is 0"]} == rig.daemon.idle(["a", "b", "gone"])["notes"]
     rig.script.taps[0].warn("later")
     assert rig.daemon.notes(["a"]) == {"notes": {"a": ["no answer"]}}
 

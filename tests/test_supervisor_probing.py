@@ -163,6 +163,13 @@ def test_all_shadows_are_probed_once(wire: Wire) -> None:
     assert wire.probed[3:] == [[GOOD], [DEAD], [MORE, BAD]]
 
 
+def test_of_two_shadows_at_one_address_it_is_told_once_that_it_cannot_be_reached(wire: Wire) -> None:
+    there = tuple(parse_shadow("s.test:80", name=name) for name in "ab")
+    wire.probing = Probing(TapSpec(iface="eth0", ports=(80,), shadows=there), wire.arrived, wire.said.append)
+    all_found(wire, [[DEAD], [DEAD]], 0.0)
+    assert len(wire.said) == 1 and wire.probing.unreached.keys() == {"a", "b"}
+
+
 # --- in the lab: whoever drives a tap waits for nothing
 
 

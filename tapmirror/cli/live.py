@@ -20,6 +20,7 @@ from tapmirror.cli.account import account, answers, counted
 from tapmirror.cli.briefs import brief_lines
 from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec import By, TapSpec
+from tapmirror.spec.numbers import decimal
 
 
 class View(Protocol):
@@ -236,6 +237,6 @@ def heading(spec: TapSpec) -> str:
     shadows = ", ".join(
         shadow.end_point + (f" x{shadow.copies}" if shadow.copies > 1 else "") for shadow in spec.shadows
     )
-    share = f"{spec.ramp.start:g} to {spec.ramp.end:g} %" if spec.ramp is not None else f"{spec.percent:g} %"
+    share = f"{spec.ramp.start:g} to {spec.ramp.end:g} %" if spec.ramp is not None else f"{decimal(spec.percent)} %"
     what = {By.CONNECTION: "connections", By.KEY: f"keys ({spec.key})"}.get(spec.by, "requests")
     return f"{spec.iface} port {ports} -> {shadows}, {share} of {what}"

@@ -17,6 +17,7 @@ from tapmirror.cli.briefs import raw_lines
 from tapmirror.cli.live import Rates, behind, shadow_words
 from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import Logs, Status
+from tapmirror.spec.numbers import decimal
 
 WATCH: Final = 1.0
 """Seconds between two looks."""
@@ -87,7 +88,9 @@ TIMES: Final = ("p50_ms", "p99_ms")
 def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
     """One tap for people."""
     reason = f" ({tap['state_reason']})" if tap["state_reason"] else ""
-    share = f"{tap['percent']:g} % of {tap['by']}s" if tap["by"] == "connection" else f"{tap['percent']:g} %"
+    share = (
+        f"{decimal(tap['percent'])} % of {tap['by']}s" if tap["by"] == "connection" else f"{decimal(tap['percent'])} %"
+    )
     found = [
         f"{tap['name']}: {tap['state']}{reason}",
         f"  {tap['iface']} port {','.join(map(str, tap['ports']))} -> {', '.join(tap['shadows'])}, {share}",
@@ -105,7 +108,7 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         return found
     effective = ledger.get("share") or {}
     if effective and effective["effective"] != effective["percent"]:  # both of the same moment, unlike the tap's own
-        found.append(f"  at present {effective['effective']:g} %: {effective['reason']}")
+        found.append(f"  at present {decimal(effective['effective'])} %: {effective['reason']}")
     known = rates.known  # at the first look there are none: they would be told as 0
     rate, size, cpu, delay = rates.of(ledger)
     for unit in (counted(ledger), "segments"):
@@ -122,7 +125,7 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
     for label, shadow in ledger["shadows"].items():
         words = shadow_words(shadow, shadow.get("reason", ""), several=len(ledger["shadows"]) > 1)
         if effective and shadow.get("effective", effective["effective"]) != effective["effective"]:
-            words = f"at present {shadow['effective']:g} %, {words}"
+            words = f"at present {decimal(shadow['effective'])} %, {words}"
         latency = shadow.get("latency", {})
         times = ", ".join(f"{name[:3]} {latency[name]:.1f} ms" for name in TIMES if name in latency)
         found.append(f"  shadow {label}: {words}{times and f'; {times}'}")

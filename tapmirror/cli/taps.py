@@ -21,7 +21,7 @@ from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
 from tapmirror.control.messages import Apply, List, Pause, Reload, Resume, Set, Start, Stop
 from tapmirror.spec import SpecError
-from tapmirror.spec.numbers import number_of
+from tapmirror.spec.numbers import decimal, number_of
 
 MARKS = {"add": "+", "change": "~", "restart": "!", "remove": "-", "keep": " "}
 """Of the steps of a plan."""
@@ -141,7 +141,7 @@ def row(tap: dict[str, Any]) -> tuple[str, ...]:
     return (
         tap["name"],
         tap["state"],
-        f"{tap['percent']:g} %",
+        f"{decimal(tap['percent'])} %",
         tap["iface"],
         ",".join(map(str, tap["ports"])),
         ", ".join(tap["shadows"]),
@@ -259,8 +259,11 @@ def set_(name: str, setting: str, as_json: bool, socket: Path) -> None:
         print_json(done)
         return
     with understood():
-        line = f"{done['name']}: {done['percent']:g} %"
+        line = f"{done['name']}: {decimal(done['percent'])} %"
+        notes = notes_of(done)
     click.echo(line)
+    for note in notes:
+        warn(note)
 
 
 @click.command(short_help="Let a tap capture nothing for now.")

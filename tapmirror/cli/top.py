@@ -31,6 +31,7 @@ from tapmirror.cli.messages import fail
 from tapmirror.cli.status import TIMES, duration
 from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import Status
+from tapmirror.spec.numbers import decimal
 
 INTERVAL: Final = 1.0
 COLUMNS: Final = ("STATE", "SHARE", "RATE", "MB/S", "FLOWS", "MIRRORED", "LOST", "CPU", "MB")
@@ -157,13 +158,13 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates], width: int) 
         ledger = tap["ledger"]
         state = Text(tap["state"], COLORS.get(tap["state"], ""))
         if ledger is None:
-            rows.append((_name(tap["name"]), {"STATE": state, "SHARE": Text(f"{tap['percent']:g} %")}))
+            rows.append((_name(tap["name"]), {"STATE": state, "SHARE": Text(f"{decimal(tap['percent'])} %")}))
             continue
         rate, size, cpu, _ = rates.setdefault(tap["name"], Rates()).of(ledger)
         unit = ledger[counted(ledger)]
         share = (ledger.get("share") or {}).get("effective", tap["percent"])
         figures = {
-            "SHARE": f"{share:g} %",
+            "SHARE": f"{decimal(share)} %",
             "RATE": f"{rate:,.0f}",
             "MB/S": f"{size / 1e6:.1f}",
             "FLOWS": f"{ledger['flows']:,}",

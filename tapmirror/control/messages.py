@@ -114,7 +114,7 @@ class Apply(Request, frozen=True, kw_only=True, tag="apply"):
 
 
 class Set(Request, frozen=True, kw_only=True, tag="set"):
-    """Change a tap's share while it runs: `{"name", "percent"}`."""
+    """Change a tap's share while it runs: `{"name", "percent"}`, and `notes` as of `Apply`."""
 
     answer: ClassVar[tuple[str, ...]] = ("name", "percent")
     changes: ClassVar[bool] = True

@@ -12,6 +12,7 @@ from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.costs import POLICY_US as COST
 from tapmirror.spec.costs import REQUEST_US
 from tapmirror.spec.match import Match, Text
+from tapmirror.spec.numbers import decimal
 from tapmirror.spec.rewrite import KEEP, Redact, Rewrite
 from tapmirror.spec.sampled import STEP, By, Sampled, steps
 from tapmirror.spec.shadow import Shadow
@@ -175,7 +176,8 @@ def _compared(compare: Compare) -> Iterable[str]:
         return
     yield f"its answers are compared with production's ({what}) and thrown away"
     if compare.noise_probe and compare.level is not Level.STATUS:
-        yield f"gets {compare.noise_probe:g} % of the GET, HEAD and OPTIONS twice, to learn what differs by itself"
+        probe = decimal(compare.noise_probe)
+        yield f"gets {probe} % of the GET, HEAD and OPTIONS twice, to learn what differs by itself"
 
 
 _COMPARED: Final = {
@@ -232,7 +234,7 @@ def _share(sampled: Sampled) -> str:
 
 
 def _percent(percent: float) -> str:
-    return f"{steps(percent) * STEP:.10g} %"
+    return f"{decimal(steps(percent) * STEP, 10)} %"
 
 
 def _caps(sampled: Sampled) -> Iterable[str]:

@@ -7,6 +7,7 @@ Python's own `float` and `int` take more than that: `1_000`, digits of every scr
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
@@ -23,6 +24,12 @@ _UNITS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _UNIT: Final = {"unit": "s"}
 Seconds: TypeAlias = Annotated[float, Meta(extra=_UNIT)]
 """A field of a file that takes a length of time too."""
+
+
+def decimal(value: float, digits: int = 6) -> str:
+    """With so many digits that say something, and never with an exponent, which few read."""
+    text = f"{value:.{digits}g}"
+    return f"{Decimal(text):f}" if "e" in text else text
 
 
 def number_of(text: str) -> float | None:

@@ -132,7 +132,9 @@ class _Reader:
                 return data
             (kind,) = [each for each in kind.types if not isinstance(each, inspect.NoneType | inspect.LiteralType)]
             if words and type(data) is not _SCALARS[type(kind)]:
-                return self._wrong(path, f"{shown(data)} is not {_NAMES[_SCALARS[type(kind)]]} or {' or '.join(words)}")
+                return self._wrong(
+                    path, f"{_written(data)} is not {_NAMES[_SCALARS[type(kind)]]} or {' or '.join(words)}"
+                )
         if isinstance(kind, inspect.Metadata):
             return self._seconds(data, kind.type, path)
         if isinstance(kind, inspect.StructType):
@@ -154,7 +156,8 @@ class _Reader:
         except SpecError as error:
             return self._wrong(path, str(error).removeprefix("shadow: "))
         if not isinstance(data, dict):
-            return self._wrong(path, f"{shown(data)} is not a structure of {_title(cls)}")
+            short = "HOST:PORT, nor " if cls is Shadow else ""
+            return self._wrong(path, f"{_written(data)} is not {short}a structure of {_title(cls)}")
         fields = _fields(cls)
         values: dict[str, Any] = {}
         for name, value in data.items():
@@ -199,11 +202,11 @@ class _Reader:
         for member in cls:  # type: ignore[attr-defined]
             if member.value == data:
                 return member
-        return self._wrong(path, f"{shown(data)} is none of {', '.join(m.value for m in cls)}")  # type: ignore[attr-defined]
+        return self._wrong(path, f"{_written(data)} is none of {', '.join(m.value for m in cls)}")  # type: ignore[attr-defined]
 
     def _tuple(self, data: Any, kind: inspect.VarTupleType, path: Path) -> Any:
         if not isinstance(data, list):
-            return self._wrong(path, f"{shown(data)} is not a list")
+            return self._wrong(path, f"{_written(data)} is not a list")
         built = [self._value(item, kind.item_type, _place(path, data, i)) for i, item in enumerate(data)]
         if isinstance(kind.item_type, inspect.StructType) and kind.item_type.cls is Rule:
             built = [
@@ -213,7 +216,7 @@ class _Reader:
 
     def _dict(self, data: Any, kind: inspect.DictType, path: Path) -> Any:
         if not isinstance(data, dict):
-            return self._wrong(path, f"{shown(data)} is not a mapping")
+            return self._wrong(path, f"{_written(data)} is not a mapping")
         built = {name: self._value(value, kind.value_type, (*path, name)) for name, value in data.items()}
         return _ABSENT if any(each is _ABSENT for each in built.values()) else built
 
@@ -229,7 +232,7 @@ class _Reader:
             data = float(data) if abs(data) < 1 << 53 else math.inf
         if type(data) is not wanted:
             hint = "; put it in quotes" if wanted is str and isinstance(data, int | float) else ""
-            return self._wrong(path, f"{shown(data)} is not {_NAMES[wanted]}{hint}")
+            return self._wrong(path, f"{_written(data)} is not {_NAMES[wanted]}{hint}")
         return data
 
 
@@ -312,6 +315,11 @@ def _compare(data: Any) -> tuple[Any, dict[str, Path]]:
 
 def _place(path: Path, data: list[Any], index: int) -> Path:
     return path if isinstance(data, _One) else (*path, index)
+
+
+def _written(data: Any) -> str:
+    """A value as it is quoted in a message; what YAML 1.1 makes of some words is named, for who wrote one of them."""
+    return f"{str(data).lower()} (or {'yes, on' if data else 'no, off'})" if isinstance(data, bool) else shown(data)
 
 
 def _title(cls: type) -> str:

@@ -33,7 +33,7 @@ from tapmirror.supervisor.places import Places
 from tapmirror.supervisor.plan import Action, Step, different, plan
 from tapmirror.supervisor.roster import Entry, Roster
 from tapmirror.supervisor.runner import Before, EndedError, Make, with_share
-from tapmirror.supervisor.tap import Tap
+from tapmirror.supervisor.tap import NOTHING, Tap
 from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError, TapRefusedError
 
@@ -188,6 +188,11 @@ class Daemon:
         """`notes` of an answer: what these taps warned of as they began, by name, if they did."""
         notes = {name: self._taps[name].runner.notes for name in names if name in self._taps}
         found = {name: lines for name, lines in notes.items() if lines}
+        return {"notes": found} if found else {}
+
+    def idle(self, names: Iterable[str]) -> dict[str, Any]:
+        """The same of those whose share was set to nothing while they run."""
+        found = {name: [NOTHING] for name in names if name in self._taps and not self._taps[name].spec.most()}
         return {"notes": found} if found else {}
 
     async def stop(self, name: str) -> list[dict[str, Any]]:
@@ -443,7 +448,9 @@ class Daemon:
         self._replaced = {}
         begun = {spec.name: self._taps[spec.name].runner.state for spec in new if spec.name in self._taps}
         waits = {name: reason for name, (state, reason) in begun.items() if state == "waiting"}
-        told = {"plan": [step.told() for step in steps], "failed": failed, **self.notes(begun)}
+        changed = [step.name for step in steps if step.action is Action.CHANGE and step.name not in failed]
+        notes = {**self.idle(changed).get("notes", {}), **self.notes(begun).get("notes", {})}
+        told = {"plan": [step.told() for step in steps], "failed": failed, **({"notes": notes} if notes else {})}
         return {**told, "waits": waits} if waits else told
 
     async def _read_files(

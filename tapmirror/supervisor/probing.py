@@ -58,6 +58,7 @@ def resolved(spec: TapSpec, index: int) -> list[Address]:
         elsewhere = spec.promisc or spec.decap or spec.many
         if plain(addr) not in {plain(a) for a in local} and not elsewhere and present(spec.links()):
             behind = f"if it is behind the interface (a container), name that by a pattern: {spec.iface}*"
+            behind += "; if that is a mirror port (SPAN): --promisc (in a file: promisc: true)"
             raise TapRefusedError(f"addrs[{i}]: {addr} is not an address of this host; {behind}")
     try:
         found = look_up(shadow, privsep.worker_identity())
@@ -172,12 +173,16 @@ class Probing:
             failures.append(found.failure)
         self._all_found = True
         self.unreached = {}
+        told: set[str] = set()
         for shadow, failure in zip(self._spec.shadows, failures, strict=True):
             if failure is not None:
                 why = failure.strerror or str(failure)
                 self.unreached |= dict.fromkeys(shadow.copy_labels, why)
                 where = f"{shadow.host} port {shadow.port}"
-                self._warn(f"the shadow {where} cannot be reached yet ({why}); mirroring begins when it can")
+                line = f"the shadow {where} cannot be reached yet ({why}); mirroring begins when it can"
+                if line not in told:  # several may be at one address
+                    told.add(line)
+                    self._warn(line)
         return True
 
     def found(self, addresses: Sequence[Address], now: float) -> Found | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tapmirror.spec import TapSpec
+from tapmirror.spec.numbers import decimal
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.past import Past
 from tapmirror.supervisor.permission import RefusedError
@@ -82,7 +83,7 @@ def _captured(ledger: Mapping[str, Any] | None, *, running: bool) -> dict[str, A
     share = ledger["share"]
     trouble = ""
     if running and share["effective"] != share["percent"]:
-        trouble = f"at present {share['effective']:g} %: {share['reason']}"
+        trouble = f"at present {decimal(share['effective'])} %: {share['reason']}"
     elif running:
         causes = {label: shadow.get("reason", "") for label, shadow in ledger["shadows"].items()}
         trouble = "; ".join(f"shadow {label}: {cause}" for label, cause in causes.items() if cause)

@@ -226,7 +226,7 @@ class Service:
                 return await daemon.apply(request.taps, dry_run=request.dry_run, force=request.force)
             case Set():
                 await daemon.set_percent(request.name, request.percent)
-                return {"name": request.name, "percent": request.percent}
+                return {"name": request.name, "percent": request.percent, **daemon.idle([request.name])}
             case Pause():
                 await daemon.pause(request.name)
                 return {"name": request.name}

@@ -50,6 +50,9 @@ LOOK: Final = 1.0
 """Seconds between two looks at the interfaces where nothing tells of a change."""
 
 
+NOTHING: Final = "nothing is mirrored: percent is 0"
+
+
 class Tap:
     """One running tap.
 
@@ -118,7 +121,7 @@ class Tap:
             names = ", ".join(name for _, name in socket.if_nameindex())
             raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})")
         if not self.spec.most():
-            self._warn("nothing is mirrored: percent is 0")
+            self._warn(NOTHING)
         for name, message in self.spec.slips():
             self._warn(f"{name}: {message}")
         for i, shadow in enumerate(self.spec.shadows):
