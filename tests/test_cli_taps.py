@@ -93,6 +93,24 @@ def test_start_takes_the_options_of_a_tap(asked: Asked) -> None:
     assert (spec.name, spec.ttl, spec.iface, spec.ports, spec.percent) == ("web", 60.0, "eth0", (80,), 5.0)
 
 
+ROUTE = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web}
+spec: {hosts: [web], http: [{route: [{destination: {host: web}}], mirror: {host: v2, port: {number: 80}}}]}
+"""
+
+
+def test_apply_takes_what_a_file_of_kubernetes_does_not_say(asked: Asked) -> None:
+    asked.answer = {"plan": [], "failed": {}}
+    words = ["apply", "-f", "-", "--resolve", "v2=a.test:81"]
+    assert "iface is missing: --iface, or a document" in asked.run(*words, input_=ROUTE).stderr
+    assert asked.run(*words, "--iface=eth0", "--port=80", input_=ROUTE).exit_code == 0
+    (request,) = asked.requests
+    assert isinstance(request, Apply)
+    assert [(spec.iface, spec.ports) for spec in request.taps] == [("eth0", (80,))]
+
+
 def test_start_tells_what_the_tap_warned_of(asked: Asked) -> None:
     asked.answer = {"started": ["a"], "notes": {"a": ["the shadow x port 1 cannot be reached yet", "and more"]}}
     done = asked.run("start", "-f", "-", input_=FILE.format("a"))

@@ -149,6 +149,11 @@ LISTS: Final = frozenset({"ports", "addrs"})
 OPTION_NAMES: Final = {"ports": "port", "addrs": "addr", "shadows": "shadow"}
 
 
+def beside(iface: str | None, ports: tuple[int, ...]) -> dict[str, Any]:
+    """What is said beside a file of Kubernetes, by commands that take no more than that."""
+    return {name: value for name, value in (("iface", iface), ("ports", list(ports))) if value}
+
+
 def specs_of(
     context: click.Context,
     file: str | None,
@@ -160,10 +165,10 @@ def specs_of(
     """The taps of a file, or the one that options describe; what is wrong is told, exit code 2."""
     given = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if file is not None:
-        beside = {name: list(options[name]) if name in LISTS else options[name] for name in given & BESIDE}
+        said = {name: list(options[name]) if name in LISTS else options[name] for name in given & BESIDE}
         if given - BESIDE:
             fail(f"-f and --{OPTION_NAMES.get(min(given - BESIDE), min(given - BESIDE))}: it is in the file", 2)
-        return read_file(file, beside, resolve, strict=strict)
+        return read_file(file, said, resolve, strict=strict)
     if resolve or strict:
         fail("--resolve and --strict are for files of Kubernetes (-f)", 2)
     return [spec_of(**options)]

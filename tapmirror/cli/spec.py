@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import click
 
 from tapmirror.cli.files import read_bytes, read_file
 from tapmirror.cli.messages import fail, refuse_file, warn
 from tapmirror.cli.numbers import WHOLE
-from tapmirror.cli.options import joined
+from tapmirror.cli.options import beside, joined
 from tapmirror.spec import nginx_syntax
 from tapmirror.spec.document import FileError
 from tapmirror.spec.gor import from_gor
@@ -102,10 +101,7 @@ def explain(*, file: str, iface: str | None, ports: tuple[int, ...], resolve: tu
     """  # noqa: D301 -- click wants the control character
     from tapmirror.spec.explain import explain as in_words
 
-    given: dict[str, Any] = {"ports": list(ports)} if ports else {}
-    if iface is not None:
-        given["iface"] = iface
-    for i, tap in enumerate(read_file(file, given, resolve, strict=strict)):
+    for i, tap in enumerate(read_file(file, beside(iface, ports), resolve, strict=strict)):
         if i:
             click.echo()
         for line in in_words(tap):

@@ -17,8 +17,8 @@ from tapmirror.cli.account import final
 from tapmirror.cli.asking import ask, json_option, name_argument, print_json, socket_option, understood
 from tapmirror.cli.files import read_file
 from tapmirror.cli.messages import fail, warn
-from tapmirror.cli.numbers import TIME
-from tapmirror.cli.options import specs_of, tap_options
+from tapmirror.cli.numbers import TIME, WHOLE
+from tapmirror.cli.options import beside, joined, specs_of, tap_options
 from tapmirror.control.messages import Apply, List, Pause, Reload, Resume, Set, Start, Stop
 from tapmirror.spec import SpecError
 from tapmirror.spec.numbers import decimal, number_of
@@ -166,12 +166,26 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     metavar="FILE",
     help="Taps of a YAML file; - is standard input.",
 )
-@click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="As of `tapmirror run`; repeatable.")
+@click.option("--iface", multiple=True, callback=joined, metavar="IFACE", help="For files of Kubernetes, as of `run`.")
+@click.option("--port", "ports", type=WHOLE, multiple=True, help="The same.")
+@click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="The same.")
+@click.option("--strict", is_flag=True, help="The same.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @click.option("--force", is_flag=True, help="Do what is better not done, such as a tap on port 22.")
 @json_option
 @socket_option
-def apply(file: str, resolve: tuple[str, ...], dry_run: bool, force: bool, as_json: bool, socket: Path) -> None:
+def apply(
+    *,
+    file: str,
+    iface: str | None,
+    ports: tuple[int, ...],
+    resolve: tuple[str, ...],
+    strict: bool,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    socket: Path,
+) -> None:
     """Make the taps that were started by command equal to those of FILE.
 
     What did not change runs on untouched; where only `percent` did, it is changed live; what else changed is
@@ -184,7 +198,7 @@ def apply(file: str, resolve: tuple[str, ...], dry_run: bool, force: bool, as_js
 
     Exit codes: 0 done; 1 some of it failed; 2 it was refused, and nothing was done.
     """  # noqa: D301
-    specs = read_file(file, {}, resolve)
+    specs = read_file(file, beside(iface, ports), resolve, strict=strict)
     planned(ask(socket, Apply(taps=specs, dry_run=dry_run, force=force)), as_json=as_json)
 
 
@@ -240,7 +254,8 @@ def step_line(step: dict[str, Any]) -> str:
 def set_(name: str, setting: str, as_json: bool, socket: Path) -> None:
     """Change the share of a tap while it runs.
 
-    Connections that stay in are not disturbed; those that fall out end with their request.
+    Connections that stay in are not disturbed; those that fall out end with their request.  It outlives a restart of
+    the daemon; of a tap of a file, a reload puts back what the file says.
 
     \b
     Example:
