@@ -19,6 +19,7 @@ from typing import Any, Final
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
@@ -184,13 +185,18 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates], width: int) 
         if LEAST + sum(GAP + widths[each] for each in shown) <= width:
             break
         shown.remove(name)
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", padding=0)
     table.add_column("TAP", min_width=LEAST)
     for name in shown:
-        table.add_column(name, justify="left" if name == "STATE" else "right", no_wrap=True)
+        table.add_column(_behind_gap(Text(name)), justify="left" if name == "STATE" else "right", no_wrap=True)
     for tap_name, cells in rows:
-        table.add_row(tap_name, *(cells.get(name, Text()) for name in shown))
+        table.add_row(tap_name, *(_behind_gap(cells.get(name, Text())) for name in shown))
     return table
+
+
+def _behind_gap(cell: Text) -> Padding:
+    """The gap is ours: what a table pads with, rich 13 takes for wider than it is at the first column and the last."""
+    return Padding(cell, (0, 0, 0, GAP))
 
 
 def reasons_table(taps: list[dict[str, Any]]) -> Table:
