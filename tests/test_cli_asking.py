@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
 
+from runner import CliRunner
 from tapmirror.cli import asking, status
 from tapmirror.cli.main import main
 from tapmirror.control.client import ControlError

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
 
+from runner import CliRunner
 from tapmirror.cli import compared, run
 from tapmirror.cli.compared import SPEC
 from tapmirror.cli.main import main

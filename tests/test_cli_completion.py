@@ -30,7 +30,7 @@ def test_what_is_printed_is_of_the_shell(shell: str) -> None:
     done = subprocess.run([COMMAND, "completion", shell], capture_output=True, text=True, timeout=60, check=True)
     assert f"_TAPMIRROR_COMPLETE={shell}_complete" in done.stdout
     assert [old for old, _ in MENDED if old in done.stdout] == []
-    assert len([new for _, new in MENDED if new in done.stdout]) == (shell != "bash"), "click prints something else now"
+    assert any(new in done.stdout for _, new in MENDED) == (shell != "bash"), "click prints something else now"
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=done.stdout, text=True, timeout=60, check=True)
 

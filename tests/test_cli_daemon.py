@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
+from runner import CliRunner
 from tapmirror.cli.main import main
 
 

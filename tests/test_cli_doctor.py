@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from click.testing import CliRunner
 
+from runner import CliRunner
 from tapmirror import doctor
 from tapmirror.cli import main
 from tapmirror.doctor import Finding, Level

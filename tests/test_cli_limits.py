@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
 
+from runner import CliRunner
 from tapmirror.cli.limits import limit_options, limits_of
 from tapmirror.compare.verdict import Limits
 

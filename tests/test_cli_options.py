@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
+from runner import CliRunner
 from tapmirror.cli.main import command, main
 from tapmirror.cli.options import OPTIONS
 

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from click.testing import CliRunner
 
 from e2e.driven import driven
 from lab import AS_NOBODY, HashSink, Host, Lab, Snapshot, Tap, identity, load, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
+from runner import CliRunner
 from tapmirror.cli import compared, main, run
 from tapmirror.cli.messages import warn
 from tapmirror.cli.run import Interrupted, Signals, say_starting, wait, watch

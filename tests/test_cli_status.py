@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from click.testing import CliRunner
 
+from runner import CliRunner
 from tapmirror.cli import status
 from tapmirror.cli.main import main
 from tapmirror.control.messages import Logs, Request, Status

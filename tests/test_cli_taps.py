@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
+from runner import CliRunner
 from tapmirror.cli import asking, taps
 from tapmirror.cli.main import COMMANDS, main
 from tapmirror.control.client import ControlError

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from rich.console import Console
 
 from lab.exchanges import Feed
+from runner import CliRunner
 from tapmirror.cli.live import Rates
 from tapmirror.cli.main import main
 from tapmirror.cli.top import page, screen

@@ -8,9 +8,19 @@ from typing import Final
 import click
 from click.shell_completion import get_completion_class
 
+CALLED_OR_REGISTERED: Final = """\
+if [[ $funcstack[1] == _tapmirror ]]; then
+    _tapmirror_completion "$@"
+else
+    compdef _tapmirror_completion tapmirror
+fi"""
+"""The end of what zsh reads, from a file of fpath or another."""
+
 MENDED: Final = (
     # zsh: the file of fpath is run for each completion, and only the first time in the context that click looks for.
     ("$zsh_eval_context[-1] == loadautofunc", "$funcstack[1] == _tapmirror"),
+    # The same for click 8.1, which only registers.
+    ("\ncompdef _tapmirror_completion tapmirror;", f"\n{CALLED_OR_REGISTERED}"),
     # fish: a description may have commas.
     ('string split ","', 'string split --max 1 ","'),
 )

@@ -66,6 +66,13 @@ class Commands(click.Group):
         with misuse_told():
             return super().make_context(*args, **more)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without a command, help: nothing was asked for, so it is wrong use, which it is to click from 8.2 on."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """A command, its options and what it finds wrong with them; and what a daemon refuses."""
         try:
@@ -88,8 +95,6 @@ def misuse_told(group: click.Context | None = None) -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2
-            raise
         if isinstance(error, click.BadParameter) and error.param is not None and error.message:
             fail(f"{max(error.param.opts, key=len)}: {error.message.rstrip('.')}", 2)
         message = " ".join(error.format_message().split()).rstrip(".")

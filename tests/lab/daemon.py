@@ -12,11 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from lab.hosts import Host, LabError, prefix, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
+from runner import CliRunner
 from tapmirror.cli.main import main
 from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import Request
