@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -50,3 +52,16 @@ def test_nothing_else_is_in_it(wheel: set[str]) -> None:
         *(name.split("/")[0] for name in wheel if ".dist-info/" in name),
     }
     assert not [name for name in wheel if name.startswith("tests")]
+
+
+def test_the_debian_package_wants_no_older_versions_than_the_wheel() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(TOP / "setup.cfg")
+    wanted = dict(re.findall(r"(\S+) >= (\S+)", setup["options"]["install_requires"]))
+    script = (TOP / "scripts" / "package-deb").read_text()
+    (own,) = re.findall(r"^own=\((.*)\)$", script, re.MULTILINE)
+    (depends,) = re.findall(r"^Depends: (.*)$", script, re.MULTILINE)
+    found = dict(re.findall(r"python3-(\S+) \(>= (\S+)\)", depends))
+    assert found == {
+        {"PyYAML": "yaml"}.get(name, name): version for name, version in wanted.items() if name not in own.split()
+    }
