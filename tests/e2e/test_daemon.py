@@ -756,8 +756,8 @@ def test_a_forwarder_with_nobody_behind_it_is_left_alone_and_taken_up_again_by_i
         plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=40, per_connection=5, rate=500)
         with RecordingTcp(lab.shadow, 80, Behaviour(reset_after=1)):
             daemon = stack.enter_context(Daemon(lab.node))
-            often = Limits(backoff_max=0.5)  # sixteen trials in a row take eight seconds
-            daemon.ask(Start(taps=[web(budget=replace(CALM, retry=6.0, errors=1.0), limits=often)]))
+            often = Limits(backoff_max=0.1)  # sixteen trials in a row take two seconds
+            daemon.ask(Start(taps=[web(budget=replace(CALM, retry=2.0, errors=1.0), limits=often)]))
             running = Load(lab.client, plan)
             said: list[tuple[float, str]] = []
 
@@ -771,7 +771,7 @@ def test_a_forwarder_with_nobody_behind_it_is_left_alone_and_taken_up_again_by_i
             until(lambda: share()[0] == 0.0, "open", PATIENCE)
             until(lambda: share()[0] > 0.0 and "it is tried again" in share()[1], "half-open", PATIENCE)
             until(lambda: share()[0] == 0.0, "open", PATIENCE)
-            assert share()[1].endswith("it breaks all connections off without a byte; tried again after 6 s"), said
+            assert share()[1].endswith("it breaks all connections off without a byte; tried again after 2 s"), said
         with Nginx(lab.shadow) as shadow:
             until(lambda: share() == (100.0, ""), "closed", PATIENCE)
             shadow.wait_for(500, PATIENCE)
