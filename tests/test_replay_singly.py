@@ -169,3 +169,52 @@ def test_an_accident_before_any_answer_tells_nothing(bench: Bench) -> None:
         sock.close()
         bench.turn()
     assert not bench.ledger.events["singly"]
+
+
+def test_a_body_up_to_the_end_is_an_answer(bench: Bench) -> None:
+    """Whatever number it comes after: nothing is lost by it."""
+    for flow, before in ((1, 1), (2, 3), (3, 5), (4, 2)):
+        sock = bench.open(flow)
+        for number in range(before):
+            bench.send(flow, GET % number)
+            bench.read(sock, len(GET % number))
+            sock.sendall(KEEP)
+            bench.turn()
+        bench.send(flow, GET % 0)
+        bench.read(sock, len(GET % 0))
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nsome")
+        bench.turn()
+        sock.close()
+        bench.turn()
+    assert bench.ledger.answers["unanswered"] == 0
+    assert not bench.ledger.events["singly"]
+
+
+def test_who_fills_the_room_does_not_wait(bench: Bench) -> None:
+    """Bodies reach the bound in bytes long before so many parts are queued; they would be dropped there."""
+    lose(bench, 1)
+    lose(bench, 2)
+    sock = bench.open(3)
+    post = b"POST / HTTP/1.1\r\nContent-Length: 10000\r\n\r\n" + bytes(10_000)
+    taken = 0
+    for _ in range(600):
+        bench.send(3, post)
+        bench.turn()
+        while select.select([sock], [], [], 0)[0]:
+            taken += len(sock.recv(1 << 20))
+    assert bench.dropped() == {}
+    assert taken > 300 * len(post)
+
+
+def test_after_an_answer_that_cannot_be_read_nobody_waits(bench: Bench) -> None:
+    lose(bench, 1)
+    lose(bench, 2)
+    sock = bench.open(3)
+    bench.send(3, GET % 0)
+    bench.read(sock, len(GET % 0))
+    sock.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n")
+    bench.turn()
+    for number in range(3):
+        bench.send(3, GET % number)
+        bench.turn()
+        assert bench.read(sock, len(GET % number)) == GET % number

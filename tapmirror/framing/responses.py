@@ -94,6 +94,11 @@ class ResponseFramer(ResponseReader[int]):
         """Requests whose response is not complete.  One accepted as a tunnel is complete."""
         return len(self._awaited)
 
+    @property
+    def unanswered(self) -> int:
+        """Those that remain without one if the connection ends here: `eof` completes a body up to the end."""
+        return len(self._awaited) - (self._state == UNTIL_END)
+
     def owed(self) -> tuple[int, ...] | None:
         """The flags of those requests; None: amid a response, or where no more follow."""
         if self._state != NEXT or self._buffer or self.closing or self.tunnel:

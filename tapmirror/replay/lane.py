@@ -34,6 +34,8 @@ ITEM_BYTES: Final = 100
 AHEAD: Final = 1_024
 """Parts queued on one connection beyond which requests do not wait for each other (`Pool.singly`).  Over a long way to
 the shadow they would be ever later, and dropped at the end; of one that is only slow it is a second's work."""
+ROOM: Final = 4
+"""Nor do they where a part of so many of the room in bytes is taken, of the connection's or of all together."""
 
 
 class Item:
@@ -201,9 +203,17 @@ class Lane:
         """What follows waits for the answer that is due, or would be lost: the shadow is likely to close behind it, or
         loses what comes ahead of it.
         """
-        if self.framer is None or not self.framer.outstanding:
+        framer, pool = self.framer, self._pool
+        if framer is None or framer.failed or not framer.outstanding:  # once failed it sees no answer any more
             return False
-        return self.sent == self.last or (self._pool.singly and len(self.queue) < AHEAD)
+        if self.sent == self.last:
+            return True
+        return (
+            pool.singly
+            and len(self.queue) < AHEAD
+            and self.queued < pool.lane_bytes // ROOM
+            and pool.bytes < pool.all_bytes // ROOM
+        )
 
     # --- taking in
 

@@ -43,8 +43,8 @@ class Singly:
         framer = lane.framer
         if framer is None or framer.failed or framer.idled:
             return False
-        answered = lane.announced() - framer.outstanding
-        unanswered = framer.outstanding - lane.unsent()
+        answered = lane.announced() - framer.unanswered
+        unanswered = framer.unanswered - lane.unsent()
         if not answered or unanswered <= int(self._pool.singly):  # one alone was not sent ahead of any answer
             return False
         if framer.closing and last in (0, answered):  # the next connection's end is foreseen
