@@ -32,6 +32,7 @@ ETHER = Ether(src=MAC, dst=MAC)
 V4 = IP(src="10.0.0.1", dst="10.0.0.2")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8::2")
 SEGMENT = TCP(sport=1234, dport=80, seq=1000, ack=2000, flags="PA") / Raw(b"payload")
+DEI = Dot1Q.fields_desc[1].name  # scapy 2.5 calls it `id`
 MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -54,7 +55,7 @@ FRAMES = {
         Ether(src=MAC, dst=MAC, type=0x9100) / Dot1Q(vlan=5) / Dot1Q(vlan=7) / V4 / SEGMENT,
         5 << 16 | 7,
     ),
-    "VLAN, with a priority": (ETHER / Dot1Q(vlan=7, prio=5, dei=1) / V4 / SEGMENT, 7),
+    "VLAN, with a priority": (ETHER / Dot1Q(vlan=7, prio=5, **{DEI: 1}) / V4 / SEGMENT, 7),
     "IPv6": (ETHER / V6 / SEGMENT, 0),
     "trailer behind IPv6": (ETHER / V6 / SEGMENT / Padding(b"\0" * 8), 0),
     "extension headers": (ETHER / V6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / SEGMENT, 0),
