@@ -166,7 +166,8 @@ class Pipeline:
             return
         framer: Framer | None = flow.framer
         if kind is Dismissed:
-            if flow.opened:
+            # The client acknowledges with the rest of an upload what answered the beginning of it.
+            if flow.opened and isinstance(framer, RequestFramer) and not framer.answered_early:
                 commands.append(Excuse(flow.id))
             return
         if kind is Gap:

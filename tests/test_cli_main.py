@@ -174,3 +174,14 @@ def test_a_command_loads_what_it_needs(words: list[str], none: tuple[str, ...]) 
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "tapmirror.cli.main" in loaded
     assert not loaded & {*none}
+
+
+def test_what_goes_on_has_loaded_what_it_prints_of_a_comparison() -> None:
+    """A package may be replaced beneath it."""
+    code = (
+        "import sys; from tapmirror.cli import run; from tapmirror.cli.main import main\n"
+        "wanted = {'tapmirror.compare.brief', 'tapmirror.report.words'}\n"
+        "run.start = lambda taps: sys.exit(not wanted <= {*sys.modules})\n"
+        "main(['run', '--iface=lo', '--port=80', '--shadow=192.0.2.1:80', '--compare=status'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -119,6 +119,25 @@ def test_nothing_is_excused_where_production_answered_or_may_have(end: int) -> N
     assert Excuse(1) not in raw.said
 
 
+@pytest.mark.parametrize(
+    ("head", "rest"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc", b"def"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", b"def"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"0\r\n\r\n"),
+    ],
+)
+def test_an_upload_that_was_answered_before_its_end_is_not_excused(head: bytes, rest: bytes) -> None:
+    """413, and closed when the rest was read: that acknowledges the answer."""
+    for answer, excused in ((len(GOOD), False), (0, True)):
+        tap = Tap()
+        tap.put(ACCEPTED, 0, ack=1)
+        tap.put(ACK, 0, head, ack=1)
+        tap.put(ACK, len(head), rest, ack=1 + answer)
+        tap.server(1 + answer, FIN | ACK, ack=len(head + rest))
+        assert (Excuse(1) in tap.said) is excused
+
+
 def test_connection_without_data_is_opened_only_when_raw() -> None:
     tap = Tap()
     tap.put(ACCEPTED, 0)

@@ -6,9 +6,16 @@ What that takes is loaded where there is one: it is as much as all else that the
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from tapmirror.compare.briefs import badness
+
+
+def load() -> None:
+    """Load all of it now, for a command that goes on: a package may be replaced beneath it."""
+    for module in ("compare.brief", "compare.words", "report.words"):
+        importlib.import_module(f"tapmirror.{module}")
 
 
 def brief_lines(ledger: dict[str, Any]) -> list[str]:

@@ -90,7 +90,9 @@ def run(
     comparing = any(spec.compare.level is not Level.OFF for spec in specs)
     if comparing:
         # As much as all else together, which other taps start without.  Now, for at the end the files may be others.
-        from tapmirror.cli import compared
+        from tapmirror.cli import briefs, compared
+
+        briefs.load()
     elif given:
         fail(f"{COMPARING[given[0]]}: nothing is compared: give --compare too", 2)
     taps = [Tap(spec, tell, partial(tell, say=worker_said)) for spec in specs]

@@ -13,7 +13,7 @@ import click
 
 from tapmirror.cli.account import counted
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option, understood
-from tapmirror.cli.briefs import raw_lines
+from tapmirror.cli.briefs import load, raw_lines
 from tapmirror.cli.live import Rates, behind, shadow_words
 from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import Logs, Status
@@ -41,6 +41,8 @@ def status(name: str | None, watch: bool, as_json: bool, socket: Path) -> None:
       tapmirror status --json | jq '.taps[].ledger.requests'
     """  # noqa: D301 -- click wants the control character
     rates: dict[str, Rates] = {}
+    if watch:
+        load()
     try:
         with Client(socket) as client:
             while True:

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from tapmirror.cli.account import counted
 from tapmirror.cli.asking import refused, socket_option, understood
-from tapmirror.cli.briefs import brief_lines
+from tapmirror.cli.briefs import brief_lines, load
 from tapmirror.cli.live import Rates
 from tapmirror.cli.messages import fail
 from tapmirror.cli.status import TIMES, duration
@@ -66,6 +66,7 @@ def top(socket: Path) -> None:
         fail("top needs a terminal; for anything else there is `tapmirror status --json`", 2)
     if Console().is_dumb_terminal:
         fail("top needs a terminal that can be written anywhere (TERM); there is `tapmirror status --watch`", 2)
+    load()
     rates: dict[str, Rates] = {}
     try:
         with Client(socket) as client, keys(), Live(screen=True, auto_refresh=False) as live:

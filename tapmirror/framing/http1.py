@@ -114,6 +114,7 @@ class RequestFramer:
         "_run",
         "_state",
         "_trailers",
+        "answered_early",
     )
 
     def __init__(self, head_bytes: int, host: bytes | None, midstream: bool, pool: Pool, trailers: bool = True) -> None:
@@ -130,6 +131,8 @@ class RequestFramer:
         self._after = _BOUNDARY  # the state that follows the request under way
         self._broken = False  # the request under way is being counted off
         self._early = False  # the client received something amid the request that `_switch` follows
+        self.answered_early = False
+        """The client received something amid the last request that came in pieces: an answer, or 100 Continue."""
         # Within one call of `feed`: data[_run:pos] is to be passed on, with these flags and this Host.
         self._run = 0
         self._flags = 0
@@ -162,6 +165,8 @@ class RequestFramer:
                     return (self._whole_or_begun(data, plain, rest),)
         elif state == _LENGTH and size <= self._remaining and self._after == _BOUNDARY and not self._broken:
             self._remaining -= size
+            if turn:
+                self.answered_early = True
             if self._remaining:
                 return (Part(data, size, 0),)
             self._state = _BOUNDARY
@@ -169,8 +174,9 @@ class RequestFramer:
         out: list[Message] = []
         self._run = pos = 0
         before = len(self._buffer)
-        if turn and self._after == _SWITCH:
-            self._early = True
+        if turn:
+            self._early = self._early or self._after == _SWITCH
+            self.answered_early = self.answered_early or _LENGTH <= state <= _TRAILER
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, turn and not pos, out)
         self._pass(data, size, 0, out)
@@ -184,6 +190,7 @@ class RequestFramer:
         if rest:
             self._remaining = rest
             self._state = _LENGTH
+            self.answered_early = False
         flags = START if rest else WHOLE
         if self._host is None:
             return Part(data, size, flags)
@@ -278,7 +285,7 @@ class RequestFramer:
         """A request is announced: its head ends at `pos`."""
         self._reason = None
         self._after = _SWITCH if head.flags & TUNNEL else _RESYNC if head.closing else _BOUNDARY
-        self._early = False
+        self._early = self.answered_early = False
         self._remaining = head.length
         if head.length == CHUNKED:
             self._state = _CHUNK_SIZE

@@ -45,7 +45,8 @@ class Singly:
             return False
         answered = lane.announced() - framer.unanswered
         unanswered = framer.unanswered - lane.unsent()
-        if not answered or unanswered <= int(self._pool.singly):  # one alone was not sent ahead of any answer
+        # One alone was not sent ahead of any answer, where requests go one by one; else it is not known.
+        if not answered or unanswered <= int(self._pool.singly):
             return False
         if framer.closing and last in (0, answered):  # the next connection's end is foreseen
             return False

@@ -176,6 +176,7 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
         # A quarter of what a worker loads, that other taps start without; while the files can still be read.
         from tapmirror.worker import compared
 
+        compared.load()
         pipeline = compared.pipeline
     contexts: list[ssl.SSLContext | None] = []
     for i, shadow in enumerate(spec.shadows):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from tapmirror.compare.bodies import missing
 from tapmirror.compare.comparison import Comparison
 from tapmirror.comparing import ComparingPipeline
 from tapmirror.ledger import Ledger
@@ -11,6 +12,11 @@ from tapmirror.policy.match import compile_text
 from tapmirror.policy.samples import USUAL, SampleRedactor
 from tapmirror.tracer import Tracer
 from tapmirror.worker.setup import Setup
+
+
+def load() -> None:
+    """Load the packages for codings of bodies, too: before it gives up the privileges by which it may read them."""
+    missing()
 
 
 def pipeline(setup: Setup, ledger: Ledger, policy: Policy | None, tracer: Tracer | None) -> ComparingPipeline:
