@@ -13,6 +13,9 @@ from tapmirror.events import Open
 from tapmirror.replay.lane import AHEAD
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.singly import LASTS, TOGETHER
+from tapmirror.spec import Limits, Pacing
+
+WAIT = Limits().wait_time
 
 
 def lose(bench: Bench, flow: int, end: bytes = b"", *, reset: bool = False) -> None:
@@ -135,7 +138,6 @@ def test_a_busy_connection_that_stands_goes_one_by_one_too(bench: Bench) -> None
         bench.send(1, GET % number)
     for number in range(3):
         assert bench.read(sock, len(GET % number)) == GET % number
-        assert bench.reactor.behind is (number < 2)
         assert not select.select([sock], [], [], 0)[0]
         sock.sendall(OK)
     bench.turn()
@@ -218,3 +220,30 @@ def test_after_an_answer_that_cannot_be_read_nobody_waits(bench: Bench) -> None:
         bench.send(3, GET % number)
         bench.turn()
         assert bench.read(sock, len(GET % number)) == GET % number
+
+
+def test_nobody_waits_for_longer_than_an_answer_is_worth(bench: Bench) -> None:
+    """A long poll that production answered and the shadow does not: all goes on, until the answers have come."""
+    lose(bench, 1)
+    lose(bench, 2)
+    sock = bench.open(3)
+    for number in range(4):
+        bench.send(3, GET % number)
+    assert bench.read(sock, len(GET % 0)) == GET % 0
+    bench.turn(WAIT - 0.5)
+    assert not select.select([sock], [], [], 0.1)[0]
+    bench.turn(1.5)
+    assert bench.read(sock, 3 * len(GET % 0)) == b"".join(GET % number for number in range(1, 4))
+    sock.sendall(4 * OK)
+    bench.turn()
+    for number in range(2):
+        bench.send(3, GET % number)
+    assert bench.read(sock, len(GET % 0)) == GET % 0
+    assert not select.select([sock], [], [], 0.1)[0]
+
+
+def test_with_pacing_there_is_nothing_to_learn() -> None:
+    with Bench(pacing=Pacing.WAIT) as bench:
+        for flow in range(1, 4):
+            lose(bench, flow)
+        assert not bench.ledger.events["singly"]

@@ -103,11 +103,7 @@ def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches(monkeypatch: p
     assert asked == [BATCH] * 4
 
 
-@pytest.mark.parametrize(("behind", "wanted"), [(False, ["push", "pause"]), (True, [])])
-def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(
-    monkeypatch: pytest.MonkeyPatch, behind: bool, wanted: list[str]
-) -> None:
-    """There is no pause where requests wait for answers."""
+def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: done.append("pause"))
 
@@ -117,7 +113,6 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(
     source: Any = SimpleNamespace(age=lambda now: 0.0, read=lambda limit: iter([None] * 8))
     replay: Any = SimpleNamespace(
         execute=None,
-        behind=behind,
         push=lambda: done.append("push"),
         expire=lambda now: None,
         next_deadline=lambda: None,
@@ -133,7 +128,7 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(
     worker.run(lambda: 0.001)
     os.close(worker._memory)
 
-    assert done == wanted
+    assert done == ["push", "pause"]
 
 
 def test_what_the_time_at_the_end_did_not_suffice_for_is_dropped_and_not_under_way() -> None:

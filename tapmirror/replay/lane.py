@@ -90,6 +90,7 @@ class Lane:
         "heard",
         "heard_at",
         "hearing",
+        "held_since",
         "http",
         "idle_since",
         "last",
@@ -164,6 +165,8 @@ class Lane:
         self.heard = 0
         """Bytes of the shadow since the last turn (pacing `wait`)."""
         self.heard_at = 0.0
+        self.held_since = 0.0
+        """Since when its requests wait for each other, as not all are answered; 0: they do not."""
         self.timed = 0
         """The request whose answer is timed (`latency`), counted as `sent`; 0: none."""
         self.timed_at = 0.0
@@ -184,6 +187,7 @@ class Lane:
         self.unanswered = False
         self.blamed = None
         self.heard = 0
+        self.held_since = 0.0
         self.timed = 0
         self.timed_lazy = False
 

@@ -83,7 +83,8 @@ class Reactor:
         self._turns = Turns(spec.limits.wait_time)
         self._paced = spec.pacing is Pacing.WAIT
         self._sweep = Sweep(shadow.idle_time)
-        self._singly = Singly(self._pool, ledger)
+        self._wait_time = spec.limits.wait_time
+        self._singly = Singly(self._pool, ledger, paced=self._paced)
         self._sockets = Sockets(self._dialer, self._turns, ledger)
         self._epoll = self._sockets.epoll
         self._by_fd = self._sockets.by_fd
@@ -170,8 +171,8 @@ class Reactor:
 
     @property
     def behind(self) -> bool:
-        """A connection whose requests wait for answers falls behind unless these are acted on as they come."""
-        return self._turns.behind or (self._pool.singly and self._pool.items > 0)
+        """A connection with pacing `wait` falls behind unless answers are acted on as they come."""
+        return self._turns.behind
 
     def readdress(self, addresses: Sequence[Address]) -> None:
         """Connect to these from now on; what is connected stays."""
@@ -204,6 +205,8 @@ class Reactor:
     def _sweep_all(self, now: float) -> None:
         self._singly.look(now)
         lanes = self._by_fd.values()
+        for lane in [each for each in lanes if each.held_since and each.queue]:
+            self._flush(lane, now)
         for lane in self._sweep.sluggish(lanes):
             self._on_readable(lane, now)
         for lane in self._sweep.unanswered(lanes):
@@ -497,10 +500,12 @@ class Reactor:
                 if not framer.outstanding:
                     self._ends.lost(lane, now)
                 return False
-            if lane.parting:
+            if lane.parting and not self._waited(lane, now):
                 if lane.lazy:
                     wake_for(lane, 1)
                 return False
+            if not framer.outstanding:
+                lane.held_since = 0.0
             if lane.listener is not None:
                 lane.listener.heed(lane, item.number)
             framer.expect(item.flags)
@@ -515,6 +520,12 @@ class Reactor:
                 lane.tunnel = False
             return False
         return True
+
+    def _waited(self, lane: Lane, now: float) -> bool:
+        """Whether a request that goes singly has waited so long that the answer is not worth it, until all came."""
+        if not lane.held_since:
+            lane.held_since = now
+        return now - lane.held_since >= self._wait_time and lane.sent != lane.last
 
     def _on_readable(self, lane: Lane, now: float, *, ended: bool = False) -> None:
         """Read and discard; then what the answers were waited for."""

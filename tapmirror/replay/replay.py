@@ -54,7 +54,7 @@ class Replay:
 
     @property
     def behind(self) -> bool:
-        """A connection whose requests wait for answers falls behind unless these are acted on as they come."""
+        """A connection with pacing `wait` falls behind unless answers are acted on as they come."""
         return any(each.behind for each in self.reactors)
 
     def next_deadline(self) -> float | None:

@@ -28,10 +28,12 @@ LASTS: Final = 300.0
 class Singly:
     """Of one reactor: sets `Pool.singly`, by which lanes go."""
 
-    __slots__ = ("_events", "_pool", "_seen", "_until")
+    __slots__ = ("_events", "_paced", "_pool", "_seen", "_until")
 
-    def __init__(self, pool: Pool, ledger: Ledger) -> None:
+    def __init__(self, pool: Pool, ledger: Ledger, *, paced: bool) -> None:
+        """`paced`: by `wait`, which does so anyway: there is nothing to learn."""
         self._pool = pool
+        self._paced = paced
         self._events = ledger.events
         self._seen = float("-inf")
         self._until = 0.0
@@ -41,7 +43,7 @@ class Singly:
         expected, 0: not known.  Whether requests go one by one from now on.
         """
         framer = lane.framer
-        if framer is None or framer.failed or framer.idled:
+        if self._paced or framer is None or framer.failed or framer.idled:
             return False
         answered = lane.announced() - framer.unanswered
         unanswered = framer.unanswered - lane.unsent()

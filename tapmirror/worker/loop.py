@@ -25,7 +25,7 @@ from tapmirror.replay import Replay
 from tapmirror.safety import plain
 from tapmirror.source import Source
 from tapmirror.source.live import LiveSource
-from tapmirror.spec import TapSpec
+from tapmirror.spec import Pacing, TapSpec
 from tapmirror.tracer import Loop, Tracer
 from tapmirror.worker.restraint import LATE, Restraint
 from tapmirror.worker.setup import MESSAGE
@@ -74,6 +74,7 @@ class Worker:
         self._tracer = tracer
         self._loops = False
         """What is sent comes back to production: nothing more is read, nor sent at the end."""
+        self._paced = spec.pacing is Pacing.WAIT
         self._stopping = False
         self._whole = False
         """The last ledger is to have all that the comparison knows."""
@@ -134,7 +135,11 @@ class Worker:
             if now >= next_tick:
                 next_tick = self._tick(now)
             if count:
-                if count < BATCH and count * HOLD >= FEW * (now - last_batch) and not self._replay.behind:
+                if (
+                    count < BATCH
+                    and count * HOLD >= FEW * (now - last_batch)
+                    and not (self._paced and self._replay.behind)
+                ):
                     self._replay.push()
                     time.sleep(HOLD)
                 last_batch = now
