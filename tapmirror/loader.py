@@ -162,16 +162,23 @@ def load(request: Request) -> Loaded:
     """Compile and load in a child process.  Raises `LoaderError`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        with theirs, unsignalled():
-            child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tapmirror.loader", str(theirs.fileno()), contract.CONTRACT],
-                cwd="/",
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        child = None
+        try:
+            with theirs, unsignalled():
+                child = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "tapmirror.loader", str(theirs.fileno()), contract.CONTRACT],
+                    cwd="/",
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except BaseException:
+            if child is not None:  # a signal that was held back
+                child.kill()
+                child.wait()
+            raise
         data, fds = b"", list[int]()
         try:
             ours.settimeout(LOAD_TIME)

@@ -245,7 +245,7 @@ def test_where_no_report_can_be_written_no_tap_starts(
     for name in ("plain", "locked.html"):
         (tmp_path / name).touch()
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK or "locked" not in str(path))
-    monkeypatch.setattr(run, "start", lambda _: pytest.fail("a tap starts"))
+    monkeypatch.setattr(run, "start", lambda *_: pytest.fail("a tap starts"))
     words = ["--iface=lo", "--port=80", "--shadow=192.0.2.1:80", "--compare=status", f"--report={tmp_path / file}"]
     done = CliRunner().invoke(main, ["run", *words])
     assert (done.exit_code, done.stderr) == (2, f"tapmirror: error: --report: {tmp_path / file}: {problem}\n")

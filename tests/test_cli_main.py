@@ -181,7 +181,7 @@ def test_what_goes_on_has_loaded_what_it_prints_of_a_comparison() -> None:
     code = (
         "import sys; from tapmirror.cli import run; from tapmirror.cli.main import main\n"
         "wanted = {'tapmirror.compare.brief', 'tapmirror.report.words'}\n"
-        "run.start = lambda taps: sys.exit(not wanted <= {*sys.modules})\n"
+        "run.start = lambda *_: sys.exit(not wanted <= {*sys.modules})\n"
         "main(['run', '--iface=lo', '--port=80', '--shadow=192.0.2.1:80', '--compare=status'])"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

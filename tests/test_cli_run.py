@@ -760,6 +760,39 @@ def test_what_was_captured_is_sent_though_nobody_sees_it(
         os.close(end)
 
 
+class Fake:
+    """A tap that can be started, in whose time a signal comes."""
+
+    def __init__(self, name: str, comes: int | None) -> None:
+        self.spec = TapSpec(iface="lo", ports=(80,), shadows=(parse_shadow("192.0.2.1:80"),), name=name)
+        self.comes = comes
+        self.ended: list[bool] = []
+
+    def start(self) -> None:
+        if self.comes is not None:
+            signal.raise_signal(self.comes)
+
+    def close(self, *, at_once: bool = False) -> None:
+        self.ended.append(at_once)
+
+
+def test_of_several_taps_those_that_have_begun_have_their_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "Claims", lambda spec: Path("/"))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stop_read, stop_write = os.pipe()
+    try:
+        first, second, third = Fake("a", None), Fake("b", signal.SIGTERM), Fake("c", None)
+        taps: list[Any] = [first, second, third]
+        assert len(run.start(taps, Signals(stop_write), stop_read)) == 2
+        assert taps == [first, second]
+        assert (first.ended, second.ended, third.ended) == ([], [], [])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(stop_read)
+        os.close(stop_write)
+
+
 @pytest.mark.parametrize(
     ("number", "then"),
     [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_IGN)],
@@ -798,7 +831,7 @@ def test_the_report_is_written_though_the_ledger_cannot_be_printed(
     written: list[tuple[object, str]] = []
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # which it replaces
     for module, name, instead in (
-        (run, "start", lambda taps: []),
+        (run, "start", lambda *_: []),
         (run, "watch", lambda taps, stop, duration: ([{}], False)),
         (run, "print_ledger", refuse),
         (compared, "all_figures", lambda *_: ["figures"]),

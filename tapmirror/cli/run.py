@@ -100,15 +100,13 @@ def run(
     signals = Signals(stop_write)
     say_starting(as_json=as_json)
     try:
-        with signals.interrupting():
-            claims = start(taps)
+        claims = start(taps, signals, stop_read)
     except Interrupted:
-        for tap in taps:
-            tap.close(at_once=True)
         tell("stopped while it was starting: there is no ledger")
         os._exit(2)  # the interpreter takes a fifth of a second for its own end
     except (TapError, ClaimedError, OSError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
+    specs = [tap.spec for tap in taps]
     lasts = min((spec.ttl for spec in specs if spec.ttl is not None), default=math.inf)
     try:
         ledgers, broken = watch(taps, stop_read, min(lasts, math.inf if duration is None else duration))
@@ -141,7 +139,7 @@ def run(
 
 
 class Interrupted(BaseException):
-    """A signal came while taps were being started."""
+    """A signal came while the first tap was being started."""
 
 
 class Signals:
@@ -195,16 +193,24 @@ def tell(message: str, say: Callable[[str], None] = warn) -> None:
         say_no_more()
 
 
-def start(taps: Sequence[Tap]) -> list[Claims]:
-    """Start all or none; what is claimed for them.  Raises `TapError` and `ClaimedError`."""
+def start(taps: list[Tap], signals: Signals, stop: int) -> list[Claims]:
+    """Start all or none; what is claimed for them.  Raises `TapError`, `ClaimedError` and `Interrupted`.
+
+    Once the first one mirrors there is something to tell: if `stop` is readable the others are taken out of the list.
+    """
     claims: list[Claims] = []
     for i, tap in enumerate(taps):
+        if i and select.select([stop], [], [], 0)[0]:
+            del taps[i:]
+            break
         try:
-            claims.append(Claims(tap.spec))
-            tap.start()
+            with contextlib.nullcontext() if i else signals.interrupting():
+                claims.append(Claims(tap.spec))
+                tap.start()
         except BaseException as error:
+            tap.close(at_once=not isinstance(error, Exception))
             for begun in taps[:i]:
-                begun.close(at_once=not isinstance(error, Exception))
+                begun.close()
             for claim in claims:
                 claim.close()
             raise
