@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from replay_bench import CLOSE, GET, KEEP, OK, RESET, Bench
-from tapmirror.events import Open
+from tapmirror.events import START, Abort, DropReason, Open
 from tapmirror.replay.lane import AHEAD
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.singly import LASTS, TOGETHER
@@ -247,3 +247,18 @@ def test_with_pacing_there_is_nothing_to_learn() -> None:
         for flow in range(1, 4):
             lose(bench, flow)
         assert not bench.ledger.events["singly"]
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_answers_that_are_seen_as_a_request_is_given_up_let_the_others_go(bench: Bench, over: bool) -> None:
+    lose(bench, 1)
+    lose(bench, 2)
+    sock = bench.open(3)
+    for number in range(2):
+        bench.send(3, GET % number)
+    assert bench.read(sock, len(GET % 0)) == GET % 0
+    bench.send(3, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", START)
+    sock.sendall(OK)
+    bench.give(Abort(3, DropReason.INCOMPLETE, over))
+    assert bench.read(sock, len(GET % 1)) == GET % 1
+    assert bench.dropped() == {DropReason.INCOMPLETE: 1}

@@ -395,6 +395,7 @@ class Reactor:
             self._ends.tear(lane, reason)
             if command.flags & END:
                 lane.skipping = None
+            self._go_on(lane, now)
         else:
             self._ends.give_up(lane, reason)
 
@@ -425,9 +426,12 @@ class Reactor:
 
     def _abort(self, command: Abort, now: float) -> None:
         lane = self._lanes.get(command.flow)
-        if lane is not None and lane.open_request:
-            self._drain.look_once_more(lane, now)
+        if lane is None or not lane.open_request:
+            self._ends.abort(command, now)
+            return
+        self._drain.look_once_more(lane, now)
         self._ends.abort(command, now)
+        self._go_on(lane, now)
 
     # --- a connection's life
 
@@ -531,6 +535,10 @@ class Reactor:
         """Read and discard; then what the answers were waited for."""
         if lane.sock is None or lane.state != OPEN or not self._read(lane, lane.sock, now, ended=ended):
             return
+        self._go_on(lane, now)
+
+    def _go_on(self, lane: Lane, now: float) -> None:
+        """Answers were read: with what waited for them."""
         if lane.queue:
             self._flush(lane, now)
         if lane.finishing and lane.state == OPEN:
