@@ -48,6 +48,15 @@ def waits(bench: Bench, flow: int) -> bool:
     return held
 
 
+def exchange(bench: Bench, flow: int, sock: socket.socket, count: int) -> None:
+    """Requests that are answered one after the other."""
+    for number in range(count):
+        bench.send(flow, GET % number)
+        bench.read(sock, len(GET % number))
+        sock.sendall(KEEP)
+        bench.turn()
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_after_two_losses_requests_go_one_by_one_for_a_while(bench: Bench, reset: bool) -> None:
     lose(bench, 1, reset=reset)
@@ -92,11 +101,7 @@ def test_closes_with_notice_that_come_after_another_number_are_losses(bench: Ben
     lose(bench, 1, CLOSE)  # after two
     for flow, before in ((2, 3), (3, 5)):
         sock = bench.open(flow)
-        for number in range(before):
-            bench.send(flow, GET % number)
-            bench.read(sock, len(GET % number))
-            sock.sendall(KEEP)
-            bench.turn()
+        exchange(bench, flow, sock, before)
         for number in range(2):
             bench.send(flow, GET % number)
         bench.read(sock, len(GET % 0) * 2)
@@ -177,11 +182,7 @@ def test_a_body_up_to_the_end_is_an_answer(bench: Bench) -> None:
     """Whatever number it comes after: nothing is lost by it."""
     for flow, before in ((1, 1), (2, 3), (3, 5), (4, 2)):
         sock = bench.open(flow)
-        for number in range(before):
-            bench.send(flow, GET % number)
-            bench.read(sock, len(GET % number))
-            sock.sendall(KEEP)
-            bench.turn()
+        exchange(bench, flow, sock, before)
         bench.send(flow, GET % 0)
         bench.read(sock, len(GET % 0))
         sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nsome")
