@@ -119,6 +119,23 @@ def test_what_is_wrong_with_a_comparison(text: str, said: str) -> None:
         read_taps(MINIMAL + f"compare: {text}\n".encode())
 
 
+@pytest.mark.parametrize("other", ["percnt: 5", "ttl: soon", "percent: 101", "key: client"])
+def test_a_slip_is_told_with_all_else(other: str) -> None:
+    """What is unknown, of another type, out of bounds, and what does not go together."""
+    text = f"name: -web\niface: lo\nport: 80\nshadow: h:1\n{other}\ncompare: {{level: off, noise_probe: 5}}\n"
+    with pytest.raises(FileError) as caught:
+        read_taps(text.encode())
+    field = other.partition(":")[0]
+    assert [problem.path for problem in caught.value.found] == ["name", field, "compare.noise_probe"]
+
+
+def test_no_slip_is_made_of_what_is_wrong() -> None:
+    """A level that could not be read may have been one."""
+    with pytest.raises(FileError) as caught:
+        read_taps(MINIMAL + b"compare: {levl: body, noise_probe: 5}\n")
+    assert [problem.path for problem in caught.value.found] == ["compare.levl"]
+
+
 def test_a_full_file() -> None:
     shop, raw = read_taps(FULL)
     assert raw == TapSpec(

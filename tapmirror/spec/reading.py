@@ -29,7 +29,7 @@ from tapmirror.spec.match import Text
 from tapmirror.spec.numbers import number_of, seconds_of
 from tapmirror.spec.settings import Settings
 from tapmirror.spec.shadow import Shadow, parse_shadow
-from tapmirror.spec.tap import Hook, Rule, TapSpec
+from tapmirror.spec.tap import Hook, Rule, TapSpec, slips
 
 SINGULAR: Final = {"port": "ports", "shadow": "shadows", "addr": "addrs", "rule": "rules"}
 """Of a tap."""
@@ -64,7 +64,7 @@ def taps_of(documents: list[Document], *, kept: bool = False) -> list[TapSpec]:
     taps: list[TapSpec] = []
     names: set[str] = set()
     for document in documents:
-        reader = _Reader(document, found)
+        reader = _Reader(document, found, kept)
         data = document.data
         items: list[tuple[Path, Any]] = [((), data)]
         if isinstance(data, dict) and set(data) == {"taps"}:
@@ -74,11 +74,7 @@ def taps_of(documents: list[Document], *, kept: bool = False) -> list[TapSpec]:
                 continue
             items = [(("taps", i), item) for i, item in enumerate(taps_there)]
         for path, item in items:
-            read = reader.tap(item, path)
-            taps += read
-            for field, message in (slip for tap in read if not kept for slip in tap.slips()):
-                there = (*path, *field.split("."))
-                found.append(Problem(document.line(there), dotted(there), message))
+            taps += reader.tap(item, path)
             name = item.get("name", "tap") if isinstance(item, dict) else None
             if isinstance(name, str) and name in names:
                 where = (*path, "name")
@@ -108,9 +104,10 @@ def read_settings(data: bytes) -> Settings:
 class _Reader:
     """One document's values to structures."""
 
-    def __init__(self, document: Document, found: list[Problem]) -> None:
+    def __init__(self, document: Document, found: list[Problem], kept: bool = False) -> None:
         self._document = document
         self._found = found
+        self._kept = kept
 
     def tap(self, data: Any, path: Path) -> list[TapSpec]:
         """The tap, or nothing: what is wrong has been told."""
@@ -173,6 +170,9 @@ class _Reader:
         # What is missing is put in, so that the other fields are checked all the same.
         missing = {field.name for field in fields.values() if field.required and field.name not in values}
         values |= {name: _STAND_INS[name] for name in missing}
+        if cls is TapSpec and not self._kept:  # whatever else is wrong with it: all is told at once
+            for where, message in slips(values.get("name", ""), values.get("compare", Compare())):
+                self._wrong((*path, *where.split(".")), message)
         try:
             built = cls(**values)
         except SpecError as error:

@@ -311,10 +311,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
 
     def slips(self) -> Found:
         """What is refused to whoever writes it, and was not always: a tap that was kept with it goes on."""
-        if self.name.startswith("-"):
-            yield "name", f"{shown(self.name)} begins as an option does: no command could name it"
-        for field, message in self.compare.slips():
-            yield f"compare.{field}", message
+        return slips(self.name, self.compare)
 
     def http_only(self) -> Iterator[str]:
         """The fields in use that make sense only where requests are known."""
@@ -357,6 +354,14 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     def threshold(self) -> int:
         """Of 2**32 hash values, how many the kernel passes on; by anything but connections, all."""
         return threshold(self.most()) if self.by is By.CONNECTION else 1 << 32
+
+
+def slips(name: str, compare: Compare) -> Found:
+    """`TapSpec.slips` of what a tap is to have, which may have more that is wrong with it."""
+    if name.startswith("-"):
+        yield "name", f"{shown(name)} begins as an option does: no command could name it"
+    for field, message in compare.slips():
+        yield f"compare.{field}", message
 
 
 def to_builtins(spec: TapSpec) -> Any:
