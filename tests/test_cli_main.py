@@ -176,6 +176,19 @@ def test_a_command_loads_what_it_needs(words: list[str], none: tuple[str, ...]) 
     assert not loaded & {*none}
 
 
+@pytest.mark.parametrize("name", ["daemon", "run"])
+def test_what_goes_on_has_loaded_what_asks_for_links_and_addresses(name: str) -> None:
+    """A daemon's first tap may come days after it began, and a package may be replaced beneath it."""
+    code = (
+        f"import sys; from tapmirror.cli import {name}; from tapmirror.supervisor import addresses\n"
+        "before = {*sys.modules}\n"
+        "addresses.local_addresses(), addresses.largest_packet('lo')\n"
+        "sys.exit(', '.join(sorted({*sys.modules} - before)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_goes_on_has_loaded_what_it_prints_of_a_comparison() -> None:
     """A package may be replaced beneath it."""
     code = (

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
+from pyroute2 import IPRoute, NetlinkError
+
 from tapmirror.safety import plain
 
 ADDRESSES: Final = 16
@@ -34,8 +36,6 @@ def port(address: tuple[Any, ...]) -> int:
 @contextlib.contextmanager
 def _netlink() -> Iterator[Any]:
     """What asks the kernel.  Raises OSError, also where the kernel refuses: that has an error class of its own."""
-    from pyroute2 import IPRoute, NetlinkError  # takes 0.2 s to import: only who starts a tap pays
-
     try:
         with IPRoute() as netlink:
             yield netlink
