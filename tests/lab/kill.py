@@ -107,7 +107,12 @@ class Kills:
             load = Load(lab.client, plan)
             self._until_mirrored()
             for number, victim in enumerate(victims, 1):
-                self._round(victim)
+                said = len(self._daemon.said())
+                try:
+                    self._round(victim)
+                except (AssertionError, LabError):
+                    self._say(f"{number}/{len(victims)}: {victim}; the daemon said:\n{self._daemon.said()[said:]}")
+                    raise
                 assert load.running(), "the load goes on"
                 assert production.bad == [], production.bad
                 self._say(f"{number}/{len(victims)}: {victim}, back after {self.report.back[-1]:.1f} s")
