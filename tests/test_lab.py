@@ -349,7 +349,9 @@ def test_the_soak_sees_what_does_not_add_up_and_what_grows() -> None:
     swings = Report(seconds=120 * 60.0, looks=saw)
     assert swings.margin("worker") == pytest.approx(2 * 0.5 * (60 / 58) ** 0.5 / 5**0.5, abs=0.001)
     assert Report(seconds=120.0, looks=saw[:2]).margin("worker") is None
-    few = Report(seconds=300.0, looks=looks[:5])
+    idle = Report(seconds=300.0, requests=170_000, mirrored=1_378)
+    assert idle.failures() == ["only 0.8% of the requests were mirrored: is the host busy?"]
+    few = Report(seconds=300.0, looks=looks[:5], requests=1_000, mirrored=100)
     assert few.failures() == [] and few.slope("daemon") is not None
     few.looks[-1].files["daemon"] = 32
     assert few.failures() == []

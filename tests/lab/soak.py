@@ -49,6 +49,8 @@ SLOPE: Final = 1.0
 """MiB an hour that a process may grow, where at least an hour was measured."""
 GROWTH: Final = 2.0
 """MiB that a process may grow in the second half of a shorter run."""
+LEAST: Final = 0.1
+"""Of production's requests; where fewer were mirrored, for the host had no CPU to spare, nothing was shown."""
 CLIENTS: Final = 2
 """Descriptors of the daemon for who asks it just then."""
 PORT: Final = 9464
@@ -120,6 +122,8 @@ class Report:
         found = [*self.wrong[:5]]
         if self.failed:
             found.append(f"{self.failed} requests of production's failed")
+        if self.mirrored < LEAST * self.requests:
+            found.append(f"only {self.mirrored / self.requests:.1%} of the requests were mirrored: is the host busy?")
         if self.left:
             found.append(f"left: {self.left}")
         if self.restarts:
