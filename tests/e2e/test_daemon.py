@@ -42,6 +42,7 @@ from lab import (
     until,
 )
 from lab.daemon import Daemon
+from lab.scarce import Scarce
 from lab.shop import REVIEWS_V2, Shop
 from lab.starve import starved
 from tapmirror.control.client import Client, ControlError
@@ -343,6 +344,32 @@ def test_the_same_tap_of_another_daemon_or_run_is_refused(lab: Lab) -> None:
         daemon.run("stop", "web")
         assert len(shadow.got) == 50
         second.run(*WEB)
+
+
+def test_where_memory_runs_out_a_worker_is_the_victim_and_production_is_not(lab: Lab) -> None:
+    """Of all in one control group: production, the daemon, a neighbour who takes more than there is, and the worker."""
+    with (
+        Nginx(lab.node) as production,
+        Nginx(lab.shadow) as shadow,
+        Scarce() as group,
+        Daemon(lab.node, start=False) as daemon,
+    ):
+        daemon.start(before=group.before())
+        group.take(production.processes())
+        daemon.ask(Start(taps=[web()]))
+        running = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=10**9, connections=10, rate=500))
+        shadow.wait_for(200, PATIENCE)
+        (worker,) = daemon.workers()
+        others = {*daemon.processes(), *production.processes()} - {worker}
+        group.run_out([*others, worker])
+        until(lambda: worker not in daemon.processes(), "the worker's end")
+        assert others <= {*daemon.processes(), *production.processes()}
+        count = shadow.requests()
+        shadow.wait_for(count + 200, PATIENCE)
+        assert running.stop().failed == 0
+        (done,) = daemon.ask(Stop(all=True))["stopped"]
+    identity(done["ledger"])
+    assert done["ledger"]["worker"]["restarts"] == 1
 
 
 # --- the control socket

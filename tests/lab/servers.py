@@ -17,6 +17,7 @@ from typing import Final, Self
 import msgspec
 
 from lab.hosts import NOFILE_MOST, Host, LabError, prefix, until
+from lab.snapshot import tree
 
 CONFIG: Final = """
 user root;
@@ -113,6 +114,11 @@ class Server(abc.ABC):
         except LabError as error:
             path = self._dir / log
             raise LabError(f"{error}; {path.read_text(errors='replace').strip() if path.exists() else ''}") from None
+
+    def processes(self) -> dict[int, str]:
+        """Its processes, by pid, with their command lines."""
+        assert self._process is not None
+        return tree(self._process.pid)
 
     @abc.abstractmethod
     def _answers(self) -> bool:
