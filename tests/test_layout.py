@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -129,11 +130,16 @@ def room(module: str) -> str | None:
     return next((name for name in names if name in RANKS), "" if not module else None)
 
 
+@functools.cache
+def nodes(module: str) -> tuple[ast.AST, ...]:
+    """All that is written in a module."""
+    return tuple(ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8"))))
+
+
 def imports(module: str) -> Iterator[str]:
     """Full names of what it imports, wherever in the file."""
-    path = file_of(module)
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    package = module if file_of(module).name == "__init__.py" else module.rpartition(".")[0]
+    for node in nodes(module):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -195,11 +201,10 @@ WALL_CLOCK: Final = {
 @pytest.mark.parametrize("module", modules())
 def test_no_timer_is_of_the_wall_clock(module: str) -> None:
     """It jumps.  Where it is read all the same, the reason is above."""
-    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
     wall = {"time", "time_ns", "localtime", "gmtime", "CLOCK_REALTIME", "now", "utcnow"}
     found = [
         node.attr
-        for node in ast.walk(tree)
+        for node in nodes(module)
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id in ("time", "datetime")

@@ -147,6 +147,7 @@ def test_the_limit_of_locked_memory_is_lifted_before_anything_is_loaded(
         raise loader.LoaderError("refused", "as told")
 
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    monkeypatch.setattr(loader, "give_way", lambda: None)  # here it is not a child, and its session is all the tests'
     monkeypatch.setattr(loader, "compile_and_load", load)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
