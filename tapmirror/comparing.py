@@ -22,7 +22,6 @@ from tapmirror.compare.thinning import Rotation
 from tapmirror.events import (
     ACCEPTED,
     END,
-    NO_BODY,
     START,
     TRACED,
     TUNNEL,
@@ -490,8 +489,7 @@ class ComparingPipeline(Pipeline):
             if len(self._probes) >= PROBES:
                 talk.conversation.left_out(check.shadow + PROBE, check.number, Unpaired.LIMIT)
                 continue
-            flags = WHOLE | (NO_BODY if check.request.startswith(b"HEAD ") else 0)
-            command = Send(check.flow, check.request, 0, flags, check.shadow, check.number)
+            command = Send(check.flow, check.request, 0, check.flags, check.shadow, check.number)
             self._probes.append((self._now + PROBE_DELAY, talk, check.flow, check.request, command))
         self._comparison.checks.clear()
 

@@ -137,6 +137,8 @@ class Reply(msgspec.Struct, gc=False):
     """What was sent, where it can be sent again; empty: it cannot."""
     begun: bool = False
     """The request began to be sent."""
+    flags: int = 0
+    """Its, then (as of `Conversation.asked`)."""
 
 
 class Exchange(msgspec.Struct, gc=False):

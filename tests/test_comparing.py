@@ -12,7 +12,20 @@ import pytest
 
 from tapmirror.compare.comparison import Comparison, touch
 from tapmirror.comparing import PROBE_DELAY, ComparingPipeline, _head
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, NO_BODY, START, Excuse, Finish, Open, Send
+from tapmirror.events import (
+    ACCEPTED,
+    ACK,
+    FIN,
+    FROM_SERVER,
+    KEEPING,
+    NO_BODY,
+    START,
+    WHOLE,
+    Excuse,
+    Finish,
+    Open,
+    Send,
+)
 from tapmirror.exchange import PROBE
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
@@ -541,6 +554,22 @@ def test_a_head_that_is_asked_for_again_has_no_body_to_wait_for() -> None:
     tap.now += PROBE_DELAY + 0.1
     sends = [command for command in tap.pipeline.expire(tap.now) if isinstance(command, Send)]
     assert sends and all(command.flags & NO_BODY for command in sends)
+
+
+def test_what_keeps_a_connection_by_http_1_0_does_so_when_it_is_asked_for_again() -> None:
+    """The answer ends the connection unless it says so too (`KEEPING`): what is sent behind it would be lost."""
+    tap = Tap(Level.BODY, probe=10.0)
+    tap.accept()
+    for number in range(100):
+        tap.put(1, ACK, b"GET /a?%d HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" % number)
+        tap.answer(json_answer('{"a": 1}'))
+        tap.shadow(json_answer('{"a": 2}' if number % 20 == 17 else '{"a": 1}'))
+    checks = len(tap.comparison.checks)
+    tap.later(0.1)
+    tap.now += PROBE_DELAY + 0.1
+    sends = [command for command in tap.pipeline.expire(tap.now) if isinstance(command, Send)]
+    assert len(sends) > checks > 0  # what differed, and others
+    assert {command.flags for command in sends} == {WHOLE | KEEPING}
 
 
 def test_a_check_whose_connection_ends_leaves_nothing_and_counts_nowhere() -> None:

@@ -22,7 +22,7 @@ from tapmirror.compare.samples import Redaction, sample
 from tapmirror.compare.summary import SCHEMA, STATUS, Endpoint, Field, Summary, bounds_of, is_error
 from tapmirror.compare.thinning import Draw, Rate
 from tapmirror.compare.verdict import Limits
-from tapmirror.events import END, NO_BODY, START, Buffer
+from tapmirror.events import KEEPING, NO_BODY, WHOLE, Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, Room
 from tapmirror.framing.answers import Bounds as ReaderBounds
@@ -310,13 +310,13 @@ class Comparison:
         conversation = self._conversations.get(asked.flow)
         if conversation is None:
             return
-        flags = START | END | (NO_BODY if asked.method == b"HEAD" else 0)
+        flags = WHOLE | reply.flags & (NO_BODY | KEEPING)
         keep = self._spec.body_bytes if asked.bodies else NOTHING
         again = msgspec.structs.replace(asked, checks=checks)
         number = conversation.again(again, shadow, reply.answer, flags, keep, self._now)
         if number:
             self._checks -= WHOLE_REQUEST
-            self.checks.append(Check(asked.flow, number, shadow, reply.request))
+            self.checks.append(Check(asked.flow, number, shadow, reply.request, flags))
 
     def _checked(self, exchange: Exchange) -> None:
         """The shadow's two answers to one request, of which the first differed from production's."""
@@ -359,6 +359,8 @@ class Check(msgspec.Struct, frozen=True):
     number: int
     shadow: int
     request: bytes
+    flags: int
+    """As of `Send`."""
 
 
 def _lacks_pairs(endpoint: Endpoint, fields: Iterable[Field]) -> bool:

@@ -328,7 +328,9 @@ class Conversation:
             keep = pending.keep
             if shadow not in pending.replies:
                 self.chosen(shadow, number)
-            pending.replies[shadow].begun = True
+            reply = pending.replies[shadow]
+            reply.begun = True
+            reply.flags = flags
         side.reader.expect(flags, keep, pending)
         broken = side.reader.broken
         if broken is not None:
