@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from tapmirror.replay.ports import (
     gentle_closes,
     heard_out,
     open_connections,
+    quiet_since,
     reset_on_close,
     sent_to_the_last,
 )
+from tapmirror.replay.tls import TlsSocket
 
 
 def resets(sock: socket.socket) -> bool:
@@ -150,3 +153,26 @@ def test_an_answer_of_the_tick_in_which_was_sent_counts_after_a_longer_silence(
     peer.send(b"pong")
     time.sleep(0.1)
     assert heard_out(sock)
+
+
+@pytest.mark.parametrize("came", ["before", "in the tick", "after"])
+def test_only_what_was_long_before_is_certain_not_to_have_come_since(
+    pair: tuple[socket.socket, socket.socket], came: str
+) -> None:
+    sock, peer = pair
+    if came == "after":
+        sock.send(b"ping")
+    else:
+        while asked_in_one_tick(sock, peer) is not (came == "in the tick"):
+            time.sleep(0.001)
+    time.sleep(0.05)
+    if came == "after":
+        peer.send(b"pong")
+        select.select([sock], [], [])
+    peer.recv(1 << 16)  # else it would end with an RST
+    peer.close()
+    select.select([sock], [], [])
+    assert quiet_since(sock) is (came == "before")
+    secured = TlsSocket(sock, ssl.create_default_context(), "new.test")
+    assert not quiet_since(secured)  # the bytes of its end would have come since
+    secured.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 
 import pytest
 
@@ -125,6 +126,25 @@ def test_a_request_that_went_alone_was_not_sent_ahead(bench: Bench) -> None:
     bench.turn(LASTS + 1)
     lose(bench, 6)
     assert not waits(bench, 7)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_request_that_the_end_of_an_idle_connection_met_was_not_sent_ahead(bench: Bench, reset: bool) -> None:
+    """All before it was answered, longer ago than a tick of the kernel's clock: servers end idle connections at times
+    of their own, and what is on the way then is lost, however requests go.
+    """
+    for flow in range(1, 4):
+        sock = bench.open(flow)
+        exchange(bench, flow, sock, 2)
+        time.sleep(0.03)
+        if reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        bench.send(flow, GET % 3)
+        bench.read(sock, len(GET % 3))
+        sock.close()
+        bench.turn()
+    assert bench.ledger.answers["unanswered"] == 3
+    assert not bench.ledger.events["singly"]
 
 
 def test_a_busy_connection_that_stands_goes_one_by_one_too(bench: Bench) -> None:

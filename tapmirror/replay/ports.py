@@ -56,6 +56,14 @@ def heard_out(sock: _socket.socket | TlsSocket) -> bool:
     return bool(size and came <= sent and came >= (SILENCE if sure else DOUBT))
 
 
+def quiet_since(sock: _socket.socket | TlsSocket) -> bool:
+    """Whether it is certain that nothing came after what was sent last: not within a tick of the kernel's clock, nor in
+    TLS, where what ends a connection comes as bytes.
+    """
+    sent, came, _ = _HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))
+    return bool(came > sent) and not isinstance(sock, TlsSocket)
+
+
 def heard(sock: _socket.socket | TlsSocket) -> bool:
     """Whether anything came, also on a connection that is broken by now: more than a FIN, which the kernel counts as a
     byte (tcp_rcv_nxt_update).  In TLS bytes of the protocol count.

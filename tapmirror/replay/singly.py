@@ -10,6 +10,8 @@ behind answers of their choice, lighttpd behind the error to a request whose bod
 
 To wait for each answer takes reading it as it comes, so it is not done from the start.  Where connections end with
 requests unanswered, and not as `Dialer.last` foresees, it is done for a while, on all connections to that shadow.
+Servers also end connections that were idle for too long, and a request that is on its way then is lost, too: a single
+one, behind the last answer by far.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Final
 
 from tapmirror.ledger import Ledger
 from tapmirror.replay.lane import Lane, Pool
+from tapmirror.replay.ports import quiet_since
 
 TOGETHER: Final = 60.0
 """Seconds within which two connections must end so: one may be an accident."""
@@ -47,8 +50,7 @@ class Singly:
             return False
         answered = lane.announced() - framer.unanswered
         unanswered = framer.unanswered - lane.unsent()
-        # One alone was not sent ahead of any answer, where requests go one by one; else it is not known.
-        if not answered or unanswered <= int(self._pool.singly):
+        if not answered or unanswered < 1 or (unanswered == 1 and self._alone(lane)):
             return False
         if framer.closing and last in (0, answered):  # the next connection's end is foreseen
             return False
@@ -60,6 +62,12 @@ class Singly:
         self._until = now + LASTS
         self._events["singly"] += 1
         return True
+
+    def _alone(self, lane: Lane) -> bool:
+        """Whether the last request was not sent ahead of an answer: where requests go one by one, and where nothing
+        came since (a server's time for idle connections was over just then).
+        """
+        return self._pool.singly or (lane.sock is not None and quiet_since(lane.sock))
 
     def look(self, now: float) -> None:
         """Once in a while: what was learnt is given up when its time is over."""
