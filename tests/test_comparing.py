@@ -442,7 +442,7 @@ def test_a_short_body_of_a_request_is_in_its_sample_however_it_comes(split: int)
     tap.shadow(BAD)
     (endpoint,) = tap.state()["endpoints"].values()
     assert (
-        """--data-binary '{"password":"(redacted)","n":[1,2]}'"""
+        """--data-raw '{"password":"(redacted)","n":[1,2]}'"""
         in endpoint["fields"]["value status"]["samples"][0]["curl"]
     )
 

@@ -25,7 +25,9 @@ EXCERPT: Final = 1500
 VALUE: Final = 200
 """Characters of a value."""
 CURL: Final = 4000
-"""Characters of a curl line; a body that does not fit is left out."""
+"""Characters of a curl line; a body or a target that does not fit is left out."""
+ROOM: Final = 500
+"""Of these, for the words that are no field, body or target."""
 HIDDEN: Final = "(redacted)"
 CODING: Final = " header.content-encoding"
 """Of the name of a difference; answers are shown and compared decoded."""
@@ -37,6 +39,10 @@ _UNPRINTABLE: Final = re.compile(rb"[^\t\n\r -~]")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:=@%+,-]+")
 _OWN: Final = (b"host", b"content-length", b"connection", b"transfer-encoding", b"expect")
 """Fields that curl sets itself."""
+_GLOBS: Final = re.compile(rb"[][{}]")
+"""What curl takes for a pattern of several URLs, unless told not to (curl(1), --globoff)."""
+_REWRITTEN: Final = re.compile(rb"\A[^/]|#|/(?:\.|%2[eE]){1,2}(?:[/?]|\Z)|[^!-~]")
+"""Targets that curl does not send as they are: it resolves `/../`, encodes, leaves fragments out, and knows no `*`."""
 
 
 class Redaction(Protocol):
@@ -100,7 +106,7 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
     first, *lines = head[:-4].split(b"\r\n")
     method, _, rest = first.partition(b" ")
     target = rest.rpartition(b" ")[0]
-    if not target.startswith(b"/"):
+    if b"://" in target and not target.startswith(b"/"):
         target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
     words = ["curl", "-i"]
     if body and b"content-type:" not in head.lower():
@@ -114,16 +120,28 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
         if name.lower() == b"accept-encoding" and "--compressed" not in words:  # or its output were unreadable
             words.append("--compressed")
         if name.lower() == b"host" or name.lower() not in _OWN:
-            words += ["-H", _quoted(name + b": " + value.strip())]
+            value = value.strip()
+            words += ["-H", _quoted(name + b": " + value if value else name + b";")]  # so curl knows one without
+    # raw: of what begins with @ curl would send the file of that name, and any client could ask for one
     if asked.longer:
-        words += ["--data-binary", "'(too long)'"]
+        words += ["--data-raw", "'(too long)'"]
     elif body is None or b"\0" in body:  # no word of a shell can hold that
-        words += ["--data-binary", "'(not shown)'"]
+        words += ["--data-raw", "'(not shown)'"]
     elif body:
         text = _quoted(body)
-        words += ["--data-binary", text if len(text) < CURL // 2 else "'(too long)'"]
-    words.append(_quoted(base.encode() + target))
+        words += ["--data-raw", text if len(text) < CURL // 2 else "'(too long)'"]
+    words += _target(target, base, CURL // 2 - ROOM if body else CURL - ROOM)
     return " ".join(_fitting(words))[:CURL]
+
+
+def _target(target: bytes, base: str, most: int) -> list[str]:
+    """The last words: what is asked for, as it came; at most so many characters, or the line would be cut in a word."""
+    if len(_quoted(target)) > most:
+        return [_quoted(f"{base}/(too long)".encode())]
+    if _REWRITTEN.search(target):
+        return ["--request-target", _quoted(target), _quoted(f"{base}/".encode())]
+    url = _quoted(base.encode() + target)
+    return ["--globoff", url] if _GLOBS.search(target) else [url]
 
 
 def _fitting(words: list[str]) -> list[str]:
