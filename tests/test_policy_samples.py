@@ -26,6 +26,19 @@ def test_requests_lose_what_is_secret() -> None:
     assert body == b'{"user":{"email":"(redacted)","name":"n"}}'
 
 
+@pytest.mark.parametrize(
+    "name", ["accessToken", "refresh-token", "ID_TOKEN", "clientSecret", "newPassword", "session_id"]
+)
+def test_names_of_secrets_are_known_however_their_words_are_joined(name: str) -> None:
+    redactor = SampleRedactor([USUAL], b"k")
+    head = b"POST /a?user[%b]=abc&x=1 HTTP/1.1\r\nHost: x\r\nX-Access-Token: abc\r\nContent-Type: a/json\r\n\r\n"
+    head, _ = redactor.request(head % name.encode(), b"")
+    assert head == b"POST /a?x=1 HTTP/1.1\r\nHost: x\r\nContent-Type: a/json\r\n\r\n"
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    assert redactor.answer(answer, json.dumps({name: "abc"}).encode())[1] == f'{{"{name}":"(redacted)"}}'.encode()
+    assert redactor.field(f"body.user.{name}.first") == f"body.user.{name}"
+
+
 def test_answers_lose_the_same_and_keep_their_status_line() -> None:
     head = b"HTTP/1.1 404 Not Found\r\nSet-Cookie: sid=1\r\nContent-Type: application/json\r\n"
     head, body = SampleRedactor([USUAL], b"k").answer(head + b"Content-Encoding: gzip\r\n\r\n", b'[{"password": "p"}]')

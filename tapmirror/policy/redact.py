@@ -41,11 +41,11 @@ STRICT_HEADERS: Final = {
             "cookie",
             "proxy-authorization",
             "www-authenticate",
-            "x-api-key",
-            "x-auth-token",
-            "x-csrf-token",
-            "x-xsrf-token",
-            "x-amz-security-token",
+            *("api-key", "apikey", "x-api-key", "x-apikey", "x-goog-api-key", "ocp-apim-subscription-key"),
+            *("x-auth-token", "x-access-token", "x-refresh-token", "x-id-token", "x-session-token", "x-api-token"),
+            *("x-csrf-token", "x-xsrf-token", "x-csrftoken", "x-amz-security-token"),
+            *("private-token", "x-gitlab-token", "x-vault-token", "x-forwarded-access-token"),
+            *("x-amzn-oidc-accesstoken", "x-amzn-oidc-data", "x-goog-iap-jwt-assertion", "cf-access-jwt-assertion"),
             "referer",
             "from",
         ),
@@ -54,13 +54,17 @@ STRICT_HEADERS: Final = {
     **dict.fromkeys(("x-forwarded-for", "x-real-ip", "forwarded", "true-client-ip", "cf-connecting-ip"), "hash"),
 }
 """Credentials, and what says who or where a person is."""
-STRICT_NAMES: Final = (
-    *("password", "passwd", "pwd", "secret", "client_secret", "pin", "code", "signature", "sig"),
-    *("token", "access_token", "refresh_token", "id_token", "api_key", "apikey", "auth", "authorization"),
-    *("session", "sessionid", "sid", "email", "phone", "ssn"),
-    *("iban", "card", "card_number", "cardnumber", "cvv", "cvc"),
+_WORDS: Final = (
+    *("password", "new_password", "old_password", "current_password", "confirm_password", "password_confirmation"),
+    *("passwd", "pwd", "passphrase", "passcode", "pin", "otp", "code", "credentials"),
+    *("secret", "client_secret", "secret_key", "private_key", "api_key", "signature", "sig"),
+    *("token", "access_token", "refresh_token", "id_token", "auth_token", "session_token", "csrf_token", "api_token"),
+    *("auth", "authorization", "jwt", "session", "session_id", "sid", "email", "phone", "ssn"),
+    *("iban", "card", "card_number", "credit_card", "cvv", "cvc"),
+    *("x_amz_signature", "x_amz_credential", "x_amz_security_token", "x_goog_signature", "x_goog_credential"),
 )
-"""Parameters and JSON members."""
+STRICT_NAMES: Final = tuple(dict.fromkeys(word.replace("_", mark) for word in _WORDS for mark in ("_", "", "-")))
+"""Parameters and JSON members, in which case does not count: `access_token`, `accessToken` and `access-token`."""
 
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
@@ -225,9 +229,11 @@ class Redactor:
         return pair if shown == text else name + mark + quote(shown).encode()
 
     def _of_parameter(self, name: bytes) -> Action | None:
-        """What is done with a parameter.  The names of `strict` are meant within others too: `user[password]`."""
+        """What is done with a parameter.  The names of `strict`, and all of what is shown, are meant within others too:
+        `user[password]`.
+        """
         action = self._query.get(name)
-        if action is None and self._strict:
+        if action is None and (self._strict or self._texts):
             action = next((self._query[part] for part in _WITHIN.split(name) if part in self._query), None)
         return action
 
