@@ -46,6 +46,9 @@ def test_a_field_that_is_there_twice() -> None:
         ("Access-Control-Allow-Headers", "X-A, X-B", "x-b, x-a"),
         ("Access-Control-Expose-Headers", "X-A, X-B", "x-b, x-a"),
         ("Content-Type", "multipart/byteranges; boundary=58cc", 'multipart/byteranges; boundary="1206"'),
+        ("Content-Type", "text/html; charset=utf-8", 'Text/HTML;Charset="UTF-8"'),
+        ("Content-Type", "text/html", "text/html;"),
+        ("Cache-Control", "no-cache, no-store,max-age=0", "No-Store, max-age=0, no-cache"),
     ],
 )
 def test_what_means_the_same(name: str, value: str, other: str) -> None:
@@ -67,6 +70,11 @@ def test_a_field_in_two_lines_is_its_list() -> None:
         ("Content-Type", "multipart/mixed; boundary=a", "multipart/byteranges; boundary=a"),
         ("Content-Type", "multipart/mixed; boundary=a; start=1", "multipart/mixed; boundary=b; start=2"),
         ("Content-Type", "text/plain; boundary=a", "text/plain; boundary=b"),
+        ("Content-Type", "text/plain; charset=utf-8", "text/plain; charset=utf-16"),
+        ("Content-Type", "text/plain; charset=utf-8", "text/plain"),
+        ("Content-Type", "a/b; profile=A", "a/b; profile=a"),
+        ("Cache-Control", "no-cache, max-age=0", "no-cache, max-age=1"),
+        ("Cache-Control", "no-cache, no-store", "no-cache"),
     ],
 )
 def test_what_does_not(name: str, value: str, other: str) -> None:

@@ -12,8 +12,11 @@ from tapmirror.compare.words import shortened
 
 _LENGTH: Final = b"content-length"
 _CODING: Final = b"content-encoding"
-_OF_NAMES: Final = frozenset({b"vary", b"access-control-allow-headers", b"access-control-expose-headers"})
-"""Fields that are sets of names of fields, in which case does not count (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3)."""
+_OF_NAMES: Final = frozenset(
+    {b"vary", b"access-control-allow-headers", b"access-control-expose-headers", b"cache-control"}
+)
+"""Fields that are sets of names of fields (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3) or of directives (RFC 9111, 5.2), in
+which case does not count."""
 _WITH_TOKENS: Final = frozenset({b"location", b"content-location", b"link", b"refresh", b"content-security-policy"})
 """Fields in which numbers and tokens stand beside what counts: where these alone differ that is a field of its own, or
 the state of a redirect, which is always another one, would hide that it leads elsewhere."""
@@ -93,14 +96,25 @@ def _counts(line: bytes, ignored: frozenset[bytes]) -> bool:
 
 
 def _means(name: bytes, value: bytes) -> bytes | frozenset[bytes]:
-    """A value without what says nothing: the order of a set, its lines (RFC 9110, 5.3), the boundary of a multipart."""
+    """A value without what says nothing: the order of a set, its lines (RFC 9110, 5.3), how a type is written."""
     if name == b"content-type":
-        return without_boundary(value)
+        return _type(value)
     if name in _OF_NAMES:
         value = value.lower()
     elif name not in _OF_METHODS:
         return value
     return frozenset(member.strip() for member in value.replace(b"\n", b",").split(b",")) - {b""}
+
+
+def _type(value: bytes) -> bytes:
+    """A type without white space, the boundary of a multipart, and case where none counts (RFC 9110, 8.3.1)."""
+    kind, *parameters = without_boundary(value).split(b";")
+    kept = [kind.strip().lower()]
+    for parameter in parameters:
+        name, sign, its = parameter.strip().partition(b"=")
+        name = name.lower()
+        kept.append(name + sign + (its.strip(b'"').lower() if name == b"charset" else its))
+    return b";".join(filter(None, kept))
 
 
 def _cookies(value: bytes) -> bytes:
