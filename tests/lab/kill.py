@@ -167,12 +167,21 @@ class Kills:
         workers = self._daemon.workers()
         self._daemon.kill()
         began = time.monotonic()
-        until(lambda: not Snapshot.of(self._lab.node).difference(self._before), "nothing is attached", GONE)
+        self._until_gone("nothing is attached")
         self.report.detached.append(time.monotonic() - began)
         until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), "the workers' end", BACK)
         began = time.monotonic()
         self._daemon.start()
         return began
+
+    def _until_gone(self, what: str) -> None:
+        def left() -> dict[str, str]:
+            return Snapshot.of(self._lab.node).difference(self._before)
+
+        try:
+            until(lambda: not left(), what, GONE)
+        except LabError as error:
+            raise LabError(f"{error}: {left()}") from None
 
     def _taps(self) -> list[dict[str, Any]]:
         """The taps; each ledger adds up."""
@@ -200,7 +209,7 @@ class Kills:
             report.mirrored += each["ledger"]["requests"]["mirrored"]
             report.dropped.update(each["ledger"]["requests"]["dropped"])
         assert self._daemon.stop() == 0
-        until(lambda: not Snapshot.of(self._lab.node).difference(self._before), "nothing is left", GONE)
+        self._until_gone("nothing is left")
         sent = {(got.uri, got.sha256, got.length) for got in production.got}
         for sink in self._sinks:
             whole = [(got.uri, got.sha256, got.length) for got in sink.got if got.whole]
