@@ -66,6 +66,13 @@ def test_the_socket_comes_from_the_option_or_the_environment(daemon: Path) -> No
         assert [tap["name"] for tap in json.loads(done.output)["taps"]] == ["web", "worker"]
 
 
+def test_of_several_problems_each_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        asking.refused(ControlError("refused", "a.yaml:1: x (and 1 more)", ("a.yaml:1: x", "a.yaml:2: y")))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "tapmirror: error: a.yaml:1: x\ntapmirror: error: a.yaml:2: y\n"
+
+
 def test_without_a_daemon_it_is_one_line(tmp_path: Path) -> None:
     for words in (["list"], ["status"], ["logs", "web"], ["stop", "web"], ["reload"]):
         done = CliRunner().invoke(main, [*words, "--socket", str(tmp_path / "none")])

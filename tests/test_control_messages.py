@@ -130,7 +130,11 @@ def test_answers() -> None:
     assert read_answer(write_answer(3, {"taps": []})) == {"taps": []}
     with pytest.raises(ProtocolError, match="no tap") as caught:
         read_answer(write_error(3, "not_found", "no tap"))
-    assert (caught.value.code, caught.value.id) == ("not_found", 3)
+    assert (caught.value.code, caught.value.id, caught.value.problems) == ("not_found", 3, ())
+    assert b"problems" not in write_error(3, "not_found", "no tap")
+    with pytest.raises(ProtocolError, match="a, and 1 more") as caught:
+        read_answer(write_error(3, "refused", "a, and 1 more", ["a", "b"]))
+    assert caught.value.problems == ("a", "b")
     with pytest.raises(ProtocolError, match="not an answer"):
         read_answer(b"hello")
 

@@ -33,6 +33,15 @@ def test_every_yaml_file_is_read_and_nothing_else(tmp_path: Path) -> None:
     assert found["c"][1].name == "c"
 
 
+@pytest.mark.parametrize(
+    ("count", "last"),
+    [(1, None), (2, "p2"), (folder.TOLD, f"p{folder.TOLD}"), (1000, f"and {1000 - folder.TOLD} more")],
+)
+def test_what_is_told_to_who_asked_has_a_bound(count: int, last: str | None) -> None:
+    told = FolderError([f"p{number}" for number in range(1, count + 1)]).told()
+    assert told == [] if last is None else told[-1] == last and len(told) == min(count, folder.TOLD + 1)
+
+
 def test_one_bad_file_and_none_counts(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(TAP.format("a"))
     (tmp_path / "b.yaml").write_text(f"{TAP.format('b')}percent: 101\nnonsense: 1\n")

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from tapmirror.cli.messages import fail
+from tapmirror.cli.messages import error_line, fail
 from tapmirror.control.client import SOCKET, Client, ControlError
 from tapmirror.control.messages import List, Request
 from tapmirror.supervisor.places import RUNTIME
@@ -68,7 +68,9 @@ def ask(socket: Path, request: Request) -> dict[str, Any]:
 
 def refused(error: ControlError) -> NoReturn:
     """Tell why it was not done, and out."""
-    fail(str(error), 1 if error.code in ("failed", "lost") else 2)
+    for problem in error.problems[:-1]:
+        error_line(problem)
+    fail(error.problems[-1] if error.problems else str(error), 1 if error.code in ("failed", "lost") else 2)
 
 
 @contextlib.contextmanager

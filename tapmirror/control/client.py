@@ -33,10 +33,12 @@ SOCKET: Final = "control.sock"
 class ControlError(Exception):
     """The daemon refused, or did not answer; the message is one line for the user."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, problems: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.code = code
         """Of `ProtocolError`, or `lost`."""
+        self.problems = problems
+        """A line for each, where there are several."""
 
 
 class NoDaemonError(ControlError):
@@ -122,7 +124,7 @@ class Client:
                 raise ProtocolError("version", f"the daemon's answer has no {missing!r}: it is of another version")
             return answer
         except ProtocolError as error:
-            raise ControlError(error.code, str(error)) from None
+            raise ControlError(error.code, str(error), error.problems) from None
         except TimeoutError:
             raise ControlError("lost", f"the daemon did not answer within {patience:g} s") from None
         except OSError as error:

@@ -14,6 +14,7 @@ No I/O: bytes in, requests out, and the other way round.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import msgspec
@@ -156,10 +157,12 @@ class ProtocolError(Exception):
     `code` is one of: `bad_request`, `version`, `denied`, `not_found`, `refused`, `failed`, `busy`.
     """
 
-    def __init__(self, code: str, message: str, id: Id | None = None) -> None:  # noqa: A002
+    def __init__(self, code: str, message: str, id: Id | None = None, problems: tuple[str, ...] = ()) -> None:  # noqa: A002
         super().__init__(message)
         self.code = code
         self.id = id
+        self.problems = problems
+        """As of `Error`."""
 
 
 class _Head(msgspec.Struct):
@@ -170,11 +173,13 @@ class _Head(msgspec.Struct):
     op: str = ""
 
 
-class Error(msgspec.Struct, frozen=True):
+class Error(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why it was not done; `message` is one line for people."""
 
     code: str
     message: str
+    problems: tuple[str, ...] = ()
+    """A line for each where there are several: `message` has the first."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -222,9 +227,9 @@ def write_answer(id: Id | None, ok: dict[str, Any]) -> bytes:  # noqa: A002
     return msgspec.json.encode(Answer(v=VERSION, id=id, ok=ok)) + b"\n"
 
 
-def write_error(id: Id | None, code: str, message: str) -> bytes:  # noqa: A002
+def write_error(id: Id | None, code: str, message: str, problems: Sequence[str] = ()) -> bytes:  # noqa: A002
     """The line of an answer that tells an error."""
-    return msgspec.json.encode(Answer(v=VERSION, id=id, error=Error(code, message))) + b"\n"
+    return msgspec.json.encode(Answer(v=VERSION, id=id, error=Error(code, message, (*problems,)))) + b"\n"
 
 
 def read_answer(line: bytes) -> dict[str, Any]:
@@ -234,7 +239,7 @@ def read_answer(line: bytes) -> dict[str, Any]:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ProtocolError("bad_request", f"not an answer: {_plain(error)}") from None
     if answer.error is not None:
-        raise ProtocolError(answer.error.code, answer.error.message, answer.id)
+        raise ProtocolError(answer.error.code, answer.error.message, answer.id, answer.error.problems)
     if answer.v != VERSION:
         raise ProtocolError(
             "version", f"the daemon speaks version {answer.v} of the protocol, not {VERSION}", answer.id

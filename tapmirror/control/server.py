@@ -17,7 +17,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -85,9 +85,9 @@ class Call:
         """It is done; the descriptor goes with the answer, and becomes the server's."""
         self._client.send(write_answer(self.request.id, result), descriptor=descriptor)
 
-    def refuse(self, code: str, message: str) -> None:
+    def refuse(self, code: str, message: str, problems: Sequence[str] = ()) -> None:
         """It is not done; `code` is one of `ProtocolError`."""
-        self._client.send(write_error(self.request.id, code, message))
+        self._client.send(write_error(self.request.id, code, message, problems))
 
 
 class _Connection:

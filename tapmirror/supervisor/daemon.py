@@ -479,7 +479,7 @@ class Daemon:
             for problem in error.problems[1:]:  # the first is told by who asked for it
                 self._log.say(Level.ERROR, "reload", problem)
             self.reload_error = str(error)
-            raise RefusedError("refused", str(error)) from None
+            raise RefusedError("refused", str(error), error.told()) from None
         except RefusedError as error:
             self.reload_error = str(error)
             raise

@@ -16,6 +16,8 @@ from tapmirror.supervisor.regular import content
 
 ENDINGS: Final = (".yaml", ".yml")
 MAX_FILES: Final = 1000
+TOLD: Final = 20
+"""Problems that are told to who asks for a reload."""
 
 
 class FolderError(Exception):
@@ -24,6 +26,12 @@ class FolderError(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__(problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more)")
         self.problems = problems
+
+    def told(self) -> list[str]:
+        """What is told to who asked: nothing of one problem, which the message has, nor of those beyond a screen."""
+        if len(self.problems) <= TOLD:
+            return self.problems if len(self.problems) > 1 else []
+        return [*self.problems[:TOLD], f"and {len(self.problems) - TOLD} more"]
 
 
 def read(directory: Path, *, kept: bool = False) -> dict[str, tuple[str, TapSpec]]:

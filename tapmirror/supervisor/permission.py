@@ -11,11 +11,15 @@ from tapmirror.supervisor.plan import conflict, needs_force
 
 
 class RefusedError(Exception):
-    """A request is not done; `code` is one of the protocol's, the message one line for people."""
+    """A request is not done; `code` is one of the protocol's, the message one line for people.
 
-    def __init__(self, code: str, message: str) -> None:
+    `problems`: a line for each where there are several; the message has the first.
+    """
+
+    def __init__(self, code: str, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.code = code
+        self.problems = problems
 
 
 def distinct(specs: Sequence[TapSpec], running: Collection[str]) -> None:

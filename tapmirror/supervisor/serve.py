@@ -176,7 +176,7 @@ class Service:
                 result = await self._do(call.request)
         except RefusedError as error:
             self._audit(call.peer, call.request, f"{error.code}: {error}", done=False)
-            call.refuse(error.code, str(error))
+            call.refuse(error.code, str(error), error.problems)
         except asyncio.CancelledError:
             raise
         except Exception as error:

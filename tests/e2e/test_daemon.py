@@ -506,6 +506,12 @@ def test_reload_takes_good_files_and_leaves_all_as_it_is_for_a_bad_one(lab: Lab)
         with (daemon.taps / "bad.yaml").open("wb") as file:
             file.truncate(100 << 20)
         assert "longer than 256 KiB" in daemon.run("reload", check=2).stderr
+        (daemon.taps / "bad.yaml").write_text("iface: eth0\nport: 80\nshdow: a:1\n")
+        asked = daemon.run("reload", check=2).stderr.splitlines()
+        assert [line.partition("bad.yaml:")[2] for line in asked] == [
+            "1: shadows is missing",
+            "3: shdow: no such field of a tap (did you mean shadow?)",
+        ]
         (daemon.taps / "bad.yaml").unlink()
         (daemon.taps / "web.yaml").write_text(text() + "---\n" + text("two", "10.77.2.2:81"))
         daemon.send_signal(signal.SIGHUP)
