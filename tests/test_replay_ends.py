@@ -6,18 +6,23 @@ from __future__ import annotations
 import select
 import socket
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from replay_bench import GET, GIVEN_UP, OK, RESET, WHOLE, Bench, ended
-from tapmirror.events import END, START, Abort, DropReason, Excuse, Finish, Open, Turn
+from tapmirror.events import END, START, Abort, DropReason, Excuse, Finish, Open, Send, Turn
+from tapmirror.exchange import Unpaired
 from tapmirror.ledger import CONNECT_SILENT, UNANSWERED_ALIKE
 from tapmirror.replay import ends
 from tapmirror.replay.backoff import FIRST
 from tapmirror.replay.dial import FRUITLESS, LOOKS
+from tapmirror.replay.hearing import Hearing
+from tapmirror.replay.listener import Clock
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.spec import Pacing
+from test_replay_listener import Talk
 
 
 def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_answer(bench: Bench) -> None:
@@ -45,6 +50,17 @@ def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
         assert bench.reactor.idle()
         assert bench.ledger.events["lingered_out"] == 1
         assert bench.ledger.answers["unanswered"] == 1
+
+
+def test_what_the_shadow_has_at_the_end_of_the_tap_is_under_way_and_not_unsent() -> None:
+    talk: Any = Talk()
+    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+        bench.give(Open(1, True))
+        bench.give(Send(1, memoryview(GET % 1), len(GET % 1), WHOLE, number=1))
+        sock = bench.accept()
+        bench.read(sock, len(GET % 1))
+        bench.reactor.close(DropReason.SHUTDOWN)
+    assert talk.reasons[0] is Unpaired.SHUTDOWN  # the first that a conversation is told counts
 
 
 @pytest.mark.parametrize("order", ["open send finish open send finish", "open send open send finish finish"])

@@ -42,6 +42,7 @@ class Talk:
         self.left: list[int] = []
         self.owing = False
         self.unfollowed = 0
+        self.reasons: list[Unpaired] = []
 
     def follow(self, target: int, owed: tuple[int, ...], answers: int) -> None:
         self.owed.append(owed)
@@ -80,7 +81,7 @@ class Talk:
         return self.skippable
 
     def given_up(self, target: int, reason: Unpaired) -> None:
-        pass
+        self.reasons.append(reason)
 
 
 class Line:

@@ -257,4 +257,6 @@ class Ends:
     def close(self, reason: DropReason) -> None:
         """Drop what is queued and end every flow."""
         for lane in list(self._lanes.values()):
+            if lane.hearing is not None:
+                lane.hearing.shut()
             self.remove(lane, reason)

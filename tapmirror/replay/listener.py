@@ -341,6 +341,10 @@ class Listener:
         """The connection is closed; nothing more of it will be read."""
         self._conversation.given_up(self._target, Unpaired.NOT_SENT)
 
+    def shut(self) -> None:
+        """The tap ends: what was sent is under way."""
+        self._conversation.given_up(self._target, Unpaired.SHUTDOWN)
+
     def _received(self, found: list[tuple[int, int, bytes]]) -> int:
         """When the last byte that was read came."""
         for _, kind, data in found:
