@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lab import until
-from replay_bench import GET, OK, POST, RESET, WHOLE, Bench
+from replay_bench import CLOSE, GET, OK, POST, RESET, WHOLE, Bench
 from tapmirror.events import END, START, Open, Send
 from tapmirror.replay import drain
 from tapmirror.replay.answers import LOOK_BYTES
@@ -35,6 +35,30 @@ def _arrived(bench: Bench) -> None:
     (lane,) = bench.reactor._lanes.values()
     assert lane.sock is not None
     assert select.select([lane.sock], [], [], 5)[0]
+
+
+def test_what_was_answered_before_a_connection_broke_counts_where_a_request_finds_it_broken(bench: Bench) -> None:
+    """As where its end is found by an event.  Among it is the notice by which the next end is foreseen."""
+    sock = bench.open()
+    for number in range(LAZY_AFTER):
+        bench.send(1, GET % number)
+        bench.read(sock, len(GET % number))
+    sock.sendall(OK * (LAZY_AFTER - 1) + CLOSE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+    _arrived(bench)
+    bench.send(1, GET % 1)
+    again = bench.accept()
+    assert bench.read(again, len(GET % 1)) == GET % 1
+    assert bench.ledger.answers == {"2xx": 1 + LAZY_AFTER}
+    for number in range(LAZY_AFTER):
+        bench.send(1, GET % number)
+    bench.send(1, GET % 2)  # after so many it waits
+    assert bench.read(again, len(GET % 1) * LAZY_AFTER)
+    bench.turn()
+    assert not select.select([again], [], [], 0)[0]
+    again.sendall(OK * (1 + LAZY_AFTER))
+    bench.turn()
 
 
 @pytest.mark.parametrize("timed", [True, False])

@@ -117,9 +117,10 @@ class Drain:
             self._read(lane, lane.sock, now, ended=False)
 
     def broken(self, lane: Lane, now: float) -> None:
-        """Sending failed.  What was answered before counts where answers are compared."""
-        if lane.hearing is not None and lane.sock is not None:
+        """Sending failed.  What was answered before counts."""
+        if lane.framer is not None and lane.sock is not None:
             if not self._read(lane, lane.sock, now, ended=True):
                 return
-            lane.hearing.ended(now, reset=True)
+            if lane.hearing is not None:
+                lane.hearing.ended(now, reset=True)
         self._ends.broken(lane, now)

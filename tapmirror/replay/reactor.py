@@ -263,7 +263,7 @@ class Reactor:
             count = 0
         except OSError:
             lane.sent_in_part(bytes(data), size, flags, 0)
-            self._ends.broken(lane, now)
+            self._broken(lane, now)
             return
         if count < len(data):
             lane.sent_in_part(bytes(data), size, flags, count)
