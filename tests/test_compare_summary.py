@@ -215,6 +215,17 @@ def test_fields_signatures_and_samples_are_bounded() -> None:
     assert kept <= 4
 
 
+def test_what_differs_in_a_pair_beyond_the_fields_that_are_known_counts_once() -> None:
+    """Or what stands for them would seem to differ in more pairs than there are, and hide each fault as noise."""
+    summary = Summary(BOUNDS, "body")
+    endpoint = summary.endpoint("a")
+    names = [f"value f{n}" for n in range(20)]
+    for probe in (True, False):
+        summary.noisy(endpoint, names, probe=probe)
+    other = endpoint.fields[OTHER]
+    assert (other.probes, other.repeats) == (endpoint.probed, endpoint.repeated) == (1, 1)
+
+
 def test_a_signature_too_many_is_counted_by_its_least_noisy_field() -> None:
     summary = Summary(Bounds(1, 200, 0, 0), "body")
     endpoint = summary.endpoint("a")
@@ -244,11 +255,13 @@ def test_folded_endpoints_keep_the_bounds() -> None:
     summary = Summary(BOUNDS, "body")
     for n in range(4):
         name = "GET /a/{id}" if not n else f"GET /a/x{n}"
+        summary.endpoint(name).compared += 1
         summary.differed(summary.endpoint(name), [f"value f{n}{field}" for field in range(4)])
     summary.fold({"/a": []})
     ((name, endpoint),) = summary.state.endpoints.items()
     assert (name, len(endpoint.fields), OTHER in endpoint.fields) == ("GET /a/{id}", 5, True)
-    assert sum(field.raw for field in endpoint.fields.values()) == 16
+    assert sum(field.raw for field in endpoint.fields.values()) == 8
+    assert endpoint.fields[OTHER].raw == endpoint.compared == 4
     assert sum(endpoint.signatures.values()) == 4
 
 

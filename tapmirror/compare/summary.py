@@ -323,10 +323,8 @@ class Summary:
             endpoint.probed += 1
         else:
             endpoint.repeated += 1
-        for name in dict.fromkeys(fields):
-            field = self._field(endpoint, name)
-            if field is None:
-                field = endpoint.fields.setdefault(OTHER, Field())
+        for name in {name if self._field(endpoint, name) is not None else OTHER for name in fields}:
+            field = endpoint.fields.setdefault(name, Field())
             if probe:
                 field.probes += 1
             else:
@@ -544,6 +542,9 @@ def _limit_fields(endpoint: Endpoint, most: int) -> None:
             rest.raw += field.raw
             rest.probes += field.probes
             rest.repeats += field.repeats
+        # in how many they differ together is not known: in no more than there are
+        rest.raw = min(rest.raw, endpoint.compared)
+        rest.probes, rest.repeats = min(rest.probes, endpoint.probed), min(rest.repeats, endpoint.repeated)
         signatures: dict[str, int] = {}
         for signature, count in endpoint.signatures.items():
             names = {OTHER if name in gone else name for name in signature.split("\n")}

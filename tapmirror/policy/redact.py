@@ -104,8 +104,8 @@ class Redactor:
         self.member_paths = [steps_of(path) for path in members]
         """Of the JSON members that are taken out."""
         actions = [(steps_of(path), self._action(text)) for path, text in members.items()]
-        self._anywhere = {steps[1].lower(): action for steps, action in actions if _is_anywhere(steps)}
-        self._members = [(steps, action) for steps, action in actions if not _is_anywhere(steps)]
+        self._anywhere = {steps[1].lower(): action for steps, action in actions if is_anywhere(steps)}
+        self._members = [(steps, action) for steps, action in actions if not is_anywhere(steps)]
         self._patterns = [(compile_re2(text), becomes.encode()) for text, becomes in spec.patterns.items()]
         self.reads_bodies = bool(members or self._query or self._patterns)
         """Whether bodies must be whole to be redacted."""
@@ -280,7 +280,7 @@ def steps_of(path: str) -> tuple[str, ...]:
     return tuple(path.replace("[]", ".[]").strip(".").split("."))
 
 
-def _is_anywhere(steps: tuple[str, ...]) -> bool:
+def is_anywhere(steps: tuple[str, ...]) -> bool:
     """Whether it is a name at any depth."""
     return len(steps) == 2 and steps[0] == "**" and steps[1] not in ("**", "*", "[]")
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from tapmirror.policy.redact import MARK, STRICT_HEADERS, STRICT_NAMES, Redactor, steps_of, unchunked
+from tapmirror.policy.redact import MARK, STRICT_HEADERS, STRICT_NAMES, Redactor, is_anywhere, steps_of, unchunked
 from tapmirror.policy.request import Request
 from tapmirror.spec import Redact
 
@@ -58,7 +58,13 @@ class SampleRedactor:
     def __init__(self, rules: Sequence[Redact], secret: bytes) -> None:
         self._redactors = [Redactor(_within(each), secret, texts=True) for each in rules]
         paths = [path for each in self._redactors for path in each.member_paths]
-        self._ends = [(*lead, *path) for path in paths for lead in _WITHIN[: 1 if path[0] == "**" else None]]
+        self._anywhere = {path[1].lower() for path in paths if is_anywhere(path)}
+        self._ends = [
+            (*lead, *path)
+            for path in paths
+            if not is_anywhere(path)
+            for lead in _WITHIN[: 1 if path[0] == "**" else None]
+        ]
         self.field = lru_cache(NAMES)(self._field)
         """`compare.Redaction.field`: the same fields differ again and again."""
 
@@ -91,6 +97,7 @@ class SampleRedactor:
         steps = list(steps_of(path[len(root) :]))
         if root == "body":
             ends = [(at, rule[-1]) for rule in self._ends if (at := _end(steps, rule))]
+            ends += [(at, step) for at, step in enumerate(steps, 1) if step.lower() in self._anywhere]
             if ends:
                 at, last = min(ends)
                 steps = [*steps[: at - 1], last if last == "*" else steps[at - 1]]
