@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapmirror.compare.endpoints import OTHER, SEGMENTS, WORDS, Endpoints, fold
+from tapmirror.compare.endpoints import FEW, OTHER, SEGMENTS, Endpoints, fold
 
 
 def test_identifiers_by_their_look() -> None:
@@ -54,6 +54,31 @@ def test_many_words_at_one_place_are_learned_to_be_names() -> None:
     assert endpoints.learned == 1
 
 
+def test_a_service_of_many_resources_has_as_many_endpoints() -> None:
+    """They come in any order, each first when little is known, and were one endpoint from the 25th on."""
+    endpoints = Endpoints((), 100)
+    rand = random.Random(1)
+    resources = [f"{first}{second}".encode() for first in ("or", "us", "in", "pa") for second in "abcdefghij"]
+    for _ in range(2000):
+        endpoints.name(b"GET", b"/api/" + rand.choice(resources) + b"/7")
+    names = {endpoints.name(b"GET", b"/api/" + each + b"/8") for each in resources}
+    assert names == {f"GET /api/{each.decode()}/{{id}}" for each in resources}
+    assert endpoints.learned == 0
+
+
+def test_names_make_room_for_routes_when_there_are_too_many_endpoints() -> None:
+    endpoints = Endpoints((), 60)
+    routes = [b"/r%c" % letter for letter in b"abcdefghijklmnopqrstuvwxyz"]
+    seen = set()
+    for n in range(3000):
+        seen.add(endpoints.name(b"GET", routes[n % 26]))
+        seen.add(endpoints.name(b"GET", b"/people/" + bytes([97 + n % 20, 97 + n % 50 // 20, 98 + n % 3])))
+    assert OTHER not in seen
+    assert endpoints.name(b"GET", b"/people/bob") == "GET /people/{id}"
+    assert [endpoints.name(b"GET", route) for route in routes] == [f"GET {route.decode()}" for route in routes]
+    assert endpoints.learned == 1
+
+
 def test_a_scan_takes_neither_memory_nor_the_names_of_others() -> None:
     endpoints = Endpoints((), 20)
     rand = random.Random(1)
@@ -66,7 +91,7 @@ def test_a_scan_takes_neither_memory_nor_the_names_of_others() -> None:
         for _ in range(20_000)
     }
     assert len(names) < 200
-    assert endpoints._nodes <= 20 * WORDS
+    assert endpoints._nodes <= 20 * FEW
     assert len(endpoints._names) <= 20
     assert endpoints.name(b"GET", b"/api/items") == "GET /api/items"
     assert OTHER in names

@@ -10,6 +10,10 @@ looks like an identifier is `{id}`, and where many different words are seen at o
 are `{id}` too.  So names in paths become one endpoint, and frequent words beside them stay what they are.  What was
 named before by a word that is `{id}` by now is renamed (`fold`), of all workers.
 
+How many are many depends on the room.  A service of forty resources has forty words at one place, and the first forty
+names look the same: they are told apart as long as there is room for them, and where there is none the place that has
+most of them makes it.
+
 Operations are a closed set in a good client, so each is told apart, up to a share of all endpoints.  What comes after
 them is `{operation}`, and when there was much of that, so are those that were seldom seen since the last time, in the
 place of which others can be: an attacker's names are there as long as he goes on with each of them.  What looks like an
@@ -38,9 +42,11 @@ SELDOM: Final = 10
 """Requests below which an operation is seldom, when so many others were not told apart (twice as many each time):"""
 BEYOND: Final = 1000
 MOST_BEYOND: Final = 16_000
-WORDS: Final = 24
+WORDS: Final = 64
 """Different words at one place that are kept: more is not a set of routes but of names."""
-FREQUENT: Final = 0.02
+FEW: Final = 24
+"""Of them, that are kept when there is no room for more endpoints."""
+FREQUENT: Final = 0.01
 """Share of the requests at a place from which on a word stays when there are too many."""
 SEGMENTS: Final = 8
 """Of a path that count."""
@@ -91,6 +97,8 @@ class Endpoints:
         self._limit = limit
         self._root = _Node()
         self._nodes = 1
+        self._wide = False
+        """Some place has more than `FEW` words."""
         self._names: set[str] = set()
         self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled, words]
         self._operations: dict[str, dict[str, list[Any]]] = {}  # by endpoint, what was called for: [name, requests]
@@ -163,7 +171,11 @@ class Endpoints:
             if template.matches(verb, segments):
                 return self._admitted(f"{verb} {template.path}"), []
         words = _words(self._shown(path))
-        return self._admitted(f"{verb} /{'/'.join(self._learn(words))}"), words
+        name = self._admitted(f"{verb} /{'/'.join(self._learn(words))}")
+        if name == OTHER and self._wide:
+            self._narrow_widest()
+            name = self._admitted(f"{verb} /{'/'.join(self._learn(words))}")
+        return name, words
 
     def _called(self, name: str, operation: str) -> str:
         """The name of an endpoint's operation."""
@@ -217,18 +229,33 @@ class Endpoints:
                 word = HOLE
                 child = node.words.get(HOLE)
             if child is None:
-                if self._nodes >= self._limit * WORDS:
+                if self._nodes >= self._limit * FEW:
                     return [*found, "..."]
                 child = node.words[word] = _Node()
                 self._nodes += 1
+                self._wide = self._wide or len(node.words) > FEW
                 if len(node.words) > WORDS:
-                    word, child = self._narrow(node, word)
+                    self._narrow(node)
+                    word = word if word in node.words else HOLE
+                    child = node.words[word]
             found.append(word)
             node = child
         node.hits += 1
         return found
 
-    def _narrow(self, node: _Node, word: str) -> tuple[str, _Node]:
+    def _narrow_widest(self) -> None:
+        """There are too many endpoints: the place that has most words makes room."""
+        wide, rest = [], [self._root]
+        while rest:
+            node = rest.pop()
+            rest += node.words.values()
+            if len(node.words) > FEW and not node.full:
+                wide.append(node)
+        self._wide = len(wide) > 1
+        if wide:
+            self._narrow(max(wide, key=lambda node: len(node.words)))
+
+    def _narrow(self, node: _Node) -> None:
         """Too many words at one place: the seldom ones become one."""
         self._settle()
         node.full = True
@@ -246,7 +273,6 @@ class Endpoints:
         for name in fold(self._operations, self.places(), self._templates):
             self._told -= len(self._operations.pop(name))
             self._holes.discard(name)
-        return (word, kept[word]) if word in kept else (HOLE, hole)
 
 
 def _segments(path: bytes) -> list[str]:
