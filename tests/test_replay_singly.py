@@ -10,7 +10,8 @@ import time
 import pytest
 
 from replay_bench import CLOSE, GET, KEEP, OK, RESET, Bench
-from tapmirror.events import START, Abort, DropReason, Open
+from tapmirror.events import START, Abort, DropReason, Excuse, Open
+from tapmirror.ledger import UNANSWERED_ALIKE
 from tapmirror.replay.lane import AHEAD
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.singly import LASTS, TOGETHER
@@ -19,14 +20,18 @@ from tapmirror.spec import Limits, Pacing
 WAIT = Limits().wait_time
 
 
-def lose(bench: Bench, flow: int, end: bytes = b"", *, reset: bool = False) -> None:
-    """A connection whose shadow leaves the last of three requests unanswered; `end`: the answer to the second."""
+def lose(bench: Bench, flow: int, end: bytes = b"", *, reset: bool = False, excused: bool = False) -> None:
+    """A connection whose shadow leaves the last of three requests unanswered; `end`: the answer to the second;
+    `excused`: production leaves it, too.
+    """
     sock = bench.open(flow)
     bench.send(flow, GET % 1)
     bench.send(flow, GET % 2)
     bench.read(sock, len(GET % 1) * 2)
     sock.sendall(end or OK)
     bench.turn()
+    if excused:
+        bench.give(Excuse(flow))
     if reset:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()
@@ -78,6 +83,14 @@ def test_one_loss_at_a_time_is_an_accident(bench: Bench) -> None:
     bench.turn(TOGETHER + 1)
     lose(bench, 2)
     assert not waits(bench, 3)
+
+
+def test_what_production_leaves_unanswered_too_is_no_loss(bench: Bench) -> None:
+    """As nginx's `return 444`, at once behind an answer."""
+    for flow in range(1, 4):
+        lose(bench, flow, excused=True)
+    assert bench.ledger.events[UNANSWERED_ALIKE] == 3
+    assert not bench.ledger.events["singly"]
 
 
 def test_an_end_that_is_foreseen_is_no_loss(bench: Bench) -> None:
