@@ -85,6 +85,17 @@ def test_one_loss_at_a_time_is_an_accident(bench: Bench) -> None:
     assert not waits(bench, 3)
 
 
+@pytest.mark.parametrize(
+    "begun", [b"HTTP/1.1 200 OK\r\nDate", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"]
+)
+def test_an_answer_that_breaks_off_is_no_loss(bench: Bench, begun: bytes) -> None:
+    """So errors show that a version meets in the midst of one."""
+    for flow in range(1, 4):
+        lose(bench, flow, OK + begun)
+    assert bench.ledger.answers["unanswered"] == 3
+    assert not bench.ledger.events["singly"]
+
+
 def test_what_production_leaves_unanswered_too_is_no_loss(bench: Bench) -> None:
     """As nginx's `return 444`, at once behind an answer."""
     for flow in range(1, 4):

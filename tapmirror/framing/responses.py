@@ -99,6 +99,11 @@ class ResponseFramer(ResponseReader[int]):
         """Those that remain without one if the connection ends here: `eof` completes a body up to the end."""
         return len(self._awaited) - (self._state == UNTIL_END)
 
+    @property
+    def amid(self) -> bool:
+        """Of the oldest of them a part of the answer has come."""
+        return self._state not in (NEXT, DISCARD)
+
     def owed(self) -> tuple[int, ...] | None:
         """The flags of those requests; None: amid a response, or where no more follow."""
         if self._state != NEXT or self._buffer or self.closing or self.tunnel:

@@ -65,10 +65,11 @@ class Singly:
 
     def _alone(self, lane: Lane) -> bool:
         """Whether the last request was not lost because it was sent ahead of an answer: where requests go one by one,
-        where production did not answer it either, and where nothing came since (a server's time for idle connections
-        was over just then).
+        where production did not answer it either, where the shadow had begun to, and where nothing came since (a
+        server's time for idle connections was over just then).
         """
-        return self._pool.singly or lane.excused or (lane.sock is not None and quiet_since(lane.sock))
+        begun = lane.framer is not None and lane.framer.amid
+        return begun or self._pool.singly or lane.excused or (lane.sock is not None and quiet_since(lane.sock))
 
     def look(self, now: float) -> None:
         """Once in a while: what was learnt is given up when its time is over."""
