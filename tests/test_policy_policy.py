@@ -162,6 +162,14 @@ def test_a_new_method_says_whether_the_answer_has_a_body() -> None:
     assert flags == [(0, True), (1, False), (0, True), (1, False)]
 
 
+def test_a_new_method_of_a_hook_says_so_too() -> None:
+    tried = Tried(lambda asked: asked.replace(method="GET" if asked.method == "HEAD" else "HEAD"), hook="a:b")
+    flow = tried.open()
+    tried.ask(head(), flow)
+    tried.ask(head("HEAD / HTTP/1.1"), flow, flags=START | END | NO_BODY)
+    assert [bool(each.flags & NO_BODY) for each in tried.out if isinstance(each, Send)] == [True, False]
+
+
 # --- limits of bodies
 
 

@@ -526,8 +526,8 @@ class Policy:
                     self._refuse(talk, [each], DropReason.REWRITE, command.size)
                     continue
                 head = rewritten
-                if each.changes_method:
-                    flags = flags & ~NO_BODY | (NO_BODY if head.startswith(b"HEAD ") else 0)
+            if each.changes_method or self._hook is not None:
+                flags = flags & ~NO_BODY | (NO_BODY if head.startswith(b"HEAD ") else 0)
             data = b"".join((head, body)) if body else head
             if each.pooled:
                 self._to_pool(each, talk, data, command.size, flags, out)
