@@ -8,7 +8,7 @@ import pytest
 
 from lab.peeking import Stream, first_verdict
 from tapmirror.compare.sketch import Sketch
-from tapmirror.compare.verdict import Counts, Limits, Outcome, judge
+from tapmirror.compare.verdict import Counts, Limits, Outcome, Verdict, judge
 
 
 def stream(slower: float = 1.0, errors: float = 0.0, differing: float = 0.0) -> Stream:
@@ -66,6 +66,21 @@ def test_what_differs_and_may_still_be_noise_takes_as_many_requests_again() -> N
     counts = Counts(1000, 0, 0, Sketch(), Sketch(), 1000, 300, certain=0, possible=300)
     verdict = judge(counts, Limits(max_error_diff=None, max_p99_ratio=None))
     assert (verdict.outcome, verdict.more) == (Outcome.UNDECIDED, 1000)
+
+
+def test_one_limit_that_is_broken_is_enough() -> None:
+    """Of the p99 ratio nothing is known yet, nor soon; of answers that differ twice what may."""
+
+    def at(count: int) -> Verdict:
+        return judge(Counts(count, 0, 0, Sketch(), Sketch(), count, count // 100), Limits())
+
+    verdict = at(800)
+    assert verdict.outcome is Outcome.UNDECIDED
+    assert [check.more for check in verdict.checks if check.name == "p99 ratio"] == [None]
+    assert verdict.more is not None
+    assert f": about {verdict.more:,} more requests would tell" in verdict.reason
+    assert at(900 + verdict.more).outcome is Outcome.FAIL
+    assert at(800 + verdict.more // 2).outcome is Outcome.UNDECIDED
 
 
 def test_what_is_compared_or_timed_of_a_part_only_takes_so_many_more_requests() -> None:

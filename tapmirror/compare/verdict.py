@@ -123,11 +123,20 @@ def judge(counts: Counts, limits: Limits) -> Verdict:
     if failed:
         return Verdict(Outcome.FAIL, "; ".join(map(_said, failed)), None, checks)
     if open_:
-        needed = [check.more for check in open_]
+        awaited = _awaited(open_)
+        needed = [check.more for check in awaited]
         more = None if None in needed else max(n for n in needed if n is not None)
-        ahead = "cannot be told soon" if more is None else f"{_surely(counts, open_)} {more:,} more requests would tell"
+        ahead = (
+            "cannot be told soon" if more is None else f"{_surely(counts, awaited)} {more:,} more requests would tell"
+        )
         return Verdict(Outcome.UNDECIDED, f"{'; '.join(map(_said, open_))}: {ahead}", more, checks)
     return Verdict(Outcome.PASS, "; ".join(map(_said, checks)), None, checks)
+
+
+def _awaited(open_: list[Check]) -> list[Check]:
+    """Those that a verdict waits for: one limit that is broken is enough, and to pass all must be kept."""
+    broken = [check for check in open_ if check.estimate > check.limit and check.more is not None]
+    return [min(broken, key=lambda check: check.more or 0)] if broken else open_
 
 
 def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
