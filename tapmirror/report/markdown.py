@@ -31,6 +31,7 @@ from tapmirror.report.words import (
 ENDPOINTS: Final = 30
 """Rows of the table."""
 _SPECIAL: Final = re.compile(r"[\\`*_{}\[\]<>()#+!|~&@]")
+_BACKQUOTES: Final = re.compile("`+")
 
 
 def markdown(*found: Figures) -> str:
@@ -94,8 +95,8 @@ def _field(field: FieldFigures) -> Iterator[str]:
     kind = _text(KINDS.get(field.kind, field.kind))
     yield f"* **{_text(field.path)}**: {kind} in {percent(field.raw)} ({nature(field)}){early}"
     for sample in field.samples[:1]:
-        yield f"    * production `{_code(sample.one)}`, shadow `{_code(sample.other)}`"
-        yield f"    * `{_code(sample.curl)}`"
+        yield f"    * production {_code(sample.one)}, shadow {_code(sample.other)}"
+        yield f"    * {_code(sample.curl)}"
 
 
 def _text(text: str) -> str:
@@ -103,5 +104,11 @@ def _text(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Inside of backquotes, where nothing but a backquote is special."""
-    return clean(text).replace("`", "'").replace("|", "¦")
+    """A span of code, in which nothing is special but as many backquotes as are around it (CommonMark 0.31, 6.1).
+
+    None is replaced: of a line for a shell that would end a word, and what follows it were commands.
+    """
+    text = clean(text) or " "
+    fence = "`" * (1 + max(map(len, _BACKQUOTES.findall(text)), default=0))
+    space = " " if text[0] in "` " or text[-1] in "` " else ""  # one on each side is none of the text
+    return f"{fence}{space}{text}{space}{fence}"
