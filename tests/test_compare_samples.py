@@ -107,7 +107,7 @@ def test_a_sample_shows_the_fields_values_and_no_secret() -> None:
         ({"a": "1"}, {}, ("missing body.a", "1", "(nothing)")),
         ({}, {"a": "1"}, ("extra body.a", "(nothing)", "1")),
         ({"a": "1"}, {"a": "2"}, ("value body.a", "1", "2")),
-        ({"a": [1, 2]}, {"a": [1]}, ("length body.a", "2 elements: [1,2]", "1 elements: [1]")),
+        ({"a": [1, 2]}, {"a": [1]}, ("length body.a", "2 elements: [1,2]", "1 element: [1]")),
     ],
 )
 def test_values_that_differ_do_not_look_alike(one: object, other: object, want: tuple[str, str, str]) -> None:

@@ -210,12 +210,16 @@ def _values(found: Difference) -> tuple[str, str]:
     """Both values.  Of two types as JSON has them: or 1 and "1" would look alike, and null as if it were not there."""
     change, one, other = found.change, found.one, found.other
     if change is Change.LENGTH:  # what there is more of is beyond what is shown of a long one
-        return f"{len(one)} elements: {_value(one)}", f"{len(other)} elements: {_value(other)}"
+        return _measured(one), _measured(other)
     types = change is Change.TYPE
     return (
         _value(one, json=types or (change is Change.MISSING and one is None)),
         _value(other, json=types or (change is Change.EXTRA and other is None)),
     )
+
+
+def _measured(array: list[Any]) -> str:
+    return f"{len(array)} element{'' if len(array) == 1 else 's'}: {_value(array)}"
 
 
 def _value(value: Any, *, json: bool = False) -> str:
