@@ -14,6 +14,8 @@ import pytest
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.supervisor.claims import ClaimedError, Claims, claimed
 
+IFACE = os.environ.setdefault("TAPMIRROR_CLAIMS", f"claims{os.getpid()}")
+"""Of this process and its children alone: a claim is the whole host's, and there may be another run of these tests."""
 PROGRAM = """
 import socket, sys
 held = []
@@ -26,16 +28,16 @@ sys.stdin.read()
 
 
 def spec(**more: Any) -> TapSpec:
-    base: dict[str, Any] = {"iface": "claims0", "ports": (80, 81), "shadows": (parse_shadow("S.test:80"),)}
+    base: dict[str, Any] = {"iface": IFACE, "ports": (80, 81), "shadows": (parse_shadow("S.test:80"),)}
     return TapSpec(**{**base, **more})
 
 
 def test_the_second_is_refused_and_told_who_has_it() -> None:
     first = Claims(spec())
-    line = rf"^claims0 port 81 is mirrored to s\.test:80 already, by the process {os.getpid()}: the shadow would"
+    line = rf"^{IFACE} port 81 is mirrored to s\.test:80 already, by the process {os.getpid()}: the shadow would"
     with pytest.raises(ClaimedError, match=line):
         Claims(spec(ports=(82, 81), shadows=(parse_shadow("t.test:80"), parse_shadow("s.test:80"))))
-    for other in ({"iface": "claims1"}, {"ports": (82,)}, {"shadows": (parse_shadow("s.test:81"),)}):
+    for other in ({"iface": f"{IFACE}x"}, {"ports": (82,)}, {"shadows": (parse_shadow("s.test:81"),)}):
         Claims(spec(**other)).close()  # and what was refused holds nothing
     first.close()
     Claims(spec()).close()
@@ -71,7 +73,7 @@ def test_a_name_is_believed_if_roots_process_holds_it(uid: int) -> None:
 
 def test_each_address_is_one_of_its_own_and_long_names_are_cut() -> None:
     found = [name for name, _ in claimed(spec(addrs=("10.0.0.1", "10.0.0.2")))]
-    assert found[0] == "tapmirror:claims0:10.0.0.1:80:s.test:80" and len(set(found)) == 4
+    assert found[0] == f"tapmirror:{IFACE}:10.0.0.1:80:s.test:80" and len(set(found)) == 4
     one = Claims(spec(addrs=("10.0.0.1",)))
     Claims(spec(addrs=("10.0.0.2",))).close()
     one.close()
@@ -84,7 +86,7 @@ def test_each_address_is_one_of_its_own_and_long_names_are_cut() -> None:
 
 def test_names_that_are_no_text_do_no_harm() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as odd:
-        odd.bind(b"\0\xff\xfe\n\x80")
+        odd.bind(b"\0\xff\xfe\n\x80" + IFACE.encode())
         one = Claims(spec())
         with pytest.raises(ClaimedError):
             Claims(spec())
