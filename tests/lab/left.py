@@ -32,8 +32,8 @@ class Trace:
     """Those for sockets and interfaces, of the whole kernel: another run on this machine shows here."""
 
     @classmethod
-    def now(cls) -> Self:
-        """Look around."""
+    def now(cls, *, beside: bool = False) -> Self:
+        """Look around.  `beside`: another run is there, and the programs are its."""
         named = Path("/run/netns")
         sockets = Path("/proc/net/packet").read_text(encoding="ascii").splitlines()[1:]
         return cls(
@@ -42,7 +42,7 @@ class Trace:
             mounts=frozenset(line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
             interfaces=frozenset(os.listdir("/sys/class/net")),
             packet_sockets=frozenset(line.split()[8] for line in sockets),
-            programs=frozenset(network_programs()),
+            programs=frozenset(() if beside else network_programs()),
         )
 
     def since(self, before: Self) -> str:
