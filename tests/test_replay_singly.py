@@ -171,6 +171,25 @@ def test_a_request_that_the_end_of_an_idle_connection_met_was_not_sent_ahead(ben
     assert not bench.ledger.events["singly"]
 
 
+def test_a_request_is_sent_ahead_though_a_part_of_another_went_long_after(bench: Bench) -> None:
+    """What went last, and after which nothing came, is not the one that was lost."""
+    for flow in (1, 2):
+        sock = bench.open(flow)
+        bench.send(flow, GET % 1)
+        bench.send(flow, GET % 2)
+        bench.read(sock, len(GET % 1) * 2)
+        sock.sendall(OK)
+        bench.turn()
+        time.sleep(0.03)  # some ticks of the kernel's clock
+        bench.send(flow, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
+        bench.reactor.push()
+        assert select.select([sock], [], [], 5)[0]
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        sock.close()
+        bench.turn()
+    assert bench.ledger.events["singly"] == 1
+
+
 def test_a_busy_connection_that_stands_goes_one_by_one_too(bench: Bench) -> None:
     """Its answers wake us then, and not the sweep alone."""
     sock = bench.open(1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from replay_bench import CLOSE, GET, KEEP, POST, WHOLE, Bench
+from replay_bench import CLOSE, GET, KEEP, OK, POST, RESET, WHOLE, Bench
 from tapmirror.events import END, LOOP_DSCP, START, DropReason, Finish, Open
 from tapmirror.replay.reactor import LAZY_AFTER
 
@@ -92,6 +92,22 @@ def test_a_connection_that_was_idle_for_too_long_is_left_and_teaches_nothing(ben
     other = bench.accept()
     assert bench.read(other, len(GET % 1 + GET % 2)) == GET % 1 + GET % 2
     assert bench.ledger.answers == {"2xx": 1}
+
+
+def test_a_request_that_did_not_go_does_not_take_the_word_about_an_idle_connection_for_its_answer(bench: Bench) -> None:
+    """The end is found by sending, and what came before it is read then."""
+    sock = served(bench, 1, [KEEP])
+    sock.sendall(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+    assert select.select([bench.reactor._lanes[1].fd], [], [], 5)[0]
+    for number in range(3):  # none of them waits, as behind the second one that had an answer
+        bench.send(1, GET % number)
+    other = bench.accept()
+    assert bench.read(other, len(GET % 1) * 3) == GET % 0 + GET % 1 + GET % 2
+    other.sendall(OK * 3)
+    bench.turn()
+    assert bench.ledger.answers == {"2xx": 4}
 
 
 def test_an_answer_before_the_end_of_a_request_counts_once_where_the_shadow_closes_behind_it(bench: Bench) -> None:

@@ -120,6 +120,11 @@ class ResponseFramer(ResponseReader[int]):
             self.offered = not flags & CONNECT
         self._awaited.append(flags & (NO_BODY | TUNNEL | CONNECT | KEEPING))
 
+    def withdraw(self) -> None:
+        """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
+        if self._awaited:
+            self._awaited.pop()
+
     def feed(self, data: Buffer) -> Sequence[int]:
         """Take the next bytes: the status codes of the final responses whose heads they complete."""
         known, awaited = self._known, self._awaited

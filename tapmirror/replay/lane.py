@@ -261,6 +261,12 @@ class Lane:
         self.queue[-1].announced = bool(flags & START)
         self.advance(count)
 
+    def withdraw(self) -> None:
+        """Sending failed: if nothing went of the request that is first in the queue, no answer here is its."""
+        if self.framer is not None and self.queue and self.queue[0].announced and not self.queue[0].offset:
+            self.queue[0].announced = False
+            self.framer.withdraw()
+
     def unsent(self) -> int:
         """Announced requests that did not go whole: they cannot have been answered."""
         return int(self.begun or (bool(self.queue) and self.queue[0].announced))

@@ -69,7 +69,9 @@ class Singly:
         server's time for idle connections was over just then).
         """
         begun = lane.framer is not None and lane.framer.amid
-        return begun or self._pool.singly or lane.excused or (lane.sock is not None and quiet_since(lane.sock))
+        if begun or self._pool.singly or lane.excused:
+            return True
+        return lane.sock is not None and not lane.unsent() and quiet_since(lane.sock)  # it was what was sent last
 
     def look(self, now: float) -> None:
         """Once in a while: what was learnt is given up when its time is over."""
