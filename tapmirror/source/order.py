@@ -7,7 +7,7 @@ itself.  arm64 does not, and Python has no barrier; but a lock is one, in two st
 reads before it (store-release), its acquisition before all after it (load-acquire), and in the memory model of ARMv8
 an acquire behind a release stays behind it ([L]; po; [A], Arm Architecture Reference Manual B2.3).
 
-NOTE: not tried on arm64; the logic is tested, the order cannot be on this architecture's machines.
+NOTE: tried on an emulated arm64 only, whose memory is as strongly ordered as that of the x86 beneath it.
 """
 
 from __future__ import annotations
