@@ -147,7 +147,8 @@ def test_a_bar_on_a_terminal(capture: Path) -> None:
     with gzip.open(capture, "wb", compresslevel=0) as file:
         file.write(pcap([frame] * (BIG // len(frame) + 2)))
     main, terminal = pty.openpty()
-    done = subprocess.Popen([COMMAND, "streams", capture], stderr=terminal, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "TERM": "xterm"}
+    done = subprocess.Popen([COMMAND, "streams", capture], stderr=terminal, stdout=subprocess.DEVNULL, env=environment)
     os.close(terminal)
     shown = b""
     while True:

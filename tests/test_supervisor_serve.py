@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tapmirror import privsep
-from tapmirror.control.client import Client, ControlError
+from tapmirror.control.client import Client, ControlError, NoDaemonError
 from tapmirror.control.messages import Apply, List, Set, Start, Stop
 from tapmirror.control.server import Peer
 from tapmirror.spec import TapSpec, parse_shadow
@@ -191,6 +191,18 @@ def with_service(places: Places, log: Log, talk: Callable[[], Awaitable[None]]) 
         asyncio.run(whole())
 
 
+def client_of(places: Places) -> Client:
+    """Of the service, which may have been started a moment ago."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            return Client(places.runtime / "control.sock")
+        except NoDaemonError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
 def test_what_the_service_manager_is_told(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ready when the taps that were kept are there, and not before; who asks meanwhile waits."""
     manager = Manager(tmp_path / "notify")
@@ -200,7 +212,7 @@ def test_what_the_service_manager_is_told(places: Places, tmp_path: Path, monkey
     log = Log(lambda _: None, journal=False)
 
     def ask() -> dict[str, Any]:
-        with Client(places.runtime / "control.sock") as client:
+        with client_of(places) as client:
             return client.ask(List())
 
     async def talk() -> None:
@@ -252,7 +264,7 @@ def test_who_did_what_is_in_the_log_and_attempts_are_counted_apart(places: Place
     log = Log(lines.append, journal=False)
 
     def ask() -> None:
-        with Client(places.runtime / "control.sock") as client:
+        with client_of(places) as client:
             for request in (Stop(), Stop(name="web", all=True)):
                 with pytest.raises(ControlError, match="name: give a name or all"):
                     client.ask(request)
@@ -283,7 +295,7 @@ def test_a_comparison_that_is_too_long_is_no_report(places: Places, monkeypatch:
 
     def ask() -> None:
         with (
-            Client(places.runtime / "control.sock") as client,
+            client_of(places) as client,
             pytest.raises(ControlError, match="101 bytes, more than a report may have"),
         ):
             client.report("web")
