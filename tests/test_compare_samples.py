@@ -49,13 +49,14 @@ def answer(document: object, coding: bool = False) -> Answer:
         (
             b"GET /a HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nAccept-Encoding: br\r\n\r\n",
             b"",
-            "curl -i -H 'Host: x' --compressed -H 'Accept-Encoding: gzip' -H 'Accept-Encoding: br' http://new:8080/a",
+            "curl -i --compressed -H 'Host: x' -H 'Accept-Encoding: gzip' -H 'Accept-Encoding: br' http://new:8080/a",
         ),
         (b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n", b"", "curl -i -I -H 'Host: x' http://new:8080/a"),
+        (b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n", b"body", "curl -i -I -H 'Host: x' http://new:8080/a"),
         (
             b"PUT http://x/a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n",
             b"a\n\xff",
-            "curl -i -H Content-Type: -X PUT -H 'Host: x' --data-raw $'a\\012\\377' http://new:8080/a",
+            "curl -i -X PUT -H Content-Type: -H 'Host: x' --data-raw $'a\\012\\377' http://new:8080/a",
         ),
     ],
 )
@@ -122,7 +123,7 @@ def test_that_a_version_does_not_compress_is_shown_with_what_it_is_asked_for() -
         (name,) = [each.field for each in compare(one, other, RULES).found]
         (found,) = sample(asked(head), one, other, [name], RULES, redaction, BASE, 0.0).values()
         assert (name, found.one, found.other) == ("missing header.content-encoding", shown, "(nothing)")
-        assert "--compressed -H 'Accept-Encoding: g" in found.curl
+        assert " --compressed " in found.curl and "-H 'Accept-Encoding: g" in found.curl
 
 
 def test_bodies_that_cannot_be_looked_into_are_not_shown() -> None:
@@ -203,6 +204,20 @@ def test_a_long_line_loses_fields_and_stays_one_for_a_shell() -> None:
     head = b"GET /a HTTP/1.1\r\nHost: x\r\nCookie: " + b"c=' " * 2000 + b"\r\nX-A: b\r\n\r\n"
     line = curl(asked(head), Plain(), BASE)
     assert line == "curl -i -H 'Host: x' -H 'X-A: b' http://new:8080/a"
+
+
+@pytest.mark.parametrize("method", [b"-H", b"M'" * 500, b"X" * 3990], ids=lambda method: str(method[:4]))
+@pytest.mark.parametrize("body", [b"-H", b"a'" * 600, b"\xff" * 499], ids=lambda body: str(body[:4]))
+def test_whatever_the_client_chooses_it_is_one_line_for_a_shell(method: bytes, body: bytes) -> None:
+    base = "https://" + "n" * 250 + ":8080"
+    fields = b"".join(b"X-%d: %b\r\n" % (n, b"a'" * n * 200) for n in range(6))
+    line = curl(asked(method + b" /[a' HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n", body), Plain(), base)
+    assert len(line) <= CURL
+    words = subprocess.run(
+        ["bash", "-c", "curl() { printf '%s\\0' \"$@\"; }; " + line], stdout=subprocess.PIPE, check=True
+    ).stdout.split(b"\0")[:-1]
+    assert words[-1] == base.encode() + b"/[a'"
+    assert words[words.index(b"--data-raw") + 1] in (body, b"(too long)")
 
 
 def test_of_many_fields_as_many_stay_as_have_room() -> None:

@@ -27,7 +27,9 @@ VALUE: Final = 200
 CURL: Final = 4000
 """Characters of a curl line; a body or a target that does not fit is left out."""
 ROOM: Final = 500
-"""Of these, for the words that are no field, body or target."""
+"""Of these, for the words that are no field, body or target: where to ask, which may be a long name, among them."""
+METHOD: Final = 100
+"""Of these, for the method."""
 HIDDEN: Final = "(redacted)"
 CODING: Final = " header.content-encoding"
 """Of the name of a difference; answers are shown and compared decoded."""
@@ -108,30 +110,33 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
     target = rest.rpartition(b" ")[0]
     if b"://" in target and not target.startswith(b"/"):
         target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
-    words = ["curl", "-i"]
-    if body and b"content-type:" not in head.lower():
-        words += ["-H", "Content-Type:"]  # or curl adds one
+    start = ["curl", "-i"]
     if method == b"HEAD":
-        words.append("-I")
+        start.append("-I")
+        body = b""  # it means nothing there (RFC 9110, 9.3.2), and curl takes no -I with one
     elif method != b"GET" or body:
-        words += ["-X", _quoted(method)]
+        start += ["-X", _quoted(method) if len(_quoted(method)) <= METHOD else "'(too long)'"]
+    given = []
+    if body and b"content-type:" not in head.lower():
+        given.append("-H Content-Type:")  # or curl adds one
     for line in lines:
         name, _, value = line.partition(b":")
-        if name.lower() == b"accept-encoding" and "--compressed" not in words:  # or its output were unreadable
-            words.append("--compressed")
+        if name.lower() == b"accept-encoding" and "--compressed" not in start:  # or its output were unreadable
+            start.append("--compressed")
         if name.lower() == b"host" or name.lower() not in _OWN:
             value = value.strip()
-            words += ["-H", _quoted(name + b": " + value if value else name + b";")]  # so curl knows one without
+            given.append("-H " + _quoted(name + b": " + value if value else name + b";"))  # so curl knows one without
     # raw: of what begins with @ curl would send the file of that name, and any client could ask for one
-    if asked.longer:
-        words += ["--data-raw", "'(too long)'"]
+    asking: list[str] = []
+    if asked.longer and method != b"HEAD":
+        asking += ["--data-raw", "'(too long)'"]
     elif body is None or b"\0" in body:  # no word of a shell can hold that
-        words += ["--data-raw", "'(not shown)'"]
+        asking += ["--data-raw", "'(not shown)'"]
     elif body:
         text = _quoted(body)
-        words += ["--data-raw", text if len(text) < CURL // 2 else "'(too long)'"]
-    words += _target(target, base, CURL // 2 - ROOM if body else CURL - ROOM)
-    return " ".join(_fitting(words))[:CURL]
+        asking += ["--data-raw", text if len(text) < CURL // 2 else "'(too long)'"]
+    asking += _target(target, base, CURL // 2 - ROOM if body else CURL - ROOM)
+    return " ".join([*start, *_fitting(given, CURL - len(" ".join(start + asking)) - 1), *asking])
 
 
 def _target(target: bytes, base: str, most: int) -> list[str]:
@@ -144,17 +149,16 @@ def _target(target: bytes, base: str, most: int) -> list[str]:
     return ["--globoff", url] if _GLOBS.search(target) else [url]
 
 
-def _fitting(words: list[str]) -> list[str]:
-    """The words without the longest fields, if the line were too long: one that is cut would be none for a shell."""
-    over = sum(map(len, words)) + len(words) - 1 - CURL
-    fields = [at for at, word in enumerate(words) if word == "-H"]
+def _fitting(given: list[str], room: int) -> list[str]:
+    """The fields without the longest, where there is not so much room: a line that is cut would be none for a shell."""
+    over = sum(map(len, given)) + len(given) - room
     gone = set()
-    for at in sorted(fields, key=lambda at: -len(words[at + 1])):
+    for at in sorted(range(len(given)), key=lambda at: -len(given[at])):
         if over <= 0:
             break
-        gone |= {at, at + 1}
-        over -= len("-H ") + len(words[at + 1]) + 1
-    return [word for at, word in enumerate(words) if at not in gone]
+        gone.add(at)
+        over -= len(given[at]) + 1
+    return [field for at, field in enumerate(given) if at not in gone]
 
 
 def _quoted(text: bytes) -> str:
