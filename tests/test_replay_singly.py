@@ -96,6 +96,21 @@ def test_an_answer_that_breaks_off_is_no_loss(bench: Bench, begun: bytes) -> Non
     assert not bench.ledger.events["singly"]
 
 
+def test_an_answer_up_to_the_end_of_the_connection_is_whole(bench: Bench) -> None:
+    """And what came behind it was lost, after another number of requests each time."""
+    for flow, before in ((1, 1), (2, 3), (3, 5)):
+        sock = bench.open(flow)
+        exchange(bench, flow, sock, before)
+        bench.send(flow, GET % 1)
+        bench.send(flow, GET % 2)
+        bench.read(sock, len(GET % 1) * 2)
+        sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\nno")
+        bench.turn()
+        sock.close()
+        bench.turn()
+    assert bench.ledger.events["singly"] == 1
+
+
 def test_what_production_leaves_unanswered_too_is_no_loss(bench: Bench) -> None:
     """As nginx's `return 444`, at once behind an answer."""
     for flow in range(1, 4):

@@ -101,8 +101,8 @@ class ResponseFramer(ResponseReader[int]):
 
     @property
     def amid(self) -> bool:
-        """Of the oldest of them a part of the answer has come."""
-        return self._state not in (NEXT, DISCARD)
+        """Of the oldest of them a part of the answer has come, and its end would be missing."""
+        return self._state not in (NEXT, UNTIL_END, DISCARD)
 
     def owed(self) -> tuple[int, ...] | None:
         """The flags of those requests; None: amid a response, or where no more follow."""
