@@ -27,6 +27,7 @@ from lab import (
     RecordingTcp,
     Snapshot,
     Tap,
+    gone,
     load,
     resident_kb,
     until,
@@ -73,7 +74,7 @@ def test_killed_under_load_production_is_unharmed_and_nothing_stays(lab: Lab, ca
             pids = {"supervisor": [tap.pid], "all": list(tap.processes())}[victim]
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
-            until(lambda: not Snapshot.of(lab.node).difference(before), "nothing attached", 2.0)
+            gone(lab.node, before, 10)
             read = production.requests()
             production.wait_for(read + 1_000, PATIENCE)
             result = running.stop()

@@ -12,7 +12,7 @@ from lab.network import Lab
 from lab.relay import Faults, RelayCount
 from lab.servers import Certificates, Nginx, Redis, redis_pipe, resp
 from lab.sinks import Behaviour, HashSink, Recorded, RecordingTcp, unmarked
-from lab.snapshot import Snapshot, cpu_seconds, resident_kb
+from lab.snapshot import Snapshot, cpu_seconds, gone, resident_kb
 from lab.span import Span
 from lab.tap import Tap, identity
 from lab.wrk import WrkResult, wrk
@@ -41,6 +41,7 @@ __all__ = [
     "WrkResult",
     "body",
     "cpu_seconds",
+    "gone",
     "identity",
     "load",
     "open_to_all",

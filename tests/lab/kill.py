@@ -26,7 +26,7 @@ from lab.hosts import LabError, leave_on_signals, until
 from lab.load import Load, LoadPlan, LoadResult
 from lab.network import Lab
 from lab.sinks import HashSink
-from lab.snapshot import Snapshot
+from lab.snapshot import Snapshot, gone
 from lab.tap import identity
 from tapmirror.control.client import ControlError
 from tapmirror.control.messages import Start, Status, Stop
@@ -36,8 +36,8 @@ ROUNDS: Final = 100
 RATE: Final = 300
 """Requests a second: each is remembered by three servers."""
 VICTIMS: Final = ("worker", "loader", "supervisor")
-GONE: Final = 2.0
-"""Seconds for the kernel to let go of what a killed supervisor held."""
+GONE: Final = 10.0
+"""Seconds for the kernel to let go of what a killed supervisor held; how long it took is reported."""
 BACK: Final = 30.0
 """Seconds for all taps to mirror again."""
 
@@ -167,21 +167,12 @@ class Kills:
         workers = self._daemon.workers()
         self._daemon.kill()
         began = time.monotonic()
-        self._until_gone("nothing is attached")
+        gone(self._lab.node, self._before, GONE)
         self.report.detached.append(time.monotonic() - began)
         until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), "the workers' end", BACK)
         began = time.monotonic()
         self._daemon.start()
         return began
-
-    def _until_gone(self, what: str) -> None:
-        def left() -> dict[str, str]:
-            return Snapshot.of(self._lab.node).difference(self._before)
-
-        try:
-            until(lambda: not left(), what, GONE)
-        except LabError as error:
-            raise LabError(f"{error}: {left()}") from None
 
     def _taps(self) -> list[dict[str, Any]]:
         """The taps; each ledger adds up."""
@@ -209,7 +200,7 @@ class Kills:
             report.mirrored += each["ledger"]["requests"]["mirrored"]
             report.dropped.update(each["ledger"]["requests"]["dropped"])
         assert self._daemon.stop() == 0
-        self._until_gone("nothing is left")
+        gone(self._lab.node, self._before, GONE)
         sent = {(got.uri, got.sha256, got.length) for got in production.got}
         for sink in self._sinks:
             whole = [(got.uri, got.sha256, got.length) for got in sink.got if got.whole]

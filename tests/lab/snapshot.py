@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Self
 
-from lab.hosts import Host
+from lab.hosts import Host, LabError, until
 
 BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 PROGRAMS, MAPS, LINKS = 11, 12, 31
@@ -115,6 +115,17 @@ class Snapshot:
             if now != then:
                 found[each.name] = " ".join([*(f"+{x}" for x in now - then), *(f"-{x}" for x in then - now)])
         return found
+
+
+def gone(host: Host, before: Snapshot, seconds: float) -> None:
+    """Wait until there is nothing more than `before`; raises `LabError` with what is left.
+
+    The kernel takes what a killed process held away at once; but the snapshot is of the whole kernel, and takes time.
+    """
+    try:
+        until(lambda: not Snapshot.of(host).difference(before), "nothing is left", seconds)
+    except LabError as error:
+        raise LabError(f"{error}: {Snapshot.of(host).difference(before)}") from None
 
 
 def tree(root: int) -> dict[int, str]:
