@@ -139,6 +139,13 @@ def test_answers() -> None:
         read_answer(b"hello")
 
 
+def test_an_error_may_name_what_is_no_text() -> None:
+    """As a file in taps.d whose name is not UTF-8: the daemon would not answer at all."""
+    with pytest.raises(ProtocolError, match=r"^z\\udcff: bad$") as found:
+        read_answer(write_error(3, "refused", "z\udcff: bad", ["z\udcff: bad", "z\udcff: worse"]))
+    assert found.value.problems == ("z\\udcff: bad", "z\\udcff: worse")
+
+
 def test_the_answer_of_another_version_is_not_read_as_ours_but_its_refusal_is() -> None:
     said = "the daemon speaks version 2 of the protocol, not 1"
     with pytest.raises(ProtocolError, match=said) as caught:

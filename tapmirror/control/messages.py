@@ -228,8 +228,9 @@ def write_answer(id: Id | None, ok: dict[str, Any]) -> bytes:  # noqa: A002
 
 
 def write_error(id: Id | None, code: str, message: str, problems: Sequence[str] = ()) -> bytes:  # noqa: A002
-    """The line of an answer that tells an error."""
-    return msgspec.json.encode(Answer(v=VERSION, id=id, error=Error(code, message, (*problems,)))) + b"\n"
+    """The line of an answer that tells an error; bytes of a file's name that are no UTF-8 are told as such."""
+    first, *lines = (text.encode("utf-8", "backslashreplace").decode() for text in (message, *problems))
+    return msgspec.json.encode(Answer(v=VERSION, id=id, error=Error(code, first, (*lines,)))) + b"\n"
 
 
 def read_answer(line: bytes) -> dict[str, Any]:
