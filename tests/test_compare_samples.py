@@ -198,6 +198,10 @@ def test_bodies_that_no_line_can_hold_are_told() -> None:
     long.longer = True
     assert "--data-raw '(too long)'" in curl(long, Plain(), BASE)
     assert "--data-raw '(not shown)'" in curl(asked(HEADS[1], b"a\0b"), Plain(), BASE)
+    long = asked(HEADS[4])
+    long.longer = True
+    assert "-X GET" in curl(long, Plain(), BASE)  # with data it were a POST
+    assert "-X GET" in curl(asked(HEADS[4], b"a\0b"), Plain(), BASE)
 
 
 def test_a_long_line_loses_fields_and_stays_one_for_a_shell() -> None:

@@ -114,7 +114,7 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
     if method == b"HEAD":
         start.append("-I")
         body = b""  # it means nothing there (RFC 9110, 9.3.2), and curl takes no -I with one
-    elif method != b"GET" or body:
+    elif method != b"GET" or body != b"" or asked.longer:
         start += ["-X", _quoted(method) if len(_quoted(method)) <= METHOD else "'(too long)'"]
     given = []
     if body and b"content-type:" not in head.lower():
