@@ -63,7 +63,7 @@ def test_the_same_service_differs_in_nothing(lab: Lab, capture: str) -> None:
     """In spite of times, identifiers and random order."""
     spec = SPEC.format(capture=capture, shadow=lab.shadow.addr4, most=ALL)
     with Shop(lab.node), Shop(lab.shadow):
-        figures = compared(lab, 6_000, "body", paths=PATHS, rate=1_500, connections=16, spec=spec)
+        figures = compared(lab, 6_000, "body", paths=PATHS, rate=750, connections=16, spec=spec)
     assert (figures.paired, figures.unpaired, figures.failures) == (6_000, {}, {})
     assert [endpoint.name for endpoint in figures.endpoints if endpoint.differing] == []
     checks = {check.name: check.outcome for check in figures.verdict.checks}
