@@ -54,6 +54,15 @@ def waits(bench: Bench, flow: int) -> bool:
     return held
 
 
+def only_the_first_went(bench: Bench, flow: int, count: int) -> socket.socket:
+    """A new connection on which so many requests go one by one, and none was answered yet."""
+    sock = bench.open(flow)
+    for number in range(count):
+        bench.send(flow, GET % number)
+    assert bench.read(sock, len(GET % 0)) == GET % 0
+    return sock
+
+
 def exchange(bench: Bench, flow: int, sock: socket.socket, count: int) -> None:
     """Requests that are answered one after the other."""
     for number in range(count):
@@ -305,10 +314,7 @@ def test_nobody_waits_for_longer_than_an_answer_is_worth(bench: Bench) -> None:
     """A long poll that production answered and the shadow does not: all goes on, until the answers have come."""
     lose(bench, 1)
     lose(bench, 2)
-    sock = bench.open(3)
-    for number in range(4):
-        bench.send(3, GET % number)
-    assert bench.read(sock, len(GET % 0)) == GET % 0
+    sock = only_the_first_went(bench, 3, 4)
     bench.turn(WAIT - 0.5)
     assert not select.select([sock], [], [], 0.1)[0]
     bench.turn(1.5)
@@ -332,10 +338,7 @@ def test_with_pacing_there_is_nothing_to_learn() -> None:
 def test_answers_that_are_seen_as_a_request_is_given_up_let_the_others_go(bench: Bench, over: bool) -> None:
     lose(bench, 1)
     lose(bench, 2)
-    sock = bench.open(3)
-    for number in range(2):
-        bench.send(3, GET % number)
-    assert bench.read(sock, len(GET % 0)) == GET % 0
+    sock = only_the_first_went(bench, 3, 2)
     bench.send(3, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", START)
     sock.sendall(OK)
     bench.give(Abort(3, DropReason.INCOMPLETE, over))
