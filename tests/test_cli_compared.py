@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from documented import named, rows
 from runner import CliRunner
 from tapmirror.cli import compared, run
 from tapmirror.cli.compared import SPEC
@@ -64,6 +65,47 @@ def test_where_nothing_was_compared_the_line_says_why(tmp_path: Path) -> None:
     Path(file).write_text(json.dumps(saved))
     done = CliRunner().invoke(main, ["verdict", file])
     assert done.output == f"{said}; 7 connections that are no HTTP/1: mirrored as bytes, and not compared\n"
+
+
+def test_the_verdict_as_json_has_each_shadow_with_its_limits_and_reasons(tmp_path: Path) -> None:
+    file = several(tmp_path, 0, 400)
+    done = CliRunner().invoke(main, ["verdict", file, "--json", "--max-error-diff", "2%"])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    document = json.loads(done.output)
+    assert (document["outcome"], document["alpha"]) == ("fail", 0.01)
+    one, two = document["shadows"]
+    assert [(each["tap"], each["shadow"], each["outcome"]) for each in (one, two)] == [
+        ("web", "one", "undecided"),
+        ("web", "two", "fail"),
+    ]
+    assert (one["where"], two["where"]) == ("", "most differ at GET /a (20.0 %, status)")
+    assert two["reason"].startswith("error rate difference 20.0 % (")
+    assert one["more"] > 0
+    (check,) = [each for each in two["checks"] if each["name"] == "error rate difference"]
+    assert (check["outcome"], check["estimate"], check["limit"], check["more"]) == ("fail", 0.2, 0.02, None)
+    assert 0.02 < check["low"] < 0.2 < check["high"] < 1
+
+
+def test_a_verdict_as_json_is_json_where_nothing_is_known(tmp_path: Path) -> None:
+    """An interval that is open, and why nothing was compared."""
+    saved = json.loads(Path(ledger(tmp_path / "l.json", 100, 0)).read_text())
+    saved["comparison"][0]["shadows"]["new"] |= {"endpoints": {}, "raw": 7, "unpaired": {"not_sent": 99}}
+    (tmp_path / "l.json").write_text(json.dumps(saved))
+    done = CliRunner().invoke(main, ["verdict", str(tmp_path / "l.json"), "--json"])
+    assert (done.exit_code, "Infinity" in done.output) == (3, False)
+    document = json.loads(done.output)
+    assert document["outcome"] == document["shadows"][0]["outcome"] == "undecided"
+    raw = "7 connections that are no HTTP/1: mirrored as bytes, and not compared"
+    assert document["shadows"][0]["where"] == f"the shadow did not get it; {raw}"
+    assert None in [check["high"] for check in document["shadows"][0]["checks"]]
+
+
+def test_every_field_of_a_verdict_as_json_is_documented(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["verdict", several(tmp_path, 0, 400), "--json"])
+    document = json.loads(done.output)
+    told = set(document) | set(document["shadows"][0])
+    assert told == rows("A verdict")
+    assert set(document["shadows"][0]["checks"][0]) - named("A verdict") == set()
 
 
 @pytest.mark.parametrize(("bad", "code"), [((0, 400), 1), ((0, 0), 3), ((400, 400), 1)])

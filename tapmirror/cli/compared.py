@@ -18,7 +18,7 @@ import click
 import msgspec
 from click.shell_completion import CompletionItem
 
-from tapmirror.cli.asking import complete, refused, socket_option
+from tapmirror.cli.asking import complete, json_option, print_json, refused, socket_option
 from tapmirror.cli.limits import limit_options, limits_of
 from tapmirror.cli.messages import fail
 from tapmirror.compare.figures import Figures, figures, merge
@@ -135,38 +135,58 @@ def write_report(found: Sequence[Figures], path: str) -> None:
     file.write_bytes(data)
 
 
-def tell_verdict(found: Sequence[Figures], *, err: bool = False) -> int:
-    """A line for each shadow, on standard output or error; the exit code: 0 all pass, 1 one fails, 3 undecided."""
+def tell_verdict(found: Sequence[Figures], *, err: bool = False, as_json: bool = False) -> int:
+    """A line for each shadow, on standard output or error, or all as JSON; the exit code: 0 all pass, 1 one fails, 3
+    undecided.
+    """
+    outcome = together([each.verdict.outcome for each in found])
     try:
-        for each in found:
-            said = f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}{_where(each)}"
+        if as_json:
+            print_json(_judged(found, outcome))
+        for each in () if as_json else found:
+            where = "".join(f"; {part}" for part in _where(each))
+            said = f"{each.tap} {each.shadow}: {each.verdict.outcome.value}: {each.verdict.reason}{where}"
             click.echo(clean(said), err=err)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EBADF):
             raise
         # Who does not read it, or closed it, may still ask for the exit code, of which 1 says that one fails.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
-    return CODES[together([each.verdict.outcome for each in found])]
+    return CODES[outcome]
 
 
-def _where(found: Figures) -> str:
+def _judged(found: Sequence[Figures], outcome: Outcome) -> Any:
+    """What `tapmirror verdict --json` prints; ends of intervals that are open are null, as in a report."""
+    shadows = [
+        {
+            "tap": each.tap,
+            "shadow": each.shadow,
+            **msgspec.structs.asdict(each.verdict),
+            "where": "; ".join(_where(each)),
+        }
+        for each in found
+    ]
+    return msgspec.json.decode(msgspec.json.encode({"outcome": outcome, "alpha": found[0].alpha, "shadows": shadows}))
+
+
+def _where(found: Figures) -> list[str]:
     """Where most answers differ, if any do: a limit of all requests may be kept with one endpoint broken.
 
     Or why nothing was compared.
     """
     if not found.paired:
         reasons = [UNPAIRED.get(reason, reason) for reason in list(found.unpaired)[:1]]
-        return "".join(f"; {reason}" for reason in [*reasons, *([f"{found.raw:,} {RAW}"] if found.raw else [])])
+        return [*reasons, *([f"{found.raw:,} {RAW}"] if found.raw else [])]
     worst = max(found.endpoints, key=lambda each: each.diff_rate.value or 0.0, default=None)
     if worst is None or not worst.differing:
         early = [(field.raw, each.name, field) for each in found.endpoints for field in open_fields(each)]
         if not early:
-            return ""
+            return []
         share, name, field = max(early, key=lambda each: each[0])
-        return f"; {EARLY}: {field.path or field.kind} at {name} ({percent(share)})"
+        return [f"{EARLY}: {field.path or field.kind} at {name} ({percent(share)})"]
     paths = [each.path or each.kind for each in worst.fields if each.nature is Nature.DIFFERENT]
     what = f", {paths[0]}" if paths else ""
-    return f"; most differ at {worst.name} ({percent(worst.diff_rate.value)}{what})"
+    return [f"most differ at {worst.name} ({percent(worst.diff_rate.value)}{what})"]
 
 
 def complete_source(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -203,8 +223,9 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
 @click.command(short_help="Judge a shadow by what it answers.")
 @source_argument
 @limit_options
+@json_option
 @socket_option
-def verdict(source: str, socket: Path, **options: Any) -> None:
+def verdict(source: str, as_json: bool, socket: Path, **options: Any) -> None:
     """Say whether the shadow keeps to limits: exit code 0 it does, 1 it does not, 3 undecided, 2 none can be told.
 
     NAME and FILE are those of `tapmirror report`.  What is known grows while a tap runs; it can be asked as often as
@@ -217,7 +238,7 @@ def verdict(source: str, socket: Path, **options: Any) -> None:
         raise SystemExit(2 if error.code == 1 else error.code) from None  # 1 would be a shadow that fails
     except KeyboardInterrupt:  # click would end with 1
         raise SystemExit(INTERRUPTED) from None
-    raise SystemExit(tell_verdict(found))
+    raise SystemExit(tell_verdict(found, as_json=as_json))
 
 
 def source_figures(source: str, limits: Limits, socket: Path, early: int = 1) -> list[Figures]:
