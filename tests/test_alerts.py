@@ -44,7 +44,21 @@ def differing(count: float, of: int) -> Series:
     return {COMPARED: f"0+{of}x60", DIFFERING: f"0+{count}x60"}
 
 
+BUILD = "build_info{job='tapmirror',version='1'}"
+
+
+def scraped(up: str, build: str, job: str = "tapmirror") -> Series:
+    """A target, and what was told of a daemon."""
+    return {f"up{{job='{job}'}}": up, BUILD: build}
+
+
 CASES: list[tuple[str, Series, int, bool]] = [
+    ("DaemonDown", scraped("1x9 0x50", "1x9 stale"), 16, True),
+    ("DaemonDown", scraped("1x9 0x50", "1x9 stale"), 14, False),
+    ("DaemonDown", scraped("1x9 0 0 1x50", "1x9 stale _ 1x50"), 40, False),
+    ("DaemonDown", scraped("0x60", "1x60", job="other"), 40, False),
+    ("DaemonDown", {"up{job='tapmirror'}": "0x60"}, 6, True),
+    ("DaemonDown", {}, 6, True),
     ("TapDown", DOWN, 3, True),
     ("TapDown", DOWN, 1, False),
     ("TapDown", RUNS, 5, False),
@@ -88,9 +102,9 @@ fires then."""
 
 
 def labelled(name: str) -> str:
-    """A series with the labels that all have."""
+    """A series with the labels that all have; `up` is Prometheus's own."""
     name, _, more = name.partition("{")
-    return f"tapmirror_{name}{{instance='a',tap='web',{more or '}'}"
+    return f"{'' if name == 'up' else 'tapmirror_'}{name}{{instance='a',tap='web',{more or '}'}"
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="no promtool (Debian's prometheus)")

@@ -273,7 +273,7 @@ def known() -> set[str]:
 
 def labels() -> set[str]:
     text = Taps(copy.deepcopy(compared(a=10))).text()
-    return set(re.findall(r"[{,]([a-z]+)=", text)) | {"le", "instance"}
+    return set(re.findall(r"[{,]([a-z]+)=", text)) | {"le", "instance", "job"}
 
 
 def test_how_each_shadows_breaker_is() -> None:
@@ -340,6 +340,7 @@ def test_which_shadow_is_dead(fails: bool, gets: bool, left_alone: bool, dead: b
 def test_the_alerts_are_those_that_matter() -> None:
     groups = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
     assert {rule["alert"] for group in groups for rule in group["rules"]} == {
+        "TapmirrorDaemonDown",
         "TapmirrorLoss",
         "TapmirrorShadowDead",
         "TapmirrorShadowErrors",
