@@ -134,6 +134,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float = 0.0
     """Cores, all workers."""
     rss_bytes: int = 0
+    workers: int = 1
     shadow_bytes: float = 0.0
     """A second, to all shadows."""
     host_cpu: float = 0.0
@@ -465,7 +466,7 @@ class Governor:
 
     def _loads(self, measure: Measure) -> list[Load]:
         budget = self._budget
-        loads = _costs(measure, budget.cpu, budget.memory, budget.bandwidth, "", 2.0)
+        loads = _costs(measure, budget.cpu, budget.memory_of(measure.workers), budget.bandwidth, "", 2.0)
         loads += [
             self._late(measure.delay),
             Load(
@@ -578,6 +579,7 @@ def measure(
         delay=worst_wait(waits(before), waits(after)),
         cpu_share=max(0.0, cpu) / seconds,  # less than before: a worker was replaced
         rss_bytes=after["worker"]["rss_kb"] * 1024,
+        workers=len(after.get("workers", ())) or 1,
         shadow_bytes=sum(health.sent_bytes for health in shadows.values()) / seconds,
         host_cpu=host_cpu,
         host_memory=host_memory,

@@ -29,6 +29,7 @@ from tapmirror.governor import (
 )
 from tapmirror.histogram import NAMES, Histogram
 from tapmirror.spec import Budget
+from tapmirror.spec.budget import WORKER
 from tapmirror.spec.settings import AllTaps
 
 Plant = Callable[[float, float], Measure]
@@ -301,6 +302,13 @@ def test_near_the_share_that_failed_it_rises_slowly() -> None:
 def test_the_reason_is_what_is_most_too_much() -> None:
     both = Measure(ring_fill=0.6, rss_bytes=4 << 30)
     assert run(lambda *_: both, 1)[0].reason == "the workers hold 4096 MiB; the budget is 512 MiB"
+
+
+def test_many_workers_may_hold_more_unless_somebody_says_what() -> None:
+    """Twenty that are idle hold 840 MiB."""
+    idle = Measure(rss_bytes=20 * WORKER, workers=20)
+    assert run(lambda *_: idle, 1)[0].share == 1
+    assert run(lambda *_: idle, 1, Budget(memory=512 << 20))[0].share < 1
 
 
 def test_after_several_at_once_the_slowest_to_follow_is_waited_for() -> None:
@@ -717,6 +725,7 @@ def test_measures_of_two_snapshots() -> None:
     after = snapshot(
         shadows={"v2": shadow, "new": shadow},
         worker={"pid": 1, "cpu_s": 3.0, "rss_kb": 2048},
+        workers=[{}, {}],
         ring={"bytes": 1 << 24, "fill": 0.25},
         events={"delay_records": 300, "delay_us": 50_000_007},
     )
@@ -726,6 +735,7 @@ def test_measures_of_two_snapshots() -> None:
         delay=0.25,
         cpu_share=0.5,
         rss_bytes=2048 * 1024,
+        workers=2,
         shadow_bytes=4500.0,
         host_cpu=12.0,
         host_memory=3.0,

@@ -44,3 +44,25 @@ def test_in_a_file() -> None:
     assert tap.budget == Budget(cpu=0.5, bandwidth=1e6)
     with pytest.raises(FileError, match=r"budget\.cpu: 0\.0 is not a number above 0"):
         read_taps(TAP + b"budget: {cpu: 0}\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("budget: {memory: 41943040}", "the 42 MiB that a worker holds without any traffic"),
+        ("budget: {memory: 512}", "512 bytes are less than the 42 MiB that a worker holds without any traffic"),
+        ("workers: 3\nbudget: {memory: 100000000}", "the 126 MiB that 3 workers hold without any traffic"),
+    ],
+)
+def test_less_memory_than_workers_hold_that_are_idle_is_refused(more: str, said: str) -> None:
+    """Their share would be at its least for good."""
+    with pytest.raises(FileError, match=rf"budget\.memory: \d+ bytes are less than {said}|: {said}"):
+        read_taps(TAP + more.encode())
+    assert read_taps(TAP + b"workers: auto\nbudget: {memory: 44040192}\n")[0].budget.memory == 42 << 20
+
+
+def test_memory_that_nobody_bounds_is_enough_for_all_workers() -> None:
+    """Twenty of them hold more than two may."""
+    (tap,) = read_taps(TAP + b"workers: 20\n")
+    assert [tap.budget.memory_of(workers) >> 20 for workers in (1, 2, 3, 20)] == [512, 512, 768, 5120]
+    assert Budget(memory=64 << 20).memory_of(20) == 64 << 20

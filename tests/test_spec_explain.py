@@ -51,6 +51,8 @@ def test_a_whole_tap() -> None:
         ({"clients": ["10.0.0.0/8"]}, "only clients in 10.0.0.0/8 are captured (client)"),
         ({"rules": [{"match": {"clients": ["10.0.0.0/8"]}}]}, "only clients in 10.0.0.0/8 are captured (client)"),
         ({"ttl": 3600}, "it ends by itself after 3600 s"),
+        ({"workers": 4}, "passes 1 core, 1,024 MiB"),
+        ({"workers": "auto"}, "passes 1 core, 512 MiB (256 MiB each of more than two workers)"),
         ({"budget": {"cpu": 0.5, "bandwidth": 1e6}}, "passes 0.5 cores, 512 MiB or 1,000,000 bytes a second"),
         ({"workers": 3}, "3 workers share the connections, each with limits and a ring (16,777,216 bytes)"),
         ({"workers": "auto"}, "half as many workers as there are processors share"),

@@ -26,7 +26,7 @@ def test_the_example_is_a_tap_and_names_every_field() -> None:
 
 def test_defaults_in_the_example_are_what_they_say() -> None:
     """Uncommented, they change nothing."""
-    limits = example().partition("# --- limits")[2].splitlines()
+    limits = example().partition("# --- limits")[2].partition("# --- ")[0].splitlines()
     values = [
         line.removeprefix("# ") for line in limits if line.removeprefix("# ").split(":")[0] in Limits.__struct_fields__
     ]

@@ -29,6 +29,7 @@ def test_what_it_may_say() -> None:
         ("taps: []", "taps: no such field of daemon.yaml"),
         ("budget: 1", "budget: 1 is not a structure of the budget of all taps"),
         ("budget: {memory: 1.5}", r"budget\.memory: 1\.5 is not a whole number"),
+        ("budget: {memory: 512}", r"budget\.memory: 512 bytes are less than the 42 MiB that a worker holds"),
         ("budget: {bandwidth: .nan}", "bandwidth: nan is not a number above 0"),
         ("budget: {}\n---\nbudget: {}", "3: a second document"),
         ("- 1", "is not a structure of daemon.yaml"),

@@ -555,9 +555,9 @@ def test_the_budget_of_all_taps_lowers_the_share_of_each(
 def test_the_budgets_of_a_tap_and_of_all_count_one_by_the_other(script: Script) -> None:
     """Also for a shadow that is spared; and of one shadow its tap's share is told, and nothing more."""
     told: list[str] = []
-    of_all = Together(AllTaps(memory=1 << 20), 0.0, lambda _: None)
+    of_all = Together(AllTaps(memory=64 << 20), 0.0, lambda _: None)
     tap = script(SPEC, told.append, told.append, wait_for_interface=False)
-    regulation = Regulation(Budget(memory=1 << 20, host_cpu=100, host_memory=100), of_all, 0.0, told.append)
+    regulation = Regulation(Budget(memory=64 << 20, host_cpu=100, host_memory=100), of_all, 0.0, told.append)
 
     def look(now: float, rss_kb: int, **failed: int) -> None:
         base: dict[str, Any] = {"answers": {}, "latency": {"buckets": {}}, "bytes": {}}
@@ -565,11 +565,11 @@ def test_the_budgets_of_a_tap_and_of_all_count_one_by_the_other(script: Script) 
         ledger = {"shadows": shadows, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": rss_kb}}
         regulation.observe(tap, ledger, now)
 
-    look(0.0, 2048)
-    look(1.0, 2048)
+    look(0.0, 128 << 10)
+    look(1.0, 128 << 10)
     assert tap.did[-1][:2] == ("throttle", 0.49), "0.7 of 0.7"
-    assert tap.did[-1][2].startswith("all taps: ") and "; the workers hold 2 MiB" in tap.did[-1][2]
-    look(1.5, 2048)
+    assert tap.did[-1][2].startswith("all taps: ") and "; the workers hold 128 MiB" in tap.did[-1][2]
+    look(1.5, 128 << 10)
     assert len(tap.did) == 1, "a share that did not change is not told anew"
     for now in range(2, 8):
         look(float(now), 0, v2=now, v3=0)
@@ -578,7 +578,7 @@ def test_the_budgets_of_a_tap_and_of_all_count_one_by_the_other(script: Script) 
         look(float(now), 0, v2=7, v3=0)
     assert {"v2": 0.035} in [did[3] for did in tap.did], "the probe's 0.05, of 0.7"
     assert told == [
-        "70% of its share: the workers hold 2 MiB; the budget is 1 MiB",
+        "70% of its share: the workers hold 128 MiB; the budget is 64 MiB",
         "shadow v2: it cannot be connected to",
     ]
 

@@ -7,9 +7,21 @@ Where one is passed, fewer connections are captured (whole ones, in the kernel) 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from tapmirror.spec.errors import Checked, Found
 from tapmirror.spec.numbers import Seconds
+
+WORKER: Final = 42 << 20
+"""Bytes that a worker holds as long as nothing comes: with less, the share is at its least for good."""
+
+
+def too_little(memory: int | None, workers: int = 1) -> str:
+    """What is wrong with a budget of memory for so many workers; empty: nothing."""
+    if memory is None or memory >= workers * WORKER:
+        return ""
+    whose = "a worker holds" if workers == 1 else f"{workers} workers hold"
+    return f"{memory} bytes are less than the {workers * WORKER >> 20} MiB that {whose} without any traffic"
 
 
 class Budget(Checked, frozen=True, kw_only=True):
@@ -18,9 +30,9 @@ class Budget(Checked, frozen=True, kw_only=True):
     cpu: float = 1.0
     """Processor cores, of all workers together.  One core is what one worker can use, some 70,000 small requests a
     second; more workers may have more only if somebody says so."""
-    memory: int = 512 << 20
-    """Bytes of resident memory, of all workers together.  The default limits of one worker with one shadow, all
-    reached at once, are some 200 MiB."""
+    memory: int | None = None
+    """Bytes of resident memory, of all workers together.  Absent: 512 MiB, of more than two workers 256 MiB each.  The
+    default limits of one worker with one shadow, all reached at once, are some 200 MiB."""
     bandwidth: float | None = None
     """Bytes a second to all shadows together.  Absent: what production receives; only you know the link."""
     delay: Seconds = 0.1
@@ -44,6 +56,10 @@ class Budget(Checked, frozen=True, kw_only=True):
     retry: Seconds = 30.0
     """Longest time in seconds that a shadow is left alone before a few connections try it again; the first time is
     at most 5."""
+
+    def memory_of(self, workers: int) -> int:
+        """For so many of them."""
+        return max(512 << 20, workers * (256 << 20)) if self.memory is None else self.memory
 
     def _check(self) -> Found:
         for name, most in (

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tapmirror.spec.budget import Budget
 from tapmirror.spec.clients import captured_clients
 from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.costs import POLICY_US as COST
@@ -246,7 +245,7 @@ def _caps(sampled: Sampled) -> Iterable[str]:
 
 def _cost(tap: TapSpec) -> Iterable[str]:
     yield f"{BASE}, as `scripts/bench` measures it"
-    yield f"under the daemon fewer connections are captured where it passes {_budget(tap.budget)}"
+    yield f"under the daemon fewer connections are captured where it passes {_budget(tap)}"
     if _decides(tap):
         yield f"deciding on a request at all: {_us(COST['no_rules'])}"
     if tap.rules:
@@ -291,6 +290,10 @@ def _texts(rule: Rule) -> Iterator[Text]:
             yield from group.values()
 
 
-def _budget(budget: Budget) -> str:
+def _budget(tap: TapSpec) -> str:
+    budget = tap.budget
     bandwidth = "" if budget.bandwidth is None else f" or {budget.bandwidth:,.0f} bytes a second"
-    return f"{budget.cpu:g} {'core' if budget.cpu == 1 else 'cores'}, {budget.memory >> 20:,} MiB{bandwidth}"
+    memory = f"{budget.memory_of(1 if tap.workers == 'auto' else tap.workers) >> 20:,} MiB"
+    each = f" ({budget.memory_of(3) // 3 >> 20} MiB each of more than two workers)"
+    more = each if tap.workers == "auto" and budget.memory is None else ""
+    return f"{budget.cpu:g} {'core' if budget.cpu == 1 else 'cores'}, {memory}{more}{bandwidth}"

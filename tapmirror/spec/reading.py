@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from msgspec import inspect
 
+from tapmirror.spec.budget import Budget
 from tapmirror.spec.compare import PERCENT, Compare
 from tapmirror.spec.document import Document, FileError, Path, Problem, dotted, load
 from tapmirror.spec.errors import SpecError, shown
@@ -171,7 +172,8 @@ class _Reader:
         missing = {field.name for field in fields.values() if field.required and field.name not in values}
         values |= {name: _STAND_INS[name] for name in missing}
         if cls is TapSpec and not self._kept:  # whatever else is wrong with it: all is told at once
-            for where, message in slips(values.get("name", ""), values.get("compare", Compare())):
+            said = (values.get("name", ""), values.get("compare", Compare()))
+            for where, message in slips(*said, values.get("budget", Budget()), values.get("workers", 1)):
                 self._wrong((*path, *where.split(".")), message)
         try:
             built = cls(**values)

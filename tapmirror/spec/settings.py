@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+from tapmirror.spec.budget import too_little
 from tapmirror.spec.errors import Checked, Found
 
 
@@ -27,6 +28,8 @@ class AllTaps(Checked, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 yield name, f"{value} is not a number above 0"
+        if self.memory is not None and self.memory > 0 and (message := too_little(self.memory)):
+            yield "memory", message
 
 
 class Settings(Checked, frozen=True, kw_only=True):

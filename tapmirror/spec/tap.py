@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from tapmirror.spec.budget import Budget
+from tapmirror.spec.budget import Budget, too_little
 from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.match import Match, network_problems
@@ -311,7 +311,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
 
     def slips(self) -> Found:
         """What is refused to whoever writes it, and was not always: a tap that was kept with it goes on."""
-        return slips(self.name, self.compare)
+        return slips(self.name, self.compare, self.budget, self.workers)
 
     def http_only(self) -> Iterator[str]:
         """The fields in use that make sense only where requests are known."""
@@ -356,12 +356,14 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
         return threshold(self.most()) if self.by is By.CONNECTION else 1 << 32
 
 
-def slips(name: str, compare: Compare) -> Found:
+def slips(name: str, compare: Compare, budget: Budget, workers: int | Literal["auto"]) -> Found:
     """`TapSpec.slips` of what a tap is to have, which may have more that is wrong with it."""
     if name.startswith("-"):
         yield "name", f"{shown(name)} begins as an option does: no command could name it"
     for field, message in compare.slips():
         yield f"compare.{field}", message
+    if message := too_little(budget.memory, 1 if workers == "auto" else workers):
+        yield "budget.memory", message
 
 
 def to_builtins(spec: TapSpec) -> Any:
