@@ -32,3 +32,17 @@ def test_directories_that_cannot_be_had_are_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["daemon", f"--runtime-dir={file / 'x'}", *words])
     assert done.exit_code == 2
     assert done.output.splitlines()[-1] == f"tapmirror: error: {file / 'x'}: Not a directory"
+
+
+def test_all_that_is_wrong_with_the_files_is_told_where_it_does_not_begin(tmp_path: Path) -> None:
+    """By the bounds of all taps, without which it does not; those of taps.d would be told only by the next start."""
+    words = [f"--{name}-dir={tmp_path / name}" for name in ("runtime", "state", "config")]
+    taps = tmp_path / "config" / "taps.d"
+    taps.mkdir(parents=True)
+    (tmp_path / "config" / "daemon.yaml").write_text("budget: {cpu: 0}\ncpu: 1\n")
+    (taps / "a.yaml").write_text("iface: eth0\nport: 0\nshadow: a:80\n")
+    done = CliRunner().invoke(main, ["daemon", *words])
+    assert done.exit_code == 2
+    places = [line.removeprefix("tapmirror: error: ").partition(": ")[0] for line in done.output.splitlines()]
+    file = tmp_path / "config" / "daemon.yaml"
+    assert places == [f"{file}:1", f"{file}:2", f"{taps / 'a.yaml'}:2"]

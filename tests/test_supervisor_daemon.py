@@ -770,9 +770,12 @@ async def test_the_budget_of_all_taps_is_read_anew_with_the_files(rig: Rig) -> N
     assert rig.daemon.together.told()["budget"] == {"cpu": 2.0}
     rig.file("a.yaml", A, B)
     (rig.places.config / "daemon.yaml").write_text("budget: {cpu: -1}\n")
-    await refused(rig.daemon.reload(), "refused", r"daemon\.yaml:1: budget\.cpu: -1\.0 is not a number above 0")
+    await refused(rig.daemon.reload(), "refused", r"daemon\.yaml:1: budget\.cpu: -1\.0 is not a number above 0$")
     assert rig.daemon.together.told()["budget"] == {"cpu": 2.0}
     await rig.running("a")
+    rig.file("b.yaml", "name: c\nport: 99999\n")
+    await refused(rig.daemon.reload(), "refused", r"daemon\.yaml:1: budget\.cpu: .* \(and [1-9] more\)")
+    (rig.places.taps / "b.yaml").unlink()
     (rig.places.config / "daemon.yaml").unlink()
     await rig.daemon.reload()
     await rig.running("a", "b")

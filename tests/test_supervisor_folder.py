@@ -10,7 +10,7 @@ import pytest
 
 from tapmirror.spec.settings import AllTaps, Settings
 from tapmirror.supervisor import folder
-from tapmirror.supervisor.folder import FolderError, read, settings
+from tapmirror.supervisor.folder import FolderError, both, read, settings
 
 TAP = "name: {}\niface: eth0\nport: 80\nshadow: s.test:80\n"
 
@@ -100,3 +100,21 @@ def test_settings(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(FolderError, match=r"not a regular file|Is a directory"):
         settings(path)
+
+
+def test_what_is_wrong_with_either_is_told_with_the_other(tmp_path: Path) -> None:
+    file, taps = tmp_path / "daemon.yaml", tmp_path / "taps.d"
+    assert both(file, taps) == (Settings(), {})
+    taps.mkdir()
+    file.write_text("budget: {cpu: 1.5}\n")
+    (taps / "a.yaml").write_text("iface: eth0\nport: 80\nshadow: a:80\n")
+    said, found = both(file, taps)
+    assert (said.budget, list(found)) == (AllTaps(cpu=1.5), ["tap"])
+    file.write_text("cpu: 1\n")
+    with pytest.raises(FolderError) as caught:
+        both(file, taps)
+    assert caught.value.problems == [f"{file}:1: cpu: no such field of daemon.yaml"]
+    (taps / "a.yaml").write_text("iface: eth0\nport: 0\nshadow: a:80\n")
+    with pytest.raises(FolderError) as caught:
+        both(file, taps)
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [f"{file}:1", f"{taps / 'a.yaml'}:2"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tapmirror.cli.messages import fail
+from tapmirror.cli.messages import error_line, fail
 from tapmirror.supervisor.endpoint import parse_address
 from tapmirror.supervisor.log import to_stderr
 from tapmirror.supervisor.places import CONFIG, RUNTIME, STATE, PlaceError, Places
@@ -57,6 +57,8 @@ def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str, met
         serve(Places(runtime_dir.absolute(), state_dir.absolute(), config_dir.absolute()), log, group, metrics)
     except PlaceError as error:
         log.close()
-        fail(str(error), 2)
+        for problem in error.problems[:-1]:
+            error_line(problem)
+        fail(error.problems[-1] if error.problems else str(error), 2)
     finally:
         log.close()

@@ -465,8 +465,7 @@ class Daemon:
         names = {spec.name for spec in commands}
         known = {spec.name: spec for spec in running}
         try:
-            settings = await asyncio.to_thread(folder.settings, self.places.settings)
-            found = await asyncio.to_thread(folder.read, self.places.taps, kept=kept)
+            settings, found = await asyncio.to_thread(folder.both, self.places.settings, self.places.taps, kept=kept)
             taken = [
                 f"{file}: the tap {name!r} was started by command" for name, (file, _) in found.items() if name in names
             ]

@@ -66,6 +66,23 @@ def read(directory: Path, *, kept: bool = False) -> dict[str, tuple[str, TapSpec
     return found
 
 
+def both(file: Path, directory: Path, *, kept: bool = False) -> tuple[Settings, dict[str, tuple[str, TapSpec]]]:
+    """The daemon's settings and the taps.  Raises `FolderError` with everything that is wrong with either."""
+    problems: list[str] = []
+    said, found = Settings(), {}
+    try:
+        said = settings(file)
+    except FolderError as error:
+        problems += error.problems
+    try:
+        found = read(directory, kept=kept)
+    except FolderError as error:
+        problems += error.problems
+    if problems:
+        raise FolderError(problems)
+    return said, found
+
+
 def settings(path: Path) -> Settings:
     """What `daemon.yaml` says; one that is not there says nothing.  Raises `FolderError`."""
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -52,7 +53,14 @@ class Places(msgspec.Struct, frozen=True):
 
 
 class PlaceError(Exception):
-    """A directory cannot be used; the message is one line for the user."""
+    """A directory cannot be used; the message is one line for the user.
+
+    `problems`: a line for each where there are several; the message has the first.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 def take(directory: Path, mode: int, gid: int | None = None) -> int:

@@ -331,7 +331,7 @@ def serve(places: Places, log: Log, group: str = GROUP, metrics: tuple[str, int]
     try:
         budget = folder.settings(places.settings).budget  # without the bounds that it is to have it does not begin
     except folder.FolderError as error:
-        raise PlaceError(str(error)) from None
+        raise _not_begun(error, places) from None
     gid = group_id(group)
     raise_file_limit()
     held = [take(places.runtime, 0o750, gid)]
@@ -343,6 +343,15 @@ def serve(places: Places, log: Log, group: str = GROUP, metrics: tuple[str, int]
     finally:
         for descriptor in held:
             os.close(descriptor)
+
+
+def _not_begun(error: folder.FolderError, places: Places) -> PlaceError:
+    """Why, and what is wrong with the files of taps besides: it costs no start, but only the next one would tell it."""
+    try:
+        folder.read(places.taps, kept=True)
+    except folder.FolderError as more:
+        error = folder.FolderError([*error.problems, *more.problems])
+    return PlaceError(str(error), error.told())
 
 
 async def _main(
