@@ -125,6 +125,42 @@ def test_forms_texts_and_patterns() -> None:
     assert body({"privacy": "strict"}, "application/json", b'{"x":{"Token":"s"}}') == b'{"x":{}}'
 
 
+CODES = [
+    ({"error": {"code": -32601, "message": "m"}}, True),
+    ([{"id": 1, "Error": {"Code": 404}}], True),
+    ({"errors": [{"message": "m", "extensions": {"code": "BAD_USER_INPUT"}}]}, True),
+    ({"errors": [{"code": "not-found"}], "data": None}, True),
+    ({"code": "SplxlOBeZQQYbYS6WxSbIA", "state": "x"}, False),
+    ({"code": 123456}, False),
+    ({"code": "AUTHORIZED"}, False),
+    ({"error": "invalid_grant", "code": "abc"}, False),
+    ({"verification": {"code": "hunter"}}, False),
+    (
+        {"errors": [{"code": "123456"}, {"code": "s3cret"}, {"code": ["a"]}, {"code": {"a": 1}}, {"code": "a" * 65}]},
+        False,
+    ),
+    ({"error": {"token": 1, "pin": "word"}}, False),
+]
+"""A document, and whether all of it stays."""
+
+
+@pytest.mark.parametrize(("document", "stays"), CODES)
+def test_the_code_of_an_error_is_no_secret_and_any_other_is_one(document: Any, stays: bool) -> None:
+    got = body({"privacy": "strict"}, "application/json", json.dumps(document).encode())
+    assert got is not None
+    if stays:
+        assert json.loads(got) == document
+    else:
+        assert not any(name in got for name in (b'"code"', b'"token"', b'"pin"'))
+
+
+@pytest.mark.parametrize(
+    "spec", [{"privacy": "strict", "json": {"**.Code": "remove"}}, {"json": {"**.code": "remove"}}]
+)
+def test_whoever_names_codes_has_those_of_errors_taken_out_too(spec: dict[str, Any]) -> None:
+    assert body(spec, "application/json", b'{"error":{"code":404}}') == b'{"error":{}}'
+
+
 def test_strict_heads() -> None:
     fields = ("Authorization: s", "Cookie: s", "X-Api-Key: s", "Referer: s", "X-Forwarded-For: 1.2.3.4", "Accept: */*")
     got = redactor(privacy="strict").head(request("GET /?access_token=s&page=2 HTTP/1.1", *fields))

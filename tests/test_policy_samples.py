@@ -46,6 +46,19 @@ def test_answers_lose_the_same_and_keep_their_status_line() -> None:
     assert body == b'[{"password":"(redacted)"}]'
 
 
+def test_the_code_of_an_error_is_shown_unless_a_rule_names_it() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    told = b'{"error":{"code":-32601,"data":{"code":"s3cret"}}}'
+    shown = b'{"error":{"code":-32601,"data":{"code":"(redacted)"}}}'
+    assert SampleRedactor([USUAL], b"k").answer(head, told)[1] == shown
+    assert SampleRedactor([USUAL], b"k").answer(head, b'{"code":5}')[1] == b'{"code":"(redacted)"}'
+    named = Redact(json={"**.code": "replace:gone"})
+    for rules in ([USUAL, named], [named]):
+        assert SampleRedactor(rules, b"k").answer(head, told)[1] == (
+            b'{"error":{"code":"gone","data":{"code":"gone"}}}'
+        )
+
+
 def test_texts_are_shown_as_they_are_unless_a_rule_forbids_it() -> None:
     head = b"HTTP/1.1 200 OK\nContent-Type: text/html\n\n"
     assert SampleRedactor([USUAL], b"k").answer(head, b"<p>")[1] == b"<p>"

@@ -66,6 +66,14 @@ _WORDS: Final = (
 STRICT_NAMES: Final = tuple(dict.fromkeys(word.replace("_", mark) for word in _WORDS for mark in ("_", "", "-")))
 """Parameters and JSON members, in which case does not count: `access_token`, `accessToken` and `access-token`."""
 
+CODE: Final = "code"
+"""Of OAuth (RFC 6749, 4.1.2), or one that is to be typed in: which is taken out; or that of an error."""
+ERRORS: Final = frozenset({"error", "errors"})
+"""Members in which a `CODE` that is a number or made of words tells what went wrong (JSON-RPC 2.0, 5.1; GraphQL's
+`errors[].extensions.code`), and nothing else does."""
+_CODE_WORDS: Final = re.compile(r"(?=.{1,64}\Z)[A-Za-z]+(?:[ _./-][A-Za-z]+)*")
+"""`BAD_USER_INPUT`: without digits, as what is given out by chance or to be typed in seldom is."""
+
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
 _DEPTH: Final = 200
@@ -89,10 +97,11 @@ class Redactor:
     """Takes things out of requests.  `secret` is the key of the hashes.
 
     With `texts` also out of texts that are JSON themselves, in JSON and in parameters: for what is shown, and not for
-    what a shadow gets, since such a text is written anew.
+    what a shadow gets, since such a text is written anew.  `usual`: nobody named the members one by one, so errors may
+    keep their codes, as with `privacy: strict`.
     """
 
-    def __init__(self, spec: Redact, secret: bytes, *, texts: bool = False) -> None:
+    def __init__(self, spec: Redact, secret: bytes, *, texts: bool = False, usual: bool = False) -> None:
         self._secret = secret
         self._texts = NESTED if texts else 0
         self._strict = spec.privacy == "strict"
@@ -105,6 +114,8 @@ class Redactor:
         """Of the JSON members that are taken out."""
         actions = [(steps_of(path), self._action(text)) for path, text in members.items()]
         self._anywhere = {steps[1].lower(): action for steps, action in actions if is_anywhere(steps)}
+        self._codes = usual or (self._strict and steps_of(f"**.{CODE}") not in map(_lowered, map(steps_of, spec.json)))
+        """Whether errors keep theirs."""
         self._members = [(steps, action) for steps, action in actions if not is_anywhere(steps)]
         self._patterns = [(compile_re2(text), becomes.encode()) for text, becomes in spec.patterns.items()]
         self.reads_bodies = bool(members or self._query or self._patterns)
@@ -242,7 +253,7 @@ class Redactor:
         try:
             document = msgspec.json.decode(body)
             if self._anywhere:
-                _redact_anywhere(document, self._anywhere, 0)
+                _redact_anywhere(document, self._anywhere, 0, codes=self._codes, error=False)
             for steps, action in self._members:
                 _redact(document, steps, action, 0, set())
             if self._texts and b"\\" in body:  # or no text has quotes in it
@@ -285,21 +296,36 @@ def is_anywhere(steps: tuple[str, ...]) -> bool:
     return len(steps) == 2 and steps[0] == "**" and steps[1] not in ("**", "*", "[]")
 
 
-def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int) -> None:
-    """Apply the actions to members of these names, in one walk, in place.  What is within such a one goes with it."""
+def _lowered(steps: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(step.lower() for step in steps)
+
+
+def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int, *, codes: bool, error: bool) -> None:
+    """Apply the actions to members of these names, in one walk, in place.  What is within such a one goes with it.
+
+    `codes`: errors keep theirs; `error`: the value is within one.
+    """
     if depth > _DEPTH:
         raise RecursionError
     if isinstance(value, dict):
         for key in list(value):
-            action = actions.get(key.lower())
+            name = key.lower()
+            action = actions.get(name)
             if action is not None:
-                _apply(value, (key,), (), action, depth, set())
+                if not (error and codes and name == CODE and _tells_an_error(value[key])):
+                    _apply(value, (key,), (), action, depth, set())
             elif isinstance(value[key], dict | list):
-                _redact_anywhere(value[key], actions, depth + 1)
+                _redact_anywhere(value[key], actions, depth + 1, codes=codes, error=error or name in ERRORS)
     elif isinstance(value, list):
         for child in value:
             if isinstance(child, dict | list):
-                _redact_anywhere(child, actions, depth + 1)
+                _redact_anywhere(child, actions, depth + 1, codes=codes, error=error)
+
+
+def _tells_an_error(code: Any) -> bool:
+    if isinstance(code, str):
+        return _CODE_WORDS.fullmatch(code) is not None
+    return isinstance(code, int | float)
 
 
 def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int, seen: set[tuple[int, int]]) -> None:

@@ -56,7 +56,7 @@ class SampleRedactor:
     """`compare.Redaction`.  `secret` is the key of the hashes."""
 
     def __init__(self, rules: Sequence[Redact], secret: bytes) -> None:
-        self._redactors = [Redactor(_within(each), secret, texts=True) for each in rules]
+        self._redactors = [Redactor(_within(each), secret, texts=True, usual=each is USUAL) for each in rules]
         paths = [path for each in self._redactors for path in each.member_paths]
         self._anywhere = {path[1].lower() for path in paths if is_anywhere(path)}
         self._ends = [
