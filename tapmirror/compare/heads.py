@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from tapmirror.compare.bodies import without_boundary
@@ -12,11 +13,14 @@ from tapmirror.compare.words import shortened
 
 _LENGTH: Final = b"content-length"
 _CODING: Final = b"content-encoding"
-_OF_NAMES: Final = frozenset(
-    {b"vary", b"access-control-allow-headers", b"access-control-expose-headers", b"cache-control"}
-)
-"""Fields that are sets of names of fields (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3) or of directives (RFC 9111, 5.2), in
-which case does not count."""
+_OF_NAMES: Final = frozenset({b"vary", b"access-control-allow-headers", b"access-control-expose-headers"})
+"""Fields that are sets of names of fields (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3), in which case does not count."""
+_WITH_NAMES: Final = frozenset({b"no-cache", b"private"})
+"""Directives of Cache-Control that may have such a set (RFC 9111, 5.2.2)."""
+_OR_OPEN: Final = re.compile(rb'("(?:[^"\\]|\\.|\\\Z)*(?:"|\Z))', re.DOTALL)
+"""A quoted string, or the rest behind a quote that none ends: or each would be looked for to the end."""
+_QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_ESCAPED: Final = re.compile(rb"\\(.)", re.DOTALL)
 _WITH_TOKENS: Final = frozenset({b"location", b"content-location", b"link", b"refresh", b"content-security-policy"})
 """Fields in which numbers and tokens stand beside what counts: where these alone differ that is a field of its own, or
 the state of a redirect, which is always another one, would hide that it leads elsewhere."""
@@ -95,26 +99,69 @@ def _counts(line: bytes, ignored: frozenset[bytes]) -> bool:
     return bool(colon) and name.strip().lower() not in ignored
 
 
-def _means(name: bytes, value: bytes) -> bytes | frozenset[bytes]:
+def _means(name: bytes, value: bytes) -> object:
     """A value without what says nothing: the order of a set, its lines (RFC 9110, 5.3), how a type is written."""
     if name == b"content-type":
         return _type(value)
+    if name == b"cache-control":
+        return _directives(value)
     if name in _OF_NAMES:
-        value = value.lower()
-    elif name not in _OF_METHODS:
-        return value
-    return frozenset(member.strip() for member in value.replace(b"\n", b",").split(b",")) - {b""}
+        return _names(value)
+    return _members(value) if name in _OF_METHODS else value
 
 
-def _type(value: bytes) -> bytes:
-    """A type without white space, the boundary of a multipart, and case where none counts (RFC 9110, 8.3.1)."""
-    kind, *parameters = without_boundary(value).split(b";")
-    kept = [kind.strip().lower()]
-    for parameter in parameters:
-        name, sign, its = parameter.strip().partition(b"=")
-        name = name.lower()
-        kept.append(name + sign + (its.strip(b'"').lower() if name == b"charset" else its))
-    return b";".join(filter(None, kept))
+def _members(value: bytes) -> frozenset[bytes]:
+    return frozenset(_parts(value.replace(b"\n", b","), b","))
+
+
+def _names(value: bytes) -> frozenset[bytes]:
+    return _members(value.lower())
+
+
+def _directives(value: bytes) -> dict[bytes, list[bytes | frozenset[bytes]]]:
+    """Those of Cache-Control: in any order, but of one that is given twice, as where a proxy adds to an application's,
+    the first counts (RFC 9111, 4.2.1); quoted or not; case counts where an extension says so, and we cannot know.
+    """
+    found: dict[bytes, list[bytes | frozenset[bytes]]] = {}
+    for part in _parts(value.replace(b"\n", b","), b","):
+        name, its = _parameter(part)
+        means = _names(its.removeprefix(b"=")) if name in _WITH_NAMES else its
+        given = found.setdefault(name, [])
+        if means not in given:
+            given.append(means)
+    return found
+
+
+def _type(value: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """A type without white space, the boundary of a multipart, the order of parameters, quotes, and case where none
+    counts (RFC 9110, 8.3.1).
+    """
+    kind, *parts = _parts(without_boundary(value), b";") or [b""]
+    parameters = [
+        (name, its.lower() if name == b"charset" else its) for name, its in (_parameter(part) for part in parts)
+    ]
+    return kind.lower(), sorted(parameters, key=lambda parameter: parameter[0])
+
+
+def _parts(value: bytes, sign: bytes) -> list[bytes]:
+    """What stands between signs that are not within quotes (RFC 9110, 5.6.4), where it is anything."""
+    found = [b""]
+    for part in _OR_OPEN.split(value):
+        if part[:1] == b'"':
+            found[-1] += part
+        else:
+            first, *more = part.split(sign)
+            found[-1] += first
+            found += more
+    return [part for each in found if (part := each.strip())]
+
+
+def _parameter(part: bytes) -> tuple[bytes, bytes]:
+    """Its name, and its value without quotes."""
+    name, sign, value = part.partition(b"=")
+    value = value.strip()
+    quoted = _QUOTED.fullmatch(value)
+    return name.strip().lower(), sign + (value if quoted is None else _ESCAPED.sub(rb"\1", quoted[1]))
 
 
 def _cookies(value: bytes) -> bytes:
