@@ -17,12 +17,16 @@ import pytest
 
 from lab import until
 from replay_bench import CLOSE, GET, OK, POST, RESET, WHOLE, Bench
+from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, START, Open, Send
+from tapmirror.exchange import Asked
+from tapmirror.framing.answers import Bounds, Room
 from tapmirror.replay import drain
 from tapmirror.replay.answers import LOOK_BYTES
 from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.listener import Clock
 from tapmirror.replay.reactor import LAZY_AFTER
+from test_compare_pairing import Outcomes
 from test_replay_listener import Talk
 
 
@@ -202,3 +206,53 @@ def test_answers_take_a_bounded_part_of_a_turn_and_connections_take_turns(
     for _ in socks:
         bench.reactor.run_once(0.0, lambda: bench.now)
     assert not bench.reactor.unread
+
+
+TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("end", ["read before", "found by sending", "found by sending the first"])
+def test_the_word_about_an_idle_connection_is_compared_with_nothing(end: str) -> None:
+    """Of the request that finds it nothing went: it is asked again, and what answers it then is its answer."""
+    outcomes = Outcomes()
+    talk = Conversation(Bounds(head_bytes=4096, hash_bytes=1 << 20, awaited=100), Room(1 << 20), outcomes, False)
+
+    def ask(number: int) -> None:
+        asked = Asked(number, b"GET", b"/", b"GET / HTTP/1.1\r\n\r\n")
+        talk.request(asked, 0, 100, bench.now)
+        talk.chosen(0, number)
+        talk.decided(number)
+        talk.request_ended(number, 1)
+        talk.production(OK, 2)
+        _ask(bench, number)
+
+    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+        bench.give(Open(1, True))
+        if end == "found by sending the first":
+            bench.send(1, GET % 0)  # which is not compared
+            sock = bench.accept()
+            bench.read(sock, len(GET % 0))
+            sock.sendall(OK)
+            bench.turn()
+        else:
+            ask(1)
+            sock = bench.accept()
+            bench.read(sock, len(GET % 1))
+            sock.sendall(OK)
+            bench.until(lambda: len(outcomes.pairs) == 1)
+        sock.sendall(TIMEOUT)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        if end == "read before":
+            bench.turn()
+        sock.close()
+        (lane,) = bench.reactor._lanes.values()
+        assert select.select([lane.fd], [], [], 5)[0] if lane.fd >= 0 else end == "read before"
+        ask(2)
+        again = bench.accept()
+        assert bench.read(again, len(GET % 2)) == GET % 2
+        again.sendall(OK)
+        bench.until(lambda: 2 in [pair.asked.number for pair in outcomes.pairs])
+        assert bench.ledger.answers == {"2xx": 2}
+    assert {reply.answer.status for pair in outcomes.pairs for reply in pair.replies.values()} == {200}
+    assert [pair.left_out for pair in outcomes.pairs] == [{}] * len(outcomes.pairs)
+    assert outcomes.lost == []

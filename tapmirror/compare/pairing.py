@@ -340,6 +340,16 @@ class Conversation:
             return False
         return pending is not None and pending.asked.timed
 
+    def withdraw(self, shadow: int, number: int) -> None:
+        """Nothing went of the request that was `asked` last; it will be asked again, or left out."""
+        side = self._sides.get(shadow)
+        if side is not None:
+            side.reader.withdraw()
+        pending = self._pending.get(number)
+        reply = None if pending is None else pending.replies.get(shadow)
+        if reply is not None:
+            reply.begun = False
+
     def times(self, number: int) -> bool:
         """Whether the times of the request count."""
         pending = self._pending.get(number)

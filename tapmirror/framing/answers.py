@@ -149,6 +149,11 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             marks = flags & (NO_BODY | TUNNEL | CONNECT) if flags >= NO_BODY else 0
             self._awaited.append((marks, keep, token))
 
+    def withdraw(self) -> None:
+        """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
+        if self.broken is None and self._awaited:
+            self._awaited.pop()
+
     def feed(self, data: Buffer, time_ns: int) -> Sequence[tuple[Any, Answer]]:
         """Take the next bytes: the answers that they complete, each with its request's token."""
         if self.broken is not None:

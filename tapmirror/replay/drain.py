@@ -119,8 +119,7 @@ class Drain:
     def broken(self, lane: Lane, now: float) -> None:
         """Sending failed.  What was answered before counts."""
         if lane.framer is not None and lane.sock is not None:
-            if lane.hearing is None:
-                lane.withdraw()
+            lane.withdraw()
             if not self._read(lane, lane.sock, now, ended=True):
                 return
             if lane.hearing is not None:

@@ -266,6 +266,8 @@ class Lane:
         if self.framer is not None and self.queue and self.queue[0].announced and not self.queue[0].offset:
             self.queue[0].announced = False
             self.framer.withdraw()
+            if self.hearing is not None:
+                self.hearing.withdraw(self.queue[0].number)
 
     def unsent(self) -> int:
         """Announced requests that did not go whole: they cannot have been answered."""

@@ -203,6 +203,10 @@ class Listener:
         if self.timed:
             self._timed_last = self._asked
 
+    def withdraw(self, number: int) -> None:
+        """Of the request that begins nothing went."""
+        self._conversation.withdraw(self._target, number)
+
     def left_out(self, number: int) -> None:
         """A request is not sent."""
         self._conversation.left_out(self._target, number, Unpaired.NOT_SENT)
