@@ -70,7 +70,7 @@ class AnsweredTable(FlowTable):
                     flow.pipelines = True
                 flow.said = ack
             heard = flow.heard
-            if heard is not None and ack != heard and 0 < distance(ack, heard) < FAR:
+            if heard is not None and ack != heard and 0 < distance(ack, heard) < FAR and flags & ACK:
                 return [self._gap(flow, distance(ack, heard)), *events]
         elif flags & ACCEPTED:
             flow = self.get(segment[0])

@@ -10,7 +10,7 @@ import pytest
 
 from tapmirror import answered
 from tapmirror.answered import ANSWER, AnsweredTable
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, Cut, End, Gap, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Cut, End, Gap, Segment
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
 
@@ -115,6 +115,16 @@ def test_a_loss_with_nothing_behind_it_shows_in_the_clients_next_data() -> None:
     talk.client(3, "again", 7)
     talk.server(7, "x")
     assert talk.said == ["client: ask", "server: <7>", "client: again", "server: x"]
+
+
+@pytest.mark.parametrize("first", [5000, 0xC0000000])
+def test_a_reset_that_acknowledges_nothing_shows_no_loss(first: int) -> None:
+    """That of a client that had closed when an answer came (RFC 9293, 3.5.2): its field is 0, half a circle behind."""
+    talk = Dialogue(first=first)
+    talk.client(0, "ask", 0)
+    talk.server(0, "answer")
+    talk.put((KEY, RST, 1003, 0, 0, b"", 0))
+    assert talk.said == ["client: ask", "server: answer", "client: reset"]
 
 
 def test_what_was_not_copied_is_no_gap() -> None:
