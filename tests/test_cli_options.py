@@ -84,3 +84,12 @@ def test_a_wrong_noise_probe_is_told_by_the_name_of_the_option() -> None:
 def test_the_usage_says_whether_a_name_is_needed(command: str, shown: str) -> None:
     (usage, *_) = CliRunner().invoke(main, [command, "--help"]).output.splitlines()
     assert usage.endswith(f" {command} [OPTIONS] {shown}")
+
+
+def test_a_share_may_say_that_it_is_in_percent() -> None:
+    """As in a file, and of `set`."""
+    tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080"]
+    result = CliRunner().invoke(main, ["run", *tap, "--percent", "5%"])
+    assert (result.exit_code, "--iface: no interface 'nosuch0'" in result.output) == (2, True)
+    result = CliRunner().invoke(main, ["run", *tap, "--percent", "x%"])
+    assert (result.exit_code, result.output) == (2, "tapmirror: error: --percent: 'x%' is not a number\n")

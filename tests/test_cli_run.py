@@ -168,7 +168,7 @@ NO_HOST: dict[str, object] = {"iface": "lo", "port": 80, "shadow": "192.0.2.1:80
         ("--percent: -1.0 is not between 0 and 100", {"percent": -1}),
         ("--percent", {"percent": "inf"}),
         ("--percent", {"percent": "x"}),
-        ("--percent", {"percent": "5%"}),
+        ("--percent", {"percent": "5%%"}),
         ("--seed: -1 is not between 0 and 4294967295", {"seed": -1}),
         ("--seed: 4294967296 is not between", {"seed": 1 << 32}),
         ("--seed", {"seed": "x"}),

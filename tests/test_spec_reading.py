@@ -89,6 +89,21 @@ def test_a_minimal_file() -> None:
     ]
 
 
+def test_what_is_in_percent_may_say_so_wherever_it_stands() -> None:
+    (plain,), (said,) = (
+        read_taps(
+            f"iface: eth0\nport: 80\nprotocol: http\nby: request\npercent: 50{sign}\n"
+            f"shadows: [{{to: a:80, name: a, ramp: {{from: 1{sign}, to: 2.5{sign}, over: 60}}}}]\n"
+            f"rules: [{{percent: 20{sign}, mirror: [{{shadow: a, percent: 10{sign}}}]}}]\n".encode()
+        )
+        for sign in ("", "%")
+    )
+    assert (said.percent, said.shadows[0].ramp, said.rules) == (50, plain.shadows[0].ramp, plain.rules)
+    assert said == plain
+    with pytest.raises(FileError, match="percent: 'x%' is not a number"):
+        read_taps(b"iface: eth0\nport: 80\nshadow: a:80\npercent: x%\n")
+
+
 @pytest.mark.parametrize(
     ("text", "want"),
     [

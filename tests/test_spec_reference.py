@@ -56,6 +56,7 @@ def test_the_schema_has_every_field_and_forbids_others() -> None:
         assert part["additionalProperties"] is False
     assert {"port", "shadow", "rule", "addr"} <= set(at(found, "$defs", "TapSpec", "properties"))
     assert "description" in at(found, "$defs", "TapSpec", "properties", "percent")
+    assert at(found, "$defs", "TapSpec", "properties", "percent", "type") == ["number", "string"]
     assert msgspec.json.decode(msgspec.json.encode(found)) == found
 
 

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from tapmirror.cli.files import read_file
 from tapmirror.cli.messages import as_option, fail
-from tapmirror.cli.numbers import NUMBER, WHOLE
+from tapmirror.cli.numbers import WHOLE
 from tapmirror.spec import Capture, Compare, Level, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
 from tapmirror.spec.numbers import number_of, whole_of
 
@@ -32,7 +32,7 @@ def _percent(_context: click.Context, _parameter: click.Parameter, value: str) -
     """A click callback: `1` or `1%`; which numbers, the spec says."""
     found = number_of(value.removesuffix("%"))
     if found is None:
-        raise click.BadParameter(f"{value!r} is not a number of percent")
+        raise click.BadParameter(f"{value!r} is not a number")
     return found
 
 
@@ -72,7 +72,14 @@ OPTIONS: Final = (
         metavar="HOST:PORT",
         help="Where the copies go; IPv6 in brackets; repeatable: each gets every request.",
     ),
-    click.option("--percent", type=NUMBER, default=100.0, show_default=True, help="Share of the connections."),
+    click.option(
+        "--percent",
+        callback=_percent,
+        default="100",
+        show_default=True,
+        metavar="PERCENT",
+        help="Share of the connections.",
+    ),
     click.option("--seed", type=WHOLE, default=0, show_default=True, help="Of the choice of connections."),
     click.option(
         "--protocol",

@@ -9,7 +9,8 @@ them there is this sugar, which `sugar` puts into the long form before anything 
 * a condition on a text as the text itself (`exact`); a single `match` structure instead of a list;
 * `mirror: none`, `mirror: all`, `mirror: NAME`, `mirror: [NAME, …]`;
 * `hook: package.module:function`;
-* `compare: LEVEL`; for YAML 1.1 `off` is false.  What is in percent there may say so (`noise_probe: 1%`);
+* `compare: LEVEL`; for YAML 1.1 `off` is false;
+* what is in percent as `5%`;
 * seconds as `90s`, `15m`, `1h30m`, `2d` (`numbers`).
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Collection
 from functools import cache
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ from tapmirror.spec.document import Document, FileError, Path, Problem, dotted, 
 from tapmirror.spec.errors import SpecError, shown
 from tapmirror.spec.match import Text
 from tapmirror.spec.numbers import number_of, seconds_of
+from tapmirror.spec.sampled import Ramp, Sampled
 from tapmirror.spec.settings import Settings
 from tapmirror.spec.shadow import Shadow, parse_shadow
 from tapmirror.spec.tap import Hook, Rule, TapSpec, slips
@@ -281,6 +284,7 @@ def sugar(data: Any, cls: type) -> tuple[Any, dict[str, Path]]:
     if not isinstance(data, dict):
         return data, {}
     data = dict(data)
+    _read_percent(data, in_percent(cls))
     places: dict[str, Path] = {}
     if cls is Shadow and isinstance(data.get("to"), str) and "host" not in data and "port" not in data:
         found = parse_shadow(data.pop("to"))
@@ -307,12 +311,23 @@ def _compare(data: Any) -> tuple[Any, dict[str, Path]]:
     data = dict(data)
     if data.get("level") is False:
         data["level"] = "off"
-    for name in PERCENT & data.keys():
-        text = data[name]
+    _read_percent(data, in_percent(Compare))
+    return data, {}
+
+
+def in_percent(cls: type) -> Collection[str]:
+    """The fields, as files name them, whose numbers are in percent and may say so."""
+    if cls is Compare:
+        return PERCENT
+    return ("from", "to") if cls is Ramp else ("percent",) if issubclass(cls, Sampled) else ()
+
+
+def _read_percent(data: dict[str, Any], names: Collection[str]) -> None:
+    for name in names:
+        text = data.get(name)
         if isinstance(text, str) and text.endswith("%"):
             found = number_of(text[:-1])
             data[name] = text if found is None else found
-    return data, {}
 
 
 def _place(path: Path, data: list[Any], index: int) -> Path:

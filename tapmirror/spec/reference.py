@@ -16,10 +16,11 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect as types
 
-from tapmirror.spec.compare import PERCENT, Compare, Level
+from tapmirror.spec.compare import Compare, Level
 from tapmirror.spec.match import Match, Text
 from tapmirror.spec.numbers import TIME
-from tapmirror.spec.reading import SINGULAR
+from tapmirror.spec.reading import SINGULAR, in_percent
+from tapmirror.spec.sampled import Ramp
 from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import Hook, Mirror, Rule, TapSpec
 
@@ -128,8 +129,9 @@ def _sweeten(components: dict[str, Any]) -> None:
     compare = components[Compare.__name__]
     compare["properties"]["level"] = {**compare["properties"]["level"], "enum": levels}
     compare["properties"]["level"].pop("$ref", None)
-    for name in PERCENT:
-        compare["properties"][name]["type"] = ["number", "string"]
+    for each in (Compare, TapSpec, Shadow, Rule, Mirror, Ramp):
+        for name in in_percent(each):
+            components[each.__name__]["properties"][name]["type"] = ["number", "string"]
     components[Compare.__name__] = {"anyOf": [{"enum": levels}, compare]}
     for cls in (Shadow, Text, Hook, Mirror):
         components[cls.__name__] = {"anyOf": [{"type": "string"}, components[cls.__name__]]}
