@@ -10,15 +10,24 @@ import subprocess
 import sys
 import textwrap
 import typing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from capture_files import pcap
 from documented import named, rows, section
+from runner import CliRunner
+from tapmirror.cli.main import main
 from tapmirror.compare.figures import EndpointFigures, Figures
+from tapmirror.doctor import Finding, Level
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Ledger
+from tapmirror.spec import Shadow, TapSpec
+from tapmirror.supervisor.log import Line
+from tapmirror.supervisor.plan import Action, Step
+from test_offline import GET, Talk
 
 
 def structs(kind: Any) -> set[type[msgspec.Struct]]:
@@ -39,6 +48,29 @@ def test_every_field_of_a_report_is_named() -> None:
 
 def test_every_row_is_a_field_of_a_report() -> None:
     assert rows("A report") == names(Figures, EndpointFigures) | {"samples"}
+
+
+def row(command: str) -> set[str]:
+    """The words in backquotes of what a command prints."""
+    lines = [line.split("|") for line in section("The other commands").splitlines() if line.startswith("| `")]
+    (told,) = [cells[2] for cells in lines if f"`{command}`" in cells[1]]
+    return {word for code in re.findall(r"`([^`]+)`", told) for word in re.findall(r"\w+", code)}
+
+
+def test_what_doctor_plans_logs_and_streams_print_is_named(tmp_path: Path) -> None:
+    assert row("doctor") == names(Finding) | {"can_start", "findings"} | {level.value for level in Level}
+    assert row("logs") == names(Line)
+    spec = TapSpec(iface="lo", ports=(80,), shadows=(Shadow(host="h", port=80),))
+    told = Step("a", Action.ADD, spec).told()
+    assert row("apply") == {"plan", "failed", "waits", *told, *(action.value for action in Action)}
+    talk = Talk()
+    talk.put(0, GET)
+    file = tmp_path / "a.pcap"
+    file.write_bytes(pcap(talk.frames))
+    done = CliRunner().invoke(main, ["streams", str(file), "--http", "--payload-dir", str(tmp_path / "payloads")])
+    found = [json.loads(line) for line in done.output.splitlines()]
+    assert {each["type"] for each in found} == {"http1", "stream"}
+    assert {name for each in found for name in each} <= named("The other commands")
 
 
 def ledger(tap: str, *, lost: int) -> dict[str, Any]:
