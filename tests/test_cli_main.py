@@ -72,7 +72,8 @@ def test_what_was_asked_for_is_on_standard_output(words: list[str], wanted: str)
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (["walk"], "'walk'"),
+        (["walk"], "'walk'; see"),
+        (["statsu"], "'statsu'. Did you mean 'status'?; see"),
         (["--walk"], "--walk"),
         (["run", "--walk"], "--walk"),
         (["run", "more", "--iface=lo", "--port=80", "--shadow=a:1"], "more"),

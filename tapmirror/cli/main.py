@@ -60,6 +60,16 @@ class Commands(click.Group):
         """As `click.Group.get_command`."""
         return command(name) if name in COMMANDS else None
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As `click.Group.resolve_command`; of what is none the one that may be meant, as of options."""
+        if args[0] not in COMMANDS and not ctx.resilient_parsing and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         """The group's own options, of which some print."""
         open_streams()
