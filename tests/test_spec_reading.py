@@ -284,6 +284,7 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
         ({"redact": {"privacy": "lax"}}, "redact.privacy: 'lax' is not strict"),
         ({"hook": "x"}, "hook: 'x' is not package.module:function"),
         ({"name": "-x"}, "name: '-x' begins as an option does: no command could name it"),
+        ({"name": "a/b"}, "name: 'a/b' has a /: `report` and `verdict` would take it for a file"),
         ({"limits": {"ring_bytes": 1000000}}, "limits.ring_bytes: 1000000 is not a power of two"),
         ({"limits": {"flows": -1}}, "limits.flows: -1 is not between 1 and"),
         ({"limits": {"flow_idle": float("inf")}}, "limits.flow_idle: inf is not between"),

@@ -360,6 +360,8 @@ def slips(name: str, compare: Compare, budget: Budget, workers: int | Literal["a
     """`TapSpec.slips` of what a tap is to have, which may have more that is wrong with it."""
     if name.startswith("-"):
         yield "name", f"{shown(name)} begins as an option does: no command could name it"
+    elif "/" in name:
+        yield "name", f"{shown(name)} has a /: `report` and `verdict` would take it for a file"
     for field, message in compare.slips():
         yield f"compare.{field}", message
     if message := too_little(budget.memory, 1 if workers == "auto" else workers):
