@@ -7,7 +7,7 @@ import select
 import socket
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -165,14 +165,89 @@ def test_a_request_that_was_cut_off_never_looks_whole(bench: Bench) -> None:
     assert not bench.ledger.answers["unanswered"]
 
 
-def test_of_a_connection_that_is_cut_off_what_went_before_is_unanswered(bench: Bench) -> None:
+CUT: Final = b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc"
+
+
+def waits(sock: socket.socket, bench: Bench) -> bool:
+    """Neither a byte nor an end has come."""
+    bench.turn()
+    return not select.select([sock], [], [], 0.05)[0]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("over", [False, True])
+def test_a_connection_is_cut_off_behind_the_answers_to_what_went_before(bench: Bench, over: bool, busy: bool) -> None:
+    """A busy one does not wake us for each of them."""
     sock = bench.open()
-    bench.send(1, GET % 1)
-    bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
-    bench.give(Abort(1, DropReason.INCOMPLETE, True))
+    others = LAZY_AFTER + 2 if busy else 1
+    for number in range(1, others):
+        bench.send(1, GET % number)
+        bench.read(sock, len(GET % number))
+        sock.sendall(OK)
+        bench.turn()
+    for part in (GET % 1, GET % 2):
+        bench.send(1, part)
+    bench.send(1, CUT, START)
+    bench.give(Abort(1, DropReason.INCOMPLETE, over))
+    assert bench.read(sock, len(GET % 1 + GET % 2 + CUT)) == GET % 1 + GET % 2 + CUT
+    sock.sendall(OK)
+    assert waits(sock, bench)
+    sock.sendall(OK)
+    bench.until(lambda: bench.ledger.answers["2xx"] == others + 2)
     assert ended(sock) == "reset"
     assert bench.dropped() == {DropReason.INCOMPLETE: 1}
-    assert bench.ledger.answers["unanswered"] == 1
+    assert not bench.ledger.answers["unanswered"]
+    assert bench.reactor.idle()
+
+
+def test_what_follows_a_request_that_was_cut_off_waits_and_goes_over_a_new_connection(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, CUT, START)
+    bench.give(Abort(1, DropReason.GAP, False))
+    bench.send(1, GET % 2)
+    assert bench.read(sock, len(GET % 1 + CUT)) == GET % 1 + CUT
+    assert waits(sock, bench)
+    assert bench.ledger.events["shadow_connects"] == 1
+    sock.sendall(OK)
+    again = bench.accept()
+    assert bench.read(again, len(GET % 2)) == GET % 2
+    assert ended(sock) == "reset"
+    again.sendall(OK)
+    bench.until(lambda: bench.ledger.answers["2xx"] == 3)
+    bench.send(1, GET % 3)
+    assert bench.read(again, len(GET % 3)) == GET % 3
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_of_a_connection_that_is_cut_off_what_is_not_answered_in_time_is_unanswered(over: bool) -> None:
+    with Bench(wait_time=5.0, linger_time=5.0) as bench:
+        sock = bench.open()
+        bench.send(1, GET % 1)
+        bench.send(1, CUT, START)
+        bench.give(Abort(1, DropReason.INCOMPLETE, over))
+        bench.turn(4.0)
+        assert bench.read(sock, len(GET % 1 + CUT)) == GET % 1 + CUT
+        assert waits(sock, bench)
+        bench.turn(2.0)
+        assert ended(sock) == "reset"
+        assert bench.dropped() == {DropReason.INCOMPLETE: 1}
+        assert bench.ledger.answers["unanswered"] == 1
+
+
+def test_a_shadow_that_ends_a_connection_before_it_is_cut_off_left_the_whole_requests_unanswered(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, GET % 2)
+    bench.send(1, CUT, START)
+    bench.give(Abort(1, DropReason.GAP, False))
+    bench.read(sock, len(GET % 1 + GET % 2 + CUT))
+    sock.sendall(OK)
+    sock.close()
+    bench.until(lambda: bench.ledger.answers["unanswered"] == 1)
+    assert bench.dropped() == {DropReason.GAP: 1}
+    bench.send(1, GET % 3)
+    assert bench.read(bench.accept(), len(GET % 3)) == GET % 3
 
 
 @pytest.mark.parametrize("way", ["lost", "too long"])

@@ -10,6 +10,10 @@ answer is waited for as pacing `wait` would (`wait_time`), everything for `linge
 left then is reset.  An HTTP flow that ended, however it ended, is closed when its whole requests are sent and
 answered, within `linger_time`: a server that sees its client gone might not do what production did.
 
+*A request has no end*, for production's client went, or bytes of it are lost.  The connection over which a part of it
+went is reset, so that the shadow cannot take it for whole; not before those ahead of it are answered, or `wait_time` is
+over, for a server may give these up as well.  What comes next on that flow waits, and goes over a new one.
+
 *The shadow ends.*  When it closes a connection, the request that went in part is dropped, those that went and have no
 answer are counted `unanswered`, those still queued whole go over a new connection.  A raw stream that lost bytes is
 given up.
@@ -106,7 +110,8 @@ class Ends:
             if command.reset:
                 self.remove(lane, command.reason)
             return
-        self.tear(lane, command.reason)
+        if lane.drop_last(command.reason):
+            self._part(lane, now)
         if command.reset:
             self.finish(Finish(command.flow), now)
 
@@ -128,7 +133,7 @@ class Ends:
         if lane.queue:
             return
         if lane.framer is not None and not lane.tunnel:
-            if not lane.framer.outstanding:
+            if lane.framer.outstanding <= lane.torn:
                 if lane.sock is not None:
                     self._ports.spare(lane.sock, now)
                 self.remove(lane, DropReason.INCOMPLETE)
@@ -204,7 +209,7 @@ class Ends:
 
     def _learn(self, lane: Lane, now: float) -> None:
         """Before the connection is forgotten: what its end tells of others'."""
-        if lane.http and not lane.tunnel and self._singly.ended(lane, self._dialer.last, now):
+        if lane.http and not (lane.tunnel or lane.torn) and self._singly.ended(lane, self._dialer.last, now):
             for each in self._lanes.values():
                 each.ready = each.ready and not each.http
 
@@ -230,6 +235,18 @@ class Ends:
             self.remove(lane, DropReason.SHADOW_CLOSED)
 
     # --- ours
+
+    def _part(self, lane: Lane, now: float) -> None:
+        """The last request on a connection has no end."""
+        if lane.state != OPEN or lane.framer is None or lane.framer.outstanding < 2 or lane.framer.failed:
+            self._sockets.reset(lane, torn=1)
+            return
+        lane.torn = True
+        lane.held_since = now
+        reset_on_close(lane.sock)  # type: ignore[arg-type]
+        lane.timed_lazy = False
+        if lane.lazy:
+            wake_for(lane, 1)
 
     def tear(self, lane: Lane, reason: DropReason) -> None:
         """The request under way cannot be whole: if some of it went, the shadow shall not take it for that."""

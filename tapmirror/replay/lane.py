@@ -111,6 +111,7 @@ class Lane:
         "timed",
         "timed_at",
         "timed_lazy",
+        "torn",
         "tunnel",
         "unanswered",
     )
@@ -167,6 +168,9 @@ class Lane:
         self.heard_at = 0.0
         self.held_since = 0.0
         """Since when its requests wait for each other, as not all are answered; 0: they do not."""
+        self.torn = False
+        """A part of a request went that will have no end: nothing more goes here, and what went before it has no answer
+        yet."""
         self.timed = 0
         """The request whose answer is timed (`latency`), counted as `sent`; 0: none."""
         self.timed_at = 0.0
@@ -188,6 +192,7 @@ class Lane:
         self.blamed = None
         self.heard = 0
         self.held_since = 0.0
+        self.torn = False
         self.timed = 0
         self.timed_lazy = False
 
@@ -197,7 +202,7 @@ class Lane:
             self.state == OPEN
             and not self.queue
             and self.skipping is None
-            and not self.switching
+            and not (self.switching or self.torn)
             and not (self._pool.singly and self.http)
             and (self.framer is None or not (self.framer.closing or self.parting))
         )

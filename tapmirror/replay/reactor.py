@@ -207,6 +207,8 @@ class Reactor:
         lanes = self._by_fd.values()
         for lane in [each for each in lanes if each.held_since and each.queue]:
             self._flush(lane, now)
+        for lane in [each for each in lanes if each.torn and now - each.held_since >= self._wait_time]:
+            self._ends.lost(lane, now)
         for lane in self._sweep.sluggish(lanes):
             self._on_readable(lane, now)
         for lane in self._sweep.unanswered(lanes):
@@ -499,6 +501,8 @@ class Reactor:
             return False
         if framer.tunnel is True:
             return True
+        if lane.torn:
+            return False
         if item.flags & START and not item.announced:
             if framer.closing:
                 if not framer.outstanding:
@@ -539,6 +543,8 @@ class Reactor:
 
     def _go_on(self, lane: Lane, now: float) -> None:
         """Answers were read: with what waited for them."""
+        if lane.torn and lane.framer is not None and lane.framer.outstanding < 2:
+            self._ends.lost(lane, now)
         if lane.queue:
             self._flush(lane, now)
         if lane.finishing and lane.state == OPEN:

@@ -62,6 +62,7 @@ class Sockets:
             noticed = lane.framer.closing and not (lane.framer.failed or lane.framer.idled)
             owed = lane.framer.eof()
             unanswered = owed - lane.unsent()
+            torn = torn or int(lane.torn)
             if unanswered > torn:
                 self._answers["unanswered"] += unanswered - torn
                 lane.unanswered = True
