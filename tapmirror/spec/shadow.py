@@ -115,6 +115,8 @@ def parse_shadow(text: str, **more: object) -> Shadow:
             ipaddress.IPv6Address(host)
         except ValueError:
             raise SpecError("shadow", f"{shown(host)} is not an IPv6 address") from None
+    elif not _is_host(host):
+        raise SpecError("shadow", f"{shown(host)} is not a host name or address")
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
         raise SpecError("shadow", f"{port[:20]!r} is not a port (1 to 65535)")
     return Shadow(host=host, port=int(port), **more)  # type: ignore[arg-type]
