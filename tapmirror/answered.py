@@ -50,19 +50,35 @@ class AnsweredTable(FlowTable):
         super().__init__(limits, seed, ledger)
         self._answers = answers
 
+    def goes_on(self, segment: Segment, now: float) -> Flow | None:
+        """Take a segment of production as nearly all are: what follows on the one before, and tells nothing of the
+        client's.  Whose it is, None: it is not one of these, and for `feed_both`, which comes to the same of any.
+        """
+        key, flags, seq, ack, length, payload, _ = segment
+        flow = self._flows.get(key)
+        if flow is None or seq != flow.heard or flags not in _PLAIN:
+            return None
+        rx = flow.rx
+        if ack != rx.next or not rx.simple or not length or length != len(payload):
+            return None
+        self._answers["segments"] += 1
+        flow.last = now
+        flow.heard = end = (seq + length) & MASK
+        if flow.server_next == seq:
+            flow.answered += length
+            flow.server_next = end
+        else:
+            self._count_answer(flow, seq, length)
+        return flow
+
     def feed_both(self, segment: Segment, now: float) -> Sequence[EitherEvent]:
         """Take one captured segment of either side."""
         flags, ack = segment[1], segment[3]
         if flags >= FROM_SERVER and flags & FROM_SERVER:
             flow = self.get(segment[0])
-            if flow is not None and flags in _PLAIN:
-                rx = flow.rx
-                _, _, seq, _, length, payload, _ = segment
-                if length and seq == flow.heard and rx.simple and ack == rx.next and length == len(payload):
-                    return self._goes_on(flow, segment, now)
-            events = super().feed(segment, now)
+            events = FlowTable.feed(self, segment, now)
             return events if flow is None or flags & RST else [*events, *self._follow(flow, segment)]
-        events = super().feed(segment, now)
+        events = FlowTable.feed(self, segment, now)  # super() takes 0.25 us more
         if events:
             flow = events[-1][0]
             if type(events) is tuple and flow.framer is not None and flow.framer.astray:
@@ -115,22 +131,6 @@ class AnsweredTable(FlowTable):
             flow.heard = (flow.heard + 1) & MASK
             events.append((flow, End(reset=False), ANSWER))
         return events
-
-    def _goes_on(self, flow: Flow, segment: Segment, now: float) -> Sequence[EitherEvent]:
-        """As nearly all segments of production: what follows on the one before, and tells nothing of the client's.
-
-        What it comes to is what `feed` and `_follow` come to.
-        """
-        _, _, seq, _, length, payload, _ = segment
-        self._answers["segments"] += 1
-        flow.last = now
-        flow.heard = end = (seq + length) & MASK
-        if flow.server_next == seq:
-            flow.answered += length
-            flow.server_next = end
-        else:
-            self._count_answer(flow, seq, length)
-        return ((flow, payload, ANSWER),)
 
     def _gap(self, flow: Flow, length: int) -> EitherEvent:
         self._answers["gaps"] += 1

@@ -22,6 +22,7 @@ from tapmirror.compare.thinning import Rotation
 from tapmirror.events import (
     ACCEPTED,
     END,
+    FROM_SERVER,
     START,
     TRACED,
     TUNNEL,
@@ -174,9 +175,17 @@ class ComparingPipeline(Pipeline):
 
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
         """Take one captured segment of either side."""
-        events = self._table.feed_both(segment, now)
         self._time_ns = segment[6]
         self._now = now
+        if segment[1] >= FROM_SERVER and (flow := self._table.goes_on(segment, now)) is not None:
+            talk = self._talks.get(flow.id)
+            if talk is not None:
+                if talk.follows:
+                    talk.conversation.production(segment[5], self._time_ns)
+                else:
+                    flow.heard = None
+            return ()
+        events = self._table.feed_both(segment, now)
         commands: list[Command] = []
         for event in events:
             flow, chunk, turn = event

@@ -30,7 +30,8 @@ class Dialogue:
             self.put((KEY, ACCEPTED, 1000, first, 0, b"", 0))
 
     def put(self, segment: Segment) -> None:
-        for _, chunk, turn in self.table.feed_both(segment, 1.0):
+        flow = self.table.goes_on(segment, 1.0)
+        for _, chunk, turn in ((flow, segment[5], ANSWER),) if flow else self.table.feed_both(segment, 1.0):
             who = "server" if turn is ANSWER else "client"
             if isinstance(chunk, Gap):
                 text = f"<{chunk.length}>"
