@@ -10,13 +10,12 @@ Pure: no I/O, no clock.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
 from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
-from tapmirror.compare.comparison import SAFE, Comparison
+from tapmirror.compare.comparison import BEGINNINGS, Comparison, is_safe
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.thinning import Rotation
 from tapmirror.events import (
@@ -62,8 +61,6 @@ HEAD_BYTES: Final = 8192
 """Of a request's head that are kept for a sample."""
 
 
-_OVERRIDE: Final = re.compile(rb"\nx-(?:http-)?method(?:-override)?[ \t]*:", re.IGNORECASE)
-"""Frameworks take the method from such a field where they are told to: a GET may be a DELETE."""
 PROBE_DELAY: Final = 1.5
 """Seconds after which a shadow gets a request the second time: what tells the time of day in seconds has changed."""
 PROBES: Final = 1024
@@ -335,7 +332,7 @@ class ComparingPipeline(Pipeline):
                 elif talk.current and len(message.data):
                     conversation.request_body(talk.current, message.data)
                 commands.append(Send(flow.id, message.data, message.size, flags, 0, number))
-                if flags & END and talk.current:
+                if flags & END and talk.current and not flags & START:
                     conversation.request_ended(talk.current, self._time_ns)
                 continue
             self._ledger.bytes.dropped[message.reason] += message.size
@@ -403,7 +400,8 @@ class ComparingPipeline(Pipeline):
         talk.number = number = talk.number + 1
         conversation = talk.conversation
         head = _head(part.data)
-        if self._comparison.request(flow.id, number, head, part.flags, self._now):
+        ended_ns = self._time_ns if part.flags & END else 0
+        if self._comparison.request(flow.id, number, head, part.flags, self._now, ended_ns):
             self._probed.add((flow.id, number))
         size = len(head)
         if len(part.data) > size:
@@ -413,8 +411,7 @@ class ComparingPipeline(Pipeline):
                 conversation.request_body(number, part.data[size:])
         if self._policy is None:
             whole = self._checks and part.flags & (WHOLE | TUNNEL) == WHOLE and size == len(part.data)
-            conversation.chosen(0, number, head if whole and _is_safe(head) else b"")
-            conversation.decided(number)
+            conversation.chosen(0, number, head if whole and head.startswith(BEGINNINGS) else b"", alone=True)
         else:
             self._undecided.append((flow.id, talk, number))
         return number
@@ -472,9 +469,8 @@ class ComparingPipeline(Pipeline):
         """What is to be sent, if it may be that it is to be sent again."""
         if not self._checks or command.flags & (WHOLE | TUNNEL) != WHOLE or len(command.data) > HEAD_BYTES:
             return b""
-        if not _is_safe(command.data):
-            return b""
-        return bytes(command.data)
+        kept = bytes(command.data)
+        return kept if kept.startswith(BEGINNINGS) else b""
 
     def _keep_probes(self, commands: list[Command]) -> None:
         """Keep a copy of what shadows are to get a second time."""
@@ -482,7 +478,7 @@ class ComparingPipeline(Pipeline):
             if type(command) is not Send or (command.flow, command.number) not in self._probed:
                 continue
             talk = self._talks.get(command.flow)
-            if talk is None or command.flags & WHOLE != WHOLE or command.flags & TUNNEL or not _is_safe(command.data):
+            if talk is None or command.flags & WHOLE != WHOLE or command.flags & TUNNEL or not is_safe(command.data):
                 continue
             if len(self._probes) < PROBES and len(command.data) <= PROBE_BYTES:
                 talk.conversation.chosen(command.target + PROBE, command.number)
@@ -523,13 +519,6 @@ class ComparingPipeline(Pipeline):
     def _taken_ends(self) -> list[Finish]:
         ends, self._ends = self._ends, []
         return ends
-
-
-def _is_safe(request: Buffer) -> bool:
-    """Whether what a shadow is to get may be sent to it twice: it counts what goes there, which a rewrite or a hook
-    may have made of something else.
-    """
-    return bytes(request[:8]).partition(b" ")[0] in SAFE and not _OVERRIDE.search(request)
 
 
 def _head(data: Buffer) -> bytes:

@@ -540,6 +540,19 @@ def test_what_is_not_safe_at_the_shadow_is_sent_once(method: str, body: str, opt
     assert bool(tap.sent) is ("rewrite" not in options)
 
 
+@pytest.mark.parametrize("options", [{}, {"rules": (Rule(),)}])
+def test_a_get_that_says_it_is_something_else_is_not_asked_for_again(options: dict[str, Any]) -> None:
+    tap = Tap(Level.BODY, probe=10.0, protocol=Protocol.HTTP, **options)
+    tap.accept()
+    for number in range(200):
+        asks(tap, number, number % 20 == 17)
+        tap.put(1, ACK, b"GET /b HTTP/1.1\r\nHost: x\r\nX-HTTP-Method-Override: DELETE\r\n\r\n")
+        tap.answer(json_answer('{"a": 1}'))
+        tap.shadow(json_answer('{"a": 2}' if number % 20 == 7 else '{"a": 1}'))
+    again(tap)
+    assert tap.sent and not [path for _, path in tap.sent if path == b"/b"]
+
+
 def test_a_head_that_is_asked_for_again_has_no_body_to_wait_for() -> None:
     tap = Tap(Level.HEADERS, probe=10.0)
     tap.accept()

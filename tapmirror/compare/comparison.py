@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -30,6 +31,10 @@ from tapmirror.spec.compare import Compare, Level
 
 SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 """Methods of which a second copy does no harm (RFC 9110, 9.2.1)."""
+BEGINNINGS: Final = tuple(method + b" " for method in sorted(SAFE))
+"""Of requests with these."""
+_OVERRIDE: Final = re.compile(rb"\nx-(?:http-)?method(?:-override)?[ \t]*:", re.IGNORECASE)
+"""Frameworks take the method from such a field where they are told to: a GET may be a DELETE."""
 HEAD_BYTES: Final = 64 << 10
 """Of an answer's head, as of a request's."""
 REPEAT_EVERY: Final = 8
@@ -104,8 +109,9 @@ class Comparison:
         found = self._conversations[flow] = Conversation(self._reader, self._room, self, midstream)
         return found
 
-    def request(self, flow: int, number: int, head: Buffer, flags: int, now: float) -> bool:
-        """A request begins; `head` is valid, `flags` are as of its first `Part`.
+    def request(self, flow: int, number: int, head: Buffer, flags: int, now: float, ended_ns: int = 0) -> bool:
+        """A request begins; `head` is valid, `flags` are as of its first `Part`.  `ended_ns`: when that was seen, if
+        it is whole.
 
         True: the shadow shall get it twice, the second time as `shadow + PROBE`.
         """
@@ -134,8 +140,10 @@ class Comparison:
                 if self._probes >= WHOLE_REQUEST and (bodies or self._level is Level.HEADERS):
                     self._probes -= WHOLE_REQUEST
                     probed = True
-        asked = Asked(number, method, target, head, bodies, probed, self._timed.takes(now), flow=flow)
-        asked.calls = calls(method, target, head)
+        timed, its_calls = self._timed.takes(now), calls(method, target, head)
+        asked = Asked(
+            number, method, target, head, bodies, probed, timed, calls=its_calls, flow=flow, ended_ns=ended_ns
+        )
         conversation.request(asked, flags, keep, now)
         return probed
 
@@ -215,7 +223,7 @@ class Comparison:
                 summary.state.thinned += 1
                 continue
             self._differs(shadow, name, endpoint, exchange, reply)
-            if endpoint is self._short[shadow] and reply.request and self._checks >= 2 * WHOLE_REQUEST:
+            if endpoint is self._short[shadow] and self._checks >= 2 * WHOLE_REQUEST and is_safe(reply.request):
                 self._again(shadow, exchange, reply, ANY)
             if asked.probed:
                 probe = replies.get(shadow + PROBE)
@@ -298,7 +306,7 @@ class Comparison:
         """Have a request sent again, if one of the fields in which its answers differ is worth it."""
         fields = {name: endpoint.fields[name] for name in names if name in endpoint.fields}
         seldom = [field for field in fields.values() if 2 * field.raw <= endpoint.compared]
-        if not seldom:
+        if not seldom or not is_safe(reply.request):
             return
         if any(wanted(field.raw, endpoint.compared, evidence_of(endpoint, field)) for field in seldom):
             self._saves = True
@@ -365,6 +373,13 @@ class Check(msgspec.Struct, frozen=True):
 
 def _lacks_pairs(endpoint: Endpoint, fields: Iterable[Field]) -> bool:
     return any(short(field.raw, endpoint.compared, evidence_of(endpoint, field)) for field in fields)
+
+
+def is_safe(request: Buffer) -> bool:
+    """Whether what a shadow is to get may be sent to it twice: it counts what goes there, which a rewrite or a hook
+    may have made of something else.
+    """
+    return bytes(request[:8]).partition(b" ")[0] in SAFE and not _OVERRIDE.search(request)
 
 
 def touch(one: str, other: str) -> bool:

@@ -121,9 +121,10 @@ class Endpoints:
         path = target.partition(b"?")[0] if _QUERY in target else target
         if _PARAMETER in path:
             path = _PARAMETERS(b"", path)
-        if not self._numbers_matter:  # the most frequent identifiers, before the cache, which they would fill
-            path = _NUMBER(_A_HOLE, path)
         found = self._cache.get((method, path))
+        if found is None and not self._numbers_matter:  # the most frequent identifiers, which would fill it
+            path = _NUMBER(_A_HOLE, path)
+            found = self._cache.get((method, path))
         if found is not None:
             found[1] += 1
             return found[0]  # type: ignore[no-any-return]

@@ -143,14 +143,16 @@ class Conversation:
     def request(self, asked: Asked | None, flags: int, keep: int, now: float) -> None:
         """The client began a request; `flags` as of its first `Part`, `keep` as in `AnswerReader.expect`.
 
-        None: it is not compared, and only keeps its place among the others.
+        None: it is not compared, and only keeps its place among the others.  With `ended_ns` it was seen whole, and
+        `request_ended` need not follow.
         """
         production = self._production
         if asked is not None and len(asked.head) > self._room.free:
             self._sink.unpaired(Unpaired.LIMIT)
             asked = None
-        self._land()
-        if production.outstanding:
+        if production.awaited:
+            self._land()
+        if production.awaited:
             self._pipelined = True
             if self._held is not None:
                 production.broken = Unpaired.ORDER
@@ -172,10 +174,10 @@ class Conversation:
             self._check()
             return
         self._room.free -= len(asked.head)
-        pending = Pending(asked, flags, keep, now, {}, 3)
+        pending = Pending(asked, flags, keep, now, {}, 2 if asked.ended_ns else 3)
         self._pending[asked.number] = pending
         if recovered:
-            pending.waiting = 4
+            pending.waiting += 1
             self._held = pending
         production.expect(flags, keep, pending)
         if production.broken is not None:
@@ -282,15 +284,22 @@ class Conversation:
 
     # --- the shadows' sides
 
-    def chosen(self, shadow: int, number: int, request: bytes = b"") -> None:
-        """The shadow is to get the request: `asked` will follow, or `left_out`.  `request`, if it may be sent again."""
+    def chosen(self, shadow: int, number: int, request: bytes = b"", *, alone: bool = False) -> None:
+        """The shadow is to get the request: `asked` will follow, or `left_out`.  `request`, if it may be sent again.
+
+        `alone`: no other shadow is to get it, and it is `decided`.
+        """
         pending = self._pending.get(number)
         if pending is not None:
-            reply = pending.replies[shadow] = Reply(_NO_ANSWER, 0)
-            pending.waiting += 1
-            if request and len(request) <= self._room.free:
-                self._room.free -= len(request)
-                reply.request = request
+            size = len(request)
+            if size > self._room.free:
+                request, size = b"", 0
+            self._room.free -= size
+            pending.replies[shadow] = Reply(_NO_ANSWER, 0, 0, 0, request)
+            if alone:
+                pending.decided = True  # its answer is waited for in place of that
+            else:
+                pending.waiting += 1
 
     def again(self, asked: Asked, shadow: int, first: Answer, flags: int, keep: int, now: float) -> int:
         """A shadow is to get a request once more, as `shadow + PROBE`, for `asked.checks`; its number, 0: no room.

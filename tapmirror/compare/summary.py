@@ -233,7 +233,7 @@ class Summary:
             its.statuses[other] += 1
         else:
             _count(its.statuses, other)
-        wrong, its_wrong = is_error(status), is_error(other)
+        wrong, its_wrong = status >= ERROR or not status, other >= ERROR or not other
         if wrong != its_wrong:
             if wrong:
                 endpoint.only_production += 1

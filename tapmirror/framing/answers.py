@@ -70,10 +70,13 @@ class Bounds(msgspec.Struct, frozen=True):
     """Requests without an answer."""
 
 
-class Room(msgspec.Struct):
+class Room:
     """Bytes that all readers of a worker may keep of answers.  Who is done with an answer gives back `held` of it."""
 
-    free: int
+    __slots__ = ("free",)
+
+    def __init__(self, free: int) -> None:
+        self.free = free
 
 
 def held(answer: Answer) -> int:
@@ -85,7 +88,6 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     """The answers on one side of one connection."""
 
     __slots__ = (
-        "_awaited",
         "_before",
         "_body",
         "_bounds",
@@ -102,6 +104,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         "_room",
         "_status",
         "_whole",
+        "awaited",
         "broken",
         "drifted",
     )
@@ -110,7 +113,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         super().__init__(bounds.head_bytes)
         self._bounds = bounds
         self._room = room
-        self._awaited: deque[tuple[int, int, Any]] = deque()  # flags, keep, token
+        self.awaited: deque[tuple[int, int, Any]] = deque()
+        """Requests whose answer is not complete (`outstanding`): flags, keep, token."""
         self._now = self._first = self._before = 0
         self.broken: Unpaired | None = None
         """Why nothing is read any more."""
@@ -131,7 +135,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     @property
     def outstanding(self) -> int:
         """Requests whose answer is not complete."""
-        return len(self._awaited)
+        return len(self.awaited)
 
     @property
     def idle(self) -> bool:
@@ -144,10 +148,10 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         `keep` is how many bytes of the answer's body are kept (NOTHING: its body does not matter at all).
         """
         if self.broken is None:
-            if len(self._awaited) >= self._bounds.awaited:
+            if len(self.awaited) >= self._bounds.awaited:
                 self._break(Unpaired.LIMIT)
             marks = flags & (NO_BODY | TUNNEL | CONNECT) if flags >= NO_BODY else 0
-            self._awaited.append((marks, keep, token))
+            self.awaited.append((marks, keep, token))
 
     def withdraw(self) -> None:
         """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
@@ -161,11 +165,13 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._now = time_ns
         pos, size = 0, len(data)
         out: list[tuple[Any, Answer]] = []
-        while pos < size and not self._state and self._awaited:  # the common case: plain answers, each of them whole
-            taken = self._take_plain(data, pos, size, out)
-            if not taken:
+        while pos < size and not self._state and self.awaited:  # the common case: plain answers, each of them whole
+            end = self._take_plain(data, pos, size, out)
+            if end == size:
+                return out
+            if not end:
                 break
-            pos += taken
+            pos = end
         before = len(self._buffer)
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, out)
@@ -176,31 +182,34 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         return out
 
     def _take_plain(self, data: Buffer, pos: int, size: int, out: list[tuple[Any, Answer]]) -> int:
-        """A plain answer of which all is there; how long it is, or 0."""
-        flags, keep, token = self._awaited[0]
+        """A plain answer of which all is there; where it ends, or 0."""
+        flags, keep, token = self.awaited[0]
         if flags:
             return 0
         now, head = self._now, self._known
-        if not head or bytes(data[pos : pos + len(head)]) != head:
+        body_at = pos + len(head)
+        if not head or bytes(data[pos:body_at]) != head:
             plain = PLAIN(data, pos)
             if plain is None:
                 return 0
-            head = bytes(data[pos : plain.end()])
+            body_at = plain.end()
+            head = bytes(data[pos:body_at])
             if len(head) > KNOWN_BYTES:
                 return 0
             self._known, self._known_length, self._known_status = head, int(plain[2]), int(plain[1])
-        end, length, room = pos + len(head), self._known_length, self._room
-        if end + length > size or (keep >= 0 and length > keep):
+        length, room = self._known_length, self._room
+        end = body_at + length
+        if end > size or length > keep >= 0:
             return 0
-        kept = len(head) + (length if keep > 0 else 0)
+        kept = (end if keep > 0 else body_at) - pos
         if kept > room.free:
             return 0
         room.free -= kept
-        self._awaited.popleft()
-        body = bytes(data[end : end + length]) if keep > 0 else b""
+        self.awaited.popleft()
+        body = bytes(data[body_at:end]) if keep > 0 else b""
         out.append((token, Answer(self._known_status, head, body, length, b"", True, now, now, self._before)))
         self._before = now
-        return len(head) + length
+        return end
 
     def gap(self, size: int, time_ns: int, reason: Unpaired = Unpaired.GAP) -> Sequence[tuple[Any, Answer]]:
         """`size` bytes were not seen, or not looked at (`skippable`).  If they are needed it is broken for `reason`."""
@@ -217,7 +226,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         elif self._state == UNTIL_END:
             self._whole = False
             self._length += size
-        elif self._state in (*_CHUNKS, ADRIFT) and len(self._awaited) == 1:
+        elif self._state in (*_CHUNKS, ADRIFT) and len(self.awaited) == 1:
             self._now = before  # when these bytes came is not known
             self._whole = False
             self._length += size
@@ -263,8 +272,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     def give_up(self) -> list[Any]:
         """Forget everything that is under way: the tokens of the requests that have no answer."""
-        tokens = [token for _, _, token in self._awaited]
-        self._awaited.clear()
+        tokens = [token for _, _, token in self.awaited]
+        self.awaited.clear()
         self._room.free += len(self._buffer) + len(self._head) + sum(map(len, self._body))
         self._buffer.clear()
         self._head = b""
@@ -280,9 +289,9 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     def _next(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
         """The common case, all in one piece."""
-        if not self._awaited:
+        if not self.awaited:
             return self._fail(data)
-        flags, keep, _ = self._awaited[0]
+        flags, keep, _ = self.awaited[0]
         self._first = self._now
         if not flags:
             plain = PLAIN(data, pos)
@@ -350,7 +359,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         if line is None:
             return False
         status = int(line[2])
-        asked, keep, _ = self._awaited[0]
+        asked, keep, _ = self.awaited[0]
         accepted = asked & TUNNEL and (status == 101 or (asked & CONNECT and 200 <= status < 300))
         if status < 200 and not accepted:
             self._state = NEXT
@@ -393,7 +402,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._state = NEXT
         out.append(
             (
-                self._awaited.popleft()[2],
+                self.awaited.popleft()[2],
                 Answer(
                     self._status,
                     self._head,
@@ -417,7 +426,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     def _fail(self, data: Buffer) -> int:
         if self.broken is None:
-            self._break(Unpaired.UNPARSED if self._awaited else Unpaired.ORDER)
+            self._break(Unpaired.UNPARSED if self.awaited else Unpaired.ORDER)
         return len(data)
 
 

@@ -52,11 +52,11 @@ class ResponseFramer(ResponseReader[int]):
     """The responses on one connection to the shadow."""
 
     __slots__ = (
-        "_awaited",
         "_known",
         "_known_size",
         "_known_status",
         "_pool",
+        "awaited",
         "closing",
         "failed",
         "idled",
@@ -69,7 +69,8 @@ class ResponseFramer(ResponseReader[int]):
         """`like`: of another connection to the same server, whose last head is likely to come again."""
         super().__init__(head_bytes)
         self._pool = pool
-        self._awaited: deque[int] = deque()  # flags of each request without a complete response
+        self.awaited: deque[int] = deque()
+        """Flags of each request whose response is not complete (`outstanding`)."""
         # The last plain head, the size of its whole response, and the status.
         if like is None:
             self._known, self._known_size = b"", -1
@@ -92,12 +93,12 @@ class ResponseFramer(ResponseReader[int]):
     @property
     def outstanding(self) -> int:
         """Requests whose response is not complete.  One accepted as a tunnel is complete."""
-        return len(self._awaited)
+        return len(self.awaited)
 
     @property
     def unanswered(self) -> int:
         """Those that remain without one if the connection ends here: `eof` completes a body up to the end."""
-        return len(self._awaited) - (self._state == UNTIL_END)
+        return len(self.awaited) - (self._state == UNTIL_END)
 
     @property
     def amid(self) -> bool:
@@ -108,26 +109,26 @@ class ResponseFramer(ResponseReader[int]):
         """The flags of those requests; None: amid a response, or where no more follow."""
         if self._state != NEXT or self._buffer or self.closing or self.tunnel:
             return None
-        return tuple(self._awaited)
+        return tuple(self.awaited)
 
     def expect(self, flags: int) -> None:
         """A request with these flags (as of its first `Part`) is sent: call it before its answer can come."""
         if flags < NO_BODY:  # nothing but where it begins and ends
-            self._awaited.append(0)
+            self.awaited.append(0)
             return
         if flags & TUNNEL and self.tunnel is not True:
             self.tunnel = None
             self.offered = not flags & CONNECT
-        self._awaited.append(flags & (NO_BODY | TUNNEL | CONNECT | KEEPING))
+        self.awaited.append(flags & (NO_BODY | TUNNEL | CONNECT | KEEPING))
 
     def withdraw(self) -> None:
         """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
-        if self._awaited:
-            self._awaited.pop()
+        if self.awaited:
+            self.awaited.pop()
 
     def feed(self, data: Buffer) -> Sequence[int]:
         """Take the next bytes: the status codes of the final responses whose heads they complete."""
-        known, awaited = self._known, self._awaited
+        known, awaited = self._known, self.awaited
         if (
             len(data) == self._known_size
             and not self._state
@@ -179,21 +180,21 @@ class ResponseFramer(ResponseReader[int]):
             self._pool.resize(len(self._buffer), 0)
             self._buffer.clear()
         self.closing = True
-        return len(self._awaited)
+        return len(self.awaited)
 
     # --- one step each: take bytes of `data` from `pos` on, say where the next step begins
 
     def _head(self, data: Buffer, pos: int, out: list[int]) -> int:
-        if not self._awaited:
+        if not self.awaited:
             return self._unasked(data, pos)
         buffer = self._buffer
         if not buffer:
             known = self._known
-            if known and not self._awaited[0] and bytes(data[pos : pos + len(known)]) == known:
+            if known and not self.awaited[0] and bytes(data[pos : pos + len(known)]) == known:
                 out += self._known_status
                 self._await_body(self._known_size - len(known), out)
                 return pos + len(known)
-            plain = None if self._awaited[0] else PLAIN(data, pos)
+            plain = None if self.awaited[0] else PLAIN(data, pos)
             if plain is not None and plain.end() - pos <= self._head_bytes:
                 return self._read_plain(plain, bytes(data[pos : plain.end()]), out)
             end = HEAD_END.search(data, pos, pos + self._head_bytes)
@@ -242,7 +243,7 @@ class ResponseFramer(ResponseReader[int]):
         line = STATUS_LINE.match(head)
         if line is None:
             return False
-        status, asked = int(line[2]), self._awaited[0]
+        status, asked = int(line[2]), self.awaited[0]
         accepted = asked & TUNNEL and (status == 101 or (asked & CONNECT and 200 <= status < 300))
         if status < 200 and not accepted:
             self._state = NEXT
@@ -278,7 +279,7 @@ class ResponseFramer(ResponseReader[int]):
         return plain.end()
 
     def _answered(self, out: list[int]) -> None:
-        self._awaited.popleft()
+        self.awaited.popleft()
         self._state = NEXT
 
     def _fail(self, data: Buffer) -> int:

@@ -77,7 +77,7 @@ class Timing:
     def end(self, lane: Lane, now: float) -> None:
         """Take the time, if the answer has come whole."""
         framer = lane.framer
-        if framer is None or lane.sent - framer.outstanding < lane.timed:
+        if framer is None or lane.sent - len(framer.awaited) < lane.timed:
             return
         if not framer.failed:
             self._histogram.add(max(0.0, now - lane.timed_at))

@@ -230,7 +230,7 @@ class Listener:
     def _be_lazy(self, lane: Lane) -> None:
         """Have answers that are not timed wait to be read, if the connection is a busy one and they are not many."""
         assert lane.framer is not None
-        many = lane.framer.outstanding > OWED
+        many = len(lane.framer.awaited) > OWED
         if lane.lazy:
             if many:
                 wake_for(lane, 1)
@@ -242,12 +242,12 @@ class Listener:
         or one before it, is to have a stamp for itself.
         """
         assert lane.framer is not None
-        return lane.framer.outstanding > 0 and (self._hurry(lane) or self._conversation.times(number))
+        return bool(lane.framer.awaited) and (self._hurry(lane) or self._conversation.times(number))
 
     def _hurry(self, lane: Lane) -> bool:
         """Whether a timed request waits for its answer."""
         assert lane.framer is not None
-        return self._timed_last > self._asked - lane.framer.outstanding
+        return self._timed_last > self._asked - len(lane.framer.awaited)
 
     def _send_timed(self, sock: _Socket, data: Buffer, now: float) -> int:
         """The last part of a request whose times count."""
