@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,31 @@ def three() -> Iterator[Three]:
     made.replay.close(DropReason.SHUTDOWN)
     for each in made.listeners:
         each.close()
+
+
+def test_a_shadow_that_has_nothing_to_say_costs_no_turn(three: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = {1: 0, 2: 0}
+    for target in turns:
+        reactor = three.replay.reactors[target]
+
+        def counted(timeout: float, clock: Any, *, target: int = target, run_once: Any = reactor.run_once) -> None:
+            turns[target] += 1
+            run_once(timeout, clock)
+
+        monkeypatch.setattr(reactor, "run_once", counted)
+    three.turn()
+    assert turns == {1: 0, 2: 0}
+    now = time.monotonic()
+    three.replay.execute(Open(1, True, b"", 2), now)
+    three.replay.execute(Send(1, GET, len(GET), START | END, 2), now)
+    sock, _ = three.listeners[2].accept()
+    with sock:
+        three.turn()
+        assert sock.recv(100) == GET
+        sock.sendall(OK)
+        three.turn()
+    assert three.ledgers[2].answers == {"2xx": 1}
+    assert turns[1] == 0 and 0 < turns[2] < 10
 
 
 def test_commands_go_to_their_targets(three: Three) -> None:

@@ -81,10 +81,11 @@ class Reactor:
         self._answers = Answers(ledger, heard=spec.pacing is Pacing.WAIT)
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
-        self._paced = spec.pacing is Pacing.WAIT
+        self.paced = spec.pacing is Pacing.WAIT
+        """It has something to do in each turn: a shadow that is slow has no events."""
         self._sweep = Sweep(shadow.idle_time)
         self._wait_time = spec.limits.wait_time
-        self._singly = Singly(self._pool, ledger, paced=self._paced)
+        self._singly = Singly(self._pool, ledger, paced=self.paced)
         self._sockets = Sockets(self._dialer, self._turns, ledger)
         self._epoll = self._sockets.epoll
         self._by_fd = self._sockets.by_fd
@@ -139,7 +140,7 @@ class Reactor:
         if self._corked:
             self.push()
         events = self._epoll.poll(0.0 if self._unread else timeout, EVENTS)
-        if self._paced and self._turns:
+        if self.paced and self._turns:
             self._turns.look(clock())  # also if there is nothing: a shadow that is slow has no events
         if not events and not self._unread:
             return
