@@ -359,6 +359,7 @@ def test_with_json_standard_output_is_json_though_the_terminal_shows_the_table(l
                 [str(COMMAND), *RUN, "--json", "--duration=1"],
                 stdout=subprocess.PIPE,
                 stderr=theirs,
+                env={"TERM": "xterm"},
             )
             os.close(theirs)
             output, _ = process.communicate(timeout=60)
