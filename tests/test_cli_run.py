@@ -515,7 +515,7 @@ def test_a_signal_during_the_start_ends_it_cleanly(lab: Lab, tmp_path: Path, mom
             seen.update(tree(tap.process.pid))
             return any(moment in words for words in seen.values())
 
-        until(begun, moment, 60.0)
+        until(begun, moment, seconds=60)  # it compiles
         tap.process.send_signal(number)
         start = time.monotonic()
         code, output, errors = tap.end()
