@@ -79,8 +79,13 @@ class Bench:
         queued, requests = self.reactor.held()
         assert self.ledger.bytes.mirrored + self.ledger.bytes.dropped.total() + queued == self.bytes
         assert self.ledger.requests.mirrored + self.ledger.requests.dropped.total() + requests == self.requests
+        pool, lanes = self.reactor._pool, self.reactor._lanes.values()
+        again = [item for lane in lanes for item in lane.queue if item.repeated]
+        assert pool.repeats == len(again)
+        assert pool.kept.count == len(again) + sum(len(lane.copies.kept) for lane in lanes)
+        assert all(len(lane.copies.kept) <= (0 if lane.framer is None else lane.framer.outstanding) for lane in lanes)
         if not in_flight:
-            assert (queued, requests) == (0, 0)
+            assert (queued, requests, pool.kept.count) == (0, 0, 0)
 
     def give(self, command: Any) -> None:
         """Execute; the identity holds after it."""

@@ -6,12 +6,14 @@ from __future__ import annotations
 import select
 import socket
 import time
+from typing import Final
 
 import pytest
 
 from replay_bench import CLOSE, GET, KEEP, OK, RESET, Bench
 from tapmirror.events import START, Abort, DropReason, Excuse, Open
 from tapmirror.ledger import UNANSWERED_ALIKE
+from tapmirror.replay.copies import KEPT_BYTES
 from tapmirror.replay.lane import AHEAD
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.singly import LASTS, TOGETHER
@@ -20,14 +22,20 @@ from tapmirror.spec import Limits, Pacing
 WAIT = Limits().wait_time
 
 
-def lose(bench: Bench, flow: int, end: bytes = b"", *, reset: bool = False, excused: bool = False) -> None:
+LARGE: Final = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % KEPT_BYTES + bytes(KEPT_BYTES)
+"""A request that does not go again when the shadow ends the connection with notice before it."""
+
+
+def lose(
+    bench: Bench, flow: int, end: bytes = b"", *, last: bytes = GET % 2, reset: bool = False, excused: bool = False
+) -> None:
     """A connection whose shadow leaves the last of three requests unanswered; `end`: the answer to the second;
     `excused`: production leaves it, too.
     """
     sock = bench.open(flow)
     bench.send(flow, GET % 1)
-    bench.send(flow, GET % 2)
-    bench.read(sock, len(GET % 1) * 2)
+    bench.send(flow, last)
+    bench.read(sock, len(GET % 1) + len(last))
     sock.sendall(end or OK)
     bench.turn()
     if excused:
@@ -111,8 +119,8 @@ def test_an_answer_up_to_the_end_of_the_connection_is_whole(bench: Bench) -> Non
         sock = bench.open(flow)
         exchange(bench, flow, sock, before)
         bench.send(flow, GET % 1)
-        bench.send(flow, GET % 2)
-        bench.read(sock, len(GET % 1) * 2)
+        bench.send(flow, LARGE)
+        bench.read(sock, len(GET % 1) + len(LARGE))
         sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\nno")
         bench.turn()
         sock.close()
@@ -130,7 +138,7 @@ def test_what_production_leaves_unanswered_too_is_no_loss(bench: Bench) -> None:
 
 def test_an_end_that_is_foreseen_is_no_loss(bench: Bench) -> None:
     """A shadow that gives notice after so many requests is met by waiting there."""
-    lose(bench, 1, CLOSE)
+    lose(bench, 1, CLOSE, last=LARGE)
     for flow in (2, 3):
         sock = bench.open(flow)
         bench.send(flow, GET % 1)
@@ -147,18 +155,36 @@ def test_an_end_that_is_foreseen_is_no_loss(bench: Bench) -> None:
 
 def test_closes_with_notice_that_come_after_another_number_are_losses(bench: Bench) -> None:
     """As where errors close the connection, lighttpd's to bodies that it does not want."""
-    lose(bench, 1, CLOSE)  # after two
+    lose(bench, 1, CLOSE, last=LARGE)  # after two
     for flow, before in ((2, 3), (3, 5)):
         sock = bench.open(flow)
         exchange(bench, flow, sock, before)
-        for number in range(2):
-            bench.send(flow, GET % number)
-        bench.read(sock, len(GET % 0) * 2)
+        bench.send(flow, GET % 1)
+        bench.send(flow, LARGE)
+        bench.read(sock, len(GET % 1) + len(LARGE))
         sock.sendall(CLOSE)
         bench.turn()
         sock.close()
         bench.turn()
     assert bench.ledger.events["singly"] == 1
+
+
+def test_what_goes_again_is_no_loss(bench: Bench) -> None:
+    """As `test_closes_with_notice_that_come_after_another_number_are_losses`, of requests that are not too large."""
+    for flow, before in ((1, 1), (2, 3), (3, 5), (4, 2)):
+        sock = bench.open(flow)
+        exchange(bench, flow, sock, before)
+        bench.send(flow, GET % 1)
+        bench.send(flow, GET % 2)
+        bench.read(sock, len(GET % 1) * 2)
+        sock.sendall(CLOSE)
+        sock.close()
+        again = bench.accept()
+        assert bench.read(again, len(GET % 2)) == GET % 2
+        again.sendall(OK)
+        bench.turn()
+    assert not bench.ledger.answers["unanswered"]
+    assert not bench.ledger.events["singly"]
 
 
 def test_a_request_that_went_alone_was_not_sent_ahead(bench: Bench) -> None:

@@ -155,8 +155,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     def withdraw(self) -> None:
         """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
-        if self.broken is None and self._awaited:
-            self._awaited.pop()
+        if self.broken is None and self.awaited:
+            self.awaited.pop()
 
     def feed(self, data: Buffer, time_ns: int) -> Sequence[tuple[Any, Answer]]:
         """Take the next bytes: the answers that they complete, each with its request's token."""

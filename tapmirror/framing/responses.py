@@ -70,7 +70,7 @@ class ResponseFramer(ResponseReader[int]):
         super().__init__(head_bytes)
         self._pool = pool
         self.awaited: deque[int] = deque()
-        """Flags of each request whose response is not complete (`outstanding`)."""
+        """Flags of each request without a complete response."""
         # The last plain head, the size of its whole response, and the status.
         if like is None:
             self._known, self._known_size = b"", -1

@@ -107,6 +107,8 @@ class Drain:
             self._ends.shadow_reset(lane, now)
             return False
         self.left -= time.monotonic() - begin
+        if lane.copies.kept and lane.framer is not None:
+            lane.copies.prune(lane.framer.outstanding)
         if lane.timed:
             self._timing.end(lane, now)
         return True

@@ -15,7 +15,8 @@ went is reset, so that the shadow cannot take it for whole; not before those ahe
 over, for a server may give these up as well.  What comes next on that flow waits, and goes over a new one.
 
 *The shadow ends.*  When it closes a connection, the request that went in part is dropped, those that went and have no
-answer are counted `unanswered`, those still queued whole go over a new connection.  A raw stream that lost bytes is
+answer are counted `unanswered`, those still queued whole go over a new connection.  So do those behind an answer that
+said that it is the last one on its connection (`Lane.repeatable`).  A raw stream that lost bytes is
 given up.
 """
 
@@ -226,9 +227,11 @@ class Ends:
             if lane.finishing:
                 self.remove(lane, DropReason.SHADOW_CLOSED)
             return
+        again = lane.repeatable()
         if lane.state == OPEN:
-            self._sockets.close(lane)
+            self._sockets.close(lane, torn=len(again))
         lane.drop_begun(DropReason.SHADOW_CLOSED)
+        lane.repeat(again)
         if lane.queue and not self._sockets.connect(lane, now):
             lane.drop_all(self._dialer.reason)
         if lane.finishing and lane.state == IDLE:

@@ -14,9 +14,10 @@ import _socket
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from tapmirror.events import END, START, DropReason
+from tapmirror.events import END, START, TUNNEL, WHOLE, DropReason
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
+from tapmirror.replay.copies import SAFE, Copies, Kept
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ ROOM: Final = 4
 class Item:
     """A queued part: `data` is to be sent, `offset` bytes went before; `size` captured bytes are not yet settled."""
 
-    __slots__ = ("announced", "answered", "data", "flags", "number", "offset", "size")
+    __slots__ = ("announced", "answered", "data", "flags", "number", "offset", "repeated", "size")
 
     def __init__(self, data: bytes, size: int, flags: int, answered: int = -1, number: int = 0) -> None:
         self.data = data
@@ -54,12 +55,20 @@ class Item:
         """As of `Send`."""
         self.answered = answered
         """Not negative: no data but a turn; production had sent that much."""
+        self.repeated = b""
+        """A whole request that went before (`Lane.repeat`), and was counted then; empty: it is none."""
+
+    def restart(self) -> None:
+        """It goes over another connection."""
+        self.announced = False
+        if self.repeated:
+            self.data, self.offset = self.repeated, 0
 
 
 class Pool:
     """What the queues of all lanes hold, against the bounds."""
 
-    __slots__ = ("all_bytes", "bytes", "items", "lane_bytes", "requests", "singly")
+    __slots__ = ("all_bytes", "bytes", "items", "kept", "lane_bytes", "repeats", "requests", "singly")
 
     def __init__(self, lane_bytes: int, all_bytes: int) -> None:
         self.lane_bytes = lane_bytes
@@ -70,6 +79,9 @@ class Pool:
         """Parts and turns queued."""
         self.requests = 0
         """Requests that began and are neither wholly sent nor dropped."""
+        self.kept = Kept(all_bytes)
+        self.repeats = 0
+        """Requests queued to be sent again."""
         self.singly = False
         """Each request waits for the answer to the one before (`singly`)."""
 
@@ -82,6 +94,7 @@ class Lane:
         "_pool",
         "begun",
         "blamed",
+        "copies",
         "excused",
         "fd",
         "finishing",
@@ -134,6 +147,8 @@ class Lane:
         self.framer: ResponseFramer | None = None
         self.queue: deque[Item] = deque()
         self.queued = 0
+        self.copies = Copies(pool.kept)
+        """Of what was sent on this shadow connection."""
         self.begun = False
         """A request was sent in part."""
         self.open_request = False
@@ -273,6 +288,7 @@ class Lane:
             self.framer.withdraw()
             if self.hearing is not None:
                 self.hearing.withdraw(self.queue[0].number)
+            self.copies.withdraw()
 
     def unsent(self) -> int:
         """Announced requests that did not go whole: they cannot have been answered."""
@@ -316,8 +332,13 @@ class Lane:
         if done:
             self.queue.popleft()
             self._pool.items -= 1
-            self._note_sent(item.flags)
-        elif item.flags & START and item.offset:
+            if item.repeated:
+                self.sent += 1
+                self._ledger.events["sent_again"] += 1
+                self._repeated()
+            else:
+                self._note_sent(item.flags)
+        elif item.flags & START and item.offset and not item.repeated:
             self.begun = True
         return done
 
@@ -333,6 +354,38 @@ class Lane:
     def _unqueue(self, size: int) -> None:
         self.queued -= size
         self._pool.bytes -= size
+
+    # --- what may go again
+
+    def repeatable(self) -> list[tuple[bytes, int]]:
+        """What the shadow should not have processed, and may be asked again (`copies`), with its flags: requests behind
+        the one with whose answer it said that it closes the connection.
+        """
+        framer = self.framer
+        if framer is None or not framer.closing or framer.failed:
+            return []
+        self.copies.prune(framer.outstanding)
+        kept, awaited = self.copies.kept, list(framer.awaited)[framer.outstanding - len(self.copies.kept) :]
+        unsent = self.unsent() + self.torn
+        end = len(kept) - unsent
+        begin = max(end - (framer.unanswered - framer.amid - unsent), 0)
+        behind = zip(kept[begin:end], awaited[begin:end], strict=True)
+        return [(data, flags | WHOLE) for data, flags in behind if data.startswith(SAFE) and not flags & TUNNEL]
+
+    def repeat(self, requests: list[tuple[bytes, int]]) -> None:
+        """Queue them before all else.  They are in the ledger, and are not again; dropped they are unanswered."""
+        for data, flags in reversed(requests):
+            item = Item(data, 0, flags)
+            item.repeated = data
+            self.queue.appendleft(item)
+        self._pool.items += len(requests)
+        self._pool.repeats += len(requests)
+        self._pool.kept.count += len(requests)
+
+    def _repeated(self) -> None:
+        """One of them is not queued any more."""
+        self._pool.repeats -= 1
+        self._pool.kept.count -= 1
 
     # --- what is given up
 
@@ -350,7 +403,10 @@ class Lane:
         requests = int(self.begun)
         for item in self.queue:
             self._ledger.bytes.dropped[reason] += item.size
-            if item.flags & START and not item.offset:
+            if item.repeated:
+                self._ledger.answers["unanswered"] += 1
+                self._repeated()
+            elif item.flags & START and not item.offset:
                 requests += 1
                 self._left_out(item.number)
         self._unqueue(self.queued)

@@ -227,7 +227,7 @@ class Reactor:
 
     def idle(self) -> bool:
         """Nothing is queued and no connection waits for its end."""
-        return not self._pool.bytes and not self._ends and not self._dialer
+        return not self._pool.bytes and not self._pool.repeats and not self._ends and not self._dialer
 
     def close(self, reason: DropReason) -> None:
         """Drop what is queued and close every connection."""
@@ -255,7 +255,10 @@ class Reactor:
             self._send_later(lane, command, now)
             return
         if flags == WHOLE or (flags and flags & START):
-            lane.framer.expect(flags)  # type: ignore[union-attr]
+            framer: Any = lane.framer
+            if framer.awaited:
+                lane.copies.keep(data, flags)
+            framer.expect(flags)
         try:
             if flags == WHOLE or not lane.http or flags & END:
                 count = lane.sock.send(data)  # type: ignore[union-attr]
@@ -306,7 +309,10 @@ class Reactor:
             self._send(command, now)
             return
         if flags & START:
-            lane.framer.expect(flags)  # type: ignore[union-attr]
+            framer: Any = lane.framer
+            if framer.awaited:
+                lane.copies.keep(data, flags)
+            framer.expect(flags)
             lane.listener.asked(command.number, flags)
         try:
             count = lane.listener.send(lane, data, flags, now)
@@ -517,6 +523,8 @@ class Reactor:
                 lane.held_since = 0.0
             if lane.listener is not None:
                 lane.listener.heed(lane, item.number)
+            if framer.awaited:
+                lane.copies.keep(item.data, 0 if item.repeated else item.flags)
             framer.expect(item.flags)
             if lane.hearing is not None:
                 lane.hearing.asked(item.number, item.flags)

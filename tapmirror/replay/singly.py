@@ -49,7 +49,7 @@ class Singly:
         if self._paced or framer is None or framer.failed or framer.idled:
             return False
         answered = lane.announced() - framer.unanswered
-        unanswered = framer.unanswered - lane.unsent()
+        unanswered = framer.unanswered - lane.unsent() - len(lane.repeatable())
         if not answered or unanswered < 1 or (unanswered == 1 and self._alone(lane)):
             return False
         if framer.closing and last in (0, answered):  # the next connection's end is foreseen

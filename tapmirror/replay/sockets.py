@@ -48,7 +48,10 @@ class Sockets:
         self.epoll.modify(lane.fd, _INTEREST)
 
     def close(self, lane: Lane, torn: int = 0) -> None:
-        """Close the socket of a lane, which is idle then; of what went on it `torn` requests were dropped."""
+        """Close the socket of a lane, which is idle then.
+
+        Of what went on it `torn` requests were dropped, or go again: they are not counted as unanswered.
+        """
         self._dialer.forget(lane)
         lane.state = IDLE
         lane.ready = False
@@ -62,7 +65,7 @@ class Sockets:
             noticed = lane.framer.closing and not (lane.framer.failed or lane.framer.idled)
             owed = lane.framer.eof()
             unanswered = owed - lane.unsent()
-            torn = torn or int(lane.torn)
+            torn += lane.torn
             if unanswered > torn:
                 self._answers["unanswered"] += unanswered - torn
                 lane.unanswered = True
@@ -72,8 +75,9 @@ class Sockets:
             if noticed or answered > self._dialer.last:
                 self._dialer.last = answered if noticed else 0
             lane.framer = None
+            lane.copies.prune(0)
         if lane.queue and not lane.begun:
-            lane.queue[0].announced = False
+            lane.queue[0].restart()
         if lane.sock is not None:
             del self.by_fd[lane.fd]
             lane.sock.close()

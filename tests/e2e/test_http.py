@@ -226,6 +226,26 @@ def test_a_shadow_that_closes_after_each_answer_gets_every_request_once(lab: Lab
         assert lost <= 10
 
 
+def test_a_slow_shadow_that_closes_after_so_many_answers_gets_every_request_once(lab: Lab) -> None:
+    """What was sent ahead of its notice goes again, also before it is known after how many it comes."""
+    count = 3_000
+    with (
+        Nginx(lab.node),
+        RecordingTcp(lab.shadow, 81, Behaviour(answer=OK, delay=0.002)),
+        Nginx(lab.shadow, each=100, passes_to="127.0.0.1:81", log=True) as shadow,
+        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), no_loop_check=True) as tap,
+    ):
+        result = load(lab.client, lab.node.addr4, requests=count, connections=10)
+        assert (result.answered, result.failed) == (count, 0)
+        until(lambda: shadow.requests() >= count, "all of them at the shadow", PATIENCE)
+        ledger = tap.final()
+        targets = [each.uri for each in shadow.logged()]
+    assert len(set(targets)) == len(targets) == count
+    assert ledger["requests"]["mirrored"] == count
+    assert ledger["answers"] == {"2xx": count}
+    assert ledger["events"]["sent_again"] > 0
+
+
 def asks(lab: Lab, requests: list[bytes], answer: bytes) -> None:
     """A client that waits for each answer of production."""
     with connect(lab.client, lab.node.addr4, 80) as client:

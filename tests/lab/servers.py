@@ -36,7 +36,7 @@ http {{
     uwsgi_temp_path {dir}/uwsgi;
     scgi_temp_path {dir}/scgi;
     client_max_body_size 0;
-    keepalive_requests 1000000000;
+    keepalive_requests {each};
     keepalive_timeout 1h;
     default_type text/plain;
     types {{ application/json json; }}
@@ -170,7 +170,8 @@ class Nginx(Server):
     is outside the network.
 
     `passes_to`: it is a proxy, to that address and port, where it `keeps` its connections or has one for each request.
-    Of each answer the first `rate` bytes go at once, and so many each second; 0: all.
+    Of each answer the first `rate` bytes go at once, and so many each second; 0: all.  It closes a connection behind
+    `each` requests.
     `logged` needs `log=True`, which costs nginx some microseconds a request.  With `tls` it speaks TLS, and
     asks for the clients' certificates if that says so.  Clients whose User-Agent it `dismisses` get no answer (444).
     """
@@ -185,6 +186,7 @@ class Nginx(Server):
         tls: Certificates | None = None,
         clients: bool = False,
         rate: int = 0,
+        each: int = 1_000_000_000,
         passes_to: str = "",
         keeps: bool = True,
         dismisses: str = "",
@@ -215,6 +217,7 @@ class Nginx(Server):
             answer=answer,
             upstream=f"upstream next {{ server {passes_to}; keepalive 16; }}" if passes_to else "",
             rate=rate,
+            each=each,
             tls=tls.nginx(clients) if tls is not None else "",
         )
         (self._dir / "nginx.conf").write_text(config)

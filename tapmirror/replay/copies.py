@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of requests that wait for their answers behind others, in case the shadow leaves them unread.
+
+Theory of operation
+-------------------
+A server may say with any answer that it is the last one on its connection (RFC 9112, 9.6): after so many requests, or
+because it is being restarted.  It must not process what came behind that request, which clients send again over another
+connection then, by themselves if the method is safe (RFC 9110, 9.2.2).  So is it done here.  Others are not repeated:
+there are servers (Node.js) that have begun by then with what they read ahead, and throw its answer away.
+
+Repeating takes the bytes, which have left the capture's ring by then.  Nothing is kept where a request is the only one
+that waits, as most are: no answer before it can leave it unread.  Each goes again once: a shadow that gives notice with
+every answer shall not be sent all of them each time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tapmirror.events import END, Buffer
+
+ITEM_BYTES: Final = 100
+"""What an item counts in the bounds beside its data: the memory that it takes at least, however short it is."""
+KEPT_BYTES: Final = 4_096
+"""Size of a request beyond which no copy of it is kept."""
+SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ")
+"""How requests begin that may go again."""
+_INITIALS: Final = bytes({each[0] for each in SAFE})
+
+
+class Kept:
+    """The copies of all lanes, against their bound: their number, as measuring each would cost more than making it."""
+
+    __slots__ = ("count", "most")
+
+    def __init__(self, all_bytes: int) -> None:
+        """Beside queues that have this room, they may take a quarter of it."""
+        self.most = all_bytes // 4 // KEPT_BYTES
+        self.count = 0
+
+
+class Copies:
+    """Of one lane."""
+
+    __slots__ = ("_all", "kept")
+
+    def __init__(self, of_all: Kept) -> None:
+        self._all = of_all
+        self.kept: list[bytes] = []
+        """Of the last so many requests that wait for their answers; empty ones in place of those that are not kept."""
+
+    def keep(self, data: Buffer, flags: int) -> None:
+        """A request begins to be sent while an answer is due."""
+        of_all = self._all
+        kept = flags & END and 0 < len(data) <= KEPT_BYTES and of_all.count < of_all.most and data[0] in _INITIALS
+        self.kept.append(bytes(data) if kept else b"")
+        of_all.count += 1
+
+    def withdraw(self) -> None:
+        """Nothing of the last request was sent."""
+        if self.kept:
+            self.kept.pop()
+            self._all.count -= 1
+
+    def prune(self, outstanding: int) -> None:
+        """Only so many wait."""
+        over = len(self.kept) - outstanding
+        if over > 0:
+            del self.kept[:over]
+            self._all.count -= over

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that a shadow leaves unread behind an answer with notice go again, once; all else is as it was."""
+
+from __future__ import annotations
+
+import select
+import socket
+
+import pytest
+
+from replay_bench import CLOSE, GET, KEEP, OK, RESET, WHOLE, Bench
+from tapmirror.events import END, NO_BODY, START, TUNNEL, Abort, DropReason, Finish, Open
+from tapmirror.framing import ResponseFramer
+from tapmirror.framing.pool import Pool as FramingPool
+from tapmirror.ledger import Ledger
+from tapmirror.replay.copies import KEPT_BYTES, Copies, Kept
+from tapmirror.replay.lane import Lane, Pool
+
+HEAD = b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\n"
+
+
+def unread(bench: Bench, count: int, *, answer: bytes = CLOSE, reset: bool = False) -> socket.socket:
+    """The shadow answers the first of so many requests, with notice, and ends; what it is connected by next."""
+    sock = bench.open()
+    for number in range(count):
+        bench.send(1, GET % number)
+    bench.read(sock, len(GET % 0) * count)
+    return end(bench, sock, answer, reset=reset)
+
+
+def end(bench: Bench, sock: socket.socket, answer: bytes = CLOSE, *, reset: bool = False) -> socket.socket:
+    """The shadow answers and ends."""
+    sock.sendall(answer)
+    if reset:
+        bench.turn()  # the kernel keeps what came before an RST, but would not send all of it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+    return bench.accept()
+
+
+def settled(bench: Bench, again: int) -> None:
+    """All was answered, so many of them the second time, and nothing counts twice."""
+    bench.until(lambda: bench.ledger.answers["2xx"] >= bench.requests)
+    assert bench.ledger.answers["unanswered"] == 0
+    assert bench.ledger.events["sent_again"] == again
+    assert bench.dropped() == {}
+    assert bench.ledger.requests.mirrored == bench.requests == bench.ledger.answers["2xx"]
+    assert bench.ledger.bytes.mirrored == bench.bytes
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("count", [2, 6])
+def test_what_is_behind_an_answer_with_notice_goes_again_in_its_order(bench: Bench, count: int, reset: bool) -> None:
+    sock = unread(bench, count, reset=reset)
+    for number in range(1, count):  # the next end is foreseen after as many
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    settled(bench, count - 1)
+
+
+def test_what_was_queued_meanwhile_goes_behind_it(bench: Bench) -> None:
+    sock = bench.open()
+    for number in range(3):
+        bench.send(1, GET % number)
+    bench.read(sock, len(GET % 0) * 3)
+    sock.sendall(CLOSE)
+    bench.turn()
+    bench.send(1, GET % 3)
+    bench.send(1, GET % 4)
+    sock.close()
+    sock = bench.accept()
+    for number in range(1, 5):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    settled(bench, 2)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", KEEP, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n", b"what?"], ids=repr
+)
+def test_without_notice_nothing_goes_again(bench: Bench, answer: bytes) -> None:
+    """The shadow may have done what it did not answer."""
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    if not answer.startswith(b"HTTP/1.1 4"):
+        bench.send(1, GET % 2)
+        bench.send(1, GET % 3)
+        bench.read(sock, len(GET % 1) * 3)
+    else:
+        bench.read(sock, len(GET % 1))
+        sock.sendall(KEEP)
+        bench.turn()
+    sock.sendall(answer)
+    bench.turn()
+    if answer.startswith(b"HTTP/1.1 4"):
+        bench.send(1, GET % 2)
+    sock.close()
+    bench.turn()
+    assert bench.ledger.events["sent_again"] == 0
+
+
+def test_the_answer_that_breaks_off_was_read(bench: Bench) -> None:
+    """It is unanswered; what is behind it goes again."""
+    sock = unread(bench, 4, answer=KEEP + b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\npart")
+    for number in (2, 3):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    bench.turn()
+    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.events["sent_again"] == 2
+
+
+def test_an_answer_up_to_the_end_gives_notice(bench: Bench) -> None:
+    sock = unread(bench, 4, answer=KEEP + b"HTTP/1.1 200 OK\r\n\r\nall")
+    for number in (2, 3):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    settled(bench, 2)
+
+
+def test_a_request_goes_again_once(bench: Bench) -> None:
+    """A shadow that gives notice after ever more of them gets no request more than twice."""
+    sock = unread(bench, 6)  # foreseen: after two more
+    for number in (1, 2):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(KEEP)
+    assert bench.read(sock, 3 * len(GET % 0)) == b"".join(GET % number for number in (3, 4, 5))
+    sock.sendall(CLOSE)
+    sock.close()
+    bench.turn()
+    assert not select.select([bench.listener], [], [], 0.1)[0]
+    assert bench.ledger.events["sent_again"] == 5
+    assert bench.ledger.answers["unanswered"] == 2
+
+
+def test_the_flags_of_a_request_go_with_it(bench: Bench) -> None:
+    """The answer to a HEAD request has no body."""
+    head = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, head, WHOLE | NO_BODY)
+    bench.send(1, GET % 2)
+    bench.read(sock, len(GET % 1) * 2 + len(head))
+    sock = end(bench, sock)
+    assert bench.read(sock, len(head)) == head
+    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+    assert bench.read(sock, len(GET % 2)) == GET % 2
+    sock.sendall(OK)
+    settled(bench, 2)
+
+
+@pytest.mark.parametrize(
+    "parts", [[HEAD + b"abcdef"], [HEAD, b"abc", b"def"], [b"GETX / HTTP/1.1\r\nHost: a\r\n\r\n"]], ids=repr
+)
+def test_a_request_that_may_have_been_done_does_not_go_again(bench: Bench, parts: list[bytes]) -> None:
+    """Node.js begins with what it reads ahead, and throws the answer away."""
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    for number, data in enumerate(parts):
+        bench.send(1, data, (START if not number else 0) | (END if number == len(parts) - 1 else 0))
+    bench.send(1, GET % 2)
+    bench.read(sock, len(GET % 1) * 2 + len(b"".join(parts)))
+    sock = end(bench, sock)
+    assert bench.read(sock, len(GET % 2)) == GET % 2
+    assert bench.ledger.answers["unanswered"] == 1
+    assert bench.ledger.events["sent_again"] == 1
+
+
+def test_a_request_that_has_no_end_yet_is_dropped(bench: Bench) -> None:
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, GET % 2)
+    bench.send(1, HEAD, START)
+    bench.reactor.push()
+    bench.read(sock, len(GET % 1) * 2 + len(HEAD))
+    sock = end(bench, sock)
+    bench.send(1, b"abcdef", END)
+    bench.send(1, GET % 3)
+    for number in (2, 3):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    bench.turn()
+    assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
+    assert bench.ledger.events["sent_again"] == 1
+
+
+def test_a_request_that_was_cut_off_does_not_go_again(bench: Bench) -> None:
+    """Its connection waits for the answers to those before it, and the shadow gives notice meanwhile."""
+    sock = bench.open()
+    for number in (1, 2):
+        bench.send(1, GET % number)
+    bench.send(1, HEAD, START)
+    bench.reactor.push()
+    bench.read(sock, len(GET % 1) * 2 + len(HEAD))
+    bench.give(Abort(1, DropReason.GAP, reset=False))
+    bench.send(1, GET % 3)
+    sock = end(bench, sock)
+    for number in (2, 3):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    bench.until(lambda: bench.reactor._pool.kept.count == 0)
+    assert bench.dropped() == {DropReason.GAP: 1}
+    assert bench.ledger.events["sent_again"] == 1
+    assert bench.ledger.answers["unanswered"] == 0
+
+
+def test_a_request_larger_than_the_copies_is_unanswered(bench: Bench) -> None:
+    large = b"GET / HTTP/1.1\r\nX: %b\r\n\r\n" % (b"x" * KEPT_BYTES)
+    sock = bench.open()
+    bench.send(1, GET % 1)
+    bench.send(1, large)
+    bench.send(1, GET % 2)
+    bench.read(sock, len(GET % 1) * 2 + len(large))
+    sock = end(bench, sock)
+    assert bench.read(sock, len(GET % 2)) == GET % 2
+    assert bench.ledger.answers["unanswered"] == 1
+
+
+def test_a_flow_that_ended_is_answered_first(bench: Bench) -> None:
+    sock = bench.open()
+    for number in range(3):
+        bench.send(1, GET % number)
+    bench.give(Finish(1))
+    bench.read(sock, len(GET % 0) * 3)
+    sock = end(bench, sock)
+    assert not bench.reactor.idle()
+    for number in (1, 2):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    settled(bench, 2)
+    assert bench.reactor.idle()
+
+
+def test_where_the_shadow_has_gone_they_are_unanswered(bench: Bench) -> None:
+    """They are in the ledger: nothing is dropped."""
+    sock = bench.open()
+    for number in range(3):
+        bench.send(1, GET % number)
+    bench.read(sock, len(GET % 0) * 3)
+    bench.listener.close()
+    sock.sendall(CLOSE)
+    sock.close()
+    bench.until(lambda: bench.ledger.answers["unanswered"] == 2)
+    assert bench.dropped() == {}
+
+
+def long(count: int) -> list[bytes]:
+    """Long ones, of which each is another one."""
+    return [b"GET /%04d HTTP/1.1\r\nX: %b\r\n\r\n" % (number, b"x" * 4_000) for number in range(count)]
+
+
+def test_of_what_went_in_part_the_second_time_all_goes_a_third_time() -> None:
+    """The second connection is reset before all that goes again has gone there."""
+    sent = long(2_400)  # more than the kernel takes
+    with Bench(queue_bytes=1 << 30, queues_bytes=1 << 30) as bench:
+        sock = bench.open()
+        for each in [GET % 1, *sent]:
+            bench.send(1, each)
+        bench.read(sock, len(GET % 1) + len(b"".join(sent)))
+        bench.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+        second = end(bench, sock)
+        bench.read(second, 2 * len(sent[0]))
+        second.sendall(KEEP * 2)  # notice was not given again after as many
+        queue = bench.reactor._lanes[1].queue
+        bench.until(lambda: len(queue) < 2_390 and queue[0].offset > 0)
+        number = len(sent) - len(queue)
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        second.close()
+        third = bench.accept()
+        assert bench.read(third, len(sent[number])) == sent[number]
+        assert bench.ledger.answers["unanswered"] == number - 2
+        assert bench.dropped() == {}
+
+
+def test_what_went_in_part_the_first_time_is_dropped(bench: Bench) -> None:
+    """It is behind those that go again."""
+    sock = bench.open()
+    lane = bench.reactor._lanes[1]
+    assert lane.sock is not None
+    lane.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 30_000)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 30_000)
+    for data in (GET % 1, GET % 2, HEAD + bytes(1 << 21), GET % 3):
+        bench.send(1, data)
+    assert lane.queue[0].offset
+    sock = end(bench, sock, reset=True)
+    for number in (2, 3):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    bench.turn()
+    assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
+    assert bench.ledger.events["sent_again"] == 1
+
+
+def test_of_what_went_in_part_the_copy_is_not_used() -> None:
+    """Though it is small enough to have one."""
+    lane = Lane(1, True, Pool(1 << 20, 1 << 20), Ledger())
+    lane.framer = ResponseFramer(4_096, FramingPool(1 << 20))
+    for number in range(3):
+        if number:
+            lane.copies.keep(GET % number, WHOLE)
+        lane.framer.expect(WHOLE)
+    lane.sent_in_part(GET % 2, len(GET % 2), WHOLE, 5)
+    lane.framer.feed(CLOSE)
+    assert lane.repeatable() == [(GET % 1, WHOLE)]
+    lane.drop_all(DropReason.SHADOW_CLOSED)
+
+
+def waiting(*requests: tuple[bytes, int]) -> Lane:
+    """A lane of which these were sent, the first alone."""
+    lane = Lane(1, True, Pool(1 << 20, 1 << 20), Ledger())
+    lane.framer = ResponseFramer(4_096, FramingPool(1 << 20))
+    for number, (data, flags) in enumerate(requests):
+        if number:
+            lane.copies.keep(data, flags)
+        lane.framer.expect(flags)
+        lane.sent_whole(len(data), flags)
+    return lane
+
+
+def test_a_tunnel_does_not_go_again() -> None:
+    upgrade = b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: a\r\n\r\n"
+    lane = waiting((GET % 0, WHOLE), (GET % 1, WHOLE), (upgrade, WHOLE | TUNNEL))
+    assert lane.framer is not None
+    lane.framer.feed(CLOSE)
+    assert lane.repeatable() == [(GET % 1, WHOLE)]
+
+
+def test_a_request_that_cannot_be_sent_any_more_goes_behind_those_that_go_again(bench: Bench) -> None:
+    """Sending finds out first that the shadow has gone, before its last answer was read."""
+    sock = bench.open()
+    for number in range(3):
+        bench.send(1, GET % number)
+    bench.read(sock, len(GET % 0) * 3)
+    sock.sendall(CLOSE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+    bench.send(1, GET % 3)
+    sock = bench.accept()
+    for number in (1, 2, 3):
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+    settled(bench, 2)
+
+
+def test_what_is_no_answer_behind_the_notice_makes_all_doubtful(bench: Bench) -> None:
+    sock = bench.open()
+    for number in range(3):
+        bench.send(1, GET % number)
+    bench.read(sock, len(GET % 0) * 3)
+    sock.sendall(CLOSE + b"what is this?")
+    sock.close()
+    bench.until(lambda: bench.ledger.answers["unanswered"] == 2)
+    assert bench.ledger.events["sent_again"] == 0
+
+
+def test_what_is_to_go_again_is_waited_for_at_the_end(bench: Bench) -> None:
+    unread(bench, 6)
+    bench.turn()
+    assert bench.reactor._pool.repeats
+    assert not bench.reactor._pool.bytes
+    assert not bench.reactor.idle()
+
+
+def test_copies_are_bounded() -> None:
+    of_all = Kept(4 * 4 * KEPT_BYTES)
+    copies, others = Copies(of_all), Copies(of_all)
+    copies.keep(GET % 0, WHOLE)
+    copies.keep(GET % 1 + bytes(KEPT_BYTES), WHOLE)
+    copies.keep(HEAD, WHOLE)
+    others.keep(GET % 2, WHOLE)
+    others.keep(GET % 3, WHOLE)
+    assert (copies.kept, others.kept) == ([GET % 0, b"", b""], [GET % 2, b""])
+    copies.prune(1)
+    assert copies.kept == [b""]
+    others.prune(0)
+    copies.prune(0)
+    assert of_all.count == 0
+
+
+def test_a_request_that_waits_alone_costs_no_copy(bench: Bench) -> None:
+    bench.give(Open(1, True))
+    bench.send(1, GET % 1)
+    sock = bench.accept()
+    bench.read(sock, len(GET % 1))
+    assert bench.reactor._pool.kept.count == 0
+    bench.send(1, GET % 2)
+    assert bench.reactor._pool.kept.count == 1
+    sock.sendall(OK * 2)
+    bench.turn()
+    assert bench.reactor._pool.kept.count == 0
