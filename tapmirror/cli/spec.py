@@ -20,29 +20,29 @@ from tapmirror.spec.nginx import from_nginx
 from tapmirror.spec.translated import Translation
 
 
-@click.command(short_help="What a file of taps may say, and other tools' rules as one.")
-@click.option("--schema", is_flag=True, help="As JSON Schema, for editors and checkers.")
-@click.option("--example", is_flag=True, help="As an example with every field.")
-@click.option("--from-gor", "gor", metavar="COMMAND", help="The tap that does what a command line of GoReplay does.")
+@click.command(short_help="Print the reference of the YAML file, or translate rules.")
+@click.option("--schema", is_flag=True, help="Print a JSON Schema, for editors and validators.")
+@click.option("--example", is_flag=True, help="Print an example with every field.")
+@click.option("--from-gor", "gor", metavar="COMMAND", help="Translate a command line of GoReplay.")
 @click.option(
     "--from-nginx",
     "nginx",
     type=click.Path(allow_dash=True, readable=False),
     metavar="FILE",
-    help="The taps of nginx's `mirror`; - is standard input.",
+    help="Translate the `mirror` directives of nginx; - is standard input.",
 )
 @click.option(
     "--iface",
     multiple=True,
     callback=joined,
     metavar="IFACE",
-    help="With these two: the interface, which they do not name.",
+    help="The interface, for these two translations.",
 )
-@click.option("--strict", is_flag=True, help="Refuse what has no equivalent.")
+@click.option("--strict", is_flag=True, help="Refuse rules that have no equivalent.")
 def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, iface: str | None, strict: bool) -> None:
-    """Print the reference of the file that `tapmirror run -f` takes, or other tools' rules as such a file.
+    """Print the reference of the file for `tapmirror run -f`, or translate another tool's rules into such a file.
 
-    What has no equivalent is told on standard error, and in the file as comments.
+    Rules that have no equivalent are reported on standard error, and as comments in the file.
 
     \b
     Examples:
@@ -77,21 +77,21 @@ def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, ifa
     click.echo(found.text("a command line of GoReplay" if gor is not None else "a configuration of nginx"), nl=False)
 
 
-@click.command(short_help="Say in plain words what the taps of a file do.")
+@click.command(short_help="Describe in plain words what the taps of a file do.")
 @click.option(
     "-f",
     "--file",
     type=click.Path(allow_dash=True, readable=False),
     metavar="FILE",
     required=True,
-    help="Taps of a YAML file; - is standard input.",
+    help="Read taps from a YAML file; - is standard input.",
 )
-@click.option("--iface", multiple=True, callback=joined, metavar="IFACE", help="For files of Kubernetes, as of `run`.")
-@click.option("--port", "ports", type=WHOLE, multiple=True, help="The same.")
-@click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="The same.")
-@click.option("--strict", is_flag=True, help="The same.")
+@click.option("--iface", multiple=True, callback=joined, metavar="IFACE", help="For Kubernetes files, as for `run`.")
+@click.option("--port", "ports", type=WHOLE, multiple=True, help="For Kubernetes files, as for `run`.")
+@click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="For Kubernetes files, as for `run`.")
+@click.option("--strict", is_flag=True, help="For Kubernetes files, as for `run`.")
 def explain(*, file: str, iface: str | None, ports: tuple[int, ...], resolve: tuple[str, ...], strict: bool) -> None:
-    """Say in plain words what each tap and rule will do, in which order, and what it costs.
+    """Describe in plain words what each tap and rule will do, in which order, and what it costs.
 
     Touches no interface and needs no root.
 

@@ -25,34 +25,37 @@ def too_little(memory: int | None, workers: int = 1) -> str:
 
 
 class Budget(Checked, frozen=True, kw_only=True):
-    """The most that a tap may take.  Passing one lowers the share; nothing is ever above `percent`."""
+    """The most that a tap may use.  If it uses more, its share is lowered; the share is never above `percent`."""
 
     cpu: float = 1.0
-    """Processor cores, of all workers together.  One core is what one worker can use, some 70,000 small requests a
-    second; more workers may have more only if somebody says so."""
+    """Processor cores, of all workers together.  One worker can use at most one core, about 70,000 small requests
+    a second.  More workers get more only if it is stated here."""
     memory: int | None = None
-    """Bytes of resident memory, of all workers together.  Absent: 512 MiB, of more than two workers 256 MiB each.  The
-    default limits of one worker with one shadow, all reached at once, are some 200 MiB."""
+    """Bytes of resident memory, of all workers together.  Absent: 512 MiB; with more than two workers 256 MiB for
+    each.  The default limits of one worker with one shadow, all reached at once, add up to about 200 MiB."""
     bandwidth: float | None = None
-    """Bytes a second to all shadows together.  Absent: what production receives; only you know the link."""
+    """Bytes a second to all shadows together.  Absent: no limit; only you know what the link can carry."""
     delay: Seconds = 0.1
-    """Seconds that segments wait for a worker, in the mean of a second, for some seconds in a row.  A worker that gets
-    the CPU it needs is a millisecond behind; one that has less would only go on ever later, until the ring is full.  A
-    tenth of a second is the period in which a control group's quota is given out (`CPUQuota=`)."""
+    """Seconds that segments wait for a worker, on average over a second, for some seconds in a row.  A worker that
+    gets the CPU it needs is a millisecond behind.  One that gets less would be later and later, until the ring
+    is full.  A tenth of a second is the period of a control group's quota (`CPUQuota=`)."""
     ring: float = 0.5
-    """Fill of the capture ring, 0 to 1.  At 1 requests are lost in the midst of connections; half is time to act."""
+    """Fill level of the capture ring, 0 to 1.  At 1, requests are lost within connections; one half leaves time to
+    act."""
     host_cpu: float = 70.0
-    """Percent of the last ten seconds in which something on this host waited for a processor (PSI, `some`; `full` is
-    always 0 for the CPU of a whole host).  Above it the workers give way, down to a tenth of a core and no further: who
-    waits may be a batch job, one more than there are processors makes it 100, and workers are nice anyway.  A host
-    whose processors are idle for a third of the time is below 70.  100 turns it off."""
+    """Percent of the last ten seconds in which something on this host waited for a processor (PSI, `some`; `full`
+    is always 0 for the CPU of a whole host).  Above it, the workers use less, down to a tenth of a core and no
+    further: what waits may be a batch job (one job more than there are processors makes it 100), and workers
+    have low priority anyway.  A host whose processors are idle for a third of the time is below 70.  100 turns
+    it off."""
     host_memory: float = 10.0
-    """The same for memory.  A healthy host is at 0; a tenth of the time lost to reclaim is felt by everybody."""
+    """The same for memory.  A healthy host is at 0; if a tenth of the time is lost to reclaim, everybody notices."""
     errors: float = 0.5
-    """Share of a shadow's answers (5xx, no HTTP, or none at all) above which it is left alone.  One error in ten
-    requests is what a mirror is there to show; half of them is a shadow that is down; 1 turns it off."""
+    """Share of a shadow's responses that are errors (5xx, not HTTP, or none at all) above which it is left alone.
+    One error in ten requests is what a mirror should show; half of them means that the shadow is down.  1 turns
+    it off."""
     latency: Seconds = 5.0
-    """Median of a shadow's answers in seconds, above which it gets less: as long as pacing waits (`wait_time`)."""
+    """Median response time of a shadow in seconds, above which it gets less: as long as pacing waits (`wait_time`)."""
     retry: Seconds = 30.0
     """Longest time in seconds that a shadow is left alone before a few connections try it again; the first time is
     at most 5."""

@@ -31,7 +31,7 @@ _TEMPLATE: Final = re.compile(r"(?:[A-Z]{1,20} )?/[!-~]{0,500}")
 
 
 class Level(enum.Enum):
-    """How far answers are compared.  Each level includes those before it."""
+    """How far responses are compared.  Each level includes those before it."""
 
     OFF = "off"
     STATUS = "status"
@@ -48,74 +48,75 @@ BODY_BYTES: Final = 65_536
 
 
 class Compare(Checked, frozen=True, kw_only=True):
-    """How production's and the shadows' answers are compared; a level for short."""
+    """How responses of production and the shadows are compared; short form: a level."""
 
     level: Level = Level.OFF
-    """How far: `off`, `status` (and times), `headers`, `body`."""
+    """What is compared: `off`, `status` (and times), `headers`, `body`."""
     ignore_headers: tuple[str, ...] = ()
-    """Fields that do not count, beside dates, identifiers and the like that are ignored anyway."""
+    """Fields to ignore, in addition to dates, identifiers and the like, which are always ignored."""
     all_headers: bool = False
-    """Only `ignore_headers` are ignored."""
+    """Ignore only `ignore_headers`."""
     ignore_paths: tuple[str, ...] = ()
-    """Members of JSON that do not count, with all within them: `meta.time`, `items[].id`; `**.id` at any depth,
-    `meta.**` all within.  So do elements and attributes of XML, `feed.entry.updated` of each entry, `**.@id`."""
+    """JSON members to ignore, with everything inside them: `meta.time`, `items[].id`; `**.id` at any depth,
+    `meta.**` everything inside.  Also elements and attributes of XML: `feed.entry.updated` of each entry,
+    `**.@id`."""
     ignore_patterns: tuple[str, ...] = ()
-    """Expressions (RE2) for parts of texts that do not count: texts are compared without what matches."""
+    """Regular expressions (RE2) for parts of texts to ignore: texts are compared without what matches."""
     float_tolerance: float = ROUNDING
-    """Relative difference up to which numbers are equal.  What another order of additions makes is smaller; two whole
-    numbers count exactly, unless more is given."""
+    """Relative difference up to which numbers are equal.  The default covers rounding by another order of
+    additions.  Two whole numbers must be equal, unless more is given."""
     time_tolerance: Seconds = 0.0
-    """Seconds up to which times (RFC 3339) are equal."""
+    """Difference in seconds up to which times (RFC 3339) are equal."""
     noise_probe: float = NOISE_PROBE
-    """Percent of the safe requests (GET, HEAD, OPTIONS) that a shadow gets twice, to see what differs by itself; half
-    are of those whose answers have just differed."""
+    """Percent of the safe requests (GET, HEAD, OPTIONS) that a shadow gets twice, to learn which values always
+    differ.  Half of them are requests whose responses have just differed."""
     noise_relative: float = 20.0
-    """Percent: a field counts as different if its rate of differences and that of noise differ by more than this,
-    of their sum.  As Diffy."""
+    """Percent.  A field counts as different if its rate of differences and that of noise differ by more than this
+    share of their sum, as in Diffy."""
     noise_absolute: float = 0.03
-    """Percent of the exchanges, by which they must differ as well.  As Diffy."""
+    """Percent of the exchanges by which the two rates must differ as well, as in Diffy."""
     endpoints: tuple[str, ...] = ()
-    """Templates that are tried first: `/users/{name}/orders`, `GET /files/{path...}`; others are learned.  Where
-    GraphQL, JSON-RPC or SOAP name an operation, its name stands behind it: `POST /graphql getUser`."""
+    """Templates that are tried first: `/users/{name}/orders`, `GET /files/{path...}`.  Others are learned.  Where
+    GraphQL, JSON-RPC or SOAP name an operation, its name is added: `POST /graphql getUser`."""
     samples: int = 3
-    """Kept of each difference: the request as a curl line, and both answers."""
+    """Samples kept of each difference: the request as a curl command, and both responses."""
     redact: Redact | None = None
-    """What is taken out of samples, beside what the tap takes out of requests; without it what `privacy: strict`
-    names."""
+    """What is redacted in samples, in addition to the tap's own redaction; default: what `privacy: strict` names."""
     body_bytes: int = 64 << 10
-    """Of each body that are kept.  Most JSON is shorter; of what is longer a hash is compared."""
+    """Bytes of each body that are kept; most JSON is shorter.  Of longer bodies a hash is compared."""
     decoded_bytes: int = 256 << 10
-    """Of a body once it is decompressed; 4 times `body_bytes`.  While a worker looks into two of them it does
-    nothing else: some 50 ms at worst."""
+    """Bytes of a decompressed body; 4 times `body_bytes`.  While a worker inspects two of them it does nothing
+    else: about 50 ms at worst."""
     hash_bytes: int = 8 << 20
-    """Of a body; of what is longer the length is compared."""
+    """Bytes of a body that are hashed; of longer ones the length is compared."""
     held_bytes: int = 16 << 20
-    """Of heads and bodies kept at one time, of all requests under way.  A body that finds no room is hashed; a request
-    whose heads find none is not compared."""
+    """Bytes of heads and bodies kept at one time, for all requests in progress.  A body that does not fit is
+    hashed; a request whose heads do not fit is not compared."""
     pending: int = 256
-    """Requests under way on one connection.  A client that pipelines more is rare, and its answers count unpaired."""
+    """Requests in progress on one connection.  A client that pipelines more is rare, and its responses count as
+    unpaired."""
     answer_time: Seconds = 30.0
-    """Seconds for an answer, from the start of the request: then the shadow timed out."""
+    """Time-out for a response in seconds, from the start of the request."""
     max_exchanges: float = 2000.0
-    """A second that each worker compares, of connections that take turns; mirrored are all.  120,000 a minute tell
-    enough, and all of them would cost twice what mirroring does."""
+    """Exchanges a second that each worker compares; above this, connections take turns.  All are mirrored.
+    120,000 a minute are enough, and comparing all would cost twice what mirroring does."""
     max_bodies: float = 2000.0
-    """A second whose bodies are compared, of up to 2 KB: longer ones that differ count as so many as they are long.  Of
-    the others status and times."""
+    """Exchanges a second whose bodies are compared, for bodies of up to 2 KB; longer ones that differ count
+    several times, by their length.  Of the rest, status and times are compared."""
     max_timed: float = 250.0
-    """A second whose times are taken, drawn by chance; of the others status and content are compared.  Asking the
-    kernel for stamps, and waking up for each answer, costs more than all else does."""
+    """Exchanges a second that are timed, selected at random; of the rest, status and content are compared.  Kernel
+    timestamps, and waking up for each response, cost more than everything else."""
     max_endpoints: int = 100
-    """What comes after them is one more, called other.  More than a page shows; 100 take about 5 MB.  Three quarters
-    of them may be operations that share paths, more are `{operation}`."""
+    """Further endpoints are counted together as `other`.  100 are more than a page shows, and take about 5 MB. Up
+    to three quarters of them may be operations that share a path; further ones are `{operation}`."""
     max_fields: int = 64
-    """Differing fields of one endpoint; what comes after them is one more, called other."""
+    """Differing fields of one endpoint; further ones are counted together as `other`."""
     max_samples: int = 200
-    """In all."""
+    """Samples in total."""
     nodes: int = 20_000
-    """JSON values, or elements of XML, of one answer that are looked at: some 5 ms at most."""
+    """JSON values, or XML elements, of one response that are inspected: about 5 ms at most."""
     differences: int = 32
-    """Of one exchange that are counted."""
+    """Differences of one exchange that are counted."""
 
     @property
     def captured_bytes(self) -> int:

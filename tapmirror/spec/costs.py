@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What deciding costs, as `explain` tells it: microseconds of CPU a request, on one core of the machine of the README.
+"""What deciding costs, as `explain` tells it: microseconds of CPU a request, on one core of the machine of
+docs/COSTS.md.
 
 Each figure is one that `scripts/bench` measures, by the same name, and prints beside it.
 """

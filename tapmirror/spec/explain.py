@@ -18,7 +18,7 @@ from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import Over, Pacing, Protocol, Rule, Spread, TapSpec
 
 BASE = f"about {REQUEST_US:.0f} us of CPU for a small request on a kept connection"
-HELD = "requests with a body are held in memory until they are whole"
+HELD = "requests with a body are held in memory until they are complete"
 
 
 def explain(tap: TapSpec) -> list[str]:
@@ -26,7 +26,7 @@ def explain(tap: TapSpec) -> list[str]:
     ports = " and ".join(str(port) for port in tap.ports)
     where = f" of {', '.join(tap.addrs)}" if tap.addrs else ""
     lines = [f"Tap {tap.name}: TCP to port {ports}{where} at interface {tap.iface}"]
-    lines += _indented(["In the kernel (what is out here costs next to nothing):", *_indented(_kernel(tap))])
+    lines += _indented(["In the kernel (what is left out here costs almost nothing):", *_indented(_kernel(tap))])
     steps = list(_steps(tap))
     if steps:
         lines += _indented(["In the worker, for each request:", *_indented(steps)])
@@ -46,7 +46,7 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 def _kernel(tap: TapSpec) -> Iterable[str]:
     if tap.by is By.CONNECTION:
-        yield f"{_percent(tap.most())} of the connections are captured, whole, by a hash with seed {tap.seed}"
+        yield f"{_percent(tap.most())} of the connections are captured, as a whole (seed {tap.seed})"
     else:
         yield "all connections are captured"
     clients = captured_clients(tap)
@@ -54,44 +54,48 @@ def _kernel(tap: TapSpec) -> Iterable[str]:
         yield f"only clients in {', '.join(clients)} are captured (client)"
     yield "a connection is mirrored only after production accepted it"
     if tap.decap:
-        yield "captured through AF_PACKET, looking into tunnels: every packet is decided in user space"
+        yield "captured through AF_PACKET, with tunnels decoded: user space decides about every packet"
     if tap.ttl is not None:
-        yield f"it ends by itself after {tap.ttl:g} s"
+        yield f"the tap ends by itself after {tap.ttl:g} s"
     if tap.workers != 1:
-        count = "half as many workers as there are processors" if tap.workers == "auto" else f"{tap.workers} workers"
-        yield f"{count} share the connections, each with limits and a ring ({tap.limits.ring_bytes:,} bytes) of its own"
+        count = "half as many workers as processors" if tap.workers == "auto" else f"{tap.workers} workers"
+        yield f"{count} share the connections, each with its own limits and ring ({tap.limits.ring_bytes:,} bytes)"
 
 
 def _steps(tap: TapSpec) -> Iterable[str]:
     """What is decided for all shadows, in order."""
     if tap.protocol is not Protocol.HTTP:
-        how = "as they come" if tap.protocol is Protocol.RAW else "as HTTP/1 or as they come, by their first bytes"
-        yield f"connections are taken {how}"
+        how = (
+            "as raw bytes"
+            if tap.protocol is Protocol.RAW
+            else "as HTTP/1 requests or as raw bytes, by their first bytes"
+        )
+        yield f"connections are mirrored {how}"
     if tap.pacing is Pacing.WAIT:
-        yield "what a client sends after an answer waits for the shadow's answer"
+        yield "what a client sends after a response waits for the shadow's response"
     if tap.safe_methods:
-        yield "only GET, HEAD and OPTIONS go on (method)"
+        yield "only GET, HEAD and OPTIONS pass (method)"
     if tap.by is not By.CONNECTION or tap.ramp is not None:
-        yield f"{_share(tap)} go on (sampled out)"
+        yield f"{_share(tap)} pass (sampled out)"
     yield from _caps(tap)
     if tap.rules:
         several = f"the first of {len(tap.rules)} rules that matches decides"
-        yield several if len(tap.rules) > 1 else "one rule decides, where it matches"
+        yield several if len(tap.rules) > 1 else "one rule decides, if it matches"
     if tap.spread is Spread.ROUND_ROBIN and len(tap.shadows) > 1:
-        yield "of the shadows that a rule names, one gets it, in turn (turn)"
+        yield "of the shadows that a rule names, one gets each request, in turn (turn)"
     if tap.redact is not None:
         yield f"redacted before anything leaves this host: {', '.join(_redactions(tap.redact))}"
     if tap.hook is not None:
         body = " with the body" if tap.hook.body else ""
-        yield f"{tap.hook.call} is called{body}; it may change it or drop it (hook)"
+        yield f"{tap.hook.call} is called{body}; it may change the request or drop it (hook)"
     if tap.loop_check and tap.protocol is not Protocol.RAW:
-        yield "one HTTP request a second gets a field Tapmirror-Loop; if production gets it back, the tap ends"
+        yield "one HTTP request a second gets the field Tapmirror-Loop; if it comes back to production, the tap ends"
 
 
 def _rule(rule: Rule, tap: TapSpec) -> str:
     when = " or ".join(_match(match) for match in rule.match) or "every request"
     if rule.mirror == ():
-        return f"{when}: is not mirrored (rule)"
+        return f"{when}: not mirrored (rule)"
     if rule.mirror is None:
         to = "to every shadow" if len(tap.shadows) > 1 else f"to {tap.shadows[0].label}"
     else:
@@ -129,7 +133,7 @@ def _match(match: Match) -> str:
 
 def _text(text: Text) -> str:
     if text.present is not None:
-        said = "is there" if text.present else "is not there"
+        said = "is present" if text.present else "is absent"
     else:
         word, value = next(
             (word, value)
@@ -148,7 +152,7 @@ def _text(text: Text) -> str:
 def _shadow(shadow: Shadow, tap: TapSpec) -> Iterable[str]:
     secured = ""
     if shadow.tls is not None:
-        secured = " by TLS" if shadow.tls.verify else " by TLS WITHOUT VERIFICATION of who answers"
+        secured = " with TLS" if shadow.tls.verify else " with TLS WITHOUT VERIFICATION of the certificate"
     yield f"at {shadow.end_point}{secured}"
     if shadow.match:
         yield f"gets only: {' or '.join(_match(match) for match in shadow.match)} (no_match)"
@@ -156,11 +160,11 @@ def _shadow(shadow: Shadow, tap: TapSpec) -> Iterable[str]:
         yield f"gets {_share(shadow)} (sampled out)"
     yield from _caps(shadow)
     if shadow.copies > 1:
-        yield f"gets each request {shadow.copies} times, on connections of its own"
+        yield f"gets each request {shadow.copies} times, on separate connections"
     yield (
-        f"over {shadow.pooled} connections that all share; {HELD}"
+        f"over {shadow.pooled} shared connections; {HELD}"
         if shadow.pooled
-        else "over one connection for each of production's"
+        else "over one connection for each production connection"
     )
     changes = list(_rewrites(shadow.rewrite))
     if changes:
@@ -171,12 +175,12 @@ def _shadow(shadow: Shadow, tap: TapSpec) -> Iterable[str]:
 def _compared(compare: Compare) -> Iterable[str]:
     what = _COMPARED.get(compare.level)
     if what is None:
-        yield "its answers are read, counted and thrown away"
+        yield "its responses are read, counted and discarded"
         return
-    yield f"its answers are compared with production's ({what}) and thrown away"
+    yield f"its responses are compared with production's ({what}) and discarded"
     if compare.noise_probe and compare.level is not Level.STATUS:
         probe = decimal(compare.noise_probe)
-        yield f"gets {probe} % of the GET, HEAD and OPTIONS twice, to learn what differs by itself"
+        yield f"gets {probe} % of the GET, HEAD and OPTIONS requests twice, to learn which values always differ"
 
 
 _COMPARED: Final = {
@@ -212,7 +216,7 @@ def _rewrites(rewrite: Rewrite) -> Iterable[str]:
 
 def _redactions(redact: Redact) -> Iterable[str]:
     if redact.privacy is not None:
-        yield "credentials, cookies, client addresses and the usual names of secrets (strict)"
+        yield "credentials, cookies, client addresses and fields with the usual names of secrets (strict)"
     for word, names in (
         ("headers", redact.headers),
         ("query", redact.query),
@@ -247,17 +251,17 @@ def _cost(tap: TapSpec) -> Iterable[str]:
     yield f"{BASE}, as `scripts/bench` measures it"
     yield f"under the daemon fewer connections are captured where it passes {_budget(tap)}"
     if _decides(tap):
-        yield f"deciding on a request at all: {_us(COST['no_rules'])}"
+        yield f"deciding about a request at all: {_us(COST['no_rules'])}"
     if tap.rules:
         each = (COST["20_rules"] - COST["no_rules"]) / 20
         several = (
-            f"rules: {_us(each * len(tap.rules))} where the last of {len(tap.rules)} matches, by one condition each"
+            f"rules: {_us(each * len(tap.rules))} if the last of {len(tap.rules)} matches, with one condition each"
         )
-        yield several if len(tap.rules) > 1 else f"the rule: {_us(each)}, by one condition"
+        yield several if len(tap.rules) > 1 else f"the rule: {_us(each)}, with one condition"
         regexes = sum(text.regex is not None for rule in tap.rules for text in _texts(rule))
         if regexes:
             more = COST["20_regexes_2_headers"] - COST["20_rules_2_headers"]
-            yield f"regular expressions ({regexes} here): {_us(more)} for all of one part, the path or a header"
+            yield f"regular expressions ({regexes} here): {_us(more)} for all on one part, the path or a header"
     if any(sampled.by is By.KEY and sampled.key != "client" for sampled in (tap, *tap.rules, *tap.shadows)):
         yield f"a share by a key of the request: {_us(COST['30_percent_by_cookie'] - COST['no_rules'])}"
     if any(shadow.rewrite != Rewrite() for shadow in tap.shadows):
@@ -266,9 +270,9 @@ def _cost(tap: TapSpec) -> Iterable[str]:
         bodies = tap.redact.privacy or tap.redact.json or tap.redact.query or tap.redact.patterns
         yield f"redaction: {_us(COST['strict_redaction'] - COST['no_rules'])} a head{f'; {HELD}' if bodies else ''}"
     if tap.hook is not None:
-        yield "the hook: what it takes itself, shown in the ledger"
+        yield "the hook: its own time, shown in the ledger"
     if len(tap.shadows) > 1:
-        yield f"{len(tap.shadows)} shadows: a send for each"
+        yield f"{len(tap.shadows)} shadows: one send for each"
 
 
 def _decides(tap: TapSpec) -> bool:

@@ -14,17 +14,19 @@ TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
 
 
 class Text(Checked, frozen=True, kw_only=True):
-    """A condition on a text: exactly one of the first five.  Regular expressions are RE2's and match the whole."""
+    """A condition on a text: exactly one of the first five.  Regular expressions use RE2 syntax and match the
+    whole text.
+    """
 
     exact: str | None = None
     prefix: str | None = None
     suffix: str | None = None
     regex: str | None = None
     present: bool | None = None
-    """True: it is there, whatever it says; false: it is not."""
+    """True: it is present, with any value; false: it is absent."""
     ignore_case: bool = False
     invert: bool = False
-    """The condition holds where it otherwise would not."""
+    """Invert the condition."""
 
     def _check(self) -> Found:
         given = [name for name in ("exact", "prefix", "suffix", "regex", "present") if getattr(self, name) is not None]
@@ -41,7 +43,7 @@ class Text(Checked, frozen=True, kw_only=True):
 
 
 class Size(Checked, frozen=True, kw_only=True):
-    """A range of body sizes in bytes, as Content-Length announces them; a chunked body is in none."""
+    """A range of body sizes in bytes, as Content-Length gives them; a chunked body is in no range."""
 
     min: int = 0
     max: int | None = None
@@ -54,22 +56,22 @@ class Size(Checked, frozen=True, kw_only=True):
 
 
 class Match(Checked, frozen=True, kw_only=True):
-    """Conditions on a request; those that are given must all hold."""
+    """Conditions on a request.  All that are given must hold."""
 
     methods: tuple[str, ...] = ()
-    """One of these."""
+    """The method is one of these."""
     host: Text | None = None
     """The Host field without its port, in lower case."""
     path: Text | None = None
-    """The path of the target, as sent (not decoded), without the query."""
+    """The path as sent (not decoded), without the query."""
     target: Text | None = None
     """Path and query as sent."""
     headers: dict[str, Text] = {}
-    """By name; of several fields of one name the values joined by `, `."""
+    """By name.  The values of several fields with one name are joined by `, `."""
     query: dict[str, Text] = {}
-    """By name, decoded; the first of one name."""
+    """By name, decoded.  Of several parameters with one name, the first counts."""
     cookies: dict[str, Text] = {}
-    """By name; the first of one name."""
+    """By name.  Of several cookies with one name, the first counts."""
     clients: tuple[str, ...] = ()
     """The client's address is in one of these networks."""
     body: Size | None = None

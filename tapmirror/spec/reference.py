@@ -150,13 +150,13 @@ def _sweeten(components: dict[str, Any]) -> None:
 
 def example() -> str:
     """A file with every field: what is needed as it could be, all else as a comment with its default."""
-    lines = ["# A tap of tapmirror.  What is commented out shows the default, or how it is said."]
-    lines += ["# What is in seconds may be said as 90s, 15m, 1h30m or 2d too.", ""]
+    lines = ["# A tap of tapmirror.  A field that is commented out shows its default, or the form of its value."]
+    lines += ["# Times are in seconds; 90s, 15m, 1h30m or 2d can be written too.", ""]
     lines += _fields(TapSpec, {"iface": "eth0", "ports": "[80]", "shadows": "[staging.internal:8080]"})
     for cls in structures()[1:]:
         summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         lines += ["", *textwrap.wrap(f"--- {_WHERE[cls.__name__]}: {summary}", WIDTH, **_COMMENT)]
-        lines += _fields(cls, {}, required="# needed: ")
+        lines += _fields(cls, {}, required="# required: ")
     return "\n".join(lines) + "\n"
 
 

@@ -25,12 +25,12 @@ _ACTION: Final = re.compile(r"remove|hash|replace:([ -~]{0,256})")
 
 
 class PathRewrite(Checked, frozen=True, kw_only=True, rename={"becomes": "with"}):
-    """A new path; the query stays.  Exactly one of `prefix` and `regex`."""
+    """A new path; the query stays.  Give exactly one of `prefix` and `regex`."""
 
     prefix: str | None = None
-    """What the path must begin with to be changed; only that is replaced."""
+    """Change paths that begin with this; only the prefix is replaced."""
     regex: str | None = None
-    """An expression of RE2; every place that it matches is replaced, with \\1 to \\9 for its groups."""
+    r"""Regular expression (RE2); every match is replaced, with \1 to \9 for its groups."""
     becomes: str
     """The replacement."""
 
@@ -42,7 +42,7 @@ class PathRewrite(Checked, frozen=True, kw_only=True, rename={"becomes": "with"}
         if self.regex is not None and (wrong := regex_error(self.regex)):
             yield "regex", wrong
         if not re.fullmatch(r"[!-~]*", self.becomes):
-            yield "with", f"{shown(self.becomes)} has a character that no path has"
+            yield "with", f"{shown(self.becomes)} has a character that is not allowed in a path"
 
 
 class Rewrite(Checked, frozen=True, kw_only=True):
@@ -54,17 +54,17 @@ class Rewrite(Checked, frozen=True, kw_only=True):
     method: str | None = None
     path: PathRewrite | None = None
     set_query: dict[str, str] = {}
-    """Parameters with their values; those of the same name are replaced."""
+    """Parameters with their values; existing ones of the same name are replaced."""
     remove_query: tuple[str, ...] = ()
     set_headers: dict[str, str] = {}
-    """Fields with their values; those of the same name are replaced.  Values are templates: `{client}`,
+    """Fields with their values; existing ones of the same name are replaced.  Values are templates: `{client}`,
     `{client_port}`, `{connection}`, `{host}`, `{target}` (path and query), `{time}` (RFC 3339, UTC), `{tap}`,
     `{shadow}`; `{{` is a brace."""
     add_headers: dict[str, str] = {}
-    """The same, beside fields of the same name."""
+    """The same, but existing fields of the same name stay."""
     remove_headers: tuple[str, ...] = ()
     marker: str | None = None
-    """A field by which the shadow knows a copy; its value is the tap's name."""
+    """Name of a field that marks a copy; its value is the tap's name."""
     x_forwarded_for: bool = False
     """Add the client's address to X-Forwarded-For."""
 
@@ -72,7 +72,7 @@ class Rewrite(Checked, frozen=True, kw_only=True):
         if not HOST.fullmatch(self.host):
             yield "host", f"{shown(self.host)} is not a host"
         if self.method is not None and (not TOKEN.fullmatch(self.method) or self.method == "CONNECT"):
-            yield "method", f"{shown(self.method)} is not a method that a request can be given"
+            yield "method", f"{shown(self.method)} is not a valid method"
         for group in ("set_headers", "add_headers"):
             for name, value in getattr(self, group).items():
                 yield from _field_problems(f"{group}.{name}", name)
@@ -94,7 +94,7 @@ class Redact(Checked, frozen=True, kw_only=True):
     """
 
     privacy: str | None = None
-    """`strict`: the fields, parameters and JSON members that usually hold secrets or persons, see the reference."""
+    """`strict`: the fields, parameters and JSON members that usually hold secrets or personal data."""
     headers: dict[str, str] = {}
     """Action by field name."""
     query: dict[str, str] = {}
@@ -102,9 +102,9 @@ class Redact(Checked, frozen=True, kw_only=True):
     json: dict[str, str] = {}
     """Action by path of a member: `user.email`, `cards[].number`; `**.password` at any depth."""
     patterns: dict[str, str] = {}
-    """What replaces each match of an expression (RE2), in the target, in field values and in the body."""
+    """Replacement by regular expression (RE2), for each match in the target, in field values and in the body."""
     body_bytes: int = 1 << 20
-    """Bodies longer than this are not mirrored where JSON members or patterns are redacted: they are held in memory."""
+    """If JSON members or patterns are redacted, longer bodies are not mirrored: bodies are held in memory."""
 
     def _check(self) -> Found:
         if self.privacy not in (None, "strict"):

@@ -25,26 +25,26 @@ SomeSampled = TypeVar("SomeSampled", bound="Sampled")
 
 
 class By(enum.Enum):
-    """What is in or out as a whole."""
+    """What is selected as a whole."""
 
     CONNECTION = "connection"
-    """A client's connection; for a tap the kernel decides, and what is out costs nothing."""
+    """A client's connection.  For a tap the kernel decides, and what is left out costs nothing."""
     REQUEST = "request"
     KEY = "key"
     """All requests with the same value of `key`; those without one, by their client's address."""
     EXACT = "exact"
-    """Every so many requests one, evenly spaced."""
+    """Every n-th request, evenly spaced."""
 
 
 class Ramp(Checked, frozen=True, kw_only=True, rename={"start": "from", "end": "to"}):
-    """A share that changes with time, in a straight line from the start of the tap on."""
+    """A share that changes linearly with time, beginning at the start of the tap."""
 
     start: float
-    """Percent at first."""
+    """Percent at the start."""
     end: float
-    """Percent at last."""
+    """Percent at the end."""
     over: Seconds
-    """Seconds between."""
+    """Seconds from start to end."""
 
     def _check(self) -> Found:
         for name, value in (("from", self.start), ("to", self.end)):
@@ -58,25 +58,25 @@ class Sampled(Checked, frozen=True, kw_only=True):
     """Something of which a share is taken."""
 
     percent: float = 100.0
-    """Share that is mirrored, in steps of 0.0001; 0: nothing."""
+    """Share that is mirrored, in percent, in steps of 0.0001; 0: nothing."""
     by: By = By.CONNECTION
-    """What is in or out as a whole."""
+    """What is selected as a whole: all of it is mirrored, or none."""
     key: str | None = None
     """For `by: key`: `header:NAME`, `cookie:NAME`, `query:NAME`, `jwt:CLAIM` or `client`."""
     ramp: Ramp | None = None
     """Instead of `percent`: a share that changes with time."""
     max_requests: float | None = None
-    """Requests a second at most, in bursts of one second's worth."""
+    """Highest number of requests a second, with bursts of one second's worth."""
     max_bytes: float | None = None
-    """Bytes a second at most, in bursts of one second's worth."""
+    """Highest number of bytes a second, with bursts of one second's worth."""
 
     def _check(self) -> Found:
         if not 0 <= self.percent <= 100:
             yield "percent", f"{self.percent} is not between 0 and 100"
         elif self.percent and not steps(self.percent):
-            yield "percent", f"{self.percent} would be nothing: shares are in steps of {STEP}"
+            yield "percent", f"{self.percent} is too small: shares are in steps of {STEP}"
         if self.by is By.KEY and self.key is None:
-            yield "key", "by: key needs one (header:NAME, cookie:NAME, query:NAME, jwt:CLAIM or client)"
+            yield "key", "by: key needs a key (header:NAME, cookie:NAME, query:NAME, jwt:CLAIM or client)"
         if self.key is not None:
             if self.by is not By.KEY:
                 yield "key", f"has no effect with by: {self.by.value}"

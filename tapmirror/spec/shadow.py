@@ -21,15 +21,15 @@ class Tls(Checked, frozen=True, kw_only=True):
     """TLS to the shadow.  Files are read once, at the start, before the worker gives up its privileges."""
 
     sni: str | None = None
-    """Name that is asked for and that the certificate must have; without it the shadow's host."""
+    """Name that is requested (SNI) and that the certificate must have; default: the shadow's host."""
     ca_file: str | None = None
-    """Certificates to trust, PEM; without it the system's."""
+    """Certificates to trust, PEM; default: the system's."""
     cert_file: str | None = None
-    """Our certificate (and chain), PEM."""
+    """Client certificate (and chain), PEM."""
     key_file: str | None = None
-    """Its key, PEM, if it is not in the same file."""
+    """Key of the client certificate, PEM, if it is not in the same file."""
     verify: bool = True
-    """False: whoever answers is taken for the shadow."""
+    """False: do not check the certificate."""
 
     def _check(self) -> Found:
         if self.key_file is not None and self.cert_file is None:
@@ -44,28 +44,27 @@ class Shadow(Sampled, frozen=True, kw_only=True):
     """Where the copies go; `HOST:PORT` for short."""
 
     host: str
-    """A name or an address literal (IPv6 without brackets)."""
+    """A name, or an IP address (IPv6 without brackets)."""
     port: int
     name: str = ""
-    """In rules, ledger and status; without it `HOST:PORT`."""
+    """Name in rules, ledger and status; default: `HOST:PORT`."""
     match: tuple[Match, ...] = ()
-    """What it gets of the requests that the rules mirror: those that match one of these; empty: all."""
+    """Which of the requests that the rules mirror go to this shadow: those that match one of these; empty: all."""
     copies: int = 1
-    """How many times each request is sent, each time on connections of its own."""
+    """How many times each request is sent, each time on separate connections."""
     rewrite: Rewrite = Rewrite()
     tls: Tls | None = None
     pooled: int = 0
     """Number of connections that all production connections share; 0: each has its own."""
     connect_time: Seconds = 5.0
-    """Seconds for a connection to be established."""
+    """Time-out for establishing a connection, in seconds."""
     idle_time: Seconds = 0.0
-    """Seconds after which a connection with nothing outstanding is closed, and the next request opens another; 0:
-    never."""
+    """Seconds after which an idle connection is closed; the next request opens another.  0: never."""
 
     resolve_every: Seconds = 30.0
-    """Seconds between two look-ups of its name; 0: only at the start.  The system's resolver tells no time to live;
-    load balancers and discovery by DNS commonly give up to 60 s (AWS ELB), Kubernetes 30 s.  New connections go to the
-    new addresses; those that stand are kept."""
+    """Seconds between two look-ups of the name; 0: only at the start.  The system's resolver does not report a
+    time to live; load balancers and DNS discovery commonly use up to 60 s (AWS ELB), Kubernetes 30 s.  New
+    connections use the new addresses; existing ones are kept."""
 
     def _check(self) -> Found:
         yield from super()._check()

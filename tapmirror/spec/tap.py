@@ -70,7 +70,7 @@ class Pacing(enum.Enum):
 
     ASAP = "asap"
     WAIT = "wait"
-    """After the shadow answered as production did: half-duplex, for stateful protocols."""
+    """After the shadow responded as production did: half-duplex, for stateful protocols."""
 
 
 class Spread(enum.Enum):
@@ -82,16 +82,16 @@ class Spread(enum.Enum):
 
 
 class Over(enum.Enum):
-    """What becomes of a request whose body is longer than its rule's limit."""
+    """What happens to a request whose body is longer than its rule's limit."""
 
     SKIP = "skip"
-    """It is not mirrored.  Where the length is not announced (chunked), the body is held up to the limit."""
+    """It is not mirrored.  If the length is not announced (chunked), the body is held up to the limit."""
     STREAM = "stream"
-    """It is mirrored all the same, and counted."""
+    """It is mirrored anyway, and counted."""
 
 
 class BodyLimit(Checked, frozen=True, kw_only=True):
-    """The longest body that a rule mirrors, and what is done with a longer one."""
+    """The longest body that a rule mirrors, and what happens to a longer one."""
 
     max: int
     """Bytes."""
@@ -103,30 +103,30 @@ class BodyLimit(Checked, frozen=True, kw_only=True):
 
 
 class Mirror(Sampled, frozen=True, kw_only=True):
-    """One of the shadows that a rule mirrors to, with a share of its own."""
+    """One of the shadows that a rule mirrors to, with its own share."""
 
     shadow: str
-    """Its name."""
+    """Name of the shadow."""
 
 
 class Rule(Sampled, frozen=True, kw_only=True):
-    """What is done with the requests that match.  The first rule that matches decides, also when it mirrors nothing."""
+    """What happens to the requests that match.  The first rule that matches decides, even if it mirrors nothing."""
 
     name: str = ""
     match: tuple[Match, ...] = ()
-    """One of these must hold; empty: every request matches."""
+    """The rule matches if one of these does; empty: it matches every request."""
     mirror: tuple[Mirror, ...] | None = None
-    """To which shadows: names (or structures with a share of their own), `none`, or `all` (also if absent)."""
+    """Shadows to mirror to: names (or structures with their own share), `none`, or `all` (the default)."""
     body: BodyLimit | None = None
 
 
 class Hook(Checked, frozen=True, kw_only=True):
-    """A function of yours that sees every request that is about to be mirrored; `MODULE:FUNCTION` for short."""
+    """A Python function that sees every request before it is mirrored; short form: `MODULE:FUNCTION`."""
 
     call: str
     """`package.module:function`.  It is imported and called in the worker, without privilege."""
     body: bool = False
-    """Whether it wants the body: requests are then held until they are whole, up to `body_bytes`."""
+    """Whether the function needs the body.  Requests are then held until they are complete, up to `body_bytes`."""
     body_bytes: int = 1 << 20
 
     def _check(self) -> Found:
@@ -138,57 +138,59 @@ class Hook(Checked, frozen=True, kw_only=True):
 
 
 class Limits(Checked, frozen=True, kw_only=True):
-    """The bound of every buffer, table and queue.  The core has no defaults of its own."""
+    """The limit of every buffer, table and queue."""
 
     ring_bytes: int = 16 << 20
-    """Capture ring; a power of two.  Requests of 200 bytes at 20,000 a second fill it in three seconds,
-    1 Gbit/s of bodies in 130 ms: longer than any pause of the worker seen; and it is memory of the worker."""
+    """Capture ring; a power of two.  Requests of 200 bytes at 20,000 a second fill it in three seconds, 1 Gbit/s
+    of bodies in 130 ms: longer than any observed pause of the worker.  It counts as memory of the worker."""
     flows: int = 65_536
-    """Flow table.  About twice the ephemeral ports (28,232) that one client address has by default."""
+    """Number of connections in the flow table: about twice the ephemeral ports (28,232) that one client address has
+    by default."""
     flow_bytes: int = 6 << 20
-    """Out-of-order bytes held for one flow: Linux's own largest receive buffer (tcp_rmem[2], 6 MiB);
-    production's kernel would not hold more either."""
+    """Out-of-order bytes held for one flow: Linux's own largest receive buffer (tcp_rmem[2], 6 MiB).  Production's
+    kernel would not hold more either."""
     flow_segments: int = 4096
-    """Out-of-order segments held for one flow: flow_bytes in full-sized Ethernet segments (1,460 bytes)
-    of which each costs at least 100 bytes of memory however short it is."""
+    """Out-of-order segments held for one flow: `flow_bytes` in full-sized Ethernet segments (1,460 bytes).  Each
+    costs at least 100 bytes of memory, however short it is."""
     reassembly_bytes: int = 32 << 20
-    """Out-of-order and not yet accepted bytes held in all flows."""
+    """Out-of-order and not yet accepted bytes held in all flows together."""
     reassembly_segments: int = 65_536
     """The same in segments, each with its own cost of memory."""
     head_bytes: int = 64 << 10
-    """A request head.  nginx takes 32 KiB (large_client_header_buffers 4 8k), Node.js 16 KiB, Go 1 MiB."""
+    """Length of a request head. nginx accepts 32 KiB (large_client_header_buffers 4 8k), Node.js 16 KiB, Go 1 MiB."""
     heads_bytes: int = 16 << 20
-    """Heads that are not whole, and first bytes that do not tell the protocol yet, in all flows; as much again for
-    the answers of each shadow.  A quarter of all flows may stop after 1,000 bytes."""
+    """Incomplete heads, and first bytes that do not show the protocol yet, in all flows together; the same again
+    for the responses of each shadow.  A quarter of all flows may stop after 1,000 bytes."""
     queue_bytes: int = 4 << 20
-    """Queued for one shadow connection; each part of it counts 100 bytes more, which it takes in memory however short
-    it is."""
+    """Bytes queued for one connection to a shadow.  Each part counts 100 bytes extra, the memory that it needs
+    however short it is."""
     queues_bytes: int = 64 << 20
-    """The same for all connections of a shadow."""
+    """Bytes queued for all connections to a shadow together."""
     connections: int = 16_384
-    """Open connections to a shadow, of each worker; all of them have half of the host's ephemeral ports at most."""
+    """Open connections to a shadow, for each worker.  All of them together use at most half of the host's
+    ephemeral ports."""
     flow_idle: Seconds = 900.0
-    """Seconds without a segment after which a flow is forgotten.  Longer than the usual keep-alive times
-    (nginx 75 s, AWS load balancer 60 s, Go client 90 s)."""
+    """Seconds without a segment after which a flow is forgotten: longer than the usual keep-alive times (nginx 75 s,
+    AWS load balancer 60 s, Go client 90 s)."""
     hole_time: Seconds = 3.0
-    """Seconds that a hole may stand before it is taken for a gap where production's acknowledgements do
-    not tell: several retransmission time-outs (RFC 6298: 1 s at first)."""
+    """Seconds after which a hole counts as a gap if production's acknowledgements do not tell: several
+    retransmission time-outs (RFC 6298: 1 s at first)."""
     accept_time: Seconds = 10.0
-    """Seconds that data of a connection joined mid-stream is held for production's first acknowledgement."""
+    """Seconds that data of a connection joined mid-stream is held until production's first acknowledgement."""
     linger_time: Seconds = 10.0
-    """Seconds that a shadow connection stays open for outstanding answers after the client is gone."""
+    """Seconds that a connection to the shadow stays open for outstanding responses after the client has gone."""
     wait_time: Seconds = 5.0
-    """Seconds that pacing `wait` waits for the shadow's answer before it goes on, and in any case the end of a raw
-    connection."""
+    """Seconds that pacing `wait` waits for the shadow's response before it continues.  The end of a raw connection
+    waits as long with any pacing."""
     backoff_max: Seconds = 5.0
     """Longest pause between attempts to reach a shadow that is down, in seconds."""
     drain_time: Seconds = 5.0
-    """Seconds for what is queued to leave at the end."""
+    """Seconds to send what is queued when the tap ends."""
     held_bytes: int = 32 << 20
-    """Bodies that are held in all flows, where a body must be whole before it can be mirrored."""
+    """Bodies held in all flows together, if a body must be complete before it can be mirrored."""
     memory: int = 512 << 20
-    """Bytes of memory of a worker, and `queues_bytes` more for each copy beyond the first.  The other bounds come
-    to half of it; a worker that needs more all the same ends, and another starts."""
+    """Memory of a worker in bytes, plus `queues_bytes` for each copy beyond the first.  The other limits add up to
+    half of it.  A worker that needs more ends, and another one starts."""
 
     def _check(self) -> Found:
         for field in msgspec.structs.fields(type(self)):
@@ -204,39 +206,48 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
     """One tap: what is captured where, and what is done with it."""
 
     iface: str
-    """Interface that production's traffic passes; several with commas between, with patterns (`veth*`), or `any`."""
+    """Interface that production's traffic passes; several separated by commas, patterns (`veth*`), or `any`."""
     ports: tuple[int, ...]
+    """Production's ports."""
     shadows: tuple[Shadow, ...]
+    """Where the copies go."""
     name: str = "tap"
+    """Name of the tap, in status, log and metrics."""
     addrs: tuple[str, ...] = ()
-    """Local addresses of production; empty: any."""
+    """Production's local addresses; empty: any."""
     clients: tuple[str, ...] = ()
     """Networks whose clients are mirrored; the capture leaves out all others.  Empty: any client."""
     seed: int = 0
-    """Of the sampling hash: the same seed chooses the same connections."""
+    """Seed of the sampling hash: the same seed selects the same connections."""
     protocol: Protocol = Protocol.AUTO
+    """`http`: mirror HTTP/1 requests; `raw`: mirror bytes; `auto`: decide by the first bytes of each connection."""
     capture: Capture = Capture.AUTO
+    """`ebpf`, or `packet` (AF_PACKET); `auto`: eBPF, or AF_PACKET if the host has no eBPF."""
     pacing: Pacing = Pacing.ASAP
+    """`asap`: send at once; `wait`: wait for the shadow's response where production gave one (stateful protocols)."""
     promisc: bool = False
-    """Packets for other stations too: the interface is a mirror port (SPAN), where production's packets come in."""
+    """Take packets addressed to other hosts: the interface is a mirror port (SPAN), on which production's packets
+    come in."""
     decap: bool = False
-    """Look into tunnels, and put IP fragments together; through AF_PACKET."""
+    """Decode tunnels and reassemble IP fragments; uses AF_PACKET."""
     safe_methods: bool = False
     """Mirror only GET, HEAD and OPTIONS."""
     loop_check: bool = True
-    """Mark the copy of an HTTP request now and then, at most one in 16 and one a second, with a field `Tapmirror-Loop`,
-    and end the tap if such a one arrives at production: something at the shadow passes requests on."""
+    """Add the field `Tapmirror-Loop` to the copy of some HTTP requests, at most one in 16 and one a second.  If
+    such a request arrives at production, something at the shadow forwards requests to production, and the tap
+    ends."""
     rules: tuple[Rule, ...] = ()
-    """Tried in order; a request that none matches is not mirrored.  Empty: every request goes to every shadow."""
+    """Tried in order.  A request that matches none is not mirrored.  Empty: every request goes to every shadow."""
     spread: Spread = Spread.ALL
+    """Each request goes to all shadows of its rule, or to one of them in turn."""
     redact: Redact | None = None
     hook: Hook | None = None
     compare: Compare = Compare()
     ttl: Seconds | None = None
     """Seconds after which the tap ends by itself."""
     workers: int | Literal["auto"] = 1
-    """Processes that share the connections of the tap; auto: half as many as there are processors.  The limits are
-    those of each, `ring_bytes` too; caps (`max_requests`, `max_bytes`) are divided among them."""
+    """Processes that share the connections of the tap; auto: half the number of processors.  `limits` hold for
+    each of them, `ring_bytes` too; caps (`max_requests`, `max_bytes`) are divided among them."""
     limits: Limits = Limits()
     budget: Budget = Budget()
 
@@ -245,7 +256,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
         if self.workers != "auto" and not 1 <= self.workers <= MAX_WORKERS:
             yield "workers", f"{self.workers} is not auto nor between 1 and {MAX_WORKERS}"
         if self.decap and self.workers != 1:
-            yield "workers", "the kernel cannot tell the connections in tunnels apart (decap): one must do"
+            yield "workers", "must be 1 with decap: the kernel cannot distinguish the connections in tunnels"
         for name in self.links():
             if not name or not name.isprintable() or "/" in name or " " in name or len(name.encode()) > 15:
                 yield "iface", f"{shown(name)} is not an interface name"
@@ -359,7 +370,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
 def slips(name: str, compare: Compare, budget: Budget, workers: int | Literal["auto"]) -> Found:
     """`TapSpec.slips` of what a tap is to have, which may have more that is wrong with it."""
     if name.startswith("-"):
-        yield "name", f"{shown(name)} begins as an option does: no command could name it"
+        yield "name", f"{shown(name)} begins with -: commands would take it for an option"
     elif "/" in name:
         yield "name", f"{shown(name)} has a /: `report` and `verdict` would take it for a file"
     for field, message in compare.slips():
