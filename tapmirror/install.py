@@ -91,7 +91,7 @@ def install_plan(root: Path, command: Path) -> list[Step]:
             f"{command}: the service cannot look there (ProtectHome=); install it below /opt or /usr/local"
         )
     if root == Path("/") and not os.access(command, os.X_OK):
-        raise InstallError(f"{command}: is no command that can be run; name it by --command")
+        raise InstallError(f"{command}: cannot be executed; give the command with --command")
     steps = []
     for target, name in FILES.items():
         content = deployed(name)

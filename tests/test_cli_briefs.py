@@ -9,7 +9,7 @@ from lab.exchanges import Feed
 from tapmirror.cli.briefs import brief_lines
 from tapmirror.compare.summary import State
 
-RAW = "1,234 connections that are no HTTP/1: mirrored as bytes, and not compared"
+RAW = "1,234 connections that are not HTTP/1: mirrored as bytes, not compared"
 
 
 def snapshot(shadows: dict[str, Any] | None, raw: int = 0) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_where_nothing_was_compared_the_line_says_why(tmp_path: Path) -> None:
     state["raw"] = 7
     Path(file).write_text(json.dumps(saved))
     done = CliRunner().invoke(main, ["verdict", file])
-    assert done.output == f"{said}; 7 connections that are no HTTP/1: mirrored as bytes, and not compared\n"
+    assert done.output == f"{said}; 7 connections that are not HTTP/1: mirrored as bytes, not compared\n"
 
 
 def test_the_verdict_as_json_has_each_shadow_with_its_limits_and_reasons(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_verdict_as_json_is_json_where_nothing_is_known(tmp_path: Path) -> Non
     assert (done.exit_code, "Infinity" in done.output) == (3, False)
     document = json.loads(done.output)
     assert document["outcome"] == document["shadows"][0]["outcome"] == "undecided"
-    raw = "7 connections that are no HTTP/1: mirrored as bytes, and not compared"
+    raw = "7 connections that are not HTTP/1: mirrored as bytes, not compared"
     assert document["shadows"][0]["where"] == f"the shadow did not get it; {raw}"
     assert None in [check["high"] for check in document["shadows"][0]["checks"]]
 
@@ -231,9 +231,9 @@ def test_a_name_that_is_no_file_is_that_of_a_tap(tmp_path: Path, monkeypatch: py
         (["verdict", "shop"], 1, "shop new: fail"),
         (["report", "shop", "--format", "markdown"], 0, "shop: new against production"),
         (["report", "busy"], 1, "the tap does not run"),
-        (["report", "none"], 1, "none: it has no comparison yet"),
+        (["report", "none"], 1, "none: no comparison yet"),
         (["report", "bad"], 1, "bad: the daemon's report cannot be read"),
-        (["verdict", "none"], 3, "none: it has no comparison yet"),  # 1 would be a shadow that fails
+        (["verdict", "none"], 3, "none: no comparison yet"),  # 1 would be a shadow that fails
         (["verdict", "busy"], 2, "the tap does not run"),
         (["verdict", "bad"], 2, "bad: the daemon's report cannot be read"),
         (["verdict", "l.json"], 1, "web new: fail"),

@@ -41,13 +41,16 @@ def test_what_is_not_given_is_as_it_is_told(words: list[str], wanted: Limits) ->
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--max-error-diff", "x"], "x is not a share like 0.1% or 0.001, and not none"),
-        (["--max-error-diff", "-1"], "-1 is not a share"),
-        (["--max-diff-rate", "1e9"], "1e9 is not a share"),
-        *((["--max-p99-ratio", text], f"{text} is not a ratio above 0 like 1.05") for text in ("0", "0%", "0.0")),
+        (["--max-error-diff", "x"], "x is neither a share, like 0.1% or 0.001, nor none"),
+        (["--max-error-diff", "-1"], "-1 is neither a share"),
+        (["--max-diff-rate", "1e9"], "1e9 is neither a share"),
+        *(
+            (["--max-p99-ratio", text], f"{text} is neither a ratio above 0, like 1.05, nor none")
+            for text in ("0", "0%", "0.0")
+        ),
         (["--alpha", "nan"], "--alpha: nan is no probability"),
         (["--alpha", "0"], "--alpha"),
-        (NONE, "none of the limits"),
+        (NONE, "all limits are none"),
     ],
 )
 def test_what_is_none_is_refused(words: list[str], said: str) -> None:

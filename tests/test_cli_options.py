@@ -67,7 +67,7 @@ def test_a_noise_probe_needs_a_comparison_whatever_starts_the_tap(command: str) 
 def test_a_name_that_looks_like_an_option_is_refused() -> None:
     tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080"]
     result = CliRunner().invoke(main, ["start", *tap, "--name=--all"])
-    line = "tapmirror: error: --name: '--all' begins as an option does: no command could name it\n"
+    line = "tapmirror: error: --name: '--all' begins with -: commands would take it for an option\n"
     assert (result.exit_code, result.output) == (2, line)
 
 

@@ -80,7 +80,7 @@ def test_a_tap_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_no_http_and_so_not_compared_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     events = {"flows_raw": 1234}
-    line = "  1,234 connections that are no HTTP/1: mirrored as bytes, and not compared\n"
+    line = "  1,234 connections that are not HTTP/1: mirrored as bytes, not compared\n"
     for compare, told in (({"shadows": {}, "capture": {}}, True), (None, False)):
         ledger = {**LEDGER, "events": events, **({"compare": compare} if compare else {})}
         text = run(monkeypatch, Answers({"daemon": DAEMON, "taps": [{**TAP, "ledger": ledger}]}), "status")

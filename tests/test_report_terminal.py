@@ -42,7 +42,7 @@ def test_on_a_narrow_one_figures_are_told_in_lines() -> None:
         r"[\d.]+ % differ ",
         said,
     )
-    assert re.search(r" difference rate: [\d.]+ % \(certainly [\d.]+ % to [\d.]+ %, at most 0.50 %\): fail ", said)
+    assert re.search(r" difference rate: [\d.]+ % \(interval [\d.]+ % to [\d.]+ %, at most 0.50 %\): fail ", said)
 
 
 def test_colour_only_if_asked_for() -> None:

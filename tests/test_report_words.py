@@ -62,10 +62,10 @@ def test_what_was_not_compared_is_said() -> None:
     )
     assert [*words.remarks(figures)] == [
         "errors of the shadow: it gave no answer (it closed the connection): 1,200",
-        "not compared (a part of production's answer was not seen): 5",
+        "not compared (a part of production's response was not seen): 5",
         "not compared (new): 1",
         "only status and times compared (beyond max_bodies, or marked to find loops): 7",
-        "connections that are no HTTP/1: mirrored as bytes, and not compared: 1,500",
+        "connections that are not HTTP/1: mirrored as bytes, not compared: 1,500",
         "bodies not compared (too long): 4",
         "bodies not compared (too long decoded): 4",
         "so",

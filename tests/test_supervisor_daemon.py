@@ -330,7 +330,7 @@ async def test_what_is_refused_by_now_costs_no_tap_that_was_kept_and_none_of_a_f
     await refused(rig.daemon.reload(), "refused", refusal)
     await refused(rig.daemon.start([tap("g", 83, compare=idle)], force=True), "refused", "g: compare.noise_probe: noth")
     await refused(
-        rig.daemon.apply([*slips, tap("-h", 84)], dry_run=False, force=True), "refused", "-h: name: '-h' begins as an"
+        rig.daemon.apply([*slips, tap("-h", 84)], dry_run=False, force=True), "refused", "-h: name: '-h' begins with -"
     )
     await rig.daemon.apply([slips[0]], dry_run=False, force=False)
     await rig.running("a", "f")

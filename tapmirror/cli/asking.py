@@ -60,7 +60,7 @@ def ask(socket: Path, request: Request) -> dict[str, Any]:
     except KeyboardInterrupt:
         if not request.changes:
             raise
-        fail("interrupted: the daemon goes on with what it was asked for; `tapmirror list` shows what came of it", 130)
+        fail("interrupted: the daemon continues with the request; `tapmirror list` shows the result", 130)
     if "warning" in answer:
         click.echo(f"tapmirror: warning: {answer['warning']}", err=True)
     return answer

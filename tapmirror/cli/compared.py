@@ -197,16 +197,16 @@ def complete_source(context: click.Context, parameter: click.Parameter, incomple
 source_argument: Final = click.argument("source", metavar="NAME|FILE", shell_complete=complete_source)
 
 
-@click.command(short_help="Report what a shadow answers differently.")
+@click.command(short_help="Report how a shadow's responses differ.")
 @source_argument
 @click.option("--format", "form", type=click.Choice([*FORMS]), default="terminal", show_default=True)
 @limit_options
 @socket_option
 def report(source: str, form: str, socket: Path, **options: Any) -> None:
-    """Report what the shadow of a tap answers differently from production.
+    """Report how the shadow's responses differ from production's.
 
     NAME is a tap that runs in the daemon.  FILE is what `tapmirror run --compare … --json` printed; - is standard
-    input.  A name that is that of a file is the file.
+    input.  If a file has that name, the file is used.
 
     \b
     Examples:
@@ -220,16 +220,17 @@ def report(source: str, form: str, socket: Path, **options: Any) -> None:
     click.echo(terminal(*found, width=width, colour=colour) if form == "terminal" else FORMS[form](*found))
 
 
-@click.command(short_help="Judge a shadow by what it answers.")
+@click.command(short_help="Judge a shadow by its responses.")
 @source_argument
 @limit_options
 @json_option
 @socket_option
 def verdict(source: str, as_json: bool, socket: Path, **options: Any) -> None:
-    """Say whether the shadow keeps to limits: exit code 0 it does, 1 it does not, 3 undecided, 2 none can be told.
+    """Judge whether the shadow keeps the limits.
 
-    NAME and FILE are those of `tapmirror report`.  What is known grows while a tap runs; it can be asked as often as
-    one likes.
+    NAME and FILE are as for `tapmirror report`.  Ask as often as you like: more is known the longer a tap runs.
+
+    Exit codes: 0 pass; 1 fail; 2 no verdict can be given; 3 undecided.
     """
     limits = limits_of(options, judge=True)
     try:
@@ -265,7 +266,7 @@ def asked_figures(name: str, limits: Limits, socket: Path, early: int) -> list[F
     except (msgspec.MsgspecError, ArithmeticError, KeyError, RecursionError, ValueError) as error:
         fail(f"{name}: the daemon's report cannot be read: {' '.join(str(error).split())}", 1)
     if not found:
-        fail(f"{name}: it has no comparison yet: its worker is being restarted", early)
+        fail(f"{name}: no comparison yet: its worker is being restarted", early)
     return found
 
 

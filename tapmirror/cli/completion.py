@@ -27,19 +27,19 @@ MENDED: Final = (
 """In what click prints."""
 
 
-@click.command(short_help="Print what makes a shell complete our commands.")
+@click.command(short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what makes a shell complete commands, options, files and the names of the daemon's taps.
+    """Print the script with which a shell completes commands, options, files and names of the daemon's taps.
 
-    Names are those that the user of the shell may see: with sudo in front none are, if only root may.
+    It completes the names that the user of the shell may see.  If only root may, there are none, even behind sudo.
 
     \b
     Examples:
       source <(tapmirror completion bash)         # in this shell; or in ~/.bashrc
-      source <(tapmirror completion zsh)          # in ~/.zshrc, behind compinit
-      tapmirror completion zsh > ~/.zfunc/_tapmirror   # or so, with ~/.zfunc in fpath before compinit
+      source <(tapmirror completion zsh)          # in ~/.zshrc, after compinit
+      tapmirror completion zsh > ~/.zfunc/_tapmirror   # or this way, with ~/.zfunc in fpath before compinit
       tapmirror completion fish > ~/.config/fish/completions/tapmirror.fish
     """  # noqa: D301 -- click wants the control character
     found = get_completion_class(shell)

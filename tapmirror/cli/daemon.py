@@ -31,17 +31,21 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str | 
     type=DIRECTORY,
     default=RUNTIME,
     show_default=True,
-    help="For the control socket and the file STOP.",
+    help="Directory of the control socket and the file STOP.",
 )
-@click.option("--state-dir", type=DIRECTORY, default=STATE, show_default=True, help="Where taps are kept.")
-@click.option("--config-dir", type=DIRECTORY, default=CONFIG, show_default=True, help="Has daemon.yaml and taps.d.")
-@click.option("--group", default=GROUP, show_default=True, metavar="NAME", help="Whose members may change taps.")
-@click.option("--metrics", metavar="[ADDRESS:]PORT", callback=_address, help="Serve metrics there for Prometheus.")
+@click.option("--state-dir", type=DIRECTORY, default=STATE, show_default=True, help="Directory in which taps are kept.")
+@click.option(
+    "--config-dir", type=DIRECTORY, default=CONFIG, show_default=True, help="Directory of daemon.yaml and taps.d."
+)
+@click.option("--group", default=GROUP, show_default=True, metavar="NAME", help="Group whose members may change taps.")
+@click.option(
+    "--metrics", metavar="[ADDRESS:]PORT", callback=_address, help="Serve metrics for Prometheus on this port."
+)
 def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str, metrics: tuple[str, int] | None) -> None:
-    """Run taps as a service until SIGTERM or Ctrl-C: started, changed and stopped by the other commands.
+    """Run taps as a service, until SIGTERM or Ctrl-C.  The other commands start, change and stop the taps.
 
     Taps are kept and come back after a restart.  SIGHUP reads daemon.yaml (the budget of all taps together) and
-    taps.d/*.yaml anew.  While there is a file STOP in the runtime directory, nothing is captured.
+    taps.d/*.yaml again.  While a file STOP exists in the runtime directory, nothing is captured.
 
     \b
     Examples:
@@ -50,7 +54,7 @@ def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str, met
       tapmirror status
       touch /run/tapmirror/STOP           # the kill switch
 
-    Exit codes: 0 it was stopped; 1 it broke down; 2 it could not be started.
+    Exit codes: 0 stopped; 1 broke down; 2 could not start.
     """  # noqa: D301 -- click wants the control character
     log = to_stderr()
     try:

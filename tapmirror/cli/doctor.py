@@ -14,22 +14,22 @@ from tapmirror.cli.options import joined
 from tapmirror.spec import SpecError, parse_shadow
 
 
-@click.command(short_help="Say whether a tap can start here, and what to do if not.")
+@click.command(short_help="Check whether a tap can start on this host.")
 @click.option(
     "--iface",
     multiple=True,
     callback=joined,
     metavar="IFACE",
-    help="Look at this interface too, at those of a pattern (veth*), or at any; repeatable.",
+    help="Also check this interface, those of a pattern (veth*), or any; repeatable.",
 )
 @click.option(
-    "--shadow", "shadows", multiple=True, metavar="HOST:PORT", help="Try to reach this shadow too; repeatable."
+    "--shadow", "shadows", multiple=True, metavar="HOST:PORT", help="Also try to reach this shadow; repeatable."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(*, iface: str | None, shadows: tuple[str, ...], as_json: bool) -> None:
-    """Look at what a tap needs: kernel, privileges, headers, eBPF (by a trial load), limits, interface, shadow, clock.
+    """Check what a tap needs: kernel, privileges, headers, eBPF (by a trial load), limits, interface, shadow, clock.
 
-    Changes nothing. Without root it says what it could not look at.
+    Changes nothing.  Without root, it says what it could not check.
 
     \b
     Example:

@@ -28,7 +28,7 @@ def read_file(
         documents = load(data)
         if not is_kubernetes(documents):
             if given or resolve:
-                fail(f"-f {file}: what a tap is, is in the file: no options beside it", 2)
+                fail(f"-f {file}: this file describes its taps itself: no other options can be given", 2)
             return taps_of(documents)
         tap, warnings = import_tap(documents, given or {}, dict(_pair(text) for text in resolve))
         if warnings and strict:

@@ -20,24 +20,24 @@ ROOT = click.option(
     default="/",
     show_default=True,
     metavar="DIR",
-    help="The root directory of an image.",
+    help="Root directory of an image.",
 )
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 
 
-@click.command(short_help="Put the systemd service in place.")
+@click.command(short_help="Install the systemd service.")
 @ROOT
 @click.option(
     "--command",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="What the service runs, as seen from within the root [default: this command].",
+    help="The tapmirror command for the service, as seen inside the root [default: this command].",
 )
 @DRY_RUN
 def install(root: Path, command: Path | None, *, dry_run: bool) -> None:
-    """Put the systemd unit, the user and group `tapmirror`, and an example of a tap in place.
+    """Install the systemd unit, the user and group `tapmirror`, and an example of a tap.
 
-    Does not start it.  What is there already is left; run it again after an update.
+    Starts nothing.  Run it again after an update: it replaces its own files, and keeps an example that exists.
 
     \b
     Examples:
@@ -55,13 +55,13 @@ def install(root: Path, command: Path | None, *, dry_run: bool) -> None:
         click.echo("ready: systemctl enable --now tapmirror")
 
 
-@click.command(short_help="Take the systemd service away.")
+@click.command(short_help="Remove the systemd service.")
 @ROOT
 @DRY_RUN
 def uninstall(root: Path, *, dry_run: bool) -> None:
-    """Stop the service and remove what `install` put in place.
+    """Stop the service and remove what `install` installed.
 
-    Taps, their state, and the user `tapmirror` are left: `rm -r /etc/tapmirror /var/lib/tapmirror` and
+    Taps, their state, and the user `tapmirror` are kept: `rm -r /etc/tapmirror /var/lib/tapmirror` and
     `userdel tapmirror` remove them.
     """
     try:

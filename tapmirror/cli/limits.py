@@ -31,7 +31,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
         found = number_of(text.removesuffix("%"))
         number = -1.0 if found is None else found / (100 if text.endswith("%") else 1)
         if not 0 <= number < 1e6:
-            self.fail(f"{text} is not a share like 0.1% or 0.001, and not none", param, ctx)
+            self.fail(f"{text} is neither a share, like 0.1% or 0.001, nor none", param, ctx)
         return number
 
 
@@ -44,7 +44,7 @@ class Ratio(Amount):
         """As `click.ParamType.convert`."""
         ratio = super().convert(value, param, ctx)
         if ratio == 0:
-            self.fail(f"{value} is not a ratio above 0 like 1.05, and not none", param, ctx)
+            self.fail(f"{value} is neither a ratio above 0, like 1.05, nor none", param, ctx)
         return ratio
 
 
@@ -57,28 +57,28 @@ def limit_options(function: Function) -> Function:
             type=click.FloatRange(0, 0.5, min_open=True),
             default=defaults.alpha,
             show_default=True,
-            help="Probability that a verdict, at whatever time one looks, is wrong.",
+            help="Probability that a verdict is wrong, however often you ask.",
         ),
         click.option(
             "--max-diff-rate",
             type=Amount(),
             default="0.5%",
             show_default=True,
-            help="Most exchanges whose answers may differ by more than noise; none: no limit.",
+            help="Highest share of responses that differ by more than noise; none: no limit.",
         ),
         click.option(
             "--max-p99-ratio",
             type=Ratio(),
             default="1.10",
             show_default=True,
-            help="Most that the shadow's 99th percentile may be, in production's.",
+            help="Highest ratio of the shadow's p99 to production's; none: no limit.",
         ),
         click.option(
             "--max-error-diff",
             type=Amount(),
             default="0.1%",
             show_default=True,
-            help="Most by which the shadow's rate of errors may be higher.",
+            help="How much higher the shadow's error rate may be; none: no limit.",
         ),
     ):
         function = option(function)
@@ -92,5 +92,5 @@ def limits_of(options: dict[str, Any], *, judge: bool = False) -> Limits:
     if math.isnan(options["alpha"]):
         fail("--alpha: nan is no probability", 2)
     if judge and all(value is None for value in values.values()):
-        fail("none of the limits is given, so there is nothing to judge by", 2)
+        fail("all limits are none: there is nothing to judge by", 2)
     return Limits(alpha=options.pop("alpha"), **values)

@@ -124,8 +124,8 @@ def _misused(error: click.UsageError, group: click.Context | None) -> str:
 def main() -> None:
     """Mirror live TCP traffic to a shadow service, with no proxy in the path.
 
-    Exit codes: 0 done; 1 the tap broke down while it ran, or a verdict is: fail; 2 it could not be started, was
-    refused, or no daemon answers; 3 a verdict is undecided.
+    Exit codes: 0 done; 1 a tap broke down, something failed, or the verdict is "fail"; 2 it could not start, was
+    refused, or there is no daemon; 3 the verdict is "undecided".
     """
 
 

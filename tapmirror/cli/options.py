@@ -47,21 +47,21 @@ OPTIONS: Final = (
         "--file",
         type=click.Path(allow_dash=True, readable=False),  # for the completion; whoever reads it says what is wrong
         metavar="FILE",
-        help="Taps of a YAML file instead of the options that describe one; - is standard input.",
+        help="Read taps from a YAML file, instead of the options that describe one; - is standard input.",
     ),
     click.option(
         "--resolve",
         multiple=True,
         metavar="NAME=HOST:PORT",
-        help="Address of a destination (HOST or HOST:SUBSET) of rules of Istio or the Gateway API in FILE; repeatable.",
+        help="Address of a destination (HOST or HOST:SUBSET) in the Istio or Gateway API rules of FILE; repeatable.",
     ),
-    click.option("--strict", is_flag=True, help="Refuse what such a FILE has and a mirror beside the path cannot do."),
+    click.option("--strict", is_flag=True, help="Refuse a Kubernetes FILE if a mirror cannot do a part of it."),
     click.option(
         "--iface",
         multiple=True,
         callback=joined,
         metavar="IFACE",
-        help="Interface that production's traffic passes, a pattern (veth*), or any; repeatable.",
+        help="Interface that production's traffic passes; a pattern (veth*), or any; repeatable.",
     ),
     click.option("--port", "ports", type=WHOLE, multiple=True, help="Production's port; repeatable."),
     click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable."),
@@ -70,7 +70,7 @@ OPTIONS: Final = (
         "shadows",
         multiple=True,
         metavar="HOST:PORT",
-        help="Where the copies go; IPv6 in brackets; repeatable: each gets every request.",
+        help="Where the copies go; IPv6 in brackets. Repeatable: each shadow gets every request.",
     ),
     click.option(
         "--percent",
@@ -78,42 +78,44 @@ OPTIONS: Final = (
         default="100",
         show_default=True,
         metavar="PERCENT",
-        help="Share of the connections.",
+        help="Share of the connections to mirror.",
     ),
-    click.option("--seed", type=WHOLE, default=0, show_default=True, help="Of the choice of connections."),
+    click.option("--seed", type=WHOLE, default=0, show_default=True, help="Selects which connections are mirrored."),
     click.option(
         "--protocol",
         type=click.Choice([p.value for p in Protocol]),
         default="auto",
         show_default=True,
-        help="How the bytes are taken: HTTP/1 by request, raw as they come, auto by the first of each connection.",
+        help="http: mirror HTTP/1 requests; raw: mirror bytes; auto: decide by the first bytes of each connection.",
     ),
     click.option(
         "--capture",
         type=click.Choice([c.value for c in Capture]),
         default="auto",
         show_default=True,
-        help="By an eBPF program, or packet by packet through AF_PACKET (dearer); auto: eBPF if the host has it.",
+        help="Capture by an eBPF program, or by AF_PACKET (needs more CPU); auto: eBPF if the host has it.",
     ),
     click.option(
         "--pacing",
         type=click.Choice([p.value for p in Pacing]),
         default="asap",
         show_default=True,
-        help="Send at once, or wait for the shadow's answer where production had answered (stateful protocols).",
+        help="asap: send at once; wait: wait for the shadow's response where production gave one (stateful protocols).",
     ),
     click.option(
-        "--promisc", is_flag=True, help="Take packets for other stations too: the interface is a mirror port."
+        "--promisc", is_flag=True, help="Take packets addressed to other hosts too: the interface is a mirror port."
     ),
     click.option(
-        "--decap", is_flag=True, help="Look into tunnels (VXLAN, GENEVE, GRE, ERSPAN, IP in IP); by AF_PACKET."
+        "--decap",
+        is_flag=True,
+        help="Decode tunnels (VXLAN, GENEVE, GRE, ERSPAN, IP in IP), reassemble IP fragments; uses AF_PACKET.",
     ),
     click.option(
         "--compare",
         type=click.Choice([level.value for level in Level]),
         default="off",
         show_default=True,
-        help="Compare the shadow's answers with production's, this far.",
+        help="Compare the shadow's responses with production's, up to this level.",
     ),
     click.option(
         "--noise-probe",
@@ -121,7 +123,7 @@ OPTIONS: Final = (
         default="1",
         show_default=True,
         metavar="PERCENT",
-        help="Of the safe requests that the shadow gets twice, to learn what differs by itself.",
+        help="Share of the safe requests that the shadow gets twice, to learn which values always differ.",
     ),
     click.option(
         "--workers",
@@ -129,7 +131,7 @@ OPTIONS: Final = (
         default="1",
         show_default=True,
         metavar="N|auto",
-        help="Processes that share the connections; auto: half as many as processors.",
+        help="Processes that share the connections; auto: half the number of processors.",
     ),
     click.option(
         "--no-loop-check",
@@ -137,9 +139,9 @@ OPTIONS: Final = (
         is_flag=True,
         flag_value=False,
         default=True,
-        help="Mark no request (one a second has a field more: if it comes back, the shadow leads to production).",
+        help="Do not send the field Tapmirror-Loop, which detects a shadow that forwards to production.",
     ),
-    click.option("--host", metavar="NAME", help="Value of the Host header for the shadow [default: the client's]."),
+    click.option("--host", metavar="NAME", help="Host header for the shadow [default: the client's]."),
 )
 
 
@@ -174,7 +176,8 @@ def specs_of(
     if file is not None:
         said = {name: list(options[name]) if name in LISTS else options[name] for name in given & BESIDE}
         if given - BESIDE:
-            fail(f"-f and --{OPTION_NAMES.get(min(given - BESIDE), min(given - BESIDE))}: it is in the file", 2)
+            first = min(given - BESIDE)
+            fail(f"--{OPTION_NAMES.get(first, first)} cannot be combined with -f: set it in the file", 2)
         return read_file(file, said, resolve, strict=strict)
     if resolve or strict:
         fail("--resolve and --strict are for files of Kubernetes (-f)", 2)

@@ -41,18 +41,21 @@ COMPARING: Final = {
 """Options that say nothing where nothing is compared, by parameter."""
 
 
-@click.command(short_help="Mirror traffic of one interface until stopped.")
+@click.command(short_help="Mirror traffic in the foreground until stopped.")
 @tap_options
-@click.option("--duration", type=TIME, metavar="TIME", help="Stop after this: 90, 15m, 2h.")
+@click.option("--duration", type=TIME, metavar="TIME", help="Stop after this time: 90 (seconds), 15m, 2h.")
 @click.option(
     "--report",
     "report_file",
     type=click.Path(),
     metavar="FILE",
-    help="Write what differs to FILE (.html, .md, .json, .txt).",
+    help="Write the comparison report to FILE (.html, .md, .json, .txt).",
 )
 @click.option(
-    "--verdict", "judge", is_flag=True, help="Judge the shadow at the end: exit code 0, 1 (fail) or 3 (undecided)."
+    "--verdict",
+    "judge",
+    is_flag=True,
+    help="Judge the shadow at the end: exit code 0 (pass), 1 (fail) or 3 (undecided).",
 )
 @limit_options
 @click.option("--json", "as_json", is_flag=True, help="Print the final ledger as JSON.")
@@ -70,7 +73,9 @@ def run(
     judge: bool,
     **options: Any,
 ) -> None:
-    """Mirror the traffic of production's port to a shadow until stopped (Ctrl-C; a second one ends it without ledger).
+    """Mirror the traffic of production's port to a shadow until Ctrl-C, then print the ledger.
+
+    A second Ctrl-C ends it at once, without a ledger.
 
     \b
     Examples:

@@ -24,15 +24,16 @@ WATCH: Final = 1.0
 FOLLOW: Final = 0.5
 
 
-@click.command(short_help="Tell how the daemon and its taps are.")
+@click.command(short_help="Show the state of the daemon and its taps.")
 @name_argument(required=False)
-@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Repeat every second, until Ctrl-C.")
 @json_option
 @socket_option
 def status(name: str | None, watch: bool, as_json: bool, socket: Path) -> None:
-    """Tell how the daemon and its taps are, or one tap: state, share, what was mirrored, what was lost and why.
+    """Show the state of the daemon and its taps, or of one tap: share, what was mirrored, what was lost and why.
 
-    With --json the whole ledger of each; with --watch one document a line, and without --json rates a second too.
+    --json prints the whole ledger of each tap.  --watch adds the rates per second; with --json it prints one document
+    per line.
 
     \b
     Examples:
@@ -152,15 +153,15 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-@click.command(short_help="Print what the daemon said of a tap.")
+@click.command(short_help="Print the log of a tap.")
 @name_argument()
-@click.option("--follow", is_flag=True, help="Go on with what is said from now on, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Also print new lines as they come, until Ctrl-C.")
 @json_option
 @socket_option
 def logs(name: str, follow: bool, as_json: bool, socket: Path) -> None:
-    """Print the last lines that the daemon said of a tap: starts, warnings, losses, the reasons for them.
+    """Print the last log lines of a tap: starts, warnings, losses, and the reasons for them.
 
-    The whole log, with who did what, is in the journal: journalctl -u tapmirror.
+    The complete log, with who did what, is in the journal: journalctl -u tapmirror.
 
     \b
     Examples:

@@ -29,12 +29,20 @@ BIG: Final = 32 << 20
 
 @click.command(short_help="List the TCP streams of a capture file.")
 @click.argument("file", type=click.Path(allow_dash=True, readable=False), metavar="FILE")
-@click.option("--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="Only this port; repeatable.")
-@click.option("--out", type=click.Path(dir_okay=False), metavar="FILE.jsonl", help="Write there, not to the terminal.")
-@click.option("--payload-dir", type=click.Path(file_okay=False, path_type=Path), help="Write each direction's bytes.")
-@click.option("--http", is_flag=True, help="Tell of each HTTP/1 request too.")
-@click.option("--decap/--no-decap", default=True, show_default=True, help="Look into tunnels.")
-@click.option("--verify-checksums", is_flag=True, help="Leave out segments whose TCP checksum is wrong.")
+@click.option(
+    "--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="Only connections with this port; repeatable."
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False), metavar="FILE.jsonl", help="Write to this file, not to standard output."
+)
+@click.option(
+    "--payload-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the bytes of each direction to a file in this directory.",
+)
+@click.option("--http", is_flag=True, help="Also list each HTTP/1 request.")
+@click.option("--decap/--no-decap", default=True, show_default=True, help="Decode tunnels.")
+@click.option("--verify-checksums", is_flag=True, help="Leave out segments with a wrong TCP checksum.")
 def streams(
     *,
     file: str,
@@ -45,11 +53,11 @@ def streams(
     decap: bool,
     verify_checksums: bool,
 ) -> None:
-    """List the TCP streams of a capture FILE as JSON, one a line.
+    """List the TCP streams of a capture FILE as JSON, one per line.
 
-    FILE is a pcap or pcapng file, or either compressed by gzip; `-` is standard input.  Decoding,
-    reassembly and framing are those of a live tap.  A damaged file gives the streams up to the
-    damage, one line that says where it is, and exit code 2.
+    FILE is a pcap or pcapng file, or one of these compressed with gzip; `-` is standard input.  Decoding, reassembly
+    and framing are the same as in a live tap.  A damaged file gives the streams up to the damage, one line that says
+    where it is, and exit code 2.
 
     \b
     Examples:

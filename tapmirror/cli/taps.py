@@ -29,9 +29,9 @@ MARKS = {"add": "+", "change": "~", "restart": "!", "remove": "-", "keep": " "}
 
 @click.command(short_help="Start taps in the daemon.")
 @tap_options
-@click.option("--name", metavar="NAME", help="How the tap is called [default: tap].")
-@click.option("--ttl", type=TIME, metavar="TIME", help="End it by itself after this: 90, 15m, 2h.")
-@click.option("--force", is_flag=True, help="Do what is better not done, such as a tap on port 22.")
+@click.option("--name", metavar="NAME", help="Name of the tap [default: tap].")
+@click.option("--ttl", type=TIME, metavar="TIME", help="End the tap after this time: 90 (seconds), 15m, 2h.")
+@click.option("--force", is_flag=True, help="Allow risky taps, such as one on port 22.")
 @json_option
 @socket_option
 @click.pass_context
@@ -49,9 +49,9 @@ def start(
     socket: Path,
     **options: Any,
 ) -> None:
-    """Start taps in the daemon, all or none: those of FILE, or one that options describe.
+    """Start taps in the daemon: those of FILE, or one that the options describe.  All start, or none.
 
-    They run until they are stopped, also after a restart of the daemon or of the host.
+    They run until they are stopped, and come back after a restart of the daemon or of the host.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def start(
       tapmirror start --name hour --ttl 3600 --iface eth0 --port 80 --shadow staging.internal:8080
       tapmirror start -f tap.yaml
 
-    Exit codes: 0 they run; 1 one could not be started; 2 it was refused.
+    Exit codes: 0 all run; 1 one could not start; 2 refused.
     """  # noqa: D301 -- click wants the control character
     specs = specs_of(context, file, resolve, strict=strict, options=options)
     given = {field: value for field, value in (("name", name), ("ttl", ttl)) if value is not None}
@@ -86,13 +86,13 @@ def start(
 
 @click.command(short_help="Stop a tap of the daemon, or all.")
 @name_argument(required=False)
-@click.option("--all", "everything", is_flag=True, help="All taps, at once: the kill switch.")
+@click.option("--all", "everything", is_flag=True, help="Stop all taps at once: the kill switch.")
 @json_option
 @socket_option
 def stop(name: str | None, everything: bool, as_json: bool, socket: Path) -> None:
-    """Stop a tap: capture ends at once; what was captured is sent, and the final ledger is printed.
+    """Stop a tap.  Capture ends at once, what was captured is sent, and the final ledger is printed.
 
-    A stopped tap does not come back by itself.  One of a file in taps.d comes back at the next reload.
+    A stopped tap does not come back by itself.  A tap of a file in taps.d comes back at the next reload.
 
     \b
     Examples:
@@ -117,7 +117,7 @@ def stop(name: str | None, everything: bool, as_json: bool, socket: Path) -> Non
 @json_option
 @socket_option
 def list_(as_json: bool, socket: Path) -> None:
-    """List the daemon's taps: one line each, what they do and how they are.
+    """List the daemon's taps, one line each: what they do and how they are.
 
     \b
     Examples:
@@ -164,14 +164,14 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     type=click.Path(allow_dash=True, readable=False),
     required=True,
     metavar="FILE",
-    help="Taps of a YAML file; - is standard input.",
+    help="Read taps from a YAML file; - is standard input.",
 )
-@click.option("--iface", multiple=True, callback=joined, metavar="IFACE", help="For files of Kubernetes, as of `run`.")
-@click.option("--port", "ports", type=WHOLE, multiple=True, help="The same.")
-@click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="The same.")
-@click.option("--strict", is_flag=True, help="The same.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
-@click.option("--force", is_flag=True, help="Do what is better not done, such as a tap on port 22.")
+@click.option("--iface", multiple=True, callback=joined, metavar="IFACE", help="For Kubernetes files, as for `run`.")
+@click.option("--port", "ports", type=WHOLE, multiple=True, help="For Kubernetes files, as for `run`.")
+@click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="For Kubernetes files, as for `run`.")
+@click.option("--strict", is_flag=True, help="For Kubernetes files, as for `run`.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
+@click.option("--force", is_flag=True, help="Allow risky taps, such as one on port 22.")
 @json_option
 @socket_option
 def apply(
@@ -188,27 +188,27 @@ def apply(
 ) -> None:
     """Make the taps that were started by command equal to those of FILE.
 
-    What did not change runs on untouched; where only `percent` did, it is changed live; what else changed is
-    restarted.  Taps of files in taps.d are not concerned.
+    An unchanged tap is not touched.  A new `percent` takes effect without a restart.  A tap with any other change is
+    restarted.  Taps of files in taps.d are not affected.
 
     \b
     Examples:
       tapmirror apply -f taps.yaml --dry-run
       tapmirror apply -f taps.yaml
 
-    Exit codes: 0 done; 1 some of it failed; 2 it was refused, and nothing was done.
+    Exit codes: 0 done; 1 a part failed; 2 refused, nothing was done.
     """  # noqa: D301
     specs = read_file(file, beside(iface, ports), resolve, strict=strict)
     planned(ask(socket, Apply(taps=specs, dry_run=dry_run, force=force)), as_json=as_json)
 
 
-@click.command(short_help="Read the taps of /etc/tapmirror/taps.d anew.")
+@click.command(short_help="Read the taps in /etc/tapmirror/taps.d again.")
 @json_option
 @socket_option
 def reload(as_json: bool, socket: Path) -> None:
-    """Read the files in taps.d anew, as SIGHUP does: all of them, or none if anything in them is wrong.
+    """Read the files in taps.d again, as SIGHUP does: all of them, or none if anything in them is wrong.
 
-    A new tap whose interface is not there waits for it, which is told.
+    A new tap whose interface does not exist waits for it; the output says so.
 
     \b
     Example:
@@ -254,8 +254,8 @@ def step_line(step: dict[str, Any]) -> str:
 def set_(name: str, setting: str, as_json: bool, socket: Path) -> None:
     """Change the share of a tap while it runs.
 
-    Connections that stay in are not disturbed; those that fall out end with their request.  It outlives a restart of
-    the daemon; of a tap of a file, a reload puts back what the file says.
+    Connections that stay in the share are not disturbed; those that fall out end with their request.  The new share
+    survives a restart of the daemon.  For a tap of a file, a reload restores what the file says.
 
     \b
     Example:
@@ -281,12 +281,12 @@ def set_(name: str, setting: str, as_json: bool, socket: Path) -> None:
         warn(note)
 
 
-@click.command(short_help="Let a tap capture nothing for now.")
+@click.command(short_help="Pause a tap.")
 @name_argument()
 @json_option
 @socket_option
 def pause(name: str, as_json: bool, socket: Path) -> None:
-    """Let a tap capture nothing until `resume`, also after a restart of the daemon.
+    """Pause a tap: it captures nothing until `resume`, even after a restart of the daemon.
 
     \b
     Example:
@@ -299,12 +299,12 @@ def pause(name: str, as_json: bool, socket: Path) -> None:
         click.echo(f"paused: {done['name']}")
 
 
-@click.command(short_help="Let a paused tap capture again.")
+@click.command(short_help="Resume a paused tap.")
 @name_argument()
 @json_option
 @socket_option
 def resume(name: str, as_json: bool, socket: Path) -> None:
-    """Let a paused tap capture again, or one that ended because its shadow led back to production.
+    """Resume a paused tap, or one that ended because its shadow led back to production.
 
     \b
     Example:

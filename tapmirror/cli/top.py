@@ -49,23 +49,23 @@ GAP: Final = 2
 COLORS: Final = {"running": "green", "failed": "bold red", "restarting": "red", "waiting": "yellow", "paused": "yellow"}
 
 
-@click.command(short_help="Watch the daemon's taps on the whole screen.")
+@click.command(short_help="Watch the daemon's taps on the full screen.")
 @socket_option
 def top(socket: Path) -> None:
-    """Watch the daemon's taps: rates, what was lost and why, the shadows' answers, what each worker costs.
+    """Watch the daemon's taps: rates, what was lost and why, the shadows' responses, the cost of each worker.
 
-    Taps that do not run, and those with a shadow that is not well, come first.
+    Taps that do not run, or have a shadow that is not well, come first.
 
-    Keys: space and b turn the pages of what is longer than the screen, q quits.
+    Keys: space and b turn pages, q quits.
 
     \b
     Example:
       tapmirror top
     """  # noqa: D301 -- click wants the control character
     if sys.stdin is None or not all(stream.isatty() for stream in (sys.stdin, sys.stdout)):
-        fail("top needs a terminal; for anything else there is `tapmirror status --json`", 2)
+        fail("top needs a terminal; for other output use `tapmirror status --json`", 2)
     if Console().is_dumb_terminal:
-        fail("top needs a terminal that can be written anywhere (TERM); there is `tapmirror status --watch`", 2)
+        fail("top needs a terminal with cursor control (TERM); use `tapmirror status --watch`", 2)
     load()
     rates: dict[str, Rates] = {}
     try:

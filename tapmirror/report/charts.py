@@ -149,7 +149,7 @@ def interval(check: Check) -> str:
     ]
     if abs(place(neutral) - limit) < 70:
         parts.pop(-2)
-    return _svg(48, f"{check.name}: {estimate}, certainly {around}, limit {most}", parts)
+    return _svg(48, f"{check.name}: {estimate}, interval {around}, limit {most}", parts)
 
 
 def statuses(one: SideFigures, other: SideFigures) -> str:

@@ -108,7 +108,7 @@ def _page(figures: Figures, title: str) -> Iterator[str]:
             tag = f'<span class="tag {CLASSES[check.outcome]}">{check.outcome.value}</span>'
             yield f'<section class="card"><div class="bar"><h3>{escape(check.name)}</h3>{tag}</div>'
             yield f'<div class="bar"><span class="big num">{estimate}</span>'
-            yield f'<small class="dim">certainly {around}</small></div>{charts.interval(check)}</section>'
+            yield f'<small class="dim">interval {around}</small></div>{charts.interval(check)}</section>'
         yield "</div>"
     yield from _tiles(figures)
     yield from _pictures(figures)

@@ -96,8 +96,8 @@ def _endpoint_lines(figures: Figures) -> Iterator[RenderableType]:
     """What the tables say, without any."""
     yield Text("")
     for check in figures.verdict.checks:
-        found, certainly, most = limits_of(check)
-        said = f"{check.name}: {found} (certainly {certainly}, at most {most}): "
+        found, interval, most = limits_of(check)
+        said = f"{check.name}: {found} (interval {interval}, at most {most}): "
         yield Text.assemble(said, (check.outcome.value, COLOURS[check.outcome]))
     yield Text("")
     for endpoint in [figures.all, *figures.endpoints[:ENDPOINTS]]:

@@ -25,36 +25,36 @@ OUTCOMES: Final = {Outcome.PASS: "PASS", Outcome.FAIL: "FAIL", Outcome.UNDECIDED
 COLUMNS: Final = ("endpoint", "requests", "errors", "", "p50", "", "p99", "", "change", "differing")
 SIDES: Final = ("", "", *("production", "shadow") * 3, "", "")
 """A second row of heads."""
-LIMITS: Final = ("limit", "found", "certainly", "at most", "")
+LIMITS: Final = ("limit", "found", "interval", "at most", "")
 """Of a table of what the shadow must keep to."""
 UNPAIRED: Final = {
     "not_sent": "the shadow did not get it",
-    "gap": "a part of production's answer was not seen",
-    "cut": "more of production's answer was needed than this level captures; body captures all",
-    "order": "after such a part, until it is certain which answer is whose",
-    "unparsed": "production's answer is no HTTP/1",
-    "unanswered": "production's connection ended, or the time ran out, before its answer was whole: nobody's error",
-    "reconnect": "the shadow closed its kept connection meanwhile",
-    "broken": "the request was not seen whole",
+    "gap": "a part of production's response was not seen",
+    "cut": "production's response is longer than this level captures; level body captures all",
+    "order": "after a missing part, until it is certain which response belongs to which request",
+    "unparsed": "production's response is not HTTP/1",
+    "unanswered": "production's response was incomplete when its connection ended or the time ran out: no error",
+    "reconnect": "the shadow closed its keep-alive connection in the meantime",
+    "broken": "the request was not seen completely",
     "tunnel": "after an upgrade to another protocol",
-    "limit": "too many were under way",
-    "thinned": "more a second than are compared (max_exchanges)",
-    "shutdown": "still under way at the end",
+    "limit": "too many were in progress",
+    "thinned": "more per second than are compared (max_exchanges)",
+    "shutdown": "still in progress at the end",
 }
 """Why a request was not compared: `Unpaired`."""
 FAILURES: Final = {
     "closed": "it closed the connection",
-    "invalid": "what it sent is no HTTP/1",
+    "invalid": "its response is not HTTP/1",
     "timeout": "the time ran out",
 }
 """Why the shadow gave no answer: `Failure`."""
-RAW: Final = "connections that are no HTTP/1: mirrored as bytes, and not compared"
+RAW: Final = "connections that are not HTTP/1: mirrored as bytes, not compared"
 EARLY: Final = "too early to tell it from noise"
 CONTAINS: Final = (
-    "Production's times run from the last byte of the request to the answer's first or last byte, as the interface "
-    "of this host saw them.  The shadow's run from the last byte sent to it to the answer's bytes as this host "
-    "received them: they contain the network's round trip{rtt}.  A request that waited for the one before it on its "
-    "connection is timed from when that was answered."
+    "Production's times run from the last byte of the request to the first or last byte of the response, at this "
+    "host's interface.  The shadow's times run from the last byte sent to it until its response arrives at this host: "
+    "they contain the network round trip{rtt}.  A request that waited for the previous one on its connection is timed "
+    "from the response to that one."
 )
 
 

@@ -326,7 +326,7 @@ class Daemon:
         """Raises `RefusedError` if all was stopped since `_stops` was this."""
         self.roster.not_closing()
         if self._stops != stops:
-            raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
+            raise RefusedError("failed", "all taps were stopped meanwhile: the new taps were not started")
 
     async def _begin(
         self,
@@ -436,7 +436,7 @@ class Daemon:
                 if not entry.unwanted:
                     self.roster.again(entry, before[entry.spec.name])
             self._later(self.keeping.save())
-            raise RefusedError("failed", "all taps were stopped meanwhile: what was to begin has not begun")
+            raise RefusedError("failed", "all taps were stopped meanwhile: the new taps were not started")
         failed |= {name: "it was stopped meanwhile" for name, entry in old.items() if entry.unwanted}
         paused = {name for name, entry in old.items() if entry.paused}
         for name, message in (await self._begin(new, origins, paused, before)).items():

@@ -186,7 +186,9 @@ class Service:
         else:
             self._audit(call.peer, call.request, "done", done=True)
             if descriptor is None and call.request.changes and self._daemon.keeping.error:
-                result["warning"] = f"{self._daemon.keeping.error}; until they can be, a restart undoes this"
+                result["warning"] = (
+                    f"{self._daemon.keeping.error}; until they are written, a restart undoes this change"
+                )
             call.answer(result, descriptor)
 
     async def _report(self, name: str) -> tuple[dict[str, Any], int]:

@@ -445,7 +445,9 @@ def test_a_full_disk_ends_nothing(lab: Lab) -> None:
         daemon.state.mkdir(mode=0o700)
         script = fill.format(daemon.state) + 'exec "$@"'
         daemon.start(before=("unshare", "--mount", "--", "sh", "-c", script, "sh"))
-        warning = "could not be written: No space left on device; until they can be, a restart undoes this\n"
+        warning = (
+            "could not be written: No space left on device; until they are written, a restart undoes this change\n"
+        )
         assert daemon.run(*WEB).stderr.endswith(warning)
         facts = daemon.json("status")["daemon"]
         assert facts["state_error"].endswith("the taps could not be written: No space left on device")
