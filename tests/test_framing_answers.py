@@ -276,3 +276,15 @@ def test_requests_without_an_answer_are_bounded() -> None:
     reader = make(*[0] * 9)
     assert reader.broken is Unpaired.LIMIT
     assert len(reader.give_up()) == 9
+
+
+@pytest.mark.parametrize(
+    "begun", [b"HTTP/1.1 200 OK\r\n\r\nuntil the end", plain(b"hello")[:-1], CHUNKED[:-20], b"HTTP/1.1 2"]
+)
+def test_an_answer_that_began_to_a_request_of_which_nothing_went_is_nobodys(begun: bytes) -> None:
+    reader = make(0)
+    assert read(reader, [begun]) == []
+    reader.withdraw()
+    assert reader.broken is Unpaired.ORDER
+    assert read(reader, [b"the rest"]) == []
+    assert list(reader.end(20, reset=True)) == []

@@ -380,3 +380,56 @@ def test_what_is_owed_is_known_between_responses() -> None:
     assert framer.owed() == (NO_BODY, 0)
     framer.feed(answer(200, b"Content-Length: 7", b"Connection: close"))
     assert framer.owed() is None
+
+
+CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+BEGUN = [b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab", b"HTTP/1.1 2"]
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+def test_an_answer_that_began_to_a_request_of_which_nothing_went_is_nobodys(begun: bytes) -> None:
+    pool = Pool(LIMIT)
+    framer = ResponseFramer(LIMIT, pool)
+    framer.expect(GET)
+    framer.feed(begun)
+    framer.withdraw()
+    assert framer.failed
+    assert framer.feed(b"the rest") == []
+    assert framer.eof() == 0
+    assert pool.resize(0, LIMIT)  # all of it is free
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+def test_an_answer_that_began_to_the_request_before_stays_its(begun: bytes) -> None:
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer.expect(GET)
+    framer.expect(GET)
+    framer.feed(begun)
+    framer.withdraw()
+    assert (framer.failed, framer.outstanding) == (False, 1)
+    assert framer.eof() == int(b"until" not in begun)
+
+
+@pytest.mark.parametrize(
+    ("came", "stopped"),
+    [
+        (b"", False),
+        (OK, False),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n", True),
+        (CLOSING, True),
+        (OK + CLOSING, True),
+        (CLOSING + b"HT", False),
+        (CLOSING + OK, False),
+        (CLOSING + OK[:-1], False),
+        (b"HTTP/1.1 200 OK\r\n\r\nall", True),
+        (CLOSING + b"what?", False),
+    ],
+)
+def test_who_gave_notice_and_says_no_more_has_stopped(came: bytes, stopped: bool) -> None:
+    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    for _ in range(5):
+        framer.expect(GET)
+    framer.feed(came)
+    assert framer.stopped == stopped
+    framer.withdraw()
+    assert framer.stopped == stopped

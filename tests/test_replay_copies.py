@@ -353,6 +353,30 @@ def test_what_is_no_answer_behind_the_notice_makes_all_doubtful(bench: Bench) ->
     assert bench.ledger.events["sent_again"] == 0
 
 
+@pytest.mark.parametrize("more", [KEEP, KEEP + KEEP[:30], KEEP[:30]], ids=["answer", "answer and more", "part"])
+def test_who_goes_on_behind_the_notice_may_have_done_all(bench: Bench, more: bytes) -> None:
+    sock = bench.open()
+    for number in range(5):
+        bench.send(1, GET % number)
+    bench.read(sock, len(GET % 0) * 5)
+    sock.sendall(CLOSE + more)
+    sock.close()
+    bench.until(lambda: bench.ledger.answers["unanswered"] == 4 - more.startswith(KEEP))
+    assert bench.ledger.events["sent_again"] == 0
+
+
+def test_where_answers_cannot_be_read_no_copies_are_kept(bench: Bench) -> None:
+    sock = bench.open()
+    for number in range(3):
+        bench.send(1, GET % number)
+    bench.read(sock, len(GET % 0) * 3)
+    assert bench.reactor._pool.kept.count
+    sock.sendall(b"what is this?")
+    bench.until(lambda: bench.ledger.answers["garbage"] == 1)
+    bench.send(1, GET % 3)
+    assert bench.reactor._pool.kept.count == 0
+
+
 def test_what_is_to_go_again_is_waited_for_at_the_end(bench: Bench) -> None:
     unread(bench, 6)
     bench.turn()
@@ -362,14 +386,16 @@ def test_what_is_to_go_again_is_waited_for_at_the_end(bench: Bench) -> None:
 
 
 def test_copies_are_bounded() -> None:
-    of_all = Kept(4 * 4 * KEPT_BYTES)
+    of_all = Kept(3 * 4 * KEPT_BYTES)
     copies, others = Copies(of_all), Copies(of_all)
     copies.keep(GET % 0, WHOLE)
     copies.keep(GET % 1 + bytes(KEPT_BYTES), WHOLE)
     copies.keep(HEAD, WHOLE)
     others.keep(GET % 2, WHOLE)
     others.keep(GET % 3, WHOLE)
-    assert (copies.kept, others.kept) == ([GET % 0, b"", b""], [GET % 2, b""])
+    assert (copies.kept, others.kept) == ([GET % 0, b"", b""], [GET % 2, GET % 3])
+    others.keep(GET % 4, WHOLE)
+    assert others.kept == [GET % 2, GET % 3, b""]
     copies.prune(1)
     assert copies.kept == [b""]
     others.prune(0)

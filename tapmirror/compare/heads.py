@@ -118,18 +118,16 @@ def _names(value: bytes) -> frozenset[bytes]:
     return _members(value.lower())
 
 
-def _directives(value: bytes) -> dict[bytes, list[bytes | frozenset[bytes]]]:
+def _directives(value: bytes) -> dict[bytes, tuple[bytes | frozenset[bytes], ...]]:
     """Those of Cache-Control: in any order, but of one that is given twice, as where a proxy adds to an application's,
     the first counts (RFC 9111, 4.2.1); quoted or not; case counts where an extension says so, and we cannot know.
     """
-    found: dict[bytes, list[bytes | frozenset[bytes]]] = {}
+    found: dict[bytes, dict[bytes | frozenset[bytes], None]] = {}
     for part in _parts(value.replace(b"\n", b","), b","):
         name, its = _parameter(part)
         means = _names(its.removeprefix(b"=")) if name in _WITH_NAMES else its
-        given = found.setdefault(name, [])
-        if means not in given:
-            given.append(means)
-    return found
+        found.setdefault(name, {}).setdefault(means)
+    return {name: tuple(given) for name, given in found.items()}
 
 
 def _type(value: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
@@ -145,15 +143,15 @@ def _type(value: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
 
 def _parts(value: bytes, sign: bytes) -> list[bytes]:
     """What stands between signs that are not within quotes (RFC 9110, 5.6.4), where it is anything."""
-    found = [b""]
+    found = [[b""]]
     for part in _OR_OPEN.split(value):
         if part[:1] == b'"':
-            found[-1] += part
+            found[-1].append(part)
         else:
             first, *more = part.split(sign)
-            found[-1] += first
-            found += more
-    return [part for each in found if (part := each.strip())]
+            found[-1].append(first)
+            found += [[each] for each in more]
+    return [part for each in found if (part := b"".join(each).strip())]
 
 
 def _parameter(part: bytes) -> tuple[bytes, bytes]:

@@ -157,6 +157,8 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
         if self.broken is None and self.awaited:
             self.awaited.pop()
+            if not self.awaited and self._state != NEXT:  # what has begun to come answers nobody
+                self._break(Unpaired.ORDER)
 
     def feed(self, data: Buffer, time_ns: int) -> Sequence[tuple[Any, Answer]]:
         """Take the next bytes: the answers that they complete, each with its request's token."""

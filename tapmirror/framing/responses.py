@@ -52,6 +52,7 @@ class ResponseFramer(ResponseReader[int]):
     """The responses on one connection to the shadow."""
 
     __slots__ = (
+        "_at_notice",
         "_known",
         "_known_size",
         "_known_status",
@@ -79,6 +80,8 @@ class ResponseFramer(ResponseReader[int]):
             self._known, self._known_size, self._known_status = like._known, like._known_size, like._known_status
         self.closing = False
         """The shadow closes the connection after a response that has come, or that is coming."""
+        self._at_notice = 0
+        """How many were awaited then, with that one."""
         self.failed = False
         """What came is not HTTP, or answers nothing.  Everything else is discarded."""
         self.idled = False
@@ -105,6 +108,12 @@ class ResponseFramer(ResponseReader[int]):
         """Of the oldest of them a part of the answer has come, and its end would be missing."""
         return self._state not in (NEXT, UNTIL_END, DISCARD)
 
+    @property
+    def stopped(self) -> bool:
+        """It said that it closes the connection behind a response, and no other one has begun behind that."""
+        behind = self._at_notice - len(self.awaited)
+        return self.closing and not self.failed and (not behind or (behind == 1 and self._state == NEXT))
+
     def owed(self) -> tuple[int, ...] | None:
         """The flags of those requests; None: amid a response, or where no more follow."""
         if self._state != NEXT or self._buffer or self.closing or self.tunnel:
@@ -123,8 +132,13 @@ class ResponseFramer(ResponseReader[int]):
 
     def withdraw(self) -> None:
         """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
-        if self.awaited:
-            self.awaited.pop()
+        if not self.awaited:
+            return
+        self.awaited.pop()
+        self._at_notice -= 1
+        if not self.awaited and self._state != NEXT:  # what has begun to come answers nobody
+            self._pool.resize(len(self._buffer), 0)
+            self._fail(b"")
 
     def feed(self, data: Buffer) -> Sequence[int]:
         """Take the next bytes: the status codes of the final responses whose heads they complete."""
@@ -260,15 +274,20 @@ class ResponseFramer(ResponseReader[int]):
         fields = FIELDS.findall(head, line.end() - 1)
         option = b"".join(value.lower() for name, value in fields if name.lower() == b"connection")
         if b"close" in option or ((line[1] == b"0" or asked & KEEPING) and b"keep-alive" not in option):
-            self.closing = True
+            self._give_notice()
         if asked & NO_BODY or status in (204, 304):
             self._answered(out)
             return True
         if not self._expect_body(fields, out):
             return False
         if self._state == UNTIL_END:
-            self.closing = True
+            self._give_notice()
         return True
+
+    def _give_notice(self) -> None:
+        if not self.closing:
+            self._at_notice = len(self.awaited)
+        self.closing = True
 
     def _read_plain(self, plain: re.Match[bytes], head: bytes, out: list[int]) -> int:
         status, length = int(plain[1]), int(plain[2])

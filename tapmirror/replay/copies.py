@@ -19,8 +19,6 @@ from typing import Final
 
 from tapmirror.events import END, Buffer
 
-ITEM_BYTES: Final = 100
-"""What an item counts in the bounds beside its data: the memory that it takes at least, however short it is."""
 KEPT_BYTES: Final = 4_096
 """Size of a request beyond which no copy of it is kept."""
 SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ")
@@ -52,19 +50,20 @@ class Copies:
     def keep(self, data: Buffer, flags: int) -> None:
         """A request begins to be sent while an answer is due."""
         of_all = self._all
-        kept = flags & END and 0 < len(data) <= KEPT_BYTES and of_all.count < of_all.most and data[0] in _INITIALS
-        self.kept.append(bytes(data) if kept else b"")
-        of_all.count += 1
+        if flags & END and 0 < len(data) <= KEPT_BYTES and data[0] in _INITIALS and of_all.count < of_all.most:
+            self.kept.append(bytes(data))
+            of_all.count += 1
+        else:
+            self.kept.append(b"")
 
     def withdraw(self) -> None:
         """Nothing of the last request was sent."""
-        if self.kept:
-            self.kept.pop()
+        if self.kept and self.kept.pop():
             self._all.count -= 1
 
     def prune(self, outstanding: int) -> None:
         """Only so many wait."""
         over = len(self.kept) - outstanding
         if over > 0:
+            self._all.count -= over - self.kept[:over].count(b"")
             del self.kept[:over]
-            self._all.count -= over

@@ -362,7 +362,7 @@ class Lane:
         the one with whose answer it said that it closes the connection.
         """
         framer = self.framer
-        if framer is None or not framer.closing or framer.failed:
+        if framer is None or not framer.stopped:
             return []
         self.copies.prune(framer.outstanding)
         kept, awaited = self.copies.kept, list(framer.awaited)[framer.outstanding - len(self.copies.kept) :]

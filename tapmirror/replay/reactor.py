@@ -256,7 +256,7 @@ class Reactor:
             return
         if flags == WHOLE or (flags and flags & START):
             framer: Any = lane.framer
-            if framer.awaited:
+            if framer.awaited and not framer.failed:
                 lane.copies.keep(data, flags)
             framer.expect(flags)
         try:
@@ -310,7 +310,7 @@ class Reactor:
             return
         if flags & START:
             framer: Any = lane.framer
-            if framer.awaited:
+            if framer.awaited and not framer.failed:
                 lane.copies.keep(data, flags)
             framer.expect(flags)
             lane.listener.asked(command.number, flags)
@@ -523,7 +523,7 @@ class Reactor:
                 lane.held_since = 0.0
             if lane.listener is not None:
                 lane.listener.heed(lane, item.number)
-            if framer.awaited:
+            if framer.awaited and not framer.failed:
                 lane.copies.keep(item.data, 0 if item.repeated else item.flags)
             framer.expect(item.flags)
             if lane.hearing is not None:
