@@ -41,7 +41,7 @@ from typing import Any, Final
 import msgspec
 
 from tapmirror.histogram import quantile
-from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, UNANSWERED_ALIKE, waits, worst_wait
+from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, SENT_AGAIN_BYTES, UNANSWERED_ALIKE, waits, worst_wait
 from tapmirror.spec.budget import Budget
 from tapmirror.spec.settings import AllTaps
 
@@ -603,7 +603,7 @@ def health(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Health
             _grew(then, after, "events", kind) for kind in after["events"] if kind.startswith(CONNECT_FAILED)
         ),
         silent=_grew(then, after, "events", CONNECT_SILENT),
-        sent_bytes=_grew(then, after, "bytes", "mirrored"),
+        sent_bytes=_grew(then, after, "bytes", "mirrored") + _grew(then, after, "events", SENT_AGAIN_BYTES),
         heard=answers - _grew(then, after, "answers", UNANSWERED),
         times={name: count - past.get(name, 0) for name, count in buckets.items() if count > past.get(name, 0)},
     )

@@ -33,6 +33,9 @@ CONNECT_SILENT: Final = f"{CONNECT_FAILED}silent"
 UNANSWERED_ALIKE: Final = "unanswered_alike"
 """Event: a request that the shadow left unanswered, and production too."""
 
+SENT_AGAIN_BYTES: Final = "sent_again_bytes"
+"""Event: a byte of requests that went twice (`sent_again`), which no account has twice."""
+
 
 class Account:
     """The account of one unit.  Plain attributes: the data path adds to them."""

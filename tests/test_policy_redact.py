@@ -130,6 +130,14 @@ CODES = [
     ([{"id": 1, "Error": {"Code": 404}}], True),
     ({"errors": [{"message": "m", "extensions": {"code": "BAD_USER_INPUT"}}]}, True),
     ({"errors": [{"code": "not-found"}], "data": None}, True),
+    ({"error": {"code": "ResourceNotFoundException"}}, True),
+    ({"errors": [{"input": {"code": 4829}}]}, False),
+    ({"error": {"data": {"user": {"code": 4829}}}}, False),
+    ({"extensions": {"code": "WORD"}}, False),
+    *(
+        ({"error": {"code": code}}, False)
+        for code in ("WDJB-MJHT", "SplxlOBeZQQYbYSWxSbIA", "correct horse battery staple", True, 482913, 1.5)
+    ),
     ({"code": "SplxlOBeZQQYbYS6WxSbIA", "state": "x"}, False),
     ({"code": 123456}, False),
     ({"code": "AUTHORIZED"}, False),

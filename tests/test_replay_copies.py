@@ -12,7 +12,7 @@ from replay_bench import CLOSE, GET, KEEP, OK, RESET, WHOLE, Bench
 from tapmirror.events import END, NO_BODY, START, TUNNEL, Abort, DropReason, Finish, Open
 from tapmirror.framing import ResponseFramer
 from tapmirror.framing.pool import Pool as FramingPool
-from tapmirror.ledger import Ledger
+from tapmirror.ledger import SENT_AGAIN_BYTES, Ledger
 from tapmirror.replay.copies import KEPT_BYTES, Copies, Kept
 from tapmirror.replay.lane import Lane, Pool
 
@@ -43,6 +43,7 @@ def settled(bench: Bench, again: int) -> None:
     bench.until(lambda: bench.ledger.answers["2xx"] >= bench.requests)
     assert bench.ledger.answers["unanswered"] == 0
     assert bench.ledger.events["sent_again"] == again
+    assert bench.ledger.events[SENT_AGAIN_BYTES] > again * 20
     assert bench.dropped() == {}
     assert bench.ledger.requests.mirrored == bench.requests == bench.ledger.answers["2xx"]
     assert bench.ledger.bytes.mirrored == bench.bytes

@@ -69,10 +69,13 @@ STRICT_NAMES: Final = tuple(dict.fromkeys(word.replace("_", mark) for word in _W
 CODE: Final = "code"
 """Of OAuth (RFC 6749, 4.1.2), or one that is to be typed in: which is taken out; or that of an error."""
 ERRORS: Final = frozenset({"error", "errors"})
-"""Members in which a `CODE` that is a number or made of words tells what went wrong (JSON-RPC 2.0, 5.1; GraphQL's
-`errors[].extensions.code`), and nothing else does."""
-_CODE_WORDS: Final = re.compile(r"(?=.{1,64}\Z)[A-Za-z]+(?:[ _./-][A-Za-z]+)*")
-"""`BAD_USER_INPUT`: without digits, as what is given out by chance or to be typed in seldom is."""
+"""Members of which a `CODE` that is a small number or made of words tells what went wrong (JSON-RPC 2.0, 5.1), not of
+what is within them, but for `EXTENSIONS`."""
+EXTENSIONS: Final = "extensions"
+"""GraphQL's `errors[].extensions.code`."""
+_CODE_MOST: Final = 99_999
+_CODE_WORDS: Final = re.compile(r"(?=.{1,64}\Z)(?:[A-Z]+(?:[ _][A-Z]+)*|[a-z]+(?:[_./-][a-z]+)*|(?:[A-Z][a-z]{2,})+)")
+"""`BAD_USER_INPUT`, `not-found`, `ResourceNotFound`: what is given out by chance looks otherwise."""
 
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
@@ -303,7 +306,7 @@ def _lowered(steps: tuple[str, ...]) -> tuple[str, ...]:
 def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int, *, codes: bool, error: bool) -> None:
     """Apply the actions to members of these names, in one walk, in place.  What is within such a one goes with it.
 
-    `codes`: errors keep theirs; `error`: the value is within one.
+    `codes`: errors keep theirs; `error`: the value is one, or several.
     """
     if depth > _DEPTH:
         raise RecursionError
@@ -315,7 +318,8 @@ def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int, *, c
                 if not (error and codes and name == CODE and _tells_an_error(value[key])):
                     _apply(value, (key,), (), action, depth, set())
             elif isinstance(value[key], dict | list):
-                _redact_anywhere(value[key], actions, depth + 1, codes=codes, error=error or name in ERRORS)
+                within = name in ERRORS or (error and name == EXTENSIONS)
+                _redact_anywhere(value[key], actions, depth + 1, codes=codes, error=within)
     elif isinstance(value, list):
         for child in value:
             if isinstance(child, dict | list):
@@ -325,7 +329,7 @@ def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int, *, c
 def _tells_an_error(code: Any) -> bool:
     if isinstance(code, str):
         return _CODE_WORDS.fullmatch(code) is not None
-    return isinstance(code, int | float)
+    return isinstance(code, int) and not isinstance(code, bool) and abs(code) <= _CODE_MOST
 
 
 def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int, seen: set[tuple[int, int]]) -> None:

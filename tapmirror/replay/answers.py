@@ -71,7 +71,6 @@ class Answers:
             lane.ready = False
         if framer.failed:
             self._counts["garbage"] += 1
-            lane.copies.prune(0)
 
     def settle_in(self, lane: Lane) -> None:
         """The connection lasts: what is not worth its system calls for one request is now."""

@@ -108,7 +108,7 @@ class Drain:
             return False
         self.left -= time.monotonic() - begin
         if lane.copies.kept and lane.framer is not None:
-            lane.copies.prune(lane.framer.outstanding)
+            lane.copies.prune(0 if lane.framer.failed else lane.framer.outstanding)
         if lane.timed:
             self._timing.end(lane, now)
         return True

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from tapmirror.events import END, START, TUNNEL, WHOLE, DropReason
 from tapmirror.framing import ResponseFramer
-from tapmirror.ledger import Ledger
+from tapmirror.ledger import SENT_AGAIN_BYTES, Ledger
 from tapmirror.replay.copies import SAFE, Copies, Kept
 from tapmirror.replay.tls import TlsSocket
 
@@ -335,6 +335,7 @@ class Lane:
             if item.repeated:
                 self.sent += 1
                 self._ledger.events["sent_again"] += 1
+                self._ledger.events[SENT_AGAIN_BYTES] += len(item.repeated)
                 self._repeated()
             else:
                 self._note_sent(item.flags)
