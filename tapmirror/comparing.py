@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
-from tapmirror.compare.comparison import BEGINNINGS, Comparison, is_safe
+from tapmirror.compare.comparison import BEGINNINGS, Comparison
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.thinning import Rotation
 from tapmirror.events import (
@@ -43,6 +43,7 @@ from tapmirror.events import (
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.flows import Flow
 from tapmirror.framing.answers import NOTHING
+from tapmirror.framing.head import is_safe
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.pipeline import Framer, Pipeline

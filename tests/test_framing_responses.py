@@ -419,6 +419,7 @@ def test_an_answer_that_began_to_the_request_before_stays_its(begun: bytes) -> N
         (CLOSING, True),
         (OK + CLOSING, True),
         (CLOSING + b"HT", False),
+        (CLOSING + b"HTTP/1.1 100 Continue\r\n\r\n", False),
         (CLOSING + OK, False),
         (CLOSING + OK[:-1], False),
         (b"HTTP/1.1 200 OK\r\n\r\nall", True),

@@ -151,7 +151,14 @@ def test_the_flags_of_a_request_go_with_it(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [[HEAD + b"abcdef"], [HEAD, b"abc", b"def"], [b"GETX / HTTP/1.1\r\nHost: a\r\n\r\n"]], ids=repr
+    "parts",
+    [
+        [HEAD + b"abcdef"],
+        [HEAD, b"abc", b"def"],
+        [b"GETX / HTTP/1.1\r\nHost: a\r\n\r\n"],
+        [b"GET / HTTP/1.1\r\nX-HTTP-Method-Override: DELETE\r\n\r\n"],
+    ],
+    ids=repr,
 )
 def test_a_request_that_may_have_been_done_does_not_go_again(bench: Bench, parts: list[bytes]) -> None:
     """Node.js begins with what it reads ahead, and throws the answer away."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -27,14 +26,11 @@ from tapmirror.events import KEEPING, NO_BODY, WHOLE, Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
 from tapmirror.framing.answers import NOTHING, Room
 from tapmirror.framing.answers import Bounds as ReaderBounds
+from tapmirror.framing.head import SAFE, is_safe
 from tapmirror.spec.compare import Compare, Level
 
-SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-"""Methods of which a second copy does no harm (RFC 9110, 9.2.1)."""
 BEGINNINGS: Final = tuple(method + b" " for method in sorted(SAFE))
 """Of requests with these."""
-_OVERRIDE: Final = re.compile(rb"\nx-(?:http-)?method(?:-override)?[ \t]*:", re.IGNORECASE)
-"""Frameworks take the method from such a field where they are told to: a GET may be a DELETE."""
 HEAD_BYTES: Final = 64 << 10
 """Of an answer's head, as of a request's."""
 REPEAT_EVERY: Final = 8
@@ -373,13 +369,6 @@ class Check(msgspec.Struct, frozen=True):
 
 def _lacks_pairs(endpoint: Endpoint, fields: Iterable[Field]) -> bool:
     return any(short(field.raw, endpoint.compared, evidence_of(endpoint, field)) for field in fields)
-
-
-def is_safe(request: Buffer) -> bool:
-    """Whether what a shadow is to get may be sent to it twice: it counts what goes there, which a rewrite or a hook
-    may have made of something else.
-    """
-    return bytes(request[:8]).partition(b" ")[0] in SAFE and not _OVERRIDE.search(request)
 
 
 def touch(one: str, other: str) -> bool:

@@ -41,6 +41,10 @@ import msgspec
 
 from tapmirror.events import CONNECT, KEEPING, NO_BODY, TRACED, TUNNEL, Buffer
 
+SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+"""Methods of which a second copy does no harm (RFC 9110, 9.2.1)."""
+_OVERRIDE: Final = re.compile(rb"\nx-(?:http-)?method(?:-override)?[ \t]*:", re.IGNORECASE)
+"""Frameworks take the method from such a field where they are told to: a GET may be a DELETE."""
 TRACE: Final = b"Tapmirror-Loop"
 """The field of a request whose copy a tap has marked (`tracer`)."""
 CHUNKED: Final = -1
@@ -165,3 +169,10 @@ def _body_length(lengths: list[bytes], codings: list[bytes], current: bool) -> i
         return None
     length = int(lengths[0])
     return length if length <= MAX_LENGTH else None
+
+
+def is_safe(request: Buffer) -> bool:
+    """Whether what a shadow is to get may be sent to it twice: it counts what goes there, which a rewrite or a hook
+    may have made of something else.
+    """
+    return bytes(request[:8]).partition(b" ")[0] in SAFE and not _OVERRIDE.search(request)

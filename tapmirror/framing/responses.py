@@ -260,6 +260,7 @@ class ResponseFramer(ResponseReader[int]):
         status, asked = int(line[2]), self.awaited[0]
         accepted = asked & TUNNEL and (status == 101 or (asked & CONNECT and 200 <= status < 300))
         if status < 200 and not accepted:
+            self._at_notice += self.closing  # it has begun with another request
             self._state = NEXT
             return status != 101
         out.append(status)

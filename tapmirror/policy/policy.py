@@ -44,6 +44,7 @@ from tapmirror.events import (
     Send,
     Turn,
 )
+from tapmirror.framing.head import SAFE
 from tapmirror.ledger import Ledger
 from tapmirror.policy.expressions import Expressions
 from tapmirror.policy.hook import HookRequest, from_hook, to_hook
@@ -56,7 +57,6 @@ from tapmirror.spec.sampled import defaults_only
 
 HookFunction: TypeAlias = Callable[[HookRequest], object]
 
-SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _HEAD_END: Final = re.compile(rb"\r\n\r\n")
 _SMALL: Final = 4096
 """Bytes that are copied rather than searched where they lie."""

@@ -18,12 +18,12 @@ from __future__ import annotations
 from typing import Final
 
 from tapmirror.events import END, Buffer
+from tapmirror.framing.head import SAFE
 
 KEPT_BYTES: Final = 4_096
 """Size of a request beyond which no copy of it is kept."""
-SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ")
-"""How requests begin that may go again."""
-_INITIALS: Final = bytes({each[0] for each in SAFE})
+_INITIALS: Final = bytes({method[0] for method in SAFE})
+"""Looked at first, for of most other requests no copy need be made."""
 
 
 class Kept:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from tapmirror.events import END, START, TUNNEL, WHOLE, DropReason
 from tapmirror.framing import ResponseFramer
+from tapmirror.framing.head import is_safe
 from tapmirror.ledger import SENT_AGAIN_BYTES, Ledger
-from tapmirror.replay.copies import SAFE, Copies, Kept
+from tapmirror.replay.copies import Copies, Kept
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
@@ -371,7 +372,7 @@ class Lane:
         end = len(kept) - unsent
         begin = max(end - (framer.unanswered - framer.amid - unsent), 0)
         behind = zip(kept[begin:end], awaited[begin:end], strict=True)
-        return [(data, flags | WHOLE) for data, flags in behind if data.startswith(SAFE) and not flags & TUNNEL]
+        return [(data, flags | WHOLE) for data, flags in behind if data and is_safe(data) and not flags & TUNNEL]
 
     def repeat(self, requests: list[tuple[bytes, int]]) -> None:
         """Queue them before all else.  They are in the ledger, and are not again; dropped they are unanswered."""

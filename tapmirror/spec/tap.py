@@ -165,7 +165,8 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Bytes queued for one connection to a shadow.  Each part counts 100 bytes extra, the memory that it needs
     however short it is."""
     queues_bytes: int = 64 << 20
-    """Bytes queued for all connections to a shadow together."""
+    """Bytes queued for all connections to a shadow together.  Copies of requests that may have to be sent again take
+    up to a quarter as much beside them."""
     connections: int = 16_384
     """Open connections to a shadow, for each worker.  All of them together use at most half of the host's
     ephemeral ports."""
