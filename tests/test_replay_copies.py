@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Iterable
 
 import pytest
 
@@ -38,6 +39,13 @@ def end(bench: Bench, sock: socket.socket, answer: bytes = CLOSE, *, reset: bool
     return bench.accept()
 
 
+def served(bench: Bench, sock: socket.socket, numbers: Iterable[int]) -> None:
+    """Just these requests come, and are answered each."""
+    for number in numbers:
+        assert bench.read(sock, len(GET % number)) == GET % number
+        sock.sendall(OK)
+
+
 def settled(bench: Bench, again: int) -> None:
     """All was answered, so many of them the second time, and nothing counts twice."""
     bench.until(lambda: bench.ledger.answers["2xx"] >= bench.requests)
@@ -53,9 +61,7 @@ def settled(bench: Bench, again: int) -> None:
 @pytest.mark.parametrize("count", [2, 6])
 def test_what_is_behind_an_answer_with_notice_goes_again_in_its_order(bench: Bench, count: int, reset: bool) -> None:
     sock = unread(bench, count, reset=reset)
-    for number in range(1, count):  # the next end is foreseen after as many
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, range(1, count))  # the next end is foreseen after as many
     settled(bench, count - 1)
 
 
@@ -70,9 +76,7 @@ def test_what_was_queued_meanwhile_goes_behind_it(bench: Bench) -> None:
     bench.send(1, GET % 4)
     sock.close()
     sock = bench.accept()
-    for number in range(1, 5):
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, range(1, 5))
     settled(bench, 2)
 
 
@@ -103,9 +107,7 @@ def test_without_notice_nothing_goes_again(bench: Bench, answer: bytes) -> None:
 def test_the_answer_that_breaks_off_was_read(bench: Bench) -> None:
     """It is unanswered; what is behind it goes again."""
     sock = unread(bench, 4, answer=KEEP + b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\npart")
-    for number in (2, 3):
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, (2, 3))
     bench.turn()
     assert bench.ledger.answers["unanswered"] == 1
     assert bench.ledger.events["sent_again"] == 2
@@ -113,9 +115,7 @@ def test_the_answer_that_breaks_off_was_read(bench: Bench) -> None:
 
 def test_an_answer_up_to_the_end_gives_notice(bench: Bench) -> None:
     sock = unread(bench, 4, answer=KEEP + b"HTTP/1.1 200 OK\r\n\r\nall")
-    for number in (2, 3):
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, (2, 3))
     settled(bench, 2)
 
 
@@ -184,9 +184,7 @@ def test_a_request_that_has_no_end_yet_is_dropped(bench: Bench) -> None:
     sock = end(bench, sock)
     bench.send(1, b"abcdef", END)
     bench.send(1, GET % 3)
-    for number in (2, 3):
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, (2, 3))
     bench.turn()
     assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
     assert bench.ledger.events["sent_again"] == 1
@@ -203,9 +201,7 @@ def test_a_request_that_was_cut_off_does_not_go_again(bench: Bench) -> None:
     bench.give(Abort(1, DropReason.GAP, reset=False))
     bench.send(1, GET % 3)
     sock = end(bench, sock)
-    for number in (2, 3):
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, (2, 3))
     bench.until(lambda: bench.reactor._pool.kept.count == 0)
     assert bench.dropped() == {DropReason.GAP: 1}
     assert bench.ledger.events["sent_again"] == 1
@@ -232,9 +228,7 @@ def test_a_flow_that_ended_is_answered_first(bench: Bench) -> None:
     bench.read(sock, len(GET % 0) * 3)
     sock = end(bench, sock)
     assert not bench.reactor.idle()
-    for number in (1, 2):
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, (1, 2))
     settled(bench, 2)
     assert bench.reactor.idle()
 
@@ -291,9 +285,7 @@ def test_what_went_in_part_the_first_time_is_dropped(bench: Bench) -> None:
         bench.send(1, data)
     assert lane.queue[0].offset
     sock = end(bench, sock, reset=True)
-    for number in (2, 3):
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, (2, 3))
     bench.turn()
     assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
     assert bench.ledger.events["sent_again"] == 1
@@ -344,9 +336,7 @@ def test_a_request_that_cannot_be_sent_any_more_goes_behind_those_that_go_again(
     sock.close()
     bench.send(1, GET % 3)
     sock = bench.accept()
-    for number in (1, 2, 3):
-        assert bench.read(sock, len(GET % number)) == GET % number
-        sock.sendall(OK)
+    served(bench, sock, (1, 2, 3))
     settled(bench, 2)
 
 
