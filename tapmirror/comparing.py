@@ -216,6 +216,7 @@ class ComparingPipeline(Pipeline):
             for flow, talk in [each for each in self._talks.items() if each[1].over]:
                 self._let_go(flow, talk)
         out = self._routed(commands)
+        self._comparison.settle()
         if self._comparison.checks:
             self._take_checks()
         return [*out, *self._due_probes(), *self._taken_ends()] if self._probes else out

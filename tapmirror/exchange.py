@@ -150,6 +150,8 @@ class Exchange(msgspec.Struct, gc=False):
     """By shadow.  Those of probes are at `shadow + PROBE`."""
     left_out: dict[int, Unpaired] = {}
     """By shadow, why it did not get the request, if that is known."""
+    size: int = 0
+    """Bytes of heads and bodies in all of this."""
 
 
 PROBE = 1 << 16

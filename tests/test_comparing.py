@@ -484,6 +484,7 @@ def test_what_differs_seldom_is_asked_for_again_and_what_holds_is_counted(path: 
     tap.accept()
     for number in range(100):
         asks(tap, number, number % 20 == 17, path)
+        tap.comparison.settle()
     again(tap)
     assert all(target == 1 for target, _ in tap.sent)
     numbers = [int(path.rpartition(b"?")[2]) for _, path in tap.sent]
@@ -591,6 +592,7 @@ def test_a_check_whose_connection_ends_leaves_nothing_and_counts_nowhere() -> No
     free = tap.comparison._room.free
     for number in range(60):
         asks(tap, number, number % 20 == 18)
+        tap.comparison.settle()
     assert tap.comparison.checks
     tap.put(1, ACK | FIN)
     tap.put(1, ACK | FIN | FROM_SERVER)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison: what the shadow answers differently from production, by how much, and whether that is certain.
 
-How to feed it -------------- One `Comparison` for each worker.  It takes what happens, with `now` (seconds) and
-times (nanoseconds of the clock of the capture), returns nothing that anyone has to wait for, and can be asked for
-its `snapshot()` at any time.
+How to feed it
+--------------
+One `Comparison` for each worker.  It takes what happens, with `now` (seconds) and times (nanoseconds of the clock of
+the capture), returns nothing that anyone has to wait for, and can be asked for its `snapshot()` at any time.
 
     comparison = Comparison(spec.compare, [("new", "http://10.0.0.2:8080")], redaction, expressions)
 
@@ -34,6 +35,7 @@ its `snapshot()` at any time.
     talk.given_up(shadow, reason)              # the tap did
 
     comparison.closed(flow, reason)            # the connection and its copies are over
+    comparison.settle()                        # a few times a second: exchanges are looked at some at a time
     comparison.tick(now, time_ns)              # once a second
     comparison.close()
 

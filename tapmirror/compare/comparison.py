@@ -52,6 +52,13 @@ REPEATS: Final = 1024
 REPEAT_BYTES: Final = 4 << 20
 
 
+TOGETHER: Final = 32
+"""Exchanges that are looked at at once: of two whose turns lie apart, each would find its code and data out of the
+processor's caches.  Measured live, status and 2 KB of JSON: a fifth and a tenth less than one by one."""
+TOGETHER_BYTES: Final = 128 << 10
+"""And the most that they hold; two bodies of 60 KB that differ take 2 to 5 ms."""
+
+
 class Comparison:
     """Compares what it is fed.  `shadows` are (label, URL) by number."""
 
@@ -87,6 +94,10 @@ class Comparison:
         self._identifiers = [Identifiers() for _ in shadows]
         self._short: list[Endpoint | None] = [None] * len(shadows)
         """Of each shadow, the endpoint that lacks pairs of any requests most lately."""
+        self._done: list[Exchange] = []
+        """Exchanges that were paired and not looked at yet,"""
+        self._done_bytes = 0
+        """and what they hold."""
         self.checks: list[Check] = []
         """Requests that a shadow is to get once more; whoever sends them takes them out."""
         self._now = 0.0
@@ -145,13 +156,18 @@ class Comparison:
 
     def closed(self, flow: int, reason: Unpaired) -> None:
         """The connection is over, and so are its copies."""
-        conversation = self._conversations.pop(flow, None)
-        if conversation is not None:
-            conversation.close(reason)
+        conversation = self._conversations.get(flow)
+        if conversation is None:
+            return
+        if self._level is not Level.STATUS:
+            self.settle()  # of what differs, a shadow may be asked again on this connection
+        del self._conversations[flow]
+        conversation.close(reason)
 
     def tick(self, now: float, time_ns: int) -> None:
         """About once a second: `now` as everywhere, `time_ns` the clock of the answers."""
         self._now = now
+        self.settle()
         self._count_rested()
         for conversation in self._conversations.values():
             if conversation:
@@ -168,6 +184,7 @@ class Comparison:
 
     def living(self) -> dict[str, Any]:
         """The same to be encoded as JSON at once, which takes a quarter of the time: the states go on to change."""
+        self.settle()
         self._count_rested()
         states = {label: summary.state for (label, _), summary in zip(self._shadows, self._summaries, strict=True)}
         return {"schema": SCHEMA, "shadows": states}
@@ -177,6 +194,7 @@ class Comparison:
 
         With a time it takes some milliseconds at most, and what it says of an endpoint may be some seconds old.
         """
+        self.settle()
         self._count_rested()
         work = math.inf if now == math.inf else WORK / len(self._shadows)
         return {
@@ -187,7 +205,20 @@ class Comparison:
     # --- what comes of it: Sink
 
     def paired(self, exchange: Exchange) -> None:
-        """A request, production's answer and the shadows'."""
+        """A request, production's answer and the shadows': it is looked at with some others, or by `settle`."""
+        self._done.append(exchange)
+        self._done_bytes += exchange.size
+        if len(self._done) >= TOGETHER or self._done_bytes >= TOGETHER_BYTES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Look at all exchanges that were paired."""
+        done, self._done = self._done, []
+        self._done_bytes = 0
+        for exchange in done:
+            self._look_at(exchange)
+
+    def _look_at(self, exchange: Exchange) -> None:
         asked, production, replies = exchange.asked, exchange.production, exchange.replies
         if asked.checks:
             self._checked(exchange)

@@ -538,8 +538,8 @@ class Conversation:
         """One thing less that the request waits for."""
         pending.waiting -= 1
         if not pending.waiting and pending.production is not None:
-            self._finish(pending)
-            self._sink.paired(Exchange(pending.asked, pending.production, pending.replies, pending.left_out))
+            size = self._finish(pending)
+            self._sink.paired(Exchange(pending.asked, pending.production, pending.replies, pending.left_out, size))
 
     def _drop(self, pending: Pending | None, reason: Unpaired) -> None:
         if pending is not None and not pending.dead:
@@ -552,7 +552,8 @@ class Conversation:
                 self._production.broken = Unpaired.ORDER
                 self._lost()
 
-    def _finish(self, pending: Pending) -> None:
+    def _finish(self, pending: Pending) -> int:
+        """It is done; how many bytes it held."""
         pending.dead = True
         if pending is self._held:
             self._held = None
@@ -563,6 +564,7 @@ class Conversation:
         for reply in pending.replies.values():
             free += held(reply.answer) + len(reply.request)
         self._room.free += free
+        return free
 
     def _check_side(self, shadow: int, side: _Side) -> None:
         if side.reader.broken is not None:

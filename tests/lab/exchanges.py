@@ -137,6 +137,7 @@ class Feed:
         for side in sides:
             took = 2e6 * (work + rand.expovariate(4.0)) * self.slower
             talk.answer(side, self.new.answer(path, self.now + (1.5 if side else 0.002)), asked + 100_000 + int(took))
+        self.comparison.settle()
         for check in self.comparison.checks:
             self.probes += 1
             talk.asked(PROBE, check.number, 0)
