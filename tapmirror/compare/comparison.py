@@ -94,8 +94,8 @@ class Comparison:
         self._identifiers = [Identifiers() for _ in shadows]
         self._short: list[Endpoint | None] = [None] * len(shadows)
         """Of each shadow, the endpoint that lacks pairs of any requests most lately."""
-        self._done: list[Exchange] = []
-        """Exchanges that were paired and not looked at yet,"""
+        self._done: list[tuple[Exchange, float]] = []
+        """Exchanges that were paired and not looked at yet, with the time,"""
         self._done_bytes = 0
         """and what they hold."""
         self.checks: list[Check] = []
@@ -206,7 +206,7 @@ class Comparison:
 
     def paired(self, exchange: Exchange) -> None:
         """A request, production's answer and the shadows': it is looked at with some others, or by `settle`."""
-        self._done.append(exchange)
+        self._done.append((exchange, self._now))
         self._done_bytes += exchange.size
         if len(self._done) >= TOGETHER or self._done_bytes >= TOGETHER_BYTES:
             self.settle()
@@ -215,10 +215,10 @@ class Comparison:
         """Look at all exchanges that were paired."""
         done, self._done = self._done, []
         self._done_bytes = 0
-        for exchange in done:
-            self._look_at(exchange)
+        for exchange, now in done:
+            self._look_at(exchange, now)
 
-    def _look_at(self, exchange: Exchange) -> None:
+    def _look_at(self, exchange: Exchange, now: float) -> None:
         asked, production, replies = exchange.asked, exchange.production, exchange.replies
         if asked.checks:
             self._checked(exchange)
@@ -239,17 +239,17 @@ class Comparison:
                 summary.unpaired(exchange.left_out.get(shadow, Unpaired.NOT_SENT).value)
                 continue
             endpoint = summary.endpoint(name)
-            summary.observe(endpoint, asked, production, reply, self._now)
+            summary.observe(endpoint, asked, production, reply, now)
             if plain:
                 if production.status != reply.answer.status:
-                    self._differs(shadow, name, endpoint, exchange, reply)
+                    self._differs(shadow, name, endpoint, exchange, reply, now)
                 else:
                     endpoint.compared += 1
                 continue
             if asked.marked or (self._level is Level.BODY and (not asked.bodies or self._bodies.owes)):
                 summary.state.thinned += 1
                 continue
-            self._differs(shadow, name, endpoint, exchange, reply)
+            self._differs(shadow, name, endpoint, exchange, reply, now)
             if endpoint is self._short[shadow] and self._checks >= 2 * WHOLE_REQUEST and is_safe(reply.request):
                 self._again(shadow, exchange, reply, ANY)
             if asked.probed:
@@ -290,7 +290,9 @@ class Comparison:
                 summary.state.requests += rested
                 summary.unpaired(Unpaired.THINNED.value, rested)
 
-    def _differs(self, shadow: int, name: str, endpoint: Endpoint, exchange: Exchange, reply: Reply) -> None:
+    def _differs(
+        self, shadow: int, name: str, endpoint: Endpoint, exchange: Exchange, reply: Reply, now: float
+    ) -> None:
         """Compare the answers, count what differs, and keep samples where they are wanted."""
         asked, production = exchange.asked, exchange.production
         summary = self._summaries[shadow]
@@ -315,7 +317,7 @@ class Comparison:
             if wanted:
                 label, base = self._shadows[shadow]
                 samples = sample(
-                    asked, production, reply.answer, wanted, self._rules, self._redaction, base or label, self._now
+                    asked, production, reply.answer, wanted, self._rules, self._redaction, base or label, now
                 )
                 for field, one in samples.items():
                     summary.keep(endpoint, field, one)

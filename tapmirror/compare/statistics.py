@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Confidence that holds whenever one looks.
 
-Theory of operation ------------------- Who looks at a 99 % interval after every request, and stops when he likes
-what he sees, is wrong much more often than in 1 % of the cases.  A *confidence sequence* contains the true value at
-all times at once, with probability 1 - alpha (Howard, Ramdas, McAuliffe and Sekhon, Annals of Statistics 2021).
+Theory of operation
+-------------------
+Who looks at a 99 % interval after every request, and stops when he likes what he sees, is wrong much more often than in
+1 % of the cases.  A *confidence sequence* contains the true value at all times at once, with probability 1 - alpha
+(Howard, Ramdas, McAuliffe and Sekhon, Annals of Statistics 2021).
 
 All of them are built alike.  For each value that the truth may have, a gambler bets against it; if it is the truth,
 his capital is a non-negative martingale that begins at 1, and exceeds 1/alpha ever with a probability of at most
