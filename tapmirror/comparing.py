@@ -11,7 +11,7 @@ Pure: no I/O, no clock.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
@@ -184,7 +184,22 @@ class ComparingPipeline(Pipeline):
                     flow.heard = None
             return ()
         events = self._table.feed_both(segment, now)
+        if len(events) > 1:
+            events = self._some(events)
         commands: list[Command] = []
+        self._do(events, commands)
+        if segment[1] & ACCEPTED and self._protocol is Protocol.RAW:
+            self._accept(segment, commands)
+        return self._routed(commands) if commands else commands
+
+    def work(self, now: float) -> Sequence[Command]:
+        """As in `Pipeline`; the time is that of what was fed last."""
+        self._now = now
+        commands: list[Command] = []
+        self._do(self._some(self._taken()), commands)
+        return self._routed(commands)
+
+    def _do(self, events: Iterable[EitherEvent], commands: list[Command]) -> None:
         for event in events:
             flow, chunk, turn = event
             if turn is ANSWER:
@@ -195,18 +210,12 @@ class ComparingPipeline(Pipeline):
                 self._step(event, commands)  # type: ignore[arg-type]
                 if type(chunk) is Gap:
                     self._gap(flow)
-        if segment[1] & ACCEPTED and self._protocol is Protocol.RAW:
-            self._accept(segment, commands)
-        return self._routed(commands) if commands else commands
 
     def expire(self, now: float) -> list[Command]:
         """Act on time-outs; call it a few times a second."""
         self._at(now)
         commands: list[Command] = []
-        for event in self._flows.expire(now):
-            self._step(event, commands)
-            if type(event[1]) is Gap:
-                self._gap(event[0])
+        self._do(self._some(self._flows.expire(now)), commands)
         if now >= self._next_tick:
             self._next_tick = now + TICK
             if now >= self._rotation.due:

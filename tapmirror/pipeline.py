@@ -9,8 +9,9 @@ Pure: no I/O, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, TypeAlias
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
 
 from tapmirror.events import (
     ACCEPTED,
@@ -20,6 +21,7 @@ from tapmirror.events import (
     Abort,
     Buffer,
     Command,
+    Cut,
     Dismissed,
     DropReason,
     End,
@@ -41,16 +43,23 @@ from tapmirror.spec import Pacing, Protocol, TapSpec
 from tapmirror.tracer import Tracer
 
 Framer: TypeAlias = RawFramer | RequestFramer
+AnyEvent = TypeVar("AnyEvent", bound=tuple[Flow, Any, Any])
 
 _NOTHING: Final[tuple[Command, ...]] = ()
 TLS_HANDSHAKE: Final = b"\x16\x03"
 """What a record of TLS begins with that begins a connection: its type, and the version's first byte (RFC 8446, 5.1)."""
 
 
+AT_ONCE: Final = 1 << 17
+"""Bytes of a connection that are framed in one go, and then to the end of a segment.  What waited behind a hole comes
+all at once, 6 MiB by default: 220,000 small requests, or a million chunks of one byte, which take some seconds."""
+
+
 class Pipeline:
     """Segments to commands, for one worker of one tap.
 
     Without a `policy` all of them are for target 0.  A `tracer` marks requests, and is shown those that are marked.
+    While there is a `rest`, nothing is fed, and it acts on no time-outs: call `work`.
     """
 
     __slots__ = (
@@ -65,6 +74,7 @@ class Pipeline:
         "_tracer",
         "_trailers",
         "_turns",
+        "rest",
     )
 
     def __init__(
@@ -87,6 +97,8 @@ class Pipeline:
         self._host = constant_host(spec) if policy is None else None
         self._trailers = spec.redact is None
         """Trailers are fields like those of the head; where something is redacted they stay here."""
+        self.rest: deque[tuple[Flow, Any, Any]] = deque()
+        """Events that were too much to be done at once: `work` does some.  No data is a view of a segment."""
 
     @property
     def flows(self) -> FlowTable:
@@ -99,6 +111,8 @@ class Pipeline:
         begins = self._raw and segment[1] & ACCEPTED
         if not events and not begins:
             return _NOTHING
+        if len(events) > 1:
+            events = self._some(events)
         commands: list[Command] = []
         for event in events:
             flow, chunk, turn = event
@@ -117,8 +131,13 @@ class Pipeline:
     def expire(self, now: float) -> list[Command]:
         """Act on time-outs; call it a few times a second."""
         commands: list[Command] = []
-        for event in self._flows.expire(now):
-            self._step(event, commands)
+        self._do(self._some(self._flows.expire(now)), commands)
+        return commands if self._policy is None else self._policy.route(commands, now)
+
+    def work(self, now: float) -> Sequence[Command]:
+        """Do some of the `rest`."""
+        commands: list[Command] = []
+        self._do(self._some(self._taken()), commands)
         return commands if self._policy is None else self._policy.route(commands, now)
 
     def keep(self, threshold: int, now: float) -> Sequence[Command]:
@@ -128,6 +147,7 @@ class Pipeline:
         What went to the shadow of such a request is cut off there by a reset; whole requests that are queued still go.
         """
         commands: list[Command] = []
+        self._do(self._taken(), commands)
         for flow in self._flows.keep(threshold, now):
             self._give_up_prefix(flow, DropReason.SHARE)
             if flow.framer is not None:
@@ -140,6 +160,8 @@ class Pipeline:
     def held(self) -> tuple[int, int]:
         """(segments, bytes) in flight in reassembly and framing."""
         segments, size = self._flows.held()
+        # Without a `turn` it is production's (`answered`), of which there is no account.
+        size += sum(len(chunk) for _, chunk, turn in self.rest if isinstance(chunk, bytes) and turn is not None)
         for flow in self._flows:
             size += len(flow.prefix)
             if flow.framer is not None:
@@ -149,6 +171,7 @@ class Pipeline:
     def close(self, now: float) -> list[Command]:
         """The capture is over: give up what is not whole, and end every stream that is still open."""
         commands: list[Command] = []
+        self._do(self._taken(), commands)
         self._flows.close()
         for flow in self._flows:
             self._give_up_prefix(flow, DropReason.SHUTDOWN)
@@ -157,6 +180,29 @@ class Pipeline:
             if flow.opened:
                 commands.append(Finish(flow.id))
         return commands if self._policy is None else self._policy.route(commands, now) + self._policy.close()
+
+    def _some(self, events: Iterable[AnyEvent]) -> Sequence[AnyEvent]:
+        """Of these as much as may be done at once; the rest waits.  There are no others that wait."""
+        some: list[AnyEvent] = []
+        size = 0
+        for event in events:
+            flow, chunk, turn = event
+            if size < AT_ONCE:
+                some.append(event)
+                size += len(chunk) if isinstance(chunk, (bytes, memoryview)) else 0
+            else:
+                self.rest.append((flow, _lasting(chunk), turn))
+        return some
+
+    def _taken(self) -> list[tuple[Flow, Any, Any]]:
+        """The `rest`, which is none then."""
+        rest = list(self.rest)
+        self.rest.clear()
+        return rest
+
+    def _do(self, events: Iterable[Event], commands: list[Command]) -> None:
+        for event in events:
+            self._step(event, commands)
 
     def _step(self, event: Event, commands: list[Command]) -> None:
         flow, chunk, turn = event
@@ -274,3 +320,10 @@ class Pipeline:
         if flow is not None and not flow.opened and not flow.midstream:
             self._flows.framed(flow)
             self._open(flow, False, commands)
+
+
+def _lasting(chunk: Any) -> Any:
+    """The same, without being a view of a segment's payload."""
+    if isinstance(chunk, memoryview):
+        return bytes(chunk)
+    return Cut(bytes(chunk.data), chunk.length) if isinstance(chunk, Cut) else chunk

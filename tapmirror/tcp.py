@@ -126,7 +126,19 @@ class Receiver:
     itself, provided that `simple` is true.
     """
 
-    __slots__ = ("_count", "_held", "_ledger", "_pool", "_queue", "_urgent", "ended", "next", "position", "simple")
+    __slots__ = (
+        "_count",
+        "_edge",
+        "_held",
+        "_ledger",
+        "_pool",
+        "_queue",
+        "_urgent",
+        "ended",
+        "next",
+        "position",
+        "simple",
+    )
 
     def __init__(self, seq: int, pool: Pool, ledger: Ledger) -> None:
         self.next = seq & MASK
@@ -138,6 +150,8 @@ class Receiver:
         self._queue: list[Held] = []
         self._count = 0
         self._held = 0
+        self._edge = 0
+        """The highest end of what is held, while something is: what reaches further is discarded last."""
         self._urgent = -1
         """Place of the byte that an urgent pointer marks; -1: none."""
         self._pool = pool
@@ -157,7 +171,7 @@ class Receiver:
         place = self.position + distance(seq, self.next)
         if place == self.position or (self.ended and place == self.position - 1):
             return True
-        return bool(self._queue) and place == max(held.end for held in self._queue)
+        return bool(self._queue) and place == self._edge
 
     def crowded(self, size: int) -> bool:
         """There is no room to hold `size` more bytes."""
@@ -344,6 +358,7 @@ class Receiver:
                 self._ledger.drop(refused, size, 1)
             return
         held = Held(start, end, fin, bytes(payload), ack)
+        self._edge = max(self._edge, end) if queue else end
         self._count += 1
         self._held += size
         self._pool.bytes += size

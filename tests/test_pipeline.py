@@ -26,7 +26,7 @@ from tapmirror.events import (
 )
 from tapmirror.ledger import Ledger
 from tapmirror.packet import flow_hash
-from tapmirror.pipeline import Pipeline
+from tapmirror.pipeline import AT_ONCE, Pipeline
 from tapmirror.spec import Limits, Pacing, Protocol, Redact, Shadow, TapSpec
 from tapmirror.tracer import Loop, Tracer
 
@@ -421,3 +421,63 @@ def test_a_field_of_that_name_is_nothing_to_a_tap_that_does_not_look() -> None:
     assert [(command.data, command.flags) for command in tap.said if isinstance(command, Send)] == [
         (request, START | END)
     ]
+
+
+def behind_a_hole(tap: Tap, data: bytes) -> None:
+    """A connection of which the first byte is missing while all this comes, and then comes."""
+    tap.put(ACCEPTED, 0)
+    for at in range(1, len(data), 8_000):
+        tap.put(ACK, at, data[at : at + 8_000])
+    assert not tap.sent
+    tap.put(ACK, 0, data[:1])
+
+
+CHUNKS = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 500 + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("whole", [GET, CHUNKS])
+def test_much_that_comes_at_once_is_done_in_several_turns(whole: bytes) -> None:
+    tap = Tap()
+    data = whole * (1_000_000 // len(whole))
+    behind_a_hole(tap, data)
+    turns, before = 0, 0
+    while tap.pipeline.rest:
+        assert tap.settled() == tap.fed
+        assert len(tap.sent) - before <= AT_ONCE + 8_000
+        turns, before = turns + 1, len(tap.sent)
+        for command in tap.pipeline.work(1.0):
+            tap.keep(command)
+    assert turns == len(data) // AT_ONCE
+    assert tap.sent == data
+    assert tap.ledger.requests.seen == len(data) // len(whole)
+
+
+@pytest.mark.parametrize("end", ["close", "keep"])
+def test_what_is_left_to_do_is_done_at_the_end(end: str) -> None:
+    tap = Tap()
+    data = GET * 10_000
+    behind_a_hole(tap, data)
+    assert tap.pipeline.rest
+    for command in tap.pipeline.close(2.0) if end == "close" else tap.pipeline.keep(0, 2.0):
+        tap.keep(command)
+    assert not tap.pipeline.rest
+    assert tap.sent == data
+    assert tap.settled() == tap.fed
+
+
+def test_of_what_time_outs_release_some_is_done_too() -> None:
+    tap = Tap(limits=Limits(hole_time=1.0))
+    data = GET * 20_000
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET)
+    step = len(GET) * 300
+    for at in range(len(GET), len(data), step):  # each time the client has got something: a boundary that is certain
+        tap.put(ACK, at + len(GET), data[at : at + step], ack=at)
+    for now in (3.0, 3.1):  # the first one only makes a list
+        for command in tap.pipeline.expire(now):
+            tap.keep(command)
+    assert tap.pipeline.rest and tap.settled() == tap.fed
+    while tap.pipeline.rest:
+        for command in tap.pipeline.work(3.0):
+            tap.keep(command)
+    assert tap.sent == GET + data[len(GET) + step :]  # the first after the gap does not tell whether it is a boundary

@@ -440,6 +440,36 @@ def test_stopped_it_takes_no_more_and_what_is_there_can_be_read(lab: Lab) -> Non
         assert payloads(both.live) == [b"before"]
 
 
+def test_the_limits_of_a_read(lab: Lab) -> None:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
+        for number in range(12):
+            wire.send(wire.segment(b"x" * 1_000, seq=number))
+        source = both.live_source
+        found: list[int] = []
+        cut: list[bool] = []
+        while len(found) < 12:
+            until(lambda: not source.empty(), "the packets")
+            read = [segment[2] for segment in source.read(100, 2_500)]
+            assert len(read) <= 4  # with headers, and what the block has beside them
+            found += read
+            cut.append(source.cut)
+        assert found == list(range(12))
+        assert True in cut and not cut[-1]
+
+
+def test_a_read_that_is_left_amid_the_segments_of_one_packet(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
+        source = both.live_source
+        judged = source._judge.judged
+        monkeypatch.setattr(source._judge, "judged", lambda *packet: judged(*packet) * 3)
+        wire.send(wire.segment(b"x", seq=1))
+        wire.send(wire.segment(b"y", seq=2))
+        until(lambda: not source.empty(), "the packets")
+        found = [bytes(next(source.read(100))[5])]
+        found += [bytes(segment[5]) for segment in source.read(100)]
+        assert b"".join(found) == b"xxxyyy"
+
+
 def test_how_long_a_packet_has_waited(lab: Lab) -> None:
     with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
         source = both.live_source

@@ -125,6 +125,21 @@ def test_the_limit_of_a_read(lab: Lab) -> None:
         assert [segment[2] for segment in both.ring_source.read(100)] == [5, 6, 7, 8, 9]
 
 
+def test_the_limit_of_a_read_in_bytes(lab: Lab) -> None:
+    """A read ends behind the record with which it is reached."""
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
+        for number in range(10):
+            wire.send(wire.segment(b"x" * 1_000, seq=number))
+        until(lambda: both.ring_source.counters().emitted[0] == 10, "10 to be there")
+        source = both.ring_source
+        found, cut = [], []
+        for limit, size in ((100, 2_500), (2, 2_500), (100, 50_000), (100, 2_500)):
+            found.append([segment[2] for segment in source.read(limit, size)])
+            cut.append(source.cut)
+        assert found == [[0, 1, 2], [3, 4], [5, 6, 7, 8, 9], []]
+        assert cut == [True, True, False, False]
+
+
 def test_its_descriptor_is_readable_while_there_is_something(lab: Lab) -> None:
     with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire, select.epoll() as epoll:
         epoll.register(both.ring_source.fileno(), select.EPOLLIN)

@@ -20,7 +20,7 @@ from tapmirror.replay import Reactor, Replay
 from tapmirror.source import Counters
 from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.tracer import Loop, Tracer
-from tapmirror.worker.loop import BATCH, Worker
+from tapmirror.worker.loop import BATCH, BATCH_BYTES, Worker
 from tapmirror.worker.setup import MESSAGE
 
 REST = {each.name for each in msgspec.structs.fields(Counters)} - {"seen", "emitted", "loop"}
@@ -60,11 +60,11 @@ def test_a_worker_that_was_kept_off_the_cpu_catches_up_in_small_batches(monkeypa
     asked: list[int] = []
     here = SimpleNamespace(age=0.0, fill=0.0)
 
-    def read(limit: int) -> Iterator[Any]:
+    def read(limit: int, size: int) -> Iterator[Any]:
         asked.append(limit)
         yield from ()
 
-    source: Any = SimpleNamespace(age=lambda now: here.age, fill=lambda: here.fill, read=read)
+    source: Any = SimpleNamespace(age=lambda now: here.age, fill=lambda: here.fill, read=read, cut=False)
     nothing: Any = SimpleNamespace(execute=None)
     worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, nothing, Ledger())
 
@@ -86,14 +86,16 @@ def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches(monkeypatch: p
     asked: list[int] = []
     here = SimpleNamespace(age=0.0)
 
-    def read(limit: int) -> Iterator[Any]:
+    def read(limit: int, size: int) -> Iterator[Any]:
         asked.append(limit)
         yield from [None] * limit
 
-    source: Any = SimpleNamespace(age=lambda now: here.age, fill=lambda: 0.0, read=read)
+    source: Any = SimpleNamespace(age=lambda now: here.age, fill=lambda: 0.0, read=read, cut=False)
     nothing: Any = SimpleNamespace(execute=None)
     worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, nothing, Ledger())
-    worker._pipeline = SimpleNamespace(feed=lambda segment, now: (), flows=SimpleNamespace(ack_requests=()))  # type: ignore[assignment]
+    worker._pipeline = SimpleNamespace(  # type: ignore[assignment]
+        feed=lambda segment, now: (), flows=SimpleNamespace(ack_requests=()), rest=()
+    )
 
     for turn in range(4):
         here.age = 0.005 * turn
@@ -103,6 +105,74 @@ def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches(monkeypatch: p
     assert asked == [BATCH] * 4
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_after_a_batch_that_ended_for_its_bytes_there_is_no_pause(monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    asked: list[int] = []
+
+    def read(limit: int, size: int) -> Iterator[Any]:
+        asked.append(size)
+        return iter([None] * 8)
+
+    worker = looping(SimpleNamespace(age=lambda now: 0.0, read=read, cut=cut), SimpleNamespace(rest=()))
+    worker.run(lambda: 0.001)
+    os.close(worker._memory)
+
+    assert asked == [BATCH_BYTES]
+    assert bool(pauses) is not cut
+
+
+def test_what_is_left_of_a_segment_is_done_before_the_next_one_is_read_and_others_get_their_turns_between() -> None:
+    done: list[str] = []
+    rest: list[int] = []
+
+    def feed(segment: Any, now: float) -> tuple[()]:
+        done.append("feed")
+        rest.extend([1, 2])
+        return ()
+
+    def work(now: float) -> tuple[()]:
+        done.append("work")
+        rest.pop()
+        return ()
+
+    def expire(now: float) -> tuple[()]:
+        done.append("expire")
+        return ()
+
+    def turn(wait: float, clock: Callable[[], float]) -> None:
+        done.append("turn")
+        assert wait == 0.0 or not rest
+        if done.count("turn") == 3:
+            worker.stop()
+
+    source = SimpleNamespace(
+        age=lambda now: 0.0, fill=lambda: 0.0, read=lambda limit, size: iter([None] * 2), cut=False
+    )
+    worker = looping(source, SimpleNamespace(feed=feed, work=work, expire=expire, rest=rest), turn)
+    worker.run(lambda: 0.001)
+    os.close(worker._memory)
+
+    assert done == ["feed", "turn", "work", "turn", "work", "expire", "turn"]
+
+
+def looping(source: Any, pipeline: SimpleNamespace, turn: Callable[..., None] | None = None) -> Worker:
+    """A worker whose loop runs with these, and `turn` in place of the shadows' sockets; without one it ends there."""
+    replay: Any = SimpleNamespace(
+        execute=None,
+        push=lambda: None,
+        expire=lambda now: None,
+        next_deadline=lambda: None,
+        run_once=turn or (lambda wait, clock: worker.stop()),
+    )
+    worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, replay, Ledger())
+    flows = SimpleNamespace(ack_requests=(), impatient=False)
+    defaults = {"feed": lambda segment, now: (), "expire": lambda now: (), "flows": flows}
+    worker._pipeline = SimpleNamespace(**{**defaults, **vars(pipeline)})  # type: ignore[assignment]
+    return worker
+
+
 def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: done.append("pause"))
@@ -110,7 +180,7 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeyp
     def stop(wait: float, clock: Callable[[], float]) -> None:
         worker.stop()
 
-    source: Any = SimpleNamespace(age=lambda now: 0.0, read=lambda limit: iter([None] * 8))
+    source: Any = SimpleNamespace(age=lambda now: 0.0, read=lambda limit, size: iter([None] * 8), cut=False)
     replay: Any = SimpleNamespace(
         execute=None,
         push=lambda: done.append("push"),
@@ -123,6 +193,7 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeyp
         feed=lambda segment, now: (),
         expire=lambda now: (),
         flows=SimpleNamespace(ack_requests=(), impatient=False),
+        rest=(),
     )
 
     worker.run(lambda: 0.001)
@@ -140,7 +211,8 @@ def test_what_the_time_at_the_end_did_not_suffice_for_is_dropped_and_not_under_w
     source: Any = SimpleNamespace(
         age=lambda now: 0.0,
         fill=lambda: 0.5,
-        read=lambda limit: iter(()),
+        read=lambda limit, size: iter(()),
+        cut=False,
         empty=lambda: False,
         stop=lambda: None,
         received=(2, 200),
@@ -166,7 +238,7 @@ def test_a_worker_that_finds_a_loop_says_so_and_reads_and_sends_no_more() -> Non
     tracer = Tracer(b"0" * 32)
     read: list[int] = []
 
-    def take(limit: int) -> Iterator[Any]:
+    def take(limit: int, size: int) -> Iterator[Any]:
         read.append(limit)
         tracer.loop = Loop(3, bytes(10) + b"\xff\xff\x0a\0\0\1")
         yield from ()
@@ -176,6 +248,7 @@ def test_a_worker_that_finds_a_loop_says_so_and_reads_and_sends_no_more() -> Non
         age=lambda now: 0.0,
         fill=lambda: 0.0,
         read=take,
+        cut=False,
         empty=lambda: False,
         stop=lambda: None,
         woken=lambda: None,

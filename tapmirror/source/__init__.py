@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from tapmirror.events import FlowKey, Segment
+
+ENDLESS: Final = 1 << 62
+"""More bytes than there are."""
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -45,13 +48,16 @@ class Source(Protocol):
         before us.
         """
 
+    cut: bool
+    """The last `read` left something for its bound of bytes."""
+
     def fileno(self) -> int:
         """Readable while there is something to read."""
 
-    def read(self, limit: int) -> Iterator[Segment]:
-        """Yield at most `limit` of the segments that are there now.
+    def read(self, limit: int, size: int = ENDLESS) -> Iterator[Segment]:
+        """Yield at most `limit` of the segments that are there now, and none after so many bytes of the capture.
 
-        A segment's payload is valid until the next step.
+        A segment's payload is valid until the next step.  Who leaves it in the middle gets the others next time.
         """
 
     def empty(self) -> bool:

@@ -22,7 +22,7 @@ from tapmirror import wall
 from tapmirror.admission import Admission
 from tapmirror.events import FlowKey, Segment
 from tapmirror.packet import Decoder
-from tapmirror.source import Counters
+from tapmirror.source import ENDLESS, Counters
 from tapmirror.source.filter import REFUSE_ALL
 from tapmirror.source.judge import FRAME, Judge
 from tapmirror.source.packet_ring import SOL_PACKET, PacketRing
@@ -61,6 +61,10 @@ class LiveSource:
         """What the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns."""
         self._pieces = 0
         """Fragments that were counted as discarded."""
+        self.cut = False
+        """The last `read` left something for its bound of bytes."""
+        self._unread: Iterator[Segment] = iter(())
+        """Segments of the last packet that was read."""
         self._discarded = 0, 0
         """Segments and bytes that were captured and will not be read."""
         self._take_over()
@@ -93,14 +97,22 @@ class LiveSource:
         """The packet socket."""
         return self._sock.fileno()
 
-    def read(self, limit: int) -> Iterator[Segment]:
-        """Yield the segments of at most `limit` packets that are there."""
+    def read(self, limit: int, size: int = ENDLESS) -> Iterator[Segment]:
+        """Yield the segments of at most `limit` packets that are there, and of none after `size` bytes of them."""
         left = limit
         ring, view, judged = self._ring, self._ring.view, self._judge.judged
+        self.cut = False
+        yield from self._unread
         try:
             while left and (ring.left or self._ready()):
+                if size <= 0:
+                    self.cut = True
+                    break
                 left -= 1
-                yield from judged(view, ring.begin(), self._real)
+                at = ring.begin()
+                size -= ring.at - at
+                self._unread = iter(judged(view, at, self._real))
+                yield from self._unread
         finally:
             if left < limit:
                 self._note()

@@ -29,7 +29,7 @@ from typing import Final
 
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import BUCKETS, flow_hash, shard_of
-from tapmirror.source import Counters, order
+from tapmirror.source import ENDLESS, Counters, order
 from tapmirror.spec import MAX_WORKERS
 
 RECORD: Final = struct.Struct("<QIIIIII40s")
@@ -94,6 +94,8 @@ class RingSource:
         self._counters = memoryview(self._maps[2])[start : start + counter_bytes()].cast("Q")
         self._wants = self._maps[3]
         self._shard = shard
+        self.cut = False
+        """The last `read` left something for its bound of bytes."""
         first = _NOTES + 3 * self._consumer[_VALID]
         self._position, self._segments, self._bytes = self._consumer[first : first + 3]
         self._take_over(shard, workers)
@@ -150,17 +152,20 @@ class RingSource:
         """The ring's descriptor: epoll reports it readable while it holds records."""
         return self._fd
 
-    def read(self, limit: int) -> Iterator[Segment]:
-        """Yield the records that are there, at most `limit`."""
+    def read(self, limit: int, size: int = ENDLESS) -> Iterator[Segment]:
+        """Yield the records that are there, at most `limit`, and of those that begin in the next `size` bytes."""
         position = self._position
         produced = self._producer[0]
+        self.cut = produced - position > size
         if position == produced:
             return
+        if self.cut:
+            produced = position + size
         fence = order.FENCE
         if fence is not None:
             fence()
-        lengths, data, size, unpack = self._lengths, self._data, self._size, RECORD.unpack_from
-        offset = position & (size - 1)
+        lengths, data, whole, unpack = self._lengths, self._data, self._size, RECORD.unpack_from
+        offset = position & (whole - 1)
         left = limit
         next_note = left - _GIVE_BACK
         claimed = self._consumer[_CLAIM]
@@ -177,12 +182,12 @@ class RingSource:
                 padded = ((header & _LENGTH if header > _LENGTH else header) + 15) & ~7
                 position += padded
                 offset += padded
-                if offset >= size:
-                    offset -= size
+                if offset >= whole:
+                    offset -= whole
                 left -= 1
                 if header <= _LENGTH:  # neither busy nor discarded
                     record = data
-                    if start + 8 + header > size:
+                    if start + 8 + header > whole:
                         record = memoryview(b"".join((data[start:], data[:offset])))
                         start = 0
                     time_ns, seq, ack, length, caplen, _, flags, key = unpack(record, start + 8)
