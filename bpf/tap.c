@@ -405,6 +405,13 @@ static inline int wants_answers(const struct tap_wants *w, u32 hash, u32 shard)
 	return (w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) || ((hash - of->first) & 0xffff) < of->count;
 }
 
+/* In the flags of a handshake: the client need not acknowledge exactly production's SYN.  It may have more of production
+ * already where the SYN's data was accepted, and where it did so before and there was no room to tell. */
+#define TAP_LOOSE 0x800
+#define TAP_ANSWERED (TAP_ACCEPTED | TAP_MULTIPATH)
+/* Furthest that a number can be from that of the handshake: the largest window. */
+#define PLAUSIBLE (1u << 30)
+
 #define MAX_OPTIONS 16
 #define OPTION_MPTCP 30
 
@@ -436,8 +443,12 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	if (p->flags & SYN) {
 		if (!(p->flags & ACK))
 			return 0;
+		struct tap_key k = *key;
 		struct tap_first first = {.client = p->ack, .server = p->seq + 1, .flags = kind_of(skb, p)};
-		handshakes.update(key, &first);
+		struct tap_first *before = handshakes.lookup(&k);
+		if (before && before->client == p->ack)
+			first.flags |= before->flags & TAP_LOOSE;
+		handshakes.update(&k, &first);
 		count(shard, TAP_SYN_ACK, 1, 0);
 		return 0;
 	}
@@ -461,17 +472,33 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	return 0;
 }
 
-/* The client completed a handshake that production answered: say so, once. */
+/* Remember what would acknowledge the data of a SYN: production takes it only with a valid cookie. */
+static inline void fast_open(const struct tap_key *key, const struct seen *p)
+{
+	struct tap_key k = *key;
+	struct tap_first *before = handshakes.lookup(&k);
+	if (before && before->flags & TAP_ANSWERED)
+		return;
+	struct tap_first first = {.client = p->seq + 1 + p->length, .flags = TAP_LOOSE};
+	handshakes.update(&k, &first);
+}
+
+/* The client completed a handshake that production answered: say so, once.  As in tcp_check_req() it must acknowledge
+ * production's SYN and no more: who cannot see that, because he writes under another's address, has to guess it. */
 static inline void complete(const struct tap_key *key, const struct seen *p, u32 hash)
 {
 	struct tap_key k = *key;
 	struct tap_first *first = handshakes.lookup(&k);
-	if (!first || p->ack - first->server >= 1u << 30 || p->seq + 1 - first->client >= 1u << 30)
+	if (!first || !(first->flags & TAP_ANSWERED) || p->seq + 1 - first->client >= PLAUSIBLE)
+		return;
+	if (p->ack - first->server >= (first->flags & TAP_LOOSE ? PLAUSIBLE : 1))
 		return;
 	struct seen begin = {.seq = first->client, .ack = first->server};
-	if (emit_bare(key, &begin, hash, first->flags, 0)) {
+	if (emit_bare(key, &begin, hash, first->flags & TAP_ANSWERED, 0)) {
 		handshakes.delete(&k);
 		count(shard_of(hash), TAP_ACCEPTED_COUNT, 1, 0);
+	} else {
+		first->flags |= TAP_LOOSE;
 	}
 }
 
@@ -510,9 +537,11 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 		count(shard, TAP_FRAGMENT, records, p->length);
 		return 0;
 	}
-	if (p->flags & SYN)
+	if (p->flags & SYN) {
 		count(shard, TAP_SYN, 1, 0);
-	else if (p->flags & ACK)
+		if (records && !(p->flags & ACK))
+			fast_open(key, p);
+	} else if (p->flags & ACK)
 		complete(key, p, hash);
 	if (!records) {
 		if (p->flags & (FIN | RST | URG))

@@ -26,7 +26,10 @@ MASK: Final = 0xFFFFFFFF
 CHUNK: Final = 65_536
 """TAP_CHUNK of bpf/tap.h: a larger packet (BIG TCP) is several records, and what ends something goes with the last."""
 PLAUSIBLE: Final = 1 << 30
-"""Furthest an acknowledgement can be from the handshake that it completes: the largest window."""
+"""Furthest a number can be from that of the handshake: the largest window."""
+LOOSE: Final = 0x800
+ANSWERED: Final = ACCEPTED | MULTIPATH
+"""TAP_LOOSE, TAP_ANSWERED of bpf/tap.c."""
 
 
 class Way(NamedTuple):
@@ -176,10 +179,9 @@ class Admission:
             return []
         if flags & SYN:
             if flags & ACK:
-                self._handshakes.pop(key, None)
-                self._handshakes[key] = (ack, (seq + 1) & MASK, flags & MULTIPATH or ACCEPTED)
-                if len(self._handshakes) > HANDSHAKES:
-                    self._handshakes.popitem(last=False)
+                client, _, kind = self._handshakes.pop(key, (None, 0, 0))
+                kind &= LOOSE if client == ack else 0
+                self._remember(key, ack, (seq + 1) & MASK, (flags & MULTIPATH or ACCEPTED) | kind)
                 self.count("syn_ack")
             return []
         if self._answer_bytes and size and not fragment and self._wants_answers(bucket):
@@ -226,6 +228,9 @@ class Admission:
         segments: list[Segment] = []
         if flags & SYN:
             self.count("syn")
+            if size and not flags & ACK and not self._handshakes.get(key, (0, 0, 0))[2] & ANSWERED:
+                self._handshakes.pop(key, None)
+                self._remember(key, (seq + 1 + size) & MASK, 0, LOOSE)
         elif flags & ACK and key in self._handshakes:
             segments = self._completed(key, seq, ack, time_ns)
         if not size and not flags & (FIN | RST | URG):
@@ -246,11 +251,18 @@ class Admission:
     def _completed(self, key: FlowKey, seq: int, ack: int, time_ns: int) -> list[Segment]:
         """The report of a handshake that production answered and the client completed."""
         client, server, kind = self._handshakes[key]
-        if (ack - server) & MASK >= PLAUSIBLE or (seq + 1 - client) & MASK >= PLAUSIBLE:
+        if not kind & ANSWERED or (seq + 1 - client) & MASK >= PLAUSIBLE:
+            return []
+        if (ack - server) & MASK >= (PLAUSIBLE if kind & LOOSE else 1):
             return []
         del self._handshakes[key]
         self.count("accepted")
-        return [(key, kind, client, server, 0, b"", time_ns)]
+        return [(key, kind & ANSWERED, client, server, 0, b"", time_ns)]
+
+    def _remember(self, key: FlowKey, client: int, server: int, kind: int) -> None:
+        self._handshakes[key] = (client, server, kind)
+        if len(self._handshakes) > HANDSHAKES:
+            self._handshakes.popitem(last=False)
 
 
 def _chunks(segment: Segment) -> Iterator[Segment]:

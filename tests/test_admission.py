@@ -58,7 +58,9 @@ def test_a_connection() -> None:
     assert tap.totals["accepted"] == (1, 0)
 
 
-@pytest.mark.parametrize(("seq", "ack"), [(100, 499), (98, 500), (100 + (1 << 31), 500), (100, 500 + (1 << 30))])
+@pytest.mark.parametrize(
+    ("seq", "ack"), [(100, 499), (98, 500), (100 + (1 << 31), 500), (100, 501), (100, 500 + (1 << 31))]
+)
 def test_what_does_not_complete_the_handshake(seq: int, ack: int) -> None:
     tap = admission()
     tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
@@ -71,6 +73,30 @@ def test_data_may_complete_it() -> None:
     tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
     found = brief(tap.admit(packet(flags=PSH | ACK, data=b"x", seq=100, ack=500), False, 0))
     assert found == [(ACCEPTED, 100, 500, b""), (PSH | ACK, 100, 500, b"x")]
+
+
+@pytest.mark.parametrize(
+    ("seq", "taken", "ack", "accepted"),
+    [
+        (99, 102, 900, True),  # all of the SYN's data: production may answer before the handshake is complete
+        (99, 100, 900, False),  # none of it
+        (99, 101, 900, False),
+        (99, 100, 500, True),
+        (99, 102, 499, False),
+        (98, 102, 900, False),
+    ],
+)
+def test_where_the_data_of_the_syn_was_accepted_the_client_may_have_an_answer_already(
+    seq: int, taken: int, ack: int, accepted: bool
+) -> None:
+    """RFC 7413."""
+    tap = admission()
+    tap.admit(packet(flags=SYN, seq=seq, data=b"xy"), False, 0)
+    assert brief(tap.admit(packet(seq=102, ack=0), False, 0)) == []
+    for _ in range(2):  # it may come again
+        tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=taken), True, 0)
+        tap.admit(packet(flags=SYN, seq=seq, data=b"xy"), False, 0)
+    assert brief(tap.admit(packet(seq=102, ack=ack), False, 0)) == [(ACCEPTED, taken, 500, b"")] * accepted
 
 
 def test_data_without_an_acknowledgement_does_not() -> None:

@@ -29,7 +29,7 @@ from scapy.all import (
 from captures import fates, payloads
 from program import Program
 from tapmirror import loader
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, SYN
 from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
 from tapmirror.source.ring import WANT_ANSWERS, WANT_ONE
@@ -279,6 +279,39 @@ def test_a_handshake_tells_whether_it_is_of_multipath_tcp(shards: Program, optio
     shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A"))
     found = [each[1:4] for records in shards.records() for each in records]
     assert found == [(kind, 100, 500)]
+
+
+@pytest.mark.parametrize(
+    ("port", "data", "taken", "ack", "accepted"),
+    [
+        (50_001, b"", 100, 500, True),
+        (50_002, b"", 100, 501, False),
+        (50_003, b"", 100, 499, False),
+        (50_004, b"xy", 102, 900, True),
+        (50_005, b"xy", 100, 900, False),
+    ],
+)
+def test_what_completes_a_handshake(
+    shards: Program, port: int, data: bytes, taken: int, ack: int, accepted: bool
+) -> None:
+    """Who has not seen production's SYN-ACK has to guess its number; a SYN's data (RFC 7413) may be answered before."""
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(data, sport=port, seq=99, flags="S"))
+    shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="SA", seq=499, ack=taken))
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=port, seq=102, ack=ack, flags="A"))
+    found = [each[1:4] for records in shards.records() for each in records if not each[1] & SYN]
+    assert found == [(ACCEPTED, taken, 500)] * accepted
+
+
+def test_a_handshake_whose_record_found_no_room_is_told_of_later() -> None:
+    """By then the client may have an answer."""
+    with Program(ring_bytes=1 << 12, promisc=True) as program:
+        program.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100))
+        while not counted(program)[0].control_lost[0]:
+            program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=40_001, flags="FA"))
+        program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A"))
+        program.records()
+        program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=900, flags="A"))
+        assert [each[1:4] for records in program.records() for each in records] == [(ACCEPTED, 100, 500)]
 
 
 def test_clients_of_the_networks_that_are_captured() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import bcc
 import pytest
 from pyroute2 import IPRoute
+from scapy.all import IP, TCP, Ether, Raw
 
 from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint
 from lab import HashSink, Host, Lab, LabError, Nginx, Snapshot, Span, load, until
@@ -131,6 +133,34 @@ def test_what_a_firewall_or_nobody_answers_is_not_mirrored(lab: Lab, capture: st
         assert other.connections == 0
         assert ledger["events"]["kernel_syn"] >= 2
         assert ledger["events"].get("shadow_connects", 0) == 0
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_who_writes_under_anothers_address_gets_nothing_to_the_shadow(lab: Lab, capture: str) -> None:
+    """He does not see production's SYN-ACK, and has to guess its number: production refuses what he sends."""
+    count = 100
+    near, far = (host.json("ip", "-j", "link", "show", "eth0")[0]["address"] for host in (lab.client, lab.node))
+    network = lab.client.addr4.rpartition(".")[0]
+    lab.node.run(["ip", "neigh", "replace", f"{network}.77", "lladdr", near, "dev", "eth0"])
+    forged = Ether(src=near, dst=far) / IP(src=f"{network}.77", dst=lab.node.addr4)
+    with lab.client.enter():
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    with Nginx(lab.node) as production, Nginx(lab.shadow) as shadow, sock:
+        sock.bind(("eth0", 0))
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
+            for number in range(count):
+                port = 20_000 + number
+                sock.send(bytes(forged / TCP(sport=port, dport=80, flags="S", seq=1_000)))
+                time.sleep(0.002)
+                ack = number * ((1 << 32) // count)  # a quarter of them is within 1 GiB of it
+                segment = TCP(sport=port, dport=80, flags="PA", seq=1_001, ack=ack)
+                sock.send(bytes(forged / segment / Raw(b"GET / HTTP/1.1\r\nHost: forged\r\n\r\n")))
+            assert load(lab.client, lab.node.addr4, requests=20, connections=20, per_connection=1).failed == 0
+            shadow.wait_for(20, PATIENCE)
+            ledger = tap.final()
+        assert (production.requests(), shadow.requests()) == (20, 20)
+        assert ledger["events"]["kernel_syn_ack"] >= count
+        assert ledger["events"]["kernel_accepted"] == ledger["requests"]["seen"] == 20
 
 
 FOREIGN = b"""
