@@ -57,11 +57,17 @@ def test_what_needs_a_comparison_is_refused_without_one(given: list[str]) -> Non
 
 
 @pytest.mark.parametrize("command", ["run", "start"])
-def test_a_noise_probe_needs_a_comparison_whatever_starts_the_tap(command: str) -> None:
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        ("off", "nothing is compared: set compare to a level"),
+        ("status", "has no effect with level status: it needs headers or body"),
+    ],
+)
+def test_a_noise_probe_needs_a_comparison_whatever_starts_the_tap(command: str, level: str, said: str) -> None:
     tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080", "--noise-probe", "5"]
-    result = CliRunner().invoke(main, [command, *tap])
-    line = "tapmirror: error: --noise-probe: nothing is compared: set compare to a level\n"
-    assert (result.exit_code, result.output) == (2, line)
+    result = CliRunner().invoke(main, [command, *tap, "--compare", level])
+    assert (result.exit_code, result.output) == (2, f"tapmirror: error: --noise-probe: {said}\n")
 
 
 def test_a_name_that_looks_like_an_option_is_refused() -> None:

@@ -111,6 +111,7 @@ def test_what_is_in_percent_may_say_so_wherever_it_stands() -> None:
         ("off", Compare()),
         ("{level: off}", Compare()),
         ("{level: headers, noise_probe: 2.5%, noise_relative: 30}", COMPARED),
+        ("{level: status, noise_probe: 0}", Compare(level=Level.STATUS, noise_probe=0.0)),
     ],
 )
 def test_a_comparison(text: str, want: Compare) -> None:
@@ -126,6 +127,7 @@ def test_a_comparison(text: str, want: Compare) -> None:
         ("{level: bodies}", "compare.level: 'bodies' is none of"),
         ("{noise_probe: x%}", "compare.noise_probe: 'x%' is not a number"),
         ("{noise_probe: 5%}", "compare.noise_probe: nothing is compared: set compare to a level"),
+        ("{level: status, noise_probe: 5}", "compare.noise_probe: has no effect with level status: it needs headers"),
         ("body\nprotocol: raw", "compare: pairs answers with requests"),
     ],
 )

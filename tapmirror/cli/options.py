@@ -123,7 +123,7 @@ OPTIONS: Final = (
         default="1",
         show_default=True,
         metavar="PERCENT",
-        help="Share of the safe requests that the shadow gets twice, to learn which values always differ.",
+        help="With headers or body: share of safe requests sent twice, to learn which values always differ.",
     ),
     click.option(
         "--workers",

@@ -132,6 +132,8 @@ class Compare(Checked, frozen=True, kw_only=True):
         """As of `TapSpec`."""
         if self.level is Level.OFF and self.noise_probe != NOISE_PROBE:
             yield "noise_probe", "nothing is compared: set compare to a level"
+        elif self.level is Level.STATUS and self.noise_probe not in (0, NOISE_PROBE):
+            yield "noise_probe", "has no effect with level status: it needs headers or body"
 
     def _check(self) -> Found:
         for i, name in enumerate(self.ignore_headers):
