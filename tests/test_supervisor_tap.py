@@ -178,7 +178,7 @@ def test_a_supervisor_that_is_killed_at_the_start_leaves_nothing(lab: Lab, tmp_p
             family.update(tree(process.pid))
             return any(moment in words for words in family.values())
 
-        until(begun, moment)
+        until(begun, moment, 60)
         process.kill()
         lab.node.stop(process)
         until(lambda: all(gone(pid) for pid in family), "all gone", PATIENCE)
