@@ -33,6 +33,16 @@ def test_every_yaml_file_is_read_and_nothing_else(tmp_path: Path) -> None:
     assert found["c"][1].name == "c"
 
 
+def test_workers_that_are_automatic_are_as_many_as_this_host_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "automatic", lambda: 3)
+    (tmp_path / "a.yaml").write_text(f"{TAP.format('a')}workers: auto\nbudget: {{memory: 100000000}}\n")
+    with pytest.raises(FolderError, match=r"a\.yaml:6: budget\.memory: .* the 126 MiB that 3 workers hold .*auto\)$"):
+        read(tmp_path)
+    assert "a" in read(tmp_path, kept=True)
+
+
 @pytest.mark.parametrize(
     ("count", "last"),
     [(1, None), (2, "p2"), (folder.TOLD, f"p{folder.TOLD}"), (1000, f"and {1000 - folder.TOLD} more")],

@@ -8,7 +8,9 @@ import pytest
 
 from daemon_rig import A, B, Rig, conversation, refused, tap
 from tapmirror.control.messages import MAX_TAPS
-from tapmirror.supervisor.permission import RefusedError, distinct
+from tapmirror.spec import Budget
+from tapmirror.supervisor import permission
+from tapmirror.supervisor.permission import RefusedError, distinct, unslipped
 
 
 @conversation
@@ -21,6 +23,15 @@ async def test_what_may_not_run_together(rig: Rig) -> None:
     ssh = tap("ssh", 22)
     await refused(rig.daemon.start([ssh], force=False), "refused", "port 22 is SSH's.*--force")
     assert await rig.daemon.start([ssh], force=True) == ["ssh"]
+
+
+def test_workers_that_are_automatic_are_as_many_as_this_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command's file may be of another host; the daemon's own is where they run."""
+    spec = tap("a", workers="auto", budget=Budget(memory=100_000_000))
+    unslipped([spec])
+    monkeypatch.setattr(permission, "automatic", lambda: 3)
+    with pytest.raises(RefusedError, match=r"^a: budget\.memory: .* the 126 MiB that 3 workers hold"):
+        unslipped([spec])
 
 
 def test_there_may_be_a_thousand_taps_and_no_more() -> None:

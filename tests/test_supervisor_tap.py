@@ -25,7 +25,7 @@ from lab.tap import COMMAND
 from tapmirror import privsep
 from tapmirror.precedence import NICENESS
 from tapmirror.spawn import how_ended
-from tapmirror.spec import Capture, Compare, Limits
+from tapmirror.spec import Budget, Capture, Compare, Limits
 from tapmirror.supervisor import workers
 from tapmirror.supervisor.addresses import Address
 from tapmirror.supervisor.sides import ENOUGH
@@ -454,6 +454,14 @@ def test_what_has_no_effect_is_said(lab: Lab, more: dict[str, Any], said: list[s
     with lab.node.enter():
         Tap(spec(**more), warnings.append, print).prepare()
     assert warnings == said
+
+
+def test_memory_is_held_against_the_workers_that_auto_is_here(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapmirror.supervisor.tap.automatic", lambda: 3)
+    warnings: list[str] = []
+    with lab.node.enter():
+        Tap(spec(workers="auto", budget=Budget(memory=100_000_000)), warnings.append, print).prepare()
+    assert len(warnings) == 1 and "126 MiB that 3 workers hold" in warnings[0]
 
 
 @pytest.mark.alone

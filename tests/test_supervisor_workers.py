@@ -25,8 +25,9 @@ from tapmirror import contract, privsep
 from tapmirror.ledger import summed
 from tapmirror.source.sockets import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
+from tapmirror.spec.tap import MAX_WORKERS
 from tapmirror.supervisor import workers
-from tapmirror.supervisor.workers import LoopFound, Seat, TapError, WorkerProcess
+from tapmirror.supervisor.workers import LoopFound, Seat, TapError, WorkerProcess, automatic
 from tapmirror.worker.setup import Setup
 from test_supervisor_metrics import Taps, compared, falls, snapshot
 
@@ -37,6 +38,14 @@ PATIENCE = 30.0
 def real(test: Any) -> Any:
     """A test of real workers, which mirror."""
     return pytest.mark.e2e(pytest.mark.ebpf(test))
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 1), (2, 1), (3, 1), (16, 8), (512, MAX_WORKERS)])
+def test_auto_leaves_production_half_of_the_processors(
+    monkeypatch: pytest.MonkeyPatch, processors: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(processors)))
+    assert automatic() == workers
 
 
 @pytest.fixture(scope="module")

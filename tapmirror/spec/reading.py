@@ -59,16 +59,16 @@ def read_taps(data: bytes) -> list[TapSpec]:
     return taps_of(load(data))
 
 
-def taps_of(documents: list[Document], *, kept: bool = False) -> list[TapSpec]:
+def taps_of(documents: list[Document], *, kept: bool = False, auto: int = 1) -> list[TapSpec]:
     """The taps of documents, each one tap or a list under `taps`.  Raises `FileError`.
 
-    `kept`: they were taken before, and what is no more than a slip (`TapSpec.slips`) is let pass.
+    `kept`: they were taken before, and what is no more than a slip (`TapSpec.slips`, also for `auto`) is let pass.
     """
     found = [problem for document in documents for problem in document.problems]
     taps: list[TapSpec] = []
     names: set[str] = set()
     for document in documents:
-        reader = _Reader(document, found, kept)
+        reader = _Reader(document, found, kept, auto)
         data = document.data
         items: list[tuple[Path, Any]] = [((), data)]
         if isinstance(data, dict) and set(data) == {"taps"}:
@@ -108,10 +108,11 @@ def read_settings(data: bytes) -> Settings:
 class _Reader:
     """One document's values to structures."""
 
-    def __init__(self, document: Document, found: list[Problem], kept: bool = False) -> None:
+    def __init__(self, document: Document, found: list[Problem], kept: bool = False, auto: int = 1) -> None:
         self._document = document
         self._found = found
         self._kept = kept
+        self._auto = auto
 
     def tap(self, data: Any, path: Path) -> list[TapSpec]:
         """The tap, or nothing: what is wrong has been told."""
@@ -176,7 +177,7 @@ class _Reader:
         values |= {name: _STAND_INS[name] for name in missing}
         if cls is TapSpec and not self._kept:  # whatever else is wrong with it: all is told at once
             said = (values.get("name", ""), values.get("compare", Compare()))
-            for where, message in slips(*said, values.get("budget", Budget()), values.get("workers", 1)):
+            for where, message in slips(*said, values.get("budget", Budget()), values.get("workers", 1), self._auto):
                 self._wrong((*path, *where.split(".")), message)
         try:
             built = cls(**values)

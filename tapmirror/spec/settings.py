@@ -13,9 +13,6 @@ class AllTaps(Checked, frozen=True, kw_only=True):
     """The most that all taps of a daemon may use together, in addition to the budget of each.  If they use more, the
     shares of all taps are lowered by one factor.  Absent: no limit but those of the taps, for only its operator knows
     what a host can spare.
-
-    Passing one lowers the shares of all taps by one factor.  Absent: no bound but those of the taps, for what a host
-    can spare only its operator knows.
     """
 
     cpu: float | None = None

@@ -321,9 +321,12 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                 elif mirror.shadow in [other.shadow for other in (rule.mirror or ())[:j]]:
                     yield f"rules[{i}].mirror[{j}]", f"{shown(mirror.shadow)} is there already"
 
-    def slips(self) -> Found:
-        """What is refused to whoever writes it, and was not always: a tap that was kept with it goes on."""
-        return slips(self.name, self.compare, self.budget, self.workers)
+    def slips(self, auto: int = 1) -> Found:
+        """What is refused to whoever writes it, and was not always: a tap that was kept with it goes on.
+
+        `auto`: how many workers that is on the host where it is to run; elsewhere one, at least, is certain.
+        """
+        return slips(self.name, self.compare, self.budget, self.workers, auto)
 
     def http_only(self) -> Iterator[str]:
         """The fields in use that make sense only where requests are known."""
@@ -368,7 +371,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
         return threshold(self.most()) if self.by is By.CONNECTION else 1 << 32
 
 
-def slips(name: str, compare: Compare, budget: Budget, workers: int | Literal["auto"]) -> Found:
+def slips(name: str, compare: Compare, budget: Budget, workers: int | Literal["auto"], auto: int) -> Found:
     """`TapSpec.slips` of what a tap is to have, which may have more that is wrong with it."""
     if name.startswith("-"):
         yield "name", f"{shown(name)} begins with -: commands would take it for an option"
@@ -376,7 +379,10 @@ def slips(name: str, compare: Compare, budget: Budget, workers: int | Literal["a
         yield "name", f"{shown(name)} has a /: `report` and `verdict` would take it for a file"
     for field, message in compare.slips():
         yield f"compare.{field}", message
-    if message := too_little(budget.memory, 1 if workers == "auto" else workers):
+    if workers == "auto":
+        if message := too_little(budget.memory, auto):
+            yield "budget.memory", f"{message} (workers: auto)"
+    elif message := too_little(budget.memory, workers):
         yield "budget.memory", message
 
 

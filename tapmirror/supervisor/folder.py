@@ -13,6 +13,7 @@ from tapmirror.spec.kubernetes import import_tap, is_kubernetes
 from tapmirror.spec.reading import read_settings, taps_of
 from tapmirror.spec.settings import Settings
 from tapmirror.supervisor.regular import content
+from tapmirror.supervisor.workers import automatic
 
 ENDINGS: Final = (".yaml", ".yml")
 MAX_FILES: Final = 1000
@@ -100,4 +101,4 @@ def taps_in(path: Path, *, kept: bool) -> list[TapSpec]:
     documents = load(content(path, MAX_BYTES))
     if is_kubernetes(documents):
         return [import_tap(documents, {}, {})[0]]
-    return taps_of(documents, kept=kept)
+    return taps_of(documents, kept=kept, auto=automatic())

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from tapmirror.control.messages import MAX_TAPS
 from tapmirror.spec import TapSpec
 from tapmirror.supervisor.plan import conflict, needs_force
+from tapmirror.supervisor.workers import automatic
 
 
 class RefusedError(Exception):
@@ -35,7 +36,7 @@ def distinct(specs: Sequence[TapSpec], running: Collection[str]) -> None:
 def unslipped(specs: Iterable[TapSpec]) -> None:
     """Raises `RefusedError` if one of them has what is refused to whoever writes it (`TapSpec.slips`)."""
     for spec in specs:
-        for field, message in spec.slips():
+        for field, message in spec.slips(automatic()):
             raise RefusedError("refused", f"{spec.name}: {field}: {message}")
 
 

@@ -33,7 +33,7 @@ from tapmirror.source.sockets import (
     open_live,
     open_shared,
 )
-from tapmirror.spec import MAX_WORKERS, Capture, Pacing, TapSpec
+from tapmirror.spec import Capture, Pacing, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.spec.sampled import part_of
 from tapmirror.supervisor.addresses import Address, largest_packet, packed, port
@@ -41,7 +41,7 @@ from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Liste
 from tapmirror.supervisor.probing import LEADS_BACK, Probing, field, refused, resolved
 from tapmirror.supervisor.resolving import Names, Undecided
 from tapmirror.supervisor.sides import ciphered, missing
-from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, Seat, TapError
+from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, Seat, TapError, automatic
 from tapmirror.worker.setup import Setup
 
 EXCLUDED: Final = 16
@@ -87,7 +87,7 @@ class Tap:
         """By AF_PACKET: a socket for each worker."""
         self._shared: dict[str, int] = {}
         """By AF_PACKET and of several workers: the interfaces that are captured, with their numbers."""
-        self._workers = workers_of(spec)
+        self._workers = automatic() if spec.workers == "auto" else spec.workers
         self._block_bytes = 0
         self._links = Links(spec.links(), self._hold)
         self._bell: Bell | None = None
@@ -122,7 +122,7 @@ class Tap:
             raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})")
         if not self.spec.most():
             self._warn(NOTHING)
-        for name, message in self.spec.slips():
+        for name, message in self.spec.slips(self._workers):
             self._warn(f"{name}: {message}")
         for i, shadow in enumerate(self.spec.shadows):
             if shadow.tls is not None and not shadow.tls.verify:
@@ -596,8 +596,3 @@ def quantiles(buckets: dict[str, int]) -> dict[str, float]:
     """For people, in milliseconds; nothing where nothing was timed."""
     found = {name: quantile(buckets, part) for name, part in (("p50_ms", 0.5), ("p99_ms", 0.99))}
     return {name: round(value * 1000, 3) for name, value in found.items() if value is not None}
-
-
-def workers_of(spec: TapSpec) -> int:
-    """How many workers the tap has here: `auto` leaves production half of the processors."""
-    return spec.workers if spec.workers != "auto" else max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // 2))

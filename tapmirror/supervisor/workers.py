@@ -29,6 +29,7 @@ from tapmirror import contract, privsep, stdio
 from tapmirror.events import DropReason
 from tapmirror.spawn import how_ended, unsignalled
 from tapmirror.spec.shadow import Shadow
+from tapmirror.spec.tap import MAX_WORKERS
 from tapmirror.supervisor.figures import checked, with_past
 from tapmirror.supervisor.log import printable
 from tapmirror.worker.setup import MESSAGE, STATE_BYTES, Setup
@@ -467,3 +468,8 @@ def written_off(ledger: dict[str, Any]) -> dict[str, Any]:
                 account["dropped"][lost] = account["dropped"].get(lost, 0) + account["in_flight"]
                 account["in_flight"] = 0
     return ledger
+
+
+def automatic() -> int:
+    """How many workers `workers: auto` is on this host: it leaves production half of the processors."""
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // 2))
