@@ -38,6 +38,8 @@ COMMAND: Final = "/usr/bin/tapmirror"
 """In the unit as it is shipped."""
 HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """Directories that the unit's ProtectHome= and PrivateTmp= hide from the service."""
+MAX_LINKS: Final = 40
+"""Symbolic links in one path that are followed, as by Linux."""
 SPECIAL: Final = frozenset("\"'\\%$")
 """Characters that mean something in ExecStart= (systemd.service(5)), as white space does."""
 SYSTEMD: Final = Path("/run/systemd/system")
@@ -86,9 +88,13 @@ def install_plan(root: Path, command: Path) -> list[Step]:
         raise InstallError(
             f"{str(command)!r}: a unit wants the whole path of a command, without spaces, quotes, % or $"
         )
-    if any(command.is_relative_to(hidden) for hidden in HIDDEN):
+    real = _followed(root, command)
+    hidden = [Path(each) for each in HIDDEN]
+    hidden += [_followed(root, each) for each in hidden]
+    if any(path.is_relative_to(each) for path in (command, real) for each in hidden):
+        link = "" if real == command else f" leads to {real}"
         raise InstallError(
-            f"{command}: the service cannot look there (ProtectHome=); install it below /opt or /usr/local"
+            f"{command}{link}: the service cannot look there (ProtectHome=); install it below /opt or /usr/local"
         )
     if root == Path("/") and not os.access(command, os.X_OK):
         raise InstallError(f"{command}: cannot be executed; give the command with --command")
@@ -103,6 +109,24 @@ def install_plan(root: Path, command: Path) -> list[Step]:
     if _is_live(root) and any(step.verb == "write" for step in steps):
         steps += [_run(words) for words in AFTER_INSTALL]
     return steps
+
+
+def _followed(root: Path, path: Path) -> Path:
+    """Where the links in an absolute path lead, for whom `root` is the root directory."""
+    found, left, links = Path("/"), [*reversed(path.parts[1:])], 0
+    while left:
+        part = left.pop()
+        here = root / found.relative_to("/") / part
+        if part == "..":
+            found = found.parent
+        elif here.is_symlink() and links < MAX_LINKS:
+            target = here.readlink()
+            found = Path("/") if target.is_absolute() else found
+            left += reversed(target.parts[target.is_absolute() :])
+            links += 1
+        else:
+            found /= part
+    return found
 
 
 def uninstall_plan(root: Path) -> list[Step]:

@@ -135,6 +135,35 @@ def test_a_command_that_the_service_could_not_see_is_refused(tmp_path: Path, hid
 
 
 @pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("usr/local/bin/tapmirror", "/home/me/.venv/bin/tapmirror"),
+        ("usr/local/bin/tapmirror", "../../../home/me/tapmirror"),
+        ("usr/local/bin", "/root/bin"),
+    ],
+)
+def test_a_command_that_is_a_link_is_where_it_leads(tmp_path: Path, link: str, target: str) -> None:
+    """As the service would have it: below the root of the image."""
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(InstallError, match=r"^/usr/local/bin/tapmirror leads to /(home|root)/.*: the service cannot"):
+        install_plan(tmp_path, Path("/usr/local/bin/tapmirror"))
+
+
+def test_what_hides_a_home_hides_it_by_each_of_its_names(tmp_path: Path) -> None:
+    (tmp_path / "home").symlink_to("/data/home")
+    for command in ("/data/home/me/tapmirror", "/home/me/tapmirror", "/opt/../home/me/tapmirror"):
+        with pytest.raises(InstallError, match="the service cannot look there"):
+            install_plan(tmp_path, Path(command))
+
+
+@pytest.mark.parametrize("target", ["srv/../srv", "opt"])
+def test_a_link_elsewhere_is_taken_and_one_to_itself_ends(tmp_path: Path, target: str) -> None:
+    (tmp_path / "opt").symlink_to(target)
+    assert install_plan(tmp_path, COMMAND)
+
+
+@pytest.mark.parametrize(
     "command", ["tapmirror", "./x/tapmirror", "/opt/my app/t", "/opt/50%/t", "/opt/$x/t", "/opt/a\n/t"]
 )
 def test_a_command_that_a_unit_would_read_otherwise_is_refused(tmp_path: Path, command: str) -> None:
