@@ -65,7 +65,7 @@ def test_rules_of_istio(tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(main, [*words, *address])
     assert done.exit_code == 0, done.stderr
-    assert "port 9080 at interface eth1" in done.stdout and "Host gets the suffix -shadow" in done.stdout
+    assert "port 9080 on interface eth1" in done.stdout and "Host gets the suffix -shadow" in done.stdout
     (warning,) = done.stderr.splitlines()
     assert warning.endswith(
         "route.yaml:4: spec.http[0].retries: is done by the proxy in the path, and not to the copies made here"
@@ -96,7 +96,7 @@ def test_from_gor() -> None:
     assert done.stderr == "tapmirror: --from-gor: --middleware: is a program of its own: a `hook` is the nearest\n"
     assert "# - --middleware: is a program" in done.stdout
     told = runner.invoke(main, ["explain", "-f", "-"], input=done.stdout).stdout
-    assert "TCP to port 8080 at interface eth1" in told and "gets 10 % of the requests" in told
+    assert "TCP to port 8080 on interface eth1" in told and "gets 10 % of the requests" in told
     strict = runner.invoke(main, ["spec", "--from-gor", command, "--iface", "eth1", "--strict"])
     assert (strict.exit_code, strict.stdout) == (2, "")
     assert strict.stderr.startswith("tapmirror: error: --from-gor: --middleware: ")
@@ -119,7 +119,7 @@ def test_from_nginx(tmp_path: Path) -> None:
     done = runner.invoke(main, ["spec", "--from-nginx", str(tmp_path / "nginx.conf"), "--iface", "eth1"])
     assert done.exit_code == 0
     assert done.stderr == f"tapmirror: {tmp_path}/nginx.conf:5: limit_rate: has no equivalent\n"
-    assert "gets 25 % of the values of client" in runner.invoke(main, ["explain", "-f", "-"], input=done.stdout).stdout
+    assert "gets 25 % of the clients" in runner.invoke(main, ["explain", "-f", "-"], input=done.stdout).stdout
     assert runner.invoke(main, ["spec", "--from-nginx", "-", "--iface", "eth1"], input=NGINX).stdout == done.stdout
     wrong = runner.invoke(main, ["spec", "--from-nginx", "-"], input=b"server {\n\0\xff")
     assert (wrong.exit_code, wrong.stdout) == (2, "")

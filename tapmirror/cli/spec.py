@@ -36,9 +36,9 @@ from tapmirror.spec.translated import Translation
     multiple=True,
     callback=joined,
     metavar="IFACE",
-    help="The interface, for these two translations.",
+    help="Interface of the tap, for --from-gor and --from-nginx.",
 )
-@click.option("--strict", is_flag=True, help="Refuse rules that have no equivalent.")
+@click.option("--strict", is_flag=True, help="Refuse rules that have no equivalent, for the same two.")
 def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, iface: str | None, strict: bool) -> None:
     """Print the reference of the file for `tapmirror run -f`, or translate another tool's rules into such a file.
 
@@ -87,13 +87,14 @@ def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, ifa
     help="Read taps from a YAML file; - is standard input.",
 )
 @click.option("--iface", multiple=True, callback=joined, metavar="IFACE", help="For Kubernetes files, as for `run`.")
-@click.option("--port", "ports", type=WHOLE, multiple=True, help="For Kubernetes files, as for `run`.")
+@click.option("--port", "ports", type=WHOLE, multiple=True, metavar="PORT", help="For Kubernetes files, as for `run`.")
 @click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="For Kubernetes files, as for `run`.")
 @click.option("--strict", is_flag=True, help="For Kubernetes files, as for `run`.")
 def explain(*, file: str, iface: str | None, ports: tuple[int, ...], resolve: tuple[str, ...], strict: bool) -> None:
     """Describe in plain words what each tap and rule will do, in which order, and what it costs.
 
-    Touches no interface and needs no root.
+    Words in parentheses, such as (no_rule), are the reasons by which the ledger counts what is not mirrored.  Touches
+    no interface and needs no root.
 
     \b
     Example:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 REQUEST_US: Final = 12.7
-"""All of a tap's CPU for a small GET on a kept connection, no rules (case "GET, HTTP")."""
+"""All of a tap's CPU for a small GET on a keep-alive connection, no rules (case "GET, HTTP")."""
 
 POLICY_US: Final = {
     "no_rules": 1.8,

@@ -17,7 +17,7 @@ from tapmirror.spec.sampled import STEP, By, Sampled, steps
 from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import Over, Pacing, Protocol, Rule, Spread, TapSpec
 
-BASE = f"about {REQUEST_US:.0f} us of CPU for a small request on a kept connection"
+BASE = f"about {REQUEST_US:.0f} us of CPU for each small request on a keep-alive connection (docs/COSTS.md)"
 HELD = "requests with a body are held in memory until they are complete"
 
 
@@ -25,8 +25,8 @@ def explain(tap: TapSpec) -> list[str]:
     """The lines, without line breaks; what belongs to something is indented by two spaces."""
     ports = " and ".join(str(port) for port in tap.ports)
     where = f" of {', '.join(tap.addrs)}" if tap.addrs else ""
-    lines = [f"Tap {tap.name}: TCP to port {ports}{where} at interface {tap.iface}"]
-    lines += _indented(["In the kernel (what is left out here costs almost nothing):", *_indented(_kernel(tap))])
+    lines = [f"Tap {tap.name}: TCP to port {ports}{where} on interface {tap.iface}"]
+    lines += _indented(["In the kernel (what is not captured costs almost nothing):", *_indented(_kernel(tap))])
     steps = list(_steps(tap))
     if steps:
         lines += _indented(["In the worker, for each request:", *_indented(steps)])
@@ -45,14 +45,15 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 
 def _kernel(tap: TapSpec) -> Iterable[str]:
-    if tap.by is By.CONNECTION:
-        yield f"{_percent(tap.most())} of the connections are captured, as a whole (seed {tap.seed})"
+    if tap.by is By.CONNECTION and tap.most() < 100:
+        share = _percent(tap.most())
+        yield f"{share} of the connections are captured, each completely or not at all (seed {tap.seed})"
     else:
         yield "all connections are captured"
     clients = captured_clients(tap)
     if clients:
         yield f"only clients in {', '.join(clients)} are captured (client)"
-    yield "a connection is mirrored only after production accepted it"
+    yield "a connection is mirrored only after production has accepted it"
     if tap.decap:
         yield "captured through AF_PACKET, with tunnels decoded: user space decides about every packet"
     if tap.ttl is not None:
@@ -68,7 +69,7 @@ def _steps(tap: TapSpec) -> Iterable[str]:
         how = (
             "as raw bytes"
             if tap.protocol is Protocol.RAW
-            else "as HTTP/1 requests or as raw bytes, by their first bytes"
+            else "as HTTP/1 requests or as raw bytes, depending on their first bytes"
         )
         yield f"connections are mirrored {how}"
     if tap.pacing is Pacing.WAIT:
@@ -79,17 +80,17 @@ def _steps(tap: TapSpec) -> Iterable[str]:
         yield f"{_share(tap)} pass (sampled out)"
     yield from _caps(tap)
     if tap.rules:
-        several = f"the first of {len(tap.rules)} rules that matches decides"
+        several = f"the first of the {len(tap.rules)} rules that matches decides"
         yield several if len(tap.rules) > 1 else "one rule decides, if it matches"
     if tap.spread is Spread.ROUND_ROBIN and len(tap.shadows) > 1:
-        yield "of the shadows that a rule names, one gets each request, in turn (turn)"
+        yield "each request goes to one of the shadows of its rule, in turn (turn)"
     if tap.redact is not None:
         yield f"redacted before anything leaves this host: {', '.join(_redactions(tap.redact))}"
     if tap.hook is not None:
         body = " with the body" if tap.hook.body else ""
         yield f"{tap.hook.call} is called{body}; it may change the request or drop it (hook)"
     if tap.loop_check and tap.protocol is not Protocol.RAW:
-        yield "one HTTP request a second gets the field Tapmirror-Loop; if it comes back to production, the tap ends"
+        yield "at most one HTTP request a second gets the field Tapmirror-Loop; if it reaches production, the tap ends"
 
 
 def _rule(rule: Rule, tap: TapSpec) -> str:
@@ -103,15 +104,15 @@ def _rule(rule: Rule, tap: TapSpec) -> str:
             mirror.shadow + (f" ({_share(mirror)})" if mirror.percent != 100 or mirror.ramp else "")
             for mirror in rule.mirror
         )
-    share = "" if rule.percent == 100 and rule.ramp is None else f"{_share(rule)} "
+    share = "" if rule.percent == 100 and rule.ramp is None else f", {_share(rule)}"
     limits = [f"; {cap}" for cap in _caps(rule)]
     if rule.body is not None:
         skips = rule.body.over is Over.SKIP
         limits.append(
             f"; with a body of more than {rule.body.max:,} bytes "
-            + ("it is not mirrored (body_limit)" if skips else "it is counted (bodies_over_limit)")
+            + ("it is not mirrored (body_limit)" if skips else "it is mirrored and counted (bodies_over_limit)")
         )
-    return f"{when}: {share}{to}{''.join(limits)}"
+    return f"{when}: mirrored {to}{share}{''.join(limits)}"
 
 
 def _match(match: Match) -> str:
@@ -133,20 +134,20 @@ def _match(match: Match) -> str:
 
 def _text(text: Text) -> str:
     if text.present is not None:
-        said = "is present" if text.present else "is absent"
+        said = "is present" if text.present != text.invert else "is absent"
     else:
-        word, value = next(
-            (word, value)
-            for word, value in (
-                ("is", text.exact),
-                ("begins with", text.prefix),
-                ("ends with", text.suffix),
-                ("matches", text.regex),
+        word, otherwise, value = next(
+            condition
+            for condition in (
+                ("is", "is not", text.exact),
+                ("begins with", "does not begin with", text.prefix),
+                ("ends with", "does not end with", text.suffix),
+                ("matches", "does not match", text.regex),
             )
-            if value is not None
+            if condition[2] is not None
         )
-        said = f"{word} {value}"
-    return f"{'not: ' if text.invert else ''}{said}{' (any case)' if text.ignore_case else ''}"
+        said = f"{otherwise if text.invert else word} {value}"
+    return f"{said}{' (any case)' if text.ignore_case else ''}"
 
 
 def _shadow(shadow: Shadow, tap: TapSpec) -> Iterable[str]:
@@ -155,7 +156,7 @@ def _shadow(shadow: Shadow, tap: TapSpec) -> Iterable[str]:
         secured = " with TLS" if shadow.tls.verify else " with TLS WITHOUT VERIFICATION of the certificate"
     yield f"at {shadow.end_point}{secured}"
     if shadow.match:
-        yield f"gets only: {' or '.join(_match(match) for match in shadow.match)} (no_match)"
+        yield f"gets only requests that match: {' or '.join(_match(match) for match in shadow.match)} (no_match)"
     if shadow.percent != 100 or shadow.ramp is not None:
         yield f"gets {_share(shadow)} (sampled out)"
     yield from _caps(shadow)
@@ -197,16 +198,16 @@ def _rewrites(rewrite: Rewrite) -> Iterable[str]:
         what = (
             f"prefix {rewrite.path.prefix}" if rewrite.path.prefix is not None else f"what matches {rewrite.path.regex}"
         )
-        yield f"path: {what} becomes {rewrite.path.becomes or 'nothing'}"
-    for word, names in (("set", rewrite.set_query), ("without", rewrite.remove_query)):
+        yield f"path: {what} {f'becomes {rewrite.path.becomes}' if rewrite.path.becomes else 'is removed'}"
+    for word, names in (("set", rewrite.set_query), ("removed", rewrite.remove_query)):
         if names:
-            yield f"query: {word} {', '.join(names)}"
+            yield f"query parameters {word}: {', '.join(names)}"
     if rewrite.host != KEEP:
-        yield {"target": "Host is the shadow's", "shadow-suffix": "Host gets the suffix -shadow"}.get(
+        yield {"target": "Host is the shadow's name", "shadow-suffix": "Host gets the suffix -shadow"}.get(
             rewrite.host, f"Host is {rewrite.host}"
         )
     for word, fields in (
-        ("without", rewrite.remove_headers),
+        ("removed", rewrite.remove_headers),
         ("set", (*rewrite.set_headers, *([rewrite.marker] if rewrite.marker else []))),
         ("added", (*rewrite.add_headers, *(["X-Forwarded-For"] if rewrite.x_forwarded_for else []))),
     ):
@@ -228,11 +229,13 @@ def _redactions(redact: Redact) -> Iterable[str]:
 
 
 def _share(sampled: Sampled) -> str:
-    what = {By.CONNECTION: "the connections", By.KEY: f"the values of {sampled.key}"}.get(sampled.by, "the requests")
-    spaced = ", evenly spaced" if sampled.by is By.EXACT else ""
+    key = (sampled.key or "").replace(":", " ", 1)
+    keys = "the clients" if key == "client" else f"the values of {key}"
+    what = {By.CONNECTION: "the connections", By.KEY: keys}.get(sampled.by, "the requests")
+    spaced = " (evenly spaced)" if sampled.by is By.EXACT else ""
     if sampled.ramp is not None:
         ramp = sampled.ramp
-        return f"{_percent(ramp.start)} to {_percent(ramp.end)} of {what}{spaced}, over {ramp.over:g} s,"
+        return f"from {_percent(ramp.start)} to {_percent(ramp.end)} of {what}{spaced}, within {ramp.over:g} s,"
     return f"{_percent(sampled.percent)} of {what}{spaced}"
 
 
@@ -248,14 +251,14 @@ def _caps(sampled: Sampled) -> Iterable[str]:
 
 
 def _cost(tap: TapSpec) -> Iterable[str]:
-    yield f"{BASE}, as `scripts/bench` measures it"
-    yield f"under the daemon fewer connections are captured where it passes {_budget(tap)}"
+    yield BASE
+    yield f"under the daemon, fewer connections are captured while it uses more than {_budget(tap)}"
     if _decides(tap):
-        yield f"deciding about a request at all: {_us(COST['no_rules'])}"
+        yield f"deciding what becomes of a request: {_us(COST['no_rules'])}"
     if tap.rules:
         each = (COST["20_rules"] - COST["no_rules"]) / 20
         several = (
-            f"rules: {_us(each * len(tap.rules))} if the last of {len(tap.rules)} matches, with one condition each"
+            f"rules: {_us(each * len(tap.rules))} if only the last of the {len(tap.rules)} matches, one condition each"
         )
         yield several if len(tap.rules) > 1 else f"the rule: {_us(each)}, with one condition"
         regexes = sum(text.regex is not None for rule in tap.rules for text in _texts(rule))
@@ -272,7 +275,7 @@ def _cost(tap: TapSpec) -> Iterable[str]:
     if tap.hook is not None:
         yield "the hook: its own time, shown in the ledger"
     if len(tap.shadows) > 1:
-        yield f"{len(tap.shadows)} shadows: one send for each"
+        yield f"{len(tap.shadows)} shadows: each copy is sent separately"
 
 
 def _decides(tap: TapSpec) -> bool:
@@ -296,8 +299,10 @@ def _texts(rule: Rule) -> Iterator[Text]:
 
 def _budget(tap: TapSpec) -> str:
     budget = tap.budget
-    bandwidth = "" if budget.bandwidth is None else f" or {budget.bandwidth:,.0f} bytes a second"
-    memory = f"{budget.memory_of(1 if tap.workers == 'auto' else tap.workers) >> 20:,} MiB"
-    each = f" ({budget.memory_of(3) // 3 >> 20} MiB each of more than two workers)"
-    more = each if tap.workers == "auto" and budget.memory is None else ""
-    return f"{budget.cpu:g} {'core' if budget.cpu == 1 else 'cores'}, {memory}{more}{bandwidth}"
+    cpu = f"{budget.cpu:g} {'core' if budget.cpu == 1 else 'cores'}"
+    memory = f"{budget.memory_of(1 if tap.workers == 'auto' else tap.workers) >> 20:,} MiB of memory"
+    if tap.workers == "auto" and budget.memory is None:
+        memory += f" ({budget.memory_of(3) // 3 >> 20} MiB for each of more than two workers)"
+    if budget.bandwidth is None:
+        return f"{cpu} or {memory}"
+    return f"{cpu}, {memory} or {budget.bandwidth:,.0f} bytes a second"
