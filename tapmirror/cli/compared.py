@@ -199,7 +199,9 @@ source_argument: Final = click.argument("source", metavar="NAME|FILE", shell_com
 
 @click.command(short_help="Report how a shadow's responses differ.")
 @source_argument
-@click.option("--format", "form", type=click.Choice([*FORMS]), default="terminal", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice([*FORMS]), default="terminal", show_default=True, help="Format of the report."
+)
 @limit_options
 @socket_option
 def report(source: str, form: str, socket: Path, **options: Any) -> None:

@@ -57,7 +57,8 @@ def limit_options(function: Function) -> Function:
             type=click.FloatRange(0, 0.5, min_open=True),
             default=defaults.alpha,
             show_default=True,
-            help="Probability that a verdict is wrong, however often you ask.",
+            metavar="P",
+            help="Highest probability that a verdict is wrong, however often you ask.",
         ),
         click.option(
             "--max-diff-rate",

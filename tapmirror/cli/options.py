@@ -63,7 +63,7 @@ OPTIONS: Final = (
         metavar="IFACE",
         help="Interface that production's traffic passes; a pattern (veth*), or any; repeatable.",
     ),
-    click.option("--port", "ports", type=WHOLE, multiple=True, help="Production's port; repeatable."),
+    click.option("--port", "ports", type=WHOLE, multiple=True, metavar="PORT", help="Production's port; repeatable."),
     click.option("--addr", "addrs", multiple=True, metavar="ADDRESS", help="Production's local address; repeatable."),
     click.option(
         "--shadow",
@@ -80,7 +80,9 @@ OPTIONS: Final = (
         metavar="PERCENT",
         help="Share of the connections to mirror.",
     ),
-    click.option("--seed", type=WHOLE, default=0, show_default=True, help="Selects which connections are mirrored."),
+    click.option(
+        "--seed", type=WHOLE, default=0, show_default=True, metavar="N", help="Selects which connections are mirrored."
+    ),
     click.option(
         "--protocol",
         type=click.Choice([p.value for p in Protocol]),

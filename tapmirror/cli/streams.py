@@ -30,7 +30,12 @@ BIG: Final = 32 << 20
 @click.command(short_help="List the TCP streams of a capture file.")
 @click.argument("file", type=click.Path(allow_dash=True, readable=False), metavar="FILE")
 @click.option(
-    "--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="Only connections with this port; repeatable."
+    "--port",
+    "ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    metavar="PORT",
+    help="Only connections with this port; repeatable.",
 )
 @click.option(
     "--out", type=click.Path(dir_okay=False), metavar="FILE.jsonl", help="Write to this file, not to standard output."

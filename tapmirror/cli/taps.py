@@ -167,7 +167,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     help="Read taps from a YAML file; - is standard input.",
 )
 @click.option("--iface", multiple=True, callback=joined, metavar="IFACE", help="For Kubernetes files, as for `run`.")
-@click.option("--port", "ports", type=WHOLE, multiple=True, help="For Kubernetes files, as for `run`.")
+@click.option("--port", "ports", type=WHOLE, multiple=True, metavar="PORT", help="For Kubernetes files, as for `run`.")
 @click.option("--resolve", multiple=True, metavar="NAME=HOST:PORT", help="For Kubernetes files, as for `run`.")
 @click.option("--strict", is_flag=True, help="For Kubernetes files, as for `run`.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
