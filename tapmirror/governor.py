@@ -367,7 +367,7 @@ class Breaker:
             self._by_answers = True
             if not any(health.heard for health in window) and 2 * sum(health.broke_off for health in window) > errors:
                 return SILENCE
-            return f"{errors / answers:.0%} of its answers are errors"
+            return f"{errors / answers:.0%} of its responses are errors"
         return ""
 
     def _gets_through(self, health: Health, now: float) -> bool:
@@ -406,7 +406,7 @@ class _Shadow:
     def update(self, health: Health, now: float) -> tuple[float, str]:
         """Its share and the reason."""
         slow = self._median(health, now) / self._latency
-        text = f"half of its answers take more than {self._latency:g} s"
+        text = f"half of its responses take more than {self._latency:g} s"
         share = self.throttle.update([Load(quotient=slow, text=text, settle=WINDOW, factor=0.5)], now)
         return min((self.breaker.update(health, now), self.breaker.reason), (share, self.throttle.reason))
 

@@ -165,7 +165,7 @@ def test_ctrl_c_says_that_the_daemon_goes_on(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_no_field_of_an_answer_is_not_read() -> None:
     for wrong, words in (("{}['shadows']", "has no 'shadows'"), ("format('x', ',')", "cannot be read")):
-        with pytest.raises(ControlError, match=f"answer {words}") as caught, asking.understood():
+        with pytest.raises(ControlError, match=f"response {words}") as caught, asking.understood():
             eval(wrong)
         assert caught.value.code == "version"
 

@@ -104,9 +104,9 @@ def test_on_a_narrow_terminal_reasons_have_the_whole_width() -> None:
 @pytest.mark.parametrize(
     ("width", "head"),
     [
-        (40, "SHADOW OF TAP TROUBLE AND ANSWERS"),
-        (60, "SHADOW OF TAP MIRRORED LOST TROUBLE AND ANSWERS"),
-        (80, "SHADOW OF TAP MIRRORED LOST P50 P99 TROUBLE AND ANSWERS"),
+        (40, "SHADOW OF TAP TROUBLE, RESPONSES"),
+        (60, "SHADOW OF TAP MIRRORED LOST TROUBLE, RESPONSES"),
+        (80, "SHADOW OF TAP MIRRORED LOST P50 P99 TROUBLE, RESPONSES"),
     ],
 )
 def test_on_a_narrow_terminal_what_is_wrong_with_a_shadow_can_be_read(width: int, head: str) -> None:

@@ -139,7 +139,7 @@ def test_texts_are_cut_and_printable() -> None:
     one, other = answer({"a": "x\x1b[31m" * 5000}), Answer(0, failure=Failure.CLOSED)
     found = sample(asked(b"GET / HTTP/1.1\r\n\r\n"), one, other, ["missing status"], RULES, Plain(), BASE, 0.0)
     one_sample = found["missing status"]
-    assert one_sample.shadow == "(no answer: closed)"
+    assert one_sample.shadow == "(no response: closed)"
     assert (one_sample.one, one_sample.other) == ("200", "closed")
     assert len(one_sample.production) < 4000
     assert "\x1b" not in one_sample.production

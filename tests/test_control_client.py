@@ -68,8 +68,12 @@ def test_a_daemon_whose_backlog_is_full(tmp_path: Path) -> None:
     [
         (b"", "lost", "the daemon closed the connection"),
         (b"half", "lost", "the daemon closed the connection"),
-        (b"rubbish\n", "bad_request", "not an answer"),
-        (b'{"v":1,"id":1,"ok":{"more":1}}\n', "version", "the daemon's answer has no 'taps': it is of another version"),
+        (b"rubbish\n", "bad_request", "not a response"),
+        (
+            b'{"v":1,"id":1,"ok":{"more":1}}\n',
+            "version",
+            "the daemon's response has no 'taps': it is of another version",
+        ),
         (b'{"v":1,"id":1,"error":{"code":"busy","message":"wait"}}\n', "busy", "wait"),
     ],
 )

@@ -135,7 +135,7 @@ def test_answers() -> None:
     with pytest.raises(ProtocolError, match="a, and 1 more") as caught:
         read_answer(write_error(3, "refused", "a, and 1 more", ["a", "b"]))
     assert caught.value.problems == ("a", "b")
-    with pytest.raises(ProtocolError, match="not an answer"):
+    with pytest.raises(ProtocolError, match="not a response"):
         read_answer(b"hello")
 
 

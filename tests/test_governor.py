@@ -341,7 +341,7 @@ def test_slow_answers_get_less_until_they_are_fast() -> None:
 
     decisions = run(plant, 1200)
     assert 0.2 < decisions[-1].share <= 0.5
-    assert decisions[-1].reason == "shadow v2: half of its answers take more than 5 s"
+    assert decisions[-1].reason == "shadow v2: half of its responses take more than 5 s"
     assert drops(shares(decisions)) <= 15
 
 
@@ -579,7 +579,7 @@ def test_what_production_leaves_unanswered_too_is_not_the_shadows_error() -> Non
 
     assert min(shares(run(plant(5, 0), 60))) == 1
     decisions = run(plant(15, 0), 60)
-    assert decisions[0].reason == "shadow v2: 75% of its answers are errors; tried again after 5 s"
+    assert decisions[0].reason == "shadow v2: 75% of its responses are errors; tried again after 5 s"
     first = run(plant(5, 1), 60)
     assert [decision.share for decision in first].count(0.0) <= 6 and first[-1].share == 1
 
@@ -588,9 +588,9 @@ def test_what_production_leaves_unanswered_too_is_not_the_shadows_error() -> Non
     ("good", "bad", "broke_off", "cause"),
     [
         (0, 0, 20, "it breaks all connections off without a byte"),
-        (4, 0, 20, "83% of its answers are errors"),
-        (0, 20, 40, "100% of its answers are errors"),
-        (0, 0, 4, "100% of its answers are errors"),
+        (4, 0, 20, "83% of its responses are errors"),
+        (0, 20, 40, "100% of its responses are errors"),
+        (0, 0, 4, "100% of its responses are errors"),
     ],
     ids=["nobody", "some", "bad", "hangs"],
 )
@@ -614,7 +614,9 @@ def test_bad_answers_open_it_and_a_bug_does_not() -> None:
 
     assert min(shares(run(answers(30), 60))) == 1
     decisions = run(answers(80), 60)
-    assert decisions[0] == Decision(share=0.0, reason="shadow v2: 80% of its answers are errors; tried again after 5 s")
+    assert decisions[0] == Decision(
+        share=0.0, reason="shadow v2: 80% of its responses are errors; tried again after 5 s"
+    )
     assert min(shares(run(answers(100), 60, Budget(errors=1.0)))) == 1
 
 

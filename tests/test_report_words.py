@@ -61,7 +61,7 @@ def test_what_was_not_compared_is_said() -> None:
         notes=["so"],
     )
     assert [*words.remarks(figures)] == [
-        "errors of the shadow: it gave no answer (it closed the connection): 1,200",
+        "errors of the shadow: it gave no response (it closed the connection): 1,200",
         "not compared (a part of production's response was not seen): 5",
         "not compared (new): 1",
         "only status and times compared (beyond max_bodies, or marked to find loops): 7",

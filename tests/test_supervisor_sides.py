@@ -11,11 +11,11 @@ from tapmirror.supervisor.sides import ENOUGH, ciphered, missing
 @pytest.mark.parametrize(
     ("syn", "syn_ack", "bare_ack", "egress", "said"),
     [
-        (0, ENOUGH, 0, 20, "production's answers are seen, and nothing of its clients"),
+        (0, ENOUGH, 0, 20, "only production's side is seen, and nothing of its clients"),
         (0, ENOUGH - 1, 0, 20, ""),
         (0, ENOUGH, 1, 20, ""),
         (1, 100, 0, 0, ""),
-        (ENOUGH, 0, ENOUGH, 0, "clients' packets are seen, and none of production's answers"),
+        (ENOUGH, 0, ENOUGH, 0, "only the clients' side is seen, and nothing of production"),
         (1_000_000, 0, 0, 0, ""),  # nothing listens there
         (ENOUGH, 0, ENOUGH - 1, 0, ""),
         (0, 0, 100, 0, ""),  # connections that stood before

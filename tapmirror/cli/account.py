@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ledger for people: a table, or lines where the terminal is too narrow for its numbers; and the shadows' answers."""
+"""A ledger for people: a table, or lines where the terminal is too narrow for it; and the shadows' responses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row: TypeAlias = tuple[str, list[str]]
 
 BESIDE: Final = 3
 """Columns of a table's cell beside its text: a border and two spaces."""
-RAW: Final = "answers not counted (raw bytes)"
+RAW: Final = "responses not counted (raw bytes)"
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ def counted(ledger: dict[str, Any]) -> str:
 
 def answers(shadow: dict[str, Any]) -> str:
     """What a shadow answered: how many of each class."""
-    none = RAW if not shadow["requests"]["seen"] and shadow["bytes"]["mirrored"] else "no answers"
+    none = RAW if not shadow["requests"]["seen"] and shadow["bytes"]["mirrored"] else "no responses"
     return ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items()) or none
 
 

@@ -83,7 +83,7 @@ def understood() -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-        raise ControlError("version", f"the daemon's answer {what}: it is of another version") from None
+        raise ControlError("version", f"the daemon's response {what}: it is of another version") from None
 
 
 def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

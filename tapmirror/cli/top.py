@@ -44,7 +44,7 @@ LEAST: Final = 8
 FIGURES: Final = ("MIRRORED", "LOST", "P50", "P99")
 """Of a shadow; on a narrow terminal the last gives way first."""
 TROUBLE: Final = 19
-"""Characters for what is wrong with a shadow: those of that column's head."""
+"""Characters for what is wrong with a shadow: as many as the head of its column has, and one."""
 GAP: Final = 2
 COLORS: Final = {"running": "green", "failed": "bold red", "restarting": "red", "waiting": "yellow", "paused": "yellow"}
 
@@ -250,7 +250,7 @@ def shadows_table(taps: list[dict[str, Any]], width: int) -> Table:
         table.add_column(head, max_width=None if names <= room else max(LEAST, room // 2))
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("TROUBLE AND ANSWERS", ratio=1)
+    table.add_column("TROUBLE, RESPONSES", ratio=1)
     for label, tap_name, figures, trouble in rows:
         table.add_row(label, tap_name, *(figures[name] for name in shown), trouble)
     return table

@@ -200,7 +200,7 @@ def _redacted(answer: Answer, rules: Rules, redaction: Redaction) -> Answer:
 
 def _shown(answer: Answer) -> str:
     if answer.failure is not None:
-        return f"(no answer: {answer.failure.value})"
+        return f"(no response: {answer.failure.value})"
     head = answer.head.decode("latin-1").replace("\r\n", "\n").strip()
     body = answer.body[: 4 * EXCERPT].decode("utf-8", "replace")
     if not answer.whole:

@@ -88,7 +88,7 @@ class Client:
         try:
             size = answer.get("bytes")
             if len(descriptors) != 1 or not isinstance(size, int) or not 0 < size <= MAX_REPORT:
-                raise ControlError("lost", "the daemon's answer has no report with it")
+                raise ControlError("lost", "the daemon's response has no report with it")
             with open(descriptors[0], "rb", closefd=False) as file:
                 return answer, os.pread(file.fileno(), size, 0)
         finally:
@@ -121,7 +121,7 @@ class Client:
             answer = read_answer(line)
             missing = next((name for name in request.answer if name not in answer), None)
             if missing is not None:
-                raise ProtocolError("version", f"the daemon's answer has no {missing!r}: it is of another version")
+                raise ProtocolError("version", f"the daemon's response has no {missing!r}: it is of another version")
             return answer
         except ProtocolError as error:
             raise ControlError(error.code, str(error), error.problems) from None

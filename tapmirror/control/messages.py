@@ -238,7 +238,7 @@ def read_answer(line: bytes) -> dict[str, Any]:
     try:
         answer = _ANSWER.decode(line)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise ProtocolError("bad_request", f"not an answer: {_plain(error)}") from None
+        raise ProtocolError("bad_request", f"not a response: {_plain(error)}") from None
     if answer.error is not None:
         raise ProtocolError(answer.error.code, answer.error.message, answer.id, answer.error.problems)
     if answer.v != VERSION:

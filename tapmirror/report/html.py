@@ -203,7 +203,7 @@ def _tiles(figures: Figures) -> Iterator[str]:
     yield _tile("mean size", f"{size(one.mean_bytes)} → {size(other.mean_bytes)}", "production → shadow")
     if figures.level != "status":
         yield _tile(
-            "answers that differ",
+            "responses that differ",
             percent(everything.diff_rate.value),
             f"{count(everything.differing)} of {count(everything.compared)}",
         )
@@ -263,7 +263,7 @@ def _sample(sample: Sample, *, again: bool) -> Iterator[str]:
     if not again:
         yield f'<div class="pair"><div><code>{escape(sample.one)}</code></div>'
         yield f"<div><code>{escape(sample.other)}</code></div></div>"
-    yield f"<details><summary>request and both answers</summary><pre>{escape(sample.curl)}</pre>"
+    yield f"<details><summary>request and both responses</summary><pre>{escape(sample.curl)}</pre>"
     yield f'<div class="pair"><div><pre>{escape(sample.production)}</pre></div>'
     yield f"<div><pre>{escape(sample.shadow)}</pre></div></div></details></div>"
 

@@ -47,7 +47,7 @@ FAILURES: Final = {
     "invalid": "its response is not HTTP/1",
     "timeout": "the time ran out",
 }
-"""Why the shadow gave no answer: `Failure`."""
+"""Why the shadow gave no response: `Failure`."""
 RAW: Final = "connections that are not HTTP/1: mirrored as bytes, not compared"
 EARLY: Final = "too early to tell it from noise"
 CONTAINS: Final = (
@@ -188,7 +188,7 @@ def some(names: Sequence[str]) -> str:
 def losses(figures: Figures) -> Iterator[tuple[str, int]]:
     """What was not compared, and how often."""
     for reason, number in figures.failures.items():
-        yield f"errors of the shadow: it gave no answer ({FAILURES.get(reason, reason)})", number
+        yield f"errors of the shadow: it gave no response ({FAILURES.get(reason, reason)})", number
     for reason, number in figures.unpaired.items():
         yield f"not compared ({UNPAIRED.get(reason, reason)})", number
     if figures.thinned:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison: how far answers are compared, what does not count, and the bounds of it all."""
+"""Comparison: how far responses are compared, what does not count, and the bounds of it all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tapmirror.spec.numbers import Seconds
 from tapmirror.spec.rewrite import Redact
 
 IGNORED_HEADERS: Final = (
-    # times and ages of this very answer
+    # times and ages of this very response
     *("date", "age", "expires", "last-modified", "etag", "server-timing", "x-runtime", "x-response-time"),
     "x-envoy-upstream-service-time",
     # names of this very request

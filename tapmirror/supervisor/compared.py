@@ -95,9 +95,9 @@ def families(compared: Sequence[tuple[str, str, Compared]]) -> Iterator[Metric]:
     """The metrics of all comparisons: (tap, shadow, counters)."""
     for name, series, text, labels in (
         ("exchanges", "pairs", "Requests that production and shadow both answered", ("endpoint",)),
-        ("compared", "compared", "Of these, those whose answers were compared", ("endpoint",)),
+        ("compared", "compared", "Of these, those whose responses were compared", ("endpoint",)),
         ("differing", "differing", "Of these, those that differ otherwise than by noise", ("endpoint",)),
-        ("errors", "errors", "Answers that are errors (5xx, or none)", ("endpoint", "side")),
+        ("errors", "errors", "Responses that are errors (5xx, or none)", ("endpoint", "side")),
         ("unpaired", "unpaired", "Requests that could not be compared, by reason", ("reason",)),
     ):
         family = CounterMetricFamily(f"tapmirror_compare_{name}", text, labels=["tap", "shadow", *labels])
@@ -112,7 +112,7 @@ def families(compared: Sequence[tuple[str, str, Compared]]) -> Iterator[Metric]:
 def _latency(compared: Iterable[tuple[str, str, Compared]]) -> HistogramMetricFamily:
     family = HistogramMetricFamily(
         "tapmirror_compare_latency_seconds",
-        "Time to the last byte of answers to requests that both sides answered",
+        "Time to the last byte of responses to requests that both sides answered",
         labels=["tap", "shadow", "endpoint", "side"],
         unit="seconds",
     )

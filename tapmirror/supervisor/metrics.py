@@ -243,7 +243,7 @@ class TapMetrics(Collector):
                 ["shadow"],
                 unit=unit,
             )
-        yield self._counter("shadow_answers", "A shadow's answers by class", ["shadow", "class"], "answers")
+        yield self._counter("shadow_answers", "A shadow's responses by class", ["shadow", "class"], "answers")
         yield self._counter("shadow_connects", "Attempts to connect to a shadow", ["shadow"], "connects")
         yield self._counter(
             "shadow_connect_errors", "Of these, those that failed", ["shadow", "reason"], "connect_errors"
@@ -268,7 +268,7 @@ class TapMetrics(Collector):
     def _latency(self) -> HistogramMetricFamily:
         family = HistogramMetricFamily(
             "tapmirror_shadow_latency_seconds",
-            "Time from a request's last byte to its answer's, of some requests",
+            "Time from a request's last byte to its response's, of some requests",
             labels=["tap", "shadow"],
             unit="seconds",
         )

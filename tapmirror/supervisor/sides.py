@@ -37,12 +37,12 @@ def missing(events: Mapping[str, int], links: Sequence[str]) -> str:
     marked = events.get("kernel_loop_syn", 0)  # of another tap, whose shadow this host is: `loop` tells of it
     if production >= ENOUGH and not clients + acks + marked:
         return (
-            f"{names}: production's answers are seen, and nothing of its clients: what they send comes in elsewhere, "
+            f"{names}: only production's side is seen, and nothing of its clients: what they send comes in elsewhere, "
             "or is for another station (a bridge's port, a macvlan's parent); name the interfaces of both: --iface A,B"
         )
     if acks >= ENOUGH and clients >= ENOUGH and not production + events.get("kernel_egress", 0):
         return (
-            f"{names}: clients' packets are seen, and none of production's answers: they leave elsewhere; name the "
-            "interfaces of both: --iface A,B"
+            f"{names}: only the clients' side is seen, and nothing of production: what it sends leaves elsewhere; name "
+            "the interfaces of both: --iface A,B"
         )
     return ""

@@ -854,7 +854,7 @@ def test_a_shadow_that_dismisses_whom_production_does_is_well_and_one_that_answe
             lab.client.run([*bots, "600"])
             cause = "it breaks all connections off without a byte; tried again after 2 s"
             until(lambda: cause in daemon.said(), f"{cause} in {daemon.said()}")
-            assert "answers are errors" not in daemon.said()
+            assert "responses are errors" not in daemon.said()
 
 
 def test_of_two_shadows_the_one_that_answers_errors_is_spared(lab: Lab) -> None:

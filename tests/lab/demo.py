@@ -129,7 +129,7 @@ def report(ledger: dict[str, Any], result: WrkResult, production: int, shadow: i
     answers = ", ".join(f"{status} {count:,}" for status, count in ledger["answers"].items())
     console.print(
         f"client: {result.requests:,} answered at {result.rate:,.0f}/s, p50 {result.p50:g} ms, p99 {result.p99:g} ms, "
-        f"errors {result.errors}   shadow's answers: {answers or 'none'}   capture: {ledger.get('capture', '?')}"
+        f"errors {result.errors}   shadow's responses: {answers or 'none'}   capture: {ledger.get('capture', '?')}"
     )
     agreed = agreed and production > 0
     console.print("[bold green]agree[/]" if agreed else "[bold red]DISAGREE[/]")
