@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parent.parent
-PARTS = ("tapmirror", "bpf", "deploy", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "LICENSES")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PARTS = ("tapmirror", "bpf", "deploy", "docs", "setup.cfg", "pyproject.toml", *PAGES, "LICENSE", "LICENSES")
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,20 @@ def test_what_is_no_module_is_in_it(wheel: set[str], folder: str) -> None:
     assert wanted <= wheel
 
 
+def test_links_of_what_people_read_lead_to_what_is_beside_it(wheel: set[str]) -> None:
+    """The Debian package takes its documents from the wheel."""
+    (top,) = {name.removesuffix("README.md") for name in wheel if name.endswith("/tapmirror/README.md")}
+    pages = {name.removeprefix(top) for name in wheel if name.startswith(top)}
+    assert pages == {*PAGES, *(f"docs/{path.name}" for path in (TOP / "docs").glob("*.md"))}
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", (TOP / page).read_text(encoding="utf-8")):
+            assert os.path.normpath(Path(page).parent / link) in pages, (page, link)
+
+
 def test_nothing_else_is_in_it(wheel: set[str]) -> None:
     assert {name.split("/")[0] for name in wheel} == {
         "tapmirror",
-        *(name.split("/")[0] for name in wheel if ".dist-info/" in name),
+        *(name.split("/")[0] for name in wheel if ".dist-info/" in name or ".data/data/share/doc/tapmirror/" in name),
     }
     assert not [name for name in wheel if name.startswith("tests")]
 
