@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tap that does as it is told: what the daemon does about taps that hang, fail and die at a chosen moment.
 
-The real one is in tests/e2e/test_daemon.py.
+The real one is in tests/e2e/test_daemon*.py.
 """
 
 from __future__ import annotations

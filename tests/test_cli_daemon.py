@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tapmirror daemon` as it begins; what it does is in e2e/test_daemon.py."""
+"""`tapmirror daemon` as it begins; what it does is in e2e/test_daemon*.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's process: who did what is told in words; what it is as a whole is in e2e/test_daemon.py."""
+"""The daemon's process: who did what is told in words; what it is as a whole is in e2e/test_daemon*.py."""
 
 from __future__ import annotations
 
