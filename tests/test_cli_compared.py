@@ -167,8 +167,8 @@ def test_reports_in_every_form(tmp_path: Path, form: str) -> None:
         ('{"schema": "tapmirror.report/1", "tap": "web"}', "not a ledger, as"),
         ('{"segments": {}}', "it has no comparison: the tap ran without --compare"),
         ('{"comparison": 3}', "not a ledger with a comparison"),
-        ('{"comparison": [{"schema": "x"}]}', "not a ledger with a comparison: not of tapmirror.compare/1: x"),
-        ("\x00", "not a ledger with a comparison: "),
+        ('{"comparison": [{"schema": "x"}]}', "not a ledger with a comparison: its schema is x, and not tapm"),
+        ("\x00", "not a ledger with a comparison: not JSON (line 1)"),
     ],
 )
 def test_what_is_no_such_ledger_is_refused_in_a_line(tmp_path: Path, text: str, why: str) -> None:
@@ -178,6 +178,15 @@ def test_what_is_no_such_ledger_is_refused_in_a_line(tmp_path: Path, text: str, 
     assert done.exit_code == 2
     assert done.output.startswith(f"tapmirror: error: {path}: {why}")
     assert done.output.count("\n") == 1
+
+
+def test_a_file_that_is_no_text_and_one_without_a_name_are_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "l.json"
+    path.write_bytes(b"\x80")
+    for source, why in ((str(path), f"{path}: not a ledger with a comparison: not UTF-8"), ("", "'': No such file")):
+        done = CliRunner().invoke(main, ["report", source])
+        assert done.exit_code == 2
+        assert done.output.startswith(f"tapmirror: error: {why}")
 
 
 def test_a_standard_input_that_is_closed_is_told_as_that() -> None:
@@ -389,4 +398,7 @@ def test_a_verdict_that_nobody_reads_is_its_exit_code(tmp_path: Path) -> None:
 
 def test_alpha_is_a_number(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["verdict", ledger(tmp_path / "l.json", 10, 0), "--alpha", "nan"])
-    assert (done.exit_code, done.output) == (2, "tapmirror: error: --alpha: nan is no probability\n")
+    assert (done.exit_code, done.output) == (
+        2,
+        "tapmirror: error: --alpha: 'nan' is not a probability above 0, up to 0.5\n",
+    )

@@ -48,8 +48,11 @@ def test_what_is_not_given_is_as_it_is_told(words: list[str], wanted: Limits) ->
             (["--max-p99-ratio", text], f"{text} is neither a ratio above 0, like 1.05, nor none")
             for text in ("0", "0%", "0.0")
         ),
-        (["--alpha", "nan"], "--alpha: nan is no probability"),
-        (["--alpha", "0"], "--alpha"),
+        (["--max-p99-ratio", "-1"], "-1 is neither a ratio above 0, like 1.05, nor none"),
+        *(
+            (["--alpha", text], f"'{text}' is not a probability above 0, up to 0.5")
+            for text in ("nan", "x", "0", "0.51")
+        ),
         (NONE, "all limits are none"),
     ],
 )

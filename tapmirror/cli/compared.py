@@ -287,7 +287,11 @@ def read_figures(source: str, limits: Limits) -> list[Figures]:
             fail(f"{source}: not a ledger, as `tapmirror run --json` prints it", 2)
         found = all_figures(ledgers, limits)
     except OSError as error:
-        fail(f"{source}: {error.strerror}", 2)
+        fail(f"{source or repr(source)}: {error.strerror}", 2)
+    except UnicodeDecodeError:
+        fail(f"{source}: not a ledger with a comparison: not UTF-8", 2)
+    except json.JSONDecodeError as error:
+        fail(f"{source}: not a ledger with a comparison: not JSON (line {error.lineno})", 2)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         fail(f"{source}: not a ledger with a comparison: {' '.join(str(error).split())}", 2)
     except (ArithmeticError, AttributeError, KeyError, TypeError):

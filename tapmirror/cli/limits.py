@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from tapmirror.cli.messages import fail
+from tapmirror.cli.numbers import ALPHA
 from tapmirror.compare.verdict import Limits
 from tapmirror.spec.numbers import number_of
 
@@ -20,6 +20,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
     """A share, as `0.1%` or `0.001`; `none`: it does not matter."""
 
     name = "share"
+    _what = "a share, like 0.1% or 0.001"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
         """As `click.ParamType.convert`."""
@@ -31,7 +32,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
         found = number_of(text.removesuffix("%"))
         number = -1.0 if found is None else found / (100 if text.endswith("%") else 1)
         if not 0 <= number < 1e6:
-            self.fail(f"{text} is neither a share, like 0.1% or 0.001, nor none", param, ctx)
+            self.fail(f"{text} is neither {self._what}, nor none", param, ctx)
         return number
 
 
@@ -39,12 +40,13 @@ class Ratio(Amount):
     """A ratio, as `1.05`; `none`: it does not matter."""
 
     name = "ratio"
+    _what = "a ratio above 0, like 1.05"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
         """As `click.ParamType.convert`."""
         ratio = super().convert(value, param, ctx)
         if ratio == 0:
-            self.fail(f"{value} is neither a ratio above 0, like 1.05, nor none", param, ctx)
+            self.fail(f"{value} is neither {self._what}, nor none", param, ctx)
         return ratio
 
 
@@ -54,10 +56,9 @@ def limit_options(function: Function) -> Function:
     for option in (
         click.option(
             "--alpha",
-            type=click.FloatRange(0, 0.5, min_open=True),
+            type=ALPHA,
             default=defaults.alpha,
             show_default=True,
-            metavar="P",
             help="Highest probability that a verdict is wrong, however often you ask.",
         ),
         click.option(
@@ -90,8 +91,6 @@ def limits_of(options: dict[str, Any], *, judge: bool = False) -> Limits:
     """Those options' values, which are taken out of `options`; ends the program if there is nothing to `judge` by."""
     names = ("max_error_diff", "max_p99_ratio", "max_diff_rate")
     values = {name: options.pop(name) for name in names}
-    if math.isnan(options["alpha"]):
-        fail("--alpha: nan is no probability", 2)
     if judge and all(value is None for value in values.values()):
         fail("all limits are none: there is nothing to judge by", 2)
     return Limits(alpha=options.pop("alpha"), **values)

@@ -21,6 +21,7 @@ OPTION_OF: Final = {
     "workers": "--workers",
     "shadows": "--shadow",
     "host": "--host",
+    "compare": "--compare",
     "noise_probe": "--noise-probe",
 }
 """The option that a field of the spec is set by."""

@@ -33,7 +33,19 @@ def _time_of(text: str) -> float | None:
     return found if found is not None and 0 < found < math.inf else None
 
 
+def _port_of(text: str) -> int | None:
+    found = whole_of(text)
+    return found if found is not None and 0 < found < 65536 else None
+
+
+def _alpha_of(text: str) -> float | None:
+    found = number_of(text)
+    return found if found is not None and 0 < found <= 0.5 else None
+
+
 NUMBER: Final = Parsed("number", "a number", number_of)
 WHOLE: Final = Parsed("integer", "a whole number", whole_of)
+PORT: Final = Parsed("port", "a port (1 to 65535)", _port_of)
+ALPHA: Final = Parsed("p", "a probability above 0, up to 0.5", _alpha_of)
 TIME: Final = Parsed("time", "a time above 0 like 90, 90s, 15m or 1h30m", _time_of)
 """In seconds."""

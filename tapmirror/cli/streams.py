@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from tapmirror.cli.closed import Closed
 from tapmirror.cli.messages import fail, warn
+from tapmirror.cli.numbers import PORT
 from tapmirror.offline import Options, Reader
 from tapmirror.source.blocks import CaptureError
 from tapmirror.source.files import CaptureFile
@@ -32,9 +33,8 @@ BIG: Final = 32 << 20
 @click.option(
     "--port",
     "ports",
-    type=click.IntRange(1, 65535),
+    type=PORT,
     multiple=True,
-    metavar="PORT",
     help="Only connections with this port; repeatable.",
 )
 @click.option(

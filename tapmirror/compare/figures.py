@@ -169,7 +169,7 @@ def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, St
     by_label: dict[str, list[State]] = {}
     for snapshot in snapshots:
         if snapshot.get("schema") != SCHEMA:
-            raise msgspec.ValidationError(f"not of {SCHEMA}: {str(snapshot.get('schema'))[:40]}")
+            raise msgspec.ValidationError(f"its schema is {str(snapshot.get('schema'))[:40]}, and not {SCHEMA}")
         for label, state in snapshot["shadows"].items():
             by_label.setdefault(label, []).append(msgspec.convert(state, State, str_keys=True))
     return {label: merged(states, bounds) for label, states in by_label.items()}
