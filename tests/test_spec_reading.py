@@ -357,6 +357,20 @@ def test_files_without_taps_and_with_two_of_a_name(data: bytes, wanted: str) -> 
     assert [str(problem) for problem in caught.value.found] == [wanted]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("redact: x", "redact: 'x' is not a structure of redact"),
+        ("limits: {flow: 1}", "limits.flow: no such field of limits (did you mean flows?)"),
+        ("rules: [{body: {least: 1}}]", "rules[0].body.least: no such field of a body limit"),
+    ],
+)
+def test_a_structure_is_called_what_it_is(text: str, said: str) -> None:
+    with pytest.raises(FileError) as caught:
+        read_taps(MINIMAL + text.encode())
+    assert str(caught.value.found[0]).partition(": ")[2] == said
+
+
 KEYS = st.sampled_from([*TapSpec.__struct_fields__, *Shadow.__struct_fields__, "port", "shadow", "to", "x"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["all", "a:80"]),

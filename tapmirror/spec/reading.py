@@ -42,6 +42,20 @@ _WAYS: Final[dict[type, dict[str, tuple[str, ...]]]] = {
     Shadow: {"to": ("host", "port")},
 }
 """What can be said in two ways, of which one may be taken."""
+_TITLES: Final = {
+    "TapSpec": "a tap",
+    "Settings": "daemon.yaml",
+    "AllTaps": "the budget of all taps",
+    "Limits": "limits",
+    "Compare": "compare",
+    "Redact": "redact",
+    "Rewrite": "rewrite",
+    "Tls": "tls",
+    "BodyLimit": "a body limit",
+    "PathRewrite": "a path rewrite",
+    "Text": "a text condition",
+}
+"""Structures that are not called by the name of their class: some are no thing of which there is one."""
 _ABSENT: Final = object()
 _NAMES: Final[dict[type, str]] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -341,9 +355,7 @@ def _written(data: Any) -> str:
 
 
 def _title(cls: type) -> str:
-    return {"TapSpec": "a tap", "Settings": "daemon.yaml", "AllTaps": "the budget of all taps"}.get(
-        cls.__name__, f"{'an' if cls.__name__[0] in 'AEIOU' else 'a'} {cls.__name__.lower()}"
-    )
+    return _TITLES.get(cls.__name__, f"a {cls.__name__.lower()}")
 
 
 def _meant(name: str, fields: dict[str, Any]) -> str:
