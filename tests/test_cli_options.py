@@ -81,7 +81,7 @@ def test_a_comparison_of_raw_bytes_is_told_by_the_name_of_the_option() -> None:
     tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080", "--protocol", "raw"]
     result = CliRunner().invoke(main, ["run", *tap, "--compare", "body"])
     assert result.exit_code == 2
-    assert result.output.startswith("tapmirror: error: --compare: pairs responses with requests")
+    assert result.output.startswith("tapmirror: error: --compare: needs requests and responses")
 
 
 def test_a_wrong_noise_probe_is_told_by_the_name_of_the_option() -> None:

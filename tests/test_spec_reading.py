@@ -128,7 +128,7 @@ def test_a_comparison(text: str, want: Compare) -> None:
         ("{noise_probe: x%}", "compare.noise_probe: 'x%' is not a number"),
         ("{noise_probe: 5%}", "compare.noise_probe: nothing is compared: set compare to a level"),
         ("{level: status, noise_probe: 5}", "compare.noise_probe: has no effect with level status: it needs headers"),
-        ("body\nprotocol: raw", "compare: pairs responses with requests"),
+        ("body\nprotocol: raw", "compare: needs requests and responses"),
     ],
 )
 def test_what_is_wrong_with_a_comparison(text: str, said: str) -> None:

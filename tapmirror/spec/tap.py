@@ -300,11 +300,14 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
             if self.protocol is Protocol.RAW:
                 yield (
                     "compare",
-                    "pairs responses with requests, which raw bytes have none of: protocol must be http or auto",
+                    "needs requests and responses, which raw bytes do not have: protocol must be http or auto",
                 )
             for i, shadow in enumerate(self.shadows):
                 if shadow.pooled:
-                    yield f"shadows[{i}].pooled", "compare pairs responses by connection: not on pooled ones"
+                    yield (
+                        f"shadows[{i}].pooled",
+                        "compare finds the response to a request by its connection: not on pooled ones",
+                    )
         labels = [shadow.label for shadow in self.shadows]
         for i, shadow in enumerate(self.shadows):
             others = {label for other in self.shadows[:i] for label in other.copy_labels}
