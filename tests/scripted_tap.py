@@ -13,6 +13,8 @@ from typing import Any
 
 from tapmirror.compare.summary import SCHEMA
 from tapmirror.spec import TapSpec
+from tapmirror.spec.settings import AllTaps
+from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import LoopError, TapError
 
 
@@ -179,3 +181,8 @@ class NoClaims:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def alone() -> Together:
+    """No budget for all taps."""
+    return Together(AllTaps(), 0.0, lambda _: None)
