@@ -18,7 +18,7 @@ from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, MULTIPATH, PSH, RS
 from tapmirror.packet import BUCKETS, Header, flow_hash, flow_key
 
 HANDSHAKES: Final = 32_768
-"""As in bpf/tap.c."""
+"""Handshakes that are remembered at most: the size of the map `handshakes` of bpf/tap.c."""
 WANT_ONE: Final = 1
 WANT_ALL: Final = 2
 WANT_ANSWERS: Final = 4

@@ -37,10 +37,10 @@ ANSWER: Final = None
 """In the place of `turn`: the chunk is production's."""
 
 _PLAIN: Final = (FROM_SERVER | ACK | PSH, FROM_SERVER | ACK)
-"""Of nearly all segments of production with data."""
+"""Flags of nearly all of production's segments with data."""
 
 EitherEvent: TypeAlias = "tuple[Flow, Chunk | Dismissed | Cut, bool | None]"
-"""As `Event`, or with `ANSWER`."""
+"""An `Event`, or one of production's direction, which has `ANSWER` in the place of `turn`."""
 
 
 class AnsweredTable(FlowTable):

@@ -32,10 +32,10 @@ MAP_TYPE_ARRAY_OF_MAPS: Final = 12
 MAP_TYPE_RINGBUF: Final = 27
 PROG_TYPE_SOCKET_FILTER: Final = 1
 LICENSE: Final = b"Dual BSD/GPL\0"
-"""Of the programs in bpf/; bpf_ktime_get_ns asks for a compatible one."""
+"""Licence of the programs in bpf/, as the kernel is told: bpf_ktime_get_ns is there for GPL-compatible ones only."""
 
 _ATTR_BYTES: Final = 80
-"""Of `union bpf_attr` that are used, rounded up."""
+"""Bytes of `union bpf_attr` that are used, rounded up."""
 _MAP_ATTR: Final = struct.Struct("=6I")
 _INFO: Final = struct.Struct("=6I")
 """`struct bpf_map_info`: type, id, key size, value size, entries, flags."""
@@ -45,13 +45,14 @@ _LOAD_IMMEDIATE: Final = 0x18
 _PSEUDO_MAP_FD: Final = 1
 _DIGEST_BYTES: Final = 32
 FORM: Final = 1
-"""Of what is kept: another one whenever `Code` means something else."""
+"""Version of the files that are kept: another one whenever `Code` means something else."""
 FILE_BYTES: Final = 1 << 20
-"""Of what is kept, at most: some 20 KiB."""
+"""Most bytes of a file that is kept; one has some 20 KiB."""
 FILES: Final = 8
 """Programs that are kept, those used last: one for each size of ring, number of workers, kernel and version in use."""
 _NAME: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9]+")
-"""Of a program that is kept, or of one that was being written.  Whose directory it is has other files too."""
+"""Name of a file with a program that is kept, or that was being written.  The directory may have other files, which
+stay."""
 
 
 class MapShape(msgspec.Struct, frozen=True):
@@ -70,7 +71,7 @@ class Code(msgspec.Struct, frozen=True):
 
     instructions: bytes
     maps: list[MapShape]
-    """Those of which others are made come first."""
+    """Maps of the program; those of which others are made come first."""
     places: list[tuple[int, int]]
     """Which instruction refers to which of the maps."""
 

@@ -57,9 +57,9 @@ NEVER: Final = 1 << 63
 TICK: Final = 1.0
 """Seconds between two looks at requests that wait for an answer."""
 TARGET_BYTES: Final = 4096
-"""That are kept of the target of a longer head."""
+"""Bytes that are kept of the target of a longer head."""
 HEAD_BYTES: Final = 8192
-"""Of a request's head that are kept for a sample."""
+"""Bytes of a request's head that are kept for a sample."""
 
 
 PROBE_DELAY: Final = 1.5
@@ -67,7 +67,7 @@ PROBE_DELAY: Final = 1.5
 PROBES: Final = 1024
 """Second copies that wait at one time: 1 % of 20,000 requests a second, three times over."""
 PROBE_BYTES: Final = 16_384
-"""Of a request that is sent twice; heads are shorter, and safe requests have no body as a rule."""
+"""Bytes of the longest request that is sent twice; heads are shorter, and safe requests have no body as a rule."""
 
 
 class Talk:
@@ -84,9 +84,9 @@ class Talk:
         self.follows = False
         """All that production sends is fed."""
         self.number = 0
-        """Of its last request that is compared."""
+        """Number of its last request that is compared."""
         self.current = 0
-        """Of its last request; 0: that is not compared."""
+        """Number of its last request; 0: that is not compared."""
         self.probes: set[int] = set()
         """Shadows that have a second connection, for requests that they get twice."""
         self.over = False
@@ -149,7 +149,7 @@ class ComparingPipeline(Pipeline):
         self._probes: deque[tuple[float, Talk, int, bytes, Send]] = deque()
         """When, where and what is to be sent a second time."""
         self._ends: list[Finish] = []
-        """Of second connections; policy knows nothing of them."""
+        """Ends of second connections, to be sent; policy knows nothing of these."""
         self._probed: set[tuple[int, int]] = set()
         """Flow and number of requests that the shadows are to get twice and have not got yet."""
         self._talks: dict[int, Talk] = {}
@@ -160,9 +160,9 @@ class ComparingPipeline(Pipeline):
         self._active: dict[int, Talk] = {}
         """By flow, those that asked in this turn; not kept while it is everyone's."""
         self._late: dict[int, Talk] = {}
-        """Those whose turn is over and that wait for answers of production."""
+        """Connections whose turn is over and that wait for answers of production, by flow."""
         self._late_buckets: Counter[int] = Counter()
-        """How many of them are in each bucket, for which the kernel has one bit."""
+        """How many connections of `_late` are in each bucket, for which the kernel has one bit."""
         self.answer_requests: list[tuple[FlowKey, bool]] = []
         self.window: tuple[int, int] | None = None
 

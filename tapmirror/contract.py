@@ -24,7 +24,7 @@ def bpf_text(name: str) -> str:
 
 
 CONTRACT: Final = f"{__version__}-{hashlib.sha256(bpf_text('tap.h').encode()).hexdigest()[:12]}"
-"""Of the files that this process was started from."""
+"""The contract of the files that this process was started from."""
 
 
 def broken(theirs: str) -> str | None:

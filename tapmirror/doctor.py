@@ -39,11 +39,11 @@ USEFUL: Final = {
     "CONFIG_PSI": "the daemon does not see when this host is under pressure",
 }
 CAPABILITIES: Final = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_NET_RAW": 13}
-"""To start a tap (include/uapi/linux/capability.h)."""
+"""Capabilities that starting a tap takes, with their numbers (include/uapi/linux/capability.h)."""
 FEWEST_FILES: Final = 32
 """Descriptors that a daemon needs to start one tap, as measured; each more takes a dozen."""
 WORKERS_FILES: Final = 16
-"""Of a worker, beside its connections; rounded up."""
+"""Descriptors that a worker needs beside its connections; rounded up."""
 HOW_FILES: Final = "ulimit -Hn; LimitNOFILE= in a unit"
 CONNECT_TIME: Final = 3.0
 FAST_CLOCKS: Final = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "xen")

@@ -262,7 +262,7 @@ class DropReason(enum.Enum):
     GAP = "gap"
     """In a request broken by a hole, or between a hole and the next certain request boundary."""
     MULTIPATH = "multipath"
-    """Of a connection of Multipath TCP, which cannot be followed."""
+    """Belongs to a connection of Multipath TCP, which cannot be followed."""
     UNPARSED = "unparsed"
     """Not valid HTTP/1, up to the next certain request boundary."""
     OVERSIZE = "oversize"
@@ -298,7 +298,7 @@ class DropReason(enum.Enum):
     WORKER_LOST = "worker_lost"
     """Read by a worker that died: what it held, and what became of it since its last account."""
     SHARE = "share"
-    """Of a connection that fell out of the share while it was mirrored: what was held, and the request under way."""
+    """The connection fell out of the share while it was mirrored: what was held, and the request under way."""
     SHUTDOWN = "shutdown"
     """Still queued when the tap's drain time was over."""
 

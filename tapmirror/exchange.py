@@ -74,9 +74,9 @@ class Answer(msgspec.Struct, gc=False):
     body: bytes = b""
     """The first bytes of the body, without the framing of chunks, still encoded."""
     length: int = 0
-    """Of the whole body."""
+    """Bytes of the whole body."""
     digest: bytes = b""
-    """Of the whole body, where `body` is not all of it; empty if not every byte was seen."""
+    """Hash of the whole body, where `body` is not all of it; empty: not every byte was seen."""
     whole: bool = True
     """Every byte of the body was seen."""
     first_ns: int = 0
@@ -97,7 +97,7 @@ class Asked(msgspec.Struct, gc=False):
     method: bytes
     target: bytes
     head: bytes
-    """As it came from the client; for a sample's `curl` line."""
+    """The head as it came from the client; for a sample's `curl` line."""
     bodies: bool = False
     """Whether bodies are kept to be compared."""
     probed: bool = False
@@ -105,15 +105,15 @@ class Asked(msgspec.Struct, gc=False):
     timed: bool = True
     """Whether its times count, and the kernel is asked for stamps."""
     body: bytes = b""
-    """As it came, with the framing of chunks; for a sample."""
+    """The body as it came, with the framing of chunks; for a sample."""
     longer: bool = False
     """The body is longer than a sample's.  There is none of it, or with `calls` its beginning."""
     calls: Calls | None = None
-    """By what its body or query may name an operation."""
+    """What of its body or query may name an operation; None: nothing may."""
     operation: str = ""
-    """Which it calls for among those that share its path, once that is known."""
+    """The operation that it calls for among those that share its path, once that is known."""
     flow: int = 0
-    """Its connection."""
+    """Number of its connection (`Open.flow`)."""
     checks: tuple[str, ...] = ()
     """Fields that had differed, of a request that the shadow got once more for that: in the exchange, its first answer
     stands in production's place."""
@@ -132,13 +132,13 @@ class Reply(msgspec.Struct, gc=False):
     rtt_ns: int = 0
     """Round trip to the shadow (tcp_info), smoothed, until it acknowledges; 0: not known."""
     least_ns: int = 0
-    """The least: what the network takes, which is contained in the times; 0: not known."""
+    """The least round trip to the shadow: what the network takes, which is contained in the times; 0: not known."""
     request: bytes = b""
     """What was sent, where it can be sent again; empty: it cannot."""
     begun: bool = False
     """The request began to be sent."""
     flags: int = 0
-    """Its, then (as of `Conversation.asked`)."""
+    """Flags of that request (as of `Conversation.asked`)."""
 
 
 class Exchange(msgspec.Struct, gc=False):
@@ -151,7 +151,7 @@ class Exchange(msgspec.Struct, gc=False):
     left_out: dict[int, Unpaired] = {}
     """By shadow, why it did not get the request, if that is known."""
     size: int = 0
-    """Bytes of heads and bodies in all of this."""
+    """Bytes of heads and bodies in the exchange."""
 
 
 PROBE = 1 << 16

@@ -178,7 +178,7 @@ class Flow:
         self.heard: int | None = None
         """Sequence number up to which production's stream is followed, where it is (`answered`); None: not yet."""
         self.said = ANY
-        """As `ack`, where `answered` follows production: of the data before a hole too."""
+        """Like `ack`, where `answered` follows production: counts the data before a hole too."""
         self.pipelines = False
         """The client did not wait for an answer before it asked again (`answered`)."""
         self.ends_with_client = False
@@ -187,7 +187,7 @@ class Flow:
         self.framer: Any = None
         self.prefix = b""
         self.hash: int | None = None
-        """Of the key, once it was asked for."""
+        """Hash of the key, once it was asked for."""
 
 
 class FlowTable:

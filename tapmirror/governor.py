@@ -48,11 +48,11 @@ from tapmirror.spec.settings import AllTaps
 FLOOR: Final = 0.01
 """The least share that a load leaves: without any traffic nothing would show that it is over."""
 AIM: Final = 0.85
-"""Of a limit: where a load that is proportional to the share is brought."""
+"""Part of a limit to which a load is brought that is proportional to the share."""
 CALM: Final = 0.8
-"""Of a limit: below it a load lets the share rise."""
+"""Part of a limit below which a load lets the share rise."""
 NEAR: Final = 0.8
-"""Of the share that failed last: up to there it rises fast."""
+"""Part of the share that failed last up to which the share rises fast."""
 FAST: Final = 1.15
 """Growth a second: from a half to all in five."""
 SLOW: Final = 1.02
@@ -60,11 +60,11 @@ SLOW: Final = 1.02
 HOLD: Final = 5.0
 """Seconds of calm before the share rises."""
 HOLD_MOST: Final = 120.0
-"""The same after rises that failed."""
+"""Seconds of calm before the share rises, at most: after each rise that failed they are more."""
 BEHIND: Final = 3
 """Measures in a row that show delay before it counts: a worker that was held up once catches up, and loses nothing."""
 SHRINKS: Final = 0.8
-"""Of the delay before: with less, the worker is catching up."""
+"""Part of the delay before, below which the worker is taken to be catching up."""
 SPARED: Final = 0.1
 """Cores that the workers of a tap may use while the host is short of CPU: nobody gains by having that back, and
 pressure tells only that something waits, which may be a batch job (`Budget.host_cpu`)."""
@@ -77,7 +77,7 @@ it, or its worker died.  Twelve times the default of `connect_time`, after which
 PROBE: Final = 0.05
 """Share of the connections that try a shadow first."""
 PROBE_GROWTH: Final = 2.0
-"""A second: all of them after five."""
+"""Growth of a probe's share a second: all connections after five."""
 RETRY: Final = 5.0
 """Seconds of the first pause: replay's own longest back-off (`Limits.backoff_max`)."""
 DOWN_TIME: Final = 3.0
@@ -105,40 +105,41 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     answers: int = 0
     errors: int = 0
-    """Of these: 5xx, not HTTP, or missing when the connection ended."""
+    """Answers of `answers` that were 5xx, not HTTP, or missing when the connection ended."""
     alike: int = 0
-    """Of the missing: those that production left unanswered, too, which say nothing; they may be told of later."""
+    """Missing answers that production left out too, which say nothing; they may be told of later than as `errors`."""
     broke_off: int = 0
     """Connections that it broke off without a byte."""
     connects: int = 0
-    """Attempts,"""
+    """Attempts to connect that began."""
     connect_failures: int = 0
-    """and how many of them failed by now (`silent`: were taken and broken off without a byte, as all are),"""
+    """Attempts to connect that failed, whenever they began; with those of `silent`."""
     silent: int = 0
+    """Connections that were broken off without a byte by an address that does so with all."""
     connected: int = 0
-    """or stand by now."""
+    """Attempts to connect that succeeded, whenever they began."""
     heard: int = 0
     """Answers that came, whatever they say."""
     sent_bytes: int = 0
     times: Mapping[str, int] = {}
-    """Of the answers that were timed, by the buckets of `histogram`."""
+    """Answers that were timed, by the buckets of `histogram`."""
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured since the last time."""
 
     ring_fill: float = 0.0
-    """Of the worst worker, 0 to 1."""
+    """How full the ring of the worst worker is, 0 to 1."""
     delay: float = 0.0
     """Seconds that what was read had waited in the ring, in the mean; of the worst worker."""
     cpu_share: float = 0.0
-    """Cores, all workers."""
+    """CPU seconds a second (cores) of all workers."""
     rss_bytes: int = 0
     workers: int = 1
     shadow_bytes: float = 0.0
-    """A second, to all shadows."""
+    """Bytes a second to all shadows."""
     host_cpu: float = 0.0
-    """PSI some avg10, percent."""
+    """Percent of the last ten seconds in which something waited for CPU (PSI, `some avg10`)."""
     host_memory: float = 0.0
     shadows: Mapping[str, Health] = {}
 
@@ -157,12 +158,13 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that may be too much."""
 
     quotient: float
-    """Of what is allowed."""
+    """The measured value divided by what is allowed."""
     text: str
     settle: float
     """Seconds after a change of the share until the measurement has followed."""
     factor: float
-    """By which the share is multiplied where it is too much; at least that where it is proportional: `AIM` decides."""
+    """What the share is multiplied by where it is too much; where it is proportional `AIM` decides, but at least
+    this."""
     proportional: bool = False
 
 
@@ -287,7 +289,7 @@ class Breaker:
         self.state = State.CLOSED
         self.share = 1.0
         self.reason = ""
-        """Of the share."""
+        """Why the share is not the whole; "": it is."""
         self.cause = ""
         """What is wrong with the shadow; "": it is well, or nothing is known."""
         self.reached = False
@@ -306,13 +308,13 @@ class Breaker:
         self._by_answers = False
         """It was opened by bad answers, and not for want of connections."""
         self._tried = False
-        """Since it is half open something went there, or tried to;"""
+        """Something was sent, or an attempt to connect was made, since it is half open."""
         self._proven = False
-        """and it got through: an attempt that hangs has not failed yet."""
+        """Something got through since it is half open: an attempt that hangs has not failed yet."""
         self._asked = -math.inf
-        """When, since then, a connection was last tried;"""
+        """When a connection was last tried since it is half open; -inf: none was."""
         self._connected = False
-        """and one stands: what goes out on those from before says nothing of those to come."""
+        """A connection came to be since it is half open: what goes out on older ones says nothing of new ones."""
 
     def update(self, health: Health, now: float) -> float:
         """The share for now on."""

@@ -21,7 +21,7 @@ BOUNDS: Final = (
 """Seconds.  From what a host in the same rack takes to what nobody waits for; a quantile is right within half."""
 BEYOND: Final = "inf"
 NAMES: Final = (*(f"{bound:g}" for bound in BOUNDS), BEYOND)
-"""Of the buckets, in order."""
+"""Names of the buckets, in order."""
 
 
 class Histogram:

@@ -28,7 +28,7 @@ from tapmirror.histogram import Histogram
 CONNECT_FAILED: Final = "connect_"
 """Events that begin so are attempts to connect to a shadow that failed, by errno: `connect_ECONNREFUSED`."""
 CONNECT_SILENT: Final = f"{CONNECT_FAILED}silent"
-"""The same of those that an address took and broke off without a byte, as it does all."""
+"""Event: a connection that an address took and broke off without a byte, as it does with all."""
 
 UNANSWERED_ALIKE: Final = "unanswered_alike"
 """Event: a request that the shadow left unanswered, and production too."""

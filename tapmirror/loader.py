@@ -45,7 +45,7 @@ LOAD_TIME: Final = 60.0
 DEATH_TIME: Final = 1.0
 """Seconds for a child that has closed its socket to be gone."""
 NOT_VERIFIED: Final = (errno.EACCES, errno.EINVAL)
-"""bpf(2): the program itself is not taken; who may not load any is told EPERM."""
+"""Errors of bpf(2) when it does not take the program itself; who may not load any program is told EPERM."""
 REPLY_BYTES: Final = 65_536
 MAX_WORKERS: Final = 64
 """Workers of one tap: more than a host has processors to spare; their descriptors fit into one message
@@ -62,7 +62,7 @@ ARPHRD_LOOPBACK: Final = 772
 CACHE: Final = "/var/cache/tapmirror"
 """Where compiled programs are kept, unless CACHE_DIRECTORY says otherwise (systemd.exec(5))."""
 MAPS: Final = ("ring", "rings", "config", "counters", "wants", "clients", "handshakes")
-"""Of bpf/tap.c."""
+"""Names of the maps of bpf/tap.c."""
 INNER: Final = {"rings": "ring"}
 NETWORK: Final = struct.Struct("=I16s")
 """`struct tap_network` of bpf/tap.h."""
@@ -131,7 +131,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     either_way: bool = False
     """Production may be behind the interface: its address alone tells, and must be given."""
     ring_bytes: int
-    """Of each worker's ring; a power of two."""
+    """Bytes of each worker's ring; a power of two."""
     workers: int = 1
     """How many share the flows, at most `MAX_WORKERS`."""
 

@@ -62,7 +62,7 @@ class Book:
 
 
 NOTHING: Final = Book()
-"""Of a direction without a byte."""
+"""Stands for the book of a direction without a byte."""
 
 
 class Reader:

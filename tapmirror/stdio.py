@@ -15,9 +15,9 @@ from typing import Final
 RATE: Final = 5.0
 """Lines a second that are heard of one worker."""
 BURST: Final = 30.0
-"""At once: a traceback."""
+"""Lines that are heard at once: a traceback."""
 READ_BYTES: Final = 1 << 16
-"""As much as the pipe holds: one read empties it (pipe(7))."""
+"""Bytes of a read: as much as the pipe holds, so that one read empties it (pipe(7))."""
 WRITE_BYTES: Final = 4096
 """PIPE_BUF: up to so much is written whole or not at all."""
 LINE_BYTES: Final = 400

@@ -56,7 +56,7 @@ class Stream:
         self.first = 0
         """Sequence number of the first byte."""
         self.midstream = False
-        """Its first byte is not known to have been captured."""
+        """The stream's first byte is not known to have been captured."""
         self.early = False
         """What came with the SYN is held: it is not known whether the other side took it."""
         self.ack = ANY

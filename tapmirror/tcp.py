@@ -58,7 +58,8 @@ window that TCP can offer (RFC 7323, 2.3)."""
 ANY: Final = 1 << 32
 """In place of the acknowledgement number of a sender's last data: whatever the next acknowledges is new."""
 UNKNOWN: Final = -1
-"""The same: bytes are missing, and nobody knows what they acknowledged."""
+"""In place of the acknowledgement number of a sender's last data: bytes are missing, and nobody knows what they
+acknowledged."""
 
 Piece: TypeAlias = tuple[Chunk, int | None]
 """A chunk of the stream, and the acknowledgement number of the segment that it begins
@@ -104,9 +105,9 @@ class Pool:
         self.limits = limits
         self.bytes = 0
         self.segments = 0
-        """Those with data."""
+        """Segments with data that are held."""
         self.entries = 0
-        """All of them."""
+        """Segments that are held, those without data (FINs) too."""
 
     def refuses(self, count: int, held: int, size: int) -> DropReason | None:
         """Whether `size` more bytes beside a flow's `count` segments of `held` bytes pass a bound, and which."""

@@ -22,9 +22,10 @@ from tapmirror.events import START, Buffer, Command, FlowKey, Send
 from tapmirror.framing.head import TRACE
 
 PAUSE: Final = 1.0
-"""Seconds between two requests to a shadow that are marked,"""
+"""Seconds from one marked request to a shadow to the next, at least, once so many went by as `SPACING` says."""
 SPACING: Final = 16
-"""and so many requests from then on: of few, most are as they came.  At first it is 1, 2, 4 and 8, without a pause."""
+"""Of so many requests to a shadow one is marked, so that most are as they came.  At first it is one of 1, 2, 4 and
+8, without a pause."""
 _HEAD_END: Final = re.compile(rb"\r\n\r\n")
 
 

@@ -243,6 +243,18 @@ def test_each_module_has_a_test_file(module: str) -> None:
         assert path.exists(), f"write tests/{path.name}"
 
 
+@pytest.mark.parametrize("module", modules())
+def test_a_docstring_is_not_half_of_a_sentence(module: str) -> None:
+    """One below a name is read alone: where editors show it, and in the file's reference."""
+    texts = [
+        node.value.value
+        for node in nodes(module)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    halves = [text for text in texts if text.rstrip().endswith((",", ";", ":")) or text.startswith("and ")]
+    assert not halves, f"{module}: let each of {halves} stand alone"
+
+
 def test_every_package_is_shipped() -> None:
     setup = configparser.ConfigParser()
     setup.read(TOP / "setup.cfg", encoding="utf-8")

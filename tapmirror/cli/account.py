@@ -25,7 +25,7 @@ class Account(msgspec.Struct, frozen=True):
 
     title: Text
     names: list[list[str]]
-    """Of each column: its unit, and of which shadow it is, if there are several."""
+    """Heads of the columns, each in lines: the unit, and the shadow where there are several."""
     rows: list[Row]
     lines: list[str]
     """What no column has."""

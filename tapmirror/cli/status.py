@@ -85,7 +85,7 @@ def lines(done: dict[str, Any], rates: dict[str, Rates]) -> list[str]:
 
 
 TIMES: Final = ("p50_ms", "p99_ms")
-"""Of a shadow's answers, where some were timed."""
+"""Quantiles of a shadow's answers that are shown, where some were timed."""
 
 
 def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:

@@ -24,7 +24,7 @@ from tapmirror.spec import SpecError
 from tapmirror.spec.numbers import decimal, number_of
 
 MARKS = {"add": "+", "change": "~", "restart": "!", "remove": "-", "keep": " "}
-"""Of the steps of a plan."""
+"""What is printed before a step of a plan, by its action."""
 
 
 @click.command(short_help="Start taps in the daemon.")

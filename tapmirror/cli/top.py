@@ -36,13 +36,13 @@ from tapmirror.spec.numbers import decimal
 
 INTERVAL: Final = 1.0
 COLUMNS: Final = ("STATE", "SHARE", "RATE", "MB/S", "FLOWS", "MIRRORED", "LOST", "CPU", "MB")
-"""Of a tap, after its name."""
+"""Heads of the table of taps, behind a tap's name."""
 GIVE_WAY: Final = ("MB/S", "FLOWS", "MB", "CPU", "RATE", "SHARE")
-"""On a narrow terminal, in this order."""
+"""Columns that are left out on a narrow terminal, in this order."""
 LEAST: Final = 8
-"""Characters of a tap's name that stay."""
+"""Least characters of a tap's name that are shown."""
 FIGURES: Final = ("MIRRORED", "LOST", "P50", "P99")
-"""Of a shadow; on a narrow terminal the last gives way first."""
+"""Heads of a shadow's figures; on a narrow terminal the last gives way first."""
 TROUBLE: Final = 19
 """Characters for what is wrong with a shadow: as many as the head of its column has, and one."""
 GAP: Final = 2

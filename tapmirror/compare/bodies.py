@@ -35,7 +35,8 @@ square of the length (punycode), others make text that cannot be encoded again (
 
 
 _BOUNDARY: Final = re.compile(rb"\A(\s*+multipart/[^;]*+;.*?\bboundary=)\"?([^\s\";]{1,70})\"?", re.IGNORECASE)
-"""Of at most 70 characters (RFC 2046, 5.1.1).  NOTE: one with a space is not found."""
+"""Content-Type of a multipart with a boundary of at most 70 characters (RFC 2046, 5.1.1).  NOTE: a boundary with a
+space is not found."""
 
 
 class Kind(enum.Enum):

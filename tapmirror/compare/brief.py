@@ -31,13 +31,14 @@ from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare
 
 FREQUENT: Final = 0.01
-"""Share of the exchanges from which on an endpoint gets one."""
+"""Share of the exchanges from which on an endpoint gets a place of its own."""
 EVERY: Final = 2.0
 """Seconds until an endpoint is looked at anew."""
 WORK: Final = 400.0
-"""Of one brief, in differing fields, which take about 10 us each: what the ring has room for meanwhile."""
+"""What one brief may look at, in differing fields, which take about 10 us each: what the ring has room for
+meanwhile."""
 LEAST: Final = 20
-"""What an endpoint without any takes."""
+"""What an endpoint takes of a brief's `WORK`, beside one for each of its fields."""
 COUNTS: Final = ("pairs", "only_shadow", "only_production", "compared", "differing")
 """The numbers of an endpoint."""
 _EDGES: Final = tuple(float(bound) * 1e9 for bound in BOUNDS)
@@ -48,10 +49,10 @@ class Look(msgspec.Struct):
 
     at: float
     counts: dict[str, Any]
-    """As in a brief."""
+    """The endpoint's numbers then (`COUNTS`), and what else a brief has of it."""
     found: Judged
     noise: set[str]
-    """Its fields that are noise."""
+    """Fields of the endpoint that were noise then."""
 
 
 class Briefing:

@@ -9,8 +9,8 @@ from typing import Final
 NAMED: Final = 10
 """Endpoints with a place of their own: each is 36 series of a shadow's metrics."""
 BOUNDS: Final = ("0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10")
-"""Of histograms, in seconds: Prometheus' own, and 1 and 2.5 ms below them.  `histogram` has twice as many: a shadow has
-one of those, and of these one for each side of each endpoint."""
+"""Upper bounds of the histograms' buckets, in seconds: Prometheus' own, and 1 and 2.5 ms below them.  `histogram`
+has twice as many, but a shadow has one of those, and of these one for each side of each endpoint."""
 BEYOND: Final = "+Inf"
 
 

@@ -30,24 +30,24 @@ from tapmirror.framing.head import SAFE, is_safe
 from tapmirror.spec.compare import Compare, Level
 
 BEGINNINGS: Final = tuple(method + b" " for method in sorted(SAFE))
-"""Of requests with these."""
+"""How a request with a safe method begins."""
 HEAD_BYTES: Final = 64 << 10
-"""Of an answer's head, as of a request's."""
+"""Bytes of an answer's head at most, the same as of a request's."""
 REPEAT_EVERY: Final = 8
-"""Of an endpoint's exchanges, one in so many is held against an earlier answer of production's; of the first
+"""One in so many of an endpoint's exchanges is held against an earlier answer of production's; of the first
 `REPEAT_FIRST`, every second."""
 REPEAT_FIRST: Final = 2000
 ANY: Final = ("",)
-"""In place of fields, of a request that is sent again whatever its answers differ in."""
+"""Stands for the fields of a request that is sent again whatever its answers differ in."""
 WHOLE_REQUEST: Final = 100.0
-"""Percent."""
+"""What one request costs of `_probes` and `_checks`, which are saved in percent of a request."""
 CHECKS_SAVED: Final = 5
 """Checks that may be made at once when nothing was to be checked for a while."""
 BODIES: Final = 4096
 """Bytes of both bodies that are looked into, for one of `Compare.max_bodies` (60 us).  Two of 60 KB take 2 to 5 ms, as
 30 such ones do."""
 REASONS: Final = 16
-"""Why bodies were not compared, of one endpoint."""
+"""Different reasons for which bodies were not compared that are kept of one endpoint."""
 REPEATS: Final = 1024
 REPEAT_BYTES: Final = 4 << 20
 
@@ -56,7 +56,8 @@ TOGETHER: Final = 32
 """Exchanges that are looked at at once: of two whose turns lie apart, each would find its code and data out of the
 processor's caches.  Measured live, status and 2 KB of JSON: a fifth and a tenth less than one by one."""
 TOGETHER_BYTES: Final = 128 << 10
-"""And the most that they hold; two bodies of 60 KB that differ take 2 to 5 ms."""
+"""Most bytes of heads and bodies in the exchanges that are looked at at once; two bodies of 60 KB that differ take 2
+to 5 ms."""
 
 
 class Comparison:
@@ -89,15 +90,17 @@ class Comparison:
         self._timed = Draw(spec.max_timed)
         self._probes = 0.0
         self._checks = 0.0
-        """Of `noise_probe`, in percent of a request: what is saved for requests of any kind, and for checks."""
+        """Share of `noise_probe` that is saved for checks, in percent of a request; `_probes` is that for requests
+        of any kind."""
         self._saves = False
         self._identifiers = [Identifiers() for _ in shadows]
         self._short: list[Endpoint | None] = [None] * len(shadows)
-        """Of each shadow, the endpoint that lacks pairs of any requests most lately."""
+        """For each shadow, the endpoint that was last found to lack nothing but pairs of one version for its fields
+        to be judged."""
         self._done: list[tuple[Exchange, float]] = []
-        """Exchanges that were paired and not looked at yet, with the time,"""
+        """Exchanges that were paired and not looked at yet, each with the time at which it was paired."""
         self._done_bytes = 0
-        """and what they hold."""
+        """Bytes of heads and bodies in the exchanges of `_done`."""
         self.checks: list[Check] = []
         """Requests that a shadow is to get once more; whoever sends them takes them out."""
         self._now = 0.0
@@ -397,7 +400,7 @@ class Check(msgspec.Struct, frozen=True):
     shadow: int
     request: bytes
     flags: int
-    """As of `Send`."""
+    """Flags of the request's parts (`Part.flags`)."""
 
 
 def _lacks_pairs(endpoint: Endpoint, fields: Iterable[Field]) -> bool:

@@ -22,25 +22,27 @@ from tapmirror.compare.order import by_member, by_value
 from tapmirror.compare.words import shortened
 
 ELEMENTS: Final = 1000
-"""Of an array whose order is found out: that costs some milliseconds at most."""
+"""Elements of the longest array whose order is found out, which costs some milliseconds at most."""
 DEPTH: Final = 48
-"""Of JSON that is looked into; what is deeper is compared as a whole."""
+"""Levels of JSON that are looked into; what is deeper is compared as a whole."""
 
 LEVELS: Final = 2
-"""Of objects whose members are told apart before they are read: answers often have one around what they say."""
+"""Levels of objects whose members are told apart before they are read: answers often have one object around what
+they say."""
 MEMBERS: Final = 128
-"""Of an object whose members are told apart: of more, which are small as a rule, that takes as long as to read them."""
+"""Most members of an object that are told apart before they are read; more take as long to tell apart as to read,
+for they are small as a rule."""
 UNLIKE: Final = 16
 """Members in which two objects differ, on all levels; with more all of both is read at once, which takes less then."""
 LINES: Final = 20_000
-"""Of a stream of events that is read, some 20 ms; what has more is a text."""
+"""Lines of the longest stream of events that is read, in some 20 ms; a longer one is a text."""
 
 _JSON: Final = msgspec.json.Decoder()
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NO_NUMBER: Final = re.compile(rb"\bNaN\b|\bInfinity\b")
 _SORTED: Final = msgspec.json.Encoder(order="sorted")
 _FIELDS: Final = ("data", "event", "id", "retry")
-"""Of an event; all others are ignored."""
+"""Fields of an event that count; all others are ignored."""
 
 Document: TypeAlias = tuple[Any, bool]
 """What was read, and whether it is that of lines."""

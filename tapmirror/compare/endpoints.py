@@ -39,20 +39,21 @@ OPERATION: Final = "{operation}"
 TOLD: Final = 0.75
 """Share of the endpoints that operations may be: the others are of other paths."""
 SELDOM: Final = 10
-"""Requests below which an operation is seldom, when so many others were not told apart (twice as many each time):"""
+"""Requests below which an operation is seldom, and makes room when so many others were not told apart: `BEYOND`, and
+twice as many each time up to `MOST_BEYOND`."""
 BEYOND: Final = 1000
 MOST_BEYOND: Final = 16_000
 WORDS: Final = 64
 """Different words at one place that are kept: more is not a set of routes but of names."""
 FEW: Final = 24
-"""Of them, that are kept when there is no room for more endpoints."""
+"""Words at one place that are kept when there is no room for more endpoints; else `WORDS`."""
 FREQUENT: Final = 0.01
 """Share of the requests at a place from which on a word stays when there are too many."""
 SEGMENTS: Final = 8
-"""Of a path that count."""
+"""Most segments of a path that tell endpoints apart."""
 CACHED: Final = 4096
 CACHED_LENGTH: Final = 512
-"""Of a path that is looked up in the cache; longer ones come from who scans."""
+"""Bytes of the longest path that is looked up in the cache; longer ones come from who scans."""
 METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PROPFIND", b"REPORT"}
 )
@@ -64,12 +65,12 @@ By an endpoint's name and a space its operations that do."""
 _PARTS: Final = re.compile("([/:])")
 _NUMBER: Final = re.compile(rb"(?<=/)[0-9]+(?=/|$)").sub
 _PARAMETERS: Final = re.compile(rb";[^/]*").sub
-"""Of a segment (RFC 3986, 3.3): `;jsessionid=…`, which is a secret and no part of a route."""
+"""Parameters of a path's segment (RFC 3986, 3.3): `;jsessionid=…`, which is a secret and no part of a route."""
 _A_HOLE: Final = HOLE.encode()
 _QUERY: Final = ord("?")
 _PARAMETER: Final = ord(";")
-"""As numbers: to look for bytes in bytes with `in` takes seven times as long, for it fails to take them for a number
-first."""
+"""The byte as a number: looking for bytes in bytes with `in` takes seven times as long, for Python tries to read
+them as a number first."""
 
 
 class _Node:

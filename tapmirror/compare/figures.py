@@ -42,7 +42,7 @@ from tapmirror.spec.compare import Compare, Level
 
 SCHEMA_FIGURES: Final = "tapmirror.report/1"
 BINS: Final = 48
-"""Of a distribution that is drawn."""
+"""Bins of a distribution that is drawn, at most."""
 MS: Final = 1e-6
 
 
@@ -57,7 +57,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """Of a distribution."""
+    """One bin of a distribution of times, in milliseconds, with how many of each side lie in it."""
 
     low: float
     high: float
@@ -72,11 +72,11 @@ class SideFigures(msgspec.Struct, frozen=True):
     """By code; `none`: no answer."""
     error_rate: float
     first: dict[str, float]
-    """Time from the request's last byte to the answer's first: p50, p90, p99."""
+    """Time from the request's last byte to the answer's first, in milliseconds: p50, p90, p99."""
     last: dict[str, float]
-    """The same to its last byte."""
+    """Time from the request's last byte to the answer's last, in milliseconds: p50, p90, p99."""
     mean_bytes: float
-    """Of bodies, as they came."""
+    """Mean length of a body as it came, in bytes."""
 
 
 class FieldFigures(msgspec.Struct, frozen=True):
@@ -88,11 +88,11 @@ class FieldFigures(msgspec.Struct, frozen=True):
     count: int
     """Exchanges in which it differed."""
     raw: float
-    """The same as a share."""
+    """Share of the exchanges in which it differed."""
     noise: float | None
     """Share of pairs of one version in which it differed; None: there were none."""
     rate: float
-    """`raw` without noise."""
+    """`raw` without the part that noise makes of it."""
     samples: list[Sample]
 
 
@@ -104,9 +104,9 @@ class EndpointFigures(msgspec.Struct, frozen=True):
     production: SideFigures
     shadow: SideFigures
     paired_ratio: dict[str, float]
-    """p50, p90, p99 of the shadow's time by production's, of each exchange."""
+    """Quantiles (p50, p90, p99) of the ratio of the shadow's time to production's in the same exchange."""
     p50_ratio: Estimate
-    """The shadow's p50 by production's; of the time to the last byte."""
+    """The shadow's p50 divided by production's, of the time to the last byte."""
     p99_ratio: Estimate
     error_diff: Estimate
     """The shadow's error rate less production's."""
@@ -244,16 +244,16 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """Exchanges that differ,"""
+    """How many exchanges of an endpoint differ, by how certain it is that the difference is no noise."""
 
     differing: int = 0
-    """otherwise than by noise,"""
+    """Exchanges that differ otherwise than by noise."""
     certain: int = 0
-    """in fields that differ more often than by noise for certain,"""
+    """Exchanges with a field that differs more often than by noise for certain; without those of `erring`."""
     possible: int = 0
-    """in fields that may be noise or not.  Neither of these holds those in which only one side's answer is an error:"""
+    """Exchanges with a field that is no noise, or of which that is not known yet; without those of `erring`."""
     erring: int = 0
-    """so many of `differing`."""
+    """Exchanges of `differing` that differ because only one side's answer is an error."""
 
     def __add__(self, other: Judged) -> Judged:
         return Judged(

@@ -51,12 +51,12 @@ TRACKS: Final = 512
 SLOTS: Final = 512
 """Tokens that are remembered of each side of a field, the newer in place of the older."""
 BEFORE: Final = 32
-"""Numbers that are remembered of each side, one in each `STEP`,"""
+"""Numbers that are remembered of each side, the last ones."""
 STEP: Final = 125_000_000
-"""nanoseconds;"""
+"""Least nanoseconds between two numbers that are remembered of one side."""
 CERTAIN: Final = 1_000_000_000
-"""and between two answers, from which on the later one has the higher number: of requests at once they come in any
-order, and here they come as the slower side answers."""
+"""Nanoseconds between two answers from which on the later one must have the higher number.  Below it that is not so:
+requests at once are answered in any order, and here answers come as the slower side gives them."""
 APART: Final = 3.0
 """Seconds between a time and the Date of the answer, which is of whole seconds, more on one side than on the other."""
 FAR: Final = 400 * 86400.0

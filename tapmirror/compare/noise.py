@@ -62,7 +62,7 @@ DRIFT: Final = 10
 NEVER: Final = 1e-5
 """Probability of error down to which there are more checks, and more pairs: a verdict has enough then too."""
 CHECKS: Final = 64
-"""Of one field at most."""
+"""Checks that are made of one field at most."""
 UNSTEADY: Final = 4
 """Checks that did not hold, from which on a field is not checked any more if they are a third of all."""
 CHOOSING: Final = frozenset(
@@ -98,9 +98,9 @@ class Evidence(msgspec.Struct, frozen=True):
     pairs: int
     checks: int = 0
     held: int = 0
-    """Of the checks."""
+    """Checks in which the field's difference held, of `checks`."""
     coming: bool = False
-    """There will be pairs."""
+    """More noise pairs will come, so it is too early to judge by few."""
 
     def holds(self, alpha: float) -> bool:
         """Checks say that it is none, but with this probability."""

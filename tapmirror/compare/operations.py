@@ -37,9 +37,9 @@ from tapmirror.exchange import Asked, Calls
 OPENING: Final = 4096
 """Bytes of a body, as of a target."""
 LEXEMES: Final = 128
-"""Of JSON that is cut, and of documents, that are looked at in one body: some 0.1 ms."""
+"""Lexemes that are looked at in one body, of cut JSON and of GraphQL documents: some 0.1 ms."""
 CHUNKS: Final = 32
-"""Of a body."""
+"""Chunks of a body that are looked at."""
 ACTION: Final = 512
 """Bytes of a URI of which the last part counts."""
 BATCH: Final = "batch"
@@ -55,9 +55,9 @@ _OF_TYPE: Final = re.compile(rb";[ \t]*action[ \t]*=[ \t]*\"?([^\";\r\n]*)", re.
 _PARTS: Final = re.compile(r"[\w.-]+", re.ASCII)
 _IN_ENVELOPE: Final = re.compile(rb"<(?:[\w.-]+:)?Body(?:\s[^<>]*)?>\s*<(?:[\w.-]+:)?([\w.-]+)[\s/>]")
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,"]', re.DOTALL)
-"""Of JSON: a string, or one that does not end."""
+"""A token of JSON: a string, which may be cut, or a mark."""
 _WHOLE: Final = re.compile(rb'[^"\\]*(?:\\(?:u[0-9a-fA-F]{4}|[^u])[^"\\]*)*', re.DOTALL)
-"""Of a string that is cut: without half an escape."""
+"""Of a string of JSON that was cut, what stands before half an escape."""
 _DOCUMENT: Final = re.compile(r"\s*+(?:query|mutation|subscription)\b\s*+(?:[_A-Za-z]\w*+\s*+)?[({@]", re.ASCII)
 _NAMED: Final = re.compile(r"\s*+(?:query|mutation|subscription)\s++([_A-Za-z]\w*+)", re.ASCII)
 """How most documents begin; the others are read by their lexemes."""
@@ -65,7 +65,7 @@ _LEXEME: Final = re.compile(
     r'#[^\r\n]*+|"""(?:\\"""|.)*?(?:"""|\Z)|"(?:[^"\\\r\n]|\\.)*"?|\.\.\.|[_A-Za-z]\w*+|[{}():@]',
     re.ASCII | re.DOTALL,
 )
-"""Of a document, what tells its operations from the rest (GraphQL, 2.1)."""
+"""The lexemes of a GraphQL document that tell its operations from the rest (GraphQL, 2.1)."""
 _LETTERS: Final = f"{string.ascii_letters}{string.digits}_"
 _JSON: Final = (b"{", b"[", b" ", b"\t", b"\r", b"\n")
 _NO_SIZE: Final = (b"{", b"[", b"<")

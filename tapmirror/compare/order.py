@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any, Final
 
 MEMBERS: Final = 16
-"""Of an object that may tell it from others of its array."""
+"""Members of an object that are tried as what tells it from others of its array."""
 
 
 def by_member(one: list[Any], other: list[Any]) -> list[int] | None:

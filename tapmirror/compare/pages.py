@@ -27,7 +27,7 @@ from tapmirror.compare.words import shortened
 
 _TAG: Final = re.compile(r"(<[^<>]*>)")
 LONGEST: Final = len("</section") + 1
-"""Of a tag, what tells whether it is of a block."""
+"""Characters of a tag that tell whether it begins or ends a block."""
 _BLOCK: Final = re.compile(
     r"</?(?:p|div|br|li|ul|ol|tr|td|th|table|h[1-6]|section|article|title|body|head|option|hr)\b", re.IGNORECASE
 )
@@ -49,9 +49,9 @@ class Page(msgspec.Struct, gc=False):
     """A page, taken apart."""
 
     lines: list[str]
-    """Its text, a line for each block, none of them empty."""
+    """The page's text, a line for each block; none is empty."""
     tags: list[str]
-    """As they came."""
+    """The tags, as they are written."""
     scripts: list[str]
     """Lines within scripts."""
     styles: list[str]

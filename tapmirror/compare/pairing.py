@@ -78,7 +78,7 @@ class Pending(msgspec.Struct, gc=False):
     production: Answer | None = None
     decided: bool = False
     dead: bool = False
-    """Its outcome is told already."""
+    """The sink was told the outcome already."""
 
 
 class _Side:
@@ -90,7 +90,7 @@ class _Side:
         self.reader = reader
         self.answers = 0
         self.head = b""
-        """Of the last answer; of a long one what `_LAST` finds in it."""
+        """The last answer's head; of a long one only what `_LAST` finds in it."""
 
     def answered(self, answer: Answer) -> None:
         """It gave one more."""

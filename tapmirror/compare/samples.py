@@ -27,12 +27,13 @@ VALUE: Final = 200
 CURL: Final = 4000
 """Characters of a curl line; a body or a target that does not fit is left out."""
 ROOM: Final = 500
-"""Of these, for the words that are no field, body or target: where to ask, which may be a long name, among them."""
+"""Characters of a curl line for all that is no field, body or target: where to ask, which may be a long name, among
+them."""
 METHOD: Final = 100
-"""Of these, for the method."""
+"""Characters of a method."""
 HIDDEN: Final = "(redacted)"
 CODING: Final = " header.content-encoding"
-"""Of the name of a difference; answers are shown and compared decoded."""
+"""How the name of a difference in Content-Encoding ends; answers are shown and compared decoded."""
 WHOLE: Final = "value body"
 """The name of a difference of whole bodies: what cannot be looked into is not shown, but how long it is."""
 _IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "

@@ -21,7 +21,7 @@ _SCALE: Final = 1 / math.log(_GAMMA)
 KEYS: Final = 2048
 """Keys lie between -KEYS and KEYS: factors of up to 6e17 around 1, more than nanoseconds in an hour (3.6e12)."""
 MOST: Final = (1 << 63) - 1
-"""Of a count, or of the bytes and nanoseconds that are added up: what has more digits is no number of a worker's."""
+"""Largest count, and sum of bytes or nanoseconds, that is believed: a worker has no number with more digits."""
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 _Key: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 _LEAST: Final = _GAMMA ** (1 - KEYS)

@@ -48,21 +48,23 @@ from tapmirror.compare.sketch import Sketch
 Interval: TypeAlias = tuple[float, float]
 
 FRACTIONS: Final = tuple(0.001 * (0.99 / 0.001) ** (n / 23) for n in range(24))
-"""Of the capital, bet each time: from what is best for differences of 0.1 % and great variance, to nearly all."""
+"""Fractions of the capital that are bet each time: from what is best for differences of 0.1 % and great variance, to
+nearly all."""
 MAJORITY: Final = (0.2, 0.4, 0.6, 0.8, 0.95)
-"""The same for a majority: from a small one to nearly all."""
+"""Fractions of the capital that are bet each time against "no majority": from what is best for a small one, to
+nearly all."""
 QUANTILE_PRIOR: Final = 1000.0
 """Weight of the mixture around the quantile, in observations: tightest at some 12,000 (Howard et al. 2021, 3.5)."""
 STRETCHES: Final = 8
-"""Of time, of which it can be told how much they differ."""
+"""Fewest stretches of time of which it can be told how much they differ."""
 LASTING: Final = 30.0
 """Seconds of errors in a row that count as one at most."""
 _CHANCE: Final = 2.0
 """Standard deviations by which stretches of independent values differ now and then."""
 _STEPS: Final = 50
-"""Of bisection: 2**-50 of the range at the finest."""
+"""Steps of a bisection: to 2**-50 of the range."""
 _NEAR: Final = 1e-6
-"""Of a value, up to which an edge is told: always outwards."""
+"""Relative error of an interval's edge, which is always told too far out."""
 
 
 def share_evidence(hits: int, count: int, share: float, a: float = 0.5, b: float = 0.5) -> float:

@@ -27,7 +27,7 @@ Key = TypeVar("Key", int, str)
 SCHEMA: Final = "tapmirror.compare/1"
 CoarseKey: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 PointNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
-"""Of 64 bits: after as many doublings of the width all points are one."""
+"""Number of a point of the time line, in 64 bits: after as many doublings of the width all points are one."""
 Status: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]
 """0: no answer."""
 BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9]{1,3}\Z")]
@@ -35,7 +35,7 @@ BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9
 Ways: TypeAlias = Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)]
 """Exchanges in which production alone answered with a status, and in which the shadow alone did."""
 POINTS: Final = 120
-"""Of the time line: when there are more, two become one."""
+"""Points of the time line at most: when there are more, two become one."""
 COARSE: Final = 2
 """The time line's latencies have buckets of 4 of the sketches' (8 %)."""
 SIGNATURES: Final = 128
@@ -72,15 +72,15 @@ class Field(msgspec.Struct):
     raw: Count = 0
     """Exchanges in which it differed."""
     probes: Count = 0
-    """Of the requests that the shadow got twice: how often its own answers differed."""
+    """Requests that the shadow got twice and whose two answers differed in this field."""
     repeats: Count = 0
-    """The same of production's own answers to the same request."""
+    """Requests that production got twice, from clients, and whose two answers differed in this field."""
     checks: Count = 0
-    """Exchanges in which it differed and whose request the shadow got once more for that,"""
+    """Exchanges that differed in this field and whose request the shadow got once more to check that."""
     held: Count = 0
-    """and answered as before."""
+    """Of `checks`: the shadow's second answer had in this field what its first one had."""
     unlike: Count = 0
-    """Of a difference of identifiers: exchanges that make it less likely that it is one."""
+    """Where the field is an identifier: exchanges that make that less likely."""
     samples: list[Sample] = []
 
 
@@ -90,11 +90,12 @@ class Side(msgspec.Struct):
     statuses: dict[int, Count] = {}
     """0: no answer."""
     first: Sketch = msgspec.field(default_factory=Sketch)
-    """From the last byte of the request to the first of the answer; of exchanges that both sides answered after it."""
+    """Nanoseconds from the request's last byte to the answer's first, of exchanges that both sides answered after
+    it."""
     last: Sketch = msgspec.field(default_factory=Sketch)
-    """The same to its last byte."""
+    """Nanoseconds from the request's last byte to the answer's last, of the same exchanges as `first`."""
     bytes: Count = 0
-    """Of bodies, as they came."""
+    """Bytes of the bodies of all answers, as they came."""
 
 
 class Endpoint(msgspec.Struct):
@@ -107,20 +108,23 @@ class Endpoint(msgspec.Struct):
     production: Side = msgspec.field(default_factory=Side)
     shadow: Side = msgspec.field(default_factory=Side)
     ratio: Sketch = msgspec.field(default_factory=Sketch)
-    """Of the times to the last byte, shadow's by production's, of each exchange."""
+    """Ratio of the shadow's time to the last byte to production's, of each exchange."""
     compared: Count = 0
     """Exchanges whose answers were looked at as far as the level says."""
     erring: Count = 0
-    """Of these: only one side's answer was an error."""
+    """Exchanges of `compared` in which only one side's answer was an error."""
     turned: dict[BothStatuses, Count] = {}
-    """Of these: both sides' or neither's was an error, and the statuses differed, by both (`200 429`)."""
+    """Exchanges of `compared` whose statuses differed where both sides' were those of errors or neither's, by
+    production's and the shadow's status (`200 429`)."""
     before: Annotated[list[Status], msgspec.Meta(max_length=2)] = []
-    """Production's and the shadow's in an exchange that waits to be held against the next one, if one does,"""
+    """Statuses of production and the shadow in the exchange that waits to be held against the next one; empty: none
+    waits."""
     crossed: dict[BothStatuses, Count] = {}
-    """and in how many such pairs these two differed one way in the first and the other way in the second; the lower one
-    comes first (`201 409`)."""
+    """Pairs of such exchanges in which the same two statuses differed one way in the first and the other way in the
+    second: by the two, the lower one first (`201 409`)."""
     changed: dict[BothStatuses, Count] = {}
-    """The same where both sides agreed in both, on one of these in the first and on the other in the second."""
+    """Pairs of such exchanges in which both sides agreed, on one status in the first and on another in the second:
+    by the two, the lower one first."""
     skipped: dict[str, Count] = {}
     """Bodies that could not be compared, by reason."""
     probed: Count = 0
@@ -152,7 +156,7 @@ class State(msgspec.Struct):
     """When the first exchange was done."""
     ended: float = 0.0
     requests: Count = 0
-    """That were seen, paired or not."""
+    """Requests that were seen, paired or not."""
     unpaired: dict[str, Count] = {}
     failures: dict[str, Count] = {}
     """Why the shadow gave no answer."""
@@ -183,7 +187,7 @@ class Bounds(msgspec.Struct, frozen=True):
     endpoints: int
     fields: int
     samples: int
-    """Of one field."""
+    """Samples of one field."""
     all_samples: int
     given: frozenset[str] = frozenset()
     """The templates that are given: what they name is not learned."""
@@ -204,9 +208,10 @@ class Summary:
         self._samples = 0
         self.state = State(level=level)
         self.production = Sketch()
-        """Its times to the last byte, of all endpoints: a sum that would take long to make anew."""
+        """Production's times to the last byte at all endpoints, in nanoseconds: a sum that would take long to make
+        anew."""
         self.shadow = Sketch()
-        """The same of the shadow's."""
+        """The shadow's times to the last byte at all endpoints, in nanoseconds."""
 
     def endpoint(self, name: str) -> Endpoint:
         """The endpoint of this name, or the one for all that are too many."""

@@ -11,7 +11,7 @@ import io
 from typing import Final
 
 ROWS: Final = 2000
-"""Of a table that is read, some milliseconds; what has more is a text."""
+"""Rows of the longest table that is read, in some milliseconds; a longer one is a text."""
 COLUMNS: Final = 200
 _NAMES: Final = {",": (b"text/csv", b"application/csv"), "\t": (b"text/tab-separated-values",)}
 

@@ -15,14 +15,14 @@ from typing import Final
 from tapmirror.compare.findings import Change, Findings
 
 LINES: Final = 2000
-"""Of a text that are compared one by one; the others as a whole."""
+"""Lines of a text that are compared one by one; the others are compared as a whole."""
 
 _VARIABLE: Final = re.compile(r"[0-9A-Za-z+/_=-]{20,}|[0-9a-fA-F-]{8,}|\d+")
 IN_REFERENCES: Final = re.compile(
     r"(?<![0-9A-Za-z+_=-])(?=[A-Za-z+_=-]*[0-9])[0-9A-Za-z+_=-]{20,}|[0-9a-fA-F-]{8,}|\d+"
 )
-"""The same in what may be a reference to something: a path of many words is no token.  It is looked for where such
-characters begin, for long words without a digit would take quadratic time."""
+"""Digits and long tokens in what may be a reference to something: a path of many words is no token.  It is looked
+for where such characters begin, for long words without a digit would take quadratic time."""
 
 
 def differ(findings: Findings, one: str, other: str) -> None:

@@ -60,7 +60,7 @@ class Counts(msgspec.Struct, frozen=True):
     pairs: int
     """Exchanges where both sides answered, or production did and the shadow failed to."""
     only_shadow: int
-    """Of these: only the shadow's answer was an error."""
+    """Exchanges of `pairs` in which only the shadow's answer was an error."""
     only_production: int
     production: Sketch
     """Times of those that both answered."""
@@ -69,13 +69,14 @@ class Counts(msgspec.Struct, frozen=True):
     """Exchanges whose answers were compared."""
     differing: int
     certain: int | None = None
-    """Of these: in fields that differ more often than by noise for certain; None: all of them."""
+    """Exchanges of `differing` with a field that differs more often than by noise for certain; None: all of them."""
     possible: int | None = None
-    """The same with those whose fields may be noise or not; None: none but `differing`."""
+    """Exchanges that differ in any field that is not known to be noise; None: as many as `differing`."""
     crowds: tuple[float, float] = (1.0, 1.0)
-    """Of the shadow's and production's times at their 99th percentile (`statistics.crowd`)."""
+    """How many of the shadow's, and of production's, times beyond their 99th percentile count as one
+    (`statistics.crowd`)."""
     error_crowd: float = 1.0
-    """Of the differences of errors (`statistics.crowd_of_differences`)."""
+    """How many of the differences of errors count as one (`statistics.crowd_of_differences`)."""
     requests: int = 0
     """How many it took, if more than `pairs`: of many a second a part is compared, and a smaller one timed."""
 

@@ -36,7 +36,7 @@ class ControlError(Exception):
     def __init__(self, code: str, message: str, problems: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.code = code
-        """Of `ProtocolError`, or `lost`."""
+        """One of the codes of `ProtocolError`, or `lost`, or `no_daemon`."""
         self.problems = problems
         """A line for each, where there are several."""
 

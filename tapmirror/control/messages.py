@@ -162,7 +162,7 @@ class ProtocolError(Exception):
         self.code = code
         self.id = id
         self.problems = problems
-        """As of `Error`."""
+        """A line for each thing that is wrong, where there are several."""
 
 
 class _Head(msgspec.Struct):

@@ -38,9 +38,9 @@ from tapmirror.control.messages import (
 SO_PEERGROUPS: Final = 59
 """Linux 4.13; Python has no name for it."""
 MAX_CLIENTS: Final = 64
-"""At a time.  Beyond it the one that is idle longest gives way."""
+"""Clients at a time.  Beyond it the one that is idle longest gives way."""
 MAX_USERS_CLIENTS: Final = 16
-"""Of one user other than root, so that none can take all places."""
+"""Clients of one user other than root at a time, so that none can take all places."""
 MAX_HELD: Final = 8 << 20
 """Bytes of unfinished requests of all clients together."""
 READ: Final = 1 << 16

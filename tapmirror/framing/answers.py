@@ -60,14 +60,14 @@ _NONE: Final = ()
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """Of one reader."""
+    """Bounds of one reader."""
 
     head_bytes: int
-    """Longest head."""
+    """Bytes of the longest head."""
     hash_bytes: int
-    """Of a body; what is longer has no digest."""
+    """Bytes of the longest body that gets a digest."""
     awaited: int
-    """Requests without an answer."""
+    """Most requests without an answer."""
 
 
 class Room:

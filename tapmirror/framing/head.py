@@ -63,7 +63,7 @@ _PATH: Final = rb"(?:/|[A-Za-z][0-9A-Za-z+\-.]*+://)"
 _FORM: Final = rb"(?=CONNECT [^/ ]|OPTIONS \* |(?!CONNECT )" + TOKEN + rb"++ " + _PATH + rb")"
 """Method and target go together."""
 _HOST: Final = rb"(?:(?:\[[0-9A-Za-z:.%_~\-]++\]|[!$&'()*+,;=%._~\-0-9A-Za-z\x80-\xff]++)(?::[0-9]*+)?)?"
-"""uri-host and port (RFC 3986, 3.2.2 and 3.2.3), or nothing."""
+"""A value of Host: uri-host and port (RFC 3986, 3.2.2 and 3.2.3), or nothing."""
 
 REQUEST_LINE: Final = re.compile(_FORM + TOKEN + rb"++ " + _VISIBLE + rb"++ HTTP/1\.[01]\r\n")
 HEAD: Final = re.compile(
@@ -104,7 +104,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     flags: int
     """NO_BODY, TUNNEL, CONNECT, KEEPING, TRACED, as of `Part.flags`."""
     length: int
-    """Of the body in bytes; CHUNKED: to be found out."""
+    """Bytes of the body; CHUNKED: to be found out."""
     closing: bool
     """The server reads no further request after this one."""
     host: tuple[int, int] | None

@@ -20,11 +20,11 @@ from tapmirror.packet.key import MAPPED
 
 DATAGRAMS: Final = 1_024
 HELD_BYTES: Final = 4 << 20
-"""As in Linux (net.ipv4.ipfrag_high_thresh)."""
+"""Bytes that are held of fragments at most, as many as in Linux (net.ipv4.ipfrag_high_thresh)."""
 PIECES: Final = 64
-"""Of one datagram: the largest in pieces of 1 KiB."""
+"""Fragments of one datagram at most: the largest in pieces of 1 KiB."""
 WAIT: Final = 30.0
-"""Seconds, as in Linux (net.ipv4.ipfrag_time)."""
+"""Seconds that a datagram's fragments are waited for, as in Linux (net.ipv4.ipfrag_time)."""
 LARGEST: Final = 65_535
 
 Name: TypeAlias = tuple[bytes, bytes, int, int, int]

@@ -19,9 +19,9 @@ _IP6: Final = struct.Struct(">IHBB16s16s")
 ETHERTYPE_IP4: Final = 0x0800
 ETHERTYPE_IP6: Final = 0x86DD
 MAX_EXTENSIONS: Final = 6
-"""As in bpf/tap.c."""
+"""Extension headers that are followed at most, as many as in bpf/tap.c."""
 MAX_OPTIONS: Final = 16
-"""As in bpf/tap.c."""
+"""TCP options that are looked at at most, as many as in bpf/tap.c."""
 OPTION_MPTCP: Final = 30
 PROTO_TCP: Final = 6
 HOP_BY_HOP: Final = 0
@@ -65,7 +65,8 @@ class Network(NamedTuple):
     destination: bytes
     dscp: int
     piece: Piece | None
-    """Of a fragment.  Only the first one of a datagram (`place` 0) has a header of `proto` at `offset`."""
+    """Which part of a datagram this is; None: it is whole.  Only the first one (`place` 0) has a header of `proto`
+    at `offset`."""
     proto: int
     offset: int
     end: int

@@ -35,7 +35,7 @@ SHORTEST_TYPE: Final = 0x600
 """Below it, an EtherType is a length and a header of IEEE 802.2 follows."""
 MAX_LABELS: Final = 16
 MAX_TAGS: Final = 2
-"""As in bpf/tap.c."""
+"""VLAN tags that are followed at most, as many as in bpf/tap.c."""
 
 _RAW_TYPES: Final = frozenset((12, 14, RAW))
 """LINKTYPE_RAW, and what DLT_RAW is numbered in files of some systems."""

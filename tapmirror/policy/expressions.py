@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 Subject: TypeAlias = Hashable
 """What is looked at: "path", ("header", b"x-user")."""
 Reader: TypeAlias = "Callable[[Request], bytes | None]"
-"""Its value; None: there is none."""
+"""Reads a subject's value from a request; None: there is none."""
 
 FEW: Final = 2
-"""Fewer expressions are tried one by one."""
+"""Expressions on one subject from which on they are looked for together; fewer are tried one by one."""
 MOST: Final = 256
-"""Of one automaton: beyond that RE2's memory (8 MiB) may not hold it."""
+"""Expressions in one automaton at most: beyond that RE2's memory (8 MiB) may not hold it."""
 _ALWAYS: Final = b"(?s:.*)"
 
 

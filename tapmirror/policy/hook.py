@@ -25,7 +25,7 @@ class HookRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     target: str
-    """As in the request line, with the query."""
+    """Target of the request line, with the query."""
     headers: tuple[tuple[str, str], ...]
     """Names and values in their order."""
     body: bytes | None

@@ -67,7 +67,8 @@ STRICT_NAMES: Final = tuple(dict.fromkeys(word.replace("_", mark) for word in _W
 """Parameters and JSON members, in which case does not count: `access_token`, `accessToken` and `access-token`."""
 
 CODE: Final = "code"
-"""Of OAuth (RFC 6749, 4.1.2), or one that is to be typed in: which is taken out; or that of an error."""
+"""A name of two meanings: a code of OAuth (RFC 6749, 4.1.2) or one that is to be typed in, which is taken out; or an
+error's code."""
 ERRORS: Final = frozenset({"error", "errors"})
 """Members of which a `CODE` that is a small number or made of words tells what went wrong (JSON-RPC 2.0, 5.1), not of
 what is within them, but for `EXTENSIONS`."""
@@ -81,10 +82,10 @@ _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
 _DEPTH: Final = 200
 MARK: Final = b"\xef\xbb\xbf"
-"""Of UTF-8, before JSON that some take with it."""
+"""The byte order mark of UTF-8, which some put before JSON."""
 PARAMETERS: Final = 4096
-"""Of a query or a form that are looked at, some 5 ms: no application has as many.  A query with more is left out, a
-form is `unredacted`."""
+"""Parameters of a query or a form that are looked at, in some 5 ms: no application has as many.  A query with more
+is left out, a form with more is `unredacted`."""
 
 
 NESTED: Final = 4
@@ -114,11 +115,11 @@ class Redactor:
         self._query = {k.lower().encode(): self._action(v) for k, v in {**names, **spec.query}.items()}
         members = {**{f"**.{name}": "remove" for name in names}, **spec.json}
         self.member_paths = [steps_of(path) for path in members]
-        """Of the JSON members that are taken out."""
+        """Paths of the JSON members that are taken out."""
         actions = [(steps_of(path), self._action(text)) for path, text in members.items()]
         self._anywhere = {steps[1].lower(): action for steps, action in actions if is_anywhere(steps)}
         self._codes = usual or (self._strict and steps_of(f"**.{CODE}") not in map(_lowered, map(steps_of, spec.json)))
-        """Whether errors keep theirs."""
+        """Whether errors keep their `CODE`."""
         self._members = [(steps, action) for steps, action in actions if not is_anywhere(steps)]
         self._patterns = [(compile_re2(text), becomes.encode()) for text, becomes in spec.patterns.items()]
         self.reads_bodies = bool(members or self._query or self._patterns)

@@ -51,7 +51,7 @@ class Conversation:
         self.key = key
         self.hash = flow_hash(key, seed)
         self.number = 0
-        """Of the request, counted from 1."""
+        """Number of the connection's request that is decided on, counted from 1."""
         self.since = now
 
 

@@ -46,7 +46,7 @@ _WITHIN: Final = ((), ("[]",), ("[]", "data"))
 """Where a document may be: it is the body, a line of it, or the data of an event (`compare.documents`)."""
 _LEADS: Final = (re.compile(r"\[\](?=[.\[])"), re.compile(r"\[\]\.(?:data|\*)(?=[.\[])", re.IGNORECASE))
 LINES: Final = 4096
-"""Of events or of JSON lines that are looked into, some 10 ms; what has more is not shown."""
+"""Lines of events or of JSON that are looked into, in some 10 ms; what has more is not shown."""
 _OPENS: Final = (b"{", b"[")
 _WIDE: Final = (b"\xff\xfe", b"\xfe\xff")
 """Marks of UTF-16, in which nothing would be found."""

@@ -38,14 +38,15 @@ class Kept:
 
 
 class Copies:
-    """Of one lane."""
+    """The copies of one lane."""
 
     __slots__ = ("_all", "kept")
 
     def __init__(self, of_all: Kept) -> None:
         self._all = of_all
         self.kept: list[bytes] = []
-        """Of the last so many requests that wait for their answers; empty ones in place of those that are not kept."""
+        """Copies of the requests that wait for their answers, the oldest first; b"" in place of one that is not
+        kept."""
 
     def keep(self, data: Buffer, flags: int) -> None:
         """A request begins to be sent while an answer is due."""

@@ -31,13 +31,13 @@ _MARK: Final[dict[int, tuple[int, int, int]]] = {
 }
 """By family, the option that puts the mark of a tap on every packet."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN})
-"""Whatever the address."""
+"""Errors that say that this host lacks something, whatever the address."""
 FRUITLESS: Final = 16
 """Connections in a row that an address took and broke off without a byte, after which it counts as down: who accepts
 may be a forwarder with nobody behind it.  A version that fails half of its requests so has that many in a row once
 in 65,000."""
 LOOKS: Final = 64
-"""Of the connections that are open, how many are asked whether anything came, the newest first."""
+"""Open connections of an address that are asked whether anything came, the newest first."""
 
 
 class Place:
@@ -49,15 +49,15 @@ class Place:
         self.family, self.address = address
         self.backoff = Backoff(longest, first)
         self.attempts: dict[Lane, float] = {}
-        """Under way, and when they began."""
+        """Attempts under way, with the time at which each began."""
         self.open: dict[Lane, float] = {}
-        """The same for those that came to be."""
+        """Connections that are open, with the time at which each attempt began."""
         self.reason = DropReason.SHADOW_DOWN
         """Why it cannot be connected to, while it cannot."""
         self._fruitless = 0
         """Connections in a row that it broke off without a byte."""
         self._silence = Backoff(longest, first)
-        """Where there were too many of them."""
+        """Pauses of an address that breaks off too many connections without a byte."""
 
     @property
     def down(self) -> bool:
@@ -137,7 +137,7 @@ class Dialer:
         self._tls_name = (shadow.tls.sni if shadow.tls is not None else None) or shadow.host
         self._heads = Pool(limits.heads_bytes)
         self.like: ResponseFramer | None = None
-        """Of the last connection that ended: what its answers began with is what others' will."""
+        """Responses of the last connection that ended: what they began with is what those of others will."""
         self.last = 0
         """Requests that the shadow answered on the last connection that it closed with notice (RFC 9112, 9.6): servers
         allow for one (HTTP/1.0), or for so many; 0: none, or it went on after so many."""
@@ -146,9 +146,9 @@ class Dialer:
         """While this host has no descriptor, port or memory to spare: that is no address's fault."""
         self._places: deque[Place] = deque()
         self._attempts: dict[Lane, tuple[float, Place]] = {}
-        """Under way: until when, and where."""
+        """Attempts under way: until when each may take, and to which address."""
         self._open: dict[Lane, Place] = {}
-        """Those that came to be."""
+        """The address of each open connection."""
         self.reason = DropReason.SHADOW_DOWN
         """Why there is no connection."""
         self.readdress(addresses)

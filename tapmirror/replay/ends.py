@@ -76,7 +76,7 @@ class Ends:
         self._ports = Ports(gentle)
         self._lingering: dict[Lane, float] = {}
         self._hearing_out: dict[Lane, float] = {}
-        """Those whose end waits for the shadow's answer, and until when."""
+        """Flows whose end waits for the shadow's answer, each with the time until which it does."""
 
     # --- production's
 

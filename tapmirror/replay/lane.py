@@ -53,7 +53,7 @@ class Item:
         self.announced = False
         """The response framer was told to expect the answer to the request that begins here."""
         self.number = number
-        """As of `Send`."""
+        """Number of the request that begins here (as of `Send`); 0: none is compared."""
         self.answered = answered
         """Not negative: no data but a turn; production had sent that much."""
         self.repeated = b""
@@ -141,7 +141,7 @@ class Lane:
         self.listener: Listener | None = None
         """If its answers can be compared."""
         self.hearing: Listener | None = None
-        """The same, while they are."""
+        """The listener, while answers on this connection are compared."""
         self.state = IDLE
         self.ready = False
         """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""
@@ -149,7 +149,7 @@ class Lane:
         self.queue: deque[Item] = deque()
         self.queued = 0
         self.copies = Copies(pool.kept)
-        """Of what was sent on this shadow connection."""
+        """Copies of what was sent on this shadow connection."""
         self.begun = False
         """A request was sent in part."""
         self.open_request = False
@@ -174,9 +174,9 @@ class Lane:
         self.tunnel = False
         """What follows that request is no HTTP."""
         self.unanswered = False
-        """The shadow's connection ended last, and a request had no answer;"""
+        """The last connection to the shadow ended while a request had no answer."""
         self.blamed: Place | None = None
-        """where that counts against its address, as not a byte came."""
+        """The address that this is held against, for it sent no byte on that connection; None: none is."""
         self.excused = False
         """Production leaves unanswered what was asked last."""
         self.heard = 0

@@ -32,7 +32,7 @@ LAZY: Final = 50
 system calls and a wake-up, some 10 us."""
 
 NEW: Final = 250
-"""The same of first requests on new connections; each costs a system call and a packet."""
+"""First requests on new connections that are timed a second, all together; each costs a system call and a packet."""
 
 
 class Timing:

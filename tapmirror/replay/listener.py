@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _Socket: TypeAlias = "_socket.socket | TlsSocket"
 
 SO_TIMESTAMPING: Final = 37
-"""And SCM_TIMESTAMPING (asm-generic/socket.h)."""
+"""Number of the socket option, and of the control message SCM_TIMESTAMPING (asm-generic/socket.h)."""
 TX_SOFTWARE: Final = 1 << 1
 _OPTIONS: Final = 1 << 3 | 1 << 4 | 1 << 7 | 1 << 11
 """RX_SOFTWARE, SOFTWARE, OPT_ID, OPT_TSONLY of linux/net_tstamp.h."""
@@ -58,7 +58,7 @@ TCP_INFO_RTT: Final = 68
 """Offset of tcpi_rtt in `struct tcp_info`, in microseconds: smoothed, and until the shadow acknowledges, maybe with its
 answer."""
 TCP_INFO_MIN_RTT: Final = 148
-"""The same of tcpi_min_rtt, which has the handshake's: all ones where it is not known."""
+"""Offset of tcpi_min_rtt in `struct tcp_info`, in microseconds, the handshake's included; all ones: not known."""
 UNKNOWN_NS: Final = 0xFFFF_FFFF * 1000
 RTT_TIME: Final = 1.0
 """Seconds for which a round trip time is used."""
@@ -129,9 +129,9 @@ class Listener:
         self._buffer = buffer
         self._waste = waste
         self._number = 0
-        """Of the request under way."""
+        """Number of the request under way."""
         self.timed = False
-        """Whether that is timed."""
+        """Whether the request under way is timed."""
         self._asked = 0
         """Requests begun on this connection."""
         self._timed_last = 0

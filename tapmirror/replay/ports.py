@@ -26,14 +26,16 @@ NOTE: taps know nothing of each other, so each has as many.  To other places con
 
 _RESET: Final = struct.pack("ii", 1, 0)
 _NOT_SENT: Final = struct.Struct("=144xI")
-"""Of struct tcp_info, linux/tcp.h: tcpi_notsent_bytes."""
+"""Field of `struct tcp_info` (linux/tcp.h): tcpi_notsent_bytes."""
 _HEARD: Final = struct.Struct("=44xI4xI72xQ")
-"""The same: tcpi_last_data_sent, tcpi_last_data_recv (milliseconds ago), tcpi_bytes_received."""
+"""Fields of `struct tcp_info` (linux/tcp.h): tcpi_last_data_sent and tcpi_last_data_recv (milliseconds ago),
+tcpi_bytes_received."""
 SILENCE: Final = 50
-"""Milliseconds without a byte after which an answer counts as complete,"""
+"""Milliseconds without a byte after which an answer is taken to be complete."""
 DOUBT: Final = 1_000
-"""and where it may be the one before: it came in the tick of the kernel's clock (4 ms as a rule) in which was sent what
-it should answer; or in TLS, where bytes of the protocol itself come as well."""
+"""Milliseconds without a byte, in place of `SILENCE`, where what came may be no answer to what was sent last: it
+came in the same tick of the kernel's clock (4 ms as a rule), or the connection is TLS, whose own messages count as
+bytes."""
 
 
 def reset_on_close(sock: _socket.socket | TlsSocket) -> None:

@@ -113,7 +113,7 @@ class Reactor:
         self._broken = self._drain.broken
         self._hearing = hearing
         self._corked: set[Lane] = set()
-        """Those to which a part was sent since the last `push` that did not end its request."""
+        """Lanes on which the last part since `push` did not end its request: the kernel may hold it back."""
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Send: self._send if hearing is None else self._send_heard,
             Open: self._open,

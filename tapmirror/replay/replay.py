@@ -22,7 +22,7 @@ class Replay:
         self.reactors = list(reactors)
         self._first, *self._others = reactors
         self._awake: list[Reactor] = []
-        """Of the others those that have events."""
+        """Reactors but the first that have events."""
         for other in self._others:
             self._first.watch(other.fileno(), partial(self._awake.append, other))
         self.execute: Callable[[Command, float], None] = self._first.execute if not self._others else self._dispatch

@@ -31,9 +31,9 @@ class Sockets:
         self._events = ledger.events
         self.epoll = select.epoll()
         self.by_fd: dict[int, Lane] = {}
-        """The lanes that have one."""
+        """The lanes that have a socket, by its descriptor."""
         self.unread: dict[Lane, None] = {}
-        """Those where something is left to be read that no event will tell of, in the order of their turns."""
+        """Lanes of which something is left to be read that no event will tell of, in the order of their turns."""
 
     def connect(self, lane: Lane, now: float) -> bool:
         """Begin to connect; False if that is not possible now (the reason is the dialer's)."""

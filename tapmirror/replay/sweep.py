@@ -16,7 +16,7 @@ EVERY: Final = 1.0
 OUTSTANDING: Final = 16_384
 """Requests without an answer beyond which a connection is given up at the next sweep: each costs 8 bytes."""
 OUTSTANDING_ALL: Final = 1 << 20
-"""The same on all connections; beyond it, those are given up that have more than an equal share."""
+"""Requests without an answer on all connections, beyond which those are given up that have more than an equal share."""
 
 
 class Sweep:

@@ -19,7 +19,7 @@ WIDTH: Final = 400
 LEFT: Final = 44
 RIGHT: Final = 392
 SPARSE: Final = 0.1
-"""Of the usual number of requests: a point with fewer (the last one) has no quantiles worth a line."""
+"""Part of the usual number of requests below which a point (the last one) has no quantiles worth a line."""
 _CLASSES: Final = ("p", "s")
 _NAMES: Final = ("production", "shadow")
 

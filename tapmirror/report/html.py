@@ -39,7 +39,7 @@ from tapmirror.report.words import (
 )
 
 ENDPOINTS: Final = 25
-"""That are shown at once, beside all that differ."""
+"""Endpoints that are shown at once, beside all that differ."""
 CODES: Final = 12
 """Status codes in numbers."""
 CLASSES: Final = {Outcome.PASS: "good", Outcome.FAIL: "bad", Outcome.UNDECIDED: "open"}

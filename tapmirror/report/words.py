@@ -26,7 +26,7 @@ COLUMNS: Final = ("endpoint", "requests", "errors", "", "p50", "", "p99", "", "c
 SIDES: Final = ("", "", *("production", "shadow") * 3, "", "")
 """A second row of heads."""
 LIMITS: Final = ("limit", "found", "interval", "at most", "")
-"""Of a table of what the shadow must keep to."""
+"""Heads of the table of what the shadow must keep to."""
 UNPAIRED: Final = {
     "not_sent": "the shadow did not get it",
     "gap": "a part of production's response was not seen",

@@ -143,7 +143,7 @@ NUMBERS: Final = {
     },
 }
 AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""Of linux/audit.h: ELF machine, 64 bits, little endian."""
+"""AUDIT_ARCH_* of linux/audit.h: ELF machine, 64 bits, little endian."""
 KNOWN: Final = 450
 """The last number that is judged by name.  A later one does not exist, as far as the process can tell, so that
 libraries do what they do on older kernels."""

@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 FIONBIO: Final = 0x5421
 MSG_FASTOPEN: Final = 0x20000000
-"""Of a send: connects too, past Landlock's rule for ports."""
+"""A flag of send: it connects too, past Landlock's rule for ports."""
 SOCK_TYPE: Final = 0xF
 AT_EMPTY_PATH: Final = 0x1000
 SO_ATTACH_FILTER: Final = 26

@@ -11,7 +11,7 @@ BLOCK: Final = 1 << 20
 """Bytes of a read."""
 GZIP: Final = b"\x1f\x8b"
 _GZIP_BITS: Final = 31
-"""Of zlib: the largest window, and a gzip header is expected."""
+"""Argument of zlib: the largest window, and a gzip header is expected."""
 
 
 class CaptureError(Exception):

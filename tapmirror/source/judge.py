@@ -33,7 +33,8 @@ KNOWN: Final = 16_384
 FRAME: Final = struct.Struct("=4x5IH6x28s")
 """`struct tpacket3_hdr`: seconds, nanoseconds, captured, length, status, offset of the frame; then as one, `_PLACE`."""
 _PLACE: Final = struct.Struct("=I14x2siHBx")
-"""Its VLAN tag; of the `struct sockaddr_ll` behind it: protocol, number of the interface, its kind, the packet's."""
+"""VLAN tag of a packet; of the `struct sockaddr_ll` behind it: protocol, number of the interface, its kind, the
+packet's."""
 _TYPE_AT: Final = 12
 """Where the following begin, in a frame."""
 _IP4: Final = struct.Struct(">IH2xI2x12sIIH")
@@ -47,7 +48,7 @@ _TCP4_AT: Final = _IP4_AT + 20
 _TCP6_AT: Final = _IP4_AT + 40
 _TCP_BYTES: Final = 20
 _WHOLE_TCP: Final = 0x3FFF00FF
-"""Of the fragment's word: what is 6 where it is none, and TCP."""
+"""Mask of the word with the fragment: what it leaves is 6 (TCP) where the packet is no fragment."""
 
 
 class Judge:

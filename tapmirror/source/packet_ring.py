@@ -41,7 +41,7 @@ _NUMBER: Final = 24
 _FIRST: Final = struct.Struct("=16xI")
 _WORD: Final = struct.Struct("=I")
 _BEGUN: Final = 48
-"""Of a block: where its private data are, of which this is the first word."""
+"""Offset of a block's private data, of which this is the first word."""
 _VALID: Final = _BEGUN + 4
 _NOTES: Final = _BEGUN + 8
 _NOTE: Final = struct.Struct(f"={2 + VALUES}Q")

@@ -44,7 +44,7 @@ WANT_ANSWERS: Final = 4
 WINDOW: Final = struct.Struct("<II")
 """`struct tap_window`; packed, it is one store of 8 bytes."""
 WINDOWS_AT: Final = BUCKETS
-"""Their offset in `struct tap_wants`."""
+"""Offset of the windows in `struct tap_wants`."""
 
 READS: Final = 100
 """Attempts to read the counters between two packets: under the heaviest load one in a few succeeds."""

@@ -22,13 +22,13 @@ PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
 SO_ATTACH_FILTER: Final = 26
 
 BLOCK_BYTES: Final = 128 << 10
-"""Of the ring.  A packet has to fit into one; many blocks make it patient, since each holds little where traffic
-is thin: 128 of them, a ring of 16 MiB, last for two seconds at least, or half of one (`PROMPT_MS`)."""
+"""Bytes of a block of the ring.  A packet has to fit into one; many blocks make it patient, since each holds little
+where traffic is thin: 128 of them, a ring of 16 MiB, last for two seconds at least, or half of one (`PROMPT_MS`)."""
 HAND_OVER_MS: Final = 16
 """Milliseconds after which a block comes to us that is not full: what a packet may wait."""
 PROMPT_MS: Final = 4
-"""The same where answers are compared, and their times: what waits together reaches the shadow at once, and has to
-queue there.  A tick of the kernel's clock at 250 Hz."""
+"""Milliseconds after which a block comes to us where answers are compared, and their times: what waits together
+reaches the shadow at once, and has to queue there.  A tick of the kernel's clock at 250 Hz."""
 HANDED_OVER: Final = 0.03
 """Seconds after which one has come, unless the host has no time for its timers."""
 

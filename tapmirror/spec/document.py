@@ -17,9 +17,10 @@ import yaml
 from tapmirror.spec.errors import shown
 
 _MERGE: Final = "tag:yaml.org,2002:merge"
-"""Of the key `<<`: a mapping, or several, whose fields count where the one that it is in does not say them itself."""
+"""Tag of the key `<<`: a mapping, or several, whose fields count where the one that it is in does not say them
+itself."""
 MAX_BYTES: Final = 256 << 10
-"""Of a file: hundreds of rules; PyYAML reads it in seconds."""
+"""Bytes of the longest file: hundreds of rules; PyYAML reads it in seconds."""
 MAX_NODES: Final = 50_000
 MAX_DEPTH: Final = 32
 _EXPONENT: Final = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+", re.ASCII)
@@ -60,7 +61,7 @@ class Document(msgspec.Struct):
 
     data: Any
     lines: dict[Path, int]
-    """Of every value, and of every key's value."""
+    """Lines of every value, and of every key's value, by path."""
     problems: list[Problem]
     """What is wrong with it as YAML, though it could be read."""
 

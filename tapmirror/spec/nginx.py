@@ -87,9 +87,9 @@ class Conditions(msgspec.Struct):
     split: str | None = None
     """Variable of `split_clients` that it looks at."""
     values: set[str] = set()
-    """Of that variable: those that are let through."""
+    """Values of that variable that are let through."""
     match: dict[str, Any] = {}
-    """Of the request itself."""
+    """Conditions on the request itself."""
 
 
 def from_nginx(data: bytes, iface: str | None = None) -> Translation:

@@ -16,7 +16,7 @@ from tapmirror.spec.document import FileError, Problem
 from tapmirror.spec.nginx_syntax import MAX_DEPTH, Directive, decoded, parse
 
 MAX_DIRECTIVES: Final = 100_000
-"""Of the whole: 1 MiB of text has fewer, but a file can be included many times."""
+"""Directives of the whole configuration at most: 1 MiB of text has fewer, but a file can be included many times."""
 _FILE: Final = re.compile(r"^# configuration file (.+):\r?$", re.MULTILINE)
 _BEFORE: Final = re.compile(r"(?:(?:nginx: .*|[ \t\r]*(?:#.*)?)\n)*+")
 """What it says itself before the first one, and comments."""

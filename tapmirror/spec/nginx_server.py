@@ -31,7 +31,7 @@ class Server:
         self.names = [name for each in block.all("server_name") for name in each.args]
         self.ports: list[int] = []
         self.addrs: list[str] = []
-        """Of each port; empty: any."""
+        """Address of each port; empty: any."""
         self.default = False
         for each in block.all("listen"):
             self._listen(each)

@@ -18,11 +18,11 @@ import msgspec
 from tapmirror.spec.document import FileError, Problem
 
 MAX_BYTES: Final = 1 << 20
-"""Of a file: `nginx -T` of a large site."""
+"""Bytes of the longest file: `nginx -T` of a large site."""
 MAX_DEPTH: Final = 16
 _LUA_BLOCK: Final = "_by_lua_block"
 _LUA: Final = re.compile(r"--\[(=*)\[|\[(=*)\[|--[^\n]*|[\"'{}]")
-"""Of Lua: braces, and what begins a text or comment, in which a brace ends nothing (Lua 5.1, 2.1)."""
+"""In Lua: braces, and what begins a text or comment, in which a brace ends nothing (Lua 5.1, 2.1)."""
 _LUA_TEXT: Final = {quote: re.compile(rf"(?:\\.|[^{quote}\\\n])*{quote}", re.DOTALL) for quote in "\"'"}
 _ESCAPES: Final = {"t": "\t", "r": "\r", "n": "\n", '"': '"', "'": "'", "\\": "\\"}
 

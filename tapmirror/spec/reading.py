@@ -36,7 +36,7 @@ from tapmirror.spec.shadow import Shadow, parse_shadow
 from tapmirror.spec.tap import Hook, Rule, TapSpec, slips
 
 SINGULAR: Final = {"port": "ports", "shadow": "shadows", "addr": "addrs", "rule": "rules"}
-"""Of a tap."""
+"""Fields of a tap that may be written with one value, and the lists that they are one of."""
 _WAYS: Final[dict[type, dict[str, tuple[str, ...]]]] = {
     TapSpec: {one: (many,) for one, many in SINGULAR.items()},
     Shadow: {"to": ("host", "port")},

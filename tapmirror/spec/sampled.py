@@ -14,7 +14,7 @@ from tapmirror.spec.errors import Checked, Found, shown
 from tapmirror.spec.numbers import Seconds
 
 STEP: Final = 0.0001
-"""Of a percentage: Envoy's finest denominator is a million."""
+"""Least difference between two shares, in percentage points: Envoy's finest denominator is a million."""
 FULL: Final = 1_000_000
 """Steps in 100 percent."""
 KEY: Final = re.compile(r"client|(header|cookie|query|jwt):([!#$%&'*+\-.^_`|~0-9A-Za-z\[\]/]{1,128})")

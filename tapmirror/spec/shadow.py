@@ -13,7 +13,7 @@ from tapmirror.spec.rewrite import Rewrite
 from tapmirror.spec.sampled import Sampled
 
 MAX_COPIES = 64
-"""Of one shadow: each has its own connections."""
+"""Copies of one shadow at most: each has its own connections."""
 MAX_POOL = 1024
 
 

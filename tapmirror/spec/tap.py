@@ -24,11 +24,11 @@ from tapmirror.spec.shadow import MAX_COPIES, Shadow
 MAX_ADDRS = 16
 """Production addresses of one tap: the capture program compares each packet with all of them."""
 MAX_WORKERS = 64
-"""Of one tap: more than a host has processors to spare."""
+"""Workers of one tap at most: more than a host has processors to spare."""
 MAX_CLIENTS = 32
 """Networks of clients: the capture without a program in the kernel compares each packet with all of them."""
 MAX_SHADOWS = 16
-"""Of one tap: the capture program can leave out as many end points."""
+"""Shadows of one tap at most: the capture program can leave out as many end points."""
 
 
 ANY = "any"
@@ -42,8 +42,8 @@ LEAST = {
     "queues_bytes": 4096,
     "memory": 32 << 20,
 }
-"""Of the limits: two of the largest packets; a request line and a Host; a small request; twice what a worker has at
-its start."""
+"""Least values of limits: two of the largest packets; a request line and a Host; a small request; twice what a
+worker has at its start."""
 MOST = 1 << 40
 
 

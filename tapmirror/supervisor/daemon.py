@@ -59,7 +59,7 @@ class Daemon:
         """Why the files were not taken at the last reload, if so."""
         self._log = log
         self._replaced: dict[str, Entry] = {}
-        """Those that are being restarted: kept on disk as they were until what follows them runs."""
+        """Taps that are being restarted: kept on disk as they were until what follows them runs."""
         self._changing = asyncio.Lock()
         """Held by what adds taps."""
         self._stopped: set[str] = set()
@@ -69,7 +69,7 @@ class Daemon:
         self._next_note: float | None = None
         """When to note that taps capture; None: what an earlier daemon noted is still to be read."""
         self._ahead = _ahead()
-        """Of the wall clock, when it was last looked whether it had been set."""
+        """By how much the wall clock was ahead of the monotonic one when it was last looked whether it had been set."""
 
     # --- beginning and end
 

@@ -23,19 +23,19 @@ from tapmirror.exchange import Failure, Unpaired
 from tapmirror.ledger import summed
 
 MOST: Final = (1 << 63) - 1
-"""Of a count; the kernel's are of 64 bits, and none gets there."""
+"""Largest count that is believed; the kernel's are of 64 bits, and none gets there."""
 NAMES: Final = 256
 """Reasons, events or kinds of answers in one table: there are some 150 of all kinds."""
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=MOST)]
 Difference: TypeAlias = Annotated[int, Meta(ge=-MOST, le=MOST)]
-"""Of counts that are not read at the same moment: below 0 for a moment."""
+"""A difference of counts that are not read at the same moment: it may be below 0 for a moment."""
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[ -~]{1,64}\Z")]
 Table: TypeAlias = Annotated[dict[Name, Difference], Meta(max_length=NAMES)]
 Label: TypeAlias = Annotated[str, Meta(max_length=1024)]
 Buckets: TypeAlias = Annotated[dict[Annotated[str, Meta(pattern=r"^-?[0-9]{1,4}\Z")], Count], Meta(max_length=4096)]
-"""Of a sketch."""
+"""Counts of a sketch, by bucket."""
 
 
 class _Closed(msgspec.Struct, forbid_unknown_fields=True):

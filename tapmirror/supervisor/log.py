@@ -48,7 +48,7 @@ class Line(msgspec.Struct, frozen=True):
     seq: int
     """Grows from one line to the next, over all taps."""
     time: float
-    """Of the wall clock, in seconds."""
+    """When it was said, in seconds of the wall clock."""
     level: str
     text: str
 
@@ -61,7 +61,7 @@ class Log:
         self._journal = journal
         self._lock = threading.Lock()
         self._causes: dict[tuple[str, str, str], _Cause] = {}
-        """Those of the last second or so (`tick`)."""
+        """Causes of the last second or so (`tick`), with what was held back of each."""
         self._kept: dict[str, deque[Line]] = {}
         self._seq = 0
         self.lost = 0

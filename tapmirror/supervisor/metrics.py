@@ -42,7 +42,7 @@ UNITS: Final = {
     "bytes": "Bytes of production's clients that the tap saw",
     "requests": "Requests that the tap saw",
 }
-"""Of the ledger."""
+"""Units of the ledger, and what each counts."""
 
 
 class _Total:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 STATUS_BYTES: Final = 512
-"""Of a status line: it is read in a terminal."""
+"""Bytes of the longest status line: it is read in a terminal."""
 
 
 class Notifier:
@@ -27,7 +27,7 @@ class Notifier:
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         self.address = _address(environ.pop("NOTIFY_SOCKET", ""))
-        """Of the socket; empty: there is no service manager."""
+        """Address of the service manager's socket; empty: there is none."""
         self.watchdog = _watchdog(environ, os.getpid())
         """Seconds between two calls of `alive`, half of what the manager waits; None: it waits for none."""
         for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):

@@ -17,9 +17,9 @@ from typing import Any, Final
 REMEMBERED: Final = 120.0
 """Seconds for which the metrics have what a tap counted in a life that is over: two scrapes of Prometheus's default."""
 LIVES: Final = 256
-"""That are over, at most: all of 200 taps that `apply` restarts."""
+"""Lives that are remembered at most: all of 200 taps that `apply` restarts."""
 HELD: Final = 4 << 20
-"""Bytes of all of them together.  A ledger has some 10 kB, what it compared 25 kB more for each shadow."""
+"""Bytes of all that is remembered.  A ledger has some 10 kB, what it compared 25 kB more for each shadow."""
 
 
 class Life:

@@ -38,7 +38,7 @@ class Step(msgspec.Struct, frozen=True):
     name: str
     action: Action
     spec: TapSpec
-    """As it is to be (as it is, where it is removed)."""
+    """The tap as it is to be; where it is removed, as it is."""
     fields: tuple[str, ...] = ()
     """What is different."""
 

@@ -127,7 +127,7 @@ class Probing:
         self._warn = warn
         self._all_found = False
         self.unreached: dict[str, str] = {}
-        """Of shadows that could not be reached when all were probed last: why, by label."""
+        """Why shadows could not be reached when all were probed last, by label."""
         self._trial: _Trial | None = None
         self._found: dict[frozenset[Address], Found] = {}
 

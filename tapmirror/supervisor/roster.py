@@ -33,7 +33,7 @@ class Entry:
     def __init__(self, runner: Runner, written: TapSpec, origin: str, *, paused: bool, ends: float | None) -> None:
         self.runner = runner
         self.written = written
-        """Its spec as it came; the runner's has the share that was set since."""
+        """The tap's spec as it came; the runner's has the share that was set since."""
         self.origin = origin
         """The file that it came from; empty: a command."""
         self.paused = paused

@@ -55,7 +55,7 @@ class Make(Protocol):
 
 
 Command: TypeAlias = Callable[[Tap | None], object]
-"""Done in the tap's thread; the tap is None while it does not run."""
+"""Something to be done in the tap's thread; its argument is None while the tap does not run."""
 
 
 class EndedError(Exception):
@@ -92,7 +92,7 @@ class Before(msgspec.Struct, frozen=True):
     until: float
     """When its capture ended, of the wall clock in seconds."""
     uncaptured: float = 0.0
-    """`Runner.uncaptured` then."""
+    """Seconds for which nothing was captured until then (`Runner.uncaptured`)."""
 
 
 class Runner:

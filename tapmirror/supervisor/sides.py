@@ -10,7 +10,7 @@ ENOUGH: Final = 8
 """Packets that one side alone has to be seen with: more than a tap sees that began amid some handshakes; connections
 that begin with TLS: more than a scanner makes at once."""
 FEW: Final = 0.1
-"""Of the connections that began: a port that the world reaches has no more with TLS by mistake, or of scanners."""
+"""Part of the connections that began: a port that the world reaches has no more with TLS by mistake, or of scanners."""
 
 
 def ciphered(events: Mapping[str, int]) -> str:

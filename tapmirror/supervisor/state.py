@@ -17,17 +17,18 @@ from tapmirror.supervisor.durable import replace
 from tapmirror.supervisor.regular import content
 
 VERSION: Final = 1
-"""Of the file's format.  A field that is new in a spec is no new version: it has a default, and is left out then."""
+"""Version of the file's format.  A field that is new in a spec is no new version: it has a default, and is left out
+then."""
 NAME: Final = "taps.json"
 MAX_BYTES: Final = 16 << 20
-"""Of the file: a thousand taps with rules."""
+"""Bytes of the largest file: a thousand taps with rules."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One tap, and how it is to go on."""
 
     spec: TapSpec
-    """As it was written."""
+    """The tap as it was written."""
     percent: float | None = None
     """The share that was set by command since, if it was."""
     origin: str = ""

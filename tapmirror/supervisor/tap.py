@@ -102,9 +102,9 @@ class Tap:
         self._paused = False
         self._probing = Probing(spec, self._arrived, warn)
         self._one_sided = False
-        """It was told that one side is not seen,"""
+        """The user was told that only one direction of the connections is seen."""
         self._ciphered = False
-        """and that clients speak TLS."""
+        """The user was told that clients speak TLS."""
         self._ended: str | None = None
         """Why it is over (None: it is not)."""
         self.loops = False

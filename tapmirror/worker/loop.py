@@ -46,9 +46,9 @@ it costs more than it saves."""
 TICK: Final = 0.1
 """Seconds between two looks at time-outs while something waits for one."""
 IDLE_TICK: Final = 1.0
-"""The same while nothing does."""
+"""Seconds between two looks at time-outs while nothing waits for one."""
 PIECES: Final = 16
-"""Of a long message that are sent at one time: half a millisecond.  A state of 14 MB has 1,700."""
+"""Pieces of a long message that are sent at one time: half a millisecond.  A state of 14 MB has 1,700."""
 PIECES_PAUSE: Final = 0.001
 """Seconds until the next ones."""
 
@@ -81,11 +81,12 @@ class Worker:
         self._whole = False
         """The last ledger is to have all that the comparison knows."""
         self._read = 0
-        """Records,"""
+        """Records that were read."""
         self._entered = 0
-        """those of them that are in the books,"""
+        """Of `_read`: records that the ledger has (`delay_records`)."""
         self._waited = 0.0
-        """and the seconds that the others waited in the capture, each as long as the first of its batch."""
+        """Seconds that records waited in the capture and the ledger does not have yet, summed; each counts as long
+        as the first of its batch."""
         self._full = False
         """The last batch was as large as one may be, or something is left to do of it."""
         self._given_up = 0, 0

@@ -26,7 +26,7 @@ LATE: Final = 0.01
 SPAN: Final = 0.1
 """Seconds over which its rate and its CPU are taken: a period of the kernel's quotas (CFS bandwidth control)."""
 IDLE: Final = 0.5
-"""Of the CPU: a worker that had less and is late was kept off it."""
+"""Part of the CPU: a worker that had less and is late was kept off it."""
 FASTER: Final = 3.0
 """Times the mean rate at which it catches up, at least: once more for each `SPAN` that it is late, so that it is not
 late for long."""
@@ -35,7 +35,7 @@ FEWEST: Final = 8
 MOST: Final = 64
 """A rate that would need more gets all: to be gentle there takes more turns than the batches are worth."""
 FULL: Final = 0.125
-"""Of the ring: above it nothing is held back."""
+"""Part of the ring above which nothing is held back."""
 
 
 class Restraint:

@@ -13,7 +13,7 @@ from tapmirror.spec import Level, TapSpec
 MESSAGE: Final = 1 << 16
 """Bytes of the longest message between supervisor and worker but the first."""
 STATE_BYTES: Final = 64 << 20
-"""The same with the state of a comparison: 100 end points, 200 samples."""
+"""Bytes of the longest message that has the state of a comparison: 100 end points, 200 samples."""
 COMPARED_BYTES: Final = 128 << 20
 """What a comparison holds beside bodies: 100 end points, 200 samples, repeats, and its whole state in one message."""
 
@@ -33,19 +33,19 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     links: list[int] | None = None
     """Numbers of the interfaces whose packets count; for `packet` where the socket sees others too."""
     block_bytes: int = BLOCK_BYTES
-    """Of the ring; for `packet`."""
+    """Bytes of a block of the capture ring; for `packet`."""
     shard: int = 0
-    """Which of the tap's workers this is,"""
+    """Number of this worker among the tap's, from 0."""
     workers: int = 1
-    """of so many, of which each has its part of the connections."""
+    """Workers of the tap; each has its part of the connections."""
     threshold: int = 1 << 32
-    """Of 2**32 values of the flow hash, how many are captured now;"""
+    """Connections are captured whose flow hash is below this; 2**32: all."""
     thresholds: list[int] = []
-    """and for each shadow, where some get less."""
+    """For each shadow, the hash below which it gets a connection; empty: all get what is captured."""
     probe: int = 0
     """First sequence number of the SYN that looks whether a shadow leads back to production; for `packet`."""
     secret: bytes = b""
-    """Of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
+    """Key of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
     began: float = 0.0
     """When the tap began, of CLOCK_MONOTONIC."""
     past: dict[str, Any] | None = None
