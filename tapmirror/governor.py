@@ -229,7 +229,7 @@ class Throttle:
 
 
 class State(enum.Enum):
-    """Of a breaker."""
+    """State of a breaker: `closed` lets everything through, `open` nothing, `half-open` a few connections to try."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -243,10 +243,12 @@ class Reach:
 
     def __init__(self) -> None:
         self._silent = False
-        """It breaks them off: that bytes are sent proves nothing."""
+        """The shadow breaks connections off without a byte: that bytes are sent proves nothing."""
 
     def through(self, health: Health) -> bool:
-        """Whether it is known to have been reached since the last measure."""
+        """Whether the shadow was reached since the last measure: it answered or, unless it breaks all off, bytes were
+        sent.
+        """
         if health.heard:
             self._silent = False
         elif health.connect_failures:
@@ -255,7 +257,7 @@ class Reach:
 
     @property
     def failure(self) -> str:
-        """What it does where connections fail."""
+        """How connections to the shadow fail, in words."""
         return SILENCE if self._silent else "it cannot be connected to"
 
 
@@ -293,7 +295,7 @@ class Breaker:
         self.cause = ""
         """What is wrong with the shadow; "": it is well, or nothing is known."""
         self.reached = False
-        """It was once."""
+        """The shadow was reached at some time."""
         self._errors = budget.errors
         self._longest = budget.retry
         self._pause = min(RETRY, budget.retry)
@@ -512,7 +514,7 @@ class Overall:
 
     def __init__(self, budget: AllTaps, now: float) -> None:
         self.budget = budget
-        """May be changed."""
+        """The limits; may be replaced while it runs."""
         self._throttle = Throttle(now)
 
     def observe(self, measures: Iterable[Measure], now: float) -> Decision:
@@ -524,7 +526,7 @@ class Overall:
 
 
 def together(measures: Iterable[Measure]) -> Measure:
-    """What taps cost together."""
+    """The sum of what several taps cost, as one measure."""
     each = list(measures)
     return Measure(
         cpu_share=sum(one.cpu_share for one in each),

@@ -45,7 +45,7 @@ _EDGES: Final = tuple(float(bound) * 1e9 for bound in BOUNDS)
 
 
 class Look(msgspec.Struct):
-    """What an endpoint was when it was looked at."""
+    """What an endpoint was when it was looked at last."""
 
     at: float
     counts: dict[str, Any]
@@ -64,12 +64,14 @@ class Briefing:
         self._spec = spec
         self._limits = limits
         self._named: list[str] = []
-        """The endpoints that have a place."""
+        """Endpoints that have a place of their own."""
         self._looks: dict[str, Look] = {}
-        """By endpoint; the oldest first."""
+        """Looks by endpoint; the oldest first."""
 
     def folded(self, names: Mapping[str, str]) -> None:
-        """Endpoints became a part of others (`Summary.fold`): so do their looks, or counts would fall."""
+        """Endpoints became a part of others (`Summary.fold`; new names by old): their looks are added up, or counts
+        would fall.
+        """
         for name, template in names.items():
             gone, into = self._looks.pop(name, None), self._looks.get(template)
             if gone is not None and into is not None:
@@ -79,7 +81,9 @@ class Briefing:
                 self._looks[template] = gone
 
     def brief(self, summary: Summary, now: float, work: float = math.inf) -> dict[str, Any]:
-        """What a state says in short; `work` is what it may take, in differing fields.  `now` may be infinite."""
+        """What a state says in short.  `work` bounds how much is looked at anew, in differing fields (`WORK`); `now`
+        may be infinite: everything is looked at.
+        """
         state, looks = summary.state, self._looks
         self._look(state, now, work)
         total = summed([_NOTHING, *(look.counts for look in looks.values())])

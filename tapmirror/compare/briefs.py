@@ -15,6 +15,8 @@ BEYOND: Final = "+Inf"
 
 
 def badness(counts: Mapping[str, int]) -> float:
-    """Of an endpoint in a brief.  As reports sort them, but for slowness: errors first."""
+    """How bad an endpoint of a brief is, to sort by: ten times the shadow's surplus of errors, as a share of the pairs,
+    and the share that differs.  Reports sort so too, but by slowness as well.
+    """
     errors = max(0, counts["only_shadow"] - counts["only_production"]) / max(1, counts["pairs"])
     return 10 * errors + counts["differing"] / max(1, counts["compared"])

@@ -32,10 +32,10 @@ from typing import Any, Final, TypeAlias
 from tapmirror.compare.words import shortened, variable
 
 OTHER: Final = "other"
-"""Everything beyond the bound."""
+"""Name of the endpoint that stands for all beyond the bound."""
 HOLE: Final = "{id}"
 OPERATION: Final = "{operation}"
-"""Any of them, at a path that has too many."""
+"""Stands for any operation, at a path that has too many."""
 TOLD: Final = 0.75
 """Share of the endpoints that operations may be: the others are of other paths."""
 SELDOM: Final = 10
@@ -80,7 +80,7 @@ class _Node:
         self.words: dict[str, _Node] = {}
         self.hits = 0
         self.full = False
-        """Words that are not there are `HOLE`."""
+        """There are too many words here: one that is not in `words` counts as `HOLE`."""
 
 
 class Endpoints:
@@ -104,9 +104,9 @@ class Endpoints:
         self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled, words]
         self._operations: dict[str, dict[str, list[Any]]] = {}  # by endpoint, what was called for: [name, requests]
         self._told = 0
-        """Operations in all."""
+        """Operations that are told apart, of all endpoints."""
         self._holes: set[str] = set()
-        """Endpoints that have more of them."""
+        """Endpoints that have more operations than are told apart."""
         self._beyond = 0
         self._patience = BEYOND
         """When so many operations were not told apart, the seldom ones make room."""
@@ -332,11 +332,10 @@ def _of_words(text: str) -> str:
 
 
 def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[str] = frozenset()) -> dict[str, str]:
-    """Which names are others by now, and which: those with a word that is not told apart any more at its place.
+    """New names by old, of those names that have a word that is not told apart at its place any more.
 
-    `given` are the templates, of which one without a method is for all.
-
-    That a template looks like a name is no reason: or a request for `/5/7` would make one of all paths of two segments.
+    `given` are the templates of the spec, of which one without a method is for all methods.  A learned name that looks
+    like a template is none: or a request for `/5/7` would make one of all paths of two segments.
     """
     known = {place: {*words} for place, words in places.items()}
     found = {}

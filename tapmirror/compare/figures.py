@@ -50,10 +50,10 @@ class Estimate(msgspec.Struct, frozen=True):
     """A number, and between which it lies for certain enough (alpha of the limits)."""
 
     value: float | None
-    """None: nothing is known."""
+    """The number; None: it is not known."""
     low: float | None
     high: float | None
-    """None: no bound."""
+    """Upper end of the interval; None: there is no bound."""
 
 
 class Bin(msgspec.Struct, frozen=True):
@@ -69,7 +69,7 @@ class SideFigures(msgspec.Struct, frozen=True):
     """One side of an endpoint."""
 
     statuses: dict[str, int]
-    """By code; `none`: no answer."""
+    """Answers by status code; `none`: no answer came."""
     error_rate: float
     first: dict[str, float]
     """Time from the request's last byte to the answer's first, in milliseconds: p50, p90, p99."""
@@ -116,9 +116,9 @@ class EndpointFigures(msgspec.Struct, frozen=True):
     diff_rate: Estimate
     fields: list[FieldFigures]
     skipped: dict[str, int]
-    """Bodies that could not be compared."""
+    """Bodies that could not be compared, by reason."""
     bins: list[Bin]
-    """Times to the last byte."""
+    """Distribution of the times to the last byte."""
 
 
 class PointFigures(msgspec.Struct, frozen=True):
@@ -154,7 +154,7 @@ class Figures(msgspec.Struct, frozen=True):
     alpha: float
     all: EndpointFigures
     endpoints: list[EndpointFigures]
-    """The worst first."""
+    """Figures of each endpoint, the worst first."""
     line: list[PointFigures]
     width: float
     """Seconds of a point of `line`."""
@@ -279,15 +279,15 @@ def judged_endpoint(
 ) -> Judged:
     """How many of an endpoint's exchanges differ.
 
-    `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many differ at all endpoints, `turns` the
-    crowds of statuses (`turn_crowds`).
+    `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many fields differ at all endpoints,
+    `turns` as of `turn_crowds`.
 
-    An error of one side counts for the limit of error rates alone, if there is one and neither side has more of them
-    for certain: that limit takes both sides' errors off each other.  Two equal versions with 1 % of errors each differ
-    in 2 %.
+    If error rates have a limit, exchanges with an error of one side alone count for that limit only, as long as neither
+    side has more of them for certain: it compares the sides' sums, while two equal versions with 1 % of errors each
+    differ in 2 % of the exchanges.
 
-    So do statuses below 500 that one side has as often as the other where its is another one (`statuses.turned`): of a
-    limiter of rates, or of whoever comes first.
+    Statuses below 500 that are balanced (`statuses.turned`) are not counted either: they are a rate limiter's, or of
+    whoever comes first.
     """
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
@@ -373,9 +373,9 @@ def _endpoint(
 
 
 def certainly(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
-    """Whether a field is no noise: as probes, or as repeats show it, at `alpha` for both.
+    """Whether probes, or repeats, show that a field is no noise; it is wrong with probability `alpha` at most.
 
-    What cannot be probed, and another status, is taken to be no noise.
+    A field that has no such pairs, and a status, is taken to be no noise.
     """
     if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(_STATUS):
         return True
@@ -399,7 +399,7 @@ def _quantiles(sketch: Sketch, unit: float) -> dict[str, float]:
 
 
 def crowds_of(state: State, share: float) -> tuple[float, float]:
-    """The shadow's and production's, at a quantile (`statistics.crowd`)."""
+    """For (shadow, production): how many of the times beyond the quantile `share` count as one (`statistics.crowd`)."""
     line = state.line
     return (
         crowd({number: point.shadow for number, point in line.items() if point.shadow}, share),
@@ -408,7 +408,7 @@ def crowds_of(state: State, share: float) -> tuple[float, float]:
 
 
 def error_crowd(state: State, only_shadow: int, only_production: int) -> float:
-    """That of the differences of errors (`statistics.crowd_of_differences`); so many there were in all."""
+    """How many errors of one side alone count as one (`statistics.crowd_of_differences`)."""
     line = {number: (point.pairs, point.errors[1] - point.errors[0]) for number, point in state.line.items()}
     return crowd_of_differences(line, only_shadow, only_production, state.width)
 

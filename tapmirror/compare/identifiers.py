@@ -98,7 +98,7 @@ class _Track:
         self.token = token
         self.seen = [array("Q", bytes(8 * SLOTS)) for _ in range(2)]
         self.numbers: list[deque[tuple[int, int]]] = [deque(maxlen=BEFORE) for _ in range(2)]
-        """When, and which."""
+        """For each side its last numbers: (nanoseconds, number)."""
         self.count = 0
         self.lengths = (1 << 20, 0)
         """The least and the most of production's tokens."""
@@ -119,7 +119,9 @@ class _Track:
         return self.lengths[0] <= len(other) <= self.lengths[1] and (not mine or mine == its or self.same < ENOUGH)
 
     def again(self, side: int, value: Any, at: int) -> bool:
-        """Whether a side gave a value before, or a number that does not go up with time; it is remembered."""
+        """Whether the side gave this token before, or a number that does not go up with time (`at`, in nanoseconds).
+        The value is remembered.
+        """
         name = int.from_bytes(blake2b(str(value).encode("utf-8", "replace"), digest_size=8).digest()) or 1
         seen = self.seen[side]
         slot = name % SLOTS
@@ -137,11 +139,11 @@ class _Track:
 
 
 class Sorted(NamedTuple):
-    """What became of the differences of an exchange."""
+    """The differences of an exchange, after those of identifiers were found."""
 
     found: list[Difference]
     unlike: list[str]
-    """Names of differences of identifiers that are less likely to be such."""
+    """Names of identifiers' differences that this exchange makes less likely to be such."""
 
 
 class Identifiers:
@@ -152,7 +154,9 @@ class Identifiers:
         self._tokens: dict[str, list[str]] = {}
 
     def sort(self, endpoint: str, asked: Asked, one: Answer, other: Answer, found: list[Difference]) -> Sorted:
-        """The differences of an exchange of which nothing is sent twice, those of identifiers by their name."""
+        """Name those differences `Change.IDENTIFIER` that look like two identifiers.  For an exchange whose request may
+        not be sent twice; `one` is production's answer, `other` the shadow's.
+        """
         sorted_: list[Difference] = []
         unlike: list[str] = []
         texts: tuple[bytes, bytes] | None = None
@@ -203,7 +207,7 @@ class Identifiers:
 
 
 def likely(count: int, unlike: int) -> bool:
-    """Whether a field is an identifier, that differed so often as one, and so often was unlike one."""
+    """Whether a field is an identifier: it differed `count` times as one, and `unlike` exchanges speak against it."""
     return count >= ENOUGH and UNLIKE * unlike <= count
 
 

@@ -85,7 +85,7 @@ class Nature(enum.Enum):
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """As shares."""
+    """How far a field's rate of differences may be above its noise and still be noise, as shares (0 to 1)."""
 
     relative: float
     absolute: float
@@ -103,18 +103,18 @@ class Evidence(msgspec.Struct, frozen=True):
     """More noise pairs will come, so it is too early to judge by few."""
 
     def holds(self, alpha: float) -> bool:
-        """Checks say that it is none, but with this probability."""
+        """Whether checks show that the field is no noise; it is wrong with probability `alpha` at most."""
         return self.checks > 0 and majority_evidence(self.held, self.checks) > -math.log(alpha)
 
     @property
     def unsteady(self) -> bool:
-        """Checks say that it is noise."""
+        """Whether checks show that the field is noise."""
         failed = self.checks - self.held
         return failed >= UNSTEADY and 3 * failed >= self.checks
 
 
 def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> Nature:
-    """What a field is that differs in `raw` of so many exchanges."""
+    """What a field is that differs in `raw` of so many exchanges: noise, a difference, or not known yet."""
     if not raw or not exchanges:
         return Nature.NOISE
     if not evidence.pairs:
@@ -125,7 +125,9 @@ def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> 
 
 
 def is_noise(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> bool:
-    """Whether noise pairs, of which there are some, say that a field is noise."""
+    """Whether a field that differs in `raw` of so many exchanges differs hardly more often in them than in noise pairs,
+    of which there is one at least.
+    """
     if not raw or not exchanges:
         return True
     rate, noise = raw / exchanges, evidence.noisy / evidence.pairs
@@ -133,7 +135,9 @@ def is_noise(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -
 
 
 def apart(raw: int, exchanges: int, evidence: Evidence, alpha: float) -> bool:
-    """Whether a field that differs so often is no noise, but with this probability."""
+    """Whether a field that differs in `raw` of so many exchanges is no noise; it is wrong with probability `alpha` at
+    most.
+    """
     low = share_low(raw, exchanges, alpha / 2)
     if evidence.holds(alpha / 4):
         low *= DRIFT
@@ -141,20 +145,22 @@ def apart(raw: int, exchanges: int, evidence: Evidence, alpha: float) -> bool:
 
 
 def wanted(raw: int, exchanges: int, evidence: Evidence) -> bool:
-    """Whether to check a field that has just differed: it does so seldom, and is not known to be noise."""
+    """Whether a field that has just differed is to be checked: it differs in half of the exchanges at most, is not
+    known to be noise, and was not checked often enough.
+    """
     if 2 * raw > exchanges or evidence.checks >= CHECKS or evidence.unsteady or evidence.holds(NEVER):
         return False
     return evidence.noisy * exchanges < raw * evidence.pairs or not evidence.noisy
 
 
 def short(raw: int, exchanges: int, evidence: Evidence) -> bool:
-    """Whether a field lacks nothing but pairs to be different for certain."""
+    """Whether checks show that a field is no noise, and there are too few noise pairs to be certain of it (`NEVER`)."""
     return raw > 0 and evidence.holds(SURPRISE) and not apart(raw, exchanges, evidence, NEVER)
 
 
 def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tuple[int, int]:
-    """What counts of so many probes and repeats, of which so many differed: where there are enough of both, those
-    that differ less often.  (noisy, pairs).
+    """Returns (noisy, pairs): how many noise pairs count, and how many of them differed.  All of them, as long as there
+    are not `ENOUGH` of either kind; else only the kind that has enough, and of two the one that differs less often.
     """
     if probed < ENOUGH and repeated < ENOUGH:
         return probe_noise + repeat_noise, probed + repeated
@@ -170,13 +176,15 @@ def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tu
 
 
 def evidence_of(endpoint: Endpoint, field: Field, probes: bool = False) -> Evidence:
-    """What is known of a field's noise; `probes`: more will be."""
+    """What noise pairs and checks say of a field; `probes`: more pairs will come."""
     pairs = weigh(endpoint.probed, field.probes, endpoint.repeated, field.repeats)
     return Evidence(*pairs, field.checks, field.held, probes)
 
 
 def apart_by_either(endpoint: Endpoint, field: Field, alpha: float) -> bool:
-    """Whether probes or repeats, each for themselves, say that a field is no noise."""
+    """Whether probes alone, or repeats alone, show that a field is no noise; it is wrong with probability `alpha` at
+    most.
+    """
     pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
     return any(
         apart(field.raw, endpoint.compared, Evidence(*each, field.checks, field.held), alpha / 2) for each in pairs
@@ -192,7 +200,7 @@ class Repeats:
         self._answers: OrderedDict[bytes, Answer] = OrderedDict()
 
     def swap(self, key: bytes, answer: Answer) -> Answer | None:
-        """Remember an answer; the one before it to the same request."""
+        """Remember an answer; returns the one before it to the same request, None if none is remembered."""
         before = self._answers.pop(key, None)
         if before is not None:
             self._free += _size(before)
@@ -206,7 +214,7 @@ class Repeats:
 
 
 def request_key(head: bytes) -> bytes:
-    """What two requests have in common that should get the same answer."""
+    """A hash of what a request's answer depends on: its first line, and the fields of `CHOOSING`."""
     lines = head.split(b"\r\n")
     chosen = [line for line in lines[1:] if line.partition(b":")[0].lower() in CHOOSING]
     return blake2b(b"\n".join([lines[0], *sorted(chosen)]), digest_size=16).digest()

@@ -93,7 +93,7 @@ class _Side:
         """The last answer's head; of a long one only what `_LAST` finds in it."""
 
     def answered(self, answer: Answer) -> None:
-        """It gave one more."""
+        """Count one more answer of this side."""
         self.answers += 1
         head = answer.head
         if len(head) > KNOWN_BYTES:
@@ -189,12 +189,13 @@ class Conversation:
 
     @property
     def awaits(self) -> bool:
-        """Something depends on what production sends."""
+        """Whether something depends on what production sends next."""
         return self._held is not None or any(pending.production is None for pending in self._pending.values())
 
     def rest(self) -> bool:
-        """The client begins a request that is not compared, and if True is returned so are all until `join`: of
-        production nothing is fed until then.  False: tell of this one by `request`, some before it wait for answers.
+        """The client begins a request that is not to be compared.  True: this connection rests, and neither requests
+        nor production's bytes are fed until `join`.  False: it cannot rest yet, for earlier requests wait for answers;
+        call `request` for this one.
         """
         production = self._production
         self._land()
@@ -210,7 +211,9 @@ class Conversation:
         return True
 
     def join(self) -> None:
-        """From the next request on production's answers are fed: to it, and to whichever it did not wait for."""
+        """The end of `rest`: production's bytes are fed again, from the answer to the next request on (and to any that
+        the client did not wait for).
+        """
         if self._production.broken is None:
             self._production.broken = Unpaired.ORDER
 
@@ -234,14 +237,14 @@ class Conversation:
             asked.body += bytes(data)
 
     def request_ended(self, number: int, time_ns: int) -> None:
-        """Its last byte was seen."""
+        """The request's last byte was seen."""
         pending = self._pending.get(number)
         if pending is not None and not pending.asked.ended_ns:
             pending.asked.ended_ns = time_ns
             self._less(pending)
 
     def request_broken(self, number: int) -> None:
-        """It was not seen whole, but where it ends is known."""
+        """The request was not seen whole, but where it ends is known."""
         self._drop(self._pending.get(number), Unpaired.BROKEN)
 
     def requests_lost(self) -> None:
@@ -285,9 +288,10 @@ class Conversation:
     # --- the shadows' sides
 
     def chosen(self, shadow: int, number: int, request: bytes = b"", *, alone: bool = False) -> None:
-        """The shadow is to get the request: `asked` will follow, or `left_out`.  `request`, if it may be sent again.
+        """Note that this shadow is to get the request: `asked` or `left_out` will follow.  `request` is what it gets,
+        if that may be sent again.
 
-        `alone`: no other shadow is to get it, and it is `decided`.
+        `alone`: no other shadow is to get it, so that `decided` need not follow.
         """
         pending = self._pending.get(number)
         if pending is not None:
@@ -302,9 +306,10 @@ class Conversation:
                 pending.waiting += 1
 
     def again(self, asked: Asked, shadow: int, first: Answer, flags: int, keep: int, now: float) -> int:
-        """A shadow is to get a request once more, as `shadow + PROBE`, for `asked.checks`; its number, 0: no room.
+        """A shadow is to get a request once more, as `shadow + PROBE`, to check the fields of `asked.checks`.  Returns
+        the number of the repeated request; 0: there is no room for it.
 
-        The sink is told of it as of an exchange of which this shadow's first answer is production's.
+        The sink gets an exchange in which the shadow's first answer stands in production's place.
         """
         size = len(asked.head) + held(first)
         if size > self._room.free:
@@ -324,9 +329,8 @@ class Conversation:
             pending.asked.marked = True
 
     def asked(self, shadow: int, number: int, flags: int) -> bool:
-        """The request, with these flags, begins to be sent to this shadow, after those that were before it.
-
-        True: its times count.
+        """The request begins to be sent to this shadow, behind all for which this was called before.  Returns whether
+        its times count.
         """
         side = self._sides.get(shadow)
         if side is None:
@@ -365,8 +369,8 @@ class Conversation:
         return pending is not None and pending.asked.timed
 
     def follow(self, shadow: int, owed: Iterable[int], answers: int) -> None:
-        """From here on this shadow's answers are fed: first those to requests with these flags that it owes yet.
-        Before, it gave so many on this connection.
+        """Begin to take this shadow's answers.  First come those that it owes yet, to requests with the flags `owed`;
+        before them it gave `answers` on this connection.
         """
         self.given_up(shadow, Unpaired.ORDER)
         side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._room))
@@ -375,16 +379,18 @@ class Conversation:
             side.reader.expect(flags, NOTHING, None)
 
     def owes(self, shadow: int) -> bool:
-        """Whether answers of this shadow that are followed are still to come."""
+        """Whether this shadow is followed and has not answered everything."""
         side = self._sides.get(shadow)
         return side is not None and side.reader.broken is None and side.reader.outstanding > 0
 
     def unfollow(self, shadow: int) -> None:
-        """It owes none, and what it answers from here on is not fed."""
+        """Take no more of this shadow's answers; it owes none."""
         self._sides.pop(shadow, None)
 
     def sent(self, shadow: int, number: int, time_ns: int, rtt_ns: int, least_ns: int = 0) -> None:
-        """Its last byte left for the shadow; the round trip is as tcp_info has it then, smoothed and the least."""
+        """The request's last byte left for the shadow at `time_ns`.  Round trips in nanoseconds, as tcp_info has them
+        then: `rtt_ns` smoothed, `least_ns` the least.
+        """
         pending = self._pending.get(number)
         reply = None if pending is None else pending.replies.get(shadow)
         if reply is not None:
@@ -468,7 +474,7 @@ class Conversation:
     # --- time and the end
 
     def expire(self, before: float, time_ns: int) -> None:
-        """Requests that began before this time have waited long enough."""
+        """Give up requests that began before this time."""
         self._land_last(before)
         for pending in list(self._pending.values()):
             if pending.since >= before:

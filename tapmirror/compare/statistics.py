@@ -68,7 +68,7 @@ _NEAR: Final = 1e-6
 
 
 def share_evidence(hits: int, count: int, share: float, a: float = 0.5, b: float = 0.5) -> float:
-    """Logarithm of the capital won against "the share is `share`"."""
+    """Logarithm of the capital won by betting against "the share of hits is `share`"."""
     return _against(hits, count, share, _log_beta(a + hits, b + (count - hits)) - _log_beta(a, b))
 
 
@@ -84,12 +84,12 @@ def _against(hits: float, count: float, share: float, evidence: float) -> float:
 
 
 def share_interval(hits: float, count: float, alpha: float) -> Interval:
-    """Of a share, from how many of how many."""
+    """The interval of a share, of which `hits` of `count` were seen; holds with probability 1 - `alpha`."""
     return share_low(hits, count, alpha), share_high(hits, count, alpha)
 
 
 def share_low(hits: float, count: float, alpha: float) -> float:
-    """The lower end of the interval."""
+    """The lower end of `share_interval`."""
     if not hits:
         return 0.0
     middle = hits / count
@@ -99,7 +99,7 @@ def share_low(hits: float, count: float, alpha: float) -> float:
 
 
 def share_high(hits: float, count: float, alpha: float) -> float:
-    """The upper end of the interval."""
+    """The upper end of `share_interval`."""
     misses = count - hits
     if not misses:
         return 1.0
@@ -165,7 +165,9 @@ def difference_evidence(plus: float, minus: float, count: float, mean: float) ->
 
 
 def difference_interval(plus: float, minus: float, count: float, alpha: float, crowd: float = 1.0) -> Interval:
-    """Of the mean of values that are +1, -1 and 0.  `crowd` is theirs, as `crowd_of_differences` says."""
+    """The interval of the mean of `count` values, of which `plus` are +1, `minus` are -1 and the others 0; so many of
+    them as `crowd` says count as one (`crowd_of_differences`).
+    """
     if not count or crowd < 1:
         return -1.0, 1.0
     plus, minus, count = plus / crowd, minus / crowd, count / crowd
@@ -177,7 +179,9 @@ def difference_interval(plus: float, minus: float, count: float, alpha: float, c
 
 
 def quantile_interval(sketch: Sketch, share: float, alpha: float, times: float = 1.0) -> Interval:
-    """Of a quantile.  `times`: as if there had been so many times as many values, distributed alike."""
+    """The interval of the quantile `share` (0 to 1).  `times`: as if there had been so many times as many values,
+    distributed alike.
+    """
     count = round(sketch.count * times)
     low, high = _ranks(count, share, alpha)
     return sketch.around(low / max(count, 1), high / max(count, 1))
@@ -191,7 +195,9 @@ def ratio_interval(
     times: float = 1.0,
     crowds: tuple[float, float] = (1.0, 1.0),
 ) -> Interval:
-    """Of the quantile of one distribution divided by that of another.  `crowds` are those of both, as `crowd` says."""
+    """The interval of the ratio of two distributions' quantiles `share` (0 to 1).  So many of the values of each as
+    `crowds` say count as one (`crowd`).
+    """
     if not over.count or not under.count or min(crowds) < 1:
         return 0.0, math.inf
     low, high = quantile_interval(over, share, alpha / 2, times / crowds[0])
@@ -200,10 +206,10 @@ def ratio_interval(
 
 
 def crowd(line: Mapping[int, Mapping[int, int]], share: float) -> float:
-    """How many of the values beyond a quantile count as one, for they come together: 1 if they do not, 0 if that cannot
-    be told yet.  `line` has counts by bucket, for each stretch of time by its number.
+    """How many of the values beyond the quantile `share` count as one, for they come together: 1 if they do not, 0 if
+    that cannot be told yet.  `line`: by the number of a stretch of time, the counts of its values by bucket.
 
-    Looked for among single stretches and twice, four times ... as long ones: whatever is slow that long.
+    Looked for among single stretches and among twice, four times ... as long ones, for what is slow may last as long.
     """
     if len(line) < STRETCHES:
         return 0.0
@@ -230,8 +236,9 @@ def crowd(line: Mapping[int, Mapping[int, int]], share: float) -> float:
 
 
 def crowd_of_differences(line: Mapping[int, tuple[int, int]], plus: int, minus: int, width: float) -> float:
-    """The same of values that are +1, -1 and 0, from how many there were and their sum in each stretch of `width`
-    seconds; `plus` and `minus` are how many there were in all.
+    """How many of the values that are not 0 count as one, for they come together; as `crowd`, for values of +1, -1 and
+    0.  `line`: by the number of a stretch of `width` seconds, (values, their sum); `plus` and `minus` are how many
+    values of each sign there are in all.
     """
     count = sum(size for size, _ in line.values())
     if not plus + minus or not count:
@@ -246,7 +253,9 @@ def crowd_of_differences(line: Mapping[int, tuple[int, int]], plus: int, minus: 
 
 
 def thinned(size: float, part: float) -> float:
-    """A crowd among this part of all values: they are so much farther from each other.  0: it cannot be told."""
+    """The crowd among this part (0 to 1) of all values, which lie so much farther from each other; 0: it cannot be
+    told.
+    """
     return size if size <= 1 else 1 + (size - 1) * part
 
 

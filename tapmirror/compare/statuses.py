@@ -17,15 +17,18 @@ from tapmirror.compare.statistics import crowd_of_differences, majority_evidence
 from tapmirror.compare.summary import STATUS, BothStatuses, Endpoint, State
 
 Turns: TypeAlias = Mapping[int, tuple[float, int]]
-"""The crowds of statuses that one side alone answers with, and how often that is so."""
+"""By status: (how many exchanges count as one, how many there are), of those in which one side alone answers with
+it."""
 
 
 def turn_crowds(state: State) -> Turns:
-    """That of each status that one side alone answers with, where both are those of errors or neither: a limiter turns
-    away for some time, and another one at another time.
+    """For each status that one side alone answers with, (how many such exchanges count as one, how many there are), of
+    exchanges where both statuses are those of errors or neither is.  They come together: a limiter turns away for some
+    time, and the other side's at another time.
 
-    Of each status, by who answers with it, and not of all, by whose is the lower one: 403 in place of 200 and of 404 is
-    higher than the one and lower than the other, and they would cancel out.
+    Counted by each status, with a sign for the side that answers it.  One count of all, signed by whose status is the
+    lower, would not do: 403 in place of 200 and of 404 is higher than the one and lower than the other, and they would
+    cancel out.
     """
     found = {}
     sizes = {number: point.pairs for number, point in state.line.items()}
@@ -38,12 +41,14 @@ def turn_crowds(state: State) -> Turns:
 
 
 def turned(endpoint: Endpoint, alpha: float, turns: Turns) -> tuple[int, int, int, int]:
-    """Exchanges whose statuses differ, both below 500 or neither.  All of them, and how many say nothing, for those in
-    which it is the other way round are as many: as seen, at most and at least.  Of two equal versions each of both is
-    as likely, so what one has more often is no noise, whatever pairs of one version say: of a shadow that answers 404
-    now and then they differ as often.
+    """Returns (all, balanced as seen, at most, at least): exchanges of the endpoint whose statuses differ, both below
+    500 or neither, and how many of them are balanced by as many in the opposite direction (200 for 404, and 404 for
+    200).  The bounds hold with probability 1 - `alpha`; `turns` as of `turn_crowds`.
 
-    A fault may answer 404 for 200 as often as 200 for 404.  But not by chance (`_no_chance`).
+    Of two equal versions either direction is as likely, so balanced exchanges say nothing.  What one side has more
+    often is no noise, even if pairs of one version differ as often: those of a shadow that answers 404 now and then do.
+
+    A fault may be balanced too, but not by chance: such statuses (`_no_chance`) are never counted as balanced.
     """
     all_ = sum(endpoint.turned.values())
     if not all_:
@@ -64,8 +69,9 @@ def turned(endpoint: Endpoint, alpha: float, turns: Turns) -> tuple[int, int, in
 
 
 def balanced_errors(endpoint: Endpoint, alpha: float) -> int:
-    """Exchanges in which one side's answer is an error, and that are as many on either side; of all endpoints together
-    the sides' errors may be as many where one of them answers nothing but errors.
+    """How many of the exchanges in which only one side's answer is an error are balanced by as many of the other
+    side's, or may be (at `alpha`).  Per endpoint: over all of them one that answers nothing but errors could be
+    balanced by others.
     """
     one, other = endpoint.only_shadow, endpoint.only_production
     low, high = share_interval(one, one + other, alpha) if one + other else (0.0, 1.0)
@@ -73,7 +79,9 @@ def balanced_errors(endpoint: Endpoint, alpha: float) -> int:
 
 
 def chance(endpoint: Endpoint, what: Nature, turns: Turns) -> Nature:
-    """What statuses are that differ, and are not those of errors of one side alone."""
+    """The nature of the status field of an endpoint whose statuses differ without an error of one side alone: as
+    `turned` judges them; else `what`, which is the nature by noise pairs.
+    """
     if _no_chance(endpoint, SURPRISE):
         return Nature.DIFFERENT
     pairs = _by_pair(endpoint)

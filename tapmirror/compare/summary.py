@@ -29,9 +29,9 @@ CoarseKey: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 PointNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 """Number of a point of the time line, in 64 bits: after as many doublings of the width all points are one."""
 Status: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]
-"""0: no answer."""
+"""Status code of an answer; 0: none came."""
 BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9]{1,3}\Z")]
-"""Production's, the shadow's."""
+"""Production's status and the shadow's, as text: `200 429`."""
 Ways: TypeAlias = Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)]
 """Exchanges in which production alone answered with a status, and in which the shadow alone did."""
 POINTS: Final = 120
@@ -88,7 +88,7 @@ class Side(msgspec.Struct):
     """One side of an endpoint."""
 
     statuses: dict[int, Count] = {}
-    """0: no answer."""
+    """Answers by status code; 0: no answer."""
     first: Sketch = msgspec.field(default_factory=Sketch)
     """Nanoseconds from the request's last byte to the answer's first, of exchanges that both sides answered after
     it."""
@@ -141,7 +141,7 @@ class Point(msgspec.Struct):
     errors: Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)] = msgspec.field(
         default_factory=lambda: [0, 0]
     )
-    """Production's, the shadow's."""
+    """Errors of production, and of the shadow."""
     production: dict[CoarseKey, Count] = {}
     """Times to the last byte, in coarse buckets."""
     shadow: dict[CoarseKey, Count] = {}
@@ -159,7 +159,7 @@ class State(msgspec.Struct):
     """Requests that were seen, paired or not."""
     unpaired: dict[str, Count] = {}
     failures: dict[str, Count] = {}
-    """Why the shadow gave no answer."""
+    """Exchanges without an answer of the shadow, by reason."""
     thinned: Count = 0
     """Exchanges of which only status and times were looked at, for there were too many a second, or too long ones."""
     raw: Count = 0
@@ -173,7 +173,7 @@ class State(msgspec.Struct):
     width: Annotated[float, msgspec.Meta(ge=1, le=1 << 40)] = 1.0
     """Seconds of a point of the time line."""
     line: dict[PointNumber, Point] = {}
-    """By its number: from `number * width` on."""
+    """Points of the time line by number: each is `width` seconds long and begins at `number * width`."""
     turned: dict[Status, dict[PointNumber, Ways]] = {}
     """Exchanges whose statuses differed, and were both those of errors or neither: by each of both, and by the point of
     the time line."""
@@ -182,7 +182,7 @@ class State(msgspec.Struct):
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """Of a state."""
+    """Bounds of a state."""
 
     endpoints: int
     fields: int
@@ -194,7 +194,7 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 def bounds_of(spec: Compare) -> Bounds:
-    """As it is to be compared."""
+    """The bounds that the spec gives."""
     return Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples, frozenset(spec.endpoints))
 
 
@@ -319,7 +319,7 @@ class Summary:
         return wanted if self._samples < self._bounds.all_samples else []
 
     def turned(self, endpoint: Endpoint, one: int, other: int) -> None:
-        """Count an exchange whose statuses differ, and are both those of errors or neither."""
+        """Count an exchange whose statuses differ, both those of errors or neither."""
         _count_text(endpoint.turned, f"{one} {other}", STATUSES)
 
     def noisy(self, endpoint: Endpoint, fields: list[str], *, probe: bool) -> None:
@@ -360,7 +360,9 @@ class Summary:
         self.state.unpaired[reason] = self.state.unpaired.get(reason, 0) + count
 
     def fold(self, places: Places) -> dict[str, str]:
-        """Endpoints become what they are by what was learned: which of which."""
+        """Merge endpoints whose names became one by what was learned of paths (`places`).  Returns the new name of each
+        endpoint that is gone.
+        """
         self.state.places = places
         folded = fold_endpoints(self.state.endpoints, places, self._bounds)
         for endpoint in self.state.endpoints.values():
@@ -442,7 +444,9 @@ def whole(state: State) -> Endpoint:
 
 
 def fold_endpoints(endpoints: dict[str, Endpoint], places: Places, bounds: Bounds) -> dict[str, str]:
-    """Endpoints become what they are by what was learned: which of which."""
+    """Merge endpoints whose names became one by what was learned of paths (`places`).  Returns the new name of each
+    endpoint that is gone.
+    """
     folded = fold(endpoints, places, bounds.given)
     for name, template in folded.items():
         merge_endpoint(endpoints.setdefault(template, Endpoint()), endpoints.pop(name))

@@ -31,15 +31,17 @@ class Rotation:
         self.first = 0
         self.count = BUCKETS
         self.due = 0.0
-        """When to `turn`."""
+        """When it is time to `turn`."""
 
     def seen(self, now: float) -> bool:
-        """Count a request, compared or not; whether it is time to `turn`."""
+        """Count a request, compared or not; returns whether it is time to `turn`."""
         self._seen += 1
         return now >= self.due
 
     def turn(self, now: float) -> bool:
-        """The next turn begins; whether others are compared in it."""
+        """Begin the next turn: take the rate of requests, and which buckets are compared.  Returns whether these are
+        others.
+        """
         took = now - self._began
         if self._began and took > 0:  # quick to rise, and slow to fall
             rate = self._seen / took

@@ -100,22 +100,24 @@ class ResponseFramer(ResponseReader[int]):
 
     @property
     def unanswered(self) -> int:
-        """Those that remain without one if the connection ends here: `eof` completes a body up to the end."""
+        """Requests that remain without a response if the connection ends here: the end completes a body of unknown
+        length.
+        """
         return len(self.awaited) - (self._state == UNTIL_END)
 
     @property
     def amid(self) -> bool:
-        """Of the oldest of them a part of the answer has come, and its end would be missing."""
+        """Whether a part of the oldest response has come and its end has not, where only more bytes can tell that."""
         return self._state not in (NEXT, UNTIL_END, DISCARD)
 
     @property
     def stopped(self) -> bool:
-        """It said that it closes the connection behind a response, and no other one has begun behind that."""
+        """Whether the shadow said that it closes the connection behind a response, and no later response has begun."""
         behind = self._at_notice - len(self.awaited)
         return self.closing and not self.failed and (not behind or (behind == 1 and self._state == NEXT))
 
     def owed(self) -> tuple[int, ...] | None:
-        """The flags of those requests; None: amid a response, or where no more follow."""
+        """The flags of the requests without a response; None: amid a response, or where none will come any more."""
         if self._state != NEXT or self._buffer or self.closing or self.tunnel:
             return None
         return tuple(self.awaited)
@@ -131,7 +133,7 @@ class ResponseFramer(ResponseReader[int]):
         self.awaited.append(flags & (NO_BODY | TUNNEL | CONNECT | KEEPING))
 
     def withdraw(self) -> None:
-        """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
+        """Nothing was sent of the request that was expected last: take it back."""
         if not self.awaited:
             return
         self.awaited.pop()

@@ -60,7 +60,7 @@ class Destination:
         self.held_requests = 0
 
     def settle(self, fate: Fate, size: int, requests: int) -> None:
-        """Enter into the ledger what this shadow does not get."""
+        """Enter what this shadow does not get (bytes, requests) into its ledger; `fate` None: that was sampled out."""
         copies = self.spec.copies
         size *= copies
         requests *= copies

@@ -52,29 +52,31 @@ def sent_to_the_last(sock: _socket.socket | TlsSocket) -> bool:
 
 
 def heard_out(sock: _socket.socket | TlsSocket) -> bool:
-    """Whether something came after what was sent last, and then nothing for `SILENCE`, or `DOUBT`."""
+    """Whether the shadow has finished its answer: something came after what was sent last, and then nothing for
+    `SILENCE`, or for `DOUBT` where it may have been an earlier answer.
+    """
     sent, came, size = _HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))
     sure = came < sent and not isinstance(sock, TlsSocket)
     return bool(size and came <= sent and came >= (SILENCE if sure else DOUBT))
 
 
 def quiet_since(sock: _socket.socket | TlsSocket) -> bool:
-    """Whether it is certain that nothing came after what was sent last: not within a tick of the kernel's clock, nor in
-    TLS, where what ends a connection comes as bytes.
+    """Whether it is certain that nothing came after what was sent last.  It is not certain within a tick of the
+    kernel's clock, nor in TLS, where what ends a connection comes as bytes.
     """
     sent, came, _ = _HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))
     return bool(came > sent) and not isinstance(sock, TlsSocket)
 
 
 def heard(sock: _socket.socket | TlsSocket) -> bool:
-    """Whether anything came, also on a connection that is broken by now: more than a FIN, which the kernel counts as a
-    byte (tcp_rcv_nxt_update).  In TLS bytes of the protocol count.
+    """Whether any byte came, also on a connection that is broken by now.  (The kernel counts a FIN as one byte,
+    tcp_rcv_nxt_update; in TLS bytes of the protocol count.)
     """
     return bool(_HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))[2] > 1)
 
 
 def ephemeral_ports() -> int:
-    """How many the host has."""
+    """How many ephemeral ports the host has."""
     try:
         first, last = RANGE.read_text(encoding="ascii").split()
     except (OSError, ValueError):  # no /proc here
@@ -83,12 +85,14 @@ def ephemeral_ports() -> int:
 
 
 def open_connections(ports: int, parts: int) -> int:
-    """Of half of the ports, which one tap's connections to a shadow may have, the share of each of so many reactors."""
+    """How many connections one of `parts` reactors may have open: a tap's connections to a shadow may take half of the
+    ports.
+    """
     return max(1, ports // 2 // parts)
 
 
 def gentle_closes(ports: int, parts: int) -> int:
-    """Of a tap's, the share of each of so many reactors in all its workers; fewer where there are few ports."""
+    """How many closes one of `parts` reactors may leave in `TIME_WAIT`; fewer where the host has few ports."""
     return max(1, GENTLE_CLOSES * min(ports, DEFAULT_PORTS) // DEFAULT_PORTS // parts)
 
 

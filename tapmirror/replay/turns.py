@@ -35,15 +35,17 @@ class Turns:
 
     @property
     def behind(self) -> bool:
-        """Some lane has another turn queued although its shadow answers promptly: it is for us to be quicker."""
+        """Whether some lane has another turn queued although its shadow answers promptly: the worker is what holds it
+        up.
+        """
         return bool(self._behind)
 
     def look(self, now: float) -> None:
-        """The answers that came are looked at."""
+        """Answers that came up to now were looked at: what waits can be judged by them."""
         self._before, self._latest = self._latest, now
 
     def waiting(self) -> list[tuple[Lane, float]]:
-        """Those that wait, and until when."""
+        """The lanes that wait, each with the time until which it does."""
         return list(self._waiting.items())
 
     def answered(self, lane: Lane, answered: int, now: float) -> bool:

@@ -49,7 +49,8 @@ class Budget(Checked, frozen=True, kw_only=True):
     have low priority anyway.  A host whose processors are idle for a third of the time is below 70.  100 turns
     it off."""
     host_memory: float = 10.0
-    """The same for memory.  A healthy host is at 0; if a tenth of the time is lost to reclaim, everybody notices."""
+    """Percent of the last ten seconds in which something on this host waited for memory (PSI, `some`).  A healthy
+    host is at 0; if a tenth of the time is lost to reclaim, everybody notices."""
     errors: float = 0.5
     """Share of a shadow's responses that are errors (5xx, not HTTP, or none at all) above which it is left alone.
     One error in ten requests is what a mirror should show; half of them means that the shadow is down.  1 turns
@@ -61,7 +62,7 @@ class Budget(Checked, frozen=True, kw_only=True):
     at most 5."""
 
     def memory_of(self, workers: int) -> int:
-        """For so many of them."""
+        """Bytes for so many workers."""
         return max(512 << 20, workers * (256 << 20)) if self.memory is None else self.memory
 
     def _check(self) -> Found:

@@ -61,7 +61,8 @@ class Rewrite(Checked, frozen=True, kw_only=True):
     `{client_port}`, `{connection}`, `{host}`, `{target}` (path and query), `{time}` (RFC 3339, UTC), `{tap}`,
     `{shadow}`; `{{` is a brace."""
     add_headers: dict[str, str] = {}
-    """The same, but existing fields of the same name stay."""
+    """Fields with their values, added beside existing ones of the same name.  Values are templates, as in
+    `set_headers`."""
     remove_headers: tuple[str, ...] = ()
     marker: str | None = None
     """Name of a field that marks a copy; its value is the tap's name."""

@@ -99,26 +99,26 @@ class Sampled(Checked, frozen=True, kw_only=True):
 
 
 def divided(one: SomeSampled, workers: int) -> SomeSampled:
-    """The same, with the caps of one of so many workers."""
+    """The structure with one worker's part of its caps."""
     caps = {name: getattr(one, name) for name in ("max_requests", "max_bytes")}
     return msgspec.structs.replace(one, **{name: cap / workers for name, cap in caps.items() if cap is not None})
 
 
 def steps(percent: float) -> int:
-    """A percentage in steps of 0.0001."""
+    """How many steps of 0.0001 (`STEP`) a percentage has."""
     return round(percent / STEP)
 
 
 def part_of(percent: float, part: float) -> float:
-    """So much (0 to 1) of a percentage, in steps of 0.0001; all of it is the percentage to its last digit."""
+    """A part (0 to 1) of a percentage, rounded to 0.0001; the whole is not rounded."""
     return percent if part >= 1 else round(percent * part, 4)
 
 
 def threshold(percent: float) -> int:
-    """Of 2**32 hash values, how many are mirrored: `percent` rounded to its step."""
+    """How many of the 2**32 values of a hash are mirrored at this percentage, rounded to its step."""
     return steps(percent) * (1 << 32) // FULL
 
 
 def defaults_only(one: Sampled) -> bool:
-    """Whether everything is taken."""
+    """Whether nothing limits the share: everything is taken."""
     return all(getattr(one, field.name) == field.default for field in msgspec.structs.fields(Sampled))

@@ -18,7 +18,7 @@ class AllTaps(Checked, frozen=True, kw_only=True):
     cpu: float | None = None
     """Processor cores, of all workers of all taps."""
     memory: int | None = None
-    """Bytes of resident memory, of the same."""
+    """Bytes of resident memory, of all workers of all taps."""
     bandwidth: float | None = None
     """Bytes a second to all shadows of all taps."""
 
@@ -32,6 +32,6 @@ class AllTaps(Checked, frozen=True, kw_only=True):
 
 
 class Settings(Checked, frozen=True, kw_only=True):
-    """All of it."""
+    """Everything that `daemon.yaml` may say."""
 
     budget: AllTaps = AllTaps()

@@ -155,7 +155,7 @@ class Limits(Checked, frozen=True, kw_only=True):
     reassembly_bytes: int = 32 << 20
     """Out-of-order and not yet accepted bytes held in all flows together."""
     reassembly_segments: int = 65_536
-    """The same in segments, each with its own cost of memory."""
+    """Out-of-order and not yet accepted segments held in all flows together; each costs memory however short it is."""
     head_bytes: int = 64 << 10
     """Length of a request head. nginx accepts 32 KiB (large_client_header_buffers 4 8k), Node.js 16 KiB, Go 1 MiB."""
     heads_bytes: int = 16 << 20
@@ -370,7 +370,9 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
         return replace(divided(self, workers), rules=rules, shadows=shadows)
 
     def threshold(self) -> int:
-        """Of 2**32 hash values, how many the kernel passes on; by anything but connections, all."""
+        """How many of the 2**32 values of a flow's hash the kernel passes on; all, unless the share is taken by
+        connection.
+        """
         return threshold(self.most()) if self.by is By.CONNECTION else 1 << 32
 
 

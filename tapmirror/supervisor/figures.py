@@ -39,11 +39,11 @@ Buckets: TypeAlias = Annotated[dict[Annotated[str, Meta(pattern=r"^-?[0-9]{1,4}\
 
 
 class _Closed(msgspec.Struct, forbid_unknown_fields=True):
-    """With these fields and no others."""
+    """A structure that takes these fields and no others."""
 
 
 class Fates(_Closed):
-    """`ledger.Account.snapshot`."""
+    """What `ledger.Account.snapshot` gives."""
 
     seen: Count
     mirrored: Count
@@ -55,7 +55,7 @@ class Fates(_Closed):
 
 
 class Latency(_Closed):
-    """`histogram.Histogram.snapshot`."""
+    """What `histogram.Histogram.snapshot` gives."""
 
     count: Count
     sum_s: Seconds
@@ -63,7 +63,7 @@ class Latency(_Closed):
 
 
 class Shadow(_Closed):
-    """`ledger.View.snapshot`."""
+    """What `ledger.View.snapshot` gives."""
 
     bytes: Fates
     requests: Fates
@@ -73,14 +73,14 @@ class Shadow(_Closed):
 
 
 class Ring(_Closed):
-    """How large it is, and how full."""
+    """The capture ring: its size in bytes, and how full it is (0 to 1)."""
 
     bytes: Count
     fill: Annotated[float, Meta(ge=0, le=16)]
 
 
 class Process(_Closed):
-    """What it costs."""
+    """What the worker's process costs."""
 
     pid: Count
     cpu_s: Seconds
@@ -89,7 +89,7 @@ class Process(_Closed):
 
 
 class Times(_Closed):
-    """One side of an endpoint, in `compare.brief`."""
+    """One side's times and errors at an endpoint, as in `compare.brief`."""
 
     errors: Count
     times: Annotated[dict[Name, Count], Meta(max_length=len(BOUNDS) + 1)]
@@ -101,7 +101,7 @@ class Times(_Closed):
 
 
 class Counted(_Closed):
-    """An endpoint there, counted."""
+    """An endpoint's counts, as in `compare.brief`."""
 
     pairs: Count
     only_shadow: Count
@@ -115,14 +115,14 @@ class Counted(_Closed):
 
 
 class ComparedEndpoint(Counted):
-    """The same with what each side did."""
+    """An endpoint's counts with each side's times and errors, as in `compare.brief`."""
 
     production: Times
     shadow: Times
 
 
 class Crowds(_Closed):
-    """How many times come together, there."""
+    """How far the times' crowds are above 1, as in `compare.brief` (`Briefing._crowds`)."""
 
     production: Annotated[float, Meta(ge=0, le=1e30)]
     shadow: Annotated[float, Meta(ge=0, le=1e30)]
@@ -130,14 +130,14 @@ class Crowds(_Closed):
 
 
 class Outages(_Closed):
-    """How many errors come together, there."""
+    """How far the errors' crowd is above 1, as in `compare.brief` (`Briefing._outages`)."""
 
     errors: Annotated[float, Meta(ge=0, le=1e30)]
     told: Count
 
 
 class Compared(_Closed):
-    """`compare.brief`: one shadow."""
+    """What `compare.brief` says of one shadow."""
 
     requests: Count
     paired: Count
@@ -159,14 +159,14 @@ class Compared(_Closed):
 
 
 class Brief(_Closed):
-    """`ComparingPipeline.brief`."""
+    """What `ComparingPipeline.brief` gives."""
 
     shadows: Annotated[dict[Label, Compared], Meta(max_length=NAMES)]
     capture: Table
 
 
 class Snapshot(_Closed):
-    """`Worker.snapshot`."""
+    """What `Worker.snapshot` gives."""
 
     segments: Fates
     bytes: Fates
@@ -181,7 +181,7 @@ class Snapshot(_Closed):
 
 
 class Last(Snapshot):
-    """The last one; `comparison` is judged where it is merged."""
+    """A worker's last snapshot; its `comparison` is judged where it is merged."""
 
     comparison: dict[str, Any] | UnsetType = UNSET
 

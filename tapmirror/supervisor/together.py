@@ -20,7 +20,9 @@ PERIOD: Final = 0.9
 
 
 class Together:
-    """`tell` receives a line when the share changes for another reason than before."""
+    """The governor of all taps: takes each tap's measures and has one share for all.  `tell` receives a line when the
+    share changes for another reason than before.
+    """
 
     def __init__(self, budget: AllTaps, now: float, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -31,12 +33,12 @@ class Together:
         self._decision = Decision(share=1.0, reason="")
 
     def set_budget(self, budget: AllTaps) -> None:
-        """The same loop goes on with other bounds."""
+        """Replace the limits; what was learned of the load stays."""
         with self._lock:
             self._overall.budget = budget
 
     def observe(self, tap: object, found: Measure, now: float) -> Decision:
-        """What a tap has measured; the share of all taps, and why it is not the whole."""
+        """Take what a tap has measured; returns the share of all taps, and why it is not the whole."""
         with self._lock:
             self._measures[tap] = found
             if now - self._looked < PERIOD:
@@ -51,7 +53,7 @@ class Together:
         return decision
 
     def forget(self, tap: object) -> None:
-        """It does not run any more."""
+        """The tap does not run any more."""
         with self._lock:
             self._measures.pop(tap, None)
 
