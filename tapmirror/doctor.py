@@ -69,9 +69,9 @@ class Level(enum.Enum):
     WARN = "warn"
     """It can start, and something is less than it could be."""
     FAIL = "fail"
-    """It cannot start."""
+    """A tap cannot start."""
     UNKNOWN = "unknown"
-    """It could not be looked at."""
+    """The thing could not be looked at."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -81,7 +81,7 @@ class Finding(msgspec.Struct, frozen=True):
     level: Level
     text: str
     remedy: str = ""
-    """What to do."""
+    """What to do about it."""
 
 
 def examine(iface: str | None, shadows: Iterable[Shadow]) -> Iterator[Finding]:
@@ -229,7 +229,7 @@ REMEDIES: Final = {
     "compile": "install other kernel headers, and report the line above",
     "time": "try again when this host is less busy",
 }
-"""By the kind of a `LoaderError`."""
+"""What to do about a `LoaderError`, by its kind."""
 
 
 def _hidden(check: str, text: str, remedy: str) -> Finding:

@@ -83,7 +83,7 @@ class Cut(msgspec.Struct, frozen=True, gc=False):
 
 
 Chunk: TypeAlias = Buffer | Gap | End
-"""What a reassembled stream consists of, in its order."""
+"""One of the pieces that a reassembled stream consists of, in its order."""
 
 # --- framing -> pipeline ------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Open(msgspec.Struct, frozen=True, gc=False):
     http: bool
     """Framed as HTTP/1 requests (else raw bytes)."""
     key: FlowKey = b""
-    """Whose it is; for policy."""
+    """Key of the flow; for policy."""
     target: int = 0
 
 

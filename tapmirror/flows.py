@@ -72,7 +72,7 @@ REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
 later is that handshake's connection, not a new one on the same tuple."""
 ALL: Final = 1 << 32
-"""Values of the flow hash."""
+"""How many values the flow hash has."""
 
 _SPECIAL: Final = FIN | SYN | RST | URG | FROM_SERVER | ACCEPTED
 _TOLD: Final = _SPECIAL | ACK
@@ -166,7 +166,7 @@ class Flow:
         self.state = State.TENTATIVE if midstream else State.OPEN
         self.midstream = midstream
         self.last = now
-        """When the last segment came."""
+        """When the flow's last segment came."""
         self.since = now
         """Since when the flow has been waiting for production's acknowledgement (while `asking`)."""
         self.asking = False

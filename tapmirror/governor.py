@@ -184,7 +184,7 @@ class Throttle:
         self._failed = 1.0
         """The share that was too much last."""
         self._rose = False
-        """Since it was lowered last."""
+        """Whether the share rose since it was lowered last."""
 
     def update(self, loads: Iterable[Load], now: float) -> float:
         """The share for now on."""

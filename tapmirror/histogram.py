@@ -32,7 +32,7 @@ class Histogram:
     def __init__(self) -> None:
         self.counts = [0] * len(NAMES)
         self.total = 0.0
-        """Seconds."""
+        """Sum of all times in seconds."""
 
     def add(self, seconds: float) -> None:
         """One more."""

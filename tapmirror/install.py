@@ -27,15 +27,15 @@ FILES: Final = {
 """Where below the root to what of the package; ours, and replaced when they differ."""
 EXAMPLE: Final = "etc/tapmirror/taps.d/example.yaml.disabled"
 CACHE: Final = "var/cache/tapmirror"
-"""Compiled programs."""
+"""Directory of compiled programs."""
 ENABLED: Final = "etc/systemd/system/multi-user.target.wants/tapmirror.service"
 """The link by which it is started at boot; where systemd runs, `systemctl disable` takes it away."""
 LEFT: Final = ("etc/tapmirror", "etc/default/tapmirror", "var/lib/tapmirror")
-"""What may be the user's."""
+"""Directories that may hold what is the user's, and so are left."""
 PACKAGED: Final = ("lib/systemd/system/tapmirror.service", "usr/lib/systemd/system/tapmirror.service")
 """Where a distribution's package has the unit."""
 COMMAND: Final = "/usr/bin/tapmirror"
-"""In the unit as it is shipped."""
+"""The command in the unit as it is shipped."""
 HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 """Directories that the unit's ProtectHome= and PrivateTmp= hide from the service."""
 MAX_LINKS: Final = 40
@@ -61,7 +61,7 @@ class Step(msgspec.Struct, frozen=True):
     verb: str
     """`write`, `keep`, `remove`, `leave` or `run`."""
     what: str
-    """A path, or a command."""
+    """The path or the command that the step is about."""
     content: bytes = b""
     words: tuple[str, ...] = ()
 

@@ -22,7 +22,7 @@ LATE_FLOWS: Final = 16_384
 _OLDER: Final = 3
 """Generations beside the one that grows."""
 _TIME: Final = LATE / _OLDER
-"""Seconds of one."""
+"""Seconds of one generation."""
 
 
 class LateFlows:

@@ -112,7 +112,7 @@ class View(msgspec.Struct, frozen=True):
     answers: Counter[str]
     latency: Histogram
     held_bytes: int
-    """In flight."""
+    """Bytes in flight to this shadow."""
     held_requests: int
 
     def snapshot(self) -> dict[str, Any]:

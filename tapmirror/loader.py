@@ -145,7 +145,7 @@ class Loaded:
     wants: int
     config: int
     rings: tuple[int, ...]
-    """One for each worker."""
+    """Descriptors of the rings, one for each worker."""
 
     def worker_fds(self, shard: int = 0) -> list[int]:
         """Duplicates of the descriptors that a worker needs: its ring, counters, wants."""

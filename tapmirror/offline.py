@@ -24,7 +24,7 @@ from tapmirror.spec import Limits
 from tapmirror.streams import Connection, Stream, StreamTable
 
 Record: TypeAlias = dict[str, Any]
-"""One line of output."""
+"""One line of output, as plain data."""
 
 OPEN_FILES: Final = 64
 """Payload files that are open at a time."""
@@ -36,7 +36,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[int, ...] = ()
     """Only connections with one of these on either side; empty: all."""
     http: bool = False
-    """Tell of requests too."""
+    """Whether requests are told of too."""
     payload_dir: Path | None = None
     """Where to put the bytes of each direction."""
     tunnels: bool = True
@@ -58,7 +58,7 @@ class Book:
         self.prefix = b""
         """First bytes that do not tell yet whether they begin a request."""
         self.raw = False
-        """No requests are looked for."""
+        """Whether the direction is no HTTP, so that no requests are looked for."""
 
 
 NOTHING: Final = Book()

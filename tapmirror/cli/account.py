@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 Row: TypeAlias = tuple[str, list[str]]
-"""A fate, and its numbers."""
+"""A row: a fate, and its number in each column."""
 
 BESIDE: Final = 3
 """Columns of a table's cell beside its text: a border and two spaces."""
@@ -28,7 +28,7 @@ class Account(msgspec.Struct, frozen=True):
     """Heads of the columns, each in lines: the unit, and the shadow where there are several."""
     rows: list[Row]
     lines: list[str]
-    """What no column has."""
+    """Lines for what no column has."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.title

@@ -34,15 +34,15 @@ from tapmirror.supervisor.durable import replace
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 CODES: Final = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 3}
-"""Exit codes of a verdict."""
+"""Exit code of each outcome of a verdict."""
 INTERRUPTED: Final = 130
-"""What shells make of SIGINT."""
+"""Exit code after SIGINT, as shells give it."""
 TAP_NAME: Final = re.compile(r"[^/]{1,63}")
-"""What is no file and looks so is taken for the name of a tap."""
+"""An argument that is no file is taken for the name of a tap if it looks so."""
 SPEC: Final = "comparison_spec"
 """In a saved ledger: how it was compared, without which noise is not judged as it was when the tap ran."""
 FIXED: Final = (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS)
-"""What is told where a file may be written and not replaced."""
+"""Errors of replacing a file that may be written but not replaced."""
 FORM_OF: Final = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".txt": "terminal"}
 
 

@@ -48,4 +48,4 @@ WHOLE: Final = Parsed("integer", "a whole number", whole_of)
 PORT: Final = Parsed("port", "a port (1 to 65535)", _port_of)
 ALPHA: Final = Parsed("p", "a probability above 0, up to 0.5", _alpha_of)
 TIME: Final = Parsed("time", "a time above 0 like 90, 90s, 15m or 1h30m", _time_of)
-"""In seconds."""
+"""A length of time as the type of an option; its value is in seconds."""

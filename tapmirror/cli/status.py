@@ -20,7 +20,7 @@ from tapmirror.control.messages import Logs, Status
 from tapmirror.spec.numbers import decimal
 
 WATCH: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two looks of `status --watch`."""
 FOLLOW: Final = 0.5
 
 

@@ -75,7 +75,7 @@ def decoded(body: bytes, coding: bytes, limit: int) -> bytes:
 
 
 def kind_of(content_type: bytes, body: bytes) -> Kind:
-    """By what its Content-Type says; without one by how it begins."""
+    """How a body is compared: by its Content-Type; without one by how it begins."""
     kind = content_type.partition(b";")[0].strip().lower()
     if kind.endswith((b"/json", b"+json", b"ndjson", b"/jsonl", b"/x-jsonl", b"jsonlines")):
         return Kind.JSON
@@ -95,9 +95,9 @@ def is_xml(content_type: bytes) -> bool:
 
 
 def text_of(body: bytes, content_type: bytes, errors: str = "replace") -> str:
-    """As text in its character set, UTF-8 if none is named that is known; what is no text in it is replaced.
+    """A body as text in its character set (UTF-8 if none is named that is known); what is no text in it is replaced.
 
-    `errors` as that of `bytes.decode`: with "strict" it raises `UnicodeDecodeError` in place of that.
+    `errors` as of `bytes.decode`: with "strict" it raises `UnicodeDecodeError` in place of that.
     """
     found = _CHARSET.search(content_type.lower())
     if found is not None:
@@ -124,7 +124,7 @@ def _declared(body: bytes) -> str:
 
 
 def without_boundary(content_type: bytes) -> bytes:
-    """A type without the boundary of a multipart, which is new with each answer, or each start of a server."""
+    """A Content-Type without the boundary of a multipart, which is new with each answer, or each start of a server."""
     return _BOUNDARY.sub(rb"\1", content_type)
 
 

@@ -45,7 +45,7 @@ _FIELDS: Final = ("data", "event", "id", "retry")
 """Fields of an event that count; all others are ignored."""
 
 Document: TypeAlias = tuple[Any, bool]
-"""What was read, and whether it is that of lines."""
+"""What was read, and whether the body was one of lines or events."""
 
 
 def document(body: bytes, type_: bytes) -> Document | None:
@@ -196,7 +196,7 @@ class Search:
     __slots__ = ("add", "budget", "encoded", "found", "most", "pruned", "prunes", "rules")
 
     step = "[]"
-    """In a path, for any place in an array."""
+    """Stands in a path for any place in an array."""
 
     def __init__(self, findings: Findings, prunes: Callable[[], bool]) -> None:
         self.rules = findings.rules
@@ -210,7 +210,7 @@ class Search:
         both documents have as many of true and of false.  NOTE: one that has true in place of 1, and 1 in place of
         true, is missed."""
         self.pruned: bool | None = None
-        """The answer, once it was asked for."""
+        """What `prunes` answered; None: it was not asked yet."""
 
     def values(self, one: Any, other: Any, path: str, depth: int) -> None:
         """Two JSON values."""

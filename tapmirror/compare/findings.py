@@ -37,7 +37,7 @@ class Difference(msgspec.Struct, gc=False):
 
     @property
     def field(self) -> str:
-        """What it is counted by."""
+        """The name that the difference is counted by."""
         return f"{self.change.value} {self.path}"
 
 
@@ -53,7 +53,7 @@ class Findings:
         """When so many are found, objects and arrays are looked through no further."""
 
     def add(self, change: Change, path: str, one: Any, other: Any) -> None:
-        """A difference, if it counts and there is room for it."""
+        """Add a difference, if it counts and there is room for it."""
         ignored = self.rules.ignored
         if ignored is not None and ignored.match(path[:PATH]):
             return

@@ -32,7 +32,9 @@ def by_member(one: list[Any], other: list[Any]) -> list[int] | None:
 
 
 def by_value(one: list[bytes], other: list[bytes]) -> list[int] | None:
-    """The same, if half of the elements or more are equal to one of the others: what is left goes by its place."""
+    """For each element its partner's place, if at least half of the elements are equal to one of the others: the rest
+    go by their places.
+    """
     places: dict[bytes, deque[int]] = {}
     for at, value in enumerate(other):
         places.setdefault(value, deque()).append(at)

@@ -237,7 +237,7 @@ class Conversation:
             asked.body += bytes(data)
 
     def request_ended(self, number: int, time_ns: int) -> None:
-        """The request's last byte was seen."""
+        """Its last byte was seen."""
         pending = self._pending.get(number)
         if pending is not None and not pending.asked.ended_ns:
             pending.asked.ended_ns = time_ns

@@ -99,13 +99,13 @@ class Verdict(msgspec.Struct, frozen=True):
 
     outcome: Outcome
     reason: str
-    """One line."""
+    """Why, in one line."""
     more: int | None
     checks: tuple[Check, ...]
 
 
 def together(outcomes: Collection[Outcome]) -> Outcome:
-    """Of several shadows: fail if one fails, pass if all of them do."""
+    """The outcome for several shadows: fail if one fails, pass if all of them do."""
     if Outcome.FAIL in outcomes:
         return Outcome.FAIL
     return Outcome.UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else Outcome.PASS
@@ -247,7 +247,7 @@ def _rounded(number: float) -> int:
 
 
 def share(value: float) -> str:
-    """In percent."""
+    """A share as text, in percent."""
     if value and abs(value) < 0.0001:
         return f"{value * 100:.1g} %"
     return f"{value * 100:.2f} %" if abs(value) < 0.1 else f"{value * 100:.1f} %"

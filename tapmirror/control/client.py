@@ -27,7 +27,7 @@ PATIENCE: Final = 120.0
 """Seconds for an answer: a start compiles a program and may wait for names to resolve."""
 CONNECT_TIME: Final = 5.0
 SOCKET: Final = "control.sock"
-"""In the runtime directory."""
+"""Name of the control socket in the runtime directory."""
 
 
 class ControlError(Exception):

@@ -147,7 +147,7 @@ class Reload(Request, frozen=True, kw_only=True, tag="reload"):
 
 
 Plain: TypeAlias = List | Status | Logs | Start | Stop | Apply | Set | Pause | Resume | Reload
-"""Answered by a line."""
+"""Requests that are answered by a line and nothing else."""
 AnyRequest: TypeAlias = Plain | Report
 
 
@@ -187,7 +187,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     v: int
     id: Id | None = None
-    """None: of a line of which not even that could be read."""
+    """Number of the request that is answered; None: its line had none that could be read."""
     ok: dict[str, Any] | None = None
     error: Error | None = None
 

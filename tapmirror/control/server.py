@@ -46,7 +46,7 @@ MAX_HELD: Final = 8 << 20
 READ: Final = 1 << 16
 """Bytes taken from a client in a turn."""
 ACCEPTS: Final = 32
-"""New connections in a turn."""
+"""New connections that are taken in one turn of the loop."""
 HALF_TIME: Final = 5.0
 """Seconds for the rest of a request whose first byte came."""
 TAKE_TIME: Final = 10.0
@@ -98,9 +98,9 @@ class _Connection:
         self.sock = sock
         self.lines = Lines(MAX_MESSAGE if peer.may_change else MAX_LOOKING)
         self.since = time.monotonic()
-        """When its present state began."""
+        """When the connection's present state began."""
         self.waits = False
-        """For the answer to its request."""
+        """Whether the client waits for the answer to its request."""
         self._server = server
         self._out = memoryview(b"")
         self._descriptor: int | None = None

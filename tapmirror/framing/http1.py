@@ -67,7 +67,7 @@ _BWS: Final = rb"[ \t]*+"
 _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\' + VALUE + rb')*"'
 _EXTENSION: Final = _BWS.join((b"", b";", TOKEN + rb"++(?:", b"=", rb"(?:" + TOKEN + rb"++|" + _QUOTED + rb"))?"))
 _SIZE_LINE: Final = re.compile(rb"([0-7][0-9A-Fa-f]{15}|[0-9A-Fa-f]{1,15})(?:" + _EXTENSION + rb")*\r\n")
-"""Below 2**63."""
+"""A chunk's size line; the size is below 2**63."""
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 _CRLF: Final = re.compile(rb"\r\n")
 _TRAILER_LINE: Final = re.compile(
@@ -484,4 +484,4 @@ _STEPS: Final[tuple[_Step, ...]] = (
     RequestFramer._resync,
     RequestFramer._over,
 )
-"""By state."""
+"""The method that takes bytes in each state."""

@@ -323,4 +323,4 @@ _STEPS: Final[tuple[_Step, ...]] = (
     ResponseFramer._discard,
     ResponseFramer._discard,
 )
-"""By state."""
+"""The method that takes bytes in each state."""

@@ -19,7 +19,7 @@ from tapmirror.packet.link import KNOWN, Cargo, cargo, ethernet
 from tapmirror.packet.tunnel import inner
 
 MAX_TUNNELS: Final = 6
-"""Tunnels within one another."""
+"""Tunnels within one another that are looked into."""
 
 
 def decode(frame: memoryview, size: int, *, ethertype: int | None = None, vlan: int = 0) -> Header | None:

@@ -76,7 +76,7 @@ class _Automaton:
         self._set.Compile()
         self._one_by_one = expressions
         self.request: Request | None = None
-        """Whose `found` it is."""
+        """The request that `found` is about."""
         self.found: list[int] = []
         """Numbers of the expressions that match, from 1 on; 0 is always there."""
 

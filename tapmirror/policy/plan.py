@@ -33,7 +33,7 @@ class Share:
     def __init__(self, spec: Sampled, level: int, seed: int) -> None:
         self.sampler = Sampler(spec, level, seed)
         self.plain = self.sampler.always and not self.sampler.capped
-        """Everything passes."""
+        """Whether everything passes."""
 
     def set_percent(self, percent: float) -> None:
         """Change the share."""
@@ -47,7 +47,7 @@ class Destination:
     def __init__(self, spec: Shadow, first: int, tap: TapSpec, ledger: Ledger, expressions: Expressions) -> None:
         self.spec = spec
         self.targets = range(first, first + spec.copies)
-        """Numbers of its copies."""
+        """Numbers of the shadow's copies, as targets of commands."""
         self.ledger = ledger
         self.check = matcher(spec.match, expressions)
         self.share = Share(spec, SHADOW, tap.seed)

@@ -100,11 +100,11 @@ class Talk(Conversation):
         super().__init__(key, seed, now)
         self.flow = flow
         self.opened: set[int] = set()
-        """Targets that know of it."""
+        """Targets that were told of the connection."""
         self.sends: Sequence[int] = ()
-        """Targets of the request under way."""
+        """Targets that the request under way goes to."""
         self.skips: Sequence[tuple[Destination, Fate]] = ()
-        """Shadows that do not get it."""
+        """Shadows that do not get the request under way."""
         self.charges: Sequence[Bucket] = ()
         self.held: Held | None = None
 
@@ -122,9 +122,9 @@ class Held:
         self.flags = command.flags
         self.number = command.number
         self.limit = limit
-        """Bytes of the body at most."""
+        """Bytes of the longest body that is held."""
         self.over = over
-        """What becomes of it beyond."""
+        """What becomes of a request whose body is longer."""
         self.parts: list[bytes] = []
         self.length = 0
         """Bytes of the body in `parts`."""

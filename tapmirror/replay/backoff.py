@@ -31,7 +31,7 @@ class Backoff:
         self._pause = 0.0
         self._until = 0.0
         self._last = 0.0
-        """When the pause was set."""
+        """When the present pause began."""
 
     @property
     def down(self) -> bool:

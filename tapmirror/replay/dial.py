@@ -29,7 +29,7 @@ _MARK: Final[dict[int, tuple[int, int, int]]] = {
     socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TOS, LOOP_DSCP << 2),
     socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOOP_DSCP << 2),
 }
-"""By family, the option that puts the mark of a tap on every packet."""
+"""The socket option that puts the mark of a tap on every packet, by address family."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN})
 """Errors that say that this host lacks something, whatever the address."""
 FRUITLESS: Final = 16
@@ -61,12 +61,12 @@ class Place:
 
     @property
     def down(self) -> bool:
-        """It failed when it was last tried."""
+        """Whether the last attempt failed, or connections are broken off without a byte."""
         return self.backoff.down or self.silent
 
     @property
     def silent(self) -> bool:
-        """It takes connections and breaks all off without a byte."""
+        """Whether the address takes connections and breaks all off without a byte."""
         return self._silence.down
 
     def allows(self, now: float) -> bool:
@@ -78,7 +78,7 @@ class Place:
         return self.backoff.allows(now, next(iter(self.attempts.values()), now))
 
     def broke_off(self, lane: Lane, now: float) -> bool:
-        """It ended a connection; whether without a byte."""
+        """The address ended a connection; returns whether it did so without sending a byte."""
         if lane.sock is None or heard(lane.sock):
             return False
         if lane.excused:
@@ -92,14 +92,16 @@ class Place:
         return True
 
     def forgive(self) -> None:
-        """One of those that it broke off was so by production too: that says nothing."""
+        """One of the connections that the address broke off was broken off by production too: do not hold it against
+        the address.
+        """
         self._fruitless = max(0, self._fruitless - 1)
         self._silence.undecided()
         if self._fruitless < FRUITLESS:
             self._silence.succeeded()
 
     def ends(self, lane: Lane) -> None:
-        """A connection that was open ends, whoever ends it."""
+        """An open connection ends, whoever ends it."""
         if self._fruitless and lane.sock is not None and heard(lane.sock):
             self._spoke()
         del self.open[lane]

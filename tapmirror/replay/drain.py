@@ -53,7 +53,7 @@ class Drain:
         self._paced = paced
         self._secured = secured
         self.left = TURN_TIME
-        """Seconds of this turn's."""
+        """Seconds that may still be spent on reading in this turn of the loop."""
 
     def begin_turn(self) -> None:
         """As much may be read again."""

@@ -137,9 +137,9 @@ class Listener:
         self._timed_last = 0
         """Which of them was the last that is timed."""
         self.settled = False
-        """The connection is a busy one."""
+        """Whether the connection is a busy one."""
         self._out = 0
-        """Bytes sent on this connection."""
+        """Bytes that were sent on this connection."""
         self._awaited: deque[tuple[int, int]] = deque()
         """Where requests ended whose stamps have not come, and their numbers."""
         self._stamps = False

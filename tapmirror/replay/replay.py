@@ -26,7 +26,7 @@ class Replay:
         for other in self._others:
             self._first.watch(other.fileno(), partial(self._awake.append, other))
         self.execute: Callable[[Command, float], None] = self._first.execute if not self._others else self._dispatch
-        """Carry out one command."""
+        """Carries out one command at a time."""
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back whenever another descriptor is readable."""

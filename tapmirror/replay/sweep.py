@@ -20,7 +20,9 @@ OUTSTANDING_ALL: Final = 1 << 20
 
 
 class Sweep:
-    """When the next one is due, and what is looked for.  `idle_time` 0: idle connections stay."""
+    """Tells when the next look at all connections is due, and what to look for.  `idle_time` in seconds; 0: idle
+    connections stay.
+    """
 
     __slots__ = ("_idle_time", "next")
 
@@ -36,11 +38,11 @@ class Sweep:
         return True
 
     def sluggish(self, lanes: Collection[Lane]) -> list[Lane]:
-        """Those that wake us only for many bytes: fewer may wait to be read."""
+        """Lanes that wake us only for many bytes: fewer may wait to be read."""
         return [lane for lane in lanes if lane.lazy]
 
     def unanswered(self, lanes: Collection[Lane]) -> list[Lane]:
-        """Those whose shadow owes too many answers."""
+        """Lanes whose shadow owes too many answers."""
         owed = [(lane, lane.framer.outstanding) for lane in lanes if lane.framer is not None]
         bound = OUTSTANDING
         if sum(count for _, count in owed) > OUTSTANDING_ALL:
@@ -48,7 +50,7 @@ class Sweep:
         return [lane for lane, count in owed if count > bound]
 
     def idle(self, lanes: Collection[Lane], now: float) -> list[Lane]:
-        """Those that have had nothing to send and nothing to wait for long enough."""
+        """Lanes that have had nothing to send and nothing to wait for in `idle_time`."""
         found: list[Lane] = []
         if not self._idle_time:
             return found

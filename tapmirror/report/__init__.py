@@ -19,6 +19,6 @@ FORMS: Final[Mapping[str, Callable[..., str]]] = {
     "json": plain,
     "html": html,
 }
-"""By the name that `report --format` takes; each takes the figures of one shadow or more."""
+"""Writers of a report by the name that `report --format` takes; each takes the figures of one shadow or more."""
 
 __all__ = ["FORMS", "html", "markdown", "plain", "terminal"]

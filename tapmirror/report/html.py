@@ -41,7 +41,7 @@ from tapmirror.report.words import (
 ENDPOINTS: Final = 25
 """Endpoints that are shown at once, beside all that differ."""
 CODES: Final = 12
-"""Status codes in numbers."""
+"""Most status codes that are shown as numbers."""
 CLASSES: Final = {Outcome.PASS: "good", Outcome.FAIL: "bad", Outcome.UNDECIDED: "open"}
 _HASH: Final = base64.b64encode(sha256(STYLE.encode()).digest()).decode()
 POLICY: Final = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"

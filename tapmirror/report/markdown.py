@@ -29,7 +29,7 @@ from tapmirror.report.words import (
 )
 
 ENDPOINTS: Final = 30
-"""Rows of the table."""
+"""Rows of the table of endpoints."""
 _SPECIAL: Final = re.compile(r"[\\`*_{}\[\]<>()#+!|~&@]")
 _BACKQUOTES: Final = re.compile("`+")
 

@@ -24,7 +24,7 @@ KINDS: Final = {
 OUTCOMES: Final = {Outcome.PASS: "PASS", Outcome.FAIL: "FAIL", Outcome.UNDECIDED: "UNDECIDED"}
 COLUMNS: Final = ("endpoint", "requests", "errors", "", "p50", "", "p99", "", "change", "differing")
 SIDES: Final = ("", "", *("production", "shadow") * 3, "", "")
-"""A second row of heads."""
+"""The second row of the table's heads."""
 LIMITS: Final = ("limit", "found", "interval", "at most", "")
 """Heads of the table of what the shadow must keep to."""
 UNPAIRED: Final = {

@@ -16,7 +16,7 @@ from tapmirror.spec.rewrite import SHADOW_SUFFIX, Rewrite
 from tapmirror.spec.shadow import Shadow, parse_shadow
 
 Item: TypeAlias = tuple[Path, Any]
-"""A value and where it is."""
+"""An item of a list: its value, and where it is."""
 
 CLUSTER: Final = "svc.cluster.local"
 CHANGES: Final = (

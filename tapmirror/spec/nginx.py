@@ -72,9 +72,9 @@ class Split(msgspec.Struct, frozen=True):
     """One `split_clients`."""
 
     share: dict[str, str]
-    """`by` and `key` of a share."""
+    """`by` and `key` of the share that it is."""
     bands: list[tuple[float, str]]
-    """(percent, value)"""
+    """Bands of the split: (percent, value)."""
 
     def percent(self, values: Collection[str]) -> float:
         """Of the requests that have one of these values."""

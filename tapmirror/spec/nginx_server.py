@@ -61,7 +61,7 @@ class Server:
 
     @property
     def order(self) -> int:
-        """Of its names: exact ones are looked at first, expressions last."""
+        """Rank of the server's names: nginx looks at exact ones first, and at expressions last."""
         return min((_kind(name) for name in self.names), default=9)
 
     def hosts(self) -> Iterator[Text]:
@@ -89,14 +89,14 @@ class Server:
         return list(dict.fromkeys(uri for _, uris in self._all() for uri in uris))
 
     def copies(self, uri: str) -> int:
-        """How often a request is sent to it."""
+        """How many times a request is sent to a URI."""
         found = {uris.count(uri) for _, uris in self._all()} - {0}
         if len(found) > 1:
             self._missing(self.line, "mirror", f"{uri}: twice in some locations; once in all here")
         return found.pop() if len(found) == 1 else 1
 
     def bodies_off(self, uri: str) -> bool:
-        """Whether bodies do not go to it."""
+        """Whether requests are sent to a URI without their bodies."""
         return any(uri in uris and one(scope, "mirror_request_body") == "off" for scope, uris in self._all())
 
     def _all(self) -> list[tuple[Scope, list[str]]]:
@@ -162,7 +162,7 @@ def inherited(scope: Scope, name: str) -> list[Directive]:
 
 
 def one(scope: Scope, name: str) -> str | None:
-    """The value of a directive that is inherited."""
+    """The value of a directive that may be inherited; None: it is not given."""
     found = inherited(scope, name)
     return found[-1].args[0] if found and found[-1].args else None
 

@@ -13,7 +13,7 @@ from typing import Annotated, Final, TypeAlias
 from msgspec import Meta
 
 _LONGEST: Final = 100
-"""Characters."""
+"""Characters of the longest number."""
 _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 TIME: Final = r"(?:[0-9]+(?:\.[0-9]+)?(?:d|h|ms|m|s))+"

@@ -37,11 +37,11 @@ SHOW_UID: Final = 0x40
 DIAG_NAME: Final = 0
 DIAG_UID: Final = 7
 HEADER: Final = struct.Struct("=IHHII")
-"""`struct nlmsghdr`: length, type, flags, sequence, port."""
+"""nlmsghdr: length, type, flags, sequence, port."""
 REQUEST: Final = struct.Struct("=BBxxIIIII")
-"""`struct unix_diag_req`: family, protocol, states, inode, what to show, cookie."""
+"""unix_diag_req: family, protocol, states, inode, what to show, cookie."""
 ANSWER: Final = struct.Struct("=BBBBIII")
-"""`struct unix_diag_msg`: family, type, state, inode, cookie."""
+"""unix_diag_msg: family, type, state, inode, cookie."""
 ATTRIBUTE: Final = struct.Struct("=HH")
 LONGEST: Final = 107
 """Bytes of a name (sun_path of unix(7), without the leading zero)."""

@@ -34,7 +34,7 @@ class Compared:
 
     def __init__(self) -> None:
         self.totals: dict[tuple[str, ...], float] = {}
-        """By (series, endpoint, …)."""
+        """Counters by (series, endpoint, …)."""
         self._last: dict[tuple[str, ...], float] = {}
         self._named: set[str] = set()
 

@@ -61,7 +61,7 @@ class Daemon:
         self._replaced: dict[str, Entry] = {}
         """Taps that are being restarted: kept on disk as they were until what follows them runs."""
         self._changing = asyncio.Lock()
-        """Held by what adds taps."""
+        """Held while taps are added."""
         self._stopped: set[str] = set()
         self._stops = 0
         """How often all was stopped by command."""

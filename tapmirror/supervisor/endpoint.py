@@ -29,7 +29,7 @@ PLACES: Final = 32
 PATIENCE: Final = 5.0
 """Seconds for a request to come and its answer to go; Prometheus gives up a scrape after 10."""
 HEAD: Final = 8192
-"""Bytes of a request."""
+"""Bytes of a request that are read."""
 FRESH: Final = 1.0
 """Seconds for which a text serves: the taps are asked once a second."""
 REST: Final = 0.05

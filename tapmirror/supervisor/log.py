@@ -26,9 +26,9 @@ KEPT: Final = 200
 KEPT_TAPS: Final = 200
 """Taps of which lines are kept; that of which nothing was said for the longest time gives way."""
 WAITING: Final = 1000
-"""Lines that wait to be written."""
+"""Most lines that wait to be written."""
 LONGEST: Final = 500
-"""Characters of a value."""
+"""Characters of a value that are shown."""
 FLUSH_TIME: Final = 2.0
 """Seconds for the last lines to leave."""
 

@@ -85,7 +85,7 @@ class _History:
         self.cpu = _Total()
         """By the worker's place: what it gives includes its predecessors."""
         self.compared: dict[str, Compared] = {}
-        """By shadow."""
+        """Counters of each shadow's comparison, by label."""
         self._life = 0
 
     def take(self, snapshot: Snapshot) -> None:

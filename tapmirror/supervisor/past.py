@@ -23,7 +23,7 @@ HELD: Final = 4 << 20
 
 
 class Life:
-    """One that is over."""
+    """One life of a tap that is over, and what it counted."""
 
     __slots__ = ("at", "compare", "ledger", "tap")
 
@@ -32,13 +32,13 @@ class Life:
         """When it ended, on the monotonic clock."""
         self.tap = tap
         self.ledger = ledger
-        """JSON, without `compare`."""
+        """The ledger as JSON, without `compare`."""
         self.compare = compare
-        """JSON; empty: it compared nothing, or that had no room."""
+        """`compare` of the ledger as JSON; empty: nothing was compared, or there was no room for it."""
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Bytes of the life's JSON."""
         return len(self.ledger) + len(self.compare)
 
 

@@ -29,7 +29,7 @@ class Action(enum.Enum):
     """With other fields: what is captured between is lost."""
     REMOVE = "remove"
     KEEP = "keep"
-    """Not touched."""
+    """The tap is not touched."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Step(msgspec.Struct, frozen=True):
     spec: TapSpec
     """The tap as it is to be; where it is removed, as it is."""
     fields: tuple[str, ...] = ()
-    """What is different."""
+    """Names of the fields that differ."""
 
     def told(self) -> dict[str, Any]:
         """As an answer has it."""

@@ -89,7 +89,7 @@ class Found(msgspec.Struct, frozen=True):
     """What a trial found."""
 
     until: float
-    """When it counts no more."""
+    """When the finding counts no more."""
     leads_back: bool
     failure: OSError | None
     """Why none of the addresses can be reached; None: one can."""
@@ -106,7 +106,7 @@ class _Trial:
         self.sent_by: float | None = None
         """When all of it was known to be sent."""
         self.due = 0.0
-        """The next look."""
+        """When the next look is due."""
 
 
 class Probing:

@@ -171,7 +171,7 @@ class _Name:
         self.undecided: list[Address] | None = None
         """An answer of which is not known yet whether it may be had."""
         self.said = ""
-        """What is wrong, as it was told."""
+        """What is wrong, as it was told last."""
 
     def begin(self, now: float, identity: tuple[int, int]) -> None:
         """Ask."""

@@ -40,18 +40,18 @@ class Entry:
         self.ends = ends
         """When its `ttl` is over, on the monotonic clock."""
         self.accepted = False
-        """It is kept on disk."""
+        """Whether the tap is kept on disk."""
         self.leaving = False
         self.unwanted = False
         """It was stopped or removed: nothing is to follow it, and it is kept on disk no more."""
 
     @property
     def spec(self) -> TapSpec:
-        """As it runs."""
+        """The spec with the share as it is now."""
         return self.runner.spec
 
     def told(self, *, ledger: bool) -> dict[str, Any]:
-        """As an answer has it."""
+        """The tap as an answer describes it."""
         spec = self.spec
         now, reason = self.runner.state
         return {
@@ -95,9 +95,9 @@ class Roster:
 
     def __init__(self, stop_file: Path, log: Log, together: Together, make: Make) -> None:
         self.taps: dict[str, Entry] = {}
-        """By name."""
+        """The taps by name."""
         self.killed = False
-        """The file STOP is there."""
+        """Whether the file STOP is there."""
         self.closing = False
         """The daemon is stopping: nothing begins any more."""
         self._stop_file = stop_file

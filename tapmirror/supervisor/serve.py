@@ -47,7 +47,7 @@ from tapmirror.supervisor.permission import RefusedError
 from tapmirror.supervisor.places import PlaceError, Places, take
 
 GROUP: Final = "tapmirror"
-"""Whose members may change taps."""
+"""Name of the group whose members may change taps."""
 LOOK: Final = 0.2
 """Seconds between two looks at the file STOP: all capture is to end within one, and each look is a wake-up that may
 meet one of production's."""

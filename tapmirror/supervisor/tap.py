@@ -70,7 +70,7 @@ class Tap:
         wait_for_interface: bool = False,
     ) -> None:
         self.spec = spec
-        """With the share as it is now."""
+        """The tap's spec, with the share as it is now."""
         self.capture = ""
         """`ebpf` or `packet`, once started."""
         self._warn = warn

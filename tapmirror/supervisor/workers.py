@@ -76,12 +76,12 @@ def _readable(sock: socket.socket, wait: float) -> bool:
 
 
 class LoopFound(msgspec.Struct, frozen=True):
-    """As a worker tells of it."""
+    """A loop, as a worker tells of it: what was sent to a shadow came back to production."""
 
     target: Annotated[int, msgspec.Meta(ge=0)]
     """The shadow's number among the copies of all."""
     client: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f:.]{2,45}\Z")]
-    """The address that it came from."""
+    """Address that the request came from."""
 
 
 class WorkerProcess:
@@ -92,7 +92,7 @@ class WorkerProcess:
         self._said = said
         self._pieces = privsep.Pieces(STATE_BYTES)
         self.ready = False
-        """It mirrors."""
+        """Whether the worker mirrors."""
         self.loop: LoopFound | None = None
         """It found that what it sends comes back to production."""
         self._heard = stdio.Heard()
@@ -125,7 +125,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id of the worker."""
         return self._process.pid
 
     def fileno(self) -> int:
@@ -246,7 +246,7 @@ class Seat:
         self._due = 0.0
         """When the next one is to be started, if there is none."""
         self._began = 0.0
-        """When the present one was."""
+        """When the present worker was started."""
         self._last: dict[str, Any] = {}
         """The last snapshot; as long as one runs it can be asked for a newer one."""
         self._books: dict[str, Any] | None = None
