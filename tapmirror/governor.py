@@ -77,7 +77,7 @@ it, or its worker died.  Twelve times the default of `connect_time`, after which
 PROBE: Final = 0.05
 """Share of the connections that try a shadow first."""
 PROBE_GROWTH: Final = 2.0
-"""Growth of a probe's share a second: all connections after five."""
+"""Factor by which a probe's share grows each second: all connections after five."""
 RETRY: Final = 5.0
 """Seconds of the first pause: replay's own longest back-off (`Limits.backoff_max`)."""
 DOWN_TIME: Final = 3.0

@@ -24,7 +24,7 @@ from tapmirror.framing.head import TRACE
 PAUSE: Final = 1.0
 """Seconds from one marked request to a shadow to the next, at least, once so many went by as `SPACING` says."""
 SPACING: Final = 16
-"""Of so many requests to a shadow one is marked, so that most are as they came.  At first it is one of 1, 2, 4 and
+"""One of so many requests to a shadow is marked, so that most are as they came.  At first it is one of 1, 2, 4 and
 8, without a pause."""
 _HEAD_END: Final = re.compile(rb"\r\n\r\n")
 

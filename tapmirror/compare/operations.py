@@ -57,7 +57,7 @@ _IN_ENVELOPE: Final = re.compile(rb"<(?:[\w.-]+:)?Body(?:\s[^<>]*)?>\s*<(?:[\w.-
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,"]', re.DOTALL)
 """A token of JSON: a string, which may be cut, or a mark."""
 _WHOLE: Final = re.compile(rb'[^"\\]*(?:\\(?:u[0-9a-fA-F]{4}|[^u])[^"\\]*)*', re.DOTALL)
-"""Of a string of JSON that was cut, what stands before half an escape."""
+"""What of a cut string of JSON can be read: all but half an escape at its end."""
 _DOCUMENT: Final = re.compile(r"\s*+(?:query|mutation|subscription)\b\s*+(?:[_A-Za-z]\w*+\s*+)?[({@]", re.ASCII)
 _NAMED: Final = re.compile(r"\s*+(?:query|mutation|subscription)\s++([_A-Za-z]\w*+)", re.ASCII)
 """How most documents begin; the others are read by their lexemes."""

@@ -30,7 +30,7 @@ ROOM: Final = 500
 """Characters of a curl line for all that is no field, body or target: where to ask, which may be a long name, among
 them."""
 METHOD: Final = 100
-"""Characters of a method."""
+"""Characters of a curl line for the method."""
 HIDDEN: Final = "(redacted)"
 CODING: Final = " header.content-encoding"
 """How the name of a difference in Content-Encoding ends; answers are shown and compared decoded."""

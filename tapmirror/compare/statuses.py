@@ -79,8 +79,11 @@ def balanced_errors(endpoint: Endpoint, alpha: float) -> int:
 
 
 def chance(endpoint: Endpoint, what: Nature, turns: Turns) -> Nature:
-    """The nature of the status field of an endpoint whose statuses differ without an error of one side alone: as
-    `turned` judges them; else `what`, which is the nature by noise pairs.
+    """The nature of an endpoint's differing statuses, where both answers are errors or neither is.
+
+    Different, if they differ otherwise than by chance (`_no_chance`), or one side has one of two statuses more often
+    for certain.  Else `what`, their nature by noise pairs; but where that is different and each two are there in both
+    directions, they are noise, or `WAITING` while they are few.
     """
     if _no_chance(endpoint, SURPRISE):
         return Nature.DIFFERENT

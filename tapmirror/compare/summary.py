@@ -78,7 +78,7 @@ class Field(msgspec.Struct):
     checks: Count = 0
     """Exchanges that differed in this field and whose request the shadow got once more to check that."""
     held: Count = 0
-    """Of `checks`: the shadow's second answer had in this field what its first one had."""
+    """Exchanges of `checks` in which the shadow's second answer had in this field what its first one had."""
     unlike: Count = 0
     """Where the field is an identifier: exchanges that make that less likely."""
     samples: list[Sample] = []
@@ -120,11 +120,11 @@ class Endpoint(msgspec.Struct):
     """Statuses of production and the shadow in the exchange that waits to be held against the next one; empty: none
     waits."""
     crossed: dict[BothStatuses, Count] = {}
-    """Pairs of such exchanges in which the same two statuses differed one way in the first and the other way in the
-    second: by the two, the lower one first (`201 409`)."""
+    """Pairs of successive exchanges in which the same two statuses differed one way in the first and the other way
+    in the second: by the two, the lower one first (`201 409`)."""
     changed: dict[BothStatuses, Count] = {}
-    """Pairs of such exchanges in which both sides agreed, on one status in the first and on another in the second:
-    by the two, the lower one first."""
+    """Pairs of successive exchanges in which both sides agreed, on one status in the first and on another in the
+    second: by the two, the lower one first."""
     skipped: dict[str, Count] = {}
     """Bodies that could not be compared, by reason."""
     probed: Count = 0

@@ -39,8 +39,8 @@ class Rotation:
         return now >= self.due
 
     def turn(self, now: float) -> bool:
-        """Begin the next turn: take the rate of requests, and which buckets are compared.  Returns whether these are
-        others.
+        """Begin the next turn, by the rate of requests that was measured in the last one.  Returns whether other
+        connections are compared in it.
         """
         took = now - self._began
         if self._began and took > 0:  # quick to rise, and slow to fall

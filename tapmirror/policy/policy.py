@@ -122,9 +122,9 @@ class Held:
         self.flags = command.flags
         self.number = command.number
         self.limit = limit
-        """Bytes of the longest body that is held."""
+        """Bytes of the body at most."""
         self.over = over
-        """What becomes of a request whose body is longer."""
+        """What becomes of it beyond."""
         self.parts: list[bytes] = []
         self.length = 0
         """Bytes of the body in `parts`."""

@@ -176,7 +176,7 @@ class Lane:
         self.unanswered = False
         """The last connection to the shadow ended while a request had no answer."""
         self.blamed: Place | None = None
-        """The address that this is held against, for it sent no byte on that connection; None: none is."""
+        """The address that broke off the last connection to the shadow without a byte; None: none did."""
         self.excused = False
         """Production leaves unanswered what was asked last."""
         self.heard = 0

@@ -83,7 +83,7 @@ class Worker:
         self._read = 0
         """Records that were read."""
         self._entered = 0
-        """Of `_read`: records that the ledger has (`delay_records`)."""
+        """Records of `_read` that the ledger has (`delay_records`)."""
         self._waited = 0.0
         """Seconds that records waited in the capture and the ledger does not have yet, summed; each counts as long
         as the first of its batch."""
