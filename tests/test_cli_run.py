@@ -282,7 +282,7 @@ def nothing_left_behind(node: Host) -> Iterator[None]:
     until(lambda: not Snapshot.of(node).difference(before), "all as before")
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("wanted", "change"),
@@ -351,7 +351,7 @@ def without(what: str, tmp_path: Path) -> list[str]:
     return ["unshare", "--mount", "--", "sh", "-c", f'{nothing_compiled} && {scripts[what]} && exec "$@"', "sh"]
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.e2e
 @pytest.mark.ebpf
 @pytest.mark.parametrize(

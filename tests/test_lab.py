@@ -309,7 +309,7 @@ def test_jumbo_frames() -> None:
         assert 8900 < client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) < 9000
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 def test_a_snapshot_shows_what_is_attached(lab: Lab) -> None:
     before = Snapshot.of(lab.node)
     assert Snapshot.of(lab.node).difference(before) == {}

@@ -126,7 +126,7 @@ def test_a_worker_that_dies_is_replaced(lab: Lab, capture: str, number: int, lin
     assert ledger["worker"]["restarts"] == 1
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_when_the_supervisor_is_killed_the_worker_drains_and_goes(lab: Lab, capture: str) -> None:
     programs = set(network_programs())
@@ -161,7 +161,7 @@ def test_when_the_supervisor_is_killed_the_worker_does_not_wait_for_ever(lab: La
         assert "Traceback" not in tap.said()
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.parametrize("moment", ["tapmirror.loader", "tapmirror.worker"])
 def test_a_supervisor_that_is_killed_at_the_start_leaves_nothing(lab: Lab, tmp_path: Path, moment: str) -> None:
     programs = set(network_programs())
@@ -178,7 +178,7 @@ def test_a_supervisor_that_is_killed_at_the_start_leaves_nothing(lab: Lab, tmp_p
             family.update(tree(process.pid))
             return any(moment in words for words in family.values())
 
-        until(begun, moment, 60)
+        until(begun, moment, 60.0)  # it compiles, and other tests run
         process.kill()
         lab.node.stop(process)
         until(lambda: all(gone(pid) for pid in family), "all gone", PATIENCE)
@@ -339,7 +339,7 @@ def leads_back(lab: Lab, way: str) -> Iterator[str]:
         lab.node.run(["ip", "route", "del", address])
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("way", LOOPS)
 @pytest.mark.parametrize("production", ["listens", "is down", "does not accept"])
@@ -371,7 +371,7 @@ def descriptors() -> dict[str, str]:
     return found
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
@@ -456,15 +456,7 @@ def test_what_has_no_effect_is_said(lab: Lab, more: dict[str, Any], said: list[s
     assert warnings == said
 
 
-def test_memory_is_held_against_the_workers_that_auto_is_here(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tapmirror.supervisor.tap.automatic", lambda: 3)
-    warnings: list[str] = []
-    with lab.node.enter():
-        Tap(spec(workers="auto", budget=Budget(memory=100_000_000)), warnings.append, print).prepare()
-    assert len(warnings) == 1 and "126 MiB that 3 workers hold" in warnings[0]
-
-
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_start_look_stop(lab: Lab, capture: str) -> None:
     warnings: list[str] = []

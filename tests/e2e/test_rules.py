@@ -319,7 +319,7 @@ def test_a_hook(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 # --- what is wrong is told in one line each, and nothing is left attached
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.parametrize(
     ("body", "wanted"),
     [
