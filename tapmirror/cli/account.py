@@ -12,12 +12,13 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from tapmirror.cli.amounts import answers
+
 Row: TypeAlias = tuple[str, list[str]]
 """A row: a fate, and its number in each column."""
 
 BESIDE: Final = 3
 """Columns of a table's cell beside its text: a border and two spaces."""
-RAW: Final = "responses not counted (raw bytes)"
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -66,17 +67,6 @@ def final(ledger: dict[str, Any]) -> Account:
 def account(title: str, ledger: dict[str, Any]) -> Account:
     """A ledger under a title."""
     return Account(Text(title, "bold"), list(_names(ledger)), list(_rows(ledger)), list(_lines(ledger)))
-
-
-def counted(ledger: dict[str, Any]) -> str:
-    """The unit that tells what a shadow gets: requests, or the bytes of raw connections, which have none."""
-    return "requests" if ledger["requests"]["seen"] or not ledger["bytes"]["seen"] else "bytes"
-
-
-def answers(shadow: dict[str, Any]) -> str:
-    """What a shadow answered: how many of each class."""
-    none = RAW if not shadow["requests"]["seen"] and shadow["bytes"]["mirrored"] else "no responses"
-    return ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items()) or none
 
 
 def _widths(names: list[list[str]], least: list[int], room: int) -> list[int]:

@@ -11,12 +11,9 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 import click
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.text import Text
 
 from tapmirror import governor
-from tapmirror.cli.account import account, answers, counted
+from tapmirror.cli.amounts import answers, counted
 from tapmirror.cli.briefs import brief_lines
 from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec import By, TapSpec
@@ -45,10 +42,18 @@ DUMB: Final = ("dumb", "unknown")
 """Terminals that can write on the line they are on only, as rich has them."""
 
 
+def can_redraw() -> bool:
+    """Whether standard error is a terminal on which a table can be redrawn."""
+    return bool(sys.stderr and sys.stderr.isatty() and os.environ.get("TERM") not in DUMB)
+
+
 def view_of(specs: Sequence[TapSpec]) -> View:
     """What standard error can show."""
-    redrawn = sys.stderr and sys.stderr.isatty() and os.environ.get("TERM") not in DUMB
-    return LiveView(specs) if redrawn else LineView(specs)
+    if can_redraw():
+        from tapmirror.cli.redrawn import LiveView  # rich takes longer to be loaded than all else of a start
+
+        return LiveView(specs)
+    return LineView(specs)
 
 
 def stopping_words(specs: Sequence[TapSpec]) -> str:
@@ -180,55 +185,6 @@ class LineView:
     def stopping(self) -> None:
         """Say so."""
         click.echo(f"tapmirror: {stopping_words(self._specs)}", err=True)
-
-
-class LiveView:
-    """A table for each tap, redrawn in place."""
-
-    interval = 0.5
-
-    def __init__(self, specs: Sequence[TapSpec]) -> None:
-        self._specs = specs
-        self._rates = [Rates() for _ in specs]
-        self._reach = [Reach() for _ in specs]
-        self._parts: list[RenderableType] = []
-        # On the same screen the ledger takes its place: the same account, later and whole.
-        same = sys.stdout.isatty()
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=same)
-
-    def __enter__(self) -> Self:
-        self._live.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the last state on the screen, if that is still there and nothing takes its place."""
-        try:
-            self._live.__exit__(kind, error, trace)
-        except OSError:
-            say_no_more()
-
-    def show(self, ledgers: Sequence[dict[str, Any]]) -> None:
-        """Redraw."""
-        self._parts = []
-        for spec, rates, reach, ledger in zip(self._specs, self._rates, self._reach, ledgers, strict=True):
-            rate, size, cpu, delay = rates.of(ledger)
-            facts = (
-                f"{rate:,.0f}/s  {size / 1e6:.1f} MB/s  flows {ledger['flows']:,}  "
-                f"worker {cpu:.0%} CPU {ledger['worker']['rss_kb'] / 1024:.0f} MB, {behind(delay)}  "
-                f"capture {ledger['capture']}"
-            )
-            unwell = [words] if (words := state_words(ledger)) else []
-            unwell += [f"shadow {label}: UNWELL: {cause}" for label, cause in sorted(reach.of(ledger).items())]
-            self._parts.append(account(heading(spec), ledger))
-            self._parts += [Text(line, "bold red") for line in unwell]
-            self._parts += [Text(line) for line in (*brief_lines(ledger), facts)]
-        self._live.update(Group(*self._parts, Text("Ctrl-C stops", "dim")), refresh=True)
-
-    def stopping(self) -> None:
-        """Say so in the last line."""
-        self._live.update(Group(*self._parts, Text(stopping_words(self._specs), "bold")), refresh=True)
 
 
 def heading(spec: TapSpec) -> str:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from tapmirror.spec.document import FileError
+if TYPE_CHECKING:  # who reads no file does without what reads YAML
+    from tapmirror.spec.document import FileError
 
 OPTION_OF: Final = {
     "iface": "--iface",

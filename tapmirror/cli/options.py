@@ -9,7 +9,6 @@ from typing import Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
-from tapmirror.cli.files import read_file
 from tapmirror.cli.messages import as_option, fail
 from tapmirror.cli.numbers import WHOLE
 from tapmirror.spec import Capture, Compare, Level, Pacing, Protocol, Rewrite, SpecError, TapSpec, parse_shadow
@@ -180,6 +179,8 @@ def specs_of(
         if given - BESIDE:
             first = min(given - BESIDE)
             fail(f"--{OPTION_NAMES.get(first, first)} cannot be combined with -f: set it in the file", 2)
+        from tapmirror.cli.files import read_file
+
         return read_file(file, said, resolve, strict=strict)
     if resolve or strict:
         fail("--resolve and --strict are for files of Kubernetes (-f)", 2)

@@ -19,9 +19,8 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from tapmirror.cli.account import print_ledger
 from tapmirror.cli.limits import limit_options, limits_of
-from tapmirror.cli.live import say_no_more, view_of
+from tapmirror.cli.live import can_redraw, say_no_more, view_of
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
@@ -100,6 +99,10 @@ def run(
         briefs.load()
     elif given:
         fail(f"{COMPARING[given[0]]}: nothing is compared: give --compare too", 2)
+    if not as_json:
+        from tapmirror.cli import account
+    if can_redraw():
+        from tapmirror.cli import redrawn  # noqa: F401 -- loaded now, as above
     taps = [Tap(spec, tell, partial(tell, say=worker_said)) for spec in specs]
     stop_read, stop_write = os.pipe()
     signals = Signals(stop_write)
@@ -127,7 +130,7 @@ def run(
             click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
         else:
             for ledger in ledgers:
-                print_ledger(ledger)
+                account.print_ledger(ledger)
         sys.stdout.flush()
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end

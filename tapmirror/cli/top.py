@@ -24,7 +24,7 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
-from tapmirror.cli.account import counted
+from tapmirror.cli.amounts import counted
 from tapmirror.cli.asking import refused, socket_option, understood
 from tapmirror.cli.briefs import brief_lines, load
 from tapmirror.cli.live import Rates
