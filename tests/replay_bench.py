@@ -82,6 +82,7 @@ class Bench:
         pool, lanes = self.reactor._pool, self.reactor._lanes.values()
         again = [item for lane in lanes for item in lane.queue if item.repeated]
         assert pool.repeats == len(again)
+        assert pool.held == sum(len(item.data) for lane in lanes for item in lane.queue if not item.repeated)
         assert pool.kept.count == len(again) + sum(map(bool, [data for lane in lanes for data in lane.copies.kept]))
         assert all(len(lane.copies.kept) <= (0 if lane.framer is None else lane.framer.outstanding) for lane in lanes)
         if not in_flight:

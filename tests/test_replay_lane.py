@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 from hypothesis import given
@@ -19,15 +20,16 @@ WHOLE = START | END
 class Books:
     """A lane and what was given to it."""
 
-    def __init__(self, lane_bytes: int = 500, all_bytes: int = 750) -> None:
+    def __init__(self, lane_bytes: int = 1500, all_bytes: int = 2250) -> None:
         self.ledger = Ledger()
         self.pool = Pool(lane_bytes, all_bytes)
         self.lane = Lane(1, True, self.pool, self.ledger)
         self.bytes = 0
         self.requests = 0
 
-    def give(self, size: int, flags: int) -> None:
-        """As the reactor takes in a part that cannot be sent at once."""
+    def give(self, size: int, flags: int, length: int | None = None) -> None:
+        """As the reactor takes in a part that cannot be sent at once, which a rewrite made so long."""
+        data = bytes(size if length is None else length)
         self.bytes += size
         self.requests += bool(flags & START)
         lane = self.lane
@@ -35,10 +37,28 @@ class Books:
             lane.skipping = None
         if lane.skipping is not None:
             lane.drop(size, flags, lane.skipping)
-        elif lane.full(size):
+        elif lane.full(len(data)):
             self.overflow(size, flags)
         else:
-            lane.enqueue(bytes(size), size, flags)
+            lane.enqueue(data, size, flags)
+
+    def begin(self, size: int, flags: int, length: int) -> None:
+        """As the reactor sends a part at once, of which half goes."""
+        if self.lane.queue or (self.lane.skipping is not None and not flags & START):
+            self.give(size, flags, length)
+            return
+        self.bytes += size
+        self.requests += bool(flags & START)
+        self.lane.skipping = None
+        self.lane.sent_in_part(bytes(length), size, flags, length // 2)
+
+    def lose(self, again: int) -> None:
+        """As at the end of a connection, after which so many requests go again."""
+        lane = self.lane
+        if lane.queue and not lane.begun:
+            lane.queue[0].restart()
+        lane.drop_begun(CLOSED)
+        lane.repeat([(bytes(9), WHOLE)] * again)
 
     def overflow(self, size: int, flags: int) -> None:
         """As the reactor does at a bound."""
@@ -59,36 +79,44 @@ class Books:
         sent, requests = self.ledger.bytes, self.ledger.requests
         assert sent.mirrored + sent.dropped.total() + self.pool.bytes == self.bytes
         assert requests.mirrored + requests.dropped.total() + self.pool.requests == self.requests
-        assert self.pool.bytes == self.lane.queued == sum(item.size for item in self.lane.queue)
+        own = [item for item in self.lane.queue if not item.repeated]
+        assert self.pool.bytes == sum(item.size for item in own)
+        assert self.pool.held == self.lane.queued == sum(len(item.data) for item in own)
         assert self.pool.items == len(self.lane.queue)
-        assert self.lane.queued + (self.pool.items - 1) * ITEM_BYTES <= self.pool.lane_bytes
+        assert self.pool.repeats == self.pool.kept.count == len(self.lane.queue) - len(own)
+        assert self.pool.held + (len(own) - 1) * ITEM_BYTES <= self.pool.lane_bytes
         assert self.pool.requests >= 0
 
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("part"), st.integers(0, 60)),
-        st.tuples(st.just("end"), st.integers(0, 60)),
-        st.tuples(st.just("send"), st.integers(1, 80)),
-        st.tuples(st.just("turn"), st.just(0)),
-        st.tuples(st.sampled_from(["drop_all", "drop_begun", "drop_last"]), st.just(0)),
+        st.tuples(st.sampled_from(["part", "end", "begin"]), st.integers(0, 60), st.integers(1, 400)),
+        st.tuples(st.just("send"), st.integers(1, 80), st.just(0)),
+        st.tuples(st.just("turn"), st.just(0), st.just(0)),
+        st.tuples(st.just("lose"), st.integers(0, 3), st.just(0)),
+        st.tuples(st.sampled_from(["drop_all", "drop_begun", "drop_last"]), st.just(0), st.just(0)),
     ),
     max_size=60,
 )
 
 
 @given(STEPS)
-def test_every_byte_and_request_is_settled_once(steps: list[tuple[str, int]]) -> None:
+def test_every_byte_and_request_is_settled_once(steps: list[tuple[str, int, int]]) -> None:
     books = Books()
     lane = books.lane
     under_way = False
-    for step, size in steps:
+    for step, size, length in steps:
         if step == "part":
-            books.give(size, 0 if under_way else START)
+            books.give(size, 0 if under_way else START, length)
             under_way = True
         elif step == "end":
-            books.give(size, END if under_way else WHOLE)
+            books.give(size, END if under_way else WHOLE, length)
             under_way = False
+        elif step == "begin":
+            books.begin(size, 0 if under_way else START, length)
+            under_way = True
+        elif step == "lose":
+            books.lose(size)
         elif step == "send":
             lane.end_turn()
             while size and lane.queue and lane.queue[0].answered < 0:
@@ -107,7 +135,7 @@ def test_every_byte_and_request_is_settled_once(steps: list[tuple[str, int]]) ->
         books.check()
     lane.drop_all(CLOSED)
     books.check()
-    assert (books.pool.bytes, books.pool.requests) == (0, 0)
+    assert (books.pool.bytes, books.pool.held, books.pool.requests) == (0, 0, 0)
 
 
 def test_a_request_goes_in_parts() -> None:
@@ -207,12 +235,33 @@ def test_short_parts_count_what_they_take_in_memory() -> None:
     assert books.pool.items == len(books.lane.queue) + len(other.queue) == 8000 // (ITEM_BYTES + 1) + 1
 
 
+def test_what_is_counted_is_what_it_takes_in_memory() -> None:
+    books = Books(1 << 20, 1 << 20)
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    tracemalloc.start()
+    try:
+        while not books.lane.full(len(request)):
+            books.lane.enqueue(bytes(bytearray(request)), len(request), WHOLE)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.8 * (1 << 20) <= taken <= 1 << 20
+
+
+def test_what_a_rewrite_added_counts() -> None:
+    books = Books(10_000, 10_000)
+    for _ in range(100):
+        books.give(28, WHOLE, 1_000)
+    books.check()
+    assert len(books.lane.queue) == 10_000 // (1_000 + ITEM_BYTES)
+
+
 def test_what_went_of_a_part_takes_no_memory() -> None:
     """Each connection to a shadow that does not read has one, of up to 64 KiB."""
     books = Books(10_000, 10_000)
     books.give(5_000, WHOLE)
     assert not books.lane.advance(4_000)
-    assert sum(len(item.data) for item in books.lane.queue) == books.pool.bytes == 1_000
+    assert sum(len(item.data) for item in books.lane.queue) == books.pool.held == 1_000
     assert books.lane.advance(1_000)
 
 

@@ -208,6 +208,25 @@ def test_a_shadow_that_does_not_read_is_bounded() -> None:
             assert data == (head + body) * (len(data) // len(head + body))
 
 
+def test_what_a_rewrite_adds_is_bounded_too() -> None:
+    with Bench(queue_bytes=100_000, queues_bytes=150_000) as bench:
+        for flow in (1, 2):
+            bench.give(Open(flow, True))
+        for _ in range(200):
+            for flow in (1, 2):
+                bench.give(Send(flow, GET % 0 + bytes(1_000), len(GET % 0), WHOLE))
+            assert sum(len(item.data) for lane in bench.reactor._lanes.values() for item in lane.queue) <= 150_000
+        assert set(bench.dropped()) == {DropReason.SHADOW_SLOW}
+
+
+def test_what_remains_of_a_request_that_grew_is_waited_for_at_the_end(bench: Bench) -> None:
+    """So many bytes went as were captured of it."""
+    bench.open()
+    bench.give(Send(1, GET % 1 + bytes(16 << 20), len(GET % 1), WHOLE))
+    assert bench.reactor._lanes[1].queue
+    assert not bench.reactor.idle()
+
+
 def test_a_request_that_outgrows_the_queue_is_given_up() -> None:
     with Bench(queue_bytes=100_000) as bench:
         sock = bench.open()

@@ -31,8 +31,9 @@ CONNECTING: Final = 1
 OPEN: Final = 2
 GIVEN_UP: Final = 3
 """A raw stream that lost bytes: nothing of it can be mirrored any more."""
-ITEM_BYTES: Final = 100
-"""What an item counts in the bounds beside its data: the memory that it takes at least, however short it is."""
+ITEM_BYTES: Final = 150
+"""What an item counts in the bounds beside its data: what CPython takes for it, the head of its data's object, and its
+place in the queue."""
 AHEAD: Final = 1_024
 """Parts queued on one connection beyond which requests do not wait for each other (`Pool.singly`).  Over a long way to
 the shadow they would be ever later, and dropped at the end; of one that is only slow it is a second's work."""
@@ -69,13 +70,16 @@ class Item:
 class Pool:
     """What the queues of all lanes hold, against the bounds."""
 
-    __slots__ = ("all_bytes", "bytes", "items", "kept", "lane_bytes", "repeats", "requests", "singly")
+    __slots__ = ("all_bytes", "bytes", "held", "items", "kept", "lane_bytes", "repeats", "requests", "singly")
 
     def __init__(self, lane_bytes: int, all_bytes: int) -> None:
         self.lane_bytes = lane_bytes
         self.all_bytes = all_bytes
         self.bytes = 0
-        """Captured bytes queued."""
+        """Captured bytes queued, which the ledger counts as in flight."""
+        self.held = 0
+        """Bytes of data queued, which take the memory: a rewritten request may have far more.  What goes again is not
+        among them (`kept`)."""
         self.items = 0
         """Parts and turns queued."""
         self.requests = 0
@@ -148,6 +152,7 @@ class Lane:
         self.framer: ResponseFramer | None = None
         self.queue: deque[Item] = deque()
         self.queued = 0
+        """As `Pool.held`."""
         self.copies = Copies(pool.kept)
         """Copies of what was sent on this shadow connection."""
         self.begun = False
@@ -237,26 +242,26 @@ class Lane:
             pool.singly
             and len(self.queue) < AHEAD
             and self.queued < pool.lane_bytes // ROOM
-            and pool.bytes < pool.all_bytes // ROOM
+            and pool.held < pool.all_bytes // ROOM
         )
 
     # --- taking in
 
     def full(self, size: int) -> bool:
-        """Whether `size` more bytes pass a bound."""
+        """Whether `size` more bytes of data pass a bound."""
         pool = self._pool
         return (
             self.queued + len(self.queue) * ITEM_BYTES + size > pool.lane_bytes
-            or pool.bytes + pool.items * ITEM_BYTES + size > pool.all_bytes
+            or pool.held + pool.items * ITEM_BYTES + size > pool.all_bytes
         )
 
     def enqueue(self, data: bytes, size: int, flags: int, number: int = 0) -> None:
         """Keep a part for later."""
         self.ready = False
         self.queue.append(Item(data, size, flags, number=number))
-        self.queued += size
         self._pool.bytes += size
         self._pool.items += 1
+        self._hold(len(data))
         self._note_start(flags)
 
     def enqueue_turn(self, answered: int) -> None:
@@ -325,10 +330,12 @@ class Lane:
         item = self.queue[0]
         item.offset += count
         item.data = item.data[count:]  # what went shall take no memory: nobody counts it
+        if not item.repeated:
+            self._hold(-count)
         done = not item.data
         settled = item.size if done else min(count, item.size)
         item.size -= settled
-        self._unqueue(settled)
+        self._pool.bytes -= settled
         self._ledger.bytes.mirrored += settled
         if done:
             self.queue.popleft()
@@ -353,9 +360,17 @@ class Lane:
             self._pool.requests -= 1
             self._ledger.requests.mirrored += 1
 
-    def _unqueue(self, size: int) -> None:
-        self.queued -= size
-        self._pool.bytes -= size
+    def _hold(self, more: int) -> None:
+        self.queued += more
+        self._pool.held += more
+
+    def _drop_queued(self, item: Item, reason: DropReason) -> None:
+        """It is queued no more, and what is left of it is dropped."""
+        self._pool.items -= 1
+        self._pool.bytes -= item.size
+        if not item.repeated:
+            self._hold(-len(item.data))
+        self._ledger.bytes.dropped[reason] += item.size
 
     # --- what may go again
 
@@ -404,15 +419,13 @@ class Lane:
             return
         requests = int(self.begun)
         for item in self.queue:
-            self._ledger.bytes.dropped[reason] += item.size
+            self._drop_queued(item, reason)
             if item.repeated:
                 self._ledger.answers["unanswered"] += 1
                 self._repeated()
             elif item.flags & START and not item.offset:
                 requests += 1
                 self._left_out(item.number)
-        self._unqueue(self.queued)
-        self._pool.items -= len(self.queue)
         self.queue.clear()
         self.begun = False
         self._settle(requests, reason)
@@ -428,10 +441,7 @@ class Lane:
             if item.flags & START and not item.offset:
                 break
             ended = bool(item.flags & END)
-            self.queue.popleft()
-            self._pool.items -= 1
-            self._ledger.bytes.dropped[reason] += item.size
-            self._unqueue(item.size)
+            self._drop_queued(self.queue.popleft(), reason)
         self.begun = False
         self._settle(1, reason)
         if not ended:
@@ -448,10 +458,7 @@ class Lane:
             item = self.queue[-1]
             if item.flags & END:
                 break
-            self.queue.pop()
-            self._pool.items -= 1
-            self._ledger.bytes.dropped[reason] += item.size
-            self._unqueue(item.size)
+            self._drop_queued(self.queue.pop(), reason)
             if item.flags & START:
                 self._left_out(item.number)
                 torn = item.offset > 0 or item.announced

@@ -227,7 +227,8 @@ class Reactor:
 
     def idle(self) -> bool:
         """Nothing is queued and no connection waits for its end."""
-        return not self._pool.bytes and not self._pool.repeats and not self._ends and not self._dialer
+        pool = self._pool
+        return not (pool.bytes or pool.held or pool.repeats or self._ends or self._dialer)
 
     def close(self, reason: DropReason) -> None:
         """Drop what is queued and close every connection."""

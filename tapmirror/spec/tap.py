@@ -162,8 +162,8 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Incomplete heads, and first bytes that do not show the protocol yet, in all flows together; the same again
     for the responses of each shadow.  A quarter of all flows may stop after 1,000 bytes."""
     queue_bytes: int = 4 << 20
-    """Bytes queued for one connection to a shadow.  Each part counts 100 bytes extra, the memory that it needs
-    however short it is."""
+    """Bytes queued for one connection to a shadow, as they will be sent: with what a rewrite adds.  Each part counts
+    150 bytes extra, the memory that it needs however short it is."""
     queues_bytes: int = 64 << 20
     """Bytes queued for all connections to a shadow together.  Copies of requests that may have to be sent again take
     up to a quarter as much beside them."""
