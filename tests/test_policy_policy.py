@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -216,6 +217,27 @@ def test_what_is_held_is_bounded_in_all() -> None:
         tried.finish(flow)
     assert tried.policy._held_bytes == 0
     assert tried.policy.destinations[0].held_requests == 0
+
+
+def test_a_body_that_is_held_takes_no_more_memory_than_is_counted() -> None:
+    """Whether it comes in segments of a byte is the client's choice."""
+    tried = Tried(redact={"json": {"a": "remove"}})
+    flow = tried.open()
+    body = b'{"b": "' + bytes(10_000).replace(b"\0", b"x") + b'"}'
+    assert tried.ask(head(POST, "Content-Type: application/json", f"Content-Length: {len(body)}"), flow, flags=START)
+    parts = [Send(flow, memoryview(body)[at : at + 1], 1, 0) for at in range(len(body) - 1)]
+    before = tried.policy.destinations[0].held_bytes
+    tracemalloc.start()
+    try:
+        for part in parts:
+            tried.policy.route([part], 1.0)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    tried.bytes += len(parts)
+    assert taken < 1.5 * (tried.policy.destinations[0].held_bytes - before)
+    ((_, whole),) = sends(tried.body(flow, body[-1:], end=True))
+    assert whole.endswith(b'"' + b"x" * 10_000 + b'"}')
 
 
 # --- ends

@@ -48,6 +48,9 @@ from tapmirror.framing.response import (
     ResponseReader,
 )
 
+SMALL: Final = 512
+"""Pieces of a body that are shorter are put together as they come: a shadow may send chunks of a byte, and an object
+for each would take 43."""
 NOTHING: Final = -1
 """`keep` of a request whose answer's body does not matter: it is skipped by its length."""
 DIGEST_BYTES: Final = 16
@@ -126,7 +129,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         self._status = 0
         self._head = b""
         self._keep = NOTHING
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
         self._length = 0
         self._hashed: blake2b | None = None
         self._digest = True
@@ -383,18 +386,27 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             room = self._room
             taken = min(size, self._keep, room.free) if self._whole else 0
             if taken == size:
-                self._body.append(bytes(data[pos : pos + size]))
+                self._keep_piece(data[pos : pos + size])
             else:
                 if self._hashed is None:
                     self._hashed = blake2b(b"".join(self._body), digest_size=DIGEST_BYTES)
                 if taken:
-                    self._body.append(bytes(data[pos : pos + taken]))
+                    self._keep_piece(data[pos : pos + taken])
                 self._hashed.update(data[pos : pos + size])
                 self._keep = taken
                 self._digest = self._length + size <= self._bounds.hash_bytes
             self._keep -= taken
             room.free -= taken
         self._length += size
+
+    def _keep_piece(self, piece: Buffer) -> None:
+        body = self._body
+        if len(piece) >= SMALL:
+            body.append(bytes(piece))
+        elif body and isinstance(body[-1], bytearray):
+            body[-1] += piece
+        else:
+            body.append(bytearray(piece))
 
     def _answered(self, out: list[tuple[Any, Answer]]) -> None:
         digest = b""
@@ -408,7 +420,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
                 Answer(
                     self._status,
                     self._head,
-                    body[0] if len(body) == 1 else b"".join(body),
+                    body[0] if len(body) == 1 and isinstance(body[0], bytes) else b"".join(body),
                     self._length,
                     digest,
                     self._whole,

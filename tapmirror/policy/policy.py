@@ -112,7 +112,7 @@ class Talk(Conversation):
 class Held:
     """A request that must be whole before it goes on."""
 
-    __slots__ = ("flags", "length", "limit", "number", "over", "parts", "request", "size", "takes")
+    __slots__ = ("body", "flags", "limit", "number", "over", "request", "size", "takes")
 
     def __init__(
         self, request: Request, takes: Sequence[Destination], command: Send, limit: int, over: FilterReason | DropReason
@@ -125,9 +125,8 @@ class Held:
         """Bytes of the body at most."""
         self.over = over
         """What becomes of it beyond."""
-        self.parts: list[bytes] = []
-        self.length = 0
-        """Bytes of the body in `parts`."""
+        self.body = bytearray()
+        """What came of it.  Not its parts: a client may send one byte in each, which took 42."""
         self.size = 0
         """Captured bytes that it stands for."""
 
@@ -300,7 +299,7 @@ class Policy:
             for each, fate in talk.skips:
                 each.settle(fate, command.size, 0)
             if talk.held is not None:
-                self._hold(talk, talk.held, bytes(command.data), command, now, out)
+                self._hold(talk, talk.held, command.data, command, now, out)
             else:
                 for target in talk.sends:
                     out.append(Send(command.flow, command.data, command.size, command.flags, target))
@@ -335,7 +334,7 @@ class Policy:
         talk.held = Held(request, takes, command, limit, over)
         for each in takes:
             each.held_requests += each.spec.copies
-        self._hold(talk, talk.held, bytes(data[end:]), command, now, out)
+        self._hold(talk, talk.held, data[end:], command, now, out)
 
     def _choose(
         self, request: Request, talk: Talk, flags: int, now: float
@@ -450,10 +449,9 @@ class Policy:
             limit, over = self._pool_most, DropReason.HOLD_LIMIT
         return limit, over
 
-    def _hold(self, talk: Talk, held: Held, data: bytes, command: Send, now: float, out: list[Command]) -> None:
+    def _hold(self, talk: Talk, held: Held, data: Buffer, command: Send, now: float, out: list[Command]) -> None:
         """Keep a part; pass the request on when it is whole."""
-        held.parts.append(data)
-        held.length += len(data)
+        held.body += data
         held.size += command.size
         self._held_bytes += command.size
         for each in held.takes:
@@ -461,7 +459,7 @@ class Policy:
         # A chunked body is measured when it is whole; until then its framing may take as much again.
         most = held.limit if held.request.length is not None else held.limit * 2 + _SMALL
         fate: FilterReason | DropReason | None = None
-        if held.length > most:
+        if len(held.body) > most:
             fate = held.over
         elif self._held_bytes > self._held_most:
             fate = DropReason.HOLD_LIMIT
@@ -471,7 +469,7 @@ class Policy:
         elif command.flags & END:
             self._release(talk, held)
             whole = Send(command.flow, b"", held.size, held.flags | END, number=held.number)
-            body = b"".join(held.parts)
+            body = bytes(held.body)
             if held.request.length is None and len(unchunked(body)) > held.limit:
                 self._refuse(talk, held.takes, held.over, held.size)
             else:
