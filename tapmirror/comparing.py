@@ -17,7 +17,7 @@ from typing import Any, Final
 from tapmirror.answered import ANSWER, AnsweredTable, EitherEvent
 from tapmirror.compare.comparison import BEGINNINGS, Comparison
 from tapmirror.compare.pairing import Conversation
-from tapmirror.compare.thinning import Rotation
+from tapmirror.compare.thinning import Backlog, Rotation
 from tapmirror.events import (
     ACCEPTED,
     END,
@@ -105,6 +105,7 @@ class ComparingPipeline(Pipeline):
 
     __slots__ = (
         "_active",
+        "_backlog",
         "_checks",
         "_comparison",
         "_counts",
@@ -154,6 +155,7 @@ class ComparingPipeline(Pipeline):
         """Flow and number of requests that the shadows are to get twice and have not got yet."""
         self._talks: dict[int, Talk] = {}
         self._seed = spec.seed
+        self._backlog = Backlog()
         self._rotation = Rotation(spec.compare.max_exchanges)
         self._since_ns = 0
         """What production sent since then is captured, of those whose turn it is."""
@@ -344,7 +346,8 @@ class ComparingPipeline(Pipeline):
                     conversation.request_body(talk.current, message.data)
                 commands.append(Send(flow.id, message.data, message.size, flags, 0, number))
                 if flags & END and talk.current and not flags & START:
-                    conversation.request_ended(talk.current, self._time_ns)
+                    late = self._backlog.holds(self._now, self._time_ns)
+                    conversation.request_ended(talk.current, self._time_ns, late=late)
                 continue
             self._ledger.bytes.dropped[message.reason] += message.size
             if message.broken:
@@ -412,7 +415,8 @@ class ComparingPipeline(Pipeline):
         conversation = talk.conversation
         head = _head(part.data)
         ended_ns = self._time_ns if part.flags & END else 0
-        if self._comparison.request(flow.id, number, head, part.flags, self._now, ended_ns):
+        late = self._backlog.holds(self._now, self._time_ns)
+        if self._comparison.request(flow.id, number, head, part.flags, self._now, ended_ns, late=late):
             self._probed.add((flow.id, number))
         size = len(head)
         if len(part.data) > size:

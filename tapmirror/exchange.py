@@ -119,6 +119,8 @@ class Asked(msgspec.Struct, gc=False):
     stands in production's place."""
     ended_ns: int = 0
     """When its last byte was seen; 0: not yet."""
+    late: bool = False
+    """It waited for the tap, or was sent among others that had (`thinning.Backlog`): its times do not count."""
     marked: bool = False
     """A copy bears a mark (`tracer`), of which the answer may tell: no more than status and times are compared."""
 

@@ -192,6 +192,12 @@ def test_where_nothing_is_asked_twice_it_is_said_how_to_take_noise_off() -> None
         assert notes(name, path, raw) == ["a note"]
 
 
+def test_a_report_says_that_the_tap_was_late() -> None:
+    given = State(late=1200, endpoints={"GET /a": Endpoint(pairs=5000)})
+    (note,) = figures("t", "s", given, Compare(), Limits()).notes
+    assert note.startswith("1,200 of 5,000 exchanges are not timed: the tap was more than 50 ms behind")
+
+
 def test_a_bin_holds_the_values_between_its_edges() -> None:
     endpoint = Endpoint(pairs=300, compared=300)
     for value, count in ((1e6, 100), (2e6, 60), (8e6, 40)):  # 1, 2 and 8 ms

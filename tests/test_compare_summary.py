@@ -153,6 +153,15 @@ def test_an_exchange_that_is_not_timed_counts_but_for_its_times() -> None:
     assert summary.state.rtts == 0
 
 
+def test_an_exchange_that_the_tap_was_late_for_is_counted_and_has_no_times() -> None:
+    summary = fed([1.0])
+    endpoint = summary.endpoint("a")
+    asked = Asked(1, b"GET", b"/", b"", timed=True, ended_ns=1000, late=True)
+    reply = Reply(Answer(200, first_ns=3000, last_ns=4000), 1000, 90, 10)
+    summary.observe(endpoint, asked, Answer(200, first_ns=1500, last_ns=2000), reply, 1.0)
+    assert (endpoint.pairs, endpoint.shadow.last.count, summary.state.late) == (2, 1, 1)
+
+
 def test_no_answer_is_an_error_and_has_no_time() -> None:
     summary = Summary(BOUNDS, "status")
     endpoint = summary.endpoint("a")
@@ -268,6 +277,7 @@ def test_folded_endpoints_keep_the_bounds() -> None:
 def test_states_add_up_whatever_their_widths() -> None:
     one, other = fed([n * 1.0 for n in range(500)]), fed([n * 10.0 for n in range(100)], other=500, name="b")
     one.state.raw, other.state.raw = 3, 4
+    one.state.late, other.state.late = 5, 6
     states = [
         msgspec.convert(json.loads(msgspec.json.encode(each.state)), State, str_keys=True) for each in (one, other)
     ]
@@ -276,7 +286,7 @@ def test_states_add_up_whatever_their_widths() -> None:
         assert total.width in (8.0, 16.0)
         assert sum(point.pairs for point in total.line.values()) == 600
         assert len(total.line) <= POINTS
-        assert (total.began, total.ended, total.raw) == (0.0, 990.0, 7)
+        assert (total.began, total.ended, total.raw, total.late) == (0.0, 990.0, 7, 11)
         everything = whole(total)
         assert (everything.pairs, everything.only_shadow, everything.shadow.last.count) == (600, 100, 600)
         assert (total.rtts, total.rtt_ns) == (600, 6000)

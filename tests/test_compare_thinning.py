@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tapmirror.compare.thinning import TURN, Draw, Rate, Rotation
+from tapmirror.compare.thinning import LATE, TURN, Backlog, Draw, Rate, Rotation
 from tapmirror.packet import BUCKETS
 
 
@@ -108,3 +108,18 @@ def test_a_budget_far_below_the_rate_leaves_one_bucket() -> None:
     rotation = Rotation(0.01)
     turns(rotation, 10_000, 1.0)
     assert rotation.count == 1
+
+
+@pytest.mark.parametrize("waited", [0.0, -0.01, LATE - 0.001])
+def test_what_a_tap_that_keeps_up_sends_is_no_rush(waited: float) -> None:
+    backlog = Backlog()
+    assert not any(backlog.holds(now, round((now - waited) * 1e9)) for now in (1.0, 1.1, 5.0))
+
+
+def test_a_rush_is_over_when_the_shadow_had_as_long_again() -> None:
+    backlog = Backlog()
+    assert not backlog.holds(10.0, 10_000_000_000)
+    assert backlog.holds(12.0, 10_000_000_000)  # two seconds late
+    assert backlog.holds(12.1, 11_900_000_000)  # less late does not shorten it
+    assert backlog.holds(13.9, 13_900_000_000)  # in time, behind them
+    assert not backlog.holds(14.0, 14_000_000_000)

@@ -83,12 +83,13 @@ class Tap:
         self.flows: dict[int, int] = {}
         self.at: dict[tuple[int, bool], int] = {}
 
-    def put(self, port: int, flags: int, data: bytes = b"", seen: int | None = None) -> None:
+    def put(self, port: int, flags: int, data: bytes = b"", seen: int | None = None, waited: float = 0.0) -> None:
+        """`waited`: so many seconds ago it was captured."""
         server = bool(flags & FROM_SERVER)
         mine = self.at.setdefault((port, server), 1000)
         other = self.at.setdefault((port, not server), 1000)
         self.now += 0.001
-        segment = (key(port), flags, mine, other, len(data), memoryview(data)[:seen], int(self.now * 1e9))
+        segment = (key(port), flags, mine, other, len(data), memoryview(data)[:seen], int((self.now - waited) * 1e9))
         self.at[port, server] = mine + len(data)
         self.act(self.pipeline.feed(segment, self.now))
 
@@ -886,3 +887,29 @@ def test_of_a_small_share_no_more_is_marked_than_of_all() -> None:
     assert endpoint["pairs"] == 200
     assert state["thinned"] == 5 + (200 - 16) // 16
     assert endpoint["compared"] == 200 - state["thinned"]
+
+
+@pytest.mark.parametrize("body", ["", "0123456789"])
+def test_what_the_tap_sends_late_is_compared_and_not_timed(body: str) -> None:
+    tap = Tap()
+    tap.accept()
+
+    def exchange(waited: float) -> None:
+        head = f"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        for data in filter(None, (head, body.encode())):
+            # Of a request in two segments only the last one is late.
+            tap.put(1, ACK, data, waited=waited if data == (body.encode() or head) else 0.0)
+        tap.answer()
+        tap.shadow()
+
+    for waited in (0.0, 0.04, 2.0):
+        exchange(waited)
+    tap.later(1.5)
+    exchange(0.0)  # behind the rush
+    tap.later(1.0)
+    exchange(0.0)
+    state = tap.state()
+    (endpoint,) = state["endpoints"].values()
+    assert (endpoint["pairs"], state["late"]) == (5, 2)
+    assert sum(endpoint["shadow"]["last"]["buckets"].values()) == 3
+    assert sum(endpoint["production"]["last"]["buckets"].values()) == 3

@@ -119,9 +119,11 @@ class Comparison:
         found = self._conversations[flow] = Conversation(self._reader, self._room, self, midstream)
         return found
 
-    def request(self, flow: int, number: int, head: Buffer, flags: int, now: float, ended_ns: int = 0) -> bool:
+    def request(
+        self, flow: int, number: int, head: Buffer, flags: int, now: float, ended_ns: int = 0, *, late: bool = False
+    ) -> bool:
         """A request begins; `head` is valid, `flags` are as of its first `Part`.  `ended_ns`: when that was seen, if
-        it is whole.
+        it is whole.  `late`: it is not to be timed (`Asked.late`).
 
         True: the shadow shall get it twice, the second time as `shadow + PROBE`.
         """
@@ -150,9 +152,20 @@ class Comparison:
                 if self._probes >= WHOLE_REQUEST and (bodies or self._level is Level.HEADERS):
                     self._probes -= WHOLE_REQUEST
                     probed = True
-        timed, its_calls = self._timed.takes(now), calls(method, target, head)
+        timed = not late and self._timed.takes(now)
+        its_calls = calls(method, target, head)
         asked = Asked(
-            number, method, target, head, bodies, probed, timed, calls=its_calls, flow=flow, ended_ns=ended_ns
+            number,
+            method,
+            target,
+            head,
+            bodies,
+            probed,
+            timed,
+            calls=its_calls,
+            flow=flow,
+            ended_ns=ended_ns,
+            late=late,
         )
         conversation.request(asked, flags, keep, now)
         return probed

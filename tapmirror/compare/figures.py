@@ -37,6 +37,7 @@ from tapmirror.compare.summary import (
     merged,
     whole,
 )
+from tapmirror.compare.thinning import LATE
 from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
 from tapmirror.spec.compare import Compare, Level
 
@@ -233,7 +234,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
         state.thinned,
         state.raw,
         state.rtt_ns / state.rtts * MS if state.rtts else None,
-        [*state.notes, *_asked_once(endpoints, spec), *_taken(endpoints)],
+        [*state.notes, *_late(state, total.pairs), *_asked_once(endpoints, spec), *_taken(endpoints)],
         judge(counts, limits),
         limits.alpha,
         everything,
@@ -487,6 +488,14 @@ def _doublings(endpoint: EndpointFigures) -> int:
     then it puts those first that one should look at.
     """
     return int(math.log2(max(1.0, endpoint.p50_ratio.value or 1.0)))
+
+
+def _late(state: State, pairs: int) -> list[str]:
+    """That the tap was late: of what it sent late no times count."""
+    if not state.late:
+        return []
+    cause = f"the tap was more than {1000 * LATE:.0f} ms behind"
+    return [f"{state.late:,} of {pairs:,} exchanges are not timed: {cause}; it needs more CPU, or a smaller share"]
 
 
 def _asked_once(endpoints: Sequence[EndpointFigures], spec: Compare) -> list[str]:

@@ -236,11 +236,12 @@ class Conversation:
             self._room.free -= size
             asked.body += bytes(data)
 
-    def request_ended(self, number: int, time_ns: int) -> None:
-        """Its last byte was seen."""
+    def request_ended(self, number: int, time_ns: int, *, late: bool = False) -> None:
+        """Its last byte was seen; `late`: it is not to be timed (`Asked.late`)."""
         pending = self._pending.get(number)
         if pending is not None and not pending.asked.ended_ns:
             pending.asked.ended_ns = time_ns
+            pending.asked.late |= late
             self._less(pending)
 
     def request_broken(self, number: int) -> None:

@@ -162,6 +162,8 @@ class State(msgspec.Struct):
     """Exchanges without an answer of the shadow, by reason."""
     thinned: Count = 0
     """Exchanges of which only status and times were looked at, for there were too many a second, or too long ones."""
+    late: Count = 0
+    """Exchanges of which no times count, for the tap was late to send the request (`thinning.Backlog`)."""
     raw: Count = 0
     """Connections that are passed on as bytes, for they are no HTTP/1."""
     rtt_ns: Count = 0
@@ -270,6 +272,9 @@ class Summary:
             if answer.failure is not None:
                 reason = answer.failure.value
                 state.failures[reason] = state.failures.get(reason, 0) + 1
+            return
+        if asked.late:
+            state.late += 1
             return
         sent = reply.sent_ns
         if not asked.timed or not sent or answer.last_ns < sent:
@@ -492,7 +497,7 @@ def _merge_state(into: State, other: State) -> None:
     if other.began is not None:
         into.began = other.began if into.began is None else min(into.began, other.began)
     into.ended = max(into.ended, other.ended)
-    for name in ("requests", "thinned", "raw", "rtt_ns", "rtts"):
+    for name in ("requests", "thinned", "late", "raw", "rtt_ns", "rtts"):
         setattr(into, name, getattr(into, name) + getattr(other, name))
     _add(into.unpaired, other.unpaired)
     _add(into.failures, other.failures)

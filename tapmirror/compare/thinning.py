@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What keeps comparison within its budget: of more than so many a second, some.
+"""What keeps comparison within its budget: of more than so many a second, some.  And what is not to be timed.
 
 Pure: no clock; `now` is passed in.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from tapmirror.packet import BUCKETS
@@ -94,6 +95,31 @@ class Rate:
     def owes(self) -> bool:
         """More was used than there is for this second."""
         return self._left < 0
+
+
+LATE: Final = 0.05
+"""Seconds that a request may have waited for the tap and be timed.  A tap that keeps up takes less: the pause for
+batching (1.2 ms), what AF_PACKET holds back (16 ms), a busy processor's time slices."""
+
+
+class Backlog:
+    """Tells requests that the shadow gets in one rush, for the tap was late, from those that come as clients sent them.
+
+    In a rush they queue at the shadow as they did not at production, and so do those behind them, until the shadow has
+    worked it off: for as long again as the tap was late, if production's rate is half of what the shadow can take.
+    """
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until = -math.inf
+
+    def holds(self, now: float, time_ns: int) -> bool:
+        """Whether a request that was captured at `time_ns` and is sent now is one of a rush, or just behind one."""
+        waited = now - time_ns / 1e9
+        if waited > LATE:
+            self._until = max(self._until, now + waited)
+        return now < self._until
 
 
 class Draw:
