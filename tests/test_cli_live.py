@@ -155,7 +155,8 @@ def test_a_line_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None
     assert (output, first) == ("", f"tapmirror: {heading(spec())}")
     assert re.match(r"\d\d:\d\d:\d\d  0/s 0\.0 MB/s  ", line)
     for words in (
-        "requests 2,400 mirrored 200 dropped (shadow_down, ring_full) 100 waiting  ",
+        "requests 2,400 mirrored 200 dropped (shadow_down, ring_full) (not counted: those in 200 lost segments) ",
+        ") 100 waiting  ",
         "segments 400 passed 200 dropped",
         "flows 12,345",
         "2xx 2,300",

@@ -70,7 +70,7 @@ def test_a_tap_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         "\n"
         "web: running\n"
         "  eth0 port 80 -> v2:80, 50 % of connections\n"
-        "  requests: 1,000 seen, 700 mirrored, 1 filtered (loop)\n"
+        "  requests: 1,000 seen, 700 mirrored, 1 filtered (loop); not counted: those in 199 lost segments\n"
         "  segments: 1,000 seen, 700 mirrored, 100 sampled out, 1 filtered (loop), 199 dropped (ring_full)\n"
         "  shadow v2: 2xx 690, 5xx 3\n"
         "  12 flows, worker 40 MB, capture ebpf\n"

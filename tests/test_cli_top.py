@@ -92,11 +92,11 @@ def test_on_a_narrower_one_whole_columns_give_way_and_names_stay() -> None:
 
 
 def test_on_a_narrow_terminal_reasons_have_the_whole_width() -> None:
-    lost = {"shadow_down": 123_456, "ring_full": 199, "midstream": 12}
+    lost = {"shadow_down": 123_456, "midstream": 12}
     tap = {**TAP, "ledger": {**LEDGER, "requests": {**LEDGER["requests"], "dropped": lost}}}
     lines = [line.rstrip() for line in shown({"daemon": DAEMON, "taps": [tap]}, width=80).splitlines()]
     at = lines.index("OF TAP  STATE AND LOSS, BY REASON")
-    assert lines[at + 1] == "web     shadow_down 123,456  ring_full 199  midstream 12"
+    assert lines[at + 1] == "web     shadow_down 123,456  midstream 12  ring_full 199 segments"
     well = {**TAP, "ledger": {**LEDGER, "segments": {**LEDGER["segments"], "dropped": {}}}}
     assert "BY REASON" not in shown({"daemon": DAEMON, "taps": [well]}, width=80)
 

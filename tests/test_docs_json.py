@@ -74,8 +74,11 @@ def test_what_doctor_plans_logs_and_streams_print_is_named(tmp_path: Path) -> No
 
 
 def ledger(tap: str, *, lost: int) -> dict[str, Any]:
-    """Of a tap that saw 1000 requests and was to mirror 800 of them."""
+    """Of a tap that saw 1000 requests and was to mirror 800 of them; `lost` segments of 400 were lost, too."""
     found = Ledger()
+    found.segments.seen, found.segments.mirrored = 400, 400 - lost
+    if lost:
+        found.segments.dropped[DropReason.RING_FULL] = lost
     found.requests.seen, found.requests.sampled_out, found.requests.mirrored = 1000, 150, 800 - lost
     found.requests.filtered[FilterReason.DUPLICATE] = 50
     if lost:
@@ -100,7 +103,14 @@ def ran(words: list[str], document: object) -> list[str]:
 
 NONE = {"name": "new", "state": "starting", "ledger": None}
 ONE, TWO = ledger("web", lost=8), ledger("other", lost=0)
-WEB = ["web: {0} % of 800 requests lost", "  shadow_slow: 7", "  gap: 1"]
+WEB = [
+    "web: {1} % of 400 segments lost",
+    "  ring_full: 8",
+    "web: {0} % of 800 requests lost",
+    "  shadow_slow: 7",
+    "  gap: 1",
+]
+OTHER = ["other: {0} % of 400 segments lost", "other: {0} % of 800 requests lost"]
 
 
 @pytest.mark.parametrize(
@@ -111,10 +121,13 @@ WEB = ["web: {0} % of 800 requests lost", "  shadow_slow: 7", "  gap: 1"]
 def test_the_program_that_reads_the_loss_runs(document: object, taps: str) -> None:
     _, program = blocks()
     found = ran([sys.executable, "-c", program], document)
-    wanted = {"web": [line.format("1.000") for line in WEB], "other": ["other: 0.000 % of 800 requests lost"]}
-    told = [line for line in found if not line.endswith(("segments lost", "bytes lost"))]
+    wanted = {
+        "web": [line.format("1.000", "2.000") for line in WEB],
+        "other": [line.format("0.000") for line in OTHER],
+    }
+    told = [line for line in found if not line.endswith("bytes lost")]
     assert told == [line for tap in taps.split() for line in wanted[tap]]
-    assert len(found) - len(told) == 2 * len(taps.split())
+    assert len(found) - len(told) == len(taps.split())
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="no jq")
@@ -122,6 +135,6 @@ def test_the_line_for_jq_that_reads_the_loss_runs() -> None:
     line, _ = blocks()
     (command, program) = re.fullmatch(r"(.* --json \| jq -r) '(.*)'", line, re.S).groups()  # type: ignore[union-attr]
     assert command.startswith("tapmirror run ")
-    assert ran(["jq", "-r", program], ONE) == [each.format(1) for each in WEB]
+    assert ran(["jq", "-r", program], ONE) == [each.format(1, 2) for each in WEB]
     several = ran(["jq", "-r", program], {"taps": [TWO, ONE]})
-    assert several == ["other: 0 % of 800 requests lost", *(each.format(1) for each in WEB)]
+    assert several == [*(each.format(0) for each in OTHER), *(each.format(1, 2) for each in WEB)]

@@ -69,6 +69,27 @@ def account(title: str, ledger: dict[str, Any]) -> Account:
     return Account(Text(title, "bold"), list(_names(ledger)), list(_rows(ledger)), list(_lines(ledger)))
 
 
+def counted(ledger: dict[str, Any]) -> str:
+    """The unit that tells what a shadow gets: requests, or the bytes of raw connections, which have none."""
+    return "requests" if ledger["requests"]["seen"] or not ledger["bytes"]["seen"] else "bytes"
+
+
+def not_counted(ledger: dict[str, Any]) -> str:
+    """What the account of requests cannot know: those in segments that were lost before they were reassembled; "": none
+    were, or it is not requests that are counted.
+    """
+    lost = sum(ledger["segments"]["dropped"].values())
+    if not lost or counted(ledger) != "requests":
+        return ""
+    return f"not counted: those in {lost:,} lost segment{'s' * (lost != 1)}"
+
+
+def answers(shadow: dict[str, Any]) -> str:
+    """What a shadow answered: how many of each class."""
+    none = RAW if not shadow["requests"]["seen"] and shadow["bytes"]["mirrored"] else "no answers"
+    return ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items()) or none
+
+
 def _widths(names: list[list[str]], least: list[int], room: int) -> list[int]:
     """Of columns: a shadow's name goes on in another line where there is no room for it; no number and no unit does."""
     widths = [max(each, *map(cell_len, name)) for each, name in zip(least, names, strict=True)]
@@ -111,6 +132,8 @@ def _rows(ledger: dict[str, Any]) -> Iterator[Row]:
 
 def _lines(ledger: dict[str, Any]) -> Iterator[str]:
     """What no account has."""
+    if words := not_counted(ledger):
+        yield f"requests {words}"
     for label, shadow in ledger["shadows"].items():
         yield f"shadow{'' if len(ledger['shadows']) == 1 else f' {label}'}: {answers(shadow)}"
     calls = ledger["events"].get("hook_calls")

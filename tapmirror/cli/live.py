@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, Self
 import click
 
 from tapmirror import governor
-from tapmirror.cli.amounts import answers, counted
+from tapmirror.cli.account import account, answers, counted, not_counted
 from tapmirror.cli.briefs import brief_lines
 from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec import By, TapSpec
@@ -164,6 +164,7 @@ class LineView:
             account = ledger[unit]
             lost = sum(account["dropped"].values()), sum(segments["dropped"].values())
             why = f" ({', '.join(account['dropped'])})" if lost[0] else ""
+            why += f" ({words})" if (words := not_counted(ledger)) else ""
             waiting = f" {account['in_flight']:,} waiting" if account["in_flight"] else ""
             causes, several = reach.of(ledger), len(ledger["shadows"]) > 1
             shadows = [

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from tapmirror.cli.amounts import counted
+from tapmirror.cli.account import counted, not_counted
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option, understood
 from tapmirror.cli.briefs import load, raw_lines
 from tapmirror.cli.live import Rates, behind, shadow_words
@@ -124,7 +124,8 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
         ]
         if account["in_flight"]:
             fates.append(f"{account['in_flight']:,} waiting")
-        found.append(f"  {unit}: {', '.join(fates)}")
+        unknown = f"; {words}" if unit == "requests" and (words := not_counted(ledger)) else ""
+        found.append(f"  {unit}: {', '.join(fates)}{unknown}")
     for label, shadow in ledger["shadows"].items():
         words = shadow_words(shadow, shadow.get("reason", ""), several=len(ledger["shadows"]) > 1)
         if effective and shadow.get("effective", effective["effective"]) != effective["effective"]:

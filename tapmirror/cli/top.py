@@ -208,12 +208,22 @@ def reasons_table(taps: list[dict[str, Any]]) -> Table:
     for tap in taps:
         ledger = tap["ledger"]
         unit = counted(ledger) if ledger is not None else ""
-        lost = {**ledger["segments"]["dropped"], **ledger[unit]["dropped"]} if ledger is not None else {}
-        what = " bytes" if unit == "bytes" else ""
-        reasons = [f"{reason} {count:,}{what}" for reason, count in sorted(lost.items(), key=lambda each: -each[1])]
+        reasons = []
+        if ledger is not None:
+            reasons = lost(ledger[unit], " bytes" if unit == "bytes" else "")
+            reasons += (
+                lost(ledger["segments"], " segments") if unit == "requests" else []
+            )  # what was in them: not known
         if tap["state_reason"] or reasons:
             table.add_row(Text(tap["name"]), Text("  ".join(filter(None, (tap["state_reason"], *reasons)))))
     return table
+
+
+def lost(account: dict[str, Any], what: str) -> list[str]:
+    """What an account lost, the most first."""
+    return [
+        f"{reason} {count:,}{what}" for reason, count in sorted(account["dropped"].items(), key=lambda each: -each[1])
+    ]
 
 
 def _name(name: str, style: str = "") -> Text:
