@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from hostile_figures import empty, shop
 from tapmirror.compare.figures import figures, merge
 from tapmirror.compare.noise import Nature
-from tapmirror.compare.summary import Endpoint, Field, Point, State
-from tapmirror.compare.verdict import Limits, Outcome
+from tapmirror.compare.summary import Endpoint, Field, Point, State, Summary, bounds_of
+from tapmirror.compare.verdict import Limits, Outcome, Verdict
+from tapmirror.exchange import Answer, Asked, Reply
 from tapmirror.spec import Compare, Level
 
 
@@ -229,3 +231,25 @@ def test_what_a_worker_says_is_checked() -> None:
     for wrong in ({}, {"schema": "x", "shadows": {}}, bad, *({**good, "shadows": {"s": each}} for each in worse)):
         with pytest.raises(msgspec.ValidationError):
             merge([wrong], Compare())
+
+
+def verdicts(slower: float, rand: random.Random) -> Iterator[Verdict]:
+    """Of independent times, the shadow's so many times as long: one for each 5,000 exchanges, 250 a second."""
+    summary = Summary(bounds_of(Compare()), "status")
+    endpoint = summary.endpoint("GET /a")
+    for number in range(1, 100_001):
+        took, its = (int(rand.lognormvariate(15, 0.5)) for _ in range(2))
+        answer, other = (Answer(200, first_ns=1 + each, last_ns=1 + each) for each in (took, int(its * slower)))
+        asked = Asked(number, b"GET", b"/a", b"", ended_ns=1)
+        summary.observe(endpoint, asked, answer, Reply(other, 1), number / 250)
+        summary.state.requests = number
+        if number % 5000 == 0:
+            yield figures("t", "s", summary.state, Compare(), Limits()).verdict
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_shadow_that_is_a_fifth_slower_fails_by_the_default_limit_and_an_equal_one_never(seed: int) -> None:
+    slower = list(verdicts(1.2, random.Random(seed)))
+    assert slower[-1].outcome is Outcome.FAIL
+    assert "p99 ratio" in slower[-1].reason
+    assert Outcome.FAIL not in {each.outcome for each in verdicts(1.0, random.Random(seed))}
