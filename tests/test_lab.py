@@ -39,7 +39,7 @@ from lab import (
 )
 from lab.instructions import CASES, answer, serve, worked
 from lab.soak import Look, Report, violations
-from lab.wrk import parse
+from lab.wrk import command, parse, pause
 from tapmirror.spec import Level
 
 sending = importlib.import_module("lab.load")  # `lab.load` is the function
@@ -161,6 +161,14 @@ def test_wrk(lab: Lab) -> None:
         assert result.errors == 0
         assert 0 <= nginx.requests() - result.requests <= 10
         assert 0 < result.p50 <= result.p99
+
+
+def test_wrk_pauses_before_each_request(lab: Lab, tmp_path: Path) -> None:
+    script = tmp_path / "pause.lua"
+    script.write_text(pause(100))
+    with Nginx(lab.node) as nginx:
+        words = command(f"http://{lab.node.addr4}/", connections=4, duration=1, script=str(script))
+        assert 0 < parse(lab.client.run(words).stdout).requests <= nginx.requests() <= 4 * 11
 
 
 def test_what_wrk_prints_is_read() -> None:

@@ -5,8 +5,8 @@
 
     same     nothing may be said to differ, in spite of times, identifiers and random order
     broken   a fault in 1 % of the requests of one endpoint is to be found and named, and its sample to show it
-    slow     20 % more time at the 99th percentile is to be measured, within 5 %; the verdict, after so few requests, may be
-             undecided yet, and must not be that it is fast enough
+    slow     20 % more time at the 99th percentile is to be measured, within 5 %; the verdict may be undecided yet,
+             after so few requests, and must not be that it is fast enough
 
 Exit status 0: all as it should be.  The load is low, so that the shadow does not compete with production for the
 processors, as it would not on a host of its own.

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,19 @@ from lab.load import load
 from lab.network import Lab
 from lab.servers import Nginx
 from lab.tap import Tap
-from lab.wrk import WrkResult, command, parse
+from lab.wrk import WrkResult, command, parse, pause
 
 SECONDS = 10.0
 SETTLE_TIME = 5.0
 """Seconds without a request more at the shadow, after which none is expected."""
+CONNECTIONS = 40
+PAUSE = 4
+"""Milliseconds that each connection waits before each request: together they send at most 10,000 a second.  wrk, both
+servers and the tap share the processors of this one machine, and the tap, being nice, gets what is left.  Where a
+request costs it 40 us, three times what it takes on a fast host, this is less than half of a processor."""
 RING_BYTES = 64 << 20
-"""wrk, both servers and the tap want all processors of this one machine, and the tap, being nice, gets what is left:
-for seconds at a time that may be less than it needs.  The default ring holds 75,000 of these requests, this one four
-times as many."""
+"""Should something else keep the tap off the processors for seconds: the default ring holds 75,000 of these requests,
+this one four times as many."""
 PACKET_RATE = 2_000
 """Requests a second where the capture is AF_PACKET."""
 UNITS = ("segments", "bytes", "requests")
@@ -37,7 +42,7 @@ def main() -> int:
     """Run it; 0 if the counts agree."""
     parser = argparse.ArgumentParser(prog="scripts/demo")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of load (%(default)s)")
-    parser.add_argument("--connections", type=int, default=32, help="of the load (%(default)s)")
+    parser.add_argument("--connections", type=int, default=CONNECTIONS, help="of the load (%(default)s)")
     parser.add_argument("--capture", choices=("auto", "ebpf", "packet"), default="auto")
     options = parser.parse_args()
     leave_on_signals()
@@ -51,11 +56,9 @@ def main() -> int:
         say(f"tap: tapmirror run -f tap.yaml, on the node, with {', '.join(spec.splitlines())}")
         tap = Tap(lab.node, spec=spec, terminal=True)
         if by_ebpf(tap):
-            words = command(
-                f"http://{lab.node.addr4}/", connections=options.connections, threads=1, duration=options.seconds
-            )
-            say(f"load: {' '.join(words)}, on the client")
-            result = parse(lab.client.run(words, timeout=options.seconds + 60).stdout)
+            rate = 1000 * options.connections // PAUSE
+            say(f"load: wrk on the client, {options.connections} connections, at most {rate:,} requests a second")
+            result = paused(lab, options.connections, options.seconds)
         else:
             say(f"load: {PACKET_RATE:,} requests a second: AF_PACKET, which takes every packet, bears no more safely")
             result = bounded(lab, options.connections, options.seconds)
@@ -72,6 +75,15 @@ def by_ebpf(tap: Tap) -> bool:
                 if "bpf-map" in os.readlink(name):
                     return True
     return False
+
+
+def paused(lab: Lab, connections: int, seconds: float) -> WrkResult:
+    """A load by wrk, each connection of which pauses."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(pause(PAUSE))
+        script.flush()
+        words = command(f"http://{lab.node.addr4}/", connections=connections, duration=seconds, script=script.name)
+        return parse(lab.client.run(words, timeout=seconds + 60).stdout)
 
 
 def bounded(lab: Lab, connections: int, seconds: float) -> WrkResult:

@@ -24,9 +24,17 @@ class WrkResult(msgspec.Struct, frozen=True, kw_only=True):
     p99: float
 
 
-def command(url: str, *, connections: int = 32, threads: int = 1, duration: float = 10.0) -> list[str]:
-    """The command line; whole seconds."""
-    return ["wrk", "--latency", f"-c{connections}", f"-t{threads}", f"-d{max(1, round(duration))}s", url]
+def command(
+    url: str, *, connections: int = 32, threads: int = 1, duration: float = 10.0, script: str = ""
+) -> list[str]:
+    """The command line; whole seconds.  `script`: a file in Lua."""
+    scripted = ["-s", script] if script else []
+    return ["wrk", "--latency", f"-c{connections}", f"-t{threads}", f"-d{max(1, round(duration))}s", *scripted, url]
+
+
+def pause(milliseconds: int) -> str:
+    """A script: each connection waits so long before each request."""
+    return f"function delay() return {milliseconds} end\n"
 
 
 def wrk(host: Host, url: str, *, connections: int = 32, threads: int = 1, duration: float = 10.0) -> WrkResult:
