@@ -145,10 +145,18 @@ class Pipeline:
         request under way on it, and what of them still comes.
 
         What went to the shadow of such a request is cut off there by a reset; whole requests that are queued still go.
+        Of the `rest` nothing is done here: it may take seconds, and the supervisor waits.
         """
         commands: list[Command] = []
-        self._do(self._taken(), commands)
-        for flow in self._flows.keep(threshold, now):
+        gone = self._flows.keep(threshold, now)
+        if gone and self.rest:
+            without = set(gone)
+            for event in self._taken():
+                if event[0] in without:
+                    self._ledger.bytes.dropped[DropReason.SHARE] += _size(event)
+                else:
+                    self.rest.append(event)
+        for flow in gone:
             self._give_up_prefix(flow, DropReason.SHARE)
             if flow.framer is not None:
                 self._ledger.bytes.dropped[DropReason.SHARE] += sum(each.size for each in flow.framer.end())
@@ -160,18 +168,20 @@ class Pipeline:
     def held(self) -> tuple[int, int]:
         """(segments, bytes) in flight in reassembly and framing."""
         segments, size = self._flows.held()
-        # Without a `turn` it is production's (`answered`), of which there is no account.
-        size += sum(len(chunk) for _, chunk, turn in self.rest if isinstance(chunk, bytes) and turn is not None)
-        for flow in self._flows:
+        size += sum(map(_size, self.rest))
+        for flow in {*self._flows, *(flow for flow, _, _ in self.rest)}:  # one that has ended is not in the table
             size += len(flow.prefix)
             if flow.framer is not None:
                 size += flow.framer.held
         return segments, size
 
     def close(self, now: float) -> list[Command]:
-        """The capture is over: give up what is not whole, and end every stream that is still open."""
+        """The capture is over: give up the `rest` and what is not whole, and end every stream that is still open."""
         commands: list[Command] = []
-        self._do(self._taken(), commands)
+        for event in self._taken():
+            self._ledger.bytes.dropped[DropReason.SHUTDOWN] += _size(event)
+            if type(event[1]) is End and event[2] is not None:
+                self._step(event, commands)
         self._flows.close()
         for flow in self._flows:
             self._give_up_prefix(flow, DropReason.SHUTDOWN)
@@ -320,6 +330,14 @@ class Pipeline:
         if flow is not None and not flow.opened and not flow.midstream:
             self._flows.framed(flow)
             self._open(flow, False, commands)
+
+
+def _size(event: tuple[Flow, Any, Any]) -> int:
+    """Bytes of the client's stream in one that waits.  Without a `turn` it is production's (`answered`), of which there
+    is no account.
+    """
+    _, chunk, turn = event
+    return len(chunk) if isinstance(chunk, bytes) and turn is not None else 0
 
 
 def _lasting(chunk: Any) -> Any:

@@ -452,17 +452,54 @@ def test_much_that_comes_at_once_is_done_in_several_turns(whole: bytes) -> None:
     assert tap.ledger.requests.seen == len(data) // len(whole)
 
 
-@pytest.mark.parametrize("end", ["close", "keep"])
-def test_what_is_left_to_do_is_done_at_the_end(end: str) -> None:
+@pytest.mark.parametrize("reason", [DropReason.SHUTDOWN, DropReason.SHARE])
+def test_what_is_left_to_do_is_given_up_at_the_end(reason: DropReason) -> None:
+    """It may take many seconds, and the supervisor waits."""
     tap = Tap()
     data = GET * 10_000
     behind_a_hole(tap, data)
-    assert tap.pipeline.rest
-    for command in tap.pipeline.close(2.0) if end == "close" else tap.pipeline.keep(0, 2.0):
+    done = len(tap.sent)
+    assert 0 < done < len(data)
+    for command in tap.pipeline.keep(0, 2.0) if reason is DropReason.SHARE else tap.pipeline.close(2.0):
         tap.keep(command)
     assert not tap.pipeline.rest
-    assert tap.sent == data
+    assert len(tap.sent) == done
+    assert tap.ledger.bytes.dropped[reason] >= len(data) - done - len(GET)
     assert tap.settled() == tap.fed
+    assert type(tap.said[-1]) is (Abort if reason is DropReason.SHARE else Finish)
+
+
+def test_what_is_left_to_do_for_a_connection_within_a_new_share_stays() -> None:
+    tap = Tap()
+    data = GET * 10_000
+    behind_a_hole(tap, data)
+    other = next(key for key in (bytes([n]) * 40 for n in range(1, 256)) if flow_hash(key, 0) > flow_hash(KEY, 0))
+    tap.pipeline.flows.feed((other, ACCEPTED, 1, 1, 0, b"", 0), 1.0)
+    assert not tap.pipeline.keep(flow_hash(other, 0), 2.0)
+    assert len(tap.pipeline.flows) == 1
+    while tap.pipeline.rest:
+        for command in tap.pipeline.work(2.0):
+            tap.keep(command)
+    assert tap.sent == data
+
+
+def test_what_is_under_way_of_a_connection_that_has_ended_is_held_until_its_end_is_done() -> None:
+    tap = Tap()
+    data = GET * 10_000 + GET[:9]
+    tap.put(ACCEPTED, 0)
+    tap.put(ACK, 0, GET)
+    for at in range(len(GET) + 1, len(data), 8_000):
+        tap.put(ACK, at, data[at : at + 8_000])
+    tap.put(ACK | FIN, len(data))
+    tap.put(ACK, len(GET), data[len(GET) : len(GET) + 1])
+    assert not len(tap.pipeline.flows)
+    while tap.pipeline.rest:
+        assert tap.settled() == tap.fed
+        for command in tap.pipeline.work(1.0):
+            tap.keep(command)
+    assert tap.settled() == tap.fed
+    assert tap.said[-1] == Finish(1)
+    assert tap.ledger.bytes.dropped == {DropReason.INCOMPLETE: 9}
 
 
 def test_of_what_time_outs_release_some_is_done_too() -> None:
