@@ -150,19 +150,47 @@ def test_what_is_left_of_a_segment_is_done_before_the_next_one_is_read_and_other
     source = SimpleNamespace(
         age=lambda now: 0.0, fill=lambda: 0.0, read=lambda limit, size: iter([None] * 2), cut=False
     )
-    worker = looping(source, SimpleNamespace(feed=feed, work=work, expire=expire, rest=rest), turn)
+    worker = looping(
+        source,
+        SimpleNamespace(feed=feed, work=work, expire=expire, rest=rest),
+        turn,
+        overdue=lambda now: done.append("overdue"),
+    )
     worker.run(lambda: 0.001)
     os.close(worker._memory)
 
-    assert done == ["feed", "turn", "work", "turn", "work", "expire", "turn"]
+    turns = [["feed", "overdue"], ["work", "overdue"], ["work", "expire", "overdue"]]
+    assert done == [each for one in turns for each in [*one, "turn"]]
 
 
-def looping(source: Any, pipeline: SimpleNamespace, turn: Callable[..., None] | None = None) -> Worker:
+def test_a_loop_that_shows_in_what_was_left_of_a_segment_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer = Tracer(b"0" * 32)
+    found: list[Loop] = []
+
+    def work(now: float) -> tuple[()]:
+        tracer.loop = Loop(3, bytes(16))
+        return ()
+
+    worker = looping(SimpleNamespace(), SimpleNamespace(work=work, rest=[1]))
+    worker._tracer = tracer
+    monkeypatch.setattr(worker, "_stand_still", found.append)
+    worker.run(lambda: 0.001)
+    os.close(worker._memory)
+
+    assert found == [tracer.loop]
+
+
+def looping(
+    source: Any,
+    pipeline: SimpleNamespace,
+    turn: Callable[..., None] | None = None,
+    overdue: Callable[[float], None] = lambda now: None,
+) -> Worker:
     """A worker whose loop runs with these, and `turn` in place of the shadows' sockets; without one it ends there."""
     replay: Any = SimpleNamespace(
         execute=None,
         push=lambda: None,
-        expire=lambda now: None,
+        expire=overdue,
         next_deadline=lambda: None,
         run_once=turn or (lambda wait, clock: worker.stop()),
     )

@@ -136,8 +136,11 @@ class Worker:
             now = clock()
             count = 0 if self._loops else self._take(now)
             behind = bool(self._pipeline.rest) and not self._loops
-            if now >= next_tick and not behind:
-                next_tick = self._tick(now)
+            if now >= next_tick:
+                if behind:  # maybe for seconds
+                    self._replay.expire(now)
+                else:
+                    next_tick = self._tick(now)
             if count:
                 if (
                     not self._full
@@ -243,13 +246,27 @@ class Worker:
 
     def _take(self, now: float) -> int:
         """Pass on what the source has, up to a batch; return how many records it was.  What is left of some is one."""
+        if self._pipeline.rest:
+            for command in self._pipeline.work(now):
+                self._replay.execute(command, now)
+            self._full = True
+            count = 1
+        else:
+            count = self._read_batch(now)
+        if self._tracer is not None and self._tracer.loop is not None:
+            self._stand_still(self._tracer.loop)
+        requests = self._pipeline.flows.ack_requests
+        if requests:
+            for key, wanted in requests:
+                self._source.want_ack(key, wanted)
+            requests.clear()
+        if self._comparing is not None:
+            self._ask_for_answers(self._comparing)
+        return count
+
+    def _read_batch(self, now: float) -> int:
         rest = self._pipeline.rest
         execute = self._replay.execute
-        if rest:
-            for command in self._pipeline.work(now):
-                execute(command, now)
-            self._full = True
-            return 1
         feed = self._pipeline.feed
         count = 0
         age = self._source.age(now)
@@ -266,15 +283,6 @@ class Worker:
         if count:
             self._read += count
             self._waited += max(0.0, age) * count  # below 0: it was captured after `now`
-        if self._tracer is not None and self._tracer.loop is not None:
-            self._stand_still(self._tracer.loop)
-        requests = self._pipeline.flows.ack_requests
-        if requests:
-            for key, wanted in requests:
-                self._source.want_ack(key, wanted)
-            requests.clear()
-        if self._comparing is not None:
-            self._ask_for_answers(self._comparing)
         return count
 
     def _stand_still(self, loop: Loop) -> None:
