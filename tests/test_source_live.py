@@ -466,8 +466,37 @@ def test_a_read_that_is_left_amid_the_segments_of_one_packet(lab: Lab, monkeypat
         wire.send(wire.segment(b"y", seq=2))
         until(lambda: not source.empty(), "the packets")
         found = [bytes(next(source.read(100))[5])]
-        found += [bytes(segment[5]) for segment in source.read(100)]
+
+        def more() -> bool:
+            found.extend(bytes(segment[5]) for segment in source.read(100))
+            return len(found) >= 6
+
+        until(more, "the other segments")  # maybe of another block
         assert b"".join(found) == b"xxxyyy"
+
+
+def test_a_packet_of_which_a_segment_is_unread_stays_and_is_not_counted_as_read(lab: Lab) -> None:
+    """Its block is the kernel's again once it is given back, and the segment is a view of it."""
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire, FarEnd(lab) as far:
+        source = both.live_source
+
+        def accepted(port: int) -> None:
+            """Leave the source behind the first of the two segments of a packet that completes a handshake."""
+            far.send(far.ether / IP(**BACK) / TCP(sport=80, dport=port, seq=199, ack=100, flags="SA"))
+            wire.send(wire.segment(b"payload", sport=port, seq=100, ack=200))
+            until(lambda: any(segment[1] == ACCEPTED for segment in source.read(100)), "the packet")
+
+        accepted(40_000)
+        assert source.received == (0, 0)
+        assert not source.empty()
+        assert 0.0 < source.age(time.monotonic()) < 60.0
+        assert bytes(next(source.read(100))[5]) == b"payload"
+        assert source.received == (1, 7)
+        accepted(40_001)
+        source.discard()
+        assert source.empty()
+        assert source.received == (1, 7)
+        assert source.counters().emitted == (2, 14)
 
 
 def test_how_long_a_packet_has_waited(lab: Lab) -> None:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from tapmirror import wall
 from tapmirror.admission import Admission
-from tapmirror.events import FlowKey, Segment
+from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import Decoder
 from tapmirror.source import ENDLESS, Counters
 from tapmirror.source.filter import REFUSE_ALL
@@ -63,8 +63,8 @@ class LiveSource:
         """Fragments that were counted as discarded."""
         self.cut = False
         """The last `read` left something for its bound of bytes."""
-        self._unread: Iterator[Segment] = iter(())
-        """Segments of the last packet that was read."""
+        self._unread: Sequence[Segment] = ()
+        """Segments of the last packet that was read, before which reading was left."""
         self._discarded = 0, 0
         """Segments and bytes that were captured and will not be read."""
         self._take_over()
@@ -91,7 +91,8 @@ class LiveSource:
     def received(self) -> tuple[int, int]:
         """Segments with payload from client to production, and their bytes, read so far, by whichever reader."""
         segments, size = self._admission.totals.get("emitted", (0, 0))
-        return segments - self._discarded[0], size - self._discarded[1]
+        unread = [length for _, flags, _, _, length, _, _ in self._unread if length and not flags & FROM_SERVER]
+        return segments - self._discarded[0] - len(unread), size - self._discarded[1] - sum(unread)
 
     def fileno(self) -> int:
         """The packet socket."""
@@ -102,8 +103,10 @@ class LiveSource:
         left = limit
         ring, view, judged = self._ring, self._ring.view, self._judge.judged
         self.cut = False
-        yield from self._unread
+        unread = iter(self._unread)
+        self._unread = ()
         try:
+            yield from unread
             while left and (ring.left or self._ready()):
                 if size <= 0:
                     self.cut = True
@@ -111,15 +114,17 @@ class LiveSource:
                 left -= 1
                 at = ring.begin()
                 size -= ring.at - at
-                self._unread = iter(judged(view, at, self._real))
-                yield from self._unread
+                unread = iter(judged(view, at, self._real))
+                yield from unread
         finally:
+            self._unread = list(unread)
             if left < limit:
                 self._note()
 
     def discard(self) -> None:
         """Judge what is there, and yield nothing of it."""
         segments, size = self.received
+        self._unread = ()
         while self._ready():
             self._judge.judged(self._ring.view, self._ring.begin(), self._real)
         if self._decoder is not None:
@@ -129,10 +134,12 @@ class LiveSource:
 
     def empty(self) -> bool:
         """No packet is there."""
-        return not self._ready()
+        return not self._unread and not self._ready()
 
     def age(self, now: float) -> float:
         """Seconds from the capture of the packet that will be read next to `now`; 0: none is there."""
+        if self._unread:
+            return now - float(self._unread[0][6]) / 1e9
         if self.empty():
             return 0.0
         seconds, nanoseconds, *_ = FRAME.unpack_from(self._ring.view, self._ring.at)
