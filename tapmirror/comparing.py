@@ -274,6 +274,10 @@ class ComparingPipeline(Pipeline):
     def _let_go(self, flow: int, talk: Talk) -> None:
         """Forget a connection of which nothing is under way any more."""
         if talk.over and not len(talk.conversation):
+            if self._checks:
+                self._comparison.settle()
+                if len(talk.conversation):  # of what differs, a shadow is asked again on this connection
+                    return
             self._talks.pop(flow, None)
             self._comparison.closed(flow, Unpaired.UNANSWERED)
 

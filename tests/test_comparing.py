@@ -610,6 +610,20 @@ def test_a_check_whose_connection_ends_leaves_nothing_and_counts_nowhere() -> No
     assert endpoint["fields"]["value body.a"]["checks"] == 0
 
 
+def test_connections_of_one_request_are_asked_again_too() -> None:
+    tap = Tap(Level.BODY, probe=50.0)
+    for number in range(60):
+        port = number + 1
+        tap.accept(port)
+        tap.ask(f"/a?{number}", port)
+        tap.answer(json_answer('{"a": 1}'), port)
+        tap.shadow(json_answer('{"a": 2}' if number % 20 == 18 else '{"a": 1}'))
+        tap.put(port, ACK | FIN)
+        tap.put(port, ACK | FIN | FROM_SERVER)
+    again(tap)
+    assert (1, b"/a?38") in tap.sent
+
+
 def test_through_policy_the_shadow_gets_again_what_it_got() -> None:
     rules = (Rule(match=(Match(methods=("GET",)),)),)
     tap = Tap(Level.BODY, probe=50.0, protocol=Protocol.HTTP, rules=rules)

@@ -172,13 +172,9 @@ class Comparison:
 
     def closed(self, flow: int, reason: Unpaired) -> None:
         """The connection is over, and so are its copies."""
-        conversation = self._conversations.get(flow)
-        if conversation is None:
-            return
-        if self._level is not Level.STATUS:
-            self.settle()  # of what differs, a shadow may be asked again on this connection
-        del self._conversations[flow]
-        conversation.close(reason)
+        conversation = self._conversations.pop(flow, None)
+        if conversation is not None:
+            conversation.close(reason)
 
     def tick(self, now: float, time_ns: int) -> None:
         """About once a second: `now` as everywhere, `time_ns` the clock of the answers."""
