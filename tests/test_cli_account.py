@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ledgers import EXPECTED, rows, snapshot
-from tapmirror.cli.account import answers, final, not_counted, print_ledger
+from tapmirror.cli.account import final, print_ledger
 
 
 def shown(ledger: dict[str, Any], width: int = 80) -> str:
@@ -55,26 +55,6 @@ def test_names_of_shadows_that_begin_alike_are_told_apart() -> None:
         text = shown(two, width)
         assert "│ mirrored             │      400 │" in text and text.count(" 1,400 │") == text.count(" 2,400 │") == 2
     assert "1,400 bytes of staging-of-shop.test:8080" in " ".join(shown(two, 60).split())
-
-
-def test_of_raw_bytes_answers_are_not_counted() -> None:
-    (raw,) = snapshot(protocol="raw")["shadows"].values()
-    (http,) = snapshot()["shadows"].values()
-    assert answers(raw) == "answers not counted (raw bytes)"
-    assert answers({**http, "answers": {}}) == "no answers"
-    assert answers({**raw, "bytes": {**raw["bytes"], "mirrored": 0}}) == "no answers"  # of HTTP that none passed on yet
-    assert answers(http) == "2xx 2,300"
-
-
-def test_requests_in_lost_segments_are_said_to_be_missing() -> None:
-    ledger = snapshot()
-    for dropped, words in (
-        ({"ring_full": 35_953, "worker_lost": 1}, "not counted: those in 35,954 lost segments"),
-        ({"ring_full": 1}, "not counted: those in 1 lost segment"),
-        ({}, ""),
-    ):
-        assert not_counted({**ledger, "segments": {**ledger["segments"], "dropped": dropped}}) == words
-    assert not_counted(snapshot(protocol="raw")) == ""  # the account of bytes has them
 
 
 def test_what_a_hook_costs() -> None:

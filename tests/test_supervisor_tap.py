@@ -456,6 +456,14 @@ def test_what_has_no_effect_is_said(lab: Lab, more: dict[str, Any], said: list[s
     assert warnings == said
 
 
+def test_memory_is_held_against_the_workers_that_auto_is_here(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapmirror.supervisor.tap.automatic", lambda: 3)
+    warnings: list[str] = []
+    with lab.node.enter():
+        Tap(spec(workers="auto", budget=Budget(memory=100_000_000)), warnings.append, print).prepare()
+    assert len(warnings) == 1 and "126 MiB that 3 workers hold" in warnings[0]
+
+
 @pytest.mark.apart
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_start_look_stop(lab: Lab, capture: str) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from tapmirror.cli.amounts import answers
+from tapmirror.cli.amounts import answers, not_counted
 
 Row: TypeAlias = tuple[str, list[str]]
 """A row: a fate, and its number in each column."""
@@ -67,27 +67,6 @@ def final(ledger: dict[str, Any]) -> Account:
 def account(title: str, ledger: dict[str, Any]) -> Account:
     """A ledger under a title."""
     return Account(Text(title, "bold"), list(_names(ledger)), list(_rows(ledger)), list(_lines(ledger)))
-
-
-def counted(ledger: dict[str, Any]) -> str:
-    """The unit that tells what a shadow gets: requests, or the bytes of raw connections, which have none."""
-    return "requests" if ledger["requests"]["seen"] or not ledger["bytes"]["seen"] else "bytes"
-
-
-def not_counted(ledger: dict[str, Any]) -> str:
-    """What the account of requests cannot know: those in segments that were lost before they were reassembled; "": none
-    were, or it is not requests that are counted.
-    """
-    lost = sum(ledger["segments"]["dropped"].values())
-    if not lost or counted(ledger) != "requests":
-        return ""
-    return f"not counted: those in {lost:,} lost segment{'s' * (lost != 1)}"
-
-
-def answers(shadow: dict[str, Any]) -> str:
-    """What a shadow answered: how many of each class."""
-    none = RAW if not shadow["requests"]["seen"] and shadow["bytes"]["mirrored"] else "no answers"
-    return ", ".join(f"{name} {count:,}" for name, count in shadow["answers"].items()) or none
 
 
 def _widths(names: list[list[str]], least: list[int], room: int) -> list[int]:

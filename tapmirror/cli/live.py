@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, Self
 import click
 
 from tapmirror import governor
-from tapmirror.cli.account import account, answers, counted, not_counted
+from tapmirror.cli.amounts import answers, counted, not_counted
 from tapmirror.cli.briefs import brief_lines
 from tapmirror.ledger import waits, worst_wait
 from tapmirror.spec import By, TapSpec

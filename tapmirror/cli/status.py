@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from tapmirror.cli.account import counted, not_counted
+from tapmirror.cli.amounts import counted, not_counted
 from tapmirror.cli.asking import json_option, name_argument, print_json, refused, socket_option, understood
 from tapmirror.cli.briefs import load, raw_lines
 from tapmirror.cli.live import Rates, behind, shadow_words
