@@ -405,12 +405,16 @@ static inline int wants_answers(const struct tap_wants *w, u32 hash, u32 shard)
 	return (w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) || ((hash - of->first) & 0xffff) < of->count;
 }
 
-/* In the flags of a handshake: the client need not acknowledge exactly production's SYN.  It may have more of production
- * already where the SYN's data was accepted, and where it did so before and there was no room to tell. */
+/* In the flags of a handshake: what of production the client may acknowledge beside its SYN.  Some where the SYN's data
+ * was accepted (RFC 7413), anything where it acknowledged the SYN before and there was no room to tell. */
+#define TAP_EARLY 0x1000
 #define TAP_LOOSE 0x800
 #define TAP_ANSWERED (TAP_ACCEPTED | TAP_MULTIPATH)
 /* Furthest that a number can be from that of the handshake: the largest window. */
 #define PLAUSIBLE (1u << 30)
+/* What production can send before a handshake is complete: its first congestion window, ten segments of 64 KiB on `lo`.
+ * No more, for a SYN with data proves nothing: production may never have got it. */
+#define EARLY (1u << 20)
 
 #define MAX_OPTIONS 16
 #define OPTION_MPTCP 30
@@ -447,7 +451,7 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 		struct tap_first first = {.client = p->ack, .server = p->seq + 1, .flags = kind_of(skb, p)};
 		struct tap_first *before = handshakes.lookup(&k);
 		if (before && before->client == p->ack)
-			first.flags |= before->flags & TAP_LOOSE;
+			first.flags |= before->flags & (TAP_EARLY | TAP_LOOSE);
 		handshakes.update(&k, &first);
 		count(shard, TAP_SYN_ACK, 1, 0);
 		return 0;
@@ -472,15 +476,19 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	return 0;
 }
 
-/* Remember what would acknowledge the data of a SYN: production takes it only with a valid cookie. */
+/* Remember what would acknowledge the data of a SYN: production takes it only with a valid cookie.  A SYN without data that
+ * the same would acknowledge is another connection's. */
 static inline void fast_open(const struct tap_key *key, const struct seen *p)
 {
 	struct tap_key k = *key;
 	struct tap_first *before = handshakes.lookup(&k);
 	if (before && before->flags & TAP_ANSWERED)
 		return;
-	struct tap_first first = {.client = p->seq + 1 + p->length, .flags = TAP_LOOSE};
-	handshakes.update(&k, &first);
+	struct tap_first first = {.client = p->seq + 1 + p->length, .flags = TAP_EARLY};
+	if (p->length)
+		handshakes.update(&k, &first);
+	else if (before && before->client == first.client)
+		handshakes.delete(&k);
 }
 
 /* The client completed a handshake that production answered: say so, once.  As in tcp_check_req() it must acknowledge
@@ -491,7 +499,8 @@ static inline void complete(const struct tap_key *key, const struct seen *p, u32
 	struct tap_first *first = handshakes.lookup(&k);
 	if (!first || !(first->flags & TAP_ANSWERED) || p->seq + 1 - first->client >= PLAUSIBLE)
 		return;
-	if (p->ack - first->server >= (first->flags & TAP_LOOSE ? PLAUSIBLE : 1))
+	u32 within = first->flags & TAP_LOOSE ? PLAUSIBLE : first->flags & TAP_EARLY ? EARLY : 1;
+	if (p->ack - first->server >= within)
 		return;
 	struct seen begin = {.seq = first->client, .ack = first->server};
 	if (emit_bare(key, &begin, hash, first->flags & TAP_ANSWERED, 0)) {
@@ -539,7 +548,7 @@ static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const
 	}
 	if (p->flags & SYN) {
 		count(shard, TAP_SYN, 1, 0);
-		if (records && !(p->flags & ACK))
+		if (!(p->flags & (ACK | FIN | RST)))
 			fast_open(key, p);
 	} else if (p->flags & ACK)
 		complete(key, p, hash);

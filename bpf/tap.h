@@ -142,7 +142,7 @@ struct tap_wants {
 };
 
 /* Of a handshake that production answered: first sequence number of each side, and what to tell once it is complete.
- * Before the answer, of a SYN with data (RFC 7413): the number that acknowledges it all, and TAP_LOOSE alone. */
+ * Before the answer, of a SYN with data (RFC 7413): the number that acknowledges it all, and TAP_EARLY alone. */
 struct tap_first {
 	__u32 client;
 	__u32 server;

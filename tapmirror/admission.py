@@ -27,9 +27,11 @@ CHUNK: Final = 65_536
 """TAP_CHUNK of bpf/tap.h: a larger packet (BIG TCP) is several records, and what ends something goes with the last."""
 PLAUSIBLE: Final = 1 << 30
 """Furthest a number can be from that of the handshake: the largest window."""
-LOOSE: Final = 0x800
+EARLY: Final = 1 << 20
+"""As in bpf/tap.c: bytes that production can send before a handshake is complete."""
+FAST_OPEN: Final = 0x1000
 ANSWERED: Final = ACCEPTED | MULTIPATH
-"""TAP_LOOSE, TAP_ANSWERED of bpf/tap.c."""
+"""TAP_EARLY, TAP_ANSWERED of bpf/tap.c.  A report always finds room here: TAP_LOOSE has no counterpart."""
 
 
 class Way(NamedTuple):
@@ -180,7 +182,7 @@ class Admission:
         if flags & SYN:
             if flags & ACK:
                 client, _, kind = self._handshakes.pop(key, (None, 0, 0))
-                kind &= LOOSE if client == ack else 0
+                kind &= FAST_OPEN if client == ack else 0
                 self._remember(key, ack, (seq + 1) & MASK, (flags & MULTIPATH or ACCEPTED) | kind)
                 self.count("syn_ack")
             return []
@@ -228,9 +230,8 @@ class Admission:
         segments: list[Segment] = []
         if flags & SYN:
             self.count("syn")
-            if size and not flags & ACK and not self._handshakes.get(key, (0, 0, 0))[2] & ANSWERED:
-                self._handshakes.pop(key, None)
-                self._remember(key, (seq + 1 + size) & MASK, 0, LOOSE)
+            if not flags & (ACK | FIN | RST):
+                self._fast_open(key, seq, size)
         elif flags & ACK and key in self._handshakes:
             segments = self._completed(key, seq, ack, time_ns)
         if not size and not flags & (FIN | RST | URG):
@@ -253,11 +254,21 @@ class Admission:
         client, server, kind = self._handshakes[key]
         if not kind & ANSWERED or (seq + 1 - client) & MASK >= PLAUSIBLE:
             return []
-        if (ack - server) & MASK >= (PLAUSIBLE if kind & LOOSE else 1):
+        if (ack - server) & MASK >= (EARLY if kind & FAST_OPEN else 1):
             return []
         del self._handshakes[key]
         self.count("accepted")
         return [(key, kind & ANSWERED, client, server, 0, b"", time_ns)]
+
+    def _fast_open(self, key: FlowKey, seq: int, size: int) -> None:
+        """Remember what would acknowledge the data of a SYN, as bpf/tap.c does."""
+        client, _, kind = self._handshakes.get(key, (-1, 0, 0))
+        if kind & ANSWERED:
+            return
+        if size or client == (seq + 1) & MASK:
+            self._handshakes.pop(key, None)
+        if size:
+            self._remember(key, (seq + 1 + size) & MASK, 0, FAST_OPEN)
 
     def _remember(self, key: FlowKey, client: int, server: int, kind: int) -> None:
         self._handshakes[key] = (client, server, kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tapmirror.admission import CHUNK, HANDSHAKES, Admission
+from tapmirror.admission import CHUNK, EARLY, HANDSHAKES, Admission
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, PSH, RST, SYN, URG, Segment
 from tapmirror.packet import Header, flow_hash, flow_key
 
@@ -79,6 +79,8 @@ def test_data_may_complete_it() -> None:
     ("seq", "taken", "ack", "accepted"),
     [
         (99, 102, 900, True),  # all of the SYN's data: production may answer before the handshake is complete
+        (99, 102, 499 + EARLY, True),
+        (99, 102, 500 + EARLY, False),
         (99, 100, 900, False),  # none of it
         (99, 101, 900, False),
         (99, 100, 500, True),
@@ -224,6 +226,28 @@ def test_answers_are_of_the_buckets_of_the_window(first: int, count: int) -> Non
         assert (b"ans" in found) == (bucket in inside)
         taken += b"ans" in found
     assert tap.totals.get("answers", (0, 0))[0] == taken
+
+
+@pytest.mark.parametrize(
+    ("flags", "again", "accepted"),
+    [
+        (SYN, [], True),
+        (SYN, [99], True),  # the same SYN once more: without its data, as that may be what a network refuses
+        (SYN, [101], False),  # another one, which the same acknowledges
+        (SYN | FIN, [], False),  # the kernel discards these
+        (SYN | RST, [], False),
+    ],
+)
+def test_who_sends_a_syn_with_data_that_production_never_gets_gains_nothing(
+    flags: int, again: list[int], accepted: bool
+) -> None:
+    """Such as one with a wrong checksum."""
+    tap = admission()
+    tap.admit(packet(flags=flags, seq=99, data=b"xy"), False, 0)
+    for seq in again:
+        tap.admit(packet(flags=SYN, seq=seq), False, 0)
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=102), True, 0)
+    assert brief(tap.admit(packet(seq=102, ack=900), False, 0)) == [(ACCEPTED, 102, 500, b"")] * accepted
 
 
 def test_answers_of_a_flow_that_waits_for_them_are_taken_wherever_the_window_is() -> None:

@@ -29,6 +29,7 @@ from scapy.all import (
 from captures import fates, payloads
 from program import Program
 from tapmirror import loader
+from tapmirror.admission import EARLY
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, SYN
 from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
@@ -282,20 +283,27 @@ def test_a_handshake_tells_whether_it_is_of_multipath_tcp(shards: Program, optio
 
 
 @pytest.mark.parametrize(
-    ("port", "data", "taken", "ack", "accepted"),
+    ("port", "syns", "taken", "ack", "accepted"),
     [
-        (50_001, b"", 100, 500, True),
-        (50_002, b"", 100, 501, False),
-        (50_003, b"", 100, 499, False),
-        (50_004, b"xy", 102, 900, True),
-        (50_005, b"xy", 100, 900, False),
+        (50_001, [("S", 99, b"")], 100, 500, True),
+        (50_002, [("S", 99, b"")], 100, 501, False),
+        (50_003, [("S", 99, b"")], 100, 499, False),
+        (50_004, [("S", 99, b"xy")], 102, 900, True),
+        (50_005, [("S", 99, b"xy")], 100, 900, False),
+        (50_006, [("S", 99, b"xy")], 102, 499 + EARLY, True),
+        (50_007, [("S", 99, b"xy")], 102, 500 + EARLY, False),
+        (50_008, [("S", 99, b"xy"), ("S", 99, b"")], 102, 900, True),
+        (50_009, [("S", 99, b"xy"), ("S", 101, b"")], 102, 900, False),
+        (50_010, [("SF", 99, b"xy")], 102, 900, False),
+        (50_011, [("SR", 99, b"xy")], 102, 900, False),
     ],
 )
 def test_what_completes_a_handshake(
-    shards: Program, port: int, data: bytes, taken: int, ack: int, accepted: bool
+    shards: Program, port: int, syns: list[tuple[str, int, bytes]], taken: int, ack: int, accepted: bool
 ) -> None:
     """Who has not seen production's SYN-ACK has to guess its number; a SYN's data (RFC 7413) may be answered before."""
-    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(data, sport=port, seq=99, flags="S"))
+    for flags, seq, data in syns:
+        shards.run(IP(src=CLIENT, dst=SERVER) / tcp(data, sport=port, seq=seq, flags=flags))
     shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="SA", seq=499, ack=taken))
     shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=port, seq=102, ack=ack, flags="A"))
     found = [each[1:4] for records in shards.records() for each in records if not each[1] & SYN]
