@@ -476,8 +476,8 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	return 0;
 }
 
-/* Remember what would acknowledge the data of a SYN: production takes it only with a valid cookie.  A SYN without data that
- * the same would acknowledge is another connection's. */
+/* Remember what would acknowledge the data of a SYN: production takes it only with a valid cookie.  A SYN without data
+ * that the same would acknowledge is another connection's. */
 static inline void fast_open(const struct tap_key *key, const struct seen *p)
 {
 	struct tap_key k = *key;
