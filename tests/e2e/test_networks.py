@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -133,6 +134,48 @@ def test_what_a_firewall_or_nobody_answers_is_not_mirrored(lab: Lab, capture: st
         assert other.connections == 0
         assert ledger["events"]["kernel_syn"] >= 2
         assert ledger["events"].get("shadow_connects", 0) == 0
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_fast_open_where_the_client_has_an_answer_before_its_handshake_is_seen(capture: str) -> None:
+    """RFC 7413: production answers the SYN's data at once.  Bare acknowledgements are lost, as to a filter of them."""
+    request, answer, connections = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n", 5
+
+    def serve() -> None:
+        for _ in range(1 + connections):
+            peer, _ = server.accept()
+            with peer:
+                while peer.recv(4096):
+                    peer.sendall(answer)
+
+    def talk() -> None:
+        with lab.client.enter():
+            client = socket.socket()
+        with client:
+            client.sendto(request, socket.MSG_FASTOPEN, address)
+            assert client.recv(4096) == answer
+            client.sendall(request)
+            assert client.recv(4096) == answer
+
+    with Lab() as lab, Nginx(lab.shadow) as shadow:
+        address = lab.node.addr4, 80
+        for host in (lab.client, lab.node):
+            host.sysctl("ipv4.tcp_fastopen", 3)
+        with lab.node.enter():
+            server = socket.create_server(address)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 16)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        talk()  # gets the cookie
+        lab.client.run(["nft", "add table ip t; add chain ip t out { type filter hook output priority 0; }"])
+        lab.client.run(["nft", "add rule ip t out tcp dport 80 tcp flags == ack meta length < 80 drop"])
+        with server, Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
+            for _ in range(connections):
+                talk()
+            shadow.wait_for(2 * connections, PATIENCE)
+            thread.join(PATIENCE)
+            events = tap.final()["events"]
+        assert events["kernel_accepted"] == events["flows"] == connections
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
