@@ -163,6 +163,26 @@ def test_what_is_left_of_a_segment_is_done_before_the_next_one_is_read_and_other
     assert done == [each for one in turns for each in [*one, "turn"]]
 
 
+def test_what_a_time_out_releases_is_not_waited_with() -> None:
+    waits: list[float] = []
+    rest: list[int] = []
+
+    def expire(now: float) -> tuple[()]:
+        rest.append(1)
+        return ()
+
+    def turn(wait: float, clock: Callable[[], float]) -> None:
+        waits.append(wait)
+        worker.stop()
+
+    source = SimpleNamespace(age=lambda now: 0.0, read=lambda limit, size: iter(()), cut=False)
+    worker = looping(source, SimpleNamespace(expire=expire, rest=rest), turn)
+    worker.run(lambda: 0.001)
+    os.close(worker._memory)
+
+    assert waits == [0.0]
+
+
 def test_a_loop_that_shows_in_what_was_left_of_a_segment_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = Tracer(b"0" * 32)
     found: list[Loop] = []

@@ -135,9 +135,8 @@ class Worker:
         while not self._stopping:
             now = clock()
             count = 0 if self._loops else self._take(now)
-            behind = bool(self._pipeline.rest) and not self._loops
             if now >= next_tick:
-                if behind:  # maybe for seconds
+                if self._pipeline.rest and not self._loops:  # maybe for seconds
                     self._replay.expire(now)
                 else:
                     next_tick = self._tick(now)
@@ -150,6 +149,7 @@ class Worker:
                     self._replay.push()
                     time.sleep(HOLD)
                 last_batch = now
+            behind = self._pipeline.rest and not self._loops
             wait = 0.0 if behind else max(0.0, next_tick - now)
             if self._parcel is not None:
                 self._hand_over()
