@@ -198,7 +198,7 @@ class ComparingPipeline(Pipeline):
         """As in `Pipeline`; the time is that of what was fed last."""
         self._now = now
         commands: list[Command] = []
-        self._do(self._some(self._taken()), commands)
+        self._do(self._next(), commands)
         return self._routed(commands)
 
     def _do(self, events: Iterable[EitherEvent], commands: list[Command]) -> None:

@@ -137,7 +137,7 @@ class Pipeline:
     def work(self, now: float) -> Sequence[Command]:
         """Do some of the `rest`."""
         commands: list[Command] = []
-        self._do(self._some(self._taken()), commands)
+        self._do(self._next(), commands)
         return commands if self._policy is None else self._policy.route(commands, now)
 
     def keep(self, threshold: int, now: float) -> Sequence[Command]:
@@ -199,9 +199,19 @@ class Pipeline:
             flow, chunk, turn = event
             if size < AT_ONCE:
                 some.append(event)
-                size += len(chunk) if isinstance(chunk, (bytes, memoryview)) else 0
+                size += _length(chunk)
             else:
                 self.rest.append((flow, _lasting(chunk), turn))
+        return some
+
+    def _next(self) -> list[tuple[Flow, Any, Any]]:
+        """As much of the `rest`."""
+        some = []
+        size = 0
+        while self.rest and size < AT_ONCE:
+            event = self.rest.popleft()
+            some.append(event)
+            size += _length(event[1])
         return some
 
     def _taken(self) -> list[tuple[Flow, Any, Any]]:
@@ -337,7 +347,11 @@ def _size(event: tuple[Flow, Any, Any]) -> int:
     is no account.
     """
     _, chunk, turn = event
-    return len(chunk) if isinstance(chunk, bytes) and turn is not None else 0
+    return 0 if turn is None else _length(chunk)
+
+
+def _length(chunk: Any) -> int:
+    return len(chunk) if isinstance(chunk, (bytes, memoryview)) else 0
 
 
 def _lasting(chunk: Any) -> Any:
