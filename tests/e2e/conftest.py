@@ -8,6 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.mirror import Mirror
+from lab import Lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A lab for the tests of one file; who needs another kind builds it."""
+    with Lab() as built:
+        yield built
 
 
 @pytest.fixture(params=["ebpf", "packet"])

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +24,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 HOUR: Final = 3600.0
 YEARS: Final = 10 * 365 * 24 * HOUR
 TTL: Final = 1000.0
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def tap(capture: str, **more: Any) -> TapSpec:

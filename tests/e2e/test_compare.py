@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
@@ -22,12 +21,6 @@ from tapmirror.comparing import PROBE_DELAY
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 PATHS = ("/users/", "/orders/", "/page/")
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 SPEC = """

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -15,12 +15,6 @@ from lab.conntrack import full, tracked, turned_away
 from lab.snapshot import cpu_seconds
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 @pytest.mark.alone

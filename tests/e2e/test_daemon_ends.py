@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -30,12 +29,6 @@ from lab.scarce import Scarce
 from tapmirror.control.messages import List, Start, Stop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def all_gone(pids: list[int]) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,12 +24,6 @@ from lab.daemon import Daemon
 from tapmirror.control.messages import List, Status, Stop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def test_a_full_disk_ends_nothing(lab: Lab) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import socket
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,12 +18,6 @@ from lab import (
 from lab.daemon import Daemon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def test_metrics_are_served(lab: Lab) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
@@ -31,12 +30,6 @@ from tapmirror.control.messages import Start, Status, Stop
 from tapmirror.spec import Budget, Limits, Protocol, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def test_the_budget_of_all_taps_lowers_their_shares_together_and_gives_them_back(lab: Lab) -> None:

@@ -9,7 +9,6 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +31,6 @@ from tapmirror.control.messages import List, Logs, Pause, Set, Start, Stop
 from tapmirror.spec import Compare, Level, Protocol, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def test_hostile_clients_change_nothing_of_the_mirroring(lab: Lab) -> None:

@@ -49,12 +49,6 @@ limits: {{ring_bytes: 1048576}}
 """
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
 def worker_of(tap: Tap) -> int:
     """The worker's pid."""
     return next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -26,12 +26,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_c
 
 CHUNKS: Final = b'3;ext="a;b"\r\nabc\r\n0\r\nTrailer: x\r\n\r\n'
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 @pytest.mark.parametrize(("host", "wanted"), [(None, b"production.test"), ("shadow.test:81", b"shadow.test:81")])

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
@@ -23,12 +22,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 CAPTURES: Final = (Capture.EBPF, Capture.PACKET)
 BODIES: Final = (0, 100_000, 3_000)
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def heavy(lab: Lab, **more: Any) -> Load:

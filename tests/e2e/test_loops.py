@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,12 +22,6 @@ NODE = "10.77.2.1"
 """Production, as the shadow reaches it."""
 SECONDS = 60
 """At most; a share of a tenth takes as long as ten seconds at times, all of it a few milliseconds."""
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import hashlib
 import math
 import socket
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -21,12 +20,6 @@ SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 BIG = 100_000_000
 BIG_RATE = 40 << 20
 """Bytes a second at which the largest body is sent: client, production, tap and shadow share two cores here."""
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 @pytest.mark.parametrize(

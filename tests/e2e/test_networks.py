@@ -24,12 +24,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 CAPTURES = ("ebpf", "packet")
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
-
-
 def agree(tap: Mirror, production: Nginx, shadow: Nginx, requests: int) -> None:
     """Shadow and production counted the same, and nothing was given up."""
     shadow.wait_for(requests, PATIENCE)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -24,12 +23,6 @@ from lab import Behaviour, Lab, Nginx, Recorded, RecordingTcp, Redis, body, load
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
 
 ECHO = Behaviour(echo=True)
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def echo(line: Line) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 SHADOW = "10.77.2.2"
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 @pytest.fixture(scope="module")

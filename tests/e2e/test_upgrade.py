@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 OLD, NEW = "1.0", "2.0.1"
 RATE = 500
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 def tap_of(daemon: Daemon) -> dict[str, Any]:

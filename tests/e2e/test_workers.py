@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,12 +17,6 @@ from lab.shop import SlowShop
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 CAPTURES = ["ebpf", "packet"]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as built:
-        yield built
 
 
 @pytest.mark.parametrize(("capture", "requests", "rate"), [("ebpf", 40_000, 0.0), ("packet", 20_000, 5_000.0)])
