@@ -34,13 +34,13 @@ from tapmirror.spec import Limits
 from tapmirror.tcp import FAR, MASK, Piece, distance
 
 ANSWER: Final = None
-"""In the place of `turn`: the chunk is production's."""
+"""In the place of `after_reply`: the chunk is production's."""
 
 _PLAIN: Final = (FROM_SERVER | ACK | PSH, FROM_SERVER | ACK)
 """Flags of nearly all of production's segments with data."""
 
 EitherEvent: TypeAlias = "tuple[Flow, Chunk | Dismissed | Cut, bool | None]"
-"""An `Event`, or one of production's direction, which has `ANSWER` in the place of `turn`."""
+"""An `Event`, or one of production's direction, which has `ANSWER` in the place of `after_reply`."""
 
 
 class AnsweredTable(FlowTable):
@@ -56,14 +56,14 @@ class AnsweredTable(FlowTable):
         """
         key, flags, seq, ack, length, payload, _ = segment
         flow = self._flows.get(key)
-        if flow is None or seq != flow.heard or flags not in _PLAIN:
+        if flow is None or seq != flow.followed_to or flags not in _PLAIN:
             return None
         rx = flow.rx
         if ack != rx.next or not rx.simple or not length or length != len(payload):
             return None
         self._answers["segments"] += 1
         flow.last = now
-        flow.heard = end = (seq + length) & MASK
+        flow.followed_to = end = (seq + length) & MASK
         if flow.server_next == seq:
             flow.answered += length
             flow.server_next = end
@@ -85,13 +85,13 @@ class AnsweredTable(FlowTable):
                 if ack == flow.said and detect(segment[5]) == "http":
                     flow.pipelines = True
                 flow.said = ack
-            heard = flow.heard
-            if heard is not None and ack != heard and 0 < distance(ack, heard) < FAR and flags & ACK:
-                return [self._gap(flow, distance(ack, heard)), *events]
+            followed_to = flow.followed_to
+            if followed_to is not None and ack != followed_to and 0 < distance(ack, followed_to) < FAR and flags & ACK:
+                return [self._gap(flow, distance(ack, followed_to)), *events]
         elif flags & ACCEPTED:
             flow = self.get(segment[0])
-            if flow is not None and flow.heard is None and not flow.midstream:
-                flow.heard = ack
+            if flow is not None and flow.followed_to is None and not flow.midstream:
+                flow.followed_to = ack
         return events
 
     def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
@@ -108,12 +108,12 @@ class AnsweredTable(FlowTable):
         """What production's stream gained."""
         _, flags, seq, _, length, payload, _ = segment
         counts = self._answers
-        if length and flow.heard is None:
-            flow.heard = seq
+        if length and flow.followed_to is None:
+            flow.followed_to = seq
         events: list[EitherEvent] = []
         if length:
             counts["segments"] += 1
-            ahead = distance(seq, flow.heard or 0)
+            ahead = distance(seq, flow.followed_to or 0)
             if ahead and abs(ahead) >= FAR:
                 counts["outside"] += 1
                 return ()
@@ -125,15 +125,15 @@ class AnsweredTable(FlowTable):
                 return ()
             captured = payload[old:] if old else payload
             length -= old
-            flow.heard = ((flow.heard or 0) + length) & MASK
+            flow.followed_to = ((flow.followed_to or 0) + length) & MASK
             events.append((flow, captured if len(captured) == length else Cut(captured, length), ANSWER))
-        if flags & FIN and flow.heard is not None and (seq + segment[4]) & MASK == flow.heard:
-            flow.heard = (flow.heard + 1) & MASK
+        if flags & FIN and flow.followed_to is not None and (seq + segment[4]) & MASK == flow.followed_to:
+            flow.followed_to = (flow.followed_to + 1) & MASK
             events.append((flow, End(reset=False), ANSWER))
         return events
 
     def _gap(self, flow: Flow, length: int) -> EitherEvent:
         self._answers["gaps"] += 1
         self._answers["gap_bytes"] += length
-        flow.heard = ((flow.heard or 0) + length) & MASK
+        flow.followed_to = ((flow.followed_to or 0) + length) & MASK
         return flow, Gap(length), ANSWER

@@ -132,7 +132,7 @@ def key_of(source: str, flags: list[str], compiler: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def kept(directory: Path, key: str) -> Code | None:
+def load_stored(directory: Path, key: str) -> Code | None:
     """What was kept under a name, which is in use then; None if nothing was, or it is not to be trusted."""
     try:
         fd = os.open(directory / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -153,7 +153,7 @@ def kept(directory: Path, key: str) -> Code | None:
         return None
 
 
-def keep(directory: Path, key: str, code: Code) -> None:
+def store(directory: Path, key: str, code: Code) -> None:
     """Keep it, as far as that is possible, in a directory that is ours alone; of others those used last."""
     content = msgspec.msgpack.encode(code)
     path = directory / f".{key}.{os.getpid()}"

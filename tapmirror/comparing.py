@@ -158,11 +158,11 @@ class ComparingPipeline(Pipeline):
         self._backlog = Backlog()
         self._rotation = Rotation(spec.compare.max_exchanges)
         self._since_ns = 0
-        """What production sent since then is captured, of those whose turn it is."""
+        """What production sent since then is captured, of those whose time slice it is."""
         self._active: dict[int, Talk] = {}
-        """By flow, those that asked in this turn; not kept while it is everyone's."""
+        """By flow, those that asked in this time slice; not kept while it is everyone's."""
         self._late: dict[int, Talk] = {}
-        """Connections whose turn is over and that wait for answers of production, by flow."""
+        """Connections whose time slice is over and that wait for answers of production, by flow."""
         self._late_buckets: Counter[int] = Counter()
         """How many connections of `_late` are in each bucket, for which the kernel has one bit."""
         self.answer_requests: list[tuple[FlowKey, bool]] = []
@@ -181,9 +181,9 @@ class ComparingPipeline(Pipeline):
             talk = self._talks.get(flow.id)
             if talk is not None:
                 if talk.follows:
-                    talk.conversation.production(segment[5], self._time_ns)
+                    talk.conversation.production_data(segment[5], self._time_ns)
                 else:
-                    flow.heard = None
+                    flow.followed_to = None
             return ()
         events = self._table.feed_both(segment, now)
         if len(events) > 1:
@@ -203,11 +203,11 @@ class ComparingPipeline(Pipeline):
 
     def _do(self, events: Iterable[EitherEvent], commands: list[Command]) -> None:
         for event in events:
-            flow, chunk, turn = event
-            if turn is ANSWER:
+            flow, chunk, after_reply = event
+            if after_reply is ANSWER:
                 self._answer(event)
             elif type(chunk) is memoryview and flow.framer is not None and not self._turns:
-                self._pass_on(flow, flow.framer.feed(chunk, turn), commands)
+                self._pass_on(flow, flow.framer.feed(chunk, after_reply), commands)
             else:
                 self._step(event, commands)  # type: ignore[arg-type]
                 if type(chunk) is Gap:
@@ -232,10 +232,10 @@ class ComparingPipeline(Pipeline):
             self._take_checks()
         return [*out, *self._due_probes(), *self._taken_ends()] if self._probes else out
 
-    def keep(self, threshold: int, now: float) -> Sequence[Command]:
+    def drop_above(self, threshold: int, now: float) -> Sequence[Command]:
         """As in `Pipeline`; what is given up is not compared any more."""
         self._at(now)
-        commands = super().keep(threshold, now)
+        commands = super().drop_above(threshold, now)
         return [*commands, *self._taken_ends()] if self._ends else commands
 
     def close(self, now: float) -> list[Command]:
@@ -289,20 +289,20 @@ class ComparingPipeline(Pipeline):
         if talk is None:
             return
         if not talk.follows:
-            flow.heard = None
+            flow.followed_to = None
             return
         conversation, time_ns = talk.conversation, self._time_ns
         if type(chunk) is memoryview:
-            conversation.production(chunk, time_ns)
+            conversation.production_data(chunk, time_ns)
         elif isinstance(chunk, Cut):
-            conversation.production(chunk.data, time_ns)
+            conversation.production_data(chunk.data, time_ns)
             conversation.production_gap(chunk.length - len(chunk.data), time_ns, Unpaired.CUT)
         elif isinstance(chunk, Gap):
             conversation.production_gap(chunk.length, time_ns)
         elif isinstance(chunk, End):
             conversation.production_ended(time_ns, chunk.reset)
         else:
-            conversation.production(chunk, time_ns)  # type: ignore[arg-type]
+            conversation.production_data(chunk, time_ns)  # type: ignore[arg-type]
 
     # --- the client's side
 
@@ -313,8 +313,9 @@ class ComparingPipeline(Pipeline):
             conversation = self._comparison.opened(flow.id, flow.midstream)
             talk = self._talks[flow.id] = Talk(flow, flow.hash % BUCKETS, conversation)
             talk.follows = self._time_ns >= self._since_ns and self._rotation.takes(talk.bucket)
-            if talk.follows and flow.heard is None and flow.ack >= 0:
-                flow.heard = flow.ack  # joined mid-stream: else the first answer that is captured has nothing before it
+            if talk.follows and flow.followed_to is None and flow.ack >= 0:
+                # joined mid-stream: else the first answer that is captured has nothing before it
+                flow.followed_to = flow.ack
         else:
             self._ledger.events["flows_raw"] += 1
             self._comparison.raw()
@@ -371,15 +372,15 @@ class ComparingPipeline(Pipeline):
                 if self._time_ns < self._since_ns:
                     return False
                 talk.follows = True
-                talk.conversation.join()
-                flow.heard = flow.ack if flow.ack >= 0 else None
+                talk.conversation.resume()
+                flow.followed_to = flow.ack if flow.ack >= 0 else None
             if self._rotation.count < BUCKETS:
                 self._active[flow.id] = talk
             return True
         if talk.follows:
-            if talk.conversation.rest():
+            if talk.conversation.suspend():
                 talk.follows = False
-                flow.heard = None
+                flow.followed_to = None
             else:
                 talk.conversation.request(None, flags, NOTHING, self._now)
         return False
@@ -387,7 +388,7 @@ class ComparingPipeline(Pipeline):
     def _turn(self) -> None:
         """Others are compared from now on, once the source knows; who still waits for answers gets them."""
         everyones = self._rotation.count == BUCKETS
-        if not self._rotation.turn(self._now):
+        if not self._rotation.next_slice(self._now):
             return
         self._since_ns = NEVER
         self.window = self._rotation.first, self._rotation.count
@@ -404,7 +405,7 @@ class ComparingPipeline(Pipeline):
         self._let_rest()
 
     def _let_rest(self) -> None:
-        """Whose turn is over and who has had all answers."""
+        """Whose time slice is over and who has had all answers."""
         for flow, talk in list(self._late.items()):
             if talk.over or not talk.conversation.awaits:
                 del self._late[flow]

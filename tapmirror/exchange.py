@@ -50,7 +50,7 @@ class Unpaired(enum.Enum):
     LIMIT = "limit"
     """More requests without an answer on one connection than `Compare.pending`, or no room in `Compare.held_bytes`."""
     THINNED = "thinned"
-    """More requests a second than `Compare.max_exchanges`: it was not its connection's turn."""
+    """More requests a second than `Compare.max_exchanges`: it was outside its connection's time slice."""
     SHUTDOWN = "shutdown"
     """Still under way when the tap ended."""
 

@@ -60,7 +60,7 @@ from tapmirror.late import LateFlows
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.spec import Limits
-from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, Pool, Receiver, distance
+from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, ReassemblyMemory, Receiver, distance
 
 EARLY_FLOWS: Final = 1_024
 """How many SYNs with data (TCP Fast Open) are held for production's SYN-ACK."""
@@ -140,9 +140,9 @@ class Flow:
         "asking",
         "ends_with_client",
         "first",
+        "followed_to",
         "framer",
         "hash",
-        "heard",
         "id",
         "key",
         "last",
@@ -175,7 +175,7 @@ class Flow:
         self.server_next: int | None = None
         self.answered = 0
         """Bytes that production sent since the pipeline last took note (where they are captured)."""
-        self.heard: int | None = None
+        self.followed_to: int | None = None
         """Sequence number up to which production's stream is followed, where it is (`answered`); None: not yet."""
         self.said = ANY
         """Like `ack`, where `answered` follows production: counts the data before a hole too."""
@@ -201,7 +201,7 @@ class FlowTable:
         self._seed = seed
         self._ledger = ledger
         self._segments = ledger.segments
-        self._pool = Pool(limits)
+        self._memory = ReassemblyMemory(limits)
         self._flows: dict[FlowKey, Flow] = {}
         self._blank: OrderedDict[Flow, float] = OrderedDict()
         """Flows without a framer, and since when they are known to be silent, in this order."""
@@ -232,7 +232,7 @@ class FlowTable:
     def held(self) -> tuple[int, int]:
         """(segments, bytes) that are held for bytes before them or for production's word."""
         early = sum(len(data) for _, data, _ in self._early.values())
-        return self._pool.segments + len(self._early), self._pool.bytes + early
+        return self._memory.segments + len(self._early), self._memory.bytes + early
 
     @property
     def impatient(self) -> bool:
@@ -257,9 +257,9 @@ class FlowTable:
             rx.next = (seq + length) & MASK
             rx.position += length
             self._segments.mirrored += 1
-            turn = ack != flow.ack >= 0
+            after_reply = ack != flow.ack >= 0
             flow.ack = ack
-            return ((flow, payload, turn),)
+            return ((flow, payload, after_reply),)
         if flags & _TOLD == _LAST and seq == rx.next and rx.simple and not length:  # as nearly every stream ends
             rx.finish()
             self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
@@ -290,7 +290,7 @@ class FlowTable:
                 events += self._evict(flow, now)
         return events
 
-    def keep(self, threshold: int, now: float) -> list[Flow]:
+    def drop_above(self, threshold: int, now: float) -> list[Flow]:
         """Forget the flows whose hash is not below `threshold`, and take no more of these; those that were forgotten.
 
         Where the threshold is raised again they are joined like any connection in mid-stream.  Those that are left out
@@ -512,7 +512,7 @@ class FlowTable:
         return None
 
     def _add(self, key: FlowKey, seq: int, now: float, *, midstream: bool) -> Flow:
-        flow = Flow(self._next_id, key, seq, Receiver(seq, self._pool, self._ledger), now, midstream)
+        flow = Flow(self._next_id, key, seq, Receiver(seq, self._memory, self._ledger), now, midstream)
         self._next_id += 1
         self._flows[key] = flow
         self._blank[flow] = now
@@ -533,12 +533,12 @@ class FlowTable:
 
         `flags`, `ack`: of the client's RST, if it is that.
         """
-        turn = bool(flags & ACK) and ack != flow.ack >= 0
+        after_reply = bool(flags & ACK) and ack != flow.ack >= 0
         tentative = flow.state is State.TENTATIVE
         flow.rx.discard(FilterReason.NOT_ACCEPTED if tentative else FilterReason.OUTSIDE)
         self._move(flow, Move.RESET, now)
         self._forget(flow, now)
-        return [(flow, End(reset=True), turn)]
+        return [(flow, End(reset=True), after_reply)]
 
     def _refuse(self, flow: Flow, now: float) -> None:
         """Production does not know this connection."""
@@ -565,13 +565,13 @@ class FlowTable:
     def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
         events: list[Event] = []
         for chunk, ack in pieces:
-            turn = False
+            after_reply = False
             if ack is not None:
-                turn = ack != flow.ack >= 0
+                after_reply = ack != flow.ack >= 0
                 flow.ack = ack
             elif type(chunk) is Gap:
                 flow.ack = UNKNOWN
-            events.append((flow, chunk, turn))
+            events.append((flow, chunk, after_reply))
             if type(chunk) is End:
                 self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
         if flow.rx.waiting:

@@ -118,7 +118,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Connections that were broken off without a byte by an address that does so with all."""
     connected: int = 0
     """Attempts to connect that succeeded, whenever they began."""
-    heard: int = 0
+    answered: int = 0
     """Answers that came, whatever they say."""
     sent_bytes: int = 0
     times: Mapping[str, int] = {}
@@ -249,11 +249,11 @@ class Reach:
         """Whether the shadow was reached since the last measure: it answered or, unless it breaks all off, bytes were
         sent.
         """
-        if health.heard:
+        if health.answered:
             self._silent = False
         elif health.connect_failures:
             self._silent = health.silent > 0
-        return (health.heard if self._silent else health.sent_bytes) > 0
+        return (health.answered if self._silent else health.sent_bytes) > 0
 
     @property
     def failure(self) -> str:
@@ -369,7 +369,10 @@ class Breaker:
         enough = ENOUGH_HALF_OPEN if self.state is State.HALF_OPEN else ENOUGH
         if answers >= enough and errors > self._errors * answers:
             self._by_answers = True
-            if not any(health.heard for health in window) and 2 * sum(health.broke_off for health in window) > errors:
+            if (
+                not any(health.answered for health in window)
+                and 2 * sum(health.broke_off for health in window) > errors
+            ):
                 return SILENCE
             return f"{errors / answers:.0%} of its responses are errors"
         return ""
@@ -608,7 +611,7 @@ def health(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Health
         ),
         silent=_grew(then, after, "events", CONNECT_SILENT),
         sent_bytes=_grew(then, after, "bytes", "mirrored") + _grew(then, after, "events", SENT_AGAIN_BYTES),
-        heard=answers - _grew(then, after, "answers", UNANSWERED),
+        answered=answers - _grew(then, after, "answers", UNANSWERED),
         times={name: count - past.get(name, 0) for name, count in buckets.items() if count > past.get(name, 0)},
     )
 

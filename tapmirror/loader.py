@@ -423,7 +423,7 @@ def load_program(text: str, flags: list[str]) -> tuple[int, dict[str, int]]:
     """Load what this compiles to, which may be known from the last time.  Raises `LoaderError`."""
     directory = Path(os.environ.get("CACHE_DIRECTORY", CACHE))
     key = bytecode.key_of(text, flags, compiler())
-    known = bytecode.kept(directory, key)
+    known = bytecode.load_stored(directory, key)
     if known is not None:
         with suppress(OSError):  # it was damaged with care
             return bytecode.load(known, INNER)
@@ -437,7 +437,7 @@ def load_program(text: str, flags: list[str]) -> tuple[int, dict[str, int]]:
             )
             raise LoaderError("verifier", words) from None
         raise LoaderError("refused", f"the kernel refuses the BPF program: {error.strerror}") from None
-    bytecode.keep(directory, key, code)
+    bytecode.store(directory, key, code)
     return loaded
 
 

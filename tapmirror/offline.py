@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final, Literal, TypeAlias
 import msgspec
 
 from tapmirror.events import START, Buffer, Chunk, DropReason, End, Gap, Message, Part
-from tapmirror.framing import Pool, RequestFramer, detect
+from tapmirror.framing import HeadMemory, RequestFramer, detect
 from tapmirror.ledger import Ledger
 from tapmirror.packet import Decoder, show_client, show_server
 from tapmirror.source.blocks import CaptureError
@@ -72,7 +72,7 @@ class Reader:
         self._capture = capture
         self._http = options.http
         self._head_bytes = limits.head_bytes
-        self._heads = Pool(limits.heads_bytes)
+        self._heads = HeadMemory(limits.heads_bytes)
         self.ledger = Ledger()
         self._decoder = Decoder(tunnels=options.tunnels, checksums=options.checksums)
         self._table = StreamTable(limits, self.ledger, options.ports)
@@ -93,14 +93,14 @@ class Reader:
                     ports and header.source_port not in ports and header.destination_port not in ports
                 ):
                     continue
-                for stream, chunk, turn in feed(header, now):
-                    self._enter(stream, chunk, turn)
+                for stream, chunk, after_reply in feed(header, now):
+                    self._enter(stream, chunk, after_reply)
                 if finished or self._requests:
                     yield from self._told()
         except CaptureError as damage:
             error = damage
-        for stream, chunk, turn in self._table.close():
-            self._enter(stream, chunk, turn)
+        for stream, chunk, after_reply in self._table.close():
+            self._enter(stream, chunk, after_reply)
         yield from self._told()
         if self._files is not None:
             self._files.close()
@@ -129,7 +129,7 @@ class Reader:
             found.append(f"{self._split:,} connections were told of before their end: too many at once")
         return found
 
-    def _enter(self, stream: Stream, chunk: Chunk, turn: bool) -> None:
+    def _enter(self, stream: Stream, chunk: Chunk, after_reply: bool) -> None:
         """Put a chunk into the book of its stream."""
         book: Book | None = stream.book
         if book is None:
@@ -147,10 +147,10 @@ class Reader:
         if self._files is not None:
             book.file = self._files.write(book.file, stream, chunk)
         if not book.raw:
-            self._find(stream, book, chunk, turn)
+            self._find(stream, book, chunk, after_reply)
 
-    def _find(self, stream: Stream, book: Book, data: Buffer | None, turn: int) -> None:
-        """Look for requests in the next bytes, or (None) behind a gap of `turn` bytes."""
+    def _find(self, stream: Stream, book: Book, data: Buffer | None, after_reply: int) -> None:
+        """Look for requests in the next bytes, or (None) behind a gap of `after_reply` bytes."""
         framer = book.framer
         if framer is None:
             begun = book.prefix + data if data is not None else book.prefix
@@ -168,7 +168,7 @@ class Reader:
                 self._tell(stream, framer.feed(begun, True))
             if data is not None:
                 return
-        self._tell(stream, framer.feed(data, bool(turn)) if data is not None else framer.gap(turn))
+        self._tell(stream, framer.feed(data, bool(after_reply)) if data is not None else framer.gap(after_reply))
 
     def _tell(self, stream: Stream, messages: Sequence[Message]) -> None:
         for message in messages:

@@ -36,7 +36,7 @@ from tapmirror.events import (
     Turn,
 )
 from tapmirror.flows import Event, Flow, FlowTable
-from tapmirror.framing import Pool, RawFramer, RequestFramer, detect
+from tapmirror.framing import HeadMemory, RawFramer, RequestFramer, detect
 from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, constant_host
 from tapmirror.spec import Pacing, Protocol, TapSpec
@@ -93,7 +93,7 @@ class Pipeline:
         self._protocol = spec.protocol
         self._raw = spec.protocol is Protocol.RAW
         self._head_bytes = spec.limits.head_bytes
-        self._heads = Pool(spec.limits.heads_bytes)
+        self._heads = HeadMemory(spec.limits.heads_bytes)
         self._host = constant_host(spec) if policy is None else None
         self._trailers = spec.redact is None
         """Trailers are fields like those of the head; where something is redacted they stay here."""
@@ -115,11 +115,11 @@ class Pipeline:
             events = self._some(events)
         commands: list[Command] = []
         for event in events:
-            flow, chunk, turn = event
+            flow, chunk, after_reply = event
             if flow.framer is None or self._turns or type(chunk) is not memoryview:
                 self._step(event, commands)
             else:
-                self._pass_on(flow, flow.framer.feed(chunk, turn), commands)
+                self._pass_on(flow, flow.framer.feed(chunk, after_reply), commands)
         if begins:
             self._accept(segment, commands)
         if self._policy is not None:
@@ -140,7 +140,7 @@ class Pipeline:
         self._do(self._next(), commands)
         return commands if self._policy is None else self._policy.route(commands, now)
 
-    def keep(self, threshold: int, now: float) -> Sequence[Command]:
+    def drop_above(self, threshold: int, now: float) -> Sequence[Command]:
         """From here on there are only flows whose hash is below `threshold`: give up the others, each with the
         request under way on it, and what of them still comes.
 
@@ -148,7 +148,7 @@ class Pipeline:
         Of the `rest` nothing is done here: it may take seconds, and the supervisor waits.
         """
         commands: list[Command] = []
-        gone = self._flows.keep(threshold, now)
+        gone = self._flows.drop_above(threshold, now)
         if gone and self.rest:
             without = set(gone)
             for event in self._taken():
@@ -196,12 +196,12 @@ class Pipeline:
         some: list[AnyEvent] = []
         size = 0
         for event in events:
-            flow, chunk, turn = event
+            flow, chunk, after_reply = event
             if size < AT_ONCE:
                 some.append(event)
                 size += _length(chunk)
             else:
-                self.rest.append((flow, _lasting(chunk), turn))
+                self.rest.append((flow, _lasting(chunk), after_reply))
         return some
 
     def _next(self) -> list[tuple[Flow, Any, Any]]:
@@ -225,10 +225,10 @@ class Pipeline:
             self._step(event, commands)
 
     def _step(self, event: Event, commands: list[Command]) -> None:
-        flow, chunk, turn = event
+        flow, chunk, after_reply = event
         kind = type(chunk)
         if kind is End:
-            self._end(flow, chunk.reset, turn, commands)  # type: ignore[union-attr]
+            self._end(flow, chunk.reset, after_reply, commands)  # type: ignore[union-attr]
             return
         framer: Framer | None = flow.framer
         if kind is Dismissed:
@@ -247,7 +247,7 @@ class Pipeline:
         data: Buffer = chunk  # type: ignore[assignment]
         if framer is None:
             if flow.prefix:
-                data, turn = self._take_prefix(flow) + data, True
+                data, after_reply = self._take_prefix(flow) + data, True
             framer = self._decide(flow, data, commands)
             if framer is None:
                 flow.prefix = bytes(data)
@@ -255,7 +255,7 @@ class Pipeline:
         if self._turns and flow.answered:
             commands.append(Turn(flow.id, flow.answered))
             flow.answered = 0
-        self._pass_on(flow, framer.feed(data, turn), commands)
+        self._pass_on(flow, framer.feed(data, after_reply), commands)
 
     def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
         for message in messages:
@@ -343,11 +343,11 @@ class Pipeline:
 
 
 def _size(event: tuple[Flow, Any, Any]) -> int:
-    """Bytes of the client's stream in one that waits.  Without a `turn` it is production's (`answered`), of which there
-    is no account.
+    """Bytes of the client's stream in one that waits.  Without an `after_reply` it is production's (`answered`), of
+    which there is no account.
     """
-    _, chunk, turn = event
-    return 0 if turn is None else _length(chunk)
+    _, chunk, after_reply = event
+    return 0 if after_reply is None else _length(chunk)
 
 
 def _length(chunk: Any) -> int:

@@ -64,7 +64,7 @@ def print_without_waiting() -> None:
     sys.stdout = sys.stderr = Unwaiting(2)
 
 
-class Heard:
+class Output:
     """The reading end of what one worker prints; `theirs` is for its descriptors 1 and 2."""
 
     def __init__(self) -> None:

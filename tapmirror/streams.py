@@ -32,7 +32,7 @@ from tapmirror.events import ACK, FIN, RST, SYN, Chunk, End, FilterReason, FlowK
 from tapmirror.ledger import Ledger
 from tapmirror.packet import Header, flow_key
 from tapmirror.spec import Limits
-from tapmirror.tcp import ANY, MASK, UNKNOWN, Piece, Pool, Receiver, distance
+from tapmirror.tcp import ANY, MASK, UNKNOWN, Piece, ReassemblyMemory, Receiver, distance
 
 LINGER: Final = 60.0
 """Seconds for which an ended connection stays known: Linux's TIME-WAIT (TCP_TIMEWAIT_LEN)."""
@@ -92,7 +92,7 @@ class StreamTable:
     def __init__(self, limits: Limits, ledger: Ledger, ports: Collection[int] = ()) -> None:
         self._limits = limits
         self._ledger = ledger
-        self._pool = Pool(limits)
+        self._memory = ReassemblyMemory(limits)
         self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
         self._streams: dict[FlowKey, Stream] = {}
         self._fresh: OrderedDict[Connection, None] = OrderedDict()
@@ -106,7 +106,7 @@ class StreamTable:
 
     def held(self) -> tuple[int, int]:
         """(segments, bytes) that wait for bytes before them, or for the first acknowledgement."""
-        return self._pool.segments, self._pool.bytes
+        return self._memory.segments, self._memory.bytes
 
     def feed(self, header: Header, now: float) -> Sequence[Event]:
         """Take one segment; `now` is the capture's time in seconds."""
@@ -130,9 +130,9 @@ class StreamTable:
         rx.next = (seq + length) & MASK
         rx.position += length
         self._ledger.segments.mirrored += 1
-        turn = ack != stream.ack >= 0
+        after_reply = ack != stream.ack >= 0
         stream.ack = ack
-        return ((stream, payload, turn),)
+        return ((stream, payload, after_reply),)
 
     def close(self) -> list[Event]:
         """The capture is over: everything ends."""
@@ -268,7 +268,7 @@ class StreamTable:
 
     def _start(self, stream: Stream, seq: int) -> Receiver:
         stream.first = seq
-        stream.rx = Receiver(seq, self._pool, self._ledger)
+        stream.rx = Receiver(seq, self._memory, self._ledger)
         return stream.rx
 
     def _acknowledge(self, stream: Stream, ack: int, events: list[Event]) -> None:
@@ -357,10 +357,10 @@ class StreamTable:
         for chunk, ack in pieces:
             if type(chunk) is End:
                 continue
-            turn = False
+            after_reply = False
             if ack is not None:
-                turn = ack != stream.ack >= 0
+                after_reply = ack != stream.ack >= 0
                 stream.ack = ack
             elif type(chunk) is Gap:
                 stream.ack = UNKNOWN
-            events.append((stream, chunk, turn))
+            events.append((stream, chunk, after_reply))

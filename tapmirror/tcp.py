@@ -96,7 +96,7 @@ class Held:
 _start = attrgetter("start")
 
 
-class Pool:
+class ReassemblyMemory:
     """What all receivers together hold, against the bounds of `Limits`."""
 
     __slots__ = ("bytes", "entries", "limits", "segments")
@@ -132,7 +132,7 @@ class Receiver:
         "_edge",
         "_held",
         "_ledger",
-        "_pool",
+        "_memory",
         "_queue",
         "_urgent",
         "ended",
@@ -141,7 +141,7 @@ class Receiver:
         "simple",
     )
 
-    def __init__(self, seq: int, pool: Pool, ledger: Ledger) -> None:
+    def __init__(self, seq: int, memory: ReassemblyMemory, ledger: Ledger) -> None:
         self.next = seq & MASK
         self.position = 0
         self.simple = True
@@ -155,7 +155,7 @@ class Receiver:
         """The highest end of what is held, while something is: what reaches further is discarded last."""
         self._urgent = -1
         """Place of the byte that an urgent pointer marks; -1: none."""
-        self._pool = pool
+        self._memory = memory
         self._ledger = ledger
 
     @property
@@ -176,7 +176,7 @@ class Receiver:
 
     def crowded(self, size: int) -> bool:
         """There is no room to hold `size` more bytes."""
-        return self._pool.refuses(self._count, self._held, size) is not None
+        return self._memory.refuses(self._count, self._held, size) is not None
 
     def mark(self, seq: int, length: int, pointer: int) -> None:
         """Note the urgent pointer of a segment of `length` bytes, before it is fed (RFC 6093; Linux `tcp_check_urg`).
@@ -353,7 +353,7 @@ class Receiver:
             if size:
                 self._ledger.filter(FilterReason.DUPLICATE, size, 1)
             return
-        refused = self._pool.refuses(self._count, self._held, size)
+        refused = self._memory.refuses(self._count, self._held, size)
         if refused is not None:
             if size:
                 self._ledger.drop(refused, size, 1)
@@ -362,9 +362,9 @@ class Receiver:
         self._edge = max(self._edge, end) if queue else end
         self._count += 1
         self._held += size
-        self._pool.bytes += size
-        self._pool.entries += 1
-        self._pool.segments += len(held.pieces)
+        self._memory.bytes += size
+        self._memory.entries += 1
+        self._memory.segments += len(held.pieces)
         self.simple = False
         if join and before is not None and before.end == start:
             # Data behind FINs is joined to the data before them, and the FIN is behind both then.
@@ -383,13 +383,13 @@ class Receiver:
         queue[last:covered] = [held]
 
     def _unhold(self, held: Held, reason: DropReason | FilterReason | None) -> None:
-        """Take a segment out of the books of what is held; `reason`: why it is discarded, if it is."""
+        """Take a segment out of the account of what is held; `reason`: why it is discarded, if it is."""
         count, size = len(held.pieces), held.size()
         self._count -= held.entries
-        self._pool.entries -= held.entries
+        self._memory.entries -= held.entries
         self._held -= size
-        self._pool.bytes -= size
-        self._pool.segments -= count
+        self._memory.bytes -= size
+        self._memory.segments -= count
         if isinstance(reason, DropReason):
             self._ledger.drop(reason, size, count)
         elif reason is not None:

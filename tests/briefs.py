@@ -7,15 +7,15 @@ import math
 from typing import Any
 
 from tapmirror.compare.brief import Briefing
-from tapmirror.compare.summary import State, Summary, bounds_of
-from tapmirror.compare.verdict import Limits
+from tapmirror.compare.summary import State, Summary, state_bounds
+from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.spec import Compare
 
 
 def summary(state: State) -> Summary:
     """One that has come to this state."""
     spec = Compare()
-    found = Summary(bounds_of(spec), state.level)
+    found = Summary(state_bounds(spec), state.level)
     found.state = state
     for endpoint in state.endpoints.values():
         found.production.merge(endpoint.production.last)
@@ -25,4 +25,4 @@ def summary(state: State) -> Summary:
 
 def brief(state: State) -> dict[str, Any]:
     """Of all that is known."""
-    return Briefing(Compare(), Limits()).brief(summary(state), math.inf)
+    return Briefing(Compare(), VerdictLimits()).brief(summary(state), math.inf)

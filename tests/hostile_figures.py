@@ -8,7 +8,7 @@ from typing import Final
 from lab.exchanges import Feed
 from tapmirror.compare.figures import Figures, figures, merge
 from tapmirror.compare.summary import Endpoint, Field, Sample, State
-from tapmirror.compare.verdict import Limits
+from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.spec import Compare, Level
 
 ATTACKS: Final = (
@@ -24,12 +24,12 @@ def shop(variant: str, requests: int) -> Figures:
     """Of the small shop of the lab."""
     feed = Feed(variant).run(requests)
     ((label, state),) = merge([feed.comparison.snapshot()], feed.spec).items()
-    return figures("shop", label, state, feed.spec, Limits())
+    return figures("shop", label, state, feed.spec, VerdictLimits())
 
 
 def empty() -> Figures:
     """Of a tap that has seen nothing."""
-    return figures("shop", "v2", State(level="status"), Compare(level=Level.STATUS), Limits())
+    return figures("shop", "v2", State(level="status"), Compare(level=Level.STATUS), VerdictLimits())
 
 
 def hostile() -> Figures:
@@ -50,4 +50,4 @@ def hostile() -> Figures:
         state.unpaired[attack] = 1
         state.failures[attack] = 1
         state.notes.append(attack)
-    return figures(ATTACKS[0], ATTACKS[1], state, Compare(level=Level.BODY), Limits())
+    return figures(ATTACKS[0], ATTACKS[1], state, Compare(level=Level.BODY), VerdictLimits())

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tapmirror.events import END, START, DropReason, Open, Send
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor
-from tapmirror.replay.hearing import Hearing
+from tapmirror.replay.observers import Observers
 from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
 
 WHOLE: Final = START | END
@@ -40,7 +40,7 @@ class Bench:
         backlog: int = 128,
         listen: bool = True,
         shadow: dict[str, Any] | None = None,
-        hearing: Hearing | None = None,
+        observers: Observers | None = None,
         **limits: Any,
     ) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
@@ -57,7 +57,7 @@ class Bench:
         )
         self.ledger = Ledger()
         address = (socket.AF_INET, self.address)
-        self.reactor = Reactor([address], spec, spec.shadows[0], self.ledger, hearing=hearing)
+        self.reactor = Reactor([address], spec, spec.shadows[0], self.ledger, observers=observers)
         self.now = 100.0
         self.bytes = 0
         self.requests = 0
@@ -79,14 +79,18 @@ class Bench:
         queued, requests = self.reactor.held()
         assert self.ledger.bytes.mirrored + self.ledger.bytes.dropped.total() + queued == self.bytes
         assert self.ledger.requests.mirrored + self.ledger.requests.dropped.total() + requests == self.requests
-        pool, lanes = self.reactor._pool, self.reactor._lanes.values()
+        memory, lanes = self.reactor._memory, self.reactor._lanes.values()
         again = [item for lane in lanes for item in lane.queue if item.repeated]
-        assert pool.repeats == len(again)
-        assert pool.held == sum(len(item.data) for lane in lanes for item in lane.queue if not item.repeated)
-        assert pool.kept.count == len(again) + sum(map(bool, [data for lane in lanes for data in lane.copies.kept]))
-        assert all(len(lane.copies.kept) <= (0 if lane.framer is None else lane.framer.outstanding) for lane in lanes)
+        assert memory.repeats == len(again)
+        assert memory.held == sum(len(item.data) for lane in lanes for item in lane.queue if not item.repeated)
+        assert memory.resend_quota.count == len(again) + sum(
+            map(bool, [data for lane in lanes for data in lane.resendable.requests])
+        )
+        assert all(
+            len(lane.resendable.requests) <= (0 if lane.framer is None else lane.framer.outstanding) for lane in lanes
+        )
         if not in_flight:
-            assert (queued, requests, pool.kept.count) == (0, 0, 0)
+            assert (queued, requests, memory.resend_quota.count) == (0, 0, 0)
 
     def give(self, command: Any) -> None:
         """Execute; the identity holds after it."""
@@ -109,7 +113,7 @@ class Bench:
         if http:
             self.read(sock, len(GET % 0))
             sock.sendall(OK)
-            self.turn()
+            self.iterate()
         return sock
 
     def accept(self) -> socket.socket:
@@ -118,7 +122,7 @@ class Bench:
         sock, _ = self.listener.accept()
         sock.settimeout(5)
         self.socks.append(sock)
-        self.turn()
+        self.iterate()
         return sock
 
     def read(self, sock: socket.socket, size: int) -> bytes:
@@ -136,7 +140,7 @@ class Bench:
         self.until(whole)
         return data
 
-    def turn(self, seconds: float = 0.0) -> None:
+    def iterate(self, seconds: float = 0.0) -> None:
         """Let the reactor act on what has happened, `seconds` later by its clock."""
         self.now += seconds
         for _ in range(3):

@@ -31,8 +31,8 @@ class Dialogue:
 
     def put(self, segment: Segment) -> None:
         flow = self.table.goes_on(segment, 1.0)
-        for _, chunk, turn in ((flow, segment[5], ANSWER),) if flow else self.table.feed_both(segment, 1.0):
-            who = "server" if turn is ANSWER else "client"
+        for _, chunk, after_reply in ((flow, segment[5], ANSWER),) if flow else self.table.feed_both(segment, 1.0):
+            who = "server" if after_reply is ANSWER else "client"
             if isinstance(chunk, Gap):
                 text = f"<{chunk.length}>"
             elif isinstance(chunk, Cut):
@@ -83,7 +83,7 @@ def test_the_short_way_of_what_is_in_order_comes_to_the_same(seed: int, monkeypa
                 said += len(text) + cut
             flow = talk.table.get(KEY)
             if flow is not None:
-                states.append((flow.heard, flow.answered, flow.server_next, flow.last > 0, flow.rx.next))
+                states.append((flow.followed_to, flow.answered, flow.server_next, flow.last > 0, flow.rx.next))
         return talk, states
 
     short, its_states = talk()

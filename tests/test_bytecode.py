@@ -21,9 +21,9 @@ RETURN_0 = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     directory = tmp_path / "programs"
-    assert bytecode.kept(directory, KEY) is None
-    bytecode.keep(directory, KEY, CODE)
-    assert bytecode.kept(directory, KEY) == CODE
+    assert bytecode.load_stored(directory, KEY) is None
+    bytecode.store(directory, KEY, CODE)
+    assert bytecode.load_stored(directory, KEY) == CODE
     assert directory.stat().st_mode & 0o777 == 0o700
     assert (directory / KEY).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in directory.iterdir()] == [KEY]
@@ -82,36 +82,36 @@ def fifo(file: Path) -> None:
 
 @pytest.mark.parametrize("change", [damage, cut, empty, writable, in_a_writable_directory, link, fifo])
 def test_what_is_damaged_or_may_be_anybodys_is_not_believed(change: Callable[[Path], None], tmp_path: Path) -> None:
-    bytecode.keep(tmp_path, KEY, CODE)
+    bytecode.store(tmp_path, KEY, CODE)
     tmp_path.chmod(0o700)
-    assert bytecode.kept(tmp_path, KEY) == CODE
+    assert bytecode.load_stored(tmp_path, KEY) == CODE
     change(tmp_path / KEY)
-    assert bytecode.kept(tmp_path, KEY) is None
+    assert bytecode.load_stored(tmp_path, KEY) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: giving a file away")
 def test_another_users_file_is_not_believed(tmp_path: Path) -> None:
-    bytecode.keep(tmp_path, KEY, CODE)
+    bytecode.store(tmp_path, KEY, CODE)
     os.chown(tmp_path / KEY, 65_534, 0)
-    assert bytecode.kept(tmp_path, KEY) is None
+    assert bytecode.load_stored(tmp_path, KEY) is None
 
 
 def test_the_latest_are_kept(tmp_path: Path) -> None:
     names = [bytecode.key_of("x", [str(n)], "") for n in range(bytecode.FILES + 3)]
     for number, name in enumerate(names):
-        bytecode.keep(tmp_path, name, CODE)
+        bytecode.store(tmp_path, name, CODE)
         os.utime(tmp_path / name, (number, number))
-    bytecode.keep(tmp_path, KEY, CODE)
+    bytecode.store(tmp_path, KEY, CODE)
     assert {path.name for path in tmp_path.iterdir()} == {KEY, *names[-bytecode.FILES + 1 :]}
 
 
 def test_what_is_used_is_kept(tmp_path: Path) -> None:
     names = [bytecode.key_of("x", [str(n)], "") for n in range(bytecode.FILES)]
     for number, name in enumerate(names):
-        bytecode.keep(tmp_path, name, CODE)
+        bytecode.store(tmp_path, name, CODE)
         os.utime(tmp_path / name, (number, number))
-    assert bytecode.kept(tmp_path, names[0]) == CODE
-    bytecode.keep(tmp_path, KEY, CODE)
+    assert bytecode.load_stored(tmp_path, names[0]) == CODE
+    bytecode.store(tmp_path, KEY, CODE)
     assert {path.name for path in tmp_path.iterdir()} == {KEY, names[0], *names[2:]}
 
 
@@ -123,24 +123,24 @@ def test_other_files_stay(tmp_path: Path) -> None:
     programs = [bytecode.key_of("x", [str(n)], "") for n in range(bytecode.FILES)]
     old = [programs[0], f".{KEY}.4711"]
     for name in programs:
-        bytecode.keep(tmp_path, name, CODE)
+        bytecode.store(tmp_path, name, CODE)
     (tmp_path / old[1]).write_text("left by one that was killed")
     for name in (*others, *old):
         os.utime(tmp_path / name, (1, 1))
-    bytecode.keep(tmp_path, KEY, CODE)
+    bytecode.store(tmp_path, KEY, CODE)
     assert {path.name for path in tmp_path.iterdir()} == {KEY, *programs[1:], *others}
 
 
 def test_nothing_is_kept_where_others_can_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    bytecode.keep(tmp_path, KEY, CODE)
+    bytecode.store(tmp_path, KEY, CODE)
     assert [*tmp_path.iterdir()] == []
 
 
 def test_where_nothing_can_be_kept_nothing_breaks(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    bytecode.keep(tmp_path / "file" / "below", KEY, CODE)
-    assert bytecode.kept(tmp_path / "file" / "below", KEY) is None
+    bytecode.store(tmp_path / "file" / "below", KEY, CODE)
+    assert bytecode.load_stored(tmp_path / "file" / "below", KEY) is None
 
 
 @pytest.mark.ebpf

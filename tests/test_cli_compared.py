@@ -22,7 +22,7 @@ from tapmirror.cli import compared, run
 from tapmirror.cli.compared import SPEC
 from tapmirror.cli.main import main
 from tapmirror.compare.comparison import Comparison
-from tapmirror.compare.verdict import Limits
+from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.control.client import ControlError
 from tapmirror.exchange import Answer, Asked, Exchange, Reply
 from tapmirror.policy.samples import USUAL, SampleRedactor
@@ -124,7 +124,7 @@ def test_a_report_of_several_shadows_is_one_document(tmp_path: Path) -> None:
     assert "<title>FAIL · web: 2 shadows against production</title>" in texts["html"]
     for form in ("terminal", "markdown", "html"):
         assert texts[form].index("web: one against production") < texts[form].index("web: two against production")
-    found = compared.read_figures(file, Limits())
+    found = compared.read_figures(file, VerdictLimits())
     compared.write_report(found, str(tmp_path / "report.html"))
     assert texts["html"] == (tmp_path / "report.html").read_text() + "\n"
 

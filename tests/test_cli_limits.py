@@ -10,7 +10,7 @@ import pytest
 
 from runner import CliRunner
 from tapmirror.cli.limits import limit_options, limits_of
-from tapmirror.compare.verdict import Limits
+from tapmirror.compare.verdict import VerdictLimits
 
 NONE = ["--max-error-diff=none", "--max-diff-rate=none", "--max-p99-ratio=none"]
 
@@ -26,15 +26,15 @@ def limited(**options: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ([], Limits()),
-        (["--max-error-diff=2%"], Limits(max_error_diff=0.02)),
-        (["--max-error-diff=0.02"], Limits(max_error_diff=0.02)),
-        (["--max-diff-rate=0"], Limits(max_diff_rate=0.0)),
-        (["--max-p99-ratio=1.5", "--alpha=0.05"], Limits(max_p99_ratio=1.5, alpha=0.05)),
-        (NONE[:2], Limits(max_error_diff=None, max_diff_rate=None)),
+        ([], VerdictLimits()),
+        (["--max-error-diff=2%"], VerdictLimits(max_error_diff=0.02)),
+        (["--max-error-diff=0.02"], VerdictLimits(max_error_diff=0.02)),
+        (["--max-diff-rate=0"], VerdictLimits(max_diff_rate=0.0)),
+        (["--max-p99-ratio=1.5", "--alpha=0.05"], VerdictLimits(max_p99_ratio=1.5, alpha=0.05)),
+        (NONE[:2], VerdictLimits(max_error_diff=None, max_diff_rate=None)),
     ],
 )
-def test_what_is_not_given_is_as_it_is_told(words: list[str], wanted: Limits) -> None:
+def test_what_is_not_given_is_as_it_is_told(words: list[str], wanted: VerdictLimits) -> None:
     assert CliRunner().invoke(limited, words).output == f"{wanted!r}\n"
 
 

@@ -16,8 +16,8 @@ from tapmirror.compare.brief import EVERY, WORK, Briefing, judged
 from tapmirror.compare.briefs import BEYOND, BOUNDS, NAMED, badness
 from tapmirror.compare.figures import Judged, crowds_of, figures, judged_endpoint, merge
 from tapmirror.compare.sketch import Sketch
-from tapmirror.compare.summary import COARSE, Endpoint, Field, Point, Side, State, bounds_of, merge_endpoint, merged
-from tapmirror.compare.verdict import P99, Limits, Outcome
+from tapmirror.compare.summary import COARSE, Endpoint, Field, Point, Side, State, merge_endpoint, merged, state_bounds
+from tapmirror.compare.verdict import P99, Outcome, VerdictLimits
 from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare, Level
 
@@ -32,7 +32,7 @@ def test_it_says_what_the_report_says(feeds: list[Feed]) -> None:
     feed = feeds[0]
     found = feed.comparison.brief()["v2"]
     (state,) = merge([feed.comparison.snapshot()], feed.spec).values()
-    report = figures("shop", "v2", state, feed.spec, Limits())
+    report = figures("shop", "v2", state, feed.spec, VerdictLimits())
     assert judged(found) == report.verdict
     assert (found["requests"], found["paired"]) == (report.requests, report.paired)
     assert (found["all"]["compared"], found["all"]["differing"]) == (report.all.compared, report.all.differing)
@@ -77,7 +77,7 @@ def paused(seconds: int, rate: int, *, slow: int = 0) -> State:
 
 
 def outcome_of_p99(*states: State) -> Outcome:
-    verdict = judged(summed([brief(state) for state in states]), Limits(max_error_diff=None, max_diff_rate=None))
+    verdict = judged(summed([brief(state) for state in states]), VerdictLimits(max_error_diff=None, max_diff_rate=None))
     return verdict.outcome
 
 
@@ -91,7 +91,7 @@ def test_a_worker_that_has_few_times_leaves_the_verdict_what_it_is() -> None:
 def test_a_pause_that_all_workers_see_at_once_is_one_crowd() -> None:
     workers = [paused(20, 1000, slow=90) for _ in range(4)]
     found = summed([brief(state) for state in workers])
-    shadow, production = crowds_of(merged(workers, bounds_of(Compare())), P99)
+    shadow, production = crowds_of(merged(workers, state_bounds(Compare())), P99)
     together = 1 + found["crowds"]["shadow"], 1 + found["crowds"]["production"]
     assert together == pytest.approx((shadow, production), rel=0.02)
     assert shadow > 100
@@ -105,7 +105,7 @@ def failing(second: int | None, *, seconds: int = 20, rate: int = 1000) -> State
 
 
 def test_an_outage_is_one_error_in_the_report_and_in_the_brief() -> None:
-    limits = Limits(max_p99_ratio=None, max_diff_rate=None)
+    limits = VerdictLimits(max_p99_ratio=None, max_diff_rate=None)
 
     def outcome(*states: State) -> Outcome:
         return judged(summed([brief(state) for state in states]), limits).outcome
@@ -121,13 +121,13 @@ def test_an_outage_is_one_error_in_the_report_and_in_the_brief() -> None:
 def test_a_brief_of_an_older_daemon_is_understood() -> None:
     old = summed([brief(failing(3))])
     del old["outages"]
-    limits = Limits(max_p99_ratio=None, max_diff_rate=None)
+    limits = VerdictLimits(max_p99_ratio=None, max_diff_rate=None)
     assert judged(old, limits).outcome is Outcome.UNDECIDED
 
 
 def test_after_a_brief_of_all_the_next_one_looks_again() -> None:
     of = summary(State(endpoints={"GET /": Endpoint(pairs=1)}))
-    briefing = Briefing(Compare(), Limits())
+    briefing = Briefing(Compare(), VerdictLimits())
     briefing.brief(of, math.inf)
     of.state.endpoints["GET /"].pairs = 2
     assert briefing.brief(of, 100.0)["all"]["pairs"] == 2
@@ -135,7 +135,7 @@ def test_after_a_brief_of_all_the_next_one_looks_again() -> None:
 
 def test_a_place_is_kept_and_there_are_few() -> None:
     of = summary(State(endpoints={f"GET /{n}": Endpoint(pairs=100 + n) for n in range(30)}))
-    briefing = Briefing(Compare(), Limits())
+    briefing = Briefing(Compare(), VerdictLimits())
     first = briefing.brief(of, math.inf)
     assert [*first["endpoints"]] == [f"GET /{n}" for n in range(29, 29 - NAMED, -1)]
     of.state.endpoints["GET /0"].pairs = 10_000
@@ -168,7 +168,7 @@ def test_one_brief_looks_at_a_few_endpoints_only(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(brief_module, "judged_endpoint", counted)
     of = summary(hostile(20))
-    briefing = Briefing(Compare(level=Level.BODY), Limits())
+    briefing = Briefing(Compare(level=Level.BODY), VerdictLimits())
     now = 100.0
     while len({*looked}) < 20:
         before = len(looked)
@@ -178,7 +178,7 @@ def test_one_brief_looks_at_a_few_endpoints_only(monkeypatch: pytest.MonkeyPatch
         assert found["all"]["differing"] == found["possible"] == 320 * len({*looked})
         now += 1.0
     assert [*looked] == [*of.state.endpoints], "none twice while others wait"
-    whole = Briefing(Compare(level=Level.BODY), Limits()).brief(of, math.inf)
+    whole = Briefing(Compare(level=Level.BODY), VerdictLimits()).brief(of, math.inf)
     assert found == {**whole, "endpoints": found["endpoints"], "worst": found["worst"]}
     for each in of.state.endpoints.values():
         each.pairs += 1
@@ -189,7 +189,7 @@ def test_one_brief_looks_at_a_few_endpoints_only(monkeypatch: pytest.MonkeyPatch
 
 def test_endpoints_of_which_nothing_is_due_are_not_looked_at() -> None:
     of = summary(State(endpoints={"GET /a": Endpoint(pairs=5)}))
-    briefing = Briefing(Compare(), Limits())
+    briefing = Briefing(Compare(), VerdictLimits())
     briefing.brief(of, 10.0, WORK)
     of.state.endpoints["GET /a"].pairs = 6
     assert briefing.brief(of, 10.0 + EVERY / 2, WORK)["paired"] == 5
@@ -199,7 +199,7 @@ def test_endpoints_of_which_nothing_is_due_are_not_looked_at() -> None:
 def test_no_count_falls_when_endpoints_become_one() -> None:
     state = hostile(3)
     of = summary(state)
-    briefing = Briefing(Compare(level=Level.BODY), Limits())
+    briefing = Briefing(Compare(level=Level.BODY), VerdictLimits())
     before = briefing.brief(of, 0.0)
     merge_endpoint(state.endpoints["GET /2"], state.endpoints.pop("GET /1"))
     briefing.folded({"GET /1": "GET /2", "GET /9": "GET /8"})

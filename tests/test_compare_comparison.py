@@ -12,7 +12,7 @@ from lab.exchanges import Feed, Plain
 from tapmirror.compare.comparison import Comparison
 from tapmirror.compare.figures import Figures, figures, merge
 from tapmirror.compare.noise import Nature
-from tapmirror.compare.verdict import Limits, Outcome
+from tapmirror.compare.verdict import Outcome, VerdictLimits
 from tapmirror.events import NO_BODY, START
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.spec import Compare, Level
@@ -21,7 +21,7 @@ from tapmirror.spec import Compare, Level
 def seen(feed: Feed) -> Figures:
     snapshot = json.loads(json.dumps(feed.comparison.snapshot()))  # it is plain data
     ((label, state),) = merge([snapshot], feed.spec).items()
-    return figures("shop", label, state, feed.spec, Limits())
+    return figures("shop", label, state, feed.spec, VerdictLimits())
 
 
 def test_a_state_is_the_same_as_plain_data_and_as_json() -> None:
@@ -100,7 +100,7 @@ def test_workers_add_up() -> None:
     whole = Feed("broken").run(3000)
     parts = [Feed("broken", seed=seed).run(1000) for seed in (1, 2, 3)]
     states = merge([part.comparison.snapshot() for part in parts], whole.spec)
-    found = figures("shop", "v2", states["v2"], whole.spec, Limits())
+    found = figures("shop", "v2", states["v2"], whole.spec, VerdictLimits())
     assert found.paired == 3000
     assert sum(found.all.shadow.statuses.values()) == 3000
     assert sum(point.requests for point in found.line) == 3000
@@ -137,14 +137,14 @@ def test_the_state_is_bounded_in_time_and_against_hostile_paths_and_answers() ->
                 body,
             )
             if side is None:
-                talk.production(data, 10 + n)
+                talk.production_data(data, 10 + n)
             else:
-                talk.answer(side, data, 20 + n)
+                talk.shadow_data(side, data, 20 + n)
         if n % 1000 == 999:
             sizes.append(len(json.dumps(comparison.snapshot())))
     assert sizes[3] < 1.3 * sizes[1]
     ((_, state),) = merge([comparison.snapshot()], spec).items()
-    found = figures("x", "v2", state, spec, Limits())
+    found = figures("x", "v2", state, spec, VerdictLimits())
     assert len(found.endpoints) <= 11
     assert all(len(endpoint.fields) <= 6 for endpoint in found.endpoints)
     assert sum(len(field.samples) for endpoint in found.endpoints for field in endpoint.fields) <= 7
@@ -161,9 +161,9 @@ def one(comparison: Comparison, number: int, now: float, length: int = 1, theirs
         talk.sent(side, number, 5, 0)
     talk.decided(number)
     data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
-    talk.production(data + b"a" * length, 9)
+    talk.production_data(data + b"a" * length, 9)
     for side in (0, PROBE) if probed else (0,):
-        talk.answer(side, data + theirs * length, 9)
+        talk.shadow_data(side, data + theirs * length, 9)
     return probed
 
 
@@ -208,8 +208,8 @@ def test_bodies_that_were_not_compared_do_not_count_as_equal() -> None:
         talk.sent(0, number, 5, 0)
         talk.decided(number)
         data = b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n"
-        talk.production(data + b"a" * 50, 9)
-        talk.answer(0, data + b"b" * 50, 9)
+        talk.production_data(data + b"a" * 50, 9)
+        talk.shadow_data(0, data + b"b" * 50, 9)
     endpoint = state_of(comparison)["endpoints"]["GET /"]
     assert (endpoint["pairs"], endpoint["compared"], endpoint["repeated"]) == (4, 0, 0)
     assert endpoint["skipped"] == {"too long": 4}
@@ -237,15 +237,15 @@ def test_errors_of_one_side_alone_are_counted_apart(level: Level) -> None:
         talk.sent(0, number, 5, 0)
         talk.decided(number)
         one, other = (b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status for status in statuses)
-        talk.production(one, 9)
-        talk.answer(0, other, 9)
+        talk.production_data(one, 9)
+        talk.shadow_data(0, other, 9)
     endpoint = state_of(comparison)["endpoints"]["GET /"]
     assert (endpoint["compared"], endpoint["fields"]["value status"]["raw"], endpoint["erring"]) == (7, 5, 2)
     assert (endpoint["only_production"], endpoint["only_shadow"]) == (1, 1)
     assert endpoint["turned"] == {"404 200": 1, "302 200": 1, "500 503": 1}
     ((_, state),) = merge([comparison.snapshot(), comparison.snapshot()], comparison._spec).items()
     assert state.endpoints["GET /"].erring == 4
-    assert state.endpoints["GET /"].turned == {"404 200": 2, "302 200": 2, "500 503": 2}
+    assert state.endpoints["GET /"].discordant == {"404 200": 2, "302 200": 2, "500 503": 2}
 
 
 @pytest.mark.parametrize("method", [b"HEAD", b"GET"])
@@ -261,7 +261,7 @@ def test_lengths_that_answers_to_head_tell_are_compared_and_shown(method: bytes)
     for side, body in (("production", b"a"), ("answer", b" a")):
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(body)
         data = head if method == b"HEAD" else head + body
-        talk.production(data, 9) if side == "production" else talk.answer(0, data, 9)
+        talk.production_data(data, 9) if side == "production" else talk.shadow_data(0, data, 9)
     fields = state_of(comparison)["endpoints"][f"{method.decode()} /"]["fields"]
     if method == b"GET":
         assert fields == {}
@@ -283,7 +283,7 @@ def test_what_waits_too_long_and_what_is_under_way_at_the_end() -> None:
         talk.asked(0, n, 0)
         talk.left_out(1, n, Unpaired.NOT_SENT)
         talk.decided(n)
-        talk.production(b"HTTP/1.1 204 No\r\n\r\n", 9)
+        talk.production_data(b"HTTP/1.1 204 No\r\n\r\n", 9)
         if n == 0:
             comparison.tick(12.0, 99)
     comparison.close()

@@ -11,8 +11,8 @@ import pytest
 from hostile_figures import empty, shop
 from tapmirror.compare.figures import figures, merge
 from tapmirror.compare.noise import Nature
-from tapmirror.compare.summary import Endpoint, Field, Point, State, Summary, bounds_of
-from tapmirror.compare.verdict import Limits, Outcome, Verdict
+from tapmirror.compare.summary import Endpoint, Field, Point, State, Summary, state_bounds
+from tapmirror.compare.verdict import Outcome, Verdict, VerdictLimits
 from tapmirror.exchange import Answer, Asked, Reply
 from tapmirror.spec import Compare, Level
 
@@ -33,7 +33,7 @@ def test_an_exchange_that_differs_in_noise_alone_does_not_count() -> None:
     endpoint = Endpoint(pairs=100, compared=100, probed=100)
     endpoint.fields = {"value body.time": Field(raw=100, probes=100), "missing body.name": Field(raw=30)}
     endpoint.signatures = {"value body.time": 70, "missing body.name\nvalue body.time": 30}
-    found = figures("t", "s", state(one=endpoint), Compare(), Limits())
+    found = figures("t", "s", state(one=endpoint), Compare(), VerdictLimits())
     assert found.all.differing == found.endpoints[0].differing == 30
     natures = {field.path: (field.kind, field.nature, field.rate) for field in found.endpoints[0].fields}
     assert natures == {"body.time": ("value", Nature.NOISE, 0.0), "body.name": ("missing", Nature.DIFFERENT, 0.3)}
@@ -42,7 +42,7 @@ def test_an_exchange_that_differs_in_noise_alone_does_not_count() -> None:
 def test_noise_of_one_endpoint_is_known_at_another_without_probes() -> None:
     probed = Endpoint(pairs=100, compared=100, probed=50, fields={"value body.time": Field(raw=100, probes=50)})
     post = Endpoint(pairs=9, compared=9, fields={"value body.time": Field(raw=9), "value body.x": Field(raw=9)})
-    found = figures("t", "s", state(one=probed, two=post), Compare(), Limits())
+    found = figures("t", "s", state(one=probed, two=post), Compare(), VerdictLimits())
     (endpoint,) = (each for each in found.endpoints if each.name == "two")
     assert {field.path: field.nature for field in endpoint.fields} == {
         "body.time": Nature.NOISE,
@@ -56,27 +56,29 @@ def test_noise_of_one_endpoint_is_known_at_another_without_probes() -> None:
 def test_a_field_that_may_be_noise_or_not_decides_nothing(raw: int, probed: int, want: Outcome) -> None:
     endpoint = Endpoint(pairs=4000, compared=4000, probed=probed, fields={"value body.price": Field(raw=raw)})
     endpoint.signatures = {"value body.price": raw}
-    limits = Limits(max_error_diff=None, max_p99_ratio=None)
+    limits = VerdictLimits(max_error_diff=None, max_p99_ratio=None)
     found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), limits)
     assert found.verdict.outcome is want
 
 
 def test_another_status_does_not_wait_for_more_probes() -> None:
     endpoint = Endpoint(pairs=1000, compared=1000, probed=10, fields={"value status": Field(raw=5)})
-    (field,) = figures("t", "s", state(one=endpoint), Compare(), Limits()).endpoints[0].fields
+    (field,) = figures("t", "s", state(one=endpoint), Compare(), VerdictLimits()).endpoints[0].fields
     assert field.nature is Nature.DIFFERENT
 
 
 @pytest.mark.parametrize(
     ("erring", "limits", "want"),
     [
-        (200, Limits(max_p99_ratio=None), Outcome.PASS),
-        (150, Limits(max_p99_ratio=None), Outcome.UNDECIDED),
-        (0, Limits(max_p99_ratio=None), Outcome.FAIL),
-        (200, Limits(max_p99_ratio=None, max_error_diff=None), Outcome.FAIL),
+        (200, VerdictLimits(max_p99_ratio=None), Outcome.PASS),
+        (150, VerdictLimits(max_p99_ratio=None), Outcome.UNDECIDED),
+        (0, VerdictLimits(max_p99_ratio=None), Outcome.FAIL),
+        (200, VerdictLimits(max_p99_ratio=None, max_error_diff=None), Outcome.FAIL),
     ],
 )
-def test_errors_of_one_side_are_judged_by_the_limit_of_errors(erring: int, limits: Limits, want: Outcome) -> None:
+def test_errors_of_one_side_are_judged_by_the_limit_of_errors(
+    erring: int, limits: VerdictLimits, want: Outcome
+) -> None:
     """Two equal versions with 1 % of errors each were said to fail, for their statuses differ in 2 %."""
     endpoint = Endpoint(pairs=10_000, compared=10_000, erring=erring, only_shadow=100, only_production=100)
     endpoint.fields = {"value status": Field(raw=190), "missing status": Field(raw=10), "value body.x": Field(raw=20)}
@@ -101,7 +103,7 @@ def test_errors_that_are_other_endpoints_on_the_other_side_are_differences(more:
         return found
 
     endpoints = {"GET /a": endpoint(150 + more, 150), "GET /b": endpoint(150, 150 + more)}
-    limits = Limits(max_p99_ratio=None, max_diff_rate=0.001)
+    limits = VerdictLimits(max_p99_ratio=None, max_diff_rate=0.001)
     found = figures("t", "s", State(level="body", endpoints=endpoints), Compare(), limits)
     assert [check.outcome for check in found.verdict.checks][-1] is want
 
@@ -110,13 +112,13 @@ def test_errors_that_are_noise_are_taken_off_once() -> None:
     endpoint = Endpoint(pairs=1000, compared=1000, erring=200, probed=1000)
     endpoint.fields = {"value status": Field(raw=200, probes=200), "value body.x": Field(raw=300)}
     endpoint.signatures = {"value status": 200, "value body.x": 300}
-    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), Limits())
+    found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), VerdictLimits())
     assert found.verdict.checks[-1].estimate == pytest.approx(0.3)
     assert found.all.differing == 300
 
 
 def test_a_forecast_is_of_requests_and_not_of_those_that_were_compared() -> None:
-    limits = Limits(max_p99_ratio=None, max_diff_rate=None)
+    limits = VerdictLimits(max_p99_ratio=None, max_diff_rate=None)
     endpoint = Endpoint(pairs=1000, compared=1000)
     all_of_them, one_of_ten = (
         figures("t", "s", State(level="status", requests=requests, endpoints={"one": endpoint}), Compare(), limits)
@@ -145,7 +147,7 @@ def test_errors_come_before_differences_and_these_before_slowness() -> None:
             fine=endpoint(0, 0, 1.0), slow=endpoint(0, 0, 1.3), other=endpoint(0, 3000, 1.0), bad=endpoint(500, 0, 1.0)
         ),
         Compare(),
-        Limits(),
+        VerdictLimits(),
     )
     assert [each.name for each in found.endpoints] == ["bad", "other", "slow", "fine"]
 
@@ -161,7 +163,7 @@ def test_what_seems_to_be_slower_comes_before_what_does_not() -> None:
         return found
 
     endpoints = {"rare": endpoint(100, 90.0), "some": endpoint(200, 1.9), "often": endpoint(300, 1.0)}
-    found = figures("t", "s", state(**endpoints), Compare(), Limits())
+    found = figures("t", "s", state(**endpoints), Compare(), VerdictLimits())
     assert [each.name for each in found.endpoints] == ["rare", "often", "some"]
     assert all(each.p50_ratio.low == 0 for each in found.endpoints)
 
@@ -171,7 +173,7 @@ def test_an_outage_of_one_endpoint_is_one_error_of_it() -> None:
     line = {number: Point(1000, [0, 50 * (number in (50, 51))]) for number in range(100)}
     found = state(rare=Endpoint(pairs=5_000, only_shadow=100), often=Endpoint(pairs=95_000))
     found.line = line
-    endpoints = {each.name: each for each in figures("t", "s", found, Compare(), Limits()).endpoints}
+    endpoints = {each.name: each for each in figures("t", "s", found, Compare(), VerdictLimits()).endpoints}
     assert (endpoints["rare"].error_diff.low or 0) < 0 < (endpoints["rare"].error_diff.value or 0)
 
 
@@ -185,7 +187,7 @@ def test_where_nothing_is_asked_twice_it_is_said_how_to_take_noise_off() -> None
     def notes(name: str, path: str, raw: int, noise_probe: float = 1.0) -> list[str]:
         endpoint = Endpoint(pairs=100, compared=100, fields={f"value {path}": Field(raw=raw)})
         given = State(level="body", endpoints={name: endpoint}, notes=["a note"])
-        return figures("t", "s", given, Compare(level=Level.BODY, noise_probe=noise_probe), Limits()).notes
+        return figures("t", "s", given, Compare(level=Level.BODY, noise_probe=noise_probe), VerdictLimits()).notes
 
     want = "no shadow is asked twice at POST /a: name what differs there by itself in ignore_paths or ignore_headers"
     assert notes("POST /a", "body.id", 100) == ["a note", want]
@@ -196,7 +198,7 @@ def test_where_nothing_is_asked_twice_it_is_said_how_to_take_noise_off() -> None
 
 def test_a_report_says_that_the_tap_was_late() -> None:
     given = State(late=1200, endpoints={"GET /a": Endpoint(pairs=5000)})
-    (note,) = figures("t", "s", given, Compare(), Limits()).notes
+    (note,) = figures("t", "s", given, Compare(), VerdictLimits()).notes
     assert note.startswith("1,200 of 5,000 exchanges are not timed: the tap was more than 50 ms behind")
 
 
@@ -205,7 +207,7 @@ def test_a_bin_holds_the_values_between_its_edges() -> None:
     for value, count in ((1e6, 100), (2e6, 60), (8e6, 40)):  # 1, 2 and 8 ms
         for _ in range(count):
             endpoint.production.last.add(value)
-    bins = figures("t", "s", state(one=endpoint), Compare(), Limits()).all.bins
+    bins = figures("t", "s", state(one=endpoint), Compare(), VerdictLimits()).all.bins
     held = {(each.low, each.high): each.production for each in bins if each.production}
     assert [*held.values()] == [100, 60, 40]
     for (low, high), value in zip(held, (1.0, 2.0, 8.0), strict=True):
@@ -235,7 +237,7 @@ def test_what_a_worker_says_is_checked() -> None:
 
 def verdicts(slower: float, rand: random.Random) -> Iterator[Verdict]:
     """Of independent times, the shadow's so many times as long: one for each 5,000 exchanges, 250 a second."""
-    summary = Summary(bounds_of(Compare()), "status")
+    summary = Summary(state_bounds(Compare()), "status")
     endpoint = summary.endpoint("GET /a")
     for number in range(1, 100_001):
         took, its = (int(rand.lognormvariate(15, 0.5)) for _ in range(2))
@@ -244,7 +246,7 @@ def verdicts(slower: float, rand: random.Random) -> Iterator[Verdict]:
         summary.observe(endpoint, asked, answer, Reply(other, 1), number / 250)
         summary.state.requests = number
         if number % 5000 == 0:
-            yield figures("t", "s", summary.state, Compare(), Limits()).verdict
+            yield figures("t", "s", summary.state, Compare(), VerdictLimits()).verdict
 
 
 @pytest.mark.parametrize("seed", range(2))

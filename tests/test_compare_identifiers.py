@@ -19,7 +19,7 @@ from tapmirror.compare.findings import Change, Difference
 from tapmirror.compare.identifiers import ENOUGH, Identifiers, _moment, form
 from tapmirror.compare.noise import Nature
 from tapmirror.compare.texts import _line_name
-from tapmirror.compare.verdict import Limits, Outcome
+from tapmirror.compare.verdict import Outcome, VerdictLimits
 from tapmirror.events import START
 from tapmirror.exchange import Answer, Asked
 from tapmirror.spec import Compare, Level
@@ -83,10 +83,10 @@ def run(
                 both(order, number, rand)
         if fault is not None and rand.random() < often:
             fault(its, number, rand)
-        talk.production(written(mine, at), asked + 5000)
-        talk.answer(0, written(its, its_at), asked + 6000)
+        talk.production_data(written(mine, at), asked + 5000)
+        talk.shadow_data(0, written(its, its_at), asked + 6000)
     ((_, state),) = merge([json.loads(json.dumps(comparison.snapshot()))], spec).items()
-    return figures("t", "v2", state, spec, Limits(max_p99_ratio=None, max_error_diff=None))
+    return figures("t", "v2", state, spec, VerdictLimits(max_p99_ratio=None, max_error_diff=None))
 
 
 def written(order: Order, at: datetime) -> bytes:
@@ -325,14 +325,14 @@ def tokens(type_: bytes, text: str, every: int) -> Figures:
         token = uuid.UUID(int=rand.getrandbits(128), version=4)
         wrong = token if number % every else uuid.UUID(int=rand.getrandbits(128), version=4)
         for tell, its, when in (
-            (talk.production, token, 5000),
-            (lambda data, ns: talk.answer(0, data, ns), wrong, 6000),
+            (talk.production_data, token, 5000),
+            (lambda data, ns: talk.shadow_data(0, data, ns), wrong, 6000),
         ):
             body = (text % its).encode()
             head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (type_, len(body))
             tell(head + body, at + when)
     ((_, state),) = merge([json.loads(json.dumps(comparison.snapshot()))], spec).items()
-    return figures("t", "v2", state, spec, Limits(max_p99_ratio=None, max_error_diff=None))
+    return figures("t", "v2", state, spec, VerdictLimits(max_p99_ratio=None, max_error_diff=None))
 
 
 @pytest.mark.parametrize("zone", ["GMT", "+0000", "-0000"])

@@ -11,9 +11,9 @@ from tapmirror.compare.operations import OPENING
 from tapmirror.compare.pairing import SAMPLE_BODY, Conversation
 from tapmirror.events import NO_BODY, TUNNEL
 from tapmirror.exchange import Asked, Calls, Exchange, Failure, Unpaired
-from tapmirror.framing.answers import NOTHING, Bounds, Room
+from tapmirror.framing.answers import NOTHING, ReaderBounds, ResponseMemory
 
-BOUNDS: Final = Bounds(head_bytes=4096, hash_bytes=1 << 20, awaited=64)
+BOUNDS: Final = ReaderBounds(head_bytes=4096, hash_bytes=1 << 20, awaited=64)
 ROOM: Final = 1 << 20
 PRODUCTION: Final = -1
 """In place of a shadow's number: a request is unpaired with all of them."""
@@ -37,8 +37,8 @@ class Talk:
 
     def __init__(self, midstream: bool = False) -> None:
         self.out = Outcomes()
-        self.room = Room(ROOM)
-        self.conversation = Conversation(BOUNDS, self.room, self.out, midstream)
+        self.memory = ResponseMemory(ROOM)
+        self.conversation = Conversation(BOUNDS, self.memory, self.out, midstream)
         self.number = 0
         self.time = 1000
 
@@ -59,11 +59,11 @@ class Talk:
         self.time += 10
         return self.time
 
-    def production(self, data: bytes) -> None:
-        self.conversation.production(data, self.tick())
+    def production_data(self, data: bytes) -> None:
+        self.conversation.production_data(data, self.tick())
 
     def shadow(self, data: bytes) -> None:
-        self.conversation.answer(0, data, self.tick())
+        self.conversation.shadow_data(0, data, self.tick())
 
     def statuses(self) -> list[tuple[int, int, list[int]]]:
         return [
@@ -79,7 +79,7 @@ def ok(body: str = "x", status: int = 200) -> bytes:
 def test_a_request_with_both_answers() -> None:
     talk = Talk()
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     assert not talk.out.pairs
     talk.shadow(ok(status=500))
     assert talk.statuses() == [(1, 200, [500])]
@@ -87,7 +87,7 @@ def test_a_request_with_both_answers() -> None:
     assert (pair.replies[0].sent_ns, pair.asked.ended_ns, pair.production.last_ns) == (1010, 1020, 1030)
     assert pair.replies[0].answer.last_ns == 1040
     assert len(talk.conversation) == 0
-    assert talk.room.free == ROOM
+    assert talk.memory.free == ROOM
 
 
 def test_pipelined_requests_are_paired_in_order() -> None:
@@ -95,7 +95,7 @@ def test_pipelined_requests_are_paired_in_order() -> None:
     for _ in range(3):
         talk.ask()
     talk.shadow(ok(status=201) + ok(status=202) + ok(status=203))
-    talk.production(ok(status=201) + ok(status=202) + ok(status=203))
+    talk.production_data(ok(status=201) + ok(status=202) + ok(status=203))
     assert talk.statuses() == [(n, 200 + n, [200 + n]) for n in (1, 2, 3)]
 
 
@@ -104,13 +104,13 @@ def test_an_answer_tells_when_the_one_before_it_on_its_connection_was_complete()
     for _ in range(3):
         talk.ask()
     for answer in (ok(), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ok()):
-        talk.production(answer)
+        talk.production_data(answer)
         talk.shadow(answer)
     assert [pair.production.since_ns for pair in talk.out.pairs] == [0, 1070, 1090]
     assert [pair.replies[0].answer.since_ns for pair in talk.out.pairs] == [0, 1080, 1100]
-    talk.conversation.answer_ended(0, talk.tick(), reset=False)
+    talk.conversation.shadow_ended(0, talk.tick(), reset=False)
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     assert talk.out.pairs[-1].replies[0].answer.since_ns == 0  # another connection
 
@@ -118,7 +118,7 @@ def test_an_answer_tells_when_the_one_before_it_on_its_connection_was_complete()
 def test_an_answer_before_the_request_ends() -> None:
     talk = Talk()
     talk.ask(end=False)
-    talk.production(ok(status=413))
+    talk.production_data(ok(status=413))
     talk.shadow(ok(status=413))
     assert not talk.out.pairs
     talk.conversation.request_ended(1, talk.tick())
@@ -129,7 +129,7 @@ def test_a_request_that_no_shadow_gets_is_told_of() -> None:
     talk = Talk()
     talk.ask(shadow=False)
     talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
-    talk.production(ok())
+    talk.production_data(ok())
     assert talk.statuses() == [(1, 200, [])]
     assert talk.out.lost == [(0, Unpaired.NOT_SENT)]
 
@@ -145,7 +145,7 @@ def test_a_request_is_told_of_once_for_each_shadow() -> None:
     talk.ask()
     talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
     talk.conversation.left_out(0, 1, Unpaired.RECONNECT)
-    talk.production(ok())
+    talk.production_data(ok())
     assert talk.out.lost == [(0, Unpaired.NOT_SENT)]
 
 
@@ -158,7 +158,7 @@ def test_what_was_never_sent_is_not_for_the_shadow_to_answer() -> None:
     conversation.asked(1, 1, 0)
     conversation.decided(1)
     conversation.request_ended(1, talk.tick())
-    talk.production(ok())
+    talk.production_data(ok())
     conversation.expire(50.0, talk.tick())
     (pair,) = talk.out.pairs
     assert [(shadow, reply.answer.failure) for shadow, reply in pair.replies.items()] == [(1, Failure.TIMEOUT)]
@@ -171,26 +171,26 @@ def test_what_is_given_up_after_the_shadow_refused_it_leaves_nothing() -> None:
     talk.ask(end=False)
     talk.shadow(ok(body="too long", status=413))
     talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
-    talk.production(ok())
+    talk.production_data(ok())
     assert not talk.out.pairs, "it has not ended"
     talk.conversation.request_ended(1, talk.tick())
     assert (talk.statuses(), talk.out.lost) == ([(1, 200, [])], [(0, Unpaired.NOT_SENT)])
-    assert talk.room.free == ROOM
+    assert talk.memory.free == ROOM
 
 
 def test_a_request_without_room_keeps_its_place() -> None:
     talk = Talk()
-    talk.room.free = 100
+    talk.memory.free = 100
     head = b"GET / HTTP/1.1\r\nX: " + bytes(100)
     talk.conversation.request(Asked(1, b"GET", b"/", head), 0, 100, 1.0)
     talk.number = 1
-    assert (len(talk.conversation), talk.room.free) == (0, 100)
-    talk.production(ok(status=500))
+    assert (len(talk.conversation), talk.memory.free) == (0, 100)
+    talk.production_data(ok(status=500))
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     assert talk.statuses() == [(2, 200, [200])]
-    assert (talk.out.lost, talk.room.free) == ([(PRODUCTION, Unpaired.LIMIT)], 100)
+    assert (talk.out.lost, talk.memory.free) == ([(PRODUCTION, Unpaired.LIMIT)], 100)
 
 
 @pytest.mark.parametrize(
@@ -215,19 +215,19 @@ def test_of_a_long_body_is_kept_what_may_name_an_operation(calls: Calls | None, 
         talk.conversation.request_body(1, memoryview(body)[at : at + size])
         at += size
     assert (asked.body, asked.longer) == (body[:kept], sum(sizes) > SAMPLE_BODY)
-    assert talk.room.free == ROOM - kept
+    assert talk.memory.free == ROOM - kept
     talk.conversation.close(Unpaired.SHUTDOWN)
-    assert talk.room.free == ROOM
+    assert talk.memory.free == ROOM
 
 
 def test_a_body_without_room_is_not_taken_up_again() -> None:
     talk = Talk()
-    talk.room.free = 100
+    talk.memory.free = 100
     asked = Asked(1, b"POST", b"/", b"", calls=Calls.JSON)
     talk.conversation.request(asked, 0, 100, 1.0)
     for piece in (b"a" * 90, b"b" * 20, b"c"):
         talk.conversation.request_body(1, piece)
-    assert (asked.body, asked.longer, talk.room.free) == (b"", True, 100)
+    assert (asked.body, asked.longer, talk.memory.free) == (b"", True, 100)
 
 
 def test_of_a_long_head_nothing_is_kept_when_it_is_over() -> None:
@@ -238,36 +238,36 @@ def test_of_a_long_head_nothing_is_kept_when_it_is_over() -> None:
     side = talk.conversation._sides[0]
     assert len(side.head) < 100
     assert not side.reader._head
-    talk.production(ok())
+    talk.production_data(ok())
     talk.ask()
-    talk.conversation.answer_ended(0, talk.tick(), reset=False)
-    talk.production(ok())
+    talk.conversation.shadow_ended(0, talk.tick(), reset=False)
+    talk.production_data(ok())
     assert talk.out.lost == [(0, Unpaired.RECONNECT)]
-    assert talk.room.free == ROOM
+    assert talk.memory.free == ROOM
 
 
 def test_a_request_given_up_half_way_to_the_shadow() -> None:
     talk = Talk()
     talk.ask()
     talk.conversation.left_out(0, 1, Unpaired.NOT_SENT)
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     assert talk.statuses() == [(1, 200, [])]
-    assert talk.room.free == ROOM
+    assert talk.memory.free == ROOM
 
 
 def test_a_shadow_that_hangs_has_failed() -> None:
     talk = Talk()
     talk.ask()
     talk.ask()
-    talk.production(ok() + ok())
+    talk.production_data(ok() + ok())
     talk.shadow(ok())
-    talk.conversation.hung(0, talk.tick())
+    talk.conversation.timed_out(0, talk.tick())
     assert talk.statuses() == [(1, 200, [200]), (2, 200, [0])]
     assert talk.out.pairs[1].replies[0].answer.failure is Failure.TIMEOUT
     talk.conversation.given_up(0, Unpaired.NOT_SENT)
     assert talk.out.lost == []
-    assert talk.room.free == ROOM
+    assert talk.memory.free == ROOM
 
 
 @pytest.mark.parametrize("timed", [True, False])
@@ -286,7 +286,7 @@ def test_after_a_hole_a_client_that_waits_is_paired_again_once_it_is_certain() -
     talk.shadow(ok())
     assert talk.out.lost == [(PRODUCTION, Unpaired.GAP)]
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     assert not talk.out.pairs
     talk.ask()
@@ -298,11 +298,11 @@ def test_what_looked_certain_after_a_hole_and_was_not_is_given_up() -> None:
     talk.ask()
     talk.conversation.production_gap(50, talk.tick())
     talk.ask()
-    talk.production(ok("the first's"))
+    talk.production_data(ok("the first's"))
     talk.shadow(ok() + ok())
-    talk.production(ok("the second's"))
+    talk.production_data(ok("the second's"))
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     talk.conversation.close(Unpaired.UNANSWERED)
     assert [pair.asked.number for pair in talk.out.pairs] == [3]
@@ -315,7 +315,7 @@ def test_if_the_first_request_after_a_hole_is_given_up_nothing_is_certain_yet() 
     talk.ask(end=False)
     talk.conversation.request_broken(1)
     talk.ask()
-    talk.production(ok("the lost one's") + ok("the first's"))
+    talk.production_data(ok("the lost one's") + ok("the first's"))
     talk.shadow(ok() * 2)
     talk.ask()
     assert not talk.out.pairs
@@ -326,9 +326,9 @@ def test_the_rest_of_an_answer_is_not_taken_for_the_next_one() -> None:
     talk.ask()
     talk.conversation.production_gap(50, talk.tick())
     talk.ask()
-    talk.production(b"rest of a body")
+    talk.production_data(b"rest of a body")
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok() * 3)
     talk.ask()
     assert [pair.asked.number for pair in talk.out.pairs] == [3]
@@ -338,12 +338,12 @@ def test_after_a_hole_a_client_that_pipelines_is_never_paired_again() -> None:
     talk = Talk()
     talk.ask()
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     talk.conversation.production_gap(50, talk.tick())
     for _ in range(3):
         talk.ask()
-        talk.production(ok())
+        talk.production_data(ok())
         talk.shadow(ok())
     assert [pair.asked.number for pair in talk.out.pairs] == [1]
     assert Counter(talk.out.lost) == {(PRODUCTION, Unpaired.GAP): 4}
@@ -354,7 +354,7 @@ def test_a_request_lost_while_another_waits_is_pipelining() -> None:
     talk.ask()
     talk.conversation.requests_lost()
     talk.ask()
-    talk.production(ok("the first's"))
+    talk.production_data(ok("the first's"))
     talk.shadow(ok() * 2)
     talk.ask()
     assert not talk.out.pairs
@@ -362,9 +362,9 @@ def test_a_request_lost_while_another_waits_is_pipelining() -> None:
 
 def test_joined_mid_stream() -> None:
     talk = Talk(midstream=True)
-    talk.production(b"rest of an answer")
+    talk.production_data(b"rest of an answer")
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     talk.ask()
     assert talk.statuses() == [(1, 200, [200])]
@@ -374,11 +374,11 @@ def test_a_hole_among_the_requests() -> None:
     talk = Talk()
     talk.ask(end=False)
     talk.conversation.requests_lost()
-    talk.production(ok())
+    talk.production_data(ok())
     assert talk.out.lost == [(PRODUCTION, Unpaired.ORDER)]
     talk.shadow(ok())
     talk.ask()
-    talk.production(ok(status=404))
+    talk.production_data(ok(status=404))
     talk.shadow(ok(status=404))
     talk.ask()
     assert talk.statuses() == [(2, 404, [404])]
@@ -388,35 +388,35 @@ def test_a_shadow_that_fails() -> None:
     talk = Talk()
     for _ in range(4):
         talk.ask()
-    talk.production(ok() * 4)
+    talk.production_data(ok() * 4)
     talk.shadow(ok() + b"garbage")
     talk.ask()
-    talk.production(ok())
-    talk.conversation.answer_ended(0, talk.tick(), True)
+    talk.production_data(ok())
+    talk.conversation.shadow_ended(0, talk.tick(), True)
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok()[:-1])
-    talk.conversation.answer_ended(0, talk.tick(), True)
+    talk.conversation.shadow_ended(0, talk.tick(), True)
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.conversation.expire(100.0, talk.tick())
     failures = [pair.replies[0].answer.failure for pair in talk.out.pairs]
     assert failures == [None, *[Failure.INVALID] * 4, Failure.CLOSED, Failure.TIMEOUT]
-    assert talk.room.free == ROOM
+    assert talk.memory.free == ROOM
 
 
 def test_a_shadow_that_closes_a_kept_connection_as_the_request_comes_did_not_fail() -> None:
     talk = Talk()
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     talk.ask()
-    talk.production(ok())
-    talk.conversation.answer_ended(0, talk.time - 20, False)
+    talk.production_data(ok())
+    talk.conversation.shadow_ended(0, talk.time - 20, False)
     assert talk.out.lost == [(0, Unpaired.RECONNECT)]
     talk.ask()
-    talk.production(ok())
-    talk.conversation.answer_ended(0, talk.tick() + 1000, False)
+    talk.production_data(ok())
+    talk.conversation.shadow_ended(0, talk.tick() + 1000, False)
     assert talk.out.pairs[-1].replies[0].answer.failure is Failure.CLOSED
 
 
@@ -425,7 +425,7 @@ def drifting(talk: Talk, *, pipelined: bool = False, reason: Unpaired = Unpaired
     talk.ask()
     if pipelined:
         talk.conversation.pipelined()
-    talk.production(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    talk.production_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     talk.conversation.production_gap(1000, talk.tick(), reason)
     talk.shadow(ok())
 
@@ -436,22 +436,22 @@ def test_an_answer_whose_end_is_not_seen_is_over_when_the_client_goes_on() -> No
     assert not talk.out.pairs
     drifting(talk)
     assert talk.statuses() == [(1, 200, [200])]
-    assert talk.conversation.rest()
+    assert talk.conversation.suspend()
     assert talk.statuses() == [(1, 200, [200]), (2, 200, [200])]
-    assert (talk.out.lost, talk.room.free) == ([], ROOM)
+    assert (talk.out.lost, talk.memory.free) == ([], ROOM)
 
 
 def test_a_connection_does_not_rest_while_a_request_waits_for_its_answer() -> None:
     """The next one keeps its place, for the client did not wait: its answer is not taken for the other's."""
     talk = Talk()
     talk.ask()
-    assert not talk.conversation.rest()
+    assert not talk.conversation.suspend()
     talk.conversation.request(None, 0, NOTHING, 2.0)
-    talk.production(ok(status=201) + ok(status=202))
+    talk.production_data(ok(status=201) + ok(status=202))
     talk.shadow(ok(status=203))
     assert talk.statuses() == [(1, 201, [203])]
-    assert talk.conversation.rest()
-    assert (talk.out.lost, talk.room.free) == ([], ROOM)
+    assert talk.conversation.suspend()
+    assert (talk.out.lost, talk.memory.free) == ([], ROOM)
 
 
 def test_what_it_did_not_wait_for_is_no_answer_of_another_protocol() -> None:
@@ -459,17 +459,17 @@ def test_what_it_did_not_wait_for_is_no_answer_of_another_protocol() -> None:
     talk = Talk()
     drifting(talk)
     talk.ask()
-    talk.production(b"hello\r\n0\r\n\r\n")
+    talk.production_data(b"hello\r\n0\r\n\r\n")
     talk.ask()
     assert talk.statuses() == [(1, 200, [200])]
     assert talk.out.lost == [(PRODUCTION, Unpaired.ORDER)] * 2
     talk = Talk()
     drifting(talk)
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     talk.ask()
-    talk.production(b"SSH-2.0-x\r\n")
+    talk.production_data(b"SSH-2.0-x\r\n")
     assert talk.out.lost == [(PRODUCTION, Unpaired.UNPARSED)]
 
 
@@ -494,7 +494,7 @@ def test_or_when_time_has_passed_and_the_shadow_has_answered() -> None:
     assert len(talk.out.pairs) == 2 and not talk.out.lost
     talk = Talk()
     talk.ask()
-    talk.production(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    talk.production_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     talk.conversation.production_gap(1000, talk.tick())
     talk.conversation.expire(2.0, talk.tick())
     assert talk.out.lost == [(PRODUCTION, Unpaired.UNANSWERED)], "it may be a stream that goes on"
@@ -512,8 +512,8 @@ def test_what_it_answered_before_it_was_followed_tells_a_kept_connection(before:
     talk = Talk()
     talk.conversation.follow(0, [], before)
     talk.ask()
-    talk.production(ok())
-    talk.conversation.answer_ended(0, talk.time - 20, reset=True)
+    talk.production_data(ok())
+    talk.conversation.shadow_ended(0, talk.time - 20, reset=True)
     assert talk.out.lost == ([] if failed else [(0, Unpaired.RECONNECT)])
     assert [reply.answer.failure for pair in talk.out.pairs for reply in pair.replies.values()] == (
         [Failure.CLOSED] if failed else []
@@ -526,9 +526,9 @@ def test_of_those_that_wait_for_a_slow_shadow_one_fails_when_it_closes(begun: by
     talk = Talk()
     for _ in range(4):
         talk.ask()
-        talk.production(ok())
+        talk.production_data(ok())
     talk.shadow(ok() + begun)
-    talk.conversation.answer_ended(0, talk.tick() + 10_000_000, reset=True)
+    talk.conversation.shadow_ended(0, talk.tick() + 10_000_000, reset=True)
     failures = [reply.answer.failure for pair in talk.out.pairs for reply in pair.replies.values()]
     assert failures == [None, Failure.CLOSED]
     assert talk.out.lost == [(0, Unpaired.RECONNECT)] * 2
@@ -547,10 +547,10 @@ def test_what_was_sent_behind_the_last_answer_of_a_connection_did_not_fail(last:
     talk = Talk()
     for _ in range(3):
         talk.ask()
-        talk.production(ok())
+        talk.production_data(ok())
     talk.shadow(last)
     talk.tick()
-    talk.conversation.answer_ended(0, talk.tick(), reset=False)
+    talk.conversation.shadow_ended(0, talk.tick(), reset=False)
     assert talk.out.lost == [(0, Unpaired.RECONNECT)] * 2
     assert talk.statuses() == [(1, 200, [200]), (2, 200, []), (3, 200, [])]
 
@@ -559,30 +559,30 @@ def test_a_shadow_that_keeps_the_connection_and_closes_it_has_failed() -> None:
     talk = Talk()
     for _ in range(2):
         talk.ask()
-        talk.production(ok())
+        talk.production_data(ok())
     talk.shadow(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx")
-    talk.conversation.answer_ended(0, talk.tick(), reset=False)
+    talk.conversation.shadow_ended(0, talk.tick(), reset=False)
     assert [pair.replies[0].answer.failure for pair in talk.out.pairs] == [None, Failure.CLOSED]
 
 
 def test_a_kept_connection_whose_answer_ended_in_bytes_not_looked_at_is_no_failure_either() -> None:
     talk = Talk()
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n" + b"x" * 1_500_000)
-    skippable = talk.conversation.answer_skippable(0)
+    skippable = talk.conversation.shadow_skippable(0)
     assert skippable == 500_000
-    talk.conversation.answer_gap(0, skippable, talk.tick())
+    talk.conversation.shadow_gap(0, skippable, talk.tick())
     talk.ask()
-    talk.production(ok())
-    talk.conversation.answer_ended(0, talk.time - 20, False)
+    talk.production_data(ok())
+    talk.conversation.shadow_ended(0, talk.time - 20, False)
     assert talk.out.lost == [(0, Unpaired.RECONNECT)]
 
 
 def test_upgrades() -> None:
     talk = Talk()
     talk.ask(TUNNEL)
-    talk.production(b"HTTP/1.1 101 Up\r\n\r\nframes")
+    talk.production_data(b"HTTP/1.1 101 Up\r\n\r\nframes")
     talk.shadow(ok(status=400))
     assert talk.statuses() == [(1, 101, [400])]
     talk.ask()
@@ -593,7 +593,7 @@ def test_production_that_does_not_answer() -> None:
     talk = Talk()
     talk.ask()
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok() + ok())
     talk.conversation.production_ended(talk.tick(), True)
     assert talk.statuses() == [(1, 200, [200])]
@@ -606,10 +606,10 @@ def test_a_broken_request_keeps_its_place() -> None:
     talk = Talk()
     talk.ask(end=False)
     talk.conversation.request_broken(1)
-    talk.production(ok(status=400))
+    talk.production_data(ok(status=400))
     talk.shadow(ok(status=400))
     talk.ask()
-    talk.production(ok())
+    talk.production_data(ok())
     talk.shadow(ok())
     assert talk.statuses() == [(2, 200, [200])]
 
@@ -683,11 +683,11 @@ class World:
             if self.follows and self.missed:
                 conversation.production_gap(self.missed, self.talk.tick())
             elif not self.follows:
-                conversation.join()
+                conversation.resume()
             self.follows, self.missed = True, 0
             return False
         if self.follows:
-            if conversation.rest():
+            if conversation.suspend():
                 self.follows, self.missed = False, 0
             else:
                 conversation.request(None, flags, NOTHING, self.talk.tick() / 1e9)
@@ -749,14 +749,14 @@ class World:
             if self.rand.random() < self.loss:
                 self.talk.conversation.production_gap(len(piece), self.talk.tick())
             else:
-                self.talk.production(piece)
+                self.talk.production_data(piece)
 
     def reply(self) -> None:
         size = self.rand.choice((1, 20, 60, 200, 1000))
         piece, self.shadow = self.shadow[:size], self.shadow[size:]
         self.talk.shadow(piece)
         if self.rand.random() < self.loss / 10:
-            self.talk.conversation.answer_ended(0, self.talk.tick(), True)
+            self.talk.conversation.shadow_ended(0, self.talk.tick(), True)
             self.shadow = b""
 
     def run(self) -> None:
@@ -809,7 +809,7 @@ def check(world: World) -> None:
                 assert named(reply.answer.head) == str(pair.asked.number)
     whole = [reason for shadow, reason in out.lost if shadow == PRODUCTION]
     assert len(out.pairs) + len(whole) == number
-    assert world.talk.room.free == ROOM
+    assert world.talk.memory.free == ROOM
     if not world.loss and not world.turns and not world.talk.conversation._pipelined:
         assert len(out.pairs) >= number - 1
 

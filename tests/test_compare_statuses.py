@@ -12,13 +12,13 @@ from lab.peeking import Statuses, by_chance, by_request, first_fail, in_bursts, 
 from tapmirror.compare.figures import figures
 from tapmirror.compare.noise import Nature
 from tapmirror.compare.summary import Endpoint, Field, Point, State
-from tapmirror.compare.verdict import Limits, Outcome
+from tapmirror.compare.verdict import Outcome, VerdictLimits
 from tapmirror.spec import Compare
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize(
-    ("turned", "want", "nature", "differing"),
+    ("discordant", "want", "nature", "differing"),
     [
         ({"200 429": 200, "429 200": 210}, Outcome.PASS, Nature.NOISE, 10),
         ({"200 429": 5, "429 200": 5}, Outcome.PASS, Nature.WAITING, 0),
@@ -30,10 +30,10 @@ from tapmirror.spec import Compare
     ],
 )
 def test_statuses_that_differ_as_often_the_other_way_round(
-    turned: dict[str, int], want: Outcome, nature: Nature, differing: int, method: str
+    discordant: dict[str, int], want: Outcome, nature: Nature, differing: int, method: str
 ) -> None:
     """Of two equal versions behind limiters of rates 429 and 200 differ, and their verdict was FAIL."""
-    endpoint = _turned(turned)
+    endpoint = _with_discordant(discordant)
     found = figures("t", "s", State(level="body", endpoints={f"{method} /x": endpoint}), Compare(), _RATE)
     assert found.verdict.outcome is want
     assert found.endpoints[0].fields[0].nature is nature
@@ -41,7 +41,7 @@ def test_statuses_that_differ_as_often_the_other_way_round(
 
 
 def test_statuses_that_differ_both_ways_and_are_there_again_are_no_chance() -> None:
-    endpoint = _turned({"200 404": 400, "404 200": 400})
+    endpoint = _with_discordant({"200 404": 400, "404 200": 400})
     endpoint.probed = 4000
     found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
     assert (found.verdict.outcome, found.all.differing) == (Outcome.FAIL, 800)
@@ -52,7 +52,7 @@ def test_statuses_that_differ_both_ways_and_are_there_again_are_no_chance() -> N
 
 def test_a_limiter_of_rates_turns_away_again_what_it_turned_away() -> None:
     """For as long as its window lasts: equal versions failed."""
-    endpoint = _turned({"200 429": 400, "429 200": 400})
+    endpoint = _with_discordant({"200 429": 400, "429 200": 400})
     endpoint.repeated, endpoint.fields["value status"].repeats = 4000, 20
     found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
     assert (found.verdict.outcome, found.all.differing) == (Outcome.PASS, 0)
@@ -74,7 +74,7 @@ def test_statuses_that_change_places_are_no_chance_though_they_are_as_many_eithe
 ) -> None:
     """Where nothing is asked twice, a shadow that answers 409 for 201 and 201 for 409 passed."""
     low, high = both
-    endpoint = _turned({f"{low} {high}": 205, f"{high} {low}": 195})
+    endpoint = _with_discordant({f"{low} {high}": 205, f"{high} {low}": 195})
     endpoint.crossed = {f"{low} {high}": counts}
     endpoint.changed = {f"{low} {high}": changed}
     found = figures("t", "s", State(level="body", endpoints={"POST /x": endpoint}), Compare(), _RATE)
@@ -119,46 +119,46 @@ def test_statuses_that_one_side_has_more_of_count_as_one_where_they_come_togethe
     stretches: list[int], want: Outcome, nature: Nature
 ) -> None:
     """Of two limiters of rates each turns away at times of its own: equal versions failed."""
-    endpoint = _turned({"200 429": sum(stretches), "429 200": 30})
+    endpoint = _with_discordant({"200 429": sum(stretches), "429 200": 30})
     line = {n: Point(1000) for n in range(len(stretches))}
-    turned = {200: {n: [count, int(n % 8 == 3)] for n, count in enumerate(stretches)}}
-    turned[429] = {n: ways[::-1] for n, ways in turned[200].items()}
+    discordant = {200: {n: [count, int(n % 8 == 3)] for n, count in enumerate(stretches)}}
+    discordant[429] = {n: ways[::-1] for n, ways in discordant[200].items()}
     other = Endpoint(pairs=1000)
-    state_ = State(level="body", endpoints={"POST /x": endpoint, "POST /y": other}, line=line, turned=turned)
+    state_ = State(level="body", endpoints={"POST /x": endpoint, "POST /y": other}, line=line, discordant=discordant)
     found = figures("t", "s", state_, Compare(), _RATE)
     assert found.verdict.outcome is want
     assert {each.name: each for each in found.endpoints}["POST /x"].fields[0].nature is nature
 
 
 def test_of_statuses_that_are_too_many_for_the_time_line_the_largest_crowd_is_taken() -> None:
-    endpoint = _turned({"200 429": 400, "429 200": 30})
+    endpoint = _with_discordant({"200 429": 400, "429 200": 30})
     line = {n: Point(1000) for n in range(40)}
     for bursts, want in ({30: [200, 0], 38: [200, 0]}, Outcome.UNDECIDED), ({n: [10, 0] for n in line}, Outcome.FAIL):
-        turned = {404: {n: [5, 5] for n in line}, 418: bursts}
-        state_ = State(level="body", endpoints={"POST /x": endpoint}, line=line, turned=turned)
+        discordant = {404: {n: [5, 5] for n in line}, 418: bursts}
+        state_ = State(level="body", endpoints={"POST /x": endpoint}, line=line, discordant=discordant)
         assert figures("t", "s", state_, Compare(), _RATE).verdict.outcome is want
 
 
 def test_a_few_more_of_one_side_may_be_too_many_though_pairs_say_that_it_is_noise() -> None:
-    endpoint = _turned({"200 404": 2200, "404 200": 1900})
+    endpoint = _with_discordant({"200 404": 2200, "404 200": 1900})
     endpoint.probed, endpoint.fields["value status"].probes = 1000, 100
     found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
     assert found.verdict.outcome is Outcome.UNDECIDED
 
 
 def test_statuses_of_one_side_are_no_noise_though_it_cannot_make_up_its_mind() -> None:
-    endpoint = _turned({"200 404": 800, "404 200": 10})
+    endpoint = _with_discordant({"200 404": 800, "404 200": 10})
     endpoint.probed, endpoint.fields["value status"].probes = 4000, 40
     found = figures("t", "s", State(level="body", endpoints={"GET /x": endpoint}), Compare(), _RATE)
     assert found.verdict.outcome is Outcome.FAIL
     assert found.endpoints[0].fields[0].nature is Nature.DIFFERENT
 
 
-_RATE: Final = Limits(max_p99_ratio=None, max_error_diff=None)
+_RATE: Final = VerdictLimits(max_p99_ratio=None, max_error_diff=None)
 
 
-def _turned(turned: dict[str, int]) -> Endpoint:
-    raw = sum(turned.values())
-    endpoint = Endpoint(pairs=40_000, compared=40_000, turned=turned, fields={"value status": Field(raw=raw)})
+def _with_discordant(discordant: dict[str, int]) -> Endpoint:
+    raw = sum(discordant.values())
+    endpoint = Endpoint(pairs=40_000, compared=40_000, discordant=discordant, fields={"value status": Field(raw=raw)})
     endpoint.signatures = {"value status": raw}
     return endpoint

@@ -9,16 +9,16 @@ import pytest
 
 from tapmirror.compare.endpoints import OTHER
 from tapmirror.compare.summary import (
+    DISCORDANT,
     POINTS,
     SIGNATURES,
     SIGNATURES_LENGTH,
     STATUSES,
-    TURNED,
-    Bounds,
     Endpoint,
     Field,
     Sample,
     State,
+    StateBounds,
     Summary,
     fold_endpoints,
     merged,
@@ -26,7 +26,7 @@ from tapmirror.compare.summary import (
 )
 from tapmirror.exchange import Answer, Asked, Failure, Reply
 
-BOUNDS = Bounds(endpoints=5, fields=4, samples=2, all_samples=3)
+BOUNDS = StateBounds(endpoints=5, fields=4, samples=2, all_samples=3)
 ASKED = Asked(1, b"GET", b"/", b"", ended_ns=1000)
 
 
@@ -114,7 +114,7 @@ def test_which_way_statuses_differ_is_known_of_each_stretch_of_time() -> None:
         (1, 201, 201),
     ]:
         summary.observe(summary.endpoint("a"), ASKED, Answer(status), Reply(Answer(other), 0), float(now))
-    assert summary.state.turned == {
+    assert summary.state.discordant == {
         201: {0: [1, 1], 1: [1, 0]},
         409: {0: [1, 1], 1: [0, 1]},
         500: {1: [1, 0]},
@@ -122,24 +122,24 @@ def test_which_way_statuses_differ_is_known_of_each_stretch_of_time() -> None:
     }
     before = msgspec.convert({"line": {0: {"pairs": 2}}}, State)  # a state that does not know of them
     total = merged([summary.state, before, summary.state], BOUNDS)
-    assert (total.turned[201], total.turned[503]) == ({0: [2, 2], 1: [2, 0]}, {1: [0, 2]})
+    assert (total.discordant[201], total.discordant[503]) == ({0: [2, 2], 1: [2, 0]}, {1: [0, 2]})
 
 
 def test_which_way_statuses_differ_gets_coarser_with_the_time_line_and_is_of_so_many_statuses_only() -> None:
     summaries = [Summary(BOUNDS, "status") for _ in range(2)]
-    for summary, statuses in zip(summaries, (range(300, 300 + TURNED + 9), (200, 404)), strict=True):
+    for summary, statuses in zip(summaries, (range(300, 300 + DISCORDANT + 9), (200, 404)), strict=True):
         for now in range(3 * POINTS if summary is summaries[0] else POINTS):
             other = statuses[now % len(statuses)]
             summary.observe(summary.endpoint("a"), ASKED, Answer(250), Reply(Answer(other), 0), float(now))
     states = [summary.state for summary in summaries]
     assert [state.width for state in states] == [4.0, 1.0]
-    assert len(states[0].turned) == TURNED
+    assert len(states[0].discordant) == DISCORDANT
     for order in (states, states[::-1]):
         total = merged(order, BOUNDS)
-        assert len(total.turned) == TURNED
-        assert all(ways.keys() <= total.line.keys() for ways in total.turned.values())
-    assert total.turned[200] == {number: [0, 2] for number in range(POINTS // 4)}
-    assert total.turned[250][0] == [8, 0]
+        assert len(total.discordant) == DISCORDANT
+        assert all(ways.keys() <= total.line.keys() for ways in total.discordant.values())
+    assert total.discordant[200] == {number: [0, 2] for number in range(POINTS // 4)}
+    assert total.discordant[250][0] == [8, 0]
 
 
 def test_an_exchange_that_is_not_timed_counts_but_for_its_times() -> None:
@@ -216,7 +216,7 @@ def test_fields_signatures_and_samples_are_bounded() -> None:
     for n in range(2000):
         names = [f"value f{(n * 7 + k * k) % 11}" for k in range(1 + n % 4)]
         for wanted in summary.differed(endpoint, names):
-            summary.keep(endpoint, wanted, Sample(0.0, "", "", "", "", ""))
+            summary.add_sample(endpoint, wanted, Sample(0.0, "", "", "", "", ""))
             kept += 1
     assert set(endpoint.fields) == {*(f"value f{n}" for n in (0, 7, 8, 3)), OTHER}
     assert len(endpoint.signatures) <= SIGNATURES + 5
@@ -236,7 +236,7 @@ def test_what_differs_in_a_pair_beyond_the_fields_that_are_known_counts_once() -
 
 
 def test_a_signature_too_many_is_counted_by_its_least_noisy_field() -> None:
-    summary = Summary(Bounds(1, 200, 0, 0), "body")
+    summary = Summary(StateBounds(1, 200, 0, 0), "body")
     endpoint = summary.endpoint("a")
     for n in range(SIGNATURES):
         summary.differed(endpoint, ["value time", f"value f{n}"])
@@ -247,7 +247,7 @@ def test_a_signature_too_many_is_counted_by_its_least_noisy_field() -> None:
 
 def test_long_names_that_differ_in_many_sets_take_no_more_room() -> None:
     """A hostile shadow's made a state of 85 MB, of which a message holds 64."""
-    summary = Summary(Bounds(1, 64, 0, 0), "body")
+    summary = Summary(StateBounds(1, 64, 0, 0), "body")
     endpoint = summary.endpoint("a")
     names = [f"value {'x' * 190}{n}" for n in range(64)]
     for n in range(500):

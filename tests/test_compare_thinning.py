@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tapmirror.compare.thinning import LATE, TURN, Backlog, Draw, Rate, Rotation
+from tapmirror.compare.thinning import LATE, SLICE_TIME, Backlog, Draw, Rate, Rotation
 from tapmirror.packet import BUCKETS
 
 
@@ -64,28 +64,28 @@ def test_less_than_one_a_second() -> None:
         assert len(drawn(draw, second, 50)) <= 1
 
 
-def turns(rotation: Rotation, rate: int, seconds: float, start: float = 1.0) -> list[set[int]]:
+def slices(rotation: Rotation, rate: int, seconds: float, start: float = 1.0) -> list[set[int]]:
     """The buckets of each turn while so many requests come a second."""
     found = []
     now = start
     for _ in range(round(rate * seconds)):
         now += 1 / rate
-        if rotation.seen(now) and rotation.turn(now):
+        if rotation.seen(now) and rotation.next_slice(now):
             found.append({(rotation.first + i) % BUCKETS for i in range(rotation.count)})
     return found
 
 
 def test_where_there_are_few_requests_all_connections_are_compared() -> None:
     rotation = Rotation(1000)
-    assert turns(rotation, 900, 3.0) == []
+    assert slices(rotation, 900, 3.0) == []
     assert all(rotation.takes(bucket) for bucket in (0, 1, 0x8000, 0xFFFF))
 
 
 @pytest.mark.parametrize("rate", [1500, 4000, 50_000])
 def test_each_bucket_has_its_part_of_the_time(rate: int) -> None:
     rotation = Rotation(1000)
-    found = turns(rotation, rate, 20.0)[10:]
-    assert len(found) == pytest.approx(20.0 / TURN, abs=30)
+    found = slices(rotation, rate, 20.0)[10:]
+    assert len(found) == pytest.approx(20.0 / SLICE_TIME, abs=30)
     for before, after in itertools.pairwise(found):
         assert len(after) == pytest.approx(BUCKETS * 1000 / rate, rel=0.15)
         if rate > 2500:
@@ -98,15 +98,15 @@ def test_each_bucket_has_its_part_of_the_time(rate: int) -> None:
 
 def test_when_there_are_few_again_all_are_compared_after_a_while() -> None:
     rotation = Rotation(1000)
-    turns(rotation, 10_000, 2.0)
+    slices(rotation, 10_000, 2.0)
     assert rotation.count < BUCKETS
-    turns(rotation, 100, 5.0, start=3.0)
+    slices(rotation, 100, 5.0, start=3.0)
     assert rotation.count == BUCKETS
 
 
 def test_a_budget_far_below_the_rate_leaves_one_bucket() -> None:
     rotation = Rotation(0.01)
-    turns(rotation, 10_000, 1.0)
+    slices(rotation, 10_000, 1.0)
     assert rotation.count == 1
 
 

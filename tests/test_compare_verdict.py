@@ -8,23 +8,23 @@ import pytest
 
 from lab.peeking import Stream, first_verdict
 from tapmirror.compare.sketch import Sketch
-from tapmirror.compare.verdict import Counts, Limits, Outcome, Verdict, judge
+from tapmirror.compare.verdict import Counts, Outcome, Verdict, VerdictLimits, judge
 
 
 def stream(slower: float = 1.0, errors: float = 0.0, differing: float = 0.0) -> Stream:
     return Stream(random.Random(1), slower, errors, differing)
 
 
-ONLY_ERRORS = Limits(max_p99_ratio=None, max_diff_rate=None)
+ONLY_ERRORS = VerdictLimits(max_p99_ratio=None, max_diff_rate=None)
 
 
 def test_nothing_seen_is_undecided() -> None:
-    found = judge(Counts(0, 0, 0, Sketch(), Sketch(), 0, 0), Limits())
+    found = judge(Counts(0, 0, 0, Sketch(), Sketch(), 0, 0), VerdictLimits())
     assert (found.outcome, found.more) == (Outcome.UNDECIDED, None)
     assert (
         judge(
             Counts(0, 0, 0, Sketch(), Sketch(), 0, 0),
-            Limits(max_error_diff=None, max_p99_ratio=None, max_diff_rate=None),
+            VerdictLimits(max_error_diff=None, max_p99_ratio=None, max_diff_rate=None),
         ).reason
         == "no limit is given"
     )
@@ -33,13 +33,13 @@ def test_nothing_seen_is_undecided() -> None:
 @pytest.mark.parametrize(
     ("shadow", "limits", "outcome", "names"),
     [
-        (stream(slower=2.0), Limits(), Outcome.FAIL, "p99 ratio"),
-        (stream(errors=0.05), Limits(), Outcome.FAIL, "error rate difference"),
-        (stream(differing=0.05), Limits(), Outcome.FAIL, "difference rate"),
-        (stream(), Limits(max_p99_ratio=1.5, max_error_diff=0.01), Outcome.PASS, "p99 ratio"),
+        (stream(slower=2.0), VerdictLimits(), Outcome.FAIL, "p99 ratio"),
+        (stream(errors=0.05), VerdictLimits(), Outcome.FAIL, "error rate difference"),
+        (stream(differing=0.05), VerdictLimits(), Outcome.FAIL, "difference rate"),
+        (stream(), VerdictLimits(max_p99_ratio=1.5, max_error_diff=0.01), Outcome.PASS, "p99 ratio"),
     ],
 )
-def test_what_is_plain_is_soon_seen(shadow: Stream, limits: Limits, outcome: Outcome, names: str) -> None:
+def test_what_is_plain_is_soon_seen(shadow: Stream, limits: VerdictLimits, outcome: Outcome, names: str) -> None:
     found, requests = first_verdict(shadow, limits, 20_000)
     assert found is outcome
     assert requests < 10_000
@@ -64,7 +64,7 @@ def test_an_undecided_one_says_how_many_more_requests_would_tell() -> None:
 
 def test_what_differs_and_may_still_be_noise_takes_as_many_requests_again() -> None:
     counts = Counts(1000, 0, 0, Sketch(), Sketch(), 1000, 300, certain=0, possible=300)
-    verdict = judge(counts, Limits(max_error_diff=None, max_p99_ratio=None))
+    verdict = judge(counts, VerdictLimits(max_error_diff=None, max_p99_ratio=None))
     assert (verdict.outcome, verdict.more) == (Outcome.UNDECIDED, 1000)
 
 
@@ -72,7 +72,7 @@ def test_one_limit_that_is_broken_is_enough() -> None:
     """Of the p99 ratio nothing is known yet, nor soon; of answers that differ twice what may."""
 
     def at(count: int) -> Verdict:
-        return judge(Counts(count, 0, 0, Sketch(), Sketch(), count, count // 100), Limits())
+        return judge(Counts(count, 0, 0, Sketch(), Sketch(), count, count // 100), VerdictLimits())
 
     verdict = at(800)
     assert verdict.outcome is Outcome.UNDECIDED
@@ -88,13 +88,13 @@ def test_what_is_compared_or_timed_of_a_part_only_takes_so_many_more_requests() 
     seen = stream()
     seen.step(2000)
     counts = seen.counts()
-    for limits in (ONLY_ERRORS, Limits(max_error_diff=None, max_diff_rate=None)):
+    for limits in (ONLY_ERRORS, VerdictLimits(max_error_diff=None, max_diff_rate=None)):
         all_of_them = judge(counts, limits).more
         one_in_ten = judge(msgspec.structs.replace(counts, requests=20_000), limits).more
         assert all_of_them is not None
         assert one_in_ten == pytest.approx(10 * all_of_them, rel=0.1)
     timed = msgspec.structs.replace(counts, pairs=16_000)  # one of eight
-    limits = Limits(max_error_diff=None, max_diff_rate=None)
+    limits = VerdictLimits(max_error_diff=None, max_diff_rate=None)
     assert judge(timed, limits).more == pytest.approx(8 * (judge(counts, limits).more or 0), rel=0.1)
 
 
@@ -105,7 +105,7 @@ def test_a_forecast_of_times_that_do_not_come_together_is_as_near_as_it_is() -> 
         production.add(rand.lognormvariate(15, 0.2))
         shadow.add(rand.lognormvariate(15, 0.2))
     counts = Counts(5000, 0, 0, production, shadow, 0, 0, crowds=(1.0, 1.0))
-    limits = Limits(max_error_diff=None, max_diff_rate=None)
+    limits = VerdictLimits(max_error_diff=None, max_diff_rate=None)
     assert 0 < (judge(counts, limits).more or 0) < 2000
     assert judge(msgspec.structs.replace(counts, crowds=(0.0, 0.0)), limits).more == 5000
 
@@ -118,7 +118,7 @@ def test_a_forecast_is_a_least_one_where_nothing_went_wrong_yet() -> None:
     assert none.more < some.more / 2
     assert f"at least {none.more:,} more requests" in none.reason
     assert f"about {some.more:,} more requests" in some.reason
-    rate = Limits(max_error_diff=None, max_p99_ratio=None)
+    rate = VerdictLimits(max_error_diff=None, max_p99_ratio=None)
     for differing, word in ((0, "at least"), (1, "about")):
         assert word in judge(Counts(500, 0, 0, Sketch(), Sketch(), 500, differing), rate).reason
 
@@ -132,8 +132,8 @@ def test_just_at_the_limit_nothing_can_be_foreseen() -> None:
 def test_alpha_is_divided_among_the_limits() -> None:
     counts = stream(errors=0.004)
     counts.step(3000)
-    alone = judge(counts.counts(), Limits(max_p99_ratio=None, max_diff_rate=None)).checks[0]
-    together = judge(counts.counts(), Limits()).checks[0]
+    alone = judge(counts.counts(), VerdictLimits(max_p99_ratio=None, max_diff_rate=None)).checks[0]
+    together = judge(counts.counts(), VerdictLimits()).checks[0]
     assert together.low < alone.low < alone.high < together.high
 
 
@@ -146,6 +146,6 @@ def test_a_forecast_is_not_sure_before_it_is_known_what_comes_together(errors: f
     seen.step(2000)
     counts = msgspec.structs.replace(seen.counts(), only_shadow=1, differing=1)
     counts = msgspec.structs.replace(counts, error_crowd=errors, crowds=(times, times))
-    verdict = judge(counts, Limits(max_p99_ratio=1.2, max_error_diff=0.002))
+    verdict = judge(counts, VerdictLimits(max_p99_ratio=1.2, max_error_diff=0.002))
     assert verdict.outcome is Outcome.UNDECIDED
     assert f": {word} {verdict.more:,} more requests would tell" in verdict.reason

@@ -141,7 +141,7 @@ class Tap:
         self.now += 0.001
         talk = self.pipeline.conversation(self.flows[target])
         assert talk is not None
-        talk.answer(target if target < len(self.spec.shadows) else PROBE, data, int(self.now * 1e9))
+        talk.shadow_data(target if target < len(self.spec.shadows) else PROBE, data, int(self.now * 1e9))
 
     def flow_of(self, port: int) -> int:
         flow = self.pipeline.flows.get(key(port))
@@ -362,7 +362,7 @@ def test_operations_that_share_a_path_are_endpoints(level: Level) -> None:
     assert [endpoints[name]["only_shadow"] for name in sorted(endpoints)] == [0, 2]
     (sample,) = endpoints["POST /graphql User"]["fields"]["value status"]["samples"][:1]
     assert '\'{"query":"query User { user }"}\'' in sample["curl"]
-    assert tap.comparison._room.free == tap.spec.compare.held_bytes
+    assert tap.comparison._memory.free == tap.spec.compare.held_bytes
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_flows_that_are_given_up_for_a_smaller_share_are_let_go() -> None:
     assert tap.opened == [0, 0, 1, 1]
     tap.answer(port=1)
     tap.shadow()
-    tap.act(tap.pipeline.keep(0, tap.now))
+    tap.act(tap.pipeline.drop_above(0, tap.now))
     assert tap.finished == [1, 1], "the connections of second copies"
     assert tap.pipeline.conversation(1) is None or tap.pipeline.conversation(2) is None
     tap.later(tap.spec.compare.answer_time + 1)
@@ -451,14 +451,14 @@ def test_a_short_body_of_a_request_is_in_its_sample_however_it_comes(split: int)
 def test_of_a_long_body_nothing_is_kept() -> None:
     tap = Tap()
     tap.accept()
-    free = tap.comparison._room.free
+    free = tap.comparison._memory.free
     tap.ask("/a", method="POST", body="x" * 1500)
-    head = free - 1500 - tap.comparison._room.free
+    head = free - 1500 - tap.comparison._memory.free
     assert 0 < head < 100
     tap.answer()
     tap.shadow(BAD)
     tap.ask("/a", method="POST", body="x" * 5000)
-    assert 0 < free - tap.comparison._room.free < 100
+    assert 0 < free - tap.comparison._memory.free < 100
     tap.answer()
     tap.shadow(BAD)
     samples = tap.state()["endpoints"]["POST /a"]["fields"]["value status"]["samples"]
@@ -590,20 +590,20 @@ def test_what_keeps_a_connection_by_http_1_0_does_so_when_it_is_asked_for_again(
 def test_a_check_whose_connection_ends_leaves_nothing_and_counts_nowhere() -> None:
     tap = Tap(Level.BODY, probe=50.0)
     tap.accept()
-    free = tap.comparison._room.free
+    free = tap.comparison._memory.free
     for number in range(60):
         asks(tap, number, number % 20 == 18)
         tap.comparison.settle()
     assert tap.comparison.checks
     tap.put(1, ACK | FIN)
     tap.put(1, ACK | FIN | FROM_SERVER)
-    assert tap.comparison._room.free < free
+    assert tap.comparison._memory.free < free
     again(tap)
     assert tap.sent  # after the client's end
     for _ in range(2):  # one whose probe was not answered is paired, and checked, only when that has timed out
         tap.later(tap.spec.compare.answer_time + 1)
         tap.later(PROBE_DELAY + 0.1)
-    assert tap.comparison._room.free == free
+    assert tap.comparison._memory.free == free
     assert tap.comparison._conversations == {}
     assert tap.state()["unpaired"] == {}
     (endpoint,) = tap.state()["endpoints"].values()
@@ -664,7 +664,7 @@ def busy(tap: Tap, rounds: int, ports: range = range(1, 41), status: int = 200) 
                 tap.at[port, True] += len(data)
             talk = tap.pipeline.conversation(tap.flow_of(port))
             if talk is not None and talk.owes(0):
-                talk.answer(0, data, int(tap.now * 1e9))
+                talk.shadow_data(0, data, int(tap.now * 1e9))
 
 
 def test_beyond_the_budget_connections_take_turns() -> None:

@@ -88,7 +88,7 @@ class World(Tap):
             case "g":
                 self.accept(port)
             case "h":
-                self.act(self.pipeline.keep(rand.choice((0, 1 << 31, (1 << 32) - 1)), self.now))
+                self.act(self.pipeline.drop_above(rand.choice((0, 1 << 31, (1 << 32) - 1)), self.now))
             case _:
                 self.later(rand.choice((0.05, 1.1, 40.0)))
         if rand.random() < 0.5:
@@ -101,11 +101,11 @@ class World(Tap):
             return
         match self.rand.choices("abcde", (70, 10, 5, 5, 10))[0]:
             case "a":
-                talk.answer(target, self.rand.choice(ANSWERS), now)
+                talk.shadow_data(target, self.rand.choice(ANSWERS), now)
             case "b":
-                talk.answer_ended(target, now, reset=self.rand.random() < 0.5)
+                talk.shadow_ended(target, now, reset=self.rand.random() < 0.5)
             case "c":
-                talk.hung(target, now)
+                talk.timed_out(target, now)
             case "d":
                 talk.given_up(target, Unpaired.NOT_SENT)
             case _:
@@ -135,6 +135,6 @@ def test_each_request_is_counted_once(first: int) -> None:
         world.pipeline.shut()
         world.check()
         assert world.pending() == 0
-        assert world.comparison._room.free == world.spec.compare.held_bytes
+        assert world.comparison._memory.free == world.spec.compare.held_bytes
         pairs += sum(world.pairs().values())
     assert pairs > 100

@@ -124,7 +124,7 @@ class World:
                     talk = self.pipeline.conversation(command.flow)
                     if command.number and talk is not None:
                         talk.asked(0, command.number, command.flags)
-                        talk.answer(0, OK, int(self.now * 1e9))
+                        talk.shadow_data(0, OK, int(self.now * 1e9))
         self.acks.update(self.pipeline.flows.ack_requests)
         self.pipeline.flows.ack_requests.clear()
         for flow, wanted in self.pipeline.answer_requests:

@@ -49,18 +49,18 @@ class Dialogue:
         self.table = FlowTable(limits, 0, self.ledger)
         self.now = 100.0
         self.out: dict[int, bytes] = {}
-        self.turns: list[bool] = []
+        self.after_reply: list[bool] = []
         self.given = [0, 0]
 
     def take(self, events: Sequence[Event]) -> None:
-        for flow, chunk, turn in events:
+        for flow, chunk, after_reply in events:
             if isinstance(chunk, Gap):
                 text = b"<%d>" % chunk.length
             elif isinstance(chunk, End):
                 text = b"!" if chunk.reset else b"."
             else:
                 text = bytes(chunk)  # type: ignore[arg-type]
-                self.turns.append(turn)
+                self.after_reply.append(after_reply)
             self.out[flow.id] = self.out.get(flow.id, b"") + text
 
     def put(self, flags: int, at: int, data: bytes = b"", ack: int = 0, port: int = 40000, base: int = 1000) -> None:
@@ -101,7 +101,7 @@ def test_a_whole_connection() -> None:
     d.put(FIN | ACK, 6)
     d.server(7, FIN | ACK)
     assert d.text == b"abcdef."
-    assert d.turns == [False, True]
+    assert d.after_reply == [False, True]
     assert len(d.table) == 0
     assert d.unsettled() == 0
 
@@ -112,7 +112,7 @@ def test_second_segment_of_one_turn_is_no_turn() -> None:
     d.put(ACK, 0, b"abc", ack=4)
     d.put(ACK, 3, b"def", ack=4)
     d.put(ACK, 6, b"ghi", ack=9)
-    assert d.turns == [True, False, True]
+    assert d.after_reply == [True, False, True]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -131,7 +131,7 @@ def test_what_follows_a_gap_is_no_turn(late: bool) -> None:
         d.server(6)
     d.put(ACK, 9, b"jkl", ack=12)
     assert d.text.startswith(b"abc<3>ghijkl")
-    assert d.turns[:3] == [True, False, True]
+    assert d.after_reply[:3] == [True, False, True]
 
 
 def test_hole_asks_for_acknowledgements_and_becomes_a_gap_by_them() -> None:
@@ -316,10 +316,10 @@ def test_fins_out_of_order_are_bounded_and_cost_what_they_cost() -> None:
     for n in range(5_000):
         d.put(FIN | ACK, 1_000 + 3 * n)
     (flow,) = d.table
-    assert len(flow.rx._queue) == flow.rx._count == d.table._pool.entries == 100
+    assert len(flow.rx._queue) == flow.rx._count == d.table._memory.entries == 100
     assert d.table.held() == (0, 0)
     d.put(RST, 0)
-    assert d.table._pool.entries == 0
+    assert d.table._memory.entries == 0
 
 
 def test_an_evicted_flow_is_told_of() -> None:
@@ -566,8 +566,8 @@ def test_a_connection_of_multipath_tcp_stays_left_out_while_the_share_is_lower()
     d = Dialogue()
     d.put(MULTIPATH, 0)
     d.accept(port=40001)
-    assert [flow.key for flow in d.table.keep(0, d.now)] == [key(40001)]
-    assert d.table.keep(1 << 32, d.now) == []
+    assert [flow.key for flow in d.table.drop_above(0, d.now)] == [key(40001)]
+    assert d.table.drop_above(1 << 32, d.now) == []
     for port in (40000, 40001):
         d.put(PSH | ACK, 0, b"abc", port=port)
         d.server(3, port=port)

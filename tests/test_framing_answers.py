@@ -8,15 +8,15 @@ import pytest
 
 from tapmirror.events import CONNECT, NO_BODY, TUNNEL
 from tapmirror.exchange import Answer, Unpaired
-from tapmirror.framing.answers import DIGEST_BYTES, NOTHING, AnswerReader, Bounds, Room, held
+from tapmirror.framing.answers import DIGEST_BYTES, NOTHING, AnswerReader, ReaderBounds, ResponseMemory, memory_of
 
-BOUNDS = Bounds(head_bytes=1000, hash_bytes=10_000, awaited=8)
+BOUNDS = ReaderBounds(head_bytes=1000, hash_bytes=10_000, awaited=8)
 
 
-def make(*flags: int, keep: int = 100, room: int = 1 << 20) -> AnswerReader:
-    reader = AnswerReader(BOUNDS, Room(room))
+def make(*flags: int, body_limit: int = 100, memory: int = 1 << 20) -> AnswerReader:
+    reader = AnswerReader(BOUNDS, ResponseMemory(memory))
     for n, each in enumerate(flags):
-        reader.expect(each, keep, n)
+        reader.expect(each, body_limit, n)
     return reader
 
 
@@ -100,7 +100,7 @@ def test_a_long_body_is_kept_in_part_and_hashed_whole(size: int) -> None:
 
 
 def test_a_body_longer_than_is_hashed_has_no_digest_and_may_be_skipped() -> None:
-    reader = make(0, keep=0)
+    reader = make(0, body_limit=0)
     reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n", 1)
     assert not reader.skippable()
     reader.feed(bytes(10_001), 1)
@@ -110,7 +110,7 @@ def test_a_body_longer_than_is_hashed_has_no_digest_and_may_be_skipped() -> None
 
 
 def test_a_body_that_does_not_matter_is_skipped() -> None:
-    reader = make(0, keep=NOTHING)
+    reader = make(0, body_limit=NOTHING)
     reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nab", 1)
     assert reader.skippable() == 8
     ((_, answer),) = reader.gap(8, 2)
@@ -118,7 +118,7 @@ def test_a_body_that_does_not_matter_is_skipped() -> None:
 
 
 def test_an_answer_like_the_last_one_is_known() -> None:
-    reader = make(0, 0, 0, NO_BODY, keep=NOTHING)
+    reader = make(0, 0, 0, NO_BODY, body_limit=NOTHING)
     one, other = plain(b"one"), plain(b"one", 404)
     for data, status in ((one, 200), (one, 200), (other, 404)):
         ((_, answer),) = reader.feed(memoryview(data), 1)
@@ -127,10 +127,10 @@ def test_an_answer_like_the_last_one_is_known() -> None:
     assert (answer.status, answer.length) == (404, 0)
 
 
-@pytest.mark.parametrize("keep", [NOTHING, 100])
+@pytest.mark.parametrize("body_limit", [NOTHING, 100])
 @pytest.mark.parametrize("cut", [0, 1, 40])
-def test_several_answers_in_one_piece(keep: int, cut: int) -> None:
-    reader = make(0, 0, NO_BODY, 0, 0, keep=keep)
+def test_several_answers_in_one_piece(body_limit: int, cut: int) -> None:
+    reader = make(0, 0, NO_BODY, 0, 0, body_limit=body_limit)
     whole = (
         plain(b"one")
         + plain(b"two")
@@ -145,27 +145,27 @@ def test_several_answers_in_one_piece(keep: int, cut: int) -> None:
 
 def test_all_readers_share_the_room_for_bodies() -> None:
     head = len(plain(b"12345678")) - 8
-    room = Room(2 * head + 10)
-    one, other = AnswerReader(BOUNDS, room), AnswerReader(BOUNDS, room)
+    memory = ResponseMemory(2 * head + 10)
+    one, other = AnswerReader(BOUNDS, memory), AnswerReader(BOUNDS, memory)
     one.expect(0, 100, 1)
     other.expect(0, 100, 2)
     ((_, first),) = one.feed(plain(b"12345678"), 1)
     ((_, second),) = other.feed(plain(b"12345678"), 1)
-    assert (first.body, second.body, room.free) == (b"12345678", b"12", 0)
+    assert (first.body, second.body, memory.free) == (b"12345678", b"12", 0)
     assert second.digest
     one.expect(0, 100, 3)
-    room.free += head + 8
+    memory.free += head + 8
     one.feed(plain(b"12345678")[:-1], 1)
-    assert room.free == 1
+    assert memory.free == 1
     assert one.give_up() == [3]
-    assert room.free == head + 8
+    assert memory.free == head + 8
 
 
 @pytest.mark.parametrize("chunk", [b"1\r\na\r\n", b"3\r\nabc\r\n"])
 def test_what_is_kept_takes_no_more_memory_than_the_room_counts(chunk: bytes) -> None:
     """In chunks of a byte too: whether to send these is the shadow's choice."""
-    reader = make(0, keep=1 << 20)
-    room = reader._room.free
+    reader = make(0, body_limit=1 << 20)
+    memory = reader._memory.free
     reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
     data = chunk * 200
     tracemalloc.start()
@@ -175,7 +175,7 @@ def test_what_is_kept_takes_no_more_memory_than_the_room_counts(chunk: bytes) ->
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert taken < 1.5 * (room - reader._room.free)
+    assert taken < 1.5 * (memory - reader._memory.free)
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "cut"])
@@ -184,18 +184,18 @@ def test_a_head_without_room_is_not_kept(whole: bool, how: str) -> None:
     """A shadow may stop amid long heads, on every connection."""
     length = "Content-Length: 0" if how == "plain" else "Transfer-Encoding: chunked"
     head = f"HTTP/1.1 200 OK\r\nX: {'x' * 300}\r\n{length}\r\n\r\n".encode()
-    room = Room(500)
-    readers = [AnswerReader(BOUNDS, room) for _ in range(3)]
+    memory = ResponseMemory(500)
+    readers = [AnswerReader(BOUNDS, memory) for _ in range(3)]
     for n, reader in enumerate(readers):
         reader.expect(0, 100, n)
         reader.feed(head if whole else head[:-2], 1)
         if reader.broken is not None:
             assert reader.give_up() == ([n] if n else [])
     assert [reader.broken for reader in readers] == [None, Unpaired.LIMIT, Unpaired.LIMIT]
-    assert 0 < room.free < 500 - 300
+    assert 0 < memory.free < 500 - 300
     readers[0].give_up()
     if how == "other" or not whole:
-        assert room.free == 500
+        assert memory.free == 500
 
 
 def test_a_hole_in_a_body_is_that_bodys_loss_only() -> None:
@@ -219,13 +219,13 @@ def test_a_hole_in_a_chunk_is_that_bodys_loss_only() -> None:
 @pytest.mark.parametrize("seen", [b"5\r\nab", b"5", b"5\r\nhello", b"5\r\nhello\r\n0\r\n", b"5\r\nhello\r\n0\r\nA: "])
 def test_after_a_hole_beyond_a_chunk_the_answer_goes_on_until_somebody_says(seen: bytes) -> None:
     reader = make(0)
-    room = reader._room.free
+    memory = reader._memory.free
     assert not reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + seen, 1)
-    assert not reader.gap(500, 7) and reader.adrift
-    assert not reader.feed(b"HTTP", 8) and not reader.gap(20, 9) and reader.adrift
-    ((token, answer),) = reader.land()
+    assert not reader.gap(500, 7) and reader.end_unknown
+    assert not reader.feed(b"HTTP", 8) and not reader.gap(20, 9) and reader.end_unknown
+    ((token, answer),) = reader.finish_implied()
     assert (token, answer.status, answer.whole, answer.first_ns, answer.last_ns) == (0, 200, False, 1, 8)
-    assert reader._room.free == room - held(answer)
+    assert reader._memory.free == memory - memory_of(answer)
     reader.expect(0, 10, "next")
     assert [token for token, _ in reader.feed(plain(b"x"), 4)] == ["next"]
 
@@ -236,7 +236,7 @@ def test_amid_such_an_answer_another_one_begins(reason: Unpaired) -> None:
     reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
     reader.gap(500, 2, reason)
     assert not reader.feed(plain(b"x"), 3)
-    assert reader.broken is reason and not reader.adrift
+    assert reader.broken is reason and not reader.end_unknown
 
 
 @pytest.mark.parametrize(("reset", "count"), [(False, 1), (True, 0)])

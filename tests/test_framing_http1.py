@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
 from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, DropReason, Lost, Message, Part
-from tapmirror.framing import Pool, RequestFramer
+from tapmirror.framing import HeadMemory, RequestFramer
 
 LIMIT = 8192
 Reason = DropReason
@@ -25,11 +25,15 @@ class Heard:
     """A framer and all that came of it.  Every call is checked against what was fed."""
 
     def __init__(
-        self, head_bytes: int = LIMIT, host: bytes | None = None, midstream: bool = False, pool: Pool | None = None
+        self,
+        head_bytes: int = LIMIT,
+        host: bytes | None = None,
+        midstream: bool = False,
+        memory: HeadMemory | None = None,
     ) -> None:
-        self.own = pool is None
-        self.pool = pool or Pool(head_bytes)
-        self.framer = RequestFramer(head_bytes, host, midstream, self.pool)
+        self.own = memory is None
+        self.memory = memory or HeadMemory(head_bytes)
+        self.framer = RequestFramer(head_bytes, host, midstream, self.memory)
         self.head_bytes = head_bytes
         self.requests: list[bytes] = []
         self.flags: list[int] = []
@@ -40,10 +44,10 @@ class Heard:
         self.fed = self.accounted = 0
         self.parts = 0
 
-    def feed(self, data: bytes, turn: bool = False) -> Heard:
+    def feed(self, data: bytes, after_reply: bool = False) -> Heard:
         self.fed += len(data)
         view = memoryview(bytearray(data))
-        self._take(self.framer.feed(view, turn))
+        self._take(self.framer.feed(view, after_reply))
         return self
 
     def gap(self, length: int) -> Heard:
@@ -87,7 +91,7 @@ class Heard:
         assert 0 <= held <= self.head_bytes
         assert self.accounted + held == self.fed
         if self.own:
-            assert self.pool.bytes == len(self.framer._buffer)
+            assert self.memory.bytes == len(self.framer._buffer)
 
     def outcome(self) -> tuple[object, ...]:
         return self.requests, self.flags, self.tunnel, +self.lost, self.breaks
@@ -119,7 +123,7 @@ def heard(pieces: Iterable[bytes], **options: object) -> Heard:
     """All pieces of a stream, of which only the first may begin a request by outside evidence."""
     got = Heard(**options)  # type: ignore[arg-type]
     for i, piece in enumerate(pieces):
-        got.feed(piece, turn=i == 0)
+        got.feed(piece, after_reply=i == 0)
     return got
 
 
@@ -144,7 +148,7 @@ def test_taken_with_trailing_bytes(requests: tuple[bytes, ...], cut: Cut) -> Non
 
 def test_ordinary_request_is_passed_on_as_it_came() -> None:
     view = memoryview(GET)
-    (part,) = RequestFramer(LIMIT, None, False, Pool(LIMIT)).feed(view, True)
+    (part,) = RequestFramer(LIMIT, None, False, HeadMemory(LIMIT)).feed(view, True)
     assert part.data is view  # type: ignore[union-attr]
     assert (part.size, part.flags) == (len(GET), START | END)  # type: ignore[union-attr]
 
@@ -236,7 +240,7 @@ def test_broken_in_the_body(stream: bytes, cut: Cut) -> None:
 
 @pytest.mark.parametrize("stream", [*REFUSED.values(), *BROKEN.values()], ids=[*REFUSED, *BROKEN])
 def test_goes_on_at_the_next_turn(stream: bytes) -> None:
-    got = heard([GET, stream]).feed(GET).feed(GET, turn=True).feed(GET)
+    got = heard([GET, stream]).feed(GET).feed(GET, after_reply=True).feed(GET)
     assert got.requests == [GET, GET, GET]
 
 
@@ -271,7 +275,7 @@ def test_nothing_is_read_after_a_closing_request(last: bytes, cut: Cut) -> None:
 def test_head_over_the_limit(stream: bytes, cut: Cut) -> None:
     got = heard(cut(stream), head_bytes=256)
     assert got.lost == {Reason.OVERSIZE: len(stream)}
-    assert got.feed(GET, turn=True).requests == [GET]
+    assert got.feed(GET, after_reply=True).requests == [GET]
 
 
 @cut
@@ -295,15 +299,15 @@ REST = b"\r\n0\r\n\r\n"
 
 def play(script: list[bytes | int | str]) -> Heard:
     """Bytes are fed, numbers are gaps, '|' says that the next bytes come after an answer."""
-    got, turn = Heard(), True
+    got, after_reply = Heard(), True
     for step in script:
         if step == "|":
-            turn = True
+            after_reply = True
         elif isinstance(step, int):
             got.gap(step)
         else:
-            got.feed(step, turn)  # type: ignore[arg-type]
-            turn = False
+            got.feed(step, after_reply)  # type: ignore[arg-type]
+            after_reply = False
     return got
 
 
@@ -364,7 +368,7 @@ def test_midstream_begins_at_the_first_certain_boundary(before: bytes) -> None:
     got = Heard(midstream=True)
     got.feed(before)
     assert got.requests == [] and got.lost == ({Reason.MIDSTREAM: len(before)} if before else {})
-    got.feed(GET[:20], turn=True).feed(GET[20:] + GET).feed(GET)
+    got.feed(GET[:20], after_reply=True).feed(GET[20:] + GET).feed(GET)
     assert got.requests == [GET, GET, GET] and got.lost.total() == len(before)
 
 
@@ -381,7 +385,7 @@ def test_midstream_begins_at_the_first_certain_boundary(before: bytes) -> None:
     ],
 )
 def test_midstream_takes_nothing_else_for_a_boundary(first: bytes) -> None:
-    got = Heard(midstream=True).feed(first, turn=True).feed(GET).feed(GET, turn=True)
+    got = Heard(midstream=True).feed(first, after_reply=True).feed(GET).feed(GET, after_reply=True)
     assert got.requests == [GET]
     assert got.lost == {Reason.MIDSTREAM: len(first) + len(GET)}
 
@@ -540,18 +544,18 @@ steps = st.one_of(
 def test_everything_is_accounted_for_whatever_comes(
     script: list[bytes | int | str], midstream: bool, limit: int, host: bytes | None
 ) -> None:
-    got, turn = Heard(limit, host, midstream), True
+    got, after_reply = Heard(limit, host, midstream), True
     for step in script:
         if isinstance(step, int):
             got.gap(step)
         elif isinstance(step, str):
-            turn = True
+            after_reply = True
         elif step:
-            got.feed(step, turn)
-            turn = False
+            got.feed(step, after_reply)
+            after_reply = False
     got.end()
     assert got.accounted == got.fed
-    got.feed(GET, turn=True).gap(3)
+    got.feed(GET, after_reply=True).gap(3)
     assert got.accounted == got.fed
 
 
@@ -568,7 +572,7 @@ def test_bytes_of_the_two_sides_of_a_gap_never_meet() -> None:
 
 def test_a_head_may_come_in_as_many_pieces_as_it_has_bytes() -> None:
     size = 1 << 16
-    got = RequestFramer(size, None, False, Pool(size))
+    got = RequestFramer(size, None, False, HeadMemory(size))
     for byte in (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * size)[: size - 1]:
         assert not got.feed(bytes([byte]), False)
     assert got.held == size - 1
@@ -581,22 +585,22 @@ BEGUN = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
 
 
 def test_heads_that_find_no_room_are_lost_and_the_next_request_is_taken() -> None:
-    pool = Pool(3 * len(BEGUN))
-    framers = [Heard(pool=pool).feed(BEGUN) for _ in range(3)]
-    refused = Heard(pool=pool).feed(BEGUN)
+    memory = HeadMemory(3 * len(BEGUN))
+    framers = [Heard(memory=memory).feed(BEGUN) for _ in range(3)]
+    refused = Heard(memory=memory).feed(BEGUN)
     assert refused.lost == {Reason.MEMORY_LIMIT: len(BEGUN)}
     assert refused.feed(b"\r\n\r\n").feed(GET, True).requests == [GET]  # one that lies whole in a segment needs none
     framers[0].feed(b"\r\n\r\n")
     assert framers[0].requests == [BEGUN + b"\r\n\r\n"]
-    assert Heard(pool=pool).feed(BEGUN).lost == {}, "what became whole makes room"
+    assert Heard(memory=memory).feed(BEGUN).lost == {}, "what became whole makes room"
     framers[1].end()
     framers[2].gap(10)
-    assert pool.bytes == len(BEGUN)
+    assert memory.bytes == len(BEGUN)
 
 
 def test_a_request_under_way_that_finds_no_room_is_broken() -> None:
     """Lines of chunk framing are held too."""
-    heard = Heard(pool=Pool(2)).feed(chunked() + b"5\r\nhello\r\n5;a")
+    heard = Heard(memory=HeadMemory(2)).feed(chunked() + b"5\r\nhello\r\n5;a")
     assert heard.breaks == [Reason.MEMORY_LIMIT]
     assert heard.lost == {Reason.MEMORY_LIMIT: 3}
 
@@ -604,7 +608,7 @@ def test_a_request_under_way_that_finds_no_room_is_broken() -> None:
 @pytest.mark.parametrize("step", [1, 3, 7, 1000])
 def test_trailers_can_be_swallowed(step: int) -> None:
     whole = chunked(b"5\r\nhello\r\n", b"0\r\nX-Sum: 1\r\nAuthorization: s\r\n\r\n") + GET
-    framer = RequestFramer(1_000, None, False, Pool(1_000), trailers=False)
+    framer = RequestFramer(1_000, None, False, HeadMemory(1_000), trailers=False)
     parts: list[Part] = []
     for at in range(0, len(whole), step):
         piece = whole[at : at + step]
@@ -617,7 +621,7 @@ def test_trailers_can_be_swallowed(step: int) -> None:
 
 
 def test_swallowed_trailers_are_accounted_for_when_the_stream_breaks() -> None:
-    framer = RequestFramer(1_000, None, False, Pool(1_000), trailers=False)
+    framer = RequestFramer(1_000, None, False, HeadMemory(1_000), trailers=False)
     told = sum(message.size for message in framer.feed(chunked(b"0\r\nX: 1\r\nY"), True))
     assert framer.held == 7
     assert [message.size for message in framer.end()] == [7]

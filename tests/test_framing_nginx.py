@@ -14,7 +14,7 @@ import pytest
 
 from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
 from tapmirror.events import END, Part
-from tapmirror.framing import Pool, RequestFramer
+from tapmirror.framing import HeadMemory, RequestFramer
 
 CONFIG = """
 daemon off;
@@ -85,7 +85,7 @@ def read_by_nginx(port: int, stream: bytes) -> int:
 
 
 def mirrored(stream: bytes) -> int:
-    framer = RequestFramer(1 << 16, None, False, Pool(1 << 16))
+    framer = RequestFramer(1 << 16, None, False, HeadMemory(1 << 16))
     messages = [*framer.feed(stream, True), *framer.end()]
     return sum(isinstance(m, Part) and bool(m.flags & END) for m in messages)
 

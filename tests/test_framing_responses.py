@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapmirror.events import CONNECT, END, KEEPING, NO_BODY, START, TUNNEL
-from tapmirror.framing import Pool, ResponseFramer
+from tapmirror.framing import HeadMemory, ResponseFramer
 from tapmirror.framing.response import ENDLESS, LINE_BYTES
 
 LIMIT = 4096
@@ -93,7 +93,7 @@ ways = pytest.mark.parametrize("way", [whole, by_byte, randomly, skipping])
     ],
 )
 def test_counted(way: Way, asked: list[int], data: bytes, statuses: list[int]) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     for flags in asked:
         framer.expect(flags)
     assert way(framer, data) == statuses
@@ -106,7 +106,7 @@ def test_counted(way: Way, asked: list[int], data: bytes, statuses: list[int]) -
 @ways
 def test_equal_heads_are_answers_to_what_was_asked(way: Way) -> None:
     """What is remembered of the last head must not outlive its conditions."""
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     for _ in range(3):
         framer.expect(GET)
         assert way(framer, OK) == [200]
@@ -139,7 +139,7 @@ def test_equal_heads_are_answers_to_what_was_asked(way: Way) -> None:
     ],
 )
 def test_under_way(data: bytes, outstanding: int, skippable: int) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     framer.feed(data)
     assert (framer.outstanding, framer.skippable()) == (outstanding, skippable)
@@ -159,7 +159,7 @@ def test_under_way(data: bytes, outstanding: int, skippable: int) -> None:
     ],
 )
 def test_closing(way: Way, data: bytes, closing: bool) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     assert way(framer, data) == [200]
     assert framer.closing is closing
@@ -182,7 +182,7 @@ def test_who_asks_by_http_1_0_keeps_the_connection_only_if_the_answer_says_so(
     way: Way, asked: int, data: bytes, closing: bool
 ) -> None:
     """Whatever version the answer has (RFC 9112, 9.3); another request before it, and its head, change nothing."""
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     assert way(framer, answer(200, b"Content-Length: 0")) == [200]
     framer.expect(asked | KEEPING)
@@ -192,7 +192,7 @@ def test_who_asks_by_http_1_0_keeps_the_connection_only_if_the_answer_says_so(
 
 
 def test_eof_in_the_middle() -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     for _ in range(3):
         framer.expect(GET)
     framer.feed(OK + OK[:-1])
@@ -212,7 +212,7 @@ def test_eof_in_the_middle() -> None:
     ],
 )
 def test_tunnel(way: Way, asked: int, data: bytes, status: int, tunnel: bool) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(asked)
     before = framer.tunnel
     assert before is None
@@ -250,7 +250,7 @@ def test_tunnel(way: Way, asked: int, data: bytes, status: int, tunnel: bool) ->
     ],
 )
 def test_failed(way: Way, data: bytes) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     way(framer, data)
     assert framer.failed
@@ -260,7 +260,7 @@ def test_failed(way: Way, data: bytes) -> None:
 
 
 def test_unasked_is_failed() -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     assert not framer.feed(OK)
     assert framer.failed
 
@@ -268,7 +268,7 @@ def test_unasked_is_failed() -> None:
 @ways
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 def test_a_timeout_of_an_idle_connection_is_no_garbage(way: Way, version: bytes) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     assert way(framer, OK) == [200]
     assert way(framer, answer(408, b"Content-Length: 0", b"Connection: close", version=version)) == []
@@ -279,7 +279,7 @@ def test_a_timeout_of_an_idle_connection_is_no_garbage(way: Way, version: bytes)
 
 @ways
 def test_a_timeout_where_something_was_asked_is_its_answer(way: Way) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     assert way(framer, sized(408, b"")) == [408]
     assert not framer.idled
@@ -288,7 +288,7 @@ def test_a_timeout_where_something_was_asked_is_its_answer(way: Way) -> None:
 @ways
 @pytest.mark.parametrize("data", [sized(409), b"HTTP/1.1 407 x", b"HTTP/1.2 408 x", b"HTTQ"])
 def test_whatever_else_is_unasked_is_garbage(way: Way, data: bytes) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     assert way(framer, data) == []
     assert framer.failed
     assert not framer.idled
@@ -310,7 +310,7 @@ responses = st.one_of(
 def test_the_outcome_does_not_depend_on_the_slices(asked: list[int], data: bytes) -> None:
     outcomes = []
     for way in (whole, by_byte, randomly, skipping):
-        framer = ResponseFramer(64, Pool(64))
+        framer = ResponseFramer(64, HeadMemory(64))
         for flags in asked:
             framer.expect(flags)
         statuses = way(framer, data)
@@ -321,21 +321,21 @@ def test_the_outcome_does_not_depend_on_the_slices(asked: list[int], data: bytes
 
 def test_answers_that_find_no_room_are_garbage() -> None:
     """However many connections hold the beginning of a head, together they hold no more than the pool."""
-    pool = Pool(1000)
-    framers = [ResponseFramer(LIMIT, pool) for _ in range(50)]
+    memory = HeadMemory(1000)
+    framers = [ResponseFramer(LIMIT, memory) for _ in range(50)]
     for framer in framers:
         framer.expect(0)
         framer.feed(b"HTTP/1.1 200 OK\r\nX: " + bytes(80))
-        assert pool.bytes == sum(len(each._buffer) for each in framers) <= 1000
+        assert memory.bytes == sum(len(each._buffer) for each in framers) <= 1000
     assert sum(framer.failed for framer in framers) == 50 - 1000 // 100
     for framer in framers:
         framer.eof()
-    assert pool.bytes == 0
+    assert memory.bytes == 0
 
 
 def test_a_connection_knows_what_another_was_answered() -> None:
     """And is not misled by it where its own answer is another."""
-    first = ResponseFramer(LIMIT, Pool(LIMIT))
+    first = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
     first.expect(0)
     assert first.feed(answer) == [200]
@@ -344,11 +344,11 @@ def test_a_connection_knows_what_another_was_answered() -> None:
         (answer.replace(b"200", b"404"), [404]),
         (answer.replace(b"2\r", b"3\r") + b"!", [200]),
     ):
-        second = ResponseFramer(LIMIT, Pool(LIMIT), first)
+        second = ResponseFramer(LIMIT, HeadMemory(LIMIT), first)
         second.expect(0)
         assert list(second.feed(mine)) == statuses
         assert (second.outstanding, second.failed) == (0, False)
-    second = ResponseFramer(LIMIT, Pool(LIMIT), first)
+    second = ResponseFramer(LIMIT, HeadMemory(LIMIT), first)
     second.expect(NO_BODY)
     assert list(second.feed(answer[:-2])) == [200]
     assert (second.outstanding, second.skippable()) == (0, 0)
@@ -356,7 +356,7 @@ def test_a_connection_knows_what_another_was_answered() -> None:
 
 @pytest.mark.parametrize("way", [whole, by_byte, randomly])
 def test_of_many_alike_each_is_the_answer_to_one_request(way: Way) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     for flags in (GET, GET, GET, HEAD, GET, GET, GET):
         framer.expect(flags)
     data = OK * 3 + answer(200, b"Server: x", b"Content-Length: 5", b"Connection: keep-alive") + OK + sized(404)
@@ -367,7 +367,7 @@ def test_of_many_alike_each_is_the_answer_to_one_request(way: Way) -> None:
 
 
 def test_what_is_owed_is_known_between_responses() -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     assert framer.owed() == ()
     for flags in (GET, HEAD, GET):
         framer.expect(flags)
@@ -388,20 +388,20 @@ BEGUN = [b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"HTTP/1.1 200 OK\r\nContent-L
 
 @pytest.mark.parametrize("begun", BEGUN)
 def test_an_answer_that_began_to_a_request_of_which_nothing_went_is_nobodys(begun: bytes) -> None:
-    pool = Pool(LIMIT)
-    framer = ResponseFramer(LIMIT, pool)
+    memory = HeadMemory(LIMIT)
+    framer = ResponseFramer(LIMIT, memory)
     framer.expect(GET)
     framer.feed(begun)
     framer.withdraw()
     assert framer.failed
     assert framer.feed(b"the rest") == []
     assert framer.eof() == 0
-    assert pool.resize(0, LIMIT)  # all of it is free
+    assert memory.resize(0, LIMIT)  # all of it is free
 
 
 @pytest.mark.parametrize("begun", BEGUN)
 def test_an_answer_that_began_to_the_request_before_stays_its(begun: bytes) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     framer.expect(GET)
     framer.expect(GET)
     framer.feed(begun)
@@ -427,7 +427,7 @@ def test_an_answer_that_began_to_the_request_before_stays_its(begun: bytes) -> N
     ],
 )
 def test_who_gave_notice_and_says_no_more_has_stopped(came: bytes, stopped: bool) -> None:
-    framer = ResponseFramer(LIMIT, Pool(LIMIT))
+    framer = ResponseFramer(LIMIT, HeadMemory(LIMIT))
     for _ in range(5):
         framer.expect(GET)
     framer.feed(came)

@@ -34,7 +34,7 @@ from tapmirror.spec.settings import AllTaps
 
 Plant = Callable[[float, float], Measure]
 """(share, seconds since the start) to what is measured then."""
-OK = Health(answers=100, heard=100, sent_bytes=10_000)
+OK = Health(answers=100, answered=100, sent_bytes=10_000)
 
 
 def run(plant: Plant, seconds: int, budget: Budget | None = None, governor: Governor | None = None) -> list[Decision]:
@@ -69,7 +69,7 @@ healths = st.builds(
     silent=st.integers(0, 10),
     alike=st.integers(0, 1000),
     broke_off=st.integers(0, 10),
-    heard=st.integers(0, 1000),
+    answered=st.integers(0, 1000),
     sent_bytes=st.integers(0, 1000),
     times=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 1000)),
 )
@@ -547,7 +547,7 @@ def test_who_breaks_off_all_connections_is_down_though_bytes_are_sent() -> None:
     decisions = run(plant, long)
     assert shares(decisions) == [1.0] * (long - 4) + [0.0] * 4
     assert decisions[-1].reason == f"{SILENT}5 s"
-    answered = Health(answers=1, heard=1, connects=1, connected=1, sent_bytes=100)
+    answered = Health(answers=1, answered=1, connects=1, connected=1, sent_bytes=100)
     assert (
         min(shares(run(lambda share, now: Measure(shadows={"v2": answered}) if now == 9 else plant(share, now), long)))
         == 1
@@ -557,10 +557,10 @@ def test_who_breaks_off_all_connections_is_down_though_bytes_are_sent() -> None:
 def test_whose_clients_are_mostly_closed_without_an_answer_is_not_kept_out() -> None:
     """As nginx does with 444."""
     silent = Health(answers=1, errors=1, connects=1, connected=1, connect_failures=1, silent=1, sent_bytes=100)
-    heard = Health(answers=1, heard=1, connects=1, connected=1, sent_bytes=100)
+    answered = Health(answers=1, answered=1, connects=1, connected=1, sent_bytes=100)
 
     def plant(_share: float, now: float) -> Measure:
-        return Measure(shadows={"v2": heard if now % 10 == 0 else silent})
+        return Measure(shadows={"v2": answered if now % 10 == 0 else silent})
 
     assert min(shares(run(plant, 100, Budget(errors=1.0)))) == 1.0
 
@@ -572,7 +572,7 @@ def test_what_production_leaves_unanswered_too_is_not_the_shadows_error() -> Non
         def told(_share: float, now: float) -> Measure:
             alike = 80 if now > late else 0
             return Measure(
-                shadows={"v2": Health(answers=100, errors=80 + errors, alike=alike, heard=20 - errors, sent_bytes=9)}
+                shadows={"v2": Health(answers=100, errors=80 + errors, alike=alike, answered=20 - errors, sent_bytes=9)}
             )
 
         return told
@@ -601,7 +601,7 @@ def test_who_breaks_connections_off_is_not_said_to_answer(good: int, bad: int, b
         errors=20 + bad + alike,
         alike=alike,
         broke_off=broke_off,
-        heard=good + bad,
+        answered=good + bad,
         sent_bytes=9,
     )
     decisions = run(lambda _share, _now: Measure(shadows={"v2": health}), 1)
@@ -751,7 +751,7 @@ def test_measures_of_two_snapshots() -> None:
                 connect_failures=3,
                 silent=1,
                 connected=1,
-                heard=15,
+                answered=15,
                 sent_bytes=4000,
                 times={"1": 2, "inf": 1},
             ),
@@ -764,7 +764,7 @@ def test_measures_of_two_snapshots() -> None:
                 connect_failures=3,
                 silent=1,
                 connected=1,
-                heard=25,
+                answered=25,
                 sent_bytes=5000,
                 times={"0.01": 3, "1": 4, "inf": 1},
             ),

@@ -351,12 +351,12 @@ def test_a_flow_that_falls_out_of_the_share(before: bytes, given_up: int) -> Non
     tap.put(ACK, 0, before, ack=1)
     tap.put(ACK, len(before) + 3, b"behind a hole", ack=1)
     tap.said.clear()
-    assert list(tap.pipeline.keep(0, 2.0)) == [Abort(1, DropReason.SHARE, True)]
+    assert list(tap.pipeline.drop_above(0, 2.0)) == [Abort(1, DropReason.SHARE, True)]
     assert len(tap.pipeline.flows) == 0 and tap.pipeline.held() == (0, 0)
     assert tap.ledger.bytes.dropped[DropReason.SHARE] == given_up + len(b"behind a hole")
     tap.put(ACK, len(before), b"xyz", ack=1)
     assert tap.said == [] and tap.ledger.bytes.dropped[DropReason.SHARE] == given_up + 13 + 3
-    assert tap.pipeline.keep(1 << 32, 3.0) == []
+    assert tap.pipeline.drop_above(1 << 32, 3.0) == []
     start = len(before) + 16
     tap.put(ACK, start, GET, ack=2)
     tap.put(FROM_SERVER | ACK, 0, ack=1000 + start + len(GET))
@@ -371,7 +371,7 @@ def test_flows_within_the_share_are_not_touched() -> None:
         tap.put(ACCEPTED, 0, key=key)
         tap.put(ACK, 0, GET, ack=1, key=key)
     inside = {key for key in keys if flow_hash(key, 0) < 1 << 31}
-    assert len(tap.pipeline.keep(1 << 31, 2.0)) == len(keys) - len(inside) > 50
+    assert len(tap.pipeline.drop_above(1 << 31, 2.0)) == len(keys) - len(inside) > 50
     assert {flow.key for flow in tap.pipeline.flows} == inside
     tap.said.clear()
     for key in keys:
@@ -460,7 +460,7 @@ def test_what_is_left_to_do_is_given_up_at_the_end(reason: DropReason) -> None:
     behind_a_hole(tap, data)
     done = len(tap.sent)
     assert 0 < done < len(data)
-    for command in tap.pipeline.keep(0, 2.0) if reason is DropReason.SHARE else tap.pipeline.close(2.0):
+    for command in tap.pipeline.drop_above(0, 2.0) if reason is DropReason.SHARE else tap.pipeline.close(2.0):
         tap.keep(command)
     assert not tap.pipeline.rest
     assert len(tap.sent) == done
@@ -475,7 +475,7 @@ def test_what_is_left_to_do_for_a_connection_within_a_new_share_stays() -> None:
     behind_a_hole(tap, data)
     other = next(key for key in (bytes([n]) * 40 for n in range(1, 256)) if flow_hash(key, 0) > flow_hash(KEY, 0))
     tap.pipeline.flows.feed((other, ACCEPTED, 1, 1, 0, b"", 0), 1.0)
-    assert not tap.pipeline.keep(flow_hash(other, 0), 2.0)
+    assert not tap.pipeline.drop_above(flow_hash(other, 0), 2.0)
     assert len(tap.pipeline.flows) == 1
     while tap.pipeline.rest:
         for command in tap.pipeline.work(2.0):

@@ -14,21 +14,22 @@ from hypothesis import strategies as st
 
 from policy_cases import Tried, head, key, request
 from tapmirror.policy.request import Request
-from tapmirror.policy.sample import MIRROR, RULE, SHADOW, TAP, Bucket, Conversation, Sampler
+from tapmirror.policy.sample import MIRROR, RULE, SHADOW, TAP, Bucket, SampledConnection, Sampler
 from tapmirror.spec import By, Ramp, Sampled
 from tapmirror.spec.sampled import FULL
 
 SOME = 6_000
 
 
-def talks(seed: int, count: int = SOME) -> list[Conversation]:
+def talks(seed: int, count: int = SOME) -> list[SampledConnection]:
     """Connections of many clients."""
     return [
-        Conversation(key(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 1024 + n % 60_000), seed, 0.0) for n in range(count)
+        SampledConnection(key(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 1024 + n % 60_000), seed, 0.0)
+        for n in range(count)
     ]
 
 
-def taken(spec: Sampled, level: int, talks: Iterable[Conversation], seed: int = 0) -> set[int]:
+def taken(spec: Sampled, level: int, talks: Iterable[SampledConnection], seed: int = 0) -> set[int]:
     """Which of the connections' second requests are in the share."""
     sampler = Sampler(spec, level, seed)
     found = set()
@@ -91,7 +92,7 @@ def test_levels_are_independent() -> None:
 
 
 def test_requests_of_one_connection_are_independent() -> None:
-    talk = Conversation(key(), 0, 0.0)
+    talk = SampledConnection(key(), 0, 0.0)
     sampler = Sampler(Sampled(percent=30.0, by=By.REQUEST), SHADOW, 0)
     count = 0
     for number in range(SOME):
@@ -103,7 +104,7 @@ def test_requests_of_one_connection_are_independent() -> None:
 @pytest.mark.parametrize(("percent", "wanted"), [(25.0, 4), (10.0, 10), (33.3333, 3), (0.0, None), (100.0, 1)])
 def test_exact_is_evenly_spaced(percent: float, wanted: int | None) -> None:
     sampler = Sampler(Sampled(percent=percent, by=By.EXACT), SHADOW, 0)
-    talk = Conversation(key(), 0, 0.0)
+    talk = SampledConnection(key(), 0, 0.0)
     hits = [i for i in range(10_000) if sampler.takes(request(), talk, 0.0)]
     assert len(hits) == int(percent * 100 + 1e-6)
     assert {b - a for a, b in itertools.pairwise(hits)} <= ({wanted, (wanted or 0) + 1} if wanted else set())
@@ -114,7 +115,7 @@ def test_all_requests_of_a_key_go_together() -> None:
     for user in range(50):
         decisions = set()
         for number in range(20):
-            talk = Conversation(key(port=1024 + number), 0, 0.0)
+            talk = SampledConnection(key(port=1024 + number), 0, 0.0)
             talk.number = number
             decisions.add(sampler.takes(request("GET / HTTP/1.1", f"Cookie: a=b; s=user{user}"), talk, 0.0))
         assert len(decisions) == 1
@@ -123,7 +124,7 @@ def test_all_requests_of_a_key_go_together() -> None:
 def test_without_its_key_a_request_goes_by_its_client() -> None:
     spec = Sampled(percent=50.0, by=By.KEY, key="query:user")
     by_key, by_client = Sampler(spec, SHADOW, 0), Sampler(Sampled(percent=50.0, by=By.KEY, key="client"), SHADOW, 0)
-    talk = Conversation(key(), 0, 0.0)
+    talk = SampledConnection(key(), 0, 0.0)
     for n in range(100):
         asked = request(client=f"10.0.1.{n}")
         assert by_key.takes(asked, talk, 0.0) == by_client.takes(asked, talk, 0.0)
@@ -198,7 +199,8 @@ def test_a_share_that_is_changed(spec: dict[str, Any]) -> None:
     sampler.set_percent(0.0)
     assert (sampler.percent(100.0), sampler.always) == (0.0, False)
     assert not any(
-        sampler.takes(request(), Conversation(key("10.0.0.1", port), 0, 0.0), 100.0) for port in range(2_000, 2_100)
+        sampler.takes(request(), SampledConnection(key("10.0.0.1", port), 0, 0.0), 100.0)
+        for port in range(2_000, 2_100)
     )
     sampler.set_percent(100.0)
     assert sampler.always

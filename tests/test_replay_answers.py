@@ -8,23 +8,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tapmirror.framing import Pool as Heads
+from tapmirror.framing import HeadMemory as Heads
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import DISCARD_BYTES, LAZY_BYTES, LOOK_BYTES, Answers, wake_for
-from tapmirror.replay.lane import Lane, Pool
+from tapmirror.replay.lane import Lane, QueueMemory
 
 
 class Pair:
     """A lane connected to a shadow, both here."""
 
-    def __init__(self, *, http: bool, heard: bool = False) -> None:
+    def __init__(self, *, http: bool, paced: bool = False) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.shadow = socket.create_connection(listener.getsockname())
             self.sock, _ = listener.accept()
         self.ledger = Ledger()
-        self.answers = Answers(self.ledger, heard=heard)
-        self.lane = Lane(1, http, Pool(1000, 1000), self.ledger)
+        self.answers = Answers(self.ledger, paced=paced)
+        self.lane = Lane(1, http, QueueMemory(1000, 1000), self.ledger)
         self.lane.attach(self.sock, ResponseFramer(LOOK_BYTES, Heads(LOOK_BYTES)) if http else None)
 
     def lowat(self) -> int:
@@ -45,7 +45,7 @@ def http() -> Iterator[Pair]:
 
 @pytest.fixture
 def raw() -> Iterator[Pair]:
-    pair = Pair(http=False, heard=True)
+    pair = Pair(http=False, paced=True)
     yield pair
     pair.close()
 

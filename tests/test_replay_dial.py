@@ -19,7 +19,7 @@ from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.ledger import Ledger
 from tapmirror.replay.backoff import FIRST
 from tapmirror.replay.dial import Dialer
-from tapmirror.replay.lane import CONNECTING, Lane, Pool
+from tapmirror.replay.lane import CONNECTING, Lane, QueueMemory
 from tapmirror.replay.tls import make_context
 from tapmirror.spec import Limits, Tls, parse_shadow
 
@@ -32,7 +32,7 @@ def dialer(ledger: Ledger, *addresses: Any, **shadow: Any) -> Dialer:
 
 def lane(*, http: bool = True) -> Lane:
     """A flow's."""
-    return Lane(1, http, Pool(1000, 1000), Ledger())
+    return Lane(1, http, QueueMemory(1000, 1000), Ledger())
 
 
 def outcome(dial: Dialer, made: Lane) -> int | None:

@@ -20,14 +20,14 @@ from replay_bench import CLOSE, GET, OK, POST, RESET, WHOLE, Bench
 from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, START, Open, Send
 from tapmirror.exchange import Asked
-from tapmirror.framing.answers import Bounds, Room
+from tapmirror.framing.answers import ReaderBounds, ResponseMemory
 from tapmirror.replay import drain
 from tapmirror.replay.answers import LOOK_BYTES
-from tapmirror.replay.hearing import Hearing
-from tapmirror.replay.listener import Clock
+from tapmirror.replay.observer import Clock
+from tapmirror.replay.observers import Observers
 from tapmirror.replay.reactor import LAZY_AFTER
 from test_compare_pairing import Outcomes
-from test_replay_listener import Talk
+from test_replay_observer import Talk
 
 
 def _ask(bench: Bench, number: int) -> None:
@@ -59,10 +59,10 @@ def test_what_was_answered_before_a_connection_broke_counts_where_a_request_find
         bench.send(1, GET % number)
     bench.send(1, GET % 2)  # after so many it waits
     assert bench.read(again, len(GET % 1) * LAZY_AFTER)
-    bench.turn()
+    bench.iterate()
     assert not select.select([again], [], [], 0)[0]
     again.sendall(OK * (1 + LAZY_AFTER))
-    bench.turn()
+    bench.iterate()
 
 
 @pytest.mark.parametrize("timed", [True, False])
@@ -70,7 +70,7 @@ def test_what_was_answered_is_read_before_a_timed_request_goes(timed: bool) -> N
     """Clients that ask as fast as production answers have many requests in one turn: each answer has its own stamp."""
     talk: Any = Talk()
     talk.timed = timed
-    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+    with Bench(observers=Observers({1: talk}.get, 0, Clock(), Counter())) as bench:
         bench.give(Open(1, True))
         _ask(bench, 1)
         sock = bench.accept()
@@ -87,7 +87,7 @@ def test_what_was_answered_is_read_before_a_timed_request_goes(timed: bool) -> N
 @pytest.mark.parametrize("end", ["said", "reset"])
 def test_what_that_finds_to_be_closed_is_not_sent_on(end: str) -> None:
     talk: Any = Talk()
-    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+    with Bench(observers=Observers({1: talk}.get, 0, Clock(), Counter())) as bench:
         bench.give(Open(1, True))
         _ask(bench, 1)
         sock = bench.accept()
@@ -156,10 +156,10 @@ def test_answers_are_discarded_whatever_they_are(bench: Bench, answer: bytes) ->
         while left and time.monotonic() < end:
             with contextlib.suppress(BlockingIOError):
                 left = left[sock.send(left) :]
-            bench.turn(0.6)
+            bench.iterate(0.6)
     assert not left or _is_over(sock)
     bench.send(1, GET % 2)
-    bench.turn()
+    bench.iterate()
     assert bench.ledger.requests.mirrored + bench.reactor.held()[1] == 3
 
 
@@ -215,7 +215,9 @@ TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length:
 def test_the_word_about_an_idle_connection_is_compared_with_nothing(end: str) -> None:
     """Of the request that finds it nothing went: it is asked again, and what answers it then is its answer."""
     outcomes = Outcomes()
-    talk = Conversation(Bounds(head_bytes=4096, hash_bytes=1 << 20, awaited=100), Room(1 << 20), outcomes, False)
+    talk = Conversation(
+        ReaderBounds(head_bytes=4096, hash_bytes=1 << 20, awaited=100), ResponseMemory(1 << 20), outcomes, False
+    )
 
     def ask(number: int) -> None:
         asked = Asked(number, b"GET", b"/", b"GET / HTTP/1.1\r\n\r\n")
@@ -223,17 +225,17 @@ def test_the_word_about_an_idle_connection_is_compared_with_nothing(end: str) ->
         talk.chosen(0, number)
         talk.decided(number)
         talk.request_ended(number, 1)
-        talk.production(OK, 2)
+        talk.production_data(OK, 2)
         _ask(bench, number)
 
-    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+    with Bench(observers=Observers({1: talk}.get, 0, Clock(), Counter())) as bench:
         bench.give(Open(1, True))
         if end == "found by sending the first":
             bench.send(1, GET % 0)  # which is not compared
             sock = bench.accept()
             bench.read(sock, len(GET % 0))
             sock.sendall(OK)
-            bench.turn()
+            bench.iterate()
         else:
             ask(1)
             sock = bench.accept()
@@ -243,7 +245,7 @@ def test_the_word_about_an_idle_connection_is_compared_with_nothing(end: str) ->
         sock.sendall(TIMEOUT)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         if end == "read before":
-            bench.turn()
+            bench.iterate()
         sock.close()
         (lane,) = bench.reactor._lanes.values()
         assert select.select([lane.fd], [], [], 5)[0] if lane.fd >= 0 else end == "read before"

@@ -18,11 +18,11 @@ from tapmirror.ledger import CONNECT_SILENT, UNANSWERED_ALIKE
 from tapmirror.replay import ends
 from tapmirror.replay.backoff import FIRST
 from tapmirror.replay.dial import FRUITLESS, LOOKS
-from tapmirror.replay.hearing import Hearing
-from tapmirror.replay.listener import Clock
+from tapmirror.replay.observer import Clock
+from tapmirror.replay.observers import Observers
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.spec import Pacing
-from test_replay_listener import Talk
+from test_replay_observer import Talk
 
 
 def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_answer(bench: Bench) -> None:
@@ -34,7 +34,7 @@ def test_a_flow_that_ended_while_it_was_connected_is_closed_with_its_last_answer
     sock = bench.accept()
     bench.read(sock, len(GET % 1) * LAZY_AFTER)
     sock.sendall(OK * LAZY_AFTER)
-    bench.turn()
+    bench.iterate()
     assert bench.reactor.idle()
 
 
@@ -44,9 +44,9 @@ def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
         bench.send(1, GET % 1)
         bench.give(Finish(1))
         bench.read(sock, len(GET % 1))
-        bench.turn(1.9)
+        bench.iterate(1.9)
         assert not bench.reactor.idle()
-        bench.turn(0.2)
+        bench.iterate(0.2)
         assert bench.reactor.idle()
         assert bench.ledger.events["lingered_out"] == 1
         assert bench.ledger.answers["unanswered"] == 1
@@ -54,7 +54,7 @@ def test_an_ended_flow_waits_for_its_answers_but_not_for_ever() -> None:
 
 def test_what_the_shadow_has_at_the_end_of_the_tap_is_under_way_and_not_unsent() -> None:
     talk: Any = Talk()
-    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+    with Bench(observers=Observers({1: talk}.get, 0, Clock(), Counter())) as bench:
         bench.give(Open(1, True))
         bench.give(Send(1, memoryview(GET % 1), len(GET % 1), WHOLE, number=1))
         sock = bench.accept()
@@ -76,7 +76,7 @@ def test_a_flow_that_is_opened_again_while_an_answer_is_due_keeps_its_connection
     sock = bench.accept()
     assert bench.read(sock, len(GET % 1) * 2) == GET % 1 + GET % 2
     sock.sendall(OK)
-    bench.turn()
+    bench.iterate()
     assert not bench.reactor.idle(), "the second answer is due"
     sock.sendall(OK)
     bench.until(bench.reactor.idle)
@@ -89,11 +89,11 @@ def test_a_raw_stream_with_its_fin(bench: Bench) -> None:
     bench.send(1, b"one ", 0)
     bench.send(1, b"two", 0)
     bench.give(Finish(1))
-    bench.turn()
+    bench.iterate()
     assert bench.read(sock, 7) == b"one two"
     assert ended(sock) == "eof"
     sock.sendall(b"the answer may still come" * 1000)
-    bench.turn()
+    bench.iterate()
     sock.close()
     bench.until(bench.reactor.idle)
     assert bench.ledger.bytes.mirrored == 7
@@ -121,7 +121,7 @@ def test_a_raw_reset_comes_behind_what_production_could_read(bench: Bench) -> No
     bench.send(2, body, 0)
     bench.give(Abort(2, GIVEN_UP, True))
     assert bench.read(sock, len(body)) == body
-    bench.turn()
+    bench.iterate()
     assert ended(sock) == "reset"
     assert bench.reactor.idle()
     assert bench.bytes == bench.ledger.bytes.mirrored
@@ -134,9 +134,9 @@ def test_a_raw_stream_that_the_shadow_did_not_take_in_time_never_looks_whole(end
         while not bench.reactor.held()[0]:
             bench.send(1, bytes(500_000), 0)
         bench.give(end)
-        bench.turn(9.0)
+        bench.iterate(9.0)
         assert not bench.reactor.idle()
-        bench.turn(2.0)
+        bench.iterate(2.0)
         assert bench.reactor.idle()
         assert bench.ledger.bytes.dropped[DropReason.SHADOW_SLOW]
         assert ended(sock) == "reset"
@@ -155,7 +155,7 @@ def test_a_raw_stream_that_lost_bytes_is_reset_and_given_up(bench: Bench) -> Non
 def test_a_request_that_was_cut_off_never_looks_whole(bench: Bench) -> None:
     sock = bench.open()
     bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
-    bench.turn()
+    bench.iterate()
     bench.give(Abort(1, DropReason.GAP, False))
     assert ended(sock) == "reset"
     bench.send(1, GET % 2)
@@ -170,7 +170,7 @@ CUT: Final = b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc"
 
 def waits(sock: socket.socket, bench: Bench) -> bool:
     """Neither a byte nor an end has come."""
-    bench.turn()
+    bench.iterate()
     return not select.select([sock], [], [], 0.05)[0]
 
 
@@ -184,7 +184,7 @@ def test_a_connection_is_cut_off_behind_the_answers_to_what_went_before(bench: B
         bench.send(1, GET % number)
         bench.read(sock, len(GET % number))
         sock.sendall(OK)
-        bench.turn()
+        bench.iterate()
     for part in (GET % 1, GET % 2):
         bench.send(1, part)
     bench.send(1, CUT, START)
@@ -226,10 +226,10 @@ def test_of_a_connection_that_is_cut_off_what_is_not_answered_in_time_is_unanswe
         bench.send(1, GET % 1)
         bench.send(1, CUT, START)
         bench.give(Abort(1, DropReason.INCOMPLETE, over))
-        bench.turn(4.0)
+        bench.iterate(4.0)
         assert bench.read(sock, len(GET % 1 + CUT)) == GET % 1 + CUT
         assert waits(sock, bench)
-        bench.turn(2.0)
+        bench.iterate(2.0)
         assert ended(sock) == "reset"
         assert bench.dropped() == {DropReason.INCOMPLETE: 1}
         assert bench.ledger.answers["unanswered"] == 1
@@ -260,7 +260,7 @@ def test_what_was_answered_before_a_connection_is_torn_counts(way: str) -> None:
             bench.read(sock, len(GET % number))
             sock.sendall(OK)
             if number < LAZY_AFTER + 2:
-                bench.turn()
+                bench.iterate()
         bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\nabc", START)
         if way == "lost":
             bench.give(Abort(1, DropReason.GAP, False))
@@ -276,7 +276,7 @@ def test_after_the_shadow_closed_the_next_request_goes_over_a_new_connection(ben
     if how == "rst":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()
-    bench.turn()
+    bench.iterate()
     bench.send(1, GET % 1)
     again = bench.accept()
     assert bench.read(again, len(GET % 1)) == GET % 1
@@ -327,13 +327,13 @@ def test_a_shadow_that_refuses() -> None:
         bench.give(Open(1, True))
         for number in range(50):
             bench.send(1, GET % number)
-            bench.turn(0.1)
+            bench.iterate(0.1)
         assert bench.dropped() == {DropReason.SHADOW_DOWN: 50}
         assert bench.ledger.events["connect_ECONNREFUSED"] <= 10
         with socket.create_server(bench.address) as listener:
-            bench.turn(6.0)
+            bench.iterate(6.0)
             bench.send(1, GET % 1)
-            bench.turn()
+            bench.iterate()
             sock, _ = listener.accept()
             with sock:
                 sock.settimeout(5)
@@ -350,8 +350,8 @@ def test_a_shadow_that_does_not_answer() -> None:
         for flow in range(20):
             bench.give(Open(flow, True))
             bench.send(flow, GET % flow)
-            bench.turn(0.1)
-        bench.turn(5.0)
+            bench.iterate(0.1)
+        bench.iterate(5.0)
         for filler in fillers:
             filler.close()
         assert set(bench.dropped()) == {DropReason.SHADOW_DOWN}
@@ -362,7 +362,7 @@ def silent(sock: socket.socket, bench: Bench, seconds: float) -> bool:
     """The reactor's time-outs come and go, and the shadow sees neither data nor an end."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        bench.turn()
+        bench.iterate()
         if select.select([sock], [], [], 0.01)[0]:
             return False
     return True
@@ -437,7 +437,7 @@ def test_of_many_ends_that_wait_some_are_looked_at_each_time(bench: Bench, monke
     """And all of them in turn: with thousands at a slow shadow that has a bound."""
     asked: list[object] = []
     monkeypatch.setattr(ends, "LOOKS", 2)
-    monkeypatch.setattr(ends, "heard_out", lambda sock: asked.append(sock))
+    monkeypatch.setattr(ends, "response_finished", lambda sock: asked.append(sock))
     for flow in range(1, 6):
         sock = bench.open(flow, http=False)
         bench.send(flow, b"ping", 0)
@@ -459,11 +459,11 @@ def test_a_half_close_does_not_wait_for_ever() -> None:
         bench.send(1, b"ping", 0)
         bench.read(sock, 4)
         bench.give(Finish(1, answered=True))
-        bench.turn(4.9)
+        bench.iterate(4.9)
         assert not select.select([sock], [], [], 0.05)[0]
-        bench.turn(0.2)
+        bench.iterate(0.2)
         assert ended(sock) == "eof"
-        bench.turn(2.0)
+        bench.iterate(2.0)
         assert bench.ledger.events["lingered_out"] == 1
         assert bench.reactor.next_deadline() is None
 
@@ -478,9 +478,9 @@ def test_the_end_of_a_raw_stream_follows_what_waited_in_vain_for_an_answer(end: 
         bench.send(1, b"two", 0)
         bench.give(end)
         assert bench.read(sock, 3) == b"one"
-        bench.turn(3.0)
+        bench.iterate(3.0)
         assert bench.read(sock, 3) == b"two"
-        bench.turn()
+        bench.iterate()
         assert ended(sock) == kind
 
 
@@ -589,7 +589,7 @@ def test_an_excuse_is_for_the_last_request_alone(bench: Bench) -> None:
     bench.read(sock, len(GET % 1))
     bench.give(Excuse(1))
     sock.sendall(OK)
-    bench.turn()
+    bench.iterate()
     sock.close()
     bench.until(lambda: bench.reactor._lanes[1].sock is None)
     assert bench.ledger.answers == {"2xx": 1, "unanswered": 1}
@@ -659,7 +659,7 @@ def test_one_answer_among_the_broken_is_enough(bench: Bench) -> None:
         broken_off(bench, flow)
     bench.open(100).close()
     broken_off(bench, 101, reset=False)  # its answer came before: it counts, but as the first
-    bench.turn()
+    bench.iterate()
 
     assert connects(bench, 102)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tapmirror.events import END, START, DropReason
 from tapmirror.ledger import Ledger
-from tapmirror.replay.lane import GIVEN_UP, IDLE, ITEM_BYTES, OPEN, Lane, Pool
+from tapmirror.replay.lane import GIVEN_UP, IDLE, ITEM_BYTES, OPEN, Lane, QueueMemory
 
 SLOW, CLOSED = DropReason.SHADOW_SLOW, DropReason.SHADOW_CLOSED
 WHOLE = START | END
@@ -22,8 +22,8 @@ class Books:
 
     def __init__(self, lane_bytes: int = 1500, all_bytes: int = 2250) -> None:
         self.ledger = Ledger()
-        self.pool = Pool(lane_bytes, all_bytes)
-        self.lane = Lane(1, True, self.pool, self.ledger)
+        self.memory = QueueMemory(lane_bytes, all_bytes)
+        self.lane = Lane(1, True, self.memory, self.ledger)
         self.bytes = 0
         self.requests = 0
 
@@ -77,15 +77,15 @@ class Books:
     def check(self) -> None:
         """The identity, and the bounds."""
         sent, requests = self.ledger.bytes, self.ledger.requests
-        assert sent.mirrored + sent.dropped.total() + self.pool.bytes == self.bytes
-        assert requests.mirrored + requests.dropped.total() + self.pool.requests == self.requests
+        assert sent.mirrored + sent.dropped.total() + self.memory.bytes == self.bytes
+        assert requests.mirrored + requests.dropped.total() + self.memory.requests == self.requests
         own = [item for item in self.lane.queue if not item.repeated]
-        assert self.pool.bytes == sum(item.size for item in own)
-        assert self.pool.held == self.lane.queued == sum(len(item.data) for item in own)
-        assert self.pool.items == len(self.lane.queue)
-        assert self.pool.repeats == self.pool.kept.count == len(self.lane.queue) - len(own)
-        assert self.pool.held + (len(own) - 1) * ITEM_BYTES <= self.pool.lane_bytes
-        assert self.pool.requests >= 0
+        assert self.memory.bytes == sum(item.size for item in own)
+        assert self.memory.held == self.lane.queued == sum(len(item.data) for item in own)
+        assert self.memory.items == len(self.lane.queue)
+        assert self.memory.repeats == self.memory.resend_quota.count == len(self.lane.queue) - len(own)
+        assert self.memory.held + (len(own) - 1) * ITEM_BYTES <= self.memory.lane_bytes
+        assert self.memory.requests >= 0
 
 
 STEPS = st.lists(
@@ -135,7 +135,7 @@ def test_every_byte_and_request_is_settled_once(steps: list[tuple[str, int, int]
         books.check()
     lane.drop_all(CLOSED)
     books.check()
-    assert (books.pool.bytes, books.pool.held, books.pool.requests) == (0, 0, 0)
+    assert (books.memory.bytes, books.memory.held, books.memory.requests) == (0, 0, 0)
 
 
 def test_a_request_goes_in_parts() -> None:
@@ -198,8 +198,8 @@ def test_the_last_request_is_torn_if_its_answer_is_expected_and_nothing_of_it_we
 
 
 def test_the_bound_of_all_lanes() -> None:
-    pool, ledger = Pool(100 + ITEM_BYTES, 150 + ITEM_BYTES), Ledger()
-    one, two = (Lane(flow, True, pool, ledger) for flow in (1, 2))
+    memory, ledger = QueueMemory(100 + ITEM_BYTES, 150 + ITEM_BYTES), Ledger()
+    one, two = (Lane(flow, True, memory, ledger) for flow in (1, 2))
     one.enqueue(bytes(100), 100, WHOLE)
     assert one.full(1)
     assert not two.full(50)
@@ -229,10 +229,10 @@ def test_short_parts_count_what_they_take_in_memory() -> None:
         books.give(1, WHOLE)
     books.check()
     assert len(books.lane.queue) == 5000 // (ITEM_BYTES + 1) + 1
-    other = Lane(2, False, books.pool, books.ledger)
+    other = Lane(2, False, books.memory, books.ledger)
     while not other.full(1):
         other.enqueue(b"x", 1, 0)
-    assert books.pool.items == len(books.lane.queue) + len(other.queue) == 8000 // (ITEM_BYTES + 1) + 1
+    assert books.memory.items == len(books.lane.queue) + len(other.queue) == 8000 // (ITEM_BYTES + 1) + 1
 
 
 def test_what_is_counted_is_what_it_takes_in_memory() -> None:
@@ -261,7 +261,7 @@ def test_what_went_of_a_part_takes_no_memory() -> None:
     books = Books(10_000, 10_000)
     books.give(5_000, WHOLE)
     assert not books.lane.advance(4_000)
-    assert sum(len(item.data) for item in books.lane.queue) == books.pool.held == 1_000
+    assert sum(len(item.data) for item in books.lane.queue) == books.memory.held == 1_000
     assert books.lane.advance(1_000)
 
 

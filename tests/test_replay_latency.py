@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from tapmirror.framing import ResponseFramer
-from tapmirror.framing.pool import Pool as Heads
+from tapmirror.framing.memory import HeadMemory as Heads
 from tapmirror.histogram import Histogram
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import LAZY_BYTES, wake_for
-from tapmirror.replay.lane import Lane, Pool
+from tapmirror.replay.lane import Lane, QueueMemory
 from tapmirror.replay.latency import LAZY, NEW, Timing
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -29,7 +29,7 @@ class Rig:
         self.times = Histogram()
         self.timing = Timing(self.times)
         self.sock = sock
-        self.lane = Lane(1, True, Pool(1, 1), Ledger())
+        self.lane = Lane(1, True, QueueMemory(1, 1), Ledger())
         self.connect()
 
     def connect(self) -> None:

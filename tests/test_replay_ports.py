@@ -22,10 +22,10 @@ from tapmirror.replay.ports import (
     Ports,
     ephemeral_ports,
     gentle_closes,
-    heard_out,
     open_connections,
     quiet_since,
     reset_on_close,
+    response_finished,
     sent_to_the_last,
 )
 from tapmirror.replay.tls import TlsSocket
@@ -146,13 +146,13 @@ def test_an_answer_of_the_tick_in_which_was_sent_counts_after_a_longer_silence(
     while asked_in_one_tick(sock, peer) is not same:
         time.sleep(0.001)
     time.sleep(0.1)  # more than SILENCE
-    assert not heard_out(sock)
+    assert not response_finished(sock)
     monkeypatch.setattr(ports, "DOUBT", 300)
     time.sleep(0.3)
-    assert heard_out(sock) is same
+    assert response_finished(sock) is same
     peer.send(b"pong")
     time.sleep(0.1)
-    assert heard_out(sock)
+    assert response_finished(sock)
 
 
 @pytest.mark.parametrize("came", ["before", "in the tick", "after"])

@@ -14,13 +14,13 @@ import pytest
 
 from replay_bench import GET, OK, POST, WHOLE, Bench, ended
 from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, Abort, DropReason, Finish, Open, Send, Turn
-from tapmirror.replay.hearing import Hearing
 from tapmirror.replay.latency import LAZY
-from tapmirror.replay.listener import Clock
+from tapmirror.replay.observer import Clock
+from tapmirror.replay.observers import Observers
 from tapmirror.replay.reactor import LAZY_AFTER
 from tapmirror.replay.sweep import OUTSTANDING
 from tapmirror.spec import Pacing
-from test_replay_listener import Talk
+from test_replay_observer import Talk
 
 DATA_SEGMENTS: Final = struct.Struct("=156xI")
 """Of struct tcp_info: tcpi_data_segs_out."""
@@ -42,10 +42,10 @@ def test_requests_go_in_their_order_and_answers_are_counted(bench: Bench) -> Non
     wanted = b"".join(GET % number for number in range(1, 51))
     assert bench.read(sock, len(wanted)) == wanted
     sock.sendall(OK * 50)
-    bench.turn(1.1)  # few bytes on a busy connection are read by the sweep
+    bench.iterate(1.1)  # few bytes on a busy connection are read by the sweep
     assert bench.ledger.answers == {"2xx": 51}
     bench.give(Finish(1))
-    bench.turn()
+    bench.iterate()
     assert ended(sock) == "eof"
     assert bench.ledger.requests.mirrored == 51
     assert bench.reactor.idle()
@@ -72,7 +72,7 @@ def test_a_connection_is_busy_after_some_requests_however_they_went(bench: Bench
 @pytest.mark.parametrize("queued", [False, True])
 def test_a_connection_whose_answers_are_compared_is_busy_after_as_many(queued: bool) -> None:
     talk: Any = Talk()
-    with Bench(hearing=Hearing({1: talk}.get, 0, Clock(), Counter())) as bench:
+    with Bench(observers=Observers({1: talk}.get, 0, Clock(), Counter())) as bench:
         bench.give(Open(1, True))
         for number in range(1, LAZY_AFTER + 1):
             bench.give(Send(1, memoryview(GET % 1), len(GET % 1), WHOLE, number=number))
@@ -81,7 +81,7 @@ def test_a_connection_whose_answers_are_compared_is_busy_after_as_many(queued: b
         if queued:
             bench.accept()
         (lane,) = bench.reactor._by_fd.values()
-        assert lane.listener is not None and lane.listener.settled
+        assert lane.observer is not None and lane.observer.settled
 
 
 def test_each_flow_has_its_own_connection(bench: Bench) -> None:
@@ -136,11 +136,11 @@ def test_what_has_no_end_goes_at_once(bench: Bench, http: bool) -> None:
         bench.send(1, UPGRADE, WHOLE | TUNNEL)
         bench.read(sock, len(UPGRADE))
         sock.sendall(b"HTTP/1.1 101 Switching\r\n\r\n")
-        bench.turn()
+        bench.iterate()
         bench.send(1, b"a", 0)
         bench.read(sock, 1)
         sock.sendall(b"z")  # and with it an acknowledgement, which Nagle's algorithm waits for
-        bench.turn()
+        bench.iterate()
     before = packets_out(lane.sock)
     bench.send(1, b"b", 0)
     assert packets_out(lane.sock) == before + 1
@@ -164,7 +164,7 @@ def test_an_answer_that_says_close_is_believed(bench: Bench) -> None:
     bench.send(1, GET % 1)
     bench.read(sock, len(GET % 1))
     sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-    bench.turn()
+    bench.iterate()
     bench.send(1, GET % 2)
     again = bench.accept()
     assert bench.read(again, len(GET % 2)) == GET % 2
@@ -175,7 +175,7 @@ def test_an_answer_before_the_end_of_the_request(bench: Bench) -> None:
     sock = bench.open()
     bench.send(1, b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabc", START)
     sock.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
-    bench.turn()
+    bench.iterate()
     bench.send(1, b"def", END)
     bench.send(1, GET % 2)
     wanted = b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nabcdef" + GET % 2
@@ -203,7 +203,7 @@ def test_a_shadow_that_does_not_read_is_bounded() -> None:
             data = b""
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    bench.turn()
+                    bench.iterate()
                     data += sock.recv(1 << 20)
             assert data == (head + body) * (len(data) // len(head + body))
 
@@ -245,16 +245,16 @@ def test_a_request_that_outgrows_the_queue_is_given_up() -> None:
 def test_an_idle_connection_is_closed_after_its_time_and_the_next_request_opens_another() -> None:
     with Bench(shadow={"idle_time": 10}) as bench:
         first = bench.open()
-        bench.turn(9.0)
+        bench.iterate(9.0)
         bench.send(1, GET % 1)
         bench.read(first, len(GET % 1))
-        bench.turn(2.0)
-        bench.turn(15.0)
+        bench.iterate(2.0)
+        bench.iterate(15.0)
         assert bench.ledger.events["idle_closes"] == 0  # an answer is due
         first.sendall(OK)
-        bench.turn(9.0)
+        bench.iterate(9.0)
         assert bench.ledger.events["idle_closes"] == 0
-        bench.turn(1.5)
+        bench.iterate(1.5)
         assert bench.ledger.events["idle_closes"] == 1
         assert first.recv(1) == b""
         bench.send(1, GET % 2)
@@ -279,7 +279,7 @@ def test_a_tunnel_waits_for_the_shadow_to_accept(bench: Bench, flags: int, accep
     bench.send(1, UPGRADE, WHOLE | flags)
     bench.send(1, b"frame one", 0)
     assert bench.read(sock, len(UPGRADE)) == UPGRADE
-    bench.turn()
+    bench.iterate()
     assert not select.select([sock], [], [], 0.05)[0]
     sock.sendall(accepts)
     assert bench.read(sock, 9) == b"frame one"
@@ -287,7 +287,7 @@ def test_a_tunnel_waits_for_the_shadow_to_accept(bench: Bench, flags: int, accep
     assert bench.read(sock, 9) == b"frame two"
     sock.sendall(b"anything" * 10_000)
     bench.give(Finish(1))
-    bench.turn()
+    bench.iterate()
     assert ended(sock) == "eof"
 
 
@@ -297,7 +297,7 @@ def test_a_tunnel_that_the_shadow_refuses(bench: Bench) -> None:
     bench.send(1, b"frame", 0)
     bench.read(sock, len(UPGRADE))
     sock.sendall(OK)
-    bench.turn()
+    bench.iterate()
     bench.send(1, b"frame", 0)
     assert bench.ledger.bytes.dropped == {DropReason.TUNNEL_REFUSED: 10}
     bench.send(1, GET % 2)
@@ -311,11 +311,11 @@ def test_what_both_refused_goes_on_as_http(bench: Bench, early: bool) -> None:
     if early:
         bench.send(1, GET % 2)
     assert bench.read(sock, len(UPGRADE)) == UPGRADE
-    bench.turn()
+    bench.iterate()
     assert not select.select([sock], [], [], 0.05)[0]
     sock.sendall(OK)
     if not early:
-        bench.turn()
+        bench.iterate()
         bench.send(1, GET % 2)
     assert bench.read(sock, len(GET % 2)) == GET % 2
     sock.sendall(OK)
@@ -335,16 +335,16 @@ def test_what_only_the_shadow_accepted_goes_on_as_http_on_a_new_connection(
     bench.read(sock, len(UPGRADE))
     if early:
         bench.send(1, following, flags)
-        bench.turn()
+        bench.iterate()
     sock.sendall(b"HTTP/1.1 101 Switching\r\n\r\n" + b"frames")
     if not early:
-        bench.turn()
+        bench.iterate()
         bench.send(1, following, flags)
     other = bench.accept()
     assert bench.read(other, len(following)) == following
     assert ended(sock)
     other.sendall(OK)
-    bench.turn()
+    bench.iterate()
     bench.send(1, GET % 3)
     assert bench.read(other, len(GET % 3)) == GET % 3
     other.sendall(OK)
@@ -362,12 +362,12 @@ def test_a_tunnel_on_a_busy_connection_does_not_wait_for_the_sweep(bench: Bench,
         bench.read(sock, len(GET % number))
         if not owed or number < before:
             sock.sendall(OK)
-            bench.turn()
+            bench.iterate()
     bench.send(1, UPGRADE, WHOLE | TUNNEL)
     bench.read(sock, len(UPGRADE))
     if owed:
         sock.sendall(OK)
-        bench.turn()
+        bench.iterate()
     sock.sendall(b"HTTP/1.1 101 Switching\r\n\r\n")
     bench.send(1, b"frame", 0)
     for _ in range(5):
@@ -381,12 +381,12 @@ def test_requests_within_an_accepted_tunnel_are_only_bytes(bench: Bench) -> None
     bench.send(1, UPGRADE, WHOLE | TUNNEL | CONNECT)
     bench.read(sock, len(UPGRADE))
     sock.sendall(b"HTTP/1.1 200 Fine\r\n\r\n")
-    bench.turn()
+    bench.iterate()
     for number in range(3):
         bench.send(1, GET % number)
         assert bench.read(sock, len(GET % number)) == GET % number
     sock.sendall(b"not http at all")
-    bench.turn()
+    bench.iterate()
     bench.send(1, b"x", 0)
     assert bench.read(sock, 1) == b"x"
 
@@ -395,7 +395,7 @@ def test_an_answer_to_head_has_no_body(bench: Bench) -> None:
     sock = bench.open()
     bench.send(1, b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", WHOLE | NO_BODY)
     bench.send(1, GET % 1)
-    bench.turn()
+    bench.iterate()
     sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
     bench.until(lambda: bench.ledger.answers["4xx"] == 1)
 
@@ -410,7 +410,7 @@ def test_waiting_for_the_answer_of_http() -> None:
         bench.read(sock, len(GET % 1))
         bench.give(Turn(1, 100))
         bench.send(1, GET % 2)
-        bench.turn()
+        bench.iterate()
         assert not select.select([sock], [], [], 0.05)[0]
         sock.sendall(OK)
         assert bench.read(sock, len(GET % 2)) == GET % 2
@@ -427,7 +427,7 @@ def test_amid_a_request_nothing_waits() -> None:
         assert bench.read(sock, len(POST) + 2) == POST + b"ab"
         bench.give(Turn(1, len(OK)))
         bench.send(1, GET % 1)
-        bench.turn()
+        bench.iterate()
         assert not select.select([sock], [], [], 0.05)[0]
         sock.sendall(OK)
         assert bench.read(sock, len(GET % 1)) == GET % 1
@@ -447,7 +447,7 @@ def test_waiting_for_what_comes_through_a_tunnel() -> None:
         bench.give(Turn(1, 5))
         bench.send(1, b"frame two", 0)
         sock.sendall(b"four")
-        bench.turn()
+        bench.iterate()
         assert not select.select([sock], [], [], 0.05)[0]
         sock.sendall(b"5")
         assert bench.read(sock, 9) == b"frame two"
@@ -462,11 +462,11 @@ def test_waiting_for_the_answer_of_raw(answer: bytes) -> None:
         bench.read(sock, 3)
         bench.give(Turn(1, 10))
         bench.send(1, b"two", 0)
-        bench.turn()
+        bench.iterate()
         assert not select.select([sock], [], [], 0.05)[0]
         sock.sendall(answer)
-        bench.turn()
-        bench.turn(0.2)
+        bench.iterate()
+        bench.iterate(0.2)
         assert bench.read(sock, 3) == b"two"
 
 
@@ -477,9 +477,9 @@ def test_waiting_has_an_end() -> None:
         bench.read(sock, 3)
         bench.give(Turn(1, 10))
         bench.send(1, b"two", 0)
-        bench.turn(1.9)
+        bench.iterate(1.9)
         assert not select.select([sock], [], [], 0.05)[0]
-        bench.turn(0.2)
+        bench.iterate(0.2)
         assert bench.read(sock, 3) == b"two"
         assert bench.ledger.events["wait_timeouts"] == 1
 
@@ -520,7 +520,7 @@ def test_a_shadow_that_never_answers_costs_no_memory_without_end(bench: Bench) -
         bench.send(1, GET % 1)
         if select.select([sock], [], [], 0)[0]:
             sock.recv(1 << 20)
-    bench.turn(2.0)
+    bench.iterate(2.0)
     assert bench.ledger.events["unanswered_closes"] == 1
     assert bench.ledger.answers["unanswered"] == OUTSTANDING + 10
     bench.send(1, GET % 2)

@@ -37,7 +37,7 @@ class Three:
             ]
         )
 
-    def turn(self, seconds: float = 0.05) -> None:
+    def iterate(self, seconds: float = 0.05) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.replay.run_once(0.01, time.monotonic)
@@ -62,17 +62,17 @@ def test_a_shadow_that_has_nothing_to_say_costs_no_turn(three: Three, monkeypatc
             run_once(timeout, clock)
 
         monkeypatch.setattr(reactor, "run_once", counted)
-    three.turn()
+    three.iterate()
     assert turns == {1: 0, 2: 0}
     now = time.monotonic()
     three.replay.execute(Open(1, True, b"", 2), now)
     three.replay.execute(Send(1, GET, len(GET), START | END, 2), now)
     sock, _ = three.listeners[2].accept()
     with sock:
-        three.turn()
+        three.iterate()
         assert sock.recv(100) == GET
         sock.sendall(OK)
-        three.turn()
+        three.iterate()
     assert three.ledgers[2].answers == {"2xx": 1}
     assert turns[1] == 0 and 0 < turns[2] < 10
 
@@ -83,19 +83,19 @@ def test_commands_go_to_their_targets(three: Three) -> None:
         three.replay.execute(Open(1, True, b"", target), now)
         three.replay.execute(Send(1, GET, len(GET), START | END, target), now)
     assert three.replay.next_deadline() is not None
-    three.turn()
+    three.iterate()
     for target in (0, 2):
         sock, _ = three.listeners[target].accept()
         with sock:
             assert sock.recv(1000) == GET
             sock.sendall(OK)
-            three.turn()
+            three.iterate()
         assert three.ledgers[target].answers["2xx"] == 1
     assert three.ledgers[1].requests.dropped == {DropReason.SHADOW_DOWN: 1}
     assert [three.replay.held(target) for target in range(3)] == [(0, 0)] * 3
     for target in range(3):
         three.replay.execute(Finish(1, target), now)
-    three.turn()
+    three.iterate()
     three.replay.expire(time.monotonic() + 60)
     assert three.replay.idle()
 
@@ -107,7 +107,7 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_at_all_of_them(
     for target in (0, 2):
         three.replay.execute(Open(1, True, b"", target), now)
         three.replay.execute(Send(1, GET, len(GET), START | END, target), now)
-    three.turn()
+    three.iterate()
     shadows = [three.listeners[target].accept()[0] for target in (0, 2)]
     for sock in shadows:
         assert sock.recv(100) == GET

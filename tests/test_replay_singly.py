@@ -13,16 +13,16 @@ import pytest
 from replay_bench import CLOSE, GET, KEEP, OK, RESET, Bench
 from tapmirror.events import START, Abort, DropReason, Excuse, Open
 from tapmirror.ledger import UNANSWERED_ALIKE
-from tapmirror.replay.copies import KEPT_BYTES
 from tapmirror.replay.lane import AHEAD
 from tapmirror.replay.reactor import LAZY_AFTER
+from tapmirror.replay.resend import RESEND_BYTES
 from tapmirror.replay.singly import LASTS, TOGETHER
 from tapmirror.spec import Limits, Pacing
 
 WAIT = Limits().wait_time
 
 
-LARGE: Final = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % KEPT_BYTES + bytes(KEPT_BYTES)
+LARGE: Final = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % RESEND_BYTES + bytes(RESEND_BYTES)
 """A request that does not go again when the shadow ends the connection with notice before it."""
 
 
@@ -37,13 +37,13 @@ def lose(
     bench.send(flow, last)
     bench.read(sock, len(GET % 1) + len(last))
     sock.sendall(end or OK)
-    bench.turn()
+    bench.iterate()
     if excused:
         bench.give(Excuse(flow))
     if reset:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()
-    bench.turn()
+    bench.iterate()
 
 
 def waits(bench: Bench, flow: int) -> bool:
@@ -52,13 +52,13 @@ def waits(bench: Bench, flow: int) -> bool:
     bench.send(flow, GET % 1)
     bench.send(flow, GET % 2)
     assert bench.read(sock, len(GET % 1)) == GET % 1
-    bench.turn()
+    bench.iterate()
     held = not select.select([sock], [], [], 0.3)[0]  # the kernel keeps a small packet back, too (Nagle)
     sock.sendall(OK)
-    bench.turn()
+    bench.iterate()
     assert bench.read(sock, len(GET % 2)) == GET % 2
     sock.sendall(OK)
-    bench.turn()
+    bench.iterate()
     return held
 
 
@@ -77,7 +77,7 @@ def exchange(bench: Bench, flow: int, sock: socket.socket, count: int) -> None:
         bench.send(flow, GET % number)
         bench.read(sock, len(GET % number))
         sock.sendall(KEEP)
-        bench.turn()
+        bench.iterate()
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -87,9 +87,9 @@ def test_after_two_losses_requests_go_one_by_one_for_a_while(bench: Bench, reset
     lose(bench, 3, reset=reset)
     assert waits(bench, 4)
     assert bench.ledger.events["singly"] == 1
-    bench.turn(LASTS / 2)
+    bench.iterate(LASTS / 2)
     assert waits(bench, 5)
-    bench.turn(LASTS / 2 + 1)
+    bench.iterate(LASTS / 2 + 1)
     assert not waits(bench, 6)
     assert bench.dropped() == {}
     assert bench.ledger.answers["unanswered"] == 2
@@ -97,7 +97,7 @@ def test_after_two_losses_requests_go_one_by_one_for_a_while(bench: Bench, reset
 
 def test_one_loss_at_a_time_is_an_accident(bench: Bench) -> None:
     lose(bench, 1)
-    bench.turn(TOGETHER + 1)
+    bench.iterate(TOGETHER + 1)
     lose(bench, 2)
     assert not waits(bench, 3)
 
@@ -122,9 +122,9 @@ def test_an_answer_up_to_the_end_of_the_connection_is_whole(bench: Bench) -> Non
         bench.send(flow, LARGE)
         bench.read(sock, len(GET % 1) + len(LARGE))
         sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\nno")
-        bench.turn()
+        bench.iterate()
         sock.close()
-        bench.turn()
+        bench.iterate()
     assert bench.ledger.events["singly"] == 1
 
 
@@ -148,7 +148,7 @@ def test_an_end_that_is_foreseen_is_no_loss(bench: Bench) -> None:
         again = bench.accept()
         assert bench.read(again, len(GET % 2)) == GET % 2
         again.sendall(OK)
-        bench.turn()
+        bench.iterate()
     assert bench.ledger.answers["unanswered"] == 1
     assert not bench.ledger.events["singly"]
 
@@ -163,9 +163,9 @@ def test_closes_with_notice_that_come_after_another_number_are_losses(bench: Ben
         bench.send(flow, LARGE)
         bench.read(sock, len(GET % 1) + len(LARGE))
         sock.sendall(CLOSE)
-        bench.turn()
+        bench.iterate()
         sock.close()
-        bench.turn()
+        bench.iterate()
     assert bench.ledger.events["singly"] == 1
 
 
@@ -182,7 +182,7 @@ def test_what_goes_again_is_no_loss(bench: Bench) -> None:
         again = bench.accept()
         assert bench.read(again, len(GET % 2)) == GET % 2
         again.sendall(OK)
-        bench.turn()
+        bench.iterate()
     assert not bench.ledger.answers["unanswered"]
     assert not bench.ledger.events["singly"]
 
@@ -196,8 +196,8 @@ def test_a_request_that_went_alone_was_not_sent_ahead(bench: Bench) -> None:
         bench.send(flow, GET % 1)
         bench.read(sock, len(GET % 1))
         sock.close()
-        bench.turn()
-    bench.turn(LASTS + 1)
+        bench.iterate()
+    bench.iterate(LASTS + 1)
     lose(bench, 6)
     assert not waits(bench, 7)
 
@@ -216,7 +216,7 @@ def test_a_request_that_the_end_of_an_idle_connection_met_was_not_sent_ahead(ben
         bench.send(flow, GET % 3)
         bench.read(sock, len(GET % 3))
         sock.close()
-        bench.turn()
+        bench.iterate()
     assert bench.ledger.answers["unanswered"] == 3
     assert not bench.ledger.events["singly"]
 
@@ -229,14 +229,14 @@ def test_a_request_is_sent_ahead_though_a_part_of_another_went_long_after(bench:
         bench.send(flow, GET % 2)
         bench.read(sock, len(GET % 1) * 2)
         sock.sendall(OK)
-        bench.turn()
+        bench.iterate()
         time.sleep(0.03)  # some ticks of the kernel's clock
         bench.send(flow, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
         bench.reactor.push()
         assert select.select([sock], [], [], 5)[0]
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         sock.close()
-        bench.turn()
+        bench.iterate()
     assert bench.ledger.events["singly"] == 1
 
 
@@ -247,7 +247,7 @@ def test_a_busy_connection_that_stands_goes_one_by_one_too(bench: Bench) -> None
         bench.send(1, GET % number)
         bench.read(sock, len(GET % number))
         sock.sendall(OK)
-    bench.turn(1.1)
+    bench.iterate(1.1)
     (lane,) = bench.reactor._by_fd.values()
     assert lane.lazy
     lose(bench, 2)
@@ -258,7 +258,7 @@ def test_a_busy_connection_that_stands_goes_one_by_one_too(bench: Bench) -> None
         assert bench.read(sock, len(GET % number)) == GET % number
         assert not select.select([sock], [], [], 0)[0]
         sock.sendall(OK)
-    bench.turn()
+    bench.iterate()
     assert lane.framer is not None and not lane.framer.outstanding
 
 
@@ -270,7 +270,7 @@ def test_who_is_far_behind_does_not_wait(bench: Bench) -> None:
     for _ in range(AHEAD + 10):
         bench.send(3, GET % 1)
     assert bench.read(sock, len(GET % 1) * 11) == (GET % 1) * 11
-    bench.turn()
+    bench.iterate()
     assert not select.select([sock], [], [], 0)[0]
 
 
@@ -278,7 +278,7 @@ def test_an_accident_before_any_answer_tells_nothing(bench: Bench) -> None:
     for flow in range(1, 5):
         sock = bench.open(flow)
         sock.close()
-        bench.turn()
+        bench.iterate()
     for flow in range(5, 8):
         bench.give(Open(flow, True))
         bench.send(flow, GET % 1)
@@ -287,7 +287,7 @@ def test_an_accident_before_any_answer_tells_nothing(bench: Bench) -> None:
         bench.read(sock, len(GET % 1) * 2)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         sock.close()
-        bench.turn()
+        bench.iterate()
     assert not bench.ledger.events["singly"]
 
 
@@ -299,9 +299,9 @@ def test_a_body_up_to_the_end_is_an_answer(bench: Bench) -> None:
         bench.send(flow, GET % 0)
         bench.read(sock, len(GET % 0))
         sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nsome")
-        bench.turn()
+        bench.iterate()
         sock.close()
-        bench.turn()
+        bench.iterate()
     assert bench.ledger.answers["unanswered"] == 0
     assert not bench.ledger.events["singly"]
 
@@ -315,7 +315,7 @@ def test_who_fills_the_room_does_not_wait(bench: Bench) -> None:
     taken = 0
     for _ in range(600):
         bench.send(3, post)
-        bench.turn()
+        bench.iterate()
         while select.select([sock], [], [], 0)[0]:
             taken += len(sock.recv(1 << 20))
     assert bench.dropped() == {}
@@ -329,10 +329,10 @@ def test_after_an_answer_that_cannot_be_read_nobody_waits(bench: Bench) -> None:
     bench.send(3, GET % 0)
     bench.read(sock, len(GET % 0))
     sock.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n")
-    bench.turn()
+    bench.iterate()
     for number in range(3):
         bench.send(3, GET % number)
-        bench.turn()
+        bench.iterate()
         assert bench.read(sock, len(GET % number)) == GET % number
 
 
@@ -341,12 +341,12 @@ def test_nobody_waits_for_longer_than_an_answer_is_worth(bench: Bench) -> None:
     lose(bench, 1)
     lose(bench, 2)
     sock = only_the_first_went(bench, 3, 4)
-    bench.turn(WAIT - 0.5)
+    bench.iterate(WAIT - 0.5)
     assert not select.select([sock], [], [], 0.1)[0]
-    bench.turn(1.5)
+    bench.iterate(1.5)
     assert bench.read(sock, 3 * len(GET % 0)) == b"".join(GET % number for number in range(1, 4))
     sock.sendall(4 * OK)
-    bench.turn()
+    bench.iterate()
     for number in range(2):
         bench.send(3, GET % number)
     assert bench.read(sock, len(GET % 0)) == GET % 0

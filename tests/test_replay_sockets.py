@@ -32,7 +32,7 @@ def served(bench: Bench, flow: int, answers: Sequence[bytes]) -> socket.socket:
         sock = sock or bench.accept()
         bench.read(sock, len(GET % 0))
         sock.sendall(answer)
-        bench.turn()
+        bench.iterate()
     assert sock is not None
     return sock
 
@@ -43,7 +43,7 @@ def test_what_follows_waits_where_the_shadow_closed_before(bench: Bench, allowed
     """It would be sent to a connection that is about to be closed, and lost."""
     answers = [KEEP] * (allowed - 1) + [CLOSE]
     served(bench, 1, answers).close()
-    bench.turn()
+    bench.iterate()
     sock = served(bench, 2, answers[:-1]) if allowed > 1 else None
     parts = [(POST, START), (b"xy", END)] if way == "in parts" else [(GET % 1, WHOLE)]
     data = b"".join(piece for piece, _ in parts)
@@ -54,7 +54,7 @@ def test_what_follows_waits_where_the_shadow_closed_before(bench: Bench, allowed
     sock = sock or bench.accept()
     assert bench.read(sock, len(data)) == data
     bench.send(2, GET % 2)
-    bench.turn()
+    bench.iterate()
     assert not select.select([sock], [], [], 0.05)[0]
     sock.sendall(CLOSE)
     other = bench.accept()
@@ -64,7 +64,7 @@ def test_what_follows_waits_where_the_shadow_closed_before(bench: Bench, allowed
 
 def test_what_follows_waits_no_more_where_the_shadow_goes_on(bench: Bench) -> None:
     served(bench, 1, [KEEP, CLOSE]).close()
-    bench.turn()
+    bench.iterate()
     sock = served(bench, 2, [KEEP])
     bench.send(2, GET % 1)
     bench.send(2, GET % 2)
@@ -73,9 +73,9 @@ def test_what_follows_waits_no_more_where_the_shadow_goes_on(bench: Bench) -> No
     sock.sendall(KEEP)  # it was the second one, and it is not closed
     assert bench.read(sock, len(GET % 2)) == GET % 2
     sock.sendall(KEEP)
-    bench.turn()
+    bench.iterate()
     bench.give(Finish(2))
-    bench.turn(1.1)
+    bench.iterate(1.1)
     sock = served(bench, 3, [KEEP])
     bench.send(3, GET % 1)
     bench.send(3, GET % 2)
@@ -86,7 +86,7 @@ def test_a_connection_that_was_idle_for_too_long_is_left_and_teaches_nothing(ben
     """A 408 that nobody asked for (RFC 9110, 15.5.9) is no answer, and no limit of requests on a connection."""
     sock = served(bench, 1, [KEEP])
     sock.sendall(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-    bench.turn()
+    bench.iterate()
     bench.send(1, GET % 1)  # the end of the connection has not come yet
     bench.send(1, GET % 2)
     other = bench.accept()
@@ -106,7 +106,7 @@ def test_a_request_that_did_not_go_does_not_take_the_word_about_an_idle_connecti
     other = bench.accept()
     assert bench.read(other, len(GET % 1) * 3) == GET % 0 + GET % 1 + GET % 2
     other.sendall(OK * 3)
-    bench.turn()
+    bench.iterate()
     assert bench.ledger.answers == {"2xx": 4}
 
 
@@ -118,13 +118,13 @@ def test_an_answer_before_the_end_of_a_request_counts_once_where_the_shadow_clos
     sock.sendall(b"HTTP/1.0 413 Too Large\r\nContent-Length: 0\r\n\r\n")
     bench.until(lambda: bench.ledger.answers["4xx"] == 1)
     sock.close()
-    bench.turn()
+    bench.iterate()
     bench.give(Open(2, True))
     bench.send(2, GET % 1)
     bench.send(2, GET % 2)
     sock = bench.accept()
     assert bench.read(sock, len(GET % 1)) == GET % 1
-    bench.turn()
+    bench.iterate()
     assert not select.select([sock], [], [], 0.05)[0]
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import pytest
 
-from tapmirror.framing import Pool as Heads
+from tapmirror.framing import HeadMemory as Heads
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay import sweep
-from tapmirror.replay.lane import OPEN, Lane, Pool
+from tapmirror.replay.lane import OPEN, Lane, QueueMemory
 from tapmirror.replay.sweep import EVERY, OUTSTANDING, Sweep
 
 
 def lane(flow: int, *, sent: int = 0, outstanding: int = 0, lazy: bool = False) -> Lane:
     """An open HTTP lane."""
-    made = Lane(flow, True, Pool(1000, 1000), Ledger())
+    made = Lane(flow, True, QueueMemory(1000, 1000), Ledger())
     made.state, made.sent, made.lazy = OPEN, sent, lazy
     made.framer = ResponseFramer(1000, Heads(1000))
     for _ in range(outstanding):

@@ -7,23 +7,23 @@ from collections.abc import Callable
 
 import pytest
 
-from tapmirror.framing import Pool as Heads
+from tapmirror.framing import HeadMemory as Heads
 from tapmirror.framing import ResponseFramer
 from tapmirror.ledger import Ledger
-from tapmirror.replay.lane import Lane, Pool
+from tapmirror.replay.lane import Lane, QueueMemory
 from tapmirror.replay.turns import PROMPT, SILENCE, Turns
 
 
-def raw(heard: int, at: float) -> Lane:
+def raw(received: int, at: float) -> Lane:
     """A raw lane whose shadow sent so much, the last of it then."""
-    lane = Lane(1, False, Pool(1000, 1000), Ledger())
-    lane.heard, lane.heard_at = heard, at
+    lane = Lane(1, False, QueueMemory(1000, 1000), Ledger())
+    lane.received, lane.received_at = received, at
     return lane
 
 
 def http(outstanding: int) -> Lane:
     """An HTTP lane with so many unanswered requests."""
-    lane = Lane(1, True, Pool(1000, 1000), Ledger())
+    lane = Lane(1, True, QueueMemory(1000, 1000), Ledger())
     lane.framer = ResponseFramer(1000, Heads(1000))
     for _ in range(outstanding):
         lane.framer.expect(0)
@@ -68,7 +68,7 @@ def test_a_lane_that_waits_no_more(over: Callable[[Turns, Lane], None]) -> None:
     assert not turns
     if over is pass_on:
         assert [item.data for item in lane.queue] == [b"next"]
-        assert lane.heard == 0
+        assert lane.received == 0
 
 
 @pytest.mark.parametrize(

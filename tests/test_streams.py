@@ -27,16 +27,16 @@ class Capture:
         self.ledger = Ledger()
         self.table = StreamTable(limits or Limits(), self.ledger, ports)
         self.now = 100.0
-        self.turns: list[bool] = []
+        self.after_reply: list[bool] = []
 
     def take(self, events: Sequence[Event]) -> None:
-        for stream, chunk, turn in events:
+        for stream, chunk, after_reply in events:
             assert not isinstance(chunk, End)
             text = b"<%d>" % chunk.length if isinstance(chunk, Gap) else bytes(chunk)
             stream.book = (stream.book or b"") + text
             if not isinstance(chunk, Gap):
                 self.ledger.bytes.mirrored += len(chunk)
-                self.turns.append(turn)
+                self.after_reply.append(after_reply)
         segments, size = self.table.held()
         assert self.ledger.segments.seen == self.ledger.segments.settled() + segments
         assert self.ledger.bytes.seen == self.ledger.bytes.settled() + size
@@ -99,7 +99,7 @@ def test_a_dialogue() -> None:
     capture.put(FIN | ACK, 6, b"", 6)
     capture.put(FIN | ACK, 6, b"", 7, client=False)
     assert capture.streams() == [(b"GETPUT", b"200 OK")]
-    assert capture.turns == [True, True, False, True]
+    assert capture.after_reply == [True, True, False, True]
 
 
 def test_an_urgent_byte_was_captured_too() -> None:
@@ -118,7 +118,7 @@ def test_what_follows_a_gap_is_no_turn() -> None:
     capture.put(PSH | ACK, 6, b"ghi", 5)
     capture.put(PSH | ACK, 9, b"jkl", 9)
     assert capture.streams() == [(b"abc<3>ghijkl", b"")]
-    assert capture.turns == [True, False, True]
+    assert capture.after_reply == [True, False, True]
 
 
 CLIENTS = {

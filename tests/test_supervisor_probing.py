@@ -19,7 +19,7 @@ from lab import HashSink, Lab
 from tapmirror.spec import Capture, TapSpec, parse_shadow
 from tapmirror.supervisor.addresses import Address
 from tapmirror.supervisor.probe import PROBE_TIME
-from tapmirror.supervisor.probing import LEADS_BACK, PROBED, RING_TIME, TURN, Probing
+from tapmirror.supervisor.probing import LEADS_BACK, LOOK_TIME, PROBED, RING_TIME, Probing
 from tapmirror.supervisor.resolving import Undecided
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
@@ -116,7 +116,7 @@ def test_one_trial_at_a_time(wire: Wire) -> None:
     assert probing.found([GOOD], 0.0) is None and probing.found([BAD], 0.0) is None
     assert wire.probed == [[GOOD]]
     probing.look(0.0)
-    assert probing.due() == TURN
+    assert probing.due() == LOOK_TIME
     probing.look(0.0)
     assert probing.due() is None
     assert wire.find([BAD], 0.0) and not wire.known([GOOD], 0.0)

@@ -27,7 +27,7 @@ from tapmirror.source.sockets import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
 from tapmirror.spec.tap import MAX_WORKERS
 from tapmirror.supervisor import workers
-from tapmirror.supervisor.workers import LoopFound, Seat, TapError, WorkerProcess, automatic
+from tapmirror.supervisor.workers import LoopFound, TapError, WorkerProcess, WorkerSlot, automatic
 from tapmirror.worker.setup import Setup
 from test_supervisor_metrics import Taps, compared, falls, snapshot
 
@@ -186,7 +186,7 @@ def serve():
         told.append(message)
         figures["events"]["told"] = len(told)
         figures["answers"] = {{told[i]["op"] + str(told[i].get("n", "")): i for i in range(len(told))}}
-        say({{message["op"]: figures, "books": {{}}}})
+        say({{message["op"]: figures, "handover": {{}}}})
 
 {body}
 """
@@ -215,7 +215,7 @@ FIGURES = {
     "worker": {"pid": 1, "cpu_s": 1.5, "rss_kb": 1, "sandbox": []},
 }
 
-Sit = Callable[[str], Seat]
+Sit = Callable[[str], WorkerSlot]
 
 
 @pytest.fixture
@@ -227,30 +227,30 @@ def said() -> list[str]:
 @pytest.fixture
 def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[Sit]:
     """A seat whose workers are a few lines of Python in place of the real one's."""
-    seats: list[Seat] = []
+    slots: list[WorkerSlot] = []
     python = sys.executable
 
-    def make(body: str) -> Seat:
+    def make(body: str) -> WorkerSlot:
         script = tmp_path / "worker"
         script.write_text(SCRIPT.format(python=python, figures=json.dumps(FIGURES), body=body))
         script.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(script))
         spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow(f"{SHADOW}:80"),))
         setup = Setup(spec=spec, addresses=[], capture="packet", uid=0, gid=0)
-        seats.append(Seat(lambda: (setup, []), lambda _: None, said.append))
-        return seats[-1]
+        slots.append(WorkerSlot(lambda: (setup, []), lambda _: None, said.append))
+        return slots[-1]
 
     yield make
-    for seat in seats:
-        seat.close(0.0)
+    for slot in slots:
+        slot.close(0.0)
 
 
 def test_descriptors_of_a_worker_end_it_and_are_not_ours(sit: Sit) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    seat = sit('say({"ready": 1}, [0, 1, 2]); serve()')
+    slot = sit('say({"ready": 1}, [0, 1, 2]); serve()')
     with pytest.raises(TapError, match="what cannot be read: a message with descriptors"):
-        seat.start()
-    seat.close(0.0)
+        slot.start()
+    slot.close(0.0)
     assert set(os.listdir("/proc/self/fd")) == before
 
 
@@ -263,25 +263,25 @@ def test_descriptors_of_a_worker_end_it_and_are_not_ours(sit: Sit) -> None:
     ],
 )
 def test_figures_that_cannot_be_end_it(sit: Sit, change: str, words: str) -> None:
-    seat = sit(f"{change}\nserve()")
+    slot = sit(f"{change}\nserve()")
     with pytest.raises(TapError, match=rf"gave figures that cannot be: .*{words}"):
-        seat.start()
+        slot.start()
 
 
 @pytest.mark.parametrize("when", ["before it is asked", "when it is asked"])
 def test_what_a_worker_says_last_is_why_it_ended(sit: Sit, when: str) -> None:
     """Either way its end of the socket is closed, with a request unread, before what it said is read."""
     waits = "import select; select.select([control], [], [])" if when == "when it is asked" else ""
-    seat = sit(
-        "say({'ready': 1}); control.recv(65536); say({'snapshot': figures, 'books': {}})\n"
+    slot = sit(
+        "say({'ready': 1}); control.recv(65536); say({'snapshot': figures, 'handover': {}})\n"
         f"{waits}\nsay({{'error': 'no memory'}}); os._exit(1)"
     )
-    seat.start()
-    assert seat._process is not None
+    slot.start()
+    assert slot._process is not None
     if not waits:
-        seat._process._process.wait(PATIENCE)
-    seat.snapshot()
-    assert seat.reason == "no memory"
+        slot._process._process.wait(PATIENCE)
+    slot.snapshot()
+    assert slot.reason == "no memory"
 
 
 @pytest.mark.parametrize(
@@ -291,50 +291,50 @@ def test_what_a_worker_says_last_is_why_it_ended(sit: Sit, when: str) -> None:
 )
 def test_what_a_worker_says_is_a_line_of_printable_characters_and_not_long(sit: Sit, says: str) -> None:
     """It is shown on the terminals of operators, and a worker reads the network."""
-    seat = sit(f"evil = '\\x1b]0;mine\\x07\\nweb: running' + 'x' * 9000\n{says}")
+    slot = sit(f"evil = '\\x1b]0;mine\\x07\\nweb: running' + 'x' * 9000\n{says}")
     with pytest.raises(TapError) as caught:
-        seat.start()
+        slot.start()
     assert str(caught.value).isprintable() and r"\x1b]0;mine\x07\nweb: running" in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
 def test_a_loop_that_a_worker_tells_of_unasked_is_known(sit: Sit) -> None:
-    seat = sit('say({"ready": 1}); say({"loop": {"target": 1, "client": "10.0.0.1"}}); serve()')
-    seat.start()
+    slot = sit('say({"ready": 1}); say({"loop": {"target": 1, "client": "10.0.0.1"}}); serve()')
+    slot.start()
 
     def heard() -> bool:
-        seat.service(time.monotonic())
-        return seat.loop is not None
+        slot.service(time.monotonic())
+        return slot.loop is not None
 
     until(heard, "it is heard")
-    assert seat.loop == LoopFound(1, "10.0.0.1")
-    assert seat.running
+    assert slot.loop == LoopFound(1, "10.0.0.1")
+    assert slot.running
 
 
 @pytest.mark.parametrize(
     "found", ['{"target": -1, "client": "10.0.0.1"}', '{"target": 0, "client": "\\n"}', "[]", "{}"]
 )
 def test_a_loop_that_cannot_be_ends_a_worker(sit: Sit, found: str) -> None:
-    seat = sit(f'say({{"ready": 1}}); say({{"loop": {found}}}); serve()')
+    slot = sit(f'say({{"ready": 1}}); say({{"loop": {found}}}); serve()')
     with pytest.raises(TapError, match="told of a loop that cannot be: "):
-        seat.start()
-    assert seat.loop is None
+        slot.start()
+    assert slot.loop is None
 
 
 def test_figures_that_go_bad_are_its_death_and_the_last_good_ones_stay(sit: Sit) -> None:
-    seat = sit(
+    slot = sit(
         "real = say\n"
         "def say(message):\n"
         "    if len(told) > 1: figures['answers'] = {'2xx': []}\n"
         "    real({**message, **({'snapshot': figures} if 'snapshot' in message else {})})\n"
         "serve()"
     )
-    seat.start()
-    first = seat.snapshot()
-    assert not seat.running and "figures that cannot be" in seat.reason
+    slot.start()
+    first = slot.snapshot()
+    assert not slot.running and "figures that cannot be" in slot.reason
     assert first["answers"] == {"snapshot": 0}
-    assert seat.snapshot() == first
-    assert seat.due() is not None, "another one starts"
+    assert slot.snapshot() == first
+    assert slot.due() is not None, "another one starts"
 
 
 def test_what_comparisons_counted_goes_on_when_one_of_two_workers_is_replaced(sit: Sit, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_what_comparisons_counted_goes_on_when_one_of_two_workers_is_replaced(si
         found = compared(a=pairs)["compare"]["shadows"]["v2:80"]
         lives.append({"shadows": {label: found}, "capture": {"flows": 1}})
     (tmp_path / "lives").mkdir()
-    seats = [
+    slots = [
         sit(
             f"lives = {str(tmp_path / 'lives')!r}\n"
             "life = len(os.listdir(lives))\n"
@@ -357,22 +357,22 @@ def test_what_comparisons_counted_goes_on_when_one_of_two_workers_is_replaced(si
         )
         for _ in range(2)
     ]
-    for seat in seats:
-        seat.start()
+    for slot in slots:
+        slot.start()
 
     def counted() -> Any:
-        return summed([seat.snapshot()["compare"] for seat in seats])
+        return summed([slot.snapshot()["compare"] for slot in slots])
 
     taps = Taps(snapshot(compare=counted()))
     before = taps.samples()
-    seats[0].tell({"op": "die"}, "die")
-    assert not seats[0].running
+    slots[0].tell({"op": "die"}, "die")
+    assert not slots[0].running
     taps.now = [snapshot(compare=counted())]
     assert taps.samples() == before
 
     def replaced() -> bool:
-        seats[0].service(time.monotonic())
-        return seats[0].running
+        slots[0].service(time.monotonic())
+        return slots[0].running
 
     until(replaced, "another one")
     for _ in range(2):
@@ -391,30 +391,30 @@ def test_what_comparisons_counted_goes_on_when_one_of_two_workers_is_replaced(si
 def test_what_changes_while_one_starts_is_told_when_it_is_ready(sit: Sit, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    seat = sit(f"open({str(gate)!r}).read()\nserve()")
-    seat.begin()
-    seat.tell({"op": "share", "n": 1}, "share")
-    seat.tell({"op": "addresses", "shadow": 0, "n": 2}, "addresses")
-    seat.tell({"op": "addresses", "shadow": 1, "n": 3}, "addresses")
-    seat.tell({"op": "share", "n": 4}, "share")
-    assert seat.restarts == 0 and seat.filenos(), "it is not killed for it"
+    slot = sit(f"open({str(gate)!r}).read()\nserve()")
+    slot.begin()
+    slot.tell({"op": "share", "n": 1}, "share")
+    slot.tell({"op": "addresses", "shadow": 0, "n": 2}, "addresses")
+    slot.tell({"op": "addresses", "shadow": 1, "n": 3}, "addresses")
+    slot.tell({"op": "share", "n": 4}, "share")
+    assert slot.restarts == 0 and slot.filenos(), "it is not killed for it"
     gate.write_text("")
 
     def served() -> bool:
-        seat.service(time.monotonic())
-        return seat.running
+        slot.service(time.monotonic())
+        return slot.running
 
     until(served, "it is ready")
-    assert seat.snapshot()["answers"] == {"addresses2": 0, "addresses3": 1, "share4": 2, "snapshot": 4}
-    assert (seat.restarts, seat.reason) == (0, "")
+    assert slot.snapshot()["answers"] == {"addresses2": 0, "addresses3": 1, "share4": 2, "snapshot": 4}
+    assert (slot.restarts, slot.reason) == (0, "")
 
 
 def test_what_a_worker_prints_is_heard_and_its_last_words_too(sit: Sit, said: list[str]) -> None:
-    seat = sit("print('a hook\\x1b[2J')\nserve()")
-    seat.start()
+    slot = sit("print('a hook\\x1b[2J')\nserve()")
+    slot.start()
 
     def heard() -> bool:
-        seat.service(time.monotonic())
+        slot.service(time.monotonic())
         return bool(said)
 
     until(heard, "the line")
@@ -428,9 +428,9 @@ def test_what_a_worker_prints_is_heard_and_its_last_words_too(sit: Sit, said: li
 
 def test_a_worker_that_prints_without_end_costs_a_few_lines(sit: Sit, said: list[str]) -> None:
     """Its pipe is full again at once, whenever it is emptied; it is never read for long."""
-    seat = sit("import threading\ndef flood():\n    while True:\n        print('x' * 100_000)\n"
+    slot = sit("import threading\ndef flood():\n    while True:\n        print('x' * 100_000)\n"
                "threading.Thread(target=flood, daemon=True).start()\nserve()")  # fmt: skip
-    seat.start()
+    slot.start()
     for _ in range(200):
-        seat.service(time.monotonic())
+        slot.service(time.monotonic())
     assert 0 < len(said) < 100 and max(map(len, said)) < 500

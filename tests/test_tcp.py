@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tapmirror.events import DropReason, End, FilterReason, Gap
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
-from tapmirror.tcp import FAR, Piece, Pool, Receiver, distance
+from tapmirror.tcp import FAR, Piece, ReassemblyMemory, Receiver, distance
 
 LIMITS = Limits()
 
@@ -24,8 +24,8 @@ class Stream:
     def __init__(self, first: int = 1000, limits: Limits = LIMITS) -> None:
         self.first = first
         self.ledger = Ledger()
-        self.pool = Pool(limits)
-        self.rx = Receiver(first, self.pool, self.ledger)
+        self.memory = ReassemblyMemory(limits)
+        self.rx = Receiver(first, self.memory, self.ledger)
         self.out = b""
         self.ended = False
         self.given = [0, 0]
@@ -54,8 +54,8 @@ class Stream:
         """What the ledger and the queue account for; bytes handed on are counted here."""
         delivered = len(self.out)  # tests that use this have no gaps
         return (
-            self.ledger.segments.settled() + self.pool.segments,
-            self.ledger.bytes.settled() + self.pool.bytes + delivered,
+            self.ledger.segments.settled() + self.memory.segments,
+            self.ledger.bytes.settled() + self.memory.bytes + delivered,
         )
 
 
@@ -67,7 +67,7 @@ def test_data_behind_several_fins_follows_the_data_before_them() -> None:
     stream.seg(22, b"xyzw")
     stream.seg(0, b"0123456789")
     assert (stream.out, stream.ended) == (b"0123456789" + b"a" * 10 + b"xyzw", True)
-    assert stream.pool.entries == stream.pool.segments == stream.pool.bytes == 0
+    assert stream.memory.entries == stream.memory.segments == stream.memory.bytes == 0
     assert all(count >= 0 for count in stream.ledger.bytes.filtered.values())
     assert stream.accounted() == tuple(stream.given)
 
@@ -101,7 +101,7 @@ def test_schedules(name: str, first: int) -> None:
     for at, data in schedule:
         stream.seg(at, data)
     assert stream.out == want
-    assert stream.pool.bytes == stream.pool.segments == 0
+    assert stream.memory.bytes == stream.memory.segments == 0
     assert stream.accounted() == tuple(stream.given)
 
 
@@ -127,7 +127,7 @@ def test_a_fin_alone_and_in_order_is_taken_the_short_way_to_the_same_state(first
     ways = []
     for short in (True, False):
         ledger = Ledger()
-        rx = Receiver(first, Pool(LIMITS), ledger)
+        rx = Receiver(first, ReassemblyMemory(LIMITS), ledger)
         if short:
             rx.finish()
         else:
@@ -258,7 +258,7 @@ def test_what_is_further_than_any_window_is_outside() -> None:
 def test_what_is_held_back_is_within_the_window_too(at: int) -> None:
     stream = Stream()
     stream.rx.hold((stream.first + at) & 0xFFFFFFFF, memoryview(b"abc"), 3, False, 0)
-    assert (stream.rx.waiting, stream.pool.bytes) == (False, 0)
+    assert (stream.rx.waiting, stream.memory.bytes) == (False, 0)
     assert stream.ledger.bytes.dropped[DropReason.MIDSTREAM] == 3
 
 
@@ -299,9 +299,9 @@ def test_fins_that_waited_take_no_room_afterwards() -> None:
     for _ in range(2):
         stream.seg(1, b"b", fin=True)
         stream.seg(3, b"", fin=True)  # joined to it
-        assert stream.rx.crowded(1) and stream.pool.entries == 2
+        assert stream.rx.crowded(1) and stream.memory.entries == 2
         stream.rx.discard(DropReason.SHUTDOWN)
-        assert not stream.rx.crowded(1) and stream.pool.entries == 0
+        assert not stream.rx.crowded(1) and stream.memory.entries == 0
 
 
 def test_bounds_of_one_flow_drop_the_newest() -> None:
@@ -320,14 +320,14 @@ def test_bounds_of_one_flow_drop_the_newest() -> None:
 
 def test_bound_of_all_flows() -> None:
     limits = msgspec.structs.replace(LIMITS, reassembly_bytes=4)
-    ledger, pool = Ledger(), Pool(limits)
-    one, two = Receiver(0, pool, ledger), Receiver(0, pool, ledger)
+    ledger, memory = Ledger(), ReassemblyMemory(limits)
+    one, two = Receiver(0, memory, ledger), Receiver(0, memory, ledger)
     one.feed(1, b"xxx", 3, False, 0)
     two.feed(1, b"yy", 2, False, 0)
     assert ledger.bytes.dropped[DropReason.MEMORY_LIMIT] == 2
-    assert pool.bytes == 3
+    assert memory.bytes == 3
     one.discard(DropReason.SHUTDOWN)
-    assert (pool.bytes, pool.segments) == (0, 0)
+    assert (memory.bytes, memory.segments) == (0, 0)
     assert ledger.bytes.dropped[DropReason.SHUTDOWN] == 3
 
 
@@ -364,7 +364,7 @@ def test_any_cover_in_any_order_gives_the_stream(data: st.DataObject) -> None:
             assert stream.accounted() == tuple(stream.given)
     assert stream.out == text
     assert stream.ended
-    assert stream.pool.bytes == stream.pool.segments == 0
+    assert stream.memory.bytes == stream.memory.segments == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 80), st.binary(max_size=12), st.booleans(), st.booleans()), max_size=40))
@@ -380,8 +380,8 @@ def test_bounds_and_identity_hold_after_every_segment(schedule: list[tuple[int, 
         if ack:
             stream.ack(at)
         assert stream.out.startswith(before)
-        assert stream.pool.bytes <= 20
-        assert stream.pool.segments <= 4
+        assert stream.memory.bytes <= 20
+        assert stream.memory.segments <= 4
         delivered = stream.ledger.segments.mirrored
-        assert stream.ledger.segments.settled() + stream.pool.segments == stream.given[0]
+        assert stream.ledger.segments.settled() + stream.memory.segments == stream.given[0]
         assert delivered <= stream.given[0]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tapmirror.events import END, START, TRACED, Command, Finish, Open, Part, Send
-from tapmirror.framing import Pool, RequestFramer
+from tapmirror.framing import HeadMemory, RequestFramer
 from tapmirror.tracer import PAUSE, SPACING, Loop, Tracer
 
 TOKEN = b"0123456789abcdef0123456789abcdef"
@@ -95,7 +95,7 @@ def test_it_is_known_where_it_comes_back(name: bytes, value: bytes, loop: Loop |
     """By the field, and the number that nobody else knows."""
     tracer = Tracer(TOKEN)
     request = b"GET / HTTP/1.1\r\nHost: a\r\n%b: %b\r\nX: y\r\n\r\n" % (name, value)
-    framer = RequestFramer(8192, None, False, Pool(8192))
+    framer = RequestFramer(8192, None, False, HeadMemory(8192))
     step = -(-len(request) // pieces)
     for at in range(0, len(request), step):
         for message in framer.feed(request[at : at + step], at == 0):

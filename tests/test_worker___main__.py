@@ -107,7 +107,7 @@ class Bare:
         """The next message, which is this one."""
         assert select.select([self.control], [], [], seconds)[0], f"no {name!r} within {seconds:g} s"
         message, fds = privsep.receive(self.control, MESSAGE)
-        assert (list(message), fds) == ([name, "books"] if name == "snapshot" else [name], [])
+        assert (list(message), fds) == ([name, "handover"] if name == "snapshot" else [name], [])
         return message[name]
 
     def ask(self, request: str, name: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tapmirror.cli.limits import limit_options, limits_of
 from tapmirror.cli.messages import fail
 from tapmirror.compare.figures import Figures, figures, merge
 from tapmirror.compare.noise import Nature
-from tapmirror.compare.verdict import Limits, Outcome, together
+from tapmirror.compare.verdict import Outcome, VerdictLimits, together
 from tapmirror.compare.words import clean
 from tapmirror.control.client import Client, ControlError, NoDaemonError
 from tapmirror.report import FORMS, terminal
@@ -55,7 +55,7 @@ def keep_spec(ledger: dict[str, Any], spec: Compare) -> None:
 def conclude(
     ledgers: Sequence[dict[str, Any]],
     specs: Sequence[Compare],
-    limits: Limits,
+    limits: VerdictLimits,
     *,
     report_file: str | None,
     judge: bool,
@@ -73,7 +73,7 @@ def conclude(
 
 
 def all_figures(
-    ledgers: Sequence[dict[str, Any]], limits: Limits, specs: Sequence[Compare] | None = None
+    ledgers: Sequence[dict[str, Any]], limits: VerdictLimits, specs: Sequence[Compare] | None = None
 ) -> list[Figures]:
     """What the comparisons of these taps say, a set for each shadow.  Raises `msgspec.ValidationError`.
 
@@ -244,7 +244,7 @@ def verdict(source: str, as_json: bool, socket: Path, **options: Any) -> None:
     raise SystemExit(tell_verdict(found, as_json=as_json))
 
 
-def source_figures(source: str, limits: Limits, socket: Path, early: int = 1) -> list[Figures]:
+def source_figures(source: str, limits: VerdictLimits, socket: Path, early: int = 1) -> list[Figures]:
     """Of a saved ledger, or of a tap of the daemon's; ends the program if there is no comparison.  `early`: the exit
     code where there is none at the moment.
     """
@@ -253,7 +253,7 @@ def source_figures(source: str, limits: Limits, socket: Path, early: int = 1) ->
     return asked_figures(source, limits, socket, early)
 
 
-def asked_figures(name: str, limits: Limits, socket: Path, early: int) -> list[Figures]:
+def asked_figures(name: str, limits: VerdictLimits, socket: Path, early: int) -> list[Figures]:
     """Of a tap of the daemon's; ends the program if it has no comparison."""
     try:
         with Client(socket) as client:
@@ -272,7 +272,7 @@ def asked_figures(name: str, limits: Limits, socket: Path, early: int) -> list[F
     return found
 
 
-def read_figures(source: str, limits: Limits) -> list[Figures]:
+def read_figures(source: str, limits: VerdictLimits) -> list[Figures]:
     """Of a saved ledger (`-`: standard input); ends the program if it has no comparison."""
     if source == "-" and sys.stdin is None:  # it was closed when the interpreter began
         fail("-: standard input is closed", 2)

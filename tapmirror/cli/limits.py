@@ -10,7 +10,7 @@ import click
 
 from tapmirror.cli.messages import fail
 from tapmirror.cli.numbers import ALPHA
-from tapmirror.compare.verdict import Limits
+from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.spec.numbers import number_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -52,7 +52,7 @@ class Ratio(Amount):
 
 def limit_options(function: Function) -> Function:
     """Give a command what a shadow must keep to."""
-    defaults = Limits()
+    defaults = VerdictLimits()
     for option in (
         click.option(
             "--alpha",
@@ -87,10 +87,10 @@ def limit_options(function: Function) -> Function:
     return function
 
 
-def limits_of(options: dict[str, Any], *, judge: bool = False) -> Limits:
+def limits_of(options: dict[str, Any], *, judge: bool = False) -> VerdictLimits:
     """Those options' values, which are taken out of `options`; ends the program if there is nothing to `judge` by."""
     names = ("max_error_diff", "max_p99_ratio", "max_diff_rate")
     values = {name: options.pop(name) for name in names}
     if judge and all(value is None for value in values.values()):
         fail("all limits are none: there is nothing to judge by", 2)
-    return Limits(alpha=options.pop("alpha"), **values)
+    return VerdictLimits(alpha=options.pop("alpha"), **values)

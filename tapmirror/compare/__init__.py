@@ -19,7 +19,7 @@ the capture), returns nothing that anyone has to wait for, and can be asked for 
 
     # production's side: its stream as reassembled.  What it sent before a request (by the acknowledgement
     # number that came with the request) is fed before the request, gaps included.
-    talk.production(data, time_ns)
+    talk.production_data(data, time_ns)
     talk.production_gap(size, time_ns)         # not seen; or not copied, for `talk.production_skippable()` said so
     talk.production_ended(time_ns, reset)
 
@@ -29,9 +29,9 @@ the capture), returns nothing that anyone has to wait for, and can be asked for 
     talk.sent(shadow, number, time_ns, rtt_ns, least_ns)  # after the last one
     talk.left_out(shadow, number, reason)      # in place of both, or when it was given up half way
     talk.decided(number)                       # after the last `asked` or `left_out` of a request
-    talk.answer(shadow, data, time_ns)
-    talk.answer_gap(shadow, size, time_ns)     # discarded unread, at most `talk.answer_skippable(shadow)`
-    talk.answer_ended(shadow, time_ns, reset)  # the shadow closed the connection
+    talk.shadow_data(shadow, data, time_ns)
+    talk.shadow_gap(shadow, size, time_ns)     # discarded unread, at most `talk.shadow_skippable(shadow)`
+    talk.shadow_ended(shadow, time_ns, reset)  # the shadow closed the connection
     talk.given_up(shadow, reason)              # the tap did
 
     comparison.closed(flow, reason)            # the connection and its copies are over

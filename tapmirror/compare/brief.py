@@ -24,9 +24,9 @@ from tapmirror.compare.briefs import BEYOND, BOUNDS, NAMED, badness
 from tapmirror.compare.endpoints import OTHER
 from tapmirror.compare.figures import Judged, crowds_of, error_crowd, judged_endpoint, noise_of
 from tapmirror.compare.sketch import Sketch, value_at
-from tapmirror.compare.statuses import turn_crowds
+from tapmirror.compare.statuses import crowds_by_status
 from tapmirror.compare.summary import Endpoint, Side, State, Summary, is_error
-from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
+from tapmirror.compare.verdict import P99, Counts, Verdict, VerdictLimits, judge
 from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare
 
@@ -60,7 +60,7 @@ class Briefing:
     looks at those anew that were looked at longest ago, and says of the others what they were then.
     """
 
-    def __init__(self, spec: Compare, limits: Limits) -> None:
+    def __init__(self, spec: Compare, limits: VerdictLimits) -> None:
         self._spec = spec
         self._limits = limits
         self._named: list[str] = []
@@ -149,10 +149,10 @@ class Briefing:
         noise = {name: noise_of(endpoints[name], self._spec) for name in chosen}
         known = set().union(*noise.values(), *(look.noise for name, look in looks.items() if name not in noise))
         fields = sum(len(each.fields) for each in endpoints.values())
-        turns = turn_crowds(state)
+        by_status = crowds_by_status(state)
         for name in chosen:
             endpoint = endpoints[name]
-            found = judged_endpoint(name, endpoint, self._spec, self._limits, known, fields, turns)
+            found = judged_endpoint(name, endpoint, self._spec, self._limits, known, fields, by_status)
             looks.pop(name, None)
             looks[name] = Look(at, _endpoint(endpoint, found), found, noise[name])
 
@@ -168,7 +168,7 @@ class Briefing:
         return named
 
 
-def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
+def judged(found: Mapping[str, Any], limits: VerdictLimits | None = None) -> Verdict:
     """The verdict so far, of a brief or the sum of several."""
     everything = found["all"]
     sketches = {
@@ -193,7 +193,7 @@ def judged(found: Mapping[str, Any], limits: Limits | None = None) -> Verdict:
         1 + outages["errors"] if known else 0.0,
         found["requests"],
     )
-    return judge(counts, limits or Limits())
+    return judge(counts, limits or VerdictLimits())
 
 
 def _endpoint(endpoint: Endpoint, found: Judged) -> dict[str, Any]:

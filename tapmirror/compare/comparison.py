@@ -19,13 +19,12 @@ from tapmirror.compare.operations import calls, operation
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.rules import Expression, Rules
 from tapmirror.compare.samples import Redaction, sample
-from tapmirror.compare.summary import SCHEMA, STATUS, Endpoint, Field, Summary, bounds_of, is_error
+from tapmirror.compare.summary import SCHEMA, STATUS, Endpoint, Field, Summary, is_error, state_bounds
 from tapmirror.compare.thinning import Draw, Rate
-from tapmirror.compare.verdict import Limits
+from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.events import KEEPING, NO_BODY, WHOLE, Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Reply, Unpaired
-from tapmirror.framing.answers import NOTHING, Room
-from tapmirror.framing.answers import Bounds as ReaderBounds
+from tapmirror.framing.answers import NOTHING, ReaderBounds, ResponseMemory
 from tapmirror.framing.head import SAFE, is_safe
 from tapmirror.spec.compare import Compare, Level
 
@@ -53,7 +52,7 @@ REPEAT_BYTES: Final = 4 << 20
 
 
 TOGETHER: Final = 32
-"""Exchanges that are looked at at once: of two whose turns lie apart, each would find its code and data out of the
+"""Exchanges that are looked at at once: of two that are looked at apart, each would find its code and data out of the
 processor's caches.  Measured live, status and 2 KB of JSON: a fifth and a tenth less than one by one."""
 TOGETHER_BYTES: Final = 128 << 10
 """Most bytes of heads and bodies in the exchanges that are looked at at once; two bodies of 60 KB that differ take 2
@@ -76,14 +75,14 @@ class Comparison:
         self._rules = Rules(spec, expressions, redaction.field)
         self._redaction = redaction
         self._shadows = list(shadows)
-        bounds = bounds_of(spec)
+        bounds = state_bounds(spec)
         self._summaries = [Summary(bounds, spec.level.value) for _ in shadows]
-        self._briefings = [Briefing(spec, Limits()) for _ in shadows]
+        self._briefings = [Briefing(spec, VerdictLimits()) for _ in shadows]
         self._endpoints = Endpoints(spec.endpoints, spec.max_endpoints, redaction.path)
         self._learned = 0
         self._repeats = Repeats(REPEATS, REPEAT_BYTES)
         self._reader = ReaderBounds(HEAD_BYTES, spec.hash_bytes, spec.pending)
-        self._room = Room(spec.held_bytes)
+        self._memory = ResponseMemory(spec.held_bytes)
         self._conversations: dict[int, Conversation] = {}
         self._exchanges = Rate(spec.max_exchanges)
         self._bodies = Rate(spec.max_bodies)
@@ -105,7 +104,7 @@ class Comparison:
         """Requests that a shadow is to get once more; whoever sends them takes them out."""
         self._now = 0.0
         self.rested = 0
-        """Requests that `request` was not told of, for their connections' turn is over (`Rotation`)."""
+        """Requests that `request` was not told of, for their connections' time slice is over (`Rotation`)."""
         if spec.level is Level.BODY:
             for name in missing():
                 for summary in self._summaries:
@@ -116,7 +115,7 @@ class Comparison:
     def opened(self, flow: int, midstream: bool) -> Conversation:
         """A connection of production begins, or is joined; feed what it returns, and `request` here."""
         self.closed(flow, Unpaired.UNANSWERED)
-        found = self._conversations[flow] = Conversation(self._reader, self._room, self, midstream)
+        found = self._conversations[flow] = Conversation(self._reader, self._memory, self, midstream)
         return found
 
     def request(
@@ -140,13 +139,13 @@ class Comparison:
         head = bytes(head)
         method, _, rest = head.partition(b" ")
         target = rest[: rest.find(b" ")]
-        keep = NOTHING
+        body_limit = NOTHING
         probed = False
         bodies = False
         if self._level is not Level.STATUS:
             if self._level is Level.BODY:
                 bodies = self._bodies.allows(now)
-                keep = self._spec.body_bytes if bodies else NOTHING
+                body_limit = self._spec.body_bytes if bodies else NOTHING
             if method in SAFE:
                 self._save(self._spec.noise_probe)
                 if self._probes >= WHOLE_REQUEST and (bodies or self._level is Level.HEADERS):
@@ -167,7 +166,7 @@ class Comparison:
             ended_ns=ended_ns,
             late=late,
         )
-        conversation.request(asked, flags, keep, now)
+        conversation.request(asked, flags, body_limit, now)
         return probed
 
     def closed(self, flow: int, reason: Unpaired) -> None:
@@ -324,7 +323,7 @@ class Comparison:
             if is_error(production.status) != is_error(reply.answer.status):
                 endpoint.erring += 1
             elif production.status != reply.answer.status:
-                summary.turned(endpoint, production.status, reply.answer.status)
+                summary.add_discordant(endpoint, production.status, reply.answer.status)
             wanted = summary.differed(endpoint, [each.field for each in compared.found])
             if wanted:
                 label, base = self._shadows[shadow]
@@ -332,7 +331,7 @@ class Comparison:
                     asked, production, reply.answer, wanted, self._rules, self._redaction, base or label, now
                 )
                 for field, one in samples.items():
-                    summary.keep(endpoint, field, one)
+                    summary.add_sample(endpoint, field, one)
             if reply.request:
                 self._check(shadow, endpoint, exchange, reply, [each.field for each in compared.found])
 
@@ -360,9 +359,9 @@ class Comparison:
         if conversation is None:
             return
         flags = WHOLE | reply.flags & (NO_BODY | KEEPING)
-        keep = self._spec.body_bytes if asked.bodies else NOTHING
+        body_limit = self._spec.body_bytes if asked.bodies else NOTHING
         again = msgspec.structs.replace(asked, checks=checks)
-        number = conversation.again(again, shadow, reply.answer, flags, keep, self._now)
+        number = conversation.again(again, shadow, reply.answer, flags, body_limit, self._now)
         if number:
             self._checks -= WHOLE_REQUEST
             self.checks.append(Check(asked.flow, number, shadow, reply.request, flags))

@@ -24,7 +24,7 @@ from tapmirror.compare.statistics import (
     share_interval,
     thinned,
 )
-from tapmirror.compare.statuses import Turns, balanced_errors, chance, turn_crowds, turned
+from tapmirror.compare.statuses import CrowdsByStatus, balanced_errors, balanced_statuses, chance, crowds_by_status
 from tapmirror.compare.summary import (
     COARSE,
     SCHEMA,
@@ -33,12 +33,12 @@ from tapmirror.compare.summary import (
     Sample,
     Side,
     State,
-    bounds_of,
     merged,
+    state_bounds,
     whole,
 )
 from tapmirror.compare.thinning import LATE
-from tapmirror.compare.verdict import P99, Counts, Limits, Verdict, judge
+from tapmirror.compare.verdict import P99, Counts, Verdict, VerdictLimits, judge
 from tapmirror.spec.compare import Compare, Level
 
 SCHEMA_FIGURES: Final = "tapmirror.report/1"
@@ -166,7 +166,7 @@ def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, St
 
     Raises `msgspec.ValidationError` where one is not what it should be.
     """
-    bounds = bounds_of(spec)
+    bounds = state_bounds(spec)
     by_label: dict[str, list[State]] = {}
     for snapshot in snapshots:
         if snapshot.get("schema") != SCHEMA:
@@ -176,7 +176,7 @@ def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, St
     return {label: merged(states, bounds) for label, states in by_label.items()}
 
 
-def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) -> Figures:
+def figures(tap: str, shadow: str, state: State, spec: Compare, limits: VerdictLimits) -> Figures:
     """What a state says."""
     thresholds = _thresholds(spec)
     known = _noise_elsewhere(state, thresholds)
@@ -184,7 +184,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
     errors = error_crowd(state, total.only_shadow, total.only_production)
     wrong = total.only_shadow + total.only_production
     found = differing(state, spec, limits)
-    turns = turn_crowds(state)
+    by_status = crowds_by_status(state)
     crowds = {share: crowds_of(state, share) for share in (0.5, P99)}
     timed = total.production.last.count
     endpoints = [
@@ -197,7 +197,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: Limits) 
             found[name].differing,
             {share: _part(both, each.production.last.count, timed) for share, both in crowds.items()},
             thinned(errors, (each.only_shadow + each.only_production) / wrong) if wrong else errors,
-            turns,
+            by_status,
             _probed(name, spec),
         )
         for name, each in state.endpoints.items()
@@ -265,29 +265,36 @@ class Judged(msgspec.Struct, frozen=True):
         )
 
 
-def differing(state: State, spec: Compare, limits: Limits) -> dict[str, Judged]:
+def differing(state: State, spec: Compare, limits: VerdictLimits) -> dict[str, Judged]:
     """How many of each endpoint's exchanges differ."""
     known = _noise_elsewhere(state, _thresholds(spec))
     fields = sum(len(each.fields) for each in state.endpoints.values())
-    turns = turn_crowds(state)
+    by_status = crowds_by_status(state)
     return {
-        name: judged_endpoint(name, each, spec, limits, known, fields, turns) for name, each in state.endpoints.items()
+        name: judged_endpoint(name, each, spec, limits, known, fields, by_status)
+        for name, each in state.endpoints.items()
     }
 
 
 def judged_endpoint(
-    name: str, endpoint: Endpoint, spec: Compare, limits: Limits, known: Set[str], fields: int, turns: Turns
+    name: str,
+    endpoint: Endpoint,
+    spec: Compare,
+    limits: VerdictLimits,
+    known: Set[str],
+    fields: int,
+    by_status: CrowdsByStatus,
 ) -> Judged:
     """How many of an endpoint's exchanges differ.
 
     `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many fields differ at all endpoints,
-    `turns` as of `turn_crowds`.
+    `by_status` as of `crowds_by_status`.
 
     If error rates have a limit, exchanges with an error of one side alone count for that limit only, as long as neither
     side has more of them for certain: it compares the sides' sums, while two equal versions with 1 % of errors each
     differ in 2 % of the exchanges.
 
-    Statuses below 500 that are balanced (`statuses.turned`) are not counted either: they are a rate limiter's, or of
+    Statuses below 500 that are balanced (`balanced_statuses`) are not counted either: they are a rate limiter's, or of
     whoever comes first.
     """
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
@@ -306,7 +313,7 @@ def judged_endpoint(
             if not among.isdisjoint(names):
                 counts[place] += count
                 statuses[place] += count if signature.endswith(_STATUS) else 0
-    all_, seen, most, least = turned(endpoint, level, turns)
+    all_, seen, most, least = balanced_statuses(endpoint, level, by_status)
     if STATUS in open_:
         alike = [min(each, count) for each, count in zip((seen, most, least), statuses, strict=True)]
         more = (0, 0, 0)
@@ -338,16 +345,16 @@ def _endpoint(
     endpoint: Endpoint,
     thresholds: Thresholds,
     known: Set[str],
-    limits: Limits,
+    limits: VerdictLimits,
     count: int,
     crowds: Mapping[float, tuple[float, float]],
     errors: float,
-    turns: Turns,
+    by_status: CrowdsByStatus,
     probes: bool,
 ) -> EndpointFigures:
-    """`count` of its exchanges differ; `errors` is the crowd of its errors, `turns` those of statuses."""
+    """`count` of its exchanges differ; `errors` is the crowd of its errors, `by_status` those of statuses."""
     fields = sorted(
-        _fields(endpoint, thresholds, known, turns, probes),
+        _fields(endpoint, thresholds, known, by_status, probes),
         key=lambda each: (_ORDER[each.nature], -each.rate, each.path),
     )
     pairs = endpoint.pairs
@@ -426,7 +433,7 @@ def _ratio(over: Sketch, under: Sketch, share: float, alpha: float, crowds: tupl
 
 
 def _fields(
-    endpoint: Endpoint, thresholds: Thresholds, known: Set[str], turns: Turns, probes: bool
+    endpoint: Endpoint, thresholds: Thresholds, known: Set[str], by_status: CrowdsByStatus, probes: bool
 ) -> list[FieldFigures]:
     found = []
     names = endpoint.fields.keys()
@@ -437,8 +444,8 @@ def _fields(
         what = _nature(name, endpoint, thresholds, known, probes)
         if what is Nature.DIFFERENT and name.startswith(_IDENTIFIER) and name.replace(_IDENTIFIER, _VALUE, 1) in names:
             continue  # before it was known to be none: the value says it
-        if name == STATUS and field.raw == sum(endpoint.turned.values()):
-            what = chance(endpoint, what, turns)
+        if name == STATUS and field.raw == sum(endpoint.discordant.values()):
+            what = chance(endpoint, what, by_status)
         raw = field.raw / endpoint.compared if endpoint.compared else 0.0
         noise = evidence.noisy / evidence.pairs if evidence.pairs else None
         kind, _, path = name.partition(" ")

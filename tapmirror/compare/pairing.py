@@ -26,8 +26,8 @@ from one that waits.  (Random schedules with a twentieth of all segments lost, o
 million.)
 
 The same holds where the requests were not all seen (`requests_lost`), for a connection joined mid-stream, and for one
-whose turn it is again (`rest`, `join`).  While it rests `pipelined` is called when the client asks twice without having
-acknowledged anything in between, which whoever pipelines does at some time.
+whose time slice it is again (`suspend`, `resume`).  While it rests `pipelined` is called when the client asks twice
+without having acknowledged anything in between, which whoever pipelines does at some time.
 
 The caller feeds what production sent before a request, as far as that is known by its acknowledgements,
 before the request.
@@ -47,7 +47,7 @@ import msgspec
 from tapmirror.compare.operations import OPENING
 from tapmirror.events import Buffer
 from tapmirror.exchange import PROBE, Answer, Asked, Exchange, Failure, Reply, Unpaired
-from tapmirror.framing.answers import NOTHING, AnswerReader, Bounds, Room, held
+from tapmirror.framing.answers import NOTHING, AnswerReader, ReaderBounds, ResponseMemory, memory_of
 from tapmirror.framing.response import KNOWN_BYTES
 
 SAMPLE_BODY: Final = 2048
@@ -69,7 +69,7 @@ class Pending(msgspec.Struct, gc=False):
 
     asked: Asked
     flags: int
-    keep: int
+    body_limit: int
     since: float
     replies: dict[int, Reply]
     waiting: int
@@ -107,29 +107,29 @@ class Conversation:
     __slots__ = (
         "_bounds",
         "_checks",
-        "_held",
-        "_landed",
+        "_end_implied",
+        "_memory",
         "_pending",
         "_pipelined",
         "_production",
-        "_room",
         "_sides",
         "_sink",
+        "_unconfirmed",
     )
 
-    def __init__(self, bounds: Bounds, room: Room, sink: Sink, midstream: bool) -> None:
+    def __init__(self, bounds: ReaderBounds, memory: ResponseMemory, sink: Sink, midstream: bool) -> None:
         self._bounds = bounds
-        self._room = room
+        self._memory = memory
         self._sink = sink
-        self._production = AnswerReader(bounds, room)
+        self._production = AnswerReader(bounds, memory)
         self._sides: dict[int, _Side] = {}
         self._pending: dict[int, Pending] = {}
         self._pipelined = False
         self._checks = 0
         """The number of the last request that a shadow got again: below 0, those of clients are above."""
-        self._held: Pending | None = None
+        self._unconfirmed: Pending | None = None
         """The first request after a hole, until its pair is certain."""
-        self._landed = False
+        self._end_implied = False
         """The answer before was taken to be over because the client went on."""
         if midstream:
             self._production.broken = Unpaired.ORDER
@@ -140,25 +140,25 @@ class Conversation:
 
     # --- production's side
 
-    def request(self, asked: Asked | None, flags: int, keep: int, now: float) -> None:
-        """The client began a request; `flags` as of its first `Part`, `keep` as in `AnswerReader.expect`.
+    def request(self, asked: Asked | None, flags: int, body_limit: int, now: float) -> None:
+        """The client began a request; `flags` as of its first `Part`, `body_limit` as in `AnswerReader.expect`.
 
         None: it is not compared, and only keeps its place among the others.  With `ended_ns` it was seen whole, and
         `request_ended` need not follow.
         """
         production = self._production
-        if asked is not None and len(asked.head) > self._room.free:
+        if asked is not None and len(asked.head) > self._memory.free:
             self._sink.unpaired(Unpaired.LIMIT)
             asked = None
         if production.awaited:
-            self._land()
+            self._finish_implied()
         if production.awaited:
             self._pipelined = True
-            if self._held is not None:
+            if self._unconfirmed is not None:
                 production.broken = Unpaired.ORDER
                 self._lost()
-        elif self._held is not None:
-            self._release()
+        elif self._unconfirmed is not None:
+            self._confirm()
         recovered = False
         if production.broken is not None:
             if self._pipelined or production.broken not in _CURABLE:
@@ -173,13 +173,13 @@ class Conversation:
             production.expect(flags, NOTHING, None)
             self._check()
             return
-        self._room.free -= len(asked.head)
-        pending = Pending(asked, flags, keep, now, {}, 2 if asked.ended_ns else 3)
+        self._memory.free -= len(asked.head)
+        pending = Pending(asked, flags, body_limit, now, {}, 2 if asked.ended_ns else 3)
         self._pending[asked.number] = pending
         if recovered:
             pending.waiting += 1
-            self._held = pending
-        production.expect(flags, keep, pending)
+            self._unconfirmed = pending
+        production.expect(flags, body_limit, pending)
         if production.broken is not None:
             self._lost()
 
@@ -190,18 +190,18 @@ class Conversation:
     @property
     def awaits(self) -> bool:
         """Whether something depends on what production sends next."""
-        return self._held is not None or any(pending.production is None for pending in self._pending.values())
+        return self._unconfirmed is not None or any(pending.production is None for pending in self._pending.values())
 
-    def rest(self) -> bool:
+    def suspend(self) -> bool:
         """The client begins a request that is not to be compared.  True: this connection rests, and neither requests
-        nor production's bytes are fed until `join`.  False: it cannot rest yet, for earlier requests wait for answers;
-        call `request` for this one.
+        nor production's bytes are fed until `resume`.  False: it cannot rest yet, for earlier requests wait for
+        answers; call `request` for this one.
         """
         production = self._production
-        self._land()
+        self._finish_implied()
         if production.broken is None:
             if not production.outstanding:
-                self._release()
+                self._confirm()
             elif any(pending.production is None for pending in self._pending.values()):
                 return False
             else:
@@ -210,9 +210,9 @@ class Conversation:
             self._lost()
         return True
 
-    def join(self) -> None:
-        """The end of `rest`: production's bytes are fed again, from the answer to the next request on (and to any that
-        the client did not wait for).
+    def resume(self) -> None:
+        """The end of `suspend`: production's bytes are fed again, from the answer to the next request on (and to any
+        that the client did not wait for).
         """
         if self._production.broken is None:
             self._production.broken = Unpaired.ORDER
@@ -229,11 +229,11 @@ class Conversation:
         if asked.longer and asked.calls is not None:
             data = data[: OPENING - len(asked.body)]
             size = len(data)
-        if (asked.longer and asked.calls is None) or size > self._room.free:
-            self._room.free += len(asked.body)
+        if (asked.longer and asked.calls is None) or size > self._memory.free:
+            self._memory.free += len(asked.body)
             asked.body, asked.longer = b"", True
         else:
-            self._room.free -= size
+            self._memory.free -= size
             asked.body += bytes(data)
 
     def request_ended(self, number: int, time_ns: int, *, late: bool = False) -> None:
@@ -257,7 +257,7 @@ class Conversation:
             self._production.broken = Unpaired.ORDER
             self._lost()
 
-    def production(self, data: Buffer, time_ns: int) -> None:
+    def production_data(self, data: Buffer, time_ns: int) -> None:
         """Production's next bytes."""
         production = self._production
         if production.broken is None:
@@ -282,7 +282,7 @@ class Conversation:
         for pending, answer in self._production.end(time_ns, reset):
             self._answered(pending, answer)
         if self._production.broken is None:
-            self._release()
+            self._confirm()
             self._production.broken = Unpaired.UNANSWERED
             self._lost()
 
@@ -297,29 +297,29 @@ class Conversation:
         pending = self._pending.get(number)
         if pending is not None:
             size = len(request)
-            if size > self._room.free:
+            if size > self._memory.free:
                 request, size = b"", 0
-            self._room.free -= size
+            self._memory.free -= size
             pending.replies[shadow] = Reply(_NO_ANSWER, 0, 0, 0, request)
             if alone:
                 pending.decided = True  # its answer is waited for in place of that
             else:
                 pending.waiting += 1
 
-    def again(self, asked: Asked, shadow: int, first: Answer, flags: int, keep: int, now: float) -> int:
+    def again(self, asked: Asked, shadow: int, first: Answer, flags: int, body_limit: int, now: float) -> int:
         """A shadow is to get a request once more, as `shadow + PROBE`, to check the fields of `asked.checks`.  Returns
         the number of the repeated request; 0: there is no room for it.
 
         The sink gets an exchange in which the shadow's first answer stands in production's place.
         """
-        size = len(asked.head) + held(first)
-        if size > self._room.free:
+        size = len(asked.head) + memory_of(first)
+        if size > self._memory.free:
             return 0
-        self._room.free -= size
+        self._memory.free -= size
         self._checks -= 1
         number = self._checks
         asked = msgspec.structs.replace(asked, number=number, body=b"", timed=False)
-        self._pending[number] = Pending(asked, flags, keep, now, {}, 0, production=first, decided=True)
+        self._pending[number] = Pending(asked, flags, body_limit, now, {}, 0, production=first, decided=True)
         self.chosen(shadow + PROBE, number)
         return number
 
@@ -335,17 +335,17 @@ class Conversation:
         """
         side = self._sides.get(shadow)
         if side is None:
-            side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._room))
+            side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._memory))
         pending = self._pending.get(number)
-        keep = NOTHING
+        body_limit = NOTHING
         if pending is not None:
-            keep = pending.keep
+            body_limit = pending.body_limit
             if shadow not in pending.replies:
                 self.chosen(shadow, number)
             reply = pending.replies[shadow]
             reply.begun = True
             reply.flags = flags
-        side.reader.expect(flags, keep, pending)
+        side.reader.expect(flags, body_limit, pending)
         broken = side.reader.broken
         if broken is not None:
             self._fail(shadow, side, broken)
@@ -374,7 +374,7 @@ class Conversation:
         before them it gave `answers` on this connection.
         """
         self.given_up(shadow, Unpaired.ORDER)
-        side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._room))
+        side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._memory))
         side.answers = answers
         for flags in owed:
             side.reader.expect(flags, NOTHING, None)
@@ -404,7 +404,7 @@ class Conversation:
             pending.left_out.setdefault(shadow, reason)
             reply = pending.replies.pop(shadow, None)
             if reply is not None:
-                self._room.free += len(reply.request) + held(reply.answer)
+                self._memory.free += len(reply.request) + memory_of(reply.answer)
                 if reply.answer is _NO_ANSWER:
                     self._less(pending)
 
@@ -415,7 +415,7 @@ class Conversation:
             pending.decided = True
             self._less(pending)
 
-    def answer(self, shadow: int, data: Buffer, time_ns: int) -> None:
+    def shadow_data(self, shadow: int, data: Buffer, time_ns: int) -> None:
         """A shadow's next bytes."""
         side = self._sides.get(shadow)
         if side is not None and side.reader.broken is None:
@@ -424,20 +424,20 @@ class Conversation:
                 self._replied(shadow, pending, answer)
             self._check_side(shadow, side)
 
-    def answer_gap(self, shadow: int, size: int, time_ns: int) -> None:
-        """So many of its bytes were not looked at: at most `answer_skippable`."""
+    def shadow_gap(self, shadow: int, size: int, time_ns: int) -> None:
+        """So many of its bytes were not looked at: at most `shadow_skippable`."""
         side = self._sides.get(shadow)
         if side is not None:
             for pending, answer in side.reader.gap(size, time_ns):
                 side.answered(answer)
                 self._replied(shadow, pending, answer)
 
-    def answer_skippable(self, shadow: int) -> int:
+    def shadow_skippable(self, shadow: int) -> int:
         """How many of a shadow's next bytes matter only by their number."""
         side = self._sides.get(shadow)
         return 0 if side is None else side.reader.skippable()
 
-    def answer_ended(self, shadow: int, time_ns: int, reset: bool) -> None:
+    def shadow_ended(self, shadow: int, time_ns: int, reset: bool) -> None:
         """The shadow closed its connection; the next request opens another."""
         side = self._sides.pop(shadow, None)
         if side is None:
@@ -457,7 +457,7 @@ class Conversation:
             else:
                 self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.CLOSED))
 
-    def hung(self, shadow: int, time_ns: int) -> None:
+    def timed_out(self, shadow: int, time_ns: int) -> None:
         """The tap closes the connection, for the shadow does not answer in time."""
         side = self._sides.pop(shadow, None)
         if side is not None:
@@ -476,7 +476,7 @@ class Conversation:
 
     def expire(self, before: float, time_ns: int) -> None:
         """Give up requests that began before this time."""
-        self._land_last(before)
+        self._finish_last_implied(before)
         for pending in list(self._pending.values()):
             if pending.since >= before:
                 break
@@ -494,9 +494,9 @@ class Conversation:
 
     def close(self, reason: Unpaired) -> None:
         """The connection is over, on all sides."""
-        self._land_last(math.inf)
+        self._finish_last_implied(math.inf)
         if self._production.broken is None:
-            self._release()
+            self._confirm()
         for pending in list(self._pending.values()):
             self._drop(pending, reason)
         self._production.give_up()
@@ -506,29 +506,29 @@ class Conversation:
 
     # --- inside
 
-    def _land(self) -> None:
+    def _finish_implied(self) -> None:
         """The client goes on: an answer whose end was not seen is over, unless it does not wait for answers."""
         production = self._production
-        if production.adrift:
+        if production.end_unknown:
             if self._pipelined:
-                production.broken = production.drifted
+                production.broken = production.end_unknown_reason
                 self._lost()
             else:
-                for pending, answer in production.land():
+                for pending, answer in production.finish_implied():
                     self._answered(pending, answer)
-                self._landed = True
+                self._end_implied = True
 
-    def _land_last(self, before: float) -> None:
+    def _finish_last_implied(self, before: float) -> None:
         """The client does not go on.  If all shadows have answered, such an answer is taken to be over."""
-        if self._production.adrift:
+        if self._production.end_unknown:
             pending = next((each for each in self._pending.values() if each.production is None), None)
-            if pending is not None and pending.since < before and pending.waiting == 1 + (pending is self._held):
-                self._land()
+            if pending is not None and pending.since < before and pending.waiting == 1 + (pending is self._unconfirmed):
+                self._finish_implied()
 
     def _answered(self, pending: Pending | None, answer: Answer) -> None:
-        self._landed = False
+        self._end_implied = False
         if pending is None or pending.dead:
-            self._room.free += held(answer)
+            self._memory.free += memory_of(answer)
             return
         pending.production = answer
         self._less(pending)
@@ -536,7 +536,7 @@ class Conversation:
     def _replied(self, shadow: int, pending: Pending | None, answer: Answer) -> None:
         reply = None if pending is None or pending.dead else pending.replies.get(shadow)
         if pending is None or reply is None or reply.answer is not _NO_ANSWER:
-            self._room.free += held(answer)
+            self._memory.free += memory_of(answer)
             return
         reply.answer = answer
         self._less(pending)
@@ -550,7 +550,7 @@ class Conversation:
 
     def _drop(self, pending: Pending | None, reason: Unpaired) -> None:
         if pending is not None and not pending.dead:
-            doubtful = pending is self._held and self._production.broken is None
+            doubtful = pending is self._unconfirmed and self._production.broken is None
             self._finish(pending)
             if pending.asked.checks:
                 return
@@ -562,15 +562,15 @@ class Conversation:
     def _finish(self, pending: Pending) -> int:
         """It is done; how many bytes it held."""
         pending.dead = True
-        if pending is self._held:
-            self._held = None
+        if pending is self._unconfirmed:
+            self._unconfirmed = None
         del self._pending[pending.asked.number]
         free = len(pending.asked.head) + len(pending.asked.body)
         if pending.production is not None:
-            free += held(pending.production)
+            free += memory_of(pending.production)
         for reply in pending.replies.values():
-            free += held(reply.answer) + len(reply.request)
-        self._room.free += free
+            free += memory_of(reply.answer) + len(reply.request)
+        self._memory.free += free
         return free
 
     def _check_side(self, shadow: int, side: _Side) -> None:
@@ -598,19 +598,19 @@ class Conversation:
     def _lost(self) -> None:
         """It is not certain any more which answer is whose."""
         production = self._production
-        if production.broken is Unpaired.UNPARSED and (self._landed or self._held is not None):
+        if production.broken is Unpaired.UNPARSED and (self._end_implied or self._unconfirmed is not None):
             production.broken = Unpaired.ORDER  # the rest of an answer that was taken for the beginning of one
-            self._pipelined = self._pipelined or self._landed  # this client did not wait for it
+            self._pipelined = self._pipelined or self._end_implied  # this client did not wait for it
         reason = production.broken or Unpaired.ORDER
         for pending in production.give_up():
             self._drop(pending, reason)
-        self._drop(self._held, reason)
+        self._drop(self._unconfirmed, reason)
 
-    def _release(self) -> None:
+    def _confirm(self) -> None:
         """The first pair after a hole is certain."""
-        held, self._held = self._held, None
-        if held is not None:
-            self._less(held)
+        pending, self._unconfirmed = self._unconfirmed, None
+        if pending is not None:
+            self._less(pending)
 
 
 _LAST: Final = re.compile(

@@ -16,12 +16,12 @@ from tapmirror.compare.noise import ENOUGH, SURPRISE, Nature, apart_by_either
 from tapmirror.compare.statistics import crowd_of_differences, majority_evidence, share_interval, thinned
 from tapmirror.compare.summary import STATUS, BothStatuses, Endpoint, State
 
-Turns: TypeAlias = Mapping[int, tuple[float, int]]
+CrowdsByStatus: TypeAlias = Mapping[int, tuple[float, int]]
 """By status: (how many exchanges count as one, how many there are), of those in which one side alone answers with
 it."""
 
 
-def turn_crowds(state: State) -> Turns:
+def crowds_by_status(state: State) -> CrowdsByStatus:
     """For each status that one side alone answers with, (how many such exchanges count as one, how many there are), of
     exchanges where both statuses are those of errors or neither is.  They come together: a limiter turns away for some
     time, and the other side's at another time.
@@ -32,7 +32,7 @@ def turn_crowds(state: State) -> Turns:
     """
     found = {}
     sizes = {number: point.pairs for number, point in state.line.items()}
-    for status, ways in state.turned.items():
+    for status, ways in state.discordant.items():
         one, other = (sum(each[side] for each in ways.values()) for side in range(2))
         sums = {number: each[0] - each[1] for number, each in ways.items()}
         line = {number: (size, sums.get(number, 0)) for number, size in sizes.items()}
@@ -40,17 +40,17 @@ def turn_crowds(state: State) -> Turns:
     return found
 
 
-def turned(endpoint: Endpoint, alpha: float, turns: Turns) -> tuple[int, int, int, int]:
+def balanced_statuses(endpoint: Endpoint, alpha: float, by_status: CrowdsByStatus) -> tuple[int, int, int, int]:
     """Returns (all, balanced as seen, at most, at least): exchanges of the endpoint whose statuses differ, both below
     500 or neither, and how many of them are balanced by as many in the opposite direction (200 for 404, and 404 for
-    200).  The bounds hold with probability 1 - `alpha`; `turns` as of `turn_crowds`.
+    200).  The bounds hold with probability 1 - `alpha`; `by_status` as of `crowds_by_status`.
 
     Of two equal versions either direction is as likely, so balanced exchanges say nothing.  What one side has more
     often is no noise, even if pairs of one version differ as often: those of a shadow that answers 404 now and then do.
 
     A fault may be balanced too, but not by chance: such statuses (`_no_chance`) are never counted as balanced.
     """
-    all_ = sum(endpoint.turned.values())
+    all_ = sum(endpoint.discordant.values())
     if not all_:
         return 0, 0, 0, 0
     seen, most, least = 0, 0.0, 0.0
@@ -59,7 +59,7 @@ def turned(endpoint: Endpoint, alpha: float, turns: Turns) -> tuple[int, int, in
     said, sure = _no_chance(endpoint, SURPRISE), _no_chance(endpoint, alpha)
     for both, (one, other) in pairs.items():
         count = one + other
-        low, high = _majority(one, count, alpha / len(pairs), _turn_crowd(turns, both, count))
+        low, high = _majority(one, count, alpha / len(pairs), _crowd_of(by_status, both, count))
         if both not in said:
             seen += count - abs(one - other)
             least += count * (1 - max(1 - 2 * low, 2 * high - 1))
@@ -78,7 +78,7 @@ def balanced_errors(endpoint: Endpoint, alpha: float) -> int:
     return endpoint.erring if low <= 0.5 <= high else min(endpoint.erring, 2 * min(one, other))
 
 
-def chance(endpoint: Endpoint, what: Nature, turns: Turns) -> Nature:
+def chance(endpoint: Endpoint, what: Nature, by_status: CrowdsByStatus) -> Nature:
     """The nature of an endpoint's differing statuses, where both answers are errors or neither is.
 
     Different, if they differ otherwise than by chance (`_no_chance`), or one side has one of two statuses more often
@@ -89,7 +89,7 @@ def chance(endpoint: Endpoint, what: Nature, turns: Turns) -> Nature:
         return Nature.DIFFERENT
     pairs = _by_pair(endpoint)
     for both, (one, other) in pairs.items():
-        low, high = _majority(one, one + other, SURPRISE / len(pairs), _turn_crowd(turns, both, one + other))
+        low, high = _majority(one, one + other, SURPRISE / len(pairs), _crowd_of(by_status, both, one + other))
         if not low <= 0.5 <= high:
             return Nature.DIFFERENT
     if what is Nature.DIFFERENT and all(map(all, pairs.values())):
@@ -147,20 +147,20 @@ def _majority(one: int, count: int, alpha: float, crowd: float) -> tuple[float, 
 def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
     """Of each two statuses, the lower one first, how often production had that, and how often the shadow."""
     found: dict[BothStatuses, tuple[int, int]] = {}
-    for both, count in endpoint.turned.items():
+    for both, count in endpoint.discordant.items():
         key = " ".join(sorted(both.split(), key=int))
         one, other = found.get(key, (0, 0))
         found[key] = (one + count, other) if key == both else (one, other + count)
     return found
 
 
-def _turn_crowd(turns: Turns, both: BothStatuses, count: int) -> float:
+def _crowd_of(by_status: CrowdsByStatus, both: BothStatuses, count: int) -> float:
     """That of two statuses that differ so often at an endpoint: the larger one of either's.  0: it cannot be told yet.
 
     Of statuses that are too many to be told apart, the largest one there is.
     """
-    known = [turns[status] for status in map(int, both.split()) if status in turns]
-    return max((thinned(crowd, min(1.0, count / every)) for crowd, every in known or turns.values()), default=1.0)
+    known = [by_status[status] for status in map(int, both.split()) if status in by_status]
+    return max((thinned(crowd, min(1.0, count / every)) for crowd, every in known or by_status.values()), default=1.0)
 
 
 _TOO_MANY: Final = "429"

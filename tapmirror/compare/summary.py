@@ -44,7 +44,7 @@ SIGNATURES_LENGTH: Final = 1 << 16
 """Characters of them all: names may be 200 long, and a hostile shadow's answers differ in 32 at once."""
 STATUSES: Final = 64
 """Different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
-TURNED: Final = 32
+DISCORDANT: Final = 32
 """Status codes of which the time line knows when one side alone answered with them; the most that `figures` has time
 for in each brief."""
 STATUS: Final = "value status"
@@ -113,7 +113,7 @@ class Endpoint(msgspec.Struct):
     """Exchanges whose answers were looked at as far as the level says."""
     erring: Count = 0
     """Exchanges of `compared` in which only one side's answer was an error."""
-    turned: dict[BothStatuses, Count] = {}
+    discordant: dict[BothStatuses, Count] = msgspec.field(default_factory=dict, name="turned")
     """Exchanges of `compared` whose statuses differed where both sides' were those of errors or neither's, by
     production's and the shadow's status (`200 429`)."""
     before: Annotated[list[Status], msgspec.Meta(max_length=2)] = []
@@ -176,14 +176,14 @@ class State(msgspec.Struct):
     """Seconds of a point of the time line."""
     line: dict[PointNumber, Point] = {}
     """Points of the time line by number: each is `width` seconds long and begins at `number * width`."""
-    turned: dict[Status, dict[PointNumber, Ways]] = {}
+    discordant: dict[Status, dict[PointNumber, Ways]] = msgspec.field(default_factory=dict, name="turned")
     """Exchanges whose statuses differed, and were both those of errors or neither: by each of both, and by the point of
     the time line."""
     notes: list[str] = []
     """What the reader should know: codings that could not be undone."""
 
 
-class Bounds(msgspec.Struct, frozen=True):
+class StateBounds(msgspec.Struct, frozen=True):
     """Bounds of a state."""
 
     endpoints: int
@@ -195,9 +195,9 @@ class Bounds(msgspec.Struct, frozen=True):
     """The templates that are given: what they name is not learned."""
 
 
-def bounds_of(spec: Compare) -> Bounds:
+def state_bounds(spec: Compare) -> StateBounds:
     """The bounds that the spec gives."""
-    return Bounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples, frozenset(spec.endpoints))
+    return StateBounds(spec.max_endpoints, spec.max_fields, spec.samples, spec.max_samples, frozenset(spec.endpoints))
 
 
 class Summary:
@@ -205,7 +205,7 @@ class Summary:
 
     __slots__ = ("_bounds", "_samples", "production", "shadow", "state")
 
-    def __init__(self, bounds: Bounds, level: str) -> None:
+    def __init__(self, bounds: StateBounds, level: str) -> None:
         self._bounds = bounds
         self._samples = 0
         self.state = State(level=level)
@@ -323,9 +323,9 @@ class Summary:
         _count_text(endpoint.signatures, signature, SIGNATURES + self._bounds.fields + 1)
         return wanted if self._samples < self._bounds.all_samples else []
 
-    def turned(self, endpoint: Endpoint, one: int, other: int) -> None:
+    def add_discordant(self, endpoint: Endpoint, one: int, other: int) -> None:
         """Count an exchange whose statuses differ, both those of errors or neither."""
-        _count_text(endpoint.turned, f"{one} {other}", STATUSES)
+        _count_text(endpoint.discordant, f"{one} {other}", STATUSES)
 
     def noisy(self, endpoint: Endpoint, fields: list[str], *, probe: bool) -> None:
         """Count a pair of answers of one version, which differed in these fields."""
@@ -355,7 +355,7 @@ class Summary:
             if field is not None:
                 field.unlike += 1
 
-    def keep(self, endpoint: Endpoint, field: str, sample: Sample) -> None:
+    def add_sample(self, endpoint: Endpoint, field: str, sample: Sample) -> None:
         """A sample that was asked for."""
         endpoint.fields[field].samples.append(sample)
         self._samples += 1
@@ -405,9 +405,9 @@ def _beside(endpoint: Endpoint, status: int, other: int) -> None:
 
 def _ways(state: State, status: int) -> dict[int, list[int]] | None:
     """Those of a status; None: there are too many."""
-    if status not in state.turned and len(state.turned) >= TURNED:
+    if status not in state.discordant and len(state.discordant) >= DISCORDANT:
         return None
-    return state.turned.setdefault(status, {})
+    return state.discordant.setdefault(status, {})
 
 
 def _its_turn(asked_ns: int, answer: Answer, rtt_ns: int) -> int:
@@ -420,7 +420,7 @@ def _its_turn(asked_ns: int, answer: Answer, rtt_ns: int) -> int:
     return max(asked_ns, since - rtt_ns) if since < answer.first_ns else asked_ns
 
 
-def merged(states: list[State], bounds: Bounds) -> State:
+def merged(states: list[State], bounds: StateBounds) -> State:
     """The sum of the states of several workers."""
     total = State()
     for state in states:
@@ -448,7 +448,7 @@ def whole(state: State) -> Endpoint:
     return total
 
 
-def fold_endpoints(endpoints: dict[str, Endpoint], places: Places, bounds: Bounds) -> dict[str, str]:
+def fold_endpoints(endpoints: dict[str, Endpoint], places: Places, bounds: StateBounds) -> dict[str, str]:
     """Merge endpoints whose names became one by what was learned of paths (`places`).  Returns the new name of each
     endpoint that is gone.
     """
@@ -474,7 +474,7 @@ def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> N
         mine.bytes += its.bytes
     into.ratio.merge(other.ratio)
     _add(into.skipped, other.skipped)
-    _add(into.turned, other.turned)
+    _add(into.discordant, other.discordant)
     _add(into.crossed, other.crossed)
     _add(into.changed, other.changed)
     if not fields:
@@ -511,7 +511,7 @@ def _merge_state(into: State, other: State) -> None:
     shift = int(math.log2(into.width / other.width)) if into.width > other.width else 0
     for number, point in other.line.items():
         _merge_point(into.line.setdefault(number >> shift, Point()), point)
-    for status, ways in other.turned.items():
+    for status, ways in other.discordant.items():
         mine = _ways(into, status)
         if mine is not None:
             _add_ways(mine, ways, shift)
@@ -525,9 +525,9 @@ def _coarsen(state: State) -> None:
     for number, point in state.line.items():
         _merge_point(line.setdefault(number >> 1, Point()), point)
     state.line = line
-    for status, ways in state.turned.items():
-        state.turned[status] = {}
-        _add_ways(state.turned[status], ways, 1)
+    for status, ways in state.discordant.items():
+        state.discordant[status] = {}
+        _add_ways(state.discordant[status], ways, 1)
     state.width *= 2
 
 

@@ -12,13 +12,13 @@ from typing import Final
 from tapmirror.packet import BUCKETS
 
 _ALL: Final = 1 << 32
-TURN: Final = 0.1
+SLICE_TIME: Final = 0.1
 """Seconds for which the same connections are compared: a client's only one is left alone for a second or so."""
 
 
 class Rotation:
     """The connections that are compared while there are more requests a second than `most`: those in so many buckets
-    from one on and around, and in the next turn those behind them.  Each has its part of the time, and costs
+    from one on and around, and in the next time slice those behind them.  Each has its part of the time, and costs
     nothing in the rest of it.
     """
 
@@ -32,22 +32,22 @@ class Rotation:
         self.first = 0
         self.count = BUCKETS
         self.due = 0.0
-        """When it is time to `turn`."""
+        """When it is time for the `next_slice`."""
 
     def seen(self, now: float) -> bool:
-        """Count a request, compared or not; returns whether it is time to `turn`."""
+        """Count a request, compared or not; returns whether it is time for the `next_slice`."""
         self._seen += 1
         return now >= self.due
 
-    def turn(self, now: float) -> bool:
-        """Begin the next turn, by the rate of requests that was measured in the last one.  Returns whether other
+    def next_slice(self, now: float) -> bool:
+        """Begin the next slice, by the rate of requests that was measured in the last one.  Returns whether other
         connections are compared in it.
         """
         took = now - self._began
         if self._began and took > 0:  # quick to rise, and slow to fall
             rate = self._seen / took
             self._rate = rate if rate > self._rate else self._rate + (rate - self._rate) * min(1.0, took)
-        self._began, self._seen, self.due = now, 0, now + TURN
+        self._began, self._seen, self.due = now, 0, now + SLICE_TIME
         before = self.count
         if self._rate <= self._most:
             self.count = BUCKETS

@@ -41,7 +41,7 @@ class Outcome(enum.Enum):
     UNDECIDED = "undecided"
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class VerdictLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the shadow must keep to; None: does not matter."""
 
     max_error_diff: float | None = 0.001
@@ -111,7 +111,7 @@ def together(outcomes: Collection[Outcome]) -> Outcome:
     return Outcome.UNDECIDED if Outcome.UNDECIDED in outcomes or not outcomes else Outcome.PASS
 
 
-def judge(counts: Counts, limits: Limits) -> Verdict:
+def judge(counts: Counts, limits: VerdictLimits) -> Verdict:
     """The verdict on what was counted."""
     checks = tuple(_checks(counts, limits))
     if not checks:
@@ -140,7 +140,7 @@ def _awaited(open_: list[Check]) -> list[Check]:
     return [min(broken, key=lambda check: check.more or 0)] if broken else open_
 
 
-def _checks(counts: Counts, limits: Limits) -> Iterator[Check]:
+def _checks(counts: Counts, limits: VerdictLimits) -> Iterator[Check]:
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     alpha = limits.alpha / max(1, sum(limit is not None for limit in given))
     requests = max(counts.pairs, counts.requests)

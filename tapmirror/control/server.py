@@ -44,9 +44,9 @@ MAX_USERS_CLIENTS: Final = 16
 MAX_HELD: Final = 8 << 20
 """Bytes of unfinished requests of all clients together."""
 READ: Final = 1 << 16
-"""Bytes taken from a client in a turn."""
+"""Bytes taken from a client in an iteration."""
 ACCEPTS: Final = 32
-"""New connections that are taken in one turn of the loop."""
+"""New connections that are taken in one iteration of the loop."""
 HALF_TIME: Final = 5.0
 """Seconds for the rest of a request whose first byte came."""
 TAKE_TIME: Final = 10.0
@@ -179,7 +179,7 @@ class _Connection:
             self._server.drop(self)
             return
         self.since = time.monotonic()
-        # One request in a turn: what is here already has its turn when the socket is reported as writable.
+        # One request in an iteration: what is here already has its turn when the socket is reported as writable.
         self._server.wait_for(self, Wait.WRITE if len(self.lines) else Wait.READ)
 
     def _next(self) -> None:

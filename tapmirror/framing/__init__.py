@@ -11,8 +11,8 @@ Pure: nothing here knows sockets, the clock, or what becomes of a message.
 
 from tapmirror.framing.detect import detect
 from tapmirror.framing.http1 import RequestFramer
-from tapmirror.framing.pool import Pool
+from tapmirror.framing.memory import HeadMemory
 from tapmirror.framing.raw import RawFramer
 from tapmirror.framing.responses import ResponseFramer
 
-__all__ = ["Pool", "RawFramer", "RequestFramer", "ResponseFramer", "detect"]
+__all__ = ["HeadMemory", "RawFramer", "RequestFramer", "ResponseFramer", "detect"]

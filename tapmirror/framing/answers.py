@@ -9,8 +9,8 @@ it, so that which answer belongs to which request is decided in this one place.
 
 Both sides are read by it.  A shadow may be hostile: it is read leniently and within bounds.  Production's stream has
 holes: one inside a body of known length is that body's loss only.  One inside a body in chunks hides where that ends:
-if no other answer is owed the reader is *adrift*, and the caller says when the answer is over (`land`), as it knows
-from what the client does next.  Any other one hides how many answers went by, and
+if no other answer is owed its end is unknown (`end_unknown`), and the caller says when the answer is over
+(`finish_implied`), as it knows from what the client does next.  Any other one hides how many answers went by, and
 from then on nothing is read (`broken`) until the caller knows of a point where an answer must begin (`resync`).  So it
 is for a head that finds no room; a body that finds none is hashed.
 
@@ -52,17 +52,17 @@ SMALL: Final = 512
 """Pieces of a body that are shorter are put together as they come: a shadow may send chunks of a byte, and an object
 for each would take 43."""
 NOTHING: Final = -1
-"""`keep` of a request whose answer's body does not matter: it is skipped by its length."""
+"""`body_limit` of a request whose answer's body does not matter: it is skipped by its length."""
 DIGEST_BYTES: Final = 16
 """128 bits: that two bodies are equal by chance, or made so, is out of the question."""
 
-ADRIFT: Final = DISCARD + 1
+END_UNKNOWN: Final = DISCARD + 1
 """A state more: amid chunks, and where they end was not seen."""
 _CHUNKS: Final = (CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER)
 _NONE: Final = ()
 
 
-class Bounds(msgspec.Struct, frozen=True):
+class ReaderBounds(msgspec.Struct, frozen=True):
     """Bounds of one reader."""
 
     head_bytes: int
@@ -73,8 +73,10 @@ class Bounds(msgspec.Struct, frozen=True):
     """Most requests without an answer."""
 
 
-class Room:
-    """Bytes that all readers of a worker may keep of answers.  Who is done with an answer gives back `held` of it."""
+class ResponseMemory:
+    """Bytes that all readers of a worker may keep of answers.  Who is done with an answer gives back `memory_of` of
+    it.
+    """
 
     __slots__ = ("free",)
 
@@ -82,7 +84,7 @@ class Room:
         self.free = free
 
 
-def held(answer: Answer) -> int:
+def memory_of(answer: Answer) -> int:
     """Bytes of the room that an answer takes."""
     return len(answer.head) + len(answer.body)
 
@@ -93,42 +95,42 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     __slots__ = (
         "_before",
         "_body",
+        "_body_left",
         "_bounds",
         "_digest",
         "_first",
         "_hashed",
         "_head",
-        "_keep",
         "_known",
         "_known_length",
         "_known_status",
         "_length",
+        "_memory",
         "_now",
-        "_room",
         "_status",
         "_whole",
         "awaited",
         "broken",
-        "drifted",
+        "end_unknown_reason",
     )
 
-    def __init__(self, bounds: Bounds, room: Room) -> None:
+    def __init__(self, bounds: ReaderBounds, memory: ResponseMemory) -> None:
         super().__init__(bounds.head_bytes)
         self._bounds = bounds
-        self._room = room
+        self._memory = memory
         self.awaited: deque[tuple[int, int, Any]] = deque()
         """Requests whose answer is not complete (`outstanding`): flags, keep, token."""
         self._now = self._first = self._before = 0
         self.broken: Unpaired | None = None
         """Why nothing is read any more."""
-        self.drifted = Unpaired.GAP
-        """Why the last answer was `adrift` that was."""
+        self.end_unknown_reason = Unpaired.GAP
+        """Why the end of the last one of unknown end is unknown."""
         self._known = b""  # the last plain head, the length of its body, and its status: see `responses`
         self._known_length = 0
         self._known_status = 0
         self._status = 0
         self._head = b""
-        self._keep = NOTHING
+        self._body_left = NOTHING
         self._body: list[bytes | bytearray] = []
         self._length = 0
         self._hashed: blake2b | None = None
@@ -145,16 +147,16 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         """Between answers: nothing of one is held."""
         return self._state == NEXT
 
-    def expect(self, flags: int, keep: int, token: Any) -> None:
+    def expect(self, flags: int, body_limit: int, token: Any) -> None:
         """A request with these flags (as of its first `Part`): call it before its answer can come.
 
-        `keep` is how many bytes of the answer's body are kept (NOTHING: its body does not matter at all).
+        `body_limit` is how many bytes of the answer's body are kept (NOTHING: its body does not matter at all).
         """
         if self.broken is None:
             if len(self.awaited) >= self._bounds.awaited:
                 self._break(Unpaired.LIMIT)
             marks = flags & (NO_BODY | TUNNEL | CONNECT) if flags >= NO_BODY else 0
-            self.awaited.append((marks, keep, token))
+            self.awaited.append((marks, body_limit, token))
 
     def withdraw(self) -> None:
         """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
@@ -181,14 +183,14 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         while pos < size:
             pos = _STEPS[self._state](self, data, pos, out)
         if before or self._buffer:
-            self._room.free -= len(self._buffer) - before
-            if self._room.free < 0:
+            self._memory.free -= len(self._buffer) - before
+            if self._memory.free < 0:
                 self._break(Unpaired.LIMIT)
         return out
 
     def _take_plain(self, data: Buffer, pos: int, size: int, out: list[tuple[Any, Answer]]) -> int:
         """A plain answer of which all is there; where it ends, or 0."""
-        flags, keep, token = self.awaited[0]
+        flags, body_limit, token = self.awaited[0]
         if flags:
             return 0
         now, head = self._now, self._known
@@ -202,16 +204,16 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             if len(head) > KNOWN_BYTES:
                 return 0
             self._known, self._known_length, self._known_status = head, int(plain[2]), int(plain[1])
-        length, room = self._known_length, self._room
+        length, memory = self._known_length, self._memory
         end = body_at + length
-        if end > size or length > keep >= 0:
+        if end > size or length > body_limit >= 0:
             return 0
-        kept = (end if keep > 0 else body_at) - pos
-        if kept > room.free:
+        kept = (end if body_limit > 0 else body_at) - pos
+        if kept > memory.free:
             return 0
-        room.free -= kept
+        memory.free -= kept
         self.awaited.popleft()
-        body = bytes(data[body_at:end]) if keep > 0 else b""
+        body = bytes(data[body_at:end]) if body_limit > 0 else b""
         out.append((token, Answer(self._known_status, head, body, length, b"", True, now, now, self._before)))
         self._before = now
         return end
@@ -231,24 +233,24 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         elif self._state == UNTIL_END:
             self._whole = False
             self._length += size
-        elif self._state in (*_CHUNKS, ADRIFT) and len(self.awaited) == 1:
+        elif self._state in (*_CHUNKS, END_UNKNOWN) and len(self.awaited) == 1:
             self._now = before  # when these bytes came is not known
             self._whole = False
             self._length += size
-            self._room.free += len(self._buffer)
+            self._memory.free += len(self._buffer)
             self._buffer.clear()
-            if self._state != ADRIFT:
-                self._state, self.drifted = ADRIFT, reason
+            if self._state != END_UNKNOWN:
+                self._state, self.end_unknown_reason = END_UNKNOWN, reason
         else:
             self._break(reason)
         return out
 
     @property
-    def adrift(self) -> bool:
+    def end_unknown(self) -> bool:
         """An answer is under way, and where it ends will not be seen."""
-        return self._state == ADRIFT and self.broken is None
+        return self._state == END_UNKNOWN and self.broken is None
 
-    def land(self) -> Sequence[tuple[Any, Answer]]:
+    def finish_implied(self) -> Sequence[tuple[Any, Answer]]:
         """That answer is over: its last byte was the last one that was seen."""
         out: list[tuple[Any, Answer]] = []
         self._answered(out)
@@ -258,7 +260,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         """How many of the next bytes need not be fed: hand them to `gap`."""
         if self.broken is not None:
             return ENDLESS
-        if self._keep == NOTHING or not (self._digest and self._whole):
+        if self._body_left == NOTHING or not (self._digest and self._whole):
             if self._state in (BODY, CHUNK_DATA):
                 return self._remaining
             if self._state == UNTIL_END:
@@ -271,7 +273,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         if self._state == UNTIL_END and not reset and self.broken is None:
             self._now = time_ns
             self._answered(out)
-        elif self.adrift and not reset:
+        elif self.end_unknown and not reset:
             self._answered(out)
         return out
 
@@ -279,7 +281,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         """Forget everything that is under way: the tokens of the requests that have no answer."""
         tokens = [token for _, _, token in self.awaited]
         self.awaited.clear()
-        self._room.free += len(self._buffer) + len(self._head) + sum(map(len, self._body))
+        self._memory.free += len(self._buffer) + len(self._head) + sum(map(len, self._body))
         self._buffer.clear()
         self._head = b""
         self._body = []
@@ -296,13 +298,13 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         """The common case, all in one piece."""
         if not self.awaited:
             return self._fail(data)
-        flags, keep, _ = self.awaited[0]
+        flags, body_limit, _ = self.awaited[0]
         self._first = self._now
         if not flags:
             plain = PLAIN(data, pos)
             if plain is not None and plain.end() - pos <= self._bounds.head_bytes:
                 end = plain.end()
-                if not self._start(int(plain[1]), bytes(data[pos:end]), keep):
+                if not self._start(int(plain[1]), bytes(data[pos:end]), body_limit):
                     return len(data)
                 self._await_body(int(plain[2]), out)
                 return end
@@ -338,23 +340,23 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     def _drift(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
         """Amid a body, as far as is known; another answer begins a segment of its own."""
         if bytes(data[pos : pos + len(PREFIX)]) == PREFIX:
-            self._break(self.drifted)
+            self._break(self.end_unknown_reason)
         self._length += len(data) - pos
         return len(data)
 
     # --- what the steps share
 
-    def _start(self, status: int, head: bytes, keep: int) -> bool:
+    def _start(self, status: int, head: bytes, body_limit: int) -> bool:
         """A final answer whose body may follow; False: there is no room for it."""
-        if len(head) > self._room.free:
+        if len(head) > self._memory.free:
             self._break(Unpaired.LIMIT)
             return False
-        self._room.free -= len(head)
-        self._status, self._head, self._keep = status, head, keep
+        self._memory.free -= len(head)
+        self._status, self._head, self._body_left = status, head, body_limit
         self._body = []
         self._length = 0
         self._hashed = None
-        self._digest = keep != NOTHING
+        self._digest = body_limit != NOTHING
         self._whole = True
         return True
 
@@ -364,12 +366,12 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         if line is None:
             return False
         status = int(line[2])
-        asked, keep, _ = self.awaited[0]
+        asked, body_limit, _ = self.awaited[0]
         accepted = asked & TUNNEL and (status == 101 or (asked & CONNECT and 200 <= status < 300))
         if status < 200 and not accepted:
             self._state = NEXT
             return status != 101
-        if not self._start(status, head, keep):
+        if not self._start(status, head, body_limit):
             return False
         if accepted:
             self._answered(out)
@@ -383,23 +385,23 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     def _take(self, data: Buffer, pos: int, size: int) -> None:
         """Body bytes: keep the first, hash the others along with them."""
         if self._digest:
-            room = self._room
-            taken = min(size, self._keep, room.free) if self._whole else 0
+            memory = self._memory
+            taken = min(size, self._body_left, memory.free) if self._whole else 0
             if taken == size:
-                self._keep_piece(data[pos : pos + size])
+                self._add_piece(data[pos : pos + size])
             else:
                 if self._hashed is None:
                     self._hashed = blake2b(b"".join(self._body), digest_size=DIGEST_BYTES)
                 if taken:
-                    self._keep_piece(data[pos : pos + taken])
+                    self._add_piece(data[pos : pos + taken])
                 self._hashed.update(data[pos : pos + size])
-                self._keep = taken
+                self._body_left = taken
                 self._digest = self._length + size <= self._bounds.hash_bytes
-            self._keep -= taken
-            room.free -= taken
+            self._body_left -= taken
+            memory.free -= taken
         self._length += size
 
-    def _keep_piece(self, piece: Buffer) -> None:
+    def _add_piece(self, piece: Buffer) -> None:
         body = self._body
         if len(piece) >= SMALL:
             body.append(bytes(piece))

@@ -24,7 +24,7 @@ What cannot be followed is not guessed at:
   the next *certain boundary*.
 
 A certain boundary is data that begins a captured segment, sent after the client had received
-something from production since its last data (`turn`), and beginning with a complete and valid
+something from production since its last data (`after_reply`), and beginning with a complete and valid
 request line with a registered method (for `OST / HTTP/1.1` is valid too); its head must then prove
 valid.  A client that waits for answers begins requests there and nowhere else; one that never does
 (pipelining without a pause) is not taken up again.  The first segment behind a gap is none: the lost bytes
@@ -55,7 +55,7 @@ from typing import Final, TypeAlias
 from tapmirror.events import END, START, TUNNEL, WHOLE, Buffer, DropReason, Lost, Message, Part
 from tapmirror.framing.detect import ENOUGH, detect
 from tapmirror.framing.head import CHUNKED, HEAD, PLAIN, REQUEST_LINE, STOP, TOKEN, VALUE, Head, read_head
-from tapmirror.framing.pool import Pool
+from tapmirror.framing.memory import HeadMemory
 
 CHUNK_LINE_BYTES: Final = 4096
 """Longest line of a chunk's size and extensions, as in Go's net/http (maxLineLength)."""
@@ -90,7 +90,7 @@ _OVER: Final = 10  # nothing more can be taken
 
 class RequestFramer:
     """The requests of one client stream.  Not more than `head_bytes` are held at any time, and no more than
-    `pool` has room for; what passes its bound is lost as MEMORY_LIMIT.
+    `memory` has room for; what passes its bound is lost as MEMORY_LIMIT.
 
     `host` replaces the value of each Host field; targets in absolute form are left as they are.
     Without `trailers` the fields behind a chunked body are swallowed.
@@ -108,7 +108,7 @@ class RequestFramer:
         "_host",
         "_host_at",
         "_lined",
-        "_pool",
+        "_memory",
         "_reason",
         "_remaining",
         "_run",
@@ -117,9 +117,11 @@ class RequestFramer:
         "answered_early",
     )
 
-    def __init__(self, head_bytes: int, host: bytes | None, midstream: bool, pool: Pool, trailers: bool = True) -> None:
+    def __init__(
+        self, head_bytes: int, host: bytes | None, midstream: bool, memory: HeadMemory, trailers: bool = True
+    ) -> None:
         self._head_bytes = head_bytes
-        self._pool = pool
+        self._memory = memory
         self._host = host
         self._trailers = trailers
         self._state = _RESYNC if midstream else _BOUNDARY
@@ -148,10 +150,10 @@ class RequestFramer:
         """Requests may have gone by, or will, that are not told of."""
         return self._state >= _RESYNC
 
-    def feed(self, data: Buffer, turn: bool) -> Sequence[Message]:
+    def feed(self, data: Buffer, after_reply: bool) -> Sequence[Message]:
         """Take the next bytes of the stream.  Parts may be views of `data`.
 
-        `turn`: the first byte of `data` may begin a request, by evidence from outside the stream.
+        `after_reply`: the first byte of `data` may begin a request, by evidence from outside the stream.
         """
         state = self._state
         size = len(data)
@@ -165,7 +167,7 @@ class RequestFramer:
                     return (self._whole_or_begun(data, plain, rest),)
         elif state == _LENGTH and size <= self._remaining and self._after == _BOUNDARY and not self._broken:
             self._remaining -= size
-            if turn:
+            if after_reply:
                 self.answered_early = True
             if self._remaining:
                 return (Part(data, size, 0),)
@@ -174,13 +176,13 @@ class RequestFramer:
         out: list[Message] = []
         self._run = pos = 0
         before = len(self._buffer)
-        if turn:
+        if after_reply:
             self._early = self._early or self._after == _SWITCH
             self.answered_early = self.answered_early or _LENGTH <= state <= _TRAILER
         while pos < size:
-            pos = _STEPS[self._state](self, data, pos, turn and not pos, out)
+            pos = _STEPS[self._state](self, data, pos, after_reply and not pos, out)
         self._pass(data, size, 0, out)
-        if (self._buffer or before) and not self._pool.resize(before, len(self._buffer)):
+        if (self._buffer or before) and not self._memory.resize(before, len(self._buffer)):
             out += self._lose(DropReason.MEMORY_LIMIT)
         return out
 
@@ -222,7 +224,7 @@ class RequestFramer:
 
     # --- one step each: take bytes of `data` from `pos` on, say where the next step begins
 
-    def _head(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+    def _head(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         if self._buffer or self._empty:
             return self._hold_head(data, pos, out)
         limit = pos + self._head_bytes
@@ -296,7 +298,7 @@ class RequestFramer:
             self._request_ended()
         return pos
 
-    def _length(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+    def _length(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         """Of a body, or of one chunk's data."""
         taken = min(len(data) - pos, self._remaining)
         self._remaining -= taken
@@ -307,7 +309,7 @@ class RequestFramer:
             self._body_ended()
         return pos
 
-    def _chunk_size(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+    def _chunk_size(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         found, stop = self._line(data, pos, _SIZE_LINE, min(CHUNK_LINE_BYTES, self._head_bytes), out)
         if found is None:
             return stop
@@ -316,13 +318,13 @@ class RequestFramer:
         self._remaining = size or self._head_bytes
         return stop
 
-    def _chunk_end(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+    def _chunk_end(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         found, stop = self._line(data, pos, _CRLF, 2, out)
         if found is not None:
             self._state = _CHUNK_SIZE
         return stop
 
-    def _trailer(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+    def _trailer(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         found, stop = self._line(data, pos, _TRAILER_LINE, self._remaining, out)
         if found is not None:
             size = found.end() - found.start()
@@ -374,7 +376,7 @@ class RequestFramer:
         flags = END if self._state == _TRAILER and len(line) == 2 else 0
         out.append(Lost(size, DropReason.GAP) if self._broken else Part(line, size, flags))
 
-    def _switch(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+    def _switch(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         """Decide what follows a CONNECT or Upgrade request."""
         buffer = self._buffer
         if self._early or buffer:
@@ -393,15 +395,15 @@ class RequestFramer:
             self._release()
         return pos
 
-    def _tunnel(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+    def _tunnel(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         return len(data)
 
-    def _resync(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
-        if turn and REQUEST_LINE.match(data) and detect(data) == "http":
-            return self._head(data, pos, turn, out)
+    def _resync(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+        if after_reply and REQUEST_LINE.match(data) and detect(data) == "http":
+            return self._head(data, pos, after_reply, out)
         return self._fail(data, pos, DropReason.UNPARSED, out)
 
-    def _over(self, data: Buffer, pos: int, turn: bool, out: list[Message]) -> int:
+    def _over(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         out.append(Lost(len(data) - pos, self._reason or DropReason.INCOMPLETE))
         self._run = len(data)
         return self._run
@@ -452,7 +454,7 @@ class RequestFramer:
 
     def _lose(self, reason: DropReason) -> tuple[Message, ...]:
         """Between two calls of `feed`: lose what is held and the request under way, and wait for a certain boundary."""
-        self._pool.resize(len(self._buffer), 0)
+        self._memory.resize(len(self._buffer), 0)
         lost = self._give_up(0, reason, self._under_way())
         self._state = _RESYNC
         return lost

@@ -28,8 +28,8 @@ class RawFramer:
     def __init__(self, midstream: bool) -> None:
         self._reason = DropReason.MIDSTREAM if midstream else None
 
-    def feed(self, data: Buffer, turn: bool) -> Sequence[Message]:
-        """Take the next bytes of the stream; `turn` does not matter here."""
+    def feed(self, data: Buffer, after_reply: bool) -> Sequence[Message]:
+        """Take the next bytes of the stream; `after_reply` does not matter here."""
         if self._reason is None:
             return (Part(data, len(data), 0),)
         return (Lost(len(data), self._reason),)

@@ -12,7 +12,7 @@ A 408 that answers nothing says that the connection was idle for too long (RFC 9
 Nothing that follows from this reaches production, and the shadow may be a test build or
 hostile.  So it is read leniently (lines may end in LF alone) and with constant memory: a
 head is held up to `head_bytes`, of everything else at most a line, and all connections together hold no more
-than `pool` has room for.  What is not HTTP, or answers nothing that was asked, or finds no room, sets `failed`:
+than `memory` has room for.  What is not HTTP, or answers nothing that was asked, or finds no room, sets `failed`:
 from then on nothing is looked at any more.
 
 Pure: bytes in, counts out.
@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from tapmirror.events import CONNECT, KEEPING, NO_BODY, TUNNEL, Buffer
-from tapmirror.framing.pool import Pool
+from tapmirror.framing.memory import HeadMemory
 from tapmirror.framing.response import (
     BODY,
     CHUNK_DATA,
@@ -56,7 +56,7 @@ class ResponseFramer(ResponseReader[int]):
         "_known",
         "_known_size",
         "_known_status",
-        "_pool",
+        "_memory",
         "awaited",
         "closing",
         "failed",
@@ -66,10 +66,10 @@ class ResponseFramer(ResponseReader[int]):
         "upgraded",
     )
 
-    def __init__(self, head_bytes: int, pool: Pool, like: ResponseFramer | None = None) -> None:
+    def __init__(self, head_bytes: int, memory: HeadMemory, like: ResponseFramer | None = None) -> None:
         """`like`: of another connection to the same server, whose last head is likely to come again."""
         super().__init__(head_bytes)
-        self._pool = pool
+        self._memory = memory
         self.awaited: deque[int] = deque()
         """Flags of each request without a complete response."""
         # The last plain head, the size of its whole response, and the status.
@@ -139,7 +139,7 @@ class ResponseFramer(ResponseReader[int]):
         self.awaited.pop()
         self._at_notice -= 1
         if not self.awaited and self._state != NEXT:  # what has begun to come answers nobody
-            self._pool.resize(len(self._buffer), 0)
+            self._memory.resize(len(self._buffer), 0)
             self._fail(b"")
 
     def feed(self, data: Buffer) -> Sequence[int]:
@@ -169,8 +169,8 @@ class ResponseFramer(ResponseReader[int]):
                     out += self._known_status * ((pos - start) // length)
                     continue
             pos = _STEPS[self._state](self, data, pos, out)
-        if (self._buffer or before) and not self._pool.resize(before, len(self._buffer)):
-            self._pool.resize(len(self._buffer), 0)
+        if (self._buffer or before) and not self._memory.resize(before, len(self._buffer)):
+            self._memory.resize(len(self._buffer), 0)
             self._fail(data)
         return out
 
@@ -193,7 +193,7 @@ class ResponseFramer(ResponseReader[int]):
             self._answered([])
         self._state = DISCARD
         if self._buffer:
-            self._pool.resize(len(self._buffer), 0)
+            self._memory.resize(len(self._buffer), 0)
             self._buffer.clear()
         self.closing = True
         return len(self.awaited)

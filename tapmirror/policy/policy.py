@@ -51,7 +51,7 @@ from tapmirror.policy.hook import HookRequest, from_hook, to_hook
 from tapmirror.policy.plan import ALL, CompiledRule, Destination, Fate, Share, finder
 from tapmirror.policy.redact import Redactor, framed, unchunked
 from tapmirror.policy.request import Request
-from tapmirror.policy.sample import TAP, Bucket, Conversation
+from tapmirror.policy.sample import TAP, Bucket, SampledConnection
 from tapmirror.spec import By, Rewrite, Rule, Spread, TapSpec
 from tapmirror.spec.sampled import defaults_only
 
@@ -91,7 +91,7 @@ def constant_host(spec: TapSpec) -> bytes | None:
     return (shadow.end_point if host == "target" else host).encode("ascii")
 
 
-class Talk(Conversation):
+class Talk(SampledConnection):
     """A production connection and the request under way on it."""
 
     __slots__ = ("charges", "flow", "held", "opened", "sends", "skips")
@@ -172,7 +172,7 @@ class Policy:
         self._find = finder(rules)
         self._round_robin = spec.spread is Spread.ROUND_ROBIN
         self._quick = not self._capped and not self._round_robin
-        """No cap of the tap and no turn has to be looked at, and no shadow's share is lowered."""
+        """No cap of the tap and no rotation has to be looked at, and no shadow's share is lowered."""
         self._turn = 0
         self._may_hold = bool(
             (self._redactor is not None and self._redactor.reads_bodies)
@@ -242,12 +242,12 @@ class Policy:
         """A raw connection: which shadows get it."""
         takes: list[Destination] = []
         skips: list[tuple[Destination, Fate]] = []
-        turn = self._next_turn(len(self.destinations)) if self._round_robin else None
+        picked = self._pick(len(self.destinations)) if self._round_robin else None
         outside = not self._tap_plain and not self._tap.sampler.takes_connection(talk)
         for i, each in enumerate(self.destinations):
             if outside or talk.hash >= each.threshold or not each.share.sampler.takes_connection(talk):
                 skips.append((each, None))
-            elif turn is not None and turn != i:
+            elif picked is not None and picked != i:
                 skips.append((each, FilterReason.TURN))
             else:
                 takes.append(each)
@@ -376,9 +376,9 @@ class Policy:
             return [], skips + [(each, fate) for each, _ in rule.mirrors], rule
         mirrors = rule.mirrors
         if self._round_robin and len(mirrors) > 1:
-            turn = self._next_turn(len(mirrors))
-            skips += [(each, FilterReason.TURN) for i, (each, _) in enumerate(mirrors) if i != turn]
-            mirrors = [mirrors[turn]]
+            picked = self._pick(len(mirrors))
+            skips += [(each, FilterReason.TURN) for i, (each, _) in enumerate(mirrors) if i != picked]
+            mirrors = [mirrors[picked]]
         takes: list[Destination] = []
         for each, share_of_rule in mirrors:
             found = self._for_shadow(each, share_of_rule, request, talk, flags, now, charges)
@@ -424,7 +424,7 @@ class Policy:
                     charges.append(one.sampler.bytes)
         return True
 
-    def _next_turn(self, count: int) -> int:
+    def _pick(self, count: int) -> int:
         self._turn += 1
         return (self._turn - 1) % count
 

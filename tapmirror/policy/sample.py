@@ -42,7 +42,7 @@ def mix(value: int) -> int:
     return value ^ (value >> 16)
 
 
-class Conversation:
+class SampledConnection:
     """What sampling knows of a production connection."""
 
     __slots__ = ("hash", "key", "number", "since")
@@ -109,11 +109,11 @@ class Sampler:
         self._threshold = threshold(percent)
         self.always = percent == 100
 
-    def takes_connection(self, talk: Conversation) -> bool:
+    def takes_connection(self, talk: SampledConnection) -> bool:
         """Whether the connection is in the share; for `by: connection` only."""
         return self.always or self._connection(talk) < self._limit(talk.since)
 
-    def takes(self, request: Request, talk: Conversation, now: float) -> bool:
+    def takes(self, request: Request, talk: SampledConnection, now: float) -> bool:
         """Whether the request is in the share."""
         if self.always:
             return True
@@ -147,7 +147,7 @@ class Sampler:
         passed = min(1.0, max(0.0, (now - self._began) / self._ramp.over))
         return self._ramp.start + (self._ramp.end - self._ramp.start) * passed
 
-    def _connection(self, talk: Conversation) -> int:
+    def _connection(self, talk: SampledConnection) -> int:
         """The connection's hash at this level; at the tap's it is the one that the kernel compared."""
         return talk.hash if self._kernels else mix(talk.hash ^ self._salt)
 

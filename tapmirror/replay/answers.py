@@ -27,13 +27,13 @@ _CLASSES: Final = ["other", "1xx", "2xx", "3xx", "4xx", "5xx", "other", "other",
 
 
 class Answers:
-    """Reads of all connections to one shadow.  `heard`: their time and size matter (pacing `wait`)."""
+    """Reads of all connections to one shadow.  `paced`: their time and size matter (pacing `wait`)."""
 
-    __slots__ = ("_buffer", "_counts", "_heard", "_view", "_waste")
+    __slots__ = ("_buffer", "_counts", "_paced", "_view", "_waste")
 
-    def __init__(self, ledger: Ledger, *, heard: bool) -> None:
+    def __init__(self, ledger: Ledger, *, paced: bool) -> None:
         self._counts = ledger.answers
-        self._heard = heard
+        self._paced = paced
         self._buffer = bytearray(LOOK_BYTES)
         self._view = memoryview(self._buffer)
         self._waste = bytearray(DISCARD_BYTES)
@@ -75,9 +75,10 @@ class Answers:
     def settle_in(self, lane: Lane) -> None:
         """The connection lasts: what is not worth its system calls for one request is now."""
         lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
-        if lane.listener is not None:
-            lane.listener.settled = not self._heard
-        if not self._heard and lane.hearing is None and not (lane.finishing or lane.switching):  # these are to wake us
+        if lane.observer is not None:
+            lane.observer.settled = not self._paced
+        # Those that finish or switch are to wake us.
+        if not self._paced and lane.observing is None and not (lane.finishing or lane.switching):
             wake_for(lane, LAZY_BYTES)
 
 

@@ -13,11 +13,11 @@ from itertools import islice
 from typing import Any, Final, TypeAlias
 
 from tapmirror.events import LOOP_DSCP, DropReason
-from tapmirror.framing import Pool, ResponseFramer
+from tapmirror.framing import HeadMemory, ResponseFramer
 from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, Ledger
 from tapmirror.replay.backoff import FIRST, Backoff
 from tapmirror.replay.lane import Lane
-from tapmirror.replay.ports import heard
+from tapmirror.replay.ports import received_any
 from tapmirror.replay.tls import TlsSocket
 from tapmirror.spec import Limits, Shadow
 
@@ -79,7 +79,7 @@ class Place:
 
     def broke_off(self, lane: Lane, now: float) -> bool:
         """The address ended a connection; returns whether it did so without sending a byte."""
-        if lane.sock is None or heard(lane.sock):
+        if lane.sock is None or received_any(lane.sock):
             return False
         if lane.excused:
             self._silence.undecided()
@@ -102,13 +102,13 @@ class Place:
 
     def ends(self, lane: Lane) -> None:
         """An open connection ends, whoever ends it."""
-        if self._fruitless and lane.sock is not None and heard(lane.sock):
+        if self._fruitless and lane.sock is not None and received_any(lane.sock):
             self._spoke()
         del self.open[lane]
 
     def _listen(self) -> bool:
         """Whether something came on a connection that is open: then it is not down."""
-        if any(lane.sock is not None and heard(lane.sock) for lane in islice(reversed(self.open), LOOKS)):
+        if any(lane.sock is not None and received_any(lane.sock) for lane in islice(reversed(self.open), LOOKS)):
             self._spoke()
             return True
         return False
@@ -137,7 +137,7 @@ class Dialer:
         self._connect_time = shadow.connect_time
         self._tls = tls
         self._tls_name = (shadow.tls.sni if shadow.tls is not None else None) or shadow.host
-        self._heads = Pool(limits.heads_bytes)
+        self._heads = HeadMemory(limits.heads_bytes)
         self.like: ResponseFramer | None = None
         """Responses of the last connection that ended: what they began with is what those of others will."""
         self.last = 0
@@ -198,7 +198,7 @@ class Dialer:
             if lane.http:
                 # The last step of the handshake goes with the request that waits, as its acknowledgement: a packet
                 # less, and the shadow wakes once and not twice (tcp_rcv_synsent_state_process, "pingpong mode").
-                # Where answers are timed this is undone (`latency`, `listener`).
+                # Where answers are timed this is undone (`latency`, `observer`).
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             number = sock.connect_ex(place.address)
             if number in (0, errno.EINPROGRESS):

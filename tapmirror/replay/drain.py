@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sockets are emptied of answers, a bounded amount of each, and of all together, in a turn of the loop.
+"""The sockets are emptied of answers, a bounded amount of each, and of all together, in an iteration of the loop.
 
-What becomes of the answers is `answers`' and `listener`'s; here is what an answer, or the end of one, means to its
+What becomes of the answers is `answers`' and `observer`'s; here is what an answer, or the end of one, means to its
 connection.
 """
 
@@ -19,9 +19,9 @@ from tapmirror.replay.latency import Timing
 from tapmirror.replay.tls import TlsSocket
 
 READS: Final = 8
-"""Reads of one connection in one turn."""
+"""Reads of one connection in one iteration of the loop."""
 TURN_TIME: Final = 0.005
-"""Seconds of reading in one turn, and then to the end of a read: as long as a batch of the capture takes.  So long
+"""Seconds of reading in one iteration, and then to the end of a read: as long as a batch of the capture takes.  So long
 take 5,000 ordinary answers, or 8 KiB of chunks of one byte."""
 
 
@@ -53,9 +53,9 @@ class Drain:
         self._paced = paced
         self._secured = secured
         self.left = TURN_TIME
-        """Seconds that may still be spent on reading in this turn of the loop."""
+        """Seconds that may still be spent on reading in this iteration of the loop."""
 
-    def begin_turn(self) -> None:
+    def begin_iteration(self) -> None:
         """As much may be read again."""
         self.left = TURN_TIME
 
@@ -75,22 +75,22 @@ class Drain:
         begin = time.monotonic()
         try:
             for _ in range(READS):
-                if lane.hearing is not None:
-                    asked, count = lane.hearing.read(lane, sock, answers)
+                if lane.observing is not None:
+                    asked, count = lane.observing.read(lane, sock, answers)
                 elif lane.framer is not None:
                     asked, count = answers.read_http(lane, sock)
                 else:
                     asked, count = answers.read_raw(sock)
                 if not count:
-                    if lane.hearing is not None:
-                        lane.hearing.ended(now, reset=False)
+                    if lane.observing is not None:
+                        lane.observing.ended(now, reset=False)
                     if lane.timed:
                         self._timing.end(lane, now)
                     self._ends.shadow_ended(lane, now)
                     return False
                 if self._paced:  # in a tunnel too, which is read as HTTP is
-                    lane.heard += count
-                    lane.heard_at = now
+                    lane.received += count
+                    lane.received_at = now
                 if count < asked and not ended and not self._secured:
                     break
                 if time.monotonic() - begin >= self.left:
@@ -102,13 +102,13 @@ class Drain:
             pass
         except OSError:
             self._events["shadow_resets"] += 1
-            if lane.hearing is not None:
-                lane.hearing.ended(now, reset=True)
+            if lane.observing is not None:
+                lane.observing.ended(now, reset=True)
             self._ends.shadow_reset(lane, now)
             return False
         self.left -= time.monotonic() - begin
-        if lane.copies.kept and lane.framer is not None:
-            lane.copies.prune(0 if lane.framer.failed else lane.framer.outstanding)
+        if lane.resendable.requests and lane.framer is not None:
+            lane.resendable.prune(0 if lane.framer.failed else lane.framer.outstanding)
         if lane.timed:
             self._timing.end(lane, now)
         return True
@@ -124,6 +124,6 @@ class Drain:
             lane.withdraw()
             if not self._read(lane, lane.sock, now, ended=True):
                 return
-            if lane.hearing is not None:
-                lane.hearing.ended(now, reset=True)
+            if lane.observing is not None:
+                lane.observing.ended(now, reset=True)
         self._ends.broken(lane, now)

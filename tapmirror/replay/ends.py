@@ -31,7 +31,7 @@ from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import wake_for
 from tapmirror.replay.dial import Dialer
 from tapmirror.replay.lane import GIVEN_UP, IDLE, OPEN, Lane
-from tapmirror.replay.ports import Ports, heard_out, reset_on_close, sent_to_the_last
+from tapmirror.replay.ports import Ports, reset_on_close, response_finished, sent_to_the_last
 from tapmirror.replay.singly import Singly
 from tapmirror.replay.sockets import Sockets
 
@@ -43,9 +43,9 @@ class Ends:
     """Of all flows of one reactor: what is over leaves `lanes`.  `gentle` as of `Ports`."""
 
     __slots__ = (
+        "_awaiting_end",
         "_dialer",
         "_events",
-        "_hearing_out",
         "_lanes",
         "_linger_time",
         "_lingering",
@@ -75,7 +75,7 @@ class Ends:
         self._wait_time = wait_time
         self._ports = Ports(gentle)
         self._lingering: dict[Lane, float] = {}
-        self._hearing_out: dict[Lane, float] = {}
+        self._awaiting_end: dict[Lane, float] = {}
         """Flows whose end waits for the shadow's answer, each with the time until which it does."""
 
     # --- production's
@@ -91,7 +91,7 @@ class Ends:
             return
         self._lingering[lane] = now + self._linger_time
         if command.answered and (not lane.http or lane.tunnel):
-            self._hearing_out[lane] = now + self._wait_time
+            self._awaiting_end[lane] = now + self._wait_time
         if lane.lazy:
             wake_for(lane, 1)
         if lane.state == OPEN:
@@ -127,7 +127,7 @@ class Ends:
         """More comes of a flow that had ended."""
         lane.finishing = False
         self._lingering.pop(lane, None)
-        self._hearing_out.pop(lane, None)
+        self._awaiting_end.pop(lane, None)
 
     def try_finish(self, lane: Lane, now: float) -> None:
         """Close an ended flow when nothing is left to be sent or answered."""
@@ -142,10 +142,10 @@ class Ends:
         if lane.resets and lane.sock is not None and not sent_to_the_last(lane.sock):
             self._sockets.ask_again(lane)  # an event when it is
             return
-        if lane in self._hearing_out and not lane.shadow_done and lane.sock is not None:
-            if now < self._hearing_out[lane] and not heard_out(lane.sock):
+        if lane in self._awaiting_end and not lane.shadow_done and lane.sock is not None:
+            if now < self._awaiting_end[lane] and not response_finished(lane.sock):
                 return
-            del self._hearing_out[lane]
+            del self._awaiting_end[lane]
         if lane.resets or lane.shadow_done:
             self.remove(lane, DropReason.INCOMPLETE)
             return
@@ -161,20 +161,20 @@ class Ends:
 
     def next_deadline(self) -> float | None:
         """When there is something to do for one of them; None: there is none."""
-        if self._hearing_out:
+        if self._awaiting_end:
             return 0.0
         return next(iter(self._lingering.values())) if self._lingering else None
 
     def expire(self, now: float) -> None:
         """End those that took too long, and those whose answer is over."""
-        for lane in list(islice(self._hearing_out, LOOKS)):
-            self._hearing_out[lane] = self._hearing_out.pop(lane)  # the others are first next time
+        for lane in list(islice(self._awaiting_end, LOOKS)):
+            self._awaiting_end[lane] = self._awaiting_end.pop(lane)  # the others are first next time
             self.try_finish(lane, now)
         while self._lingering and next(iter(self._lingering.values())) <= now:
             lane = next(iter(self._lingering))
             self._events["lingered_out"] += 1
-            if lane.listener is not None:
-                lane.listener.hung(now)
+            if lane.observer is not None:
+                lane.observer.timed_out(now)
             self.remove(lane, DropReason.SHADOW_SLOW)
 
     # --- the shadow's
@@ -271,12 +271,12 @@ class Ends:
         self._sockets.close(lane)
         lane.drop_all(reason)
         self._lingering.pop(lane, None)
-        self._hearing_out.pop(lane, None)
+        self._awaiting_end.pop(lane, None)
         self._lanes.pop(lane.flow, None)
 
     def close(self, reason: DropReason) -> None:
         """Drop what is queued and end every flow."""
         for lane in list(self._lanes.values()):
-            if lane.hearing is not None:
-                lane.hearing.shut()
+            if lane.observing is not None:
+                lane.observing.shut()
             self.remove(lane, reason)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for the shadow on one flow, and what of it has gone: the books of a connection.
+"""What waits for the shadow on one flow, and what of it has gone: the account of a connection.
 
 A lane belongs to one production connection.  It outlives shadow connections: an HTTP flow whose
 shadow closed the connection goes on with its next request on a new one.
@@ -18,12 +18,12 @@ from tapmirror.events import END, START, TUNNEL, WHOLE, DropReason
 from tapmirror.framing import ResponseFramer
 from tapmirror.framing.head import is_safe
 from tapmirror.ledger import SENT_AGAIN_BYTES, Ledger
-from tapmirror.replay.copies import Copies, Kept
+from tapmirror.replay.resend import Resendable, ResendQuota
 from tapmirror.replay.tls import TlsSocket
 
 if TYPE_CHECKING:
     from tapmirror.replay.dial import Place
-    from tapmirror.replay.listener import Listener
+    from tapmirror.replay.observer import Observer
 
 IDLE: Final = 0
 """No socket."""
@@ -35,8 +35,8 @@ ITEM_BYTES: Final = 150
 """What an item counts in the bounds beside its data: what CPython takes for it, the head of its data's object, and its
 place in the queue."""
 AHEAD: Final = 1_024
-"""Parts queued on one connection beyond which requests do not wait for each other (`Pool.singly`).  Over a long way to
-the shadow they would be ever later, and dropped at the end; of one that is only slow it is a second's work."""
+"""Parts queued on one connection beyond which requests do not wait for each other (`QueueMemory.singly`).  Over a long
+way to the shadow they would be ever later, and dropped at the end; of one that is only slow it is a second's work."""
 ROOM: Final = 4
 """Nor do they where a part of so many of the room in bytes is taken, of the connection's or of all together."""
 
@@ -67,10 +67,10 @@ class Item:
             self.data, self.offset = self.repeated, 0
 
 
-class Pool:
+class QueueMemory:
     """What the queues of all lanes hold, against the bounds."""
 
-    __slots__ = ("all_bytes", "bytes", "held", "items", "kept", "lane_bytes", "repeats", "requests", "singly")
+    __slots__ = ("all_bytes", "bytes", "held", "items", "lane_bytes", "repeats", "requests", "resend_quota", "singly")
 
     def __init__(self, lane_bytes: int, all_bytes: int) -> None:
         self.lane_bytes = lane_bytes
@@ -79,12 +79,12 @@ class Pool:
         """Captured bytes queued, which the ledger counts as in flight."""
         self.held = 0
         """Bytes of data queued, which take the memory: a rewritten request may have far more.  What goes again is not
-        among them (`kept`)."""
+        among them (`resend_quota`)."""
         self.items = 0
         """Parts and turns queued."""
         self.requests = 0
         """Requests that began and are neither wholly sent nor dropped."""
-        self.kept = Kept(all_bytes)
+        self.resend_quota = ResendQuota(all_bytes)
         self.repeats = 0
         """Requests queued to be sent again."""
         self.singly = False
@@ -96,28 +96,28 @@ class Lane:
 
     __slots__ = (
         "_ledger",
-        "_pool",
+        "_memory",
         "begun",
         "blamed",
-        "copies",
         "excused",
         "fd",
         "finishing",
         "flow",
         "framer",
-        "heard",
-        "heard_at",
-        "hearing",
         "held_since",
         "http",
         "idle_since",
         "last",
         "lazy",
-        "listener",
+        "observer",
+        "observing",
         "open_request",
         "queue",
         "queued",
         "ready",
+        "received",
+        "received_at",
+        "resendable",
         "resets",
         "sent",
         "sent_at_sweep",
@@ -134,26 +134,26 @@ class Lane:
         "unanswered",
     )
 
-    def __init__(self, flow: int, http: bool, pool: Pool, ledger: Ledger) -> None:
+    def __init__(self, flow: int, http: bool, memory: QueueMemory, ledger: Ledger) -> None:
         self.flow = flow
         self.http = http
-        self._pool = pool
+        self._memory = memory
         self._ledger = ledger
         self.sock: _socket.socket | TlsSocket | None = None
         self.fd = -1
         """The socket's, as long as there is one."""
-        self.listener: Listener | None = None
+        self.observer: Observer | None = None
         """If its answers can be compared."""
-        self.hearing: Listener | None = None
-        """The listener, while answers on this connection are compared."""
+        self.observing: Observer | None = None
+        """The observer, while answers on this connection are compared."""
         self.state = IDLE
         self.ready = False
         """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""
         self.framer: ResponseFramer | None = None
         self.queue: deque[Item] = deque()
         self.queued = 0
-        """As `Pool.held`."""
-        self.copies = Copies(pool.kept)
+        """As `QueueMemory.held`."""
+        self.resendable = Resendable(memory.resend_quota)
         """Copies of what was sent on this shadow connection."""
         self.begun = False
         """A request was sent in part."""
@@ -184,9 +184,9 @@ class Lane:
         """The address that broke off the last connection to the shadow without a byte; None: none did."""
         self.excused = False
         """Production leaves unanswered what was asked last."""
-        self.heard = 0
+        self.received = 0
         """Bytes of the shadow since the last turn (pacing `wait`)."""
-        self.heard_at = 0.0
+        self.received_at = 0.0
         self.held_since = 0.0
         """Since when its requests wait for each other, as not all are answered; 0: they do not."""
         self.torn = False
@@ -206,12 +206,12 @@ class Lane:
         self.framer = framer
         self.sent = 0
         self.last = last
-        self.hearing = None
+        self.observing = None
         self.lazy = False
         self.shadow_done = False
         self.unanswered = False
         self.blamed = None
-        self.heard = 0
+        self.received = 0
         self.held_since = 0.0
         self.torn = False
         self.timed = 0
@@ -224,7 +224,7 @@ class Lane:
             and not self.queue
             and self.skipping is None
             and not (self.switching or self.torn)
-            and not (self._pool.singly and self.http)
+            and not (self._memory.singly and self.http)
             and (self.framer is None or not (self.framer.closing or self.parting))
         )
 
@@ -233,34 +233,34 @@ class Lane:
         """What follows waits for the answer that is due, or would be lost: the shadow is likely to close behind it, or
         loses what comes ahead of it.
         """
-        framer, pool = self.framer, self._pool
+        framer, memory = self.framer, self._memory
         if framer is None or framer.failed or not framer.outstanding:  # once failed it sees no answer any more
             return False
         if self.sent == self.last:
             return True
         return (
-            pool.singly
+            memory.singly
             and len(self.queue) < AHEAD
-            and self.queued < pool.lane_bytes // ROOM
-            and pool.held < pool.all_bytes // ROOM
+            and self.queued < memory.lane_bytes // ROOM
+            and memory.held < memory.all_bytes // ROOM
         )
 
     # --- taking in
 
     def full(self, size: int) -> bool:
         """Whether `size` more bytes of data pass a bound."""
-        pool = self._pool
+        memory = self._memory
         return (
-            self.queued + len(self.queue) * ITEM_BYTES + size > pool.lane_bytes
-            or pool.held + pool.items * ITEM_BYTES + size > pool.all_bytes
+            self.queued + len(self.queue) * ITEM_BYTES + size > memory.lane_bytes
+            or memory.held + memory.items * ITEM_BYTES + size > memory.all_bytes
         )
 
     def enqueue(self, data: bytes, size: int, flags: int, number: int = 0) -> None:
         """Keep a part for later."""
         self.ready = False
         self.queue.append(Item(data, size, flags, number=number))
-        self._pool.bytes += size
-        self._pool.items += 1
+        self._memory.bytes += size
+        self._memory.items += 1
         self._hold(len(data))
         self._note_start(flags)
 
@@ -272,14 +272,14 @@ class Lane:
             return
         self.ready = False
         self.queue.append(Item(b"", 0, 0, answered))
-        self._pool.items += 1
+        self._memory.items += 1
 
     def end_turn(self) -> None:
         """The turn at the head of the queue, if there is one, is over."""
         if self.queue and self.queue[0].answered >= 0:
             self.queue.popleft()
-            self._pool.items -= 1
-            self.heard = 0
+            self._memory.items -= 1
+            self.received = 0
 
     def sent_in_part(self, data: bytes, size: int, flags: int, count: int, number: int = 0) -> None:
         """Of a part that was not queued, `count` bytes went; keep the rest."""
@@ -292,9 +292,9 @@ class Lane:
         if self.framer is not None and self.queue and self.queue[0].announced and not self.queue[0].offset:
             self.queue[0].announced = False
             self.framer.withdraw()
-            if self.hearing is not None:
-                self.hearing.withdraw(self.queue[0].number)
-            self.copies.withdraw()
+            if self.observing is not None:
+                self.observing.withdraw(self.queue[0].number)
+            self.resendable.withdraw()
 
     def unsent(self) -> int:
         """Announced requests that did not go whole: they cannot have been answered."""
@@ -306,7 +306,7 @@ class Lane:
 
     def _note_start(self, flags: int) -> None:
         if flags & START:
-            self._pool.requests += 1
+            self._memory.requests += 1
             self.open_request = True
         if flags & END:
             self.open_request = False
@@ -317,12 +317,12 @@ class Lane:
         """A part went at once that was never queued and is not a whole request."""
         self._ledger.bytes.mirrored += size
         if flags & START:
-            self._pool.requests += 1
+            self._memory.requests += 1
             self.open_request = self.begun = True
             self.sent += 1
         if flags & END:
             self.open_request = self.begun = False
-            self._pool.requests -= 1
+            self._memory.requests -= 1
             self._ledger.requests.mirrored += 1
 
     def advance(self, count: int) -> bool:
@@ -335,11 +335,11 @@ class Lane:
         done = not item.data
         settled = item.size if done else min(count, item.size)
         item.size -= settled
-        self._pool.bytes -= settled
+        self._memory.bytes -= settled
         self._ledger.bytes.mirrored += settled
         if done:
             self.queue.popleft()
-            self._pool.items -= 1
+            self._memory.items -= 1
             if item.repeated:
                 self.sent += 1
                 self._ledger.events["sent_again"] += 1
@@ -357,17 +357,17 @@ class Lane:
             self.sent += 1
         if flags & END:
             self.begun = False
-            self._pool.requests -= 1
+            self._memory.requests -= 1
             self._ledger.requests.mirrored += 1
 
     def _hold(self, more: int) -> None:
         self.queued += more
-        self._pool.held += more
+        self._memory.held += more
 
     def _drop_queued(self, item: Item, reason: DropReason) -> None:
         """It is queued no more, and what is left of it is dropped."""
-        self._pool.items -= 1
-        self._pool.bytes -= item.size
+        self._memory.items -= 1
+        self._memory.bytes -= item.size
         if not item.repeated:
             self._hold(-len(item.data))
         self._ledger.bytes.dropped[reason] += item.size
@@ -375,14 +375,15 @@ class Lane:
     # --- what may go again
 
     def repeatable(self) -> list[tuple[bytes, int]]:
-        """What the shadow should not have processed, and may be asked again (`copies`), with its flags: requests behind
+        """What the shadow should not have processed, and may be asked again (`resend`), with its flags: requests behind
         the one with whose answer it said that it closes the connection.
         """
         framer = self.framer
         if framer is None or not framer.stopped:
             return []
-        self.copies.prune(framer.outstanding)
-        kept, awaited = self.copies.kept, list(framer.awaited)[framer.outstanding - len(self.copies.kept) :]
+        self.resendable.prune(framer.outstanding)
+        kept = self.resendable.requests
+        awaited = list(framer.awaited)[framer.outstanding - len(kept) :]
         unsent = self.unsent() + self.torn
         end = len(kept) - unsent
         begin = max(end - (framer.unanswered - framer.amid - unsent), 0)
@@ -395,14 +396,14 @@ class Lane:
             item = Item(data, 0, flags)
             item.repeated = data
             self.queue.appendleft(item)
-        self._pool.items += len(requests)
-        self._pool.repeats += len(requests)
-        self._pool.kept.count += len(requests)
+        self._memory.items += len(requests)
+        self._memory.repeats += len(requests)
+        self._memory.resend_quota.count += len(requests)
 
     def _repeated(self) -> None:
         """One of them is not queued any more."""
-        self._pool.repeats -= 1
-        self._pool.kept.count -= 1
+        self._memory.repeats -= 1
+        self._memory.resend_quota.count -= 1
 
     # --- what is given up
 
@@ -477,11 +478,11 @@ class Lane:
         self.ready = False
 
     def _left_out(self, number: int) -> None:
-        if self.listener is not None:
-            self.listener.left_out(number)
+        if self.observer is not None:
+            self.observer.left_out(number)
 
     def _settle(self, requests: int, reason: DropReason) -> None:
-        self._pool.requests -= requests
+        self._memory.requests -= requests
         if requests:
             self._ledger.requests.dropped[reason] += requests
 

@@ -3,15 +3,15 @@
 
 Theory of operation
 -------------------
-A connection has at most one request under way that is timed, by the clock that the loop reads anyway: from the turn
-in which the request's last byte was sent to the turn in which its answer's last byte was read.  So a time has in it
-the network, the shadow, what the shadow had to answer on this connection before, and our own turns: the rest of the
-batch in which the request was sent (`worker.BATCH`), and the pause after it (`worker.HOLD`), a millisecond or two
-as a rule, more where the worker is short of CPU.  What is not in it: connecting, and waiting for the shadow to take
-the request.  Answers that never come are not in it either.
+A connection has at most one request under way that is timed, by the clock that the loop reads anyway: from the
+iteration in which the request's last byte was sent to the iteration in which its answer's last byte was read.  So a
+time has in it the network, the shadow, what the shadow had to answer on this connection before, and our own iterations:
+the rest of the batch in which the request was sent (`worker.BATCH`), and the pause after it (`worker.HOLD`), a
+millisecond or two as a rule, more where the worker is short of CPU.  What is not in it: connecting, and waiting for the
+shadow to take the request.  Answers that never come are not in it either.
 
 A busy connection wakes us only for many bytes of answers.  To time one there it is made to wake us for a few, and
-`LAZY` bounds how often a second.  Where answers are compared, it is `listener` that decides when we are woken, and
+`LAZY` bounds how often a second.  Where answers are compared, it is `observer` that decides when we are woken, and
 those are timed that it times, closer than we can.
 
 A new connection acknowledges late (`dial`), and a server that writes head and body apart waits for that (Nagle's
@@ -53,7 +53,7 @@ class Timing:
         """A part went that was the last of a request, if it is one."""
         if lane.timed or lane.framer is None:
             return
-        if lane.hearing is not None and not lane.hearing.timed:
+        if lane.observing is not None and not lane.observing.timed:
             return
         self.begin(lane, now)
 
@@ -67,7 +67,7 @@ class Timing:
             self.left -= 1
             wake_for(lane, 1)
             lane.timed_lazy = True
-        elif lane.sent == 1 and lane.hearing is None and lane.sock is not None:
+        elif lane.sent == 1 and lane.observing is None and lane.sock is not None:
             if not self._new:
                 return
             self._new -= 1

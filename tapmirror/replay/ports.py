@@ -27,7 +27,7 @@ NOTE: taps know nothing of each other, so each has as many.  To other places con
 _RESET: Final = struct.pack("ii", 1, 0)
 _NOT_SENT: Final = struct.Struct("=144xI")
 """Field of `struct tcp_info` (linux/tcp.h): tcpi_notsent_bytes."""
-_HEARD: Final = struct.Struct("=44xI4xI72xQ")
+_RECEIVED: Final = struct.Struct("=44xI4xI72xQ")
 """Fields of `struct tcp_info` (linux/tcp.h): tcpi_last_data_sent and tcpi_last_data_recv (milliseconds ago),
 tcpi_bytes_received."""
 SILENCE: Final = 50
@@ -51,11 +51,11 @@ def sent_to_the_last(sock: _socket.socket | TlsSocket) -> bool:
     return not left
 
 
-def heard_out(sock: _socket.socket | TlsSocket) -> bool:
+def response_finished(sock: _socket.socket | TlsSocket) -> bool:
     """Whether the shadow has finished its answer: something came after what was sent last, and then nothing for
     `SILENCE`, or for `DOUBT` where it may have been an earlier answer.
     """
-    sent, came, size = _HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))
+    sent, came, size = _RECEIVED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size))
     sure = came < sent and not isinstance(sock, TlsSocket)
     return bool(size and came <= sent and came >= (SILENCE if sure else DOUBT))
 
@@ -64,15 +64,15 @@ def quiet_since(sock: _socket.socket | TlsSocket) -> bool:
     """Whether it is certain that nothing came after what was sent last.  It is not certain within a tick of the
     kernel's clock, nor in TLS, where what ends a connection comes as bytes.
     """
-    sent, came, _ = _HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))
+    sent, came, _ = _RECEIVED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size))
     return bool(came > sent) and not isinstance(sock, TlsSocket)
 
 
-def heard(sock: _socket.socket | TlsSocket) -> bool:
+def received_any(sock: _socket.socket | TlsSocket) -> bool:
     """Whether any byte came, also on a connection that is broken by now.  (The kernel counts a FIN as one byte,
     tcp_rcv_nxt_update; in TLS bytes of the protocol count.)
     """
-    return bool(_HEARD.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _HEARD.size))[2] > 1)
+    return bool(_RECEIVED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size))[2] > 1)
 
 
 def ephemeral_ports() -> int:

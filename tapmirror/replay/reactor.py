@@ -8,7 +8,7 @@ of `Send` is one `send` from the capture ring's memory.  A part that does not en
 packet to the next one (`MSG_MORE`); before the loop waits, `push` sends that.
 
 *Answers* (`drain`).  A busy connection is woken only for many bytes of them; a sweep every second
-(`sweep`) reads what is less.  What all of them may take of a turn of the loop is bounded: the capture waits.
+(`sweep`) reads what is less.  What all of them may take of an iteration of the loop is bounded: the capture waits.
 
 *Loss.*  Nothing is sent twice.  Of a connection that ends (`ends`) what is queued whole goes over a new one.  While
 the shadow cannot be reached (`dial`) what comes is dropped at once.  At a bound of the queues a whole request is
@@ -35,9 +35,9 @@ from tapmirror.replay.answers import Answers, wake_for
 from tapmirror.replay.dial import Address, Dialer
 from tapmirror.replay.drain import Drain
 from tapmirror.replay.ends import Ends
-from tapmirror.replay.hearing import Hearing
-from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, Pool
+from tapmirror.replay.lane import CONNECTING, GIVEN_UP, IDLE, OPEN, Item, Lane, QueueMemory
 from tapmirror.replay.latency import Timing
+from tapmirror.replay.observers import Observers
 from tapmirror.replay.ports import GENTLE_CLOSES
 from tapmirror.replay.singly import Singly
 from tapmirror.replay.sockets import Sockets
@@ -68,7 +68,7 @@ class Reactor:
         shadow: Shadow,
         ledger: Ledger,
         tls: ssl.SSLContext | None = None,
-        hearing: Hearing | None = None,
+        observers: Observers | None = None,
         gentle: int = GENTLE_CLOSES,
     ) -> None:
         self._ledger = ledger
@@ -76,16 +76,16 @@ class Reactor:
         self._requests = ledger.requests
         self._watched: dict[int, Callable[[], None]] = {}
         self._lanes: dict[int, Lane] = {}
-        self._pool = Pool(spec.limits.queue_bytes, spec.limits.queues_bytes)
+        self._memory = QueueMemory(spec.limits.queue_bytes, spec.limits.queues_bytes)
         self._dialer = Dialer(addresses, spec.limits, shadow, ledger, tls)
-        self._answers = Answers(ledger, heard=spec.pacing is Pacing.WAIT)
+        self._answers = Answers(ledger, paced=spec.pacing is Pacing.WAIT)
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self.paced = spec.pacing is Pacing.WAIT
-        """It has something to do in each turn: a shadow that is slow has no events."""
+        """It has something to do in each iteration: a shadow that is slow has no events."""
         self._sweep = Sweep(shadow.idle_time)
         self._wait_time = spec.limits.wait_time
-        self._singly = Singly(self._pool, ledger, paced=self.paced)
+        self._singly = Singly(self._memory, ledger, paced=self.paced)
         self._sockets = Sockets(self._dialer, self._turns, ledger)
         self._epoll = self._sockets.epoll
         self._by_fd = self._sockets.by_fd
@@ -111,11 +111,11 @@ class Reactor:
         )
         self._read = self._drain.read
         self._broken = self._drain.broken
-        self._hearing = hearing
+        self._observers = observers
         self._corked: set[Lane] = set()
         """Lanes on which the last part since `push` did not end its request: the kernel may hold it back."""
         self._steps: dict[type, Callable[[Any, float], None]] = {
-            Send: self._send if hearing is None else self._send_heard,
+            Send: self._send if observers is None else self._send_observed,
             Open: self._open,
             Turn: self._turn,
             Finish: self._ends.finish,
@@ -145,9 +145,9 @@ class Reactor:
         if not events and not self._unread:
             return
         now = clock()
-        if self._hearing is not None:
-            self._hearing.tick()
-        self._drain.begin_turn()
+        if self._observers is not None:
+            self._observers.tick()
+        self._drain.begin_iteration()
         for _ in range(len(self._unread)):
             if self._drain.left <= 0.0 or not self._unread:
                 break
@@ -214,8 +214,8 @@ class Reactor:
             self._on_readable(lane, now)
         for lane in self._sweep.unanswered(lanes):
             self._ledger.events["unanswered_closes"] += 1
-            if lane.listener is not None:
-                lane.listener.hung(now)
+            if lane.observer is not None:
+                lane.observer.timed_out(now)
             self._ends.lost(lane, now)
         for lane in self._sweep.idle(lanes, now):
             self._ledger.events["idle_closes"] += 1
@@ -223,12 +223,12 @@ class Reactor:
 
     def held(self) -> tuple[int, int]:
         """(captured bytes queued, requests that are neither wholly sent nor dropped)."""
-        return self._pool.bytes, self._pool.requests
+        return self._memory.bytes, self._memory.requests
 
     def idle(self) -> bool:
         """Nothing is queued and no connection waits for its end."""
-        pool = self._pool
-        return not (pool.bytes or pool.held or pool.repeats or self._ends or self._dialer)
+        memory = self._memory
+        return not (memory.bytes or memory.held or memory.repeats or self._ends or self._dialer)
 
     def close(self, reason: DropReason) -> None:
         """Drop what is queued and close every connection."""
@@ -258,7 +258,7 @@ class Reactor:
         if flags == WHOLE or (flags and flags & START):
             framer: Any = lane.framer
             if framer.awaited and not framer.failed:
-                lane.copies.keep(data, flags)
+                lane.resendable.add(data, flags)
             framer.expect(flags)
         try:
             if flags == WHOLE or not lane.http or flags & END:
@@ -292,31 +292,31 @@ class Reactor:
             if flags & END:
                 self._went(lane, now)
 
-    def _send_heard(self, command: Send, now: float) -> None:
+    def _send_observed(self, command: Send, now: float) -> None:
         """As `_send`, where answers are compared."""
         lane = self._lanes.get(command.flow)
-        if lane is None or lane.listener is None or (lane.hearing is None and not command.number):
+        if lane is None or lane.observer is None or (lane.observing is None and not command.number):
             self._send(command, now)
             return
         data, size, flags = command.data, command.size, command.flags
-        if flags & START and lane.ready and lane.hearing is not None and lane.hearing.crowded(lane, command.number):
+        if flags & START and lane.ready and lane.observing is not None and lane.observing.crowded(lane, command.number):
             self._read(lane, lane.sock, now, ended=False)  # type: ignore[arg-type]
         if not lane.ready or flags & TUNNEL:
             self._send(command, now)
             return
         if flags & START:
-            lane.listener.heed(lane, command.number)
-        if lane.hearing is None:
+            lane.observer.start_or_stop(lane, command.number)
+        if lane.observing is None:
             self._send(command, now)
             return
         if flags & START:
             framer: Any = lane.framer
             if framer.awaited and not framer.failed:
-                lane.copies.keep(data, flags)
+                lane.resendable.add(data, flags)
             framer.expect(flags)
-            lane.listener.asked(command.number, flags)
+            lane.observer.asked(command.number, flags)
         try:
-            count = lane.listener.send(lane, data, flags, now)
+            count = lane.observer.send(lane, data, flags, now)
         except BlockingIOError:
             count = 0
         except OSError:
@@ -338,7 +338,7 @@ class Reactor:
 
     def _went(self, lane: Lane, now: float) -> None:
         """The last byte of a request that did not go in one part, or whose answer is compared."""
-        if lane.hearing is not None:
+        if lane.observing is not None:
             self._timing.sent(lane, now)
             if lane.sent == LAZY_AFTER:
                 self._answers.settle_in(lane)
@@ -416,10 +416,10 @@ class Reactor:
             # taken for answers on this one.
             self._ends.take_back(before)
             return
-        lane = Lane(command.flow, command.http, self._pool, self._ledger)
+        lane = Lane(command.flow, command.http, self._memory, self._ledger)
         self._lanes[command.flow] = lane
-        if self._hearing is not None and command.http:
-            lane.listener = self._hearing.listener(command.flow)
+        if self._observers is not None and command.http:
+            lane.observer = self._observers.observer(command.flow)
         if not command.http and not self._sockets.connect(lane, now):
             self._ends.give_up(lane, self._dialer.reason)
 
@@ -454,16 +454,16 @@ class Reactor:
                 self._ends.connect_failed(lane, failure, now)
                 return
             lane.state = OPEN
-            if lane.listener is not None:
-                lane.listener.connected()
+            if lane.observer is not None:
+                lane.observer.connected()
             if not lane.http:
                 self._answers.settle_in(lane)
             if not lane.queue:
                 lane.refresh()
         if event & select.EPOLLOUT and lane.queue:
             self._flush(lane, now)
-        if event & select.EPOLLERR and lane.listener is not None and lane.sock is not None:
-            lane.listener.late_stamps(lane.sock)
+        if event & select.EPOLLERR and lane.observer is not None and lane.sock is not None:
+            lane.observer.late_stamps(lane.sock)
         if event & _READABLE and lane.sock is not None:
             self._on_readable(lane, now, ended=bool(event & _ENDED))
         if lane.finishing and lane.state == OPEN:
@@ -483,8 +483,8 @@ class Reactor:
                 return
             try:
                 data = item.data
-                if lane.hearing is not None:
-                    count = lane.hearing.send(lane, data, item.flags, now)
+                if lane.observing is not None:
+                    count = lane.observing.send(lane, data, item.flags, now)
                 else:
                     count = lane.sock.send(data)  # type: ignore[union-attr]
             except BlockingIOError:
@@ -522,13 +522,13 @@ class Reactor:
                 return False
             if not framer.outstanding:
                 lane.held_since = 0.0
-            if lane.listener is not None:
-                lane.listener.heed(lane, item.number)
+            if lane.observer is not None:
+                lane.observer.start_or_stop(lane, item.number)
             if framer.awaited and not framer.failed:
-                lane.copies.keep(item.data, 0 if item.repeated else item.flags)
+                lane.resendable.add(item.data, 0 if item.repeated else item.flags)
             framer.expect(item.flags)
-            if lane.hearing is not None:
-                lane.hearing.asked(item.number, item.flags)
+            if lane.observing is not None:
+                lane.observing.asked(item.number, item.flags)
             item.announced = True
             return True
         if lane.tunnel and not item.flags:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All shadows of a worker: a reactor for each copy of each, so that none waits for another.
 
-The first one's epoll is what the worker sleeps on; it watches those of the others, which so cost nothing in a turn
-without events of theirs.
+The first one's epoll is what the worker sleeps on; it watches those of the others, which so cost nothing in an
+iteration without events of theirs.
 """
 
 from __future__ import annotations

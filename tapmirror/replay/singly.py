@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 from tapmirror.ledger import Ledger
-from tapmirror.replay.lane import Lane, Pool
+from tapmirror.replay.lane import Lane, QueueMemory
 from tapmirror.replay.ports import quiet_since
 
 TOGETHER: Final = 60.0
@@ -29,13 +29,13 @@ LASTS: Final = 300.0
 
 
 class Singly:
-    """Of one reactor: sets `Pool.singly`, by which lanes go."""
+    """Of one reactor: sets `QueueMemory.singly`, by which lanes go."""
 
-    __slots__ = ("_events", "_paced", "_pool", "_seen", "_until")
+    __slots__ = ("_events", "_memory", "_paced", "_seen", "_until")
 
-    def __init__(self, pool: Pool, ledger: Ledger, *, paced: bool) -> None:
+    def __init__(self, memory: QueueMemory, ledger: Ledger, *, paced: bool) -> None:
         """`paced`: by `wait`, which does so anyway: there is nothing to learn."""
-        self._pool = pool
+        self._memory = memory
         self._paced = paced
         self._events = ledger.events
         self._seen = float("-inf")
@@ -56,9 +56,9 @@ class Singly:
             return False
         together = now - self._seen <= TOGETHER
         self._seen = now
-        if not together or self._pool.singly:
+        if not together or self._memory.singly:
             return False
-        self._pool.singly = True
+        self._memory.singly = True
         self._until = now + LASTS
         self._events["singly"] += 1
         return True
@@ -69,12 +69,12 @@ class Singly:
         server's time for idle connections was over just then).
         """
         begun = lane.framer is not None and lane.framer.amid
-        if begun or self._pool.singly or lane.excused:
+        if begun or self._memory.singly or lane.excused:
             return True
         return lane.sock is not None and not lane.unsent() and quiet_since(lane.sock)  # it was what was sent last
 
     def look(self, now: float) -> None:
         """Once in a while: what was learnt is given up when its time is over."""
-        if self._pool.singly and now >= self._until:
-            self._pool.singly = False
+        if self._memory.singly and now >= self._until:
+            self._memory.singly = False
             self._seen = float("-inf")

@@ -58,9 +58,9 @@ class Sockets:
         if self._turns:
             self._turns.forget(lane)
         self.unread.pop(lane, None)
-        if lane.hearing is not None:
-            lane.hearing.given_up()
-            lane.hearing = None
+        if lane.observing is not None:
+            lane.observing.given_up()
+            lane.observing = None
         if lane.framer is not None:
             noticed = lane.framer.closing and not (lane.framer.failed or lane.framer.idled)
             owed = lane.framer.eof()
@@ -75,7 +75,7 @@ class Sockets:
             if noticed or answered > self._dialer.last:
                 self._dialer.last = answered if noticed else 0
             lane.framer = None
-            lane.copies.prune(0)
+            lane.resendable.prune(0)
         if lane.queue and not lane.begun:
             lane.queue[0].restart()
         if lane.sock is not None:

@@ -53,7 +53,7 @@ class Turns:
         if lane.framer is not None and not lane.tunnel:
             done = not lane.framer.outstanding
         else:
-            done = lane.heard >= answered or (lane.heard > 0 and now - lane.heard_at >= SILENCE)
+            done = lane.received >= answered or (lane.received > 0 and now - lane.received_at >= SILENCE)
         if not done:
             self._waiting.setdefault(lane, now + self._wait_time)
         return done

@@ -259,7 +259,7 @@ class RingSource:
         """Nothing to do: the kernel program has it from the supervisor."""
 
     def woken(self) -> None:
-        """Nothing to do: it is read in every turn of the loop anyway."""
+        """Nothing to do: it is read in every iteration of the loop anyway."""
 
     def stop(self) -> None:
         """Nothing to do: capture ends when the supervisor lets go of the packet socket."""

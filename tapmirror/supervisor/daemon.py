@@ -26,9 +26,9 @@ from tapmirror.spec import Level as CompareLevel
 from tapmirror.spec import SpecError, TapSpec
 from tapmirror.spec.settings import AllTaps
 from tapmirror.supervisor import folder, state
-from tapmirror.supervisor.keeping import Keeping
 from tapmirror.supervisor.log import Level, Log
 from tapmirror.supervisor.permission import RefusedError, allowed, distinct, unslipped
+from tapmirror.supervisor.persistence import Persistence
 from tapmirror.supervisor.places import Places
 from tapmirror.supervisor.plan import Action, Step, different, plan
 from tapmirror.supervisor.roster import Entry, Roster
@@ -54,7 +54,7 @@ class Daemon:
         self.together = Together(budget, time.monotonic(), lambda line: log.say(Level.NOTICE, "share_of_all", line))
         self.roster = Roster(places.stop_file, log, self.together, make)
         self._taps = self.roster.taps
-        self.keeping = Keeping(places.state, log, self._kept)
+        self.persistence = Persistence(places.state, log, self._kept)
         self.reload_error = ""
         """Why the files were not taken at the last reload, if so."""
         self._log = log
@@ -101,7 +101,7 @@ class Daemon:
         for each in (*commands, *files.values()):
             self._restore(each, Before(until) if until is not None and each.spec.name in ran else None)
         self._next_note = 0.0
-        self._later(self.keeping.save())  # a disk that hangs holds up no start
+        self._later(self.persistence.save())  # a disk that hangs holds up no start
 
     def _captured_until(self) -> float | None:
         """When taps were last seen to capture, of the wall clock; None: nobody knows.
@@ -181,7 +181,7 @@ class Daemon:
             name, error = next(iter(failed.items()))
             code = "refused" if isinstance(error, TapRefusedError) else "failed"
             raise RefusedError(code, f"{name}: {error}" if len(specs) > 1 else str(error))
-        await self.keeping.save()
+        await self.persistence.save()
         return [spec.name for spec in specs]
 
     def notes(self, names: Iterable[str]) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class Daemon:
             if dry_run:
                 return {"plan": [step.told() for step in steps], "failed": {}}
             done = await self._carry_out(steps, {}, stops)
-        await self.keeping.save()
+        await self.persistence.save()
         return done
 
     async def set_percent(self, name: str, percent: float) -> None:
@@ -234,7 +234,7 @@ class Daemon:
         except SpecError as error:
             raise RefusedError("bad_request", str(error)) from None
         await self._done(entry.runner.set_percent(percent))
-        await self.keeping.save()
+        await self.persistence.save()
 
     async def comparison(self, name: str) -> tuple[TapSpec, bytes]:
         """What a tap's comparison knows: a JSON list of its workers' states.  Raises `RefusedError`."""
@@ -249,7 +249,7 @@ class Daemon:
         entry.paused = True
         if not self.roster.killed:
             await self._done(entry.runner.pause())
-        await self.keeping.save()
+        await self.persistence.save()
 
     async def resume(self, name: str) -> None:
         """The end of `pause`.  Raises `RefusedError`."""
@@ -257,7 +257,7 @@ class Daemon:
         self.roster.not_killed()
         entry.paused = False
         await self._done(entry.runner.resume())
-        await self.keeping.save()
+        await self.persistence.save()
 
     async def reload(self) -> dict[str, Any]:
         """Make the taps of files equal to the files: what is done, and what failed.  Raises `RefusedError`."""
@@ -270,9 +270,9 @@ class Daemon:
                 done = await self._reload(stops)
             except RefusedError:
                 self._stopped |= stopped
-                self._later(self.keeping.save())
+                self._later(self.persistence.save())
                 raise
-        await self.keeping.save()
+        await self.persistence.save()
         return done
 
     async def _reload(self, stops: int) -> dict[str, Any]:
@@ -309,8 +309,8 @@ class Daemon:
             self._later(self._stop(over))
         if self._next_note is not None and now >= self._next_note and self._note_capture():
             self._next_note = now + NOTED
-        if self.keeping.due(now) or self._was_set():
-            self._later(self.keeping.save())
+        if self.persistence.due(now) or self._was_set():
+            self._later(self.persistence.save())
 
     # --- parts
 
@@ -356,7 +356,7 @@ class Daemon:
                 self._replaced[entry.spec.name].unwanted = True
             if entry.origin:
                 self._stopped.add(entry.spec.name)
-        saved = asyncio.ensure_future(self.keeping.save())
+        saved = asyncio.ensure_future(self.persistence.save())
         ledgers = await leaving
         await saved
         return [{"name": entry.spec.name, "ledger": ledger} for entry, ledger in zip(entries, ledgers, strict=True)]
@@ -415,7 +415,7 @@ class Daemon:
         failed = await self._change([step for step in doing if step.action is Action.CHANGE])
         slow = [step for step in doing if step.action in (Action.RESTART, Action.ADD)]
         if len(slow) < len(doing):
-            self._later(self.keeping.save())  # the rest may take long
+            self._later(self.persistence.save())  # the rest may take long
         doing = slow
         # Before anything is stopped for it: a tap that runs does not pause for a mistake in what was to follow it.
         unfit = await self.roster.unfit(step.spec for step in doing if step.action is Action.RESTART)
@@ -435,7 +435,7 @@ class Daemon:
             for entry in old.values():
                 if not entry.unwanted:
                     self.roster.again(entry, before[entry.spec.name])
-            self._later(self.keeping.save())
+            self._later(self.persistence.save())
             raise RefusedError("failed", "all taps were stopped meanwhile: the new taps were not started")
         failed |= {name: "it was stopped meanwhile" for name, entry in old.items() if entry.unwanted}
         paused = {name for name, entry in old.items() if entry.paused}

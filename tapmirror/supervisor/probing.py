@@ -11,7 +11,7 @@ time, of one shadow's addresses or of those that are new of a name.  Of several 
 which of them does, and they are refused together.
 
 A trial takes half a second where an address answers nothing, and nobody waits for it but a tap's start: it is looked at
-between turns of whoever drives the tap.
+between iterations of whoever drives the tap.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tapmirror.supervisor.workers import TapError, TapRefusedError
 
 PROBED: Final = 600.0
 """Seconds for which what a probe of an address found counts."""
-TURN: Final = 0.05
+LOOK_TIME: Final = 0.05
 """Seconds between two looks at a probe that is under way."""
 LEADS_BACK: Final = "connections to it arrive at the tap as production's: it leads back to production"
 RING_TIME: Final = 3 * HANDED_OVER
@@ -113,7 +113,7 @@ class Probing:
     """The probes of one tap.
 
     `arrived` tells how many have been seen to arrive at the tap; `warn` is told which shadow cannot be reached.  Call
-    `look` at each turn, by `due` at the latest, and after it as often as wanted `all_found` and `found`; `give_up`
+    `look` at each iteration, by `due` at the latest, and after it as often as wanted `all_found` and `found`; `give_up`
     while nothing is captured, and at the end.  Times are of the monotonic clock.
     """
 
@@ -140,7 +140,7 @@ class Probing:
         trial = self._trial
         if trial is None:
             return
-        trial.due = now + TURN
+        trial.due = now + LOOK_TIME
         if not trial.probe.over():
             return
         if trial.sent_by is None:
@@ -153,7 +153,7 @@ class Probing:
     def wait(self) -> None:
         """Until the next look may find something."""
         trial = self._trial
-        if trial is not None and trial.probe.over(TURN):
+        if trial is not None and trial.probe.over(LOOK_TIME):
             time.sleep(0.0 if trial.sent_by is None else max(0.0, trial.due - time.monotonic()))
 
     def all_found(self, addresses: Sequence[Sequence[Address]], now: float) -> bool:

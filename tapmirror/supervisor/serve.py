@@ -185,9 +185,9 @@ class Service:
             raise
         else:
             self._audit(call.peer, call.request, "done", done=True)
-            if descriptor is None and call.request.changes and self._daemon.keeping.error:
+            if descriptor is None and call.request.changes and self._daemon.persistence.error:
                 result["warning"] = (
-                    f"{self._daemon.keeping.error}; until they are written, a restart undoes this change"
+                    f"{self._daemon.persistence.error}; until they are written, a restart undoes this change"
                 )
             call.answer(result, descriptor)
 
@@ -246,8 +246,8 @@ class Service:
             "uptime_s": round(time.monotonic() - self._began, 1),
             "killed": self._daemon.roster.killed,
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
-            "state_error": self._daemon.keeping.error,
-            "state_errors": self._daemon.keeping.errors,
+            "state_error": self._daemon.persistence.error,
+            "state_errors": self._daemon.persistence.errors,
             "reload_error": self._daemon.reload_error,
             "log_lines_lost": self._log.lost,
             "all_taps": self._daemon.together.told(),

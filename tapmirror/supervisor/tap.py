@@ -41,7 +41,7 @@ from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Liste
 from tapmirror.supervisor.probing import LEADS_BACK, Probing, field, refused, resolved
 from tapmirror.supervisor.resolving import Names, Undecided
 from tapmirror.supervisor.sides import ciphered, missing
-from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, Seat, TapError, automatic
+from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, TapError, WorkerSlot, automatic
 from tapmirror.worker.setup import Setup
 
 EXCLUDED: Final = 16
@@ -92,7 +92,7 @@ class Tap:
         self._links = Links(spec.links(), self._hold)
         self._bell: Bell | None = None
         self._next_look = 0.0
-        self._seats: list[Seat] = []
+        self._slots: list[WorkerSlot] = []
         self._secret = os.urandom(32)
         self._began = time.monotonic()
         self._throttle = 1.0
@@ -140,11 +140,13 @@ class Tap:
         try:
             self._bell = Bell()
             self._open_capture()
-            self._seats = [Seat(partial(self._set_up, shard), self._warn, self._said) for shard in range(self._workers)]
-            for seat in self._seats:
-                seat.begin()
-            for seat in self._seats:
-                seat.start()
+            self._slots = [
+                WorkerSlot(partial(self._set_up, shard), self._warn, self._said) for shard in range(self._workers)
+            ]
+            for slot in self._slots:
+                slot.begin()
+            for slot in self._slots:
+                slot.start()
             self._links.follow()
             self._moved()
             while not self._probe(time.monotonic()):
@@ -179,9 +181,9 @@ class Tap:
     def _condition(self) -> tuple[str, str]:
         if self._ended is not None:
             return "stopped", self._ended
-        if not self._seats:
+        if not self._slots:
             return "starting", ""
-        dead = [seat.reason for seat in self._seats if not seat.running]
+        dead = [slot.reason for slot in self._slots if not slot.running]
         if dead:
             return "restarting", dead[0]
         if self._paused:
@@ -200,12 +202,12 @@ class Tap:
 
     def filenos(self) -> list[int]:
         """Readable when there is something for `service` to do."""
-        fds = [fd for seat in self._seats for fd in seat.filenos()]
+        fds = [fd for slot in self._slots for fd in slot.filenos()]
         return fds if self._bell is None else [self._bell.fileno(), *fds]
 
     def due(self) -> float | None:
         """When `service` has something to do before the second is over (of `time.monotonic`); None: nothing."""
-        times = [time for seat in self._seats if (time := seat.due()) is not None]
+        times = [time for slot in self._slots if (time := slot.due()) is not None]
         probed = self._probing.due()
         if probed is not None and self._ended is None:
             times.append(probed)
@@ -223,8 +225,8 @@ class Tap:
             self._probe(now)
         except TapError as error:
             self._end(str(error))
-        for seat in self._seats:
-            seat.service(now)
+        for slot in self._slots:
+            slot.service(now)
         self._follow_names(now)
         self._end_if_lost()
 
@@ -248,9 +250,9 @@ class Tap:
 
     def last(self) -> dict[str, Any]:
         """The ledger, or what is known of it, also of a tap that is over, until it is stopped.  Raises `TapError`."""
-        if not self._seats:
+        if not self._slots:
             raise TapError(self._ended or "the tap does not run")
-        return self._with_facts([seat.snapshot() for seat in self._seats])
+        return self._with_facts([slot.snapshot() for slot in self._slots])
 
     def set_percent(self, percent: float) -> None:
         """Change the tap's share (a ramp is over then).
@@ -290,22 +292,22 @@ class Tap:
 
     def comparison(self) -> list[dict[str, Any]]:
         """The states of the workers' comparisons, of those that run."""
-        return [state for seat in self._seats if (state := seat.comparison()) is not None]
+        return [state for slot in self._slots if (state := slot.comparison()) is not None]
 
     def stop(self, *, comparison: bool = True) -> dict[str, Any]:
         """Detach, let the worker drain, return the final ledger; `comparison`: with the states of the workers'
         comparisons, which may be of megabytes.
         """
-        if not self._seats:
+        if not self._slots:
             raise TapError("the tap does not run")
         links = self._links.names()
         try:
             self._end("")
             wait = self.spec.limits.drain_time * 2 + REPLY_TIME
-            for seat in self._seats:
-                seat.begin_drain(comparison=comparison)
-            parts = [seat.drain(wait, comparison=comparison) for seat in self._seats]
-            found = next((seat.loop for seat in self._seats if seat.loop is not None), None)
+            for slot in self._slots:
+                slot.begin_drain(comparison=comparison)
+            parts = [slot.drain(wait, comparison=comparison) for slot in self._slots]
+            found = next((slot.loop for slot in self._slots if slot.loop is not None), None)
             if found is not None and not self.loops:  # among the last that it sent
                 self.loops = True
                 self._warn(self._told(found))
@@ -319,9 +321,9 @@ class Tap:
     def close(self, *, at_once: bool = False) -> None:
         """Detach and end the worker, whatever state the tap is in; `at_once`: what waits for the shadow is lost."""
         self._links.release()
-        for seat in self._seats:
-            seat.close(0.0 if at_once else self.spec.limits.drain_time + REPLY_TIME)
-        self._seats = []
+        for slot in self._slots:
+            slot.close(0.0 if at_once else self.spec.limits.drain_time + REPLY_TIME)
+        self._slots = []
         for part in (self._loaded, *self._live, self._bell, self._names):
             if part is not None:
                 part.close()
@@ -330,12 +332,12 @@ class Tap:
         self._probing.give_up()
 
     def _end_if_lost(self) -> None:
-        for seat in self._seats:
-            if seat.lost:
-                self._end(f"{seat.lost}; the tap is detached")
-            if seat.loop is not None and self._ended is None:
+        for slot in self._slots:
+            if slot.lost:
+                self._end(f"{slot.lost}; the tap is detached")
+            if slot.loop is not None and self._ended is None:
                 self.loops = True
-                self._end(f"{self._told(seat.loop)}; the tap is detached")
+                self._end(f"{self._told(slot.loop)}; the tap is detached")
 
     def _told(self, loop: LoopFound) -> str:
         """What a worker found, for people."""
@@ -376,9 +378,9 @@ class Tap:
         # and last to take more.
         if threshold < before:
             self._tell_kernel(threshold)
-        for seat in self._seats:
+        for slot in self._slots:
             message = {"op": "share", "threshold": threshold, "shadows": self._thresholds(), "percent": spec.percent}
-            seat.tell(message, "share")
+            slot.tell(message, "share")
         if threshold > before:
             self._tell_kernel(threshold)
 
@@ -432,8 +434,8 @@ class Tap:
             if self._loaded is not None:
                 loader.set_excluded(self._loaded, self._excluded())
             request = {"op": "addresses", "shadow": index, "addresses": found, "excluded": self._excluded()}
-            for seat in self._seats:
-                seat.tell(request, "addresses")
+            for slot in self._slots:
+                slot.tell(request, "addresses")
 
     # --- parts
 
@@ -536,8 +538,8 @@ class Tap:
     def _moved(self) -> None:
         """The interfaces are others than before: tell the worker, where it has to know."""
         if self._indexes() is not None:
-            for seat in self._seats:
-                seat.tell({"op": "links", "indexes": self._indexes()}, "links")
+            for slot in self._slots:
+                slot.tell({"op": "links", "indexes": self._indexes()}, "links")
 
     def _indexes(self) -> list[int] | None:
         """Numbers of the interfaces, where one socket sees all that there are and these are to be taken."""

@@ -6,7 +6,7 @@ Theory of operation
 What is captured belongs to the supervisor: the ring and its counters outlive whoever reads them.  A worker that dies (a
 signal, out of memory, an error) is replaced over the same ring, after a pause that doubles with each failure; while
 nobody reads, the ring fills, and what it has no room for is counted in the kernel as `ring_full`.  The successor gets
-the books of the last snapshot (`succession`), reads on where its predecessor had come to, and joins the connections in
+the ledgers of the last snapshot (`handover`), reads on where its predecessor had come to, and joins the connections in
 mid-stream.  A place is lost after `FAILURES` deaths of which each came soon.
 """
 
@@ -37,9 +37,10 @@ from tapmirror.worker.setup import MESSAGE, STATE_BYTES, Setup
 READY_TIME: Final = 20.0
 """Seconds for a worker to start: Python's imports on a busy host."""
 PIECES_TIME: Final = 20.0
-"""Seconds for all pieces of an answer: some 2,000 at most, of which a busy worker sends ten in one turn of its loop."""
+"""Seconds for all pieces of an answer: some 2,000 at most, of which a busy worker sends ten in one iteration of its
+loop."""
 REPLY_TIME: Final = 5.0
-"""Seconds for a worker to answer; it looks at its control socket in every turn of its loop."""
+"""Seconds for a worker to answer; it looks at its control socket in every iteration of its loop."""
 LAST_WORDS: Final = 1024
 """Messages that are read of a worker that is gone, at most; the kernel keeps fewer (net.unix.max_dgram_qlen)."""
 FIRST_PAUSE: Final = 0.1
@@ -95,11 +96,11 @@ class WorkerProcess:
         """Whether the worker mirrors."""
         self.loop: LoopFound | None = None
         """It found that what it sends comes back to production."""
-        self._heard = stdio.Heard()
+        self._output = stdio.Output()
         try:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except BaseException:
-            self._heard.close(0.0)
+            self._output.close(0.0)
             raise
         try:
             with theirs, unsignalled():
@@ -108,15 +109,15 @@ class WorkerProcess:
                     cwd="/",
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stdout=self._heard.theirs,
-                    stderr=self._heard.theirs,
+                    stdout=self._output.theirs,
+                    stderr=self._output.theirs,
                     start_new_session=True,
                 )
         except BaseException:
             self._control.close()
-            self._heard.close(0.0)
+            self._output.close(0.0)
             raise
-        self._heard.let_go()
+        self._output.let_go()
         try:
             privsep.send_large(self._control, msgspec.to_builtins(setup), fds)
         except BaseException:
@@ -134,7 +135,7 @@ class WorkerProcess:
 
     def hear(self, now: float) -> None:
         """Pass on some of what it printed."""
-        for line in self._heard.lines(now):
+        for line in self._output.lines(now):
             self._said(line)
 
     def look(self) -> None:
@@ -181,7 +182,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for line in self._heard.close(time.monotonic()):
+        for line in self._output.close(time.monotonic()):
             self._said(line)
 
     def _wait(self, end: float, wait: float) -> None:
@@ -225,7 +226,7 @@ class WorkerProcess:
         return TapError(f"the worker process ended ({how_ended(code)})")
 
 
-class Seat:
+class WorkerSlot:
     """The place of a worker, which others take when one dies.
 
     Call `start`; then `service` when a descriptor is readable and at least once a second.  `lost` says why no worker
@@ -249,7 +250,7 @@ class Seat:
         """When the present worker was started."""
         self._last: dict[str, Any] = {}
         """The last snapshot; as long as one runs it can be asked for a newer one."""
-        self._books: dict[str, Any] | None = None
+        self._handover: dict[str, Any] | None = None
         self._shadows: Sequence[Shadow] = ()
         """The tap's."""
         self._pending: dict[tuple[str, int | None], tuple[dict[str, Any], str]] = {}
@@ -404,7 +405,7 @@ class Seat:
         setup, fds = self._make()
         self._shadows = setup.spec.shadows
         try:
-            self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._books), fds, self._said)
+            self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._handover), fds, self._said)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -419,11 +420,11 @@ class Seat:
 
     def _look(self, process: WorkerProcess) -> None:
         message = process.ask({"op": "snapshot"}, "snapshot", REPLY_TIME)
-        books = message.get("books")
-        if not isinstance(books, dict):
-            raise TapError("the worker process gave no books")
+        handover = message.get("handover")
+        if not isinstance(handover, dict):
+            raise TapError("the worker process handed over no ledgers")
         self._last = self._counted(message["snapshot"])
-        self._books = books
+        self._handover = handover
         self._looked = time.monotonic()
 
     def _counted(self, found: object, *, final: bool = False) -> dict[str, Any]:

@@ -7,5 +7,5 @@ descriptors, gives up every privilege (`setup`), and only then looks at a byte o
 
 Over the same socket the supervisor asks for the ledger (`snapshot`), tells of a change of the share (`share`) and
 ends the tap (`drain`).  If the supervisor dies, the socket ends and the worker drains and goes.  If the worker dies,
-another one takes its place over the same capture and goes on with its books (`succession`).
+another one takes its place over the same capture and goes on with its ledgers (`handover`).
 """

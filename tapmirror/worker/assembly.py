@@ -24,8 +24,8 @@ from tapmirror.packet import Decoder
 from tapmirror.policy import HookRequest, Policy, is_needed
 from tapmirror.precedence import give_way
 from tapmirror.replay import Reactor, Replay
-from tapmirror.replay.hearing import Hearing
-from tapmirror.replay.listener import Clock
+from tapmirror.replay.observer import Clock
+from tapmirror.replay.observers import Observers
 from tapmirror.replay.ports import ephemeral_ports, gentle_closes, open_connections
 from tapmirror.replay.tls import make_context
 from tapmirror.source import Source
@@ -134,14 +134,14 @@ def _replay(
         spec, its_spec = (_with_connections(setup.spec, max(1, count)) for count in (most - few, few))
         addresses = [(family, tuple(address)) for family, address in found]
         for _ in range(shadow.copies):
-            hearing = None
+            observers = None
             if comparing is not None:
-                hearing = Hearing(comparing.conversation, len(reactors), clock, ledger.events)
-            reactors.append(Reactor(addresses, spec, shadow, ledger, context, hearing, gentle))
+                observers = Observers(comparing.conversation, len(reactors), clock, ledger.events)
+            reactors.append(Reactor(addresses, spec, shadow, ledger, context, observers, gentle))
             if comparing is not None and twice:
-                hearing = Hearing(comparing.conversation, len(reactors) - 1 + PROBE, clock, Counter())
+                observers = Observers(comparing.conversation, len(reactors) - 1 + PROBE, clock, Counter())
                 # A ledger of its own: what is sent twice was captured once.
-                second.append(Reactor(addresses, its_spec, shadow, Ledger(), context, hearing, gentle))
+                second.append(Reactor(addresses, its_spec, shadow, Ledger(), context, observers, gentle))
     return Replay(reactors + second)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
-from tapmirror import privsep, succession
+from tapmirror import handover, privsep
 from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger, View, added, times, total
 from tapmirror.pipeline import Pipeline
@@ -116,16 +116,16 @@ class Worker:
         self._hand_over_all()
 
     def take_over(self, past: dict[str, Any] | None, threshold: int) -> None:
-        """Go on with the books of a predecessor, if there was one, and with the share that it had (`threshold`)."""
+        """Go on with the ledgers of a predecessor, if there was one, and with the share that it had (`threshold`)."""
         shadows = (
             [] if self._policy is None else [(each.ledger, each.spec.copies) for each in self._policy.destinations]
         )
-        succession.take_over(past, self._ledger, shadows, self._source.received)
+        handover.take_over(past, self._ledger, shadows, self._source.received)
         if past is not None:
-            self._pipeline.keep(threshold, time.monotonic())
+            self._pipeline.drop_above(threshold, time.monotonic())
 
     def stop(self) -> None:
-        """Leave the loop after the turn under way."""
+        """Leave the loop after the iteration under way."""
         self._stopping = True
 
     def run(self, clock: Callable[[], float]) -> None:
@@ -195,13 +195,13 @@ class Worker:
             },
         }
 
-    def books(self) -> dict[str, Any]:
+    def handed_over(self) -> dict[str, Any]:
         """What a successor needs; right after `snapshot`."""
         shadows = [] if self._policy is None else [each.ledger for each in self._policy.destinations]
-        return succession.books(self._ledger, shadows)
+        return handover.saved(self._ledger, shadows)
 
     def _enter_delay(self) -> None:
-        """Put what was read since the last time, and how long it had waited, into the books."""
+        """Put what was read since the last time, and how long it had waited, into the ledger."""
         whole = int(self._waited * 1e6)
         self._ledger.events["delay_records"] += self._read - self._entered
         self._ledger.events["delay_us"] += whole
@@ -348,7 +348,7 @@ class Worker:
             return
         operation = message.get("op")
         if operation == "snapshot":
-            self._reply({"snapshot": self.snapshot(), "books": self.books()})
+            self._reply({"snapshot": self.snapshot(), "handover": self.handed_over()})
         elif operation == "compare":
             self._reply({"compare": {} if self._comparing is None else self._comparing.state()})
         elif operation == "share":
@@ -375,7 +375,7 @@ class Worker:
             if percent is not None:
                 self._policy.set_percent(percent)
         now = time.monotonic()
-        for command in self._pipeline.keep(threshold, now):
+        for command in self._pipeline.drop_above(threshold, now):
             self._replay.execute(command, now)
 
     def _readdress(self, message: dict[str, Any]) -> None:

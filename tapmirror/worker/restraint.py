@@ -31,9 +31,9 @@ FASTER: Final = 3.0
 """Times the mean rate at which it catches up, at least: once more for each `SPAN` that it is late, so that it is not
 late for long."""
 FEWEST: Final = 8
-"""Records of a batch: a turn costs as much as three whatever it reads."""
+"""Records of a batch: an iteration costs as much as three whatever it reads."""
 MOST: Final = 64
-"""A rate that would need more gets all: to be gentle there takes more turns than the batches are worth."""
+"""A rate that would need more gets all: to be gentle there takes more iterations than the batches are worth."""
 FULL: Final = 0.125
 """Part of the ring above which nothing is held back."""
 

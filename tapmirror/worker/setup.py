@@ -49,7 +49,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     began: float = 0.0
     """When the tap began, of CLOCK_MONOTONIC."""
     past: dict[str, Any] | None = None
-    """The last books of the worker whose place this one takes."""
+    """The last ledgers of the worker whose place this one takes."""
     uid: int
     gid: int
 

@@ -15,7 +15,7 @@ from lab.shop import REVIEWS_V2, Shop, SlowShop
 from tapmirror.cli.compared import all_figures
 from tapmirror.compare.figures import Figures
 from tapmirror.compare.noise import Nature
-from tapmirror.compare.verdict import Limits, Outcome
+from tapmirror.compare.verdict import Outcome, VerdictLimits
 from tapmirror.comparing import PROBE_DELAY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
@@ -46,7 +46,7 @@ def compared(lab: Lab, requests: int, level: str, *, wait: float = 0.0, **option
         time.sleep(wait)
         ledger = tap.final()
     assert dropped(ledger) == {}
-    (figures,) = all_figures([ledger], Limits())
+    (figures,) = all_figures([ledger], VerdictLimits())
     assert figures.requests == requests
     return figures
 
@@ -85,7 +85,7 @@ def test_an_operation_that_is_broken_is_named_though_all_share_a_path(lab: Lab) 
     with Operations(lab.node), Operations(lab.shadow, broken="getPrice"), Mirror(lab.node, **options) as tap:
         assert ask(lab.client, lab.node.addr4, rounds) == rounds * len(NAMES) * 4
         ledger = tap.final()
-    (figures,) = all_figures([ledger], Limits())
+    (figures,) = all_figures([ledger], VerdictLimits())
     protocols = {"/graphql": 2 * rounds, "/rpc": rounds, "/soap": rounds}
     assert {each.name: each.pairs for each in figures.endpoints} == {
         f"POST {path} {name}": pairs for path, pairs in protocols.items() for name in NAMES
@@ -163,7 +163,7 @@ def test_beyond_the_budget_connections_take_turns_and_none_is_paired_wrongly(lab
             assert (result.answered, result.failed) == (6_000, 0)
             ledger = tap.final()
     assert dropped(ledger) == {}
-    (figures,) = all_figures([ledger], Limits())
+    (figures,) = all_figures([ledger], VerdictLimits())
     assert figures.requests == 6_000 == figures.paired + sum(figures.unpaired.values())
     assert set(figures.unpaired) == {"thinned"}
     assert 500 < figures.paired < 3_600  # 1,800, if neither the load nor the tap is kept waiting

@@ -18,7 +18,7 @@ from capture_files import enhanced, interface, pcap, section
 from framing_cases import TAKEN
 from tapmirror.events import ACCEPTED, ACK, FROM_SERVER, End, Gap, Lost, Part
 from tapmirror.flows import FlowTable
-from tapmirror.framing import Pool, RequestFramer, ResponseFramer, detect
+from tapmirror.framing import HeadMemory, RequestFramer, ResponseFramer, detect
 from tapmirror.ledger import Ledger
 from tapmirror.offline import Options, Reader
 from tapmirror.packet import MAPPED, Decoder, Header
@@ -114,9 +114,9 @@ def reassembly(data: bytes) -> None:
 def requests(data: bytes) -> None:
     """A client's stream, in pieces whose sizes the first byte decides, and its holes."""
     step, rest = (data[0] or 1, data[1:]) if data else (1, b"")
-    pool = Pool(SMALL.head_bytes // 2 if step & 4 else SMALL.head_bytes)
+    memory = HeadMemory(SMALL.head_bytes // 2 if step & 4 else SMALL.head_bytes)
     for host in (None, b"x"):
-        framer = RequestFramer(SMALL.head_bytes, host, bool(step & 1), pool, trailers=bool(step & 16))
+        framer = RequestFramer(SMALL.head_bytes, host, bool(step & 1), memory, trailers=bool(step & 16))
         told = fed = 0
         for at in range(0, len(rest), step):
             piece = rest[at : at + step]
@@ -127,19 +127,19 @@ def requests(data: bytes) -> None:
             told += sum(message.size for message in messages)
             assert fed == told + framer.held
             assert framer.held <= SMALL.head_bytes
-            assert pool.bytes == len(framer._buffer) <= pool.limit
+            assert memory.bytes == len(framer._buffer) <= memory.limit
             for message in messages:
                 assert isinstance(message, Part | Lost)
         told += sum(message.size for message in framer.end())
-        assert (fed, framer.held, pool.bytes) == (told, 0, 0)
+        assert (fed, framer.held, memory.bytes) == (told, 0, 0)
     assert detect(rest) in ("http", "raw", None)
 
 
 def responses(data: bytes) -> None:
     """A shadow's stream: the first byte says what was asked, and in which pieces the answer comes."""
     step, rest = (data[0] or 1, data[1:]) if data else (1, b"")
-    pool = Pool(SMALL.head_bytes // 2 if step & 32 else SMALL.head_bytes)
-    framer = ResponseFramer(SMALL.head_bytes, pool)
+    memory = HeadMemory(SMALL.head_bytes // 2 if step & 32 else SMALL.head_bytes)
+    framer = ResponseFramer(SMALL.head_bytes, memory)
     statuses: list[int] = []
     asked = 1 + (step & 3)
     for n in range(asked):
@@ -150,10 +150,10 @@ def responses(data: bytes) -> None:
         framer.skip(skipped)
         at += skipped
         statuses += framer.feed(memoryview(rest[at : at + step]))
-        assert pool.bytes == len(framer._buffer) <= pool.limit
+        assert memory.bytes == len(framer._buffer) <= memory.limit
         at += step
     framer.eof()
-    assert pool.bytes == 0
+    assert memory.bytes == 0
     assert sum(status >= 200 or status == 101 for status in statuses) <= asked
 
 

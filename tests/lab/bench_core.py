@@ -249,9 +249,9 @@ def compared(level: Level, *, differing: bool) -> float:
             talk.asked(side, n, 0)
             talk.sent(side, n, at, 50_000)
         talk.decided(n)
-        talk.production(memoryview(answers[n % 64]), at + 1_000_000)
+        talk.production_data(memoryview(answers[n % 64]), at + 1_000_000)
         for side in (0, PROBE) if probed else (0,):
-            talk.answer(side, memoryview(answers[(n + 17) % 64]), at + 1_100_000)
+            talk.shadow_data(side, memoryview(answers[(n + 17) % 64]), at + 1_100_000)
     took = (time.process_time() - begin) / len(heads) * 1e6
     assert comparison.snapshot()["shadows"]["new"]["endpoints"]["GET /api/items/{id}"]["pairs"] == len(heads)
     return took

@@ -25,7 +25,7 @@ from lab.tap import Tap
 from tapmirror.cli.compared import all_figures
 from tapmirror.compare.figures import Figures
 from tapmirror.compare.noise import Nature
-from tapmirror.compare.verdict import Limits, Outcome
+from tapmirror.compare.verdict import Outcome, VerdictLimits
 
 PATHS: Final = ("/users/", "/orders/", "/page/")
 RATE: Final = 1500
@@ -40,7 +40,7 @@ def compared(lab: Lab, requests: int, level: str, rate: int, paths: tuple[str, .
     with Tap(lab.node, shadow=f"{lab.shadow.addr4}:80", protocol="http", compare=level) as tap:
         result = load(lab.client, lab.node.addr4, requests=requests, rate=rate, paths=paths, connections=connections)
         ledger = tap.stop()
-    (figures,) = all_figures([ledger], Limits())
+    (figures,) = all_figures([ledger], VerdictLimits())
     print(
         f"  {result.answered:,} requests answered, {result.failed:,} failed; {figures.paired:,} paired, "
         f"{figures.unpaired or 'none'} unpaired"

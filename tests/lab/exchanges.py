@@ -16,7 +16,7 @@ from typing import Any, Final
 from tapmirror.compare.comparison import Comparison
 from tapmirror.compare.figures import figures, merge
 from tapmirror.compare.pairing import Conversation
-from tapmirror.compare.verdict import Limits
+from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.events import START
 from tapmirror.exchange import PROBE, Unpaired
 from tapmirror.spec import Compare, Level
@@ -132,16 +132,18 @@ class Feed:
         work = rand.lognormvariate(0.0, 0.5)
         took = 2e6 * (work + rand.expovariate(4.0))
         answer = self.old.answer(path, self.now)
-        talk.production(memoryview(answer)[:100], asked + int(took * 0.9))
-        talk.production(memoryview(answer)[100:], asked + int(took))
+        talk.production_data(memoryview(answer)[:100], asked + int(took * 0.9))
+        talk.production_data(memoryview(answer)[100:], asked + int(took))
         for side in sides:
             took = 2e6 * (work + rand.expovariate(4.0)) * self.slower
-            talk.answer(side, self.new.answer(path, self.now + (1.5 if side else 0.002)), asked + 100_000 + int(took))
+            talk.shadow_data(
+                side, self.new.answer(path, self.now + (1.5 if side else 0.002)), asked + 100_000 + int(took)
+            )
         self.comparison.settle()
         for check in self.comparison.checks:
             self.probes += 1
             talk.asked(PROBE, check.number, 0)
-            talk.answer(PROBE, self.new.answer(path, self.now + 1.5), asked + int(2e9))
+            talk.shadow_data(PROBE, self.new.answer(path, self.now + 1.5), asked + int(2e9))
         self.comparison.checks.clear()
 
 
@@ -152,7 +154,7 @@ def main(variant: str, form: str = "html", requests: str = "20000") -> None:
     feed = Feed(variant).run(int(requests))
     feed.comparison.unpaired(Unpaired.NOT_SENT)
     ((label, state),) = merge([feed.comparison.snapshot()], feed.spec).items()
-    print(FORMS[form](figures("shop", label, state, feed.spec, Limits())))
+    print(FORMS[form](figures("shop", label, state, feed.spec, VerdictLimits())))
 
 
 if __name__ == "__main__":

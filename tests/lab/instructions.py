@@ -31,8 +31,8 @@ from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, DropReason, S
 from tapmirror.ledger import Ledger
 from tapmirror.pipeline import Pipeline
 from tapmirror.replay import Reactor, Replay
-from tapmirror.replay.hearing import Hearing
-from tapmirror.replay.listener import Clock
+from tapmirror.replay.observer import Clock
+from tapmirror.replay.observers import Observers
 from tapmirror.spec import Compare, Level, Protocol, Rewrite, TapSpec, parse_shadow
 
 CONNECTIONS: Final = 50
@@ -99,11 +99,11 @@ def worked(name: str, requests: int, port: int) -> None:
     address = (socket.AF_INET, ("127.0.0.1", port))
     if level is Level.OFF:
         pipeline = Pipeline(spec, ledger)
-        hearing = None
+        observers = None
     else:
         pipeline = ComparingPipeline(spec, ledger, None, Comparison(compare, [("new", "")], Plain()))
-        hearing = Hearing(pipeline.conversation, 0, Clock(), ledger.events)
-    replay = Replay([Reactor([address], spec, shadow, ledger, hearing=hearing)])
+        observers = Observers(pipeline.conversation, 0, Clock(), ledger.events)
+    replay = Replay([Reactor([address], spec, shadow, ledger, observers=observers)])
 
     def clock() -> float:
         return now
@@ -130,7 +130,7 @@ def worked(name: str, requests: int, port: int) -> None:
             reply = replies[number % len(replies)]
             take([(keys[at], ACK | PSH, said[at], heard[at], len(request), request, time_ns)])
             said[at] += len(request)
-            if hearing is not None:
+            if observers is not None:
                 flags = ACK | PSH | FROM_SERVER
                 take([(keys[at], flags, heard[at], said[at], len(reply), reply, time_ns + 50_000)])
             heard[at] += len(reply)

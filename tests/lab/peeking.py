@@ -28,8 +28,8 @@ from tapmirror.compare.statistics import (
     ratio_interval,
     share_evidence,
 )
-from tapmirror.compare.summary import COARSE, POINTS, Endpoint, Field, State, Summary, bounds_of
-from tapmirror.compare.verdict import Counts, Limits, Outcome, judge
+from tapmirror.compare.summary import COARSE, POINTS, Endpoint, Field, State, Summary, state_bounds
+from tapmirror.compare.verdict import Counts, Outcome, VerdictLimits, judge
 from tapmirror.comparing import PROBE_DELAY
 from tapmirror.exchange import Answer, Asked, Reply
 from tapmirror.spec import Compare, Level
@@ -252,7 +252,7 @@ class Stream:
         )
 
 
-def first_verdict(stream: Stream, limits: Limits, most: int) -> tuple[Outcome, int]:
+def first_verdict(stream: Stream, limits: VerdictLimits, most: int) -> tuple[Outcome, int]:
     """The first one that is not undecided, looked for ever more rarely (each tenth more)."""
     while stream.pairs < most:
         stream.step(max(50, stream.pairs // 10))
@@ -403,10 +403,10 @@ def in_windows(rand: random.Random, window: int, over: float, status: int, *serv
         yield tuple(status if (number + each) % window >= window * (1 - over) else wants for each in first)  # type: ignore[misc]
 
 
-def first_fail(statuses: Statuses, most: int, limits: Limits) -> int:
+def first_fail(statuses: Statuses, most: int, limits: VerdictLimits) -> int:
     """After how many requests to one endpoint the verdict is FAIL, looked for each tenth more; 0: it is not."""
     spec = Compare(level=Level.STATUS)
-    summary = Summary(bounds_of(spec), spec.level.value)
+    summary = Summary(state_bounds(spec), spec.level.value)
     endpoint = summary.endpoint("POST /seats")
     asked = Asked(1, b"POST", b"/seats", b"", timed=False)
     look = 100
@@ -415,7 +415,7 @@ def first_fail(statuses: Statuses, most: int, limits: Limits) -> int:
         summary.observe(endpoint, asked, Answer(one), Reply(Answer(other), 0), number / 100)
         endpoint.compared += 1
         if one != other:
-            summary.turned(endpoint, one, other)
+            summary.add_discordant(endpoint, one, other)
             summary.differed(endpoint, ["value status"])
         if number in (look, most):
             look += look // 10
@@ -424,7 +424,7 @@ def first_fail(statuses: Statuses, most: int, limits: Limits) -> int:
     return 0
 
 
-def verdict_of(state: State, spec: Compare, limits: Limits) -> Outcome:
+def verdict_of(state: State, spec: Compare, limits: VerdictLimits) -> Outcome:
     """On a state."""
     return figures("tap", "shadow", state, spec, limits).verdict.outcome
 
@@ -485,13 +485,13 @@ def main() -> None:
         ("1 % of answers differ", 1.0, 0.0, 0.01),
     ):
         found = [
-            first_verdict(Stream(random.Random(seed), slower, errors, differing), Limits(), 400_000)
+            first_verdict(Stream(random.Random(seed), slower, errors, differing), VerdictLimits(), 400_000)
             for seed in range(20)
         ]
         outcomes = {each.value: sum(outcome is each for outcome, _ in found) for each in Outcome}
         median = statistics.median(count for _, count in found)
         print(f"verdict, {name:24} {outcomes}, median after {median:,.0f} requests")
-    limits = Limits(max_error_diff=None, max_p99_ratio=None)
+    limits = VerdictLimits(max_error_diff=None, max_p99_ratio=None)
     equal: dict[str, Callable[[random.Random], Statuses]] = {
         **{f"{rate:.1%}": partial(by_chance, rate=rate) for rate in (0.001, 0.01, 0.1, 0.3)},
         "by request": by_request,

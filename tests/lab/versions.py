@@ -30,10 +30,10 @@ LAYOUT: Final[tuple[Change, ...]] = (
         "time_ns, seq, ack, length, caplen, _, flags, key = unpack",
         "time_ns, length, caplen, seq, ack, _, flags, key = unpack",
     ),
-    ("tapmirror/succession.py", 'return {"own": own.saved(), ', 'return {"mine": own.saved(), '),
-    ("tapmirror/succession.py", 'own.restore(past["own"])', 'own.restore(past["mine"])'),
+    ("tapmirror/handover.py", 'return {"own": own.saved(), ', 'return {"mine": own.saved(), '),
+    ("tapmirror/handover.py", 'own.restore(past["own"])', 'own.restore(past["mine"])'),
 )
-"""Records of the ring in another order, and the books that a worker leaves under another name."""
+"""Records of the ring in another order, and the ledgers that a worker leaves under another name."""
 FORMATS: Final[tuple[Change, ...]] = (
     ("tapmirror/supervisor/state.py", "VERSION: Final = 1\n", "VERSION: Final = 2\n"),
     ("tapmirror/control/messages.py", "VERSION: Final = 1\n", "VERSION: Final = 2\n"),

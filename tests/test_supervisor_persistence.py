@@ -11,20 +11,20 @@ import time
 import pytest
 
 from daemon_rig import PATIENCE, A, Rig, conversation, kept
-from tapmirror.supervisor import keeping
+from tapmirror.supervisor import persistence
 
 
 @conversation
 async def test_a_disk_that_is_full_ends_nothing(rig: Rig) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeping, "AGAIN", 0.01)
+        patch.setattr(persistence, "AGAIN", 0.01)
         patch.setattr(os, "fsync", full)
         await rig.daemon.start([A], force=False)
-        assert "No space left on device" in rig.daemon.keeping.error
-        await rig.until(lambda: rig.daemon.keeping.errors > 2, "more tries")
+        assert "No space left on device" in rig.daemon.persistence.error
+        await rig.until(lambda: rig.daemon.persistence.errors > 2, "more tries")
         assert rig.script.attached() == ["a"] and kept(rig) == {}
         patch.undo()
-        await rig.until(lambda: rig.daemon.keeping.error == "", "room again")
+        await rig.until(lambda: rig.daemon.persistence.error == "", "room again")
     assert [*kept(rig)] == ["a"]
 
 
@@ -34,7 +34,10 @@ async def test_a_disk_that_is_full_is_not_tried_at_each_look(rig: Rig) -> None:
         patch.setattr(os, "fsync", full)
         await rig.daemon.start([A], force=False)
         now = time.monotonic()
-        looks = [rig.daemon.keeping.due(now + seconds) for seconds in (0.0, 0.4, keeping.AGAIN, keeping.AGAIN + 0.4)]
+        looks = [
+            rig.daemon.persistence.due(now + seconds)
+            for seconds in (0.0, 0.4, persistence.AGAIN, persistence.AGAIN + 0.4)
+        ]
     assert looks == [True, False, True, False]
 
 

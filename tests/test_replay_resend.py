@@ -12,10 +12,10 @@ import pytest
 from replay_bench import CLOSE, GET, KEEP, OK, RESET, WHOLE, Bench
 from tapmirror.events import END, NO_BODY, START, TUNNEL, Abort, DropReason, Finish, Open
 from tapmirror.framing import ResponseFramer
-from tapmirror.framing.pool import Pool as FramingPool
+from tapmirror.framing.memory import HeadMemory as FramingPool
 from tapmirror.ledger import SENT_AGAIN_BYTES, Ledger
-from tapmirror.replay.copies import KEPT_BYTES, Copies, Kept
-from tapmirror.replay.lane import Lane, Pool
+from tapmirror.replay.lane import Lane, QueueMemory
+from tapmirror.replay.resend import RESEND_BYTES, Resendable, ResendQuota
 
 HEAD = b"POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\n"
 
@@ -33,7 +33,7 @@ def end(bench: Bench, sock: socket.socket, answer: bytes = CLOSE, *, reset: bool
     """The shadow answers and ends."""
     sock.sendall(answer)
     if reset:
-        bench.turn()  # the kernel keeps what came before an RST, but would not send all of it
+        bench.iterate()  # the kernel keeps what came before an RST, but would not send all of it
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()
     return bench.accept()
@@ -71,7 +71,7 @@ def test_what_was_queued_meanwhile_goes_behind_it(bench: Bench) -> None:
         bench.send(1, GET % number)
     bench.read(sock, len(GET % 0) * 3)
     sock.sendall(CLOSE)
-    bench.turn()
+    bench.iterate()
     bench.send(1, GET % 3)
     bench.send(1, GET % 4)
     sock.close()
@@ -94,13 +94,13 @@ def test_without_notice_nothing_goes_again(bench: Bench, answer: bytes) -> None:
     else:
         bench.read(sock, len(GET % 1))
         sock.sendall(KEEP)
-        bench.turn()
+        bench.iterate()
     sock.sendall(answer)
-    bench.turn()
+    bench.iterate()
     if answer.startswith(b"HTTP/1.1 4"):
         bench.send(1, GET % 2)
     sock.close()
-    bench.turn()
+    bench.iterate()
     assert bench.ledger.events["sent_again"] == 0
 
 
@@ -108,7 +108,7 @@ def test_the_answer_that_breaks_off_was_read(bench: Bench) -> None:
     """It is unanswered; what is behind it goes again."""
     sock = unread(bench, 4, answer=KEEP + b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\npart")
     served(bench, sock, (2, 3))
-    bench.turn()
+    bench.iterate()
     assert bench.ledger.answers["unanswered"] == 1
     assert bench.ledger.events["sent_again"] == 2
 
@@ -128,7 +128,7 @@ def test_a_request_goes_again_once(bench: Bench) -> None:
     assert bench.read(sock, 3 * len(GET % 0)) == b"".join(GET % number for number in (3, 4, 5))
     sock.sendall(CLOSE)
     sock.close()
-    bench.turn()
+    bench.iterate()
     assert not select.select([bench.listener], [], [], 0.1)[0]
     assert bench.ledger.events["sent_again"] == 5
     assert bench.ledger.answers["unanswered"] == 2
@@ -185,7 +185,7 @@ def test_a_request_that_has_no_end_yet_is_dropped(bench: Bench) -> None:
     bench.send(1, b"abcdef", END)
     bench.send(1, GET % 3)
     served(bench, sock, (2, 3))
-    bench.turn()
+    bench.iterate()
     assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
     assert bench.ledger.events["sent_again"] == 1
 
@@ -202,14 +202,14 @@ def test_a_request_that_was_cut_off_does_not_go_again(bench: Bench) -> None:
     bench.send(1, GET % 3)
     sock = end(bench, sock)
     served(bench, sock, (2, 3))
-    bench.until(lambda: bench.reactor._pool.kept.count == 0)
+    bench.until(lambda: bench.reactor._memory.resend_quota.count == 0)
     assert bench.dropped() == {DropReason.GAP: 1}
     assert bench.ledger.events["sent_again"] == 1
     assert bench.ledger.answers["unanswered"] == 0
 
 
 def test_a_request_larger_than_the_copies_is_unanswered(bench: Bench) -> None:
-    large = b"GET / HTTP/1.1\r\nX: %b\r\n\r\n" % (b"x" * KEPT_BYTES)
+    large = b"GET / HTTP/1.1\r\nX: %b\r\n\r\n" % (b"x" * RESEND_BYTES)
     sock = bench.open()
     bench.send(1, GET % 1)
     bench.send(1, large)
@@ -286,18 +286,18 @@ def test_what_went_in_part_the_first_time_is_dropped(bench: Bench) -> None:
     assert lane.queue[0].offset
     sock = end(bench, sock, reset=True)
     served(bench, sock, (2, 3))
-    bench.turn()
+    bench.iterate()
     assert bench.dropped() == {DropReason.SHADOW_CLOSED: 1}
     assert bench.ledger.events["sent_again"] == 1
 
 
 def test_of_what_went_in_part_the_copy_is_not_used() -> None:
     """Though it is small enough to have one."""
-    lane = Lane(1, True, Pool(1 << 20, 1 << 20), Ledger())
+    lane = Lane(1, True, QueueMemory(1 << 20, 1 << 20), Ledger())
     lane.framer = ResponseFramer(4_096, FramingPool(1 << 20))
     for number in range(3):
         if number:
-            lane.copies.keep(GET % number, WHOLE)
+            lane.resendable.add(GET % number, WHOLE)
         lane.framer.expect(WHOLE)
     lane.sent_in_part(GET % 2, len(GET % 2), WHOLE, 5)
     lane.framer.feed(CLOSE)
@@ -307,11 +307,11 @@ def test_of_what_went_in_part_the_copy_is_not_used() -> None:
 
 def waiting(*requests: tuple[bytes, int]) -> Lane:
     """A lane of which these were sent, the first alone."""
-    lane = Lane(1, True, Pool(1 << 20, 1 << 20), Ledger())
+    lane = Lane(1, True, QueueMemory(1 << 20, 1 << 20), Ledger())
     lane.framer = ResponseFramer(4_096, FramingPool(1 << 20))
     for number, (data, flags) in enumerate(requests):
         if number:
-            lane.copies.keep(data, flags)
+            lane.resendable.add(data, flags)
         lane.framer.expect(flags)
         lane.sent_whole(len(data), flags)
     return lane
@@ -368,36 +368,36 @@ def test_where_answers_cannot_be_read_no_copies_are_kept(bench: Bench) -> None:
     for number in range(3):
         bench.send(1, GET % number)
     bench.read(sock, len(GET % 0) * 3)
-    assert bench.reactor._pool.kept.count
+    assert bench.reactor._memory.resend_quota.count
     sock.sendall(b"what is this?")
     bench.until(lambda: bench.ledger.answers["garbage"] == 1)
     bench.send(1, GET % 3)
-    assert bench.reactor._pool.kept.count == 0
+    assert bench.reactor._memory.resend_quota.count == 0
 
 
 def test_what_is_to_go_again_is_waited_for_at_the_end(bench: Bench) -> None:
     unread(bench, 6)
-    bench.turn()
-    assert bench.reactor._pool.repeats
-    assert not bench.reactor._pool.bytes
+    bench.iterate()
+    assert bench.reactor._memory.repeats
+    assert not bench.reactor._memory.bytes
     assert not bench.reactor.idle()
 
 
 def test_copies_are_bounded() -> None:
-    of_all = Kept(3 * 4 * KEPT_BYTES)
-    copies, others = Copies(of_all), Copies(of_all)
-    copies.keep(GET % 0, WHOLE)
-    copies.keep(GET % 1 + bytes(KEPT_BYTES), WHOLE)
-    copies.keep(HEAD, WHOLE)
-    others.keep(GET % 2, WHOLE)
-    others.keep(GET % 3, WHOLE)
-    assert (copies.kept, others.kept) == ([GET % 0, b"", b""], [GET % 2, GET % 3])
-    others.keep(GET % 4, WHOLE)
-    assert others.kept == [GET % 2, GET % 3, b""]
-    copies.prune(1)
-    assert copies.kept == [b""]
+    of_all = ResendQuota(3 * 4 * RESEND_BYTES)
+    ours, others = Resendable(of_all), Resendable(of_all)
+    ours.add(GET % 0, WHOLE)
+    ours.add(GET % 1 + bytes(RESEND_BYTES), WHOLE)
+    ours.add(HEAD, WHOLE)
+    others.add(GET % 2, WHOLE)
+    others.add(GET % 3, WHOLE)
+    assert (ours.requests, others.requests) == ([GET % 0, b"", b""], [GET % 2, GET % 3])
+    others.add(GET % 4, WHOLE)
+    assert others.requests == [GET % 2, GET % 3, b""]
+    ours.prune(1)
+    assert ours.requests == [b""]
     others.prune(0)
-    copies.prune(0)
+    ours.prune(0)
     assert of_all.count == 0
 
 
@@ -406,9 +406,9 @@ def test_a_request_that_waits_alone_costs_no_copy(bench: Bench) -> None:
     bench.send(1, GET % 1)
     sock = bench.accept()
     bench.read(sock, len(GET % 1))
-    assert bench.reactor._pool.kept.count == 0
+    assert bench.reactor._memory.resend_quota.count == 0
     bench.send(1, GET % 2)
-    assert bench.reactor._pool.kept.count == 1
+    assert bench.reactor._memory.resend_quota.count == 1
     sock.sendall(OK * 2)
-    bench.turn()
-    assert bench.reactor._pool.kept.count == 0
+    bench.iterate()
+    assert bench.reactor._memory.resend_quota.count == 0

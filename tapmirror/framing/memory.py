@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 
-class Pool:
+class HeadMemory:
     """`bytes` are held, `limit` is the most; who takes more gives up what it holds.
 
     Each framer is bounded by itself too, so the bound is passed by at most one message, and for a moment.

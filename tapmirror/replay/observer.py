@@ -7,14 +7,14 @@ Theory of operation
 Documentation/networking/timestamping.rst); a read has the stamp of the last packet that it took bytes of.  Where one
 read takes several answers, all have that stamp: the earlier ones came before it.  So before a request is sent behind
 one that is timed, or is timed itself, what has come is read: clients that ask as fast as production answers have many
-requests on a connection in one turn of the loop.
+requests on a connection in one iteration of the loop.
 
 *Sent*: the last part of each request asks for a stamp of the moment at which the kernel hands its last byte to the
 interface's driver (TX_SOFTWARE, by `sendmsg` of this part).  It comes back through the socket's error queue, as a rule
 before `sendmsg` returns, with the place of that byte in the stream (OPT_ID).  Until it comes, and where it does not
 (TLS, a driver without stamps), the clock before `send` stands for it, and is counted.
 
-Stamps are of the wall clock and are set on CLOCK_MONOTONIC with the difference of both in this turn of the loop.
+Stamps are of the wall clock and are set on CLOCK_MONOTONIC with the difference of both in this iteration of the loop.
 
 *Not all have stamps.*  Of many requests a second only some are timed (`Asked.timed`).  While none of them waits for
 its answer on a busy connection, that is woken for many bytes of answers only, and they are read together.
@@ -78,7 +78,9 @@ _KEY: Final = struct.Struct("=12xI")
 
 
 class Clock:
-    """The difference of the wall clock to CLOCK_MONOTONIC, in nanoseconds; `tick` once in each turn of the loop."""
+    """The difference of the wall clock to CLOCK_MONOTONIC, in nanoseconds; `tick` once in each iteration of the
+    loop.
+    """
 
     __slots__ = ("ahead",)
 
@@ -90,7 +92,7 @@ class Clock:
         self.ahead = wall.ahead()
 
 
-class Listener:
+class Observer:
     """Of one lane, through all its connections.  `buffer` and `waste` are shared: nothing in them outlives a call."""
 
     __slots__ = (
@@ -152,25 +154,25 @@ class Listener:
         self.settled = False
         self._rtt_at = 0.0
 
-    # --- when it listens
+    # --- when it observes
 
-    def heed(self, lane: Lane, number: int) -> None:
+    def start_or_stop(self, lane: Lane, number: int) -> None:
         """A request is about to be sent; 0: its answer is not compared."""
-        if lane.hearing is not None:
+        if lane.observing is not None:
             if not number and not self._conversation.owes(self._target):
                 self._stop(lane)
         elif number and not self._start(lane):
             self._conversation.left_out(self._target, number, Unpaired.ORDER)
 
     def _start(self, lane: Lane) -> bool:
-        """Listen from the next answer on; False: that is not to be told from the one under way."""
+        """Observe from the next answer on; False: that is not to be told from the one under way."""
         framer, sock = lane.framer, lane.sock
         assert framer is not None
         owed = framer.owed()
         if owed is None:
             return False
         self._conversation.follow(self._target, owed, lane.sent - len(owed))
-        lane.hearing = self
+        lane.observing = self
         self._out = self._timed_last = 0
         self._asked = len(owed)
         self._awaited.clear()
@@ -184,7 +186,7 @@ class Listener:
 
     def _stop(self, lane: Lane) -> None:
         sock = lane.sock
-        lane.hearing = None
+        lane.observing = None
         self.timed = False
         self._conversation.unfollow(self._target)
         if isinstance(sock, _socket.socket):
@@ -306,7 +308,7 @@ class Listener:
         assert framer is not None
         skippable = framer.skippable()
         if skippable:
-            skippable = min(skippable, conversation.answer_skippable(target))
+            skippable = min(skippable, conversation.shadow_skippable(target))
         asked = min(skippable, WASTE_BYTES) if skippable else LOOK_BYTES
         if isinstance(sock, TlsSocket):
             count = sock.recv_into(self._waste if skippable else self._buffer, asked)
@@ -325,21 +327,21 @@ class Listener:
             return asked, 0
         if skippable:
             framer.skip(count)
-            conversation.answer_gap(target, count, time_ns)
+            conversation.shadow_gap(target, count, time_ns)
         else:
             data = self._buffer[:count]
             if not framer.failed:
                 answers.take(lane, data)
-            conversation.answer(target, data, time_ns)
+            conversation.shadow_data(target, data, time_ns)
         return asked, count
 
     def ended(self, now: float, *, reset: bool) -> None:
         """The shadow closed or reset the connection."""
-        self._conversation.answer_ended(self._target, int(now * 1e9), reset)
+        self._conversation.shadow_ended(self._target, int(now * 1e9), reset)
 
-    def hung(self, now: float) -> None:
+    def timed_out(self, now: float) -> None:
         """The connection is closed, for the shadow does not answer in time."""
-        self._conversation.hung(self._target, int(now * 1e9))
+        self._conversation.timed_out(self._target, int(now * 1e9))
 
     def given_up(self) -> None:
         """The connection is closed; nothing more of it will be read."""

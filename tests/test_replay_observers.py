@@ -4,12 +4,12 @@ from __future__ import annotations
 from collections import Counter
 
 from tapmirror.compare.pairing import Conversation
-from tapmirror.replay.hearing import Hearing
-from tapmirror.replay.listener import Clock
+from tapmirror.replay.observer import Clock
+from tapmirror.replay.observers import Observers
 
 
 def test_only_connections_that_are_compared_have_a_listener() -> None:
     talk = Conversation.__new__(Conversation)
-    hearing = Hearing({7: talk}.get, 0, Clock(), Counter())
-    assert hearing.listener(7) is not None
-    assert hearing.listener(8) is None
+    observers = Observers({7: talk}.get, 0, Clock(), Counter())
+    assert observers.observer(7) is not None
+    assert observers.observer(8) is None

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tapmirror.replay.answers import LOOK_BYTES
-from tapmirror.replay.listener import WASTE_BYTES, Clock, Listener
+from tapmirror.replay.observer import WASTE_BYTES, Clock, Observer
 
 if TYPE_CHECKING:
     from tapmirror.compare.pairing import Conversation
 
 
-class Hearing:
-    """Makes the listeners of one reactor.
+class Observers:
+    """Makes the observers of one reactor.
 
     `conversation` finds that of a production connection, if its answers are compared; `target` is the shadow's number
     there.
@@ -34,9 +34,9 @@ class Hearing:
         self._waste = memoryview(bytearray(WASTE_BYTES))
         self.tick = clock.tick
 
-    def listener(self, flow: int) -> Listener | None:
+    def observer(self, flow: int) -> Observer | None:
         """For a connection's lane; None: its answers are not compared."""
         conversation = self._conversation(flow)
         if conversation is None:
             return None
-        return Listener(conversation, self._target, self._clock, self._events, self._buffer, self._waste)
+        return Observer(conversation, self._target, self._clock, self._events, self._buffer, self._waste)

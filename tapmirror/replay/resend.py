@@ -20,51 +20,51 @@ from typing import Final
 from tapmirror.events import END, Buffer
 from tapmirror.framing.head import SAFE
 
-KEPT_BYTES: Final = 4_096
+RESEND_BYTES: Final = 4_096
 """Size of a request beyond which no copy of it is kept."""
 _INITIALS: Final = bytes({method[0] for method in SAFE})
 """Looked at first, for of most other requests no copy need be made."""
 
 
-class Kept:
+class ResendQuota:
     """The copies of all lanes, against their bound: their number, as measuring each would cost more than making it."""
 
     __slots__ = ("count", "most")
 
     def __init__(self, all_bytes: int) -> None:
         """Beside queues that have this room, they may take a quarter of it."""
-        self.most = all_bytes // 4 // KEPT_BYTES
+        self.most = all_bytes // 4 // RESEND_BYTES
         self.count = 0
 
 
-class Copies:
+class Resendable:
     """The copies of one lane."""
 
-    __slots__ = ("_all", "kept")
+    __slots__ = ("_all", "requests")
 
-    def __init__(self, of_all: Kept) -> None:
+    def __init__(self, of_all: ResendQuota) -> None:
         self._all = of_all
-        self.kept: list[bytes] = []
+        self.requests: list[bytes] = []
         """Copies of the requests that wait for their answers, the oldest first; b"" in place of one that is not
         kept."""
 
-    def keep(self, data: Buffer, flags: int) -> None:
+    def add(self, data: Buffer, flags: int) -> None:
         """A request begins to be sent while an answer is due."""
         of_all = self._all
-        if flags & END and 0 < len(data) <= KEPT_BYTES and data[0] in _INITIALS and of_all.count < of_all.most:
-            self.kept.append(bytes(data))
+        if flags & END and 0 < len(data) <= RESEND_BYTES and data[0] in _INITIALS and of_all.count < of_all.most:
+            self.requests.append(bytes(data))
             of_all.count += 1
         else:
-            self.kept.append(b"")
+            self.requests.append(b"")
 
     def withdraw(self) -> None:
         """Nothing of the last request was sent."""
-        if self.kept and self.kept.pop():
+        if self.requests and self.requests.pop():
             self._all.count -= 1
 
     def prune(self, outstanding: int) -> None:
         """Only so many wait."""
-        over = len(self.kept) - outstanding
+        over = len(self.requests) - outstanding
         if over > 0:
-            self._all.count -= over - self.kept[:over].count(b"")
-            del self.kept[:over]
+            self._all.count -= over - self.requests[:over].count(b"")
+            del self.requests[:over]

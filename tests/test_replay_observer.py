@@ -17,10 +17,10 @@ import pytest
 from lab import until
 from tapmirror.events import END, NO_BODY, START, TUNNEL
 from tapmirror.exchange import Unpaired
-from tapmirror.framing import Pool, ResponseFramer
+from tapmirror.framing import HeadMemory, ResponseFramer
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import LAZY_BYTES, Answers
-from tapmirror.replay.listener import MSG_ERRQUEUE, OWED, SO_TIMESTAMPING, STAMPS, Clock, Listener
+from tapmirror.replay.observer import MSG_ERRQUEUE, OWED, SO_TIMESTAMPING, STAMPS, Clock, Observer
 
 WHOLE = START | END
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -60,7 +60,7 @@ class Talk:
     def times(self, number: int) -> bool:
         return self.timed
 
-    def answer_ended(self, target: int, time_ns: int, reset: bool) -> None:
+    def shadow_ended(self, target: int, time_ns: int, reset: bool) -> None:
         pass
 
     def asked(self, target: int, number: int, flags: int) -> bool:
@@ -71,13 +71,13 @@ class Talk:
         self.stamps[number] = time_ns
         self.rtts.append((rtt_ns, least_ns))
 
-    def answer(self, target: int, data: Any, time_ns: int) -> None:
+    def shadow_data(self, target: int, data: Any, time_ns: int) -> None:
         self.answers.append((bytes(data), time_ns))
 
-    def answer_gap(self, target: int, size: int, time_ns: int) -> None:
+    def shadow_gap(self, target: int, size: int, time_ns: int) -> None:
         self.skipped += size
 
-    def answer_skippable(self, target: int) -> int:
+    def shadow_skippable(self, target: int) -> int:
         return self.skippable
 
     def given_up(self, target: int, reason: Unpaired) -> None:
@@ -97,7 +97,7 @@ class Line:
         self.talk = Talk()
         self.events: Counter[str] = Counter()
         talk: Any = self.talk
-        self.listener = Listener(
+        self.observer = Observer(
             talk,
             0,
             Clock(),
@@ -105,10 +105,10 @@ class Line:
             memoryview(bytearray(65_536)),
             memoryview(bytearray(1 << 20)),
         )
-        self.listener.connected()
-        self.framer = ResponseFramer(4096, Pool(1 << 20))
+        self.observer.connected()
+        self.framer = ResponseFramer(4096, HeadMemory(1 << 20))
         self.ledger = Ledger()
-        self.answers = Answers(self.ledger, heard=False)
+        self.answers = Answers(self.ledger, paced=False)
         self.lane: Any = SimpleNamespace(
             sock=self.sock,
             framer=self.framer,
@@ -116,24 +116,24 @@ class Line:
             lazy=False,
             finishing=False,
             switching=False,
-            listener=self.listener,
-            hearing=None,
+            observer=self.observer,
+            observing=None,
             sent=0,
             timed_lazy=False,
         )
 
     def ask(self, number: int, data: bytes = b"GET / HTTP/1.1\r\n\r\n", flags: int = WHOLE) -> int:
-        self.listener.heed(self.lane, number)
+        self.observer.start_or_stop(self.lane, number)
         self.framer.expect(flags & TUNNEL)
-        self.listener.asked(number, flags)
-        return self.listener.send(self.lane, data, flags, float(number))
+        self.observer.asked(number, flags)
+        return self.observer.send(self.lane, data, flags, float(number))
 
     def read(self) -> int:
         """What has come, when something has."""
         poll = select.poll()  # select(2) takes a stamp in the error queue for something to read
         poll.register(self.sock, select.POLLIN)
         until(lambda: any(found & select.POLLIN for _, found in poll.poll(0)), "something to read")
-        return self.listener.read(self.lane, self.sock, self.answers)[1]
+        return self.observer.read(self.lane, self.sock, self.answers)[1]
 
     def close(self) -> None:
         self.sock.close()
@@ -225,7 +225,7 @@ def test_the_stamp_is_of_the_last_byte(line: Line) -> None:
     line.ask(1, b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n", START)
     assert line.talk.stamps == {}
     between = time.monotonic_ns()
-    assert line.listener.send(line.lane, b"ok", END, 1.0) == 2
+    assert line.observer.send(line.lane, b"ok", END, 1.0) == 2
     assert line.talk.stamps[1] > between
 
 
@@ -249,7 +249,7 @@ def test_bodies_that_do_not_matter_are_discarded_in_the_kernel(line: Line) -> No
 
 
 def test_no_request_waits_for_an_acknowledgement(line: Line) -> None:
-    line.listener.heed(line.lane, 1)
+    line.observer.start_or_stop(line.lane, 1)
     assert line.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
@@ -285,7 +285,7 @@ def test_a_busy_connection_is_woken_at_once_only_for_answers_that_are_timed(line
 
 
 def test_where_turns_wait_for_answers_each_wakes_us(line: Line) -> None:
-    Answers(line.ledger, heard=True).settle_in(line.lane)
+    Answers(line.ledger, paced=True).settle_in(line.lane)
     line.talk.timed = False
     line.ask(1)
     assert not line.lane.lazy and low_water(line) == 1
@@ -300,7 +300,7 @@ def test_a_connection_that_is_about_to_end_is_not_made_to_wait(line: Line) -> No
 
 
 def test_requests_whose_stamps_do_not_come_are_bounded(line: Line) -> None:
-    line.listener.heed(line.lane, 1)
+    line.observer.start_or_stop(line.lane, 1)
     line.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, 0)  # as a driver that makes none
     for number in range(1, STAMPS + 3):
         line.ask(number)
@@ -308,14 +308,14 @@ def test_requests_whose_stamps_do_not_come_are_bounded(line: Line) -> None:
 
 
 def listens(line: Line) -> bool:
-    hearing = line.lane.hearing is line.listener
-    assert hearing is bool(line.sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING))
-    return hearing
+    observing = line.lane.observing is line.observer
+    assert observing is bool(line.sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING))
+    return observing
 
 
 def test_it_listens_from_a_request_that_is_compared_until_its_answer_has_come(line: Line) -> None:
     line.answers.settle_in(line.lane)
-    line.listener.heed(line.lane, 0)
+    line.observer.start_or_stop(line.lane, 0)
     assert not listens(line) and low_water(line) == LAZY_BYTES
     line.framer.expect(0)
     line.framer.expect(NO_BODY)
@@ -326,10 +326,10 @@ def test_it_listens_from_a_request_that_is_compared_until_its_answer_has_come(li
     assert (line.talk.owed, line.talk.before) == ([(0, NO_BODY)], [3])
     assert low_water(line) == LAZY_BYTES
     line.talk.owing = True
-    line.listener.heed(line.lane, 0)
+    line.observer.start_or_stop(line.lane, 0)
     assert listens(line)
     line.talk.owing = False
-    line.listener.heed(line.lane, 0)
+    line.observer.start_or_stop(line.lane, 0)
     assert not listens(line) and line.talk.unfollowed == 1
     assert low_water(line) == LAZY_BYTES
 
@@ -346,10 +346,10 @@ def test_it_begins_to_listen_to_a_connection_that_the_shadow_has_just_reset(line
 def test_it_does_not_begin_to_listen_amid_an_answer(line: Line) -> None:
     line.framer.expect(0)
     line.framer.feed(memoryview(OK[:20]))
-    line.listener.heed(line.lane, 5)
+    line.observer.start_or_stop(line.lane, 5)
     assert not listens(line) and line.talk.left == [5] and line.talk.owed == []
     line.framer.feed(memoryview(OK[20:]))
-    line.listener.heed(line.lane, 6)
+    line.observer.start_or_stop(line.lane, 6)
     assert listens(line) and line.talk.owed == [()]
 
 
@@ -358,10 +358,10 @@ def test_stamps_are_of_their_requests_when_it_listens_again(line: Line) -> None:
     for number in (1, 2, 3):
         line.sock.send(b"x" * 1000)  # of no interest
         line.ask(number)
-        assert not line.listener._awaited, "the stamp has come and was the request's"
+        assert not line.observer._awaited, "the stamp has come and was the request's"
         line.shadow.sendall(OK)
         line.read()
-        line.listener.heed(line.lane, 0)
+        line.observer.start_or_stop(line.lane, 0)
     assert line.events == {}
 
 

@@ -18,7 +18,7 @@ AGAIN: Final = 10.0
 """Seconds between two attempts to write what could not be written."""
 
 
-class Keeping:
+class Persistence:
     """`what` is to be written: asked at each attempt.  Use it within one running loop."""
 
     def __init__(self, directory: Path, log: Log, what: Callable[[], state.State]) -> None:

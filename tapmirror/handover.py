@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker leaves to the one that takes its place: its books, so that the ledger goes on.
+"""What a worker leaves to the one that takes its place: its ledgers, so that they go on.
 
 Theory of operation
 -------------------
-With every snapshot the supervisor gets the worker's books (`books`) and hands the last ones to a successor, which
+With every snapshot the supervisor gets the worker's ledgers (`saved`) and hands the last ones to a successor, which
 goes on from them (`take_over`).  What the capture counted in the kernel is not in them: it goes on by itself.
 
 How much the dead worker had read is known exactly, for the capture keeps it (`Source.received`); what became
-of that only up to the last books.  The difference, what it held and what it passed on after its last books, is entered
-as `worker_lost`: at most what it read in the time between two snapshots is counted as lost though it was mirrored, and
-nothing the other way around.  Requests that began after the last books are in no account at all.
+of that only up to the last ledgers.  The difference, what it held and what it passed on after its last ledgers, is
+entered as `worker_lost`: at most what it read in the time between two snapshots is counted as lost though it was
+mirrored, and nothing the other way around.  Requests that began after the last ledgers are in no account at all.
 
 Pure: values only.
 """
@@ -26,7 +26,7 @@ BY_CAPTURE: Final = (FilterReason.LOOP, DropReason.RING_FULL, DropReason.FRAGMEN
 """What the capture itself enters into the segments and bytes of the worker's own ledger."""
 
 
-def books(own: Ledger, shadows: Sequence[Ledger]) -> dict[str, Any]:
+def saved(own: Ledger, shadows: Sequence[Ledger]) -> dict[str, Any]:
     """The worker's own ledger and those of its shadows (none: its own is the only shadow's), as plain data."""
     return {"own": own.saved(), "shadows": [ledger.saved() for ledger in shadows]}
 
@@ -37,7 +37,7 @@ def take_over(
     shadows: Sequence[tuple[Ledger, int]],
     received: tuple[int, int],
 ) -> None:
-    """Enter a predecessor's books into our new ledgers; `past` None: it left none.
+    """Enter a predecessor's ledgers into our new ledgers; `past` None: it left none.
 
     `shadows` with the number of their copies; `received`: segments and bytes that were read before us.
     """

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tapmirror.events import DropReason, FilterReason
+from tapmirror.handover import saved, take_over
 from tapmirror.ledger import Account, Ledger, added, times
-from tapmirror.succession import books, take_over
 
 
 def predecessor() -> Ledger:
@@ -37,7 +37,7 @@ def through_json(value: Any) -> Any:
 
 
 def test_of_one_shadow() -> None:
-    past, ledger = through_json(books(predecessor(), [])), Ledger()
+    past, ledger = through_json(saved(predecessor(), [])), Ledger()
     take_over(past, ledger, [], (10, 1_000))
     assert ledger.segments.dropped[DropReason.WORKER_LOST] == 10 - 7
     assert ledger.bytes.dropped[DropReason.WORKER_LOST] == 1_000 - 650
@@ -49,7 +49,7 @@ def test_of_one_shadow() -> None:
 def test_again_and_again_nothing_is_counted_twice() -> None:
     ledger = predecessor()
     for generation in range(1, 4):
-        past, ledger = through_json(books(ledger, [])), Ledger()
+        past, ledger = through_json(saved(ledger, [])), Ledger()
         take_over(past, ledger, [], (10 * generation, 1_000 * generation))
         ledger.requests.seen += 1
     assert ledger.segments.dropped[DropReason.WORKER_LOST] == 30 - 7
@@ -64,7 +64,7 @@ def test_of_several_shadows_each_with_its_copies() -> None:
     first.bytes.mirrored, first.requests.mirrored = 300, 4
     second.bytes.mirrored, second.bytes.dropped[DropReason.SHADOW_DOWN] = 200, 100
     second.requests.mirrored, second.requests.seen = 8, 0
-    past = through_json(books(own, [first, second]))
+    past = through_json(saved(own, [first, second]))
     ledger, news = Ledger(), [Ledger(), Ledger()]
     take_over(past, ledger, [(news[0], 1), (news[1], 2)], (10, 1_000))
     for new, copies in zip(news, (1, 2), strict=True):
@@ -83,7 +83,7 @@ def test_where_there_is_nothing_to_decide_any_more() -> None:
     own.bytes.mirrored = own.requests.mirrored = 0
     shadow.bytes.mirrored, shadow.requests.mirrored = 350, 3
     ledger = Ledger()
-    take_over(through_json(books(own, [shadow])), ledger, [], (10, 1_000))
+    take_over(through_json(saved(own, [shadow])), ledger, [], (10, 1_000))
     assert (ledger.bytes.mirrored, ledger.requests.mirrored) == (350, 3)
     assert ledger.requests.dropped[DropReason.WORKER_LOST] == 2
     assert ledger.bytes.dropped[DropReason.WORKER_LOST] == 1_000 - 350 - 200 - 100
