@@ -83,10 +83,10 @@ _END: Final = End(reset=False)
 _DISMISSED: Final = Dismissed()
 
 Event: TypeAlias = "tuple[Flow, Chunk | Dismissed, bool]"
-"""A chunk of a flow's client stream, and whether a new turn of the dialogue may begin with it:
-it begins a segment, and the client had received something since its last data (or, of a connection
-joined in mid-stream, it is the first).  What follows a gap is no turn: the lost bytes may have
-acknowledged the same."""
+"""A chunk of a flow's client stream, and whether it came after a reply, so that a new turn of the dialogue may begin
+with it: it begins a segment, and the client had received something since its last data (or, of a connection joined in
+mid-stream, it is the first).  What follows a gap does not count as such: the lost bytes may have acknowledged the same.
+"""
 
 
 class State(enum.Enum):

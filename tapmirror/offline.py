@@ -138,7 +138,7 @@ class Reader:
         if isinstance(chunk, Gap):
             book.gaps += 1
             if not book.raw:
-                self._find(stream, book, None, chunk.length)
+                self._find(stream, book, None, gap=chunk.length)
             return
         assert not isinstance(chunk, End)
         book.bytes += len(chunk)
@@ -147,10 +147,12 @@ class Reader:
         if self._files is not None:
             book.file = self._files.write(book.file, stream, chunk)
         if not book.raw:
-            self._find(stream, book, chunk, after_reply)
+            self._find(stream, book, chunk, after_reply=after_reply)
 
-    def _find(self, stream: Stream, book: Book, data: Buffer | None, after_reply: int) -> None:
-        """Look for requests in the next bytes, or (None) behind a gap of `after_reply` bytes."""
+    def _find(
+        self, stream: Stream, book: Book, data: Buffer | None, *, after_reply: bool = False, gap: int = 0
+    ) -> None:
+        """Look for requests in the next bytes, or (None) behind a gap of `gap` bytes."""
         framer = book.framer
         if framer is None:
             begun = book.prefix + data if data is not None else book.prefix
@@ -168,7 +170,7 @@ class Reader:
                 self._tell(stream, framer.feed(begun, True))
             if data is not None:
                 return
-        self._tell(stream, framer.feed(data, bool(after_reply)) if data is not None else framer.gap(after_reply))
+        self._tell(stream, framer.feed(data, after_reply) if data is not None else framer.gap(gap))
 
     def _tell(self, stream: Stream, messages: Sequence[Message]) -> None:
         for message in messages:
