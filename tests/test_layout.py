@@ -91,7 +91,7 @@ PURE: Final = (
     "answered",
     "comparing",
 )
-PRIVILEGED: Final = ("loader", "supervisor.daemon", "supervisor.serve", "supervisor.tap")
+PRIVILEGED: Final = ("loader", "supervisor.capture", "supervisor.daemon", "supervisor.serve", "supervisor.tap")
 """And `cli.run`, but where it compares: `test_cli_main` looks at what it has loaded."""
 READERS: Final = (
     *("admission", "flows", "framing", "streams", "tcp", "tracer", "pipeline", "answered", "comparing", "policy"),

@@ -11,7 +11,6 @@ told only by whoever calls a `Tap`, there is no thread.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -21,25 +20,15 @@ from typing import Any, Final
 
 import msgspec
 
-from tapmirror import loader, privsep
-from tapmirror.events import LOOP_DSCP
-from tapmirror.histogram import quantile
-from tapmirror.ledger import summed
-from tapmirror.source.sockets import (
-    HAND_OVER_MS,
-    PROMPT_MS,
-    be_promiscuous,
-    block_bytes,
-    open_live,
-    open_shared,
-)
-from tapmirror.spec import Capture, Pacing, TapSpec
-from tapmirror.spec.clients import as_ranges, captured_clients
-from tapmirror.spec.sampled import part_of
-from tapmirror.supervisor.addresses import Address, largest_packet, packed, port
-from tapmirror.supervisor.links import Attached, Bell, Bound, Hold, Links, Listed, Shared, present
+from tapmirror import privsep
+from tapmirror.spec import TapSpec
+from tapmirror.supervisor import ledgers
+from tapmirror.supervisor.addresses import Address, packed, port
+from tapmirror.supervisor.capture import OpenCapture, open_capture
+from tapmirror.supervisor.links import Bell, Hold, Links, present
 from tapmirror.supervisor.probing import LEADS_BACK, Probing, field, refused, resolved
 from tapmirror.supervisor.resolving import Names, Undecided
+from tapmirror.supervisor.share import Share
 from tapmirror.supervisor.sides import ciphered, missing
 from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, TapError, WorkerSlot, automatic
 from tapmirror.worker.setup import Setup
@@ -69,8 +58,6 @@ class Tap:
         *,
         wait_for_interface: bool = False,
     ) -> None:
-        self.spec = spec
-        """The tap's spec, with the share as it is now."""
         self.capture = ""
         """`ebpf` or `packet`, once started."""
         self._warn = warn
@@ -80,26 +67,15 @@ class Tap:
         self._left: list[tuple[bytes, int]] = []
         """End points of shadows that moved: connections to them may stand yet."""
         self._names: Names | None = None
-        self._loaded: loader.Loaded | None = None
-        self._listed: set[Listed] = set()
-        """By AF_PACKET and of one worker: the interfaces that are captured, where they may be several."""
-        self._live: list[socket.socket] = []
-        """By AF_PACKET: a socket for each worker."""
-        self._shared: dict[str, int] = {}
-        """By AF_PACKET and of several workers: the interfaces that are captured, with their numbers."""
+        self._open_capture: OpenCapture | None = None
         self._workers = automatic() if spec.workers == "auto" else spec.workers
-        self._block_bytes = 0
         self._links = Links(spec.links(), self._hold)
         self._bell: Bell | None = None
         self._next_look = 0.0
         self._slots: list[WorkerSlot] = []
         self._secret = os.urandom(32)
         self._began = time.monotonic()
-        self._throttle = 1.0
-        self._throttle_reason = ""
-        self._parts: Mapping[str, float] = {}
-        """What is left of `_throttle` for single shadows, by label; the others get all of it."""
-        self._paused = False
+        self._share = Share(spec)
         self._probing = Probing(spec, self._arrived, warn)
         self._one_sided = False
         """The user was told that only one direction of the connections is seen."""
@@ -139,7 +115,16 @@ class Tap:
             self.prepare()
         try:
             self._bell = Bell()
-            self._open_capture()
+            self._open_capture = open_capture(
+                self.spec,
+                self._workers,
+                excluded=self._excluded(),
+                threshold=self._share.threshold(),
+                probe=self._probing.seq,
+                warn=self._warn,
+            )
+            self.capture = "ebpf" if self._open_capture.is_ebpf else "packet"
+            self._probing.behind_ring = not self._open_capture.is_ebpf
             self._slots = [
                 WorkerSlot(partial(self._set_up, shard), self._warn, self._said) for shard in range(self._workers)
             ]
@@ -169,6 +154,11 @@ class Tap:
     # --- while it runs
 
     @property
+    def spec(self) -> TapSpec:
+        """The tap's spec, with the share as it is now."""
+        return self._share.spec
+
+    @property
     def state(self) -> str:
         """One of starting, running, paused, waiting (for an interface), restarting (a worker), stopped."""
         return self._condition()[0]
@@ -186,7 +176,7 @@ class Tap:
         dead = [slot.reason for slot in self._slots if not slot.running]
         if dead:
             return "restarting", dead[0]
-        if self._paused:
+        if self._share.paused:
             return "paused", ""
         waits_for = self._links.waits_for()
         return ("waiting", waits_for) if waits_for else ("running", "")
@@ -261,26 +251,25 @@ class Tap:
         under way on it, and those that come in are joined at their next request.  Otherwise it decides on requests
         that begin from here on.
         """
-        self._share(msgspec.structs.replace(self.spec, percent=percent, ramp=None), self._throttle, self._paused)
+        self._take(spec=msgspec.structs.replace(self.spec, percent=percent, ramp=None))
 
     def throttle(self, share: float, reason: str = "", shadows: Mapping[str, float] | None = None) -> None:
         """Capture only this share (0 to 1) of the connections that the tap's own share is; `reason` is for people.
 
         Of these each of `shadows`, by label, gets so many: also a share of the tap's own.
         """
-        self._throttle_reason = reason
-        self._parts = {} if shadows is None else {label: max(0.0, part) for label, part in shadows.items()}
-        self._share(self.spec, min(1.0, max(0.0, share)), self._paused)
+        parts = {} if shadows is None else {label: max(0.0, part) for label, part in shadows.items()}
+        self._take(throttle=min(1.0, max(0.0, share)), reason=reason, parts=parts)
 
     def pause(self) -> None:
         """Capture nothing until `resume`; connections are given up as by a share of nothing."""
-        self._share(self.spec, self._throttle, paused=True)
+        self._take(paused=True)
         self._links.suspend(True)
 
     def resume(self) -> None:
         """Capture again."""
         self._links.suspend(False)
-        self._share(self.spec, self._throttle, paused=False)
+        self._take(paused=False)
 
     def mute(self) -> None:
         """Capture nothing any more, for good; `detach` is due.  In microseconds; in any thread, as often as wanted."""
@@ -324,11 +313,10 @@ class Tap:
         for slot in self._slots:
             slot.close(0.0 if at_once else self.spec.limits.drain_time + REPLY_TIME)
         self._slots = []
-        for part in (self._loaded, *self._live, self._bell, self._names):
+        for part in (self._open_capture, self._bell, self._names):
             if part is not None:
                 part.close()
-        self._loaded = self._bell = self._names = None
-        self._live = []
+        self._open_capture = self._bell = self._names = None
         self._probing.give_up()
 
     def _end_if_lost(self) -> None:
@@ -354,39 +342,25 @@ class Tap:
         if self._ended is None:
             self._ended = reason
 
-    # --- the share
-
-    def _threshold(self) -> int:
-        return 0 if self._paused else int(self.spec.threshold() * self._throttle)
-
-    def _part(self, label: str) -> float:
-        """What a shadow gets, of the connections that the tap's own share is."""
-        return 0.0 if self._paused else min(self._throttle, self._parts.get(label, 1.0))
-
-    def _thresholds(self) -> list[int]:
-        """Of each shadow, as `_threshold`; none: each gets all that is captured."""
-        parts = [self._part(shadow.label) for shadow in self.spec.shadows]
-        if all(part >= self._throttle for part in parts):
-            return []
-        return [int(self.spec.threshold() * part) for part in parts]
-
-    def _share(self, spec: TapSpec, throttle: float, paused: bool) -> None:
-        before = self._threshold()
-        self.spec, self._throttle, self._paused = spec, throttle, paused
-        threshold = self._threshold()
+    def _take(self, **changes: Any) -> None:
+        """Take another share: the kernel and the workers are told."""
+        before = self._share.threshold()
+        self._share = msgspec.structs.replace(self._share, **changes)
+        threshold = self._share.threshold()
         # What the kernel captures and the worker no longer wants is dropped there: so the kernel is first to take less,
         # and last to take more.
-        if threshold < before:
-            self._tell_kernel(threshold)
+        if threshold < before and self._open_capture is not None:
+            self._open_capture.set_threshold(threshold)
+        message = {
+            "op": "share",
+            "threshold": threshold,
+            "shadows": self._share.thresholds(),
+            "percent": self.spec.percent,
+        }
         for slot in self._slots:
-            message = {"op": "share", "threshold": threshold, "shadows": self._thresholds(), "percent": spec.percent}
             slot.tell(message, "share")
-        if threshold > before:
-            self._tell_kernel(threshold)
-
-    def _tell_kernel(self, threshold: int) -> None:
-        if self._loaded is not None:
-            loader.set_threshold(self._loaded, threshold)
+        if threshold > before and self._open_capture is not None:
+            self._open_capture.set_threshold(threshold)
 
     # --- where the shadows are
 
@@ -424,72 +398,20 @@ class Tap:
 
     def _blind(self) -> bool:
         """Nothing is captured at the moment: what arrives is not seen."""
-        return self._paused or bool(self._links.waits_for())
+        return self._share.paused or bool(self._links.waits_for())
 
     def _follow_names(self, now: float) -> None:
         """Have what is new go to where the shadows' names point to now."""
         for index, found in self._names.poll(now) if self._names is not None else ():
             self._left = self._excluded()
             self._addresses[index] = found
-            if self._loaded is not None:
-                loader.set_excluded(self._loaded, self._excluded())
+            if self._open_capture is not None:
+                self._open_capture.set_excluded(self._excluded())
             request = {"op": "addresses", "shadow": index, "addresses": found, "excluded": self._excluded()}
             for slot in self._slots:
                 slot.tell(request, "addresses")
 
     # --- parts
-
-    def _open_capture(self) -> None:
-        """Open what the worker reads from; nothing is attached to an interface yet."""
-        spec = self.spec
-        if spec.capture is not Capture.PACKET and not spec.decap:
-            request = loader.Request(
-                ports=list(spec.ports),
-                addrs=[packed(addr) for addr in spec.addrs],
-                excluded=self._excluded(),
-                clients=as_ranges(captured_clients(spec)),
-                threshold=self._threshold(),
-                seed=spec.seed,
-                dscp=LOOP_DSCP,
-                probe=self._probing.seq,
-                egress_all=spec.pacing is Pacing.WAIT,
-                promisc=spec.promisc,
-                answer_bytes=spec.compare.captured_bytes,
-                many=spec.many,
-                either_way=spec.many and bool(spec.addrs),
-                ring_bytes=spec.limits.ring_bytes,
-                workers=self._workers,
-            )
-            try:
-                self._loaded = loader.load(request)
-            except loader.LoaderError as error:
-                if spec.capture is Capture.EBPF or error.kind == "contract":
-                    raise TapError(str(error)) from None
-                self._warn(f"{error}; capturing through AF_PACKET instead")
-            else:
-                self.capture = "ebpf"
-                return
-        self.capture = "packet"
-        self._probing.behind_ring = True
-        self._block_bytes = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
-        size, loopback, block = spec.limits.ring_bytes, spec.iface == "lo", self._block_bytes
-        answers = spec.compare.captured_bytes
-        wait = PROMPT_MS if answers else HAND_OVER_MS
-        if self._workers > 1:
-            self._live = open_shared(self._workers, size, loopback=loopback, block_bytes=block, hand_over_ms=wait)
-        else:
-            ports = None if spec.decap else spec.ports
-            self._live = [
-                open_live(
-                    None,
-                    size,
-                    loopback=loopback,
-                    ports=ports,
-                    answer_bytes=answers,
-                    block_bytes=block,
-                    hand_over_ms=wait,
-                )
-            ]
 
     def _excluded(self) -> list[tuple[bytes, int]]:
         """End points that are never captured."""
@@ -498,42 +420,32 @@ class Tap:
 
     def _set_up(self, shard: int) -> tuple[Setup, list[int]]:
         """Of a worker that starts now, with its descriptors."""
+        assert self._open_capture is not None
         uid, gid = privsep.worker_identity()
         setup = Setup(
             spec=self.spec,
             addresses=[[(family, list(address)) for family, address in found] for found in self._addresses],
-            capture="ring" if self._loaded is not None else "packet",
+            capture="ring" if self._open_capture.is_ebpf else "packet",
             excluded=self._excluded(),
             addrs=[packed(addr) for addr in self.spec.addrs],
-            block_bytes=self._block_bytes,
+            block_bytes=self._open_capture.block_bytes,
             shard=shard,
             workers=self._workers,
             links=self._indexes(),
-            threshold=self._threshold(),
-            thresholds=self._thresholds(),
+            threshold=self._share.threshold(),
+            thresholds=self._share.thresholds(),
             probe=self._probing.seq,
             secret=self._secret,
             began=self._began,
             uid=uid,
             gid=gid,
         )
-        if self._loaded is not None:
-            return setup, self._loaded.worker_fds(shard)
-        return setup, [os.dup(self._live[shard].fileno())]
+        return setup, self._open_capture.worker_fds(shard)
 
     def _hold(self, name: str) -> Hold:
         """Begin to capture on an interface.  Raises OSError."""
-        if self._loaded is not None:
-            hold: Attached | Bound | Listed | Shared = Attached(self._loaded, name)
-        elif self._workers > 1:
-            hold = Shared(self._live, self.spec.ports, name, self._shared, self.spec.compare.captured_bytes)
-        elif self.spec.many:
-            hold = Listed(self._live[0], name, self._listed)
-        else:
-            hold = Bound(self._live[0], name)
-        if self.spec.promisc:
-            be_promiscuous(hold.socket, name)
-        return hold
+        assert self._open_capture is not None
+        return self._open_capture.hold(name)
 
     def _moved(self) -> None:
         """The interfaces are others than before: tell the worker, where it has to know."""
@@ -542,59 +454,16 @@ class Tap:
                 slot.tell({"op": "links", "indexes": self._indexes()}, "links")
 
     def _indexes(self) -> list[int] | None:
-        """Numbers of the interfaces, where one socket sees all that there are and these are to be taken."""
-        if not self._live or not (self.spec.many or self._workers > 1):
-            return None
-        found: list[int] = []
-        for name in self._links.names():
-            with contextlib.suppress(OSError):
-                found.append(socket.if_nametoindex(name))
-        return found
+        """Numbers of the interfaces, where the worker has to know them."""
+        return None if self._open_capture is None else self._open_capture.indexes(self._links.names())
 
     def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The ledger of all workers together."""
-        ledger = summed(parts)
-        ledger["ring"] = {**parts[0]["ring"], "fill": max(part["ring"]["fill"] for part in parts)}
-        ledger["worker"]["pid"] = parts[0]["worker"]["pid"]
-        for shadow in ledger["shadows"].values():
-            shadow["latency"] |= quantiles(shadow["latency"]["buckets"])
-        if self._names is not None:
-            counts = msgspec.structs.asdict(self._names.counts)
-            ledger["events"] |= {f"names_{name}": count for name, count in counts.items() if count}
         state, reason = self._condition()
-        found = {
-            "tap": self.spec.name,
-            "capture": self.capture,
-            "state": state,
-            "state_reason": reason,
-            **ledger,
-            "workers": [{**part["worker"], **_waited(part["events"])} for part in parts],
-        }
-        return self.with_share(found)
+        facts = {"tap": self.spec.name, "capture": self.capture, "state": state, "state_reason": reason}
+        names = {} if self._names is None else msgspec.structs.asdict(self._names.counts)
+        return self.with_share(ledgers.together(parts, facts, names))
 
     def with_share(self, ledger: Mapping[str, Any]) -> dict[str, Any]:
         """A ledger of the tap with its share as it is now."""
-        most = self.spec.most()
-        return {
-            **ledger,
-            "shadows": {
-                label: {**shadow, "effective": part_of(most, self._part(label))}
-                for label, shadow in ledger["shadows"].items()
-            },
-            "share": {
-                "percent": most,
-                "effective": part_of(most, 0.0 if self._paused else self._throttle),
-                "reason": "paused" if self._paused else self._throttle_reason,
-            },
-        }
-
-
-def _waited(events: dict[str, int]) -> dict[str, int]:
-    """Of one worker: the sums over all hide the one that is behind."""
-    return {name: events.get(name, 0) for name in ("delay_records", "delay_us")}
-
-
-def quantiles(buckets: dict[str, int]) -> dict[str, float]:
-    """For people, in milliseconds; nothing where nothing was timed."""
-    found = {name: quantile(buckets, part) for name, part in (("p50_ms", 0.5), ("p99_ms", 0.99))}
-    return {name: round(value * 1000, 3) for name, value in found.items() if value is not None}
+        return self._share.entered(ledger)

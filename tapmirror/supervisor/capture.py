@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tap's workers read from: the program that was loaded, or packet sockets; and how an interface is added to it.
+
+It is opened once, with privilege, and outlives workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from tapmirror import loader
+from tapmirror.events import LOOP_DSCP
+from tapmirror.source.sockets import (
+    HAND_OVER_MS,
+    PROMPT_MS,
+    be_promiscuous,
+    block_bytes,
+    open_live,
+    open_shared,
+)
+from tapmirror.spec import Capture, Pacing, TapSpec
+from tapmirror.spec.clients import as_ranges, captured_clients
+from tapmirror.supervisor.addresses import largest_packet, packed
+from tapmirror.supervisor.links import Attached, Bound, Hold, Listed, Shared, present
+from tapmirror.supervisor.workers import TapError
+
+
+class OpenCapture:
+    """Attached to no interface at first: see `hold`.  Made by `open_capture`."""
+
+    def __init__(
+        self,
+        spec: TapSpec,
+        workers: int,
+        loaded: loader.Loaded | None,
+        sockets: Sequence[socket.socket] = (),
+        block_bytes: int = 0,
+    ) -> None:
+        self.block_bytes = block_bytes
+        """By AF_PACKET: of the sockets' rings."""
+        self._spec = spec
+        self._workers = workers
+        self._loaded = loaded
+        self._sockets = sockets
+        """By AF_PACKET: one for each worker."""
+        self._listed: set[Listed] = set()
+        """By AF_PACKET and of one worker: the interfaces that are captured, where they may be several."""
+        self._shared: dict[str, int] = {}
+        """By AF_PACKET and of several workers: the interfaces that are captured, with their numbers."""
+
+    @property
+    def is_ebpf(self) -> bool:
+        """By the program; else by AF_PACKET."""
+        return self._loaded is not None
+
+    def hold(self, name: str) -> Hold:
+        """Begin to capture on an interface.  Raises OSError."""
+        if self._loaded is not None:
+            hold: Attached | Bound | Listed | Shared = Attached(self._loaded, name)
+        elif self._workers > 1:
+            hold = Shared(self._sockets, self._spec.ports, name, self._shared, self._spec.compare.captured_bytes)
+        elif self._spec.many:
+            hold = Listed(self._sockets[0], name, self._listed)
+        else:
+            hold = Bound(self._sockets[0], name)
+        if self._spec.promisc:
+            be_promiscuous(hold.socket, name)
+        return hold
+
+    def indexes(self, names: Sequence[str]) -> list[int] | None:
+        """Numbers of these interfaces, where one socket sees all that there are and these are to be taken."""
+        if self._loaded is not None or not (self._spec.many or self._workers > 1):
+            return None
+        found: list[int] = []
+        for name in names:
+            with contextlib.suppress(OSError):
+                found.append(socket.if_nametoindex(name))
+        return found
+
+    def worker_fds(self, shard: int) -> list[int]:
+        """What a worker reads from, in descriptors that are the caller's."""
+        if self._loaded is not None:
+            return self._loaded.worker_fds(shard)
+        return [os.dup(self._sockets[shard].fileno())]
+
+    def set_threshold(self, threshold: int) -> None:
+        """Have the kernel capture connections whose hash is below this; by AF_PACKET the worker does it alone."""
+        if self._loaded is not None:
+            loader.set_threshold(self._loaded, threshold)
+
+    def set_excluded(self, excluded: list[tuple[bytes, int]]) -> None:
+        """Have the kernel leave out these end points; by AF_PACKET the worker does it alone."""
+        if self._loaded is not None:
+            loader.set_excluded(self._loaded, excluded)
+
+    def close(self) -> None:
+        """Nothing more is captured."""
+        for part in (self._loaded, *self._sockets):
+            if part is not None:
+                part.close()
+
+
+def open_capture(
+    spec: TapSpec,
+    workers: int,
+    *,
+    excluded: list[tuple[bytes, int]],
+    threshold: int,
+    probe: int,
+    warn: Callable[[str], None],
+) -> OpenCapture:
+    """Open it as the spec wants; nothing is attached to an interface yet.  Raises `TapError`, OSError.
+
+    `excluded`: end points that are not captured; `probe`: the first sequence number of probes' connections.
+    """
+    if spec.capture is not Capture.PACKET and not spec.decap:
+        request = loader.Request(
+            ports=list(spec.ports),
+            addrs=[packed(addr) for addr in spec.addrs],
+            excluded=excluded,
+            clients=as_ranges(captured_clients(spec)),
+            threshold=threshold,
+            seed=spec.seed,
+            dscp=LOOP_DSCP,
+            probe=probe,
+            egress_all=spec.pacing is Pacing.WAIT,
+            promisc=spec.promisc,
+            answer_bytes=spec.compare.captured_bytes,
+            many=spec.many,
+            either_way=spec.many and bool(spec.addrs),
+            ring_bytes=spec.limits.ring_bytes,
+            workers=workers,
+        )
+        try:
+            return OpenCapture(spec, workers, loader.load(request))
+        except loader.LoaderError as error:
+            if spec.capture is Capture.EBPF or error.kind == "contract":
+                raise TapError(str(error)) from None
+            warn(f"{error}; capturing through AF_PACKET instead")
+    size, loopback = spec.limits.ring_bytes, spec.iface == "lo"
+    block = block_bytes(max(map(largest_packet, present(spec.links())), default=0))
+    answers = spec.compare.captured_bytes
+    wait = PROMPT_MS if answers else HAND_OVER_MS
+    if workers > 1:
+        sockets = open_shared(workers, size, loopback=loopback, block_bytes=block, hand_over_ms=wait)
+    else:
+        ports = None if spec.decap else spec.ports
+        sockets = [
+            open_live(
+                None,
+                size,
+                loopback=loopback,
+                ports=ports,
+                answer_bytes=answers,
+                block_bytes=block,
+                hand_over_ms=wait,
+            )
+        ]
+    return OpenCapture(spec, workers, None, sockets, block)
