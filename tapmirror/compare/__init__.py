@@ -43,9 +43,9 @@ The snapshots of all workers go into `merge`, a state of a shadow into `figures`
 Who only watches takes `comparison.brief()`: a few numbers, which add up.
 
 The rooms: `pairing` brings requests and answers together; `bodies` and `diff` compare two answers; `identifiers` knows
-what each version gives anew, `noise` what differs by itself; `words` and `endpoints` group; `sketch`, `statistics` and
-`verdict` count and judge; `summary` is the state, `samples` what is kept for people, `figures` what it all says,
-`brief` the same in a few numbers.
+what each version gives anew, `noise` what differs by itself, `probes` what is asked twice to know that; `words` and
+`endpoints` group; `sketch`, `statistics` and `verdict` count and judge; `summary` is the state, `samples` what is kept
+for people, `figures` what it all says, `brief` the same in a few numbers.
 
 Pure: nothing here knows sockets, the clock or chance.
 """

@@ -14,12 +14,13 @@ from tapmirror.compare.brief import WORK, Briefing
 from tapmirror.compare.diff import Compared, compare
 from tapmirror.compare.endpoints import Endpoints
 from tapmirror.compare.identifiers import Identifiers
-from tapmirror.compare.noise import Repeats, evidence_of, request_key, short, wanted
+from tapmirror.compare.noise import Repeats, request_key
 from tapmirror.compare.operations import calls, operation
 from tapmirror.compare.pairing import Conversation
+from tapmirror.compare.probes import ANY, ProbeAllowance, Recheck, lacks_pairs, touch, worth_checking
 from tapmirror.compare.rules import Expression, Rules
 from tapmirror.compare.samples import Redaction, sample
-from tapmirror.compare.summary import SCHEMA, STATUS, Endpoint, Field, Summary, is_error, state_bounds
+from tapmirror.compare.summary import SCHEMA, STATUS, Endpoint, Summary, is_error, state_bounds
 from tapmirror.compare.thinning import Draw, Rate
 from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.events import KEEPING, NO_BODY, WHOLE, Buffer
@@ -36,12 +37,6 @@ REPEAT_EVERY: Final = 8
 """One in so many of an endpoint's exchanges is held against an earlier answer of production's; of the first
 `REPEAT_FIRST`, every second."""
 REPEAT_FIRST: Final = 2000
-ANY: Final = ("",)
-"""Stands for the fields of a request that is sent again whatever its answers differ in."""
-WHOLE_REQUEST: Final = 100.0
-"""What one request costs of `_probes` and `_checks`, which are saved in percent of a request."""
-CHECKS_SAVED: Final = 5
-"""Checks that may be made at once when nothing was to be checked for a while."""
 BODIES: Final = 4096
 """Bytes of both bodies that are looked into, for one of `Compare.max_bodies` (60 us).  Two of 60 KB take 2 to 5 ms, as
 30 such ones do."""
@@ -87,11 +82,7 @@ class Comparison:
         self._exchanges = Rate(spec.max_exchanges)
         self._bodies = Rate(spec.max_bodies)
         self._timed = Draw(spec.max_timed)
-        self._probes = 0.0
-        self._checks = 0.0
-        """Share of `noise_probe` that is saved for checks, in percent of a request; `_probes` is that for requests
-        of any kind."""
-        self._saves = False
+        self._allowance = ProbeAllowance(spec.noise_probe)
         self._identifiers = [Identifiers() for _ in shadows]
         self._short: list[Endpoint | None] = [None] * len(shadows)
         """For each shadow, the endpoint that was last found to lack nothing but pairs of one version for its fields
@@ -100,7 +91,7 @@ class Comparison:
         """Exchanges that were paired and not looked at yet, each with the time at which it was paired."""
         self._done_bytes = 0
         """Bytes of heads and bodies in the exchanges of `_done`."""
-        self.checks: list[Check] = []
+        self.checks: list[Recheck] = []
         """Requests that a shadow is to get once more; whoever sends them takes them out."""
         self._now = 0.0
         self.rested = 0
@@ -147,10 +138,7 @@ class Comparison:
                 bodies = self._bodies.allows(now)
                 body_limit = self._spec.body_bytes if bodies else NOTHING
             if method in SAFE:
-                self._save(self._spec.noise_probe)
-                if self._probes >= WHOLE_REQUEST and (bodies or self._level is Level.HEADERS):
-                    self._probes -= WHOLE_REQUEST
-                    probed = True
+                probed = self._allowance.probes(bodies or self._level is Level.HEADERS)
         timed = not late and self._timed.takes(now)
         its_calls = calls(method, target, head)
         asked = Asked(
@@ -261,7 +249,7 @@ class Comparison:
                 summary.state.thinned += 1
                 continue
             self._differs(shadow, name, endpoint, exchange, reply, now)
-            if endpoint is self._short[shadow] and self._checks >= 2 * WHOLE_REQUEST and is_safe(reply.request):
+            if endpoint is self._short[shadow] and self._allowance.checks(2) and is_safe(reply.request):
                 self._again(shadow, exchange, reply, ANY)
             if asked.probed:
                 probe = replies.get(shadow + PROBE)
@@ -332,26 +320,12 @@ class Comparison:
                 )
                 for field, one in samples.items():
                     summary.add_sample(endpoint, field, one)
-            if reply.request:
-                self._check(shadow, endpoint, exchange, reply, [each.field for each in compared.found])
-
-    def _save(self, percent: float) -> None:
-        """Half of it is for checks, from when there was first something to check, as long as not enough is saved."""
-        if self._saves:
-            self._checks = min(CHECKS_SAVED * WHOLE_REQUEST, self._checks + percent / 2)
-            percent /= 2 if self._checks < CHECKS_SAVED * WHOLE_REQUEST else 1
-        self._probes += percent
-
-    def _check(self, shadow: int, endpoint: Endpoint, exchange: Exchange, reply: Reply, names: list[str]) -> None:
-        """Have a request sent again, if one of the fields in which its answers differ is worth it."""
-        fields = {name: endpoint.fields[name] for name in names if name in endpoint.fields}
-        seldom = [field for field in fields.values() if 2 * field.raw <= endpoint.compared]
-        if not seldom or not is_safe(reply.request):
-            return
-        if any(wanted(field.raw, endpoint.compared, evidence_of(endpoint, field)) for field in seldom):
-            self._saves = True
-            if self._checks >= WHOLE_REQUEST:
-                self._again(shadow, exchange, reply, tuple(fields))
+            if reply.request and is_safe(reply.request):
+                fields = worth_checking(endpoint, [each.field for each in compared.found])
+                if fields:
+                    self._allowance.want_checks()
+                    if self._allowance.checks():
+                        self._again(shadow, exchange, reply, fields)
 
     def _again(self, shadow: int, exchange: Exchange, reply: Reply, checks: tuple[str, ...]) -> None:
         asked = exchange.asked
@@ -363,8 +337,8 @@ class Comparison:
         again = msgspec.structs.replace(asked, checks=checks)
         number = conversation.again(again, shadow, reply.answer, flags, body_limit, self._now)
         if number:
-            self._checks -= WHOLE_REQUEST
-            self.checks.append(Check(asked.flow, number, shadow, reply.request, flags))
+            self._allowance.pay_check()
+            self.checks.append(Recheck(asked.flow, number, shadow, reply.request, flags))
 
     def _checked(self, exchange: Exchange) -> None:
         """The shadow's two answers to one request, of which the first differed from production's."""
@@ -381,12 +355,12 @@ class Comparison:
                 continue
             if asked.checks == ANY:
                 summary.noisy(endpoint, [each.field for each in compared.found], probe=True)
-                if not _lacks_pairs(endpoint, endpoint.fields.values()):
+                if not lacks_pairs(endpoint, endpoint.fields.values()):
                     self._short[number - PROBE] = None
                 continue
             held = {name: not any(touch(name.partition(" ")[2], path) for path in paths) for name in asked.checks}
             summary.checked(endpoint, held)
-            if _lacks_pairs(endpoint, [endpoint.fields[name] for name in held if name in endpoint.fields]):
+            if lacks_pairs(endpoint, [endpoint.fields[name] for name in held if name in endpoint.fields]):
                 self._short[number - PROBE] = endpoint
 
     def _repeat(self, asked: Asked, production: Answer) -> list[list[str]]:
@@ -398,24 +372,3 @@ class Comparison:
         if compared.skipped and not compared.found:
             return []
         return [[each.field for each in compared.found]]
-
-
-class Check(msgspec.Struct, frozen=True):
-    """A request that a shadow is to get once more, as `shadow + PROBE`."""
-
-    flow: int
-    number: int
-    shadow: int
-    request: bytes
-    flags: int
-    """Flags of the request's parts (`Part.flags`)."""
-
-
-def _lacks_pairs(endpoint: Endpoint, fields: Iterable[Field]) -> bool:
-    return any(short(field.raw, endpoint.compared, evidence_of(endpoint, field)) for field in fields)
-
-
-def touch(one: str, other: str) -> bool:
-    """Whether one of two paths is the other, or within it."""
-    short, long = sorted((one, other), key=len)
-    return long.startswith(short) and (len(long) == len(short) or long[len(short)] in ".[")
