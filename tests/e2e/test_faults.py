@@ -54,7 +54,7 @@ def worker_of(tap: Tap) -> int:
     return next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("victim", ["supervisor", "all"])
 def test_killed_under_load_production_is_unharmed_and_nothing_stays(lab: Lab, capture: str, victim: str) -> None:

@@ -11,7 +11,7 @@ from lab.kill import VICTIMS, Kills
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 def test_random_deaths_harm_nothing_and_leave_nothing() -> None:
     said: list[str] = []
     with Lab() as lab:

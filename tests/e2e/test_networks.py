@@ -231,7 +231,7 @@ def programs_of_others(host: Host) -> Iterator[Any]:
             programs.cleanup()
 
 
-@pytest.mark.alone
+@pytest.mark.apart
 def test_two_taps_and_programs_of_others_on_one_interface(lab: Lab) -> None:
     """Each tap gets everything; what is attached there before stays and works."""
     node = lab.node
