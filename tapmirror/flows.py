@@ -425,7 +425,8 @@ class FlowTable:
             old = distance(seq, late[0]) < 0
             self._ledger.filter(FilterReason.DUPLICATE if old else FilterReason.OUTSIDE, length, 1)
             return ()
-        events = self._room(now)
+        # Anybody can write such segments under any address: they must not take the room of accepted connections.
+        events = self._room(now) if len(self._asking) * 2 < self._limits.flows else None
         if events is None:
             self._ledger.drop(DropReason.TABLE_FULL, length, 1)
             return ()

@@ -354,6 +354,23 @@ def test_a_flood_pushes_out_itself_and_no_busy_flow() -> None:
     assert d.ledger.events["flows_idle"] == before + 400, "room for all of them, at once"
 
 
+def test_a_flood_of_segments_without_a_handshake_leaves_room_for_accepted_connections() -> None:
+    """They come from anywhere, and a firewall discards them: production says nothing to them, not even RST."""
+    d = Dialogue(msgspec.structs.replace(LIMITS, flows=1_000))
+    for port in range(1_000, 3_000):
+        d.put(ACK, 0, b"GET /", port=port)
+    assert len(d.table) == 500
+    assert d.ledger.segments.dropped[DropReason.TABLE_FULL] == 1_500
+    for port in range(500):
+        d.accept(port=port)
+        d.put(ACK, 0, b"hello", port=port)
+    assert d.ledger.events["flows_refused"] == 0
+    assert d.ledger.segments.mirrored == 500
+    d.wait(LIMITS.accept_time)
+    d.put(ACK, 0, b"GET /", port=4_000)
+    assert d.ledger.events["flows_joined"] == 501, "there is room again"
+
+
 def test_room_is_made_by_those_that_are_silent_in_their_order() -> None:
     d = Dialogue(msgspec.structs.replace(LIMITS, flows=3))
     for port in (1, 2, 3):

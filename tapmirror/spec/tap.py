@@ -145,7 +145,7 @@ class Limits(Checked, frozen=True, kw_only=True):
     of bodies in 130 ms: longer than any observed pause of the worker.  It counts as memory of the worker."""
     flows: int = 65_536
     """Number of connections in the flow table: about twice the ephemeral ports (28,232) that one client address has
-    by default."""
+    by default.  At most half of it is for connections joined mid-stream that production has not acknowledged yet."""
     flow_bytes: int = 6 << 20
     """Out-of-order bytes held for one flow: Linux's own largest receive buffer (tcp_rmem[2], 6 MiB).  Production's
     kernel would not hold more either."""
