@@ -377,7 +377,14 @@ class FlowTable:
         """Production knows this connection: what was held for its word goes on."""
         flow.ack = ANY
         self._move(flow, Move.CONFIRMED, now)
-        return self._events(flow, flow.rx.release(), now)
+        pieces = flow.rx.release()
+        if not pieces or not isinstance(pieces[0][0], bytes) or len(pieces[0][0]) > 1:
+            return self._events(flow, pieces, now)
+        # A single byte may be a keep-alive probe, which repeats or makes up one before the next (RFC 9293, 3.8.4): then
+        # what follows is the first that the client says.
+        events = self._events(flow, pieces[:1], now)
+        flow.ack = ANY
+        return events + self._events(flow, pieces[1:], now)
 
     def _count_answer(self, flow: Flow, seq: int, length: int) -> None:
         """Note how far production's stream has come, each byte once."""

@@ -173,6 +173,22 @@ def test_midstream_waits_for_production() -> None:
     assert d.unsettled() == 0
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_keep_alive_probe_with_a_byte_does_not_hide_that_a_request_begins_behind_it(late: bool) -> None:
+    """Windows sends one on a connection that is idle; `late`: production's word comes behind both."""
+    d = Dialogue()
+    d.put(ACK, -1, b"\0")
+    if not late:
+        d.server(ack=0)
+    d.put(ACK | PSH, 0, b"GET /")
+    if late:
+        d.server(ack=5)
+    d.put(ACK, 5, b" HTTP")
+    assert d.text == b"\0GET / HTTP"
+    assert d.after_reply == [True, True, False]
+    assert d.unsettled() == 0
+
+
 def test_midstream_refused_by_production() -> None:
     d = Dialogue()
     d.put(ACK, 0, b"abc")
