@@ -134,6 +134,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of each worker's ring; a power of two."""
     workers: int = 1
     """How many share the flows, at most `MAX_WORKERS`."""
+    cpus: int = msgspec.field(default_factory=lambda: os.cpu_count() or 1)
+    """Processors that have counters of their own; where more come later, they share these."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class Loaded:
     config: int
     rings: tuple[int, ...]
     """Descriptors of the rings, one for each worker."""
+    cpus: int
+    """As of the request."""
 
     def worker_fds(self, shard: int = 0) -> list[int]:
         """Duplicates of the descriptors that a worker needs: its ring, counters, wants."""
@@ -206,7 +210,7 @@ def load(request: Request) -> Loaded:
     if "error" in reply:
         raise LoaderError(reply["kind"], reply["error"])
     program, counters, wants, config, *rings = fds
-    loaded = Loaded(program, counters, wants, config, tuple(rings))
+    loaded = Loaded(program, counters, wants, config, tuple(rings), request.cpus)
     try:
         configure(loaded, request)
     except BaseException:
@@ -401,7 +405,7 @@ def compile_and_load(request: Request) -> list[int]:
     check_bpf()
     flags = [
         f"-DTAP_RING_PAGES={request.ring_bytes // mmap.PAGESIZE}",
-        f"-DTAP_CPUS={os.cpu_count() or 1}",
+        f"-DTAP_CPUS={request.cpus}",
         f"-DTAP_WORKERS={request.workers}",
     ]
     program, maps = load_program(source(), flags)

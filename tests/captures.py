@@ -74,7 +74,7 @@ class Both:
             )
             self._loaded = loader.load(request)
             ring, counters, wants = self._loaded.worker_fds()
-            self.ring_source = RingSource(ring, counters, wants, ring_bytes=ring_bytes, seed=seed)
+            self.ring_source = RingSource(ring, counters, wants, ring_bytes=ring_bytes, seed=seed, cpus=request.cpus)
             admission = Admission(
                 ports=ports,
                 addrs=request.addrs,

@@ -77,7 +77,7 @@ def prepared(spec: TapSpec, capture: str, fds: list[int]) -> Worker:
     addresses: list[list[tuple[int, list[Any]]]] = [
         [(int(socket.AF_INET), [shadow.host, shadow.port])] for shadow in spec.shadows
     ]
-    setup = Setup(spec=spec, addresses=addresses, capture=capture, uid=uid, gid=gid)
+    setup = Setup(spec=spec, addresses=addresses, capture=capture, cpus=os.cpu_count() or 1, uid=uid, gid=gid)
     return prepare(setup, fds)
 
 

@@ -49,6 +49,7 @@ class Program:
                 *self.loaded.worker_fds(shard),
                 ring_bytes=self.request.ring_bytes,
                 seed=self.request.seed,
+                cpus=self.request.cpus,
                 shard=shard,
             )
             for shard in range(self.request.workers)

@@ -237,7 +237,7 @@ def test_it_captures_from_attach_until_close(lab: Lab) -> None:
     with lab.node.enter():
         loaded = loader.load(request())
     ring, counters, wants = loaded.worker_fds()
-    source = RingSource(ring, counters, wants, ring_bytes=RING_BYTES, seed=0)
+    source = RingSource(ring, counters, wants, ring_bytes=RING_BYTES, seed=0, cpus=loaded.cpus)
     try:
         try:
             assert count_of_syns() == 0

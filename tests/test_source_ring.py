@@ -208,6 +208,21 @@ def test_the_table_of_wants_is_set_by_the_flows_hash(lab: Lab) -> None:
         assert both.ring_source._wants[flow_hash(key, 77) & 0xFFFF] == 0
 
 
+def test_a_successor_finds_the_counters_though_there_are_more_processors_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Program(workers=2, cpus=3) as program:
+        monkeypatch.setattr("os.cpu_count", lambda: 64)
+        sizes = {"ring_bytes": program.request.ring_bytes, "cpus": program.loaded.cpus, "workers": 2}
+        program.sources += [
+            RingSource(*program.loaded.worker_fds(shard), **sizes, seed=0, shard=shard) for shard in range(2)
+        ]
+        for port in range(40_000, 40_050):
+            program.run(IP() / TCP(sport=port, dport=80, flags="PA") / Raw(b"x"))
+        counts = [source.counters().emitted[0] for source in program.sources]
+        assert counts[:2] == counts[2:]
+        assert sum(counts[2:]) == 50
+        assert all(counts)
+
+
 def test_a_successor_wants_acknowledgements_and_no_answers_that_the_first_waited_for() -> None:
     with Program(answer_bytes=100) as program:
         (first,) = program.sources
@@ -215,7 +230,8 @@ def test_a_successor_wants_acknowledgements_and_no_answers_that_the_first_waited
         first.want_answers(7, 8)
         program.run(IP() / TCP(dport=80, flags="PA") / Raw(b"x"))
         assert len(program.records()[0]) == 1
-        second = RingSource(*program.loaded.worker_fds(0), ring_bytes=program.request.ring_bytes, seed=0)
+        sizes = {"ring_bytes": program.request.ring_bytes, "cpus": program.request.cpus}
+        second = RingSource(*program.loaded.worker_fds(0), **sizes, seed=0)
         program.sources.append(second)
         assert second._wants[:BUCKETS] == bytes([WANT_ONE]) * BUCKETS
         assert WINDOW.unpack_from(second._wants, WINDOWS_AT) == (0, BUCKETS)
@@ -237,4 +253,4 @@ def test_counters_are_of_one_moment_under_load(lab: Lab) -> None:
 
 def test_the_layout() -> None:
     assert RECORD.size == 72
-    assert counter_bytes() % 256 == 0
+    assert counter_bytes(3) % 256 == 0

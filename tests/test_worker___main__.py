@@ -62,6 +62,7 @@ class Bare:
             addresses=[addresses or [(int(socket.AF_INET), [SHADOW, 80])]],
             capture=capture,
             excluded=[(packed(SHADOW), 80)],
+            cpus=os.cpu_count() or 1,
             uid=uid,
             gid=gid,
         )

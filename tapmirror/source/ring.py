@@ -68,11 +68,22 @@ _GIVE_BACK: Final = 64
 class RingSource:
     """The reader of one ring.  Takes over the three descriptors.
 
+    `cpus`: processors that have counters of their own.  How many there are now is another question: a worker may
+    start long after the program.
     `shard`: which of the tap's `workers` this is, whose counters therefore count and whose buckets are ours.
     """
 
     def __init__(
-        self, ring: int, counters: int, wants: int, *, ring_bytes: int, seed: int, shard: int = 0, workers: int = 1
+        self,
+        ring: int,
+        counters: int,
+        wants: int,
+        *,
+        ring_bytes: int,
+        seed: int,
+        cpus: int,
+        shard: int = 0,
+        workers: int = 1,
     ) -> None:
         page = mmap.PAGESIZE
         self._fd = ring
@@ -81,7 +92,7 @@ class RingSource:
         self._maps = [
             mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
             mmap.mmap(ring, page + ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page),
-            mmap.mmap(counters, _pages((shard + 1) * counter_bytes()), mmap.MAP_SHARED, mmap.PROT_READ),
+            mmap.mmap(counters, _pages((shard + 1) * counter_bytes(cpus)), mmap.MAP_SHARED, mmap.PROT_READ),
             mmap.mmap(wants, _pages(WINDOWS_AT + 8 * MAX_WORKERS), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
         ]
         self._consumer = memoryview(self._maps[0]).cast("Q")
@@ -90,8 +101,8 @@ class RingSource:
         self._data = shared[page:]
         self._lengths = self._data.cast("I")
         self._words = self._data.cast("Q")
-        start = shard * counter_bytes()
-        self._counters = memoryview(self._maps[2])[start : start + counter_bytes()].cast("Q")
+        start = shard * counter_bytes(cpus)
+        self._counters = memoryview(self._maps[2])[start : start + counter_bytes(cpus)].cast("Q")
         self._wants = self._maps[3]
         self._shard = shard
         self.cut = False
@@ -274,9 +285,9 @@ class RingSource:
         os.close(self._fd)
 
 
-def counter_bytes() -> int:
+def counter_bytes(cpus: int) -> int:
     """Size of a worker's part of the counters map: a set for each CPU."""
-    return (os.cpu_count() or 1) * COUNTERS_PER_CPU * 16
+    return cpus * COUNTERS_PER_CPU * 16
 
 
 def _pages(size: int) -> int:

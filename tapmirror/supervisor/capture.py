@@ -56,6 +56,11 @@ class OpenCapture:
         """By the program; else by AF_PACKET."""
         return self._loaded is not None
 
+    @property
+    def cpus(self) -> int:
+        """How many processors the program counts for; by AF_PACKET one."""
+        return 1 if self._loaded is None else self._loaded.cpus
+
     def hold(self, name: str) -> Hold:
         """Begin to capture on an interface.  Raises OSError."""
         if self._loaded is not None:

@@ -429,6 +429,7 @@ class Tap:
             excluded=self._excluded(),
             addrs=[packed(addr) for addr in self.spec.addrs],
             block_bytes=self._open_capture.block_bytes,
+            cpus=self._open_capture.cpus,
             shard=shard,
             workers=self._workers,
             links=self._indexes(),

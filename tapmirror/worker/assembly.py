@@ -58,6 +58,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
             wants,
             ring_bytes=spec.limits.ring_bytes,
             seed=spec.seed,
+            cpus=setup.cpus,
             shard=setup.shard,
             workers=setup.workers,
         )

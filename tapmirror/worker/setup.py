@@ -34,6 +34,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of the interfaces whose packets count; for `packet` where the socket sees others too."""
     block_bytes: int = BLOCK_BYTES
     """Bytes of a block of the capture ring; for `packet`."""
+    cpus: int = 1
+    """Processors that have counters of their own; for `ring`."""
     shard: int = 0
     """Number of this worker among the tap's, from 0."""
     workers: int = 1
