@@ -9,8 +9,8 @@
  *   from a client   payload, and FIN, RST and URG; a SYN is only counted
  *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload; and where answers
  *                   are compared, the first bytes of each segment with payload
- *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: what a firewall or a full
- *                   backlog turned away never gets that far, and half-open connections cost an entry of an LRU map;
+ *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: SYNs that a firewall or a
+ *                   full backlog turned away never get that far, and half-open connections cost an entry of an LRU map;
  *                   MULTIPATH in its place where both sides speak Multipath TCP
  *
  * Order of the decisions for a client's packet: match, loop mark, client, sample, fragment.  Each is counted.
