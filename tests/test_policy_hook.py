@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -31,13 +32,13 @@ def test_what_it_is_shown() -> None:
 
 def test_unchanged_it_is_the_same_but_for_the_order_of_framing_fields() -> None:
     asked = request(POST, "Content-Length: 5", "X-A: 1")
-    assert from_hook(to_hook(asked, 1, None), asked) == head(POST, "X-A: 1", "Content-Length: 5")
+    assert from_hook(to_hook(asked, 1, None), asked, None) == (head(POST, "X-A: 1", "Content-Length: 5"), None)
 
 
 def test_a_request_without_fields_has_none() -> None:
     asked = Request(b"GET / HTTP/1.0\r\n\r\n", bytes(36))
     assert to_hook(asked, 1, None).headers == ()
-    assert from_hook(to_hook(asked, 1, None), asked) == asked.head
+    assert from_hook(to_hook(asked, 1, None), asked, None) == (asked.head, None)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,20 @@ def test_a_request_without_fields_has_none() -> None:
 )
 def test_what_is_no_request_is_refused(change: dict[str, Any]) -> None:
     asked = request(POST)
-    assert from_hook(to_hook(asked, 1, None).replace(**change), asked) is None
+    assert from_hook(to_hook(asked, 1, None).replace(**change), asked, None) is None
+
+
+@pytest.mark.parametrize("made", ["text", 5, ["a"], (), object()])
+def test_a_body_that_is_none_is_an_error(made: Any) -> None:
+    data = head("POST / HTTP/1.1", "Content-Length: 3") + b"abc"
+    assert run(lambda r: r.replace(body=made), data, body=True) == (None, {"hook_error": 1})
+
+
+@pytest.mark.parametrize("made", [bytearray(b"abcd"), memoryview(b"abcd"), memoryview(b"abcd").cast("I")])
+def test_what_is_like_bytes_is_a_body_of_so_many(made: Any) -> None:
+    data = head("POST / HTTP/1.1", "Content-Length: 1") + b"x"
+    found, _ = run(lambda r: r.replace(body=made), data, body=True)
+    assert found == head("POST / HTTP/1.1", "Content-Length: 4") + b"abcd"
 
 
 @pytest.mark.parametrize("answer", [1, "x", object(), (1, 2)])
@@ -82,10 +96,14 @@ def test_changing_dropping_and_failing() -> None:
     def fails(_: HookRequest) -> object:
         raise RuntimeError
 
+    def ends(_: HookRequest) -> object:
+        sys.exit("no such key")
+
     assert run(lambda r: r.replace(target="/new"), head()) == (head("GET /new HTTP/1.1"), {})
     assert run(lambda r: r.replace(headers=(("Host", "other"),)), head()) == (head(host="other"), {})
     assert run(lambda _: None, head()) == (None, {"hook": 1})
     assert run(fails, head()) == (None, {"hook_error": 1})
+    assert run(ends, head()) == (None, {"hook_error": 1})
 
 
 def test_framing_fields_cannot_be_set() -> None:

@@ -59,8 +59,10 @@ def to_hook(request: Request, connection: int, body: bytes | None) -> HookReques
     )
 
 
-def from_hook(changed: object, request: Request) -> bytes | None:
-    """The head that a hook's answer stands for; None: it is no valid request, or one that is framed otherwise."""
+def from_hook(changed: object, request: Request, shown: bytes | None) -> tuple[bytes, bytes | None] | None:
+    """The head that a hook's answer stands for, and the body if it was `shown` one; None: it is no valid request, or
+    one that is framed otherwise.
+    """
     if not isinstance(changed, HookRequest) or not all(isinstance(x, str) for x in (changed.method, changed.target)):
         return None
     try:
@@ -84,4 +86,8 @@ def from_hook(changed: object, request: Request) -> bytes | None:
     new, old = read_head(found), read_head(before)
     if new is None or old is None or (new.length, new.closing) != (old.length, old.closing):
         return None
-    return head if b"CONNECT" not in (found[1], before[1]) else None
+    if b"CONNECT" in (found[1], before[1]):
+        return None
+    if shown is None or not isinstance(changed.body, bytes | bytearray | memoryview):
+        return (head, None) if shown is None and changed.body is None else None
+    return head, bytes(changed.body)

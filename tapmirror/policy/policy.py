@@ -571,17 +571,16 @@ class Policy:
             shown = unchunked(bytes(body)) if request.length is None else bytes(body)
         try:
             changed = hook(to_hook(request, talk.flow, shown))
-        except Exception:  # whatever a user's function does, the tap goes on
+            if changed is None:
+                return FilterReason.HOOK
+            found = from_hook(changed, request, shown)
+        except BaseException:  # whatever a user's function does (SystemExit is no Exception), the tap goes on
+            found = None
+        if found is None:
             for each in takes:
                 each.ledger.events["hook_errors"] += 1
             return DropReason.HOOK_ERROR
-        if changed is None:
-            return FilterReason.HOOK
-        head = from_hook(changed, request)
-        if head is None or not isinstance(changed, HookRequest) or (changed.body is None) is not (shown is None):
-            for each in takes:
-                each.ledger.events["hook_errors"] += 1
-            return DropReason.HOOK_ERROR
-        if changed.body is not None and (changed.body != shown or request.length is None):
-            head, body = framed(head, len(changed.body)), changed.body
+        head, changed_body = found
+        if changed_body is not None and (changed_body != shown or request.length is None):
+            head, body = framed(head, len(changed_body)), changed_body
         return Request(head, request.key), body
