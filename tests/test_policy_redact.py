@@ -38,6 +38,7 @@ GET = "GET / HTTP/1.1"
         ({"query": {"t": "remove"}}, "GET /?a=1;t=s;u&b=2;c HTTP/1.1", (), "GET /?a=1&b=2;c HTTP/1.1", ()),
         ({"query": {"t": "replace:x"}}, "GET /?;a;t=s&;t=u HTTP/1.1", (), "GET /?;a;t=x&;t=x HTTP/1.1", ()),
         ({"query": {"t": "remove"}}, "GET /?;t=s HTTP/1.1", (), "GET /? HTTP/1.1", ()),
+        ({"query": {"t": "replace:a b&c=(%)"}}, "GET /?t=s&d HTTP/1.1", (), "GET /?t=a%20b%26c%3D(%25)&d HTTP/1.1", ()),
         (
             {"privacy": "strict"},
             "GET /?user[password]=s&user.token[]=t&user[name]=u HTTP/1.1",
@@ -224,6 +225,24 @@ def test_refused_bodies_have_a_reason(redact: Any, fields: tuple[str, ...], data
     assert tried.ask(asked) == [None]
     assert tried.fates() == {reason: 1}
     assert tried.ask(head()) != [None]
+
+
+@pytest.mark.parametrize("pattern", ["/.*", "^/", "."])
+def test_a_pattern_that_leaves_no_path_leaves_no_request(pattern: str) -> None:
+    tried = Tried(redact={"patterns": {pattern: ""}})
+    assert tried.ask(head("GET /a HTTP/1.1")) == [None]
+    assert tried.fates() == {"unredacted": 1}
+    assert tried.ask(head("OPTIONS * HTTP/1.1")) != [None] or pattern == "."
+
+
+def test_a_text_in_place_of_a_value_is_one_value() -> None:
+    """A space would end the target, and `&` the parameter."""
+    tried = Tried(redact={"query": {"t": "replace:not shown & more"}})
+    form = "application/x-www-form-urlencoded"
+    asked = head("POST /?t=s HTTP/1.1", f"Content-Type: {form}", "Content-Length: 3") + b"t=s"
+    (got,) = tried.ask(asked)
+    value = b"t=not%20shown%20%26%20more"
+    assert got is not None and got.startswith(b"POST /?" + value + b" HTTP/1.1\r\n") and got.endswith(b"\r\n" + value)
 
 
 def test_tunnels_are_not_mirrored_where_something_is_redacted() -> None:

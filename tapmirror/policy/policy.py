@@ -44,7 +44,7 @@ from tapmirror.events import (
     Send,
     Turn,
 )
-from tapmirror.framing.head import SAFE
+from tapmirror.framing.head import REQUEST_LINE, SAFE
 from tapmirror.ledger import Ledger
 from tapmirror.policy.expressions import Expressions
 from tapmirror.policy.hook import HookRequest, from_hook, to_hook
@@ -555,6 +555,8 @@ class Policy:
 
     def _redact(self, redactor: Redactor, request: Request, body: Buffer) -> tuple[Request, Buffer] | Fate:
         head = redactor.head(request)
+        if not REQUEST_LINE.match(head):  # a pattern took more of the path than can be missing
+            return DropReason.UNREDACTED
         if redactor.reads_bodies and request.length != 0:
             plain = unchunked(bytes(body)) if request.length is None else bytes(body)
             found = redactor.body(request, plain)

@@ -80,6 +80,8 @@ _CODE_WORDS: Final = re.compile(r"(?=.{1,64}\Z)(?:[A-Z]+(?:[ _][A-Z]+)*|[a-z]+(?
 
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
+_PLAIN: Final = "!$'()*,/:?@"
+"""What may stand in a parameter's value as it is (RFC 3986, 3.4), beside letters, digits and `-._~`."""
 _DEPTH: Final = 200
 MARK: Final = b"\xef\xbb\xbf"
 """The byte order mark of UTF-8, which some put before JSON."""
@@ -225,7 +227,9 @@ class Redactor:
             action = self._of_parameter(decoded(name).lower())
             if action is not None:
                 found = action(decoded(pair[at + len(name) + len(mark) :]))
-                return pair[:at] + name + b"=" + found if found is not None else pair[: max(at - 1, 0)] or None
+                if found is None:
+                    return pair[: max(at - 1, 0)] or None
+                return pair[:at] + name + b"=" + quote(found, safe=_PLAIN).encode()
             if end < 0:
                 return self._parameter(pair) if self._texts else pair
             at = end + 1
