@@ -126,6 +126,30 @@ def test_forms_texts_and_patterns() -> None:
     assert body({"privacy": "strict"}, "application/json", b'{"x":{"Token":"s"}}') == b'{"x":{}}'
 
 
+@pytest.mark.parametrize("spec", [{"privacy": "strict"}, {"json": {"**.password": "remove"}}])
+def test_json_that_says_it_is_a_form(spec: dict[str, Any]) -> None:
+    """As with `curl -d` and no type; servers that expect JSON do not look at it."""
+    form = "application/x-www-form-urlencoded"
+    assert body(spec, form, b'{"password":"s","a":1}') == b'{"a":1}'
+    assert body(spec, form + "; charset=utf-8", b' \n[{"password":"s"}]') == b"[{}]"
+    for data in (
+        b'{"password":"s"}=',
+        b"%7b%22password%22:%22s%22}",
+        b"+%20%5B",
+        b'%EF%BB%BF{"a":1',
+        b'[{"password":"s"}',
+    ):
+        assert body(spec, form, data) is None
+    assert body({"query": {"a": "remove"}}, form, b"{b&a=s") == b"{b"  # nobody asked for members
+
+
+@pytest.mark.parametrize("kind", ['"{}"', "text/plain, {}", "{}, text/plain", "text/plain; a={}"])
+def test_what_may_be_a_form_is_one_unless_all_else_is_refused(kind: str) -> None:
+    said = kind.format("application/X-www-form-urlencoded")
+    assert body({"query": {"pw": "remove"}}, said, b"a=1&pw=s") == b"a=1"
+    assert body({"privacy": "strict"}, said, b"a=1&pwd=s") is None
+
+
 CODES = [
     ({"error": {"code": -32601, "message": "m"}}, True),
     ([{"id": 1, "Error": {"Code": 404}}], True),
