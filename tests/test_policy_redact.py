@@ -46,6 +46,17 @@ GET = "GET / HTTP/1.1"
             "GET /?user[name]=u HTTP/1.1",
             (),
         ),
+        ({"query": {"t": "remove"}}, "GET /?+T%20=s&%0at=s&u=1 HTTP/1.1", (), "GET /?u=1 HTTP/1.1", ()),
+        (
+            {"privacy": "strict"},
+            "GET /a;v=1;JSESSIONID=7A.n1/b;token/;pass%77ord=s;=?PHPSESSID=s HTTP/1.1",
+            (),
+            "GET /a;v=1/b;token/;=? HTTP/1.1",
+            (),
+        ),
+        ({"query": {"t": "replace:a/;?"}}, "GET /a;t=s/t=u HTTP/1.1", (), "GET /a;t=a%2F%3B%3F/t=u HTTP/1.1", ()),
+        ({"query": {"t": "remove"}}, f"GET /a{';u=1' * 4096}/b;t HTTP/1.1", (), "GET /a/b HTTP/1.1", ()),
+        ({"headers": {"x": "remove"}}, "GET /a;token=s HTTP/1.1", (), "GET /a;token=s HTTP/1.1", ()),
         ({"privacy": "strict"}, "GET http://u:s@h:80/a@b HTTP/1.1", (), "GET http://h:80/a@b HTTP/1.1", ()),
         (
             {"patterns": {"[0-9]{16}": "CARD"}},

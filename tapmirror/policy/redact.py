@@ -60,6 +60,7 @@ _WORDS: Final = (
     *("passwd", "pwd", "passphrase", "passcode", "pin", "otp", "code", "credentials"),
     *("secret", "client_secret", "secret_key", "private_key", "api_key", "signature", "sig"),
     *("token", "access_token", "refresh_token", "id_token", "auth_token", "session_token", "csrf_token", "api_token"),
+    *("jsessionid", "phpsessid"),
     *("auth", "authorization", "jwt", "session", "session_id", "sid", "email", "phone", "ssn"),
     *("iban", "card", "card_number", "credit_card", "cvv", "cvc"),
     *("x_amz_signature", "x_amz_credential", "x_amz_security_token", "x_goog_signature", "x_goog_credential"),
@@ -86,8 +87,8 @@ _JSON_FORM: Final = re.compile(
 """How a body begins that is JSON, and says it is a form."""
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
-_PLAIN: Final = "!$'()*,/:?@"
-"""What may stand in a parameter's value as it is (RFC 3986, 3.4), beside letters, digits and `-._~`."""
+_PLAIN: Final = "!$'()*,:@"
+"""What may stand in any parameter's value as it is (RFC 3986, 3.3), beside letters, digits and `-._~`."""
 _DEPTH: Final = 200
 MARK: Final = b"\xef\xbb\xbf"
 """The byte order mark of UTF-8, which some put before JSON."""
@@ -120,7 +121,7 @@ class Redactor:
         names = dict.fromkeys(STRICT_NAMES, "remove") if self._strict else {}
         headers = {**(STRICT_HEADERS if self._strict else {}), **{k.lower(): v for k, v in spec.headers.items()}}
         self._headers = {name.encode(): self._action(text) for name, text in headers.items()}
-        self._query = {k.lower().encode(): self._action(v) for k, v in {**names, **spec.query}.items()}
+        self._query = {k.strip().lower().encode(): self._action(v) for k, v in {**names, **spec.query}.items()}
         members = {**{f"**.{name}": "remove" for name in names}, **spec.json}
         self.member_paths = [steps_of(path) for path in members]
         """Paths of the JSON members that are taken out."""
@@ -136,7 +137,7 @@ class Redactor:
 
     def head(self, request: Request) -> bytes:
         """The head without what is to be taken out."""
-        path = self.text(request.path)
+        path = self.text(self._path(request.path) if self._query and b";" in request.path else request.path)
         query = request.query
         if query is not None:
             shown = self._pairs(query) if self._query else query
@@ -211,6 +212,25 @@ class Redactor:
             text = pattern.sub(lambda _, becomes=becomes: becomes, text)  # type: ignore[misc]
         return text
 
+    def _path(self, path: bytes) -> bytes:
+        """A path, in whose segments parameters may follow a `;` (RFC 3986, 3.3), as servlets' sessions do.  If it has
+        more of them than are looked at, all are left out.
+        """
+        looked = path.count(b";") < PARAMETERS
+        segments = []
+        for segment in path.split(b"/"):
+            kept, *parameters = segment.split(b";")
+            for pair in parameters if looked else ():
+                name, mark, value = pair.partition(b"=")
+                action = self._of_parameter(decoded(name)) if mark else None
+                found = action(decoded(value)) if action is not None else None
+                if found is not None:
+                    kept += b";" + name + b"=" + quote(found, safe=_PLAIN).encode()
+                elif action is None:
+                    kept += b";" + pair
+            segments.append(kept)
+        return b"/".join(segments)
+
     def _pairs(self, text: bytes) -> bytes | None:
         """A query or a form; None: it has more parameters than are looked at."""
         if text.count(b"&") + text.count(b";") >= PARAMETERS:
@@ -231,7 +251,7 @@ class Redactor:
         while True:
             end = pair.find(b";", at)
             name, mark, _ = pair[at : end if end >= 0 else None].partition(b"=")
-            action = self._of_parameter(decoded(name).lower())
+            action = self._of_parameter(decoded(name))
             if action is not None:
                 found = action(decoded(pair[at + len(name) + len(mark) :]))
                 if found is None:
@@ -256,8 +276,9 @@ class Redactor:
 
     def _of_parameter(self, name: bytes) -> Action | None:
         """What is done with a parameter.  The names of `strict`, and all of what is shown, are meant within others too:
-        `user[password]`.
+        `user[password]`.  White space around a name does not count, as in PHP.
         """
+        name = name.strip().lower()
         action = self._query.get(name)
         if action is None and (self._strict or self._texts):
             action = next((self._query[part] for part in _WITHIN.split(name) if part in self._query), None)
