@@ -162,7 +162,7 @@ class _Builder:
                 return node.value
             try:
                 return self._constructor.construct_object(node)
-            except (ValueError, OverflowError):
+            except (ValueError, OverflowError, LookupError):  # `!!int ''`, `!!bool x`
                 return node.value
         if tag == "str" and node.style is None and _EXPONENT.fullmatch(node.value):
             return float(node.value)
