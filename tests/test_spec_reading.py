@@ -290,6 +290,8 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
         ({"limits": {"ring_bytes": 1000000}}, "limits.ring_bytes: 1000000 is not a power of two"),
         ({"limits": {"flows": -1}}, "limits.flows: -1 is not between 1 and"),
         ({"limits": {"flow_idle": float("inf")}}, "limits.flow_idle: inf is not between"),
+        ({"limits": {"drain_time": "12d"}}, "limits.drain_time: 1036800.0 is not between 0.001 and 1000000"),
+        ({"limits": {"ring_bytes": 1 << 32}}, "limits.ring_bytes: 4294967296 is not between 262144 and 2147483648"),
         ({"protocol": "auto", "safe_methods": True}, "safe_methods: needs requests: protocol must be http, not auto"),
         ({"protocol": "raw", "by": "request", "percent": 5}, "by: needs requests: protocol must be http, not raw"),
         ({"protocol": "auto", "shadow": {"to": "a:80", "pooled": 2}}, "shadow.pooled: needs requests"),

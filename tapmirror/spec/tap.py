@@ -44,7 +44,12 @@ LEAST = {
 }
 """Least values of limits: two of the largest packets; a request line and a Host; a small request; twice what a
 worker has at its start."""
-MOST = 1 << 40
+MOST = {"ring_bytes": 1 << 31}
+"""Largest values of limits, where it is not `MOST_OF_ALL`: the largest ring of the kernel, whose size is a power of two
+in 32 bits."""
+MOST_OF_ALL = 1 << 40
+LONGEST = 1_000_000
+"""Seconds of limits at most, eleven days: poll(2) counts milliseconds in 31 bits."""
 
 
 class Protocol(enum.Enum):
@@ -196,9 +201,11 @@ class Limits(Checked, frozen=True, kw_only=True):
     def _check(self) -> Found:
         for field in msgspec.structs.fields(type(self)):
             value = getattr(self, field.name)
-            least = LEAST.get(field.name, 1 if isinstance(field.default, int) else 0.001)
-            if not least <= value <= MOST:
-                yield field.name, f"{value} is not between {least} and {MOST}"
+            whole = isinstance(field.default, int)
+            least = LEAST.get(field.name, 1 if whole else 0.001)
+            most = MOST.get(field.name, MOST_OF_ALL if whole else LONGEST)
+            if not least <= value <= most:
+                yield field.name, f"{value} is not between {least} and {most}"
         if self.ring_bytes & (self.ring_bytes - 1):
             yield "ring_bytes", f"{self.ring_bytes} is not a power of two"
 
