@@ -11,7 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy_cases import Tried, head, sends, tap_of
-from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, Abort, DropReason, Excuse, Finish, Open, Send, Turn
+from tapmirror.events import (
+    CONNECT,
+    END,
+    KEEPING,
+    NO_BODY,
+    START,
+    TUNNEL,
+    Abort,
+    DropReason,
+    Excuse,
+    Finish,
+    Open,
+    Send,
+    Turn,
+)
 from tapmirror.policy import constant_host, is_needed
 
 TWO = [{"to": "a:1", "name": "a"}, {"to": "b:2", "name": "b"}]
@@ -266,6 +280,26 @@ def test_a_reset_reaches_who_knows_of_the_connection() -> None:
 
 
 # --- pooled connections
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "want", "keeping"),
+    [
+        ("GET / HTTP/1.1", ("A: 1", "connection: Close", "B: 2"), ("A: 1", "B: 2"), 0),
+        ("GET / HTTP/1.1", ("Connection: te", "Connection: x, close"), (), 0),
+        ("GET / HTTP/1.1", ("Connection: keep-alive", "A: close"), ("Connection: keep-alive", "A: close"), 0),
+        ("GET / HTTP/1.0", ("A: 1",), ("A: 1", "Connection: keep-alive"), KEEPING),
+        ("GET / HTTP/1.0", ("Connection: close, keep-alive",), ("Connection: keep-alive",), KEEPING),
+        ("GET / HTTP/1.0", ("Connection: Keep-Alive", "A: 1"), ("Connection: Keep-Alive", "A: 1"), 0),
+    ],
+)
+def test_nobody_ends_the_connection_that_all_use(
+    line: str, fields: tuple[str, ...], want: tuple[str, ...], keeping: int
+) -> None:
+    tried = Tried(shadow={"to": "a:1", "pooled": 1})
+    assert tried.ask(head(line, *fields)) == [head(line, *want)]
+    (sent,) = [each for each in tried.out if isinstance(each, Send)]
+    assert sent.flags == START | END | keeping
 
 
 def test_pooled_requests_are_whole_and_of_one_connection_in_order() -> None:

@@ -50,7 +50,7 @@ from tapmirror.policy.expressions import Expressions
 from tapmirror.policy.hook import HookRequest, from_hook, to_hook
 from tapmirror.policy.plan import ALL, CompiledRule, Destination, Fate, Share, finder
 from tapmirror.policy.redact import Redactor, framed, unchunked
-from tapmirror.policy.request import Request
+from tapmirror.policy.request import Request, persistent
 from tapmirror.policy.sample import TAP, Bucket, SampledConnection
 from tapmirror.spec import By, Rewrite, Rule, Spread, TapSpec
 from tapmirror.spec.sampled import defaults_only
@@ -526,6 +526,8 @@ class Policy:
                 head = rewritten
             if each.changes_method or self._hook is not None:
                 flags = flags & ~NO_BODY | (NO_BODY if head.startswith(b"HEAD ") else 0)
+            if each.pooled:
+                head, flags = persistent(head, flags)
             data = b"".join((head, body)) if body else head
             if each.pooled:
                 self._to_pool(each, talk, data, command.size, flags, out)

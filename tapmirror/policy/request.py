@@ -15,11 +15,12 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from tapmirror.events import FlowKey
+from tapmirror.events import KEEPING, FlowKey
 
 _ORIGIN: Final = re.compile(rb"[a-z][a-z0-9+.-]*+://[^/?]*+", re.IGNORECASE)
 """Scheme and authority of a target in absolute form."""
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
+_CONNECTION: Final = re.compile(rb"\r\n[Cc](?i:onnection):([^\r]*)")
 TOKEN_BYTES: Final = 8192
 """Longest JSON Web Token that is looked into: what servers take as one field (nginx: large_client_header_buffers)."""
 
@@ -110,6 +111,16 @@ class Request:
             return msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + b"==="), type=dict[str, object])
         except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
+
+
+def persistent(head: bytes, flags: int) -> tuple[bytes, int]:
+    """A head, with its flags, after which the connection stays, over which requests of others go (RFC 9112, 9.3)."""
+    options = b",".join(_CONNECTION.findall(head)).lower()
+    old = head.startswith(b"HTTP/1.0\r", head.find(b"\r") - 8)
+    if b"close" not in options and (not old or b"keep-alive" in options):
+        return head, flags
+    head = _CONNECTION.sub(b"", head)
+    return (head[:-2] + b"Connection: keep-alive\r\n\r\n", flags | KEEPING) if old else (head, flags)
 
 
 def decoded(text: bytes) -> bytes:
