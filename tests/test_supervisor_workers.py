@@ -26,7 +26,8 @@ from tapmirror.ledger import summed
 from tapmirror.source.sockets import open_live
 from tapmirror.spec import Hook, Limits, Protocol, TapSpec, parse_shadow
 from tapmirror.spec.tap import MAX_WORKERS
-from tapmirror.supervisor import workers
+from tapmirror.supervisor import patience, workers
+from tapmirror.supervisor.patience import Scheduled, _Look
 from tapmirror.supervisor.workers import LoopFound, TapError, WorkerProcess, WorkerSlot, automatic
 from tapmirror.worker.setup import Setup
 from test_supervisor_metrics import Taps, compared, falls, snapshot
@@ -61,7 +62,7 @@ def started(lab: Lab, **change: Any) -> WorkerProcess:
     spec = TapSpec(**fields)
     setup = Setup(spec=spec, addresses=[[(int(socket.AF_INET), [SHADOW, 80])]], capture="packet", uid=uid, gid=gid)
     with lab.node.enter(), open_live("eth0", Limits().ring_bytes, loopback=False, ports=None) as sock:
-        worker = WorkerProcess(setup, [sock.fileno()], print)
+        worker = WorkerProcess(setup, [sock.fileno()], print, print)
     try:
         worker.wait_ready(PATIENCE)
     except BaseException:
@@ -122,6 +123,7 @@ def told_in_pieces(pieces: int, pause: float) -> tuple[WorkerProcess, subprocess
 
     process = subprocess.Popen(["sleep", "60"])
     worker = WorkerProcess.__new__(WorkerProcess)
+    worker._scheduled = Scheduled(process.pid)
     worker._control, worker._process, worker._pieces, worker.ready = ours, process, privsep.Pieces(1 << 20), True
     thread = threading.Thread(target=tell)
     thread.start()
@@ -225,7 +227,13 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[Sit]:
+def warned() -> list[str]:
+    """What was told of them."""
+    return []
+
+
+@pytest.fixture
+def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], warned: list[str]) -> Iterator[Sit]:
     """A seat whose workers are a few lines of Python in place of the real one's."""
     slots: list[WorkerSlot] = []
     python = sys.executable
@@ -237,7 +245,7 @@ def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Ite
         monkeypatch.setattr(sys, "executable", str(script))
         spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow(f"{SHADOW}:80"),))
         setup = Setup(spec=spec, addresses=[], capture="packet", uid=0, gid=0)
-        slots.append(WorkerSlot(lambda: (setup, []), lambda _: None, said.append))
+        slots.append(WorkerSlot(lambda: (setup, []), warned.append, said.append))
         return slots[-1]
 
     yield make
@@ -434,3 +442,58 @@ def test_a_worker_that_prints_without_end_costs_a_few_lines(sit: Sit, said: list
     for _ in range(200):
         slot.service(time.monotonic())
     assert 0 < len(said) < 100 and max(map(len, said)) < 500
+
+
+# --- workers that get no CPU, as the kernel tells it (`test_supervisor_patience` has some that really get none)
+
+LATE = """
+import time
+real = say
+def say(message):
+    time.sleep({})
+    real(message)
+serve()
+"""
+
+
+@pytest.fixture
+def starved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All workers wait for a CPU."""
+    monkeypatch.setattr(Scheduled, "look", lambda _: _Look(time.monotonic(), b"R", (5, 5, 5)))
+
+
+@pytest.mark.usefixtures("starved")
+def test_one_that_waits_for_a_cpu_is_waited_for_and_that_is_told_once(
+    sit: Sit, warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "STARVED", 1.0)
+    slot = sit(LATE.format(1.5))
+    slot.start()
+    assert slot._process is not None
+    for _ in range(2):
+        slot._process.ask({"op": "snapshot"}, "snapshot", 0.5)
+    assert len(warned) == 1
+    assert re.match(r"the worker process has waited \d s for a CPU: .* after 60 s of this$", warned[0])
+
+
+@pytest.mark.usefixtures("starved")
+def test_one_that_waits_for_a_cpu_is_not_waited_for_without_end(sit: Sit, monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = sit(LATE.format("60 if len(told) > 1 else 0"))
+    slot.start()
+    monkeypatch.setattr(patience, "LONGEST", 1.0)
+    worker = slot._process
+    assert worker is not None
+    with pytest.raises(TapError, match=r"did not answer within 1 s, and waited 1 s for a CPU besides$"):
+        worker.ask({"op": "snapshot"}, "snapshot", 0.6)
+    assert worker._process.wait(PATIENCE) == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("starved")
+def test_one_that_waits_for_a_cpu_while_it_starts_is_waited_for(sit: Sit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "READY_TIME", 0.5)
+    slot = sit(LATE.format(1.5))
+    slot.begin()
+    while not slot.running and not slot.reason:
+        slot.service(time.monotonic())
+        time.sleep(0.1)
+    assert (slot.running, slot.reason, slot.restarts) == (True, "", 0)

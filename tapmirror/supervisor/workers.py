@@ -32,6 +32,7 @@ from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import MAX_WORKERS
 from tapmirror.supervisor.figures import checked, with_past
 from tapmirror.supervisor.log import printable
+from tapmirror.supervisor.patience import LONGEST, Patience, Scheduled
 from tapmirror.worker.setup import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
@@ -40,7 +41,12 @@ PIECES_TIME: Final = 20.0
 """Seconds for all pieces of an answer: some 2,000 at most, of which a busy worker sends ten in one iteration of its
 loop."""
 REPLY_TIME: Final = 5.0
-"""Seconds for a worker to answer; it looks at its control socket in every iteration of its loop."""
+"""Seconds for a worker to answer; it looks at its control socket in every iteration of its loop.  As in the two above,
+those in which it waits for a CPU do not count (`patience`)."""
+LOOK: Final = 1.0
+"""Seconds between two looks at whether a worker that does not answer has a CPU."""
+STARVED: Final = 5.0
+"""Seconds for which a worker waits for a CPU that are told."""
 LAST_WORDS: Final = 1024
 """Messages that are read of a worker that is gone, at most; the kernel keeps fewer (net.unix.max_dgram_qlen)."""
 FIRST_PAUSE: Final = 0.1
@@ -86,10 +92,16 @@ class LoopFound(msgspec.Struct, frozen=True):
 
 
 class WorkerProcess:
-    """A worker and our end of its control socket; ours until `close`.  `said` receives the lines that it prints."""
+    """A worker and our end of its control socket; ours until `close`.
 
-    def __init__(self, setup: Setup, fds: Sequence[int], said: Callable[[str], None]) -> None:
+    `warn` receives one-line warnings, `said` the lines that it prints.
+    """
+
+    def __init__(
+        self, setup: Setup, fds: Sequence[int], warn: Callable[[str], None], said: Callable[[str], None]
+    ) -> None:
         """Begin to start it.  The descriptors stay the caller's.  Raises OSError."""
+        self._warn = warn
         self._said = said
         self._pieces = privsep.Pieces(STATE_BYTES)
         self.ready = False
@@ -118,6 +130,11 @@ class WorkerProcess:
             self._output.close(0.0)
             raise
         self._output.let_go()
+        self._scheduled = Scheduled(self.pid)  # before it has what it waits for to become another user's
+        self._starting = Patience(self._scheduled)
+        self._began = self._starting.now()
+        self._told = False
+        """The user was told that it waits for a CPU."""
         try:
             privsep.send_large(self._control, msgspec.to_builtins(setup), fds)
         except BaseException:
@@ -145,10 +162,14 @@ class WorkerProcess:
 
     def wait_ready(self, wait: float) -> None:
         """Raises `TapError` if it is gone, cannot start, or takes over `wait` seconds."""
-        end = time.monotonic() + wait
+        end = self._starting.now() + wait
         while not self.ready:
-            self._wait(end, wait)
+            self._wait(self._starting, end, wait)
             self._take()
+
+    def late(self) -> bool:
+        """Whether it has had `READY_TIME` to start.  Ask about once a second."""
+        return self._look(self._starting) - self._began > READY_TIME
 
     def ask(self, request: dict[str, Any], answer: str, wait: float) -> dict[str, Any]:
         """Send a request; the message that answers it.  Raises `TapError`: it is gone, or over `wait` seconds late."""
@@ -167,9 +188,10 @@ class WorkerProcess:
 
         A long answer comes in pieces, as the worker finds time for them, for up to `PIECES_TIME`.
         """
-        most = time.monotonic() + max(wait, PIECES_TIME)
+        patience = Patience(self._scheduled)
+        most = patience.now() + max(wait, PIECES_TIME)
         while True:
-            self._wait(min(time.monotonic() + wait, most), wait)
+            self._wait(patience, min(patience.now() + wait, most), wait)
             message = self._take()
             if answer in message:
                 return message
@@ -182,13 +204,27 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._scheduled.close()
         for line in self._output.close(time.monotonic()):
             self._said(line)
 
-    def _wait(self, end: float, wait: float) -> None:
-        if not _readable(self._control, max(0.0, end - time.monotonic())):
-            self._process.kill()  # it hangs, and would not drain either
-            raise TapError(f"the worker process did not answer within {wait:.0f} s")
+    def _wait(self, patience: Patience, end: float, wait: float) -> None:
+        """Until there is something to take, or the end."""
+        while not _readable(self._control, min(LOOK, max(0.0, end - patience.now()))):
+            if self._look(patience) >= end:
+                self._process.kill()  # it hangs, and would not drain either
+                starved = f", and waited {patience.starved:.0f} s for a CPU besides" if patience.starved >= 1.0 else ""
+                raise TapError(f"the worker process did not answer within {wait:.0f} s{starved}")
+
+    def _look(self, patience: Patience) -> float:
+        now = patience.look()
+        if patience.starved >= STARVED and not self._told:
+            self._told = True
+            self._warn(
+                f"the worker process has waited {patience.starved:.0f} s for a CPU: the host is too busy, or a limit "
+                f"(CPUQuota=, cpu.max) is too low; it is replaced if it does not answer after {LONGEST:.0f} s of this"
+            )
+        return now
 
     def _take(self) -> dict[str, Any]:
         """The next message."""
@@ -308,7 +344,7 @@ class WorkerSlot:
             if self._process.ready and not ready:
                 self._tell_pending(self._process)
                 self.reason = ""
-            elif not ready and now - self._began > READY_TIME:
+            elif not ready and self._process.late():
                 raise TapError(f"the worker process did not start within {READY_TIME:.0f} s")
             if self._process.ready and now - self._looked >= 1.0:
                 self._look(self._process)
@@ -405,7 +441,9 @@ class WorkerSlot:
         setup, fds = self._make()
         self._shadows = setup.spec.shadows
         try:
-            self._process = WorkerProcess(msgspec.structs.replace(setup, past=self._handover), fds, self._said)
+            self._process = WorkerProcess(
+                msgspec.structs.replace(setup, past=self._handover), fds, self._warn, self._said
+            )
         finally:
             for fd in fds:
                 os.close(fd)
