@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 from typing import Final
 
 import pytest
 
 from tapmirror.compare.operations import OPENING
-from tapmirror.compare.pairing import SAMPLE_BODY, Conversation
+from tapmirror.compare.pairing import PENDING_BYTES, REPLY_BYTES, SAMPLE_BODY, Conversation
 from tapmirror.events import NO_BODY, TUNNEL
 from tapmirror.exchange import Asked, Calls, Exchange, Failure, Unpaired
 from tapmirror.framing.answers import NOTHING, ReaderBounds, ResponseMemory
@@ -35,10 +36,10 @@ class Outcomes:
 class Talk:
     """A connection with one shadow, as a test writes it down."""
 
-    def __init__(self, midstream: bool = False) -> None:
+    def __init__(self, midstream: bool = False, bounds: ReaderBounds = BOUNDS) -> None:
         self.out = Outcomes()
         self.memory = ResponseMemory(ROOM)
-        self.conversation = Conversation(BOUNDS, self.memory, self.out, midstream)
+        self.conversation = Conversation(bounds, self.memory, self.out, midstream)
         self.number = 0
         self.time = 1000
 
@@ -180,17 +181,17 @@ def test_what_is_given_up_after_the_shadow_refused_it_leaves_nothing() -> None:
 
 def test_a_request_without_room_keeps_its_place() -> None:
     talk = Talk()
-    talk.memory.free = 100
-    head = b"GET / HTTP/1.1\r\nX: " + bytes(100)
+    talk.memory.free = most = PENDING_BYTES + REPLY_BYTES + 100
+    head = b"GET / HTTP/1.1\r\nX: " + bytes(REPLY_BYTES + 100)
     talk.conversation.request(Asked(1, b"GET", b"/", head), 0, 100, 1.0)
     talk.number = 1
-    assert (len(talk.conversation), talk.memory.free) == (0, 100)
+    assert (len(talk.conversation), talk.memory.free) == (0, most)
     talk.production_data(ok(status=500))
     talk.ask()
     talk.production_data(ok())
     talk.shadow(ok())
     assert talk.statuses() == [(2, 200, [200])]
-    assert (talk.out.lost, talk.memory.free) == ([(PRODUCTION, Unpaired.LIMIT)], 100)
+    assert (talk.out.lost, talk.memory.free) == ([(PRODUCTION, Unpaired.LIMIT)], most)
 
 
 @pytest.mark.parametrize(
@@ -215,19 +216,57 @@ def test_of_a_long_body_is_kept_what_may_name_an_operation(calls: Calls | None, 
         talk.conversation.request_body(1, memoryview(body)[at : at + size])
         at += size
     assert (asked.body, asked.longer) == (body[:kept], sum(sizes) > SAMPLE_BODY)
-    assert talk.memory.free == ROOM - kept
+    assert talk.memory.free == ROOM - PENDING_BYTES - kept
     talk.conversation.close(Unpaired.SHUTDOWN)
     assert talk.memory.free == ROOM
 
 
 def test_a_body_without_room_is_not_taken_up_again() -> None:
     talk = Talk()
-    talk.memory.free = 100
+    talk.memory.free = PENDING_BYTES + 100
     asked = Asked(1, b"POST", b"/", b"", calls=Calls.JSON)
     talk.conversation.request(asked, 0, 100, 1.0)
     for piece in (b"a" * 90, b"b" * 20, b"c"):
         talk.conversation.request_body(1, piece)
     assert (asked.body, asked.longer, talk.memory.free) == (b"", True, 100)
+
+
+TINY = b"GET / HTTP/1.1"
+
+
+def tiny(number: int) -> Asked:
+    return Asked(number, TINY[:3], TINY[4:5], bytes(bytearray(TINY)), ended_ns=number << 40)
+
+
+@pytest.mark.parametrize("shadows", [1, 2, 4])
+def test_of_the_room_is_taken_what_small_requests_take_of_the_memory(shadows: int) -> None:
+    talk = Talk(bounds=ReaderBounds(1000, 1000, 10_000))
+    talk.memory.free = memory = 1 << 30
+    tracemalloc.start()
+    try:
+        for number in range(1, 2001):
+            talk.conversation.request(tiny(number), 0, 100, 1.0 + number)
+            for shadow in range(shadows):
+                talk.conversation.asked(shadow, number, 0)
+                talk.conversation.sent(shadow, number, number << 40, number << 20, number << 20)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.05 * (memory - talk.memory.free) < 1.4 * taken
+
+
+def test_requests_that_were_given_up_hold_little_while_a_shadow_owes_their_answers() -> None:
+    talk = Talk(bounds=ReaderBounds(1000, 1000, 10_000))
+    talk.memory.free = 1 << 30
+    tracemalloc.start()
+    try:
+        for number in range(1, 2001):
+            talk.conversation.request(tiny(number), 0, 100, 1.0)
+            talk.conversation.asked(0, number, 0)
+        talk.conversation.expire(2.0, 1)
+        assert tracemalloc.get_traced_memory()[0] < 2000 * 400
+    finally:
+        tracemalloc.stop()
 
 
 def test_of_a_long_head_nothing_is_kept_when_it_is_over() -> None:

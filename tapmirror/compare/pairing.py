@@ -52,6 +52,11 @@ from tapmirror.framing.response import KNOWN_BYTES
 
 SAMPLE_BODY: Final = 2048
 """Bytes of a request's body that are kept: what has room in a curl line."""
+PENDING_BYTES: Final = 800
+"""Bytes that a request which is not done takes of the room beside its head and body: measured, as all its objects and
+its places in tables and queues."""
+REPLY_BYTES: Final = 250
+"""The same of each shadow that it goes to."""
 
 
 class Sink(Protocol):
@@ -147,7 +152,7 @@ class Conversation:
         `request_ended` need not follow.
         """
         production = self._production
-        if asked is not None and len(asked.head) > self._memory.free:
+        if asked is not None and len(asked.head) + PENDING_BYTES > self._memory.free:
             self._sink.unpaired(Unpaired.LIMIT)
             asked = None
         if production.awaited:
@@ -173,7 +178,7 @@ class Conversation:
             production.expect(flags, NOTHING, None)
             self._check()
             return
-        self._memory.free -= len(asked.head)
+        self._memory.free -= len(asked.head) + PENDING_BYTES
         pending = Pending(asked, flags, body_limit, now, {}, 2 if asked.ended_ns else 3)
         self._pending[asked.number] = pending
         if recovered:
@@ -299,7 +304,7 @@ class Conversation:
             size = len(request)
             if size > self._memory.free:
                 request, size = b"", 0
-            self._memory.free -= size
+            self._memory.free -= size + REPLY_BYTES
             pending.replies[shadow] = Reply(_NO_ANSWER, 0, 0, 0, request)
             if alone:
                 pending.decided = True  # its answer is waited for in place of that
@@ -312,7 +317,7 @@ class Conversation:
 
         The sink gets an exchange in which the shadow's first answer stands in production's place.
         """
-        size = len(asked.head) + memory_of(first)
+        size = len(asked.head) + memory_of(first) + PENDING_BYTES
         if size > self._memory.free:
             return 0
         self._memory.free -= size
@@ -404,7 +409,7 @@ class Conversation:
             pending.left_out.setdefault(shadow, reason)
             reply = pending.replies.pop(shadow, None)
             if reply is not None:
-                self._memory.free += len(reply.request) + memory_of(reply.answer)
+                self._memory.free += len(reply.request) + memory_of(reply.answer) + REPLY_BYTES
                 if reply.answer is _NO_ANSWER:
                     self._less(pending)
 
@@ -491,6 +496,8 @@ class Conversation:
                     self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.TIMEOUT))
                 else:
                     self.left_out(shadow, pending.asked.number, Unpaired.NOT_SENT)
+            if pending.dead:
+                _strip(pending)
 
     def close(self, reason: Unpaired) -> None:
         """The connection is over, on all sides."""
@@ -551,8 +558,10 @@ class Conversation:
     def _drop(self, pending: Pending | None, reason: Unpaired) -> None:
         if pending is not None and not pending.dead:
             doubtful = pending is self._unconfirmed and self._production.broken is None
+            checks = pending.asked.checks
             self._finish(pending)
-            if pending.asked.checks:
+            _strip(pending)
+            if checks:
                 return
             self._sink.unpaired(reason)
             if doubtful:  # nothing will show any more whether the order is what it seems
@@ -560,7 +569,7 @@ class Conversation:
                 self._lost()
 
     def _finish(self, pending: Pending) -> int:
-        """It is done; how many bytes it held."""
+        """It is done; how many bytes of heads and bodies it held."""
         pending.dead = True
         if pending is self._unconfirmed:
             self._unconfirmed = None
@@ -570,7 +579,7 @@ class Conversation:
             free += memory_of(pending.production)
         for reply in pending.replies.values():
             free += memory_of(reply.answer) + len(reply.request)
-        self._memory.free += free
+        self._memory.free += free + PENDING_BYTES + REPLY_BYTES * len(pending.replies)
         return free
 
     def _check_side(self, shadow: int, side: _Side) -> None:
@@ -613,6 +622,13 @@ class Conversation:
             self._less(pending)
 
 
+def _strip(pending: Pending) -> None:
+    """A request was given up: a reader that waits for an answer to it yet goes on to refer to it, but not to what it
+    held.
+    """
+    pending.asked, pending.production, pending.replies = _GONE, None, _NO_REPLIES
+
+
 _LAST: Final = re.compile(
     rb"^HTTP/1\.0 (?!.*\nconnection:[^\n]*keep-alive)|\nconnection:[^\n]*close", re.IGNORECASE | re.DOTALL
 )
@@ -621,5 +637,8 @@ no server's application.
 """
 _CLOSE: Final = b"\nConnection: close"
 _NO_ANSWER: Final = Answer(0)
+_GONE: Final = Asked(0, b"", b"", b"")
+_NO_REPLIES: Final[dict[int, Reply]] = {}
+"""In place of those of a request that is done; nothing is put into it, for who is done is not found any more."""
 _CURABLE: Final = (Unpaired.GAP, Unpaired.CUT, Unpaired.ORDER, Unpaired.LIMIT)
 """After these an answer's beginning can be known again."""

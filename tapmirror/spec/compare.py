@@ -89,9 +89,10 @@ class Compare(Checked, frozen=True, kw_only=True):
     else: about 50 ms at worst."""
     hash_bytes: int = 8 << 20
     """Bytes of a body that are hashed; of longer ones the length is compared."""
-    held_bytes: int = 16 << 20
-    """Bytes of heads and bodies kept at one time, for all requests in progress.  A body that does not fit is
-    hashed; a request whose heads do not fit is not compared."""
+    held_bytes: int = 64 << 20
+    """Bytes kept at one time for all requests in progress: heads, bodies, and about 1 KB for each request.  The
+    default is enough for 2,000 requests a second to a shadow that answers none within `answer_time`.  A body that
+    does not fit is hashed; a request that does not fit is not compared."""
     pending: int = 256
     """Requests in progress on one connection.  A client that pipelines more is rare, and its responses count as
     unpaired."""
