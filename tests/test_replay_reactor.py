@@ -208,6 +208,35 @@ def test_a_shadow_that_does_not_read_is_bounded() -> None:
             assert data == (head + body) * (len(data) // len(head + body))
 
 
+@pytest.mark.parametrize("http", [True, False])
+def test_what_a_socket_does_not_take_is_bounded_too(http: bool) -> None:
+    """Of each connection's first part for which it has no room."""
+    part = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n" + bytes(60_000)
+    with Bench(queue_bytes=100_000, queues_bytes=150_000) as bench:
+        socks = [bench.open(flow, http=http) for flow in range(20)]
+        for flow in range(20):
+            for _ in range(200):
+                bench.send(flow, part, WHOLE if http else 0)
+                assert bench.reactor._memory.held <= 150_000
+                if bench.reactor._lanes[flow].queue or bench.reactor._lanes[flow].skipping:
+                    break
+        assert bench.reactor._memory.held > 0
+        assert set(bench.ledger.bytes.dropped) == {DropReason.SHADOW_SLOW}
+        ends = 0
+        for sock in socks:  # nothing in part is taken for a whole
+            sock.setblocking(False)
+            size = 0
+            try:
+                while data := sock.recv(1 << 20):
+                    size += len(data)
+                    bench.iterate()
+            except BlockingIOError:
+                assert not http or size % len(part) == 0
+            except ConnectionResetError:
+                ends += 1
+        assert ends
+
+
 def test_what_a_rewrite_adds_is_bounded_too() -> None:
     with Bench(queue_bytes=100_000, queues_bytes=150_000) as bench:
         for flow in (1, 2):

@@ -90,6 +90,10 @@ class QueueMemory:
         self.singly = False
         """Each request waits for the answer to the one before (`singly`)."""
 
+    def full(self, size: int) -> bool:
+        """Whether `size` more bytes of data pass the bound of all queues together."""
+        return self.held + self.items * ITEM_BYTES + size > self.all_bytes
+
 
 class Lane:
     """One flow's way to the shadow."""
@@ -250,10 +254,7 @@ class Lane:
     def full(self, size: int) -> bool:
         """Whether `size` more bytes of data pass a bound."""
         memory = self._memory
-        return (
-            self.queued + len(self.queue) * ITEM_BYTES + size > memory.lane_bytes
-            or memory.held + memory.items * ITEM_BYTES + size > memory.all_bytes
-        )
+        return self.queued + len(self.queue) * ITEM_BYTES + size > memory.lane_bytes or memory.full(size)
 
     def enqueue(self, data: bytes, size: int, flags: int, number: int = 0) -> None:
         """Keep a part for later."""

@@ -269,11 +269,11 @@ class Reactor:
         except BlockingIOError:
             count = 0
         except OSError:
-            lane.sent_in_part(bytes(data), size, flags, 0)
-            self._broken(lane, now)
+            if self._keep_rest(lane, command, 0, now):
+                self._broken(lane, now)
             return
         if count < len(data):
-            lane.sent_in_part(bytes(data), size, flags, count)
+            self._keep_rest(lane, command, count, now)
         elif not flags:
             self._bytes.mirrored += size
         elif flags == WHOLE or flags & WHOLE == WHOLE:
@@ -320,11 +320,11 @@ class Reactor:
         except BlockingIOError:
             count = 0
         except OSError:
-            lane.sent_in_part(bytes(data), size, flags, 0, command.number)
-            self._broken(lane, now)
+            if self._keep_rest(lane, command, 0, now):
+                self._broken(lane, now)
             return
         if count < len(data):
-            lane.sent_in_part(bytes(data), size, flags, count, command.number)
+            self._keep_rest(lane, command, count, now)
             return
         if flags == WHOLE:
             self._bytes.mirrored += size
@@ -386,6 +386,25 @@ class Reactor:
         lane.enqueue(bytes(command.data), size, flags, command.number)
         if lane.state == OPEN:
             self._flush(lane, now)
+
+    def _keep_rest(self, lane: Lane, command: Send, count: int, now: float) -> bool:
+        """`count` bytes went of a part that was not queued: the rest waits, if all queues together have room for it.
+        False: there is no connection any more.
+        """
+        data = command.data
+        slow = self._memory.full(len(data) - count)
+        lane.sent_in_part(bytes(data), command.size, command.flags, count, command.number)
+        if not slow:
+            return True
+        lane.withdraw()
+        if not lane.http or lane.tunnel:
+            self._ends.give_up(lane, DropReason.SHADOW_SLOW)
+            return False
+        torn = lane.unsent()
+        lane.drop_all(DropReason.SHADOW_SLOW)
+        if torn:
+            self._sockets.reset(lane, torn)
+        return not torn
 
     def _skip(self, lane: Lane, command: Send, reason: DropReason) -> None:
         """Drop a part and what belongs to it."""
