@@ -57,6 +57,7 @@ def test_what_needs_a_comparison_is_refused_without_one(given: list[str]) -> Non
 
 
 @pytest.mark.parametrize("command", ["run", "start"])
+@pytest.mark.parametrize("share", ["5", "1"])
 @pytest.mark.parametrize(
     ("level", "said"),
     [
@@ -64,8 +65,10 @@ def test_what_needs_a_comparison_is_refused_without_one(given: list[str]) -> Non
         ("status", "has no effect with level status: it needs headers or body"),
     ],
 )
-def test_a_noise_probe_needs_a_comparison_whatever_starts_the_tap(command: str, level: str, said: str) -> None:
-    tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080", "--noise-probe", "5"]
+def test_a_noise_probe_needs_a_comparison_whatever_starts_the_tap(
+    command: str, level: str, share: str, said: str
+) -> None:
+    tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080", "--noise-probe", share]
     result = CliRunner().invoke(main, [command, *tap, "--compare", level])
     assert (result.exit_code, result.output) == (2, f"tapmirror: error: --noise-probe: {said}\n")
 

@@ -127,6 +127,8 @@ def test_a_comparison(text: str, want: Compare) -> None:
         ("{level: bodies}", "compare.level: 'bodies' is none of"),
         ("{noise_probe: x%}", "compare.noise_probe: 'x%' is not a number"),
         ("{noise_probe: 5%}", "compare.noise_probe: nothing is compared: set compare to a level"),
+        ("{noise_probe: 1}", "compare.noise_probe: nothing is compared: set compare to a level"),
+        ("{level: status, noise_probe: 1%}", "compare.noise_probe: has no effect with level status: it needs headers"),
         ("{level: status, noise_probe: 5}", "compare.noise_probe: has no effect with level status: it needs headers"),
         ("body\nprotocol: raw", "compare: needs requests and responses"),
     ],

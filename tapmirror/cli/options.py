@@ -184,7 +184,7 @@ def specs_of(
         return read_file(file, said, resolve, strict=strict)
     if resolve or strict:
         fail("--resolve and --strict are for files of Kubernetes (-f)", 2)
-    return [spec_of(**options)]
+    return [spec_of(**options, probe_given="noise_probe" in given)]
 
 
 def spec_of(
@@ -198,6 +198,7 @@ def spec_of(
     pacing: str,
     compare: str,
     noise_probe: float,
+    probe_given: bool,
     **rest: Any,
 ) -> TapSpec:
     """The tap that options describe."""
@@ -216,7 +217,7 @@ def spec_of(
             compare=Compare(level=Level(compare), noise_probe=noise_probe),
             **rest,
         )
-        for field, message in spec.slips():
+        for field, message in spec.slips(probe_given=probe_given):
             raise SpecError(field.removeprefix("compare."), message)
         return spec
     except SpecError as error:

@@ -129,11 +129,12 @@ class Compare(Checked, frozen=True, kw_only=True):
         """Whether shadows get some requests twice, to see what differs by itself."""
         return self.level in (Level.HEADERS, Level.BODY) and self.noise_probe > 0
 
-    def slips(self) -> Found:
-        """As of `TapSpec`."""
-        if self.level is Level.OFF and self.noise_probe != NOISE_PROBE:
+    def slips(self, *, probe_given: bool = False) -> Found:
+        """As of `TapSpec`; `probe_given`: `noise_probe` was written, be it as its default is."""
+        given = probe_given or self.noise_probe != NOISE_PROBE
+        if self.level is Level.OFF and given:
             yield "noise_probe", "nothing is compared: set compare to a level"
-        elif self.level is Level.STATUS and self.noise_probe not in (0, NOISE_PROBE):
+        elif self.level is Level.STATUS and given and self.noise_probe:
             yield "noise_probe", "has no effect with level status: it needs headers or body"
 
     def _check(self) -> Found:

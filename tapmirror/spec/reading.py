@@ -190,8 +190,15 @@ class _Reader:
         missing = {field.name for field in fields.values() if field.required and field.name not in values}
         values |= {name: _STAND_INS[name] for name in missing}
         if cls is TapSpec and not self._kept:  # whatever else is wrong with it: all is told at once
-            said = (values.get("name", ""), values.get("compare", Compare()))
-            for where, message in slips(*said, values.get("budget", Budget()), values.get("workers", 1), self._auto):
+            compared = data["compare"] if "compare" in values else None
+            for where, message in slips(
+                values.get("name", ""),
+                values.get("compare", Compare()),
+                values.get("budget", Budget()),
+                values.get("workers", 1),
+                self._auto,
+                probe_given=isinstance(compared, dict) and "noise_probe" in compared,
+            ):
                 self._wrong((*path, *where.split(".")), message)
         try:
             built = cls(**values)

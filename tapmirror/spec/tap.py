@@ -331,12 +331,13 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                 elif mirror.shadow in [other.shadow for other in (rule.mirror or ())[:j]]:
                     yield f"rules[{i}].mirror[{j}]", f"{shown(mirror.shadow)} is there already"
 
-    def slips(self, auto: int = 1) -> Found:
+    def slips(self, auto: int = 1, *, probe_given: bool = False) -> Found:
         """What is refused to whoever writes it, and was not always: a tap that was kept with it goes on.
 
         `auto`: how many workers that is on the host where it is to run; elsewhere one, at least, is certain.
+        `probe_given`: as of `Compare.slips`.
         """
-        return slips(self.name, self.compare, self.budget, self.workers, auto)
+        return slips(self.name, self.compare, self.budget, self.workers, auto, probe_given=probe_given)
 
     def http_only(self) -> Iterator[str]:
         """The fields in use that make sense only where requests are known."""
@@ -383,13 +384,21 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
         return threshold(self.most()) if self.by is By.CONNECTION else 1 << 32
 
 
-def slips(name: str, compare: Compare, budget: Budget, workers: int | Literal["auto"], auto: int) -> Found:
+def slips(
+    name: str,
+    compare: Compare,
+    budget: Budget,
+    workers: int | Literal["auto"],
+    auto: int,
+    *,
+    probe_given: bool,
+) -> Found:
     """`TapSpec.slips` of what a tap is to have, which may have more that is wrong with it."""
     if name.startswith("-"):
         yield "name", f"{shown(name)} begins with -: commands would take it for an option"
     elif "/" in name:
         yield "name", f"{shown(name)} has a /: `report` and `verdict` would take it for a file"
-    for field, message in compare.slips():
+    for field, message in compare.slips(probe_given=probe_given):
         yield f"compare.{field}", message
     if workers == "auto":
         if message := too_little(budget.memory, auto):
