@@ -34,6 +34,13 @@ def test_directories_that_cannot_be_had_are_one_line(tmp_path: Path) -> None:
     assert done.output.splitlines()[-1] == f"tapmirror: error: {file / 'x'}: Not a directory"
 
 
+def test_a_group_that_is_not_there_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    words = [f"--{name}-dir={tmp_path / name}" for name in ("runtime", "state", "config")]
+    done = CliRunner().invoke(main, ["daemon", *words, "--group", "no-such-group"])
+    assert (done.exit_code, done.output) == (2, "tapmirror: error: --group: there is no group 'no-such-group'\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_that_is_wrong_with_the_files_is_told_where_it_does_not_begin(tmp_path: Path) -> None:
     """By the bounds of all taps, without which it does not; those of taps.d would be told only by the next start."""
     words = [f"--{name}-dir={tmp_path / name}" for name in ("runtime", "state", "config")]

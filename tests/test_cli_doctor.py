@@ -71,3 +71,9 @@ def test_each_interface_and_each_shadow_is_looked_at(monkeypatch: pytest.MonkeyP
 def test_a_wrong_shadow() -> None:
     done = CliRunner().invoke(main, ["doctor", "--shadow", "x"])
     assert (done.exit_code, done.output) == (2, "tapmirror: error: --shadow: 'x' is not HOST:PORT\n")
+
+
+@pytest.mark.parametrize("names", [[""], ["eth0,"], ["lo", ""]])
+def test_a_wrong_interface(names: list[str]) -> None:
+    done = CliRunner().invoke(main, ["doctor", *(f"--iface={name}" for name in names)])
+    assert (done.exit_code, done.output) == (2, "tapmirror: error: --iface: '' is not an interface name\n")

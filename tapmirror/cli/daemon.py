@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from tapmirror.cli.messages import error_line, fail
+from tapmirror.spec.errors import shown
 from tapmirror.supervisor.endpoint import parse_address
 from tapmirror.supervisor.log import to_stderr
 from tapmirror.supervisor.places import CONFIG, RUNTIME, STATE, PlaceError, Places
-from tapmirror.supervisor.serve import GROUP, serve
+from tapmirror.supervisor.serve import GROUP, group_id, serve
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 """Who may not read it is told what the daemon needs, and of no option that was not given."""
@@ -56,6 +57,8 @@ def daemon(runtime_dir: Path, state_dir: Path, config_dir: Path, group: str, met
 
     Exit codes: 0 stopped; 1 broke down; 2 could not start.
     """  # noqa: D301 -- click wants the control character
+    if group != GROUP and group_id(group) is None:
+        fail(f"--group: there is no group {shown(group)}", 2)
     log = to_stderr()
     try:
         serve(Places(runtime_dir.absolute(), state_dir.absolute(), config_dir.absolute()), log, group, metrics)

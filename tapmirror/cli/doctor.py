@@ -12,6 +12,7 @@ from tapmirror import doctor as checks
 from tapmirror.cli.messages import as_option, fail
 from tapmirror.cli.options import joined
 from tapmirror.spec import SpecError, parse_shadow
+from tapmirror.spec.tap import interface_error
 
 
 @click.command(short_help="Check whether a tap can start on this host.")
@@ -35,12 +36,15 @@ def doctor(*, iface: str | None, shadows: tuple[str, ...], as_json: bool) -> Non
     Example:
       sudo tapmirror doctor --iface eth0 --shadow staging.internal:8080
 
-    Exit codes: 0 a tap can start; 1 it cannot.
+    Exit codes: 0 a tap can start; 1 it cannot; 2 wrong options.
     """  # noqa: D301 -- click wants the control character
     try:
         wanted = [parse_shadow(shadow) for shadow in shadows]
     except SpecError as error:
         fail(as_option(str(error)), 2)
+    for name in [] if iface is None else iface.split(","):
+        if message := interface_error(name):
+            fail(f"--iface: {message}", 2)
     findings = []
     for finding in checks.examine(iface, wanted):
         findings.append(finding)

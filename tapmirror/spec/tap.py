@@ -266,8 +266,8 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
         if self.decap and self.workers != 1:
             yield "workers", "must be 1 with decap: the kernel cannot distinguish the connections in tunnels"
         for name in self.links():
-            if not name or not name.isprintable() or "/" in name or " " in name or len(name.encode()) > 15:
-                yield "iface", f"{shown(name)} is not an interface name"
+            if message := interface_error(name):
+                yield "iface", message
         if not self.ports:
             yield "ports", "at least one port is needed"
         for i, port in enumerate(self.ports):
@@ -382,6 +382,13 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
         connection.
         """
         return threshold(self.most()) if self.by is By.CONNECTION else 1 << 32
+
+
+def interface_error(name: str) -> str | None:
+    """Why this can be no interface's name, nor a pattern of some."""
+    if not name or not name.isprintable() or "/" in name or " " in name or len(name.encode()) > 15:
+        return f"{shown(name)} is not an interface name"
+    return None
 
 
 def slips(

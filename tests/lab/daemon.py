@@ -60,7 +60,7 @@ class Daemon:
         places = {"runtime-dir": self.runtime, "state-dir": self.state, "config-dir": self.config}
         return [
             *self.command("daemon"),
-            "--group=no-such-group",
+            "--group=root",
             *(f"--{name}={path}" for name, path in places.items()),
             *self._more,
         ]
