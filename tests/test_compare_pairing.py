@@ -36,10 +36,10 @@ class Outcomes:
 class Talk:
     """A connection with one shadow, as a test writes it down."""
 
-    def __init__(self, midstream: bool = False, bounds: ReaderBounds = BOUNDS) -> None:
+    def __init__(self, midstream: bool = False, bounds: ReaderBounds = BOUNDS, shadows: int = 1) -> None:
         self.out = Outcomes()
         self.memory = ResponseMemory(ROOM)
-        self.conversation = Conversation(bounds, self.memory, self.out, midstream)
+        self.conversation = Conversation(bounds, self.memory, self.out, midstream, shadows)
         self.number = 0
         self.time = 1000
 
@@ -182,7 +182,7 @@ def test_what_is_given_up_after_the_shadow_refused_it_leaves_nothing() -> None:
 def test_a_request_without_room_keeps_its_place() -> None:
     talk = Talk()
     talk.memory.free = most = PENDING_BYTES + REPLY_BYTES + 100
-    head = b"GET / HTTP/1.1\r\nX: " + bytes(REPLY_BYTES + 100)
+    head = b"GET / HTTP/1.1\r\nX: " + bytes(100)
     talk.conversation.request(Asked(1, b"GET", b"/", head), 0, 100, 1.0)
     talk.number = 1
     assert (len(talk.conversation), talk.memory.free) == (0, most)
@@ -216,14 +216,14 @@ def test_of_a_long_body_is_kept_what_may_name_an_operation(calls: Calls | None, 
         talk.conversation.request_body(1, memoryview(body)[at : at + size])
         at += size
     assert (asked.body, asked.longer) == (body[:kept], sum(sizes) > SAMPLE_BODY)
-    assert talk.memory.free == ROOM - PENDING_BYTES - kept
+    assert talk.memory.free == ROOM - PENDING_BYTES - REPLY_BYTES - kept
     talk.conversation.close(Unpaired.SHUTDOWN)
     assert talk.memory.free == ROOM
 
 
 def test_a_body_without_room_is_not_taken_up_again() -> None:
     talk = Talk()
-    talk.memory.free = PENDING_BYTES + 100
+    talk.memory.free = PENDING_BYTES + REPLY_BYTES + 100
     asked = Asked(1, b"POST", b"/", b"", calls=Calls.JSON)
     talk.conversation.request(asked, 0, 100, 1.0)
     for piece in (b"a" * 90, b"b" * 20, b"c"):
@@ -240,7 +240,7 @@ def tiny(number: int) -> Asked:
 
 @pytest.mark.parametrize("shadows", [1, 2, 4])
 def test_of_the_room_is_taken_what_small_requests_take_of_the_memory(shadows: int) -> None:
-    talk = Talk(bounds=ReaderBounds(1000, 1000, 10_000))
+    talk = Talk(bounds=ReaderBounds(1000, 1000, 10_000), shadows=shadows)
     talk.memory.free = memory = 1 << 30
     tracemalloc.start()
     try:

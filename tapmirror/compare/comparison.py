@@ -106,7 +106,9 @@ class Comparison:
     def opened(self, flow: int, midstream: bool) -> Conversation:
         """A connection of production begins, or is joined; feed what it returns, and `request` here."""
         self.closed(flow, Unpaired.UNANSWERED)
-        found = self._conversations[flow] = Conversation(self._reader, self._memory, self, midstream)
+        found = self._conversations[flow] = Conversation(
+            self._reader, self._memory, self, midstream, len(self._shadows)
+        )
         return found
 
     def request(

@@ -56,7 +56,7 @@ PENDING_BYTES: Final = 800
 """Bytes that a request which is not done takes of the room beside its head and body: measured, as all its objects and
 its places in tables and queues."""
 REPLY_BYTES: Final = 250
-"""The same of each shadow that it goes to."""
+"""The same of each shadow."""
 
 
 class Sink(Protocol):
@@ -107,11 +107,14 @@ class _Side:
 
 
 class Conversation:
-    """The requests of one connection of production.  `midstream`: it stood before the tap."""
+    """The requests of one connection of production.  `midstream`: it stood before the tap; `shadows`: there are so
+    many.
+    """
 
     __slots__ = (
         "_bounds",
         "_checks",
+        "_cost",
         "_end_implied",
         "_memory",
         "_pending",
@@ -122,10 +125,13 @@ class Conversation:
         "_unconfirmed",
     )
 
-    def __init__(self, bounds: ReaderBounds, memory: ResponseMemory, sink: Sink, midstream: bool) -> None:
+    def __init__(
+        self, bounds: ReaderBounds, memory: ResponseMemory, sink: Sink, midstream: bool, shadows: int = 1
+    ) -> None:
         self._bounds = bounds
         self._memory = memory
         self._sink = sink
+        self._cost = PENDING_BYTES + shadows * REPLY_BYTES
         self._production = AnswerReader(bounds, memory)
         self._sides: dict[int, _Side] = {}
         self._pending: dict[int, Pending] = {}
@@ -152,9 +158,12 @@ class Conversation:
         `request_ended` need not follow.
         """
         production = self._production
-        if asked is not None and len(asked.head) + PENDING_BYTES > self._memory.free:
-            self._sink.unpaired(Unpaired.LIMIT)
-            asked = None
+        size = 0
+        if asked is not None:
+            size = len(asked.head) + self._cost
+            if size > self._memory.free:
+                self._sink.unpaired(Unpaired.LIMIT)
+                asked = None
         if production.awaited:
             self._finish_implied()
         if production.awaited:
@@ -178,7 +187,7 @@ class Conversation:
             production.expect(flags, NOTHING, None)
             self._check()
             return
-        self._memory.free -= len(asked.head) + PENDING_BYTES
+        self._memory.free -= size
         pending = Pending(asked, flags, body_limit, now, {}, 2 if asked.ended_ns else 3)
         self._pending[asked.number] = pending
         if recovered:
@@ -304,7 +313,7 @@ class Conversation:
             size = len(request)
             if size > self._memory.free:
                 request, size = b"", 0
-            self._memory.free -= size + REPLY_BYTES
+            self._memory.free -= size
             pending.replies[shadow] = Reply(_NO_ANSWER, 0, 0, 0, request)
             if alone:
                 pending.decided = True  # its answer is waited for in place of that
@@ -317,7 +326,7 @@ class Conversation:
 
         The sink gets an exchange in which the shadow's first answer stands in production's place.
         """
-        size = len(asked.head) + memory_of(first) + PENDING_BYTES
+        size = len(asked.head) + memory_of(first) + self._cost
         if size > self._memory.free:
             return 0
         self._memory.free -= size
@@ -409,7 +418,7 @@ class Conversation:
             pending.left_out.setdefault(shadow, reason)
             reply = pending.replies.pop(shadow, None)
             if reply is not None:
-                self._memory.free += len(reply.request) + memory_of(reply.answer) + REPLY_BYTES
+                self._memory.free += len(reply.request) + memory_of(reply.answer)
                 if reply.answer is _NO_ANSWER:
                     self._less(pending)
 
@@ -579,7 +588,7 @@ class Conversation:
             free += memory_of(pending.production)
         for reply in pending.replies.values():
             free += memory_of(reply.answer) + len(reply.request)
-        self._memory.free += free + PENDING_BYTES + REPLY_BYTES * len(pending.replies)
+        self._memory.free += free + self._cost
         return free
 
     def _check_side(self, shadow: int, side: _Side) -> None:
