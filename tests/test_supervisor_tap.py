@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from tapmirror.spawn import how_ended
 from tapmirror.spec import Budget, Capture, Compare, Limits
 from tapmirror.supervisor import workers
 from tapmirror.supervisor.addresses import Address
+from tapmirror.supervisor.patience import Scheduled, _Look
 from tapmirror.supervisor.sides import ENOUGH
 from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
@@ -544,6 +546,21 @@ def test_stop_keeps_to_the_time_for_draining(lab: Lab, capture: str) -> None:
     identity(ledger)
     assert ledger["requests"]["dropped"] == {"shutdown": 8}
     assert 0.4 < took < 2.5
+
+
+def test_a_stop_does_not_wait_for_a_worker_without_a_cpu(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(Scheduled, "look", lambda _: _Look(time.monotonic(), b"R", (5, 5, 5)))
+    with driven(lab.node, warnings.append, limits=Limits(drain_time=0.5)) as tap:
+        os.kill(tap.snapshot()["worker"]["pid"], signal.SIGSTOP)
+        stops = threading.Timer(1.0, tap.detach)  # as Ctrl-C does, while another thread waits for the worker
+        stops.start()
+        began = time.monotonic()
+        with pytest.raises(TapError, match="^detached$"):
+            tap.snapshot()
+        identity(tap.stop())
+        assert time.monotonic() - began < workers.REPLY_TIME + PATIENCE
+        stops.join()
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

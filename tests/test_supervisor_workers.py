@@ -123,7 +123,7 @@ def told_in_pieces(pieces: int, pause: float) -> tuple[WorkerProcess, subprocess
 
     process = subprocess.Popen(["sleep", "60"])
     worker = WorkerProcess.__new__(WorkerProcess)
-    worker._scheduled = Scheduled(process.pid)
+    worker._scheduled, worker._hurried = Scheduled(process.pid), False
     worker._control, worker._process, worker._pieces, worker.ready = ours, process, privsep.Pieces(1 << 20), True
     thread = threading.Thread(target=tell)
     thread.start()
@@ -497,3 +497,30 @@ def test_one_that_waits_for_a_cpu_while_it_starts_is_waited_for(sit: Sit, monkey
         slot.service(time.monotonic())
         time.sleep(0.1)
     assert (slot.running, slot.reason, slot.restarts) == (True, "", 0)
+
+
+@pytest.mark.usefixtures("starved")
+def test_one_that_waits_for_a_cpu_is_not_waited_for_where_the_tap_ends(
+    sit: Sit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "LOOK", 0.1)
+    slot = sit(LATE.format("60 if len(told) > 1 else 0"))
+    slot.start()
+    worker = slot._process
+    assert worker is not None
+    ends = threading.Timer(0.5, slot.hurry)
+    ends.start()
+    with pytest.raises(TapError, match=r"did not answer within 0 s$"):
+        worker.ask({"op": "snapshot"}, "snapshot", 0.3)
+    ends.join()
+    assert worker._process.wait(PATIENCE) == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("starved")
+def test_a_successor_that_waits_for_a_cpu_is_not_waited_for_where_the_tap_ends(sit: Sit) -> None:
+    slot = sit(LATE.format("0 if len(told) > 1 else 60"))
+    slot.begin()
+    slot.hurry()
+    assert slot._process is not None
+    with pytest.raises(TapError, match=r"did not answer within 0 s$"):
+        slot._process.wait_ready(0.3)

@@ -55,11 +55,12 @@ class Scheduled:
 
 
 class Patience:
-    """A clock that stands still while a process waits for a CPU, for up to `LONGEST` seconds."""
+    """A clock that stands still while a process waits for a CPU, for up to `LONGEST` seconds, until `lose`."""
 
     def __init__(self, scheduled: Scheduled) -> None:
         self.starved = 0.0
         """Seconds for which it stood still."""
+        self._lost = False
         self._scheduled = scheduled
         self._last = scheduled.look()
 
@@ -70,9 +71,14 @@ class Patience:
     def look(self) -> float:
         """The time, after a look at the process."""
         last, self._last = self._last, self._scheduled.look()
-        if last is not None and self._last is not None:
+        if last is not None and self._last is not None and not self._lost:
             self.starved = min(LONGEST, self.starved + _waited(last, self._last))
         return self.now()
+
+    def lose(self) -> None:
+        """It does not stand still any more, and is what the others show."""
+        self._lost = True
+        self.starved = 0.0
 
 
 def _waited(before: _Look, after: _Look) -> float:

@@ -339,6 +339,8 @@ class Tap:
     def _end(self, reason: str) -> None:
         """It is over, but for its last ledger."""
         self._links.release()
+        for slot in self._slots:
+            slot.hurry()
         if self._ended is None:
             self._ended = reason
 

@@ -135,6 +135,7 @@ class WorkerProcess:
         self._began = self._starting.now()
         self._told = False
         """The user was told that it waits for a CPU."""
+        self._hurried = False
         try:
             privsep.send_large(self._control, msgspec.to_builtins(setup), fds)
         except BaseException:
@@ -160,9 +161,13 @@ class WorkerProcess:
         if _readable(self._control, 0.0):
             self._take()
 
+    def hurry(self) -> None:
+        """From now on time without a CPU counts as well: somebody waits for the end.  In any thread."""
+        self._hurried = True
+
     def wait_ready(self, wait: float) -> None:
         """Raises `TapError` if it is gone, cannot start, or takes over `wait` seconds."""
-        end = self._starting.now() + wait
+        end = self._look(self._starting) + wait
         while not self.ready:
             self._wait(self._starting, end, wait)
             self._take()
@@ -217,6 +222,8 @@ class WorkerProcess:
                 raise TapError(f"the worker process did not answer within {wait:.0f} s{starved}")
 
     def _look(self, patience: Patience) -> float:
+        if self._hurried:
+            patience.lose()
         now = patience.look()
         if patience.starved >= STARVED and not self._told:
             self._told = True
@@ -292,6 +299,7 @@ class WorkerSlot:
         self._pending: dict[tuple[str, int | None], tuple[dict[str, Any], str]] = {}
         """What a worker that is starting is to be told: the last request of each kind, and its answer's name."""
         self._drains = False
+        self._hurried = False
         self._looked = 0.0
         self._cpu = 0.0
         """Seconds of CPU of those that died."""
@@ -399,6 +407,13 @@ class WorkerSlot:
         for request, answer in pending.values():
             process.ask(request, answer, REPLY_TIME)
 
+    def hurry(self) -> None:
+        """The tap ends: a worker that gets no CPU is not waited for any longer than another one.  In any thread."""
+        self._hurried = True
+        process = self._process
+        if process is not None:
+            process.hurry()
+
     def begin_drain(self, *, comparison: bool) -> None:
         """Let the worker pass on what was captured, and end; `drain` waits for it."""
         if self._process is not None and self._process.ready and not self._drains:
@@ -448,6 +463,8 @@ class WorkerSlot:
             for fd in fds:
                 os.close(fd)
         self._began = time.monotonic()
+        if self._hurried:
+            self._process.hurry()
 
     def _restart(self, now: float) -> None:
         self.restarts += 1
