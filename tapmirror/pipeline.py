@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
 from tapmirror.events import (
@@ -169,10 +170,9 @@ class Pipeline:
         """(segments, bytes) in flight in reassembly and framing."""
         segments, size = self._flows.held()
         size += sum(map(_size, self.rest))
-        for flow in {*self._flows, *(flow for flow, _, _ in self.rest)}:  # one that has ended is not in the table
-            size += len(flow.prefix)
-            if flow.framer is not None:
-                size += flow.framer.held
+        ended = {flow for flow, _, _ in self.rest if self._flows.get(flow.key) is not flow}  # not in the table
+        for flow in chain(self._flows, ended):
+            size += len(flow.prefix) if flow.framer is None else flow.framer.held
         return segments, size
 
     def close(self, now: float) -> list[Command]:
