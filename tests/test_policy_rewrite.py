@@ -42,6 +42,9 @@ def rewritten(rewrite: dict[str, Any], asked: Request, to: str = "new:8080", **m
         ({"set_query": {"a": "1"}}, "GET / HTTP/1.0", (), "GET /?a=1 HTTP/1.0", ()),
         ({"remove_query": ["a"]}, "GET /?a=0&%61=1 HTTP/1.1", (), "GET / HTTP/1.1", ()),
         ({"remove_query": ["a"]}, "GET /?b&a HTTP/1.1", (), "GET /?b HTTP/1.1", ()),
+        ({"set_query": {"a": "1"}}, "OPTIONS * HTTP/1.1", (), "OPTIONS * HTTP/1.1", ()),
+        ({"path": {"regex": "^", "with": "/v2"}}, "OPTIONS * HTTP/1.1", (), "OPTIONS * HTTP/1.1", ()),
+        ({"method": "OPTIONS"}, "OPTIONS * HTTP/1.1", (), "OPTIONS * HTTP/1.1", ()),
         ({"remove_headers": ["x-a"]}, "GET / HTTP/1.1", ("X-A: 1", "X-AB: 2", "x-a:3"), "GET / HTTP/1.1", ("X-AB: 2",)),
         (
             {"set_headers": {"X-A": "n"}},
@@ -128,6 +131,10 @@ def test_what_a_request_carries_makes_no_new_line(value: str, forwarded: str, ta
     assert found is not None and read_head(found) is not None
     assert got.count(b"\r\n") == asked.head.count(b"\r\n") + 1
     assert got.count(b"\r\n") == got.count(b"\n") == got.count(b"\r")
+
+
+def test_an_asterisk_is_of_no_other_method() -> None:
+    assert rewritten({"method": "GET"}, request("OPTIONS * HTTP/1.1")) is None
 
 
 def test_a_constant_rewrite_changes_nothing_else() -> None:
