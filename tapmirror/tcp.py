@@ -118,6 +118,11 @@ class ReassemblyMemory:
             return DropReason.MEMORY_LIMIT
         return None
 
+    def half_taken(self, size: int) -> bool:
+        """Whether `size` more bytes pass half of the bounds of all flows together."""
+        limits = self.limits
+        return (self.bytes + size) * 2 > limits.reassembly_bytes or self.entries * 2 >= limits.reassembly_segments
+
 
 class Receiver:
     """The bytes of one direction, in order.
@@ -238,7 +243,8 @@ class Receiver:
     def hold(self, seq: int, payload: Buffer, length: int, fin: bool, ack: int) -> None:
         """Keep a segment back even though it may be in order; `release` hands out what is.
 
-        For connections of which it is not yet known whether production accepted them.
+        For connections of which it is not yet known whether production accepted them.  Anybody can write such segments
+        under any address: half of the room is left to others.
         """
         start = self.position + distance(seq, self.next)
         if len(payload) < length:
@@ -246,6 +252,10 @@ class Receiver:
         if not self.position <= start < self.position + FAR:
             if len(payload):
                 self._ledger.drop(DropReason.MIDSTREAM, len(payload), 1)
+            return
+        if self._memory.half_taken(len(payload)):
+            if len(payload):
+                self._ledger.drop(DropReason.MEMORY_LIMIT, len(payload), 1)
             return
         whole = len(payload) == length
         self._queue_up(start, payload, fin and whole, ack, join=False)

@@ -326,6 +326,20 @@ def test_what_is_refused_for_want_of_room_is_no_less_tentative() -> None:
     assert d.unsettled() == 0
 
 
+@pytest.mark.parametrize("bound", ["reassembly_bytes", "reassembly_segments"])
+def test_what_nobody_accepted_leaves_half_of_the_room_to_accepted_connections(bound: str) -> None:
+    d = Dialogue(msgspec.structs.replace(LIMITS, **{bound: 100}))
+    for n in range(300):
+        d.put(ACK, n // 3, b"x", port=1_000 + n % 3)
+    assert d.table.held() == (50, 50)
+    d.accept()
+    for n in range(1, 51):
+        d.put(ACK, n, b"b")
+    d.put(ACK, 0, b"a")
+    assert d.text == b"a" + b"b" * 50
+    assert d.unsettled() == 0
+
+
 def test_fins_out_of_order_are_bounded_and_cost_what_they_cost() -> None:
     d = Dialogue(msgspec.structs.replace(LIMITS, flow_segments=100))
     d.accept()

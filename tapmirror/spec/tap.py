@@ -158,7 +158,7 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Out-of-order segments held for one flow: `flow_bytes` in full-sized Ethernet segments (1,460 bytes).  Each
     costs at least 100 bytes of memory, however short it is."""
     reassembly_bytes: int = 32 << 20
-    """Out-of-order and not yet accepted bytes held in all flows together."""
+    """Out-of-order and not yet accepted bytes held in all flows together; the latter take at most half of it."""
     reassembly_segments: int = 65_536
     """Out-of-order and not yet accepted segments held in all flows together; each costs memory however short it is."""
     head_bytes: int = 64 << 10
