@@ -121,6 +121,18 @@ def test_where_the_kernel_does_not_tell_all_time_counts(scheduled: list[Schedule
     assert scheduled[0].look() is None
 
 
+def test_where_the_kernel_keeps_no_statistics_all_time_counts(
+    scheduled: list[Scheduled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sched_info_on(): without CONFIG_SCHEDSTATS it says `0 0 0` of every process, also of one in an endless loop."""
+    stat = b"7 (python3) R 1 7"
+    with process("time.sleep(60)") as running:
+        scheduled.append(Scheduled(running.pid))
+        monkeypatch.setattr(os, "pread", lambda file, *_: stat if file == scheduled[0]._files[0] else b"0 0 0\n")
+        assert scheduled[0].look() is None
+        running.kill()
+
+
 @pytest.mark.e2e
 def test_a_process_that_has_become_another_users_can_be_looked_at_where_others_are_invisible() -> None:
     """As in the unit: `ProtectProc=invisible`, another group than root's, and no CAP_SYS_PTRACE."""

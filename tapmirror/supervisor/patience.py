@@ -46,6 +46,8 @@ class Scheduled:
             on_cpu, waited, times = map(int, schedstat.split())
         except (OSError, ValueError):
             return None
+        if not on_cpu:  # it has begun: the kernel keeps no such statistics (sched_info_on)
+            return None
         return _Look(time.monotonic(), state, (on_cpu, waited, times))
 
     def close(self) -> None:
