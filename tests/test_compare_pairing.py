@@ -91,6 +91,17 @@ def test_a_request_with_both_answers() -> None:
     assert talk.memory.free == ROOM
 
 
+def test_what_a_shadow_said_unasked_is_given_back_where_it_is_not_followed_any_more() -> None:
+    talk = Talk()
+    talk.ask()
+    talk.shadow(ok(body="x" * 20)[:-10])
+    talk.conversation.withdraw(0, 1)
+    assert not talk.conversation.owes(0)
+    talk.conversation.unfollow(0)
+    talk.conversation.close(Unpaired.SHUTDOWN)
+    assert talk.memory.free == ROOM
+
+
 def test_pipelined_requests_are_paired_in_order() -> None:
     talk = Talk()
     for _ in range(3):

@@ -400,7 +400,9 @@ class Conversation:
 
     def unfollow(self, shadow: int) -> None:
         """Take no more of this shadow's answers; it owes none."""
-        self._sides.pop(shadow, None)
+        side = self._sides.pop(shadow, None)
+        if side is not None:
+            side.reader.give_up()  # of what it said unasked a part may be held
 
     def sent(self, shadow: int, number: int, time_ns: int, rtt_ns: int, least_ns: int = 0) -> None:
         """The request's last byte left for the shadow at `time_ns`.  Round trips in nanoseconds, as tcp_info has them
