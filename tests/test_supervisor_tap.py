@@ -548,6 +548,17 @@ def test_stop_keeps_to_the_time_for_draining(lab: Lab, capture: str) -> None:
     assert 0.4 < took < 2.5
 
 
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_pause_does_not_go_on_capturing_until_a_worker_answers(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capture: str
+) -> None:
+    captured: list[list[str]] = []
+    with HashSink(lab.shadow), driven(lab.node, capture=Capture(capture)) as tap:
+        monkeypatch.setattr(workers.WorkerSlot, "tell", lambda *_: captured.append(tap.interfaces()))
+        tap.pause()
+    assert captured == [[]]
+
+
 def test_a_stop_does_not_wait_for_a_worker_without_a_cpu(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(Scheduled, "look", lambda _: _Look(time.monotonic(), b"R", (5, 5, 5)))
@@ -556,7 +567,7 @@ def test_a_stop_does_not_wait_for_a_worker_without_a_cpu(lab: Lab, monkeypatch: 
         stops = threading.Timer(1.0, tap.detach)  # as Ctrl-C does, while another thread waits for the worker
         stops.start()
         began = time.monotonic()
-        with pytest.raises(TapError, match="^detached$"):
+        with pytest.raises(TapError, match=r"^detached$"):
             tap.snapshot()
         identity(tap.stop())
         assert time.monotonic() - began < workers.REPLY_TIME + PATIENCE

@@ -263,8 +263,8 @@ class Tap:
 
     def pause(self) -> None:
         """Capture nothing until `resume`; connections are given up as by a share of nothing."""
+        self._links.suspend(True)  # first: a worker may be slow to answer
         self._take(paused=True)
-        self._links.suspend(True)
 
     def resume(self) -> None:
         """Capture again."""
