@@ -91,6 +91,9 @@ class ScriptedTap:
         self.did.append(("resume",))
         self.state = "running"
 
+    def hurry(self) -> None:
+        self.did.append(("hurry",))
+
     def mute(self) -> None:
         """It captures nothing any more, and is still to be detached."""
         self._script.ends.append(("mute", self.spec.name))

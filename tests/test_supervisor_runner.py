@@ -308,6 +308,15 @@ def test_who_looks_after_a_command_sees_what_it_changed(
         assert runner.ledger is not None and runner.ledger["share"]["reason"] == reason
 
 
+def test_who_asks_for_a_pause_hurries_the_tap(runner: Runner, script: Script) -> None:
+    """Its thread may be waiting for a worker."""
+    runner.start()
+    until(lambda: runner.ledger is not None, "a ledger")
+    runner.pause().result(10)
+    did = script.taps[0].did
+    assert did.index(("hurry",)) < did.index(("pause",))
+
+
 def test_one_that_was_held_is_said_to_start_as_soon_as_it_is_resumed(runner: Runner, script: Script) -> None:
     runner.start(PAUSED)
     until(lambda: runner.state == ("paused", PAUSED), "held")

@@ -559,6 +559,22 @@ def test_a_pause_does_not_go_on_capturing_until_a_worker_answers(
     assert captured == [[]]
 
 
+def test_a_pause_does_not_wait_for_a_worker_without_a_cpu(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scheduled, "look", lambda _: _Look(time.monotonic(), b"R", (5, 5, 5)))
+    warned: list[str] = []
+    with driven(lab.node, warned.append) as tap:
+        os.kill(tap.snapshot()["worker"]["pid"], signal.SIGSTOP)
+        hurries = threading.Timer(1.0, tap.hurry)  # as who asks for it does, in another thread
+        hurries.start()
+        began = time.monotonic()
+        tap.service(began + 2.0)
+        tap.pause()
+        assert time.monotonic() - began < workers.REPLY_TIME + PATIENCE
+        hurries.join()
+        assert "did not answer within 5 s; another one starts" in warned[-1]
+        assert not tap._slots[0]._hurried, "the next one has the patience again"
+
+
 def test_a_stop_does_not_wait_for_a_worker_without_a_cpu(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(Scheduled, "look", lambda _: _Look(time.monotonic(), b"R", (5, 5, 5)))

@@ -530,6 +530,9 @@ class Runner:
             else:
                 self._hold_paused()
 
+        tap = self._tap
+        if tap is not None:  # its thread may be waiting for a worker, on a host that is too busy
+            tap.hurry()
         return self.ask(change)
 
     def resume(self) -> Future[Any]:

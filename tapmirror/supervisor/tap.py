@@ -264,12 +264,23 @@ class Tap:
     def pause(self) -> None:
         """Capture nothing until `resume`; connections are given up as by a share of nothing."""
         self._links.suspend(True)  # first: a worker may be slow to answer
-        self._take(paused=True)
+        try:
+            self._take(paused=True)
+        finally:
+            for slot in self._slots:
+                slot.hurry(False)
+            if self._ended is not None:  # amid this
+                self.hurry()
 
     def resume(self) -> None:
         """Capture again."""
         self._links.suspend(False)
         self._take(paused=False)
+
+    def hurry(self) -> None:
+        """Wait no longer for workers that get no CPU: `pause` is due, or the end.  In any thread."""
+        for slot in self._slots:
+            slot.hurry()
 
     def mute(self) -> None:
         """Capture nothing any more, for good; `detach` is due.  In microseconds; in any thread, as often as wanted."""
@@ -339,10 +350,9 @@ class Tap:
     def _end(self, reason: str) -> None:
         """It is over, but for its last ledger."""
         self._links.release()
-        for slot in self._slots:
-            slot.hurry()
         if self._ended is None:
             self._ended = reason
+        self.hurry()
 
     def _take(self, **changes: Any) -> None:
         """Take another share: the kernel and the workers are told."""

@@ -161,9 +161,9 @@ class WorkerProcess:
         if _readable(self._control, 0.0):
             self._take()
 
-    def hurry(self) -> None:
-        """From now on time without a CPU counts as well: somebody waits for the end.  In any thread."""
-        self._hurried = True
+    def hurry(self, hurried: bool) -> None:
+        """From now on time without a CPU counts as well: somebody waits.  Or not any more.  In any thread."""
+        self._hurried = hurried
 
     def wait_ready(self, wait: float) -> None:
         """Raises `TapError` if it is gone, cannot start, or takes over `wait` seconds."""
@@ -407,12 +407,14 @@ class WorkerSlot:
         for request, answer in pending.values():
             process.ask(request, answer, REPLY_TIME)
 
-    def hurry(self) -> None:
-        """The tap ends: a worker that gets no CPU is not waited for any longer than another one.  In any thread."""
-        self._hurried = True
+    def hurry(self, hurried: bool = True) -> None:
+        """The tap ends or is to pause: a worker that gets no CPU is not waited for any longer than another one.  Or it
+        is again.  In any thread.
+        """
+        self._hurried = hurried
         process = self._process
         if process is not None:
-            process.hurry()
+            process.hurry(hurried)
 
     def begin_drain(self, *, comparison: bool) -> None:
         """Let the worker pass on what was captured, and end; `drain` waits for it."""
@@ -463,8 +465,7 @@ class WorkerSlot:
             for fd in fds:
                 os.close(fd)
         self._began = time.monotonic()
-        if self._hurried:
-            self._process.hurry()
+        self._process.hurry(self._hurried)
 
     def _restart(self, now: float) -> None:
         self.restarts += 1
