@@ -237,6 +237,21 @@ def test_what_a_socket_does_not_take_is_bounded_too(http: bool) -> None:
         assert ends
 
 
+def test_what_was_answered_before_counts_where_the_rest_of_a_part_finds_no_room() -> None:
+    part = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n" + bytes(8_000_000)
+    with Bench(queue_bytes=100_000, queues_bytes=150_000) as bench:
+        sock = bench.open()
+        for _ in range(5):
+            bench.send(1, GET % 1)
+        bench.read(sock, 5 * len(GET % 1))
+        sock.sendall(5 * OK)  # nobody has read it yet
+        bench.send(1, part, WHOLE)
+        assert bench.ledger.answers == {"2xx": 6}
+        assert bench.ledger.requests.dropped == {DropReason.SHADOW_SLOW: 1}
+        bench.send(1, GET % 2)
+        assert bench.read(bench.accept(), len(GET % 2)) == GET % 2
+
+
 def test_what_a_rewrite_adds_is_bounded_too() -> None:
     with Bench(queue_bytes=100_000, queues_bytes=150_000) as bench:
         for flow in (1, 2):

@@ -400,11 +400,13 @@ class Reactor:
         if not lane.http or lane.tunnel:
             self._ends.give_up(lane, DropReason.SHADOW_SLOW)
             return False
+        sock = lane.sock
+        self._drain.look_once_more(lane, now)
         torn = lane.unsent()
         lane.drop_all(DropReason.SHADOW_SLOW)
         if torn:
             self._sockets.reset(lane, torn)
-        return not torn
+        return lane.sock is sock
 
     def _skip(self, lane: Lane, command: Send, reason: DropReason) -> None:
         """Drop a part and what belongs to it."""
