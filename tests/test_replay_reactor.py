@@ -237,6 +237,22 @@ def test_what_a_socket_does_not_take_is_bounded_too(http: bool) -> None:
         assert ends
 
 
+def test_a_request_to_upgrade_after_a_busy_connection_has_ended_goes_over_a_new_one() -> None:
+    with Bench() as bench:
+        sock = bench.open()
+        for _ in range(40):
+            bench.send(1, GET % 1)
+            bench.read(sock, len(GET % 1))
+            sock.sendall(OK)
+            bench.iterate()
+        assert bench.reactor._lanes[1].lazy
+        sock.close()
+        bench.until(lambda: bench.reactor._lanes[1].sock is None)
+        upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+        bench.send(1, upgrade, WHOLE | TUNNEL)
+        assert bench.read(bench.accept(), len(upgrade)) == upgrade
+
+
 def test_what_was_answered_before_counts_where_the_rest_of_a_part_finds_no_room() -> None:
     part = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n" + bytes(8_000_000)
     with Bench(queue_bytes=100_000, queues_bytes=150_000) as bench:

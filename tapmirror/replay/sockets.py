@@ -54,7 +54,7 @@ class Sockets:
         """
         self._dialer.forget(lane)
         lane.state = IDLE
-        lane.ready = False
+        lane.ready = lane.lazy = False
         if self._turns:
             self._turns.forget(lane)
         self.unread.pop(lane, None)
