@@ -81,7 +81,8 @@ def take(directory: Path, mode: int, gid: int | None = None) -> int:
     try:
         facts = os.fstat(descriptor)
         if facts.st_uid not in (0, os.geteuid()) or stat.S_IMODE(facts.st_mode) & 0o022:
-            raise PlaceError(f"{directory}: others than its owner {facts.st_uid} and root could write into it")
+            owners = f"its owner {facts.st_uid} and root" if facts.st_uid else "root"
+            raise PlaceError(f"{directory}: others than {owners} could write into it")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
