@@ -575,6 +575,18 @@ def test_a_pause_does_not_wait_for_a_worker_without_a_cpu(lab: Lab, monkeypatch:
         assert not tap._slots[0]._hurried, "the next one has the patience again"
 
 
+def test_an_end_amid_the_start_does_not_wait_for_a_worker_without_a_cpu(lab: Lab) -> None:
+    tap = Tap(spec(), lambda message: pytest.fail(message), print)
+    with lab.node.enter():
+        tap.prepare()
+        tap.detach()
+        try:
+            tap.start()
+            assert [slot._hurried for slot in tap._slots] == [True]
+        finally:
+            tap.close()
+
+
 def test_a_stop_does_not_wait_for_a_worker_without_a_cpu(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(Scheduled, "look", lambda _: _Look(time.monotonic(), b"R", (5, 5, 5)))

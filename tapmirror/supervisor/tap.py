@@ -128,6 +128,8 @@ class Tap:
             self._slots = [
                 WorkerSlot(partial(self._set_up, shard), self._warn, self._said) for shard in range(self._workers)
             ]
+            if self._ended is not None:  # while the program was compiled
+                self.hurry()
             for slot in self._slots:
                 slot.begin()
             for slot in self._slots:
