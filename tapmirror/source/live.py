@@ -113,7 +113,7 @@ class LiveSource:
                     break
                 left -= 1
                 at = ring.begin()
-                size -= ring.at - at
+                size -= ring.captured(at)  # where the next one is tells nothing of a block's last
                 unread = iter(judged(view, at, self._real))
                 yield from unread
         finally:

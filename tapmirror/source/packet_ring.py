@@ -40,6 +40,8 @@ _PACKETS: Final = 12
 _NUMBER: Final = 24
 _FIRST: Final = struct.Struct("=16xI")
 _WORD: Final = struct.Struct("=I")
+_SNAPLEN: Final = 3
+"""`tp_snaplen` in a packet's header (struct tpacket3_hdr), in words."""
 _BEGUN: Final = 48
 """Offset of a block's private data, of which this is the first word."""
 _VALID: Final = _BEGUN + 4
@@ -117,6 +119,10 @@ class PacketRing:
         self._words[self._begun_at] = self._begun
         self.at = at + self._words[at >> 2]
         return at
+
+    def captured(self, at: int) -> int:
+        """Bytes of the packet there that were captured."""
+        return self._words[(at >> 2) + _SNAPLEN]
 
     def give_back(self) -> None:
         """Let the kernel have the present block again; all of it that counts was noted."""
