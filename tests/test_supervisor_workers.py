@@ -439,6 +439,9 @@ def test_a_worker_that_prints_without_end_costs_a_few_lines(sit: Sit, said: list
     slot = sit("import threading\ndef flood():\n    while True:\n        print('x' * 100_000)\n"
                "threading.Thread(target=flood, daemon=True).start()\nserve()")  # fmt: skip
     slot.start()
+    end = time.monotonic() + PATIENCE
+    while not said and time.monotonic() < end:  # its thread may not have had a CPU yet
+        slot.service(time.monotonic())
     for _ in range(200):
         slot.service(time.monotonic())
     assert 0 < len(said) < 100 and max(map(len, said)) < 500
