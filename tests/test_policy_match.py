@@ -90,6 +90,24 @@ def test_bytes_that_are_no_utf8_are_compared_as_they_are() -> None:
     assert not holds({"path": {"regex": "/caf"}}, "GET /caf\xe9 HTTP/1.1")
 
 
+@pytest.mark.parametrize(
+    ("regex", "path", "wanted"),
+    [
+        ("/caf\xe9", "/caf\xe9", True),
+        ("/caf\xe9?", "/caf", True),
+        ("/[a\u65e5]", "/\u65e5", True),
+        ("/\u65e5", "/\u65e5", True),
+        ("/a\u65e5", "/", False),
+        ("/\u65e5", "/", False),
+    ],
+)
+def test_expressions_beyond_ascii_are_in_utf8_as_literals_are(regex: str, path: str, wanted: bool) -> None:
+    """One by one, and with others on the same."""
+    sent = f"GET {path.encode().decode('latin-1')} HTTP/1.1"
+    assert holds({"path": {"regex": regex}}, sent) is wanted
+    assert holds([{"path": {"regex": each}} for each in (regex, "/x.*", "/y.*")], sent) is wanted
+
+
 def test_expressions_take_linear_time() -> None:
     """Python's own would take years for this one."""
     began = time.process_time()

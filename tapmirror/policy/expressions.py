@@ -33,7 +33,8 @@ class Expressions:
     def __init__(self, matches: Iterable[Match] = ()) -> None:
         wanted: dict[Subject, list[bytes]] = {}
         for subject, text in (found for match in matches for found in _texts(match)):
-            if text is not None and text.regex is not None:
+            # Others are in UTF-8, and an automaton is in one encoding (`match.compile_re2`).
+            if text is not None and text.regex is not None and text.regex.isascii():
                 expressions = wanted.setdefault(subject, [])
                 if _bytes(text) not in expressions:
                     expressions.append(_bytes(text))
@@ -115,7 +116,7 @@ def _options(re2: Any) -> Any:
 
 
 def _bytes(text: Text) -> bytes:
-    expression = (text.regex or "").encode("latin-1", "replace")
+    expression = (text.regex or "").encode()
     return b"(?i:%b)" % expression if text.ignore_case else expression
 
 

@@ -109,14 +109,15 @@ def _plain_check(text: Text) -> TextCheck:
 
 
 def compile_re2(text: str, ignore_case: bool = False) -> re.Pattern[bytes]:
-    """An expression of RE2 on bytes."""
+    """An expression of RE2 on bytes, which need not be UTF-8 where it is ASCII."""
     import re2
 
     options = re2.Options()
     options.log_errors = False
-    options.encoding = re2.Options.Encoding.LATIN1
+    if text.isascii():
+        options.encoding = re2.Options.Encoding.LATIN1
     options.case_sensitive = not ignore_case
-    pattern: re.Pattern[bytes] = re2.compile(text.encode("latin-1", "replace"), options)
+    pattern: re.Pattern[bytes] = re2.compile(text.encode(), options)
     return pattern
 
 
