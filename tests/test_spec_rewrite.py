@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapmirror.spec import Redact, Rewrite, SpecError
-from tapmirror.spec.rewrite import FRAMING
+from tapmirror.spec.rewrite import FRAMING, PathRewrite
 
 
 @pytest.mark.parametrize("name", [*sorted(FRAMING), "Content-Length", "TE", "a b", "a:", "", "a\r\nb"])
@@ -34,6 +34,24 @@ def test_no_value_of_host(host: str) -> None:
 @pytest.mark.parametrize("host", ["keep", "shadow-suffix", "a.b_c", "a:80", "[::1]", "[2001:db8::1]:80", "10.0.0.1:1"])
 def test_values_of_host(host: str) -> None:
     assert Rewrite(host=host).host == host
+
+
+@pytest.mark.parametrize(
+    ("regex", "becomes"),
+    [("/a", r"/\1"), ("/(a)", r"/\2"), ("/a", r"/\g<x>"), ("/a", "/a\\"), ("/a", r"/\x"), (r"/\Qa", r"/\1")],
+)
+def test_replacements_that_could_not_be_made(regex: str, becomes: str) -> None:
+    """Policy would find that out with the first request that matches."""
+    with pytest.raises(SpecError) as caught:
+        PathRewrite(regex=regex, becomes=becomes)
+    assert [field for field, _ in caught.value.problems] == ["with"]
+
+
+@pytest.mark.parametrize(
+    ("regex", "becomes"), [("/(a)|b", r"/\1"), ("/(?P<x>a)", r"/\g<x>"), ("/\xe9", r"/\\1"), ("^", "/")]
+)
+def test_replacements(regex: str, becomes: str) -> None:
+    assert PathRewrite(regex=regex, becomes=becomes).becomes == becomes
 
 
 @pytest.mark.parametrize("path", ["vault.**", "**", "**.pass*", "a.b**", "cards[0].number", "cards[", "a.***.b"])

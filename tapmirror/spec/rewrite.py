@@ -39,8 +39,11 @@ class PathRewrite(Checked, frozen=True, kw_only=True, rename={"becomes": "with"}
             yield "", "needs one of prefix and regex"
         if self.prefix is not None and not self.prefix.startswith("/"):
             yield "prefix", f"{shown(self.prefix)} does not begin with /"
-        if self.regex is not None and (wrong := regex_error(self.regex)):
-            yield "regex", wrong
+        if self.regex is not None:
+            if wrong := regex_error(self.regex):
+                yield "regex", wrong
+            elif wrong := _replacement_error(self.regex, self.becomes):
+                yield "with", wrong
         if not re.fullmatch(r"[!-~]*", self.becomes):
             yield "with", f"{shown(self.becomes)} has a character that is not allowed in a path"
 
@@ -129,6 +132,17 @@ class Redact(Checked, frozen=True, kw_only=True):
                 yield f"patterns.{text}", f"{shown(replacement)}: only visible characters but quotes and backslashes"
         if not 0 < self.body_bytes <= 64 << 20:
             yield "body_bytes", f"{self.body_bytes} is not between 1 and {64 << 20}"
+
+
+def _replacement_error(regex: str, becomes: str) -> str | None:
+    """Why a match cannot be replaced so: a group that the expression does not have, or no escape sequence."""
+    import re2
+
+    try:
+        re2.compile(f"|{regex}".encode()).match(b"").expand(becomes.encode())
+    except (IndexError, ValueError) as error:
+        return f"{shown(becomes)}: {error}"
+    return None
 
 
 def _is_path(text: str) -> bool:
