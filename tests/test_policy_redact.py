@@ -148,6 +148,7 @@ def test_json_that_says_it_is_a_form(spec: dict[str, Any]) -> None:
         b"%7b%22password%22:%22s%22}",
         b"+%20%5B",
         b'%EF%BB%BF{"a":1',
+        b' \xef\xbb\xbf{"password":"s"}',
         b'[{"password":"s"}',
     ):
         assert body(spec, form, data) is None
@@ -248,6 +249,7 @@ def test_a_body_in_pieces(size: int, coding: str) -> None:
     [
         ({"json": {"a": "remove"}}, (), b"{oops", "unredacted"),
         ({"json": {"a": "remove"}}, (), b'\xef\xbb\xbf{"a":1}', "unredacted"),
+        ({"json": {"a": "remove"}}, (), b'\n\xef\xbb\xbf{"a":1}', "unredacted"),
         ({"json": {"a": "remove"}}, ("Content-Type: application/json-seq",), b'\x1e{"a":1}\n', "unredacted"),
         ({"json": {"a": "remove"}}, ("Content-Type: application/x-ndjson",), b'0\n{"a":1}\n', "unredacted"),
         ({"json": {"a": "remove"}, "body_bytes": 4}, (), b"12345", "unredacted"),
@@ -268,6 +270,20 @@ def test_a_pattern_that_leaves_no_path_leaves_no_request(pattern: str) -> None:
     assert tried.ask(head("GET /a HTTP/1.1")) == [None]
     assert tried.fates() == {"unredacted": 1}
     assert tried.ask(head("OPTIONS * HTTP/1.1")) != [None] or pattern == "."
+
+
+@pytest.mark.parametrize("pattern", ["sec[a-z]+", "s\xe9cret|secret"])
+def test_patterns_are_looked_for_in_all_of_a_target(pattern: str) -> None:
+    tried = Tried(redact={"patterns": {pattern: "X"}})
+    (got,) = tried.ask(head("GET http://u:secret@a/secret?secret HTTP/1.1"))
+    assert got is not None and got.startswith(b"GET http://u:X@a/X?X HTTP/1.1\r\n")
+
+
+def test_patterns_beyond_ascii_are_in_utf8() -> None:
+    (got,) = Tried(redact={"patterns": {"M\xfcller": "X"}}).ask(
+        head("GET /?M\xc3\xbcller HTTP/1.1", "A: M\xc3\xbcller")
+    )
+    assert got is not None and got.startswith(b"GET /?X HTTP/1.1\r\n") and b"\r\nA: X\r\n" in got
 
 
 def test_a_text_in_place_of_a_value_is_one_value() -> None:

@@ -81,10 +81,10 @@ _CODE_WORDS: Final = re.compile(r"(?=.{1,64}\Z)(?:[A-Z]+(?:[ _][A-Z]+)*|[a-z]+(?
 """`BAD_USER_INPUT`, `not-found`, `ResourceNotFound`: what is given out by chance looks otherwise."""
 
 _FORM: Final = b"application/x-www-form-urlencoded"
-_JSON_FORM: Final = re.compile(
-    rb"(?:\xef\xbb\xbf|%ef%bb%bf)?(?:\s|\+|%(?:20|09|0a|0d))*(?:[{\[]|%7b|%5b)", re.IGNORECASE
-)
-"""How a body begins that is JSON, and says it is a form."""
+_JSON: Final = re.compile(rb"(?:\xef\xbb\xbf|\s)*[{\[]")
+"""How a body begins that is JSON; a mark behind white space is none, but some parsers take it for that, too."""
+_JSON_FORM: Final = re.compile(rb"(?:\xef\xbb\xbf|%ef%bb%bf|\s|\+|%(?:20|09|0a|0d))*(?:[{\[]|%7b|%5b)", re.IGNORECASE)
+"""The same of one that says it is a form."""
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
 _PLAIN: Final = "!$'()*,:@"
@@ -146,6 +146,8 @@ class Redactor:
         if self._strict and b"@" in origin:
             scheme, slashes, authority = origin.partition(b"://")
             origin = scheme + slashes + authority.rpartition(b"@")[2]
+        if origin:
+            origin = self.text(origin)
         start = b"%b %b%b%b %b" % (
             request.method,
             origin,
@@ -181,7 +183,7 @@ class Redactor:
         if form:
             json = not self._texts and _JSON_FORM.match(body) is not None  # `_parameter` looks into texts
         else:
-            json = b"json" in kind or body.removeprefix(MARK).lstrip()[:1] in (b"{", b"[")  # lines and sequences, too
+            json = b"json" in kind or _JSON.match(body) is not None  # lines and sequences, too
         found: bytes | None = body
         if json and (self._members or self._anywhere):
             found = self._json(body, self._texts)
