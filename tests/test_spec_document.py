@@ -61,6 +61,7 @@ def test_a_mapping_can_have_the_fields_of_another(text: str, value: object) -> N
         ("!!bool maybe", "maybe"),
         ("1e", "1e"),
         ("0x10", 16),
+        (r'"\ud83d\ude00"', "\U0001f600"),
     ],
 )
 def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
@@ -81,6 +82,9 @@ def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
         (b"a: " + b"{a: " * 100 + b"1" + b"}" * 100, 1, "nested deeper"),
         (b"&a [*a]", 1, "nested deeper"),
         (BOMB, 0, "more than"),
+        (rb'a: "\U00110000"', 0, "not YAML"),
+        (rb'a: "\UFFFFFFFF"', 0, "not YAML"),
+        (b"%YAML 1." + b"1" * 5000 + b"\n---\na: 1", 0, "not YAML"),
     ],
 )
 def test_refused(data: bytes, line: int, message: str) -> None:
@@ -102,6 +106,10 @@ def test_refused(data: bytes, line: int, message: str) -> None:
         (b"a: !!python/object:os.system x\n", ["1: a: the tag 'python/object:os.system' is not known here"]),
         (b"a: 1\n<<: [{}, x]\n", ["2: <<: 'x' is not a mapping"]),
         (b"a: !x [1]\n", []),
+        (
+            rb'{a: "\ud800", "\ude00": 1}',
+            ["1: a: half of a character (a surrogate)", "1: half of a character (a surrogate)"],
+        ),
     ],
 )
 def test_what_is_wrong_in_a_document_that_can_be_read(data: bytes, problems: list[str]) -> None:

@@ -25,6 +25,7 @@ MAX_NODES: Final = 50_000
 MAX_DEPTH: Final = 32
 _EXPONENT: Final = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+", re.ASCII)
 """A number to YAML 1.2, a text to PyYAML, which reads 1.1; its numbers to base 60 (`80:22`) are texts here."""
+_HALF: Final = re.compile("[\ud800-\udfff]")
 
 Path: TypeAlias = tuple[str | int, ...]
 """Where a value is: keys and indexes from the top of its document."""
@@ -98,6 +99,11 @@ def load(data: bytes) -> list[Document]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise FileError([Problem(line, "", f"a character that YAML does not allow: {_character(error)}")]) from None
+    except (
+        ValueError,
+        OverflowError,
+    ) as error:  # `"\U00110000"`, `%YAML 1.` and thousands of digits: nothing tells where
+        raise FileError([Problem(0, "", f"not YAML: {_one_line(str(error))}")]) from None
     builder = _Builder()
     documents = []
     for node in nodes:
@@ -140,7 +146,7 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.found.append(Problem(line, dotted(path), "a key is not a text"))
                 continue
-            key = str(key_node.value)
+            key = self._text(key_node, path)
             if key_node.tag == _MERGE:
                 found = self.build(value_node, (*path, key))
                 for each in found if isinstance(found, list) else [found]:
@@ -156,21 +162,34 @@ class _Builder:
         return merged | built
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        text = self._text(node, path)
         tag = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if tag in ("int", "float", "bool", "null"):
-            if ":" in node.value:
-                return node.value
+            if ":" in text:
+                return text
             try:
                 return self._constructor.construct_object(node)
             except (ValueError, OverflowError, LookupError):  # `!!int ''`, `!!bool x`
-                return node.value
-        if tag == "str" and node.style is None and _EXPONENT.fullmatch(node.value):
-            return float(node.value)
+                return text
+        if tag == "str" and node.style is None and _EXPONENT.fullmatch(text):
+            return float(text)
         if tag not in ("str", "timestamp", "value", "merge"):
             self.found.append(
                 Problem(node.start_mark.line + 1, dotted(path), f"the tag {shown(tag)} is not known here")
             )
-        return node.value
+        return text
+
+    def _text(self, node: yaml.ScalarNode, path: Path) -> str:
+        """As it was written, but for characters that are escaped in halves, as JSON does: YAML takes these for two."""
+        text = str(node.value)
+        if _HALF.search(text) is None:
+            return text
+        pairs = text.encode("utf-16-le", "surrogatepass")
+        try:
+            return pairs.decode("utf-16-le")
+        except UnicodeDecodeError:
+            self.found.append(Problem(node.start_mark.line + 1, dotted(path), "half of a character (a surrogate)"))
+            return pairs.decode("utf-16-le", "replace")
 
 
 def _character(error: yaml.reader.ReaderError) -> str:
