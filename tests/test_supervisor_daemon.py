@@ -91,6 +91,34 @@ async def test_a_tap_that_hangs_holds_up_itself_alone(rig: Rig) -> None:
     await rig.running("b")
 
 
+@conversation
+async def test_what_was_kept_before_another_failed_is_kept_no_more(rig: Rig) -> None:
+    """One that is stopped takes its time, and meanwhile another request is written to disk."""
+    await rig.daemon.start([C], force=False)
+    make = rig.daemon.roster._make
+
+    def b_starts_last(spec: TapSpec, *told: Any, **more: Any) -> Any:
+        made: Any = make(spec, *told, **more)
+        if spec.name == "b":
+            made.prepare = lambda: rig.script.step("of b")
+        return made
+
+    rig.daemon.roster._make = b_starts_last
+    last, stop = rig.script.gate("of b"), rig.script.gate("stop")
+    starting = asyncio.ensure_future(rig.daemon.start([A, B, tap("d")], force=False))
+    await rig.running("a", "c", "d")
+    stopping = asyncio.ensure_future(rig.daemon.stop("d"))
+    await at(rig, "stop")
+    last.set()
+    await rig.until(lambda: rig.daemon.roster.entry("a").accepted, "the other two are accepted")
+    await rig.daemon.pause("c")
+    assert [*kept(rig)] == ["c", "a", "b"]
+    stop.set()
+    await stopping
+    await refused(starting, "failed", "^d: the tap was stopped while it started$")
+    await rig.until(lambda: [*kept(rig)] == ["c"], "the other two are kept no more")
+
+
 # --- apply
 
 

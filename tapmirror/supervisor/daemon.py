@@ -177,6 +177,7 @@ class Daemon:
             rest = [entry for entry in entries if entry.accepted]
             for entry in rest:
                 entry.unwanted = True
+            self._later(self.persistence.save())  # they may be on disk: others were saved since they began
             await self.roster.leave(rest)
             name, error = next(iter(failed.items()))
             code = "refused" if isinstance(error, TapRefusedError) else "failed"
