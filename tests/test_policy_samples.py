@@ -280,6 +280,7 @@ def test_json_in_parameters_is_looked_into() -> None:
         ('a=1;payload={"password":"hunter2"}', "a=(not shown)"),
         ('a="x;payload=[{"password":"hunter2"}]', "a=(not shown)"),
         ('{"password":"hunter2=3","a":1}&b=2', '{"password":"(redacted)","a":1}&b=2'),
+        ('\n\ufeff{"password":"hunter2"}', "(not shown)"),
         ("a=1;b={2}", None),
         ("[1;2]", None),
         ('payload={"a":"x;y"}', None),

@@ -266,7 +266,7 @@ class Redactor:
     def _parameter(self, pair: bytes) -> bytes:
         """A parameter whose value is JSON, or that is JSON without a name, without what is to be taken out of that."""
         name, mark, value = pair.partition(b"=")
-        if decoded(name).lstrip()[:1] in (b"{", b"["):
+        if _JSON.match(decoded(name)):
             name, mark, value = b"", b"", pair
         text = decoded(value).decode("utf-8", "replace")
         shown = self._text(text, self._texts)
