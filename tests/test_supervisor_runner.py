@@ -400,6 +400,24 @@ def test_a_paused_tap_that_is_lost_stays_paused(runner: Runner, script: Script) 
     until(lambda: runner.state == ("running", "") and script.attached() == ["web"], "it runs")
 
 
+def test_a_resume_that_meets_the_loss_of_a_paused_tap_begins_it_anew(
+    runner: Runner, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes the thread up, which sees first that the tap is lost."""
+    monkeypatch.setattr(module, "INTERVAL", 60.0)
+    runner.start()
+    runner.started.result(10)
+    runner.pause().result(10)  # nothing is done behind it but to wait for the next
+
+    def lost(now: float) -> None:
+        raise TapError("all its workers died")
+
+    script.taps[0].service = lost  # type: ignore[method-assign]
+    runner.resume().result(10)
+    until(lambda: runner.state == ("running", ""), "it runs")
+    assert script.attached() == ["web"] and len(script.taps) == 2
+
+
 def test_a_share_that_was_set_is_that_of_every_tap_to_come(runner: Runner, script: Script) -> None:
     runner.start()
     runner.started.result(10)

@@ -457,8 +457,8 @@ class Runner:
 
     def _wait(self, seconds: float | None, descriptors: list[int] | None = None) -> None:
         """Until somebody asks for something, one of the descriptors is readable, or the time is over."""
-        if descriptors is None:
-            self._serve_commands(None)
+        if descriptors is None and self._serve_commands(None):
+            return  # what was asked for while it ran wakes nobody up any more, and may have ended the wait
         poll = select.poll()
         for descriptor in (self._wake, *(descriptors or ())):
             poll.register(descriptor, select.POLLIN)
@@ -468,7 +468,8 @@ class Runner:
         if descriptors is None:
             self._serve_commands(None)
 
-    def _serve_commands(self, tap: Tap | None) -> None:
+    def _serve_commands(self, tap: Tap | None) -> bool:
+        """Whether there were any."""
         with self._lock:
             commands, self._commands = self._commands, []
         for command, future in commands:
@@ -480,6 +481,7 @@ class Runner:
                 future.set_result(result)
             except Exception as error:
                 future.set_exception(as_tap_error(error))
+        return bool(commands)
 
     def _refuse_commands(self) -> None:
         with self._lock:
