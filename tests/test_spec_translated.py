@@ -29,6 +29,15 @@ def test_the_file_reads_as_the_tap_with_what_it_lacks_as_comments() -> None:
     assert [tap.name for tap in read_taps(two.encode())] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "text", ["1e5", "-1E-5", ".5e+1", "1.e1", "1e5x", "12", "1:30", "0x1", "no", "<<", "=", "2024-01-01"]
+)
+def test_texts_that_look_like_something_else_stay_texts(text: str) -> None:
+    tap = {**TAP, "protocol": "http", "shadows": [{"to": "a:80", "rewrite": {"set_headers": {"A": text}}}]}
+    (read,) = read_taps(Translation([tap]).text("x").encode())
+    assert read.shadows[0].rewrite.set_headers == {"A": text}
+
+
 def test_nothing_is_written_as_an_alias() -> None:
     shared = {"set_headers": {"A": "1"}}
     tap = {**TAP, "shadows": [{"host": host, "port": 80, "rewrite": shared} for host in "ab"]}

@@ -23,7 +23,7 @@ MAX_BYTES: Final = 256 << 10
 """Bytes of the longest file: hundreds of rules; PyYAML reads it in seconds."""
 MAX_NODES: Final = 50_000
 MAX_DEPTH: Final = 32
-_EXPONENT: Final = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+", re.ASCII)
+EXPONENT: Final = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+", re.ASCII)
 """A number to YAML 1.2, a text to PyYAML, which reads 1.1; its numbers to base 60 (`80:22`) are texts here."""
 _HALF: Final = re.compile("[\ud800-\udfff]")
 
@@ -171,7 +171,7 @@ class _Builder:
                 return self._constructor.construct_object(node)
             except (ValueError, OverflowError, LookupError):  # `!!int ''`, `!!bool x`
                 return text
-        if tag == "str" and node.style is None and _EXPONENT.fullmatch(text):
+        if tag == "str" and node.style is None and EXPONENT.fullmatch(text):
             return float(text)
         if tag not in ("str", "timestamp", "value", "merge"):
             self.found.append(

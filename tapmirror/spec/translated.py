@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import yaml
 
-from tapmirror.spec.document import Document, Problem
+from tapmirror.spec.document import EXPONENT, Document, Problem
 from tapmirror.spec.match import regex_error
 from tapmirror.spec.reading import taps_of
 
@@ -26,6 +26,10 @@ class _Plain(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+# A text that we would read as a number is put in quotes.
+_Plain.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{EXPONENT.pattern})\\Z"), [*"-+.0123456789"])
 
 
 class Translation(msgspec.Struct):
