@@ -222,46 +222,45 @@ class World:
             assert len(call.answers) == 1, f"{call.line!r} has {len(call.answers)} answers"
         self.calls.clear()
         if self.places.stop_file.exists():
-            await self.soon(lambda: self.daemon.roster.killed and not self.script.attached(), "capture does not end")
+            await self.soon(lambda: "" if self.daemon.roster.killed and not self.script.attached() else "it captures")
             self.places.stop_file.unlink()
-        await self.quiet()
-        entries = self.daemon.roster.taps
+        await self.soon(self.amiss)
         kept, problems = state.load(self.places.state)
-        assert not problems
+        entries = self.daemon.roster.taps
         on_disk = {each.spec.name: (each.spec, each.paused, each.origin) for each in kept.taps}
+        assert not problems
         assert {name: (entry.written, entry.paused, entry.origin) for name, entry in entries.items()} == on_disk
-        there = sorted(tap.spec.name for tap in self.script.taps if not tap.closed)
-        assert there == sorted(set(FakeClaims.held.values())) and set(there) <= entries.keys()
-        states = {name: entry.runner.state for name, entry in entries.items()}
-        for name, found in states.items():
-            assert found[0] == ("paused" if entries[name].paused else "running") or found == ("failed", LOOP), found
-        running = {name for name, (word, _) in states.items() if word == "running"}
-        assert running <= {*self.script.attached()} <= {*there}, "what is said to capture does not"
 
-    async def quiet(self) -> None:
-        """Wait until nothing is under way, at some looks in a row."""
-        for _ in range(3):
-            await self.soon(lambda: not self.busy(), "it does not settle")
-
-    async def soon(self, condition: Callable[[], bool], what: str) -> None:
+    async def soon(self, amiss: Callable[[], str]) -> None:
+        """Wait until nothing is amiss, at some looks in a row."""
         end = time.monotonic() + PATIENCE
-        while True:
+        well = 0
+        while well < 3:
             await asyncio.sleep(0.004)
             if self.ticks.done():
                 self.ticks.result()
-            if condition():
-                return
-            assert time.monotonic() < end, f"{what}: {self.daemon.roster.told(None, ledger=False)}"
+            found = amiss()
+            well = 0 if found else well + 1
+            assert time.monotonic() < end, f"{found}: {self.daemon.roster.told(None, ledger=False)}"
 
-    def busy(self) -> bool:
-        entries = self.daemon.roster.taps.values()
-        return bool(
-            self.daemon._tasks
-            or self.daemon.persistence._dirty
-            or self.daemon.roster.killed
-            or not {entry.runner.state[0] for entry in entries} <= {"running", "paused", "failed"}
-            or any(entry.ends is not None for entry in entries)
-        )
+    def amiss(self) -> str:
+        """What is under way, or is not what it is said to be."""
+        entries = self.daemon.roster.taps
+        if self.daemon._tasks or self.daemon.persistence._dirty or self.daemon.roster.killed:
+            return "something is to be done"
+        if any(entry.ends is not None for entry in entries.values()):
+            return "a time is not over"
+        for name, entry in entries.items():
+            found = entry.runner.state
+            if found != ("failed", LOOP) and found[0] != ("paused" if entry.paused else "running"):
+                return f"{name} is {found}"
+        there = sorted(tap.spec.name for tap in self.script.taps if not tap.closed)
+        if there != sorted(set(FakeClaims.held.values())) or not set(there) <= entries.keys():
+            return f"{there} are open, and claimed is {FakeClaims.held}"
+        running = {name for name, entry in entries.items() if entry.runner.state[0] == "running"}
+        if not running <= {*self.script.attached()} <= {*there}:
+            return f"{running} run, and {self.script.attached()} capture"
+        return ""
 
     async def restart(self) -> None:
         """What was started by command is there again, as it was; of a daemon that was killed, too."""
@@ -272,7 +271,7 @@ class World:
         if killed is not None:
             kept.write_bytes(killed)
         await self.begin()
-        await self.quiet()
+        await self.soon(self.amiss)
         assert self.commands() == before
 
     def commands(self) -> dict[str, tuple[float, bool]]:
