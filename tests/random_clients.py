@@ -58,13 +58,14 @@ class RandomRequests:
         self._strict = self._redact.privacy == "strict"
         self._patterned = SECRETS in self._redact.patterns
         self._count = 0
-        self._secrets: list[bytes] = []
+        self.secrets: list[bytes] = []
+        """Those since it was last emptied that are in places that are redacted."""
         self._longest = 5000 if rand.random() < 0.1 else 100
 
     def request(self) -> Asked:
         """The next one."""
         rand, pick = self.rand, self.rand.choice
-        self._secrets = []
+        self.secrets = []
         (method,) = rand.choices(list(_METHODS), list(_METHODS.values()))
         version = pick(("1.0", *["1.1"] * 9))
         fields = [self._field() for _ in range(pick((0, 1, 3, 8)))]
@@ -87,14 +88,14 @@ class RandomRequests:
             fields += framing
         rand.shuffle(fields)
         lines = [b"%b %b HTTP/%b" % (method.encode(), self._target(method), version.encode()), *fields, b"", b""]
-        return Asked(b"\r\n".join(lines) + body, self._secrets, tunnel=tunnel, last=last)
+        return Asked(b"\r\n".join(lines) + body, self.secrets, tunnel=tunnel, last=last)
 
-    def _secret(self, covered: bool) -> bytes:
+    def secret(self, covered: bool) -> bytes:
         """One more; `covered`: it is in a place that is redacted."""
         self._count += 1
         found = b"S3CR3T%06dX" % self._count
         if covered or self._patterned:
-            self._secrets.append(found)
+            self.secrets.append(found)
         return found
 
     def _case(self, text: str) -> str:
@@ -111,12 +112,12 @@ class RandomRequests:
         path = "/" + "/".join(pick(("a", "b", "", "c%20d", "\xe9", "1", ".")) for _ in range(rand.randint(0, 3)))
         out = path.encode()
         if rand.random() < 0.2:
-            out += b";" + self._case("jsessionid").encode() + b"=" + self._secret(self._strict)
+            out += b";" + self._case("jsessionid").encode() + b"=" + self.secret(self._strict)
         if rand.random() < 0.25:
-            user = b"u:" + self._secret(self._strict) + b"@" if rand.random() < 0.5 else b""
+            user = b"u:" + self.secret(self._strict) + b"@" if rand.random() < 0.5 else b""
             out = pick((b"http://", b"HTTP://")) + user + b"shop.test" + out
         if rand.random() < 0.5:
-            out += b"?" + self._pairs()
+            out += b"?" + self.pairs()
         return out
 
     def _field(self) -> bytes:
@@ -125,7 +126,7 @@ class RandomRequests:
         if kind < 0.3:
             name = pick((pick(_HEADERS), "x-customer", "x-user"))
             covered = (self._strict and name in _HEADERS) or name in map(str.lower, self._redact.headers)
-            value = pick((b"%b", b"Bearer %b", b"id=%b; b=1", b"\t%b ", b"a.%b.c")) % self._secret(covered)
+            value = pick((b"%b", b"Bearer %b", b"id=%b; b=1", b"\t%b ", b"a.%b.c")) % self.secret(covered)
             return self._case(name).encode() + b":" + pick((b"", b" ", b" \t")) + value
         if kind < 0.4:
             long = b"9" * self._longest
@@ -135,12 +136,12 @@ class RandomRequests:
             return b"Authorization: Bearer a." + base64.urlsafe_b64encode(claims).rstrip(b"=") + b".c"
         return pick((*_FIELDS, b"X: " + b"y" * pick((1, 300, self._longest))))
 
-    def _pairs(self) -> bytes:
+    def pairs(self) -> bytes:
         """A query or a form."""
         text = b""
         for _ in range(self.rand.choice((1, 2, 5))):
             name, covered = self._parameter()
-            value = self._secret(covered)
+            value = self.secret(covered)
             if self.rand.random() < 0.3:
                 value = self.rand.choice((b"%b;x", b"a;%b", b"a+%b", b"%%2%b", b"%b%%26b", b"%b=")) % value
             text += (self.rand.choice((b"&", b"&", b"&&", b";")) if text else b"") + name + b"=" + value
@@ -189,12 +190,12 @@ class RandomRequests:
             piece, body = body[:size], body[size:]
             out += pick((b"%x", b"%X", b"00%x", b"%x;a=b", b'%x;a="b;"', b"%x ;a")) % len(piece)
             out += b"\r\n" + piece + b"\r\n"
-        trailer = b"X-Sum: " + self._secret(self._any) + b"\r\n" if self.rand.random() < 0.3 else b""
+        trailer = b"X-Sum: " + self.secret(self._any) + b"\r\n" if self.rand.random() < 0.3 else b""
         return out + b"0\r\n" + trailer + b"\r\n"
 
     def _json(self) -> tuple[bytes, list[bytes | None]]:
         rand, pick = self.rand, self.rand.choice
-        text = json.dumps(self._value(0, False), ensure_ascii=rand.random() < 0.5, indent=pick((None, None, 1)))
+        text = json.dumps(self.value(0, False), ensure_ascii=rand.random() < 0.5, indent=pick((None, None, 1)))
         data = text.encode()
         if rand.random() < 0.2:
             data = data.replace(b'"p', b'"\\u0070')
@@ -202,7 +203,7 @@ class RandomRequests:
         types = [b"application/json", b"APPLICATION/json;charset=utf-8", b"application/x+json"]
         return data, [*types, None, b"text/plain", FORM, b"\xff"]
 
-    def _value(self, depth: int, covered: bool) -> Any:
+    def value(self, depth: int, covered: bool) -> Any:
         """A value of JSON; `covered`: it is within a member that is redacted."""
         rand, pick = self.rand, self.rand.choice
         kind = rand.random()
@@ -211,21 +212,21 @@ class RandomRequests:
             for _ in range(rand.randint(1, 4)):
                 name = pick((pick(_NAMES), "uid", "a", "b", "user", "error", "list", "\xe9"))
                 taken = (self._strict and name in _NAMES) or (name == "uid" and "**.uid" in self._redact.json)
-                out[self._case(name)] = self._value(depth + 1, covered or taken)
+                out[self._case(name)] = self.value(depth + 1, covered or taken)
             return out
         if depth < 4 and kind < 0.5:
-            return [self._value(depth + 1, covered) for _ in range(rand.randint(0, 3))]
+            return [self.value(depth + 1, covered) for _ in range(rand.randint(0, 3))]
         if kind < 0.6:
             return pick((None, True, 1, 1.5, -0.0, 10**17, 10**25, "", "\xe9", "\U0001f600", 1e300))
-        return self._secret(covered).decode()
+        return self.secret(covered).decode()
 
     def _form(self) -> tuple[bytes, list[bytes | None]]:
-        return self._pairs(), [FORM, FORM.upper() + b" ; charset=utf-8", b'"' + FORM + b'"']
+        return self.pairs(), [FORM, FORM.upper() + b" ; charset=utf-8", b'"' + FORM + b'"']
 
     def _text(self) -> tuple[bytes, list[bytes | None]]:
-        text = self.rand.choice((b"hello %b", b"<a>%b</a>", b"%b", b"\xff\xfe%b")) % self._secret(self._strict)
+        text = self.rand.choice((b"hello %b", b"<a>%b</a>", b"%b", b"\xff\xfe%b")) % self.secret(self._strict)
         return text, [b"text/plain", None, b"text/xml", b"", b"application/octet-stream"]
 
     def _parts(self) -> tuple[bytes, list[bytes | None]]:
         part = b'--b\r\nContent-Disposition: form-data; name="password"\r\n\r\n%b\r\n--b--\r\n'
-        return part % self._secret(self._strict), [b"multipart/form-data; boundary=b", b"multipart/mixed"]
+        return part % self.secret(self._strict), [b"multipart/form-data; boundary=b", b"multipart/mixed"]
