@@ -45,6 +45,8 @@ def rewritten(rewrite: dict[str, Any], asked: Request, to: str = "new:8080", **m
         ({"set_query": {"a": "1"}}, "OPTIONS * HTTP/1.1", (), "OPTIONS * HTTP/1.1", ()),
         ({"path": {"regex": "^", "with": "/v2"}}, "OPTIONS * HTTP/1.1", (), "OPTIONS * HTTP/1.1", ()),
         ({"method": "OPTIONS"}, "OPTIONS * HTTP/1.1", (), "OPTIONS * HTTP/1.1", ()),
+        ({"set_query": {"a": "1"}}, "CONNECT a:443 HTTP/1.1", (), "CONNECT a:443 HTTP/1.1", ()),
+        ({"path": {"regex": "^", "with": "/v2"}}, "CONNECT a:443 HTTP/1.1", (), "CONNECT a:443 HTTP/1.1", ()),
         ({"remove_headers": ["x-a"]}, "GET / HTTP/1.1", ("X-A: 1", "X-AB: 2", "x-a:3"), "GET / HTTP/1.1", ("X-AB: 2",)),
         (
             {"set_headers": {"X-A": "n"}},

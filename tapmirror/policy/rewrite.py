@@ -67,7 +67,8 @@ def _line_rewriter(spec: Rewrite) -> Callable[[Request], bytes | None] | None:
     query = _query_rewriter(spec) if spec.set_query or spec.remove_query else None
 
     def rewrite(request: Request) -> bytes | None:
-        if request.path == b"*":  # of OPTIONS only, and nothing that could be changed (RFC 9112, 3.2.4)
+        # `*` is of OPTIONS only, a host with its port of CONNECT, and there is nothing else (RFC 9112, 3.2.3 and 3.2.4)
+        if request.path == b"*" or request.method == b"CONNECT":
             return request.head[: request.line_end] if method in (None, request.method) else None
         new_path = request.path if path is None else path(request.path)
         new_query = request.query if query is None else query(request.query)
