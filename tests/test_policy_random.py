@@ -95,9 +95,8 @@ def wrong(data: bytes) -> str:
     if head is None:
         return "no head"
     method, target, lines = head.groups()
-    if not (
-        target.startswith(b"/") or b"://" in target or method == b"CONNECT" or (method, target) == (b"OPTIONS", b"*")
-    ):
+    other = {b"CONNECT": rb"[^/?#]+", b"OPTIONS": rb"\*"}.get(method, rb"(?!)")
+    if (method == b"CONNECT" or not re.match(rb"/|[A-Za-z]+://", target)) and not re.fullmatch(other, target):
         return "no target"
     fields = [(name.lower(), value.strip(b" \t")) for name, _, value in (x.partition(b":") for x in lines.splitlines())]
     values = dict(fields)
