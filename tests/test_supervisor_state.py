@@ -141,15 +141,22 @@ def test_a_file_of_any_size_costs_no_more_than_its_bound(tmp_path: Path) -> None
     assert found == State() and "longer than" in problem
 
 
-def test_one_tap_that_is_not_understood_costs_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spec": {"of_a_later_version": 1}}, "Object contains unknown field `of_a_later_version`"),
+        ({"percent": 500}, "percent: 500.0 is not between 0 and 100"),
+    ],
+)
+def test_one_tap_that_is_not_understood_costs_no_other(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     state.save(tmp_path, STATE)
     path = tmp_path / state.NAME
     data = json.loads(path.read_bytes())
-    data["taps"][0]["spec"]["of_a_later_version"] = 1
+    data["taps"][0] |= {**change, "spec": data["taps"][0]["spec"] | change.get("spec", {})}
     path.write_text(json.dumps(data))
     found, problems = state.load(tmp_path)
     assert found == State(taps=STATE.taps[1:], stopped=STATE.stopped)
-    assert "taps[0]: Object contains unknown field `of_a_later_version`" in problems[0]
+    assert f"taps[0]: {words}" in problems[0]
     assert "set aside" in problems[1]
 
 

@@ -37,6 +37,11 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ends_at: float | None = None
     """When its `ttl` is over, of the wall clock in seconds; None: never."""
 
+    def __post_init__(self) -> None:
+        """Raises `SpecError` if the share cannot be."""
+        if self.percent is not None:
+            msgspec.structs.replace(self.spec, percent=self.percent, ramp=None)
+
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is kept."""
