@@ -22,6 +22,7 @@ from tapmirror.cli import compared, run
 from tapmirror.cli.compared import SPEC
 from tapmirror.cli.main import main
 from tapmirror.compare.comparison import Comparison
+from tapmirror.compare.summary import SCHEMA
 from tapmirror.compare.verdict import VerdictLimits
 from tapmirror.control.client import ControlError
 from tapmirror.exchange import Answer, Asked, Exchange, Reply
@@ -49,6 +50,14 @@ def ledger(path: Path, exchanges: int, bad: int) -> str:
 def test_the_verdict_is_the_exit_code(tmp_path: Path, exchanges: int, bad: int, code: int, word: str) -> None:
     done = CliRunner().invoke(main, ["verdict", ledger(tmp_path / "l.json", exchanges, bad)])
     assert (done.exit_code, done.output.split(": ")[:2]) == (code, ["web new", word])
+
+
+def test_what_workers_of_a_run_say_is_not_trusted(capsys: pytest.CaptureFixture[str]) -> None:
+    told = [{"tap": "web", "comparison": [{"schema": SCHEMA, "shadows": 5}]}]
+    with pytest.raises(SystemExit) as ended:
+        compared.conclude(told, [Compare()], VerdictLimits(), report_file=None, judge=True, err=False)
+    assert ended.value.code == 1
+    assert "the comparison cannot be read: Expected `object`" in capsys.readouterr().err
 
 
 def test_where_nothing_was_compared_the_line_says_why(tmp_path: Path) -> None:

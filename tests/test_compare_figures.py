@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -230,7 +231,13 @@ def test_what_a_worker_says_is_checked() -> None:
         {"requests": 1 << 64},
         {"endpoints": {"a": {"shadow": {"last": {"buckets": {"1": 10**400}}}}}},
     ]
-    for wrong in ({}, {"schema": "x", "shadows": {}}, bad, *({**good, "shadows": {"s": each}} for each in worse)):
+    none: tuple[dict[str, Any], ...] = (
+        {},
+        {"schema": good["schema"]},
+        {**good, "shadows": 5},
+        {**good, "shadows": {"s": None}},
+    )
+    for wrong in (*none, {"schema": "x", "shadows": {}}, bad, *({**good, "shadows": {"s": each}} for each in worse)):
         with pytest.raises(msgspec.ValidationError):
             merge([wrong], Compare())
 

@@ -62,7 +62,10 @@ def conclude(
     err: bool,
 ) -> int:
     """Write the report and tell the verdict, if they are asked for; the exit code.  `err`: as of `tell_verdict`."""
-    found = all_figures(ledgers, limits, specs)
+    try:
+        found = all_figures(ledgers, limits, specs)
+    except (msgspec.ValidationError, ArithmeticError) as error:  # what workers say is not trusted
+        fail(f"the comparison cannot be read: {' '.join(str(error).split())}", 1)
     if report_file is not None and found:
         try:
             write_report(found, report_file)

@@ -171,8 +171,8 @@ def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, St
     for snapshot in snapshots:
         if snapshot.get("schema") != SCHEMA:
             raise msgspec.ValidationError(f"its schema is {str(snapshot.get('schema'))[:40]}, and not {SCHEMA}")
-        for label, state in snapshot["shadows"].items():
-            by_label.setdefault(label, []).append(msgspec.convert(state, State, str_keys=True))
+        for label, state in msgspec.convert(snapshot.get("shadows"), dict[str, State], str_keys=True).items():
+            by_label.setdefault(label, []).append(state)
     return {label: merged(states, bounds) for label, states in by_label.items()}
 
 
