@@ -70,10 +70,10 @@ FILES: Final = ("a: [", "iface: eth0", "\0", "", "taps: 5", "- 1", r'"\ud800"')
 class FakeClaims:
     """In the place of `Claims`, so that tests that run at the same time do not meet."""
 
-    held: Final[dict[str, str]] = {}
+    held: Final[dict[tuple[int, str], str]] = {}
 
     def __init__(self, spec: TapSpec) -> None:
-        self._mine = [shadow.end_point for shadow in spec.shadows]
+        self._mine = [(spec.ports[0], shadow.end_point) for shadow in spec.shadows]
         for place in self._mine:
             if self.held.setdefault(place, spec.name) != spec.name:
                 self._mine = []
