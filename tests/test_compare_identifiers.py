@@ -203,7 +203,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_of_what_looks_like_an_identifier_is_found(name: str, often: float) -> None:
     path, fault = FAULTS[name]
-    found = run(fault, often, 200 if often == 1.0 else 1000)
+    found = run(fault, often, 200 if often == 1.0 else 600)
     assert found.verdict.outcome is Outcome.FAIL
     different = {
         field.path.replace(_HASH, "") for field in found.endpoints[0].fields if field.nature is Nature.DIFFERENT

@@ -21,6 +21,8 @@ from test_comparing import OK, key
 MASK = 0xFFFFFFFF
 CONNECTIONS = 12
 STEPS = 2000
+SEEDS = 10
+"""Of each kind of capture: 270 schedules in all."""
 COPIED = 120
 """Bytes of each of production's segments: a whole head."""
 
@@ -159,7 +161,7 @@ class World:
 @pytest.mark.parametrize("most", [1e9, 40.0, 10.0])
 def test_never_a_wrong_pair_of_a_client_that_waits(most: float, loss: float, midstream: float) -> None:
     pairs = requests = 0
-    for seed in range(30):
+    for seed in range(SEEDS):
         world = World(seed, loss, midstream, most)
         world.run()
         assert world.wrong == [], seed

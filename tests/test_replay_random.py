@@ -21,7 +21,7 @@ from tapmirror.events import END, NO_BODY, START, TUNNEL, Abort, DropReason, Exc
 from tapmirror.replay.lane import ITEM_BYTES
 from tapmirror.spec import Pacing
 
-SEEDS: Final = 300
+SEEDS: Final = 150
 """Of each group.  A failure names its seed: `World(seed).run()` repeats it."""
 LAST_STEPS: Final = 60
 """Seconds of the reactor's clock after which nothing waits any more, whatever the shadow does."""
