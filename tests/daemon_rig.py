@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lab import PATIENCE
 from scripted_tap import NoClaims, Script
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.spec.settings import AllTaps
@@ -20,8 +21,6 @@ from tapmirror.supervisor.daemon import Daemon
 from tapmirror.supervisor.log import Log
 from tapmirror.supervisor.permission import RefusedError
 from tapmirror.supervisor.places import Places
-
-PATIENCE = 10.0
 
 
 def tap(name: str, port: int = 0, **more: Any) -> TapSpec:

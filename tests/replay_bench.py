@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from lab import PATIENCE
 from tapmirror.events import END, START, DropReason, Open, Send
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor
@@ -120,7 +121,7 @@ class Bench:
         """The shadow's side of the next connection."""
         self.until(lambda: bool(select.select([self.listener], [], [], 0)[0]))
         sock, _ = self.listener.accept()
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE)
         self.socks.append(sock)
         self.iterate()
         return sock
@@ -153,8 +154,8 @@ class Bench:
         self.until(lambda: self.ledger.latency.snapshot()["count"] == count)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Turn until it holds; fails after five seconds of the real clock."""
-        end = time.monotonic() + 5
+        """Turn until it holds; fails after `PATIENCE` seconds of the real clock."""
+        end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, "it does not come"
             self.reactor.run_once(0.01, lambda: self.now)

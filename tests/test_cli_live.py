@@ -230,16 +230,16 @@ class Terminal:
         self.shown = self._bytes.decode("utf-8", "replace")
         return self.shown
 
-    def wait_for(self, pattern: str, seconds: float = 20.0) -> str:
+    def wait_for(self, pattern: str) -> str:
         """Wait until it has shown this; all that it has shown."""
         with contextlib.suppress(LabError):
-            until(lambda: re.search(pattern, plain(self.read())) is not None, pattern, seconds)
+            until(lambda: re.search(pattern, plain(self.read())) is not None, pattern)
         assert re.search(pattern, plain(self.shown)), f"never shown: {pattern!r} in {self.shown[-3000:]!r}"
         return self.shown
 
     def end(self) -> int:
         """Wait for its end; its exit status."""
-        until(lambda: bool(self.read()) and self.process.poll() is not None, "the end", 20.0)
+        until(lambda: bool(self.read()) and self.process.poll() is not None, "the end")
         self.read()
         return int(self.process.returncode)
 
@@ -283,7 +283,7 @@ def test_every_terminal_will_do(lab: Lab, size: tuple[int, int], term: str) -> N
         if term == "dumb":  # nothing can be redrawn there: it says that it runs all the same
             screen.wait_for(r"tapmirror: eth0 port 80 -> ")
         else:
-            until(lambda: "\x1b[?25l" in screen.read(), "the cursor is hidden: the view has begun", 20.0)
+            until(lambda: "\x1b[?25l" in screen.read(), "the cursor is hidden: the view has begun")
         screen.press(b"\x03")
         assert screen.end() == 0
     assert "Traceback" not in screen.shown
@@ -296,7 +296,7 @@ def test_the_terminals_end_ends_the_tap(lab: Lab) -> None:
     with HashSink(lab.shadow):
         with Terminal(lab.node) as screen:
             screen.wait_for("Ctrl-C stops")
-        until(lambda: not lab.node.read("packet").splitlines()[1:], "nothing is attached", 20.0)
+        until(lambda: not lab.node.read("packet").splitlines()[1:], "nothing is attached")
 
 
 @pytest.mark.e2e

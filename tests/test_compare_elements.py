@@ -226,7 +226,7 @@ def test_what_is_as_deep_and_as_much_as_is_read() -> None:
 def test_hostile_xml_takes_no_time(text: str) -> None:
     began = time.process_time()
     xml(text, text.replace("<a", "<a c='1'", 1))
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5
 
 
 def test_it_counts_for_the_time_that_it_takes() -> None:

@@ -49,7 +49,7 @@ def test_hostile_words_take_no_time_and_no_memory() -> None:
         word = f"{n}" + "%40" * 20_000 + "@"
         assert variable(word)
         assert shortened(word) == "{}"
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5
 
 
 def test_one_line_without_control_characters() -> None:

@@ -8,12 +8,12 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lab import PATIENCE
 from tapmirror.control.client import Client, ControlError, NoDaemonError
 from tapmirror.control.messages import MAX_REPORT, List
 
@@ -53,10 +53,8 @@ def test_a_daemon_whose_backlog_is_full(tmp_path: Path) -> None:
         listener.bind(str(path))
         listener.listen(0)
         stack.enter_context(Client(path))
-        began = time.monotonic()
         with pytest.raises(NoDaemonError, match="takes no more connections at present"):
             Client(path, 0.2)
-        assert time.monotonic() - began < 2
         later = threading.Timer(0.2, lambda: stack.enter_context(listener.accept()[0]))
         later.start()
         with Client(path, 10.0):
@@ -100,7 +98,7 @@ def test_why_it_was_turned_away_is_told(tmp_path: Path) -> None:
 
 def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
     def wait(event: threading.Event) -> None:
-        event.wait(10)
+        event.wait(PATIENCE)
 
     done = threading.Event()
     thread = answered(tmp_path / "s", lambda _: wait(done))

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import pytest
 
-from lab import until
+from lab import PATIENCE, until
 from tapmirror.control import server
 from tapmirror.control.client import Client, ControlError
 from tapmirror.control.messages import MAX_LOOKING, MAX_MESSAGE, List, Logs, Pause, Report, Request, Status
@@ -40,7 +40,7 @@ class Served:
         self.errors: list[BaseException] = []
         self.thread = threading.Thread(target=lambda: asyncio.run(self._main()))
         self.thread.start()
-        self.ready.wait(10)
+        self.ready.wait(PATIENCE)
         if self.errors:
             self.thread.join()
             raise self.errors[0]
@@ -97,7 +97,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 def connect(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(str(path))
-    sock.settimeout(20)
+    sock.settimeout(PATIENCE)
     return sock
 
 
@@ -325,7 +325,7 @@ def as_other(path: Path, uid: int, groups: str, line: bytes, gid: int | None = N
         *([f"--groups={groups}"] if groups else ["--clear-groups"]),
     ]
     done = subprocess.run(
-        [*words, "--", sys.executable, "-c", code, str(path)], input=line, capture_output=True, check=False, timeout=30
+        [*words, "--", sys.executable, "-c", code, str(path)], input=line, capture_output=True, check=False, timeout=60
     )
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lab import Lab
+from lab import PATIENCE, Lab
 from tapmirror import doctor, loader, privsep
 from tapmirror.doctor import Finding, Level, can_start, examine
 from tapmirror.events import LOOP_DSCP
@@ -54,7 +54,7 @@ def test_this_host_as_root() -> None:
     with Lab() as lab, lab.node.enter(), socket.create_server(("127.0.0.1", 0)) as server:
         iface = next(name for _, name in socket.if_nameindex() if name != "lo")
         findings = list(examine(iface, [parse_shadow(f"127.0.0.1:{server.getsockname()[1]}")]))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         probe, _ = server.accept()
         with probe:
             assert probe.recv(1) == b"", "the probe sends nothing"

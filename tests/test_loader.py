@@ -25,7 +25,7 @@ import msgspec
 import pytest
 
 from captures import RING_BYTES
-from lab import AS_NOBODY, Lab, until
+from lab import AS_NOBODY, PATIENCE, Lab, until
 from lab.snapshot import MAPS, bpf_ids, tree
 from tapmirror import bytecode, contract, loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, MULTIPATH
@@ -231,7 +231,7 @@ def test_it_captures_from_attach_until_close(lab: Lab) -> None:
 
     def count_of_syns() -> int:
         with lab.node.enter(), pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", 80), timeout=5)
+            socket.create_connection(("127.0.0.1", 80), timeout=PATIENCE)
         return source.counters().syn[0]
 
     with lab.node.enter():

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lab import Certificates
+from lab import PATIENCE, Certificates
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.ledger import Ledger
 from tapmirror.replay.backoff import FIRST
@@ -261,7 +261,7 @@ def test_who_speaks_no_tls_is_not_told_as_untrusted() -> None:
         peer, _ = listener.accept()
         with peer:
             peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            assert select.select([made.fd], [], [], 5.0)[0]
+            assert select.select([made.fd], [], [], PATIENCE)[0]
             assert outcome(dial, made)
     assert ledger.events["tls_failures"] == 1 and "tls_untrusted" not in ledger.events
     close(made)

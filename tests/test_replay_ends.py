@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 
+from lab import PATIENCE
 from replay_bench import GET, GIVEN_UP, OK, RESET, WHOLE, Bench, ended
 from tapmirror.events import END, START, Abort, DropReason, Excuse, Finish, Open, Send, Turn
 from tapmirror.exchange import Unpaired
@@ -336,7 +337,7 @@ def test_a_shadow_that_refuses() -> None:
             bench.iterate()
             sock, _ = listener.accept()
             with sock:
-                sock.settimeout(5)
+                sock.settimeout(PATIENCE)
                 assert bench.read(sock, len(GET % 1)) == GET % 1
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import Certificates
+from lab import PATIENCE, Certificates
 from tapmirror.replay.tls import TlsSocket, make_context
 from tapmirror.spec import Tls
 
@@ -60,7 +60,7 @@ def test_a_socket_that_would_block_says_so(certificates: Certificates) -> None:
     def serve() -> None:
         plain, _ = listener.accept()
         with server_side.wrap_socket(plain, server_side=True) as sock:
-            go.wait(10)
+            go.wait(PATIENCE)
             while len(got) < size:
                 got.extend(sock.recv(1 << 16))
             sock.sendall(b"y" * 100_000)
@@ -97,5 +97,5 @@ def test_a_socket_that_would_block_says_so(certificates: Certificates) -> None:
         with contextlib.suppress(OSError):  # the other side may be gone by now
             sock.shutdown(socket.SHUT_WR)
         sock.close()
-        thread.join(10)
+        thread.join(PATIENCE)
     assert len(got) == size and not thread.is_alive()

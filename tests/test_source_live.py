@@ -35,7 +35,7 @@ from scapy.all import (
 )
 
 from captures import LIVE_BYTES, Both, Wire, payloads, text_of
-from lab import HashSink, Lab, Nginx, body, load, until
+from lab import PATIENCE, HashSink, Lab, Nginx, body, load, until
 from lab.network import has_vlan
 from tapmirror.admission import Admission
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, RST, SYN
@@ -384,7 +384,7 @@ def test_what_is_not_accepted(lab: Lab) -> None:
         wire.send(wire.segment(flags="S", sport=50_000))
         for address in (lab.node.addr4, lab.node.addr6):
             with lab.client.enter(), pytest.raises(ConnectionRefusedError):
-                socket.create_connection((address, 80), timeout=5)
+                socket.create_connection((address, 80), timeout=PATIENCE)
         kept = both.agreed()
         assert len(kept) == 3 and all(each[1] & FROM_SERVER and each[1] & RST for each in kept)
         assert both.ring_source.counters().syn == (3, 0)

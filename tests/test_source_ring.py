@@ -14,7 +14,7 @@ import pytest
 from scapy.all import IP, TCP, Dot1Q, IPv6, Raw
 
 from captures import Both, Wire, fates, named, payloads, take
-from lab import Lab, Load, LoadPlan, Nginx, until
+from lab import PATIENCE, Lab, Load, LoadPlan, Nginx, until
 from program import Program
 from tapmirror.events import ACCEPTED, FIN, FROM_SERVER
 from tapmirror.packet import BUCKETS, flow_hash
@@ -186,7 +186,7 @@ def test_acknowledgements_on_demand(lab: Lab) -> None:
 
     with Both(lab.node) as both, Nginx(lab.node):
         with lab.client.enter():
-            client = socket.create_connection((lab.node.addr4, 80), timeout=10)
+            client = socket.create_connection((lab.node.addr4, 80), timeout=PATIENCE)
         with client:
             assert [answers(both, client) for _ in range(3)] == [1, 0, 0]
             key = both.agreed()[0][0]

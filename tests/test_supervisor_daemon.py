@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from daemon_rig import PATIENCE, A, B, C, Rig, at, conversation, kept, refused, tap, text
+from daemon_rig import A, B, C, Rig, at, conversation, kept, refused, tap, text
+from lab import PATIENCE
 from scripted_tap import Script
 from tapmirror.spec import Compare, Ramp, TapSpec
 from tapmirror.spec import Level as CompareLevel

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
-from lab import until
-from tapmirror.supervisor.endpoint import LOOPBACK, PATIENCE, PLACES, Endpoint, EndpointError, parse_address
+from lab import PATIENCE, until
+from tapmirror.supervisor.endpoint import LOOPBACK, PLACES, Endpoint, EndpointError, parse_address
 from tapmirror.supervisor.metrics import TapMetrics
 
 CALLS: list[float] = []
@@ -36,7 +36,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 def talk(endpoint: Endpoint, request: bytes) -> bytes:
     """Send, and read to the end."""
-    with socket.create_connection(endpoint.address, 5.0) as sock:
+    with socket.create_connection(endpoint.address, PATIENCE) as sock:
         sock.sendall(request)
         return b"".join(iter(lambda: sock.recv(65536), b""))
 
@@ -50,14 +50,14 @@ def test_prometheus_gets_openmetrics(endpoint: Endpoint) -> None:
         f"http://127.0.0.1:{endpoint.address[1]}/metrics",
         headers={"Accept": "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5"},
     )
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
         families = list(text_string_to_metric_families(answer.read().decode()))  # type: ignore[no-untyped-call]
     assert {"tapmirror_build", "tapmirror_tap_state"} <= {family.name for family in families}
 
 
 def test_everybody_else_gets_plain_text(endpoint: Endpoint) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.address[1]}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.address[1]}/metrics", timeout=PATIENCE) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
         assert list(parse_plain(answer.read().decode()))
 
@@ -79,24 +79,26 @@ def test_requests(endpoint: Endpoint, request_line: bytes, status: bytes) -> Non
     assert (answer.partition(b"\r\n\r\n")[2] == b"") == request_line.startswith(b"HEAD")
 
 
-def test_a_head_without_end_is_cut_off(endpoint: Endpoint) -> None:
-    began = time.monotonic()
-    with socket.create_connection(endpoint.address, 5.0) as sock, pytest.raises(OSError, match=r"reset|Broken pipe"):
+def test_a_head_without_end_is_cut_off_for_its_length(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapmirror.supervisor.endpoint.PATIENCE", 10 * PATIENCE)
+    with (
+        socket.create_connection(endpoint.address, PATIENCE) as sock,
+        pytest.raises(OSError, match=r"reset|Broken pipe"),
+    ):
         sock.sendall(b"x" * (64 << 20))
-    assert time.monotonic() - began < PATIENCE / 2, "for its length, and not when its time is over"
     assert b" 200 " in scrape(endpoint)
 
 
-def test_slowloris_holds_nobody(endpoint: Endpoint) -> None:
+def test_slowloris_holds_nobody(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody is cut off for being slow."""
+    monkeypatch.setattr("tapmirror.supervisor.endpoint.PATIENCE", 10 * PATIENCE)
     held = []
     try:
         for _ in range(20 * PLACES):
-            held.append(socket.create_connection(endpoint.address, 5.0))
+            held.append(socket.create_connection(endpoint.address, PATIENCE))
             held[-1].sendall(b"GET /metrics HTTP/1.1\r\n")
             if len(held) % PLACES == 0:
-                began = time.monotonic()
                 assert b" 200 " in scrape(endpoint)
-                assert time.monotonic() - began < 1
                 assert endpoint.connections() <= PLACES
     finally:
         for sock in held:
@@ -113,7 +115,7 @@ def test_one_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.Monkey
             sock.connect(endpoint.address)
             sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             sock.recv(1)
-            until(lambda: not endpoint.connections(), "the end of the connection", 10.0)
+            until(lambda: not endpoint.connections(), "the end of the connection")
     finally:
         endpoint.close()
 
@@ -126,11 +128,11 @@ def test_the_text_is_made_once_a_second(endpoint: Endpoint) -> None:
 
 
 def test_closed_twice_and_the_port_is_free_again(endpoint: Endpoint) -> None:
-    with socket.create_connection(endpoint.address, 5.0):  # somebody is in the midst of something
+    with socket.create_connection(endpoint.address, PATIENCE):  # somebody is in the midst of something
         endpoint.close()
     endpoint.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(endpoint.address, 5.0)
+        socket.create_connection(endpoint.address, PATIENCE)
 
 
 def test_a_taken_port_is_one_line(endpoint: Endpoint) -> None:

@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 
-from lab import Lab, until
+from lab import PATIENCE, Lab, until
 from tapmirror import loader
 from tapmirror.source.live import PACKET_STATISTICS
 from tapmirror.source.packet_ring import SOL_PACKET
 from tapmirror.source.sockets import open_live, open_shared
 from tapmirror.supervisor import links as module
 from tapmirror.supervisor.links import Bell, Bound, Hold, Links, Listed, Shared, is_up, present
-
-PATIENCE = 10.0
 
 
 def test_without_descriptors_an_interface_is_taken_to_be_up() -> None:

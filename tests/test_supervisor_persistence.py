@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from daemon_rig import PATIENCE, A, Rig, conversation, kept
+from daemon_rig import A, Rig, conversation, kept
+from lab import PATIENCE
 from tapmirror.supervisor import persistence
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from daemon_rig import PATIENCE, A, B, C, Rig, conversation, kept, refused, tap
+from daemon_rig import A, B, C, Rig, conversation, kept, refused, tap
+from lab import PATIENCE
 from tapmirror.supervisor import past as lives
 
 

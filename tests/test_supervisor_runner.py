@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lab import until
+from lab import PATIENCE, until
 from scripted_tap import NoClaims, Script, alone
 from tapmirror.spec import TapSpec, parse_shadow
 from tapmirror.spec.budget import Budget
@@ -262,7 +262,7 @@ def test_whatever_hangs_it_is_detached_at_once(runner: Runner, script: Script, s
     if step == "stop":
         until(lambda: runner.ledger is not None, "a ledger")
         runner.end()
-    assert script.reached[step].wait(10)
+    assert script.reached[step].wait(PATIENCE)
     runner.hold("killed")
     assert script.attached() == []
     runner.end()
@@ -277,7 +277,7 @@ def test_held_and_released_it_begins_anew_however_quick(runner: Runner, script: 
     gate = script.gate(step)
     runner.keep_trying = step == "prepare"  # or who asked is told
     runner.start()
-    assert script.reached[step].wait(10)
+    assert script.reached[step].wait(PATIENCE)
     runner.hold("killed")
     runner.release()
     gate.set()
@@ -324,7 +324,7 @@ def test_one_that_was_held_is_said_to_start_as_soon_as_it_is_resumed(runner: Run
     gate = script.gate("prepare")
     resumed = runner.resume()
     resumed.add_done_callback(lambda _: seen.append(runner.state[0]))  # in the tap's thread, before it goes on
-    assert script.reached["prepare"].wait(10)
+    assert script.reached["prepare"].wait(PATIENCE)
     assert seen == ["starting"]
     gate.set()
 
@@ -335,7 +335,7 @@ def test_what_was_asked_for_before_does_not_undo_the_kill_switch(
 ) -> None:
     gate = script.gate("start")
     runner.start()
-    assert script.reached["start"].wait(10)
+    assert script.reached["start"].wait(PATIENCE)
     waiting = [getattr(runner, command)() for command in asked]
     runner.hold("killed")
     gate.set()
@@ -354,7 +354,7 @@ def test_a_paused_tap_that_is_lost_is_still_held_by_the_kill_switch(runner: Runn
     runner.pause().result(10)
     gate = script.gate("stop")
     runner.hold("killed")
-    assert script.reached["stop"].wait(10)
+    assert script.reached["stop"].wait(PATIENCE)
     resumed = runner.resume()  # asked for before STOP was seen
     script.fails["stop"] = "lost"
     gate.set()
@@ -440,7 +440,7 @@ def test_a_share_that_cannot_be_set_is_not_kept(runner: Runner, script: Script) 
 def test_commands_of_a_tap_that_ends_are_refused_and_none_waits_for_ever(runner: Runner, script: Script) -> None:
     gate = script.gate("start")
     runner.start()
-    assert script.reached["start"].wait(10)
+    assert script.reached["start"].wait(PATIENCE)
     waiting = runner.set_percent(5.0)
     runner.end()
     failed(runner.set_percent(5.0), EndedError, "is being stopped")
@@ -451,7 +451,7 @@ def test_commands_of_a_tap_that_ends_are_refused_and_none_waits_for_ever(runner:
 def test_ended_while_it_starts(runner: Runner, script: Script) -> None:
     gate = script.gate("start")
     runner.start()
-    assert script.reached["start"].wait(10)
+    assert script.reached["start"].wait(PATIENCE)
     runner.end()
     gate.set()
     runner.ended.result(10)
@@ -482,7 +482,7 @@ def test_one_whose_names_are_looked_up_takes_nobodys_turn(script: Script, log: L
     turn = threading.Semaphore(1)
     slow, quick = (Runner(SPEC, log, turn, alone(), make=script) for _ in range(2))
     slow.start()
-    assert script.reached["prepare"].wait(10)
+    assert script.reached["prepare"].wait(PATIENCE)
     assert slow.state == ("starting", "looks up its shadows")
     del script.gates["prepare"]
     quick.start()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lab import PATIENCE
 from tapmirror import privsep
 from tapmirror.control.client import Client, ControlError, NoDaemonError
 from tapmirror.control.messages import Apply, List, Set, Start, Stop
@@ -106,7 +107,7 @@ def held_while_the_state_is_read(monkeypatch: pytest.MonkeyPatch) -> tuple[threa
 
     def load(directory: Path) -> Any:
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE)
         return real(directory)
 
     monkeypatch.setattr(state, "load", load)
@@ -128,14 +129,14 @@ def test_the_kill_switch_is_looked_for_while_the_state_is_read(tmp_path: Path, m
     async def whole() -> None:
         service = Service(places, log, AllTaps(), "root", None)
         running = asyncio.ensure_future(service.run(None))
-        assert await asyncio.to_thread(reading.wait, 10)
+        assert await asyncio.to_thread(reading.wait, PATIENCE)
         places.stop_file.touch()
-        await asyncio.wait_for(said(b"all capture has ended"), 10)
+        await asyncio.wait_for(said(b"all capture has ended"), PATIENCE)
         assert not any(b"serving" in line for line in lines)
         go_on.set()
-        await asyncio.wait_for(said(b"serving"), 10)
+        await asyncio.wait_for(said(b"serving"), PATIENCE)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, PATIENCE)
 
     with signals_kept():
         asyncio.run(whole())
@@ -185,7 +186,7 @@ def with_service(places: Places, log: Log, talk: Callable[[], Awaitable[None]]) 
         running = asyncio.ensure_future(Service(places, log, AllTaps(), "root", None).run(None))
         await talk()
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, PATIENCE)
 
     with signals_kept():
         asyncio.run(whole())
@@ -216,12 +217,12 @@ def test_what_the_service_manager_is_told(places: Places, tmp_path: Path, monkey
             return client.ask(List())
 
     async def talk() -> None:
-        assert await asyncio.to_thread(reading.wait, 10)
+        assert await asyncio.to_thread(reading.wait, PATIENCE)
         asking = asyncio.ensure_future(asyncio.to_thread(ask))
         await asyncio.sleep(0.5)
         assert not asking.done() and set(manager.hear()) == {"WATCHDOG=1"}, "it is alive, and not ready"
         go_on.set()
-        assert await asyncio.wait_for(asking, 10) == {"taps": []}
+        assert await asyncio.wait_for(asking, PATIENCE) == {"taps": []}
         await manager.until(["READY=1"])
         os.kill(os.getpid(), signal.SIGHUP)
         await manager.until(["READY=1", "RELOADING=1", "READY=1"])
@@ -274,7 +275,7 @@ def test_who_did_what_is_in_the_log_and_attempts_are_counted_apart(places: Place
             client.ask(List())
 
     async def talk() -> None:
-        await asyncio.wait_for(asyncio.to_thread(ask), 20)
+        await asyncio.wait_for(asyncio.to_thread(ask), PATIENCE)
 
     with_service(places, log, talk)
     log.close()
@@ -301,7 +302,7 @@ def test_a_comparison_that_is_too_long_is_no_report(places: Places, monkeypatch:
             client.report("web")
 
     async def talk() -> None:
-        await asyncio.wait_for(asyncio.to_thread(ask), 20)
+        await asyncio.wait_for(asyncio.to_thread(ask), PATIENCE)
 
     with_service(places, log, talk)
     log.close()

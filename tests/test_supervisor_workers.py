@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from lab import Lab, until
+from lab import PATIENCE, Lab, until
 from tapmirror import contract, privsep
 from tapmirror.ledger import summed
 from tapmirror.source.sockets import open_live
@@ -33,7 +33,6 @@ from tapmirror.worker.setup import Setup
 from test_supervisor_metrics import Taps, compared, falls, snapshot
 
 SHADOW = "10.77.2.2"
-PATIENCE = 30.0
 
 
 def real(test: Any) -> Any:
@@ -75,7 +74,7 @@ def started(lab: Lab, **change: Any) -> WorkerProcess:
 def test_it_answers_and_goes_when_let_go(lab: Lab) -> None:
     worker = started(lab)
     try:
-        found = worker.ask({"op": "snapshot"}, "snapshot", 5.0)["snapshot"]
+        found = worker.ask({"op": "snapshot"}, "snapshot", PATIENCE)["snapshot"]
         assert found["worker"]["pid"] == worker.pid
         assert not select.select([worker.fileno()], [], [], 0)[0]
         blocked = int(re.findall(r"^SigBlk:\t(\w+)$", Path(f"/proc/{worker.pid}/status").read_text(), re.M)[0], 16)
@@ -90,9 +89,9 @@ def test_its_death_is_readable_and_told(lab: Lab) -> None:
     worker = started(lab)
     try:
         os.kill(worker.pid, signal.SIGKILL)
-        assert select.select([worker.fileno()], [], [], 5.0)[0]
+        assert select.select([worker.fileno()], [], [], PATIENCE)[0]
         with pytest.raises(TapError, match=r"^the worker process ended \(signal 9, most likely for want of mem"):
-            worker.ask({"op": "snapshot"}, "snapshot", 5.0)
+            worker.ask({"op": "snapshot"}, "snapshot", PATIENCE)
     finally:
         worker.close(5.0)
 

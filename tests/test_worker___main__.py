@@ -20,7 +20,7 @@ import pytest
 from scapy.all import IP, UDP, Raw
 
 from captures import Wire
-from lab import HashSink, Host, Lab, RecordingTcp, body, cpu_seconds, identity, load, until
+from lab import PATIENCE, HashSink, Host, Lab, RecordingTcp, body, cpu_seconds, identity, load, until
 from lab.load import Load, LoadPlan
 from tapmirror import loader, privsep
 from tapmirror.contract import CONTRACT
@@ -34,9 +34,10 @@ from tapmirror.worker.setup import MESSAGE, Setup
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
-PATIENCE = 20.0
 SHADOW = "10.77.2.2"
 QUICK = Limits(drain_time=0.5)
+ROOM = Limits(ring_bytes=64 << 20)
+"""However little a busy host gives it."""
 CAPTURES = ["ring", "packet"]
 
 
@@ -157,7 +158,7 @@ def test_ready_snapshot_drain(lab: Lab, capture: str) -> None:
 
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_everything_is_accounted_for_in_every_snapshot_under_load(lab: Lab, capture: str) -> None:
-    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Bare(lab.node, capture) as worker:
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Bare(lab.node, capture, limits=ROOM) as worker:
         running = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=1500, connections=20, bodies=(10, 9_000)))
         looks = 0
         most = 0
@@ -233,7 +234,7 @@ def test_the_drain_has_an_end(lab: Lab, capture: str, protocol: Protocol, shadow
         finally:
             lab.shadow.run(["nft", "delete table inet lab"], check=False)
         identity(final)
-        assert took < QUICK.drain_time + 1.5
+        assert took < Limits().drain_time, "its own time, and not the default"
         assert final["bytes"]["dropped"]["shutdown"] > size // 2
         assert [final[unit]["in_flight"] for unit in ("segments", "bytes", "requests")] == [0, 0, 0]
         assert worker.ended() == (0, "")
@@ -308,7 +309,7 @@ def test_idle_costs_next_to_nothing(lab: Lab, capture: str) -> None:
         shadow.wait_for(10)
         before, start_time = cpu_seconds([worker.pid]), time.monotonic()
         until(lambda: time.monotonic() > start_time + 2, "two seconds")
-        assert cpu_seconds([worker.pid]) - before <= 0.04
+        assert cpu_seconds([worker.pid]) - before <= 0.1
 
 
 def test_the_limit_of_descriptors_follows_the_connections(lab: Lab) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import pytest
 
-from e2e.mirror import PATIENCE
+from e2e.mirror import PATIENCE, ROOM
 from lab import Host
-from tapmirror.spec import TapSpec, parse_shadow
+from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.supervisor.tap import Tap
 
 SHADOW: Final = "10.77.2.2:80"
@@ -31,7 +31,7 @@ def driven(
 ) -> Iterator[Tap]:
     """A running tap; this thread is in the node's network as long as it lasts."""
     warn = warn or (lambda message: pytest.fail(message))
-    tap = Tap(spec(**change), warn, print, wait_for_interface=wait_for_interface)
+    tap = Tap(spec(**{"limits": Limits(**ROOM), **change}), warn, print, wait_for_interface=wait_for_interface)
     with node.enter():
         tap.start()
         try:
@@ -55,3 +55,17 @@ def serve_for(tap: Tap, seconds: float) -> None:
     """Drive the tap for a while."""
     end = time.monotonic() + seconds
     serve(tap, lambda: time.monotonic() >= end, "the time")
+
+
+def serve_until_same(tap: Tap, look: Callable[[], object], seconds: float) -> None:
+    """Drive the tap until what is looked at has been the same for so long: what was under way has come to its end."""
+    found, since = look(), time.monotonic()
+
+    def same() -> bool:
+        nonlocal found, since
+        now = look()
+        if now != found:
+            found, since = now, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    serve(tap, same, "no change")

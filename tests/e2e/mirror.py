@@ -13,20 +13,40 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Final
 
-from lab import Host, LabError, Tap, identity, until
+from lab import Host, LabError, Tap, hosts, identity, until
 
 UNITS: Final = ("segments", "bytes", "requests")
-PATIENCE: Final = 30.0
-"""Seconds after which what has not happened will not happen."""
+PATIENCE: Final = hosts.PATIENCE
 
 
-ROOM: Final = {"ring_bytes": 64 << 20}
-"""Limits of a tap that is asked for everything: AF_PACKET's ring lasts for eight seconds at least, however little a
-host that has other work gives the worker."""
+ROOM: Final[dict[str, Any]] = {"ring_bytes": 64 << 20, "queue_bytes": 64 << 20, "drain_time": 30.0}
+"""Limits of a tap that is asked for everything, however little a host that has other work gives its worker and the
+shadow: AF_PACKET's ring lasts for eight seconds at least, 40 MB are too few to fill that of eBPF or a queue, and at the
+end all has the time to be sent."""
+FILED: Final = frozenset(
+    (
+        "addr",
+        "capture",
+        "compare",
+        "decap",
+        "iface",
+        "loop_check",
+        "pacing",
+        "percent",
+        "port",
+        "promisc",
+        "protocol",
+        "seed",
+    )
+) | {"shadow", "workers"}
+"""What is said in the same words in a file, which alone can have limits."""
 
 
 class Mirror(Tap):
-    """A tap that is stopped at the end of the `with` block, however the test goes on with its ledger."""
+    """A tap that is stopped at the end of the `with` block, however the test goes on with its ledger.
+
+    It has `ROOM`, unless it has a file of its own, or options that no file has.
+    """
 
     default: ClassVar[str] = "auto"
     """How it captures if it is not told."""
@@ -35,11 +55,13 @@ class Mirror(Tap):
     def __init__(
         self, node: Host, /, *, capture: str | None = None, limits: Mapping[str, float] | None = None, **more: Any
     ) -> None:
-        """`limits`: as in a file; others than by default."""
+        """`limits`: as in a file; others than `ROOM`."""
         if "spec" not in more and "file_text" not in more:
             more["capture"] = capture or self.default
-        if limits:  # only a file has limits; JSON is YAML
-            more = {"spec": json.dumps({"iface": node.iface, "port": 80, **more, "limits": dict(limits)})}
+        if more.keys() <= FILED:  # JSON is YAML
+            ports = more.pop("port", 80)
+            more["port" if isinstance(ports, int) else "ports"] = ports
+            more = {"spec": json.dumps({"iface": node.iface, **more, "limits": {**ROOM, **(limits or {})}})}
         super().__init__(node, **more)
 
     def final(self) -> dict[str, Any]:

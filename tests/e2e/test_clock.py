@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import pytest
 
-from e2e.mirror import PATIENCE
+from e2e.mirror import PATIENCE, ROOM
 from lab import HashSink, Lab, Load, LoadPlan, identity, open_to_all, until
 from lab.clock import WallClock
 from lab.daemon import Daemon
 from tapmirror.control.messages import Start, Status, Stop
-from tapmirror.spec import Capture, TapSpec, parse_shadow
+from tapmirror.spec import Capture, Limits, TapSpec, parse_shadow
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -28,7 +28,8 @@ TTL: Final = 1000.0
 
 def tap(capture: str, **more: Any) -> TapSpec:
     shadow = parse_shadow("10.77.2.2:80")
-    return TapSpec(iface="eth0", ports=(80,), shadows=(shadow,), name="web", capture=Capture(capture), **more)
+    more = {"capture": Capture(capture), "limits": Limits(**ROOM), **more}
+    return TapSpec(iface="eth0", ports=(80,), shadows=(shadow,), name="web", **more)
 
 
 def ledger(daemon: Daemon) -> dict[str, Any]:

@@ -30,7 +30,9 @@ protocol: http
 capture: {capture}
 shadow: "{shadow}:80"
 compare: {{level: body, max_exchanges: {most}, noise_probe: 20}}
+limits: {{ring_bytes: 268435456, queue_bytes: 67108864, drain_time: 30}}
 """
+"""With answers, of which AF_PACKET hands each block over four times as soon: its ring lasts for eight seconds."""
 ALL: Final = 100_000
 """A second: where the host stalls the load catches up, and its rate of a moment must not count as too many."""
 
@@ -39,7 +41,8 @@ def compared(lab: Lab, requests: int, level: str, *, wait: float = 0.0, **option
     """Run a load past a tap, and `wait` seconds; what its comparison says.  Nothing was lost on the way."""
     plan = {name: options.pop(name) for name in ("paths", "rate", "connections") if name in options}
     if "spec" not in options:
-        options |= {"shadow": f"{lab.shadow.addr4}:80", "protocol": "http", "compare": level}
+        compare = {"level": level, "noise_probe": options.pop("noise_probe", 0)}
+        options |= {"shadow": f"{lab.shadow.addr4}:80", "protocol": "http", "compare": compare}
     with Mirror(lab.node, **options) as tap:
         result = load(lab.client, lab.node.addr4, requests=requests, **plan)
         assert (result.answered, result.failed) == (requests, 0)
@@ -56,8 +59,8 @@ def test_the_same_service_differs_in_nothing(lab: Lab, capture: str) -> None:
     """In spite of times, identifiers and random order."""
     spec = SPEC.format(capture=capture, shadow=lab.shadow.addr4, most=ALL)
     with Shop(lab.node), Shop(lab.shadow):
-        figures = compared(lab, 6_000, "body", paths=PATHS, rate=750, connections=16, spec=spec)
-    assert (figures.paired, figures.unpaired, figures.failures) == (6_000, {}, {})
+        figures = compared(lab, 5_000, "body", paths=PATHS, rate=750, connections=16, spec=spec)
+    assert (figures.paired, figures.unpaired, figures.failures) == (5_000, {}, {})
     assert [endpoint.name for endpoint in figures.endpoints if endpoint.differing] == []
     checks = {check.name: check.outcome for check in figures.verdict.checks}
     assert checks["difference rate"] is Outcome.PASS
@@ -67,7 +70,7 @@ def test_a_fault_in_one_of_a_hundred_requests_is_found_and_its_sample_shows_it(l
     spec = SPEC.format(capture="ebpf", shadow=lab.shadow.addr4, most=ALL)
     paths = ("/orders/", *PATHS, "/orders/", "/orders/")
     with Shop(lab.node), Shop(lab.shadow, broken="1%") as shadow:
-        figures = compared(lab, 9_000, "body", paths=paths, rate=900, connections=16, spec=spec)
+        figures = compared(lab, 7_000, "body", paths=paths, rate=800, connections=16, spec=spec)
         (endpoint,) = [endpoint for endpoint in figures.endpoints if endpoint.differing]
         assert endpoint.name == "GET /orders/{id}"
         assert 0.004 < endpoint.differing / endpoint.compared < 0.02
@@ -81,7 +84,7 @@ def test_a_fault_in_one_of_a_hundred_requests_is_found_and_its_sample_shows_it(l
 def test_an_operation_that_is_broken_is_named_though_all_share_a_path(lab: Lab) -> None:
     rounds = 15
     options: dict[str, Any] = {"shadow": f"{lab.shadow.addr4}:80", "protocol": "http", "compare": "body"}
-    options["no_loop_check"] = True  # of what is marked only the status is compared
+    options["loop_check"] = False  # of what is marked only the status is compared
     with Operations(lab.node), Operations(lab.shadow, broken="getPrice"), Mirror(lab.node, **options) as tap:
         assert ask(lab.client, lab.node.addr4, rounds) == rounds * len(NAMES) * 4
         ledger = tap.final()
@@ -123,7 +126,7 @@ def test_a_slower_tail_is_measured(lab: Lab) -> None:
 def test_requests_that_queue_at_a_slower_shadow_do_not_make_it_slower_still(lab: Lab) -> None:
     """Clients that ask as soon as production has answered: what the shadow cannot follow waits there."""
     with SlowShop(lab.node), SlowShop(lab.shadow, slower=3.0):
-        figures = compared(lab, 2_000, "status", paths=("/a/",), connections=8)
+        figures = compared(lab, 5_000, "status", paths=("/a/",), connections=8)
     assert figures.paired == 2_000
     (endpoint,) = figures.endpoints
     ratios = {name: endpoint.shadow.last[name] / endpoint.production.last[name] for name in ("p50", "p99")}
@@ -132,7 +135,7 @@ def test_requests_that_queue_at_a_slower_shadow_do_not_make_it_slower_still(lab:
 
 def test_second_copies_for_connections_that_have_ended_are_paired_right(lab: Lab) -> None:
     """Each comes 1.5 s after the first, and its connection lives shorter here."""
-    options: dict[str, Any] = {"protocol": "http", "compare": "body", "noise_probe": 50}
+    options: dict[str, Any] = {"protocol": "http", "compare": {"level": "body", "noise_probe": 50}}
     with Shop(lab.node), Shop(lab.shadow), Mirror(lab.node, shadow=f"{lab.shadow.addr4}:80", **options) as tap:
         load(lab.client, lab.node.addr4, requests=2_000, rate=1_000, paths=PATHS, per_connection=20, depth=4)
         time.sleep(PROBE_DELAY + 1)  # until they are sent; none of them would prove nothing
@@ -157,14 +160,15 @@ def test_several_workers_and_connections_that_end(lab: Lab) -> None:
 @pytest.mark.parametrize("capture", ["ebpf", "packet"])
 def test_beyond_the_budget_connections_take_turns_and_none_is_paired_wrongly(lab: Lab, capture: str) -> None:
     with Shop(lab.node), Shop(lab.shadow):
-        spec = SPEC.format(capture=capture, shadow=lab.shadow.addr4, most=300)
+        spec = SPEC.format(capture=capture, shadow=lab.shadow.addr4, most=30)
         with Mirror(lab.node, spec=spec) as tap:
-            result = load(lab.client, lab.node.addr4, requests=6_000, paths=PATHS, rate=1_000, connections=16)
-            assert (result.answered, result.failed) == (6_000, 0)
+            result = load(lab.client, lab.node.addr4, requests=2_000, paths=PATHS, rate=500, connections=16)
+            assert (result.answered, result.failed) == (2_000, 0)
             ledger = tap.final()
     assert dropped(ledger) == {}
     (figures,) = all_figures([ledger], VerdictLimits())
-    assert figures.requests == 6_000 == figures.paired + sum(figures.unpaired.values())
+    assert figures.requests == 2_000 == figures.paired + sum(figures.unpaired.values())
     assert set(figures.unpaired) == {"thinned"}
-    assert 500 < figures.paired < 3_600  # 1,800, if neither the load nor the tap is kept waiting
+    # 120 and the turns that are under way, if neither the load nor the tap is kept waiting; 500 a second come
+    assert 30 < figures.paired < 1_000
     assert [endpoint.name for endpoint in figures.endpoints if endpoint.differing] == []

@@ -22,6 +22,7 @@ from lab import (
     Tap,
     identity,
     load,
+    unchanged,
     until,
 )
 from lab.daemon import Daemon
@@ -49,7 +50,7 @@ def test_killed_it_leaves_nothing_and_comes_back_as_it_was(lab: Lab) -> None:
         assert len(left) == 3
         for _ in range(2):
             daemon.kill()
-            until(lambda: not Snapshot.of(lab.node).difference(before), "nothing is attached", 2.0)
+            unchanged(lab.node, before)
             until(partial(all_gone, left), "the workers' end", PATIENCE)
             count = len(shadow.got)
             daemon.start()

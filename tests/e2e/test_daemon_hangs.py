@@ -20,12 +20,14 @@ from lab import (
     Snapshot,
     identity,
     open_to_all,
+    unchanged,
     until,
 )
 from lab.daemon import Daemon
 from tapmirror.control.client import Client
 from tapmirror.control.messages import List, Set, Start, Status, Stop
 from tapmirror.spec import Hook, Limits, Protocol, parse_shadow
+from tapmirror.supervisor.workers import REPLY_TIME
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -49,7 +51,7 @@ def test_the_kill_switch_works_within_a_second_whatever_hangs(lab: Lab, switch: 
                 stopping.start()
             until(lambda: attached(lab.node) == [], "all capture has ended", 3.0)
             assert time.monotonic() - began < 1.0
-            until(lambda: not Snapshot.of(lab.node).difference(before), "nothing is attached", PATIENCE)
+            unchanged(lab.node, before)
             if switch == "file":
                 assert "kill switch is on" in daemon.refusal(Start(taps=[web("c", ports=(82,))])).args[0]
                 assert "KILL SWITCH" in daemon.run("status").stdout
@@ -81,7 +83,7 @@ def test_a_worker_that_hangs_holds_up_its_own_tap_alone(lab: Lab) -> None:
                 for _ in range(100):
                     began = time.monotonic()
                     client.ask(Status())
-                    assert time.monotonic() - began < 1.0
+                    assert time.monotonic() - began < REPLY_TIME, "the time that a worker is given"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(hangs, signal.SIGCONT)

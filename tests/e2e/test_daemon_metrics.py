@@ -11,6 +11,7 @@ import pytest
 
 from e2e.served import WEB, under_load, untorn
 from lab import (
+    PATIENCE,
     HashSink,
     Lab,
     until,
@@ -25,7 +26,7 @@ def test_metrics_are_served(lab: Lab) -> None:
         daemon.run(*WEB)
         until(lambda: daemon.json("status")["taps"][0]["ledger"] is not None, "a ledger")
         with lab.node.enter():
-            read = urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=10).read().decode()
+            read = urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=PATIENCE).read().decode()
         assert re.search(r'^tapmirror_tap_state\{[^}]*state="running"[^}]*\} 1', read, re.M)
 
 
@@ -54,7 +55,7 @@ def test_whoever_scrapes_changes_nothing_of_the_mirroring(lab: Lab) -> None:
 
 def series(at: tuple[str, int]) -> list[str]:
     """The names, with their labels, of a scrape; none: it was turned away."""
-    with socket.create_connection(at, timeout=10) as sock, sock.makefile("rb") as file:
+    with socket.create_connection(at, timeout=PATIENCE) as sock, sock.makefile("rb") as file:
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         lines = file.read().decode().splitlines()
     return [line.rpartition(" ")[0] for line in lines if line.startswith("tapmirror_")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,13 @@ capture: {capture}
 limits: {{drain_time: 0.5}}
 """
 """The shadow never answers: the drain is as long as it may be."""
+
+
+@pytest.fixture
+def fresh() -> Iterator[Lab]:
+    """A lab in which no port is in TIME_WAIT."""
+    with Lab() as built:
+        yield built
 
 
 @pytest.fixture
@@ -76,9 +83,9 @@ def test_with_64_descriptors_and_28_thousand_connections_a_minute(
 
 
 @pytest.mark.parametrize("capture", ["ebpf", "packet"])
-def test_half_of_the_hosts_ports_stay_its_own(lab: Lab, capture: str) -> None:
+def test_half_of_the_hosts_ports_stay_its_own(fresh: Lab, capture: str) -> None:
     """To a shadow that never answers, so that each connection lingers."""
-    requests = 2 * PORTS
+    lab, requests = fresh, 2 * PORTS
     lab.node.sysctl("ipv4.ip_local_port_range", f"40000 {40_000 + PORTS - 1}")
     with HashSink(lab.node), RecordingTcp(lab.shadow, 80), Tap(lab.node, spec=SPEC.format(capture=capture)) as tap:
         result = load(lab.client, lab.node.addr4, requests=requests, connections=requests, per_connection=1)

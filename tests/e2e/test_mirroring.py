@@ -5,23 +5,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-import socket
 from collections import defaultdict
 from contextlib import ExitStack
 
 import pytest
 
-from e2e.mirror import PATIENCE, ROOM, Mirror, connect, dropped, endpoint, read_until
+from e2e.mirror import PATIENCE, Mirror, connect, dropped, endpoint, read_until
 from lab import Faults, HashSink, Lab, Load, LoadPlan, Nginx, Redis, body, load, redis_pipe, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
-SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 BIG = 100_000_000
-BIG_RATE = 40 << 20
-"""Bytes a second at which the largest body is sent: client, production, tap and shadow share two cores here."""
+PIECE = 8 << 20
+"""Of the largest body is sent before the shadow has what came before: as much as ring and queue hold on any host."""
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize(
     ("capture", "requests", "per_connection", "rate"),
     [
@@ -36,7 +35,7 @@ def test_the_shadow_counts_what_production_counts(
 ) -> None:
     """AF_PACKET is not asked for more than half of what it does here."""
     with Nginx(lab.node) as production, Nginx(lab.shadow) as shadow:
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, limits=ROOM) as tap:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
             result = load(
                 lab.client,
                 lab.node.addr4,
@@ -55,6 +54,7 @@ def test_the_shadow_counts_what_production_counts(
         assert ledger["answers"] == {"2xx": requests}
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize(
     ("mtu", "capture", "largest"), [(1500, "ebpf", BIG), (9000, "ebpf", BIG), (1500, "packet", 10_000_000)]
 )
@@ -62,11 +62,14 @@ def test_bodies_arrive_byte_identical(mtu: int, capture: str, largest: int) -> N
     sizes = (1, 1 << 10, 64 << 10, 1 << 20)
     with Lab(mtu=mtu) as lab, HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
         with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
-            assert load(lab.client, lab.node.addr4, requests=40, connections=1, bodies=sizes, rate=50).failed == 0
+            assert load(lab.client, lab.node.addr4, requests=40, connections=1, bodies=sizes).failed == 0
+            shadow.wait_for(40, PATIENCE)
             with connect(lab.client, lab.node.addr4, 80) as client:
-                client.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, BIG_RATE)
+                before, content = shadow.received, body(7, largest)
                 client.sendall(b"POST /big HTTP/1.1\r\nHost: big.test\r\nContent-Length: %d\r\n\r\n" % largest)
-                client.sendall(body(7, largest))
+                for start in range(0, largest, PIECE):
+                    client.sendall(content[start : start + PIECE])
+                    until(lambda: shadow.received >= before + min(largest, start + PIECE), "the piece")  # noqa: B023
                 assert read_until(client, b"ok\n").startswith(b"HTTP/1.1 200 ")
             shadow.wait_for(41, PATIENCE)
             ledger = tap.final()
@@ -122,15 +125,16 @@ def test_all_requests_of_a_bad_link_arrive(capture: str) -> None:
         assert ledger["bytes"]["filtered"]["duplicate"] > 0
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("capture", ["ebpf", "packet"])
 def test_attached_in_the_middle_nothing_is_torn(lab: Lab, capture: str) -> None:
-    sizes = (10, 3_000, 30_000, 200_000)
+    sizes = (10, 3_000, 30_000, 100_000)
     with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
-        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=100, rate=400, bodies=sizes)
+        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=100, rate=200, bodies=sizes)
         running = Load(lab.client, plan)
         until(lambda: len({got.connection for got in [*production.got]}) == 100, "100 busy connections", PATIENCE)
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, limits=ROOM) as tap:
-            shadow.wait_for(800, PATIENCE)
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture) as tap:
+            shadow.wait_for(400, PATIENCE)
             assert running.stop().failed == 0
             until(lambda: {production.got[-1].uri} <= {got.uri for got in [*shadow.got]}, "the last one", PATIENCE)
             ledger = tap.final()
@@ -154,6 +158,7 @@ def test_attached_in_the_middle_nothing_is_torn(lab: Lab, capture: str) -> None:
         assert ledger["bytes"]["mirrored"] == size
 
 
+@pytest.mark.apart
 def test_the_share_is_of_connections_and_a_smaller_one_lies_in_a_larger(lab: Lab) -> None:
     count = 2_000
     shares = {81: 0, 82: 10, 83: 10, 84: 20, 85: 100}

@@ -23,6 +23,8 @@ from lab import Behaviour, Lab, Nginx, Recorded, RecordingTcp, Redis, body, load
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
 
 ECHO = Behaviour(echo=True)
+PATIENT = {"wait_time": PATIENCE}
+"""Limits of a tap that waits for its shadow's answer, however long the shadow gets no CPU."""
 
 
 def echo(line: Line) -> None:
@@ -152,7 +154,7 @@ def test_pacing_wait_holds_what_follows_until_the_shadow_answered(lab: Lab) -> N
 
     with Talker(lab.node, 7000, quick), Talker(lab.shadow, 7001, slow) as shadow:
         target = endpoint(lab.shadow.addr4, 7001)
-        with Mirror(lab.node, port=7000, shadow=target, protocol="raw", pacing="wait") as tap:
+        with Mirror(lab.node, port=7000, shadow=target, protocol="raw", pacing="wait", limits=PATIENT) as tap:
             with connect(lab.client, lab.node.addr4, 7000) as client:
                 for number in range(5):
                     client.sendall(b"%d\n" % number)
@@ -193,7 +195,7 @@ def test_redis_in_lock_step(lab: Lab) -> None:
     """Pacing `wait` with a real stateful server: commands one after the other, each with its answer."""
     with Redis(lab.node) as production, Redis(lab.shadow) as shadow:
         target = endpoint(lab.shadow.addr4, 6379)
-        with Mirror(lab.node, port=6379, shadow=target, protocol="raw", pacing="wait") as tap:
+        with Mirror(lab.node, port=6379, shadow=target, protocol="raw", pacing="wait", limits=PATIENT) as tap:
             for number in range(20):
                 assert redis_pipe(lab.client, lab.node.addr4, [("INCR", "n"), ("RPUSH", "l", number)]) == 2
             until(lambda: shadow.digest() == production.digest(), "equal data sets", PATIENCE)
@@ -229,9 +231,11 @@ def test_a_raw_stream_whose_shadow_left_is_given_up_and_counted(lab: Lab, behavi
     with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001, behaviour) as shadow:
         with Mirror(lab.node, port=7000, shadow=endpoint(lab.shadow.addr4, 7001), protocol="raw") as tap:
             with connect(lab.client, lab.node.addr4, 7000) as client:
-                for _ in range(50):
+                for number in range(50):
                     client.sendall(b"abc")
                     assert client.recv(100)
+                    if not number:
+                        shadow.wait_for(3)  # when it has left, how soon the tap reads it is the host's
                     time.sleep(0.005)
             ledger = tap.final()
         (taken,) = (record.length for record in shadow.records if record.length)

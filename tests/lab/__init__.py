@@ -9,7 +9,7 @@ The modules that `lab.load` does without are imported when a name of theirs is a
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from lab.hosts import AS_NOBODY, Host, LabError, open_to_all, until
+from lab.hosts import AS_NOBODY, PATIENCE, Host, LabError, open_to_all, until
 from lab.load import Load, LoadPlan, LoadResult, body, load
 from lab.wrk import WrkResult, wrk
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lab.relay import Faults, RelayCount
     from lab.servers import Certificates, Nginx, Redis, redis_pipe, resp
     from lab.sinks import Behaviour, HashSink, Recorded, RecordingTcp, unmarked
-    from lab.snapshot import Snapshot, cpu_seconds, gone, resident_kb
+    from lab.snapshot import Snapshot, cpu_seconds, resident_kb, unchanged
     from lab.span import Span
     from lab.tap import Tap, identity
 
@@ -29,7 +29,7 @@ _MODULES: Final = {
     "relay": ("Faults", "RelayCount"),
     "servers": ("Certificates", "Nginx", "Redis", "redis_pipe", "resp"),
     "sinks": ("Behaviour", "HashSink", "Recorded", "RecordingTcp", "unmarked"),
-    "snapshot": ("Snapshot", "cpu_seconds", "gone", "resident_kb"),
+    "snapshot": ("Snapshot", "cpu_seconds", "resident_kb", "unchanged"),
     "span": ("Span",),
     "tap": ("Tap", "identity"),
 }
@@ -37,6 +37,7 @@ _MODULES: Final = {
 
 __all__ = [
     "AS_NOBODY",
+    "PATIENCE",
     "Behaviour",
     "Certificates",
     "Faults",
@@ -59,13 +60,13 @@ __all__ = [
     "WrkResult",
     "body",
     "cpu_seconds",
-    "gone",
     "identity",
     "load",
     "open_to_all",
     "redis_pipe",
     "resident_kb",
     "resp",
+    "unchanged",
     "unmarked",
     "until",
     "wrk",

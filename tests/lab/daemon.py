@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from click.testing import Result
 
-from lab.hosts import Host, LabError, prefix, until
+from lab.hosts import PATIENCE, Host, LabError, prefix, until
 from lab.snapshot import tree
 from lab.tap import COMMAND
 from runner import CliRunner
@@ -92,7 +92,7 @@ class Daemon:
                 raise LabError(f"the daemon ended with status {self._process.returncode}: {self.said()[said:]}")
             return "msg=serving" in self.said()[said:]
 
-        until(up, "the daemon", 30.0)
+        until(up, "the daemon")
 
     @property
     def pid(self) -> int:
@@ -152,7 +152,7 @@ class Daemon:
         """End it as systemd does; its exit status."""
         assert self._process is not None
         process, self._process = self._process, None
-        return self._host.stop(process, number, 40.0)
+        return self._host.stop(process, number, PATIENCE)
 
     def end(self) -> None:
         """Stop it, if it runs, and remove its directories."""

@@ -36,7 +36,10 @@ AS_NOBODY: Final = (
 """Words before a command that is to run without privilege.  It may read: a clone may be in a home that is private."""
 PREFIX: Final = "tapmirror-lab-"
 CLONE_NEWNET: Final = 0x40000000
-STOP_TIME: Final = 5.0
+PATIENCE: Final = 60.0
+"""Seconds after which what has not happened will not happen.  Waited for where it fails alone, and longer than a host
+that is busy with other things takes for anything here."""
+STOP_TIME: Final = 15.0
 """Seconds between SIGTERM and SIGKILL."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -56,7 +59,7 @@ def bound_to_us(command: Sequence[str], nofile: int = NOFILE) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", script, str(os.getpid()), str(nofile), *command]
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
     """Wait for a condition; raises `LabError` when the time is over."""
     end = time.monotonic() + seconds
     pause = 0.002
@@ -147,7 +150,7 @@ class Host:
         return process
 
     def run(
-        self, command: Sequence[str], *, check: bool = True, timeout: float = 60.0, **options: Any
+        self, command: Sequence[str], *, check: bool = True, timeout: float = 2 * PATIENCE, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run a command here to its end; its output is captured.  Raises `LabError` if it fails and `check`."""
         if "input" not in options:
@@ -184,6 +187,11 @@ class Host:
         """Set a value of this network, as "ipv4.tcp_tw_reuse"."""
         with self.enter():
             Path("/proc/sys/net", *name.split(".")).write_text(f"{value}\n", encoding="ascii")
+
+    def sysctl_now(self, name: str) -> str:
+        """A value of this network."""
+        with self.enter():
+            return Path("/proc/sys/net", *name.split(".")).read_text(encoding="ascii").strip()
 
     def read(self, name: str) -> str:
         """A file of this network's /proc/net, as "packet"."""

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lab.daemon import Daemon
-from lab.hosts import LabError, leave_on_signals, until
+from lab.hosts import PATIENCE, LabError, leave_on_signals, until
 from lab.load import Load, LoadPlan, LoadResult
 from lab.network import Lab
 from lab.sinks import HashSink
-from lab.snapshot import Snapshot, gone
+from lab.snapshot import Snapshot, unchanged
 from lab.tap import identity
 from tapmirror.control.client import ControlError
 from tapmirror.control.messages import Start, Status, Stop
@@ -36,10 +36,6 @@ ROUNDS: Final = 100
 RATE: Final = 300
 """Requests a second: each is remembered by three servers."""
 VICTIMS: Final = ("worker", "loader", "supervisor")
-GONE: Final = 10.0
-"""Seconds for the kernel to let go of what a killed supervisor held; how long it took is reported."""
-BACK: Final = 30.0
-"""Seconds for all taps to mirror again."""
 
 
 CONNECTIONS: Final = 20
@@ -124,7 +120,7 @@ class Kills:
         self.report.deaths[victim] += 1
         kinds = {"worker": self._kill_worker, "loader": self._kill_loader, "supervisor": self._kill_supervisor}
         began = kinds[victim]()
-        until(self._runs, "both taps run", BACK)
+        until(self._runs, "both taps run")
         self._until_mirrored()
         self.report.back.append(time.monotonic() - began)
 
@@ -144,13 +140,13 @@ class Kills:
 
         thread = threading.Thread(target=start)
         thread.start()
-        until(lambda: bool(outcome or self._loaders()), "a loader", 10.0)
+        until(lambda: bool(outcome or self._loaders()), "a loader")
         time.sleep(self._random.uniform(0.0, 0.8))
         for pid in self._loaders():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
-        thread.join(BACK)
+        thread.join(PATIENCE)
         (found,) = outcome
         if isinstance(found, ControlError):
             assert found.code == "failed", found
@@ -167,9 +163,9 @@ class Kills:
         workers = self._daemon.workers()
         self._daemon.kill()
         began = time.monotonic()
-        gone(self._lab.node, self._before, GONE)
+        unchanged(self._lab.node, self._before)
         self.report.detached.append(time.monotonic() - began)
-        until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), "the workers' end", BACK)
+        until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), "the workers' end")
         began = time.monotonic()
         self._daemon.start()
         return began
@@ -189,7 +185,7 @@ class Kills:
     def _until_mirrored(self) -> None:
         counts = [len(sink.got) for sink in self._sinks]
         for sink, count in zip(self._sinks, counts, strict=True):
-            sink.wait_for(count + 20, BACK)
+            sink.wait_for(count + 20)
 
     def _end(self, load: Load, production: HashSink) -> None:
         report = self.report
@@ -200,7 +196,7 @@ class Kills:
             report.mirrored += each["ledger"]["requests"]["mirrored"]
             report.dropped.update(each["ledger"]["requests"]["dropped"])
         assert self._daemon.stop() == 0
-        gone(self._lab.node, self._before, GONE)
+        unchanged(self._lab.node, self._before)
         sent = {(got.uri, got.sha256, got.length) for got in production.got}
         for sink in self._sinks:
             whole = [(got.uri, got.sha256, got.length) for got in sink.got if got.whole]

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
-from lab.hosts import NOFILE_MOST, Host, LabError
+from lab.hosts import NOFILE_MOST, PATIENCE, Host, LabError
 
 RECV_BYTES: Final = 1 << 18
 BLOCK: Final = 1 << 20
@@ -51,7 +51,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     paths: tuple[str, ...] = ("/",)
     """Taken in turn; the request's number is put behind."""
     host: str = "production.test"
-    timeout: float = 30.0
+    timeout: float = PATIENCE
     """Seconds without any answer after which what is under way has failed."""
 
 

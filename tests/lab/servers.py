@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
-from lab.hosts import NOFILE_MOST, Host, LabError, prefix, until
+from lab.hosts import NOFILE_MOST, PATIENCE, Host, LabError, prefix, until
 from lab.snapshot import tree
 
 CONFIG: Final = """
@@ -242,7 +242,7 @@ class Nginx(Server):
             raise LabError(f"nginx gave no status: {answer!r}")
         return int(found[1]) - self._asked
 
-    def wait_for(self, count: int, seconds: float = 10.0) -> int:
+    def wait_for(self, count: int, seconds: float = PATIENCE) -> int:
         """Wait until it read `count` requests; the count as it is then."""
         until(lambda: self.requests() >= count, f"{count} requests at {self._host.name}", seconds)
         return self.requests()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
-from lab.hosts import NOFILE_MOST, Host, until
+from lab.hosts import NOFILE_MOST, PATIENCE, Host, until
 
 HEAD_BYTES: Final = 1 << 22
 FLOOD_BYTES: Final = 1 << 18
@@ -78,7 +78,7 @@ class Server:
         """Close the port and reset what is established."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._end.set)
-            self._thread.join(10)
+            self._thread.join(PATIENCE)
 
 
 async def _turns(count: int) -> None:
@@ -199,6 +199,7 @@ class HttpConnection(asyncio.Protocol):
     def _take(self, data: bytes | bytearray) -> None:
         self._hash.update(data)
         self._length += len(data)
+        self._sink.received += len(data)
         self._left -= len(data)
 
     def _read_head(self) -> bool:
@@ -290,12 +291,13 @@ class HashSink(Server):
     got           the requests in the order in which they ended.
     bad           what was no HTTP/1, in words; empty unless something was torn.
     connections   how many were accepted.
+    received      bytes of bodies, of those under way too.
     """
 
     def __init__(self, host: Host, port: int = 80, *, status: int = 200, text: bytes = b"ok\n") -> None:
         self.got: list[Got] = []
         self.bad: list[str] = []
-        self.connections = 0
+        self.connections = self.received = 0
         self._status = status
         self._text = text
         super().__init__(host, port, lambda: HttpConnection(self))
@@ -315,7 +317,7 @@ class HashSink(Server):
         head = b"HTTP/1.1 %d Sink\r\nContent-Length: %d\r\n\r\n" % (self._status, len(self._text))
         return head if method in NO_ANSWER_BODY else head + self._text
 
-    def wait_for(self, count: int, seconds: float = 10.0) -> list[Got]:
+    def wait_for(self, count: int, seconds: float = PATIENCE) -> list[Got]:
         """Wait until `count` requests ended; all of them."""
         until(lambda: len(self.got) >= count, f"{count} requests (now {len(self.got)})", seconds)
         return self.got
@@ -480,11 +482,11 @@ class RecordingTcp(Server):
         """Bytes of all connections."""
         return sum(record.length for record in [*self.records])
 
-    def wait_for(self, size: int, seconds: float = 10.0) -> None:
+    def wait_for(self, size: int, seconds: float = PATIENCE) -> None:
         """Wait until `size` bytes arrived."""
         until(lambda: self.received() >= size, f"{size} bytes (now {self.received()})", seconds)
 
-    def wait_ended(self, count: int, seconds: float = 10.0) -> list[Recorded]:
+    def wait_ended(self, count: int, seconds: float = PATIENCE) -> list[Recorded]:
         """Wait until `count` connections were ended by the other side; all records."""
 
         def ended() -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Self
 
-from lab.hosts import Host, LabError, until
+from lab.hosts import PATIENCE, Host, LabError, until
 
 BPF_SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 PROGRAMS, MAPS, LINKS = 11, 12, 31
@@ -26,6 +26,10 @@ KINDS: Final = {1: "socket filter", 3: "tc", 4: "tc action", 6: "xdp"}
 
 NO_FILTERS: Final = "noqueue"
 """The queueing discipline of interfaces in software, which takes none (it has no classes): nobody need ask."""
+
+EVERYBODYS: Final = frozenset({"programs", "maps"})
+"""Of a `Snapshot`: the whole kernel's, which frees them when it has the time for it, up to seconds after the last that
+held them has closed or died."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -76,7 +80,7 @@ class Snapshot:
     programs: frozenset[str]
     maps: frozenset[int]
     bpf_links: frozenset[int]
-    """These three are the whole kernel's, TCX attachments among them."""
+    """These three are the whole kernel's, TCX attachments among the last."""
 
     @classmethod
     def of(cls, host: Host) -> Self:
@@ -108,22 +112,27 @@ class Snapshot:
         )
 
     def difference(self, before: Self) -> dict[str, str]:
-        """What is new (+) or gone (-) since `before`; empty: nothing."""
+        """What is new (+) or gone (-) since `before`; empty: nothing.
+
+        A program or map that is gone is no difference: others' may have been waiting to be freed when `before` was
+        taken.  That something which was there was detached is seen where it was: among filters, links, packet sockets.
+        """
         found = {}
         for each in fields(self):
             now, then = getattr(self, each.name), getattr(before, each.name)
-            if now != then:
-                found[each.name] = " ".join([*(f"+{x}" for x in now - then), *(f"-{x}" for x in then - now)])
+            lost = then - now if each.name not in EVERYBODYS else ()
+            if words := [*(f"+{x}" for x in now - then), *(f"-{x}" for x in lost)]:
+                found[each.name] = " ".join(words)
         return found
 
 
-def gone(host: Host, before: Snapshot, seconds: float) -> None:
-    """Wait until there is nothing more than `before`; raises `LabError` with what is left.
+def unchanged(host: Host, before: Snapshot, seconds: float = PATIENCE) -> None:
+    """Wait until all is as `before`; raises `LabError` with the difference.
 
     The kernel takes what a killed process held away at once; but the snapshot is of the whole kernel, and takes time.
     """
     try:
-        until(lambda: not Snapshot.of(host).difference(before), "nothing is left", seconds)
+        until(lambda: not Snapshot.of(host).difference(before), "all as before", seconds)
     except LabError as error:
         raise LabError(f"{error}: {Snapshot.of(host).difference(before)}") from None
 

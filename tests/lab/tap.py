@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
-from lab.hosts import Host, LabError, until
+from lab.hosts import PATIENCE, Host, LabError, until
 from lab.snapshot import cpu_seconds, tree
 
 COMMAND: Final = Path(sys.executable).parent / "tapmirror"
@@ -71,7 +71,7 @@ class Tap:
         self._terminal = terminal
         node.at_close(self.end)
         try:
-            until(self._is_up, "the tap", 60.0)
+            until(self._is_up, "the tap")
         except BaseException:
             self.end()
             raise
@@ -113,7 +113,7 @@ class Tap:
             raise LabError(f"the tap ended with status {self._process.returncode}: {self.said().strip()}")
         return bool(self._sockets()) if self._terminal else " -> " in self.said()
 
-    def stop(self, number: int = signal.SIGINT, wait: float = 30.0) -> dict[str, Any]:
+    def stop(self, number: int = signal.SIGINT, wait: float = PATIENCE) -> dict[str, Any]:
         """Stop it as Ctrl-C does; its final ledger.  Raises `LabError` if its exit status is not 0."""
         code = self._host.stop(self._process, number, wait)
         if code:
@@ -123,7 +123,7 @@ class Tap:
 
     def end(self) -> None:
         """Stop it, if it runs, and ask for nothing."""
-        self._host.stop(self._process, signal.SIGTERM, 10.0)
+        self._host.stop(self._process, signal.SIGTERM, PATIENCE)
         if not self._errors.closed:
             self._last_words = self.said()
             self._errors.close()
