@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import until
 from tapmirror.supervisor import patience
 from tapmirror.supervisor.patience import Patience, Scheduled
 
@@ -64,7 +65,7 @@ def test_what_sleeps_or_is_stopped_waits_for_no_cpu(scheduled: list[Scheduled], 
         if stopped:
             os.kill(running.pid, signal.SIGSTOP)
             os.waitid(os.P_PID, running.pid, os.WSTOPPED | os.WNOWAIT)
-        time.sleep(0.2)  # until it sleeps
+        until(lambda: Path(f"/proc/{running.pid}/stat").read_text().split()[2] in "ST", "that it waits for no CPU")
         assert starved(running, scheduled, 1.0) < 0.5
         running.kill()
 

@@ -130,9 +130,9 @@ def told_in_pieces(pieces: int, pause: float) -> tuple[WorkerProcess, subprocess
 
 
 def test_a_long_answer_may_take_longer_than_each_of_its_pieces() -> None:
-    worker, process, thread = told_in_pieces(8, 0.2)
+    worker, process, thread = told_in_pieces(16, 0.25)
     with process:
-        assert worker.answer("compare", 1.0) == {"compare": "x" * 8}
+        assert worker.answer("compare", 3.0) == {"compare": "x" * 16}
         process.kill()
     thread.join()
     worker._control.close()

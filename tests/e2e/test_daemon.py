@@ -175,6 +175,7 @@ def test_ttl_ends_a_tap_by_itself(lab: Lab) -> None:
         until(lambda: "its time is over" in daemon.said(), "the line")
 
 
+@pytest.mark.apart
 def test_fifty_taps_on_one_interface(lab: Lab) -> None:
     specs = [
         web(f"tap{i:02}", shadows=(parse_shadow(f"10.77.2.2:{8000 + i}"),), capture="packet", percent=100.0 - i)

@@ -22,7 +22,10 @@ from e2e.mirror import (
 )
 from lab import Behaviour, HashSink, Lab, Nginx, RecordingTcp, body, load, unmarked, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+both = pytest.mark.usefixtures("each_capture")
+"""For what depends on how it is captured; that what comes of both is the same is shown in `test_source_live`."""
 
 CHUNKS: Final = b'3;ext="a;b"\r\nabc\r\n0\r\nTrailer: x\r\n\r\n'
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -42,6 +45,7 @@ def test_host_is_the_clients_or_the_one_asked_for(lab: Lab, host: str | None, wa
         assert dropped(ledger) == {}
 
 
+@both
 @pytest.mark.parametrize("depth", [1, 8])
 def test_chunked_and_pipelined(lab: Lab, depth: int) -> None:
     sizes = (0, 1, 10_000, 300_000)
@@ -85,6 +89,7 @@ def test_a_head_split_anywhere_and_requests_of_every_kind(lab: Lab) -> None:
         assert ledger["requests"]["mirrored"] == len(requests)
 
 
+@both
 def test_expect_continue(lab: Lab) -> None:
     """The client waits for production's 100; the shadow gets head and body, whatever it says itself."""
     with HashSink(lab.node), HashSink(lab.shadow) as shadow:
@@ -124,6 +129,7 @@ def switching(answer: bytes, echo: bool) -> Callable[[Line], None]:
     return talk
 
 
+@both
 @pytest.mark.parametrize(
     ("request_head", "yes"), [(UPGRADE, SWITCHED), (CONNECT, TUNNELLED)], ids=["Upgrade", "CONNECT"]
 )

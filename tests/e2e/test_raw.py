@@ -20,7 +20,10 @@ from e2e.mirror import (
 )
 from lab import Behaviour, Lab, Nginx, Recorded, RecordingTcp, Redis, body, load, redis_pipe, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ebpf, pytest.mark.usefixtures("each_capture")]
+pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
+
+both = pytest.mark.usefixtures("each_capture")
+"""For what depends on how it is captured; that what comes of both is the same is shown in `test_source_live`."""
 
 ECHO = Behaviour(echo=True)
 PATIENT = {"wait_time": PATIENCE}
@@ -39,6 +42,7 @@ def mirrored(shadow: RecordingTcp) -> Recorded:
     return found[0]
 
 
+@both
 @pytest.mark.parametrize("protocol", ["raw", "auto"])
 def test_a_half_close_is_carried_over(lab: Lab, protocol: str) -> None:
     sent = b"\0\1\2" + body(1, 200_000)
@@ -59,6 +63,7 @@ def test_a_half_close_is_carried_over(lab: Lab, protocol: str) -> None:
         assert ledger["bytes"]["mirrored"] == len(sent)
 
 
+@both
 def test_a_reset_is_carried_over(lab: Lab) -> None:
     with Talker(lab.node, 7000, echo), RecordingTcp(lab.shadow, 7001, ECHO) as shadow:
         target = endpoint(lab.shadow.addr4, 7001)
@@ -91,6 +96,7 @@ def test_clients_that_leave_after_their_answer_are_not_gone_for_a_shadow_that_is
         assert [each.status for each in shadow.logged()] == [200] * 5
 
 
+@both
 def test_a_connection_that_is_over_before_the_shadows_stands_arrives_whole(lab: Lab) -> None:
     """Its end is a reset, as of a client that leaves bytes unread; production had read all it sent."""
     said = [b"hello %d" % number for number in range(20)]
@@ -109,6 +115,7 @@ def test_a_connection_that_is_over_before_the_shadows_stands_arrives_whole(lab: 
         assert dropped(ledger) == {}
 
 
+@both
 def test_a_server_that_speaks_first(lab: Lab) -> None:
     """The shadow is connected to when production's client is, not with its first word."""
 
@@ -137,6 +144,7 @@ def _established(lab: Lab) -> bool:
     return bool(lab.shadow.run(["ss", "-Htn", "state", "established", "sport", "=", ":25"]).stdout.strip())
 
 
+@both
 def test_pacing_wait_holds_what_follows_until_the_shadow_answered(lab: Lab) -> None:
     """A shadow that answers late gets the second command only after it answered the first."""
     delay = 0.3
@@ -191,6 +199,7 @@ def test_pacing_asap_does_not(lab: Lab) -> None:
         assert early[0]
 
 
+@both
 def test_redis_in_lock_step(lab: Lab) -> None:
     """Pacing `wait` with a real stateful server: commands one after the other, each with its answer."""
     with Redis(lab.node) as production, Redis(lab.shadow) as shadow:
@@ -214,6 +223,7 @@ limits: {{queue_bytes: 688128}}
 """
 
 
+@both
 @pytest.mark.alone  # it is about speed
 def test_one_busy_connection_in_lock_step_does_not_fall_behind(lab: Lab) -> None:
     """6,000 exchanges at 3,000 a second, each after the one before; the queue has room for some 2,800."""
