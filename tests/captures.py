@@ -130,8 +130,9 @@ class Both:
 
     def settle(self) -> None:
         """Read both until nothing comes any more."""
-        end = time.monotonic() + QUIET
-        while time.monotonic() < end:
+        looked, end = 0.0, time.monotonic() + QUIET
+        while looked < end:  # behind the time in which this process has no CPU there is one more look
+            looked = time.monotonic()
             if take(self.ring_source, self.ring) + take(self.live_source, self.live):
                 end = time.monotonic() + QUIET
             else:

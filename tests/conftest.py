@@ -22,7 +22,7 @@ REQUIRE_ALL = "TAPMIRROR_REQUIRE_ALL"
 """In the environment: a test marked `ebpf` or `e2e` that is skipped has failed."""
 BESIDE = "TAPMIRROR_BESIDE"
 """In the environment: another run is on this machine meanwhile, and loads programs."""
-SETTLE_TIME = 5.0
+SETTLE_TIME = 60.0
 """Seconds for what was killed to be gone; the kernel frees namespaces and programs after a moment."""
 
 BEFORE = pytest.StashKey[Trace]()

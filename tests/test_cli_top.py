@@ -216,7 +216,7 @@ def started(tmp_path: Path, stderr: int | None = None) -> Iterator[tuple[subproc
     )
     try:
         data = b""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while b"web" not in data and time.monotonic() < end:
             if select.select([ours], [], [], 0.1)[0]:
                 data += os.read(ours, 65_536)

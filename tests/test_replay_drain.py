@@ -151,7 +151,7 @@ def test_answers_are_discarded_whatever_they_are(bench: Bench, answer: bytes) ->
     bench.read(sock, len(GET % 1))
     sock.setblocking(False)
     left = memoryview(answer)
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     with contextlib.suppress(ConnectionError):
         while left and time.monotonic() < end:
             with contextlib.suppress(BlockingIOError):

@@ -194,7 +194,7 @@ def with_service(places: Places, log: Log, talk: Callable[[], Awaitable[None]]) 
 
 def client_of(places: Places) -> Client:
     """Of the service, which may have been started a moment ago."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             return Client(places.runtime / "control.sock")

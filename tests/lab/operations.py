@@ -58,6 +58,7 @@ def requests(name: str) -> list[tuple[str, dict[str, str], bytes]]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     broken = ""
+    wbufsize = 1 << 16  # head and body at once: the client would acknowledge the first late, and the second wait for it
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
