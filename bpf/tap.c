@@ -9,9 +9,10 @@
  *   from a client   payload, and FIN, RST and URG; a SYN is only counted
  *   from production FIN and RST; what else user space asked for (struct tap_wants), without payload; and where answers
  *                   are compared, the first bytes of each segment with payload
- *   ACCEPTED        once production's SYN-ACK was seen and the client's ACK completes it: SYNs that a firewall or a
- *                   full backlog turned away never get that far, and half-open connections cost an entry of an LRU map;
- *                   MULTIPATH in its place where both sides speak Multipath TCP
+ *   ACCEPTED        once production's SYN-ACK was seen, and behind it what only a connection sends that was accepted:
+ *                   SYNs that a firewall turned away never get that far, nor handshakes that are complete and that a
+ *                   full accept queue turned away; until then a connection costs an entry of an LRU map, and the
+ *                   client's packets bear UNACCEPTED; MULTIPATH in its place where both sides speak Multipath TCP
  *
  * Order of the decisions for a client's packet: match, loop mark, client, sample, fragment.  Each is counted.
  * User space has the same rules in tapmirror/admission.py; a test holds one against the other.
@@ -71,7 +72,8 @@ static inline u32 flow_hash(const struct tap_key *key, u32 seed)
 {
 	const u32 *w = (const u32 *)key;
 	u32 h = seed;
-#pragma unroll
+/* Before Linux 6.7 a program of more than 20 KiB cannot be attached (net.core.optmem_max). */
+#pragma clang loop unroll(disable)
 	for (int i = 0; i < 10; i++) {
 		h = (h ^ w[i]) * 0x9E3779B1u;
 		h ^= h >> 15;
@@ -405,15 +407,19 @@ static inline int wants_answers(const struct tap_wants *w, u32 hash, u32 shard)
 	return (w->bucket[hash & 0xffff] & TAP_WANT_ANSWERS) || ((hash - of->first) & 0xffff) < of->count;
 }
 
-/* In the flags of a handshake: what of production the client may acknowledge beside its SYN.  Some where the SYN's data
- * was accepted (RFC 7413), anything where it acknowledged the SYN before and there was no room to tell. */
+/* In the flags of a handshake: what of production the client may acknowledge beside its SYN.  Some where production accepted
+ * the connection before, anything where there was no room to tell that it did. */
 #define TAP_EARLY 0x1000
-#define TAP_LOOSE 0x800
+#define TAP_LOOSE 0x2000
+/* And that the client's packet that completes it was captured: not of one that bears a tap's mark, on which production's
+ * bear none. */
+#define TAP_COMPLETE 0x4000
 #define TAP_ANSWERED (TAP_ACCEPTED | TAP_MULTIPATH)
 /* Furthest that a number can be from that of the handshake: the largest window. */
 #define PLAUSIBLE (1u << 30)
-/* What production can send before a handshake is complete: its first congestion window, ten segments of 64 KiB on `lo`.
- * No more, for a SYN with data proves nothing: production may never have got it. */
+/* What either side can send before it hears of the other: production its first congestion window, ten segments of
+ * 64 KiB on `lo`, a client the window of the SYN-ACK.  No more, for a SYN with data proves nothing: production may never
+ * have got it. */
 #define EARLY (1u << 20)
 
 #define MAX_OPTIONS 16
@@ -434,74 +440,10 @@ static inline u32 kind_of(struct __sk_buff *skb, const struct seen *p)
 	return TAP_ACCEPTED;
 }
 
-static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
-			      const struct seen *p)
-{
-	u32 zero = 0;
-	if (!is_client(c, key->client))
-		return 0;
-	u32 hash = flow_hash(key, c->seed);
-	if ((u64)hash >= c->threshold)
-		return 0;
-	u32 shard = shard_of(hash);
-	if (p->flags & SYN) {
-		if (!(p->flags & ACK))
-			return 0;
-		struct tap_key k = *key;
-		struct tap_first first = {.client = p->ack, .server = p->seq + 1, .flags = kind_of(skb, p)};
-		struct tap_first *before = handshakes.lookup(&k);
-		if (before && before->client == p->ack)
-			first.flags |= before->flags & (TAP_EARLY | TAP_LOOSE);
-		handshakes.update(&k, &first);
-		count(shard, TAP_SYN_ACK, 1, 0);
-		return 0;
-	}
-	if (c->answer_bytes && p->length && !p->fragment) {
-		struct tap_wants *w = wants.lookup(&zero);
-		/* Without its payload it still tells what was acknowledged, and that the connection ends. */
-		if (w && wants_answers(w, hash, shard) && answer(skb, c, key, p, hash)) {
-			if (w->bucket[hash & 0xffff] & TAP_WANT_ONE)
-				w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
-			return 0;
-		}
-	}
-	if (!(p->flags & (FIN | RST)) && !(c->flags & TAP_EGRESS_ALL)) {
-		struct tap_wants *w = wants.lookup(&zero);
-		if (!w || !(w->bucket[hash & 0xffff] & (TAP_WANT_ONE | TAP_WANT_ALL)))
-			return 0;
-		w->bucket[hash & 0xffff] &= ~TAP_WANT_ONE;
-	}
-	count(shard, TAP_EGRESS, 1, p->length);
-	emit_bare(key, p, hash, p->flags | TAP_FROM_SERVER, p->length);
-	return 0;
-}
-
-/* Remember what would acknowledge the data of a SYN: production takes it only with a valid cookie.  A SYN without data
- * that the same would acknowledge is another connection's. */
-static inline void fast_open(const struct tap_key *key, const struct seen *p)
+/* Tell that a connection is accepted, once. */
+static inline void accepted(const struct tap_key *key, struct tap_first *first, u32 hash)
 {
 	struct tap_key k = *key;
-	struct tap_first *before = handshakes.lookup(&k);
-	if (before && before->flags & TAP_ANSWERED)
-		return;
-	struct tap_first first = {.client = p->seq + 1 + p->length, .flags = TAP_EARLY};
-	if (p->length)
-		handshakes.update(&k, &first);
-	else if (before && before->client == first.client)
-		handshakes.delete(&k);
-}
-
-/* The client completed a handshake that production answered: say so, once.  As in tcp_check_req() it must acknowledge
- * production's SYN and no more: who cannot see that, because he writes under another's address, has to guess it. */
-static inline void complete(const struct tap_key *key, const struct seen *p, u32 hash)
-{
-	struct tap_key k = *key;
-	struct tap_first *first = handshakes.lookup(&k);
-	if (!first || !(first->flags & TAP_ANSWERED) || p->seq + 1 - first->client >= PLAUSIBLE)
-		return;
-	u32 within = first->flags & TAP_LOOSE ? PLAUSIBLE : first->flags & TAP_EARLY ? EARLY : 1;
-	if (p->ack - first->server >= within)
-		return;
 	struct seen begin = {.seq = first->client, .ack = first->server};
 	if (emit_bare(key, &begin, hash, first->flags & TAP_ANSWERED, 0)) {
 		handshakes.delete(&k);
@@ -511,73 +453,180 @@ static inline void complete(const struct tap_key *key, const struct seen *p, u32
 	}
 }
 
+/*
+ * Whether the client completes a handshake that production answered, or did.  As in tcp_check_req() it must acknowledge
+ * production's SYN and no more: who cannot see that, because he writes under another's address, has to guess it.
+ */
+static inline int completes(const struct seen *p, const struct tap_first *first)
+{
+	u32 within = first->flags & TAP_LOOSE ? PLAUSIBLE : first->flags & TAP_EARLY ? EARLY : 1;
+	return (p->flags & ACK) && p->seq + EARLY - first->client < PLAUSIBLE && p->ack - first->server < within;
+}
+
+/*
+ * What a packet tells of a handshake.  TAP_UNACCEPTED if it is of a connection of which is not known yet whether it was
+ * accepted: a client's where the handshake is complete, or one of production's that says nothing.  Else 0.
+ *
+ * Production shows that it accepted a connection by what it sends behind its SYN-ACK.  Only then it acknowledges more than
+ * the SYN, sends data or ends: for want of room in the accept queue, tcp_v4_syn_recv_sock() makes no connection of a
+ * handshake that is complete.  At a mirror port that may be seen before the client's packet that completes it.
+ *
+ * Of a SYN with data (RFC 7413) what would acknowledge it all is remembered: production takes it only with a valid cookie,
+ * and then accepts the connection at once.  A SYN without data that the same would acknowledge is another connection's.
+ */
+static inline u32 shake(struct __sk_buff *skb, const struct tap_key *key, const struct seen *p, u32 hash, u32 server)
+{
+	struct tap_key k = *key;
+	struct tap_first *first = handshakes.lookup(&k);
+	if (p->flags & SYN) {
+		struct tap_first new = {};
+		if (server && (p->flags & ACK)) {
+			count(shard_of(hash), TAP_SYN_ACK, 1, 0);
+			new.client = p->ack;
+			new.server = p->seq + 1;
+			new.flags = kind_of(skb, p);
+			if (first && first->client == p->ack)
+				new.flags |= first->flags & (TAP_EARLY | TAP_LOOSE | TAP_COMPLETE);
+		} else if (!server && !(p->flags & (ACK | FIN | RST)) && !(first && first->flags & TAP_ANSWERED)) {
+			new.client = p->seq + 1 + p->length;
+			if (p->length)
+				new.flags = TAP_EARLY;
+			else if (first && first->client == new.client)
+				handshakes.delete(&k);
+		}
+		if (new.flags)
+			handshakes.update(&k, &new);
+		/* The data of another SYN is none of this connection's. */
+		return !server && first && first->flags & TAP_ANSWERED ? TAP_UNACCEPTED : 0;
+	}
+	if (!first || !(first->flags & TAP_ANSWERED))
+		return 0;
+	u32 taken = p->ack - first->client, sent = p->seq - first->server;
+	if (!server) {
+		if (!completes(p, first))
+			return 0;
+		first->flags |= TAP_COMPLETE;
+		if (!(first->flags & TAP_EARLY))
+			return TAP_UNACCEPTED;
+	} else if ((p->flags & RST) && (!(p->flags & ACK) || !taken || taken >= EARLY)) {
+		/* What answers a packet that is of no connection bears no ACK; what ends one acknowledges all that came. */
+		if (!sent)
+			handshakes.delete(&k);
+		return 0;
+	} else if (!(p->flags & ACK) || taken >= PLAUSIBLE || sent >= PLAUSIBLE) {
+		return 0;
+	} else if (!(first->flags & TAP_LOOSE) && (taken >= EARLY || sent >= EARLY)) {
+		/* What would have shown it was not captured: a connection in mid-stream. */
+		handshakes.delete(&k);
+		return 0;
+	} else if (!taken && !p->length && !(p->flags & FIN)) {
+		return TAP_UNACCEPTED;
+	} else if (!(first->flags & TAP_COMPLETE)) {
+		first->flags |= TAP_EARLY;
+		return 0;
+	}
+	accepted(key, first, hash);
+	return 0;
+}
+
 static inline u32 chunks(u32 length)
 {
 	return (length + TAP_CHUNK - 1) / TAP_CHUNK;
 }
 
-static inline int from_client(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
-			      const struct seen *p)
+/* Of production's packet: its payload becomes a record where it is compared.  Whether it becomes one without payload. */
+static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key,
+			      const struct seen *p, u32 hash, u32 shard)
 {
-	u32 hash = flow_hash(key, c->seed), shard = shard_of(hash);
-	u32 records = chunks(p->length);
-	if (records)
-		count(shard, TAP_SEEN, records, p->length);
-	/* A network may have taken the probe's mark off. */
-	int is_probe = (p->flags & SYN) && c->probe && p->seq == c->probe;
-	if (p->dscp == c->dscp || is_probe) {
-		if (p->flags & SYN)
-			count(shard, TAP_LOOP_SYN, 1, 0);
-		if (records)
-			count(shard, TAP_LOOP, records, p->length);
+	u32 zero = 0;
+	struct tap_wants *w = wants.lookup(&zero);
+	if (!w || (p->flags & SYN))
 		return 0;
+	u8 *bucket = &w->bucket[hash & 0xffff];
+	if (c->answer_bytes && p->length && !p->fragment) {
+		/* Without its payload it still tells what was acknowledged, and that the connection ends. */
+		if (wants_answers(w, hash, shard) && answer(skb, c, key, p, hash)) {
+			if (*bucket & TAP_WANT_ONE)
+				*bucket &= ~TAP_WANT_ONE;
+			return 0;
+		}
 	}
-	if (!is_client(c, key->client)) {
-		if (records)
-			count(shard, TAP_CLIENT, records, p->length);
-		return 0;
+	if (!(p->flags & (FIN | RST)) && !(c->flags & TAP_EGRESS_ALL)) {
+		if (!(*bucket & (TAP_WANT_ONE | TAP_WANT_ALL)))
+			return 0;
+		*bucket &= ~TAP_WANT_ONE;
 	}
-	if ((u64)hash >= c->threshold) {
-		if (records)
-			count(shard, TAP_SAMPLED_OUT, records, p->length);
-		return 0;
-	}
-	if (p->fragment) {
-		count(shard, TAP_FRAGMENT, records, p->length);
-		return 0;
-	}
-	if (p->flags & SYN) {
-		count(shard, TAP_SYN, 1, 0);
-		if (!(p->flags & (ACK | FIN | RST)))
-			fast_open(key, p);
-	} else if (p->flags & ACK)
-		complete(key, p, hash);
-	if (!records) {
-		if (p->flags & (FIN | RST | URG))
-			emit_bare(key, p, hash, p->flags, 0);
-		else if (!(p->flags & SYN))
-			count(shard, TAP_BARE_ACK, 1, 0);
-		return 0;
-	}
+	count(shard, TAP_EGRESS, 1, p->length);
+	return 1;
+}
+
+/* The payload of a client's packet; `flags` are those of its records. */
+static inline void from_client(struct __sk_buff *skb, const struct tap_key *key, const struct seen *p, u32 hash,
+			       u32 shard, u32 records, u32 flags)
+{
 	if (records == 1) {
-		int ok = emit(skb, key, p, hash, p->flags, p->seq, p->payload, p->length, p->length,
-			      room_for(p->length));
+		int ok = emit(skb, key, p, hash, flags, p->seq, p->payload, p->length, p->length, room_for(p->length));
 		count(shard, ok ? TAP_EMITTED : TAP_RING_FULL, 1, p->length);
-		return 0;
+		return;
 	}
 	/* A super-packet of BIG TCP: the flags that end something go with its last part. */
 	u32 done = 0;
 	for (int i = 0; i < TAP_MAX_CHUNKS && done < p->length; i++) {
 		u32 size = p->length - done;
-		u32 flags = done ? p->flags & 0xff & ~(SYN | URG) : p->flags;
+		u32 part = done ? flags & (TAP_UNACCEPTED | 0xff) & ~(SYN | URG) : flags;
 		if (size > TAP_CHUNK) {
 			size = TAP_CHUNK;
-			flags &= ~(FIN | PSH);
+			part &= ~(FIN | PSH);
 		}
-		int ok = emit(skb, key, p, hash, flags, p->seq + done, p->payload + done, size, size, TAP_CHUNK);
+		int ok = emit(skb, key, p, hash, part, p->seq + done, p->payload + done, size, size, TAP_CHUNK);
 		count(shard, ok ? TAP_EMITTED : TAP_RING_FULL, 1, size);
 		done += size;
 	}
+}
+
+/* A packet of a connection of production's, from either side. */
+static inline int judge(struct __sk_buff *skb, struct tap_config *c, const struct tap_key *key, const struct seen *p,
+			u32 server)
+{
+	u32 hash = flow_hash(key, c->seed), shard = shard_of(hash);
+	u32 records = server ? 0 : chunks(p->length);
+	if (records)
+		count(shard, TAP_SEEN, records, p->length);
+	/* A network may have taken the probe's mark off. */
+	int is_probe = (p->flags & SYN) && c->probe && p->seq == c->probe;
+	int marked = !server && (p->dscp == c->dscp || is_probe);
+	u32 fate = TAP_EMITTED;
+	if (marked)
+		fate = TAP_LOOP;
+	else if (!is_client(c, key->client))
+		fate = TAP_CLIENT;
+	else if ((u64)hash >= c->threshold)
+		fate = TAP_SAMPLED_OUT;
+	else if (!server && p->fragment)
+		fate = TAP_FRAGMENT;
+	if (!server && (p->flags & SYN) && (fate == TAP_EMITTED || marked))
+		count(shard, marked ? TAP_LOOP_SYN : TAP_SYN, 1, 0);
+	if (fate != TAP_EMITTED) {
+		if (records)
+			count(shard, fate, records, p->length);
+		return 0;
+	}
+	u32 flags = p->flags | shake(skb, key, p, hash, server);
+	u32 length = 0;
+	if (server) {
+		if ((flags & TAP_UNACCEPTED) || !from_server(skb, c, key, p, hash, shard))
+			return 0;
+		flags |= TAP_FROM_SERVER;
+		length = p->length;
+	} else if (records) {
+		from_client(skb, key, p, hash, shard, records, flags);
+		return 0;
+	} else if (!(p->flags & (FIN | RST | URG))) {
+		if (!(p->flags & SYN))
+			count(shard, TAP_BARE_ACK, 1, 0);
+		return 0;
+	}
+	emit_bare(key, p, hash, flags, length);
 	return 0;
 }
 
@@ -621,15 +670,19 @@ int tap(struct __sk_buff *skb)
 		return 0;
 	if (!parse_tcp(skb, l4, end, &key.client_port, &key.server_port, &p))
 		return 0;
-	if ((!outgoing || (flags & TAP_EITHER_WAY)) && is_production(c, key.server, key.server_port))
-		return from_client(skb, c, &key, &p);
-	if ((outgoing || (flags & (TAP_LOOPBACK | TAP_PROMISC | TAP_EITHER_WAY))) && is_production(c, key.client, key.client_port)) {
+	u32 server = 0;
+	if ((!outgoing || (flags & TAP_EITHER_WAY)) && is_production(c, key.server, key.server_port)) {
+		reverse = key;
+	} else if ((outgoing || (flags & (TAP_LOOPBACK | TAP_PROMISC | TAP_EITHER_WAY))) &&
+		   is_production(c, key.client, key.client_port)) {
+		server = 1;
 		__builtin_memcpy(reverse.client, key.server, 16);
 		__builtin_memcpy(reverse.server, key.client, 16);
 		reverse.client_port = key.server_port;
 		reverse.server_port = key.client_port;
 		reverse.vlan = key.vlan;
-		return from_server(skb, c, &reverse, &p);
+	} else {
+		return 0;
 	}
-	return 0;
+	return judge(skb, c, &reverse, &p, server);
 }

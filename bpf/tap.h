@@ -32,10 +32,12 @@ struct tap_record {
 };
 
 #define TAP_FROM_SERVER 0x100
-/* No packet of its own: the handshake is complete; seq and ack are the first bytes of client and server. */
+/* No packet of its own: production has accepted the connection; seq and ack are the first bytes of client and server. */
 #define TAP_ACCEPTED 0x200
 /* In its place: the same, of a connection of Multipath TCP, which cannot be followed. */
 #define TAP_MULTIPATH 0x400
+/* Of a client's packet: its handshake is complete, and production has not yet shown that it accepted the connection. */
+#define TAP_UNACCEPTED 0x800
 
 /* Payload bytes of one record at most, and records of one packet: BIG TCP packets have up to 524,280 bytes. */
 #define TAP_CHUNK 65536
@@ -141,7 +143,7 @@ struct tap_wants {
 	struct tap_window window[TAP_MAX_WORKERS];
 };
 
-/* Of a handshake that production answered: first sequence number of each side, and what to tell once it is complete.
+/* Of a handshake that production answered: first sequence number of each side, and what to tell once it accepted.
  * Before the answer, of a SYN with data (RFC 7413): the number that acknowledges it all, and TAP_EARLY alone. */
 struct tap_first {
 	__u32 client;

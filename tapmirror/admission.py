@@ -14,7 +14,20 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, MULTIPATH, PSH, RST, SYN, URG, FlowKey, Segment
+from tapmirror.events import (
+    ACCEPTED,
+    ACK,
+    FIN,
+    FROM_SERVER,
+    MULTIPATH,
+    PSH,
+    RST,
+    SYN,
+    UNACCEPTED,
+    URG,
+    FlowKey,
+    Segment,
+)
 from tapmirror.packet import BUCKETS, Header, flow_hash, flow_key
 
 HANDSHAKES: Final = 32_768
@@ -28,10 +41,11 @@ CHUNK: Final = 65_536
 PLAUSIBLE: Final = 1 << 30
 """Furthest a number can be from that of the handshake: the largest window."""
 EARLY: Final = 1 << 20
-"""As in bpf/tap.c: bytes that production can send before a handshake is complete."""
+"""As in bpf/tap.c: bytes that a side can send before it hears of the other."""
 FAST_OPEN: Final = 0x1000
+COMPLETE: Final = 0x4000
 ANSWERED: Final = ACCEPTED | MULTIPATH
-"""TAP_EARLY, TAP_ANSWERED of bpf/tap.c.  A report always finds room here: TAP_LOOSE has no counterpart."""
+"""TAP_EARLY, TAP_COMPLETE, TAP_ANSWERED of bpf/tap.c.  A report always finds room: TAP_LOOSE has no counterpart."""
 
 
 class Way(NamedTuple):
@@ -182,21 +196,51 @@ class Admission:
         if flags & SYN:
             if flags & ACK:
                 client, _, kind = self._handshakes.pop(key, (None, 0, 0))
-                kind &= FAST_OPEN if client == ack else 0
+                kind &= FAST_OPEN | COMPLETE if client == ack else 0
                 self._remember(key, ack, (seq + 1) & MASK, (flags & MULTIPATH or ACCEPTED) | kind)
                 self.count("syn_ack")
             return []
+        told: list[Segment] = []
+        if key in self._handshakes:
+            shown = self._shown(key, seq, ack, flags, size, time_ns)
+            if shown is None:
+                return []
+            told = shown
         if self._answer_bytes and size and not fragment and self._wants_answers(bucket):
             self._wants[bucket] &= ~WANT_ONE
             self.count("answers", size)
             payload = payload[: min(self._answer_bytes, CHUNK)]
-            return [(key, flags & 0xFF | FROM_SERVER, seq, ack, size, payload, time_ns)]
+            return [*told, (key, flags & 0xFF | FROM_SERVER, seq, ack, size, payload, time_ns)]
         if not flags & (FIN | RST) and not self._egress_all:
             if not self._wants[bucket] & (WANT_ONE | WANT_ALL):
-                return []
+                return told
             self._wants[bucket] &= ~WANT_ONE
         self.count("egress", size)
-        return [(key, flags | FROM_SERVER, seq, ack, size, b"", time_ns)]
+        return [*told, (key, flags | FROM_SERVER, seq, ack, size, b"", time_ns)]
+
+    def _shown(self, key: FlowKey, seq: int, ack: int, flags: int, size: int, time_ns: int) -> list[Segment] | None:
+        """The report that production accepted a connection, if that shows in what it sends behind its SYN-ACK; None: it
+        says nothing.
+        """
+        client, server, kind = self._handshakes[key]
+        taken, sent = (ack - client) & MASK, (seq - server) & MASK
+        if not kind & ANSWERED:
+            return []
+        if flags & RST and (not flags & ACK or not 0 < taken < EARLY):
+            if not sent:
+                del self._handshakes[key]
+            return []
+        if not flags & ACK or taken >= PLAUSIBLE or sent >= PLAUSIBLE:
+            return []
+        if taken >= EARLY or sent >= EARLY:  # what would have shown it was not captured
+            del self._handshakes[key]
+            return []
+        if not taken and not size and not flags & FIN:
+            return None
+        if not kind & COMPLETE:  # as at a mirror port: before what the client sent
+            self._handshakes[key] = client, server, kind | FAST_OPEN
+            return []
+        return self._accepted(key, time_ns)
 
     def _wants_answers(self, bucket: int) -> bool:
         first, count = self._window
@@ -230,10 +274,15 @@ class Admission:
         segments: list[Segment] = []
         if flags & SYN:
             self.count("syn")
-            if not flags & (ACK | FIN | RST):
+            if self._handshakes.get(key, (0, 0, 0))[2] & ANSWERED:
+                flags |= UNACCEPTED  # the data of another SYN is none of this connection's
+            elif not flags & (ACK | FIN | RST):
                 self._fast_open(key, seq, size)
-        elif flags & ACK and key in self._handshakes:
-            segments = self._completed(key, seq, ack, time_ns)
+        elif flags & ACK and key in self._handshakes and self._completes(key, seq, ack):
+            if self._handshakes[key][2] & FAST_OPEN:
+                segments = self._accepted(key, time_ns)
+            else:
+                flags |= UNACCEPTED
         if not size and not flags & (FIN | RST | URG):
             if not flags & SYN:
                 self.count("bare_ack")
@@ -249,22 +298,25 @@ class Admission:
             records, total = self.totals.get(name, (0, 0))
             self.totals[name] = records + 1 + (size - 1) // CHUNK, total + size
 
-    def _completed(self, key: FlowKey, seq: int, ack: int, time_ns: int) -> list[Segment]:
-        """The report of a handshake that production answered and the client completed."""
+    def _completes(self, key: FlowKey, seq: int, ack: int) -> bool:
+        """Whether the client completes a handshake that production answered, or did."""
         client, server, kind = self._handshakes[key]
-        if not kind & ANSWERED or (seq + 1 - client) & MASK >= PLAUSIBLE:
-            return []
+        if not kind & ANSWERED or (seq + EARLY - client) & MASK >= PLAUSIBLE:
+            return False
         if (ack - server) & MASK >= (EARLY if kind & FAST_OPEN else 1):
-            return []
-        del self._handshakes[key]
+            return False
+        self._handshakes[key] = client, server, kind | COMPLETE
+        return True
+
+    def _accepted(self, key: FlowKey, time_ns: int) -> list[Segment]:
+        """The report that production accepted a connection."""
+        client, server, kind = self._handshakes.pop(key)
         self.count("accepted")
         return [(key, kind & ANSWERED, client, server, 0, b"", time_ns)]
 
     def _fast_open(self, key: FlowKey, seq: int, size: int) -> None:
         """Remember what would acknowledge the data of a SYN, as bpf/tap.c does."""
-        client, _, kind = self._handshakes.get(key, (-1, 0, 0))
-        if kind & ANSWERED:
-            return
+        client, _, _ = self._handshakes.get(key, (-1, 0, 0))
         if size or client == (seq + 1) & MASK:
             self._handshakes.pop(key, None)
         if size:
@@ -280,7 +332,7 @@ def _chunks(segment: Segment) -> Iterator[Segment]:
     """A segment that is longer than one may be, in several."""
     key, flags, seq, ack, size, payload, time_ns = segment
     for start in range(0, size, CHUNK):
-        part = flags & 0xFF & ~(SYN | URG) if start else flags
+        part = flags & (UNACCEPTED | 0xFF) & ~(SYN | URG) if start else flags
         length = min(CHUNK, size - start)
         if start + length < size:
             part &= ~(FIN | PSH)

@@ -19,7 +19,6 @@ from tapmirror.compare.comparison import BEGINNINGS, Comparison
 from tapmirror.compare.pairing import Conversation
 from tapmirror.compare.thinning import Backlog, Rotation
 from tapmirror.events import (
-    ACCEPTED,
     END,
     FROM_SERVER,
     START,
@@ -46,7 +45,7 @@ from tapmirror.framing.answers import NOTHING
 from tapmirror.framing.head import is_safe
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
-from tapmirror.pipeline import Framer, Pipeline
+from tapmirror.pipeline import BEGINS, Framer, Pipeline
 from tapmirror.policy import Policy
 from tapmirror.spec import Protocol, TapSpec
 from tapmirror.tcp import ANY
@@ -190,9 +189,12 @@ class ComparingPipeline(Pipeline):
             events = self._some(events)
         commands: list[Command] = []
         self._do(events, commands)
-        if segment[1] & ACCEPTED and self._protocol is Protocol.RAW:
+        begins = segment[1] & BEGINS
+        if begins and self._protocol is Protocol.RAW:
             self._accept(segment, commands)
-        return self._routed(commands) if commands else commands
+        if commands:
+            commands = self._routed(commands)
+        return self._with_held(segment, commands, now) if begins else commands
 
     def work(self, now: float) -> Sequence[Command]:
         """As in `Pipeline`; the time is that of what was fed last."""

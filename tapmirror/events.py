@@ -46,12 +46,14 @@ URG: Final = 0x20
 FROM_SERVER: Final = 0x100
 """The segment travels from production to the client."""
 ACCEPTED: Final = 0x200
-"""No packet of its own: production's SYN-ACK was seen and the client completed
-the handshake.  `seq` is the client's and `ack` the server's first byte number
-(initial sequence number + 1); `length` is 0."""
+"""No packet of its own: production's SYN-ACK was seen, and behind it what only a
+connection sends that was accepted.  `seq` is the client's and `ack` the server's
+first byte number (initial sequence number + 1); `length` is 0."""
 MULTIPATH: Final = 0x400
 """In place of `ACCEPTED`: the connection is one of Multipath TCP (RFC 8684).  Its bytes may go over others as well, and
 come again as new ones of this, which only options of each segment tell."""
+UNACCEPTED: Final = 0x800
+"""Of a client's segment: the handshake is complete; production has not shown yet that it accepted the connection."""
 
 # --- reassembly -> framing ----------------------------------------------------
 

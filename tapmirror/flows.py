@@ -5,8 +5,8 @@ Theory of operation
 -------------------
 A flow begins in one of two ways:
 
-* by an `ACCEPTED` record: the capture saw production's SYN-ACK and the client's completion
-  of the handshake, so the first byte is known and production has accepted the connection;
+* by an `ACCEPTED` record: the capture saw production's SYN-ACK, so the first byte is known, and by what followed
+  it that production accepted the connection; what the client sent meanwhile waits (`unaccepted`);
 * in mid-stream, by data of a connection that the table does not know (it stood when the tap
   began).  Such a flow is *tentative*: its data is held until a packet of production shows that
   the connection exists there; whatever the client sends shows nothing.  An RST from
@@ -46,6 +46,7 @@ from tapmirror.events import (
     PSH,
     RST,
     SYN,
+    UNACCEPTED,
     URG,
     Chunk,
     Dismissed,
@@ -61,6 +62,7 @@ from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.spec import Limits
 from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, ReassemblyMemory, Receiver, distance
+from tapmirror.unaccepted import Unaccepted
 
 EARLY_FLOWS: Final = 1_024
 """How many SYNs with data (TCP Fast Open) are held for production's SYN-ACK."""
@@ -74,7 +76,7 @@ later is that handshake's connection, not a new one on the same tuple."""
 ALL: Final = 1 << 32
 """How many values the flow hash has."""
 
-_SPECIAL: Final = FIN | SYN | RST | URG | FROM_SERVER | ACCEPTED
+_SPECIAL: Final = FIN | SYN | RST | URG | FROM_SERVER | ACCEPTED | UNACCEPTED
 _TOLD: Final = _SPECIAL | ACK
 _PLAIN: Final = (ACK | PSH, ACK)
 """Nearly all segments with data: looked up in a third of the time that `&` takes."""
@@ -152,6 +154,7 @@ class Flow:
         "prefix",
         "rx",
         "said",
+        "server_first",
         "server_next",
         "since",
         "state",
@@ -172,6 +175,8 @@ class Flow:
         self.asking = False
         self.ack = ANY
         """The acknowledgement number of the client's last data; `ANY`, `UNKNOWN`."""
+        self.server_first: int | None = None
+        """Sequence number of production's first byte; None where the handshake was not seen."""
         self.server_next: int | None = None
         self.answered = 0
         """Bytes that production sent since the pipeline last took note (where they are captured)."""
@@ -208,6 +213,7 @@ class FlowTable:
         self._asking: dict[FlowKey, Flow] = {}
         self._buckets: Counter[int] = Counter()
         self._late = LateFlows()
+        self._unaccepted = Unaccepted(limits, ledger)
         self._early: OrderedDict[FlowKey, tuple[int, bytes, int]] = OrderedDict()
         self._scan: Iterator[Flow] = iter(())
         self._waits: Iterator[Flow] = iter(())
@@ -231,20 +237,25 @@ class FlowTable:
 
     def held(self) -> tuple[int, int]:
         """(segments, bytes) that are held for bytes before them or for production's word."""
+        segments = self._memory.segments + self._unaccepted.segments + len(self._early)
         early = sum(len(data) for _, data, _ in self._early.values())
-        return self._memory.segments + len(self._early), self._memory.bytes + early
+        return segments, self._memory.bytes + self._unaccepted.bytes + early
 
     @property
     def impatient(self) -> bool:
         """Some flow waits for something that has a time-out."""
-        return bool(self._asking)
+        return bool(self._asking or self._unaccepted)
 
     def feed(self, segment: Segment, now: float) -> Sequence[Event]:
         """Take one captured segment; return what the client streams gained by it."""
         key, flags, seq, ack, length, payload, _ = segment
         flow = self._flows.get(key)
         if flow is None:
-            return () if flags & FROM_SERVER else self._unknown(segment, now)
+            if not flags & FROM_SERVER:
+                return self._unknown(segment, now)
+            if flags & RST:
+                self._unaccepted.turned_away(key, seq)
+            return ()
         rx = flow.rx
         flow.last = now
         if (
@@ -266,6 +277,10 @@ class FlowTable:
             return [(flow, _END, ack != flow.ack >= 0)]
         return self._known(flow, segment, now)
 
+    def held_for(self, segment: Segment) -> list[Segment]:
+        """What is to be fed after this one, which tells of an accepted connection: what its client had sent before."""
+        return self._unaccepted.taken(segment[0], segment[3]) if self._unaccepted else []
+
     def expire(self, now: float) -> list[Event]:
         """Act on what has waited too long.  Bounded work; call it a few times a second."""
         events: list[Event] = []
@@ -281,6 +296,7 @@ class FlowTable:
             elif now - flow.since >= self._limits.hole_time:
                 events += self._events(flow, flow.rx.give_up(), now)
                 flow.since = now
+        self._unaccepted.expire(now)
         self._late.expire(now)
         batch = list(islice(self._scan, SCAN))
         if len(batch) < SCAN:
@@ -300,6 +316,7 @@ class FlowTable:
         gone: list[Flow] = []
         if threshold >= ALL:
             return gone
+        self._unaccepted.drop(DropReason.SHARE, lambda key: flow_hash(key, self._seed) >= threshold)
         for flow in list(self._flows.values()):
             if flow.hash is None:
                 flow.hash = flow_hash(flow.key, self._seed)
@@ -314,6 +331,7 @@ class FlowTable:
         """Give up everything held: the tap ends."""
         for flow in self._flows.values():
             flow.rx.discard(DropReason.SHUTDOWN)
+        self._unaccepted.drop(DropReason.SHUTDOWN)
         for _, data, _ in self._early.values():
             self._ledger.drop(DropReason.SHUTDOWN, len(data), 1)
         self._early.clear()
@@ -322,6 +340,8 @@ class FlowTable:
 
     def _known(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
         _, flags, seq, ack, length, payload, _ = segment
+        if flags & UNACCEPTED:
+            return self._before_acceptance(flow, segment, now)
         if flags & (ACCEPTED | MULTIPATH):
             return self._accepted_again(flow, segment, now)
         if flow.state is State.LEFT_OUT:
@@ -348,8 +368,19 @@ class FlowTable:
             return []
         return self._events(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
 
+    def _before_acceptance(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
+        """Of this connection, where another processor told of its acceptance meanwhile, or of the next on its tuple."""
+        key, flags, seq, ack, length, payload, time_ns = segment
+        if flags & SYN:
+            return self._early_data(segment)
+        if ack == flow.server_first:  # no nearer than that: another connection's may be close to it
+            return list(self.feed((key, flags & ~UNACCEPTED, seq, ack, length, payload, time_ns), now))
+        self._unaccepted.hold(segment, now)
+        return []
+
     def _from_server(self, flow: Flow, flags: int, seq: int, ack: int, length: int, now: float) -> list[Event]:
         if flags & RST:
+            self._unaccepted.turned_away(flow.key, seq)
             if flow.state is State.TENTATIVE:
                 self._refuse(flow, now)
                 return []
@@ -399,10 +430,9 @@ class FlowTable:
     def _accepted_again(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
         """A repeated SYN-ACK, or a new connection on the tuple of one whose end was not seen."""
         ahead = distance(flow.first, segment[2])
-        if segment[1] & MULTIPATH and flow.state is State.TENTATIVE:
-            return self._leave_out(flow)
-        if flow.state is State.TENTATIVE and 0 <= ahead < REJOIN:
-            return self._confirmed(flow, now)
+        if flow.state is State.TENTATIVE and (segment[1] & MULTIPATH or 0 <= ahead < REJOIN):
+            flow.server_first = segment[3]
+            return self._leave_out(flow) if segment[1] & MULTIPATH else self._confirmed(flow, now)
         # A record that found no room in the ring comes again, maybe behind data that production acknowledged.
         taken_up = segment[1] & MULTIPATH and flow.state is not State.LEFT_OUT
         if not taken_up and (ahead == 0 or (flow.midstream and 0 <= ahead < REJOIN)):
@@ -422,6 +452,9 @@ class FlowTable:
             return self._begin(key, flags, seq, ack, now)
         if flags & SYN:
             return self._early_data(segment)
+        if flags & UNACCEPTED:
+            self._unaccepted.hold(segment, now)
+            return ()
         if not length:
             return ()
         if flags & RST or not flags & ACK:
@@ -455,14 +488,17 @@ class FlowTable:
         if flags & MULTIPATH:
             if early is not None:
                 self._ledger.drop(DropReason.MULTIPATH, len(early[1]), 1)
-            return events + self._leave_out(self._add(key, seq, now, midstream=False))
+            flow = self._add(key, seq, now, midstream=False)
+            flow.server_first = ack
+            return events + self._leave_out(flow)
         if early is None or (early[0] + len(early[1])) & MASK != seq:
             if early is not None:
                 self._ledger.filter(FilterReason.NOT_ACCEPTED, len(early[1]), 1)
-            self._add(key, seq, now, midstream=False).ack = ack
+            flow = self._add(key, seq, now, midstream=False)
+            flow.ack = flow.server_first = ack
             return events
         flow = self._add(key, early[0], now, midstream=False)
-        flow.ack = ack
+        flow.ack = flow.server_first = ack
         flow.first = seq
         return events + self._events(flow, flow.rx.feed(early[0], early[1], len(early[1]), False, early[2]), now)
 
@@ -485,7 +521,10 @@ class FlowTable:
 
     def _early_data(self, segment: Segment) -> list[Event]:
         """Keep the data of a SYN (RFC 7413) until production's SYN-ACK tells whether it was taken."""
-        key, _, seq, ack, length, payload, _ = segment
+        key, flags, seq, ack, length, payload, _ = segment
+        if flags & (ACK | UNACCEPTED):
+            self._ledger.filter(FilterReason.OUTSIDE, length, 1 if length else 0)
+            return []
         old = self._early.pop(key, None)
         if old is not None:
             self._ledger.filter(FilterReason.DUPLICATE, len(old[1]), 1)

@@ -281,7 +281,7 @@ class Attachment:
         """Begin to capture.  Raises OSError."""
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         try:
-            self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, loaded.program)
+            self._attach(loaded.program)
             self.index = link_index(iface, self.socket)
             self.flags = link_flags(iface, self.socket)
             _note_link(loaded, self.index, self.flags)
@@ -289,6 +289,15 @@ class Attachment:
         except BaseException:
             self.socket.close()
             raise
+
+    def _attach(self, program: int) -> None:
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, program)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            words = "the kernel allows a socket no program of this size: net.core.optmem_max is too small"
+            raise OSError(errno.ENOMEM, words) from None
 
     def close(self) -> None:
         """Capture there no longer."""

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from tapmirror.events import (
     ACCEPTED,
+    MULTIPATH,
     START,
     TRACED,
     WHOLE,
@@ -47,6 +48,8 @@ Framer: TypeAlias = RawFramer | RequestFramer
 AnyEvent = TypeVar("AnyEvent", bound=tuple[Flow, Any, Any])
 
 _NOTHING: Final[tuple[Command, ...]] = ()
+BEGINS: Final = ACCEPTED | MULTIPATH
+"""Flags of a segment that tells of an accepted connection."""
 TLS_HANDSHAKE: Final = b"\x16\x03"
 """What a record of TLS begins with that begins a connection: its type, and the version's first byte (RFC 8446, 5.1)."""
 
@@ -109,9 +112,12 @@ class Pipeline:
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
         """Take one captured segment.  The commands' data is valid as long as the segment's."""
         events = self._flows.feed(segment, now)
-        begins = self._raw and segment[1] & ACCEPTED
-        if not events and not begins:
-            return _NOTHING
+        begins = segment[1] & BEGINS
+        if not events:
+            if not begins:
+                return _NOTHING
+            if not self._raw:
+                return self._with_held(segment, [], now)
         if len(events) > 1:
             events = self._some(events)
         commands: list[Command] = []
@@ -121,12 +127,21 @@ class Pipeline:
                 self._step(event, commands)
             else:
                 self._pass_on(flow, flow.framer.feed(chunk, after_reply), commands)
-        if begins:
+        if begins and self._raw:
             self._accept(segment, commands)
         if self._policy is not None:
             commands = self._policy.route(commands, now)
         if self._tracer is not None and now >= self._tracer.due:
-            return self._tracer.marked(commands, now)
+            commands = self._tracer.marked(commands, now)
+        return self._with_held(segment, commands, now) if begins else commands
+
+    def _with_held(self, segment: Segment, commands: list[Command], now: float) -> Sequence[Command]:
+        """Of a segment that tells of an acceptance: its commands, and those of what was held for it."""
+        for held in self._flows.held_for(segment):
+            if self.rest:  # of this connection, if it was joined in mid-stream before
+                self.rest += [(flow, _lasting(chunk), after) for flow, chunk, after in self._flows.feed(held, now)]
+            else:
+                commands += self.feed(held, now)
         return commands
 
     def expire(self, now: float) -> list[Command]:

@@ -7,13 +7,28 @@ from typing import Any
 
 import pytest
 
+from handshakes import BEHIND_A_SYN_ACK
 from tapmirror.admission import CHUNK, EARLY, HANDSHAKES, Admission
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, PSH, RST, SYN, URG, Segment
+from tapmirror.events import (
+    ACCEPTED,
+    ACK,
+    FIN,
+    FROM_SERVER,
+    LOOP_DSCP,
+    MULTIPATH,
+    PSH,
+    RST,
+    SYN,
+    UNACCEPTED,
+    URG,
+    Segment,
+)
 from tapmirror.packet import Header, flow_hash, flow_key
 
 CLIENT, SERVER, OTHER = (bytes(15) + bytes([last]) for last in (1, 2, 3))
 NET_OF_CLIENT, NET_OF_OTHER = (((address, b"\xff" * 16),) for address in (CLIENT, OTHER))
 PORTS = {CLIENT: b"\x9c\x40", SERVER: b"\0\x50"}
+BITS = {"F": FIN, "S": SYN, "R": RST, "P": PSH, "A": ACK}
 
 
 def admission(**options: Any) -> Admission:
@@ -49,30 +64,112 @@ def test_a_connection() -> None:
     tap = admission()
     assert tap.admit(packet(flags=SYN, seq=99), False, 0) == []
     assert tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0) == []
-    assert brief(tap.admit(packet(seq=100, ack=500), False, 0)) == [(ACCEPTED, 100, 500, b"")]
     assert tap.admit(packet(seq=100, ack=500), False, 0) == []
-    assert brief(tap.admit(packet(flags=PSH | ACK, data=b"GET", ack=500), False, 0)) == [(PSH | ACK, 100, 500, b"GET")]
-    assert brief(tap.admit(packet(flags=FIN | ACK, seq=103), False, 0)) == [(FIN | ACK, 103, 200, b"")]
+    request = packet(flags=PSH | ACK, data=b"GET", ack=500)
+    assert brief(tap.admit(request, False, 0)) == [(PSH | ACK | UNACCEPTED, 100, 500, b"GET")]
+    shown = brief(tap.admit(packet(SERVER, seq=500, ack=103), True, 0))
+    assert shown == [(ACCEPTED, 100, 500, b""), (ACK | FROM_SERVER, 500, 103, b"")]
+    assert tap.admit(packet(SERVER, seq=500, ack=103), True, 0) == []
+    assert brief(tap.admit(packet(flags=FIN | ACK, seq=103, ack=500), False, 0)) == [(FIN | ACK, 103, 500, b"")]
     assert brief(tap.admit(packet(SERVER, FIN | ACK, seq=500), True, 0)) == [(FIN | ACK | FROM_SERVER, 500, 200, b"")]
     assert tap.totals["seen"] == tap.totals["emitted"] == (1, 3)
     assert tap.totals["accepted"] == (1, 0)
 
 
 @pytest.mark.parametrize(
-    ("seq", "ack"), [(100, 499), (98, 500), (100 + (1 << 31), 500), (100, 501), (100, 500 + (1 << 31))]
+    ("seq", "ack"), [(100, 499), (99 - EARLY, 500), (100 + (1 << 31), 500), (100, 501), (100, 500 + (1 << 31))]
 )
 def test_what_does_not_complete_the_handshake(seq: int, ack: int) -> None:
+    """It is not marked as what waits for production's acceptance, but as what may be of any other connection."""
     tap = admission()
     tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
-    assert tap.admit(packet(seq=seq, ack=ack), False, 0) == []
-    assert brief(tap.admit(packet(seq=100, ack=500), False, 0)) == [(ACCEPTED, 100, 500, b"")]
+    found = brief(tap.admit(packet(seq=seq, ack=ack, data=b"x"), False, 0))
+    assert found == [(ACK, seq, ack, b"x")]
+    for flags, data in ((ACK, b"x"), (FIN | ACK, b""), (RST | ACK, b"")):
+        found = brief(tap.admit(packet(flags=flags, data=data, seq=100, ack=500), False, 0))
+        assert found == [(flags | UNACCEPTED, 100, 500, data)]
 
 
-def test_data_may_complete_it() -> None:
+@pytest.mark.parametrize(("flags", "seq", "ack", "data", "shows"), BEHIND_A_SYN_ACK)
+def test_what_shows_that_production_accepted_a_connection(
+    flags: str, seq: int, ack: int, data: bytes, shows: bool
+) -> None:
     tap = admission()
     tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
-    found = brief(tap.admit(packet(flags=PSH | ACK, data=b"x", seq=100, ack=500), False, 0))
-    assert found == [(ACCEPTED, 100, 500, b""), (PSH | ACK, 100, 500, b"x")]
+    tap.admit(packet(seq=100, ack=500), False, 0)
+    sent = packet(SERVER, sum(BITS[each] for each in flags), data, seq=seq, ack=ack)
+    found = [each for each in brief(tap.admit(sent, True, 0)) if not each[0] & FROM_SERVER]
+    assert found == [(ACCEPTED, 100, 500, b"")] * shows
+    assert tap.totals.get("accepted", (0, 0))[0] == shows
+
+
+@pytest.mark.parametrize(("seq", "gone"), [(500, True), (501, False)])
+def test_a_connection_that_production_resets_is_not_accepted_later(seq: int, gone: bool) -> None:
+    """An RST with another number answers what is not of this connection."""
+    tap = admission()
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    tap.admit(packet(seq=100, ack=500), False, 0)
+    tap.admit(packet(SERVER, RST, seq=seq, ack=0), True, 0)
+    found = brief(tap.admit(packet(SERVER, FIN | ACK, seq=500, ack=100), True, 0))
+    assert [each[0] for each in found] == [ACCEPTED] * (not gone) + [FIN | ACK | FROM_SERVER]
+
+
+def test_of_a_connection_with_the_mark_of_a_tap_nothing_is_told() -> None:
+    """What production sends on it bears none."""
+    tap = admission()
+    tap.admit(packet(flags=SYN, seq=99, dscp=LOOP_DSCP), False, 0)
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    tap.admit(packet(seq=100, ack=500, dscp=LOOP_DSCP), False, 0)
+    found = brief(tap.admit(packet(SERVER, PSH | ACK, b"banner", seq=500, ack=100), True, 0))
+    assert not any(flags & ACCEPTED for flags, *_ in found)
+
+
+@pytest.mark.parametrize("flags", [SYN, SYN | ACK, SYN | FIN])
+def test_a_syn_behind_production_s_syn_ack_is_marked(flags: int) -> None:
+    """Its data is not what production took with the first one."""
+    tap = admission()
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    found = brief(tap.admit(packet(flags=flags, data=b"x", seq=98, ack=500), False, 0))
+    assert found == [(flags | UNACCEPTED, 98, 500, b"x")]
+    tap.admit(packet(seq=100, ack=500), False, 0)
+    assert brief(tap.admit(packet(SERVER, FIN | ACK, seq=500, ack=100), True, 0))[0] == (ACCEPTED, 100, 500, b"")
+
+
+def test_at_a_mirror_port_production_may_show_it_before_the_client_s_packet_that_completes_the_handshake() -> None:
+    tap = admission(both_ways=True)
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), False, 0)
+    answer = packet(SERVER, PSH | ACK, b"answer", seq=500, ack=103)
+    assert brief(tap.admit(answer, False, 0)) == [(PSH | ACK | FROM_SERVER, 500, 103, b"")]
+    found = brief(tap.admit(packet(flags=PSH | ACK, data=b"GET", seq=100, ack=500), False, 0))
+    assert found == [(ACCEPTED, 100, 500, b""), (PSH | ACK, 100, 500, b"GET")]
+
+
+def test_a_connection_of_which_nothing_was_captured_for_long_is_one_in_mid_stream() -> None:
+    """As where the share was lowered and raised meanwhile."""
+    tap = admission()
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    assert brief(tap.admit(packet(data=b"x", seq=100, ack=500), False, 0))[0][0] == ACK | UNACCEPTED
+    tap.admit(packet(SERVER, seq=500, ack=100 + EARLY), True, 0)
+    assert brief(tap.admit(packet(data=b"x", seq=100 + EARLY, ack=500), False, 0))[0][0] == ACK
+    assert "accepted" not in tap.totals
+
+
+def test_what_production_sends_before_it_accepted_tells_nothing_of_an_earlier_connection() -> None:
+    tap = admission()
+    key = flow_key(CLIENT, SERVER, PORTS[CLIENT], PORTS[SERVER], 0)
+    tap.want_ack(key, True)
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    tap.admit(packet(seq=100, ack=500), False, 0)
+    assert tap.admit(packet(SERVER, seq=500, ack=100), True, 0) == []
+    assert [each[0] for each in brief(tap.admit(packet(SERVER, RST, seq=500, ack=0), True, 0))] == [RST | FROM_SERVER]
+
+
+def test_what_is_compared_is_told_behind_the_acceptance_that_it_shows() -> None:
+    tap = admission(answer_bytes=3)
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    tap.admit(packet(seq=100, ack=500), False, 0)
+    found = brief(tap.admit(packet(SERVER, PSH | ACK, b"answer", seq=500, ack=103), True, 0))
+    assert found == [(ACCEPTED, 100, 500, b""), (PSH | ACK | FROM_SERVER, 500, 103, b"ans")]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +180,7 @@ def test_data_may_complete_it() -> None:
         (99, 102, 500 + EARLY, False),
         (99, 100, 900, False),  # none of it
         (99, 101, 900, False),
-        (99, 100, 500, True),
+        (99, 100, 500, False),  # production has to show it, as without that data
         (99, 102, 499, False),
         (98, 102, 900, False),
     ],
@@ -120,12 +217,15 @@ def test_a_packet_that_no_record_holds_is_several() -> None:
     ]
     assert tap.totals["seen"] == tap.totals["emitted"] == (3, len(data))
     assert [each[4] for each in tap.admit(packet(data=data[:CHUNK]), False, 5)] == [CHUNK]
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    assert [each[1] for each in tap.admit(packet(data=data, ack=500), False, 5)] == [ACK | UNACCEPTED] * 3
 
 
 def test_multipath_is_told_in_its_place() -> None:
     tap = admission()
     tap.admit(packet(SERVER, SYN | ACK | MULTIPATH, seq=499, ack=100), True, 0)
-    assert brief(tap.admit(packet(seq=100, ack=500), False, 0)) == [(MULTIPATH, 100, 500, b"")]
+    tap.admit(packet(seq=100, ack=500), False, 0)
+    assert brief(tap.admit(packet(SERVER, FIN | ACK, seq=500, ack=100), True, 0))[0] == (MULTIPATH, 100, 500, b"")
 
 
 def test_a_client_cannot_tell_of_multipath() -> None:

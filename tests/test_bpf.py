@@ -27,10 +27,11 @@ from scapy.all import (
 )
 
 from captures import fates, payloads
+from handshakes import BEHIND_A_SYN_ACK
 from program import Program
 from tapmirror import loader
 from tapmirror.admission import EARLY
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, SYN
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, PSH, RST, SYN, UNACCEPTED
 from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
 from tapmirror.source.ring import WANT_ANSWERS, WANT_ONE
@@ -62,6 +63,14 @@ def tcp(data: bytes = b"x", **fields: Any) -> Any:
     """A segment of the client to port 80."""
     segment = TCP(**{"sport": 40_000, "dport": 80, "seq": 1, "ack": 1, "flags": "PA", **fields})
     return segment / Raw(data) if data else segment
+
+
+def handshake(program: Program, port: int, options: Any = ()) -> None:
+    """Production answers a SYN of the client's, and the client completes it."""
+    program.run(
+        IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="SA", seq=499, ack=100, options=[*options])
+    )
+    program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=port, seq=100, ack=500, flags="A"))
 
 
 def from_client(number: int, data: bytes = b"x") -> Any:
@@ -169,13 +178,13 @@ def test_an_acceptance_that_there_is_no_room_for_is_told_later() -> None:
     with Program(promisc=True) as program:
         for size in (1_000, 1, 0):  # down to the last place for a record without payload
             program.run(IP(src="10.0.0.9", dst=SERVER) / tcp(b"x" * size, flags="FA"), repeat=1_200)
-        program.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100))
-        completing = IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A")
-        program.run(completing)
+        handshake(program, 40_000)
+        shown = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="A", seq=500, ack=103)
+        program.run(shown)
         counts = program.sources[0].counters()
         assert counts.control_lost[0] > 0 and counts.accepted[0] == 0
         assert not any(each[1] & ACCEPTED for each in program.records()[0])
-        program.run(completing, repeat=2)
+        program.run(shown, repeat=2)
         assert [each[1:4] for each in program.records()[0]] == [(ACCEPTED, 100, 500)]
 
 
@@ -276,18 +285,16 @@ def test_a_packet_that_is_cut_anywhere_is_not_read_beyond_its_end(frames: Progra
     ],
 )
 def test_a_handshake_tells_whether_it_is_of_multipath_tcp(shards: Program, options: Any, kind: int) -> None:
-    shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100, options=options))
-    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A"))
+    handshake(shards, 40_000, options)
+    shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="A", seq=500, ack=103))
     found = [each[1:4] for records in shards.records() for each in records]
-    assert found == [(kind, 100, 500)]
+    assert found == [(kind, 100, 500), (FROM_SERVER | ACK, 500, 103)]
 
 
 @pytest.mark.parametrize(
     ("port", "syns", "taken", "ack", "accepted"),
     [
-        (50_001, [("S", 99, b"")], 100, 500, True),
-        (50_002, [("S", 99, b"")], 100, 501, False),
-        (50_003, [("S", 99, b"")], 100, 499, False),
+        (50_001, [("S", 99, b"")], 100, 500, False),
         (50_004, [("S", 99, b"xy")], 102, 900, True),
         (50_005, [("S", 99, b"xy")], 100, 900, False),
         (50_006, [("S", 99, b"xy")], 102, 499 + EARLY, True),
@@ -298,10 +305,10 @@ def test_a_handshake_tells_whether_it_is_of_multipath_tcp(shards: Program, optio
         (50_011, [("SR", 99, b"xy")], 102, 900, False),
     ],
 )
-def test_what_completes_a_handshake(
+def test_where_the_data_of_the_syn_was_accepted_so_is_the_connection_that_the_client_completes(
     shards: Program, port: int, syns: list[tuple[str, int, bytes]], taken: int, ack: int, accepted: bool
 ) -> None:
-    """Who has not seen production's SYN-ACK has to guess its number; a SYN's data (RFC 7413) may be answered before."""
+    """RFC 7413: it may have been answered before."""
     for flags, seq, data in syns:
         shards.run(IP(src=CLIENT, dst=SERVER) / tcp(data, sport=port, seq=seq, flags=flags))
     shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="SA", seq=499, ack=taken))
@@ -310,16 +317,113 @@ def test_what_completes_a_handshake(
     assert found == [(ACCEPTED, taken, 500)] * accepted
 
 
-def test_a_handshake_whose_record_found_no_room_is_told_of_later() -> None:
-    """By then the client may have an answer."""
+@pytest.mark.parametrize(
+    ("seq", "ack", "completes"),
+    [
+        (100, 500, True),
+        (103, 500, True),
+        (100, 499, False),
+        ((99 - EARLY) % (1 << 32), 500, False),
+        (100, 501, False),
+        (101 + (1 << 30), 500, False),
+    ],
+)
+@pytest.mark.parametrize(("flags", "data"), [("PA", b"x"), ("FA", b""), ("RA", b"")])
+def test_what_a_client_sends_before_production_shows_that_it_accepted_is_marked(
+    shards: Program, flags: str, data: bytes, seq: int, ack: int, completes: bool
+) -> None:
+    """Who has not seen production's SYN-ACK has to guess its number."""
+    shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_002, flags="SA", seq=499, ack=100))
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(data, sport=50_002, seq=seq, ack=ack, flags=flags))
+    found = [each[1] & UNACCEPTED for records in shards.records() for each in records]
+    assert found == [UNACCEPTED * completes]
+
+
+@pytest.mark.parametrize(("flags", "seq", "ack", "data", "shows"), BEHIND_A_SYN_ACK)
+def test_what_shows_that_production_accepted_a_connection(
+    shards: Program, flags: str, seq: int, ack: int, data: bytes, shows: bool
+) -> None:
+    handshake(shards, 50_003)
+    before = counted(shards)
+    answer = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_003, flags=flags, seq=seq, ack=ack) / Raw(data)
+    shards.run(answer)
+    found = [each[1:4] for records in shards.records() for each in records if not each[1] & FROM_SERVER]
+    assert found == [(ACCEPTED, 100, 500)] * shows
+    assert sum(two.accepted[0] - one.accepted[0] for one, two in zip(before, counted(shards), strict=True)) == shows
+    shards.run(answer)  # once
+    assert not any(each[1] & ACCEPTED for records in shards.records() for each in records)
+
+
+@pytest.mark.parametrize(("seq", "gone"), [(500, True), (501, False)])
+def test_a_connection_that_production_resets_is_not_accepted_later(shards: Program, seq: int, gone: bool) -> None:
+    """An RST with another number answers what is not of this connection."""
+    handshake(shards, 50_004)
+    for flags, number in (("R", seq), ("FA", 500)):
+        shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_004, flags=flags, seq=number, ack=100))
+    assert any(each[1] & ACCEPTED for records in shards.records() for each in records) != gone
+
+
+@pytest.mark.parametrize("flags", ["S", "SA", "SF"])
+def test_a_syn_behind_production_s_syn_ack_is_marked(shards: Program, flags: str) -> None:
+    """Its data is not what production took with the first one."""
+    handshake(shards, 50_016)
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"x", sport=50_016, seq=98, ack=500, flags=flags))
+    assert [each[1] & UNACCEPTED for records in shards.records() for each in records] == [UNACCEPTED]
+    shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_016, flags="FA", seq=500, ack=100))
+    assert any(each[1:4] == (ACCEPTED, 100, 500) for records in shards.records() for each in records)
+
+
+def test_at_a_mirror_port_production_may_show_it_before_the_client_s_packet_that_completes_the_handshake(
+    shards: Program,
+) -> None:
+    for flags, seq, ack in (("SA", 499, 100), ("PA", 500, 103)):
+        shards.run(
+            IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_013, flags=flags, seq=seq, ack=ack) / Raw(b"answer")
+        )
+    assert [each[1] for records in shards.records() for each in records] == [FROM_SERVER | PSH | ACK]
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"GET", sport=50_013, seq=100, ack=500))
+    assert [each[1] for records in shards.records() for each in records] == [ACCEPTED, PSH | ACK]
+
+
+def test_a_connection_of_which_nothing_was_captured_for_long_is_one_in_mid_stream(shards: Program) -> None:
+    """As where the share was lowered and raised meanwhile."""
+    handshake(shards, 50_014)
+    shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_014, flags="A", seq=500, ack=100 + EARLY))
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"x", sport=50_014, seq=100 + EARLY, ack=500))
+    found = [each[1] for records in shards.records() for each in records]
+    assert found == [FROM_SERVER | ACK, PSH | ACK]
+
+
+def test_what_production_sends_before_it_accepted_tells_nothing_of_an_earlier_connection(shards: Program) -> None:
+    """These records are for those that are asked for, and there all are."""
+    handshake(shards, 50_015)
+    for flags in ("A", "R"):
+        shards.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_015, flags=flags, seq=500, ack=100))
+    assert [each[1] for records in shards.records() for each in records] == [FROM_SERVER | RST]
+
+
+def test_of_a_connection_with_the_mark_of_a_tap_nothing_is_told(shards: Program) -> None:
+    """What production sends on it bears none."""
+    marked, answer = IP(src=CLIENT, dst=SERVER, tos=LOOP_DSCP << 2), IP(src=SERVER, dst=CLIENT)
+    shards.run(marked / TCP(sport=50_012, dport=80, flags="S", seq=99))
+    shards.run(answer / TCP(sport=80, dport=50_012, flags="SA", seq=499, ack=100))
+    shards.run(marked / TCP(sport=50_012, dport=80, flags="A", seq=100, ack=500))
+    shards.run(answer / TCP(sport=80, dport=50_012, flags="PA", seq=500, ack=100) / b"banner")
+    assert not any(each[1] & ACCEPTED for records in shards.records() for each in records)
+
+
+def test_an_acceptance_whose_record_found_no_room_is_told_of_later() -> None:
+    """By then the client may have an answer, and marked it is until then."""
     with Program(ring_bytes=1 << 12, promisc=True) as program:
-        program.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100))
+        handshake(program, 40_000)
         while not counted(program)[0].control_lost[0]:
             program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=40_001, flags="FA"))
-        program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A"))
+        program.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="A", seq=500, ack=103))
         program.records()
-        program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=900, flags="A"))
-        assert [each[1:4] for records in program.records() for each in records] == [(ACCEPTED, 100, 500)]
+        program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"x", seq=103, ack=1 << 24, flags="A"))
+        program.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="A", seq=1 << 24, ack=1 << 23))
+        found = [each[1:4] for records in program.records() for each in records]
+        assert found == [(ACK | UNACCEPTED, 103, 1 << 24), (ACCEPTED, 100, 500)]
 
 
 def test_clients_of_the_networks_that_are_captured() -> None:

@@ -21,6 +21,7 @@ from tapmirror.events import (
     KEEPING,
     NO_BODY,
     START,
+    UNACCEPTED,
     WHOLE,
     Excuse,
     Finish,
@@ -168,6 +169,22 @@ def test_a_request_and_both_answers() -> None:
     tap.shadow(BAD)
     (endpoint,) = tap.state()["endpoints"].values()
     assert (endpoint["production"]["statuses"], endpoint["shadow"]["statuses"]) == ({"200": 1}, {"500": 1})
+    assert tap.state()["unpaired"] == {}
+
+
+def test_a_request_that_waited_for_its_acceptance_began_when_it_came() -> None:
+    tap = Tap()
+    request = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+    tap.put(1, ACK | UNACCEPTED, request)
+    tap.now += 0.04
+    tap.at[1, False] -= len(request)
+    tap.accept()
+    tap.at[1, False] += len(request)
+    tap.answer()
+    tap.shadow(OK)
+    (endpoint,) = tap.state()["endpoints"].values()
+    slow, quick = (int(*endpoint[side]["first"]["buckets"]) for side in ("production", "shadow"))
+    assert slow > quick > 0
     assert tap.state()["unpaired"] == {}
 
 

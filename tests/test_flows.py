@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tapmirror.events import (
@@ -19,6 +19,7 @@ from tapmirror.events import (
     PSH,
     RST,
     SYN,
+    UNACCEPTED,
     URG,
     DropReason,
     End,
@@ -69,6 +70,9 @@ class Dialogue:
             self.given[1] += len(data)
         segment: Segment = (key(port), flags, (base + at) & 0xFFFFFFFF, 5000 + ack, len(data), memoryview(data), 0)
         self.take(self.table.feed(segment, self.now))
+        if flags & (ACCEPTED | MULTIPATH):
+            for held in self.table.held_for(segment):  # as the pipeline does
+                self.take(self.table.feed(held, self.now))
 
     def accept(self, port: int = 40000, base: int = 1000) -> None:
         self.put(ACCEPTED, 0, port=port, base=base)
@@ -544,7 +548,11 @@ def test_closing_accounts_for_what_is_held() -> None:
 
 STEP = st.tuples(
     st.sampled_from(
-        [ACK, ACK | PSH, FIN | ACK, RST, SYN, ACCEPTED, FROM_SERVER | ACK, FROM_SERVER | RST, FROM_SERVER | FIN | ACK]
+        [
+            *(ACK, ACK | PSH, FIN | ACK, RST, SYN, ACCEPTED),
+            *(ACK | UNACCEPTED, FIN | ACK | UNACCEPTED, RST | ACK | UNACCEPTED, URG | ACK | UNACCEPTED),
+            *(FROM_SERVER | ACK, FROM_SERVER | RST, FROM_SERVER | FIN | ACK),
+        ]
     ),
     st.integers(-3, 30),
     st.binary(max_size=8),
@@ -573,6 +581,133 @@ def test_identity_after_every_segment(steps: list[tuple[int, int, bytes, int, in
     assert d.unsettled() == 0
 
 
+def test_what_a_client_sends_before_production_accepted_waits_for_that() -> None:
+    d = Dialogue()
+    d.put(PSH | ACK | UNACCEPTED, 0, b"abc")
+    d.put(PSH | ACK | UNACCEPTED, 3, b"def")
+    d.put(PSH | ACK | UNACCEPTED, 0, b"abc")  # sent again, as production discarded it
+    assert (d.text, d.table.held(), d.table.impatient) == (b"", (2, 6), True)
+    d.accept()
+    d.put(PSH | ACK, 6, b"ghi", ack=5)
+    d.put(FIN | ACK, 9)
+    assert d.text == b"abcdefghi."
+    assert d.after_reply == [False, False, True]
+    assert d.ledger.bytes.filtered == {FilterReason.DUPLICATE: 3}
+    assert d.unsettled() == 0 and not d.table.impatient
+    assert d.table.ack_requests == []
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([ACK, ACK | PSH, FIN | ACK, RST | ACK, URG | ACK | 3 << 16]),
+            st.integers(-2, 12),
+            st.binary(max_size=6),
+        ),
+        max_size=8,
+    ),
+    st.integers(0, 8),
+)
+def test_what_waited_amounts_to_the_same_as_if_the_acceptance_had_come_first(
+    steps: list[tuple[int, int, bytes]], waiting: int
+) -> None:
+    assume(not steps or not steps[0][0] & RST)  # of which production says nothing more
+    first, later = Dialogue(), Dialogue()
+    first.accept()
+    for number, (flags, at, data) in enumerate(steps):
+        first.put(flags, at, data)
+        if number == waiting:
+            later.accept()
+        later.put(flags | (UNACCEPTED if number < waiting else 0), at, data)
+    if len(steps) <= waiting:
+        later.accept()
+    assert (first.out, first.after_reply) == (later.out, later.after_reply)
+    assert first.ledger.segments.settled() == later.ledger.segments.settled()
+    assert first.ledger.bytes.settled() == later.ledger.bytes.settled()
+    assert first.table.held() == later.table.held()
+    assert later.unsettled() == 0
+
+
+def test_who_sends_what_production_may_not_know_takes_no_room_from_connections_that_it_accepts() -> None:
+    d = Dialogue(Limits(reassembly_bytes=1 << 16))
+    for port in range(50_000, 50_005):
+        d.put(ACK, 0, bytes(1 << 13), port=port)
+    d.accept(port=50_006)
+    for number in range(4):
+        d.put(ACK, 1 + 8_193 * number, bytes(1 << 13), port=50_006)
+    assert d.ledger.bytes.dropped == {DropReason.MEMORY_LIMIT: 1 << 13}
+    d.put(PSH | ACK | UNACCEPTED, 0, b"GET")
+    d.accept()
+    assert d.text == b"GET"
+
+
+def test_what_production_turns_away_goes_nowhere() -> None:
+    """It is silent where its accept queue is full, or sends an RST (net.ipv4.tcp_abort_on_overflow)."""
+    d = Dialogue()
+    for port in (40000, 40001):
+        d.put(PSH | ACK | UNACCEPTED, 0, b"abc", port=port)
+    d.server(0, RST)
+    assert d.table.held() == (1, 3)
+    d.wait(LIMITS.accept_time)
+    assert d.text == b""
+    assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 6}
+    assert d.unsettled() == 0
+
+
+def test_what_another_processor_saw_before_the_acceptance_that_is_told_already_goes_on() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(PSH | ACK, 0, b"abc")
+    d.put(PSH | ACK | UNACCEPTED, 3, b"def")
+    d.put(FIN | ACK | UNACCEPTED, 6)
+    assert d.text == b"abcdef."
+
+
+@pytest.mark.parametrize("flags", [SYN | UNACCEPTED, SYN | ACK, SYN | ACK | UNACCEPTED])
+@pytest.mark.parametrize("known", [False, True])
+def test_the_data_of_a_syn_that_production_did_not_answer_is_none_of_the_connection(flags: int, known: bool) -> None:
+    d = Dialogue()
+    if known:  # an earlier one
+        d.accept(base=90_000)
+    d.put(flags, -3, b"xy")
+    d.put(PSH | ACK | UNACCEPTED, 0, b"abc", ack=900)
+    d.put(ACCEPTED, 0, ack=900)
+    assert b"".join(d.out.values()).removeprefix(b"!") == b"abc"
+    assert d.ledger.bytes.filtered == {FilterReason.OUTSIDE: 2}
+    assert d.unsettled() == 0
+
+
+@pytest.mark.parametrize("turned_away", [False, True])
+def test_the_next_connection_with_the_same_ports_waits_beside_one_whose_end_was_not_seen(turned_away: bool) -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(PSH | ACK, 0, b"abc")
+    d.put(PSH | ACK | UNACCEPTED, 3, b"new", ack=900)
+    assert d.text == b"abc"
+    if turned_away:
+        d.server(6, RST, at=900)
+        assert d.text == b"abc!"
+        assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 3}
+    else:
+        segment: Segment = (key(40000), ACCEPTED, 1003, 5900, 0, b"", 0)
+        d.take(d.table.feed(segment, d.now))
+        for held in d.table.held_for(segment):
+            d.take(d.table.feed(held, d.now))
+        assert d.out == {1: b"abc!", 2: b"new"}
+    assert d.unsettled() == 0
+
+
+def test_what_waits_goes_with_the_share_and_with_the_tap() -> None:
+    d = Dialogue()
+    d.put(PSH | ACK | UNACCEPTED, 0, b"abc")
+    assert d.table.drop_above(0, d.now) == []
+    d.table.drop_above(1 << 32, d.now)
+    d.put(PSH | ACK | UNACCEPTED, 0, b"de")
+    d.table.close()
+    assert d.ledger.bytes.dropped == {DropReason.SHARE: 3, DropReason.SHUTDOWN: 2}
+    assert d.table.held() == (0, 0) and d.unsettled() == 0
+
+
 def test_a_connection_of_multipath_tcp_is_left_out_whole() -> None:
     d = Dialogue()
     d.put(MULTIPATH, 0)
@@ -595,7 +730,7 @@ def test_what_came_before_it_was_known_to_be_multipath_is_left_out_too() -> None
     d.put(PSH | ACK, 0, b"abc")
     d.put(MULTIPATH, 0)
     d.server(3, ACK)
-    d.put(PSH | ACK, 3, b"def")
+    d.put(PSH | ACK | UNACCEPTED, 3, b"def")
     d.put(SYN, -1, b"ghi", port=40001)
     d.put(MULTIPATH, 3, port=40001)
     d.put(RST | ACK, 3, port=40001)

@@ -28,7 +28,7 @@ from captures import RING_BYTES
 from lab import AS_NOBODY, PATIENCE, Lab, until
 from lab.snapshot import MAPS, bpf_ids, tree
 from tapmirror import bytecode, contract, loader
-from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, MULTIPATH
+from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, MULTIPATH, UNACCEPTED
 from tapmirror.source import Counters
 from tapmirror.source.ring import (
     COUNTERS_PER_CPU,
@@ -122,7 +122,7 @@ def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     assert f"TAP_COUNTERS = {COUNTERS_PER_CPU}" in content[1]
     defined = constants()
     assert (defined["TAP_FROM_SERVER"], defined["TAP_ACCEPTED"]) == (FROM_SERVER, ACCEPTED)
-    assert defined["TAP_MULTIPATH"] == MULTIPATH
+    assert (defined["TAP_MULTIPATH"], defined["TAP_UNACCEPTED"]) == (MULTIPATH, UNACCEPTED)
     assert (defined["TAP_WANT_ALL"], defined["TAP_WANT_ANSWERS"]) == (WANT_ALL, WANT_ANSWERS)
     assert (defined["TAP_WANT_ONE"], defined["TAP_MAX_WORKERS"]) == (loader.WANT_ONE, loader.MAX_WORKERS)
     assert defined["TAP_MAX_ADDRS"] == loader.MAX_ADDRS

@@ -15,6 +15,7 @@ from tapmirror.events import (
     FROM_SERVER,
     RST,
     START,
+    UNACCEPTED,
     Abort,
     Command,
     DropReason,
@@ -136,6 +137,33 @@ def test_an_upload_that_was_answered_before_its_end_is_not_excused(head: bytes, 
         tap.put(ACK, len(head), rest, ack=1 + answer)
         tap.server(1 + answer, FIN | ACK, ack=len(head + rest))
         assert (Excuse(1) in tap.said) is excused
+
+
+def test_what_came_before_production_accepted_follows_its_acceptance() -> None:
+    for protocol, http in ((Protocol.HTTP, True), (Protocol.AUTO, True), (Protocol.RAW, False)):
+        tap = Tap(protocol=protocol)
+        tap.put(ACK | UNACCEPTED, 0, GET[:5], ack=1)
+        tap.put(ACK | UNACCEPTED, 5, GET[5:], ack=1)
+        tap.put(FIN | ACK | UNACCEPTED, len(GET), ack=1)
+        assert tap.said == [] and tap.settled() == tap.fed
+        tap.put(ACCEPTED, 0, ack=1)
+        assert tap.said[0] == Open(1, http, KEY) and isinstance(tap.said[-1], Finish)
+        assert tap.sent == GET and tap.settled() == tap.fed
+
+
+def test_what_waited_for_the_acceptance_stays_behind_what_is_too_much_to_be_done_at_once() -> None:
+    """A connection joined in mid-stream, of which the handshake is told later."""
+    tap = Tap(protocol=Protocol.HTTP)
+    many, last = GET * (2 * AT_ONCE // len(GET)), b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n"
+    for at in range(0, len(many), len(GET) * 500):
+        tap.put(ACK, at, many[at : at + len(GET) * 500], ack=1)
+    tap.put(ACK | UNACCEPTED, len(many), last, ack=1)
+    tap.put(ACCEPTED, 0, ack=1)
+    assert tap.pipeline.rest and tap.settled() == tap.fed
+    while tap.pipeline.rest:
+        for command in tap.pipeline.work(1.0):
+            tap.keep(command)
+    assert tap.sent == many + last
 
 
 def test_connection_without_data_is_opened_only_when_raw() -> None:

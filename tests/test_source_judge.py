@@ -143,7 +143,9 @@ def test_a_handshake_and_what_follows() -> None:
         twins.agreed(frame4(tcp(SYN, b"", seq=99, ack=0, ports=(40_001, 80))))
         answer = tcp(SYN | ACK, b"", seq=499, ack=100, ports=(80, 40_001), options=options)
         twins.agreed(frame4(answer, back=True), kind=PACKET_OUTGOING)
-        assert twins.agreed(frame4(tcp(PSH | ACK, b"GET", seq=100, ack=500, ports=(40_001, 80)))) == 2
+        assert twins.agreed(frame4(tcp(PSH | ACK, b"GET", seq=100, ack=500, ports=(40_001, 80)))) == 1
+        shows = tcp(FIN | ACK, b"", seq=500, ack=103, ports=(80, 40_001))
+        assert twins.agreed(frame4(shows, back=True), kind=PACKET_OUTGOING) == 2
 
 
 def test_an_urgent_pointer_is_read() -> None:

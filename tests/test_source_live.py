@@ -38,7 +38,7 @@ from captures import LIVE_BYTES, Both, Wire, payloads, text_of
 from lab import PATIENCE, HashSink, Lab, Nginx, body, load, until
 from lab.network import has_vlan
 from tapmirror.admission import Admission
-from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, RST, SYN
+from tapmirror.events import ACCEPTED, ACK, FROM_SERVER, LOOP_DSCP, PSH, RST, SYN, UNACCEPTED
 from tapmirror.packet import MAPPED, flow_hash, flow_key
 from tapmirror.source.live import LiveSource
 from tapmirror.source.sockets import BLOCK_BYTES, HAND_OVER_MS, let_in, open_shared
@@ -305,11 +305,12 @@ def test_a_handshake_in_a_vlan(lab: Lab) -> None:
             answers.send(back / IP(**BACK) / TCP(sport=80, dport=40_000, seq=499, ack=100, flags="SA"))
             until(lambda: both.ring_source.counters().syn_ack == both.ring_source.counters().syn, "the SYN-ACK")
             wire.send(link / IP(**ADDRESSES) / TCP(sport=40_000, dport=80, seq=100, ack=500, flags="PA") / b"data")
+            answers.send(back / IP(**BACK) / TCP(sport=80, dport=40_000, seq=500, ack=104, flags="A"))
         kept = both.agreed()
         client, server = (MAPPED + socket.inet_aton(ADDRESSES[end]) for end in ("src", "dst"))
         keys = [flow_key(client, server, b"\x9c\x40", b"\0\x50", vlan) for vlan in (7, 5 << 16 | 7)]
         assert [each[:4] for each in kept if each[1] & ACCEPTED] == [(key, ACCEPTED, 100, 500) for key in keys]
-        assert [each[0] for each in kept if each[5] == b"data"] == keys
+        assert [each[:2] for each in kept if each[5] == b"data"] == [(key, PSH | ACK | UNACCEPTED) for key in keys]
 
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
@@ -483,22 +484,25 @@ def test_a_packet_of_which_a_segment_is_unread_stays_and_is_not_counted_as_read(
         source = both.live_source
 
         def accepted(port: int) -> None:
-            """Leave the source behind the first of the two segments of a packet that completes a handshake."""
+            """Leave the source behind the first of the two segments of a packet: it completes a handshake whose SYN had
+            data (RFC 7413).
+            """
+            wire.send(wire.segment(b"xyz", sport=port, seq=96, flags="S"))
             far.send(far.ether / IP(**BACK) / TCP(sport=80, dport=port, seq=199, ack=100, flags="SA"))
             wire.send(wire.segment(b"payload", sport=port, seq=100, ack=200))
             until(lambda: any(segment[1] == ACCEPTED for segment in source.read(100)), "the packet")
 
         accepted(40_000)
-        assert source.received == (0, 0)
+        assert source.received == (1, 3)
         assert not source.empty()
         assert 0.0 < source.age(time.monotonic()) < 60.0
         assert bytes(next(source.read(100))[5]) == b"payload"
-        assert source.received == (1, 7)
+        assert source.received == (2, 10)
         accepted(40_001)
         source.discard()
         assert source.empty()
-        assert source.received == (1, 7)
-        assert source.counters().emitted == (2, 14)
+        assert source.received == (3, 13)
+        assert source.counters().emitted == (4, 20)
 
 
 def test_how_long_a_packet_has_waited(lab: Lab) -> None:
@@ -517,7 +521,7 @@ def test_how_long_a_packet_has_waited(lab: Lab) -> None:
 
 
 def random_frame(rng: random.Random, ether: Any, outgoing: bool) -> bytes:
-    """A segment of one of four flows of port 80, with anything around it, a few bytes of it damaged."""
+    """A segment of one of two flows of port 80, with anything around it, a few bytes of it damaged."""
     packet = tags(ether, rng.choice((0, 0, 0, 1, 2)))
     mark = rng.choice((0, 0, 0, LOOP_DSCP << 2))
     if rng.random() < 0.5:
@@ -527,14 +531,11 @@ def random_frame(rng: random.Random, ether: Any, outgoing: bool) -> bytes:
         packet = options(packet / IPv6(**ends, tc=mark), rng.choice((0, 0, 1, 2)))
         if rng.random() < 0.1:
             packet = packet / IPv6ExtHdrFragment(m=rng.randrange(2), offset=rng.choice((0, 0, 5)))
-    ports = (80, 40_000 + rng.randrange(4)) if outgoing else (40_000 + rng.randrange(4), 80)
-    packet = packet / TCP(
-        sport=ports[0],
-        dport=ports[1],
-        seq=100 + rng.randrange(3),
-        ack=100 + rng.randrange(3),
-        flags=rng.choice(("S", "SA", "A", "PA", "PA", "FA", "R", "RA", "SPA", "")),
-    )
+    ports = (80, 40_000 + rng.randrange(2)) if outgoing else (40_000 + rng.randrange(2), 80)
+    flags = rng.choice(("S", "SA", "A", "PA", "PA", "FA", "R", "RA", "SPA", ""))
+    seq = 100 + ("S" not in flags) if rng.random() < 0.8 else 100 + rng.randrange(3)
+    ack = 101 if rng.random() < 0.8 else 100 + rng.randrange(3)
+    packet = packet / TCP(sport=ports[0], dport=ports[1], seq=seq, ack=ack, flags=flags)
     frame = bytearray(bytes(packet / Raw(rng.randbytes(rng.choice((0, 0, 1, 5, 100, 1_300))))))
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         frame[rng.randrange(12, min(len(frame), 110))] = rng.randrange(256)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -17,6 +18,7 @@ from captures import Both, Wire, fates, named, payloads, take
 from lab import PATIENCE, Lab, Load, LoadPlan, Nginx, until
 from program import Program
 from tapmirror.events import ACCEPTED, FIN, FROM_SERVER
+from tapmirror.loader import Attachment
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.source import Counters
 from tapmirror.source.ring import RECORD, WANT_ALL, WANT_ONE, WINDOW, WINDOWS_AT, RingSource, counter_bytes
@@ -45,6 +47,17 @@ def test_a_payload_is_a_view_of_the_ring_and_its_end_is_exact(lab: Lab) -> None:
             wire.send(wire.segment(bytes(i % 251 for i in range(size))))
         both.settle()
         assert [each[5] for each in both.ring] == [bytes(i % 251 for i in range(size)) for size in sizes]
+
+
+@pytest.mark.parametrize(("allowed", "fits"), [(20_480, True), (16_384, False)])
+def test_the_program_is_no_larger_than_a_socket_may_have_where_nobody_allowed_more(allowed: int, fits: bool) -> None:
+    """Before Linux 6.7 net.core.optmem_max was 20,480 (sk_filter_charge).  With several workers it is largest."""
+    with Lab() as lab, Program(workers=3) as program, lab.node.enter():
+        lab.node.sysctl("core.optmem_max", allowed)
+        with contextlib.ExitStack() as stack:
+            if not fits:
+                stack.enter_context(pytest.raises(OSError, match=r"net\.core\.optmem_max is too small"))
+            Attachment(program.loaded, "eth0").close()
 
 
 def test_records_wrap_around_the_end_of_the_ring(lab: Lab) -> None:

@@ -20,8 +20,8 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from daemon_rig import PATIENCE, text
-from lab import until
+from daemon_rig import text
+from lab import PATIENCE, until
 from scripted_tap import Script, ScriptedTap
 from tapmirror.control.messages import ProtocolError, read_request, write_answer, write_error
 from tapmirror.control.server import Peer

@@ -32,7 +32,7 @@ class Budget(Checked, frozen=True, kw_only=True):
     a second.  More workers get more only if it is stated here."""
     memory: int | None = None
     """Bytes of resident memory, of all workers together.  Absent: 512 MiB; with more than two workers 256 MiB for
-    each.  The default limits of one worker with one shadow, all reached at once, add up to about 200 MiB."""
+    each.  The default limits of one worker with one shadow, all reached at once, add up to about 220 MiB."""
     bandwidth: float | None = None
     """Bytes a second to all shadows together.  Absent: no limit; only you know what the link can carry."""
     delay: Seconds = 0.1

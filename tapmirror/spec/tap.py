@@ -165,7 +165,8 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Length of a request head. nginx accepts 32 KiB (large_client_header_buffers 4 8k), Node.js 16 KiB, Go 1 MiB."""
     heads_bytes: int = 16 << 20
     """Incomplete heads, and first bytes that do not show the protocol yet, in all flows together; the same again
-    for the responses of each shadow.  A quarter of all flows may stop after 1,000 bytes."""
+    for the responses of each shadow, and for what clients send before production accepts their connections.  A
+    quarter of all flows may stop after 1,000 bytes."""
     queue_bytes: int = 4 << 20
     """Bytes queued for one connection to a shadow, as they will be sent: with what a rewrite adds.  Each part counts
     150 bytes extra, the memory that it needs however short it is."""
@@ -182,7 +183,7 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Seconds after which a hole counts as a gap if production's acknowledgements do not tell: several
     retransmission time-outs (RFC 6298: 1 s at first)."""
     accept_time: Seconds = 10.0
-    """Seconds that data of a connection joined mid-stream is held until production's first acknowledgement."""
+    """Seconds that a connection's data is held until production shows that it accepted the connection."""
     linger_time: Seconds = 10.0
     """Seconds that a connection to the shadow stays open for outstanding responses after the client has gone."""
     wait_time: Seconds = 5.0

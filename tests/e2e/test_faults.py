@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -18,6 +19,7 @@ from scapy.all import IP, TCP, Ether, Raw
 from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint
 from lab import (
     Behaviour,
+    Faults,
     HashSink,
     Host,
     Lab,
@@ -274,6 +276,59 @@ def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(lab: Lab, capt
     assert [bytes(record.content) for record in shadow.records if record.length] == texts  # a probe said nothing
     assert [bytes(record.content) for record in production.records] == texts
     assert ledger["events"]["flows"] == count
+
+
+def overflows(host: Host) -> int:
+    """How often a full accept queue turned something away there (TcpExtListenOverflows)."""
+    names, values = (line.split() for line in host.read("netstat").splitlines() if line.startswith("TcpExt:"))
+    return int(values[names.index("ListenOverflows")])
+
+
+def served(listener: socket.socket) -> str:
+    """Take one connection and answer its request; the path."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(PATIENCE)
+        path = connection.recv(1 << 16).split(b" ")[1].decode()
+        connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+    return path
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_connection_that_a_full_accept_queue_turns_away_is_mirrored_when_production_takes_it(capture: str) -> None:
+    """All SYNs arrive before the queue is full, so each is answered; then it has room for two of the 20 connections.
+
+    Production's kernel says nothing to the others, whose clients take them for open and send their requests again.
+    """
+    count = 20
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(Lab(faults=Faults(delay=1.0, delay_s=0.03)))
+        with lab.node.enter():
+            listener = stack.enter_context(socket.create_server((lab.node.addr4, 80), backlog=1))
+        listener.settimeout(PATIENCE)
+        shadow = stack.enter_context(HashSink(lab.shadow))
+        tap = stack.enter_context(Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture))
+        with lab.client.enter():
+            clients = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex((lab.node.addr4, 80))
+        for number, client in enumerate(clients):
+            client.settimeout(PATIENCE)
+            select.select([], [client], [], PATIENCE)
+            client.sendall(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+        turned_away = overflows(lab.node)
+        until(lambda: overflows(lab.node) >= turned_away + count, "all of it sent again", PATIENCE)
+        shadow.wait_for(2, PATIENCE)
+        mirrored = {got.uri for got in shadow.got}
+        assert mirrored == {served(listener), served(listener)}
+        others = {served(listener) for _ in range(count - 2)}
+        shadow.wait_for(count, PATIENCE)
+        ledger = tap.final()
+        assert mirrored | others == {f"/{number}" for number in range(count)}
+        assert sorted(got.uri for got in shadow.got) == sorted(mirrored | others)
+        assert ledger["requests"]["seen"] == count
+        assert dropped(ledger) == {}
 
 
 def passed(lab: Lab, shadow: HashSink) -> bool:

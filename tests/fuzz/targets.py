@@ -16,7 +16,7 @@ import msgspec
 
 from capture_files import enhanced, interface, pcap, section
 from framing_cases import TAKEN
-from tapmirror.events import ACCEPTED, ACK, FROM_SERVER, End, Gap, Lost, Part
+from tapmirror.events import ACCEPTED, ACK, FROM_SERVER, UNACCEPTED, End, Gap, Lost, Part, Segment
 from tapmirror.flows import FlowTable
 from tapmirror.framing import HeadMemory, RequestFramer, ResponseFramer, detect
 from tapmirror.ledger import Ledger
@@ -81,9 +81,15 @@ def reassembly(data: bytes) -> None:
         ends = MAPPED + bytes([10, 0, 0, port & 1]), MAPPED + bytes([10, 0, 0, 9])
         key = b"".join((*ends, b"\xaa", bytes([port & 3]), b"\0\x50", bytes(4)))
         wire = flags & 0x3F | ((flags >> 10) << 16 if flags & 0x20 else 0)
-        for flow, chunk, _ in table.feed(
-            (key, wire | flags & (FROM_SERVER | ACCEPTED), seq, ack & 0xFF, length, payload, 0), now
-        ):
+        marks = flags & (FROM_SERVER | ACCEPTED)
+        if marks == 0 and less & 0x08:
+            marks = UNACCEPTED
+        segment: Segment = (key, wire | marks, seq, ack & 0xFF, length, payload, 0)
+        events = [*table.feed(segment, now)]
+        if marks & ACCEPTED:
+            for each in table.held_for(segment):
+                events += table.feed(each, now)
+        for flow, chunk, _ in events:
             assert flow.key == key or (isinstance(chunk, End) and chunk.reset)  # another made room
             passed[0] += len(chunk) if isinstance(chunk, bytes | memoryview) else 0
         if length and not flags & (FROM_SERVER | ACCEPTED):

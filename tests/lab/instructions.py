@@ -27,7 +27,7 @@ from lab.exchanges import Plain
 from lab.hosts import LabError
 from tapmirror.compare.comparison import Comparison
 from tapmirror.comparing import ComparingPipeline
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, DropReason, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, UNACCEPTED, DropReason, Segment
 from tapmirror.ledger import Ledger
 from tapmirror.pipeline import Pipeline
 from tapmirror.replay import Reactor, Replay
@@ -124,7 +124,8 @@ def worked(name: str, requests: int, port: int) -> None:
         time_ns = int(now * 1e9)
         if name == EACH:
             each = key(number)
-            take([(each, ACCEPTED, 1, 1, 0, nothing, time_ns), (each, ACK | PSH, 1, 1, len(request), request, time_ns)])
+            asked = (each, ACK | PSH | UNACCEPTED, 1, 1, len(request), request, time_ns)
+            take([asked, (each, ACCEPTED, 1, 1, 0, nothing, time_ns)])
             take([(each, FIN | ACK, 1 + len(request), 1 + len(replies[0]), 0, nothing, time_ns)])
         else:
             reply = replies[number % len(replies)]

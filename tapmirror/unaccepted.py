@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients sent on connections that production may still turn away.
+
+A handshake that is complete is no connection yet: if production's accept queue is full, its kernel discards what
+completes the handshake, and the data behind it, until the client sends them again and there is room (Linux
+`tcp_v4_syn_recv_sock`, `tcp_check_req`).  So such segments wait here, each as it came, until the capture tells that
+production accepted the connection; then they are fed as if they came now.
+
+Most wait for milliseconds, and anybody can begin connections that are never accepted.  So there is room of its own for
+them, and where it is full those go that have been silent for longest.
+
+Pure: no clock; `now` is passed in.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from tapmirror.events import FIN, RST, UNACCEPTED, DropReason, FilterReason, FlowKey, Segment
+from tapmirror.ledger import Ledger
+from tapmirror.spec import Limits
+from tapmirror.tcp import MASK, distance
+
+EARLY: Final = 1 << 20
+"""As in bpf/tap.c: bytes of production that a client can acknowledge in them."""
+MOST_BYTES: Final = 96 << 10
+"""Of one connection.  The SYN-ACK offers 64 KiB at most, for its window is never scaled (RFC 7323, 2.2); the rest is
+for what is sent again in other pieces.  Less than the pipeline frames at once (`pipeline.AT_ONCE`)."""
+MOST_SEGMENTS: Final = 256
+"""Of one connection: twice as many as fill that window in Ethernet, and those that are sent again."""
+ENTRY: Final = 400
+"""Bytes that a segment counts beside its payload: the memory that it needs however short it is."""
+
+
+AT_ONCE: Final = 512
+"""How many connections one call of `expire` gives up: it stays at about a millisecond."""
+
+_Head: TypeAlias = tuple[int, int, int, int]
+"""Of a segment: flags, sequence number, acknowledgement, length."""
+
+
+class _Held:
+    """The segments of one connection."""
+
+    __slots__ = ("again", "bytes", "last", "next", "segments")
+
+    def __init__(self, seq: int) -> None:
+        self.segments: dict[_Head, tuple[bytes, int]] = {}
+        """The payload of each, and its time, in their order."""
+        self.bytes = 0
+        self.last = 0.0
+        """When the last of them came."""
+        self.next = seq
+        """Number behind all of them."""
+        self.again = 0
+        """Time of the last that was sent again: production had discarded what came before, and it was not production
+        that took so long."""
+
+
+class Unaccepted:
+    """The segments of all such connections of one worker: of half as many as there may be flows, and as many bytes as
+    heads may take (`Limits.heads_bytes`), which are their like: a connection's first.
+    """
+
+    __slots__ = ("_held", "_ledger", "_limits", "_room", "bytes", "segments")
+
+    def __init__(self, limits: Limits, ledger: Ledger) -> None:
+        self._limits = limits
+        self._ledger = ledger
+        self._room = limits.heads_bytes
+        """What is left of it, in bytes."""
+        self._held: OrderedDict[FlowKey, _Held] = OrderedDict()
+        """The one that has been silent for longest first."""
+        self.segments = 0
+        """Segments with payload that are held."""
+        self.bytes = 0
+        """Their payload."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, segment: Segment, now: float) -> None:
+        """Keep a segment, or drop it where there is no room."""
+        key, flags, seq, ack, length, payload, time_ns = segment
+        head = flags & ~UNACCEPTED, seq, ack, length
+        held = self._held.get(key)
+        if held is None:
+            if flags & RST:  # as of a health check: there is nothing that it could end
+                self._ledger.filter(FilterReason.OUTSIDE, length, 1 if length else 0)
+                return
+            while len(self._held) * 2 >= self._limits.flows:
+                self._drop(next(iter(self._held)), DropReason.TABLE_FULL)
+            held = self._held[key] = _Held(seq)
+        else:
+            self._held.move_to_end(key)
+            if distance(seq, held.next) < 0:
+                held.again = time_ns
+            if head in held.segments:  # whatever it says now: reassembly takes the first copy
+                held.last = now
+                self._ledger.filter(FilterReason.DUPLICATE, length, 1 if length else 0)
+                return
+        held.last = now
+        refused = self._refuses(key, held, length)
+        if refused is not None:
+            if length:
+                self._ledger.drop(refused, length, 1)
+            return
+        held.segments[head] = bytes(payload), time_ns
+        if distance(seq, held.next) >= 0:
+            held.next = (seq + length + (flags & FIN)) & MASK
+        held.bytes += length
+        self._room -= length + ENTRY
+        self.bytes += length
+        if length:
+            self.segments += 1
+
+    def _refuses(self, key: FlowKey, held: _Held, size: int) -> DropReason | None:
+        """Make room for so many more bytes, if need be by giving up others; why there is none all the same."""
+        if held.bytes + size > MOST_BYTES or len(held.segments) >= MOST_SEGMENTS:
+            return DropReason.FLOW_LIMIT
+        while self._room < size + ENTRY:
+            oldest = next(iter(self._held))
+            if oldest == key:
+                return DropReason.MEMORY_LIMIT
+            self._drop(oldest, DropReason.MEMORY_LIMIT)
+        return None
+
+    def taken(self, key: FlowKey, server: int) -> list[Segment]:
+        """Production accepted the connection whose first byte of production's is `server`: what was held of it.
+
+        What is of an earlier one with the same key was turned away.
+        """
+        held = self._held.pop(key, None)
+        if held is None:
+            return []
+        segments: list[Segment] = []
+        for head, (payload, time_ns) in held.segments.items():
+            flags, seq, ack, length = head
+            if ack == server or 0 < distance(ack, server) < EARLY:
+                self._release(length)
+                segments.append((key, flags, seq, ack, length, payload, max(time_ns, held.again)))
+            else:
+                self._discard(length, FilterReason.NOT_ACCEPTED)
+        return segments
+
+    def turned_away(self, key: FlowKey, seq: int) -> None:
+        """Production reset a connection of this key; `seq`: the number of the RST, which tells which."""
+        held = self._held.get(key)
+        if held is not None and any(ack == seq for _, _, ack, _ in held.segments):
+            self._drop(key, FilterReason.NOT_ACCEPTED)
+
+    def expire(self, now: float) -> None:
+        """Give up those that were silent for too long: what production did not take the client sends again."""
+        for _ in range(min(AT_ONCE, len(self._held))):
+            key, held = next(iter(self._held.items()))
+            if now - held.last < self._limits.accept_time:
+                break
+            self._drop(key, FilterReason.NOT_ACCEPTED)
+
+    def drop(self, reason: DropReason, of: Callable[[FlowKey], bool] = lambda _: True) -> None:
+        """Give up the connections with such keys."""
+        for key in [key for key in self._held if of(key)]:
+            self._drop(key, reason)
+
+    def _drop(self, key: FlowKey, reason: DropReason | FilterReason) -> None:
+        for _, _, _, length in self._held.pop(key).segments:
+            self._discard(length, reason)
+
+    def _discard(self, length: int, reason: DropReason | FilterReason) -> None:
+        self._release(length)
+        if not length:
+            return
+        if isinstance(reason, DropReason):
+            self._ledger.drop(reason, length, 1)
+        else:
+            self._ledger.filter(reason, length, 1)
+
+    def _release(self, length: int) -> None:
+        """A segment of so many bytes takes no memory any more."""
+        self._room += length + ENTRY
+        self.bytes -= length
+        if length:
+            self.segments -= 1
