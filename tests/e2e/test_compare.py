@@ -126,7 +126,7 @@ def test_a_slower_tail_is_measured(lab: Lab) -> None:
 def test_requests_that_queue_at_a_slower_shadow_do_not_make_it_slower_still(lab: Lab) -> None:
     """Clients that ask as soon as production has answered: what the shadow cannot follow waits there."""
     with SlowShop(lab.node), SlowShop(lab.shadow, slower=3.0):
-        figures = compared(lab, 5_000, "status", paths=("/a/",), connections=8)
+        figures = compared(lab, 2_000, "status", paths=("/a/",), connections=8)
     assert figures.paired == 2_000
     (endpoint,) = figures.endpoints
     ratios = {name: endpoint.shadow.last[name] / endpoint.production.last[name] for name in ("p50", "p99")}
