@@ -32,6 +32,8 @@ PORT: Final = 80
 FRAME_BYTES: Final = 65_600
 SACK_OPTIONS: Final = bytes.fromhex("020405b4040203030701")
 """MSS 1460, SACK permitted, window scale 7."""
+STUCK: Final = 1_000
+"""Rounds of probes without progress after which a window is taken to be closed for good."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,14 @@ class Oracle:
     def ask_slow(self, text: bytes, probes: int, first: int = 1000) -> Outcome:
         """One connection whose application reads only when its window is closed, to a client that keeps to it.
 
-        Into the closed window go `probes` of one byte each, with the data that is next (RFC 9293, 3.8.6.1).
+        Into the closed window go `probes` of one byte each, with the data that is next (RFC 9293, 3.8.6.1).  It may not
+        open again: the kernel learns from a probe that it took how much memory a byte needs (`scaling_ratio`).
         """
         outcome = Outcome()
         with self._connected(outcome, first) as (connection, server):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-            sent, closed = 0, 0
-            while len(outcome.read) < len(text):
+            sent, closed, stuck = 0, 0, 0
+            while len(outcome.read) < len(text) and stuck < STUCK:
                 self._send(outcome, first + sent, server, ACK, text[sent : sent + 1_000])
                 answers = self._drain(outcome)
                 acked = max((answer.ack - first for answer in answers), default=sent)
@@ -143,8 +146,9 @@ class Oracle:
                     self._send(outcome, first + sent, server, ACK, text[sent : sent + 1])
                     self._drain(outcome)
                 self._read(connection, outcome)
-                answers = self._drain(outcome)
+                before, answers = sent, self._drain(outcome)
                 sent = max([sent, *(answer.ack - first for answer in answers)])
+                stuck = stuck + 1 if sent == before else 0
             if not closed:
                 raise LabError("the window never closed")
         return outcome

@@ -140,12 +140,18 @@ def spoke(outcome: Outcome, first: int) -> bool:
 
     Until then it is none, and it says nothing if it is reset before it delays its first acknowledgement no longer.
     """
-    sent = (decode(memoryview(frame), len(frame)) for outgoing, frame in outcome.packets if outgoing)
-    return any(
-        header.length or header.flags & FIN or (header.flags & ACK and header.ack != first & MASK)
-        for header in sent
-        if header is not None and not header.flags & SYN
-    )
+    server = None
+    for outgoing, frame in outcome.packets:
+        header = decode(memoryview(frame), len(frame)) if outgoing else None
+        if header is None:
+            continue
+        if header.flags & SYN:
+            if server not in (None, header.seq):  # it was reset, and a SYN of the schedule began the next one
+                return False
+            server = header.seq
+        elif header.length or header.flags & FIN or (header.flags & ACK and header.ack != first & MASK):
+            return True
+    return False
 
 
 def differs(oracle: Oracle, steps: list[Step], first: int) -> str | None:
