@@ -27,12 +27,12 @@ COMMAND = Path(sys.executable).parent / "tapmirror"
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_what_is_printed_is_of_the_shell(shell: str) -> None:
-    done = subprocess.run([COMMAND, "completion", shell], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([COMMAND, "completion", shell], capture_output=True, text=True, timeout=300, check=True)
     assert f"_TAPMIRROR_COMPLETE={shell}_complete" in done.stdout
     assert [old for old, _ in MENDED if old in done.stdout] == []
     assert any(new in done.stdout for _, new in MENDED) == (shell != "bash"), "click prints something else now"
     if shutil.which(shell):
-        subprocess.run([shell, "-n"], input=done.stdout, text=True, timeout=60, check=True)
+        subprocess.run([shell, "-n"], input=done.stdout, text=True, timeout=300, check=True)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_bash_completes(environment: dict[str, str], typed: str, completed: str)
         f"&& _tapmirror_completion tapmirror && printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True, env=environment
+        ["bash", "-c", script], capture_output=True, text=True, timeout=300, check=True, env=environment
     )
     assert done.stdout == f"{completed.split()[-1]}\n"
 
@@ -105,7 +105,7 @@ def needs(shell: str) -> None:
 
 def printed(shell: str) -> str:
     """What the command prints for it."""
-    done = subprocess.run([COMMAND, "completion", shell], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([COMMAND, "completion", shell], capture_output=True, text=True, timeout=300, check=True)
     return done.stdout
 
 
@@ -116,7 +116,7 @@ def fish(environment: dict[str, str], *typed: str) -> list[str]:
     (place / "tapmirror.fish").write_text(printed("fish"))
     script = ["cd", *(f"complete -C '{each}'" for each in typed)]
     done = subprocess.run(
-        ["fish", "-c", "; ".join(script)], capture_output=True, text=True, timeout=60, check=True, env=environment
+        ["fish", "-c", "; ".join(script)], capture_output=True, text=True, timeout=300, check=True, env=environment
     )
     assert done.stderr == ""
     return done.stdout.splitlines()
@@ -171,10 +171,10 @@ def shows(terminal: int, text: str) -> None:
 def test_a_file_is_completed_as_one(words: str) -> None:
     environment = {**os.environ, "_TAPMIRROR_COMPLETE": "bash_complete", "COMP_CWORD": str(len(words.split()) + 1)}
     environment["COMP_WORDS"] = f"tapmirror {words} t"
-    done = subprocess.run([COMMAND], capture_output=True, text=True, timeout=60, check=True, env=environment)
+    done = subprocess.run([COMMAND], capture_output=True, text=True, timeout=300, check=True, env=environment)
     assert done.stdout == "file,t\n"
 
 
 def test_an_unknown_shell_is_refused() -> None:
-    done = subprocess.run([COMMAND, "completion", "csh"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([COMMAND, "completion", "csh"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2 and "'csh' is not one of 'bash', 'zsh', 'fish'" in done.stderr

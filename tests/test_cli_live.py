@@ -335,7 +335,7 @@ def test_with_json_standard_output_is_json_though_the_terminal_shows_the_table(l
                 env={"TERM": "xterm"},
             )
             os.close(theirs)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=300)
             shown = os.read(ours, 1 << 16).decode("utf-8", "replace")
         finally:
             os.close(ours)
@@ -362,7 +362,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(lab: Lab) -> None:
         assert first == f"tapmirror: eth0 port 80 -> {SHADOW}, 100 % of connections\n"
         assert load(lab.client, lab.node.addr4, requests=700, connections=4).answered == 700
         shadow.wait_for(700)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 0
     text = errors.decode()
     lines = text.splitlines()

@@ -204,14 +204,14 @@ def test_wrong_input_is_refused_before_anything_is_done(
 
 def test_a_process_of_its_own_is_refused_likewise() -> None:
     words = words_of(NO_HOST, {"port": 0})
-    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=300, check=False)
     ended(done.returncode, done.stdout, done.stderr, "--port: 0 is not a port")
 
 
 def test_without_root_it_says_so() -> None:
     before = AS_NOBODY if os.geteuid() == 0 else []
     done = subprocess.run(
-        [*before, COMMAND, *words_of(NO_HOST, {})], capture_output=True, text=True, timeout=60, check=False
+        [*before, COMMAND, *words_of(NO_HOST, {})], capture_output=True, text=True, timeout=300, check=False
     )
     ended(done.returncode, done.stdout, done.stderr, "needs root: run it with sudo")
 
@@ -643,7 +643,7 @@ def test_an_output_that_takes_nothing_is_no_reason_for_a_traceback(lab: Lab, nam
     words = words_of(NODE, {"duration": 0.3, "json": as_json, "capture": "packet"})  # it starts sooner
     pipeline = OUTPUTS[name].replace("{command}", '"$@"')
     with HashSink(lab.shadow):
-        done = lab.node.run(["bash", "-c", pipeline, "bash", str(COMMAND), *words], check=False, timeout=60)
+        done = lab.node.run(["bash", "-c", pipeline, "bash", str(COMMAND), *words], check=False, timeout=300)
     assert "Traceback" not in done.stdout + done.stderr
     assert "Exception ignored" not in done.stdout + done.stderr
     until(lambda: not bound_sockets(lab.node), "detached")

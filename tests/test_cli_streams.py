@@ -23,7 +23,7 @@ COMMAND = Path(sys.executable).parent / "tapmirror"
 
 def command(*words: str | Path, stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[str]:
     line = [str(COMMAND), "streams", *map(str, words)]
-    return subprocess.run(line, stdin=stdin, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(line, stdin=stdin, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_the_capture_is_not_overwritten(capture: Path) -> None:
 def test_closed_standard_streams(capture: Path, closed: str, wanted: str) -> None:
     file = capture if closed == ">&-" else "-"
     line = f"exec {COMMAND} streams {file} {closed}"
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2 and wanted in done.stderr and len(done.stderr.splitlines()) == 1
 
 
@@ -111,7 +111,7 @@ def test_a_file_of_payload_that_cannot_be_written_is_named(capture: Path, tmp_pa
         ["prlimit", "--fsize=1", COMMAND, "streams", capture, "--payload-dir", folder],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 2
@@ -122,14 +122,14 @@ def test_a_file_of_payload_that_cannot_be_written_is_named(capture: Path, tmp_pa
 def test_standard_output_that_is_full_or_closed(capture: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [COMMAND, "streams", capture], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            [COMMAND, "streams", capture], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300, check=False
         )
     assert (done.returncode, done.stderr) == (2, "tapmirror: error: standard output: No space left on device\n")
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end) as closed:
         done = subprocess.run(
-            [COMMAND, "streams", capture], stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            [COMMAND, "streams", capture], stdout=closed, stderr=subprocess.PIPE, text=True, timeout=300, check=False
         )
     assert (done.returncode, done.stderr) == (1, "")
 

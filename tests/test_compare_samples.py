@@ -182,7 +182,7 @@ def test_the_line_makes_the_same_request_of_a_real_server(head: bytes, body: byt
         thread = threading.Thread(target=serve, daemon=True)  # or it would wait for ever for who does not call
         thread.start()
         line = curl(asked(head, body), Plain(), f"http://127.0.0.1:{listener.getsockname()[1]}")
-        subprocess.run(["bash", "-c", line], check=True, capture_output=True, timeout=60)
+        subprocess.run(["bash", "-c", line], check=True, capture_output=True, timeout=300)
         thread.join()
     first, *lines = got[0].rstrip(b"\r\n").split(b"\r\n")
     wanted, *fields = head.rstrip(b"\r\n").split(b"\r\n")

@@ -325,7 +325,7 @@ def as_other(path: Path, uid: int, groups: str, line: bytes, gid: int | None = N
         *([f"--groups={groups}"] if groups else ["--clear-groups"]),
     ]
     done = subprocess.run(
-        [*words, "--", sys.executable, "-c", code, str(path)], input=line, capture_output=True, check=False, timeout=60
+        [*words, "--", sys.executable, "-c", code, str(path)], input=line, capture_output=True, check=False, timeout=300
     )
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 

@@ -96,7 +96,7 @@ def blocks() -> list[str]:
 
 
 def ran(words: list[str], document: object) -> list[str]:
-    done = subprocess.run(words, input=json.dumps(document), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, input=json.dumps(document), capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 

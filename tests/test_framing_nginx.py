@@ -71,7 +71,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 def read_by_nginx(port: int, stream: bytes) -> int:
     """How many requests nginx found in a connection's bytes and would have served."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
         connection.sendall(stream)
         connection.shutdown(socket.SHUT_WR)
         answers = b""

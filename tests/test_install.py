@@ -227,7 +227,7 @@ def unit(tmp_path: Path) -> Path:
 
 
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_systemd_takes_the_unit_without_a_word(unit: Path) -> None:

@@ -374,7 +374,7 @@ def copies_of(nginx: tuple[int, str, Path], requests: list[bytes]) -> list[dict[
     """What nginx mirrors of some requests; the last one tells that it is done."""
     port, _, log = nginx
     before = log.read_bytes().count(b"\n") if log.exists() else 0
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
         for request in [*requests, head("GET / HTTP/1.1", "X-Id: last", "Connection: close")]:
             connection.sendall(request)
             if b"close" not in request:

@@ -65,7 +65,7 @@ def test_a_process_that_prints_goes_on_where_nobody_reads(output: Output) -> Non
         "from tapmirror import stdio\nstdio.print_without_waiting()\n"
         "for _ in range(10_000): print('z' * 100)\nraise ValueError('end')"
     )
-    done = subprocess.run([sys.executable, "-c", words], stdout=output.theirs, stderr=output.theirs, timeout=60)
+    done = subprocess.run([sys.executable, "-c", words], stdout=output.theirs, stderr=output.theirs, timeout=300)
     assert done.returncode == 1
     output.let_go()
     assert output.lines(1.0)[0] == "z" * 100

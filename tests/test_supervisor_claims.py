@@ -102,6 +102,6 @@ def test_a_daemon_that_may_look_into_no_other_process_believes_it_all_the_same()
     )  # fmt: skip
     words = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", sys.executable, "-c", code]
     one = Claims(spec())
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=os.path.dirname(__file__), timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=os.path.dirname(__file__), timeout=300)
     one.close()
     assert "already, by another process of root's: the shadow" in done.stdout

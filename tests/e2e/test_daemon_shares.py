@@ -179,7 +179,7 @@ BOTS: Final = """
 import socket, sys, time
 for number in range(int(sys.argv[2])):
     agent = "bot" if number % 5 else "human"
-    with socket.create_connection((sys.argv[1], 80), timeout=60) as sock:
+    with socket.create_connection((sys.argv[1], 80), timeout=300) as sock:
         sock.sendall(f"GET /{number} HTTP/1.1\\r\\nHost: a\\r\\nUser-Agent: {agent}\\r\\n\\r\\n".encode())
         assert (sock.recv(100) == b"") is (agent == "bot")
     time.sleep(0.02)

@@ -68,7 +68,7 @@ def main() -> None:
                     return {"id": 0, "ratings": {"Reviewer1": 5, "Reviewer2": 4}}
                 stars: dict[str, object] = {}
                 if ratings:
-                    connection = http.client.HTTPConnection(ratings, timeout=60)
+                    connection = http.client.HTTPConnection(ratings, timeout=300)
                     connection.request("GET", self.path.replace("/reviews/", "/ratings/"))
                     stars = json.load(connection.getresponse())["ratings"]
                     connection.close()

@@ -81,7 +81,7 @@ def main() -> None:
     if sys.argv[1] == "serve":
         _Handler.broken = sys.argv[2]
         ThreadingHTTPServer(("", 80), _Handler).serve_forever()
-    connection = http.client.HTTPConnection(sys.argv[2], timeout=60)
+    connection = http.client.HTTPConnection(sys.argv[2], timeout=300)
     answered = 0
     for _ in range(int(sys.argv[3])):
         for name in NAMES:

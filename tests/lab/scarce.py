@@ -82,4 +82,4 @@ class Scarce:
         usage, limit, count = (self._group / name for name in (self._usage, self._limit, self._count))
         limit.write_text(str(int(usage.read_text()) + SPARE))
         neighbour = [*self.before(), sys.executable, "-c", NEIGHBOUR, str(count)]
-        subprocess.run(bound_to_us(neighbour), check=True, timeout=60)
+        subprocess.run(bound_to_us(neighbour), check=True, timeout=300)
