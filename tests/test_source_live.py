@@ -460,6 +460,35 @@ def test_the_limits_of_a_read(lab: Lab, pause: float) -> None:
         assert True in cut and not cut[-1]
 
 
+def test_a_block_is_given_back_when_what_lies_there_is_finished(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
+        source = both.live_source
+        give_back = source._ring.give_back
+        for number in range(4):
+            wire.send(wire.segment(b"x", seq=number))
+            time.sleep(3 * HAND_OVER_MS / 1000)
+        waiting: list[int] = []
+        found: list[int] = []
+
+        def finish() -> None:
+            found.extend(waiting)
+            waiting.clear()
+
+        def given_back() -> None:
+            assert not waiting
+            give_back()
+
+        monkeypatch.setattr(source._ring, "give_back", given_back)
+
+        def all_there() -> bool:
+            for segment in source.read(1_000, finish=finish):
+                waiting.append(segment[2])
+            return len(found) == 4
+
+        until(all_there, "all four")
+        assert found == [0, 1, 2, 3]
+
+
 def test_a_read_that_is_left_amid_the_segments_of_one_packet(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
         source = both.live_source

@@ -138,6 +138,30 @@ def test_the_limit_of_a_read(lab: Lab) -> None:
         assert [segment[2] for segment in both.ring_source.read(100)] == [5, 6, 7, 8, 9]
 
 
+def test_room_is_given_back_when_what_lies_there_is_finished(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:
+        for number in range(150):
+            wire.send(wire.segment(b"x", seq=number))
+        source = both.ring_source
+        until(lambda: source.counters().emitted[0] == 150, "150 to be there")
+        note = source._note
+        waiting: list[int] = []
+        found: list[int] = []
+
+        def finish() -> None:
+            found.extend(waiting)
+            waiting.clear()
+
+        def give_back(position: int) -> None:
+            assert not waiting
+            note(position)
+
+        monkeypatch.setattr(source, "_note", give_back)
+        for segment in source.read(1_000, finish=finish):
+            waiting.append(segment[2])
+        assert found == list(range(150))
+
+
 def test_the_limit_of_a_read_in_bytes(lab: Lab) -> None:
     """A read ends behind the record with which it is reached."""
     with lab.node.blocked(80), Both(lab.node) as both, Wire(lab) as wire:

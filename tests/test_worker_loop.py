@@ -20,7 +20,7 @@ from tapmirror.replay import Reactor, Replay
 from tapmirror.source import Counters
 from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.tracer import Loop, Tracer
-from tapmirror.worker.loop import BATCH, BATCH_BYTES, Worker
+from tapmirror.worker.loop import BATCH, BATCH_BYTES, TOGETHER, Worker
 from tapmirror.worker.setup import MESSAGE
 
 REST = {each.name for each in msgspec.structs.fields(Counters)} - {"seen", "emitted", "loop"}
@@ -60,7 +60,7 @@ def test_a_worker_that_was_kept_off_the_cpu_catches_up_in_small_batches(monkeypa
     asked: list[int] = []
     here = SimpleNamespace(age=0.0, fill=0.0)
 
-    def read(limit: int, size: int) -> Iterator[Any]:
+    def read(limit: int, size: int, finish: Any) -> Iterator[Any]:
         asked.append(limit)
         yield from ()
 
@@ -86,7 +86,7 @@ def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches(monkeypatch: p
     asked: list[int] = []
     here = SimpleNamespace(age=0.0)
 
-    def read(limit: int, size: int) -> Iterator[Any]:
+    def read(limit: int, size: int, finish: Any) -> Iterator[Any]:
         asked.append(limit)
         yield from [None] * limit
 
@@ -111,7 +111,7 @@ def test_after_a_batch_that_ended_for_its_bytes_there_is_no_pause(monkeypatch: p
     monkeypatch.setattr(time, "sleep", pauses.append)
     asked: list[int] = []
 
-    def read(limit: int, size: int) -> Iterator[Any]:
+    def read(limit: int, size: int, finish: Any) -> Iterator[Any]:
         asked.append(size)
         return iter([None] * 8)
 
@@ -148,7 +148,7 @@ def test_what_is_left_of_a_segment_is_done_before_the_next_one_is_read_and_other
             worker.stop()
 
     source = SimpleNamespace(
-        age=lambda now: 0.0, fill=lambda: 0.0, read=lambda limit, size: iter([None] * 2), cut=False
+        age=lambda now: 0.0, fill=lambda: 0.0, read=lambda limit, size, finish: iter([None] * 2), cut=False
     )
     worker = looping(
         source,
@@ -175,7 +175,7 @@ def test_what_a_time_out_releases_is_not_waited_with() -> None:
         waits.append(wait)
         worker.stop()
 
-    source = SimpleNamespace(age=lambda now: 0.0, read=lambda limit, size: iter(()), cut=False)
+    source = SimpleNamespace(age=lambda now: 0.0, read=lambda limit, size, finish: iter(()), cut=False)
     worker = looping(source, SimpleNamespace(expire=expire, rest=rest), turn)
     worker.run(lambda: 0.001)
     os.close(worker._memory)
@@ -198,6 +198,31 @@ def test_a_loop_that_shows_in_what_was_left_of_a_segment_is_told_of_at_once(monk
     os.close(worker._memory)
 
     assert found == [tracer.loop]
+
+
+@pytest.mark.parametrize(("each", "together"), [(1, True), (TOGETHER, False)])
+def test_commands_are_carried_out_together_and_before_room_is_given_back(each: int, together: bool) -> None:
+    done: list[str] = []
+
+    def read(limit: int, size: int, finish: Callable[[], None]) -> Iterator[Any]:
+        yield from "ab"
+        finish()
+        done.append("given back")
+        yield "c"
+        finish()
+
+    def feed(segment: str, now: float) -> list[str]:
+        done.append(f"fed {segment}")
+        return [segment] * each
+
+    worker = looping(SimpleNamespace(age=lambda now: 0.0, read=read, cut=False), SimpleNamespace(rest=()))
+    worker._pipeline.feed = feed  # type: ignore[assignment,method-assign]
+    worker._replay.execute = lambda command, now: done.append(f"sent {command}")
+    worker._take(0.0)
+    os.close(worker._memory)
+
+    first = ["fed a", "fed b", "sent a", "sent b"] if together else ["fed a", "sent a", "fed b", "sent b"]
+    assert list(dict.fromkeys(done)) == [*first, "given back", "fed c", "sent c"]
 
 
 def looping(
@@ -228,7 +253,7 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeyp
     def stop(wait: float, clock: Callable[[], float]) -> None:
         worker.stop()
 
-    source: Any = SimpleNamespace(age=lambda now: 0.0, read=lambda limit, size: iter([None] * 8), cut=False)
+    source: Any = SimpleNamespace(age=lambda now: 0.0, read=lambda limit, size, finish: iter([None] * 8), cut=False)
     replay: Any = SimpleNamespace(
         execute=None,
         push=lambda: done.append("push"),
@@ -259,7 +284,7 @@ def test_what_the_time_at_the_end_did_not_suffice_for_is_dropped_and_not_under_w
     source: Any = SimpleNamespace(
         age=lambda now: 0.0,
         fill=lambda: 0.5,
-        read=lambda limit, size: iter(()),
+        read=lambda limit, size, finish: iter(()),
         cut=False,
         empty=lambda: False,
         stop=lambda: None,
@@ -286,7 +311,7 @@ def test_a_worker_that_finds_a_loop_says_so_and_reads_and_sends_no_more() -> Non
     tracer = Tracer(b"0" * 32)
     read: list[int] = []
 
-    def take(limit: int, size: int) -> Iterator[Any]:
+    def take(limit: int, size: int, finish: Any) -> Iterator[Any]:
         read.append(limit)
         tracer.loop = Loop(3, bytes(10) + b"\xff\xff\x0a\0\0\1")
         yield from ()

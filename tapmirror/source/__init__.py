@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import msgspec
@@ -12,6 +12,10 @@ from tapmirror.events import FlowKey, Segment
 
 ENDLESS: Final = 1 << 62
 """More bytes than there are."""
+
+
+def nothing() -> None:
+    """What is left to do with segments that are done with at once."""
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -54,10 +58,12 @@ class Source(Protocol):
     def fileno(self) -> int:
         """Readable while there is something to read."""
 
-    def read(self, limit: int, size: int = ENDLESS) -> Iterator[Segment]:
+    def read(self, limit: int, size: int = ENDLESS, finish: Callable[[], object] = nothing) -> Iterator[Segment]:
         """Yield at most `limit` of the segments that are there now, and none after so many bytes of the capture.
 
-        A segment's payload is valid until the next step.  Who leaves it in the middle gets the others next time.
+        The payloads of several segments are valid at a time.  `finish` is called before they are not any more: it does
+        what is left to do with those that were yielded by then.  Who leaves it in the middle, having done that, gets
+        the others next time.
         """
 
     def empty(self) -> bool:

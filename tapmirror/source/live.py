@@ -15,14 +15,14 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from tapmirror import wall
 from tapmirror.admission import Admission
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import Decoder
-from tapmirror.source import ENDLESS, Counters
+from tapmirror.source import ENDLESS, Counters, nothing
 from tapmirror.source.filter import REFUSE_ALL
 from tapmirror.source.judge import FRAME, Judge
 from tapmirror.source.packet_ring import SOL_PACKET, PacketRing
@@ -98,7 +98,7 @@ class LiveSource:
         """The packet socket."""
         return self._sock.fileno()
 
-    def read(self, limit: int, size: int = ENDLESS) -> Iterator[Segment]:
+    def read(self, limit: int, size: int = ENDLESS, finish: Callable[[], object] = nothing) -> Iterator[Segment]:
         """Yield the segments of at most `limit` packets that are there, and of none after `size` bytes of them."""
         left = limit
         ring, view, judged = self._ring, self._ring.view, self._judge.judged
@@ -107,7 +107,7 @@ class LiveSource:
         self._unread = ()
         try:
             yield from unread
-            while left and (ring.left or self._ready()):
+            while left and (ring.left or self._ready(finish)):
                 if size <= 0:
                     self.cut = True
                     break
@@ -116,6 +116,7 @@ class LiveSource:
                 size -= ring.captured(at)  # where the next one is tells nothing of a block's last
                 unread = iter(judged(view, at, self._real))
                 yield from unread
+            finish()
         finally:
             self._unread = list(unread)
             if left < limit:
@@ -211,11 +212,12 @@ class LiveSource:
         self._ring.close()
         self._sock.close()
 
-    def _ready(self) -> bool:
-        """A packet is there to be read next."""
+    def _ready(self, finish: Callable[[], object] = nothing) -> bool:
+        """A packet is there to be read next; `finish` as of `read`."""
         ring = self._ring
         while not ring.left:
             if ring.held:
+                finish()
                 self._note()
                 ring.give_back()
             if not self._take():

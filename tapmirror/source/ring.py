@@ -24,12 +24,12 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
 from tapmirror.packet import BUCKETS, flow_hash, shard_of
-from tapmirror.source import ENDLESS, Counters, order
+from tapmirror.source import ENDLESS, Counters, nothing, order
 from tapmirror.spec import MAX_WORKERS
 
 RECORD: Final = struct.Struct("<QIIIIII40s")
@@ -163,7 +163,7 @@ class RingSource:
         """The ring's descriptor: epoll reports it readable while it holds records."""
         return self._fd
 
-    def read(self, limit: int, size: int = ENDLESS) -> Iterator[Segment]:
+    def read(self, limit: int, size: int = ENDLESS, finish: Callable[[], object] = nothing) -> Iterator[Segment]:
         """Yield the records that are there, at most `limit`, and of those that begin in the next `size` bytes."""
         position = self._position
         produced = self._producer[0]
@@ -208,7 +208,9 @@ class RingSource:
                     yield key, flags, seq, ack, length, record[start + 80 : start + 80 + caplen], time_ns
                 if left == next_note:
                     next_note -= _GIVE_BACK
+                    finish()
                     self._note(position)
+            finish()
         finally:
             self._note(position)
 

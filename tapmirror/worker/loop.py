@@ -17,7 +17,7 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
 from tapmirror import handover, privsep
-from tapmirror.events import DropReason, FilterReason
+from tapmirror.events import Command, DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger, View, added, times, total
 from tapmirror.pipeline import Pipeline
 from tapmirror.policy import Policy
@@ -37,6 +37,10 @@ BATCH: Final = 512
 """Records between two looks at the shadow's sockets and at the supervisor's commands: a few milliseconds of work."""
 BATCH_BYTES: Final = 1 << 18
 """Of the capture, the same.  The smallest requests, and chunks of one byte, take 0.3 us a byte: a tenth of a second."""
+TOGETHER: Final = 64
+"""Commands that are carried out together: in turns with reassembly and framing, either would find the processor's
+caches full of the other's code, and the kernel's, each time.  Where answers are compared the two are not apart: replay
+asks the pipeline for conversations."""
 HOLD: Final = 0.0012
 """Pause in seconds after a batch while traffic is dense: one wake-up, which costs as much as three requests, then
 serves several, and none is held much longer than a millisecond."""
@@ -77,6 +81,7 @@ class Worker:
         self._loops = False
         """What is sent comes back to production: nothing more is read, nor sent at the end."""
         self._paced = spec.pacing is Pacing.WAIT
+        self._together = TOGETHER if comparing is None else 1
         self._stopping = False
         self._whole = False
         """The last ledger is to have all that the comparison knows."""
@@ -266,19 +271,27 @@ class Worker:
 
     def _read_batch(self, now: float) -> int:
         rest = self._pipeline.rest
-        execute = self._replay.execute
         feed = self._pipeline.feed
+        carry_out = self._replay.execute
+        commands: list[Command] = []
         count = 0
+
+        def execute() -> None:
+            for command in commands:
+                carry_out(command, now)
+            commands.clear()
+
         age = self._source.age(now)
         limit = BATCH
         if age > LATE or self._full:
             limit = self._restraint.limit(now, age, self._read, time.thread_time(), self._source.fill())
-        for segment in self._source.read(limit, BATCH_BYTES):
-            for command in feed(segment, now):
-                execute(command, now)
+        for segment in self._source.read(limit, BATCH_BYTES, execute):
+            commands += feed(segment, now)
             count += 1
-            if rest:
-                break
+            if len(commands) >= self._together or rest:
+                execute()
+                if rest:
+                    break
         self._full = count == BATCH or self._source.cut or bool(rest)
         if count:
             self._read += count
