@@ -71,8 +71,16 @@ class AnsweredTable(FlowTable):
             self._count_answer(flow, seq, length)
         return flow
 
+    def accept(self, segment: Segment, now: float) -> tuple[Sequence[Event], list[Segment]]:
+        """As in `FlowTable`; production's stream begins too."""
+        found = super().accept(segment, now)
+        flow = self.get(segment[0])
+        if segment[1] & ACCEPTED and flow is not None and flow.followed_to is None and not flow.midstream:
+            flow.followed_to = segment[3]
+        return found
+
     def feed_both(self, segment: Segment, now: float) -> Sequence[EitherEvent]:
-        """Take one captured segment of either side."""
+        """Take one captured segment of either side; `accept` takes those that begin a connection."""
         flags, ack = segment[1], segment[3]
         if flags >= FROM_SERVER and flags & FROM_SERVER:
             flow = self.get(segment[0])
@@ -88,10 +96,6 @@ class AnsweredTable(FlowTable):
             followed_to = flow.followed_to
             if followed_to is not None and ack != followed_to and 0 < distance(ack, followed_to) < FAR and flags & ACK:
                 return [self._gap(flow, distance(ack, followed_to)), *events]
-        elif flags & ACCEPTED:
-            flow = self.get(segment[0])
-            if flow is not None and flow.followed_to is None and not flow.midstream:
-                flow.followed_to = ack
         return events
 
     def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:

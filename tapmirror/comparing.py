@@ -40,14 +40,14 @@ from tapmirror.events import (
     Send,
 )
 from tapmirror.exchange import PROBE, Unpaired
-from tapmirror.flows import Flow
+from tapmirror.flows import BEGINS, Flow
 from tapmirror.framing.answers import NOTHING
 from tapmirror.framing.head import is_safe
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
-from tapmirror.pipeline import BEGINS, Framer, Pipeline
+from tapmirror.pipeline import Framer, Pipeline
 from tapmirror.policy import Policy
-from tapmirror.spec import Protocol, TapSpec
+from tapmirror.spec import TapSpec
 from tapmirror.tcp import ANY
 from tapmirror.tracer import Tracer
 
@@ -184,24 +184,21 @@ class ComparingPipeline(Pipeline):
                 else:
                     flow.followed_to = None
             return ()
+        if segment[1] & BEGINS:
+            return self._begin(segment, now)
         events = self._table.feed_both(segment, now)
         if len(events) > 1:
             events = self._some(events)
         commands: list[Command] = []
         self._do(events, commands)
-        begins = segment[1] & BEGINS
-        if begins and self._protocol is Protocol.RAW:
-            self._accept(segment, commands)
-        if commands:
-            commands = self._routed(commands)
-        return self._with_held(segment, commands, now) if begins else commands
+        return self._routed(commands, now) if commands else commands
 
     def work(self, now: float) -> Sequence[Command]:
         """As in `Pipeline`; the time is that of what was fed last."""
         self._now = now
         commands: list[Command] = []
         self._do(self._next(), commands)
-        return self._routed(commands)
+        return self._routed(commands, now)
 
     def _do(self, events: Iterable[EitherEvent], commands: list[Command]) -> None:
         for event in events:
@@ -228,7 +225,7 @@ class ComparingPipeline(Pipeline):
             self._comparison.tick(now, self._time_ns)
             for flow, talk in [each for each in self._talks.items() if each[1].over]:
                 self._let_go(flow, talk)
-        out = self._routed(commands)
+        out = self._routed(commands, now)
         self._comparison.settle()
         if self._comparison.checks:
             self._take_checks()
@@ -456,13 +453,13 @@ class ComparingPipeline(Pipeline):
 
     # --- which shadows get it
 
-    def _routed(self, commands: list[Command]) -> list[Command]:
-        """Through policy; what it decided on requests is told to their conversations."""
+    def _routed(self, commands: list[Command], now: float) -> list[Command]:
+        """As in `Pipeline`; what policy decided on requests is told to their conversations."""
         if self._policy is None:
             if self._probed:
                 self._keep_probes(commands)
             return self._traced(commands)
-        routed = self._policy.route(commands, self._now)
+        routed = self._policy.route(commands, now)
         if self._undecided:
             for command in routed:
                 if type(command) is Send and command.number and (talk := self._talks.get(command.flow)):

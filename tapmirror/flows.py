@@ -70,6 +70,8 @@ EARLY_BYTES: Final = 2_048
 """How much of the data of each: a SYN carries at most one segment."""
 SCAN: Final = 512
 """How many flows one call of `expire` looks at: the cost of a call stays below a millisecond."""
+BEGINS: Final = ACCEPTED | MULTIPATH
+"""Flags of a segment that tells of an accepted connection."""
 REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
 later is that handshake's connection, not a new one on the same tuple."""
@@ -246,8 +248,19 @@ class FlowTable:
         """Some flow waits for something that has a time-out."""
         return bool(self._asking or self._unaccepted)
 
+    def accept(self, segment: Segment, now: float) -> tuple[Sequence[Event], list[Segment]]:
+        """Take one that `BEGINS`.  The second is to be fed next: what the client of that connection had sent before."""
+        key, server_first = segment[0], segment[3]
+        flow = self._flows.get(key)
+        if flow is None:
+            events = self._begin(segment, now)
+        else:
+            flow.last = now
+            events = self._accepted_again(flow, segment, now)
+        return events, self._unaccepted.taken(key, server_first) if self._unaccepted else []
+
     def feed(self, segment: Segment, now: float) -> Sequence[Event]:
-        """Take one captured segment; return what the client streams gained by it."""
+        """Take one captured segment that does not begin a connection; return what the client streams gained by it."""
         key, flags, seq, ack, length, payload, _ = segment
         flow = self._flows.get(key)
         if flow is None:
@@ -276,10 +289,6 @@ class FlowTable:
             self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
             return [(flow, _END, ack != flow.ack >= 0)]
         return self._known(flow, segment, now)
-
-    def held_for(self, segment: Segment) -> list[Segment]:
-        """What is to be fed after this one, which tells of an accepted connection: what its client had sent before."""
-        return self._unaccepted.taken(segment[0], segment[3]) if self._unaccepted else []
 
     def expire(self, now: float) -> list[Event]:
         """Act on what has waited too long.  Bounded work; call it a few times a second."""
@@ -342,8 +351,6 @@ class FlowTable:
         _, flags, seq, ack, length, payload, _ = segment
         if flags & UNACCEPTED:
             return self._before_acceptance(flow, segment, now)
-        if flags & (ACCEPTED | MULTIPATH):
-            return self._accepted_again(flow, segment, now)
         if flow.state is State.LEFT_OUT:
             return self._left_out(flow, flags, length, now)
         if flags & FROM_SERVER:
@@ -438,18 +445,18 @@ class FlowTable:
         if not taken_up and (ahead == 0 or (flow.midstream and 0 <= ahead < REJOIN)):
             return []
         events = self._reset(flow, now)
-        return events + list(self._unknown(segment, now))
+        return events + self._begin(segment, now)
 
     # --- a segment of no known flow
 
     def _unknown(self, segment: Segment, now: float) -> Sequence[Event]:
         key, flags, seq, ack, length, payload, _ = segment
-        if self._threshold < ALL and flow_hash(key, self._seed) >= self._threshold:
+        if flags & BEGINS:
+            raise ValueError("a segment that begins a connection is for `accept`, and what that returns to be fed")
+        if self._out_of_share(key):
             if length:  # the capture had it before the share was lowered
                 self._ledger.drop(DropReason.SHARE, length, 1)
             return ()
-        if flags & (ACCEPTED | MULTIPATH):
-            return self._begin(key, flags, seq, ack, now)
         if flags & SYN:
             return self._early_data(segment)
         if flags & UNACCEPTED:
@@ -476,8 +483,14 @@ class FlowTable:
         self._ask(flow, now)
         return events
 
-    def _begin(self, key: FlowKey, flags: int, seq: int, ack: int, now: float) -> list[Event]:
+    def _out_of_share(self, key: FlowKey) -> bool:
+        return self._threshold < ALL and flow_hash(key, self._seed) >= self._threshold
+
+    def _begin(self, segment: Segment, now: float) -> list[Event]:
         """Production accepted a connection: the first byte of the client is `seq`, of the server `ack`."""
+        key, flags, seq, ack, _, _, _ = segment
+        if self._out_of_share(key):
+            return []
         early = self._early.pop(key, None) if self._early else None
         events = self._room(now)
         if events is None:

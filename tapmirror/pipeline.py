@@ -15,8 +15,6 @@ from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
 from tapmirror.events import (
-    ACCEPTED,
-    MULTIPATH,
     START,
     TRACED,
     WHOLE,
@@ -37,7 +35,7 @@ from tapmirror.events import (
     Send,
     Turn,
 )
-from tapmirror.flows import Event, Flow, FlowTable
+from tapmirror.flows import BEGINS, Event, Flow, FlowTable
 from tapmirror.framing import HeadMemory, RawFramer, RequestFramer, detect
 from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, constant_host
@@ -48,8 +46,6 @@ Framer: TypeAlias = RawFramer | RequestFramer
 AnyEvent = TypeVar("AnyEvent", bound=tuple[Flow, Any, Any])
 
 _NOTHING: Final[tuple[Command, ...]] = ()
-BEGINS: Final = ACCEPTED | MULTIPATH
-"""Flags of a segment that tells of an accepted connection."""
 TLS_HANDSHAKE: Final = b"\x16\x03"
 """What a record of TLS begins with that begins a connection: its type, and the version's first byte (RFC 8446, 5.1)."""
 
@@ -111,13 +107,11 @@ class Pipeline:
 
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
         """Take one captured segment.  The commands' data is valid as long as the segment's."""
+        if segment[1] & BEGINS:
+            return self._begin(segment, now)
         events = self._flows.feed(segment, now)
-        begins = segment[1] & BEGINS
         if not events:
-            if not begins:
-                return _NOTHING
-            if not self._raw:
-                return self._with_held(segment, [], now)
+            return _NOTHING
         if len(events) > 1:
             events = self._some(events)
         commands: list[Command] = []
@@ -127,21 +121,33 @@ class Pipeline:
                 self._step(event, commands)
             else:
                 self._pass_on(flow, flow.framer.feed(chunk, after_reply), commands)
-        if begins and self._raw:
-            self._accept(segment, commands)
-        if self._policy is not None:
-            commands = self._policy.route(commands, now)
-        if self._tracer is not None and now >= self._tracer.due:
-            commands = self._tracer.marked(commands, now)
-        return self._with_held(segment, commands, now) if begins else commands
+        if self._policy is not None or (self._tracer is not None and now >= self._tracer.due):
+            return self._routed(commands, now)
+        return commands
 
-    def _with_held(self, segment: Segment, commands: list[Command], now: float) -> Sequence[Command]:
+    def _begin(self, segment: Segment, now: float) -> Sequence[Command]:
         """Of a segment that tells of an acceptance: its commands, and those of what was held for it."""
-        for held in self._flows.held_for(segment):
+        events, waited = self._flows.accept(segment, now)
+        commands: list[Command] = []
+        if events:
+            self._do(self._some(events), commands)
+        if self._raw:
+            self._accept(segment, commands)
+        if commands:
+            commands = self._routed(commands, now)
+        for held in waited:
             if self.rest:  # of this connection, if it was joined in mid-stream before
                 self.rest += [(flow, _lasting(chunk), after) for flow, chunk, after in self._flows.feed(held, now)]
             else:
                 commands += self.feed(held, now)
+        return commands
+
+    def _routed(self, commands: list[Command], now: float) -> list[Command]:
+        """Through policy, and with a request marked when it is time."""
+        if self._policy is not None:
+            commands = self._policy.route(commands, now)
+        if self._tracer is not None and now >= self._tracer.due:
+            commands = self._tracer.marked(commands, now)
         return commands
 
     def expire(self, now: float) -> list[Command]:

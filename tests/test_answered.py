@@ -27,7 +27,7 @@ class Dialogue:
         self.first = first
         self.said: list[str] = []
         if accepted:
-            self.put((KEY, ACCEPTED, 1000, first, 0, b"", 0))
+            assert self.table.accept((KEY, ACCEPTED, 1000, first, 0, b"", 0), 1.0) == ([], [])
 
     def put(self, segment: Segment) -> None:
         flow = self.table.goes_on(segment, 1.0)

@@ -27,7 +27,7 @@ from tapmirror.events import (
     Gap,
     Segment,
 )
-from tapmirror.flows import SCAN, Event, FlowTable
+from tapmirror.flows import BEGINS, SCAN, Event, FlowTable
 from tapmirror.late import LATE
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
@@ -69,10 +69,17 @@ class Dialogue:
             self.given[0] += 1
             self.given[1] += len(data)
         segment: Segment = (key(port), flags, (base + at) & 0xFFFFFFFF, 5000 + ack, len(data), memoryview(data), 0)
-        self.take(self.table.feed(segment, self.now))
-        if flags & (ACCEPTED | MULTIPATH):
-            for held in self.table.held_for(segment):  # as the pipeline does
-                self.take(self.table.feed(held, self.now))
+        self.feed(segment)
+
+    def feed(self, segment: Segment) -> None:
+        """As the pipeline does."""
+        if not segment[1] & BEGINS:
+            self.take(self.table.feed(segment, self.now))
+            return
+        events, waited = self.table.accept(segment, self.now)
+        self.take(events)
+        for each in waited:
+            self.take(self.table.feed(each, self.now))
 
     def accept(self, port: int = 40000, base: int = 1000) -> None:
         self.put(ACCEPTED, 0, port=port, base=base)
@@ -677,6 +684,13 @@ def test_the_data_of_a_syn_that_production_did_not_answer_is_none_of_the_connect
     assert d.unsettled() == 0
 
 
+@pytest.mark.parametrize("marked", [ACCEPTED, MULTIPATH])
+def test_what_waits_cannot_be_forgotten(marked: int) -> None:
+    d = Dialogue()
+    with pytest.raises(ValueError, match="accept"):
+        d.table.feed((key(40000), marked, 1000, 5000, 0, b"", 0), d.now)
+
+
 @pytest.mark.parametrize("turned_away", [False, True])
 def test_the_next_connection_with_the_same_ports_waits_beside_one_whose_end_was_not_seen(turned_away: bool) -> None:
     d = Dialogue()
@@ -689,10 +703,7 @@ def test_the_next_connection_with_the_same_ports_waits_beside_one_whose_end_was_
         assert d.text == b"abc!"
         assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 3}
     else:
-        segment: Segment = (key(40000), ACCEPTED, 1003, 5900, 0, b"", 0)
-        d.take(d.table.feed(segment, d.now))
-        for held in d.table.held_for(segment):
-            d.take(d.table.feed(held, d.now))
+        d.feed((key(40000), ACCEPTED, 1003, 5900, 0, b"", 0))
         assert d.out == {1: b"abc!", 2: b"new"}
     assert d.unsettled() == 0
 

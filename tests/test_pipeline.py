@@ -502,7 +502,7 @@ def test_what_is_left_to_do_for_a_connection_within_a_new_share_stays() -> None:
     data = GET * 10_000
     behind_a_hole(tap, data)
     other = next(key for key in (bytes([n]) * 40 for n in range(1, 256)) if flow_hash(key, 0) > flow_hash(KEY, 0))
-    tap.pipeline.flows.feed((other, ACCEPTED, 1, 1, 0, b"", 0), 1.0)
+    tap.pipeline.flows.accept((other, ACCEPTED, 1, 1, 0, b"", 0), 1.0)
     assert not tap.pipeline.drop_above(flow_hash(other, 0), 2.0)
     assert len(tap.pipeline.flows) == 1
     while tap.pipeline.rest:

@@ -85,10 +85,11 @@ def reassembly(data: bytes) -> None:
         if marks == 0 and less & 0x08:
             marks = UNACCEPTED
         segment: Segment = (key, wire | marks, seq, ack & 0xFF, length, payload, 0)
-        events = [*table.feed(segment, now)]
         if marks & ACCEPTED:
-            for each in table.held_for(segment):
-                events += table.feed(each, now)
+            begun, waited = table.accept(segment, now)
+            events = [*begun, *(event for each in waited for event in table.feed(each, now))]
+        else:
+            events = [*table.feed(segment, now)]
         for flow, chunk, _ in events:
             assert flow.key == key or (isinstance(chunk, End) and chunk.reset)  # another made room
             passed[0] += len(chunk) if isinstance(chunk, bytes | memoryview) else 0

@@ -104,7 +104,7 @@ def million_flows() -> dict[str, float]:
     before = rss()
     for n in range(MILLION):
         name = key(n)
-        table.feed((name, ACCEPTED, 1, 1, 0, b"", 0), 0.0)
+        table.accept((name, ACCEPTED, 1, 1, 0, b"", 0), 0.0)
         table.feed((name, ACK, 1, 1, 3, b"GET", 0), 0.0)
     assert len(table) == MILLION
     return {"bytes_per_flow": (rss() - before) / MILLION}
@@ -130,7 +130,7 @@ def tiny(count: int, flows: int) -> float:
     """Seconds for segments of one byte, every second one, behind holes that never fill."""
     table = FlowTable(Limits(), 0, Ledger())
     for n in range(flows):
-        table.feed((key(n), ACCEPTED, 1, 1, 0, b"", 0), 0.0)
+        table.accept((key(n), ACCEPTED, 1, 1, 0, b"", 0), 0.0)
     keys = [key(n) for n in range(flows)]
     segments: list[Segment] = [(keys[n % flows], ACK, 3 + n // flows * 2, 1, 1, b"x", 0) for n in range(count)]
     random.Random(1).shuffle(segments)

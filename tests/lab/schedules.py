@@ -12,10 +12,9 @@ from lab.hosts import LabError, leave_on_signals
 from lab.oracle import PORT, Oracle, Outcome, Step
 from tapmirror.admission import Admission
 from tapmirror.events import ACK, FIN, FROM_SERVER, LOOP_DSCP, PSH, RST, SYN, URG, End, Gap
-from tapmirror.flows import FlowTable
+from tapmirror.flows import BEGINS, FlowTable
 from tapmirror.ledger import Ledger
 from tapmirror.packet import decode
-from tapmirror.pipeline import BEGINS
 from tapmirror.spec import Limits
 from tapmirror.streams import StreamTable
 from tapmirror.tcp import MASK
@@ -54,10 +53,11 @@ def reading(outcome: Outcome) -> Reading:
             if segment[4] and not segment[1] & FROM_SERVER:
                 given[0] += 1
                 given[1] += segment[4]
-            events = [*table.feed(segment, now / 1e6)]
             if segment[1] & BEGINS:
-                for held in table.held_for(segment):
-                    events += table.feed(held, now / 1e6)
+                begun, waited = table.accept(segment, now / 1e6)
+                events = [*begun, *(event for each in waited for event in table.feed(each, now / 1e6))]
+            else:
+                events = [*table.feed(segment, now / 1e6)]
             for _, chunk, _ in events:
                 if isinstance(chunk, End):
                     found.ended = found.ended or ("reset" if chunk.reset else "fin")
