@@ -286,8 +286,11 @@ class FlowTable:
             return ((flow, payload, after_reply),)
         if flags & _TOLD == _LAST and seq == rx.next and rx.simple and not length:  # as nearly every stream ends
             rx.finish()
-            self._move(flow, Move.REQUESTS_END if flow.ends_with_client else Move.CLIENT_FIN, now)
-            return [(flow, _END, ack != flow.ack >= 0)]
+            if flow.ends_with_client:
+                self._forget(flow, now)
+            else:
+                self._move(flow, Move.CLIENT_FIN, now)
+            return ((flow, _END, ack != flow.ack >= 0),)
         return self._known(flow, segment, now)
 
     def expire(self, now: float) -> list[Event]:
@@ -613,11 +616,13 @@ class FlowTable:
 
     def _forget(self, flow: Flow, now: float, *, over: bool = True) -> None:
         """Take a flow out of the table; `over`: nothing can follow on this connection."""
-        self._stop_asking(flow)
+        if flow.asking:
+            self._stop_asking(flow)
         flow.state = State.CLOSED
         if self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
-            self._blank.pop(flow, None)
+            if flow.framer is None:
+                self._blank.pop(flow, None)
             self._late.remember(flow.key, flow.rx.next, over, now)
 
     # --- pieces, and the acknowledgements that holes need

@@ -301,9 +301,10 @@ class Pipeline:
         return message.flags & ~TRACED
 
     def _end(self, flow: Flow, reset: bool, answered: bool, commands: list[Command]) -> None:
-        self._give_up_prefix(flow, DropReason.INCOMPLETE)
-        if flow.framer is not None:
-            self._pass_on(flow, flow.framer.end(), commands)
+        if flow.prefix:
+            self._give_up_prefix(flow, DropReason.INCOMPLETE)
+        if flow.framer is not None and (messages := flow.framer.end()):
+            self._pass_on(flow, messages, commands)
         if flow.opened:
             if reset:
                 commands.append(Abort(flow.id, DropReason.INCOMPLETE, True, answered=answered))
@@ -326,7 +327,7 @@ class Pipeline:
 
     def _decide(self, flow: Flow, data: Buffer, commands: list[Command]) -> Framer | None:
         """Choose the framer by the first bytes; None while they do not tell."""
-        if data[:2] == TLS_HANDSHAKE:
+        if data[0] == TLS_HANDSHAKE[0] and data[:2] == TLS_HANDSHAKE:
             self._ledger.events["flows_tls"] += 1
         if self._protocol is Protocol.AUTO and not flow.midstream:
             found = detect(data)

@@ -102,13 +102,14 @@ class Unaccepted:
                 self._ledger.filter(FilterReason.DUPLICATE, length, 1 if length else 0)
                 return
         held.last = now
-        refused = self._refuses(key, held, length)
-        if refused is not None:
-            if length:
-                self._ledger.drop(refused, length, 1)
-            return
+        if held.segments or self._room < length + ENTRY:
+            refused = self._refuses(key, held, length)
+            if refused is not None:
+                if length:
+                    self._ledger.drop(refused, length, 1)
+                return
         held.segments[head] = bytes(payload), time_ns
-        if distance(seq, held.next) >= 0:
+        if seq == held.next or distance(seq, held.next) >= 0:
             held.next = (seq + length + (flags & FIN)) & MASK
         held.bytes += length
         self._room -= length + ENTRY

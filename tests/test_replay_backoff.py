@@ -13,14 +13,14 @@ from tapmirror.replay.backoff import FIRST, UNANSWERED, Backoff
 
 def test_while_it_is_up_all_may_try() -> None:
     backoff = Backoff(5.0)
-    assert not backoff.down
+    assert not backoff.pause
     assert all(backoff.allows(1.0, 1.0) for _ in range(100))
 
 
 def test_while_it_is_down_one_at_a_time_after_doubling_pauses() -> None:
     backoff = Backoff(5.0)
     backoff.failed(0.0, 0.0)
-    assert backoff.down
+    assert backoff.pause
     attempts, now = [], 0.0
     while now < 30.0:
         if backoff.allows(now, now):
@@ -40,16 +40,16 @@ def test_the_first_success_ends_it() -> None:
         backoff.failed(0.0, 0.0)
     assert not backoff.allows(1.0, 1.0)
     backoff.succeeded()
-    assert not backoff.down
+    assert not backoff.pause
     assert backoff.allows(1.0, 1.0)
 
 
 def test_an_attempt_without_an_answer_counts_for_others() -> None:
     backoff = Backoff(5.0)
     assert backoff.allows(UNANSWERED - 0.01, 0.0)
-    assert not backoff.down
+    assert not backoff.pause
     assert not backoff.allows(UNANSWERED, 0.0)
-    assert backoff.down
+    assert backoff.pause
 
 
 def test_many_attempts_that_began_before_fail_as_one() -> None:

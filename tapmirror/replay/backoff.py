@@ -22,46 +22,42 @@ then (RFC 6298, 2.1: the first time-out is one second)."""
 class Backoff:
     """Whether a connection may be attempted."""
 
-    __slots__ = ("_first", "_last", "_longest", "_pause", "_until")
+    __slots__ = ("_first", "_last", "_longest", "_until", "pause")
 
     def __init__(self, longest: float, first: float = FIRST) -> None:
         """`first` and `longest` pause, in seconds."""
         self._longest = longest
         self._first = min(first, longest)
-        self._pause = 0.0
+        self.pause = 0.0
+        """Seconds between two attempts; 0: the last one did not fail."""
         self._until = 0.0
         self._last = 0.0
         """When the present pause began."""
-
-    @property
-    def down(self) -> bool:
-        """The last attempt failed."""
-        return self._pause > 0
 
     def allows(self, now: float, oldest: float) -> bool:
         """Whether to try now; `oldest` is when the oldest attempt under way began (`now`: there is none).
 
         While down, saying yes starts the next pause: one attempt at a time.
         """
-        if not self._pause:
+        if not self.pause:
             if now - oldest < UNANSWERED:
                 return True
             self.failed(now, now)
         if now < self._until:
             return False
-        self._until = now + self._pause
+        self._until = now + self.pause
         return True
 
     def knows(self, began: float) -> bool:
         """Whether the failure of an attempt that began then tells nothing new: there was one since."""
-        return self._pause > 0 and began < self._last
+        return self.pause > 0 and began < self._last
 
     def failed(self, now: float, began: float) -> None:
         """An attempt that began at `began` failed."""
         if self.knows(began):
             return
-        self._pause = min(self._longest, self._pause * 2) if self._pause else self._first
-        self._until = now + self._pause
+        self.pause = min(self._longest, self.pause * 2) if self.pause else self._first
+        self._until = now + self.pause
         self._last = now
 
     def undecided(self) -> None:
@@ -70,4 +66,4 @@ class Backoff:
 
     def succeeded(self) -> None:
         """An attempt succeeded."""
-        self._pause = 0.0
+        self.pause = 0.0

@@ -62,16 +62,16 @@ class Place:
     @property
     def down(self) -> bool:
         """Whether the last attempt failed, or connections are broken off without a byte."""
-        return self.backoff.down or self.silent
+        return self.backoff.pause > 0 or self.silent
 
     @property
     def silent(self) -> bool:
         """Whether the address takes connections and breaks all off without a byte."""
-        return self._silence.down
+        return self._silence.pause > 0
 
     def allows(self, now: float) -> bool:
         """Whether to try it now."""
-        if self.silent:
+        if self._silence.pause:
             if not self._silence.allows(now, now):
                 return False
             self._listen()
@@ -182,7 +182,7 @@ class Dialer:
 
     def dial(self, lane: Lane, now: float, connections: int) -> bool:
         """Begin to connect, beside so many others; False if that is not possible now (`reason`)."""
-        if self._own.down and not self._own.allows(now, now):
+        if self._own.pause and not self._own.allows(now, now):
             self.reason = DropReason.NO_RESOURCES
             return False
         if connections >= self._limits.connections:
@@ -210,7 +210,8 @@ class Dialer:
                 place.attempts[lane] = now
                 self._attempts[lane] = now + self._connect_time, place
                 self._events["shadow_connects"] += 1
-                self._own.succeeded()
+                if self._own.pause:
+                    self._own.succeeded()
                 return True
             sock.close()
             self._count_failure(number, now, now, place)
@@ -222,6 +223,8 @@ class Dialer:
     def _next(self, now: float) -> Place | None:
         """The address whose turn it is."""
         places = self._places
+        if len(places) == 1:
+            return places[0] if places[0].allows(now) else None
         for _ in range(len(places)):
             place = places[0]
             places.rotate(-1)
@@ -240,7 +243,8 @@ class Dialer:
         _, place = self._attempts.pop(lane)
         place.open[lane] = place.attempts.pop(lane)
         self._open[lane] = place
-        place.backoff.succeeded()
+        if place.backoff.pause:
+            place.backoff.succeeded()
         self._events["shadow_connected"] += 1
         return 0
 

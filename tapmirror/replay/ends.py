@@ -89,6 +89,9 @@ class Ends:
         if lane.state in (IDLE, GIVEN_UP):
             self.remove(lane, DropReason.INCOMPLETE)
             return
+        if lane.state == OPEN and not (lane.queue or lane.tunnel or lane.framer is None or lane.framer.awaited):
+            self.try_finish(lane, now)  # as nearly all: it is not waited for
+            return
         self._lingering[lane] = now + self._linger_time
         if command.answered and (not lane.http or lane.tunnel):
             self._awaiting_end[lane] = now + self._wait_time
@@ -134,7 +137,7 @@ class Ends:
         if lane.queue:
             return
         if lane.framer is not None and not lane.tunnel:
-            if lane.framer.outstanding <= lane.torn:
+            if len(lane.framer.awaited) <= lane.torn:
                 if lane.sock is not None:
                     self._ports.spare(lane.sock, now)
                 self.remove(lane, DropReason.INCOMPLETE)
@@ -269,7 +272,8 @@ class Ends:
         if lane.sock is not None and (lane.resets or (lane.queued and (not lane.http or lane.tunnel))):
             reset_on_close(lane.sock)
         self._sockets.close(lane)
-        lane.drop_all(reason)
+        if lane.queue or lane.begun or lane.open_request:
+            lane.drop_all(reason)
         self._lingering.pop(lane, None)
         self._awaiting_end.pop(lane, None)
         self._lanes.pop(lane.flow, None)

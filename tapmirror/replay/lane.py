@@ -238,7 +238,7 @@ class Lane:
         loses what comes ahead of it.
         """
         framer, memory = self.framer, self._memory
-        if framer is None or framer.failed or not framer.outstanding:  # once failed it sees no answer any more
+        if framer is None or framer.failed or not framer.awaited:  # once failed it sees no answer any more
             return False
         if self.sent == self.last:
             return True
@@ -258,12 +258,18 @@ class Lane:
 
     def enqueue(self, data: bytes, size: int, flags: int, number: int = 0) -> None:
         """Keep a part for later."""
+        memory, length = self._memory, len(data)
         self.ready = False
-        self.queue.append(Item(data, size, flags, number=number))
-        self._memory.bytes += size
-        self._memory.items += 1
-        self._hold(len(data))
-        self._note_start(flags)
+        self.queue.append(Item(data, size, flags, -1, number))
+        memory.bytes += size
+        memory.items += 1
+        memory.held += length
+        self.queued += length
+        if flags & START:
+            memory.requests += 1
+            self.open_request = not flags & END
+        elif flags & END:
+            self.open_request = False
 
     def enqueue_turn(self, answered: int) -> None:
         """Mark the place in the stream where the shadow must have answered; where what came since the last such place
@@ -305,13 +311,6 @@ class Lane:
         """Requests on this connection, with one whose first part has not gone whole: it may be answered already."""
         return self.sent + int(bool(self.queue) and self.queue[0].announced)
 
-    def _note_start(self, flags: int) -> None:
-        if flags & START:
-            self._memory.requests += 1
-            self.open_request = True
-        if flags & END:
-            self.open_request = False
-
     # --- what was sent
 
     def sent_whole(self, size: int, flags: int) -> None:
@@ -329,6 +328,9 @@ class Lane:
     def advance(self, count: int) -> bool:
         """`count` bytes of the first queued part went.  True when the part is done."""
         item = self.queue[0]
+        if item.flags == WHOLE and count == len(item.data) and not (item.offset or item.repeated):  # as nearly all
+            self._went_whole(item, count)
+            return True
         item.offset += count
         item.data = item.data[count:]  # what went shall take no memory: nobody counts it
         if not item.repeated:
@@ -351,6 +353,19 @@ class Lane:
         elif item.flags & START and item.offset and not item.repeated:
             self.begun = True
         return done
+
+    def _went_whole(self, item: Item, count: int) -> None:
+        """The first queued part, a whole request of `count` bytes, went at once."""
+        memory = self._memory
+        self.queue.popleft()
+        self.queued -= count
+        self.sent += 1
+        memory.held -= count
+        memory.items -= 1
+        memory.bytes -= item.size
+        memory.requests -= 1
+        self._ledger.bytes.mirrored += item.size
+        self._ledger.requests.mirrored += 1
 
     def _note_sent(self, flags: int) -> None:
         if flags & START:
@@ -417,8 +432,6 @@ class Lane:
 
     def drop_all(self, reason: DropReason) -> None:
         """Drop everything queued, and a request that went in part."""
-        if not self.queue and not self.begun and not self.open_request:
-            return
         requests = int(self.begun)
         for item in self.queue:
             self._drop_queued(item, reason)

@@ -534,14 +534,14 @@ class Reactor:
             return False
         if item.flags & START and not item.announced:
             if framer.closing:
-                if not framer.outstanding:
+                if not framer.awaited:
                     self._ends.lost(lane, now)
                 return False
             if lane.parting and not self._waited(lane, now):
                 if lane.lazy:
                     wake_for(lane, 1)
                 return False
-            if not framer.outstanding:
+            if not framer.awaited:
                 lane.held_since = 0.0
             if lane.observer is not None:
                 lane.observer.start_or_stop(lane, item.number)
