@@ -344,6 +344,35 @@ def test_figures_that_go_bad_are_its_death_and_the_last_good_ones_stay(sit: Sit)
     assert slot.due() is not None, "another one starts"
 
 
+@pytest.mark.parametrize("deaths", [0, 1, 3])
+def test_what_is_left_by_one_that_dies_while_it_drains_is_drained_by_the_next(
+    sit: Sit, tmp_path: Path, deaths: int
+) -> None:
+    (tmp_path / "lives").mkdir()
+    slot = sit(
+        f"lives = {str(tmp_path / 'lives')!r}\n"
+        "life = len(os.listdir(lives))\n"
+        "open(f'{lives}/{life}', 'w').close()\n"
+        "real = say\n"
+        "def say(message):\n"
+        f"    if 'drain' in message and life < {deaths}: sys.exit()\n"
+        "    real({'final': figures} if 'drain' in message else message)\n"
+        "serve()"
+    )
+    slot.start()
+    slot.begin_drain(comparison=False)
+    assert slot.drain(PATIENCE, comparison=False)["worker"]["restarts"] == deaths
+    assert slot.lost == ""
+
+
+def test_a_worker_that_dies_whenever_it_drains_has_no_successors_without_end(sit: Sit) -> None:
+    slot = sit("real = say\ndef say(message):\n    sys.exit() if 'drain' in message else real(message)\nserve()")
+    slot.start()
+    last = slot.drain(PATIENCE, comparison=False)
+    assert "times in a row" in slot.lost
+    assert last["answers"] == {"snapshot": 0}, "its last ledger"
+
+
 def test_what_comparisons_counted_goes_on_when_one_of_two_workers_is_replaced(sit: Sit, tmp_path: Path) -> None:
     label = f"{SHADOW}:80"
     lives = []

@@ -429,10 +429,22 @@ class WorkerSlot:
         """Let the worker pass on what was captured, and end; the final ledger, with the state of its comparison if that
         is wanted.
 
-        Where it died and the next has not begun, what was captured since waits in the ring: that one is waited for.
+        Where it died, now or before, and the next has not begun, what was captured since waits in the ring: that one is
+        waited for, as long as the time lasts.
         """
-        if self._process is None and self._last and not self.lost:
-            self._restart(time.monotonic())
+        end = time.monotonic() + wait
+        while True:
+            if self._process is None and self._last and not self.lost:
+                self._restart(time.monotonic())
+            final = self._drained(wait, comparison=comparison)
+            wait = end - time.monotonic()
+            if final is not None:
+                return final
+            if self.lost or not self._last or wait <= 0.0:
+                return written_off(self._last)
+
+    def _drained(self, wait: float, *, comparison: bool) -> dict[str, Any] | None:
+        """The final ledger of the worker that is there; None: it died."""
         if self._process is not None and not self._process.ready:
             try:
                 self._process.wait_ready(wait)
@@ -445,7 +457,7 @@ class WorkerSlot:
                 return self._last
             except TapError as error:
                 self._died(error)
-        return written_off(self._last)
+        return None
 
     def close(self, wait: float) -> None:
         """End the worker, which may drain for `wait` seconds."""
@@ -455,6 +467,7 @@ class WorkerSlot:
 
     def _launch(self) -> None:
         self._pending.clear()
+        self._drains = False
         setup, fds = self._make()
         self._shadows = setup.spec.shadows
         try:

@@ -93,6 +93,28 @@ def test_stopped_before_the_next_worker_has_begun(lab: Lab, capture: str) -> Non
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
+def test_killed_amid_the_end(lab: Lab, capture: str) -> None:
+    """It was told to send what it has, and never gets to it: the next one does."""
+    with (
+        HashSink(lab.node),
+        HashSink(lab.shadow) as shadow,
+        Tap(lab.node, shadow="10.77.2.2:80", capture=capture) as tap,
+    ):
+        assert load(lab.client, lab.node.addr4, requests=500, connections=5).answered == 500
+        shadow.wait_for(500)
+        (worker,) = (pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+        os.kill(worker, signal.SIGSTOP)
+        assert load(lab.client, lab.node.addr4, requests=500, connections=5).answered == 500
+        dies = threading.Timer(0.5, os.kill, (worker, signal.SIGKILL))
+        dies.start()
+        ledger = tap.stop()
+        dies.join()
+    identity(ledger)
+    assert ledger["segments"]["seen"] == 1_000
+    assert ledger["requests"]["mirrored"] >= 500
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
 def test_what_the_end_leaves_no_time_for_is_lost_and_counted(lab: Lab, capture: str) -> None:
     """It gets no CPU while requests come, and has no time at its end to read them."""
     text = f"iface: eth0\nport: 80\nshadow: 10.77.2.2:80\ncapture: {capture}\nlimits: {{drain_time: 0.001}}\n"
