@@ -87,6 +87,13 @@ def test_a_comparison_of_raw_bytes_is_told_by_the_name_of_the_option() -> None:
     assert result.output.startswith("tapmirror: error: --compare: needs requests and responses")
 
 
+def test_a_host_of_raw_bytes_is_refused_by_the_name_of_the_option() -> None:
+    tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080", "--protocol", "raw"]
+    result = CliRunner().invoke(main, ["run", *tap, "--host", "shadow.internal"])
+    line = "--host: needs requests, which raw bytes do not have: protocol must be http or auto"
+    assert (result.exit_code, result.output) == (2, f"tapmirror: error: {line}\n")
+
+
 def test_a_wrong_noise_probe_is_told_by_the_name_of_the_option() -> None:
     tap = ["--iface", "nosuch0", "--port", "80", "--shadow", "127.0.0.1:8080", "--compare", "body"]
     result = CliRunner().invoke(main, ["run", *tap, "--noise-probe", "200"])

@@ -297,6 +297,10 @@ BASE = {"iface": "eth0", "port": 80, "shadow": "a:80", "protocol": "http"}
         ({"protocol": "auto", "safe_methods": True}, "safe_methods: needs requests: protocol must be http, not auto"),
         ({"protocol": "raw", "by": "request", "percent": 5}, "by: needs requests: protocol must be http, not raw"),
         ({"protocol": "auto", "shadow": {"to": "a:80", "pooled": 2}}, "shadow.pooled: needs requests"),
+        (
+            {"protocol": "raw", "shadow": {"to": "a:80", "rewrite": {"host": "b"}}},
+            "shadow.rewrite.host: needs requests, ",
+        ),
     ],
 )
 def test_refused(change: dict[str, Any], wanted: str) -> None:

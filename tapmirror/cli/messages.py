@@ -22,6 +22,7 @@ OPTION_OF: Final = {
     "workers": "--workers",
     "shadows": "--shadow",
     "host": "--host",
+    "shadows.rewrite.host": "--host",
     "compare": "--compare",
     "noise_probe": "--noise-probe",
 }
@@ -59,9 +60,11 @@ def fail(message: str, code: int) -> NoReturn:
 def as_option(message: str) -> str:
     """The message with a field of the spec at its beginning named as the option that sets it."""
     field = re.match(r"([a-z_]+)(?:\[\d+\]|\.[a-z]+)*: ", message)
-    if field is not None and field[1] in OPTION_OF:
-        return f"{OPTION_OF[field[1]]}: {message[field.end() :]}"
-    return message
+    if field is None:
+        return message
+    whole = re.sub(r"\[\d+\]", "", field[0][:-2])
+    option = OPTION_OF.get(whole, OPTION_OF.get(field[1]))
+    return message if option is None else f"{option}: {message[field.end() :]}"
 
 
 def _one_line(message: str) -> str:

@@ -318,6 +318,11 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                     )
         labels = [shadow.label for shadow in self.shadows]
         for i, shadow in enumerate(self.shadows):
+            if self.protocol is Protocol.RAW and shadow.rewrite.host != KEEP:
+                yield (
+                    f"shadows[{i}].rewrite.host",
+                    "needs requests, which raw bytes do not have: protocol must be http or auto",
+                )
             others = {label for other in self.shadows[:i] for label in other.copy_labels}
             taken = [label for label in shadow.copy_labels if label in others]
             if taken:
