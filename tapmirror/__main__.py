@@ -28,9 +28,13 @@ def main() -> None:
     except OSError as error:
         if error.errno not in UNWRITABLE or error.filename is not None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written, else fails once more at the end
-        if sys.stderr is not None:
-            sys.stderr.write(f"tapmirror: error: what is printed cannot be written: {error.strerror}\n")
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # what is still to be written, else fails once more at the end
+        try:
+            if sys.stderr is not None:
+                sys.stderr.write(f"tapmirror: error: what is printed cannot be written: {error.strerror}\n")
+        except OSError:  # it was standard error that took nothing
+            os.dup2(nowhere, 2)
         sys.exit(2)  # 1 is the exit code of a verdict that says that a shadow fails
 
 

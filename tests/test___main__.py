@@ -38,6 +38,13 @@ def test_a_full_disk_under_what_it_prints_is_one_line(words: list[str]) -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("words", [["nope"], ["run"], ["explain", "-f", "/nope"], ["list", "--socket", "/nope"]])
+def test_what_is_wrong_has_its_exit_code_also_where_it_cannot_be_told(words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "tapmirror", *words], stderr=full, timeout=300, check=False)
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_disk_that_takes_a_part_is_one_line(tmp_path: Path, unbuffered: str) -> None:
     """A limit of the file's size is like such a disk."""

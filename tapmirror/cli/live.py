@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -66,6 +68,20 @@ def say_no_more() -> None:
     """Standard error is gone (a closed terminal): let what follows be lost, lest it end what is still to be done."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write fails with where the disk is full, on which standard error is kept."""
+
+
+@contextmanager
+def lost_if_full() -> Iterator[None]:
+    """What is said now is lost where its disk is full: there may be room later, and the taps have more to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
 
 class Rates:
@@ -147,8 +163,9 @@ class LineView:
         self._reach = [Reach() for _ in specs]
 
     def __enter__(self) -> Self:
-        for spec in self._specs:
-            click.echo(f"tapmirror: {heading(spec)}", err=True)
+        with lost_if_full():
+            for spec in self._specs:
+                click.echo(f"tapmirror: {heading(spec)}", err=True)
         return self
 
     def __exit__(
@@ -173,15 +190,15 @@ class LineView:
             ]
             name = f"{ledger['tap']}  " if len(ledgers) > 1 else ""
             state = f"{words}  " if (words := state_words(ledger)) else ""
-            click.echo(
+            line = (
                 f"{time.strftime('%H:%M:%S')}  {name}{state}{rate:,.0f}/s {size / 1e6:.1f} MB/s  "
                 f"{unit} {account['mirrored']:,} mirrored {lost[0]:,} dropped{why}{waiting}  "
                 f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
-                f"flows {ledger['flows']:,}  cpu {cpu:.0%}  {behind(delay)}  {'; '.join(shadows)}",
-                err=True,
+                f"flows {ledger['flows']:,}  cpu {cpu:.0%}  {behind(delay)}  {'; '.join(shadows)}"
             )
-            for line in brief_lines(ledger):
-                click.echo(f"          {name}{line}", err=True)
+            with lost_if_full():
+                for text in (line, *(f"          {name}{brief}" for brief in brief_lines(ledger))):
+                    click.echo(text, err=True)
 
     def stopping(self) -> None:
         """Say so."""

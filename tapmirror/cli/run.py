@@ -20,7 +20,7 @@ import click
 from click.core import ParameterSource
 
 from tapmirror.cli.limits import limit_options, limits_of
-from tapmirror.cli.live import can_redraw, say_no_more, view_of
+from tapmirror.cli.live import can_redraw, lost_if_full, say_no_more, view_of
 from tapmirror.cli.messages import as_option, error_line, fail, warn, worker_said
 from tapmirror.cli.numbers import TIME
 from tapmirror.cli.options import specs_of, tap_options
@@ -196,7 +196,8 @@ SERVICE: Final = 1.0
 def tell(message: str, say: Callable[[str], None] = warn) -> None:
     """A line, if somebody reads it: the end of a tap may bring one, and must not cost its ledger."""
     try:
-        say(message)
+        with lost_if_full():
+            say(message)
     except OSError:
         say_no_more()
 
