@@ -38,8 +38,6 @@ USEFUL: Final = {
     "CONFIG_BPF_JIT": "the capture program is interpreted, several times slower",
     "CONFIG_PSI": "the daemon does not see when this host is under pressure",
 }
-CAPABILITIES: Final = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_NET_RAW": 13}
-"""Capabilities that starting a tap takes, with their numbers (include/uapi/linux/capability.h)."""
 FEWEST_FILES: Final = 32
 """Descriptors that a daemon needs to start one tap, as measured; each more takes a dozen."""
 WORKERS_FILES: Final = 16
@@ -159,9 +157,7 @@ def options(config: str | None) -> Iterator[Finding]:
 
 def privileges(status: str) -> Iterator[Finding]:
     """What this process may do; of /proc/self/status."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    have = int(found[1], 16) if found else 0
-    missing = [name for name, bit in CAPABILITIES.items() if not have >> bit & 1]
+    missing = privsep.lacking(status)
     if os.geteuid() != 0:
         yield Finding("privilege", Level.FAIL, "not root: a tap cannot start, and not all can be looked at", "use sudo")
     elif missing:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Giving up privileges, and messages with descriptors between processes.  Nothing else.
+"""Having and giving up privileges, and messages with descriptors between processes.  Nothing else.
 
 The rules of prctl(2), capabilities(7) and unix(7); what was given up is checked afterwards.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
+import re
 import resource
 import socket
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ import msgspec
 
 WORKER_USERS: Final = ("tapmirror", "nobody")
 """The worker runs as the first of these that exists."""
+CAPABILITIES: Final = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_NET_RAW": 13}
+"""Capabilities that starting a tap takes, with their numbers (include/uapi/linux/capability.h)."""
 MAX_FDS: Final = 8
 
 PR_SET_DUMPABLE: Final = 4
@@ -43,6 +46,14 @@ def worker_identity() -> tuple[int, int]:
             entry = pwd.getpwnam(name)
             return entry.pw_uid, entry.pw_gid
     raise PrivilegeError(f"none of the users {', '.join(WORKER_USERS)} exists")
+
+
+def lacking(status: str | None = None) -> list[str]:
+    """Those of `CAPABILITIES` that this process does not have; `status`: of /proc/self/status."""
+    text = Path("/proc/thread-self/status").read_text() if status is None else status
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", text, re.MULTILINE)
+    have = int(found[1], 16) if found else 0
+    return [name for name, bit in CAPABILITIES.items() if not have >> bit & 1]
 
 
 def user_id(name: str) -> int | None:

@@ -149,6 +149,19 @@ def try_examples(folder: str) -> None:
         assert done.stderr == "tapmirror: error: capturing needs root: run it with sudo\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="it is about root")
+@pytest.mark.parametrize("lacking", ["CAP_NET_RAW", "CAP_SETUID", "CAP_SETGID, CAP_SETUID, CAP_NET_RAW"])
+@pytest.mark.parametrize("capture", ["auto", "packet"])
+def test_root_without_capabilities_is_told_in_one_line(lacking: str, capture: str) -> None:
+    """As in a container."""
+    dropped = ",".join(f"-{name.removeprefix('CAP_').lower()}" for name in lacking.split(", "))
+    tap = ["run", "--iface", "lo", "--port", "1", "--shadow", "127.0.0.2:1", "--capture", capture, "--duration", "1"]
+    words = ["setpriv", "--bounding-set", dropped, "--inh-caps", "-all", "--", str(COMMAND), *tap]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    line = f"root has no {lacking} here, without which no tap starts (see tapmirror doctor)"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"tapmirror: error: {line}\n")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_is_what_its_name_says(name: str) -> None:
     assert load(name).name == name

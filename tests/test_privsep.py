@@ -209,6 +209,12 @@ def test_a_parcel_goes_as_it_is_taken() -> None:
             privsep.Parcel({"a": 1}).send(ours, 1)
 
 
+def test_what_root_may_not_is_known() -> None:
+    assert privsep.lacking("Name:\tx\nCapEff:\t0000000000002040\n") == ["CAP_SETUID"]
+    assert privsep.lacking("Name:\tx\nCapEff:\t00000000000020c0\n") == []
+    assert privsep.lacking("Name:\tx\n") == list(privsep.CAPABILITIES)
+
+
 def test_users_by_name() -> None:
     assert privsep.user_id("root") == 0
     assert privsep.user_id("no such user") is None

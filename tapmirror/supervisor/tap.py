@@ -93,6 +93,8 @@ class Tap:
         """
         if os.geteuid() != 0:
             raise TapError("capturing needs root: run it with sudo")
+        if lacking := privsep.lacking():
+            raise TapError(f"root has no {', '.join(lacking)} here, without which no tap starts (see tapmirror doctor)")
         if not (self.spec.many or self._wait_for_interface or present(self.spec.links())):
             names = ", ".join(name for _, name in socket.if_nameindex())
             raise TapError(f"iface: no interface {self.spec.iface!r} here (there are: {names})")
