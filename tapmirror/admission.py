@@ -31,7 +31,9 @@ from tapmirror.events import (
 from tapmirror.packet import BUCKETS, Header, flow_hash, flow_key
 
 HANDSHAKES: Final = 32_768
-"""Handshakes that are remembered at most: the size of the map `handshakes` of bpf/tap.c."""
+"""Handshakes that are remembered at most of those that the client did not complete, which a flood of SYNs fills."""
+COMPLETED: Final = 32_768
+"""And of those that it did: the size of the map `completed` of bpf/tap.c."""
 WANT_ONE: Final = 1
 WANT_ALL: Final = 2
 WANT_ANSWERS: Final = 4
@@ -105,6 +107,7 @@ class Admission:
         self._wants = bytearray(bytes([WANT_ONE]) * BUCKETS)
         self._window = (0, BUCKETS)
         self._handshakes: OrderedDict[FlowKey, tuple[int, int, int]] = OrderedDict()
+        self._completed: OrderedDict[FlowKey, tuple[int, int, int]] = OrderedDict()
         self.totals: dict[str, tuple[int, int]] = {}
 
     def set_threshold(self, threshold: int) -> None:
@@ -195,13 +198,13 @@ class Admission:
             return []
         if flags & SYN:
             if flags & ACK:
-                client, _, kind = self._handshakes.pop(key, (None, 0, 0))
+                client, _, kind = self._dropped(key)
                 kind &= FAST_OPEN | COMPLETE if client == ack else 0
                 self._remember(key, ack, (seq + 1) & MASK, (flags & MULTIPATH or ACCEPTED) | kind)
                 self.count("syn_ack")
             return []
         told: list[Segment] = []
-        if key in self._handshakes:
+        if key in self._handshakes or key in self._completed:
             shown = self._shown(key, seq, ack, flags, size, time_ns)
             if shown is None:
                 return []
@@ -222,18 +225,18 @@ class Admission:
         """The report that production accepted a connection, if that shows in what it sends behind its SYN-ACK; None: it
         says nothing.
         """
-        client, server, kind = self._handshakes[key]
+        client, server, kind = self._known(key)
         taken, sent = (ack - client) & MASK, (seq - server) & MASK
         if not kind & ANSWERED:
             return []
         if flags & RST and (not flags & ACK or not 0 < taken < EARLY):
             if not sent:
-                del self._handshakes[key]
+                self._dropped(key)
             return []
         if not flags & ACK or taken >= PLAUSIBLE or sent >= PLAUSIBLE:
             return []
         if taken >= EARLY or sent >= EARLY:  # what would have shown it was not captured
-            del self._handshakes[key]
+            self._dropped(key)
             return []
         if not taken and not size and not flags & FIN:
             return None
@@ -274,15 +277,18 @@ class Admission:
         segments: list[Segment] = []
         if flags & SYN:
             self.count("syn")
-            if self._handshakes.get(key, (0, 0, 0))[2] & ANSWERED:
+            if self._known(key)[2] & ANSWERED:
                 flags |= UNACCEPTED  # the data of another SYN is none of this connection's
             elif not flags & (ACK | FIN | RST):
                 self._fast_open(key, seq, size)
-        elif flags & ACK and key in self._handshakes and self._completes(key, seq, ack):
-            if self._handshakes[key][2] & FAST_OPEN:
+        elif flags & ACK and (key in self._handshakes or key in self._completed) and self._completes(key, seq, ack):
+            client, _, kind = self._known(key)
+            if kind & FAST_OPEN:
                 segments = self._accepted(key, time_ns)
             else:
                 flags |= UNACCEPTED
+                if flags & RST and seq == client:  # it has said nothing, and will not
+                    self._dropped(key)
         if not size and not flags & (FIN | RST | URG):
             if not flags & SYN:
                 self.count("bare_ack")
@@ -300,32 +306,43 @@ class Admission:
 
     def _completes(self, key: FlowKey, seq: int, ack: int) -> bool:
         """Whether the client completes a handshake that production answered, or did."""
-        client, server, kind = self._handshakes[key]
+        client, server, kind = self._known(key)
         if not kind & ANSWERED or (seq + EARLY - client) & MASK >= PLAUSIBLE:
             return False
         if (ack - server) & MASK >= (EARLY if kind & FAST_OPEN else 1):
             return False
-        self._handshakes[key] = client, server, kind | COMPLETE
+        if not kind & COMPLETE:
+            self._dropped(key)
+            self._remember(key, client, server, kind | COMPLETE)
         return True
 
     def _accepted(self, key: FlowKey, time_ns: int) -> list[Segment]:
         """The report that production accepted a connection."""
-        client, server, kind = self._handshakes.pop(key)
+        client, server, kind = self._dropped(key)
         self.count("accepted")
         return [(key, kind & ANSWERED, client, server, 0, b"", time_ns)]
 
     def _fast_open(self, key: FlowKey, seq: int, size: int) -> None:
         """Remember what would acknowledge the data of a SYN, as bpf/tap.c does."""
-        client, _, _ = self._handshakes.get(key, (-1, 0, 0))
-        if size or client == (seq + 1) & MASK:
-            self._handshakes.pop(key, None)
+        client, _, kind = self._known(key)
+        if size or (kind and client == (seq + 1) & MASK):
+            self._dropped(key)
         if size:
             self._remember(key, (seq + 1 + size) & MASK, 0, FAST_OPEN)
 
     def _remember(self, key: FlowKey, client: int, server: int, kind: int) -> None:
-        self._handshakes[key] = (client, server, kind)
-        if len(self._handshakes) > HANDSHAKES:
-            self._handshakes.popitem(last=False)
+        those, most = (self._completed, COMPLETED) if kind & COMPLETE else (self._handshakes, HANDSHAKES)
+        those[key] = client, server, kind
+        if len(those) > most:
+            those.popitem(last=False)
+
+    def _known(self, key: FlowKey) -> tuple[int, int, int]:
+        """A handshake, in whichever it is; of none, nothing."""
+        return self._completed.get(key) or self._handshakes.get(key, (0, 0, 0))
+
+    def _dropped(self, key: FlowKey) -> tuple[int, int, int]:
+        """The same, which is forgotten."""
+        return self._completed.pop(key, None) or self._handshakes.pop(key, (0, 0, 0))
 
 
 def _chunks(segment: Segment) -> Iterator[Segment]:

@@ -61,7 +61,7 @@ ARPHRD_LOOPBACK: Final = 772
 
 CACHE: Final = "/var/cache/tapmirror"
 """Where compiled programs are kept, unless CACHE_DIRECTORY says otherwise (systemd.exec(5))."""
-MAPS: Final = ("ring", "rings", "config", "counters", "wants", "clients", "handshakes")
+MAPS: Final = ("ring", "rings", "config", "counters", "wants", "clients", "completed", "places")
 """Names of the maps of bpf/tap.c."""
 INNER: Final = {"rings": "ring"}
 NETWORK: Final = struct.Struct("=I16s")

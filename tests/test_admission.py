@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from handshakes import BEHIND_A_SYN_ACK
-from tapmirror.admission import CHUNK, EARLY, HANDSHAKES, Admission
+from tapmirror.admission import CHUNK, COMPLETED, EARLY, HANDSHAKES, Admission
 from tapmirror.events import (
     ACCEPTED,
     ACK,
@@ -234,13 +234,42 @@ def test_a_client_cannot_tell_of_multipath() -> None:
     assert brief(found) == [(SYN | ACK, 100, 200, b"x")]
 
 
-def test_half_open_connections_are_bounded() -> None:
+def answered(tap: Admission, number: int, *completed: int) -> None:
+    """Production answers one of many SYNs, and the client sends something with these flags."""
+    port = (number % 60_000).to_bytes(2, "big")
+    answer = packet(SERVER, SYN | ACK, seq=499, ack=100, vlan=1 + number // 60_000)
+    tap.admit(answer._replace(destination_port=port), True, 0)
+    for flags in completed:
+        tap.admit(packet(flags=flags, seq=100, ack=500, vlan=1 + number // 60_000, source_port=port), False, 0)
+
+
+def shown(tap: Admission) -> list[int]:
+    """Flags of what comes of production's first packet on the connection of `packet`."""
+    return [each[1] for each in tap.admit(packet(SERVER, FIN | ACK, seq=500, ack=100), True, 0)]
+
+
+def test_half_open_connections_are_bounded_and_take_no_place_of_those_that_the_client_completed() -> None:
     tap = admission()
+    tap.admit(packet(SERVER, SYN | ACK, seq=499, ack=100), True, 0)
+    tap.admit(packet(seq=100, ack=500), False, 0)
     for number in range(HANDSHAKES + 10):
-        port = (number % 60_000).to_bytes(2, "big")
-        answer = packet(SERVER, SYN | ACK, seq=499, ack=100, vlan=number // 60_000)
-        tap.admit(answer._replace(destination_port=port), True, 0)
+        answered(tap, number)
     assert len(tap._handshakes) == HANDSHAKES
+    assert shown(tap) == [ACCEPTED, FIN | ACK | FROM_SERVER]
+
+
+def test_completed_handshakes_are_bounded() -> None:
+    tap = admission()
+    for number in range(COMPLETED + 10):
+        answered(tap, number, ACK)
+    assert (len(tap._handshakes), len(tap._completed)) == (0, COMPLETED)
+
+
+def test_who_resets_without_a_word_is_forgotten() -> None:
+    tap = admission()
+    answered(tap, 1, ACK, RST | ACK)
+    answered(tap, 2, RST | ACK)
+    assert (len(tap._handshakes), len(tap._completed)) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -363,6 +363,80 @@ def test_a_connection_that_production_resets_is_not_accepted_later(shards: Progr
     assert any(each[1] & ACCEPTED for records in shards.records() for each in records) != gone
 
 
+def of_many(packet: bytes, number: int) -> bytes:
+    """The packet of another of many clients, at 10.1.0.0/16: of production's to it or of its own."""
+    found = bytearray(packet)
+    client, port = (16, 22) if packet[20:22] == b"\0\x50" else (12, 20)
+    found[client : client + 4] = bytes((10, 1, number >> 8 & 255, number & 255))
+    found[port : port + 2] = (1_024 + (number >> 16)).to_bytes(2, "big")
+    return bytes(found)
+
+
+ANSWER = bytes(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="SA", seq=499, ack=100))
+COMPLETES = bytes(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="A"))
+SHOWN = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, flags="FA", seq=500, ack=100)
+FORGETS = 70_000
+"""Handshakes that leave no room for others, if they take it."""
+
+
+def is_told(program: Program, shown: Any = SHOWN) -> bool:
+    """Whether production's packet tells that a connection is accepted."""
+    program.records()
+    program.run(shown)
+    return any(each[1:4] == (ACCEPTED, 100, 500) for records in program.records() for each in records)
+
+
+def test_a_flood_of_syns_does_not_take_the_place_of_a_connection_on_which_nobody_has_said_anything() -> None:
+    """Each SYN comes again, as they do: a handshake that is looked at twice weighs more in a map that forgets."""
+    again = bytes(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=99, flags="S"))
+    with Program(promisc=True) as program:
+        program.run(ANSWER)
+        program.run(COMPLETES)
+        for number in range(FORGETS):
+            program.run(of_many(ANSWER, number))
+            program.run(of_many(again, number))
+        assert is_told(program)
+
+
+def test_in_a_flood_of_syns_a_handshake_has_the_time_of_a_round_trip() -> None:
+    """50 ms, where 100,000 are answered in a second: one in twenty million is displaced before."""
+    with Program(promisc=True) as program:
+        told = 0
+        for number in range(20):
+            port = 2_000 + number
+            answer = IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="SA", seq=499, ack=100)
+            program.run(answer)
+            for other in range(number * 5_000, (number + 1) * 5_000):
+                program.run(of_many(ANSWER, other))
+            program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=port, seq=100, ack=500, flags="A"))
+            told += is_told(
+                program, IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=port, flags="FA", seq=500, ack=100)
+            )
+        assert told == 20
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_clients_that_reset_without_a_word_leave_nothing(completed: bool) -> None:
+    """As health checks do."""
+    reset = bytes(IP(src=CLIENT, dst=SERVER) / tcp(b"", seq=100, ack=500, flags="RA"))
+    with Program(promisc=True) as program:
+        program.run(ANSWER)
+        program.run(COMPLETES)
+        for number in range(FORGETS):
+            for packet in (ANSWER, COMPLETES, reset) if completed else (ANSWER, reset):
+                program.run(of_many(packet, number))
+            if number % 1_000 == 0:
+                program.records()
+        assert is_told(program)
+
+
+def test_what_is_sent_before_a_reset_may_be_accepted_yet(shards: Program) -> None:
+    handshake(shards, 50_017)
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"GET", sport=50_017, seq=100, ack=500))
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=50_017, seq=103, ack=500, flags="RA"))
+    assert is_told(shards, IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_017, flags="A", seq=500, ack=103))
+
+
 @pytest.mark.parametrize("flags", ["S", "SA", "SF"])
 def test_a_syn_behind_production_s_syn_ack_is_marked(shards: Program, flags: str) -> None:
     """Its data is not what production took with the first one."""
