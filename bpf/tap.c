@@ -48,8 +48,8 @@ BPF_LPM_TRIE(clients, struct tap_network, u8, TAP_MAX_CLIENTS);
 BPF_TABLE("lru_hash", struct tap_key, struct tap_first, completed, 32768);
 
 /*
- * Those before, by the flow's hash: a new one takes the place of the oldest of seven.  One matters for the time of a round
- * trip.  Of 5,000 a second that is 0.3 s, one in 10^9 is displaced before; in a flood of 100,000 a second, three in 1,000.
+ * Those before, by the flow's hash: a new one takes the place of the oldest of seven.  One matters until its client answers.
+ * If that takes 0.3 s, one in 10^11 is displaced before where 5,000 a second begin; in a flood of 100,000, three in 1,000.
  */
 #define PLACES 16384
 #define WAYS 7
