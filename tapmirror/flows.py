@@ -8,9 +8,9 @@ A flow begins in one of two ways:
 * by an `ACCEPTED` record: the capture saw production's SYN-ACK, so the first byte is known, and by what followed
   it that production accepted the connection; what the client sent meanwhile waits (`unaccepted`);
 * in mid-stream, by data of a connection that the table does not know (it stood when the tap
-  began).  Such a flow is *tentative*: its data is held until a packet of production shows that
-  the connection exists there; whatever the client sends shows nothing.  An RST from
-  production, or silence for `Limits.accept_time`, discards it.
+  began).  Such a flow is *tentative*: its data is held until production acknowledges some of
+  it; whatever the client sends shows nothing.  An RST from production, or `Limits.accept_time`
+  without that, discards it.
 
 A connection of Multipath TCP is known by a `MULTIPATH` record, and left out: nothing of it is passed on.
 
@@ -72,6 +72,9 @@ SCAN: Final = 512
 """How many flows one call of `expire` looks at: the cost of a call stays below a millisecond."""
 BEGINS: Final = ACCEPTED | MULTIPATH
 """Flags of a segment that tells of an accepted connection."""
+CONFIRMS: Final = 1 << 20
+"""How far production acknowledges at most beyond the first byte that is known of a connection: what a client sends at
+once, and may have sent before."""
 REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
 later is that handshake's connection, not a new one on the same tuple."""
@@ -402,12 +405,14 @@ class FlowTable:
         rx = flow.rx
         if rx.simple and ack == rx.next:
             pass  # production has what the tap has: nothing follows from it
+        elif flags & ACK and flow.state is State.TENTATIVE:
+            # Anybody may have written what is held, with any number; production answers that with the one it waits for.
+            if 0 < distance(ack, rx.next) <= CONFIRMS:
+                flow.since = now
+                events += self._confirmed(flow, now)
         elif flags & ACK and abs(distance(ack, rx.next)) < FAR:
             flow.since = now
-            if flow.state is State.TENTATIVE:
-                events += self._confirmed(flow, now)
-            else:
-                events += self._events(flow, rx.acknowledged(ack), now)
+            events += self._events(flow, rx.acknowledged(ack), now)
         if flags & FIN:
             if (seq + length) & MASK == flow.ack and _dismisses(flow, flow.ack):
                 events.append((flow, _DISMISSED, False))

@@ -140,7 +140,7 @@ def test_what_was_not_copied_is_no_gap() -> None:
 def test_of_a_connection_joined_in_the_middle_the_first_byte_seen_is_the_first() -> None:
     talk = Dialogue(accepted=False)
     talk.client(0, "ask", 700)
-    talk.server(700, "answer")
+    talk.put((KEY, ACK | FROM_SERVER, 5700, 1003, 6, b"answer", 0))
     assert talk.said == ["client: ask", "server: answer"]
 
 

@@ -200,6 +200,22 @@ def test_a_keep_alive_probe_with_a_byte_does_not_hide_that_a_request_begins_behi
     assert d.unsettled() == 0
 
 
+@pytest.mark.parametrize("ahead", [0, -1, -(1 << 20), (1 << 20) + 1, (1 << 30) - 1])
+def test_midstream_is_not_confirmed_by_an_answer_to_what_production_does_not_take(ahead: int) -> None:
+    """RFC 5961: who knows a connection's addresses and ports can write anything, and production answers each segment
+    beyond its window with the number that it waits for.
+    """
+    d = Dialogue()
+    for _ in range(20):
+        d.put(ACK | PSH, 0, b"GET /forged HTTP/1.1\r\n\r\n")
+        d.server(ahead)
+        d.wait(LIMITS.accept_time / 10)
+    d.wait(LIMITS.accept_time)
+    assert d.text == b""
+    assert d.table.held() == (0, 0)
+    assert d.unsettled() == 0
+
+
 def test_midstream_refused_by_production() -> None:
     d = Dialogue()
     d.put(ACK, 0, b"abc")
@@ -451,7 +467,7 @@ def test_what_waits_behind_the_fin_of_a_connection_joined_in_mid_stream_is_let_g
     d = Dialogue()
     d.put(FIN | ACK, 0, b"a")
     d.put(ACK, 2, b"b")
-    d.server(0, FIN | ACK)
+    d.server(2, FIN | ACK)
     assert d.text == b"a."
     assert d.table.held() == (0, 0)
     assert d.unsettled() == 0
