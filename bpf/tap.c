@@ -437,6 +437,8 @@ static inline int wants_answers(const struct tap_wants *w, u32 hash, u32 shard)
 /* And that the client's packet that completes it was captured: not of one that bears a tap's mark, on which production's
  * bear none. */
 #define TAP_COMPLETE 0x4000
+/* And that it has said something. */
+#define TAP_SAID 0x8000
 #define TAP_ANSWERED (TAP_ACCEPTED | TAP_MULTIPATH)
 /* Furthest that a number can be from that of the handshake: the largest window. */
 #define PLAUSIBLE (1u << 30)
@@ -554,7 +556,7 @@ static inline u32 shake(struct __sk_buff *skb, const struct tap_key *key, const 
 			new.server = p->seq + 1;
 			new.flags = kind_of(skb, p);
 			if (first->client == p->ack)
-				new.flags |= first->flags & (TAP_EARLY | TAP_LOOSE | TAP_COMPLETE);
+				new.flags |= first->flags & (TAP_EARLY | TAP_LOOSE | TAP_COMPLETE | TAP_SAID);
 		} else if (!server && !(p->flags & (ACK | FIN | RST)) && !(first->flags & TAP_ANSWERED)) {
 			new.client = p->seq + 1 + p->length;
 			if (p->length)
@@ -583,13 +585,15 @@ static inline u32 shake(struct __sk_buff *skb, const struct tap_key *key, const 
 	if (!server) {
 		if (!completes(p, first))
 			return 0;
-		u32 before = first->flags & TAP_COMPLETE;
-		first->flags |= TAP_COMPLETE;
-		if (!(first->flags & TAP_EARLY)) {
-			if ((p->flags & RST) && p->seq == first->client)
-				drop(&k, first); /* as health checks do: it has said nothing, and will not */
-			else if (!before && !completed.update(&k, first))
+		u32 before = first->flags;
+		first->flags |= p->length || (p->flags & FIN) ? TAP_COMPLETE | TAP_SAID : TAP_COMPLETE;
+		if (!(before & TAP_EARLY)) {
+			if ((p->flags & RST) && p->seq == first->client && !(before & TAP_SAID)) {
+				drop(&k, first); /* as of a health check: it has said nothing, and will not */
+			} else if (!(before & TAP_COMPLETE) && !completed.update(&k, first)) {
 				first->flags = 0;
+				place->way[way].hash = 0;
+			}
 			return TAP_UNACCEPTED;
 		}
 	} else if ((p->flags & RST) && (!(p->flags & ACK) || !taken || taken >= EARLY)) {

@@ -46,8 +46,10 @@ EARLY: Final = 1 << 20
 """As in bpf/tap.c: bytes that a side can send before it hears of the other."""
 FAST_OPEN: Final = 0x1000
 COMPLETE: Final = 0x4000
+SAID: Final = 0x8000
 ANSWERED: Final = ACCEPTED | MULTIPATH
-"""TAP_EARLY, TAP_COMPLETE, TAP_ANSWERED of bpf/tap.c.  A report always finds room: TAP_LOOSE has no counterpart."""
+"""TAP_EARLY, TAP_COMPLETE, TAP_SAID, TAP_ANSWERED of bpf/tap.c.  A report always finds room: TAP_LOOSE has no
+counterpart."""
 
 
 class Way(NamedTuple):
@@ -199,7 +201,7 @@ class Admission:
         if flags & SYN:
             if flags & ACK:
                 client, _, kind = self._dropped(key)
-                kind &= FAST_OPEN | COMPLETE if client == ack else 0
+                kind &= FAST_OPEN | COMPLETE | SAID if client == ack else 0
                 self._remember(key, ack, (seq + 1) & MASK, (flags & MULTIPATH or ACCEPTED) | kind)
                 self.count("syn_ack")
             return []
@@ -282,13 +284,10 @@ class Admission:
             elif not flags & (ACK | FIN | RST):
                 self._fast_open(key, seq, size)
         elif flags & ACK and (key in self._handshakes or key in self._completed) and self._completes(key, seq, ack):
-            client, _, kind = self._known(key)
-            if kind & FAST_OPEN:
+            if self._complete(key, seq, flags, size) & FAST_OPEN:
                 segments = self._accepted(key, time_ns)
             else:
                 flags |= UNACCEPTED
-                if flags & RST and seq == client:  # it has said nothing, and will not
-                    self._dropped(key)
         if not size and not flags & (FIN | RST | URG):
             if not flags & SYN:
                 self.count("bare_ack")
@@ -309,12 +308,19 @@ class Admission:
         client, server, kind = self._known(key)
         if not kind & ANSWERED or (seq + EARLY - client) & MASK >= PLAUSIBLE:
             return False
-        if (ack - server) & MASK >= (EARLY if kind & FAST_OPEN else 1):
-            return False
-        if not kind & COMPLETE:
+        return (ack - server) & MASK < (EARLY if kind & FAST_OPEN else 1)
+
+    def _complete(self, key: FlowKey, seq: int, flags: int, size: int) -> int:
+        """A packet of the client's in a handshake that is complete by then; what the handshake was."""
+        client, server, kind = self._known(key)
+        if flags & RST and seq == client and not kind & (FAST_OPEN | SAID):
+            self._dropped(key)  # it has said nothing, and will not
+            return kind
+        now = kind | COMPLETE | (SAID if size or flags & FIN else 0)
+        if now != kind:
             self._dropped(key)
-            self._remember(key, client, server, kind | COMPLETE)
-        return True
+            self._remember(key, client, server, now)
+        return kind
 
     def _accepted(self, key: FlowKey, time_ns: int) -> list[Segment]:
         """The report that production accepted a connection."""

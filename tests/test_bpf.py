@@ -430,10 +430,12 @@ def test_clients_that_reset_without_a_word_leave_nothing(completed: bool) -> Non
         assert is_told(program)
 
 
-def test_what_is_sent_before_a_reset_may_be_accepted_yet(shards: Program) -> None:
+@pytest.mark.parametrize("seq", [100, 103])
+def test_what_is_sent_before_a_reset_may_be_accepted_yet(shards: Program, seq: int) -> None:
+    """Or the reset has an old number, and is none."""
     handshake(shards, 50_017)
     shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"GET", sport=50_017, seq=100, ack=500))
-    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=50_017, seq=103, ack=500, flags="RA"))
+    shards.run(IP(src=CLIENT, dst=SERVER) / tcp(b"", sport=50_017, seq=seq, ack=500, flags="RA"))
     assert is_told(shards, IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=50_017, flags="A", seq=500, ack=103))
 
 
