@@ -73,7 +73,7 @@ SCAN: Final = 512
 BEGINS: Final = ACCEPTED | MULTIPATH
 """Flags of a segment that tells of an accepted connection."""
 CONFIRMS: Final = 1 << 20
-"""How far production acknowledges at most beyond the first byte that is known of a connection: what a client sends at
+"""How far production's number is at most from the first byte that is known of a connection: what a client sends at
 once, and may have sent before."""
 REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
@@ -407,9 +407,14 @@ class FlowTable:
             pass  # production has what the tap has: nothing follows from it
         elif flags & ACK and flow.state is State.TENTATIVE:
             # Anybody may have written what is held, with any number; production answers that with the one it waits for.
-            if 0 < distance(ack, rx.next) <= CONFIRMS:
+            ahead = distance(ack, rx.next)
+            if 0 < ahead <= CONFIRMS:
                 flow.since = now
                 events += self._confirmed(flow, now)
+            elif abs(ahead) > CONFIRMS:
+                rx.discard(FilterReason.NOT_ACCEPTED)
+                self._remove(flow)
+                return []
         elif flags & ACK and abs(distance(ack, rx.next)) < FAR:
             flow.since = now
             events += self._events(flow, rx.acknowledged(ack), now)
@@ -621,14 +626,20 @@ class FlowTable:
 
     def _forget(self, flow: Flow, now: float, *, over: bool = True) -> None:
         """Take a flow out of the table; `over`: nothing can follow on this connection."""
+        if self._remove(flow):
+            self._late.remember(flow.key, flow.rx.next, over, now)
+
+    def _remove(self, flow: Flow) -> bool:
+        """Take a flow out of the table, and remember nothing of it; whether it was there."""
         if flow.asking:
             self._stop_asking(flow)
         flow.state = State.CLOSED
-        if self._flows.get(flow.key) is flow:
-            del self._flows[flow.key]
-            if flow.framer is None:
-                self._blank.pop(flow, None)
-            self._late.remember(flow.key, flow.rx.next, over, now)
+        if self._flows.get(flow.key) is not flow:
+            return False
+        del self._flows[flow.key]
+        if flow.framer is None:
+            self._blank.pop(flow, None)
+        return True
 
     # --- pieces, and the acknowledgements that holes need
 

@@ -216,6 +216,19 @@ def test_midstream_is_not_confirmed_by_an_answer_to_what_production_does_not_tak
     assert d.unsettled() == 0
 
 
+@pytest.mark.parametrize("forged", [(1 << 20) + 6, 1 << 30, -(1 << 30)])
+def test_a_forged_segment_hides_nothing_of_a_connection_joined_in_mid_stream(forged: int) -> None:
+    """Once production answered it."""
+    d = Dialogue()
+    d.put(ACK | PSH, forged, b"GET /forged HTTP/1.1\r\n\r\n")
+    d.server(0)
+    d.put(ACK | PSH, 0, b"abc")
+    d.server(3)
+    assert d.text == b"abc"
+    assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 24}
+    assert d.unsettled() == 0
+
+
 def test_midstream_refused_by_production() -> None:
     d = Dialogue()
     d.put(ACK, 0, b"abc")
