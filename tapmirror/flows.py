@@ -73,8 +73,11 @@ SCAN: Final = 512
 BEGINS: Final = ACCEPTED | MULTIPATH
 """Flags of a segment that tells of an accepted connection."""
 CONFIRMS: Final = 1 << 20
-"""How far production's number is at most from the first byte that is known of a connection: what a client sends at
-once, and may have sent before."""
+"""How far beyond the first byte that is known of a connection production's number is at most, or within what is held:
+what a client sends before we hear of it."""
+UNDER_WAY: Final = 1 << 24
+"""How far before it: what the client sent then, and production has not acknowledged (the kernel's receive buffers are
+6 MiB at most as a rule, tcp_rmem)."""
 REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
 later is that handshake's connection, not a new one on the same tuple."""
@@ -408,10 +411,10 @@ class FlowTable:
         elif flags & ACK and flow.state is State.TENTATIVE:
             # Anybody may have written what is held, with any number; production answers that with the one it waits for.
             ahead = distance(ack, rx.next)
-            if 0 < ahead <= CONFIRMS:
+            if 0 < ahead <= max(CONFIRMS, rx.reach):
                 flow.since = now
                 events += self._confirmed(flow, now)
-            elif abs(ahead) > CONFIRMS:
+            elif not -UNDER_WAY < ahead <= 0:
                 rx.discard(FilterReason.NOT_ACCEPTED)
                 self._remove(flow)
                 return []

@@ -168,6 +168,11 @@ class Receiver:
         """There is a hole, and bytes (or the FIN) behind it."""
         return bool(self._queue)
 
+    @property
+    def reach(self) -> int:
+        """Bytes from the next one to the end of all that is held."""
+        return self._edge - self.position if self._queue else 0
+
     def is_edge(self, seq: int) -> bool:
         """Whether `seq` is the next expected byte, or the one after the last that was seen.
 
