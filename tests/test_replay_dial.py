@@ -17,7 +17,7 @@ import pytest
 from lab import PATIENCE, Certificates
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.ledger import Ledger
-from tapmirror.replay.backoff import FIRST
+from tapmirror.replay.backoff import FIRST, UNANSWERED
 from tapmirror.replay.dial import Dialer
 from tapmirror.replay.lane import CONNECTING, Lane, QueueMemory
 from tapmirror.replay.tls import make_context
@@ -218,6 +218,33 @@ def test_an_attempt_has_its_time(closed_port: Any) -> None:
     assert dial.overdue(103.0) is None
     assert dial.overdue(103.5) is second
     close(first, second)
+
+
+def test_a_silent_address_is_not_waited_for_where_another_one_is_up(closed_port: Any) -> None:
+    ledger, made = Ledger(), lane()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dial = dialer(ledger, closed_port, listener.getsockname(), connect_time=3.0)
+        assert dial.dial(made, 100.0, 0)
+        assert dial.next_deadline() == 100.0 + UNANSWERED
+        assert [dial.overdue(now) for now in (100.9, 101.0)] == [None, made]
+        dial.failed(made, errno.ETIMEDOUT, 101.0)
+        dial.forget(made)
+        close(made)
+        assert dial.dial(made, 101.0, 0)
+        assert peer(made) == listener.getsockname()
+        assert dial.next_deadline() == 104.0, "there is no other"
+    close(made)
+
+
+def test_who_has_answered_has_the_whole_time_for_tls() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        shadow = parse_shadow("127.0.0.1:80", connect_time=3.0, tls=Tls())
+        addresses = [(socket.AF_INET, each.getsockname()) for each in (one, two)]
+        dial, made = Dialer(addresses, Limits(), shadow, Ledger(), make_context(Tls(), "127.0.0.1")), lane()
+        assert dial.dial(made, 100.0, 0)
+        assert outcome(dial, made) is None
+        assert dial.next_deadline() == 103.0
+    close(made)
 
 
 @pytest.mark.parametrize("name", ["new.test", "old.test"])

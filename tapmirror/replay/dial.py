@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.framing import HeadMemory, ResponseFramer
 from tapmirror.ledger import CONNECT_FAILED, CONNECT_SILENT, Ledger
-from tapmirror.replay.backoff import FIRST, Backoff
+from tapmirror.replay.backoff import FIRST, UNANSWERED, Backoff
 from tapmirror.replay.lane import Lane
 from tapmirror.replay.ports import received_any
 from tapmirror.replay.tls import TlsSocket
@@ -172,13 +172,21 @@ class Dialer:
 
     def next_deadline(self) -> float | None:
         """When the oldest attempt has taken too long; None: there is none."""
-        return next(iter(self._attempts.values()))[0] if self._attempts else None
+        if not self._attempts:
+            return None
+        lane, (deadline, place) = next(iter(self._attempts.items()))
+        return min(deadline, place.attempts[lane] + UNANSWERED) if self._may_leave(lane, place) else deadline
 
     def overdue(self, now: float) -> Lane | None:
-        """A lane whose attempt has taken too long."""
-        for lane, (deadline, _) in self._attempts.items():
-            return lane if deadline <= now else None
-        return None
+        """A lane whose attempt has taken too long, which it soon has if nothing answered and another address is up."""
+        deadline = self.next_deadline()
+        return next(iter(self._attempts)) if deadline is not None and deadline <= now else None
+
+    def _may_leave(self, lane: Lane, place: Place) -> bool:
+        """Whether nothing is connected there, and could be elsewhere."""
+        return not isinstance(lane.sock, TlsSocket) and any(
+            each is not place and not each.down for each in self._places
+        )
 
     def dial(self, lane: Lane, now: float, connections: int) -> bool:
         """Begin to connect, beside so many others; False if that is not possible now (`reason`)."""
