@@ -272,7 +272,7 @@ class Worker:
     def _read_batch(self, now: float) -> int:
         rest = self._pipeline.rest
         feed = self._pipeline.feed
-        carry_out = self._replay.execute
+        carry_out, together = self._replay.execute, self._together
         commands: list[Command] = []
         count = 0
 
@@ -288,7 +288,7 @@ class Worker:
         for segment in self._source.read(limit, BATCH_BYTES, execute):
             commands += feed(segment, now)
             count += 1
-            if len(commands) >= self._together or rest:
+            if len(commands) >= together or rest:
                 execute()
                 if rest:
                     break
