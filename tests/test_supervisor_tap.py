@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from tapmirror.supervisor.addresses import Address
 from tapmirror.supervisor.patience import Scheduled, _Look
 from tapmirror.supervisor.sides import ENOUGH
 from tapmirror.supervisor.tap import Tap
-from tapmirror.supervisor.workers import TapError
+from tapmirror.supervisor.workers import LoopFound, TapError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -573,6 +574,15 @@ def test_a_pause_does_not_wait_for_a_worker_without_a_cpu(lab: Lab, monkeypatch:
         hurries.join()
         assert "did not answer within 5 s; another one starts" in warned[-1]
         assert not tap._slots[0]._hurried, "the next one has the patience again"
+
+
+def test_a_loop_ends_a_tap_whatever_became_of_who_found_it() -> None:
+    tap = Tap(spec(), lambda message: pytest.fail(message), print)
+    slot: Any = SimpleNamespace(lost="it died", loop=LoopFound(0, "10.0.0.1"), hurry=lambda: None)
+    tap._slots = [slot]
+    tap._end_if_lost()
+    assert tap.loops
+    assert "comes back to production" in tap.state_reason
 
 
 def test_an_end_amid_the_start_does_not_wait_for_a_worker_without_a_cpu(lab: Lab) -> None:

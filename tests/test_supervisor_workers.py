@@ -373,6 +373,22 @@ def test_a_worker_that_dies_whenever_it_drains_has_no_successors_without_end(sit
     assert last["answers"] == {"snapshot": 0}, "its last ledger"
 
 
+def test_one_that_found_a_loop_has_no_successor(sit: Sit) -> None:
+    """It stood still, with what it had not read yet: the next one would begin with sending that to production."""
+    slot = sit(
+        "real = say\n"
+        "def say(message):\n"
+        "    if 'drain' in message: sys.exit()\n"
+        "    real(message)\n"
+        "    if 'snapshot' in message: real({'loop': {'target': 0, 'client': '10.0.0.1'}})\n"
+        "serve()"
+    )
+    slot.start()
+    slot.drain(PATIENCE, comparison=False)
+    assert slot.restarts == 0
+    assert slot.loop == LoopFound(0, "10.0.0.1")
+
+
 def test_what_comparisons_counted_goes_on_when_one_of_two_workers_is_replaced(sit: Sit, tmp_path: Path) -> None:
     label = f"{SHADOW}:80"
     lives = []

@@ -336,11 +336,11 @@ class Tap:
 
     def _end_if_lost(self) -> None:
         for slot in self._slots:
-            if slot.lost:
-                self._end(f"{slot.lost}; the tap is detached")
             if slot.loop is not None and self._ended is None:
                 self.loops = True
                 self._end(f"{self._told(slot.loop)}; the tap is detached")
+            if slot.lost:
+                self._end(f"{slot.lost}; the tap is detached")
 
     def _told(self, loop: LoopFound) -> str:
         """What a worker found, for people."""

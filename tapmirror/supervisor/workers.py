@@ -7,7 +7,7 @@ What is captured belongs to the supervisor: the ring and its counters outlive wh
 signal, out of memory, an error) is replaced over the same ring, after a pause that doubles with each failure; while
 nobody reads, the ring fills, and what it has no room for is counted in the kernel as `ring_full`.  The successor gets
 the ledgers of the last snapshot (`handover`), reads on where its predecessor had come to, and joins the connections in
-mid-stream.  A place is lost after `FAILURES` deaths of which each came soon.
+mid-stream.  A place is lost after `FAILURES` deaths of which each came soon, and with who found a loop.
 """
 
 from __future__ import annotations
@@ -300,6 +300,8 @@ class WorkerSlot:
         """What a worker that is starting is to be told: the last request of each kind, and its answer's name."""
         self._drains = False
         self._hurried = False
+        self._loop: LoopFound | None = None
+        """What one that died had found."""
         self._looked = 0.0
         self._cpu = 0.0
         """Seconds of CPU of those that died."""
@@ -327,7 +329,7 @@ class WorkerSlot:
     @property
     def loop(self) -> LoopFound | None:
         """Its worker found that what it sends comes back to production."""
-        return None if self._process is None else self._process.loop
+        return self._loop if self._process is None else self._process.loop
 
     def filenos(self) -> list[int]:
         """Readable when there is something for `service` to do."""
@@ -513,6 +515,7 @@ class WorkerSlot:
         if self._process is not None:
             if self._process.ready and now - self._began >= STEADY:
                 self._failures = 0
+            self._loop = self._process.loop
             self._process.close(0.0)
             self._process = None
         if self._last:
@@ -520,6 +523,9 @@ class WorkerSlot:
             self._compared = self._last.get("compare", self._compared)
         self._failures += 1
         self.reason = str(error)
+        if self._loop is not None:  # it read nothing more: the next one would send it all to production
+            self.lost = self.reason
+            return
         if self._failures >= FAILURES:
             self.lost = f"{error} {FAILURES} times in a row"
             return
