@@ -9,8 +9,9 @@ A flow begins in one of two ways:
   it that production accepted the connection; what the client sent meanwhile waits (`unaccepted`);
 * in mid-stream, by data of a connection that the table does not know (it stood when the tap
   began).  Such a flow is *tentative*: its data is held until production acknowledges some of
-  it; whatever the client sends shows nothing.  An RST from production, or `Limits.accept_time`
-  without that, discards it.
+  it, without a hole; whatever the client sends shows nothing.  An RST from production, or
+  `Limits.accept_time` without that, discards it.  Where there is a hole, and production has all
+  that was sent, nothing tells which of what is held is the connection's: it goes on behind that.
 
 A connection of Multipath TCP is known by a `MULTIPATH` record, and left out: nothing of it is passed on.
 
@@ -72,12 +73,10 @@ SCAN: Final = 512
 """How many flows one call of `expire` looks at: the cost of a call stays below a millisecond."""
 BEGINS: Final = ACCEPTED | MULTIPATH
 """Flags of a segment that tells of an accepted connection."""
-CONFIRMS: Final = 1 << 20
-"""How far beyond the first byte that is known of a connection production's number is at most, or within what is held:
-what a client sends before we hear of it."""
 UNDER_WAY: Final = 1 << 24
-"""How far before it: what the client sent then, and production has not acknowledged (the kernel's receive buffers are
-6 MiB at most as a rule, tcp_rmem)."""
+"""How far production's number is at most from the first byte that is known of a connection: what was sent, and not
+acknowledged, before the first that was seen (the kernel's receive buffers are 6 MiB at most as a rule, tcp_rmem), or
+acknowledged before it was asked for."""
 REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
 later is that handshake's connection, not a new one on the same tuple."""
@@ -160,6 +159,7 @@ class Flow:
         "opened",
         "pipelines",
         "prefix",
+        "reach",
         "rx",
         "said",
         "server_first",
@@ -176,6 +176,8 @@ class Flow:
         self.rx = rx
         self.state = State.TENTATIVE if midstream else State.OPEN
         self.midstream = midstream
+        self.reach = seq
+        """Number behind the client's last data, while the flow is tentative."""
         self.last = now
         """When the flow's last segment came."""
         self.since = now
@@ -380,7 +382,7 @@ class FlowTable:
         if flags & URG:
             flow.rx.mark(seq, length, flags >> 16)
         if flow.state is State.TENTATIVE:
-            flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
+            self._hold(flow, segment)
             return []
         return self._events(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
 
@@ -411,10 +413,16 @@ class FlowTable:
         elif flags & ACK and flow.state is State.TENTATIVE:
             # Anybody may have written what is held, with any number; production answers that with the one it waits for.
             ahead = distance(ack, rx.next)
-            if 0 < ahead <= max(CONFIRMS, rx.reach):
+            if 0 < ahead <= rx.unbroken:
                 flow.since = now
                 events += self._confirmed(flow, now)
-            elif not -UNDER_WAY < ahead <= 0:
+            elif ack == flow.reach:
+                # All that the client sent: of an upload, more than is held; or somebody wrote before.
+                rx.discard(DropReason.MIDSTREAM)
+                flow.rx = Receiver(ack, self._memory, self._ledger)
+                flow.first = ack
+                events += self._confirmed(flow, now)
+            elif abs(ahead) > UNDER_WAY:
                 rx.discard(FilterReason.NOT_ACCEPTED)
                 self._remove(flow)
                 return []
@@ -466,7 +474,7 @@ class FlowTable:
     # --- a segment of no known flow
 
     def _unknown(self, segment: Segment, now: float) -> Sequence[Event]:
-        key, flags, seq, ack, length, payload, _ = segment
+        key, flags, seq, _, length, _, _ = segment
         if flags & BEGINS:
             raise ValueError("a segment that begins a connection is for `accept`, and what that returns to be fed")
         if self._out_of_share(key):
@@ -495,9 +503,15 @@ class FlowTable:
             return ()
         flow = self._add(key, seq, now, midstream=True)
         flow.rx.simple = False  # until production's word nothing is in order, however it looks
-        flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
+        self._hold(flow, segment)
         self._ask(flow, now)
         return events
+
+    def _hold(self, flow: Flow, segment: Segment) -> None:
+        """Keep a segment of a flow until production's word."""
+        _, flags, seq, ack, length, payload, _ = segment
+        flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
+        flow.reach = (seq + length) & MASK
 
     def _out_of_share(self, key: FlowKey) -> bool:
         return self._threshold < ALL and flow_hash(key, self._seed) >= self._threshold

@@ -169,9 +169,14 @@ class Receiver:
         return bool(self._queue)
 
     @property
-    def reach(self) -> int:
-        """Bytes from the next one to the end of all that is held."""
-        return self._edge - self.position if self._queue else 0
+    def unbroken(self) -> int:
+        """Bytes, from the next one on, that are held without a hole."""
+        end = self.position
+        for held in self._queue:
+            if held.start > end:
+                break
+            end = max(end, held.end)
+        return end - self.position
 
     def is_edge(self, seq: int) -> bool:
         """Whether `seq` is the next expected byte, or the one after the last that was seen.

@@ -200,7 +200,7 @@ def test_a_keep_alive_probe_with_a_byte_does_not_hide_that_a_request_begins_behi
     assert d.unsettled() == 0
 
 
-@pytest.mark.parametrize("ahead", [0, -1, -(1 << 20), (1 << 20) + 1, (1 << 30) - 1])
+@pytest.mark.parametrize("ahead", [0, -1, 25, -(1 << 20), (1 << 20) + 1, (1 << 30) - 1])
 def test_midstream_is_not_confirmed_by_an_answer_to_what_production_does_not_take(ahead: int) -> None:
     """RFC 5961: who knows a connection's addresses and ports can write anything, and production answers each segment
     beyond its window with the number that it waits for.
@@ -239,6 +239,23 @@ def test_a_forged_segment_hides_nothing_of_a_connection_joined_in_mid_stream(for
     d.server(3)
     assert d.text == b"abc"
     assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 24}
+    assert d.unsettled() == 0
+
+
+@pytest.mark.parametrize("before", [-20, -(1 << 20), -(1 << 23)])
+def test_midstream_goes_on_where_production_has_all_that_the_client_sent(before: int) -> None:
+    """Of what was sent before, not all was seen; or somebody else had written it."""
+    d = Dialogue()
+    d.put(ACK | PSH, before, b"GET /forged")
+    for at in range(0, 3 << 20, 1 << 15):
+        d.put(ACK, at, bytes(1 << 15))
+    d.server((3 << 20) - 100)
+    assert d.text == b""
+    d.server(3 << 20)
+    d.put(ACK | PSH, 3 << 20, b"GET / HTTP/1.1\r\n\r\n", ack=100)
+    assert d.text == b"GET / HTTP/1.1\r\n\r\n"
+    d.wait(LIMITS.accept_time)
+    assert d.table.held() == (0, 0)
     assert d.unsettled() == 0
 
 
