@@ -77,6 +77,8 @@ class Tap:
         self._began = time.monotonic()
         self._share = Share(spec)
         self._probing = Probing(spec, self._arrived, warn)
+        self._last_indexes: list[int] | None = None
+        """Numbers of the interfaces that were captured when it ended, as of `_indexes`: what waits is of these."""
         self._one_sided = False
         """The user was told that only one direction of the connections is seen."""
         self._ciphered = False
@@ -353,6 +355,7 @@ class Tap:
 
     def _end(self, reason: str) -> None:
         """It is over, but for its last ledger."""
+        self._last_indexes = self._indexes() or self._last_indexes
         self._links.release()
         if self._ended is None:
             self._ended = reason
@@ -448,7 +451,7 @@ class Tap:
             cpus=self._open_capture.cpus,
             shard=shard,
             workers=self._workers,
-            links=self._indexes(),
+            links=self._indexes() if self._ended is None else self._last_indexes,
             threshold=self._share.threshold(),
             thresholds=self._share.thresholds(),
             probe=self._probing.seq,

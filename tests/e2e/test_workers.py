@@ -92,23 +92,26 @@ def test_stopped_before_the_next_worker_has_begun(lab: Lab, capture: str) -> Non
         assert ledger["requests"]["mirrored"] >= 500
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
-def test_killed_amid_the_end(lab: Lab, capture: str) -> None:
+@pytest.mark.parametrize(("capture", "workers"), [("ebpf", 1), ("packet", 1), ("packet", 2)])
+def test_killed_amid_the_end(lab: Lab, capture: str, workers: int) -> None:
     """It was told to send what it has, and never gets to it: the next one does."""
     with (
         HashSink(lab.node),
         HashSink(lab.shadow) as shadow,
-        Tap(lab.node, shadow="10.77.2.2:80", capture=capture) as tap,
+        Tap(lab.node, shadow="10.77.2.2:80", capture=capture, workers=workers) as tap,
     ):
         assert load(lab.client, lab.node.addr4, requests=500, connections=5).answered == 500
         shadow.wait_for(500)
-        (worker,) = (pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
-        os.kill(worker, signal.SIGSTOP)
+        those = [pid for pid, words in tap.processes().items() if "tapmirror.worker" in words]
+        for worker in those:
+            os.kill(worker, signal.SIGSTOP)
         assert load(lab.client, lab.node.addr4, requests=500, connections=5).answered == 500
-        dies = threading.Timer(0.5, os.kill, (worker, signal.SIGKILL))
-        dies.start()
+        deaths = [threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)) for worker in those]
+        for death in deaths:
+            death.start()
         ledger = tap.stop()
-        dies.join()
+        for death in deaths:
+            death.join()
     identity(ledger)
     assert ledger["segments"]["seen"] == 1_000
     assert ledger["requests"]["mirrored"] >= 500
