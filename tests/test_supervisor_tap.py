@@ -32,8 +32,8 @@ from tapmirror.supervisor import patience, workers
 from tapmirror.supervisor.addresses import Address
 from tapmirror.supervisor.patience import Scheduled, _Look
 from tapmirror.supervisor.sides import ENOUGH
-from tapmirror.supervisor.tap import Tap
-from tapmirror.supervisor.workers import LoopFound, TapError
+from tapmirror.supervisor.tap import LAST_WAIT, Tap
+from tapmirror.supervisor.workers import REPLY_TIME, LoopFound, TapError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -583,6 +583,28 @@ def test_a_loop_ends_a_tap_whatever_became_of_who_found_it() -> None:
     tap._end_if_lost()
     assert tap.loops
     assert "comes back to production" in tap.state_reason
+
+
+def test_workers_that_do_not_end_share_the_time_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    tap = Tap(spec(), print, print)
+    clock = SimpleNamespace(now=1000.0)
+    waited: list[float] = []
+
+    def drain(wait: float, *, comparison: bool) -> dict[str, Any]:
+        waited.append(wait)
+        clock.now += wait
+        return {}
+
+    slot: Any = SimpleNamespace(
+        begin_drain=lambda comparison: None, drain=drain, loop=None, hurry=lambda: None, close=lambda wait: None
+    )
+    tap._slots = [slot] * 8
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(tap, "_with_facts", lambda parts: {"events": {}, "parts": len(parts)})
+    monkeypatch.setattr(tap, "_tell", lambda events, links: None)
+    assert tap.stop()["parts"] == 8
+    assert sum(waited) <= 2 * spec().limits.drain_time + REPLY_TIME + 7 * LAST_WAIT < 45, "systemd's patience"
+    assert min(waited) == LAST_WAIT
 
 
 def test_an_end_amid_the_start_does_not_wait_for_a_worker_without_a_cpu(lab: Lab) -> None:

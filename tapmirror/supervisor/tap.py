@@ -37,8 +37,8 @@ EXCLUDED: Final = 16
 """End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
 LOOK: Final = 1.0
 """Seconds between two looks at the interfaces where nothing tells of a change."""
-
-
+LAST_WAIT: Final = 1.0
+"""Seconds for a worker whose turn to be heard at the end comes when the time for all of them is over."""
 NOTHING: Final = "nothing is mirrored: percent is 0"
 
 
@@ -309,10 +309,11 @@ class Tap:
         links = self._links.names()
         try:
             self._end("")
-            wait = self.spec.limits.drain_time * 2 + REPLY_TIME
+            end = time.monotonic() + self.spec.limits.drain_time * 2 + REPLY_TIME
             for slot in self._slots:
                 slot.begin_drain(comparison=comparison)
-            parts = [slot.drain(wait, comparison=comparison) for slot in self._slots]
+            # All at the same time: whose turn comes at the end of it has answered by then, or does not.
+            parts = [slot.drain(max(LAST_WAIT, end - time.monotonic()), comparison=comparison) for slot in self._slots]
             found = next((slot.loop for slot in self._slots if slot.loop is not None), None)
             if found is not None and not self.loops:  # among the last that it sent
                 self.loops = True
