@@ -411,21 +411,7 @@ class FlowTable:
         if rx.simple and ack == rx.next:
             pass  # production has what the tap has: nothing follows from it
         elif flags & ACK and flow.state is State.TENTATIVE:
-            # Anybody may have written what is held, with any number; production answers that with the one it waits for.
-            ahead = distance(ack, rx.next)
-            if 0 < ahead <= rx.unbroken:
-                flow.since = now
-                events += self._confirmed(flow, now)
-            elif ack == flow.reach:
-                # All that the client sent: of an upload, more than is held; or somebody wrote before.
-                rx.discard(DropReason.MIDSTREAM)
-                flow.rx = Receiver(ack, self._memory, self._ledger)
-                flow.first = ack
-                events += self._confirmed(flow, now)
-            elif abs(ahead) > UNDER_WAY:
-                rx.discard(FilterReason.NOT_ACCEPTED)
-                self._remove(flow)
-                return []
+            events += self._judged(flow, ack, now)
         elif flags & ACK and abs(distance(ack, rx.next)) < FAR:
             flow.since = now
             events += self._events(flow, rx.acknowledged(ack), now)
@@ -434,6 +420,27 @@ class FlowTable:
                 events.append((flow, _DISMISSED, False))
             self._move(flow, Move.SERVER_FIN, now)
         return events
+
+    def _judged(self, flow: Flow, ack: int, now: float) -> list[Event]:
+        """Production acknowledged so far what is held of a connection that was joined in mid-stream.
+
+        Anybody may have written that, with any number; production answers it with the one that it waits for.
+        """
+        rx = flow.rx
+        ahead = distance(ack, rx.next)
+        if 0 < ahead <= rx.unbroken:
+            flow.since = now
+            return self._confirmed(flow, now)
+        if ack == flow.reach:
+            # All that the client sent: of an upload, more than is held; or somebody wrote before.
+            rx.discard(DropReason.MIDSTREAM)
+            flow.rx = Receiver(ack, self._memory, self._ledger)
+            flow.first = ack
+            return self._confirmed(flow, now)
+        if abs(ahead) > UNDER_WAY:
+            rx.discard(FilterReason.NOT_ACCEPTED)
+            self._remove(flow)
+        return []
 
     def _confirmed(self, flow: Flow, now: float) -> list[Event]:
         """Production knows this connection: what was held for its word goes on."""
