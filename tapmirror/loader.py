@@ -38,7 +38,7 @@ import msgspec
 
 from tapmirror import bytecode, contract
 from tapmirror.precedence import give_way
-from tapmirror.spawn import how_ended, unsignalled
+from tapmirror.spawn import accept_sigterm, how_ended, start
 
 LOAD_TIME: Final = 60.0
 """Seconds for the child: compiling takes about one on an idle host."""
@@ -166,24 +166,8 @@ def load(request: Request) -> Loaded:
     """Compile and load in a child process.  Raises `LoaderError`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        child = None
-        try:
-            with theirs, unsignalled():
-                child = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "tapmirror.loader", str(theirs.fileno()), contract.CONTRACT],
-                    cwd="/",
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-        except BaseException:
-            if child is not None:  # a signal that was held back
-                child.kill()
-                child.wait()
-            raise
         data, fds = b"", list[int]()
+        child = start("tapmirror.loader", theirs)
         try:
             ours.settimeout(LOAD_TIME)
             ours.send(msgspec.json.encode(request))
@@ -540,6 +524,7 @@ def scratch() -> Iterator[Path]:
 
 def main() -> None:
     """Answer one request."""
+    accept_sigterm()
     with socket.socket(fileno=int(sys.argv[1])) as parent:
         data = parent.recv(REPLY_BYTES)
         reason = contract.broken("".join(sys.argv[2:3]))

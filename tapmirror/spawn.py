@@ -1,30 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting a child process beside a terminal whose Ctrl-C is not for it, and how its end is told."""
+"""Starting a child process that no signal finds half started, and how its end is told."""
 
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from tapmirror import contract
+
 TERMINAL: Final = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
 """What a terminal sends to its foreground process group (termios(3))."""
+HELD: Final = TERMINAL | {signal.SIGTERM}
+"""What may end us at any line."""
 LOOK: Final = "look at the service's MemoryMax=, and for oom in dmesg"
 
 
 @contextmanager
 def unsignalled() -> Iterator[None]:
-    """Hold back a terminal's signals for this thread, and for good for a child that is started meanwhile.
+    """Hold back `HELD` for this thread, and for a child that is started meanwhile until it says otherwise.
 
     A child is in the terminal's process group until it has a session of its own, and `subprocess` gives it the default
     actions before that: a Ctrl-C in between would kill the child, before a line of it has run.  To us it comes later.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start(module: str, control: socket.socket, output: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """Start `python -m MODULE FD CONTRACT`, in a session of its own; `control` is its end of a socket pair, and closed.
+
+    The module is to call `accept_sigterm` first.  An exception that a signal's handler raises comes when there is a
+    child that can be ended, and it is: within `subprocess` it would leave one that nobody knows.  Raises OSError.
+    """
+    child = None
+    try:
+        with control, unsignalled():
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(control.fileno()), contract.CONTRACT],
+                cwd="/",
+                pass_fds=[control.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+    except BaseException:
+        if child is not None:
+            child.kill()
+            child.wait()
+        raise
+    return child
+
+
+def accept_sigterm() -> None:
+    """In a child that `start` began: SIGTERM ends it from now on, also one that has come already."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def how_ended(code: int, *, by_us: bool = False, needs: str = "") -> str:

@@ -419,7 +419,7 @@ def test_the_compiler_is_known_without_importing_it(tmp_path: Path, monkeypatch:
     ("end", "how"),
     [
         ("kill -KILL $$", "signal 9, most likely for want of memory: .* MemoryMax=, and for oom in dmesg"),
-        ("kill -TERM $$", "signal 15"),
+        ("kill -USR1 $$", "signal 10"),
         ("exit 3", "exit status 3"),
         ("kill -INT $$; exit 3", "exit status 3"),
         ("exec bash -c 'eval \"exec $0>&-\"; exec sleep 60' $4", "signal 9"),

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A child that is started while its terminal's Ctrl-C comes."""
+"""A child that is started while a signal comes."""
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,24 +15,25 @@ from typing import Any
 
 import pytest
 
-from tapmirror.spawn import LOOK, TERMINAL, how_ended, unsignalled
+from tapmirror import spawn
+from tapmirror.spawn import HELD, LOOK, how_ended, unsignalled
 
 
 @pytest.fixture
 def heard() -> Iterator[list[int]]:
-    """The signals of a terminal that came to us; the actions are put back."""
+    """The signals that came to us; the actions are put back."""
     found: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
         found.append(number)
 
-    before = {number: signal.signal(number, handle) for number in TERMINAL}
+    before = {number: signal.signal(number, handle) for number in HELD}
     yield found
     for number, action in before.items():
         signal.signal(number, action)
 
 
-@pytest.mark.parametrize("number", sorted(TERMINAL))
+@pytest.mark.parametrize("number", sorted(HELD))
 def test_a_signal_waits_and_comes_afterwards(heard: list[int], number: int) -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with unsignalled():
@@ -40,12 +43,57 @@ def test_a_signal_waits_and_comes_afterwards(heard: list[int], number: int) -> N
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 
-@pytest.mark.parametrize("number", sorted(TERMINAL))
+@pytest.mark.parametrize("number", sorted(HELD))
 def test_a_child_does_not_die_of_one_before_it_runs(number: int) -> None:
     program = f"import os; os.kill(os.getpid(), {int(number)}); print('alive')"
     with unsignalled():
         done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
     assert (done.returncode, done.stdout) == (0, b"alive\n")
+
+
+class Ended(BaseException):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.parametrize("number", sorted(HELD))
+def test_a_child_does_not_outlive_the_exception_of_a_signal(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Not even one that stands still, and so does not see that its control socket is closed."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    class Signalled(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            begun.append(self)
+            os.kill(self.pid, signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), number)
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise Ended
+
+    before = signal.signal(number, handle)
+    monkeypatch.setattr(subprocess, "Popen", Signalled)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with ours, pytest.raises(Ended):
+            spawn.start("tapmirror.worker", theirs)
+        assert theirs.fileno() == -1
+        assert begun[0].returncode == -signal.SIGKILL
+    finally:
+        signal.signal(number, before)
+        begun[0].kill()
+
+
+@pytest.mark.parametrize("module", ["tapmirror.loader", "tapmirror.worker"])
+def test_sigterm_ends_a_child_all_the_same(module: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        child = spawn.start(module, theirs)
+        try:
+            child.terminate()
+            assert child.wait(60.0) == -signal.SIGTERM
+        finally:
+            child.kill()
+            child.wait()
 
 
 @pytest.mark.parametrize(

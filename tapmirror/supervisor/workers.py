@@ -17,7 +17,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,9 +24,9 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from tapmirror import contract, privsep, stdio
+from tapmirror import privsep, stdio
 from tapmirror.events import DropReason
-from tapmirror.spawn import how_ended, unsignalled
+from tapmirror.spawn import how_ended, start
 from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import MAX_WORKERS
 from tapmirror.supervisor.figures import checked, with_past
@@ -115,16 +114,7 @@ class WorkerProcess:
             self._output.close(0.0)
             raise
         try:
-            with theirs, unsignalled():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "tapmirror.worker", str(theirs.fileno()), contract.CONTRACT],
-                    cwd="/",
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._output.theirs,
-                    stderr=self._output.theirs,
-                    start_new_session=True,
-                )
+            self._process = start("tapmirror.worker", theirs, self._output.theirs)
         except BaseException:
             self._control.close()
             self._output.close(0.0)

@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from tapmirror import contract, privsep, stdio
+from tapmirror.spawn import accept_sigterm
 from tapmirror.worker.assembly import prepare
 from tapmirror.worker.setup import Setup, SetupError, memory_limit
 
@@ -23,6 +24,7 @@ SETUP_BYTES: Final = 16 << 20
 
 def main() -> None:
     """Set up, give up privileges, serve."""
+    accept_sigterm()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stdio.print_without_waiting()
     control = socket.socket(fileno=int(sys.argv[1]))
