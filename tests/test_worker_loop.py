@@ -18,9 +18,10 @@ from tapmirror import privsep
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor, Replay
 from tapmirror.source import Counters
-from tapmirror.spec import Limits, TapSpec, parse_shadow
+from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
 from tapmirror.tracer import Loop, Tracer
-from tapmirror.worker.loop import BATCH, BATCH_BYTES, TOGETHER, Worker
+from tapmirror.worker.loop import BATCH, BATCH_BYTES, HOLD, SHORT_HOLD, TOGETHER, Worker
+from tapmirror.worker.restraint import LATE
 from tapmirror.worker.setup import MESSAGE
 
 REST = {each.name for each in msgspec.structs.fields(Counters)} - {"seen", "emitted", "loop"}
@@ -121,6 +122,56 @@ def test_after_a_batch_that_ended_for_its_bytes_there_is_no_pause(monkeypatch: p
 
     assert asked == [BATCH_BYTES]
     assert bool(pauses) is not cut
+
+
+@pytest.mark.parametrize(
+    ("age", "timing", "pacing", "compared", "pause"),
+    [
+        (0.0, False, Pacing.ASAP, False, HOLD),
+        (2 * LATE, False, Pacing.ASAP, False, SHORT_HOLD),
+        (0.0, True, Pacing.ASAP, False, SHORT_HOLD),
+        (0.0, False, Pacing.WAIT, False, SHORT_HOLD),
+        (0.0, False, Pacing.ASAP, True, SHORT_HOLD),
+    ],
+    ids=["as a rule", "late", "timing", "paced", "compared"],
+)
+def test_how_long_a_pause_is(
+    monkeypatch: pytest.MonkeyPatch, age: float, timing: bool, pacing: Pacing, compared: bool, pause: float
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+
+    def read(limit: int, size: int, finish: Any) -> Iterator[Any]:
+        return iter([None] * 8)
+
+    def stop(wait: float, clock: Callable[[], float]) -> None:
+        worker.stop()
+
+    source: Any = SimpleNamespace(age=lambda now: age, fill=lambda: 0.0, read=read, cut=False)
+    replay: Any = SimpleNamespace(
+        execute=None,
+        push=lambda: None,
+        expire=lambda now: None,
+        next_deadline=lambda: None,
+        is_timing=lambda now: timing,
+        behind=False,
+        run_once=stop,
+    )
+    pipeline: Any = SimpleNamespace(
+        feed=lambda segment, now: (),
+        expire=lambda now: (),
+        flows=SimpleNamespace(ack_requests=(), impatient=False),
+        rest=(),
+        answer_requests=[],
+        window=None,
+    )
+    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),), pacing=pacing)
+    worker = Worker(spec, source, replay, Ledger(), None, pipeline if compared else None)
+    worker._pipeline = pipeline
+    worker.run(lambda: 0.001)
+    os.close(worker._memory)
+
+    assert pauses == [pause]
 
 
 def test_what_is_left_of_a_segment_is_done_before_the_next_one_is_read_and_others_get_their_turns_between() -> None:
@@ -237,6 +288,7 @@ def looping(
         push=lambda: None,
         expire=overdue,
         next_deadline=lambda: None,
+        is_timing=lambda now: False,
         run_once=turn or (lambda wait, clock: worker.stop()),
     )
     worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, replay, Ledger())
@@ -259,6 +311,7 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeyp
         push=lambda: done.append("push"),
         expire=lambda now: None,
         next_deadline=lambda: None,
+        is_timing=lambda now: False,
         run_once=stop,
     )
     worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, replay, Ledger())

@@ -41,9 +41,12 @@ TOGETHER: Final = 64
 """Commands that are carried out together: in turns with reassembly and framing, either would find the processor's
 caches full of the other's code, and the kernel's, each time.  Where answers are compared the two are not apart: replay
 asks the pipeline for conversations."""
-HOLD: Final = 0.0012
+HOLD: Final = 0.003
 """Pause in seconds after a batch while traffic is dense: one wake-up, which costs as much as three requests, then
-serves several, and none is held much longer than a millisecond."""
+serves several.  It is the delay of copies, and a burst for the shadow."""
+SHORT_HOLD: Final = 0.0012
+"""The pause where a time that is taken would have it in it, where answers are compared or waited for, and for a worker
+that is late."""
 FEW: Final = 1
 """Traffic is dense when the pause will bring this many records, going by the last batch; with fewer
 it costs more than it saves."""
@@ -82,6 +85,9 @@ class Worker:
         """What is sent comes back to production: nothing more is read, nor sent at the end."""
         self._paced = spec.pacing is Pacing.WAIT
         self._together = TOGETHER if comparing is None else 1
+        self._hold = HOLD if comparing is None and not self._paced else SHORT_HOLD
+        self._late = False
+        """The last batch had waited for longer than pauses and batches take."""
         self._stopping = False
         self._whole = False
         """The last ledger is to have all that the comparison knows."""
@@ -96,7 +102,7 @@ class Worker:
         """The last batch was as large as one may be, or something is left to do of it."""
         self._given_up = 0, 0
         """Segments and bytes that were captured and will not be read."""
-        self._restraint = Restraint(BATCH, HOLD)
+        self._restraint = Restraint(BATCH, SHORT_HOLD)
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
         """An answer that the supervisor has not got whole yet."""
@@ -146,13 +152,14 @@ class Worker:
                 else:
                     next_tick = self._tick(now)
             if count:
+                hold = SHORT_HOLD if self._late or self._replay.is_timing(now) else self._hold
                 if (
                     not self._full
-                    and count * HOLD >= FEW * (now - last_batch)
+                    and count * hold >= FEW * (now - last_batch)
                     and not (self._paced and self._replay.behind)
                 ):
                     self._replay.push()
-                    time.sleep(HOLD)
+                    time.sleep(hold)
                 last_batch = now
             behind = self._pipeline.rest and not self._loops
             wait = 0.0 if behind else max(0.0, next_tick - now)
@@ -283,7 +290,8 @@ class Worker:
 
         age = self._source.age(now)
         limit = BATCH
-        if age > LATE or self._full:
+        self._late = age > LATE
+        if self._late or self._full:
             limit = self._restraint.limit(now, age, self._read, time.thread_time(), self._source.fill())
         for segment in self._source.read(limit, BATCH_BYTES, execute):
             commands += feed(segment, now)
