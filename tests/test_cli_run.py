@@ -835,6 +835,29 @@ def test_what_the_second_signal_does(number: signal.Signals, then: signal.Handle
         os.close(stop_write)
 
 
+class Finalized:
+    """A signal comes amid its end, where Python takes no exception."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_lost_ends_what_has_begun() -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stop_read, stop_write = os.pipe()
+    os.set_blocking(stop_read, False)
+    try:
+        with Signals(stop_write).interrupting():
+            Finalized()
+        assert os.read(stop_read, 2) == b"x"
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        os.close(stop_read)
+        os.close(stop_write)
+
+
 def test_the_report_is_written_though_the_ledger_cannot_be_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

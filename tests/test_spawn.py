@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from signalled import Ended, met_by_a_signal
 from tapmirror import spawn
 from tapmirror.spawn import HELD, LOOK, how_ended, unsignalled
 
@@ -51,36 +51,15 @@ def test_a_child_does_not_die_of_one_before_it_runs(number: int) -> None:
     assert (done.returncode, done.stdout) == (0, b"alive\n")
 
 
-class Ended(BaseException):
-    """What a signal's handler raises."""
-
-
 @pytest.mark.parametrize("number", sorted(HELD))
-def test_a_child_does_not_outlive_the_exception_of_a_signal(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_child_does_not_outlive_the_exception_of_a_signal(number: int) -> None:
     """Not even one that stands still, and so does not see that its control socket is closed."""
-    begun: list[subprocess.Popen[bytes]] = []
-
-    class Signalled(subprocess.Popen[bytes]):
-        def __init__(self, *args: Any, **more: Any) -> None:
-            super().__init__(*args, **more)
-            begun.append(self)
-            os.kill(self.pid, signal.SIGSTOP)
-            signal.pthread_kill(threading.get_ident(), number)
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        raise Ended
-
-    before = signal.signal(number, handle)
-    monkeypatch.setattr(subprocess, "Popen", Signalled)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        with ours, pytest.raises(Ended):
+    with ours, met_by_a_signal(number) as begun:
+        with pytest.raises(Ended):
             spawn.start("tapmirror.worker", theirs)
         assert theirs.fileno() == -1
-        assert begun[0].returncode == -signal.SIGKILL
-    finally:
-        signal.signal(number, before)
-        begun[0].kill()
+        assert [child.returncode for child in begun] == [-signal.SIGKILL]
 
 
 @pytest.mark.parametrize("module", ["tapmirror.loader", "tapmirror.worker"])

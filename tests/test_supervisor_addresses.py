@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from lab import Lab
+from signalled import Ended, ending, signal_ourselves
+from tapmirror.supervisor import addresses
 from tapmirror.supervisor.addresses import largest_packet, local_addresses, packed, port
 
 needs_lab = pytest.mark.e2e
@@ -41,6 +43,32 @@ def test_the_port_of_a_socket_address(address: tuple[Any, ...]) -> None:
 def test_what_the_kernel_refuses_is_an_oserror() -> None:
     with pytest.raises(OSError, match="No such device"):
         largest_packet("no_such_one")
+
+
+class Signalled:
+    """A netlink socket of which a signal comes before it is open."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def __enter__(self) -> Signalled:
+        signal_ourselves()
+        self.done.append("opened")
+        return self
+
+    def get_addr(self) -> list[Any]:
+        return []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.done.append(kind)
+
+
+def test_a_signal_does_not_interrupt_what_asks_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    netlink = Signalled()
+    monkeypatch.setattr(addresses, "IPRoute", lambda: netlink)
+    with ending(), pytest.raises(Ended):
+        local_addresses()
+    assert netlink.done == ["opened", None]
 
 
 @needs_lab

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import open_to_all, until
+from signalled import Ended, met_by_a_signal
 from tapmirror.spec import Shadow
 from tapmirror.supervisor import resolving
 from tapmirror.supervisor.addresses import ADDRESSES, Address
@@ -64,6 +66,13 @@ def test_an_address_takes_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_link_local_address_without_an_interface_is_none(host: str) -> None:
     with pytest.raises(ResolveError, match="is one of an interface"):
         look_up(Shadow(host=host, port=81), OURSELVES)
+
+
+def test_a_signal_while_it_is_asked_leaves_no_process() -> None:
+    with met_by_a_signal() as begun:
+        with pytest.raises(Ended):
+            look_up(Shadow(host="localhost", port=81), OURSELVES)
+        assert [child.returncode for child in begun] == [-signal.SIGKILL]
 
 
 @pytest.fixture

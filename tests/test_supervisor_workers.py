@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from lab import PATIENCE, Lab, until
+from signalled import Ended, ending, signal_ourselves
 from tapmirror import contract, privsep
 from tapmirror.ledger import summed
 from tapmirror.source.sockets import open_live
@@ -82,6 +83,32 @@ def test_it_answers_and_goes_when_let_go(lab: Lab) -> None:
     finally:
         worker.close(5.0)
     assert not os.path.exists(f"/proc/{worker.pid}")
+
+
+def test_a_signal_while_one_is_started_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whatever line of ours: here it stands still already, and its set-up was not sent."""
+    begun: list[int] = []
+
+    class Signalled(Scheduled):
+        def __init__(self, pid: int) -> None:
+            begun.append(pid)
+            os.kill(pid, signal.SIGSTOP)
+            signal_ourselves()
+            super().__init__(pid)
+
+    monkeypatch.setattr(workers, "Scheduled", Signalled)
+    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow(f"{SHADOW}:80"),))
+    setup = Setup(spec=spec, addresses=[], capture="packet", uid=os.getuid(), gid=os.getgid())
+    slot = WorkerSlot(lambda: (setup, []), print, print)
+    try:
+        with ending(), pytest.raises(Ended):
+            slot.begin()
+        slot.close(0.0)
+        assert [os.path.exists(f"/proc/{pid}") for pid in begun] == [False]
+    finally:
+        for pid in begun:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @real

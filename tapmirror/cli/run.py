@@ -167,7 +167,10 @@ class Signals:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Meanwhile a signal raises `Interrupted`, wherever that waits."""
+        """Meanwhile a signal raises `Interrupted`, wherever that waits.
+
+        Where Python takes no exception (amid the end of an object) it is lost; there is the byte all the same.
+        """
         self._interrupts = True
         try:
             yield
@@ -177,10 +180,10 @@ class Signals:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.write(self._write_end, b"x")
         if self._interrupts:
             self._interrupts = False
             raise Interrupted
-        os.write(self._write_end, b"x")
 
 
 def say_starting(*, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 from pyroute2 import IPRoute, NetlinkError
 
 from tapmirror.safety import plain
+from tapmirror.spawn import unsignalled
 
 ADDRESSES: Final = 16
 """Addresses of a shadow's name that are used."""
@@ -35,9 +36,13 @@ def port(address: tuple[Any, ...]) -> int:
 
 @contextlib.contextmanager
 def _netlink() -> Iterator[Any]:
-    """What asks the kernel.  Raises OSError, also where the kernel refuses: that has an error class of its own."""
+    """What asks the kernel.  Raises OSError, also where the kernel refuses: that has an error class of its own.
+
+    pyroute2 may run an asyncio loop for it, which logs an exception that a signal's handler raises, and goes on or
+    waits for ever: a signal comes afterwards.
+    """
     try:
-        with IPRoute() as netlink:
+        with unsignalled(), IPRoute() as netlink:
             yield netlink
     except NetlinkError as error:
         raise OSError(error.code, os.strerror(error.code)) from None

@@ -22,10 +22,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Final, TypeAlias
 
 import msgspec
 
+from tapmirror.spawn import unsignalled
 from tapmirror.spec import Shadow
 from tapmirror.supervisor.addresses import ADDRESSES, Address
 
@@ -58,17 +60,17 @@ def look_up(shadow: Shadow, identity: tuple[int, int]) -> list[Address]:
         if address.version == 6 and address.is_link_local:  # connect(2) refuses it, for ever
             raise ResolveError("a link-local address is one of an interface, as in [fe80::1%eth0]:80")
         return parsed(f"{shadow.host} STREAM".encode(), shadow.port)
-    try:
-        process = _ask(shadow.host, identity)
-    except OSError as error:
-        raise ResolveError(f"getent: {error.strerror}") from None
-    with process:
+    with ExitStack() as stack:
+        try:
+            with unsignalled():  # what a signal's handler raises comes when it is known what is to be ended
+                process = stack.enter_context(_ask(shadow.host, identity))
+                stack.callback(process.kill)
+        except OSError as error:
+            raise ResolveError(f"getent: {error.strerror}") from None
         try:
             code, output = _wait(process, time.monotonic() + FIRST_TIME)
         except subprocess.TimeoutExpired:
             raise ResolveError(f"no answer within {FIRST_TIME:g} s") from None
-        finally:
-            process.kill()
     found = _read(code, output, shadow.port)
     if isinstance(found, str):
         raise ResolveError(found)

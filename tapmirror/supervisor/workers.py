@@ -26,7 +26,7 @@ import msgspec
 
 from tapmirror import privsep, stdio
 from tapmirror.events import DropReason
-from tapmirror.spawn import how_ended, start
+from tapmirror.spawn import how_ended, start, unsignalled
 from tapmirror.spec.shadow import Shadow
 from tapmirror.spec.tap import MAX_WORKERS
 from tapmirror.supervisor.figures import checked, with_past
@@ -462,10 +462,10 @@ class WorkerSlot:
         self._drains = False
         setup, fds = self._make()
         self._shadows = setup.spec.shadows
+        setup = msgspec.structs.replace(setup, past=self._handover)
         try:
-            self._process = WorkerProcess(
-                msgspec.structs.replace(setup, past=self._handover), fds, self._warn, self._said
-            )
+            with unsignalled():  # what a signal's handler raises comes when `close` knows of it
+                self._process = WorkerProcess(setup, fds, self._warn, self._said)
         finally:
             for fd in fds:
                 os.close(fd)
