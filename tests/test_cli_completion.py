@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import PATIENCE
 from tapmirror.cli.completion import MENDED
 from tapmirror.control.messages import write_answer
 
@@ -160,7 +161,7 @@ def test_zsh_completes(environment: dict[str, str], way: str) -> None:
 
 def shows(terminal: int, text: str) -> None:
     """Wait until it does."""
-    seen, end = "", time.monotonic() + 30
+    seen, end = "", time.monotonic() + PATIENCE
     while text not in seen:
         assert time.monotonic() < end, f"{text!r} is not in {seen!r}"
         if select.select([terminal], [], [], 0.1)[0]:

@@ -197,19 +197,23 @@ def test_a_byte_now_and_then_wins_no_time(served: Served, monkeypatch: pytest.Mo
 
 
 def test_the_time_for_a_request_begins_with_its_first_byte(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HALF_TIME", 1.0)
+    monkeypatch.setattr(server, "HALF_TIME", PATIENCE)
     with connect(served.path) as sock:
-        time.sleep(1.2)
+        until(lambda: bool(served.server._clients), "the connection")
+        (client,) = served.server._clients
+        client.since -= 2 * PATIENCE
         sock.sendall(b'{"v":1,"id":3,')
-        time.sleep(0.1)  # it is looked at meanwhile
+        until(lambda: len(client.lines) > 0, "the first bytes")
+        served.do(lambda: served.server.expire(time.monotonic()))
         sock.sendall(b'"op":"list"}\n')
         assert json.loads(sock.makefile("rb").readline())["id"] == 3
 
 
 def test_an_idle_client_is_given_up_and_one_that_waits_is_not(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "IDLE_TIME", 0.1)
     with connect(served.path) as idle, connect(served.path) as waiting:
         waiting.sendall(b'{"v":1,"id":5,"op":"status"}\n')
+        until(lambda: len(served.calls) == 1, "the request")
+        monkeypatch.setattr(server, "IDLE_TIME", 0.1)
         assert rest(idle) == b""
         served.do(lambda: served.calls[0].answer({}))
         assert json.loads(waiting.makefile("rb").readline())["id"] == 5

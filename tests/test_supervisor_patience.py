@@ -73,7 +73,7 @@ def test_what_sleeps_or_is_stopped_waits_for_no_cpu(scheduled: list[Scheduled], 
 def test_the_time_on_a_cpu_counts(scheduled: list[Scheduled]) -> None:
     """Of an endless loop on a host that is busy, or not."""
     with process("while True: pass") as running:
-        before, began = on_cpu(running), time.monotonic()
+        began, before = time.monotonic(), on_cpu(running)
         waited = starved(running, scheduled, 1.0)
         running.send_signal(signal.SIGSTOP)
         assert waited + on_cpu(running) - before < time.monotonic() - began + 0.1

@@ -298,10 +298,9 @@ def test_who_looks_after_a_command_sees_what_it_changed(
     runner: Runner, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not the share of the last snapshot, which may be a second old."""
+    monkeypatch.setattr(module, "INTERVAL", 3600.0)
     runner.start()
     until(lambda: runner.ledger is not None, "a ledger")
-    monkeypatch.setattr(module, "INTERVAL", 3600.0)
-    time.sleep(0.05)  # the next look is in an hour
     script.fails["snapshot"] = "nobody looks"
     for command, reason in ((runner.pause, "paused"), (runner.resume, "")):
         command().result(10)

@@ -226,9 +226,10 @@ def test_the_worker_has_no_privilege_and_holds_little(lab: Lab, capture: str) ->
             assert limits.partition(name)[2].split()[:2] == ["0", "0"]
         assert int(limits.partition("Max data size")[2].split()[0]) == Limits().memory
         assert Path(f"/proc/{worker}/oom_score_adj").read_text() == "1000\n"
-        assert os.getpriority(os.PRIO_PROCESS, worker) == NICENESS
+        niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))  # whatever the tests run at
+        assert os.getpriority(os.PRIO_PROCESS, worker) == niceness
         session = Path(f"/proc/{worker}/autogroup")  # of CONFIG_SCHED_AUTOGROUP
-        assert not session.exists() or session.read_text().endswith(f"nice {NICENESS}\n")
+        assert not session.exists() or session.read_text().endswith(f"nice {niceness}\n")
         assert int(limits.partition("Max open files")[2].split()[0]) <= Limits().connections + 64
         files = {number: os.readlink(f"/proc/{worker}/fd/{number}") for number in os.listdir(f"/proc/{worker}/fd")}
         assert len(files) <= 12, files
