@@ -77,9 +77,15 @@ def test_a_worker_that_gets_too_little_cpu_gets_less_to_do(lab: Lab) -> None:
 
         plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=20, rate=3_000, per_connection=50)
         running = Load(lab.client, plan)
+        shares: list[dict[str, Any]] = []
+
+        def behind() -> bool:
+            shares.append(seen()["share"])
+            return "too little CPU" in shares[-1]["reason"]
+
         with starved(worker, 0.02):
-            until(lambda: "too little CPU" in seen()["share"]["reason"], "less")
-        share = seen()["share"]
+            until(behind, "less")
+        share = shares[-1]
         assert 0 < share["effective"] < 100
         assert re.fullmatch(r"the workers get too little CPU: they are \d+\.\d\d s behind", share["reason"])
         assert running.stop().failed == 0
@@ -164,7 +170,9 @@ def test_a_forwarder_with_nobody_behind_it_is_left_alone_and_taken_up_again_by_i
             until(lambda: share()[0] == 0.0, "open", PATIENCE)
             until(lambda: share()[0] > 0.0 and "it is tried again" in share()[1], "half-open", PATIENCE)
             until(lambda: share()[0] == 0.0, "open", PATIENCE)
-            assert share()[1].endswith("it breaks all connections off without a byte; tried again after 2 s"), said
+            assert re.search(r"it breaks all connections off without a byte; tried again after \d+ s$", said[-1][1]), (
+                said
+            )
         with Nginx(lab.shadow) as shadow:
             until(lambda: share() == (100.0, ""), "closed", PATIENCE)
             shadow.wait_for(500, PATIENCE)
@@ -231,7 +239,7 @@ def test_of_two_shadows_the_one_that_answers_errors_is_spared(lab: Lab) -> None:
 
         with HashSink(lab.shadow, port=81, status=500) as bad:
             until(lambda: seen() == (100.0, 0.0, "open"), "open", PATIENCE)
-            assert "at present 0 %, UNWELL: " in daemon.run("status").stdout
+            until(lambda: "at present 0 %, UNWELL: " in daemon.run("status").stdout, "the state", PATIENCE)
             before = len(bad.got), len(shadow.got)
             until(lambda: seen()[2] == "half-open", "half-open", PATIENCE)
             assert len(bad.got) - before[0] < (len(shadow.got) - before[1]) / 4, "a few connections at most"
