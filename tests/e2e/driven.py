@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from e2e.mirror import PATIENCE, ROOM
-from lab import Host
+from lab import HashSink, Host
 from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.supervisor.tap import Tap
 
@@ -57,15 +57,20 @@ def serve_for(tap: Tap, seconds: float) -> None:
     serve(tap, lambda: time.monotonic() >= end, "the time")
 
 
-def serve_until_same(tap: Tap, look: Callable[[], object], seconds: float) -> None:
-    """Drive the tap until what is looked at has been the same for so long: what was under way has come to its end."""
-    found, since = look(), time.monotonic()
+def serve_until_same(tap: Tap, look: Callable[[], object], production: HashSink, requests: int) -> None:
+    """Drive the tap until what is looked at has been the same for so many of production's requests: what was under way
+    has come to its end.
+
+    Only a few count of those between two looks, and the worker has answered before each: it may have been held up.
+    """
+    found, count, passed = look(), len(production.got), 0
 
     def same() -> bool:
-        nonlocal found, since
-        now = look()
-        if now != found:
-            found, since = now, time.monotonic()
-        return time.monotonic() - since > seconds
+        nonlocal found, count, passed
+        tap.snapshot()
+        before, found = found, look()
+        more, count = len(production.got) - count, len(production.got)
+        passed = passed + min(more, 20) if found == before else 0
+        return passed >= requests
 
     serve(tap, same, "no change")

@@ -114,7 +114,8 @@ def test_a_share_that_changes_under_load(lab: Lab, capture: Capture, protocol: P
             flows: list[int] = []
             for percent in (60.0, 20.0, 60.0, 100.0):
                 tap.set_percent(percent)
-                serve_until_same(tap, lambda: tap.snapshot()["flows"], 0.6)  # in which each connection is used
+                # in which each connection is used
+                serve_until_same(tap, lambda: tap.snapshot()["flows"], production, 180)
                 flows.append(tap.snapshot()["flows"])
                 identity(tap.snapshot())
                 assert tap.snapshot()["share"]["percent"] == percent
@@ -153,7 +154,7 @@ def test_a_share_of_requests_that_changes(lab: Lab, by: dict[str, Any]) -> None:
             running = heavy(lab, rate=800, bodies=(10,))
             serve(tap, lambda: len(shadow.got) > 200, "mirroring")
             tap.set_percent(0)
-            serve_until_same(tap, lambda: len(shadow.got), 0.5)
+            serve_until_same(tap, lambda: len(shadow.got), production, 150)
             count = len(shadow.got)
             serve_for(tap, 0.5)
             assert len(shadow.got) == count
@@ -175,7 +176,7 @@ def test_a_pause_under_load(lab: Lab, capture: Capture) -> None:
             serve(tap, lambda: len(shadow.got) > 100, "mirroring")
             tap.pause()
             assert (tap.state, tap.snapshot()["share"]["effective"]) == ("paused", 0.0)
-            serve_until_same(tap, lambda: len(shadow.got), 0.5)
+            serve_until_same(tap, lambda: len(shadow.got), production, 150)
             before, count = tap.snapshot(), len(shadow.got)
             identity(before)
             assert before["flows"] == 0
