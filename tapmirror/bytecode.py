@@ -31,6 +31,9 @@ MAP_TYPE_ARRAY: Final = 2
 MAP_TYPE_ARRAY_OF_MAPS: Final = 12
 MAP_TYPE_RINGBUF: Final = 27
 PROG_TYPE_SOCKET_FILTER: Final = 1
+ATTEMPTS: Final = 5
+"""At loading a program, as libbpf makes.  The verifier gives up with EAGAIN when it sees a signal: one comes to each
+process that is stopped or frozen (a container that is paused, a host that is suspended) and goes on."""
 LICENSE: Final = b"Dual BSD/GPL\0"
 """Licence of the programs in bpf/, as the kernel is told: bpf_ktime_get_ns is there for GPL-compatible ones only."""
 
@@ -192,10 +195,15 @@ def _load(instructions: bytes) -> int:
     text = ctypes.create_string_buffer(instructions, len(instructions))
     license_text = ctypes.create_string_buffer(LICENSE)
     count = len(instructions) // _INSTRUCTION.size
-    return _bpf(
-        PROG_LOAD,
-        struct.pack("=IIQQ", PROG_TYPE_SOCKET_FILTER, count, ctypes.addressof(text), ctypes.addressof(license_text)),
+    attributes = struct.pack(
+        "=IIQQ", PROG_TYPE_SOCKET_FILTER, count, ctypes.addressof(text), ctypes.addressof(license_text)
     )
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _bpf(PROG_LOAD, attributes)
+        except BlockingIOError:
+            pass
+    return _bpf(PROG_LOAD, attributes)
 
 
 def _bpf(command: int, attributes: bytes) -> int:

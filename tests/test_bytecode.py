@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -155,6 +157,25 @@ def test_the_kernel_takes_a_program_and_its_maps() -> None:
     finally:
         for fd in (program, *maps.values()):
             os.close(fd)
+
+
+@pytest.mark.parametrize(("times", "loaded"), [(bytecode.ATTEMPTS - 1, True), (bytecode.ATTEMPTS, False)])
+def test_a_program_that_the_verifier_left_for_a_signal_is_loaded_again(
+    monkeypatch: pytest.MonkeyPatch, times: int, loaded: bool
+) -> None:
+    left = times
+
+    def bpf(command: int, attributes: bytes) -> int:
+        nonlocal left
+        assert command == bytecode.PROG_LOAD
+        left -= 1
+        if left >= 0:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return 77
+
+    monkeypatch.setattr(bytecode, "_bpf", bpf)
+    with contextlib.nullcontext() if loaded else pytest.raises(OSError, match="temporarily"):
+        assert bytecode.load(Code(RETURN_0, [], []), {}) == (77, {})
 
 
 @pytest.mark.ebpf
