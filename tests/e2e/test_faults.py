@@ -329,9 +329,13 @@ def test_a_connection_that_a_full_accept_queue_turns_away_is_mirrored_when_produ
         tap = stack.enter_context(Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture))
         with lab.client.enter():
             clients = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for client in clients:
-            client.setblocking(False)
-            client.connect_ex((lab.node.addr4, 80))
+        with pytest.raises(ConnectionRefusedError), connect(lab.client, lab.node.addr4, 81):
+            pass  # from here on the neighbours are known
+        assert lab.relay is not None
+        with lab.relay.held():
+            for client in clients:
+                client.setblocking(False)
+                client.connect_ex((lab.node.addr4, 80))
         for number, client in enumerate(clients):
             client.settimeout(PATIENCE)
             select.select([], [client], [], PATIENCE)

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
@@ -71,6 +72,15 @@ class Relay:
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
             raise LabError("the relay did not start")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile no frame passes; they wait."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> RelayCount:
         """Cut the link; what was counted."""
