@@ -44,11 +44,12 @@ class Bench:
         observers: Observers | None = None,
         **limits: Any,
     ) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
         self.address = self.listener.getsockname()
         self.listener.setblocking(False)
-        if not listen:
-            self.listener.close()
+        if listen:
+            self.listener.listen(backlog)
         spec = TapSpec(
             iface="lo",
             ports=(80,),

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from lab import PATIENCE, Lab
+from loopback import refusing
 from tapmirror import doctor, loader, privsep
 from tapmirror.doctor import Finding, Level, can_start, examine
 from tapmirror.events import LOOP_DSCP
@@ -206,9 +207,8 @@ def test_a_pattern_that_nothing_is_like_is_waited_for() -> None:
 
 
 def test_a_shadow_that_does_not_answer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    (finding,) = doctor.reach(parse_shadow(f"127.0.0.1:{port}"))
+    with refusing() as (_, port):
+        (finding,) = doctor.reach(parse_shadow(f"127.0.0.1:{port}"))
     assert finding.level is Level.WARN
     assert finding.text == f"127.0.0.1 port {port} cannot be reached: Connection refused"
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
+from lab import until
+from loopback import OURS
 from tapmirror.events import END, Part
 from tapmirror.framing import HeadMemory, RequestFramer
 
@@ -31,7 +32,7 @@ http {{
     scgi_temp_path {dir}/scgi;
     keepalive_requests 100000;
     server {{
-        listen 127.0.0.1:{port};
+        listen {address}:{port};
         location / {{ return 200 "{mark}"; }}
     }}
 }}
@@ -52,26 +53,27 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         pytest.skip("nginx is not installed")
     folder: Path = tmp_path_factory.mktemp("nginx")
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((OURS, 0))
         port: int = probe.getsockname()[1]
     config = folder / "nginx.conf"
-    config.write_text(CONFIG.format(dir=folder, port=port, mark=MARK.decode()))
+    config.write_text(CONFIG.format(dir=folder, address=OURS, port=port, mark=MARK.decode()))
     server = subprocess.Popen([program, "-p", folder, "-c", config], stderr=subprocess.DEVNULL)
     try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        until(lambda: listens(port), "nginx")
         yield port
     finally:
         server.terminate()
         server.wait()
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((OURS, port)) == 0
+
+
 def read_by_nginx(port: int, stream: bytes) -> int:
     """How many requests nginx found in a connection's bytes and would have served."""
-    with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
+    with socket.create_connection((OURS, port), timeout=300) as connection:
         connection.sendall(stream)
         connection.shutdown(socket.SHUT_WR)
         answers = b""

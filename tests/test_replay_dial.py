@@ -9,12 +9,14 @@ import errno
 import select
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab import PATIENCE, Certificates
+from loopback import refusing
 from tapmirror.events import LOOP_DSCP, DropReason
 from tapmirror.ledger import Ledger
 from tapmirror.replay.backoff import FIRST, UNANSWERED
@@ -50,10 +52,10 @@ def close(*lanes: Lane) -> None:
 
 
 @pytest.fixture
-def closed_port() -> Any:
+def closed_port() -> Iterator[Any]:
     """An address where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()
+    with refusing() as address:
+        yield address
 
 
 @pytest.mark.parametrize("http", [True, False])

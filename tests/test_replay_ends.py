@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from lab import PATIENCE
+from loopback import refusing
 from replay_bench import GET, GIVEN_UP, OK, RESET, WHOLE, Bench, ended
 from tapmirror.events import END, START, Abort, DropReason, Excuse, Finish, Open, Send, Turn
 from tapmirror.exchange import Unpaired
@@ -302,10 +302,8 @@ def test_nothing_is_sent_twice(bench: Bench) -> None:
 
 
 def test_of_two_addresses_one_that_refuses_costs_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        refusing = (socket.AF_INET, closed.getsockname())
-    with Bench() as bench:
-        bench.reactor.readdress([refusing, (socket.AF_INET, bench.address)])
+    with refusing() as closed, Bench() as bench:
+        bench.reactor.readdress([(socket.AF_INET, closed), (socket.AF_INET, bench.address)])
         for flow in range(1, 9):
             bench.open(flow)
         assert bench.ledger.requests.mirrored == 8
@@ -313,10 +311,8 @@ def test_of_two_addresses_one_that_refuses_costs_nothing() -> None:
 
 
 def test_a_raw_stream_goes_to_the_address_that_answers() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        refusing = (socket.AF_INET, closed.getsockname())
-    with Bench() as bench:
-        bench.reactor.readdress([refusing, (socket.AF_INET, bench.address)])
+    with refusing() as closed, Bench() as bench:
+        bench.reactor.readdress([(socket.AF_INET, closed), (socket.AF_INET, bench.address)])
         bench.give(Open(1, False))
         bench.send(1, b"raw", 0)
         sock = bench.accept()
@@ -331,14 +327,11 @@ def test_a_shadow_that_refuses() -> None:
             bench.iterate(0.1)
         assert bench.dropped() == {DropReason.SHADOW_DOWN: 50}
         assert bench.ledger.events["connect_ECONNREFUSED"] <= 10
-        with socket.create_server(bench.address) as listener:
-            bench.iterate(6.0)
-            bench.send(1, GET % 1)
-            bench.iterate()
-            sock, _ = listener.accept()
-            with sock:
-                sock.settimeout(PATIENCE)
-                assert bench.read(sock, len(GET % 1)) == GET % 1
+        bench.listener.listen()
+        bench.iterate(6.0)
+        bench.send(1, GET % 1)
+        sock = bench.accept()
+        assert bench.read(sock, len(GET % 1)) == GET % 1
 
 
 def test_a_shadow_that_does_not_answer() -> None:

@@ -26,9 +26,12 @@ class Three:
     """Three shadows; the second refuses."""
 
     def __init__(self) -> None:
-        self.listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        self.listeners = [socket.socket() for _ in range(3)]
+        for each in self.listeners:
+            each.bind(("127.0.0.1", 0))
         addresses = [each.getsockname() for each in self.listeners]
-        self.listeners[1].close()
+        for each in (self.listeners[0], self.listeners[2]):
+            each.listen()
         spec = TapSpec(iface="lo", ports=(80,), shadows=tuple(parse_shadow(f"{h}:{p}") for h, p in addresses))
         self.ledgers = [Ledger() for _ in addresses]
         self.replay = Replay(

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from lab import until
+from loopback import OURS
 from policy_cases import Tried, head
 from tapmirror.spec import By, Spread, TapSpec
 from tapmirror.spec.document import FileError
@@ -280,39 +282,39 @@ http {
     scgi_temp_path %(dir)s/scgi;
     keepalive_requests 100000;
     split_clients $http_x_user $backend { 30%% one; * ""; }
-    upstream one { server 127.0.0.1:%(one)d; }
+    upstream one { server %(address)s:%(one)d; }
     server {
-        listen 127.0.0.1:%(two)d;
-        listen 127.0.0.1:%(one)d;
+        listen %(address)s:%(two)d;
+        listen %(address)s:%(one)d;
         access_log %(dir)s/copies.log copy;
         return 200;
     }
     server {
-        listen 127.0.0.1:%(prod)d;
+        listen %(address)s:%(prod)d;
         return 200;
     }
     server {
-        listen 127.0.0.1:%(port)d;
+        listen %(address)s:%(port)d;
         server_name shop.test;
         mirror /all;
-        location / { proxy_pass http://127.0.0.1:%(prod)d; }
-        location = /none { mirror off; proxy_pass http://127.0.0.1:%(prod)d; }
-        location /both/ { mirror /all; mirror /some; proxy_pass http://127.0.0.1:%(prod)d; }
-        location /both/not/ { mirror off; proxy_pass http://127.0.0.1:%(prod)d; }
-        location ^~ /first/ { mirror /get; proxy_pass http://127.0.0.1:%(prod)d; }
-        location ~* \.(png|jpg)$ { mirror off; proxy_pass http://127.0.0.1:%(prod)d; }
-        location ~ ^/split { mirror /some; proxy_pass http://127.0.0.1:%(prod)d; }
-        location /twice/ { mirror /two; mirror /two; proxy_pass http://127.0.0.1:%(prod)d; }
+        location / { proxy_pass http://%(address)s:%(prod)d; }
+        location = /none { mirror off; proxy_pass http://%(address)s:%(prod)d; }
+        location /both/ { mirror /all; mirror /some; proxy_pass http://%(address)s:%(prod)d; }
+        location /both/not/ { mirror off; proxy_pass http://%(address)s:%(prod)d; }
+        location ^~ /first/ { mirror /get; proxy_pass http://%(address)s:%(prod)d; }
+        location ~* \.(png|jpg)$ { mirror off; proxy_pass http://%(address)s:%(prod)d; }
+        location ~ ^/split { mirror /some; proxy_pass http://%(address)s:%(prod)d; }
+        location /twice/ { mirror /two; mirror /two; proxy_pass http://%(address)s:%(prod)d; }
         location = /all {
             internal;
-            proxy_pass http://127.0.0.1:%(two)d$request_uri;
+            proxy_pass http://%(address)s:%(two)d$request_uri;
             proxy_set_header X-Real-IP $remote_addr;
         }
-        location = /two { internal; proxy_pass http://127.0.0.1:%(two)d$request_uri; }
+        location = /two { internal; proxy_pass http://%(address)s:%(two)d$request_uri; }
         location = /get {
             internal;
             if ($request_method != GET) { return 204; }
-            proxy_pass http://127.0.0.1:%(two)d/put/here;
+            proxy_pass http://%(address)s:%(two)d/put/here;
             proxy_set_header Host $http_host;
         }
         location = /some {
@@ -332,24 +334,25 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str, 
     if program is None:
         pytest.skip("nginx is not installed")
     folder: Path = tmp_path_factory.mktemp("nginx")
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    probes = [socket.create_server((OURS, 0)) for _ in range(4)]
     port, one, two, prod = (probe.getsockname()[1] for probe in probes)
     for probe in probes:
         probe.close()
-    text = CONFIG % {"dir": folder, "port": port, "one": one, "two": two, "prod": prod}
+    text = CONFIG % {"dir": folder, "address": OURS, "port": port, "one": one, "two": two, "prod": prod}
     (folder / "nginx.conf").write_text(text)
     words = [program, "-p", str(folder), "-c", "nginx.conf", "-e", "error.log"]
     server = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        until(lambda: listens(port), "nginx")
         yield port, text, folder / "copies.log"
     finally:
         server.terminate()
         server.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((OURS, port)) == 0
 
 
 PATHS = [
@@ -374,7 +377,7 @@ def copies_of(nginx: tuple[int, str, Path], requests: list[bytes]) -> list[dict[
     """What nginx mirrors of some requests; the last one tells that it is done."""
     port, _, log = nginx
     before = log.read_bytes().count(b"\n") if log.exists() else 0
-    with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
+    with socket.create_connection((OURS, port), timeout=300) as connection:
         for request in [*requests, head("GET / HTTP/1.1", "X-Id: last", "Connection: close")]:
             connection.sendall(request)
             if b"close" not in request:
