@@ -216,7 +216,7 @@ class ComparingPipeline(Pipeline):
         """Act on time-outs; call it a few times a second."""
         self._at(now)
         commands: list[Command] = []
-        self._do(self._some(self._flows.expire(now)), commands)
+        self._do(self._flows.expire(now), commands)
         if now >= self._next_tick:
             self._next_tick = now + TICK
             if now >= self._rotation.due:

@@ -24,6 +24,9 @@ Production's packets are not captured as a matter of course: that would cost a r
 each.  The table asks for the acknowledgements of a flow while it needs them (a tentative
 flow, a hole in the stream); the requests leave through `ack_requests`.
 
+What waits behind a hole may be anybody's who knows addresses and ports.  It goes on when the client
+fills the hole, or production acknowledges it; and only if it acknowledges what production sends meanwhile.
+
 The states and what moves between them are the table `TRANSITIONS`; a pair that is not in
 it changes nothing.
 
@@ -62,7 +65,7 @@ from tapmirror.late import LateFlows
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.spec import Limits
-from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, ReassemblyMemory, Receiver, distance
+from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, ReassemblyMemory, Receiver, acknowledges, distance
 from tapmirror.unaccepted import Unaccepted
 
 EARLY_FLOWS: Final = 1_024
@@ -152,6 +155,7 @@ class Flow:
         "followed_to",
         "framer",
         "hash",
+        "heard",
         "id",
         "key",
         "last",
@@ -180,9 +184,11 @@ class Flow:
         """Number behind the client's last data, while the flow is tentative."""
         self.last = now
         """When the flow's last segment came."""
-        self.since = now
-        """Since when the flow has been waiting for production's acknowledgement (while `asking`)."""
+        self.since: float
+        """Since when the flow has been waiting for production's acknowledgement: there only while `asking`."""
         self.asking = False
+        self.heard: int | None = None
+        """Number behind what production sent last since it was asked for because of a hole; None: nothing since."""
         self.ack = ANY
         """The acknowledgement number of the client's last data; `ANY`, `UNKNOWN`."""
         self.server_first: int | None = None
@@ -313,9 +319,9 @@ class FlowTable:
             if flow.state is State.TENTATIVE:
                 if now - flow.since >= self._limits.accept_time:
                     self._refuse(flow, now)
-            elif now - flow.since >= self._limits.hole_time:
-                events += self._events(flow, flow.rx.give_up(), now)
-                flow.since = now
+            elif now - flow.since >= self._limits.hole_time and self._memory.half_taken(0):
+                flow.rx.discard(DropReason.MEMORY_LIMIT)
+                self._stop_asking(flow)
         self._unaccepted.expire(now)
         self._late.expire(now)
         batch = list(islice(self._scan, SCAN))
@@ -374,9 +380,9 @@ class FlowTable:
         if flags & RST:
             if length:
                 self._ledger.filter(FilterReason.OUTSIDE, length, 1)
-            return self._reset(flow, now, flags, ack) if flow.rx.is_edge(seq) else []
-        if not flags & ACK:  # as tcp_rcv_established() discards it
-            if length:
+            return self._reset(flow, now, flags, ack) if _takes_reset(flow, seq) else []
+        if not flags & ACK or (flow.heard is not None and not acknowledges(ack, flow.heard)):
+            if length:  # as tcp_rcv_established() and tcp_ack() discard it
                 self._ledger.filter(FilterReason.OUTSIDE, length, 1)
             return []
         if flags & URG:
@@ -413,7 +419,11 @@ class FlowTable:
         elif flags & ACK and flow.state is State.TENTATIVE:
             events += self._judged(flow, ack, now)
         elif flags & ACK and abs(distance(ack, rx.next)) < FAR:
-            flow.since = now
+            if flow.asking:
+                sent = (seq + length) & MASK
+                if flow.heard is None:
+                    rx.disbelieve(sent)
+                flow.heard = sent
             events += self._events(flow, rx.acknowledged(ack), now)
         if flags & FIN:
             if (seq + length) & MASK == flow.ack and _dismisses(flow, flow.ack):
@@ -429,7 +439,6 @@ class FlowTable:
         rx = flow.rx
         ahead = distance(ack, rx.next)
         if 0 < ahead <= rx.unbroken:
-            flow.since = now
             return self._confirmed(flow, now)
         if ack == flow.reach:
             # All that the client sent: of an upload, more than is held; or somebody wrote before.
@@ -703,12 +712,21 @@ class FlowTable:
         if not flow.asking:
             return
         flow.asking = False
+        flow.heard = None
         self._asking.pop(flow.key, None)
         bucket = self._bucket(flow.key)
         self._buckets[bucket] -= 1
         if not self._buckets[bucket]:
             del self._buckets[bucket]
             self.ack_requests.append((flow.key, False))
+
+
+def _takes_reset(flow: Flow, seq: int) -> bool:
+    """Whether an RST of the client's ends the connection.
+
+    Behind a hole only where production has spoken since: until then what waits there may be somebody else's.
+    """
+    return flow.rx.is_edge(seq) and (seq == flow.rx.next or flow.heard is not None)
 
 
 def _dismisses(flow: Flow, end: int) -> bool:

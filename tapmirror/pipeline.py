@@ -153,7 +153,7 @@ class Pipeline:
     def expire(self, now: float) -> list[Command]:
         """Act on time-outs; call it a few times a second."""
         commands: list[Command] = []
-        self._do(self._some(self._flows.expire(now)), commands)
+        self._do(self._flows.expire(now), commands)
         return commands if self._policy is None else self._policy.route(commands, now)
 
     def work(self, now: float) -> Sequence[Command]:

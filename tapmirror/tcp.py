@@ -22,9 +22,10 @@ is to get.  The kernel is its oracle: tests/test_oracle.py.
 
 A hole in the stream is waited for as long as production waits for it.  It is taken for
 a `Gap` (bytes that production has and the tap does not) when production acknowledged
-something beyond it (`acknowledged`), or when the caller gives up on it (`give_up`).
-Thus loss on the wire, which the client repairs by sending again, and loss in the capture,
-which nobody repairs, cannot be mistaken for one another.
+something beyond it (`acknowledged`); of a file also when the caller gives up on it (`give_up`).
+Thus loss on the wire, which the client repairs by sending again, loss in the capture,
+which nobody repairs, and what somebody else wrote under the client's address, which production
+discards, cannot be mistaken for one another.
 
 Sequence numbers are 32 bits and wrap; positions in the stream are plain integers that
 count from its first byte and do not.
@@ -32,9 +33,10 @@ count from its first byte and do not.
 What the tap cannot know, and which rule it follows.  *The window*: production discards what lies beyond it;
 here everything up to `FAR` is kept, since an honest client sends the same again.  *Its own
 sequence numbers*: production discards a segment that acknowledges what it has not sent; here it is taken,
-since that would cost a record for each packet of production.  *Memory*: where neighbouring segments
-lie so in memory that the kernel cannot join them, differing overlaps of the seam go otherwise; and with three
-segments that overlap with differing data, which of two the kernel joins a third to depends on the shape of its tree.
+since that would cost a record for each packet of production, except while these are asked for (`disbelieve`).
+*Memory*: where neighbouring segments lie so in memory that the kernel cannot join them, differing overlaps of the
+seam go otherwise; and with three segments that overlap with differing data, which of two the kernel joins a third to
+depends on the shape of its tree.
 
 Pure: bytes in, pieces out.
 """
@@ -54,6 +56,8 @@ HALF: Final = 0x80000000
 FAR: Final = 1 << 30
 """No segment further than this from the next byte belongs to the stream: the largest
 window that TCP can offer (RFC 7323, 2.3)."""
+BUFFERED: Final = 1 << 24
+"""More than the other side has sent and had not acknowledged (tcp_wmem and tcp_rmem: 4 and 6 MiB at most as a rule)."""
 
 ANY: Final = 1 << 32
 """In place of the acknowledgement number of a sender's last data: whatever the next acknowledges is new."""
@@ -71,15 +75,25 @@ def distance(to: int, base: int) -> int:
     return ((to - base + HALF) & MASK) - HALF
 
 
+def acknowledges(ack: int, sent: int) -> bool:
+    """Whether a segment that acknowledges `ack` can be of a connection whose other side has sent up to `sent`.
+
+    As `tcp_ack` discards what is of none (RFC 5961, 5.2): who does not see the connection has to guess.
+    """
+    return -BUFFERED <= distance(ack, sent) <= BUFFERED
+
+
 class Held:
     """Segments that wait for the bytes before them: one, or several that follow each other.
 
     `end` is behind the FINs, if there are any, `data_end` behind the data alone.
     """
 
-    __slots__ = ("data_end", "end", "entries", "fin", "pieces", "start")
+    __slots__ = ("ack", "data_end", "end", "entries", "fin", "pieces", "start")
 
     def __init__(self, start: int, end: int, fin: bool, data: bytes, ack: int) -> None:
+        self.ack = ack
+        """Of the first segment."""
         self.start = start
         self.end = end
         self.data_end = start + len(data)
@@ -242,6 +256,18 @@ class Receiver:
         if self._queue:
             self._skip_to(self._queue[0].start, pieces)
         return pieces
+
+    def disbelieve(self, sent: int) -> None:
+        """Forget what waits of which production discards the acknowledgement: it has sent up to `sent`."""
+        kept: list[Held] = []
+        for held in self._queue:
+            if acknowledges(held.ack, sent):
+                kept.append(held)
+            else:
+                self._unhold(held, FilterReason.OUTSIDE)
+        self._queue = kept
+        self._edge = max((held.end for held in kept), default=0)
+        self._settle()
 
     def discard(self, reason: DropReason | FilterReason) -> None:
         """Forget what is held, for this reason."""

@@ -158,16 +158,106 @@ def test_hole_asks_for_acknowledgements_and_becomes_a_gap_by_them() -> None:
     assert d.table.ack_requests[:2] == [(key(), True), (key(), False)]
 
 
-def test_hole_without_any_sight_of_production_is_given_up_after_a_time() -> None:
+@pytest.mark.parametrize("flags", [ACK | PSH, ACK | FIN])
+@pytest.mark.parametrize("ahead", [1, 1_000, 1 << 16, 1 << 20, 500 << 20])
+def test_what_waits_behind_a_hole_goes_on_only_by_the_word_of_production(ahead: int, flags: int) -> None:
+    """Anybody may have written it, and production have discarded it: nothing of the real client's is lost by it."""
     d = Dialogue()
     d.accept()
-    d.put(ACK, 3, b"def")
-    d.wait(LIMITS.hole_time - 0.1)
+    d.put(ACK, 0, b"abc")
+    d.put(flags, 3 + ahead, b"GET /forged")
+    for _ in range(9):
+        d.server(3)
+        d.wait(LIMITS.hole_time)
+    assert d.text == b"abc"
+    d.put(ACK, 3, b"d")
+    d.put(ACK, 3, b"de")
+    d.server(5)
+    d.put(ACK, 5, b"fgh")
+    assert d.text.startswith(b"abcd") and (ahead == 1 or d.text == b"abcdefgh")
+    assert d.unsettled() == 0
+
+
+@pytest.mark.parametrize("acknowledged", [-(1 << 24) - 1, (1 << 24) + 1, 1 << 30, 1 << 31])
+def test_what_acknowledges_other_than_production_sent_is_none_of_the_connection(acknowledged: int) -> None:
+    """As production's kernel discards it (RFC 5961, 5.2)."""
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 1, b"XX", ack=acknowledged)
+    d.put(ACK | FIN, 9, ack=acknowledged)
+    d.put(ACK, 4, b"e")
     d.server(0)
-    d.wait(LIMITS.hole_time - 0.1)
-    assert d.text == b""
-    d.wait(0.2)
-    assert d.text == b"<3>def"
+    assert d.table.held() == (1, 1)
+    for at in range(5):
+        d.put(ACK | PSH, at, b"XXX", ack=acknowledged)
+        d.put(ACK | FIN, at, ack=acknowledged)
+    d.put(ACK, 0, b"abcd")
+    d.put(ACK, 4, b"efghi", ack=acknowledged)  # nothing waits any more: production's number is not known
+    assert d.text == b"abcdefghi"
+    assert d.ledger.bytes.filtered == {FilterReason.OUTSIDE: 2 + 5 * 3, FilterReason.DUPLICATE: 1}
+    assert d.unsettled() == 0
+
+
+def test_what_production_sent_before_and_since_may_be_acknowledged() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"ab")
+    d.server(1)  # it was not asked: nothing waits
+    d.put(ACK, 1, b"bc", ack=1 << 29)
+    d.put(ACK, 4, b"e", ack=(1 << 24) + 2)
+    d.feed((key(), FROM_SERVER | ACK, 5000, 1003, 2, b"", 0))
+    d.put(ACK, 5, b"f", ack=2 - (1 << 24))
+    d.server(3, at=1 << 30)
+    d.put(ACK, 6, b"g", ack=1 << 30)
+    d.put(ACK, 3, b"d", ack=1 << 30)
+    assert d.text == b"abcdefg"
+
+
+@pytest.mark.parametrize(("spoke", "text"), [(False, b"abcd!"), (True, b"abc!")])
+def test_a_reset_behind_what_waits_counts_once_production_has_spoken(spoke: bool, text: bytes) -> None:
+    """Until then that may be somebody else's, as the reset: two segments, and numbers that anybody can guess."""
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 0, b"abc")
+    d.put(ACK, 500 << 20, b"x")
+    if spoke:
+        d.server(3)
+    d.put(RST, (500 << 20) + 1)
+    d.put(ACK, 3, b"d")
+    d.put(RST, 4)
+    assert d.text == text
+    assert d.unsettled() == 0
+
+
+def test_no_reset_behind_forged_data_that_production_has_discarded() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(ACK, 1_000, b"x")
+    d.put(ACK, 2_000, b"x", ack=1 << 30)
+    d.server(0)
+    d.put(RST, 2_001)
+    d.put(ACK, 0, b"abc")
+    assert d.text == b"abc"
+    d.put(RST, 1_001)
+    assert d.text == b"abc!"
+
+
+@pytest.mark.parametrize("others", [49, 50])
+def test_old_holes_make_room_where_it_is_short(others: int) -> None:
+    d = Dialogue(msgspec.structs.replace(LIMITS, reassembly_segments=100))
+    d.accept()
+    d.put(ACK, 1, b"b")
+    d.wait(LIMITS.hole_time)
+    d.accept(port=2)
+    for n in range(others - 1):
+        d.put(ACK, 2 * n + 1, b"x", port=2)
+    d.wait(0.1)
+    full = others == 50
+    assert ((key(), False) in d.table.ack_requests) is full
+    d.put(ACK, 0, b"a")
+    assert d.text == (b"a" if full else b"ab")
+    assert d.ledger.bytes.dropped == ({DropReason.MEMORY_LIMIT: 1} if full else {})
+    assert d.unsettled() == 0
 
 
 def test_midstream_waits_for_production() -> None:

@@ -528,21 +528,3 @@ def test_what_is_under_way_of_a_connection_that_has_ended_is_held_until_its_end_
     assert tap.settled() == tap.fed
     assert tap.said[-1] == Finish(1)
     assert tap.ledger.bytes.dropped == {DropReason.INCOMPLETE: 9}
-
-
-def test_of_what_time_outs_release_some_is_done_too() -> None:
-    tap = Tap(limits=Limits(hole_time=1.0))
-    data = GET * 20_000
-    tap.put(ACCEPTED, 0)
-    tap.put(ACK, 0, GET)
-    step = len(GET) * 300
-    for at in range(len(GET), len(data), step):  # each time the client has got something: a boundary that is certain
-        tap.put(ACK, at + len(GET), data[at : at + step], ack=at)
-    for now in (3.0, 3.1):  # the first one only makes a list
-        for command in tap.pipeline.expire(now):
-            tap.keep(command)
-    assert tap.pipeline.rest and tap.settled() == tap.fed
-    while tap.pipeline.rest:
-        for command in tap.pipeline.work(3.0):
-            tap.keep(command)
-    assert tap.sent == GET + data[len(GET) + step :]  # the first after the gap does not tell whether it is a boundary

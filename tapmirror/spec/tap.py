@@ -180,8 +180,8 @@ class Limits(Checked, frozen=True, kw_only=True):
     """Seconds without a segment after which a flow is forgotten: longer than the usual keep-alive times (nginx 75 s,
     AWS load balancer 60 s, Go client 90 s)."""
     hole_time: Seconds = 3.0
-    """Seconds after which a hole counts as a gap if production's acknowledgements do not tell: several
-    retransmission time-outs (RFC 6298: 1 s at first)."""
+    """Seconds after which out-of-order bytes that production has not acknowledged make room for others, if half of
+    `reassembly_bytes` or `reassembly_segments` is used: several retransmission time-outs (RFC 6298: 1 s at first)."""
     accept_time: Seconds = 10.0
     """Seconds that a connection's data is held until production shows that it accepted the connection."""
     linger_time: Seconds = 10.0

@@ -297,6 +297,46 @@ def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(lab: Lab, capt
     assert ledger["events"]["flows"] == count
 
 
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_forged_segments_neither_put_requests_into_the_shadow_nor_hide_those_of_the_client(
+    lab: Lab, capture: str
+) -> None:
+    """Of somebody who knows its addresses and ports and guesses numbers: production discards them and goes on."""
+    forged = b"GET /forged HTTP/1.1\r\nHost: a\r\n\r\n"
+    with silent(lab.client), HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+        target = endpoint(lab.shadow.addr4, 80)
+        with Mirror(lab.node, shadow=target, capture=capture, limits={"hole_time": 0.1}) as tap:
+            wire = Wire(lab, 80, 40_200)
+            wire.open()
+
+            def ask(path: str) -> None:
+                wire.send("PA", b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+                while (answer := wire.receive()).seq != wire.ack or not answer.payload:
+                    pass
+                wire.ack += len(answer.payload)
+                wire.send("A")
+                until(lambda: path in [got.uri for got in shadow.got], f"{path} at the shadow", PATIENCE)
+
+            ask("/first")
+            right = wire.ack
+            for ahead in (1_000, 1 << 16, 1 << 20, 500 << 20):
+                for number, data in enumerate((b"x", forged, forged)):  # the second would begin at a certain boundary
+                    wire.ack = right + (1 << 29) + number
+                    wire.send("PA", data, at=wire.seq + ahead + number * len(forged) + 1 - len(data))
+            wire.ack = right
+            time.sleep(1)  # ten times as long as holes were waited for
+            ask("/second")
+            wire.send("PA", forged, at=wire.seq + (500 << 20))
+            wire.send("R", at=wire.seq + (500 << 20) + len(forged))
+            ask("/third")
+            wire.close()
+            ledger = tap.final()
+    paths = ["/first", "/second", "/third"]
+    assert [got.uri for got in shadow.got] == [got.uri for got in production.got] == paths
+    assert ledger["requests"]["mirrored"] == 3 and dropped(ledger) == {}
+    assert ledger["bytes"]["filtered"] == {"outside": ledger["bytes"]["seen"] - ledger["bytes"]["mirrored"]}
+
+
 def overflows(host: Host) -> int:
     """How often a full accept queue turned something away there (TcpExtListenOverflows)."""
     names, values = (line.split() for line in host.read("netstat").splitlines() if line.startswith("TcpExt:"))
