@@ -29,7 +29,6 @@ def ring(
     *,
     size: int | None = None,
     kind: int = 0,
-    link: int = IFINDEX,
     hardware: int = ETHER,
     tag: int | None = None,
     protocol: bytes = b"\x08\0",
@@ -40,7 +39,7 @@ def ring(
     seconds, status = 7, 1 if tag is None else 1 | TAG_VALID
     header = struct.pack("=6I2HIIHH8x", 0, seconds, ns, len(frame), len(frame) if size is None else size, status,
                          offset, 96, 0x1234, tag or 0, 0 if tag is None else 0x8100, 0)  # fmt: skip
-    address = struct.pack("=H2siHBB8s", 17, protocol, link, hardware, kind, 6, b"\2\0\0\0\0\1\0\0")
+    address = struct.pack("=H2siHBB8s", 17, protocol, IFINDEX, hardware, kind, 6, b"\2\0\0\0\0\1\0\0")
     return memoryview(BEFORE + (header + address).ljust(offset, b"\0") + frame + bytes(60))
 
 
@@ -197,18 +196,16 @@ def test_what_looks_like_an_ethernet_header_and_is_an_address() -> None:
 
 
 def test_packets_for_others() -> None:
-    """For another station, of another interface."""
     for promiscuous in (False, True):
-        judge = Judge(admission(), promiscuous=promiscuous, links=[IFINDEX])
+        judge = Judge(admission(), promiscuous=promiscuous)
         for _ in range(2):
             assert len(judge.judged(ring(REQUEST, kind=PACKET_OTHERHOST), len(BEFORE), AHEAD)) == promiscuous
-            assert judge.judged(ring(REQUEST, link=IFINDEX + 1), len(BEFORE), AHEAD) == []
             assert len(judge.judged(ring(REQUEST), len(BEFORE), AHEAD)) == 1
 
 
 def test_what_counts_may_change() -> None:
     tap = admission()
-    judge = Judge(tap, links=[IFINDEX])
+    judge = Judge(tap)
 
     def taken() -> int:
         return len(judge.judged(ring(REQUEST), len(BEFORE), AHEAD))
@@ -225,10 +222,6 @@ def test_what_counts_may_change() -> None:
         back()
         judge.forget()
         assert [taken(), taken()] == [1, 1]
-    judge.set_links([IFINDEX + 1])
-    assert taken() == 0
-    judge.set_links([IFINDEX])
-    assert taken() == 1
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

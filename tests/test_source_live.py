@@ -636,7 +636,7 @@ def test_workers_share_the_flows_and_both_directions_meet(lab: Lab, iface: str) 
     with Nginx(lab.node), lab.node.enter():
         sockets = open_shared(3, LIVE_BYTES, loopback=on_loopback)
         links = [socket.if_nametoindex(iface)]
-        sources = [LiveSource(sock, admission(egress_all=True), LIVE_BYTES, links=links) for sock in sockets]
+        sources = [LiveSource(sock, admission(egress_all=True), LIVE_BYTES) for sock in sockets]
         let_in(sockets, [80], links)
         client, address = (lab.node, "127.0.0.1") if on_loopback else (lab.client, lab.node.addr4)
         assert load(client, address, requests=60, connections=60, per_connection=1).failed == 0

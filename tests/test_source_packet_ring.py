@@ -196,7 +196,6 @@ def test_what_counts_may_change_while_it_is_read(lab: Lab, sock: socket.socket) 
             (lambda: source.set_threshold(1 << 32), 2),
             (lambda: source.exclude([shadow]), 0),
             (lambda: source.exclude([]), 2),
-            (lambda: source.set_links([]), 0),
         ]
         for change, taken in changes:
             change()

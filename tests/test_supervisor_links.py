@@ -15,6 +15,7 @@ import pytest
 
 from lab import PATIENCE, Lab, until
 from tapmirror import loader
+from tapmirror.source.filter import MAX_LINKS
 from tapmirror.source.live import PACKET_STATISTICS
 from tapmirror.source.packet_ring import SOL_PACKET
 from tapmirror.source.sockets import open_live, open_shared
@@ -66,7 +67,8 @@ def test_mute_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "present", lambda patterns: there)
     held: dict[str, Gated] = {}
     links = Links(["*"], lambda name: held.setdefault(name, Gated(name)))
-    assert links.follow() and links.names() == ["a", "b"]
+    links.follow()
+    assert links.names() == ["a", "b"]
     there.remove("a")
     held["a"].go_on.clear()
     following = threading.Thread(target=links.follow)
@@ -131,15 +133,25 @@ def test_the_end_of_one_that_is_muted_lets_no_other_in(monkeypatch: pytest.Monke
     assert len(let_in) > 3 and not any(let_in)
 
 
+def test_more_interfaces_than_the_filter_compares_are_refused() -> None:
+    numbers = {f"tap{number}": number for number in range(MAX_LINKS)}
+    with socket.socket() as sock, pytest.raises(OSError, match=f"more than {MAX_LINKS} interfaces"):
+        Shared([sock], [80], "lo", numbers)
+    assert len(numbers) == MAX_LINKS
+
+
 def test_one_that_is_renamed_while_it_is_taken_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was bound is another interface by then, or none."""
     monkeypatch.setattr(module, "present", lambda patterns: ["a"])
     begun = [Gated("b"), Gated(""), Gated("a")]
     holds = iter(begun)
     links = Links(["a"], lambda name: next(holds))
-    assert not links.follow() and links.names() == [] and begun[0].closed
-    assert not links.follow() and links.names() == [] and begun[1].closed
-    assert links.follow() and links.names() == ["a"] and not begun[2].closed
+    links.follow()
+    assert links.names() == [] and begun[0].closed
+    links.follow()
+    assert links.names() == [] and begun[1].closed
+    links.follow()
+    assert links.names() == ["a"] and not begun[2].closed
 
 
 @pytest.fixture(scope="module")
@@ -179,25 +191,33 @@ class Own(Bound):
 @in_the_lab
 def test_a_name_is_followed(ip: Callable[..., None]) -> None:
     links = Links(["tap0"], sockets)
-    assert not links.follow() and links.names() == []
+    links.follow()
+    assert links.names() == []
     assert links.waits_for() == "no interface tap0"
     ip("add", "tap0", "type", "veth")
-    assert links.follow() and links.names() == ["tap0"]
+    links.follow()
+    assert links.names() == ["tap0"]
     assert links.waits_for() == "tap0 is down"
     ip("set", "tap0", "up")
-    assert not links.follow() and links.waits_for() == ""
+    links.follow()
+    assert links.waits_for() == ""
     ip("set", "tap0", "down")
     ip("set", "tap0", "name", "other0")
-    assert links.follow() and links.names() == []
+    links.follow()
+    assert links.names() == []
     ip("add", "tap0", "type", "veth")
-    assert links.follow() and links.names() == ["tap0"]
+    links.follow()
+    assert links.names() == ["tap0"]
     ip("del", "tap0")
-    assert links.follow() and links.names() == []
+    links.follow()
+    assert links.names() == []
     ip("set", "other0", "name", "tap0")
-    assert links.follow() and links.names() == ["tap0"]
+    links.follow()
+    assert links.names() == ["tap0"]
     links.release()
     assert links.names() == []
-    assert not links.follow() and links.names() == []
+    links.follow()
+    assert links.names() == []
 
 
 @in_the_lab
@@ -221,7 +241,8 @@ def test_a_number_that_is_given_again_is_not_the_same_interface(ip: Callable[...
     links.follow()
     ip("del", "tap0")
     ip("add", "tap0", "index", "4711", "type", "veth")
-    assert links.follow() and links.names() == ["tap0"]
+    links.follow()
+    assert links.names() == ["tap0"]
     assert len(held) == 3 and held[-1].name() == "tap0"
     links.release()
 
@@ -234,7 +255,8 @@ def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
     links.follow()
     for old, new in (("tap0", "tmp0"), ("tap1", "tap0"), ("tmp0", "tap1")):
         ip("set", old, "name", new)
-    assert links.follow() and links.names() == ["tap0"]
+    links.follow()
+    assert links.names() == ["tap0"]
     assert links._held["tap0"].name() == "tap0" and socket.if_nametoindex("tap0") == 802
     links.release()
 
@@ -244,29 +266,33 @@ def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
 def test_sockets_of_several_interfaces_follow_the_name_too(ip: Callable[..., None], kind: str) -> None:
     """They are bound to all: what the interface is called now no socket tells."""
     socks = open_shared(2, 1 << 20, loopback=False, block_bytes=1 << 17) if kind == "shared" else [raw()]
-    listed: set[Listed] = set()
-    shared: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     taken: list[int] = []
 
     def hold(name: str) -> Hold:
         taken.append(socket.if_nametoindex(name))
-        return Listed(socks[0], name, listed) if kind == "listed" else Shared(socks, [80], name, shared)
+        return (Listed if kind == "listed" else Shared)(socks, [80], name, numbers)
 
     links = Links(["tap*"], hold)
     try:
         ip("add", "tap0", "index", "801", "type", "veth")
-        assert links.follow() and links.names() == ["tap0"]
+        links.follow()
+        assert links.names() == ["tap0"]
         ip("set", "tap0", "name", "other0")
-        assert links.follow() and links.names() == []
-        assert not listed and not shared
+        links.follow()
+        assert links.names() == []
+        assert not numbers
         ip("set", "other0", "name", "tap1")
-        assert links.follow() and links.names() == ["tap1"]
+        links.follow()
+        assert links.names() == ["tap1"]
         ip("set", "tap1", "name", "other0")
         ip("add", "tap1", "index", "802", "type", "veth")
-        assert links.follow() and links.names() == ["tap1"]
-        assert taken == [801, 801, 802] and [*shared.values()] == ([802] if kind == "shared" else [])
+        links.follow()
+        assert links.names() == ["tap1"]
+        assert taken == [801, 801, 802] and numbers == {"tap1": 802}
         ip("del", "tap1")
-        assert links.follow() and links.names() == []
+        links.follow()
+        assert links.names() == []
     finally:
         links.release()
         for sock in socks:
@@ -280,7 +306,8 @@ def test_one_that_is_moved_to_another_namespace(lab: Lab, ip: Callable[..., None
     links.follow()
     ip("set", "tap0", "netns", str(lab.client.pid))
     try:
-        assert links.follow() and links.names() == []
+        links.follow()
+        assert links.names() == []
     finally:
         lab.client.run(["ip", "link", "del", "tap0"])
     links.release()
@@ -306,7 +333,8 @@ def test_suspended_it_holds_nothing(ip: Callable[..., None]) -> None:
     links = Links(["lo"], sockets)
     links.follow()
     links.suspend(True)
-    assert not links.follow() and links.names() == []
+    links.follow()
+    assert links.names() == []
     links.suspend(False)
     assert links.names() == ["lo"]
     thread = threading.Thread(target=links.release)
@@ -334,9 +362,11 @@ def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None])
         for number in (901, 902):
             ip("add", "tap0", "index", str(number), "type", "veth")
             ip("set", "tap0", "up")
-            assert links.follow() and sock.getsockname()[0] == "tap0"
+            links.follow()
+            assert sock.getsockname()[0] == "tap0"
             ip("del", "tap0")
-            assert links.follow() and sock.getsockname()[0] == ""
+            links.follow()
+            assert sock.getsockname()[0] == ""
         links.release()
 
 
@@ -350,7 +380,7 @@ def test_what_is_muted_lets_nothing_in_and_stays_so(ip: Callable[..., None], kin
     def hold(name: str) -> Hold:
         kinds: dict[str, Callable[[], Hold]] = {
             "own": lambda: Bound(socks[0], name),
-            "listed": lambda: Listed(socks[0], name, set()),
+            "listed": lambda: Listed(socks, None, name, {}),
             "shared": lambda: Shared(socks, [80], name, {}),
         }
         holds.append(kinds[kind]())

@@ -13,7 +13,6 @@ further.  Both ways lead to the same rules, and have the same outcome.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
 from typing import Final
 
 from tapmirror.admission import Admission, Way
@@ -32,9 +31,8 @@ KNOWN: Final = 16_384
 
 FRAME: Final = struct.Struct("=4x5IH6x28s")
 """`struct tpacket3_hdr`: seconds, nanoseconds, captured, length, status, offset of the frame; then as one, `_PLACE`."""
-_PLACE: Final = struct.Struct("=I14x2siHBx")
-"""VLAN tag of a packet; of the `struct sockaddr_ll` behind it: protocol, number of the interface, its kind, the
-packet's."""
+_PLACE: Final = struct.Struct("=I14x2s4xHBx")
+"""VLAN tag of a packet; of the `struct sockaddr_ll` behind it: protocol, the interface's kind, the packet's."""
 _TYPE_AT: Final = 12
 """Where the following begin, in a frame."""
 _IP4: Final = struct.Struct(">IH2xI2x12sIIH")
@@ -55,21 +53,13 @@ class Judge:
     """Packets in, segments out.
 
     `decoder` reads what `decode` does not; `promiscuous`: packets for other stations count (TAP_PROMISC and
-    TAP_EITHER_WAY of bpf/tap.h); `links`: numbers of the interfaces whose packets count (None: there are no others).
+    TAP_EITHER_WAY of bpf/tap.h).
     """
 
-    def __init__(
-        self,
-        admission: Admission,
-        decoder: Decoder | None = None,
-        *,
-        promiscuous: bool = False,
-        links: Collection[int] | None = None,
-    ) -> None:
+    def __init__(self, admission: Admission, decoder: Decoder | None = None, *, promiscuous: bool = False) -> None:
         self._admission = admission
         self._decoder = decoder
         self._promiscuous = promiscuous
-        self._links = links
         self._known: dict[bytes, dict[bytes, Way | None]] = {}
         """By place (`_PLACE`), where the short way can be gone, and by ends."""
         self._room = KNOWN
@@ -78,11 +68,6 @@ class Judge:
         """Whose packets count, or which, may be different from now on."""
         self._known.clear()
         self._room = KNOWN
-
-    def set_links(self, links: Collection[int] | None) -> None:
-        """The interfaces from now on."""
-        self._links = links
-        self.forget()
 
     def judged(self, ring: memoryview, at: int, ahead: int) -> list[Segment]:
         """The segments of the packet that is there in the ring.
@@ -129,7 +114,7 @@ class Judge:
 
     def _learn(self, known: dict[bytes, Way | None], place: bytes, ends: bytes) -> Way | None:
         """Ask whose packets these are, and remember it."""
-        tag, _, _, hardware, kind = _PLACE.unpack(place)
+        tag, _, hardware, kind = _PLACE.unpack(place)
         size = (len(ends) - 4) // 2
         mapped = MAPPED if size == 4 else b""
         way = self._admission.way(
@@ -154,10 +139,8 @@ class Judge:
     def _long(self, ring: memoryview, at: int, ahead: int) -> list[Segment]:
         """The same, for any packet; and go the short way with others of its place, if that can be."""
         seconds, nanoseconds, captured, size, status, offset, place = FRAME.unpack_from(ring, at)
-        tag, protocol, link, hardware, kind = _PLACE.unpack(place)
-        if (kind == PACKET_OTHERHOST and not self._promiscuous) or (
-            self._links is not None and link not in self._links
-        ):
+        tag, protocol, hardware, kind = _PLACE.unpack(place)
+        if kind == PACKET_OTHERHOST and not self._promiscuous:
             return []
         ethernet = hardware in ARPHRD_WITH_ETHERNET
         if ethernet and place not in self._known:

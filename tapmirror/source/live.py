@@ -37,7 +37,7 @@ _NAMES: Final = Counters.__struct_fields__
 class LiveSource:
     """The reader of one packet socket with a ring.
 
-    `decoder`, `promiscuous` and `links` as for `Judge`.  What a worker that read this ring before had counted is
+    `decoder` and `promiscuous` as for `Judge`.  What a worker that read this ring before had counted is
     counted on.
     """
 
@@ -50,12 +50,11 @@ class LiveSource:
         block_bytes: int = BLOCK_BYTES,
         decoder: Decoder | None = None,
         promiscuous: bool = False,
-        links: Collection[int] | None = None,
     ) -> None:
         self._sock = sock
         self._admission = admission
         self._decoder = decoder
-        self._judge = Judge(admission, decoder, promiscuous=promiscuous, links=links)
+        self._judge = Judge(admission, decoder, promiscuous=promiscuous)
         self._ring = PacketRing(sock, ring_bytes, block_bytes)
         self._real = 0
         """What the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns."""
@@ -150,10 +149,6 @@ class LiveSource:
         """End points of shadows from now on: nothing that goes there is captured."""
         self._admission.exclude(excluded)
         self._judge.forget()
-
-    def set_links(self, links: Collection[int]) -> None:
-        """Numbers of the interfaces whose packets count from now on."""
-        self._judge.set_links(links)
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to yield production's acknowledgements of the flow's bucket."""

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from tapmirror.source.filter import REFUSE_ALL, TAKE_ALL, tcp_filter
+from tapmirror.source.filter import REFUSE_ALL, tcp_filter
 from tapmirror.source.packet_ring import SOL_PACKET, set_up_ring
 
 ETH_P_ALL: Final = 0x0003
@@ -53,8 +53,7 @@ def open_live(
     `hand_over_ms`: the most that a packet waits in it.
     `promiscuous`: also packets for other stations.
     """
-    taken = TAKE_ALL if ports is None else tcp_filter(ports, answer_bytes=answer_bytes)
-    sock = _with_ring(0, taken, ring_bytes, block_bytes, hand_over_ms, loopback)
+    sock = _with_ring(0, tcp_filter(ports, answer_bytes=answer_bytes), ring_bytes, block_bytes, hand_over_ms, loopback)
     try:
         if iface is not None:
             if promiscuous:
@@ -96,11 +95,12 @@ def open_shared(
 
 
 def let_in(
-    sockets: Iterable[socket.socket], ports: Collection[int], links: Collection[int], answer_bytes: int = 0
+    sockets: Iterable[socket.socket], ports: Collection[int] | None, links: Collection[int], answer_bytes: int = 0
 ) -> None:
     """Let packets of these ports and of the interfaces with these numbers in, and no others; as `open_live`."""
+    program = tcp_filter(ports, links, answer_bytes) if links else REFUSE_ALL
     for sock in sockets:
-        attach_filter(sock, tcp_filter(ports, links, answer_bytes) if links else REFUSE_ALL)
+        attach_filter(sock, program)
 
 
 def _with_ring(

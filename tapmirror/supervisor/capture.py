@@ -6,7 +6,6 @@ It is opened once, with privilege, and outlives workers.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -46,10 +45,8 @@ class OpenCapture:
         self._loaded = loaded
         self._sockets = sockets
         """By AF_PACKET: one for each worker."""
-        self._listed: set[Listed] = set()
-        """By AF_PACKET and of one worker: the interfaces that are captured, where they may be several."""
-        self._shared: dict[str, int] = {}
-        """By AF_PACKET and of several workers: the interfaces that are captured, with their numbers."""
+        self._numbers: dict[str, int] = {}
+        """By AF_PACKET, where sockets see all interfaces: those that are captured, with their numbers."""
 
     @property
     def is_ebpf(self) -> bool:
@@ -64,26 +61,16 @@ class OpenCapture:
     def hold(self, name: str) -> Hold:
         """Begin to capture on an interface.  Raises OSError."""
         if self._loaded is not None:
-            hold: Attached | Bound | Listed | Shared = Attached(self._loaded, name)
-        elif self._workers > 1:
-            hold = Shared(self._sockets, self._spec.ports, name, self._shared, self._spec.compare.captured_bytes)
-        elif self._spec.many:
-            hold = Listed(self._sockets[0], name, self._listed)
+            hold: Attached | Bound | Shared = Attached(self._loaded, name)
+        elif self._workers > 1 or self._spec.many:
+            kind = Shared if self._workers > 1 else Listed
+            ports = None if self._spec.decap else self._spec.ports
+            hold = kind(self._sockets, ports, name, self._numbers, self._spec.compare.captured_bytes)
         else:
             hold = Bound(self._sockets[0], name)
         if self._spec.promisc:
             be_promiscuous(hold.socket, name)
         return hold
-
-    def indexes(self, names: Sequence[str]) -> list[int] | None:
-        """Numbers of these interfaces, where one socket sees all that there are and these are to be taken."""
-        if self._loaded is not None or not (self._spec.many or self._workers > 1):
-            return None
-        found: list[int] = []
-        for name in names:
-            with contextlib.suppress(OSError):
-                found.append(socket.if_nametoindex(name))
-        return found
 
     def worker_fds(self, shard: int) -> list[int]:
         """What a worker reads from, in descriptors that are the caller's."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import fnmatch
 import os
@@ -29,7 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from tapmirror import loader
-from tapmirror.source.filter import REFUSE_ALL
+from tapmirror.source.filter import MAX_LINKS, REFUSE_ALL
 from tapmirror.source.sockets import attach_filter, let_in
 
 RTMGRP_LINK: Final = 1
@@ -117,13 +118,12 @@ class Links:
         """Those that are captured."""
         return sorted(self._held.copy())
 
-    def follow(self) -> bool:
-        """Capture what there is now; whether that is something else than before."""
+    def follow(self) -> None:
+        """Capture what there is now."""
         there = [] if self._suspended else present(self._patterns)
         with self._lock:
-            before = self._held.copy()
             wanted = [] if self._released else there
-            for name, hold in before.items():
+            for name, hold in self._held.copy().items():
                 if name not in wanted or hold.name() != name:
                     self._held.pop(name).close()
             self._problem = ""
@@ -132,7 +132,6 @@ class Links:
                     self._begin(name)
             if self._released:  # perhaps amid this: what was begun or ended after it let packets in
                 self.mute()
-            return self._held != before
 
     def _begin(self, name: str) -> None:
         try:
@@ -234,20 +233,27 @@ class Bound:
 
 
 class Shared:
-    """One of the interfaces of packet sockets that share the connections: the kernel lets in what comes from them."""
+    """One of the interfaces of packet sockets that are bound to all: the kernel lets in what comes from them.
+
+    It and not the reader looks where a packet comes from, for it does so when that comes: what waits in a ring was
+    captured, whatever has become of its interface.
+    """
 
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        ports: Sequence[int],
+        ports: Sequence[int] | None,
         name: str,
         links: dict[str, int],
         answer_bytes: int = 0,
     ) -> None:
-        """`links`: the numbers of those that are captured, to which this one comes; `answer_bytes` as of `let_in`.
+        """`links`: the numbers of those that are captured, to which this one comes; `ports` and `answer_bytes` as of
+        `let_in`.
 
         Raises OSError.
         """
+        if len(links) >= MAX_LINKS:
+            raise OSError(errno.ENOSPC, f"more than {MAX_LINKS} interfaces")
         self.socket = sockets[0]
         self._sockets = sockets
         self._ports = ports
@@ -255,8 +261,8 @@ class Shared:
         self._name = name
         self._index = loader.link_index(name, self.socket)
         self._links = links
+        let_in(sockets, ports, [*links.values(), self._index], answer_bytes)
         links[name] = self._index
-        let_in(sockets, ports, [*links.values()], answer_bytes)
 
     def name(self) -> str:
         """The name, as long as it is the same interface's."""
@@ -277,32 +283,23 @@ class Shared:
             let_in(self._sockets, self._ports, [*self._links.values()], self._answer_bytes)
 
 
-class Listed:
-    """One of several interfaces of a packet socket that is bound to all: which packets count, its reader decides."""
+class Listed(Shared):
+    """The same of one socket, which is bound only as long as there is one: else each packet of the host costs."""
 
-    def __init__(self, sock: socket.socket, name: str, others: set[Listed]) -> None:
-        """`others`: of the same socket; we enter and leave it.  Raises OSError."""
-        self.socket = sock
-        self._others = others
-        self._name = name
-        self._index = loader.link_index(name, sock)
-        if not others:
-            bind_to_all(sock, ETH_P_ALL)
-        others.add(self)
-
-    def name(self) -> str:
-        """The name, as long as it is the same interface's."""
-        try:
-            return self._name if loader.link_index(self._name, self.socket) == self._index else ""
-        except OSError:
-            return ""
-
-    def mute(self) -> None:
-        """By the socket's filter."""
-        attach_filter(self.socket, REFUSE_ALL)
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        ports: Sequence[int] | None,
+        name: str,
+        links: dict[str, int],
+        answer_bytes: int = 0,
+    ) -> None:
+        """As of `Shared`."""
+        super().__init__(sockets, ports, name, links, answer_bytes)
+        bind_to_all(self.socket, ETH_P_ALL)
 
     def close(self) -> None:
         """The last one takes the socket off."""
-        self._others.discard(self)
-        if not self._others:
+        super().close()
+        if not self._links:
             unbind(self.socket)

@@ -77,8 +77,6 @@ class Tap:
         self._began = time.monotonic()
         self._share = Share(spec)
         self._probing = Probing(spec, self._arrived, warn)
-        self._last_indexes: list[int] | None = None
-        """Numbers of the interfaces that were captured when it ended, as of `_indexes`: what waits is of these."""
         self._one_sided = False
         """The user was told that only one direction of the connections is seen."""
         self._ciphered = False
@@ -139,7 +137,6 @@ class Tap:
             for slot in self._slots:
                 slot.start()
             self._links.follow()
-            self._moved()
             while not self._probe(time.monotonic()):
                 self._probing.wait()
             self._names = Names(
@@ -215,8 +212,7 @@ class Tap:
             return
         if self._bell.rung() or now >= self._next_look:
             self._next_look = now + LOOK
-            if self._links.follow():
-                self._moved()
+            self._links.follow()
         try:
             self._probe(now)
         except TapError as error:
@@ -356,7 +352,6 @@ class Tap:
 
     def _end(self, reason: str) -> None:
         """It is over, but for its last ledger."""
-        self._last_indexes = self._indexes() or self._last_indexes
         self._links.release()
         if self._ended is None:
             self._ended = reason
@@ -452,7 +447,6 @@ class Tap:
             cpus=self._open_capture.cpus,
             shard=shard,
             workers=self._workers,
-            links=self._indexes() if self._ended is None else self._last_indexes,
             threshold=self._share.threshold(),
             thresholds=self._share.thresholds(),
             probe=self._probing.seq,
@@ -467,16 +461,6 @@ class Tap:
         """Begin to capture on an interface.  Raises OSError."""
         assert self._open_capture is not None
         return self._open_capture.hold(name)
-
-    def _moved(self) -> None:
-        """The interfaces are others than before: tell the worker, where it has to know."""
-        if self._indexes() is not None:
-            for slot in self._slots:
-                slot.tell({"op": "links", "indexes": self._indexes()}, "links")
-
-    def _indexes(self) -> list[int] | None:
-        """Numbers of the interfaces, where the worker has to know them."""
-        return None if self._open_capture is None else self._open_capture.indexes(self._links.names())
 
     def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The ledger of all workers together."""

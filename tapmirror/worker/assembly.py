@@ -87,7 +87,6 @@ def _source(setup: Setup, fds: list[int]) -> Source:
         block_bytes=setup.block_bytes,
         decoder=decoder,
         promiscuous=spec.promisc or either_way,
-        links=setup.links,
     )
 
 

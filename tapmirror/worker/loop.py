@@ -375,10 +375,6 @@ class Worker:
         elif operation == "share":
             self._set_share(int(message["threshold"]), message.get("shadows", []), message.get("percent"))
             self._reply({"share": {}})
-        elif operation == "links":
-            if isinstance(self._source, LiveSource):
-                self._source.set_links(frozenset(message["indexes"]))
-            self._reply({"links": {}})
         elif operation == "addresses":
             self._readdress(message)
             self._reply({"addresses": {}})

@@ -30,8 +30,6 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Shadow end points (16-byte address, port) that are never captured; for `packet`."""
     addrs: list[bytes] = []
     """Production's addresses in 16 bytes; for `packet`."""
-    links: list[int] | None = None
-    """Numbers of the interfaces whose packets count; for `packet` where the socket sees others too."""
     block_bytes: int = BLOCK_BYTES
     """Bytes of a block of the capture ring; for `packet`."""
     cpus: int = 1

@@ -355,3 +355,64 @@ def test_interfaces_that_come_and_go_under_a_pattern(lab: Lab, capture: Capture)
         serve(tap, lambda: tap.interfaces() == ["lo"], "its end")
         assert shadow.bad == []
         identity(tap.stop())
+
+
+@pytest.mark.parametrize(("capture", "workers"), [(Capture.EBPF, 1), (Capture.PACKET, 1), (Capture.PACKET, 2)])
+@pytest.mark.parametrize("fate", [signal.SIGCONT, signal.SIGKILL])
+@pytest.mark.parametrize("returns", [False, True])
+def test_what_waits_of_an_interface_that_is_gone_is_mirrored(
+    lab: Lab, capture: Capture, workers: int, fate: signal.Signals, returns: bool
+) -> None:
+    """The workers are held up, or others take their places; another interface has the name by then, or none."""
+    node, client = lab.node, lab.client
+
+    def make(name: str, four: str) -> None:
+        lab.wire(node, name, client, name)
+        for host, last in ((node, 2), (client, 1)):
+            host.run(["ip", "addr", "add", f"{four}.{last}/24", "dev", name])
+        serve(tap, lambda: name in tap.interfaces(), "its coming")
+
+    def sent(four: str) -> None:
+        plan = LoadPlan(address=f"{four}.2", requests=40, connections=8)
+        assert Load(client, plan).result().answered == 40
+
+    def working() -> set[int]:
+        ledger = tap.snapshot()
+        return {each["pid"] for each in ledger.get("workers", [ledger["worker"]])}
+
+    def decide() -> None:
+        for pid in held:
+            os.kill(pid, fate)
+
+    with (
+        HashSink(node),
+        HashSink(lab.shadow) as shadow,
+        driven(node, lambda _: None, iface="in*", capture=capture, workers=workers, wait_for_interface=True) as tap,
+    ):
+        make("in1", "10.79.1")
+        make("in2", "10.79.2")
+        sent("10.79.1")
+        serve(tap, lambda: len(shadow.got) == 40, "mirroring")
+        held = working()
+        for pid in held:
+            os.kill(pid, signal.SIGSTOP)
+        sent("10.79.1")
+        sent("10.79.2")
+        node.run(["ip", "link", "del", "in1"])
+        deciding = threading.Timer(0.7, decide)
+        deciding.start()
+        serve(tap, lambda: tap.interfaces() == ["in2"], "its end")
+        if returns:
+            make("in1", "10.79.3")
+        deciding.join()
+        serve(tap, lambda: fate is signal.SIGCONT or not held & working(), "others")
+        if returns:
+            sent("10.79.3")
+            node.run(["ip", "link", "del", "in1"])
+        node.run(["ip", "link", "del", "in2"])
+        ledger = tap.stop()
+    identity(ledger)
+    count = 160 if returns else 120
+    assert ledger["segments"]["seen"] == count
+    if fate is signal.SIGCONT:
+        assert ledger["requests"]["mirrored"] == len(shadow.got) == count
