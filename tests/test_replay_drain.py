@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lab import until
+from lab import PATIENCE, until
 from replay_bench import CLOSE, GET, OK, POST, RESET, WHOLE, Bench
 from tapmirror.compare.pairing import Conversation
 from tapmirror.events import END, START, Open, Send
@@ -38,7 +38,7 @@ def _arrived(bench: Bench) -> None:
     """The kernel of a busy machine may take its time, on loopback too."""
     (lane,) = bench.reactor._lanes.values()
     assert lane.sock is not None
-    assert select.select([lane.sock], [], [], 5)[0]
+    assert select.select([lane.sock], [], [], PATIENCE)[0]
 
 
 def test_what_was_answered_before_a_connection_broke_counts_where_a_request_finds_it_broken(bench: Bench) -> None:
@@ -248,7 +248,7 @@ def test_the_word_about_an_idle_connection_is_compared_with_nothing(end: str) ->
             bench.iterate()
         sock.close()
         (lane,) = bench.reactor._lanes.values()
-        assert select.select([lane.fd], [], [], 5)[0] if lane.fd >= 0 else end == "read before"
+        assert select.select([lane.fd], [], [], PATIENCE)[0] if lane.fd >= 0 else end == "read before"
         ask(2)
         again = bench.accept()
         assert bench.read(again, len(GET % 2)) == GET % 2

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 
+from lab import PATIENCE
 from loopback import refusing
 from replay_bench import GET, GIVEN_UP, OK, RESET, WHOLE, Bench, ended
 from tapmirror.events import END, START, Abort, DropReason, Excuse, Finish, Open, Send, Turn
@@ -385,7 +386,7 @@ def test_an_end_waits_for_the_answer_if_production_had_answered(
         assert silent(sock, bench, 0.2)
         answered = time.monotonic()
         sock.sendall(b"pong")
-    assert not silent(sock, bench, 5.0)
+    assert not silent(sock, bench, PATIENCE)
     assert time.monotonic() - answered > 0.04, "more may come"
     assert ended(sock) == how
     assert bench.reactor.next_deadline() != 0.0
@@ -403,7 +404,7 @@ def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(bench
     assert bench.read(sock, 4) == b"ping"
     assert silent(sock, bench, 0.3)
     sock.sendall(b"pong")
-    assert not silent(sock, bench, 2.0)
+    assert not silent(sock, bench, PATIENCE)
     assert ended(sock) == "eof"
 
 
@@ -423,7 +424,7 @@ def test_a_client_that_resets_behind_its_half_close_does_not_shorten_the_wait(be
     bench.give(Abort(1, GIVEN_UP, True))
     assert silent(sock, bench, 0.2)
     sock.sendall(b"pong")
-    assert not silent(sock, bench, 5.0)
+    assert not silent(sock, bench, PATIENCE)
     assert ended(sock) == "reset"
 
 

@@ -146,6 +146,6 @@ def test_other_descriptors_are_watched(three: Three) -> None:
     with reading, writing:
         three.replay.watch(reading.fileno(), lambda: called.append(1))
         writing.send(b"x")
-        assert select.select([reading], [], [], 1)[0]
+        assert select.select([reading], [], [], PATIENCE)[0]
         three.replay.run_once(1.0, time.monotonic)
     assert called

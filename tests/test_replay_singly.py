@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from lab import PATIENCE
 from replay_bench import CLOSE, GET, KEEP, OK, RESET, Bench
 from tapmirror.events import START, Abort, DropReason, Excuse, Open
 from tapmirror.ledger import UNANSWERED_ALIKE
@@ -233,7 +234,7 @@ def test_a_request_is_sent_ahead_though_a_part_of_another_went_long_after(bench:
         time.sleep(0.03)  # some ticks of the kernel's clock
         bench.send(flow, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", START)
         bench.reactor.push()
-        assert select.select([sock], [], [], 5)[0]
+        assert select.select([sock], [], [], PATIENCE)[0]
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         sock.close()
         bench.iterate()

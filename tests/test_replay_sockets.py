@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from lab import PATIENCE
 from replay_bench import CLOSE, GET, KEEP, OK, POST, RESET, WHOLE, Bench
 from tapmirror.events import END, LOOP_DSCP, START, DropReason, Finish, Open
 from tapmirror.replay.reactor import LAZY_AFTER
@@ -100,7 +101,7 @@ def test_a_request_that_did_not_go_does_not_take_the_word_about_an_idle_connecti
     sock.sendall(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()
-    assert select.select([bench.reactor._lanes[1].fd], [], [], 5)[0]
+    assert select.select([bench.reactor._lanes[1].fd], [], [], PATIENCE)[0]
     for number in range(3):  # none of them waits, as behind the second one that had an answer
         bench.send(1, GET % number)
     other = bench.accept()

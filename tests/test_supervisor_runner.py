@@ -52,7 +52,7 @@ def runner(script: Script, log: Log) -> Iterator[Runner]:
     made = Runner(SPEC, log, threading.Semaphore(2), alone(), make=script)
     yield made
     if made._thread.is_alive():
-        made.end().result(10)
+        made.end().result(PATIENCE)
     until(lambda: not made._thread.is_alive(), "the thread's end")
     assert script.attached() == []
     assert all(tap.closed for tap in script.taps)
@@ -64,20 +64,20 @@ def said(log: Log) -> list[str]:
 
 def failed(future: Future[Any], kind: type[BaseException], words: str = "") -> None:
     with pytest.raises(kind, match=words):
-        future.result(10)
+        future.result(PATIENCE)
 
 
 def test_it_runs_until_it_is_ended(runner: Runner, script: Script, log: Log) -> None:
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     until(lambda: runner.ledger is not None, "a ledger")
     assert runner.state == ("running", "")
     assert script.attached() == ["web"]
     assert ("service",) in script.taps[0].did
-    final = runner.end().result(10)
+    final = runner.end().result(PATIENCE)
     assert final is not None and final["final"]
     assert "comparison" not in final, "it is too long for an answer"
-    assert runner.end().result(10) == final
+    assert runner.end().result(PATIENCE) == final
     assert runner.state == ("stopped", "")
     assert said(log) == ["capture by ebpf"]
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_started_is_told_to_who_asked_and_not_tried_again(
     script.fails["start"] = "no interface"
     runner.start()
     failed(runner.started, TapError, "^no interface$")
-    assert runner.ended.result(10) is None
+    assert runner.ended.result(PATIENCE) is None
     assert (len(script.taps), runner.state) == (1, ("failed", "no interface"))
     assert said(log) == ["no interface"]
 
@@ -143,7 +143,7 @@ def test_one_that_was_well_for_long_is_tried_again_as_soon_as_at_first(
     noted = Noted()
     monkeypatch.setattr(Runner, "_state", noted, raising=False)
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     for losses in (1, 2):
         script.fails["snapshot"] = "it died"
         until(lambda losses=losses: runner.losses >= losses, "the loss")  # type: ignore[misc]
@@ -157,7 +157,7 @@ def test_any_error_while_it_runs_passes(
     runner: Runner, script: Script, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
 
     def breaks(_now: float) -> None:
         raise KeyError("x")
@@ -173,14 +173,14 @@ def test_an_error_of_a_command_goes_to_who_asked(runner: Runner, script: Script)
         raise KeyError("x")
 
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     failed(runner.ask(breaks), TapError, "^internal error: KeyError: 'x'$")
     assert runner.state == ("running", "")
 
 
 def test_what_is_lost_begins_anew(runner: Runner, script: Script, log: Log) -> None:
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     assert not script.taps[0].wait_for_interface  # who asks is told at once
     script.fails["snapshot"] = "the worker process ended (signal 9)"
     until(lambda: runner.losses > 0, "the loss")
@@ -191,7 +191,7 @@ def test_what_is_lost_begins_anew(runner: Runner, script: Script, log: Log) -> N
 
 def test_the_time_between_a_loss_and_the_next_beginning_is_counted(runner: Runner, script: Script, log: Log) -> None:
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     assert runner.uncaptured == 0 and "nothing was captured" not in "\n".join(said(log))  # it had not begun before
     for _ in range(2):
         losses, before = runner.losses, runner.uncaptured
@@ -207,7 +207,7 @@ def test_the_time_between_a_loss_and_the_next_beginning_is_counted(runner: Runne
 
 def test_what_was_counted_stays_where_it_is_held_then(runner: Runner, script: Script, log: Log) -> None:
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     script.fails["start"] = script.fails["snapshot"] = "no more"
     until(lambda: runner.losses > 0 and runner.uncaptured > 0.02, "the loss")
     while_down = runner.uncaptured
@@ -228,22 +228,22 @@ def test_the_time_since_an_earlier_daemon_is_counted(script: Script, log: Log, a
     before = Before(time.time() - ago, uncaptured=100.0)
     made = Runner(SPEC, log, threading.Semaphore(2), alone(), make=script, before=before)
     made.start()
-    made.started.result(10)
+    made.started.result(PATIENCE)
     try:
         until(lambda: "nothing was captured for" in "\n".join(said(log)), "the line")
         assert 100 + max(0.0, ago) <= made.uncaptured + 1e-6 <= 100 + most
     finally:
-        made.end().result(10)
+        made.end().result(PATIENCE)
 
 
 def test_the_time_in_which_it_was_held_is_not_counted(script: Script, log: Log) -> None:
     before = Before(time.time() - 5)
     made = Runner(SPEC, log, threading.Semaphore(2), alone(), make=script, before=before)
     made.start(PAUSED)
-    made.started.result(10)
+    made.started.result(PATIENCE)
     made.release()
     until(lambda: made.state == ("running", ""), "it runs")
-    made.end().result(10)
+    made.end().result(PATIENCE)
     assert made.uncaptured == 0
 
 
@@ -251,7 +251,7 @@ def test_the_final_ledger_is_the_last_one_if_the_tap_is_lost_at_the_end(runner: 
     runner.start()
     until(lambda: runner.ledger is not None, "a ledger")
     script.fails["stop"] = "the worker process ended"
-    final = runner.end().result(10)
+    final = runner.end().result(PATIENCE)
     assert final is not None and "final" not in final
 
 
@@ -267,7 +267,7 @@ def test_whatever_hangs_it_is_detached_at_once(runner: Runner, script: Script, s
     assert script.attached() == []
     runner.end()
     gate.set()
-    runner.ended.result(10)
+    runner.ended.result(PATIENCE)
     assert script.attached() == []
     assert runner.losses == 0
 
@@ -287,10 +287,10 @@ def test_held_and_released_it_begins_anew_however_quick(runner: Runner, script: 
 
 def test_held_from_the_start(runner: Runner, script: Script) -> None:
     runner.start(PAUSED)
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     until(lambda: runner.state == ("paused", PAUSED), "held")
     assert script.taps == []
-    runner.resume().result(10)
+    runner.resume().result(PATIENCE)
     until(lambda: script.attached() == ["web"], "it runs")
 
 
@@ -303,7 +303,7 @@ def test_who_looks_after_a_command_sees_what_it_changed(
     until(lambda: runner.ledger is not None, "a ledger")
     script.fails["snapshot"] = "nobody looks"
     for command, reason in ((runner.pause, "paused"), (runner.resume, "")):
-        command().result(10)
+        command().result(PATIENCE)
         assert runner.ledger is not None and runner.ledger["share"]["reason"] == reason
 
 
@@ -311,7 +311,7 @@ def test_who_asks_for_a_pause_hurries_the_tap(runner: Runner, script: Script) ->
     """Its thread may be waiting for a worker."""
     runner.start()
     until(lambda: runner.ledger is not None, "a ledger")
-    runner.pause().result(10)
+    runner.pause().result(PATIENCE)
     did = script.taps[0].did
     assert did.index(("hurry",)) < did.index(("pause",))
 
@@ -339,7 +339,7 @@ def test_what_was_asked_for_before_does_not_undo_the_kill_switch(
     runner.hold("killed")
     gate.set()
     for future in waiting:
-        future.result(10)
+        future.result(PATIENCE)
     assert runner.held == "killed"
     until(lambda: runner.state == ("paused", "killed"), "held")
     assert script.attached() == [] and len(script.taps) == 1
@@ -349,15 +349,15 @@ def test_what_was_asked_for_before_does_not_undo_the_kill_switch(
 
 def test_a_paused_tap_that_is_lost_is_still_held_by_the_kill_switch(runner: Runner, script: Script) -> None:
     runner.start()
-    runner.started.result(10)
-    runner.pause().result(10)
+    runner.started.result(PATIENCE)
+    runner.pause().result(PATIENCE)
     gate = script.gate("stop")
     runner.hold("killed")
     assert script.reached["stop"].wait(PATIENCE)
     resumed = runner.resume()  # asked for before STOP was seen
     script.fails["stop"] = "lost"
     gate.set()
-    resumed.result(10)
+    resumed.result(PATIENCE)
     assert runner.held == "killed"
     until(lambda: runner.state[0] in ("paused", "restarting"), "held")
     assert script.attached() == []
@@ -366,7 +366,7 @@ def test_a_paused_tap_that_is_lost_is_still_held_by_the_kill_switch(runner: Runn
 def test_what_leads_back_to_production_stays_off_until_it_is_resumed(runner: Runner, script: Script) -> None:
     """Whatever comes between: the kill switch's end is not a wish to have it again."""
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     script.loops = "it comes back"
     until(lambda: runner.state == ("failed", "it comes back"), "it is off")
     assert script.attached() == []
@@ -378,7 +378,7 @@ def test_what_leads_back_to_production_stays_off_until_it_is_resumed(runner: Run
     until(lambda: runner.state == ("failed", "it comes back"), "it is off again")
     time.sleep(0.05)  # five times its back-off
     assert script.begun() == begun
-    runner.resume().result(10)
+    runner.resume().result(PATIENCE)
     until(lambda: runner.state == ("running", "") and script.attached() == ["web"], "it runs")
     runner.hold("killed")
     runner.release()
@@ -387,15 +387,15 @@ def test_what_leads_back_to_production_stays_off_until_it_is_resumed(runner: Run
 
 def test_a_paused_tap_that_is_lost_stays_paused(runner: Runner, script: Script) -> None:
     runner.start()
-    runner.started.result(10)
-    runner.pause().result(10)
+    runner.started.result(PATIENCE)
+    runner.pause().result(PATIENCE)
     assert runner.state == ("paused", "")
     script.fails["snapshot"] = "lost"
     until(lambda: runner.state == ("paused", PAUSED), "held")
     assert script.attached() == []
     assert runner.uncaptured == 0, "it was not to capture"
     script.fails.clear()
-    runner.resume().result(10)
+    runner.resume().result(PATIENCE)
     until(lambda: runner.state == ("running", "") and script.attached() == ["web"], "it runs")
 
 
@@ -405,22 +405,22 @@ def test_a_resume_that_meets_the_loss_of_a_paused_tap_begins_it_anew(
     """It wakes the thread up, which sees first that the tap is lost."""
     monkeypatch.setattr(module, "INTERVAL", 60.0)
     runner.start()
-    runner.started.result(10)
-    runner.pause().result(10)  # nothing is done behind it but to wait for the next
+    runner.started.result(PATIENCE)
+    runner.pause().result(PATIENCE)  # nothing is done behind it but to wait for the next
 
     def lost(now: float) -> None:
         raise TapError("all its workers died")
 
     script.taps[0].service = lost  # type: ignore[method-assign]
-    runner.resume().result(10)
+    runner.resume().result(PATIENCE)
     until(lambda: runner.state == ("running", ""), "it runs")
     assert script.attached() == ["web"] and len(script.taps) == 2
 
 
 def test_a_share_that_was_set_is_that_of_every_tap_to_come(runner: Runner, script: Script) -> None:
     runner.start()
-    runner.started.result(10)
-    runner.set_percent(5.0).result(10)
+    runner.started.result(PATIENCE)
+    runner.set_percent(5.0).result(PATIENCE)
     assert ("set_percent", 5.0) in script.taps[0].did
     runner.hold("killed")
     runner.release()
@@ -430,7 +430,7 @@ def test_a_share_that_was_set_is_that_of_every_tap_to_come(runner: Runner, scrip
 
 def test_a_share_that_cannot_be_set_is_not_kept(runner: Runner, script: Script) -> None:
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     script.fails["set_percent"] = "the kernel refuses"
     failed(runner.set_percent(5.0), TapError, "the kernel refuses")
     assert runner.spec.percent == 100.0
@@ -453,7 +453,7 @@ def test_ended_while_it_starts(runner: Runner, script: Script) -> None:
     assert script.reached["start"].wait(PATIENCE)
     runner.end()
     gate.set()
-    runner.ended.result(10)
+    runner.ended.result(PATIENCE)
     assert script.attached() == []
 
 
@@ -467,13 +467,13 @@ def test_so_many_start_at_a_time(script: Script, log: Log) -> None:
     for each in runners[2:]:
         each.start()
     until(lambda: all(each.state[1] == "waits for its turn" for each in runners[2:]), "the others")
-    runners[4].end().result(10)  # in its place in the queue
+    runners[4].end().result(PATIENCE)  # in its place in the queue
     gate.set()
     for each in runners[:4]:
-        each.started.result(10)
+        each.started.result(PATIENCE)
     assert script.most_at_a_time <= 4  # two starts, and the two snapshots of who came before
     for each in runners:
-        each.end().result(10)
+        each.end().result(PATIENCE)
 
 
 def test_one_whose_names_are_looked_up_takes_nobodys_turn(script: Script, log: Log) -> None:
@@ -485,11 +485,11 @@ def test_one_whose_names_are_looked_up_takes_nobodys_turn(script: Script, log: L
     assert slow.state == ("starting", "looks up its shadows")
     del script.gates["prepare"]
     quick.start()
-    quick.started.result(10)
+    quick.started.result(PATIENCE)
     gate.set()
-    slow.started.result(10)
+    slow.started.result(PATIENCE)
     for each in (slow, quick):
-        each.end().result(10)
+        each.end().result(PATIENCE)
 
 
 def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
@@ -503,15 +503,15 @@ def test_the_governor_lowers_the_share(script: Script, log: Log) -> None:
     made = Runner(spec, log, threading.Semaphore(2), alone(), make=script)
     cost = {"cpu_s": 0.0, "rss_kb": 1 << 20}
     made.start()
-    made.started.result(10)
+    made.started.result(PATIENCE)
     script.taps[0].snapshot = lambda: {  # type: ignore[method-assign]
         "tap": "web", "shadows": {}, "events": {}, "worker": cost
     }  # fmt: skip
     until(lambda: any(did[0] == "throttle" for did in script.taps[0].did), "less")
     (_, share, reason, _) = next(did for did in script.taps[0].did if did[0] == "throttle")
     assert share < 1 and "the budget is 0 MiB" in reason
-    assert said(log)[-1] == f"{share:.0%} of its share: {reason}"
-    made.end().result(10)
+    until(lambda: f"{share:.0%} of its share: {reason}" in said(log), "the line")
+    made.end().result(PATIENCE)
 
 
 def test_the_budget_of_all_taps_lowers_the_share_of_each(
@@ -523,7 +523,7 @@ def test_the_budget_of_all_taps_lowers_the_share_of_each(
     taps = [Runner(spec, log, threading.Semaphore(2), of_all, make=script) for _ in range(2)]
     for each in taps:
         each.start()
-        each.started.result(10)
+        each.started.result(PATIENCE)
     cost = {"tap": "web", "shadows": {}, "events": {}, "worker": {"cpu_s": 0.0, "rss_kb": 2 << 20}}
     for tap in script.taps:
         tap.snapshot = lambda: cost  # type: ignore[method-assign]
@@ -531,15 +531,15 @@ def test_the_budget_of_all_taps_lowers_the_share_of_each(
     for tap in script.taps:
         (_, share, reason, _) = next(did for did in tap.did if did[0] == "throttle")
         assert share < 1 and "all taps: the workers of all taps hold 4096 MiB" in reason
-    taps[0].end().result(10)
+    taps[0].end().result(PATIENCE)
     assert of_all.told()["used"]["memory"] == 2 << 30
-    taps[1].end().result(10)
+    taps[1].end().result(PATIENCE)
     assert of_all.told()["used"]["memory"] == 0
 
 
 def test_an_interface_that_goes_and_comes_is_told_once_each(runner: Runner, script: Script, log: Log) -> None:
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     (tap,) = script.taps
     for state, reason in [("waiting", "no interface eth0"), ("paused", ""), ("waiting", "no interface eth0")]:
         tap.state, tap.state_reason = state, reason
@@ -567,7 +567,7 @@ def test_what_is_claimed_is_let_go_with_the_tap(
 
     monkeypatch.setattr(module, "Claims", Claimed)
     runner.start()
-    runner.started.result(10)
+    runner.started.result(PATIENCE)
     other = Runner(SPEC, log, threading.Semaphore(1), alone(), make=script)
     other.start()
     failed(other.started, TapRefusedError, "it is claimed")
@@ -576,7 +576,7 @@ def test_what_is_claimed_is_let_go_with_the_tap(
     script.fails.clear()
     until(lambda: runner.state == ("running", ""), "it runs again")
     assert claimed == ["web"]
-    runner.end().result(10)
+    runner.end().result(PATIENCE)
     assert claimed == []
 
 
