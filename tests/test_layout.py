@@ -28,7 +28,7 @@ RANKS: Final = {
     "precedence": 1,
     "privsep": 1,
     "stdio": 1,
-    "spawn": 0,
+    "spawn": 1,
     "governor": 2,
     "sandbox": 1,
     "late": 1,
