@@ -445,8 +445,12 @@ async def test_the_note_is_written_once_a_second_and_at_the_end(rig: Rig) -> Non
     await rig.daemon.start([A], force=False)
     await rig.until(rig.places.captured.exists, "the note")
     os.utime(rig.places.captured, (0, 0))
-    rig.daemon.tick(time.monotonic())
+    due = rig.daemon._next_note
+    assert due is not None and due <= time.monotonic() + 1.0
+    rig.daemon.tick(due - 0.001)
     assert rig.places.captured.stat().st_mtime == 0, "not at each look"
+    rig.daemon.tick(due)
+    assert rig.places.captured.stat().st_mtime > 0
     before = time.time()
     await rig.daemon.close()
     assert rig.places.captured.stat().st_mtime >= before - 0.1
