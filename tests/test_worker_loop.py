@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lab import PATIENCE
 from tapmirror import privsep
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor, Replay
@@ -397,7 +398,7 @@ def test_a_worker_that_finds_a_loop_says_so_and_reads_and_sends_no_more() -> Non
             assert "snapshot" in privsep.receive(ours, MESSAGE)[0]
         finally:
             privsep.send(ours, {"op": "drain"})
-            thread.join(20.0)
+            thread.join(PATIENCE)
         assert "final" in privsep.receive(ours, MESSAGE)[0]
     assert len(read) == 1
     for descriptor in (ready, woken, worker._memory):
