@@ -166,29 +166,14 @@ def load(request: Request) -> Loaded:
     """Compile and load in a child process.  Raises `LoaderError`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        data, fds = b"", list[int]()
         child = start("tapmirror.loader", theirs)
         try:
-            ours.settimeout(LOAD_TIME)
-            ours.send(msgspec.json.encode(request))
-            data, fds, _, _ = socket.recv_fds(ours, REPLY_BYTES, CHILD_FDS)
-        except TimeoutError:
+            data, fds, how = _answer(child, ours, request)
+        except BaseException:  # also of a signal's handler, at whatever line: nobody waits for it
             child.kill()
-            raise LoaderError("time", f"compiling the capture program took more than {LOAD_TIME:.0f} s") from None
-        except OSError:
-            pass  # it is gone, as where it answers nothing
-        except BaseException:  # a Ctrl-C: nobody waits for it
-            child.kill()
+            child.wait()
             raise
-        finally:
-            if not data:
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(DEATH_TIME)
-            killed = child.poll() == -signal.SIGKILL  # and not by us
-            child.kill()
-            code = child.wait()
     if not data:
-        how = how_ended(code, by_us=not killed, needs="compiling takes 140 MB")
         raise LoaderError("refused", f"the loader process died ({how})")
     reply: dict[str, str] = json.loads(data)
     if "error" in reply:
@@ -201,6 +186,28 @@ def load(request: Request) -> Loaded:
         loaded.close()
         raise
     return loaded
+
+
+def _answer(child: subprocess.Popen[bytes], ours: socket.socket, request: Request) -> tuple[bytes, list[int], str]:
+    """What a child answers, with descriptors, and how it ended: it is gone then.  Nothing: it died.
+
+    Raises `LoaderError` if it takes too long; it is not gone then.
+    """
+    data, fds = b"", list[int]()
+    try:
+        ours.settimeout(LOAD_TIME)
+        ours.send(msgspec.json.encode(request))
+        data, fds, _, _ = socket.recv_fds(ours, REPLY_BYTES, CHILD_FDS)
+    except TimeoutError:
+        raise LoaderError("time", f"compiling the capture program took more than {LOAD_TIME:.0f} s") from None
+    except OSError:
+        pass  # it is gone, as where it answers nothing
+    if not data:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(DEATH_TIME)
+    killed = child.poll() == -signal.SIGKILL  # and not by us
+    child.kill()
+    return data, fds, how_ended(child.wait(), by_us=not killed, needs="compiling takes 140 MB")
 
 
 def configure(loaded: Loaded, request: Request) -> None:

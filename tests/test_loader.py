@@ -12,6 +12,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -27,6 +28,7 @@ import pytest
 from captures import RING_BYTES
 from lab import AS_NOBODY, PATIENCE, Lab, until
 from lab.snapshot import MAPS, bpf_ids, tree
+from signalled import Ended, ending, signal_ourselves
 from tapmirror import bytecode, contract, loader
 from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, MULTIPATH, UNACCEPTED
 from tapmirror.source import Counters
@@ -435,6 +437,30 @@ def test_a_child_that_dies_is_told_with_how(
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(loader.LoaderError, match=rf"the loader process died \({how}\)$"):
         loader.load(request())
+
+
+def test_a_signal_while_the_childs_end_is_seen_to_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec bash -c 'eval \"exec $0>&-\"; exec sleep 60' $4\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    polled: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen.poll
+
+    def poll(child: subprocess.Popen[bytes]) -> int | None:
+        polled.append(child)
+        if len(polled) == 1:
+            signal_ourselves()
+        return real(child)
+
+    monkeypatch.setattr(subprocess.Popen, "poll", poll)
+    with ending(), pytest.raises(Ended):
+        loader.load(request())
+    code = polled[0].returncode
+    polled[0].kill()
+    assert code == -signal.SIGKILL
 
 
 @pytest.mark.ebpf
