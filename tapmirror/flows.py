@@ -8,7 +8,8 @@ A flow begins in one of two ways:
 * by an `ACCEPTED` record: the capture saw production's SYN-ACK, so the first byte is known, and by what followed
   it that production accepted the connection; what the client sent meanwhile waits (`unaccepted`);
 * in mid-stream, by data of a connection that the table does not know (it stood when the tap
-  began).  Such a flow is *tentative*: its data is held until production acknowledges some of
+  began).  Such a flow is *tentative*, unless the data is what production waits for by its last
+  word (`standing`): its data is held until production acknowledges some of
   it, without a hole; whatever the client sends shows nothing.  An RST from production, or
   `Limits.accept_time` without that, discards it.  Where there is a hole, and production has all
   that was sent, nothing tells which of what is held is the connection's: it goes on behind that.
@@ -22,7 +23,7 @@ mid-stream and mirrored twice.
 
 Production's packets are not captured as a matter of course: that would cost a record for
 each.  The table asks for the acknowledgements of a flow while it needs them (a tentative
-flow, a hole in the stream); the requests leave through `ack_requests`.
+flow, one that was given up as such, a hole in the stream); the requests leave through `ack_requests`.
 
 What waits behind a hole may be anybody's who knows addresses and ports.  It goes on when the client
 fills the hole, or production acknowledges it; and only if it acknowledges what production sends meanwhile.
@@ -65,6 +66,7 @@ from tapmirror.late import LateFlows
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.spec import Limits
+from tapmirror.standing import Standing
 from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, ReassemblyMemory, Receiver, acknowledges, distance
 from tapmirror.unaccepted import Unaccepted
 
@@ -229,6 +231,7 @@ class FlowTable:
         self._asking: dict[FlowKey, Flow] = {}
         self._buckets: Counter[int] = Counter()
         self._late = LateFlows()
+        self._standing = Standing()
         self._unaccepted = Unaccepted(limits, ledger)
         self._early: OrderedDict[FlowKey, tuple[int, bytes, int]] = OrderedDict()
         self._scan: Iterator[Flow] = iter(())
@@ -280,8 +283,7 @@ class FlowTable:
         if flow is None:
             if not flags & FROM_SERVER:
                 return self._unknown(segment, now)
-            if flags & RST:
-                self._unaccepted.turned_away(key, seq)
+            self._told(key, flags, seq, ack)
             return ()
         rx = flow.rx
         flow.last = now
@@ -318,7 +320,7 @@ class FlowTable:
                 continue
             if flow.state is State.TENTATIVE:
                 if now - flow.since >= self._limits.accept_time:
-                    self._refuse(flow, now)
+                    self._give_up(flow)
             elif now - flow.since >= self._limits.hole_time and self._memory.half_taken(0):
                 flow.rx.discard(DropReason.MEMORY_LIMIT)
                 self._stop_asking(flow)
@@ -489,6 +491,17 @@ class FlowTable:
 
     # --- a segment of no known flow
 
+    def _told(self, key: FlowKey, flags: int, seq: int, ack: int) -> None:
+        """By production."""
+        if flags & RST:
+            self._unaccepted.turned_away(key, seq)
+        late = self._late.find(key)
+        if flags & (ACK | SYN | RST | FIN) == ACK and not (late is not None and late[1]):
+            self._standing.hear(key, ack)
+        else:
+            self._standing.forget(key)
+        self._await_no_more(key)
+
     def _unknown(self, segment: Segment, now: float) -> Sequence[Event]:
         key, flags, seq, _, length, _, _ = segment
         if flags & BEGINS:
@@ -520,7 +533,11 @@ class FlowTable:
         flow = self._add(key, seq, now, midstream=True)
         flow.rx.simple = False  # until production's word nothing is in order, however it looks
         self._hold(flow, segment)
-        self._ask(flow, now)
+        if self._standing.goes_on(key, seq):
+            events += self._confirmed(flow, now)
+        else:
+            self._ask(flow, now)
+        self._await_no_more(key)
         return events
 
     def _hold(self, flow: Flow, segment: Segment) -> None:
@@ -537,6 +554,7 @@ class FlowTable:
         key, flags, seq, ack, _, _, _ = segment
         if self._out_of_share(key):
             return []
+        self._await_no_more(key)
         early = self._early.pop(key, None) if self._early else None
         events = self._room(now)
         if events is None:
@@ -651,6 +669,19 @@ class FlowTable:
         flow.rx.discard(FilterReason.NOT_ACCEPTED)
         self._move(flow, Move.RESET, now)
 
+    def _give_up(self, flow: Flow) -> None:
+        """Production said nothing of this connection that could be heard; perhaps it does next time."""
+        flow.rx.discard(FilterReason.NOT_ACCEPTED)
+        self._want(flow.key)
+        displaced = self._standing.wait(flow.key)
+        if displaced is not None:
+            self._unwant(displaced)
+        self._remove(flow)
+
+    def _await_no_more(self, key: FlowKey) -> None:
+        if self._standing.was_awaited(key):
+            self._unwant(key)
+
     def _evict(self, flow: Flow, now: float) -> list[Event]:
         flow.rx.discard(DropReason.IDLE)
         self._ledger.events["flows_idle"] += 1
@@ -659,8 +690,11 @@ class FlowTable:
 
     def _forget(self, flow: Flow, now: float, *, over: bool = True) -> None:
         """Take a flow out of the table; `over`: nothing can follow on this connection."""
+        goes_on = not over and flow.state is State.OPEN
         if self._remove(flow):
             self._late.remember(flow.key, flow.rx.next, over, now)
+            if goes_on:
+                self._standing.hear(flow.key, flow.rx.next)
 
     def _remove(self, flow: Flow) -> bool:
         """Take a flow out of the table, and remember nothing of it; whether it was there."""
@@ -703,10 +737,7 @@ class FlowTable:
         flow.asking = True
         flow.since = now
         self._asking[flow.key] = flow
-        bucket = self._bucket(flow.key)
-        self._buckets[bucket] += 1
-        if self._buckets[bucket] == 1:
-            self.ack_requests.append((flow.key, True))
+        self._want(flow.key)
 
     def _stop_asking(self, flow: Flow) -> None:
         if not flow.asking:
@@ -714,11 +745,22 @@ class FlowTable:
         flow.asking = False
         flow.heard = None
         self._asking.pop(flow.key, None)
-        bucket = self._bucket(flow.key)
+        self._unwant(flow.key)
+
+    def _want(self, key: FlowKey) -> None:
+        """One more wants the acknowledgements of this bucket."""
+        bucket = self._bucket(key)
+        self._buckets[bucket] += 1
+        if self._buckets[bucket] == 1:
+            self.ack_requests.append((key, True))
+
+    def _unwant(self, key: FlowKey) -> None:
+        """One less does."""
+        bucket = self._bucket(key)
         self._buckets[bucket] -= 1
         if not self._buckets[bucket]:
             del self._buckets[bucket]
-            self.ack_requests.append((flow.key, False))
+            self.ack_requests.append((key, False))
 
 
 def _takes_reset(flow: Flow, seq: int) -> bool:

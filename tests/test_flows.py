@@ -31,6 +31,7 @@ from tapmirror.flows import BEGINS, SCAN, Event, FlowTable
 from tapmirror.late import LATE
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
+from tapmirror.standing import AWAITED
 
 LIMITS = Limits()
 
@@ -347,6 +348,99 @@ def test_midstream_goes_on_where_production_has_all_that_the_client_sent(before:
     d.wait(LIMITS.accept_time)
     assert d.table.held() == (0, 0)
     assert d.unsettled() == 0
+
+
+def test_midstream_goes_on_at_once_with_what_production_waits_for() -> None:
+    """It spoke before the client did, and nobody has to be asked."""
+    d = Dialogue()
+    d.server(0)
+    d.put(ACK | PSH, 0, b"abc")
+    assert d.text == b"abc" and d.after_reply == [True]
+    d.put(ACK | PSH, 3, b"def")
+    d.put(FIN | ACK, 6)
+    d.server(7, FIN | ACK)
+    assert d.text == b"abcdef."
+    assert d.ledger.events["flows_joined"] == 1
+    assert d.table.ack_requests == []
+    assert d.unsettled() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "at", "base"), [(ACK, -1, 1000), (ACK, 1, 1000), (FIN | ACK, 0, 1000), (RST, 0, 1000), (ACK, 0, 2000)]
+)
+def test_midstream_production_waits_for_other_data_or_for_none(flags: int, at: int, base: int) -> None:
+    d = Dialogue()
+    d.server(0)
+    d.server(0, flags, base=base)
+    d.put(ACK | PSH, at, b"abc")
+    assert d.text == b"" and d.table.ack_requests == [(key(), True)]
+    d.server(at + 3)
+    assert d.text == b"abc"
+
+
+@pytest.mark.parametrize("why", ["idle", "share"])
+def test_a_connection_that_was_followed_goes_on_where_it_was_left(why: str) -> None:
+    """Unless something came meanwhile."""
+    for missed in (0, 1):
+        d = Dialogue()
+        d.accept()
+        d.put(ACK | PSH, 0, b"abc")
+        if why == "idle":
+            d.wait(LIMITS.flow_idle)
+        else:
+            d.table.drop_above(0, d.now)
+            d.table.drop_above(1 << 32, d.now)
+        assert len(d.table) == 0
+        d.put(ACK | PSH, 3 + missed, b"def", ack=1)
+        assert b"".join(d.out.values()).replace(b"!", b"") == (b"abc" if missed else b"abcdef")
+
+
+def test_what_production_says_behind_a_connections_end_is_not_of_the_next() -> None:
+    d = Dialogue()
+    d.accept()
+    d.put(FIN | ACK, 0)
+    d.server(1, FIN | ACK)
+    d.server(1)
+    d.wait(2 * LATE)
+    d.put(ACK | PSH, 1, b"abc")
+    assert d.text == b"."
+
+
+def test_midstream_that_was_not_heard_in_time_is_heard_the_next_time() -> None:
+    """Its bucket is wanted until production says something: of the same, or to what comes next."""
+    for early in (True, False):
+        d = Dialogue()
+        d.put(ACK, 0, b"abc")
+        d.wait(LIMITS.accept_time)
+        assert d.table.ack_requests == [(key(), True)] and len(d.table) == 0
+        if early:
+            d.server(3)
+            assert d.table.ack_requests == [(key(), True), (key(), False)]
+        d.put(ACK, 3, b"def")
+        d.server(6)
+        assert d.text == b"def"
+        assert d.table.ack_requests == [(key(), True), (key(), False)]
+        assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 3}
+        assert d.unsettled() == 0
+
+
+def test_a_new_connection_ends_the_wait_for_the_old_one() -> None:
+    d = Dialogue()
+    d.put(ACK, 0, b"abc")
+    d.wait(LIMITS.accept_time)
+    d.accept(base=900_000)
+    assert d.table.ack_requests == [(key(), True), (key(), False)]
+
+
+def test_of_many_that_are_waited_for_the_first_is_given_up() -> None:
+    d = Dialogue()
+    for port in range(AWAITED + 1):
+        d.put(ACK, 0, b"abc", port=10_000 + port)
+    for _ in range(AWAITED // SCAN + 1):
+        d.wait(LIMITS.accept_time)
+    assert len(d.table) == 0
+    wanted = dict(d.table.ack_requests)
+    assert [k for k, asked in wanted.items() if not asked] == [key(10_000)]
 
 
 def test_midstream_refused_by_production() -> None:

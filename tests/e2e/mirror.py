@@ -94,10 +94,10 @@ def endpoint(address: str, port: int) -> str:
 
 
 @contextlib.contextmanager
-def connect(host: Host, address: str, port: int) -> Iterator[socket.socket]:
-    """A connection from a host."""
+def connect(host: Host, address: str, port: int, own: int = 0) -> Iterator[socket.socket]:
+    """A connection from a host, and there from a port of its own; 0: any."""
     with host.enter():
-        sock = socket.create_connection((address, port), timeout=PATIENCE)
+        sock = socket.create_connection((address, port), timeout=PATIENCE, source_address=("", own))
     with sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield sock

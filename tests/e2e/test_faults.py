@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -17,7 +18,8 @@ from typing import Any, Final
 import pytest
 from scapy.all import IP, TCP, Ether, Raw
 
-from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint
+from e2e.driven import driven, serve
+from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint, read_until
 from lab import (
     Behaviour,
     Faults,
@@ -36,8 +38,10 @@ from lab import (
     until,
 )
 from lab.starve import starved
+from tapmirror.packet import BUCKETS, MAPPED, flow_hash, flow_key
 from tapmirror.replay.dial import FRUITLESS
-from tapmirror.spec import Limits
+from tapmirror.spec import Capture, Limits
+from tapmirror.supervisor import tap as supervisor_tap
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -649,6 +653,93 @@ def test_ten_thousand_connections_joined_in_mid_stream(lab: Lab) -> None:
         numbers = sorted(int(uri[1:]) for uri in uris)
         assert numbers[-1] == result.sent - 1
         assert len(numbers) >= result.sent - begun - 2 * count - count
+
+
+class Asked:
+    """A server that answers at once, but requests for `/before` when it is told to."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def talk(self, line: Line) -> None:
+        while head := line.receive_until(b"\r\n\r\n"):
+            assert b"/before" not in head or self.go_on.wait(PATIENCE)
+            line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def ask(sock: socket.socket, path: str) -> None:
+    sock.sendall(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+
+
+def given_up(tap: supervisor_tap.Tap) -> dict[str, int]:
+    filtered: dict[str, int] = tap.snapshot()["bytes"]["filtered"]
+    return filtered
+
+
+@contextlib.contextmanager
+def held(worker: int) -> Iterator[None]:
+    """What comes meanwhile it sees when it is over."""
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("capture", [Capture.EBPF, Capture.PACKET])
+def test_the_first_request_behind_the_answer_to_one_from_before_the_tap(lab: Lab, capture: Capture) -> None:
+    """Its own answer is gone before the worker can ask for one, and nothing more comes."""
+    asked = Asked()
+    with (
+        Talker(lab.node, 80, asked.talk),
+        HashSink(lab.shadow) as shadow,
+        connect(lab.client, lab.node.addr4, 80) as sock,
+    ):
+        ask(sock, "/before")
+        with driven(lab.node, capture=capture, limits=Limits(accept_time=1.0)) as tap:
+            asked.go_on.set()
+            read_until(sock, b"\r\n\r\n")
+            with held(tap.snapshot()["worker"]["pid"]):
+                ask(sock, "/after")
+                read_until(sock, b"\r\n\r\n")
+            serve(tap, lambda: bool(shadow.got or given_up(tap)), "its fate")
+            ledger = tap.stop()
+    assert [got.uri for got in shadow.got] == ["/after"]
+    assert ledger["requests"]["mirrored"] == 1 and ledger["bytes"]["filtered"] == {}
+
+
+@pytest.mark.parametrize(("capture", "ports"), [(Capture.EBPF, 20_000), (Capture.PACKET, 30_000)])
+def test_a_connection_whose_first_answer_was_not_heard_is_heard_then(lab: Lab, capture: Capture, ports: int) -> None:
+    """The one packet of production that is captured unasked was of another connection in its bucket."""
+    asked = Asked()
+    first, second = same_bucket(lab.client.addr4, lab.node.addr4, ports)
+    with Talker(lab.node, 80, asked.talk), HashSink(lab.shadow) as shadow, contextlib.ExitStack() as stack:
+        other, sock = (stack.enter_context(connect(lab.client, lab.node.addr4, 80, own)) for own in (first, second))
+        ask(other, "/before")
+        with driven(lab.node, capture=capture, limits=Limits(accept_time=1.0)) as tap:
+            asked.go_on.set()
+            read_until(other, b"\r\n\r\n")
+            worker = tap.snapshot()["worker"]["pid"]
+            for number in range(3):
+                with held(worker):
+                    ask(sock, f"/{number}")
+                    read_until(sock, b"\r\n\r\n")
+                serve(tap, lambda: len(shadow.got) + len(given_up(tap)) > number, "its fate")  # noqa: B023
+            ledger = tap.stop()
+    assert [got.uri for got in shadow.got] == ["/1", "/2"]
+    assert set(ledger["bytes"]["filtered"]) == {"not_accepted"}
+
+
+def same_bucket(client: str, server: str, start: int) -> tuple[int, int]:
+    """Two ports of the client, behind `start`, whose connections have a byte of `wants` in common."""
+    ends = MAPPED + socket.inet_aton(client), MAPPED + socket.inet_aton(server)
+    ports: dict[int, int] = {}
+    for port in range(start, 1 << 16):
+        bucket = flow_hash(flow_key(*ends, port.to_bytes(2), (80).to_bytes(2), 0), 0) % BUCKETS
+        if bucket in ports:
+            return ports[bucket], port
+        ports[bucket] = port
+    raise AssertionError("no two")
 
 
 def test_an_idle_connection_costs_little_and_goes_on_after_a_pause(lab: Lab) -> None:
