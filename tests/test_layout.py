@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import configparser
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -269,6 +270,16 @@ def test_a_docstring_is_not_half_of_a_sentence(module: str) -> None:
     ]
     halves = [text for text in texts if text.rstrip().endswith((",", ";", ":")) or text.startswith("and ")]
     assert not halves, f"{module}: let each of {halves} stand alone"
+
+
+def test_the_architecture_has_every_module() -> None:
+    """In the column that it belongs in."""
+    text = (TOP / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.partition("\n## The modules\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2:4] for line in table.splitlines() if "`" in line and line.startswith("| ")]
+    pure, others = ({name for row in rows for name in re.findall(r"(?:^|;) `(\w+)`", row[at])} for at in (0, 1))
+    assert pure == set(PURE)
+    assert others == {name for name in RANKS if "." not in name} - {*PURE, "", "__main__"}
 
 
 def test_every_package_is_shipped() -> None:
