@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses, as the supervisor asks the system for them: of a shadow's name, of this host, of an interface."""
+"""Addresses that the supervisor asks the system for: of a shadow's name, of this host, of an interface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tapmirror.safety import plain
 from tapmirror.spawn import unsignalled
 
 ADDRESSES: Final = 16
-"""Addresses of a shadow's name that are used."""
+"""Most addresses of a shadow's name that are used."""
 
 Address: TypeAlias = tuple[int, tuple[Any, ...]]
 """(address family, socket address)."""

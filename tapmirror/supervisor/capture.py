@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tap's workers read from: the program that was loaded, or packet sockets; and how an interface is added to it.
+"""The capture from which a tap's workers read: the loaded program, or packet sockets; and how interfaces are added to
+it.
 
 It is opened once, with privilege, and outlives workers.
 """
@@ -28,7 +29,7 @@ from tapmirror.supervisor.workers import TapError
 
 
 class OpenCapture:
-    """Attached to no interface at first: see `hold`.  Made by `open_capture`."""
+    """An open capture, attached to no interface at first: see `hold`.  Made by `open_capture`."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class OpenCapture:
         block_bytes: int = 0,
     ) -> None:
         self.block_bytes = block_bytes
-        """By AF_PACKET: of the sockets' rings."""
+        """Bytes of a block of the sockets' rings; AF_PACKET only."""
         self._spec = spec
         self._workers = workers
         self._loaded = loaded
@@ -50,12 +51,12 @@ class OpenCapture:
 
     @property
     def is_ebpf(self) -> bool:
-        """By the program; else by AF_PACKET."""
+        """Whether the program captures; otherwise AF_PACKET does."""
         return self._loaded is not None
 
     @property
     def cpus(self) -> int:
-        """How many processors the program counts for; by AF_PACKET one."""
+        """For how many processors the program has counters; 1 with AF_PACKET."""
         return 1 if self._loaded is None else self._loaded.cpus
 
     def hold(self, name: str) -> Hold:
@@ -73,23 +74,23 @@ class OpenCapture:
         return hold
 
     def worker_fds(self, shard: int) -> list[int]:
-        """What a worker reads from, in descriptors that are the caller's."""
+        """The descriptors that a worker reads from; they become the caller's."""
         if self._loaded is not None:
             return self._loaded.worker_fds(shard)
         return [os.dup(self._sockets[shard].fileno())]
 
     def set_threshold(self, threshold: int) -> None:
-        """Have the kernel capture connections whose hash is below this; by AF_PACKET the worker does it alone."""
+        """Let the kernel capture connections whose hash is below this.  With AF_PACKET only the workers decide."""
         if self._loaded is not None:
             loader.set_threshold(self._loaded, threshold)
 
     def set_excluded(self, excluded: list[tuple[bytes, int]]) -> None:
-        """Have the kernel leave out these end points; by AF_PACKET the worker does it alone."""
+        """Let the kernel leave out these end points.  With AF_PACKET only the workers do that."""
         if self._loaded is not None:
             loader.set_excluded(self._loaded, excluded)
 
     def close(self) -> None:
-        """Nothing more is captured."""
+        """End the capture."""
         for part in (self._loaded, *self._sockets):
             if part is not None:
                 part.close()
@@ -104,9 +105,9 @@ def open_capture(
     probe: int,
     warn: Callable[[str], None],
 ) -> OpenCapture:
-    """Open it as the spec wants; nothing is attached to an interface yet.  Raises `TapError`, OSError.
+    """Open the capture that the spec asks for; nothing is attached to an interface yet.  Raises `TapError`, OSError.
 
-    `excluded`: end points that are not captured; `probe`: the first sequence number of probes' connections.
+    `excluded`: end points that are not captured.  `probe`: the initial sequence number of probes.
     """
     if spec.capture is not Capture.PACKET and not spec.decap:
         request = loader.Request(

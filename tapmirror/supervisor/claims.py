@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""That no shadow gets the same requests from two taps: what one mirrors where is claimed on this host.
+"""Claims, so that no shadow gets the same requests from two taps of this host.
 
 A claim is an abstract Unix socket, whose name says what is mirrored where.  Such names belong to a network namespace,
 as interfaces do, and are gone with the process that held them, however it ended.  So it works between daemons and
@@ -26,7 +26,7 @@ from typing import Final
 from tapmirror.spec import TapSpec
 
 MOST: Final = 256
-"""Claims of a tap: each takes a descriptor."""
+"""Most claims of one tap: each takes a descriptor."""
 NETLINK_SOCK_DIAG: Final = 4
 SOCK_DIAG_BY_FAMILY: Final = 20
 NLM_F_REQUEST_DUMP: Final = 0x301
@@ -52,7 +52,7 @@ class ClaimedError(Exception):
 
 
 class Claims:
-    """What is claimed for a tap, until `close`.  Raises `ClaimedError`."""
+    """The claims of one tap, held until `close`.  Raises `ClaimedError`."""
 
     def __init__(self, spec: TapSpec) -> None:
         self._held: list[socket.socket] = []
@@ -98,7 +98,7 @@ def claimed(spec: TapSpec) -> Iterator[tuple[str, str]]:
 
 
 def holder_of(name: str) -> str | None:
-    """Who holds a name, in words; None: it is not root's, or nobody's any more.  Raises OSError.
+    """Who holds a name, in words.  None: nobody does any more, or somebody other than root.  Raises OSError.
 
     The kernel names the socket and its owner (sock_diag(7)).  /proc/net/unix would do without netlink, but whoever puts
     a line feed into a name can forge lines there.
@@ -108,7 +108,7 @@ def holder_of(name: str) -> str | None:
         return None
     wanted = f"socket:[{found[0][0]}]"
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it is gone, or may do more than we may
+        with suppress(OSError):  # the process has ended, or has privileges that we lack
             if any(os.readlink(fd) == wanted for fd in (process / "fd").iterdir()):
                 return f"the process {process.name}"
     return "another process of root's"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comparisons count, as metrics: by endpoint and side, with a bound on how many endpoints have a name.
+"""The counters of comparisons as metrics, by endpoint and side, with a bound on the number of endpoints.
 
 Pure: briefs in (`compare.brief`), families of metrics out.
 """
@@ -26,10 +26,10 @@ LABEL: Final = 200
 class Compared:
     """Counters of one shadow's comparison.
 
-    The first `NAMED` endpoints that the workers' briefs name have series of their own, as long as the tap runs; all
-    others are `other`.  A number that falls adds nothing until it grows again: of those that differ some turn out to be
-    noise.  All others only grow, also when a worker is replaced (`figures.with_past`).  What was counted once is not
-    counted again when its endpoint becomes a part of another one.
+    The first `NAMED` endpoints in the workers' briefs have series of their own as long as the tap runs; all others are
+    `other`.  The number of differing exchanges may fall, when some of them turn out to be noise; the counter then
+    stands still until it grows again.  All other numbers only grow, even if a worker is replaced (`figures.with_past`).
+    What was counted is not counted again when its endpoint becomes part of another one.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Compared:
         self._named: set[str] = set()
 
     def take(self, found: Brief) -> None:
-        """Look at a brief."""
+        """Add what a brief has counted since the last one."""
         first = not self._last
         grown = self._grown("", found["all"], known=True)
         for name, endpoint in found["endpoints"].items():
@@ -63,7 +63,7 @@ class Compared:
         self.totals[key] = self.totals.get(key, 0) + value
 
     def _grown(self, name: str, endpoint: Brief, *, known: bool) -> dict[tuple[str, ...], float]:
-        """By how much each of its numbers grew; nothing of one that is not known: it was in `other` until now."""
+        """By how much each number of an endpoint grew; 0 for a new endpoint, which was in `other` until now."""
         numbers = dict(_numbers(endpoint))
         grown = {key: self._growth((*key, name), value) for key, value in numbers.items()}
         return grown if known else dict.fromkeys(grown, 0.0)
@@ -85,8 +85,10 @@ def _numbers(endpoint: Brief) -> Iterator[tuple[tuple[str, ...], float]]:
 
 
 def shown_endpoint(name: str) -> str:
-    """A name as a label: printable, and not long.  Its path came from the network, templates are put in, and what
-    `redact` names is taken out; the exposition escapes the rest.
+    """An endpoint's name as a label: printable, and not long.
+
+    The path came from the network; templates are in place of identifiers, and what `redact` names is removed.  The
+    text format escapes the rest.
     """
     return clean(name)[:LABEL]
 
@@ -130,8 +132,10 @@ def add_times(
     counts: Iterable[float],
     seconds: float,
 ) -> None:
-    """Add a series.  `counts` are of the times up to each bound and above that before it, and of those beyond all;
-    `seconds` is the sum of all times.
+    """Add a series to a histogram.
+
+    `counts`: how many times are at most each bound and above the bound before it, then how many are above all bounds.
+    `seconds`: the sum of all times.
     """
     names = (*(str(float(bound)) for bound in bounds), "+Inf")
     family.add_metric(labels, list(zip(names, accumulate(counts), strict=True)), seconds)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done with a daemon's taps: they are started, stopped, changed, and made equal to files.
+"""The operations on a daemon's taps: start, stop, change, and make equal to files.
 
 Runs in one asyncio loop and never waits in it: taps have threads of their own, files are read and written in others.
 So whatever a tap, a disk or a resolver does, the kill switch and the control socket are served.
 
-Taps have two origins.  Those of files are made equal to the files at the start and on reload; those of commands are
-what `start`, `apply` and `stop` are about.  Neither touches the other, but for `stop`, which stops any.
+Taps have two origins.  Those of files are made equal to the files at the start and on reload.  Those of commands are
+changed by `start` and `apply`.  Neither touches the other's; only `stop` stops taps of both.
 
-What adds taps (`start`, `apply`, `reload`) is done one after the other; what stops them waits for nothing, so whatever
-adds looks again after each wait at what was stopped meanwhile.
+Operations that add taps (`start`, `apply`, `reload`) run one after the other.  Those that stop taps wait for nothing.
+So an operation that adds checks after each wait what was stopped meanwhile.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from tapmirror.supervisor.workers import TapError, TapRefusedError
 AS_IT_WAS: Final = "it goes on as it was"
 T = TypeVar("T")
 NOTED: Final = 1.0
-"""Seconds between two notes that taps capture: to what the end of a daemon that is killed is known."""
+"""Seconds between two notes in /run that taps capture: so precisely the end of a killed daemon is known."""
 STEPPED: Final = 1.0
-"""Seconds by which the wall clock may leave the monotonic one before what is kept by it is written anew."""
+"""Seconds by which the wall clock may drift from the monotonic one before the times on disk are written again."""
 
 
 class Daemon:
     """Use it within one running loop.  Call `tick` several times a second."""
 
     def __init__(self, places: Places, log: Log, budget: AllTaps, make: Make = Tap) -> None:
-        """`budget`: that of all taps until files are taken, for the taps that were kept run without them."""
+        """`budget`: of all taps, until the files are read; taps that were kept on disk run before that."""
         self.places = places
         self.together = Together(budget, time.monotonic(), lambda line: log.say(Level.NOTICE, "share_of_all", line))
         self.roster = Roster(places.stop_file, log, self.together, make)
@@ -59,7 +59,7 @@ class Daemon:
         """Why the files were not taken at the last reload, if so."""
         self._log = log
         self._replaced: dict[str, Entry] = {}
-        """Taps that are being restarted: kept on disk as they were until what follows them runs."""
+        """Taps that are being restarted: they stay on disk until their successors run."""
         self._changing = asyncio.Lock()
         """Held while taps are added."""
         self._stopped: set[str] = set()
@@ -69,7 +69,7 @@ class Daemon:
         self._next_note: float | None = None
         """When to note that taps capture; None: what an earlier daemon noted is still to be read."""
         self._ahead = _ahead()
-        """By how much the wall clock was ahead of the monotonic one when it was last looked whether it had been set."""
+        """Seconds by which the wall clock was ahead of the monotonic one at the last check whether it had been set."""
 
     # --- beginning and end
 
@@ -104,10 +104,10 @@ class Daemon:
         self._later(self.persistence.save())  # a disk that hangs holds up no start
 
     def _captured_until(self) -> float | None:
-        """When taps were last seen to capture, of the wall clock; None: nobody knows.
+        """When taps were last seen to capture, in seconds of the wall clock; None: unknown.
 
-        A note from before the host was started is none: a host without a battery begins in 1970, and its clock was
-        set since.
+        A note that is older than the host's start is ignored: a host without a battery begins in 1970, and its clock
+        was set since.
         """
         with suppress(OSError):
             noted = self.places.captured.lstat().st_mtime
@@ -116,9 +116,9 @@ class Daemon:
         return None
 
     def _note_capture(self) -> bool:
-        """Whether any tap captures, and if so that it does: in /run, which is memory, so that no disk is waited for.
+        """Note in /run that a tap captures, if one does; returns whether.  /run is memory: no disk can delay it.
 
-        Where none is to, there is no note: a later daemon would count from then on.
+        If no tap should capture, the note is removed: otherwise a later daemon would count from there.
         """
         states = {entry.runner.state[0] for entry in self._taps.values()}
         captures = "running" in states
@@ -186,13 +186,13 @@ class Daemon:
         return [spec.name for spec in specs]
 
     def notes(self, names: Iterable[str]) -> dict[str, Any]:
-        """`notes` of an answer: what these taps warned of as they began, by name, if they did."""
+        """The field `notes` of an answer: warnings of these taps from their start, by name; empty if there are none."""
         notes = {name: self._taps[name].runner.notes for name in names if name in self._taps}
         found = {name: lines for name, lines in notes.items() if lines}
         return {"notes": found} if found else {}
 
     def idle(self, names: Iterable[str]) -> dict[str, Any]:
-        """The same of those whose share was set to nothing while they run."""
+        """The same, for taps whose share was just set to 0."""
         found = {name: [NOTHING] for name in names if name in self._taps and not self._taps[name].spec.most()}
         return {"notes": found} if found else {}
 
@@ -316,7 +316,7 @@ class Daemon:
     # --- parts
 
     def _was_set(self) -> bool:
-        """Whether the wall clock was set, so that a restart would take the ends on disk for others than they are."""
+        """Whether the wall clock was set since the last check: then the ends of `ttl` on disk are wrong."""
         ahead = _ahead()
         if abs(ahead - self._ahead) < STEPPED:
             return False
@@ -336,7 +336,7 @@ class Daemon:
         paused: Container[str],
         before: Mapping[str, Before],
     ) -> dict[str, str]:
-        """Start new taps; why some could not be, by name.  Those are there no more."""
+        """Start new taps; returns why some could not be started, by name.  These are gone then."""
         failed = await self.roster.started(
             [
                 self.roster.add(
@@ -371,7 +371,7 @@ class Daemon:
         return self._later(self.roster.leave(entries))
 
     async def _change(self, steps: Sequence[Step]) -> dict[str, str]:
-        """Set shares, all at a time; why some could not be, by name."""
+        """Set shares, all at the same time; returns why some could not be set, by name."""
         asked = [(step, self._taps[step.name]) for step in steps]
         outcomes = [(step, entry, entry.runner.set_percent(step.spec.percent)) for step, entry in asked]
         failed: dict[str, str] = {}
@@ -385,7 +385,7 @@ class Daemon:
         return failed
 
     def _staying(self, name: str) -> Entry:
-        """The tap of a name.  Raises `RefusedError` if it is being stopped: what follows it would not know of it."""
+        """The tap of a name.  Raises `RefusedError` if it is being stopped or restarted: the change would be lost."""
         entry = self.roster.entry(name)
         if entry.leaving:
             raise RefusedError("busy", f"the tap {name!r} is being stopped")
@@ -405,20 +405,20 @@ class Daemon:
             self.roster.not_killed()
 
     async def _carry_out(self, steps: Sequence[Step], origins: Mapping[str, str], stops: int) -> dict[str, Any]:
-        """Do it, holding `_changing`; the plan, and what failed.  It is to be saved then.
+        """Carry out a plan; the caller holds `_changing`, and saves afterwards.  Returns the plan, and what failed.
 
         `stops` is `_stops` as it was when this was asked for.
         """
         doing = [step for step in steps if step.action is not Action.KEEP]
         self._ready_for(doing)
-        # First what needs no name: a name server that hangs holds up no end of a tap, and no share that is lowered.
+        # Ends and lower shares look up no name: they come first, so that a name server that hangs cannot delay them.
         removing = self._end([self._taps[step.name] for step in doing if step.action is Action.REMOVE])
         failed = await self._change([step for step in doing if step.action is Action.CHANGE])
         slow = [step for step in doing if step.action in (Action.RESTART, Action.ADD)]
         if len(slow) < len(doing):
             self._later(self.persistence.save())  # the rest may take long
         doing = slow
-        # Before anything is stopped for it: a tap that runs does not pause for a mistake in what was to follow it.
+        # Check before anything is stopped: a running tap must not end for a mistake in its successor.
         unfit = await self.roster.unfit(step.spec for step in doing if step.action is Action.RESTART)
         failed |= {name: f"{message}; {AS_IT_WAS}" for name, message in unfit.items()}
         doing = [step for step in doing if step.name not in unfit]
@@ -459,8 +459,8 @@ class Daemon:
     ) -> dict[str, tuple[str, TapSpec]]:
         """The taps of files: (file, tap) by name.  Raises `RefusedError` if any of them cannot be taken.
 
-        `commands` are the taps of commands, `running` those of files that run: what runs already was allowed once.
-        `kept`: nobody asks for it, and what an earlier version took is taken.
+        `commands` are the taps of commands.  `running` are those of files that run, which were allowed before.
+        `kept`: at the daemon's start, when mistakes that an earlier version accepted are accepted with a warning.
         """
         commands = list(commands)
         names = {spec.name for spec in commands}
@@ -519,14 +519,14 @@ class Daemon:
 
 
 def _ahead() -> float:
-    """How far the wall clock is ahead of the monotonic one, in seconds: another number after it was set."""
+    """Seconds by which the wall clock is ahead of the monotonic one.  The number changes if the clock is set."""
     return time.time() - time.monotonic()
 
 
 def _as_kept(kept: state.Kept | None, file: str, spec: TapSpec) -> state.Kept:
-    """A tap of a file at the start: how it was, if the file says the same as then.
+    """A tap of a file at the daemon's start: as it was kept, if the file has not changed since.
 
-    So a share that was set by command stands: it was lowered for a reason.
+    So a share that was set by command survives: it was probably lowered for a reason.
     """
     if kept is not None and kept.spec == spec:
         return msgspec.structs.replace(kept, origin=file)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are replaced whole: at any moment, also after a power failure, there is the old content or the new one."""
+"""Atomic replacement of files: at any moment, even after a power failure, a file has its old content or the new one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def replace(path: Path, beside: Path, data: bytes, *, mode: int = 0o600, like: os.stat_result | None = None) -> None:
-    """Write to `beside`, a name in the same directory that is nobody else's, synced; rename that to `path`.
+    """Write to `beside`, an unused name in the same directory, sync, and rename that to `path`.
 
-    `mode`: what the umask leaves of it; or, with `like`, that one's mode and, where it may be given, its owner.  Raises
-    OSError; what was there before is there then.
+    The mode is `mode` less the umask; with `like` it is that file's mode, and its owner too, if we may set it.  Raises
+    OSError; then the earlier file is still there.
     """
     with suppress(FileNotFoundError):
         beside.unlink()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP end point that Prometheus scrapes: one thread, few connections, each with little time.
 
-The library's own server makes a thread for each connection and waits for ever.  This one answers one request a
-connection and closes; who is slow is cut off after `PATIENCE`, and while all places are taken the oldest connection
-makes room.  The text is made at most once in `FRESH`, however often it is asked for.
+The server of prometheus-client has a thread for each connection and no time-outs.  This one answers one request for
+each connection and closes it.  A slow client is cut off after `PATIENCE`.  If all places are taken, the oldest
+connection is closed for a new one.  The text is made at most once in `FRESH` seconds, however often it is asked for.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 PLACES: Final = 32
-"""Connections at a time: a few Prometheus servers have one each."""
+"""Most connections at a time: a few Prometheus servers have one each."""
 PATIENCE: Final = 5.0
 """Seconds for a request to come and its answer to go; Prometheus gives up a scrape after 10."""
 HEAD: Final = 8192
 """Bytes of a request that are read."""
 FRESH: Final = 1.0
-"""Seconds for which a text serves: the taps are asked once a second."""
+"""Seconds for which a text is used again: taps have new figures once a second."""
 REST: Final = 0.05
-"""Seconds of rest where no connection can be accepted: it stays readable."""
+"""Seconds to pause if no connection can be accepted, because the socket stays readable."""
 LOOPBACK: Final = "127.0.0.1"
 END: Final = b"\r\n\r\n"
 
@@ -119,7 +119,7 @@ class Endpoint:
         self._selector.register(sock, selectors.EVENT_READ)
 
     def _advance(self, peer: _Peer) -> bool:
-        """Read or write what goes; whether the connection stays open."""
+        """Read or write as much as possible; returns whether the connection stays open."""
         try:
             if not peer.answer:
                 data = peer.sock.recv(HEAD)
@@ -150,7 +150,7 @@ class Endpoint:
         self._end_read.close()
 
     def _answer_or_fail(self, head: str) -> bytes:
-        """The whole answer; one tap's figures that cannot be made into text do not end the thread."""
+        """The whole answer; an error in making the text must not end the thread."""
         try:
             return self._answer(head)
         except Exception:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's figures as the supervisor takes them: of the shape that a worker gives them, and nothing else.
+"""The check of a worker's figures: the supervisor accepts them in exactly the shape that workers send, and no other.
 
-A worker reads bytes of the network, so what it says is not trusted: its figures go into metrics, tables and the
-governor of a process that is root.  A field that is missing, unknown, of another type or out of its bounds is an error.
+A worker reads bytes of the network, so it is not trusted, and its figures go into metrics, tables and the governor of a
+process that is root.  A field that is missing, unknown, of another type or out of bounds is an error.
 
 Pure: values only.
 """
@@ -23,9 +23,9 @@ from tapmirror.exchange import Failure, Unpaired
 from tapmirror.ledger import summed
 
 MOST: Final = (1 << 63) - 1
-"""Largest count that is believed; the kernel's are of 64 bits, and none gets there."""
+"""Largest count that is believed.  The kernel's counters have 64 bits, and none of them gets there."""
 NAMES: Final = 256
-"""Reasons, events or kinds of answers in one table: there are some 150 of all kinds."""
+"""Most reasons, events or kinds of answers in one table: there are some 150 in all."""
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=MOST)]
 Difference: TypeAlias = Annotated[int, Meta(ge=-MOST, le=MOST)]
@@ -187,7 +187,7 @@ class Last(Snapshot):
 
 
 def checked(found: object, shadows: Sequence[spec.Shadow], *, final: bool = False) -> dict[str, Any]:
-    """A worker's snapshot as plain data, of a tap with these shadows.  Raises ValueError."""
+    """A worker's snapshot, checked against the shadows of its tap, as plain data.  Raises ValueError."""
     figures = msgspec.convert(found, Last if final else Snapshot)
     if figures.shadows.keys() != {shadow.label for shadow in shadows}:
         raise ValueError("its shadows are not the tap's")
@@ -207,10 +207,11 @@ def checked(found: object, shadows: Sequence[spec.Shadow], *, final: bool = Fals
 
 
 def with_past(brief: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, Any]:
-    """What a worker's comparison says (`compare` of its snapshot), with what that of its predecessors did.
+    """A worker's brief (`compare` of its snapshot) with that of its predecessors added.
 
-    It is of one worker's size, however many there were: endpoints that have a place keep it, and of two that are the
-    worst the worse one stays.  So does the greater crowd: they were one after the other, and do not add up.
+    The result has the size of one brief, however many predecessors there were.  Endpoints that are listed stay listed;
+    of two worst endpoints the worse one stays.  Of two crowds the larger one stays: they came one after the other, so
+    they do not add up.
     """
     total = summed([dict(past), dict(brief)])
     for label, each in total["shadows"].items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's files: its settings, and the directory of taps: every `*.yaml` in it, all of them or none."""
+"""The daemon's files: its settings, and every YAML file in the directory of taps.  All are taken, or none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tapmirror.supervisor.workers import automatic
 ENDINGS: Final = (".yaml", ".yml")
 MAX_FILES: Final = 1000
 TOLD: Final = 20
-"""Problems that are told to who asks for a reload."""
+"""Most problems that are reported to whoever asks for a reload."""
 
 
 class FolderError(Exception):
@@ -29,7 +29,7 @@ class FolderError(Exception):
         self.problems = problems
 
     def told(self) -> list[str]:
-        """What is told to who asked: nothing of one problem, which the message has, nor of those beyond a screen."""
+        """The problems for whoever asked, at most a screen.  A single one is not listed: the message has it."""
         if len(self.problems) <= TOLD:
             return self.problems if len(self.problems) > 1 else []
         return [*self.problems[:TOLD], f"and {len(self.problems) - TOLD} more"]
@@ -85,7 +85,7 @@ def both(file: Path, directory: Path, *, kept: bool = False) -> tuple[Settings, 
 
 
 def settings(path: Path) -> Settings:
-    """What `daemon.yaml` says; one that is not there says nothing.  Raises `FolderError`."""
+    """The settings in `daemon.yaml`; the defaults if there is no such file.  Raises `FolderError`."""
     try:
         return read_settings(content(path, MAX_BYTES))
     except FileNotFoundError:

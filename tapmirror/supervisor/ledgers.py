@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledgers of a tap's workers as one, with what people want to read of it."""
+"""The ledgers of a tap's workers joined into one, with figures for people."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tapmirror.ledger import summed
 
 
 def together(parts: list[dict[str, Any]], facts: Mapping[str, Any], names: Mapping[str, int]) -> dict[str, Any]:
-    """The ledger of all workers; `parts` are theirs.
+    """The ledger of all workers together; `parts` are the ledgers of each.
 
-    `facts` are of the tap, and come first; `names`: how often names of shadows were looked up, and how that went.
+    `facts` about the tap come first.  `names` counts how look-ups of the shadows' names ended.
     """
     ledger = summed(parts)
     ledger["ring"] = {**parts[0]["ring"], "fill": max(part["ring"]["fill"] for part in parts)}
@@ -25,11 +25,11 @@ def together(parts: list[dict[str, Any]], facts: Mapping[str, Any], names: Mappi
 
 
 def _waited(events: Mapping[str, int]) -> dict[str, int]:
-    """Of one worker: the sums over all hide the one that is behind."""
+    """The delay of one worker: sums over all workers would hide one that is behind."""
     return {name: events.get(name, 0) for name in ("delay_records", "delay_us")}
 
 
 def quantiles(buckets: Mapping[str, int]) -> dict[str, float]:
-    """For people, in milliseconds; nothing where nothing was timed."""
+    """Quantiles in milliseconds, for people; empty if nothing was timed."""
     found = {name: quantile(buckets, part) for name, part in (("p50_ms", 0.5), ("p99_ms", 0.99))}
     return {name: round(value * 1000, 3) for name, value in found.items() if value is not None}

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interfaces of a tap: which there are, and the capture's hold on each, while they come, go and change names.
+"""The interfaces of a tap and the capture on each of them, while interfaces appear, disappear and are renamed.
 
 Theory of operation
 -------------------
-A tap's interfaces are named, and a packet socket is bound to a number.  So a name is followed: what has it is
-captured, whatever number it gets, and what has lost it is not (renamed, deleted, moved to another
-namespace, its number given to another).  Nothing is remembered of numbers: each socket is asked what the interface that
-it is bound to is called now (packet(7): getsockname), which is nothing once that was deleted.
+A tap names its interfaces, but a packet socket is bound to an interface's number.  So names are followed: the interface
+that has the name now is captured, whatever its number, and one that lost the name is not (because it was renamed,
+deleted, moved to another namespace, or its number was reused).  Numbers are not remembered.  Each socket is asked for
+the present name of the interface that it is bound to (packet(7): getsockname); that name is empty once the interface
+was deleted.
 
-To take a packet socket off an interface the kernel waits until no processor is amid a packet of it: some 10 ms each.
-A filter that refuses all counts from the next packet on, and is there in microseconds (`mute`).
+To take a packet socket off an interface, the kernel waits until no processor is handling a packet of it, some 10 ms for
+each socket.  A filter that rejects everything takes effect with the next packet and is set in microseconds (`mute`).
 
-The kernel's messages on links (rtnetlink(7)) are only a bell: what there is is looked up afterwards, so that lost
-messages do no harm.  An interface that goes down and up keeps its sockets.
+The kernel's messages about links (rtnetlink(7)) only say that something changed.  What exists is looked up afterwards,
+so lost messages do no harm.  An interface that goes down and comes up again keeps its sockets.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ETH_P_ALL: Final = 0x0003
 
 
 class Bell:
-    """Readable when some link of this network namespace has changed."""
+    """A descriptor that is readable when a link of this network namespace has changed."""
 
     def __init__(self) -> None:
         """Raises OSError."""
@@ -74,7 +75,7 @@ class Hold(Protocol):
     """The capture on one interface."""
 
     def name(self) -> str:
-        """What the interface that is captured is called now; "": it is gone."""
+        """The present name of the captured interface; "": it is gone."""
 
     def mute(self) -> None:
         """Let no packet in any more; quick.  For all interfaces, where several share a socket.  Raises OSError."""
@@ -92,7 +93,7 @@ def bind_to_all(sock: socket.socket, protocol: int) -> None:
 
 
 def unbind(sock: socket.socket) -> None:
-    """Let a packet socket take no packet any more.  (There is no way to unbind one; this protocol never comes.)"""
+    """Stop a packet socket from receiving.  It cannot be unbound, so it is bound to a protocol that no packet has."""
     with contextlib.suppress(OSError):
         bind_to_all(sock, NEVER)
 
@@ -100,8 +101,8 @@ def unbind(sock: socket.socket) -> None:
 class Links:
     """A tap's hold on its interfaces.  `patterns`: their names, or what they match (fnmatch).
 
-    `hold` begins to capture on one; it raises OSError.  `release` may be called in another thread.  `names`,
-    `waits_for` and above all `mute` wait for no other: to end a hold takes 10 ms.
+    `hold` begins to capture on one interface; it may raise OSError.  `release` may be called in another thread.
+    `names`, `waits_for` and above all `mute` never wait for it, though ending a hold takes 10 ms.
     """
 
     def __init__(self, patterns: Sequence[str], hold: Callable[[str], Hold]) -> None:
@@ -164,7 +165,7 @@ class Links:
                 self._held.popitem()[1].close()
 
     def waits_for(self) -> str:
-        """Why nothing can come, in a line; "": something can."""
+        """Why no packet can arrive, in one line; "": packets can arrive."""
         held = list(self._held.copy())
         if not held:
             several = len(self._patterns) > 1 or is_pattern(self._patterns[0])
@@ -212,7 +213,7 @@ class Attached(loader.Attachment):
 
 
 class Bound:
-    """A packet socket that is bound to one interface, and to no packet at the end; the socket stays open."""
+    """A packet socket that is bound to one interface.  `close` unbinds it and leaves the socket open."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         """Raises OSError."""
@@ -272,7 +273,7 @@ class Shared:
             return ""
 
     def mute(self) -> None:
-        """By the filters of all sockets.  None of the interfaces counts any more: the end of one lets in no other."""
+        """By the filters of all sockets.  Nothing is captured afterwards, even if one interface is closed."""
         self._links.clear()
         let_in(self._sockets, self._ports, ())
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon says: lines of `name=value` on standard error, few of each cause, and the last ones kept by tap.
+"""The daemon's log: lines of `name=value` on standard error, few of each cause.  The last ones are kept for each tap.
 
-A line is written by a thread of its own, from a queue with a bound: a journal that hangs, or a terminal that is
-stopped, holds up nothing.  No payload gets here: what is logged are names, numbers and messages of ours; whatever is in
-them, a line stays one line of printable characters.
+A separate thread writes the lines from a bounded queue, so a journal that hangs, or a terminal that is stopped, delays
+nothing.  Payload is never logged, only names, numbers and our own messages.  Whatever is in them, a line stays one line
+of printable characters.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any, Final
 import msgspec
 
 RATE: Final = 10
-"""Lines a second of one cause, and one tap."""
+"""Most lines a second of one cause and one tap."""
 KEPT: Final = 200
 """Lines of a tap that are kept."""
 KEPT_TAPS: Final = 200
-"""Taps of which lines are kept; that of which nothing was said for the longest time gives way."""
+"""Most taps whose lines are kept; the one with the oldest last line gives way."""
 WAITING: Final = 1000
 """Most lines that wait to be written."""
 LONGEST: Final = 500
 """Characters of a value that are shown."""
 FLUSH_TIME: Final = 2.0
-"""Seconds for the last lines to leave."""
+"""Seconds for the last lines to be written."""
 
 
 class Level(enum.IntEnum):
@@ -54,26 +54,26 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Log:
-    """Threads may call it at any time.  `write` takes lines as bytes; `journal`: they go to the journal."""
+    """Thread-safe.  `write` gets each line as bytes; `journal`: lines are for the journal."""
 
     def __init__(self, write: Callable[[bytes], object], *, journal: bool) -> None:
         self._write = write
         self._journal = journal
         self._lock = threading.Lock()
         self._causes: dict[tuple[str, str, str], _Cause] = {}
-        """Causes of the last second or so (`tick`), with what was held back of each."""
+        """The causes of about the last second (`tick`), with how much of each was held back."""
         self._kept: dict[str, deque[Line]] = {}
         self._seq = 0
         self.lost = 0
-        """Lines that found the queue full."""
+        """Lines that were lost: the queue was full, or writing failed."""
         self._queue: queue.Queue[bytes | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._writer, name="log", daemon=True)
         self._thread.start()
 
     def say(self, level: Level, cause: str, message: str, *, tap: str = "", of: str = "", **fields: Any) -> None:
-        """One line.  `cause` is a constant of the code, by which lines are counted and held back.
+        """Log one line.  `cause` is a constant of the code, by which lines are counted and held back.
 
-        Those of each tap, and `of` something else, are counted apart: none of another's is held back for them.
+        Lines are counted separately for each `tap` and each `of`, so none is held back because of another's.
         """
         now = time.monotonic()
         with self._lock:
@@ -84,7 +84,7 @@ class Log:
             self._put(level, cause, message, tap, fields | ({"suppressed": suppressed} if suppressed else {}))
 
     def tick(self) -> None:
-        """Tell of what was held back by causes that have fallen silent.  Call it about once a second."""
+        """Report how many lines of causes that are quiet now were held back.  Call it about once a second."""
         now = time.monotonic()
         with self._lock:
             for (cause, tap, of), found in [*self._causes.items()]:
@@ -96,12 +96,12 @@ class Log:
                 del self._causes[cause, tap, of]  # it would be as full as a new one by now
 
     def of(self, tap: str, after: int) -> tuple[list[Line], int]:
-        """The lines kept of a tap that came after the one with this number, and the number to go on from."""
+        """The kept lines of a tap that are newer than number `after`, and the number with which to continue."""
         with self._lock:
             return [line for line in self._kept.get(tap, ()) if line.seq > after], self._seq
 
     def close(self) -> None:
-        """Write what waits, if that does not take long."""
+        """Write the lines that wait, for at most `FLUSH_TIME` each to queue the end and to reach it."""
         try:
             self._queue.put(None, timeout=FLUSH_TIME)
         except queue.Full:
@@ -146,7 +146,7 @@ class _Cause:
         self._last = now
 
     def passes(self, now: float) -> int | None:
-        """None: hold this line back; else how many were since the last one that was not."""
+        """None: hold this line back.  Else the number of lines held back since the last one that passed."""
         self._tokens = min(float(RATE), self._tokens + (now - self._last) * RATE)
         self._last = now
         if self._tokens < 1:
@@ -172,7 +172,7 @@ def to_stderr() -> Log:
 
 
 def _write_whole(line: bytes) -> None:
-    """To standard error.  Raises OSError if a part of it could not be written: a disk may have room for the rest."""
+    """Write a line to standard error.  Raises OSError, after a part of the line if the disk had room for no more."""
     while line:
         line = line[os.write(2, line) :]
 

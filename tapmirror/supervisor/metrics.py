@@ -5,8 +5,8 @@ The names are an interface: `deploy/` has a dashboard and alerts that use them. 
 from the spec, and words of closed sets (fates, reasons, classes): nothing that comes from the network, but for the
 endpoints of a comparison, of which there are at most `NAMED` for each shadow (`compared`).
 
-Counters never fall while a tap exists, also when its worker is replaced or the tap is started anew by a change of its
-spec: what an earlier one counted is added (`_Total`).  Only those of a comparison begin anew with the tap.
+Counters never fall while a tap exists, even if its worker is replaced or the tap is restarted with another spec: what
+was counted before is added (`_Total`).  Only those of a comparison begin at zero with the tap.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNITS: Final = {
 
 
 class _Total:
-    """Totals that go on where their source begins anew."""
+    """Totals that continue when their source begins at zero again."""
 
     __slots__ = ("_before", "_last")
 
@@ -55,13 +55,13 @@ class _Total:
         self._last: dict[tuple[str, ...], float] = {}
 
     def begin_anew(self) -> None:
-        """The source has: what it counts from now on comes on top."""
+        """Say that the source begins at zero: what it counts from now on is added."""
         for key, value in self._last.items():
             self._before[key] = self._before.get(key, 0) + value
         self._last.clear()
 
     def add(self, key: tuple[str, ...], value: float) -> None:
-        """The source's present total of one series."""
+        """Set the source's present total of one series."""
         self._last[key] = max(value, self._last.get(key, 0))
 
     def of(self, key: tuple[str, ...]) -> float:
@@ -78,18 +78,18 @@ class _Total:
 
 
 class _History:
-    """What is remembered of one tap from one collection to the next."""
+    """The state of one tap's counters between collections."""
 
     def __init__(self) -> None:
         self.total = _Total()
         self.cpu = _Total()
-        """By the worker's place: what it gives includes its predecessors."""
+        """By worker slot: the figures of a worker include those of its predecessors."""
         self.compared: dict[str, Compared] = {}
         """Counters of each shadow's comparison, by label."""
         self._life = 0
 
     def take(self, snapshot: Snapshot) -> None:
-        """Look at a snapshot; of a later life than the last one it counts from zero, of an earlier one it is known."""
+        """Take a snapshot.  A later life than the last one counts from zero; an earlier one is known and is ignored."""
         life = snapshot["life"]
         if life < self._life:
             return
@@ -107,7 +107,7 @@ class _History:
 
 
 def workers(snapshot: Snapshot) -> Sequence[Mapping[str, Any]]:
-    """Each worker of a tap; of a snapshot that does not tell them apart, all as one."""
+    """Each worker of a tap; if the snapshot has no separate workers, all of them as one."""
     found: Sequence[Mapping[str, Any]] = snapshot.get("workers") or [snapshot["worker"]]
     return found
 
@@ -153,13 +153,15 @@ def _fates(account: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
 
 
 class TapMetrics(Collector):
-    """The metrics of all taps.  One that has not counted anything yet may be only {"tap", "state"}; with a ledger comes
-    "life", a greater number whenever that began with zeros.  Those of lives that are "over" come first, in their order,
-    as often as one likes: they have what was counted after the last collection.  Of a tap that is gone its counters
-    stay for as long as they do.
+    """The metrics of all taps, made from their last snapshots at each collection.
 
-    `snapshots` is called for each collection, from whatever thread scrapes: it must be quick and safe to call
-    (the last snapshots, not new ones).  Not more than one thread may collect at a time.
+    A snapshot of a tap that has not counted anything yet may be only {"tap", "state"}.  With a ledger comes "life", a
+    number that grows whenever the ledger begins at zero.  Snapshots of lives that are "over" come first, in their
+    order, and may come again: they have what was counted after the last collection.  The counters of a tap that is gone
+    stay as long as such snapshots come.
+
+    `snapshots` is called for each collection, in the thread that scrapes.  It must be quick and thread-safe: it returns
+    the last snapshots and makes no new ones.  Only one thread may collect at a time.
     """
 
     def __init__(self, snapshots: Callable[[], Iterable[Snapshot]]) -> None:
@@ -173,7 +175,7 @@ class TapMetrics(Collector):
         return registry
 
     def describe(self) -> list[Metric]:
-        """Nothing: `register` would collect otherwise."""
+        """Return nothing; without this method, `register` would collect."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -182,7 +184,7 @@ class TapMetrics(Collector):
         known = {str(snapshot["tap"]): snapshot for snapshot in found if "over" not in snapshot}
         taps = {name: snapshot for name, snapshot in known.items() if "segments" in snapshot}
         counted = [(str(snapshot["tap"]), snapshot) for snapshot in found if "segments" in snapshot]
-        # One that begins anew has no snapshot for a while: its totals go on.
+        # A tap that begins again has no snapshot for a while; its totals continue.
         names = dict.fromkeys([*(name for name, _ in counted), *(name for name in known if name in self._histories)])
         self._histories = {name: self._histories.get(name) or _History() for name in names}
         for name, snapshot in counted:
@@ -336,7 +338,7 @@ def _states(taps: Mapping[str, Snapshot]) -> Metric:
 
 
 def _uncaptured(taps: Mapping[str, Snapshot]) -> Metric:
-    """The tap itself goes on counting where it begins anew."""
+    """A tap continues this count itself when it begins again."""
     text = "Time in which the tap was to capture and did not, between an end and the next beginning"
     family = CounterMetricFamily("tapmirror_uncaptured_seconds", text, labels=["tap"], unit="seconds")
     for tap, of in taps.items():

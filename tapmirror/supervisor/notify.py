@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling the service manager what the daemon is doing: sd_notify(3), and the watchdog.
+"""Messages to the service manager about the daemon's state: sd_notify(3), and the watchdog.
 
-The protocol is a datagram of lines to a Unix socket; the libraries for it either need libsystemd or lack
-MONOTONIC_USEC and the watchdog's time, so it is written out here.
+The protocol is a datagram of lines to a Unix socket.  It is implemented here because the libraries for it need
+libsystemd, or lack MONOTONIC_USEC and the watchdog's time.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from contextlib import suppress
 from typing import Final
 
 STATUS_BYTES: Final = 512
-"""Bytes of the longest status line: it is read in a terminal."""
+"""Most bytes of a status line, which is read in a terminal."""
 
 
 class Notifier:
     """Messages to the service manager; without one, nothing is sent.
 
-    Takes the variables out of `environ`, so that no process started later takes itself for the service.  A message that
-    cannot be sent is left out: nothing in the daemon depends on it.
+    The variables are removed from `environ`, so that no child process takes itself for the service.  A message that
+    cannot be sent is dropped: nothing in the daemon depends on it.
     """
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         self.address = _address(environ.pop("NOTIFY_SOCKET", ""))
         """Address of the service manager's socket; empty: there is none."""
         self.watchdog = _watchdog(environ, os.getpid())
-        """Seconds between two calls of `alive`, half of what the manager waits; None: it waits for none."""
+        """Seconds between two calls of `alive`, half of the manager's time-out; None: there is no watchdog."""
         for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
             environ.pop(name, None)
         self._status = ""
 
     def ready(self) -> None:
-        """The daemon serves: after its start, and after a reload."""
+        """Say that the daemon serves, after its start and after each reload."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """A reload begins; `ready` ends it.  With the time, as `Type=notify-reload` wants it."""
+        """Say that a reload begins; `ready` ends it.  Has the time, as `Type=notify-reload` requires."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """The end begins."""
+        """Say that the daemon is ending."""
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        """Call it every `watchdog` seconds, where it shows that the daemon does its work."""
+        """Feed the watchdog.  Call it every `watchdog` seconds, from where it proves that the daemon works."""
         self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; sent only when it is another one."""
+        """Set the line for `systemctl status`; sent only if it has changed."""
         text = " ".join(text.split())[:STATUS_BYTES]
         if text != self._status:
             self._status = text
@@ -73,7 +73,7 @@ def _address(name: str) -> str:
 
 
 def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
-    """sd_watchdog_enabled(3): half of the time, if it is for this process."""
+    """Half of the watchdog's time-out, if it is for this process: sd_watchdog_enabled(3)."""
     if environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
     try:

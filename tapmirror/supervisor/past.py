@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What taps counted in lives that are over, for the metrics: no scrape has seen the last of it.
+"""The last ledgers of lives of taps that are over, for the metrics: no scrape has seen what was counted last.
 
-A ledger as Python objects takes some five times the room of its JSON, and a comparison of many shadows is long: so
-they are held as JSON, and there is a bound for all of them together.
+As Python objects a ledger takes about five times the room of its JSON, and a comparison of many shadows is long.  So
+ledgers are held as JSON, with a bound for all of them together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 REMEMBERED: Final = 120.0
-"""Seconds for which the metrics have what a tap counted in a life that is over: two scrapes of Prometheus's default."""
+"""Seconds for which a life that is over stays in the metrics: two scrapes at Prometheus's default interval."""
 LIVES: Final = 256
-"""Lives that are remembered at most: all of 200 taps that `apply` restarts."""
+"""Most lives that are remembered: those of 200 taps that one `apply` restarts."""
 HELD: Final = 4 << 20
-"""Bytes of all that is remembered.  A ledger has some 10 kB, what it compared 25 kB more for each shadow."""
+"""Most bytes that are remembered.  A ledger has some 10 kB, and 25 kB more for each shadow that is compared."""
 
 
 class Life:
@@ -43,7 +43,10 @@ class Life:
 
 
 class Past:
-    """May be used from any thread.  `dropped` receives the name of a tap, and what the metrics will not have of it."""
+    """The lives that are remembered; thread-safe.
+
+    `dropped` receives the name of a tap and what the metrics will lack of it.
+    """
 
     def __init__(self, dropped: Callable[[str, str], None]) -> None:
         self._dropped = dropped
@@ -78,7 +81,7 @@ class Past:
         ]
 
     def _make_room(self) -> list[tuple[str, str]]:
-        """What had to go, of which tap: the oldest comparison first, for the ledgers are short."""
+        """Forget what exceeds the bounds: comparisons, then ledgers, the oldest first; returns (tap, what is lost)."""
         gone = []
         held = self._held()
         for life in self._lives:
@@ -104,5 +107,5 @@ class Past:
 
 
 def _json(document: object) -> bytes:
-    """Sums of several workers' counts may have more than 64 bits, which msgspec refuses."""
+    """JSON of the standard library: sums over workers may have more than 64 bits, which msgspec refuses."""
     return json.dumps(document, separators=(",", ":")).encode()

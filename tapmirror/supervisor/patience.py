@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time that a worker has to answer, in which that does not count for which it waits for a CPU.  Nothing else.
+"""How long a worker may take to answer, not counting the time for which it waits for a CPU.  Nothing else.
 
 A worker that gets no CPU is not hung: replaced, it would lose what it holds, and its successor would get none either.
 The kernel tells how long a task waited in a run queue (`run_delay`, Documentation/scheduler/sched-stats.rst), but only
@@ -78,7 +78,7 @@ class Patience:
         return self.now()
 
     def lose(self) -> None:
-        """It does not stand still any more, and is what the others show."""
+        """Run like any other clock from now on."""
         self._lost = True
         self.starved = 0.0
 

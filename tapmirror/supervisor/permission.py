@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests are refused for what is asked: what may not run beside what, or only if one insists."""
+"""Which requests are refused for their content: taps that may not run together, or only with `--force`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RefusedError(Exception):
 
 
 def distinct(specs: Sequence[TapSpec], running: Collection[str]) -> None:
-    """Each has a name of its own, and with those that run they are not too many.  Raises `RefusedError`."""
+    """Check that all names differ, and that there are not too many taps with those that run.  Raises `RefusedError`."""
     names = [spec.name for spec in specs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -34,7 +34,7 @@ def distinct(specs: Sequence[TapSpec], running: Collection[str]) -> None:
 
 
 def unslipped(specs: Iterable[TapSpec]) -> None:
-    """Raises `RefusedError` if one of them has what is refused to whoever writes it (`TapSpec.slips`)."""
+    """Raises `RefusedError` if one of them has a mistake that is only tolerated in old files (`TapSpec.slips`)."""
     for spec in specs:
         for field, message in spec.slips(automatic()):
             raise RefusedError("refused", f"{spec.name}: {field}: {message}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing to disk which taps are to run, whenever that changes, in a thread.
+"""Writes to disk which taps should run, whenever that changes, in a thread.
 
-A disk that is full or gone ends nothing: it is told, and tried again.
+A disk that is full or gone ends no tap: the error is reported, and writing is tried again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AGAIN: Final = 10.0
 
 
 class Persistence:
-    """`what` is to be written: asked at each attempt.  Use it within one running loop."""
+    """Writes what `what()` returns at each attempt.  Use it within one running asyncio loop."""
 
     def __init__(self, directory: Path, log: Log, what: Callable[[], state.State]) -> None:
         self.error = ""
@@ -33,14 +33,14 @@ class Persistence:
         self._writing = asyncio.Lock()
 
     def due(self, now: float) -> bool:
-        """Whether to try again (of the monotonic clock); the next time is put off then."""
+        """Whether it is time to try again; if so, the next time is set.  `now` is of the monotonic clock."""
         if not self._dirty or now < self._again:
             return False
         self._again = now + AGAIN
         return True
 
     async def save(self) -> None:
-        """Write it."""
+        """Write the taps to disk; an error is kept in `error` and logged."""
         self._dirty = True
         async with self._writing:
             if not self._dirty:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's directories, and that only one daemon has them.
+"""The daemon's directories, and the lock by which only one daemon uses them.
 
-The lock is flock(2) on the directory itself: it needs no room on a full disk, is gone with the process that held it,
-and the kernel names its owner (/proc/locks), so that no number in a stale file is ever believed.
+The lock is flock(2) on the directory itself: it needs no room on a full disk, and ends with the process that holds it.
+The kernel names that process (/proc/locks), so no number in a stale file is trusted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIG: Final = Path("/etc/tapmirror")
 
 
 class Places(msgspec.Struct, frozen=True):
-    """Where a daemon has its things."""
+    """The directories of one daemon."""
 
     runtime: Path = RUNTIME
     """The control socket and the file STOP; emptied at a reboot."""
@@ -38,12 +38,12 @@ class Places(msgspec.Struct, frozen=True):
 
     @property
     def captured(self) -> Path:
-        """Its time of change is when a tap of this directory's daemons was last seen to capture."""
+        """Its modification time is when a tap of this daemon, or of an earlier one, was last seen to capture."""
         return self.runtime / "captured"
 
     @property
     def settings(self) -> Path:
-        """What is said to the daemon and not to a tap."""
+        """The settings of the daemon itself."""
         return self.config / "daemon.yaml"
 
     @property
@@ -64,9 +64,9 @@ class PlaceError(Exception):
 
 
 def take(directory: Path, mode: int, gid: int | None = None) -> int:
-    """Make the directory if need be, and lock it; a descriptor that holds the lock.
+    """Make the directory if it is missing, and lock it; returns a descriptor that holds the lock.
 
-    One in which another user could put things is refused.  Raises `PlaceError`.
+    A directory to which another user can write is refused.  Raises `PlaceError`.
     """
     try:
         with suppress(FileExistsError):
@@ -94,7 +94,7 @@ def take(directory: Path, mode: int, gid: int | None = None) -> int:
 
 
 def owner(facts: os.stat_result) -> str:
-    """Who holds the lock of a directory."""
+    """Who holds the lock of a directory, in words."""
     wanted = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}:{facts.st_ino}"
     with suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():

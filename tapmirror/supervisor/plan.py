@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the taps that run to those that are wanted, and what taps may not run together.  Values in, values out."""
+"""The steps from the taps that run to those that are wanted, and which taps may not run together.
+
+Values in, values out.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
-from tapmirror.spec import TapSpec
+from tapmirror.spec import Shadow, TapSpec
 from tapmirror.spec.tap import ANY
 
 LIVE: Final = frozenset({"percent", "ramp"})
-"""Fields that are changed in a running tap; a ramp can end so, and not begin."""
+"""Fields that can be changed in a running tap.  A ramp can end this way, but not begin."""
 SSH: Final = 22
 
 
@@ -24,9 +27,9 @@ class Action(enum.Enum):
 
     ADD = "add"
     CHANGE = "change"
-    """While it runs; every connection stays."""
+    """It is changed while it runs; every connection stays."""
     RESTART = "restart"
-    """With other fields: what is captured between is lost."""
+    """It ends and starts with other fields; what clients send in between is not captured."""
     REMOVE = "remove"
     KEEP = "keep"
     """The tap is not touched."""
@@ -38,12 +41,12 @@ class Step(msgspec.Struct, frozen=True):
     name: str
     action: Action
     spec: TapSpec
-    """The tap as it is to be; where it is removed, as it is."""
+    """The wanted tap; of a tap that is removed, the present one."""
     fields: tuple[str, ...] = ()
     """Names of the fields that differ."""
 
     def told(self) -> dict[str, Any]:
-        """As an answer has it."""
+        """The step as an answer of the control socket has it."""
         return {"name": self.name, "action": self.action.value, "fields": list(self.fields)}
 
 
@@ -88,20 +91,20 @@ def conflict(spec: TapSpec, others: Iterable[TapSpec]) -> str | None:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether there can be an interface that both names, or patterns, stand for."""
+    """Whether two names or patterns can mean the same interface."""
     if fnmatch.fnmatchcase(one, other) or fnmatch.fnmatchcase(other, one):
         return True
     firm = [re.split(r"[*?[]", name)[0] for name in (one, other)]
     return firm[0] != one and firm[1] != other and (firm[0].startswith(firm[1]) or firm[1].startswith(firm[0]))
 
 
-def place(shadow: Any) -> str:
-    """Where a shadow is, as it is written."""
+def place(shadow: Shadow) -> str:
+    """Where a shadow is, as it is written in the spec."""
     return str(shadow.end_point).lower()
 
 
 def needs_force(spec: TapSpec) -> str | None:
-    """Why this tap is started only if one insists; None: nothing speaks against it."""
+    """Why this tap is started only with `--force`; None: it needs none."""
     if SSH in spec.ports:
         return "port 22 is SSH's: a copy of logins helps no shadow"
     if spec.iface == ANY and not spec.addrs:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is sent to each of a shadow's addresses: if it arrives at the tap, the shadow leads back to production.
+"""The probe that is sent to each of a shadow's addresses: if it arrives at the tap, the shadow leads back to
+production.
 
-That is done when a tap starts, and with the addresses that a name gets later.
+It is sent when a tap starts, and to addresses that a name gets later.  It consists of two things:
 
-A connection without a byte, which bears the mark of a tap and tells whether the shadow can be reached.  And, because
-networks may take that mark off, a SYN with a first sequence number that the capture knows: address translation keeps
-it.  (The kernel lets no socket choose it without CAP_NET_ADMIN, which a tap does without, so the SYN is sent by a raw
-one.  It becomes no connection: nobody here waits for the answer, and the kernel resets it.)
+* A connection without data, with the mark of a tap.  It also shows whether the shadow can be reached.
+* A SYN whose initial sequence number the capture knows, because networks may remove the mark, and address translation
+  keeps that number.  (Choosing it with a normal socket needs CAP_NET_ADMIN, which a tap does without, so a raw socket
+  sends this SYN.  It becomes no connection: nobody here waits for the answer, and the kernel resets it.)
 
-NOTE: firewalls that choose sequence numbers themselves, or answer in the shadow's place (SYN proxies), hide it.
+NOTE: a firewall that chooses sequence numbers itself, or answers in the shadow's place (SYN proxy), hides the probe.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ WINDOW: Final = 64_240
 
 
 class Probe:
-    """Both are sent to each when it is made, and the connections are under way then.  `close` it.
+    """A probe of some addresses; its creation sends everything.  `close` it.
 
-    `seq`: the first sequence number of the SYNs.
+    `seq`: the initial sequence number of the SYNs.
     """
 
     def __init__(self, addresses: Sequence[Address], seq: int) -> None:
@@ -53,11 +54,11 @@ class Probe:
 
     @property
     def failure(self) -> OSError | None:
-        """Why none of the connections came about, None: one did; of a probe that is over."""
+        """Of a probe that is over: why no connection could be made; None: one was made."""
         return None if self._reached else self._failure or TimeoutError("timed out")
 
     def over(self, wait: float = 0.0) -> bool:
-        """Whether all is known, or the time is over; waits up to so many seconds for something that is to be known."""
+        """Whether the outcome is known, or the time is over.  Waits for an outcome for at most `wait` seconds."""
         left = max(0.0, self._end - time.monotonic())
         for fd, _ in self._poll.poll(min(wait, left) * 1000) if self._pending else ():
             self._poll.unregister(fd)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the shadows of a tap may be at their addresses: none is production's, as far as these tell or probes show.
+"""Checks that no shadow is production: by its addresses, and by probes.
 
 Theory of operation
 -------------------
-An address that is production's is refused as it is.  What addresses do not tell, such as address translation, a probe
-does (`probe`): if what is sent to a shadow arrives at the tap, the shadow leads back to production.
+An address of production's is refused at once.  What addresses cannot show, such as address translation, a probe shows
+(`probe`): if what is sent to a shadow arrives at the tap, the shadow leads back to production.
 
-The capture counts probes and does not tell them apart, so what arrived belongs to what was sent last: one trial at a
-time, of one shadow's addresses or of those that are new of a name.  Of several that lead back together it is not known
-which of them does, and they are refused together.
+The capture counts probes and does not tell them apart.  So there is one trial at a time, and what arrives belongs to
+it: a trial is of the addresses of one shadow, or of the new addresses of a name.  If addresses of a trial lead back, it
+is not known which, and all of them are refused.
 
-A trial takes half a second where an address answers nothing, and nobody waits for it but a tap's start: it is looked at
-between iterations of whoever drives the tap.
+A trial takes half a second if an address does not answer.  Only a tap's start waits for it; otherwise whoever drives
+the tap looks at the trial between iterations.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from tapmirror.supervisor.resolving import ResolveError, look_up
 from tapmirror.supervisor.workers import TapError, TapRefusedError
 
 PROBED: Final = 600.0
-"""Seconds for which what a probe of an address found counts."""
+"""Seconds for which the outcome of a probe is used."""
 LOOK_TIME: Final = 0.05
 """Seconds between two looks at a probe that is under way."""
 LEADS_BACK: Final = "connections to it arrive at the tap as production's: it leads back to production"
 RING_TIME: Final = 3 * HANDED_OVER
-"""Seconds for which a probe is looked for behind AF_PACKET's ring, which hands over late where the host is busy."""
+"""Seconds for which a probe may take to arrive by AF_PACKET, whose ring hands packets over late on a busy host."""
 
 
 def field(spec: TapSpec, index: int) -> str:
-    """How a shadow is called in a message."""
+    """The name of a shadow's field in messages."""
     return "shadow" if len(spec.shadows) == 1 else f"shadows[{index}]"
 
 
 def resolved(spec: TapSpec, index: int) -> list[Address]:
-    """A shadow's socket addresses, none of which is production.
+    """A shadow's socket addresses, checked not to be production's.
 
     Waits for a name server.  Raises `TapError`, OSError.
     """
@@ -86,10 +86,10 @@ def refused(spec: TapSpec, index: int, addresses: Sequence[Address]) -> str | No
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a trial found."""
+    """The outcome of a trial."""
 
     until: float
-    """When the finding counts no more."""
+    """When the outcome is not used any more."""
     leads_back: bool
     failure: OSError | None
     """Why none of the addresses can be reached; None: one can."""
@@ -104,7 +104,7 @@ class _Trial:
         self.before = before
         """Probes that had arrived when it began."""
         self.sent_by: float | None = None
-        """When all of it was known to be sent."""
+        """When everything had been sent for certain."""
         self.due = 0.0
         """When the next look is due."""
 
@@ -112,16 +112,16 @@ class _Trial:
 class Probing:
     """The probes of one tap.
 
-    `arrived` tells how many have been seen to arrive at the tap; `warn` is told which shadow cannot be reached.  Call
-    `look` at each iteration, by `due` at the latest, and after it as often as wanted `all_found` and `found`; `give_up`
-    while nothing is captured, and at the end.  Times are of the monotonic clock.
+    `arrived` returns how many probes arrived at the tap; `warn` gets the shadows that cannot be reached.  Call `look`
+    in each iteration, at `due` at the latest, then `all_found` and `found` as often as you like.  Call `give_up` while
+    nothing is captured, and at the end.  Times are of the monotonic clock.
     """
 
     def __init__(self, spec: TapSpec, arrived: Callable[[], int], warn: Callable[[str], None]) -> None:
         self.seq = int.from_bytes(os.urandom(4)) or 1
         """The first sequence number of the SYNs, by which the capture knows them."""
         self.behind_ring = False
-        """What arrives is seen late: by AF_PACKET."""
+        """Whether arrivals are seen late, which is so with AF_PACKET."""
         self._spec = spec
         self._arrived = arrived
         self._warn = warn
@@ -136,7 +136,7 @@ class Probing:
         return None if self._trial is None else self._trial.due
 
     def look(self, now: float) -> None:
-        """Take note of what is under way."""
+        """Look at the trial that is under way, if any."""
         trial = self._trial
         if trial is None:
             return
@@ -151,15 +151,15 @@ class Probing:
             self.give_up()
 
     def wait(self) -> None:
-        """Until the next look may find something."""
+        """Sleep until the next look may find something."""
         trial = self._trial
         if trial is not None and trial.probe.over(LOOK_TIME):
             time.sleep(0.0 if trial.sent_by is None else max(0.0, trial.due - time.monotonic()))
 
     def all_found(self, addresses: Sequence[Sequence[Address]], now: float) -> bool:
-        """Whether each shadow is known not to lead back, at these addresses of all; that is probed once.
+        """Whether it is known that no shadow leads back, with these addresses of all shadows.  They are probed once.
 
-        Raises `TapError`: one of them does.
+        Raises `TapError` if one leads back.
         """
         if self._all_found:
             return True
@@ -186,9 +186,9 @@ class Probing:
         return True
 
     def found(self, addresses: Sequence[Address], now: float) -> Found | None:
-        """What is known of a shadow's addresses; None: nothing yet, they are probed now or after what is.
+        """What is known of a shadow's addresses; None: nothing yet, they are probed now or after the present trial.
 
-        What was found lasts for `PROBED`: a name that leads back is asked for again and again.
+        An outcome is used for `PROBED`, because a name that leads back is looked up again and again.
         """
         self._found = {those: found for those, found in self._found.items() if found.until > now}
         wanted = frozenset(addresses)
@@ -207,13 +207,13 @@ class Probing:
         return None
 
     def give_up(self) -> None:
-        """End what is under way; it is not known then."""
+        """End the present trial without an outcome."""
         if self._trial is not None:
             self._trial.probe.close()
             self._trial = None
 
     def forget(self) -> None:
-        """All shadows are to be probed anew, when something is captured again."""
+        """Forget all outcomes: shadows are probed again when something is captured again."""
         self.give_up()
         self._found = {}
         self._all_found = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that somebody else may have put there: nothing in their place holds up the daemon."""
+"""Reading files that another user may have replaced by something else: nothing there can make the daemon wait."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 def content(path: Path, most: int, *, private: bool = False) -> bytes:
-    """Of a regular file, up to a byte more than `most`.  Raises OSError.
+    """The content of a regular file, up to one byte more than `most`.  Raises OSError.
 
-    `private`: of one that nobody but root and we can have written, whoever may reach it.
+    `private`: only of a file that nobody but root and we ourselves can have written.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO holds up nobody
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO does not wait
     with open(descriptor, "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The share of one running tap: its governor and that of all taps are fed with its ledgers, and the tap is told."""
+"""The share of one running tap: feeds its ledgers to its own governor and to that of all taps, and sets the share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tapmirror.supervisor.together import Together
 
 
 class Regulation:
-    """The governor of one running tap, fed with its ledgers; its share and that of all taps together."""
+    """Governs one running tap, by its own budget and by that of all taps together."""
 
     def __init__(self, budget: Budget, together: Together, now: float, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -46,9 +46,9 @@ class Regulation:
         self._own, self._applied = own, decision
 
     def _tell_shadows(self, ledger: dict[str, Any], unreached: Mapping[str, str]) -> None:
-        """How each is; `unreached` as of `Tap`.
+        """Report how each shadow is; `unreached` as of `Tap`.
 
-        Of several the share follows the best one: that another is spared would not be told by it.
+        The share follows the best of several shadows, so it does not show that another one gets less.
         """
         breakers, causes = self._governor.breakers(), self._governor.causes(unreached)
         for label, shadow in ledger["shadows"].items():

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of a tap's shadows, resolved at its start and again and again beside everything else.
+"""The names of a tap's shadows, resolved at its start and then regularly, in the background.
 
 Theory of operation
 -------------------
-Answers are bytes of the network, and a resolver may take half a minute: so a name is looked up by getent(1), the C
-library's own resolver, in a process of its own without privilege.  For the first answer a tap's start waits; then
-nobody does, and what is not there when the next one is due is given up.  What is printed is taken for nothing but a
-list of addresses.
+Answers are bytes of the network, and a resolver may take half a minute.  So a name is looked up by getent(1), which
+uses the C library's resolver, in a process of its own without privilege.  Only a tap's start waits, for the first
+answer.  A later look-up that has not ended when the next one is due is given up.  What getent prints is parsed as a
+list of addresses and nothing else.
 
-getaddrinfo(3) tells no time to live: names are asked for every `Shadow.resolve_every` seconds, whatever it is.
+getaddrinfo(3) does not report a time to live, so names are looked up every `Shadow.resolve_every` seconds.
 
-Whatever fails, the old addresses stay.  So they do where one of the new ones is production's.
+If anything fails, or if one of the new addresses is production's, the old addresses stay.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tapmirror.spec import Shadow
 from tapmirror.supervisor.addresses import ADDRESSES, Address
 
 OUTPUT: Final = 8192
-"""Bytes of an answer that are looked at: a hundred addresses, each three times."""
+"""Most bytes of an answer that are read: a hundred addresses, each three times."""
 
 FIRST_TIME: Final = 30.0
 """Seconds that a tap's start waits for an address: two attempts at each of three name servers (resolv.conf(5))."""
 
 
 class Undecided:
-    """It is not known yet: to be asked again."""
+    """A `Judge` cannot tell yet; ask it again later."""
 
 
 Judge: TypeAlias = Callable[[int, Sequence[Address]], str | Undecided | None]
@@ -51,9 +51,9 @@ class ResolveError(Exception):
 
 
 def look_up(shadow: Shadow, identity: tuple[int, int]) -> list[Address]:
-    """The socket addresses of a shadow, by a process of this user and group.  Raises `ResolveError`.
+    """The socket addresses of a shadow, looked up by a process of this user and group.  Raises `ResolveError`.
 
-    An address needs none, unless it names an interface.
+    A literal address needs no process, unless it names an interface.
     """
     if _is_literal(shadow.host) and "%" not in shadow.host:
         address = ipaddress.ip_address(shadow.host)
@@ -78,7 +78,7 @@ def look_up(shadow: Shadow, identity: tuple[int, int]) -> list[Address]:
 
 
 class Counts(msgspec.Struct):
-    """What became of the look-ups of a tap."""
+    """How the look-ups of a tap ended."""
 
     changed: int = 0
     failed: int = 0
@@ -88,8 +88,8 @@ class Counts(msgspec.Struct):
 class Names:
     """The names of one tap's shadows.
 
-    `judge` looks at new addresses; `warn` is told in one line what changes, and of a failure once until it is over.
-    Call `poll` once a second; `close` at the end.
+    `judge` decides about new addresses.  `warn` gets one line for each change, and one for a failure, however long it
+    lasts.  Call `poll` once a second, and `close` at the end.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Names:
             name.end()
 
     def _taken(self, name: _Name, answer: list[Address] | str) -> list[Address] | None:
-        """The new addresses, if there are any and they may be had."""
+        """The new addresses, if there are any and the judge accepts them."""
         host = name.shadow.host
         name.undecided = None
         if isinstance(answer, str):
@@ -171,9 +171,9 @@ class _Name:
         self.due = now + shadow.resolve_every
         self.process: subprocess.Popen[bytes] | None = None
         self.undecided: list[Address] | None = None
-        """An answer of which is not known yet whether it may be had."""
+        """An answer that the judge has not decided about yet."""
         self.said = ""
-        """What is wrong, as it was told last."""
+        """The problem that was reported last."""
 
     def begin(self, now: float, identity: tuple[int, int]) -> None:
         """Ask."""
@@ -233,7 +233,8 @@ def _ask(host: str, identity: tuple[int, int]) -> subprocess.Popen[bytes]:
 
 
 def _wait(process: subprocess.Popen[bytes], end: float) -> tuple[int, bytes]:
-    """With what it ends, and what it printed; of one that prints more than is looked at the end is not waited for.
+    """The exit code and the output.  If the process prints more than `OUTPUT`, its end is not waited for: the code is
+    0.
 
     `end` is of the monotonic clock.  Raises `subprocess.TimeoutExpired`.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The taps that there are: begun, held and ended, one by one or all together; and the kill switch.
+"""The set of the daemon's taps, which begins, holds and ends them, one by one or all together; and the kill switch.
 
-What is to be done with them is the daemon's business (`daemon`).  As there, nothing here waits in the loop.
+What should be done with them is decided in `daemon`.  As there, nothing here waits in the loop.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tapmirror.supervisor.together import Together
 from tapmirror.supervisor.workers import TapError
 
 LOADERS: Final = 2
-"""Taps that start at a time: each compiles for a second, in 150 MB."""
+"""Most taps that start at a time: each compiles for a second and needs 150 MB."""
 
 
 class Entry:
-    """One tap."""
+    """One tap of the daemon, and where it came from."""
 
     def __init__(self, runner: Runner, written: TapSpec, origin: str, *, paused: bool, ends: float | None) -> None:
         self.runner = runner
         self.written = written
-        """The tap's spec as it came; the runner's has the share that was set since."""
+        """The spec as it was written; that of the runner has the share that was set since."""
         self.origin = origin
         """The file that it came from; empty: a command."""
         self.paused = paused
@@ -43,7 +43,7 @@ class Entry:
         """Whether the tap is kept on disk."""
         self.leaving = False
         self.unwanted = False
-        """It was stopped or removed: nothing is to follow it, and it is kept on disk no more."""
+        """It was stopped or removed: it has no successor, and is not kept on disk any more."""
 
     @property
     def spec(self) -> TapSpec:
@@ -75,8 +75,9 @@ class Entry:
 
 
 def _captured(ledger: Mapping[str, Any] | None, *, running: bool) -> dict[str, Any]:
-    """What a tap captures at present in percent (None: not known yet), and what is wrong where that is less than it is
-    asked to, or a shadow of it gets nothing: a tap runs all the same then.
+    """The fields `effective` (percent captured now; None: not known yet) and `trouble` of an answer.
+
+    `trouble` says why a running tap captures less than it was asked to, or which shadow gets nothing.
     """
     if ledger is None or "share" not in ledger:
         return {"effective": None, "trouble": ""}
@@ -132,8 +133,8 @@ class Roster:
         return f"{'KILL SWITCH; ' if self.killed else ''}taps: {counts or 'none'}"
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """The last ledger of each tap, for the metrics, after those of lives that ended lately; any thread may ask."""
-        there = [*self.taps.items()]  # first: one that leaves meanwhile is in both, and not in neither
+        """The last ledgers of lives that ended lately, then that of each tap; for the metrics, from any thread."""
+        there = [*self.taps.items()]  # before the past: a tap that ends meanwhile is in both then, and not in neither
         found = self._past.ledgers()
         for name, entry in there:
             life, ledger = entry.runner.counted
@@ -166,14 +167,14 @@ class Roster:
                 entry.runner.release()
 
     def _hold_all(self) -> None:
-        """All that are not held by the kill switch yet: at each look, not only at the first."""
+        """Hold all taps that the kill switch does not hold yet; called at each look, as taps may have come."""
         free = [entry for entry in self.taps.values() if entry.runner.held != self._why()]
         self.mute(free)
         for entry in free:
             entry.runner.hold(self._why())
 
     def mute(self, entries: Iterable[Entry]) -> None:
-        """End the capture of all before anything that takes time is done for one."""
+        """End the capture of all of them, before anything slow is done for the first."""
         for entry in entries:
             entry.runner.mute()
 
@@ -203,7 +204,7 @@ class Roster:
         accepted: bool = False,
         before: Before | None = None,
     ) -> Entry:
-        """A new tap, which begins.  Raises `RefusedError` while there is one of this name: it may capture yet."""
+        """Start a new tap.  Raises `RefusedError` while there is one of this name, which may still capture."""
         if spec.name in self.taps:
             raise RefusedError("busy", f"there is a tap {spec.name!r} yet")
         runner = Runner(
@@ -219,7 +220,7 @@ class Roster:
         return entry
 
     async def unfit(self, specs: Iterable[TapSpec]) -> dict[str, str]:
-        """Why some of these cannot be started, by name, as far as that is known before they are."""
+        """Why some of these cannot be started, by name, as far as can be checked beforehand."""
         tried = {spec.name: try_out(spec, self._make) for spec in specs}
         failed: dict[str, str] = {}
         for name, outcome in tried.items():
@@ -230,7 +231,7 @@ class Roster:
         return failed
 
     def again(self, entry: Entry, before: Before) -> None:
-        """Start a tap that has ended as it was, with the time that it had left."""
+        """Start a tap that has ended again, as it was, with what was left of its `ttl`."""
         ttl = None if entry.ends is None else entry.ends - time.monotonic()
         self.add(
             entry.spec,
@@ -243,7 +244,7 @@ class Roster:
         )
 
     async def started(self, entries: Sequence[Entry]) -> dict[str, BaseException]:
-        """Wait for the first try of new taps; why some could not be, by name.  Those are there no more."""
+        """Wait for the first try of new taps; returns why some could not be started, by name.  These are gone then."""
         outcomes = await asyncio.gather(
             *(asyncio.wrap_future(entry.runner.started) for entry in entries), return_exceptions=True
         )
@@ -259,7 +260,7 @@ class Roster:
         return failed
 
     async def leave(self, entries: Sequence[Entry]) -> list[dict[str, Any] | None]:
-        """End taps and forget them; their final ledgers."""
+        """End taps and forget them; returns their final ledgers."""
         ledgers = await self.ended(entries)
         for entry in entries:
             if self.taps.get(entry.spec.name) is entry:
@@ -267,7 +268,7 @@ class Roster:
         return ledgers
 
     async def ended(self, entries: Sequence[Entry]) -> list[dict[str, Any] | None]:
-        """End taps, which are still in the roster then; their final ledgers."""
+        """End taps and leave them in the roster; returns their final ledgers."""
         futures = []
         for entry in entries:
             entry.leaving = True

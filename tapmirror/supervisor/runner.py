@@ -6,9 +6,9 @@
                         ▼  └─back-off─┴─ all of it was lost
                       failed
 
-A tap that cannot be started is tried again, with growing pauses, once it was accepted; at the first try the reason
-goes to who asked for it.  Held is a tap that is to run and may not at the moment: paused before its start, or the kill
-switch.
+If the first try to start a tap fails, whoever asked for the tap is told the reason, and that is all.  Once a tap was
+accepted, it is tried again after every failure, with growing pauses.  *Held* is a tap that should run and may not at
+the moment, because it is paused or the kill switch is on.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ INTERVAL: Final = 1.0
 BACKOFF: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before each further try to start; the last one for all that follow."""
 STEADY: Final = 60.0
-"""Seconds after which a tap that ran is taken to be well: its next loss is a first one again."""
+"""Seconds of running after which the next loss of a tap counts as its first one again."""
 
 PAUSED: Final = "paused by command"
 LIVES: Final = itertools.count(1)
-"""Numbers of the beginnings of all taps."""
+"""Numbers of lives: each beginning of any tap gets the next one."""
 
 
 class Make(Protocol):
@@ -63,12 +63,12 @@ class EndedError(Exception):
 
 
 def try_out(spec: TapSpec, make: Make) -> Future[None]:
-    """Whether a tap could be started, as far as that is known before it is: its interface, addresses and names.
+    """Check what can be checked before a tap is started: its interface, addresses and names.
 
-    In a thread of its own, for a name server may hang.  The outcome is done, or the `TapError`.
+    Runs in a thread of its own, because a name server may hang.  The future is done, or has the `TapError`.
     """
     outcome: Future[None] = Future()
-    outcome.set_running_or_notify_cancel()  # whoever waits may go: it is still the thread's to say
+    outcome.set_running_or_notify_cancel()  # not to be cancelled by whoever waits: the thread sets the outcome
 
     def run() -> None:
         try:
@@ -87,7 +87,7 @@ def try_out(spec: TapSpec, make: Make) -> Future[None]:
 
 
 class Before(msgspec.Struct, frozen=True):
-    """Of a tap that is to go on: one of an earlier daemon, or one that is restarted with another spec."""
+    """What a tap carries over from before: from an earlier daemon, or from its restart with another spec."""
 
     until: float
     """When its capture ended, of the wall clock in seconds."""
@@ -96,7 +96,7 @@ class Before(msgspec.Struct, frozen=True):
 
 
 class Runner:
-    """Call `start` once; `end` is the last thing.  All but the underscored may be used from any thread.
+    """The thread that drives one tap.  Call `start` once and `end` last.  All that is public may be used in any thread.
 
     `loaders` bounds how many taps start at a time: each compiles for a second and in 150 MB.  Names are looked up
     before that: a name server that hangs holds up no other tap.  `together` has the budget of all taps.
@@ -116,23 +116,23 @@ class Runner:
         """`over` receives each life that ended, with its last ledger; in the tap's thread."""
         self.spec = spec
         self.counted: tuple[int, dict[str, Any] | None] = (0, None)
-        """In which life (each begins with zeros), and the last snapshot of it.  Never changed, only replaced."""
+        """(life, its last snapshot); each life counts from zero.  Replaced as a whole: other threads read it."""
         self.losses = 0
-        """How often all of the tap was lost, and it began anew."""
+        """How often the whole tap was lost and began again."""
         self._idle: tuple[float, float | None] = (0.0, None)
-        """Seconds for which nothing was captured, and since when nothing is, of CLOCK_MONOTONIC (None: it captures, or
-        is not to); replaced as one, for other threads look."""
+        """(seconds without capture so far, since when there is none, of CLOCK_MONOTONIC; None: the tap captures, or
+        should not).  Replaced as a whole, because other threads read it."""
         if before is not None:
             ago = max(0.0, time.time() - before.until)  # the clock may have been set back
             self._idle = (before.uncaptured, time.monotonic() - ago)
         self.since = time.time()
-        """When it began to run, of the wall clock."""
+        """When the tap was started, in seconds of the wall clock."""
         self.started: Future[None] = Future()
         """The outcome of the first try: done, or the `TapError`."""
         self.ended: Future[dict[str, Any] | None] = Future()
         """The final ledger, if there is one."""
         self.notes: list[str] = []
-        """What the tap warned of until then, for who asked for it."""
+        """Warnings until `started` is done, for whoever asked for the tap."""
         self.keep_trying = False
         """Whether the first try is followed by others."""
         self.waits = False
@@ -150,9 +150,9 @@ class Runner:
         """Why it is off until it is resumed: what it sent came back to production."""
         self._paused = False
         self._let_go: Tap | None = None
-        """The tap that was detached from outside last."""
+        """The last tap that was detached by another thread."""
         self._interrupted = False
-        """It was detached from outside: what runs is to end, also if it may begin again at once."""
+        """The running tap was detached by another thread and has to end, even if it may begin again at once."""
         self._ending = False
         self._failures = 0
         self._life = 0
@@ -183,9 +183,10 @@ class Runner:
 
     @property
     def uncaptured(self) -> float:
-        """Seconds for which it was to capture and did not, between an end and the next beginning, which may be to come.
+        """Seconds for which the tap should have captured and did not, including a time that still lasts.
 
-        At most: the end of a daemon that was killed is known to a second, and a beginning is told when the tap is up.
+        An upper bound: the end of a daemon that was killed is known only to within a second, and the time ends when
+        the tap is completely up.
         """
         seconds, since = self._idle
         return seconds if since is None else seconds + time.monotonic() - since
@@ -232,7 +233,7 @@ class Runner:
         return self.ended
 
     def detach(self) -> None:
-        """Once more for a tap that was amid its start at `hold` or `end`."""
+        """Repeat this for a tap that was just being started when `hold` or `end` was called."""
         if self._leaving():
             self._detach()
 
@@ -240,14 +241,14 @@ class Runner:
         return self._ending or self._interrupted or bool(self._held)
 
     def _detach(self) -> None:
-        """In a thread: the kernel takes its time with each packet socket, and the tap's own thread may hang."""
+        """Detach in another thread: the kernel needs 10 ms for each packet socket, and our own thread may hang."""
         tap = self._tap
         if tap is not None and tap is not self._let_go:
             self._let_go = tap
             tap.mute()
             try:
                 threading.Thread(target=tap.detach, name=f"off {self.spec.name}", daemon=True).start()
-            except RuntimeError:  # there are as many as there may be
+            except RuntimeError:  # no more threads are allowed
                 tap.detach()
         self._poke()
 
@@ -321,7 +322,7 @@ class Runner:
         return True
 
     def _count_uncaptured(self, end: str) -> None:
-        """The time in which it was to capture and did not is over: `end` is what came."""
+        """Add the time without capture that is over now; `end` says what ended it, for the log."""
         if self._idle[1] is not None:
             before, whole = self._idle[0], self.uncaptured
             self._idle = (whole, None)
@@ -329,7 +330,7 @@ class Runner:
             self._log.say(Level.NOTICE, "uncaptured", message, tap=self.spec.name)
 
     def _start(self, tap: Tap) -> bool:
-        """In its turn; False: it is not to run any more."""
+        """Start the tap when its turn comes; False: it should not run any more."""
         self._state = ("starting", "waits for its turn")
         while not self._loaders.acquire(timeout=0.1):
             if self._leaving():
@@ -441,7 +442,7 @@ class Runner:
             self._hold_paused()
 
     def _hold_paused(self) -> None:
-        """By command: what it is held for already is worth more, for no `resume` may end that."""
+        """Hold it by command, unless it is held already: `resume` must not end another reason."""
         with self._lock:
             self._held = self._held or PAUSED
 
@@ -456,9 +457,9 @@ class Runner:
             self._wait(left)
 
     def _wait(self, seconds: float | None, descriptors: list[int] | None = None) -> None:
-        """Until somebody asks for something, one of the descriptors is readable, or the time is over."""
+        """Wait for a command, for one of the descriptors to be readable, or for the time to be over."""
         if descriptors is None and self._serve_commands(None):
-            return  # what was asked for while it ran wakes nobody up any more, and may have ended the wait
+            return  # a command that came before this wait wakes nobody, and may have ended the reason to wait
         poll = select.poll()
         for descriptor in (self._wake, *(descriptors or ())):
             poll.register(descriptor, select.POLLIN)
@@ -469,7 +470,7 @@ class Runner:
             self._serve_commands(None)
 
     def _serve_commands(self, tap: Tap | None) -> bool:
-        """Whether there were any."""
+        """Carry out what was asked for; returns whether there was anything."""
         with self._lock:
             commands, self._commands = self._commands, []
         for command, future in commands:
@@ -477,7 +478,7 @@ class Runner:
                 result = command(tap)
                 life, ledger = self.counted
                 if tap is not None and ledger is not None and life == self._life:
-                    self.counted = life, tap.with_share(ledger)  # who looks next sees what was changed
+                    self.counted = life, tap.with_share(ledger)  # with the change, for whoever reads it next
                 future.set_result(result)
             except Exception as error:
                 future.set_exception(as_tap_error(error))
@@ -554,7 +555,7 @@ class Runner:
 
 
 def as_tap_error(error: Exception) -> TapError:
-    """Whatever went wrong with a tap, in one line: want of descriptors or memory passes, and the tap is tried again."""
+    """Any error as a `TapError` in one line: a lack of descriptors or memory may pass, so the tap is tried again."""
     if isinstance(error, TapError):
         return error
     if isinstance(error, ClaimedError):

@@ -49,12 +49,12 @@ from tapmirror.supervisor.places import PlaceError, Places, take
 GROUP: Final = "tapmirror"
 """Name of the group whose members may change taps."""
 LOOK: Final = 0.2
-"""Seconds between two looks at the file STOP: all capture is to end within one, and each look is a wake-up that may
-meet one of production's."""
+"""Seconds between two looks at the file STOP: all capture has to end within a second, and each look wakes a process,
+which may delay one of production's."""
 TICK: Final = 0.4
-"""Seconds between two looks at all else that time brings."""
+"""Seconds between two calls of everything else that is done regularly."""
 REPORTS: Final = 2
-"""Reports that are put together at a time: each is in memory twice."""
+"""Most reports that are assembled at a time: each is in memory twice."""
 STOP_TIME: Final = 30.0
 """Seconds for all taps to end when the daemon is told to."""
 
@@ -107,7 +107,7 @@ class Service:
                 endpoint.close()
 
     async def _restore(self, path: Path) -> None:
-        """Beside the ticks: a disk that hangs takes nobody the file STOP."""
+        """Restore while the ticks already run: the file STOP works even if the disk hangs."""
         try:
             await self._daemon.restore()
         except BaseException:
@@ -256,7 +256,10 @@ class Service:
     # --- who did what
 
     def _audit(self, peer: Peer, request: Request, outcome: str, *, done: bool) -> None:
-        """Who asks for nonsense as fast as it goes has no line held back but those of that: no change hides there."""
+        """Write the audit line.
+
+        Lines are held back by user and change, so that nobody can hide a change behind a flood of other requests.
+        """
         if request.changes:
             by, facts = who(peer), what(request)
             changed = done and "dry_run" not in facts
@@ -314,7 +317,7 @@ def summary(done: dict[str, Any]) -> str:
 
 
 def barred() -> frozenset[int]:
-    """Users that may not even look: the workers', should what parses the network ever be taken over."""
+    """Users that may not even look: the one that workers run as, in case a worker is taken over."""
     with suppress(privsep.PrivilegeError):
         return frozenset({privsep.worker_identity()[0]} - {0, os.geteuid()})
     return frozenset()
@@ -331,7 +334,7 @@ def group_id(name: str) -> int | None:
 def serve(places: Places, log: Log, group: str = GROUP, metrics: tuple[str, int] | None = None) -> None:
     """Be the daemon; `metrics`: where to serve them.  Raises `PlaceError`, with nothing done, if it cannot."""
     try:
-        budget = folder.settings(places.settings).budget  # without the bounds that it is to have it does not begin
+        budget = folder.settings(places.settings).budget  # a daemon without its budget must not run
     except folder.FolderError as error:
         raise _not_begun(error, places) from None
     gid = group_id(group)
@@ -348,7 +351,7 @@ def serve(places: Places, log: Log, group: str = GROUP, metrics: tuple[str, int]
 
 
 def _not_begun(error: folder.FolderError, places: Places) -> PlaceError:
-    """Why, and what is wrong with the files of taps besides: it costs no start, but only the next one would tell it."""
+    """Why the daemon does not start, and everything that is wrong in the files of taps, so that one start tells all."""
     try:
         folder.read(places.taps, kept=True)
     except folder.FolderError as more:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which share of production's connections a tap takes now, and each of its shadows: by spec, governor and pause.
+"""The share of production's connections that a tap takes now, and each of its shadows, by spec, governor and pause.
 
 Values only: `Tap` tells the kernel and the workers.
 """
@@ -16,7 +16,7 @@ from tapmirror.spec.sampled import part_of
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What is taken; `replace` it by another one."""
+    """A share; to change it, `msgspec.structs.replace` it."""
 
     spec: TapSpec
     """The tap's, with its own share."""
@@ -33,18 +33,18 @@ class Share(msgspec.Struct, frozen=True):
         return 0 if self.paused else int(self.spec.threshold() * self.throttle)
 
     def thresholds(self) -> list[int]:
-        """Of each shadow, as `threshold`; none: each gets all that is captured."""
+        """The `threshold` of each shadow; an empty list: each gets everything that is captured."""
         parts = [self._part(shadow.label) for shadow in self.spec.shadows]
         if all(part >= self.throttle for part in parts):
             return []
         return [int(self.spec.threshold() * part) for part in parts]
 
     def _part(self, label: str) -> float:
-        """What a shadow gets, of the connections that the tap's own share is."""
+        """The part of the tap's own share that a shadow gets, 0 to 1."""
         return 0.0 if self.paused else min(self.throttle, self.parts.get(label, 1.0))
 
     def entered(self, ledger: Mapping[str, Any]) -> dict[str, Any]:
-        """The ledger with this share."""
+        """The ledger with this share put in."""
         most = self.spec.most()
         return {
             **ledger,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tap sees of which nothing comes: one direction alone of the connections that it is to mirror, or TLS."""
+"""Traffic that a tap sees and cannot mirror: one direction of the connections without the other, or TLS."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 ENOUGH: Final = 8
-"""Packets that one side alone has to be seen with: more than a tap sees that began amid some handshakes; connections
-that begin with TLS: more than a scanner makes at once."""
+"""Packets of one side, or connections with TLS, before anything is said: more than a tap sees that began in the middle
+of a few handshakes, and more than a scanner makes at once."""
 FEW: Final = 0.1
-"""Part of the connections that began: a port that the world reaches has no more with TLS by mistake, or of scanners."""
+"""Share of the connections that speak TLS by mistake: a public port without TLS gets no more, scanners included."""
 
 
 def ciphered(events: Mapping[str, int]) -> str:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The taps that a daemon is to run, on disk: what it finds again after a restart.
+"""The taps that a daemon should run, on disk, where it finds them after a restart.
 
-One file, replaced whole (`durable`).  What cannot be read is set aside and told, and stops no daemon.
+One file, replaced as a whole (`durable`).  What cannot be read is set aside and reported; the daemon starts all the
+same.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from tapmirror.supervisor.durable import replace
 from tapmirror.supervisor.regular import content
 
 VERSION: Final = 1
-"""Version of the file's format.  A field that is new in a spec is no new version: it has a default, and is left out
-then."""
+"""Version of the file's format.  A new field of a spec needs no new version: it has a default, and defaults are left
+out."""
 NAME: Final = "taps.json"
 MAX_BYTES: Final = 16 << 20
 """Bytes of the largest file: a thousand taps with rules."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One tap, and how it is to go on."""
+    """One tap, and in which condition it continues."""
 
     spec: TapSpec
     """The tap as it was written."""
     percent: float | None = None
-    """The share that was set by command since, if it was."""
+    """The share that was set by command since then, if any."""
     origin: str = ""
     """The file in the directory of taps that it came from; empty: a command."""
     paused: bool = False
@@ -38,7 +39,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When its `ttl` is over, of the wall clock in seconds; None: never."""
 
     def __post_init__(self) -> None:
-        """Raises `SpecError` if the share cannot be."""
+        """Raises `SpecError` if the share is out of range."""
         if self.percent is not None:
             msgspec.structs.replace(self.spec, percent=self.percent, ramp=None)
 
@@ -49,7 +50,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
     taps: list[Kept] = []
     stopped: list[str] = []
-    """Taps of files that were stopped by command: they stay so until the files are read anew on request."""
+    """Taps of files that were stopped by command: they stay stopped until a reload."""
 
 
 class _Version(msgspec.Struct):
@@ -59,14 +60,14 @@ class _Version(msgspec.Struct):
 
 
 class _Rough(msgspec.Struct):
-    """As far as the file is read at once: a tap that is not understood costs no other."""
+    """The file with its taps still raw, so that a tap that is not understood costs no other."""
 
     taps: list[Any] = []
     stopped: list[str] = []
 
 
 def load(directory: Path) -> tuple[State, list[str]]:
-    """What is kept, and a line for each thing that was wrong with it.  Never fails."""
+    """The taps on disk, and a line for each thing that was wrong with them.  Never fails."""
     path = directory / NAME
     try:
         data = content(path, MAX_BYTES, private=True)
@@ -96,13 +97,13 @@ def load(directory: Path) -> tuple[State, list[str]]:
 
 
 def save(directory: Path, state: State) -> None:
-    """Write it.  Raises OSError; what was there before is there then."""
+    """Write the taps to disk.  Raises OSError; then the earlier file is still there."""
     data = msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n"
     replace(directory / NAME, directory / f"{NAME}.new", data)
 
 
 def _aside(path: Path) -> str:
-    """Put the file where nothing overwrites it."""
+    """Rename the file so that nothing overwrites it; returns a line that says so."""
     name = f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.unread"
     try:
         path.rename(path.with_name(name))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The privileged side of a tap: checks, loader, interfaces, workers; no byte of the network.
 
-`Tap.start` is transactional: whatever fails, what was begun before is undone.  The packet
-sockets are held here and nowhere else: when this process dies, however it dies, the kernel
-detaches the program.  The worker sees the end of its control socket and goes by itself.
+`Tap.start` is transactional: if anything fails, everything that was begun before is undone.  The packet sockets are
+held here and nowhere else, so when this process dies, however it dies, the kernel detaches the program.  The worker
+sees the end of its control socket and ends by itself.
 
-What is captured, and how much of it, is decided here and told to the kernel and to the worker; both are asked and
-told only by whoever calls a `Tap`, there is no thread.
+What is captured, and how much of it, is decided here and passed on to the kernel and the workers.  There is no thread:
+all of this happens within calls of a `Tap`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from tapmirror.supervisor.workers import REPLY_TIME, LoopError, LoopFound, TapEr
 from tapmirror.worker.setup import Setup
 
 EXCLUDED: Final = 16
-"""End points that the capture program can leave out; what is sent to others it knows by the loop mark alone."""
+"""Most end points that the capture program can leave out; copies to others it recognises by the loop mark alone."""
 LOOK: Final = 1.0
-"""Seconds between two looks at the interfaces where nothing tells of a change."""
+"""Seconds between two looks at the interfaces if nothing reports a change."""
 LAST_WAIT: Final = 1.0
-"""Seconds for a worker whose turn to be heard at the end comes when the time for all of them is over."""
+"""Seconds for the answer of a worker that is asked at the end, when the time for all workers is over already."""
 NOTHING: Final = "nothing is mirrored: percent is 0"
 
 
@@ -65,7 +65,7 @@ class Tap:
         self._wait_for_interface = wait_for_interface
         self._addresses: list[list[Address]] = []
         self._left: list[tuple[bytes, int]] = []
-        """End points of shadows that moved: connections to them may stand yet."""
+        """Former end points of shadows that moved: there may still be connections to them."""
         self._names: Names | None = None
         self._open_capture: OpenCapture | None = None
         self._workers = automatic() if spec.workers == "auto" else spec.workers
@@ -78,18 +78,19 @@ class Tap:
         self._share = Share(spec)
         self._probing = Probing(spec, self._arrived, warn)
         self._one_sided = False
-        """The user was told that only one direction of the connections is seen."""
+        """Whether the user was told that only one direction of the connections is seen."""
         self._ciphered = False
-        """The user was told that clients speak TLS."""
+        """Whether the user was told that clients speak TLS."""
         self._ended: str | None = None
         """Why it is over (None: it is not)."""
         self.loops = False
-        """What it sent came back to production."""
+        """Whether something that the tap sent came back to production."""
 
     def prepare(self) -> None:
-        """What costs time alone: the checks, and the shadows' names, half a minute where a name server hangs.
+        """The part of a start that attaches nothing: checks, and the shadows' names (half a minute if a name server
+        hangs).
 
-        `start` does it if it was not done.  Raises `TapError`.
+        `start` calls it if nobody else did.  Raises `TapError`.
         """
         if os.geteuid() != 0:
             raise TapError("capturing needs root: run it with sudo")
@@ -112,7 +113,7 @@ class Tap:
             raise TapError(f"the tap cannot be started: {error}") from None
 
     def start(self) -> None:
-        """Attach and begin to mirror.  Raises `TapError`; nothing is left attached then."""
+        """Attach and begin to mirror.  Raises `TapError`, with nothing attached."""
         if not self._addresses:
             self.prepare()
         try:
@@ -168,7 +169,7 @@ class Tap:
 
     @property
     def state_reason(self) -> str:
-        """Why, in one line for people; "" where there is nothing to say."""
+        """The reason for the state, in one line for people; "": there is nothing to say."""
         return self._condition()[1]
 
     def _condition(self) -> tuple[str, str]:
@@ -186,7 +187,7 @@ class Tap:
 
     @property
     def unreached(self) -> Mapping[str, str]:
-        """Why shadows could not be reached when they were probed, by label; whether they are since is not known."""
+        """Why shadows could not be reached when they were probed, by label.  They may be reachable by now."""
         return self._probing.unreached
 
     def interfaces(self) -> list[str]:
@@ -232,7 +233,7 @@ class Tap:
         return ledger
 
     def _tell(self, events: Mapping[str, int], links: Sequence[str]) -> None:
-        """Say once of what is seen at these interfaces that nothing comes of it."""
+        """Report, once, traffic at these interfaces that cannot be mirrored (`sides`)."""
         if not self._one_sided and (line := missing(events, links)):
             self._one_sided = True
             self._warn(line)
@@ -241,7 +242,7 @@ class Tap:
             self._warn(line)
 
     def last(self) -> dict[str, Any]:
-        """The ledger, or what is known of it, also of a tap that is over, until it is stopped.  Raises `TapError`."""
+        """The ledger as far as it is known, of a tap that broke down too, until `stop`.  Raises `TapError`."""
         if not self._slots:
             raise TapError(self._ended or "the tap does not run")
         return self._with_facts([slot.snapshot() for slot in self._slots])
@@ -256,16 +257,16 @@ class Tap:
         self._take(spec=msgspec.structs.replace(self.spec, percent=percent, ramp=None))
 
     def throttle(self, share: float, reason: str = "", shadows: Mapping[str, float] | None = None) -> None:
-        """Capture only this share (0 to 1) of the connections that the tap's own share is; `reason` is for people.
+        """Capture only this part (0 to 1) of the tap's own share; `reason` is for people.
 
-        Of these each of `shadows`, by label, gets so many: also a share of the tap's own.
+        `shadows`: lower parts for single shadows, by label; also parts of the tap's own share.
         """
         parts = {} if shadows is None else {label: max(0.0, part) for label, part in shadows.items()}
         self._take(throttle=min(1.0, max(0.0, share)), reason=reason, parts=parts)
 
     def pause(self) -> None:
         """Capture nothing until `resume`; connections are given up as by a share of nothing."""
-        self._links.suspend(True)  # first: a worker may be slow to answer
+        self._links.suspend(True)  # before the workers, which may be slow to answer
         try:
             self._take(paused=True)
         finally:
@@ -280,25 +281,26 @@ class Tap:
         self._take(paused=False)
 
     def hurry(self) -> None:
-        """Wait no longer for workers that get no CPU: `pause` is due, or the end.  In any thread."""
+        """Stop being patient with workers that get no CPU, because `pause` or the end is due.  From any thread."""
         for slot in self._slots:
             slot.hurry()
 
     def mute(self) -> None:
-        """Capture nothing any more, for good; `detach` is due.  In microseconds; in any thread, as often as wanted."""
+        """End all capture for good, within microseconds; `detach` is due then.  In any thread, as often as wanted."""
         self._links.mute()
 
     def detach(self) -> None:
-        """Take the capture off all interfaces, for good.  In any thread, as often as wanted."""
+        """Take the capture off all interfaces for good.  From any thread, as often as you like."""
         self._end("detached")
 
     def comparison(self) -> list[dict[str, Any]]:
-        """The states of the workers' comparisons, of those that run."""
+        """The states of the comparisons of all workers that run."""
         return [state for slot in self._slots if (state := slot.comparison()) is not None]
 
     def stop(self, *, comparison: bool = True) -> dict[str, Any]:
-        """Detach, let the worker drain, return the final ledger; `comparison`: with the states of the workers'
-        comparisons, which may be of megabytes.
+        """Detach, let the workers drain, and return the final ledger.
+
+        `comparison`: with the states of the workers' comparisons, which may have megabytes.
         """
         if not self._slots:
             raise TapError("the tap does not run")
@@ -308,7 +310,7 @@ class Tap:
             end = time.monotonic() + self.spec.limits.drain_time * 2 + REPLY_TIME
             for slot in self._slots:
                 slot.begin_drain(comparison=comparison)
-            # All at the same time: whose turn comes at the end of it has answered by then, or does not.
+            # All drain at the same time: one that is asked late has answered by then, or never will.
             parts = [slot.drain(max(LAST_WAIT, end - time.monotonic()), comparison=comparison) for slot in self._slots]
             found = next((slot.loop for slot in self._slots if slot.loop is not None), None)
             if found is not None and not self.loops:  # among the last that it sent
@@ -322,7 +324,7 @@ class Tap:
             self.close()
 
     def close(self, *, at_once: bool = False) -> None:
-        """Detach and end the worker, whatever state the tap is in; `at_once`: what waits for the shadow is lost."""
+        """Detach and end the workers, in any state; `at_once`: what still waits for the shadow is lost."""
         self._links.release()
         for slot in self._slots:
             slot.close(0.0 if at_once else self.spec.limits.drain_time + REPLY_TIME)
@@ -358,12 +360,11 @@ class Tap:
         self.hurry()
 
     def _take(self, **changes: Any) -> None:
-        """Take another share: the kernel and the workers are told."""
+        """Change the share, in the kernel and in the workers."""
         before = self._share.threshold()
         self._share = msgspec.structs.replace(self._share, **changes)
         threshold = self._share.threshold()
-        # What the kernel captures and the worker no longer wants is dropped there: so the kernel is first to take less,
-        # and last to take more.
+        # A worker drops what it gets and does not want.  So the kernel is first to take less, and last to take more.
         if threshold < before and self._open_capture is not None:
             self._open_capture.set_threshold(threshold)
         message = {
@@ -380,9 +381,9 @@ class Tap:
     # --- where the shadows are
 
     def _probe(self, now: float) -> bool:
-        """Look whether a shadow leads back to production, once there is an interface to see it at.
+        """Probe whether a shadow leads back to production, once there is an interface at which that can be seen.
 
-        Whether there is nothing to wait for.  Raises `TapError`: one does.
+        Returns whether all is known.  Raises `TapError` if a shadow leads back.
         """
         if self._blind():
             self._probing.give_up()
@@ -412,11 +413,11 @@ class Tap:
         return int(self.last()["events"].get("kernel_loop_syn", 0))
 
     def _blind(self) -> bool:
-        """Nothing is captured at the moment: what arrives is not seen."""
+        """Whether nothing is captured at the moment, so that a probe that arrives is not seen."""
         return self._share.paused or bool(self._links.waits_for())
 
     def _follow_names(self, now: float) -> None:
-        """Have what is new go to where the shadows' names point to now."""
+        """Let new connections go to the present addresses of the shadows' names."""
         for index, found in self._names.poll(now) if self._names is not None else ():
             self._left = self._excluded()
             self._addresses[index] = found

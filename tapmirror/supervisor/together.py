@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The budget of all taps together: each tap brings what it measured, and gets the share that all have.
+"""The budget of all taps together: each tap brings its measurements and gets the share that applies to all.
 
-Taps are driven by threads of their own, so all of this may be used from any thread.
+Each tap has a thread of its own, so all of this is thread-safe.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from tapmirror.governor import Decision, Measure, Overall, together
 from tapmirror.spec.settings import AllTaps
 
 PERIOD: Final = 0.9
-"""Seconds between two looks at the sums: taps measure once a second, at moments of their own."""
+"""Seconds between two looks at the sums: taps measure once a second, at different moments."""
 
 
 class Together:
-    """The governor of all taps: takes each tap's measures and has one share for all.  `tell` receives a line when the
-    share changes for another reason than before.
+    """The governor of all taps: takes each tap's measurements and has one share for all.
+
+    `tell` receives a line when the share changes for another reason than before.
     """
 
     def __init__(self, budget: AllTaps, now: float, tell: Callable[[str], None]) -> None:
@@ -38,7 +39,7 @@ class Together:
             self._overall.budget = budget
 
     def observe(self, tap: object, found: Measure, now: float) -> Decision:
-        """Take what a tap has measured; returns the share of all taps, and why it is not the whole."""
+        """Take a tap's measurements; returns the share of all taps, and the reason if it is below 1."""
         with self._lock:
             self._measures[tap] = found
             if now - self._looked < PERIOD:
@@ -53,12 +54,12 @@ class Together:
         return decision
 
     def forget(self, tap: object) -> None:
-        """The tap does not run any more."""
+        """Leave out a tap that does not run any more."""
         with self._lock:
             self._measures.pop(tap, None)
 
     def told(self) -> dict[str, Any]:
-        """As an answer has it."""
+        """The budget and its use, as an answer of the control socket has them."""
         with self._lock:
             used = together(self._measures.values())
             return {
