@@ -70,7 +70,7 @@ def account(title: str, ledger: dict[str, Any]) -> Account:
 
 
 def _widths(names: list[list[str]], least: list[int], room: int) -> list[int]:
-    """Of columns: a shadow's name goes on in another line where there is no room for it; no number and no unit does."""
+    """The widths of the columns.  Names of shadows are wrapped if there is no room; numbers and units never are."""
     widths = [max(each, *map(cell_len, name)) for each, name in zip(least, names, strict=True)]
     while sum(widths) > room:
         _, widest = max((width, i) for i, width in enumerate(widths) if width > least[i])
@@ -79,7 +79,7 @@ def _widths(names: list[list[str]], least: list[int], room: int) -> list[int]:
 
 
 def _units(ledger: dict[str, Any]) -> list[dict[str, Any]]:
-    """Its columns; of several shadows the last two for each."""
+    """The accounts that are its columns; with several shadows, those of bytes and requests for each."""
     if len(ledger["shadows"]) <= 1:
         return [ledger["segments"], ledger["bytes"], ledger["requests"]]
     return [
@@ -89,7 +89,7 @@ def _units(ledger: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _names(ledger: dict[str, Any]) -> Iterator[list[str]]:
-    """Of each unit, and of which shadow it is."""
+    """The heads of the columns: the unit, and the shadow if there are several."""
     yield ["segments"]
     labels = list(ledger["shadows"]) if len(ledger["shadows"]) > 1 else [None]
     for label in labels:
@@ -110,7 +110,7 @@ def _rows(ledger: dict[str, Any]) -> Iterator[Row]:
 
 
 def _lines(ledger: dict[str, Any]) -> Iterator[str]:
-    """What no account has."""
+    """What is printed below the table, because no account has it."""
     if words := not_counted(ledger):
         yield f"requests {words}"
     for label, shadow in ledger["shadows"].items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of a ledger, what a line has room for: the unit that is counted, and what a shadow answered."""
+"""A ledger in short, for one line: the unit that is counted, and what a shadow answered."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ RAW: Final = "responses not counted (raw bytes)"
 
 
 def counted(ledger: dict[str, Any]) -> str:
-    """The unit that tells what a shadow gets: requests, or the bytes of raw connections, which have none."""
+    """The unit to count what a shadow gets in: requests, or bytes if there are only raw connections."""
     return "requests" if ledger["requests"]["seen"] or not ledger["bytes"]["seen"] else "bytes"
 
 
 def not_counted(ledger: dict[str, Any]) -> str:
-    """What the account of requests cannot know: those in segments that were lost before they were reassembled; "": none
-    were, or it is not requests that are counted.
+    """A note that requests in lost segments are not counted.
+
+    "": no segments were lost before reassembly, or requests are not what is counted.
     """
     lost = sum(ledger["segments"]["dropped"].values())
     if not lost or counted(ledger) != "requests":

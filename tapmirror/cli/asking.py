@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the daemon, for every command that does: where it is, and how a refusal is told."""
+"""Asks the daemon, for every command that does: where its socket is, and how a refusal is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def socket_option(function: Function) -> Function:
     """Give a command the option `--socket`."""
     return click.option(
         "--socket",
-        type=click.Path(path_type=Path, readable=False),  # who may not is told by the client why
+        type=click.Path(path_type=Path, readable=False),  # whether it may be used is for the client to report
         default=DEFAULT,
         show_default=True,
         envvar="TAPMIRROR_SOCKET",
@@ -47,10 +47,10 @@ json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print
 
 
 def ask(socket: Path, request: Request) -> dict[str, Any]:
-    """What the daemon answers.
+    """Ask the daemon and return its answer.
 
-    Its warning is told on standard error, a refusal in a line with exit code 2, a failure with exit code 1.
-    Ctrl-C ends the waiting, and undoes nothing.
+    A warning in the answer goes to standard error.  A refusal ends the program with one line and exit code 2, a failure
+    with exit code 1.  Ctrl-C ends the waiting, and undoes nothing.
     """
     try:
         with Client(socket) as client:
@@ -67,7 +67,7 @@ def ask(socket: Path, request: Request) -> dict[str, Any]:
 
 
 def refused(error: ControlError) -> NoReturn:
-    """Tell why it was not done, and out."""
+    """Report why it was not done, and end the program."""
     for problem in error.problems[:-1]:
         error_line(problem)
     fail(error.problems[-1] if error.problems else str(error), 1 if error.code in ("failed", "lost") else 2)
@@ -75,9 +75,9 @@ def refused(error: ControlError) -> NoReturn:
 
 @contextlib.contextmanager
 def understood() -> Iterator[None]:
-    """Around what reads the fields of an answer, and prints nothing: a daemon of another version may have others.
+    """Wrap code that reads an answer's fields: raises `ControlError` if one is missing, as with another version.
 
-    Raises `ControlError`.
+    The code must not print anything, since it may end half way.
     """
     try:
         yield

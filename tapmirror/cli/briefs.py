@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison says up to now, in a line.
+"""The present state of a comparison in one line.
 
-What that takes is loaded where there is one: it is as much as all else that these commands load.
+The modules of comparison are imported only when needed: they are as much as everything else that these commands import.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from tapmirror.compare.briefs import badness
 
 
 def load() -> None:
-    """Load all of it now, for a command that goes on: a package may be replaced beneath it."""
+    """Import them now, for a command that runs for long: the package may be replaced meanwhile."""
     for module in ("compare.brief", "compare.words", "report.words"):
         importlib.import_module(f"tapmirror.{module}")
 
 
 def brief_lines(ledger: dict[str, Any]) -> list[str]:
-    """What a running tap's comparison says up to now: a line for each shadow, and what it leaves out."""
+    """The lines of a running tap: one for each shadow, and what is not compared."""
     shadows = (ledger.get("compare") or {}).get("shadows") or {}
     return [*(f"{label}: {brief_line(found)}" for label, found in shadows.items()), *raw_lines(ledger)]
 
 
 def raw_lines(ledger: dict[str, Any]) -> list[str]:
-    """A line, if a tap that compares has connections that cannot be."""
+    """A line about connections that cannot be compared, if there are any."""
     raw = ledger["events"].get("flows_raw", 0) if ledger.get("compare") else 0
     if not raw:
         return []
@@ -35,7 +35,7 @@ def raw_lines(ledger: dict[str, Any]) -> list[str]:
 
 
 def brief_line(found: dict[str, Any]) -> str:
-    """Of one shadow; with the limits that a verdict has if none are given."""
+    """The line of one shadow, judged by the default limits."""
     everything = found["all"]
     pairs = everything["pairs"]
     if not pairs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard output that was closed when the command began (`>&-`), of which Python makes None, and click silence."""
+"""A stand-in for a standard output that is closed (`>&-`): Python makes it None, and click then prints nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 class Closed(io.TextIOWrapper):
-    """Takes its place: what is printed there fails, as it does where a disk is full."""
+    """A stream to which every write fails, as on a full disk."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO(), encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison says: `tapmirror report`, `tapmirror verdict`, and the same options of `tapmirror run`."""
+"""The results of a comparison: `tapmirror report`, `tapmirror verdict`, and the same options of `tapmirror run`."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 CODES: Final = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 3}
 """Exit code of each outcome of a verdict."""
 INTERRUPTED: Final = 130
-"""Exit code after SIGINT, as shells give it."""
+"""Exit code after SIGINT, as in shells."""
 TAP_NAME: Final = re.compile(r"[^/]{1,63}")
-"""An argument that is no file is taken for the name of a tap if it looks so."""
+"""An argument that is not a file, and looks like this, is the name of a tap."""
 SPEC: Final = "comparison_spec"
-"""In a saved ledger: how it was compared, without which noise is not judged as it was when the tap ran."""
+"""Field of a saved ledger with the settings of the comparison: noise is judged by them as when the tap ran."""
 FIXED: Final = (errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS)
-"""Errors of replacing a file that may be written but not replaced."""
+"""Errors that mean that a file can be written to but not replaced."""
 FORM_OF: Final = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json", ".txt": "terminal"}
 
 
 def keep_spec(ledger: dict[str, Any], spec: Compare) -> None:
-    """Let a ledger with a comparison say how it was compared."""
+    """Put the settings of the comparison into a ledger that has one."""
     if "comparison" in ledger:
         ledger[SPEC] = msgspec.to_builtins(spec)
 
@@ -61,7 +61,7 @@ def conclude(
     judge: bool,
     err: bool,
 ) -> int:
-    """Write the report and tell the verdict, if they are asked for; the exit code.  `err`: as of `tell_verdict`."""
+    """Write the report and print the verdict, as far as wanted.  Returns the exit code; `err` as in `tell_verdict`."""
     try:
         found = all_figures(ledgers, limits, specs)
     except (msgspec.ValidationError, ArithmeticError) as error:  # what workers say is not trusted
@@ -78,9 +78,9 @@ def conclude(
 def all_figures(
     ledgers: Sequence[dict[str, Any]], limits: VerdictLimits, specs: Sequence[Compare] | None = None
 ) -> list[Figures]:
-    """What the comparisons of these taps say, a set for each shadow.  Raises `msgspec.ValidationError`.
+    """The figures of the comparisons of these taps, one for each shadow.  Raises `msgspec.ValidationError`.
 
-    `specs`: of each tap; without them, as the ledgers themselves have them.
+    `specs`: the settings of each tap; without them, those in the ledgers.
     """
     if specs is None:
         specs = [msgspec.convert(ledger.get(SPEC, {}), Compare) for ledger in ledgers]
@@ -93,7 +93,7 @@ def all_figures(
 
 
 def form_of(path: str) -> str:
-    """The form of a report file, by the end of its name; ends the program if it tells none."""
+    """The format of a report file, by the end of its name; ends the program if that names none."""
     form = FORM_OF.get(Path(path).suffix.lower())
     if form is None:
         fail(f"--report: {path} does not end in one of {', '.join(FORM_OF)}", 2)
@@ -111,20 +111,19 @@ def check_place(path: str) -> None:
             problem = errno.ENOENT
         elif not os.access(file if file.exists() else file.parent, os.W_OK):
             problem = errno.EACCES
-    except OSError as error:  # a name that is too long, a directory that may not be looked into
+    except OSError as error:  # the name is too long, or the directory may not be searched
         problem = error.errno
     if problem:
         fail(f"--report: {path}: {os.strerror(problem)}", 2)
 
 
 def write_report(found: Sequence[Figures], path: str) -> None:
-    """Write the report of all shadows; an earlier one is there until this one is whole.  Raises OSError.
+    """Write the report of all shadows.  It replaces an earlier one only when it is complete.  Raises OSError.
 
-    What is no file (a pipe) is written to; so is a file that nothing can be put in the place of, as one that alone is
-    mounted into a container.
+    A pipe, and a file that cannot be replaced (as one that is mounted into a container by itself), is written in place.
     """
     data = FORMS[form_of(path)](*found).encode()
-    file = Path(path).resolve()  # a symbolic link goes on pointing there
+    file = Path(path).resolve()  # a symbolic link stays one
     earlier = file.stat() if file.exists() else None
     if earlier is None or stat.S_ISREG(earlier.st_mode):
         beside = file.with_name(f".tapmirror-{os.getpid()}.new")
@@ -139,8 +138,9 @@ def write_report(found: Sequence[Figures], path: str) -> None:
 
 
 def tell_verdict(found: Sequence[Figures], *, err: bool = False, as_json: bool = False) -> int:
-    """A line for each shadow, on standard output or error, or all as JSON; the exit code: 0 all pass, 1 one fails, 3
-    undecided.
+    """Print the verdict: a line for each shadow, on standard output (`err`: standard error), or all of them as JSON.
+
+    Returns the exit code: 0 all pass, 1 one fails, 3 undecided.
     """
     outcome = together([each.verdict.outcome for each in found])
     try:
@@ -153,13 +153,13 @@ def tell_verdict(found: Sequence[Figures], *, err: bool = False, as_json: bool =
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EBADF):
             raise
-        # Who does not read it, or closed it, may still ask for the exit code, of which 1 says that one fails.
+        # Even if nobody reads the line, the exit code is the verdict, and 1 means that a shadow fails.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
     return CODES[outcome]
 
 
 def _judged(found: Sequence[Figures], outcome: Outcome) -> Any:
-    """What `tapmirror verdict --json` prints; ends of intervals that are open are null, as in a report."""
+    """The document of `tapmirror verdict --json`; open ends of intervals are null, as in a report."""
     shadows = [
         {
             "tap": each.tap,
@@ -173,9 +173,9 @@ def _judged(found: Sequence[Figures], outcome: Outcome) -> Any:
 
 
 def _where(found: Figures) -> list[str]:
-    """Where most answers differ, if any do: a limit of all requests may be kept with one endpoint broken.
+    """Where most answers differ, or why nothing was compared; empty if there is nothing to say.
 
-    Or why nothing was compared.
+    It matters even for a pass: the limits are for all requests together, and one endpoint may still be broken.
     """
     if not found.paired:
         reasons = [UNPAIRED.get(reason, reason) for reason in list(found.unpaired)[:1]]
@@ -248,8 +248,9 @@ def verdict(source: str, as_json: bool, socket: Path, **options: Any) -> None:
 
 
 def source_figures(source: str, limits: VerdictLimits, socket: Path, early: int = 1) -> list[Figures]:
-    """Of a saved ledger, or of a tap of the daemon's; ends the program if there is no comparison.  `early`: the exit
-    code where there is none at the moment.
+    """The figures of a saved ledger, or of a tap of the daemon; ends the program if there is no comparison.
+
+    `early`: the exit code if there is none at the moment.
     """
     if source == "-" or Path(source).exists() or not TAP_NAME.fullmatch(source):
         return read_figures(source, limits)
@@ -257,7 +258,7 @@ def source_figures(source: str, limits: VerdictLimits, socket: Path, early: int 
 
 
 def asked_figures(name: str, limits: VerdictLimits, socket: Path, early: int) -> list[Figures]:
-    """Of a tap of the daemon's; ends the program if it has no comparison."""
+    """The figures of a tap of the daemon; ends the program if it has no comparison."""
     try:
         with Client(socket) as client:
             answer, data = client.report(name)
@@ -276,8 +277,8 @@ def asked_figures(name: str, limits: VerdictLimits, socket: Path, early: int) ->
 
 
 def read_figures(source: str, limits: VerdictLimits) -> list[Figures]:
-    """Of a saved ledger (`-`: standard input); ends the program if it has no comparison."""
-    if source == "-" and sys.stdin is None:  # it was closed when the interpreter began
+    """The figures of a saved ledger (`-`: standard input); ends the program if it has no comparison."""
+    if source == "-" and sys.stdin is None:  # it was closed when the program started
         fail("-: standard input is closed", 2)
     try:
         with click.open_file(source, encoding="utf-8") as file:

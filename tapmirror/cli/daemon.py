@@ -15,7 +15,7 @@ from tapmirror.supervisor.places import CONFIG, RUNTIME, STATE, PlaceError, Plac
 from tapmirror.supervisor.serve import GROUP, group_id, serve
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
-"""Who may not read it is told what the daemon needs, and of no option that was not given."""
+"""Not checked for being readable: a user who is not root is told what the daemon needs, and not of a directory."""
 
 
 def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:

@@ -17,10 +17,10 @@ from tapmirror.spec.reading import taps_of
 def read_file(
     file: str, given: dict[str, Any] | None = None, resolve: Sequence[str] = (), *, strict: bool = False
 ) -> list[TapSpec]:
-    """The taps of a file (`-`: standard input); what is wrong is told line by line, exit code 2.
+    """The taps of a file (`-`: standard input).  Ends the program with a line for each error, and exit code 2.
 
-    `given` and `resolve` are for a file of Kubernetes, which does not say where to tap; `strict`: what such a file has
-    and a mirror beside the path cannot do is an error.
+    `given` and `resolve` are for a Kubernetes file, which does not say where to tap.  `strict`: anything in such a file
+    that a mirror outside the path cannot do is an error.
     """
     name = "standard input" if file == "-" else file
     data = read_bytes(file, "-f", MAX_BYTES)
@@ -41,10 +41,10 @@ def read_file(
 
 
 def read_bytes(file: str, option: str, most: int) -> bytes:
-    """What is in a file (`-`: standard input), up to one byte more than `most`; or a line of error, and out."""
+    """The content of a file (`-`: standard input), up to one byte more than `most`; ends the program on an error."""
     try:
         if file == "-":
-            if sys.stdin is None:  # it was closed when the interpreter began
+            if sys.stdin is None:  # it was closed when the program started
                 fail(f"{option} -: standard input is closed", 2)
             return sys.stdin.buffer.read(most + 1)
         with open(file, "rb") as opened:

@@ -73,7 +73,7 @@ def uninstall(root: Path, *, dry_run: bool) -> None:
 
 
 def _told(error: OSError) -> NoReturn:
-    """What is of no file is of standard output, and told elsewhere."""
+    """Report an error of a file and end the program.  One without a file is of standard output: `main` reports it."""
     if error.filename is None:
         raise error
     fail(f"{error.filename}: {error.strerror}", 2)

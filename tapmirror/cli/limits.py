@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Amount(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on, and only for type checkers
-    """A share, as `0.1%` or `0.001`; `none`: it does not matter."""
+    """A share, such as `0.1%` or `0.001`; `none`: no limit."""
 
     name = "share"
     _what = "a share, like 0.1% or 0.001"
@@ -37,7 +37,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
 
 
 class Ratio(Amount):
-    """A ratio, as `1.05`; `none`: it does not matter."""
+    """A ratio, such as `1.05`; `none`: no limit."""
 
     name = "ratio"
     _what = "a ratio above 0, like 1.05"
@@ -51,7 +51,7 @@ class Ratio(Amount):
 
 
 def limit_options(function: Function) -> Function:
-    """Give a command what a shadow must keep to."""
+    """Give a command the options for the limits of a verdict."""
     defaults = VerdictLimits()
     for option in (
         click.option(
@@ -88,7 +88,7 @@ def limit_options(function: Function) -> Function:
 
 
 def limits_of(options: dict[str, Any], *, judge: bool = False) -> VerdictLimits:
-    """Those options' values, which are taken out of `options`; ends the program if there is nothing to `judge` by."""
+    """The limits, taken out of `options`.  Ends the program if a verdict is wanted (`judge`) and there is no limit."""
     names = ("max_error_diff", "max_p99_ratio", "max_diff_rate")
     values = {name: options.pop(name) for name in names}
     if judge and all(value is None for value in values.values()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a running tap looks like: a live table on a terminal, a line now and then elsewhere."""
+"""How a running tap is shown: a live table on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class View(Protocol):
         """Show one snapshot of each."""
 
     def stopping(self) -> None:
-        """Say that a signal was taken, and what a second one would do: it may take seconds now."""
+        """Say that a signal was received, and what a second one would do, because the end may take seconds."""
 
 
 DUMB: Final = ("dumb", "unknown")
-"""Terminals that can write on the line they are on only, as rich has them."""
+"""Terminals that cannot move the cursor to another line, as in rich."""
 
 
 def can_redraw() -> bool:
@@ -50,9 +50,9 @@ def can_redraw() -> bool:
 
 
 def view_of(specs: Sequence[TapSpec]) -> View:
-    """What standard error can show."""
+    """The view that standard error can show."""
     if can_redraw():
-        from tapmirror.cli.redrawn import LiveView  # rich takes longer to be loaded than all else of a start
+        from tapmirror.cli.redrawn import LiveView  # importing rich takes longer than everything else at a start
 
         return LiveView(specs)
     return LineView(specs)
@@ -65,18 +65,18 @@ def stopping_words(specs: Sequence[TapSpec]) -> str:
 
 
 def say_no_more() -> None:
-    """Standard error is gone (a closed terminal): let what follows be lost, lest it end what is still to be done."""
+    """Discard standard error from now on: its terminal is closed, and an error in writing must not stop the end."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a write fails with where the disk is full, on which standard error is kept."""
+"""Errors of writing to standard error if it is a file on a full disk."""
 
 
 @contextmanager
 def lost_if_full() -> Iterator[None]:
-    """What is said now is lost where its disk is full: there may be room later, and the taps have more to do."""
+    """Lose what is printed inside if the disk is full: there may be room later, and the taps must go on."""
     try:
         yield
     except OSError as error:
@@ -93,13 +93,13 @@ class Rates:
 
     @property
     def known(self) -> bool:
-        """Whether there was a look before, so that the next one tells rates."""
+        """Whether there was a snapshot before, so that the next one gives rates."""
         return self._before is not None
 
     def of(self, ledger: dict[str, Any]) -> tuple[float, float, float, float]:
-        """(units/s, bytes/s, CPU share, s behind) since the last call; units are requests, or else segments.
+        """(units/s, bytes/s, share of a CPU, seconds behind) since the last call.
 
-        Behind is the worst worker, in the mean.
+        Units are requests, or segments if there are no requests.  Seconds behind are the mean of the worst worker.
         """
         unit = ledger["requests"] if ledger["requests"]["seen"] else ledger["segments"]
         now = (time.monotonic(), unit["mirrored"], ledger["bytes"]["mirrored"], ledger["worker"]["cpu_s"])
@@ -112,7 +112,7 @@ class Rates:
 
 
 class Reach:
-    """Tells by successive snapshots which shadows cannot be connected to, where no governor looks at them."""
+    """Finds, from successive snapshots, the shadows that cannot be connected to.  For `run`, which has no governor."""
 
     def __init__(self) -> None:
         self._before: dict[str, dict[str, Any]] = {}
@@ -120,7 +120,7 @@ class Reach:
         self._down: dict[str, str] = {}
 
     def of(self, ledger: dict[str, Any]) -> dict[str, str]:
-        """What is wrong with each shadow that is down: attempts failed, and it was not reached since."""
+        """What is wrong with each shadow that is down: attempts failed, and none has succeeded since."""
         for label, shadow in ledger["shadows"].items():
             health = governor.health(self._before.get(label), shadow)
             self._before[label] = shadow
@@ -133,7 +133,7 @@ class Reach:
 
 
 def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:
-    """A shadow for people: what is wrong with it first; of one of several what it got and missed, too."""
+    """A shadow in words: first what is wrong with it; if there are several, also what it got and missed."""
     words = [f"UNWELL: {cause}"] if cause else []
     if cause or several:
         name = counted(shadow)
@@ -143,12 +143,12 @@ def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:
 
 
 def state_words(ledger: dict[str, Any]) -> str:
-    """Why a tap does not mirror now, its interface being down or gone, or a worker being started again; "": it does."""
+    """Why a tap does not mirror now (its interface is down or gone, or a worker is restarting); "": it does."""
     return f"{ledger['state'].upper()}: {ledger['state_reason']}" if ledger["state_reason"] else ""
 
 
 def behind(delay: float) -> str:
-    """How late the workers are, for people."""
+    """How late the workers are, in words."""
     return f"{delay:.1f} s behind" if delay >= 1 else f"{delay * 1000:.0f} ms behind"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `tapmirror` command and how it fails: one line on standard error, exit code 2."""
+"""The `tapmirror` command, and how errors end it: one line on standard error, exit code 2."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ COMMANDS: Final = {
     "uninstall": "install",
     "verdict": "compared",
 }
-"""The module of each, and its name there where that is another one."""
+"""The module of each command, and its name there if it differs."""
 
 
 class Commands(click.Group):
-    """Each command is loaded when it is wanted: all of them take thrice as long as `list` does.
+    """Imports a command only when it is called: importing all takes three times as long as `list` does.
 
-    Wrong use of any is told in one line, as all else that is wrong.
+    Wrong use of a command is reported in one line, like any other error.
     """
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
@@ -61,7 +61,7 @@ class Commands(click.Group):
         return command(name) if name in COMMANDS else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As `click.Group.resolve_command`; of what is none the one that may be meant, as of options."""
+        """As `click.Group.resolve_command`; suggests a command for an unknown one, as click does for options."""
         if args[0] not in COMMANDS and not ctx.resilient_parsing and not args[0].startswith("-"):
             import difflib
 
@@ -71,20 +71,20 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
-        """The group's own options, of which some print."""
+        """Read the group's own options; `--help` and `--version` print and end here."""
         open_streams()
         with misuse_told():
             return super().make_context(*args, **more)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Without a command, help: nothing was asked for, so it is wrong use, which it is to click from 8.2 on."""
+        """Without a command, print the help with the exit code of wrong use, as click does from 8.2 on."""
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """A command, its options and what it finds wrong with them; and what a daemon refuses."""
+        """Run a command, and report wrong options, and what a daemon refuses."""
         try:
             with misuse_told(ctx):
                 return super().invoke(ctx)
@@ -101,7 +101,7 @@ def command(name: str) -> click.Command:
 
 @contextlib.contextmanager
 def misuse_told(group: click.Context | None = None) -> Iterator[None]:
-    """One line and exit code 2 for what click tells in four; `group`: of which a command is invoked."""
+    """Report click's errors of usage in one line, with exit code 2; `group`: the one whose command is being run."""
     try:
         yield
     except click.UsageError as error:
@@ -112,7 +112,7 @@ def misuse_told(group: click.Context | None = None) -> Iterator[None]:
 
 
 def _misused(error: click.UsageError, group: click.Context | None) -> str:
-    """The command; click does not say which where it cannot read its options."""
+    """The name of the command with the error: click does not have it if the options could not be read."""
     if error.ctx is not None:
         return error.ctx.command_path
     name = None if group is None else group.invoked_subcommand
@@ -130,11 +130,10 @@ def main() -> None:
 
 
 def open_streams() -> None:
-    """Open what is missing of standard input, output and error, lest another descriptor takes its number.
+    """Open those of standard input, output and error that are closed, so that no other descriptor gets their numbers.
 
-    What is printed on a standard output that was closed fails: whoever asked for it is told that it did not come.
-    Whatever the locale, a file or a pipe gets UTF-8, as reports say of themselves, and a terminal a question mark for
-    what it cannot show.
+    Printing to a standard output that was closed fails, so that the user learns that nothing was printed.  Whatever the
+    locale, files and pipes get UTF-8, as reports declare; a terminal gets a question mark for what it cannot show.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -142,7 +141,7 @@ def open_streams() -> None:
     if sys.stdout is None:
         sys.stdout = Closed()
     elif isinstance(sys.stdout, io.TextIOWrapper):
-        if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: what is not written in one go is lost
+        if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: the rest of a partial write is lost
             buffered = io.BufferedWriter(sys.stdout.buffer)
             sys.stdout = io.TextIOWrapper(buffered, encoding=sys.stdout.encoding, line_buffering=True)
         if sys.stdout.isatty():

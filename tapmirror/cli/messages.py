@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command says when something is wrong: one line on standard error."""
+"""Errors and warnings of all commands: one line on standard error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-if TYPE_CHECKING:  # who reads no file does without what reads YAML
+if TYPE_CHECKING:  # commands that read no file do not import the YAML reader
     from tapmirror.spec.document import FileError
 
 OPTION_OF: Final = {
@@ -26,39 +26,39 @@ OPTION_OF: Final = {
     "compare": "--compare",
     "noise_probe": "--noise-probe",
 }
-"""The option that a field of the spec is set by."""
+"""The option that sets a field of the spec."""
 
 
 def refuse_file(file: str, problems: FileError) -> NoReturn:
-    """A line for each thing that is wrong with a file, and out."""
+    """Print a line for each error of a file, and end the program."""
     for problem in problems.found:
         error_line(problem.of(file))
     raise SystemExit(2)
 
 
 def warn(message: str) -> None:
-    """One line of warning."""
+    """Print one line of warning."""
     click.echo(f"tapmirror: {_one_line(message)}", err=True)
 
 
 def worker_said(line: str) -> None:
-    """A line that a worker printed."""
+    """Print a line that a worker printed."""
     warn(f"a worker said: {line}")
 
 
 def error_line(message: str) -> None:
-    """One line of error, and on."""
+    """Print one line of error, and go on."""
     click.echo(f"tapmirror: error: {_one_line(message)}", err=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """One line of error, and out."""
+    """Print one line of error, and end the program with this exit code."""
     error_line(message)
     raise SystemExit(code)
 
 
 def as_option(message: str) -> str:
-    """The message with a field of the spec at its beginning named as the option that sets it."""
+    """The message, with the field of the spec at its beginning replaced by the option that sets it."""
     field = re.match(r"([a-z_]+)(?:\[\d+\]|\.[a-z]+)*: ", message)
     if field is None:
         return message
@@ -68,5 +68,5 @@ def as_option(message: str) -> str:
 
 
 def _one_line(message: str) -> str:
-    """The message with control characters, as a file's name may have them, escaped."""
+    """The message in one line: control characters, which names of files may have, are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

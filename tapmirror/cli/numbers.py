@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers among the options: `float` and `int` take more than a user means, `1_0` and the digits of all scripts."""
+"""Types of options for numbers, stricter than `float` and `int`, which accept `1_0` and the digits of all scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tapmirror.spec.numbers import number_of, seconds_of, whole_of
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.4 on, and only for type checkers
-    """What `read` makes of a text; `what` it is not, where that is None."""
+    """An option whose text `read` converts; if it returns None, the error is "not `what`"."""
 
     def __init__(self, name: str, what: str, read: Callable[[str], float | None]) -> None:
         self.name = name
@@ -21,7 +21,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As `click.ParamType.convert`; a default is what it is."""
+        """As `click.ParamType.convert`; a default value is not converted."""
         found = self._read(value) if isinstance(value, str) else value
         if found is None:
             self.fail(f"{value!r} is not {self._what}", param, ctx)
@@ -48,4 +48,4 @@ WHOLE: Final = Parsed("integer", "a whole number", whole_of)
 PORT: Final = Parsed("port", "a port (1 to 65535)", _port_of)
 ALPHA: Final = Parsed("p", "a probability above 0, up to 0.5", _alpha_of)
 TIME: Final = Parsed("time", "a time above 0 like 90, 90s, 15m or 1h30m", _time_of)
-"""A length of time as the type of an option; its value is in seconds."""
+"""Type of an option that is a length of time; the value is in seconds."""

@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -> int | str:
-    """A click callback: a number, or auto; which numbers, the spec says."""
+    """A click callback: a number, or auto.  The spec checks the range."""
     if value == "auto":
         return value
     found = whole_of(value)
@@ -28,7 +28,7 @@ def _workers(_context: click.Context, _parameter: click.Parameter, value: str) -
 
 
 def _percent(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
-    """A click callback: `1` or `1%`; which numbers, the spec says."""
+    """A click callback: `1` or `1%`.  The spec checks the range."""
     found = number_of(value.removesuffix("%"))
     if found is None:
         raise click.BadParameter(f"{value!r} is not a number")
@@ -36,7 +36,7 @@ def _percent(_context: click.Context, _parameter: click.Parameter, value: str) -
 
 
 def joined(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """A click callback: an option that names several when it is given again, as one text with commas."""
+    """A click callback: joins the values of a repeated option with commas."""
     return ",".join(values) if values else None
 
 
@@ -44,7 +44,7 @@ OPTIONS: Final = (
     click.option(
         "-f",
         "--file",
-        type=click.Path(allow_dash=True, readable=False),  # for the completion; whoever reads it says what is wrong
+        type=click.Path(allow_dash=True, readable=False),  # only for completion; errors are found when the file is read
         metavar="FILE",
         help="Read taps from a YAML file, instead of the options that describe one; - is standard input.",
     ),
@@ -154,13 +154,13 @@ def tap_options(function: Function) -> Function:
 
 
 BESIDE: Final = frozenset({"iface", "ports", "addrs", "capture", "seed", "promisc", "decap", "workers"})
-"""Options that say where to tap: they go with a file of Kubernetes, which does not."""
+"""Options that say where to tap, for use with a Kubernetes file, which does not."""
 LISTS: Final = frozenset({"ports", "addrs"})
 OPTION_NAMES: Final = {"ports": "port", "addrs": "addr", "shadows": "shadow"}
 
 
 def beside(iface: str | None, ports: tuple[int, ...]) -> dict[str, Any]:
-    """What is said beside a file of Kubernetes, by commands that take no more than that."""
+    """The fields that options add to a Kubernetes file, for commands that have only these options."""
     return {name: value for name, value in (("iface", iface), ("ports", list(ports))) if value}
 
 
@@ -172,7 +172,7 @@ def specs_of(
     strict: bool,
     options: dict[str, Any],
 ) -> list[TapSpec]:
-    """The taps of a file, or the one that options describe; what is wrong is told, exit code 2."""
+    """The taps of a file, or the one that options describe.  Ends the program on an error, with exit code 2."""
     given = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if file is not None:
         said = {name: list(options[name]) if name in LISTS else options[name] for name in given & BESIDE}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a running tap shows on a terminal: a table for each, redrawn in place.  `live` has the lines for elsewhere."""
+"""The view of running taps on a terminal: a table for each, redrawn in place.  For other outputs see `live`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LiveView:
         self._rates = [Rates() for _ in specs]
         self._reach = [Reach() for _ in specs]
         self._parts: list[RenderableType] = []
-        # On the same screen the ledger takes its place: the same account, later and whole.
+        # On the same screen the final ledger replaces the table.
         same = sys.stdout.isatty()
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=same)
 
@@ -39,7 +39,7 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state on the screen, if that is still there and nothing takes its place."""
+        """Leave the last state on the screen, if the terminal is still there and the ledger does not replace it."""
         try:
             self._live.__exit__(kind, error, trace)
         except OSError:

@@ -37,7 +37,7 @@ COMPARING: Final = {
     "max_diff_rate": "--max-diff-rate",
     "alpha": "--alpha",
 }
-"""Options that say nothing where nothing is compared, by parameter."""
+"""Options that have no meaning unless something is compared, by parameter."""
 
 
 @click.command(short_help="Mirror traffic in the foreground until stopped.")
@@ -93,14 +93,14 @@ def run(
     given = [name for name in COMPARING if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     comparing = any(spec.compare.level is not Level.OFF for spec in specs)
     if comparing:
-        # As much as all else together, which other taps start without.  Now, for at the end the files may be others.
+        # As many modules as all others together, so only if needed.  At the end the package may have been replaced.
         from tapmirror.cli import briefs, compared
 
         briefs.load()
     elif given:
         fail(f"{COMPARING[given[0]]}: nothing is compared: give --compare too", 2)
     if not as_json:
-        from tapmirror.cli import account
+        from tapmirror.cli import account  # noqa: F401 -- loaded now, as above
     if can_redraw():
         from tapmirror.cli import redrawn  # noqa: F401 -- loaded now, as above
     taps = [Tap(spec, tell, partial(tell, say=worker_said)) for spec in specs]
@@ -111,7 +111,7 @@ def run(
         claims = start(taps, signals, stop_read)
     except Interrupted:
         tell("stopped while it was starting: there is no ledger")
-        os._exit(2)  # the interpreter takes a fifth of a second for its own end
+        os._exit(2)  # the interpreter's own end takes a fifth of a second
     except (TapError, ClaimedError, OSError) as error:
         fail(as_option(str(error)) if file is None else str(error), 2)
     specs = [tap.spec for tap in taps]
@@ -124,18 +124,7 @@ def run(
     if comparing:
         for ledger, spec in zip(ledgers, specs, strict=True):
             compared.keep_spec(ledger, spec.compare)
-    printed = True
-    try:
-        if as_json:
-            click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
-        else:
-            for ledger in ledgers:
-                account.print_ledger(ledger)
-        sys.stdout.flush()
-    except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
-        error_line(f"the ledger could not be printed: {error.strerror}")
-        printed = False
+    printed = print_ledgers(ledgers, as_json=as_json)
     code = 0
     if comparing:
         compares = [spec.compare for spec in specs]
@@ -146,15 +135,33 @@ def run(
         raise SystemExit(code)
 
 
+def print_ledgers(ledgers: Sequence[dict[str, Any]], *, as_json: bool) -> bool:
+    """Print the final ledgers; returns whether that worked.  An error is reported and ends nothing."""
+    try:
+        if as_json:
+            click.echo(json.dumps(ledgers[0] if len(ledgers) == 1 else {"taps": ledgers}))
+        else:
+            from tapmirror.cli.account import print_ledger
+
+            for ledger in ledgers:
+                print_ledger(ledger)
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
+        error_line(f"the ledger could not be printed: {error.strerror}")
+        return False
+    return True
+
+
 class Interrupted(BaseException):
-    """A signal came while the first tap was being started."""
+    """A signal came while the first tap was starting."""
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGHUP (a closed terminal; not below nohup): the first only writes a byte.
+    """Handles SIGINT, SIGTERM and SIGHUP (a closed terminal; not under nohup): the first only writes a byte to a pipe.
 
-    A second one is the default action, and so is a Ctrl-C after any, but of SIGHUP, which may come from the shell, from
-    sudo and from the kernel.
+    The second one, or Ctrl-C after any, has its default action.  A second SIGHUP has none: the shell, sudo and the
+    kernel may each send one.
     """
 
     def __init__(self, write_end: int) -> None:
@@ -187,17 +194,17 @@ class Signals:
 
 
 def say_starting(*, as_json: bool) -> None:
-    """Say what is done, which may take seconds, to who looks on; not beside JSON that a program reads."""
+    """Say what happens now, as it may take seconds, if a person is watching and not a program that reads JSON."""
     if sys.stderr and sys.stderr.isatty() and (sys.stdout.isatty() or not as_json):
         tell("loading the program ...")
 
 
 SERVICE: Final = 1.0
-"""Seconds between two calls of `Tap.service` at most."""
+"""Most seconds between two calls of `Tap.service`."""
 
 
 def tell(message: str, say: Callable[[str], None] = warn) -> None:
-    """A line, if somebody reads it: the end of a tap may bring one, and must not cost its ledger."""
+    """Print a line, and ignore errors in printing: a tap that ends may print one, and its ledger comes later."""
     try:
         with lost_if_full():
             say(message)
@@ -206,9 +213,10 @@ def tell(message: str, say: Callable[[str], None] = warn) -> None:
 
 
 def start(taps: list[Tap], signals: Signals, stop: int) -> list[Claims]:
-    """Start all or none; what is claimed for them.  Raises `TapError`, `ClaimedError` and `Interrupted`.
+    """Start all taps or none; returns their claims.  Raises `TapError`, `ClaimedError` and `Interrupted`.
 
-    Once the first one mirrors there is something to tell: if `stop` is readable the others are taken out of the list.
+    A signal before the first tap mirrors raises `Interrupted`.  Later, when `stop` is readable, there is something to
+    report: then the taps that were not started yet are removed from the list.
     """
     claims: list[Claims] = []
     for i, tap in enumerate(taps):
@@ -230,10 +238,10 @@ def start(taps: list[Tap], signals: Signals, stop: int) -> list[Claims]:
 
 
 def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[str, Any]], bool]:
-    """Drive the taps, and show their state, until `stop` is readable, the time is over, all have broken down, or what
-    is shown is read no more.
+    """Drive the taps and show their state.
 
-    The final ledgers, and whether one broke down.
+    Ends when `stop` is readable, the time is over, all taps have broken down, or nobody reads what is shown.  Returns
+    the final ledgers, and whether a tap broke down.
     """
     end = time.monotonic() + duration
     specs = [tap.spec for tap in taps]
@@ -251,7 +259,7 @@ def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[st
                 if now >= shown + view.interval:
                     try:
                         view.show([ledgers[tap] for tap in taps])
-                    except OSError:  # nobody sees it any more
+                    except OSError:  # nobody reads what is shown
                         say_no_more()
                         break
                     shown = now
@@ -267,7 +275,7 @@ def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[st
 
 
 def look(tap: Tap, ledgers: dict[Tap, dict[str, Any]], broken: set[Tap], *, several: bool) -> None:
-    """Take a tap's ledger; where it has broken down, say so once, and keep its last one."""
+    """Take a tap's ledger.  If the tap has broken down, say so once and keep its last ledger."""
     if tap in broken:
         return
     try:
@@ -279,11 +287,11 @@ def look(tap: Tap, ledgers: dict[Tap, dict[str, Any]], broken: set[Tap], *, seve
 
 
 def wait(taps: Sequence[Tap], stop: int, until: float) -> bool:
-    """Sleep until then, or until a tap has something to do; whether it is time to stop."""
+    """Sleep until `until`, or until a tap has something to do; returns whether it is time to stop."""
     for tap in taps:
         due = tap.due()
         until = until if due is None else min(until, due)
-    poll = select.poll()  # select(2) takes no descriptor beyond 1024
+    poll = select.poll()  # poll: select(2) takes no descriptor beyond 1024
     for fd in (stop, *(fd for tap in taps for fd in tap.filenos())):
         poll.register(fd, select.POLLIN)
     left = max(0.0, until - time.monotonic())

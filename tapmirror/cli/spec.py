@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tapmirror spec` and `tapmirror explain`: what a file may say, and what one says."""
+"""`tapmirror spec` and `tapmirror explain`: what a file may contain, and what a given file will do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def spec(*, schema: bool, example: bool, gor: str | None, nginx: str | None, ifa
     if schema or example:
         if iface is not None or strict:
             fail("--iface and --strict go with --from-gor and --from-nginx", 2)
-        from tapmirror.spec import reference  # reads the sources: only here
+        from tapmirror.spec import reference  # it reads the sources, so only when asked for
 
         click.echo(json.dumps(reference.schema(), indent=2) if schema else reference.example(), nl=schema)
         return

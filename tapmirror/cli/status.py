@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tapmirror status`, `logs`: how the daemon's taps are, and what was said of them."""
+"""`tapmirror status` and `logs`: the state of the daemon's taps, and their log lines."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def status(name: str | None, watch: bool, as_json: bool, socket: Path) -> None:
 
 
 def lines(done: dict[str, Any], rates: dict[str, Rates]) -> list[str]:
-    """Status for people; `rates` remembers the last one's totals."""
+    """The status in lines for people; `rates` keeps the totals of the last call."""
     daemon = done["daemon"]
     found = [f"daemon {daemon['version']}, pid {daemon['pid']}, up {duration(daemon['uptime_s'])}"]
     if daemon["killed"]:
@@ -85,11 +85,11 @@ def lines(done: dict[str, Any], rates: dict[str, Rates]) -> list[str]:
 
 
 TIMES: Final = ("p50_ms", "p99_ms")
-"""Quantiles of a shadow's answers that are shown, where some were timed."""
+"""Quantiles of response times that are shown, if any response was timed."""
 
 
 def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
-    """One tap for people."""
+    """One tap in lines for people."""
     reason = f" ({tap['state_reason']})" if tap["state_reason"] else ""
     share = (
         f"{decimal(tap['percent'])} % of {tap['by']}s" if tap["by"] == "connection" else f"{decimal(tap['percent'])} %"
@@ -110,9 +110,9 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
     if ledger is None:
         return found
     effective = ledger.get("share") or {}
-    if effective and effective["effective"] != effective["percent"]:  # both of the same moment, unlike the tap's own
+    if effective and effective["effective"] != effective["percent"]:  # both from the same moment, unlike the tap's own
         found.append(f"  at present {decimal(effective['effective'])} %: {effective['reason']}")
-    known = rates.known  # at the first look there are none: they would be told as 0
+    known = rates.known  # at the first look they are unknown, and would be shown as 0
     rate, size, cpu, delay = rates.of(ledger)
     for unit in (counted(ledger), "segments"):
         account = ledger[unit]
@@ -190,6 +190,6 @@ def logs(name: str, follow: bool, as_json: bool, socket: Path) -> None:
 
 
 def log_line(line: dict[str, Any]) -> str:
-    """What was said, with its time, for people."""
+    """A log line with its time, for people."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"]))
     return f"{when} {line['level']}: {line['text']}"

@@ -25,7 +25,7 @@ from tapmirror.source.files import CaptureFile
 from tapmirror.spec import Limits
 
 BIG: Final = 32 << 20
-"""Bytes of a file that takes long enough for a progress bar."""
+"""Bytes of a file from which on a progress bar is shown."""
 
 
 @click.command(short_help="List the TCP streams of a capture file.")
@@ -89,7 +89,7 @@ def streams(
         fail(f"{file}: {error}", 2)
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- or the interpreter tries again at its end
-        if isinstance(error, BrokenPipeError):  # whoever reads has enough
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe
             raise SystemExit(1) from None
         fail(f"{error.filename or out or 'standard output'}: {error.strerror}", 2)
     for remark in reader.remarks():
@@ -98,7 +98,7 @@ def streams(
 
 @contextlib.contextmanager
 def _output(out: str | None) -> Iterator[TextIO]:
-    """Where the records go; what was written stays, whatever happens then."""
+    """The output for the records.  What was written stays there if an error follows."""
     if out is None:
         yield sys.stdout
     else:
@@ -108,7 +108,7 @@ def _output(out: str | None) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _progress(capture: CaptureFile) -> Iterator[None]:
-    """A bar, for a big file on a terminal."""
+    """A progress bar, for a big file on a terminal."""
     if capture.size < BIG or not sys.stderr.isatty():
         yield
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators do with the taps of a daemon: `start`, `stop`, `list`, `apply`, `set`, `pause`, `resume`, `reload`."""
+"""The commands for a daemon's taps: `start`, `stop`, `list`, `apply`, `set`, `pause`, `resume`, `reload`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tapmirror.spec import SpecError
 from tapmirror.spec.numbers import decimal, number_of
 
 MARKS = {"add": "+", "change": "~", "restart": "!", "remove": "-", "keep": " "}
-"""What is printed before a step of a plan, by its action."""
+"""The sign in front of a step of a plan, by its action."""
 
 
 @click.command(short_help="Start taps in the daemon.")
@@ -151,7 +151,7 @@ def row(tap: dict[str, Any]) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """A line for each, as long as it is: nothing is cut or folded, in a pipe or on a narrow terminal."""
+    """A line for each row, however long: nothing is cut or wrapped, in a pipe or on a narrow terminal."""
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         yield "  ".join(set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
@@ -218,7 +218,7 @@ def reload(as_json: bool, socket: Path) -> None:
 
 
 def planned(done: dict[str, Any], *, as_json: bool) -> None:
-    """Print a plan and what of it failed; exit code 1 if anything did."""
+    """Print a plan and what failed; ends the program with exit code 1 if anything did."""
     if as_json:
         print_json(done)
     else:
@@ -236,7 +236,7 @@ def planned(done: dict[str, Any], *, as_json: bool) -> None:
 
 
 def notes_of(done: dict[str, Any]) -> list[str]:
-    """What taps warned of as they began, for people."""
+    """The warnings of taps from their start, for people."""
     return [f"{name}: {line}" for name, lines in done.get("notes", {}).items() for line in lines]
 
 
@@ -267,7 +267,7 @@ def set_(name: str, setting: str, as_json: bool, socket: Path) -> None:
     percent = number_of(value.removesuffix("%"))
     if percent is None:
         fail(f"percent: {value!r} is not a number", 2)
-    if not math.isfinite(percent):  # JSON has no such numbers
+    if not math.isfinite(percent):  # infinity and NaN: JSON has no such numbers
         fail(f"percent: {value!r} is not between 0 and 100", 2)
     done = ask(socket, Set(name=name, percent=percent))
     if as_json:

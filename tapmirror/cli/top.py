@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tapmirror top`: the daemon's taps on the whole screen, as they go."""
+"""`tapmirror top`: a live view of the daemon's taps, on the full screen."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from tapmirror.spec.numbers import decimal
 
 INTERVAL: Final = 1.0
 COLUMNS: Final = ("STATE", "SHARE", "RATE", "MB/S", "FLOWS", "MIRRORED", "LOST", "CPU", "MB")
-"""Heads of the table of taps, behind a tap's name."""
+"""Heads of the table of taps, after the tap's name."""
 GIVE_WAY: Final = ("MB/S", "FLOWS", "MB", "CPU", "RATE", "SHARE")
 """Columns that are left out on a narrow terminal, in this order."""
 LEAST: Final = 8
-"""Least characters of a tap's name that are shown."""
+"""How many characters of a tap's name are shown at least."""
 FIGURES: Final = ("MIRRORED", "LOST", "P50", "P99")
-"""Heads of a shadow's figures; on a narrow terminal the last gives way first."""
+"""Heads of a shadow's figures; on a narrow terminal the last one is left out first."""
 TROUBLE: Final = 19
-"""Characters for what is wrong with a shadow: as many as the head of its column has, and one."""
+"""Least characters for what is wrong with a shadow: those of the column's head, and one."""
 GAP: Final = 2
 COLORS: Final = {"running": "green", "failed": "bold red", "restarting": "red", "waiting": "yellow", "paused": "yellow"}
 
@@ -91,7 +91,7 @@ def top(socket: Path) -> None:
 
 @contextmanager
 def keys() -> Iterator[None]:
-    """Keys come at once and are not shown; SIGTERM and SIGHUP put the terminal back, too."""
+    """Read keys at once and without echo; afterwards, also after SIGTERM and SIGHUP, the terminal is as before."""
     before = termios.tcgetattr(sys.stdin)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))
@@ -112,7 +112,10 @@ def pressed(seconds: float) -> str | None:
 
 
 def page(whole: RenderableType, console: Console, first: int) -> tuple[RenderableType, int]:
-    """What the screen has room for, from that line on, and the line that it is from: there may be fewer."""
+    """The part of `whole` that the screen has room for, from line `first` on, and the line with which it begins.
+
+    That is an earlier line if there are not so many.
+    """
     lines = console.render_lines(whole, pad=False)
     if len(lines) <= console.height:
         return whole, 0
@@ -124,7 +127,7 @@ def page(whole: RenderableType, console: Console, first: int) -> tuple[Renderabl
 
 
 def screen(done: dict[str, Any], rates: dict[str, Rates], width: int) -> RenderableType:
-    """Everything, once, in so many columns; `rates` remembers the last one's totals."""
+    """The whole content, for a screen of `width` columns; `rates` keeps the totals of the last call."""
     daemon, taps = done["daemon"], sorted(done["taps"], key=lambda tap: not _in_trouble(tap))
     running = sum(tap["state"] == "running" for tap in taps)
     head = Text(
@@ -145,7 +148,7 @@ def screen(done: dict[str, Any], rates: dict[str, Rates], width: int) -> Rendera
 
 
 def _in_trouble(tap: dict[str, Any]) -> bool:
-    """An operator wants to see it first."""
+    """Whether an operator wants to see this tap first."""
     shadows = ((tap["ledger"] or {}).get("shadows") or {}).values()
     return tap["state"] != "running" or any(shadow.get("reason") for shadow in shadows)
 
@@ -153,7 +156,7 @@ def _in_trouble(tap: dict[str, Any]) -> bool:
 def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates], width: int) -> Table:
     """A line for each tap, and one for each process where it has several.
 
-    Names are cut where they have to be.  Where that is not enough, columns give way, whole ones: a figure is not cut.
+    Names are cut if need be.  If that is not enough, whole columns are left out: a figure is never cut.
     """
     rows: list[tuple[Text, dict[str, Text]]] = []
     for tap in taps:
@@ -196,7 +199,7 @@ def taps_table(taps: list[dict[str, Any]], rates: dict[str, Rates], width: int) 
 
 
 def _behind_gap(cell: Text) -> Padding:
-    """The gap is ours: what a table pads with, rich 13 takes for wider than it is at the first column and the last."""
+    """Pad a cell ourselves: rich 13 computes a table's own padding wrongly for the first column and the last."""
     return Padding(cell, (0, 0, 0, GAP))
 
 
@@ -220,7 +223,7 @@ def reasons_table(taps: list[dict[str, Any]]) -> Table:
 
 
 def lost(account: dict[str, Any], what: str) -> list[str]:
-    """What an account lost, the most first."""
+    """What an account has lost, the largest number first."""
     return [
         f"{reason} {count:,}{what}" for reason, count in sorted(account["dropped"].items(), key=lambda each: -each[1])
     ]
@@ -233,7 +236,7 @@ def _name(name: str, style: str = "") -> Text:
 def shadows_table(taps: list[dict[str, Any]], width: int) -> Table:
     """A line for each shadow: what is wrong with it, its answers by class, its latencies where they are known.
 
-    Where that leaves no room for what is wrong, figures give way, whole columns.
+    If that leaves no room for what is wrong, whole columns of figures are left out.
     """
     rows: list[tuple[Text, Text, dict[str, Text], Text]] = []
     for tap in taps:

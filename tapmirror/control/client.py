@@ -24,7 +24,7 @@ from tapmirror.control.messages import (
 )
 
 PATIENCE: Final = 120.0
-"""Seconds for an answer: a start compiles a program and may wait for names to resolve."""
+"""Seconds to wait for an answer: a start compiles a program and may wait for names to be resolved."""
 CONNECT_TIME: Final = 5.0
 SOCKET: Final = "control.sock"
 """Name of the control socket in the runtime directory."""
@@ -49,7 +49,7 @@ class NoDaemonError(ControlError):
 
 
 class Client:
-    """A connection to the daemon.  Raises `NoDaemonError` if there is none, or if one may not."""
+    """A connection to the daemon.  Raises `NoDaemonError` if there is no daemon, or no permission."""
 
     def __init__(self, path: Path, connect_time: float = CONNECT_TIME) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -76,7 +76,7 @@ class Client:
         self._sock.close()
 
     def ask(self, request: Request, patience: float = PATIENCE) -> dict[str, Any]:
-        """What the daemon answers.  Raises `ControlError`."""
+        """Send a request and return the daemon's answer.  Raises `ControlError`."""
         answer, descriptors = self._exchange(request, patience)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -96,7 +96,7 @@ class Client:
                 os.close(descriptor)
 
     def _exchange(self, request: Request, patience: float) -> tuple[dict[str, Any], list[int]]:
-        """What the daemon answers, and the descriptors that come with it, which become the caller's."""
+        """The daemon's answer, and the descriptors that came with it, which become the caller's."""
         descriptors: list[int] = []
         try:
             return self._answer(request, patience, descriptors), descriptors

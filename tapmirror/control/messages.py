@@ -5,9 +5,9 @@
     <- {"v":1,"id":7,"ok":{...}}
     <- {"v":1,"id":7,"error":{"code":"not_found","message":"no tap has the name 'web'"}}
 
-`v` is the version of the protocol: a daemon refuses one that it does not speak.  `id` is the client's, and comes
-back with the answer.  Requests of one connection are answered in their order.  What a line may be is said
-by the types below and by nothing else.
+`v` is the version of the protocol: a daemon refuses one that it does not speak.  `id` is chosen by the client and
+returned with the answer.  Requests of one connection are answered in their order.  The types below define what a line
+may contain, and nothing else does.
 
 No I/O: bytes in, requests out, and the other way round.
 """
@@ -23,15 +23,15 @@ from tapmirror.spec import TapSpec
 
 VERSION: Final = 1
 MAX_MESSAGE: Final = 1 << 20
-"""Bytes of a request: hundreds of taps."""
+"""Most bytes of a request: enough for hundreds of taps."""
 MAX_LOOKING: Final = 4096
-"""Bytes of a request of who may only look."""
+"""Most bytes of a request of a client that may only look."""
 MAX_ANSWER: Final = 16 << 20
-"""Bytes of an answer that a client takes: the status of some thousand taps."""
+"""Most bytes of an answer that a client accepts: the status of some thousand taps."""
 MAX_REPORT: Final = 256 << 20
-"""Bytes of what comes by descriptor with an answer: a comparison of 100 end points and 200 samples has some 3 MB."""
+"""Most bytes that come by descriptor with an answer: a comparison of 100 endpoints and 200 samples has some 3 MB."""
 MAX_TAPS: Final = 1000
-"""Taps in a request, and of a daemon."""
+"""Most taps in a request, and of a daemon."""
 
 Id: TypeAlias = int | Annotated[str, msgspec.Meta(max_length=64)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=63)]
@@ -39,12 +39,12 @@ Taps: TypeAlias = Annotated[list[TapSpec], msgspec.Meta(max_length=MAX_TAPS)]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
-    """What a client asks for.  Fields that are not given have their defaults."""
+    """A client's request.  Missing fields have their defaults."""
 
     changes: ClassVar[bool] = False
-    """Whether only who may change taps may ask for it; then who asked is in the log."""
+    """Whether it needs the permission to change taps.  Such requests are logged with their user."""
     answer: ClassVar[tuple[str, ...]]
-    """Fields that its answer has; there may be others."""
+    """Fields that its answer has; it may have others."""
     v: Literal[1] = 1
     id: Id = 0
 
@@ -73,8 +73,9 @@ class Logs(Request, frozen=True, kw_only=True, tag="logs"):
 class Report(Request, frozen=True, kw_only=True, tag="report"):
     """What a tap's comparison knows: `{"tap", "compare": {…}, "bytes"}`, and a descriptor with the answer.
 
-    That is of memory which nobody can change any more (memfd_create(2), sealed), and has so many bytes of JSON: a list
-    of the workers' states, for `compare.merge`.  It has samples of traffic, so only who may change taps gets it.
+    The descriptor is of sealed memory (memfd_create(2)), which nobody can change any more, with that many bytes of
+    JSON: a list of the workers' states, for `compare.merge`.  It has samples of traffic, so it needs the permission to
+    change taps.
     """
 
     answer: ClassVar[tuple[str, ...]] = ("tap", "compare", "bytes")
@@ -132,7 +133,7 @@ class Pause(Request, frozen=True, kw_only=True, tag="pause"):
 
 
 class Resume(Request, frozen=True, kw_only=True, tag="resume"):
-    """The end of `pause`, or of having been found to lead back to production: `{"name"}`."""
+    """End `pause`, or start a tap again that ended because its shadow led back to production: `{"name"}`."""
 
     answer: ClassVar[tuple[str, ...]] = ("name",)
     changes: ClassVar[bool] = True
@@ -152,7 +153,7 @@ AnyRequest: TypeAlias = Plain | Report
 
 
 class ProtocolError(Exception):
-    """A line that is no request, or an answer that tells an error.
+    """A line that is not a valid request, or an answer that reports an error.
 
     `code` is one of: `bad_request`, `version`, `denied`, `not_found`, `refused`, `failed`, `busy`.
     """
@@ -187,7 +188,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     v: int
     id: Id | None = None
-    """Number of the request that is answered; None: its line had none that could be read."""
+    """The `id` of the request that is answered; None: it could not be read."""
     ok: dict[str, Any] | None = None
     error: Error | None = None
 
@@ -212,10 +213,10 @@ def read_request(line: bytes) -> AnyRequest:
 
 
 def write_request(request: Request) -> bytes:
-    """The line of a request.  Raises `ProtocolError` if it is too long, or has a text that is none."""
+    """The line of a request.  Raises `ProtocolError` if it is too long, or has text that is not UTF-8."""
     try:
         line = msgspec.json.encode(request) + b"\n"
-    except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8
+    except UnicodeEncodeError as error:  # the command line may have bytes that are not UTF-8
         raise ProtocolError("bad_request", f"{error.object!r} is not UTF-8") from None
     if len(line) > MAX_MESSAGE:
         raise ProtocolError("bad_request", f"{len(line)} bytes are more than a request may have ({MAX_MESSAGE})")
@@ -228,13 +229,13 @@ def write_answer(id: Id | None, ok: dict[str, Any]) -> bytes:  # noqa: A002
 
 
 def write_error(id: Id | None, code: str, message: str, problems: Sequence[str] = ()) -> bytes:  # noqa: A002
-    """The line of an answer that tells an error; bytes of a file's name that are no UTF-8 are told as such."""
+    """The line of an answer that reports an error; bytes of file names that are not UTF-8 are escaped."""
     first, *lines = (text.encode("utf-8", "backslashreplace").decode() for text in (message, *problems))
     return msgspec.json.encode(Answer(v=VERSION, id=id, error=Error(code, first, (*lines,)))) + b"\n"
 
 
 def read_answer(line: bytes) -> dict[str, Any]:
-    """The result in an answer.  Raises `ProtocolError` with the error that it tells."""
+    """The result in an answer.  Raises `ProtocolError` if it reports an error."""
     try:
         answer = _ANSWER.decode(line)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -249,7 +250,7 @@ def read_answer(line: bytes) -> dict[str, Any]:
 
 
 class Lines:
-    """Bytes as they come to lines, of which at most `limit` bytes are held."""
+    """Splits incoming bytes into lines; holds at most `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -260,7 +261,7 @@ class Lines:
         return len(self._data)
 
     def feed(self, data: bytes) -> None:
-        """Take what came.  Feed no more while a line waits in `next`: nothing else bounds what is held."""
+        """Add bytes.  Call it only when `next` returns None: nothing else limits what is held."""
         self._data += data
 
     def next(self) -> bytes | None:
@@ -278,7 +279,7 @@ class Lines:
 
 
 def _plain(error: Exception) -> str:
-    """What a library says of a line, in one line of ours: `percent: …` for `… - at `$.percent``."""
+    """The message of msgspec as one line in our form: `percent: …` for `… - at `$.percent``."""
     text = " ".join(str(error).split())
     text, _, path = text.partition(" - at `")
     field = path.rstrip("`").removeprefix("$").removeprefix(".")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's end of the control socket: many clients, none of which can hold it.
+"""The daemon's end of the control socket: many clients, none of which can block it.
 
-Nothing here waits.  Each client has one request under way; while its answer is due or has not been
-taken, nothing more is read from it.  So a client costs at most a line and an answer, and time-outs end
-what stalls: half a line, an answer that nobody takes, a connection that asks nothing.  Who the client is the
-kernel says (SO_PEERCRED, SO_PEERGROUPS of unix(7)), not the client.
+Nothing here waits.  Each client has one request in progress; nothing more is read from it until it has taken the
+answer.  So a client costs at most a line and an answer.  Time-outs end whatever stalls: half a line, an answer that is
+not taken, a connection without requests.  The kernel says who the client is (SO_PEERCRED, SO_PEERGROUPS of unix(7)),
+not the client.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from tapmirror.control.messages import (
 SO_PEERGROUPS: Final = 59
 """Linux 4.13; Python has no name for it."""
 MAX_CLIENTS: Final = 64
-"""Clients at a time.  Beyond it the one that is idle longest gives way."""
+"""Most clients at a time.  For one more, the one that is idle longest is closed."""
 MAX_USERS_CLIENTS: Final = 16
-"""Clients of one user other than root at a time, so that none can take all places."""
+"""Most clients at a time of one user other than root, so that no user can take all places."""
 MAX_HELD: Final = 8 << 20
-"""Bytes of unfinished requests of all clients together."""
+"""Most bytes of unfinished requests of all clients together."""
 READ: Final = 1 << 16
-"""Bytes taken from a client in an iteration."""
+"""Most bytes read from a client in one iteration."""
 ACCEPTS: Final = 32
-"""New connections that are taken in one iteration of the loop."""
+"""Most new connections that are accepted in one iteration of the loop."""
 HALF_TIME: Final = 5.0
 """Seconds for the rest of a request whose first byte came."""
 TAKE_TIME: Final = 10.0
 """Seconds for a client to take an answer."""
 IDLE_TIME: Final = 300.0
-"""Seconds that a connection may ask nothing."""
+"""Seconds that a connection may be open without a request."""
 
 
 class Wait(enum.Enum):
@@ -74,7 +74,7 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Call:
-    """A request and the way back.  Answer it once, at any time, from the server's thread."""
+    """A request that waits for its answer.  Answer it once, at any time, from the server's thread."""
 
     def __init__(self, client: _Connection, request: AnyRequest) -> None:
         self.peer = client.peer
@@ -82,11 +82,11 @@ class Call:
         self._client = client
 
     def answer(self, result: dict[str, Any], descriptor: int | None = None) -> None:
-        """It is done; the descriptor goes with the answer, and becomes the server's."""
+        """Say that it is done.  The descriptor is sent with the answer, and becomes the server's."""
         self._client.send(write_answer(self.request.id, result), descriptor=descriptor)
 
     def refuse(self, code: str, message: str, problems: Sequence[str] = ()) -> None:
-        """It is not done; `code` is one of `ProtocolError`."""
+        """Say why it is not done; `code` is one of `ProtocolError`."""
         self._client.send(write_error(self.request.id, code, message, problems))
 
 
@@ -108,7 +108,7 @@ class _Connection:
         self._last = False
 
     def deadline(self) -> float:
-        """When it is given up."""
+        """When the client is given up."""
         if self.waits:
             return float("inf")
         return self.since + (TAKE_TIME if self._out else HALF_TIME if len(self.lines) else IDLE_TIME)
@@ -142,7 +142,7 @@ class _Connection:
         self.sock.close()
 
     def send(self, data: bytes, *, last: bool = False, descriptor: int | None = None) -> None:
-        """Send the answer, and the descriptor with it, which is closed then; `last`: and close."""
+        """Send the answer, with the descriptor, which is closed afterwards; `last`: then close the connection."""
         self._descriptor = descriptor
         if self.sock.fileno() < 0:
             self._close_descriptor()
@@ -261,7 +261,7 @@ class Server:
             client.close()
 
     def wait_for(self, client: _Connection, what: Wait) -> None:
-        """Which readiness of a client's socket is looked at."""
+        """Set for which readiness of a client's socket the loop waits."""
         if what is Wait.READ:
             self._loop.add_reader(client.sock, client.readable)
         else:
@@ -277,7 +277,7 @@ class Server:
                 sock, _ = self._listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    # The connection still waits: looked at again by `expire`, not in a busy loop.
+                    # The connection still waits; `expire` tries again, for a busy loop would take the CPU.
                     self._loop.remove_reader(self._listener)
                     self._accepting = False
                 return
@@ -294,7 +294,7 @@ class Server:
             self.wait_for(client, Wait.READ)
 
     def _make_room(self, peer: Peer) -> bool:
-        """Whether there is a place, if need be that of one that is idle: a user's own first, never root's."""
+        """Whether there is a place for a client.  An idle one may be closed: the user's own first, never root's."""
         own = [client for client in self._clients if client.peer.uid == peer.uid]
         full = len(self._clients) >= MAX_CLIENTS
         if peer.uid != 0 and len(own) >= MAX_USERS_CLIENTS:
@@ -310,7 +310,7 @@ class Server:
 
 
 def turn_away(sock: socket.socket, code: str, message: str) -> None:
-    """Say why, and close; a new connection has room for that."""
+    """Say why, and close.  The buffer of a new connection has room for that."""
     with sock, suppress(OSError):
         sock.send(write_error(None, code, message))
 
@@ -318,8 +318,8 @@ def turn_away(sock: socket.socket, code: str, message: str) -> None:
 def listen(path: Path, gid: int | None) -> socket.socket:
     """A listening socket of mode 0660 (0600 without a group).
 
-    A socket that is in the way is a dead daemon's: the caller holds the lock.  Anything else there is not ours to
-    remove. Raises OSError.
+    A socket that is already there is a dead daemon's, because the caller holds the lock, and is replaced.  Anything
+    else is not removed.  Raises OSError.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):

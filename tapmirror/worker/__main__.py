@@ -19,7 +19,7 @@ from tapmirror.worker.assembly import prepare
 from tapmirror.worker.setup import Setup, SetupError, memory_limit
 
 SETUP_BYTES: Final = 16 << 20
-"""Bytes of the first message: a spec of 256 KiB of YAML with everything spelled out."""
+"""Most bytes of the first message: enough for a spec from 256 KiB of YAML with all defaults written out."""
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker makes of what it is told: its stages, put together, and every privilege given up."""
+"""Puts a worker together from its set-up: builds the stages, and gives up every privilege."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from tapmirror.comparing import ComparingPipeline
 
 OOM_SCORE: Final = 1000
-"""Where memory is short, the kernel ends workers first (proc(5): the most that can be set), production is not."""
+"""If memory is short, the kernel kills workers before production; the highest value there is (proc(5))."""
 PROBING: Final = 8
-"""One in so many connections to a shadow may be one on which it is asked again (`compare.noise_probe`)."""
+"""One connection in this many may be used for second copies of requests (`compare.noise_probe`)."""
 SPARE_FILES: Final = 64
-"""Descriptors a worker needs beside its connections."""
+"""Descriptors that a worker needs in addition to its connections."""
 
 
 def _source(setup: Setup, fds: list[int]) -> Source:
@@ -91,7 +91,7 @@ def _source(setup: Setup, fds: list[int]) -> Source:
 
 
 def _policy(setup: Setup, hook: Callable[[HookRequest], object] | None) -> Policy | None:
-    """What decides on requests, if there is anything to decide."""
+    """The policy; None if there is nothing to decide."""
     spec = setup.spec
     if not is_needed(spec):
         return None
@@ -108,7 +108,7 @@ def _policy(setup: Setup, hook: Callable[[HookRequest], object] | None) -> Polic
 
 
 def _tracer(setup: Setup) -> Tracer | None:
-    """What finds that a shadow leads back to production, if that is wanted.  All workers of a tap have one token."""
+    """The tracer, which finds a shadow that leads back to production.  All workers of a tap share its token."""
     if not setup.spec.loop_check or setup.spec.protocol is Protocol.RAW:  # only requests are marked
         return None
     return Tracer(hashlib.blake2s(setup.secret, digest_size=16, person=b"loop").hexdigest().encode())
@@ -150,8 +150,9 @@ def _with_connections(spec: TapSpec, most: int) -> TapSpec:
 
 
 def load_hook(call: str, events: Counter[str]) -> Callable[[HookRequest], object]:
-    """The user's function, with its calls and its time counted.  Raises ImportError, AttributeError, or
-    whatever its module raises.
+    """The user's function, wrapped so that its calls and its time are counted.
+
+    Raises ImportError, AttributeError, or whatever its module raises.
     """
     module, _, name = call.partition(":")
     function = getattr(importlib.import_module(module), name)
@@ -168,12 +169,12 @@ def load_hook(call: str, events: Counter[str]) -> Callable[[HookRequest], object
 
 
 def prepare(setup: Setup, fds: list[int]) -> Worker:
-    """The worker, without privileges.  Raises `SetupError` for what the user can set right."""
+    """Make the worker, and give up privileges.  Raises `SetupError` for errors that the user can correct."""
     spec = setup.spec.of_worker(setup.workers)
     ledger = Ledger()
     pipeline = None
     if spec.compare.level is not Level.OFF:
-        # A quarter of what a worker loads, that other taps start without; while the files can still be read.
+        # A quarter of what a worker imports, which other taps do without.  Now, while the files can still be read.
         from tapmirror.worker import compared
 
         compared.load()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline of a worker that compares answers, with each copy of each shadow."""
+"""Builds the pipeline of a worker that compares answers, with each copy of each shadow."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tapmirror.worker.setup import Setup
 
 
 def load() -> None:
-    """Load the packages for codings of bodies, too: before it gives up the privileges by which it may read them."""
+    """Import the packages for codings of bodies too, before the worker gives up the privilege to read files."""
     missing()
 
 
 def pipeline(setup: Setup, ledger: Ledger, policy: Policy | None, tracer: Tracer | None) -> ComparingPipeline:
-    """What frames requests, and tells a comparison of them."""
+    """The pipeline, which frames requests and feeds the comparison."""
     spec = setup.spec
     rules = [spec.compare.redact or USUAL, *([spec.redact] if spec.redact is not None else [])]
     comparison = Comparison(

@@ -34,9 +34,9 @@ if TYPE_CHECKING:  # what compares nothing does not load it
     from tapmirror.comparing import ComparingPipeline
 
 BATCH: Final = 512
-"""Records between two looks at the shadow's sockets and at the supervisor's commands: a few milliseconds of work."""
+"""Most records between two looks at the shadow's sockets and the supervisor's commands: a few milliseconds of work."""
 BATCH_BYTES: Final = 1 << 18
-"""Of the capture, the same.  The smallest requests, and chunks of one byte, take 0.3 us a byte: a tenth of a second."""
+"""The same in bytes of the capture.  Tiny requests and chunks of one byte take 0.3 us a byte: a tenth of a second."""
 TOGETHER: Final = 64
 """Commands that are carried out together: in turns with reassembly and framing, either would find the processor's
 caches full of the other's code, and the kernel's, each time.  Where answers are compared the two are not apart: replay
@@ -48,16 +48,16 @@ SHORT_HOLD: Final = 0.0012
 """The pause where a time that is taken would have it in it, where answers are compared or waited for, and for a worker
 that is late."""
 FEW: Final = 1
-"""Traffic is dense when the pause will bring this many records, going by the last batch; with fewer
-it costs more than it saves."""
+"""Traffic is dense if the pause will bring this many records, judging by the last batch; with fewer, a pause costs more
+than it saves."""
 TICK: Final = 0.1
 """Seconds between two looks at time-outs while something waits for one."""
 IDLE_TICK: Final = 1.0
 """Seconds between two looks at time-outs while nothing waits for one."""
 PIECES: Final = 16
-"""Pieces of a long message that are sent at one time: half a millisecond.  A state of 14 MB has 1,700."""
+"""Most pieces of a long message that are sent at a time, in half a millisecond.  A state of 14 MB has 1,700."""
 PIECES_PAUSE: Final = 0.001
-"""Seconds until the next ones."""
+"""Seconds until the next pieces are sent."""
 
 
 class Worker:
@@ -82,7 +82,7 @@ class Worker:
         self._pipeline = Pipeline(spec, ledger, policy, tracer=tracer) if comparing is None else comparing
         self._tracer = tracer
         self._loops = False
-        """What is sent comes back to production: nothing more is read, nor sent at the end."""
+        """What is sent comes back to production, so nothing more is read or sent, not even at the end."""
         self._paced = spec.pacing is Pacing.WAIT
         self._together = TOGETHER if comparing is None else 1
         self._hold = HOLD if comparing is None and not self._paced else SHORT_HOLD
@@ -90,25 +90,25 @@ class Worker:
         """The last batch had waited for longer than pauses and batches take."""
         self._stopping = False
         self._whole = False
-        """The last ledger is to have all that the comparison knows."""
+        """Whether the last ledger should have the whole state of the comparison."""
         self._read = 0
-        """Records that were read."""
+        """How many records were read."""
         self._entered = 0
-        """Records of `_read` that the ledger has (`delay_records`)."""
+        """How many of them the ledger already has (`delay_records`)."""
         self._waited = 0.0
-        """Seconds that records waited in the capture and the ledger does not have yet, summed; each counts as long
-        as the first of its batch."""
+        """Sum of the seconds that records waited in the capture, as far as the ledger does not have it yet; each record
+        counts as long as the first of its batch."""
         self._full = False
-        """The last batch was as large as one may be, or something is left to do of it."""
+        """Whether the last batch was as large as allowed, or is not finished."""
         self._given_up = 0, 0
         """Segments and bytes that were captured and will not be read."""
         self._restraint = Restraint(BATCH, SHORT_HOLD)
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
-        """An answer that the supervisor has not got whole yet."""
+        """The pieces of a long answer that still have to be sent to the supervisor."""
         self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self.sandbox: list[str] = []
-        """Layers of the kernel's that hold this process, of `seccomp` and `landlock`."""
+        """Which of `seccomp` and `landlock` confine this process."""
 
     def serve(self, control: socket.socket) -> None:
         """Mirror until told to drain, or until the supervisor is gone."""
@@ -127,7 +127,7 @@ class Worker:
         self._hand_over_all()
 
     def take_over(self, past: dict[str, Any] | None, threshold: int) -> None:
-        """Go on with the ledgers of a predecessor, if there was one, and with the share that it had (`threshold`)."""
+        """Continue with the ledgers of a predecessor, if there was one, and with its share (`threshold`)."""
         shadows = (
             [] if self._policy is None else [(each.ledger, each.spec.copies) for each in self._policy.destinations]
         )
@@ -136,7 +136,7 @@ class Worker:
             self._pipeline.drop_above(threshold, time.monotonic())
 
     def stop(self) -> None:
-        """Leave the loop after the iteration under way."""
+        """Leave the loop after the present iteration."""
         self._stopping = True
 
     def run(self, clock: Callable[[], float]) -> None:
@@ -208,12 +208,12 @@ class Worker:
         }
 
     def handed_over(self) -> dict[str, Any]:
-        """What a successor needs; right after `snapshot`."""
+        """What a successor needs; call it right after `snapshot`."""
         shadows = [] if self._policy is None else [each.ledger for each in self._policy.destinations]
         return handover.saved(self._ledger, shadows)
 
     def _enter_delay(self) -> None:
-        """Put what was read since the last time, and how long it had waited, into the ledger."""
+        """Add the records read since the last call, and how long they had waited, to the ledger."""
         whole = int(self._waited * 1e6)
         self._ledger.events["delay_records"] += self._read - self._entered
         self._ledger.events["delay_us"] += whole
@@ -257,7 +257,7 @@ class Worker:
         return views
 
     def _take(self, now: float) -> int:
-        """Pass on what the source has, up to a batch; return how many records it was.  What is left of some is one."""
+        """Read and process up to one batch; returns how many records it had.  An unfinished rest counts as one."""
         if self._pipeline.rest:
             for command in self._pipeline.work(now):
                 self._replay.execute(command, now)
@@ -307,14 +307,14 @@ class Worker:
         return count
 
     def _stand_still(self, loop: Loop) -> None:
-        """Tell the supervisor, which ends the tap; until then read nothing more."""
+        """Report the loop to the supervisor, which ends the tap, and read nothing more until then."""
         if not self._loops:
             self._loops = True
             self._replay.unwatch(self._source.fileno())
             self._reply({"loop": {"target": loop.target, "client": str(plain(str(IPv6Address(loop.client))))}})
 
     def _ask_for_answers(self, comparing: ComparingPipeline) -> None:
-        """Have those answers of production captured that are to be compared."""
+        """Ask the source to capture those answers of production that will be compared."""
         if comparing.answer_requests:
             for key, wanted in comparing.answer_requests:
                 self._source.keep_answers(key, wanted)
@@ -324,7 +324,7 @@ class Worker:
             comparing.opened(time.monotonic_ns())
 
     def _tick(self, now: float) -> float:
-        """Act on time-outs; return when to look again."""
+        """Act on time-outs; returns when to call it again."""
         for command in self._pipeline.expire(now):
             self._replay.execute(command, now)
         self._replay.expire(now)
@@ -335,9 +335,9 @@ class Worker:
         return now + IDLE_TICK if deadline is None else min(deadline, now + IDLE_TICK)
 
     def _drain(self, clock: Callable[[], float]) -> None:
-        """Pass on what was captured, let the shadow take what is queued, within `Limits.drain_time`.
+        """Process what was captured, and send what is queued, within `Limits.drain_time`.
 
-        Nothing more where that comes back to production.
+        If the shadow leads back to production, nothing more is sent.
         """
         self._source.stop()
         end = clock() + self._spec.limits.drain_time
@@ -352,7 +352,7 @@ class Worker:
         self._give_up_unread()
 
     def _give_up_unread(self) -> None:
-        """Nothing more is read: what was captured and the time did not suffice for is dropped."""
+        """Stop reading, and drop what was captured and could not be read in time."""
         self._source.discard()
         captured, received = self._source.counters().emitted, self._source.received
         segments, size = self._given_up = captured[0] - received[0], captured[1] - received[1]
@@ -360,7 +360,7 @@ class Worker:
             self._ledger.drop(DropReason.SHUTDOWN, size, segments)
 
     def _on_control(self) -> None:
-        """A message of the supervisor, or its end."""
+        """Handle a message of the supervisor, or the end of its socket."""
         assert self._control is not None
         try:
             message, _ = privsep.receive(self._control, MESSAGE)
@@ -383,8 +383,9 @@ class Worker:
             self._stopping = True
 
     def _set_share(self, threshold: int, thresholds: list[int], percent: float | None) -> None:
-        """Take only flows whose hash is below `threshold`, and for each shadow below its own; `percent`: of the tap's
-        share, where it is not of flows.
+        """Mirror only flows whose hash is below `threshold`, and to each shadow only those below its own threshold.
+
+        `percent`: the tap's share, if it is not a share of flows.
         """
         self._source.set_threshold(threshold)
         if self._policy is not None:
@@ -396,7 +397,7 @@ class Worker:
             self._replay.execute(command, now)
 
     def _readdress(self, message: dict[str, Any]) -> None:
-        """A shadow (its index) is at other addresses; what it and the others are at is not captured."""
+        """Send to a shadow's new addresses, and exclude the present end points of all shadows from the capture."""
         copies = [shadow.copies for shadow in self._spec.shadows]
         first = sum(copies[: message["shadow"]])
         addresses = [(int(family), tuple(address)) for family, address in message["addresses"]]
@@ -417,7 +418,7 @@ class Worker:
             self._stopping = True
 
     def _hand_over(self) -> None:
-        """Send some more of a long answer: the supervisor takes it at its leisure, and nothing here waits for that."""
+        """Send more pieces of a long answer, without waiting for the supervisor to read them."""
         assert self._control is not None and self._parcel is not None
         try:
             done = self._parcel.send(self._control, PIECES)
@@ -433,7 +434,7 @@ class Worker:
 
 
 def _enter(account: Account, counters: Any, index: int) -> None:
-    """Put the capture's totals into an account: records at index 0, bytes at 1."""
+    """Enter the capture's totals into an account; `index` 0: of records, 1: of bytes."""
     account.seen = counters.seen[index]
     account.sampled_out = counters.sampled_out[index]
     account.filtered[FilterReason.LOOP] = counters.loop[index]

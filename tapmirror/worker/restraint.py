@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a worker catches up that was kept off the CPU.
+"""How fast a worker catches up after it got no CPU.
 
 Theory of operation
 -------------------
-Where CPU is short (a quota, neighbours that come first) a worker stands still for tens of milliseconds and then finds
-all that was captured meanwhile.  Sent in one go it keeps a processor, and the shadow and whoever shares its host with
-production, busy for milliseconds, and the requests that production gets just then wait.  So it catches up at a few
-times its mean rate, with the usual pause after each small batch.  Under a quota that spreads what there is, too:
-the quota is not used up at the beginning of each period.
+If CPU is short (a quota, neighbours with precedence), a worker stands still for tens of milliseconds, and then finds
+everything that was captured meanwhile.  Sending it in one go would keep a processor and the shadow busy for
+milliseconds, and requests that production gets just then would wait.  So the worker catches up at a few times its mean
+rate, with the usual pause after each small batch.  This also spreads a quota, which is then not used up at the
+beginning of each period.
 
-It is for a worker only that is late *and* had little of the CPU: one that is late because there is more to do than
-a processor can needs all of it.  Of a quiet worker that gets much at once the mean says nothing: from its first full
-batch on its CPU is taken anew.  Where the ring fills, or the rate is high, nothing is held back.
+It applies only to a worker that is late *and* had little CPU.  One that is late because there is more work than one
+processor can do needs all of the CPU.  For a quiet worker that suddenly gets much, the mean says nothing, so its CPU is
+measured from its first full batch on.  If the ring fills, or the rate is high, nothing is held back.
 
 Pure: times in, a number of records out.
 """
@@ -22,24 +22,24 @@ import math
 from typing import Final
 
 LATE: Final = 0.01
-"""Seconds that a record has waited in the capture when the worker counts as late: several pauses and batches."""
+"""A worker counts as late if records have waited in the capture for this many seconds: several pauses and batches."""
 SPAN: Final = 0.1
-"""Seconds over which its rate and its CPU are taken: a period of the kernel's quotas (CFS bandwidth control)."""
+"""Seconds over which its rate and its CPU are measured: a period of the kernel's quotas (CFS bandwidth control)."""
 IDLE: Final = 0.5
-"""Part of the CPU: a worker that had less and is late was kept off it."""
+"""Share of one CPU: a late worker that had less was kept from running."""
 FASTER: Final = 3.0
-"""Times the mean rate at which it catches up, at least: once more for each `SPAN` that it is late, so that it is not
-late for long."""
+"""It catches up at this many times the mean rate, and once more for each `SPAN` that it is late, so that it is not late
+for long."""
 FEWEST: Final = 8
-"""Records of a batch: an iteration costs as much as three whatever it reads."""
+"""Least records of a batch: an iteration costs as much as three records, whatever it reads."""
 MOST: Final = 64
-"""A rate that would need more gets all: to be gentle there takes more iterations than the batches are worth."""
+"""If the rate needs larger batches than this, nothing is held back: small batches would cost too many iterations."""
 FULL: Final = 0.125
-"""Part of the ring above which nothing is held back."""
+"""Fill level of the ring above which nothing is held back."""
 
 
 class Restraint:
-    """The size of the next batch, of `most` at most, for a worker that pauses `pause` seconds after one."""
+    """Decides the size of a batch, at most `most` records, for a worker that pauses `pause` seconds after each."""
 
     __slots__ = ("_cpu", "_limit", "_most", "_pause", "_read", "_since")
 
@@ -52,9 +52,9 @@ class Restraint:
         self._cpu = 0.0
 
     def limit(self, now: float, age: float, read: int, cpu: float, fill: float) -> int:
-        """Records for a worker that is late by `age` seconds, or (up to `LATE`) in time and has just read `most`.
+        """The size of the next batch, in records, of a worker that is late by `age` seconds, or has just read `most`.
 
-        It has read `read` in all, with `cpu` seconds of the CPU; the ring is full by `fill`, of 1.
+        `read`: records that it read in all.  `cpu`: seconds of CPU that it used in all.  `fill`: of the ring, 0 to 1.
         """
         elapsed = now - self._since
         if elapsed >= SPAN:

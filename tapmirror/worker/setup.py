@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker is told: all that a supervisor knows of it, and nothing of what reads the network."""
+"""The set-up of a worker.  The supervisor imports this module, and none of those that read the network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tapmirror.source.sockets import BLOCK_BYTES
 from tapmirror.spec import Level, TapSpec
 
 MESSAGE: Final = 1 << 16
-"""Bytes of the longest message between supervisor and worker but the first."""
+"""Most bytes of a message between supervisor and worker, except the first."""
 STATE_BYTES: Final = 64 << 20
-"""Bytes of the longest message that has the state of a comparison: 100 end points, 200 samples."""
+"""Most bytes of a message with the state of a comparison: 100 endpoints, 200 samples."""
 COMPARED_BYTES: Final = 128 << 20
-"""What a comparison holds beside bodies: 100 end points, 200 samples, repeats, and its whole state in one message."""
+"""Bytes that a comparison holds beside bodies: 100 endpoints, 200 samples, repeats, and its state as one message."""
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     spec: TapSpec
     addresses: list[list[tuple[int, list[Any]]]]
-    """For each shadow (address family, socket address), in the order to be tried."""
+    """For each shadow its (address family, socket address), in the order in which they are tried."""
     capture: str
     """`ring` (descriptors: ring, counters, wants) or `packet` (descriptor: the AF_PACKET socket)."""
     excluded: list[tuple[bytes, int]] = []
@@ -43,7 +43,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     thresholds: list[int] = []
     """For each shadow, the hash below which it gets a connection; empty: all get what is captured."""
     probe: int = 0
-    """First sequence number of the SYN that looks whether a shadow leads back to production; for `packet`."""
+    """Initial sequence number of the SYN that probes whether a shadow leads back to production; for `packet`."""
     secret: bytes = b""
     """Key of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
     began: float = 0.0
@@ -55,11 +55,11 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetupError(Exception):
-    """The tap cannot run as it is told to; the message is one line that begins with the field."""
+    """The tap cannot run as specified; the message is one line that begins with the field."""
 
 
 def memory_limit(spec: TapSpec) -> int:
-    """Bytes of private memory (setrlimit(2), RLIMIT_DATA): the ring, which is shared, is not among them."""
+    """A worker's limit of private memory in bytes (setrlimit(2), RLIMIT_DATA).  The ring is shared, and not in it."""
     copies = sum(shadow.copies for shadow in spec.shadows)
     compared = spec.compare.held_bytes + COMPARED_BYTES if spec.compare.level is not Level.OFF else 0
     return spec.limits.memory + (copies - 1) * spec.limits.queues_bytes + compared * copies
