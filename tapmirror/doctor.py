@@ -132,7 +132,7 @@ def config_of(release: str, proc: Path = Path("/proc"), boot: Path = Path("/boot
 def options(config: str | None) -> Iterator[Finding]:
     """The options that matter."""
     if config is None:
-        yield Finding("options", Level.UNKNOWN, "no /proc/config.gz or /boot/config-…: what follows was tried instead")
+        yield Finding("options", Level.UNKNOWN, "not known: there is no /proc/config.gz and no /boot/config-…")
         return
     there = set(re.findall(r"^(CONFIG_\w+)=[ym]$", config, re.MULTILINE))
     wrong = False
@@ -159,7 +159,7 @@ def privileges(status: str) -> Iterator[Finding]:
     """What this process may do; of /proc/self/status."""
     missing = privsep.lacking(status)
     if os.geteuid() != 0:
-        yield Finding("privilege", Level.FAIL, "not root: a tap cannot start, and not all can be looked at", "use sudo")
+        yield Finding("privilege", Level.FAIL, "not root: a tap cannot start, and some checks are left out", "use sudo")
     elif missing:
         yield Finding("privilege", Level.FAIL, f"root without {', '.join(missing)}", "give the container or unit these")
     else:
@@ -261,7 +261,7 @@ def files(hard: int) -> Finding:
             f"at most {hard} descriptors: some {hard - WORKERS_FILES} connections to shadows",
             f"raise the limit to {wanted} ({HOW_FILES}), or lower limits.connections",
         )
-    return Finding("files", Level.OK, "as many descriptors as a tap may want")
+    return Finding("files", Level.OK, "enough descriptors for the default limits.connections")
 
 
 # --- the interface
@@ -294,7 +294,7 @@ def interface(name: str) -> Iterator[Finding]:
         flags = struct.unpack_from("=H", _ioctl(SIOCGIFFLAGS, struct.pack("16s24x", name.encode()[:15])), 16)[0]
     except OSError:
         there = ", ".join(each for _, each in socket.if_nameindex())
-        yield Finding("iface", Level.FAIL, f"no interface {name!r} here (there are: {there})", "name one of these")
+        yield Finding("iface", Level.FAIL, f"no interface {name!r} here (there are: {there})", "use one of these")
         return
     if flags & IFF_UP:
         yield Finding("iface", Level.OK, f"{name} is up")
@@ -308,7 +308,7 @@ def _lro(name: str) -> Finding:
     try:
         on = _ethtool(name, struct.pack("=II", ETHTOOL_GFLAGS, 0))[1] & ETH_FLAG_LRO
     except OSError as error:
-        return Finding("offload", Level.UNKNOWN, f"{name} does not tell its offloads: {error.strerror}")
+        return Finding("offload", Level.UNKNOWN, f"{name} does not report its offloads: {error.strerror}")
     if on:
         return Finding(
             "offload",
@@ -316,7 +316,7 @@ def _lro(name: str) -> Finding:
             f"{name} has LRO on: the card joins packets of other sizes, and retransmissions are hidden",
             f"ethtool -K {name} lro off (GRO does as well, and loses nothing)",
         )
-    return Finding("offload", Level.OK, f"{name}: LRO is off; GRO, GSO and TSO are as they should be either way")
+    return Finding("offload", Level.OK, f"{name}: LRO is off (GRO, GSO and TSO may be on or off)")
 
 
 def _ring(name: str) -> Finding:
@@ -410,6 +410,6 @@ def clock() -> Finding:
     error = struct.unpack_from("=q", timex, _TIMEX_MAXERROR)[0]
     if status & STA_UNSYNC:
         return Finding(
-            "clock", Level.WARN, "nothing keeps it right: times in reports may be wrong", "run an NTP client"
+            "clock", Level.WARN, "it is not synchronised: times in reports may be wrong", "run an NTP client"
         )
-    return Finding("clock", Level.OK, f"kept right to {error / 1e6:.3f} s")
+    return Finding("clock", Level.OK, f"synchronised to within {error / 1e6:.3f} s")

@@ -120,8 +120,8 @@ def test_what_is_out_of_the_ordinary_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert lines[8:13] == [
         "  from x.yaml",
         "  ends in 1 min 1 s",
-        "  began anew 2 times",
-        "  nothing was captured for 2.3 s in all, between an end and a beginning",
+        "  started again 2 times",
+        "  nothing was captured for 2.3 s in all, between ends and starts",
         "  at present 10 %: the ring is 80 % full",
     ]
     assert run(monkeypatch, Answers({"daemon": DAEMON, "taps": []}), "status").endswith("\nno taps\n")

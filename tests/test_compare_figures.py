@@ -190,7 +190,7 @@ def test_where_nothing_is_asked_twice_it_is_said_how_to_take_noise_off() -> None
         given = State(level="body", endpoints={name: endpoint}, notes=["a note"])
         return figures("t", "s", given, Compare(level=Level.BODY, noise_probe=noise_probe), VerdictLimits()).notes
 
-    want = "no shadow is asked twice at POST /a: name what differs there by itself in ignore_paths or ignore_headers"
+    want = "requests are sent only once at POST /a: put what always differs there into ignore_paths or ignore_headers"
     assert notes("POST /a", "body.id", 100) == ["a note", want]
     assert len(notes("GET /a", "body.id", 100, noise_probe=0.0)) == 2
     for name, path, raw in (("GET /a", "body.id", 100), ("POST /a", "body.id", 50), ("POST /a", "status", 100)):

@@ -114,7 +114,7 @@ def test_what_each_version_gives_anew_is_no_difference_and_the_report_says_what_
     assert taken == {*names, "header.location"}
     assert {(field.kind, field.nature) for field in found.endpoints[0].fields} == {("identifier", Nature.NOISE)}
     (note,) = found.notes
-    assert note.startswith("taken for identifiers and times that each version gives anew: POST /orders ")
+    assert note.startswith("taken for identifiers and times that each version generates: POST /orders ")
     assert all(name in note for name in taken)
 
 

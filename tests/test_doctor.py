@@ -259,7 +259,7 @@ def test_a_clock_that_nothing_keeps_right(monkeypatch: pytest.MonkeyPatch, statu
     monkeypatch.setattr(ctypes, "CDLL", Kernel)
     finding = doctor.clock()
     assert finding.level is level
-    assert ("kept right to 0.002 s" in finding.text) == (level is Level.OK)
+    assert ("synchronised to within 0.002 s" in finding.text) == (level is Level.OK)
 
 
 def test_a_clock_that_was_never_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -466,7 +466,7 @@ async def test_it_is_told_where_nobody_knows_for_how_long_nothing_was_captured(r
     await rig.begin()
     await rig.running("a")
     assert uncaptured(rig) == {"a": 0}
-    await rig.until(lambda: b"until when is not known" in b"".join(rig.said), "the line")
+    await rig.until(lambda: b"time without capture is not known" in b"".join(rig.said), "the line")
 
 
 @conversation
@@ -481,7 +481,7 @@ async def test_a_note_from_before_the_host_was_started_is_none(rig: Rig) -> None
         await rig.begin()
     await rig.running("a")
     assert uncaptured(rig) == {"a": 0}
-    await rig.until(lambda: b"until when is not known" in b"".join(rig.said), "the line")
+    await rig.until(lambda: b"time without capture is not known" in b"".join(rig.said), "the line")
 
 
 @conversation

@@ -51,14 +51,14 @@ def test_the_lock_is_gone_with_its_owner_however_it_ended(tmp_path: Path) -> Non
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
 def test_one_that_others_can_write_into_is_refused(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
-    with pytest.raises(PlaceError, match="others than root could write into it"):
+    with pytest.raises(PlaceError, match="users other than root can write to it"):
         take(tmp_path, 0o700)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory away")
 def test_one_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path, 4001, 4001)
-    with pytest.raises(PlaceError, match="others than its owner 4001 and root"):
+    with pytest.raises(PlaceError, match="users other than its owner 4001 and root"):
         take(tmp_path, 0o700)
 
 

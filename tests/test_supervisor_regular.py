@@ -23,7 +23,7 @@ def test_a_private_one_is_nobody_elses(tmp_path: Path) -> None:
             assert content(path, 9, private=True) == b"1"
         else:
             with pytest.raises(
-                OSError, match=rf"others than root could write it \(owner {os.geteuid()}, mode {mode:o}\)"
+                OSError, match=rf"users other than root can write to it \(owner {os.geteuid()}, mode {mode:o}\)"
             ):
                 content(path, 9, private=True)
     assert content(path, 9) == b"1"
@@ -33,7 +33,7 @@ def test_a_private_one_is_nobody_elses(tmp_path: Path) -> None:
 def test_a_private_one_belongs_to_root_or_us(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     os.chown(tmp_path / "a", 4001, -1)
-    with pytest.raises(OSError, match=r"others than root could write it \(owner 4001, "):
+    with pytest.raises(OSError, match=r"users other than root can write to it \(owner 4001, "):
         content(tmp_path / "a", 9, private=True)
 
 

@@ -51,7 +51,7 @@ def test_a_file_of_another_user_is_not_believed(tmp_path: Path) -> None:
     os.chown(tmp_path / state.NAME, 4001, -1)
     found, (problem,) = state.load(tmp_path)
     assert found == State()
-    assert "taps.json: others than root could write it (owner 4001, mode 600); set aside as taps.json." in problem
+    assert "taps.json: users other than root can write to it (owner 4001, mode 600); set aside as taps.json." in problem
     assert problem.endswith(", beginning without taps")
 
 
@@ -80,7 +80,7 @@ def tampered(change: dict[str, Any]) -> bytes:
         (b"\0" * 4096, "invalid character"),
         (b"[" * 100_000, ""),
         (b"\xff\xfe", ""),
-        (tampered({"version": 2, "taps": "of another shape"}), "its version is 2, this is for 1"),
+        (tampered({"version": 2, "taps": "of another shape"}), "its version is 2, and this tapmirror reads 1"),
         (tampered({"version": "1"}), "Expected `int`"),
         (tampered({"taps": 5}), "Expected `array`"),
     ],

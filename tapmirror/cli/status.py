@@ -103,9 +103,9 @@ def tap_lines(tap: dict[str, Any], rates: Rates) -> list[str]:
     if tap["ends_in"] is not None:
         found.append(f"  ends in {duration(tap['ends_in'])}")
     if tap["losses"]:
-        found.append(f"  began anew {tap['losses']} times")
+        found.append(f"  started again {tap['losses']} times")
     if tap.get("uncaptured_s"):
-        found.append(f"  nothing was captured for {tap['uncaptured_s']:.1f} s in all, between an end and a beginning")
+        found.append(f"  nothing was captured for {tap['uncaptured_s']:.1f} s in all, between ends and starts")
     ledger = tap["ledger"]
     if ledger is None:
         return found

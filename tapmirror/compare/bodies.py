@@ -187,7 +187,7 @@ def _brotli(body: bytes, limit: int) -> bytes:
     try:
         import brotli
     except ImportError:
-        raise UndecodableError("br: the package brotli is not there") from None
+        raise UndecodableError("br: the package brotli is not installed") from None
     stream = brotli.Decompressor()
     try:
         out: bytes = stream.process(body, output_buffer_limit=limit + 1)
@@ -206,7 +206,7 @@ def _zstd(body: bytes, limit: int) -> bytes:
     try:
         import zstandard
     except ImportError:
-        raise UndecodableError("zstd: the package zstandard is not there") from None
+        raise UndecodableError("zstd: the package zstandard is not installed") from None
     stream = zstandard.ZstdDecompressor(max_window_size=WINDOW).stream_reader(body, read_across_frames=True)
     try:
         return bytes(stream.read(limit + 1))

@@ -515,11 +515,13 @@ def _asked_once(endpoints: Sequence[EndpointFigures], spec: Compare) -> list[str
     if not names:
         return []
     where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"no shadow is asked twice at {where}: name what differs there by itself in ignore_paths or ignore_headers"]
+    return [
+        f"requests are sent only once at {where}: put what always differs there into ignore_paths or ignore_headers"
+    ]
 
 
 def _taken(endpoints: Sequence[EndpointFigures]) -> list[str]:
-    """What was taken for identifiers and times that each version gives anew."""
+    """What was taken for identifiers and times that each version generates."""
     kind = _IDENTIFIER.strip()
     taken = [
         f"{each.name} " + ", ".join(fields)
@@ -529,7 +531,7 @@ def _taken(endpoints: Sequence[EndpointFigures]) -> list[str]:
     if not taken:
         return []
     more = f" and at {len(taken) - 10} more endpoints" if len(taken) > 10 else ""
-    return [f"taken for identifiers and times that each version gives anew: {'; '.join(taken[:10])}{more}"]
+    return [f"taken for identifiers and times that each version generates: {'; '.join(taken[:10])}{more}"]
 
 
 def _always(field: FieldFigures) -> bool:

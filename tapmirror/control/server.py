@@ -287,7 +287,7 @@ class Server:
                 turn_away(sock, "denied", "the user that workers run as may ask for nothing")
                 continue
             if not self._make_room(peer):
-                turn_away(sock, "busy", "there are as many connections as there may be; ask again")
+                turn_away(sock, "busy", "too many connections; try again")
                 continue
             client = _Connection(self, sock, peer)
             self._clients.add(client)
@@ -323,7 +323,7 @@ def listen(path: Path, gid: int | None) -> socket.socket:
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "is there, and is no socket: remove it", os.fspath(path))
+            raise FileExistsError(errno.EEXIST, "exists and is not a socket: remove it", os.fspath(path))
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

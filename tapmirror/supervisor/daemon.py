@@ -80,7 +80,7 @@ class Daemon:
             self._log.say(Level.ERROR, "state", problem)
         until = self._captured_until()
         if kept.taps and until is None:
-            words = "the host was started or its clock set since, or no tap captured: until when is not known"
+            words = "the host was started, its clock was set, or no tap captured: time without capture is not known"
             self._log.say(Level.NOTICE, "uncaptured", words)
         ran = {each.spec.name for each in kept.taps} if until is not None else set()
         self._stopped = set(kept.stopped)
@@ -135,7 +135,7 @@ class Daemon:
             return
         left = None if kept.ends_at is None else kept.ends_at - time.time()
         if left is not None and left <= 0:
-            self._log.say(Level.NOTICE, "ttl", "its time was over while no daemon ran", tap=kept.spec.name)
+            self._log.say(Level.NOTICE, "ttl", "its ttl ended while no daemon ran", tap=kept.spec.name)
             if kept.origin:
                 self._stopped.add(kept.spec.name)
             return

@@ -223,7 +223,9 @@ class TapMetrics(Collector):
                 )
 
     def _traffic(self, taps: Mapping[str, Snapshot]) -> Iterator[Metric]:
-        yield self._counter("flows", "Connections taken up; joined: they stood when the tap began", ["class"], "flows")
+        yield self._counter(
+            "flows", "Connections followed; joined: they existed when the tap began", ["class"], "flows"
+        )
         yield _gauge("flows_open", "Connections in the flow table", {(tap,): of["flows"] for tap, of in taps.items()})
         yield self._counter("gaps", "Holes in streams", [], "gaps")
         yield self._counter("gap_bytes", "Bytes that production got and the tap did not", [], "gap_bytes", "bytes")
@@ -339,7 +341,7 @@ def _states(taps: Mapping[str, Snapshot]) -> Metric:
 
 def _uncaptured(taps: Mapping[str, Snapshot]) -> Metric:
     """A tap continues this count itself when it begins again."""
-    text = "Time in which the tap was to capture and did not, between an end and the next beginning"
+    text = "Time in which the tap should have captured and did not, between an end and the next start"
     family = CounterMetricFamily("tapmirror_uncaptured_seconds", text, labels=["tap"], unit="seconds")
     for tap, of in taps.items():
         if "uncaptured_s" in of:

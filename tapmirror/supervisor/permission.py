@@ -46,6 +46,6 @@ def allowed(specs: Iterable[TapSpec], beside: Sequence[TapSpec], *, force: bool)
         reason = conflict(spec, beside)
         if reason is None and not force:
             reason = needs_force(spec)
-            reason = reason and f"{reason}; --force does it all the same"
+            reason = reason and f"{reason}; --force starts it all the same"
         if reason is not None:
             raise RefusedError("refused", f"{spec.name}: {reason}")

@@ -82,7 +82,7 @@ def take(directory: Path, mode: int, gid: int | None = None) -> int:
         facts = os.fstat(descriptor)
         if facts.st_uid not in (0, os.geteuid()) or stat.S_IMODE(facts.st_mode) & 0o022:
             owners = f"its owner {facts.st_uid} and root" if facts.st_uid else "root"
-            raise PlaceError(f"{directory}: others than {owners} could write into it")
+            raise PlaceError(f"{directory}: users other than {owners} can write to it")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)

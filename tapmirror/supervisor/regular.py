@@ -19,5 +19,7 @@ def content(path: Path, most: int, *, private: bool = False) -> bytes:
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(0, "not a regular file")
         if private and (facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022):
-            raise OSError(0, f"others than root could write it (owner {facts.st_uid}, mode {facts.st_mode & 0o777:o})")
+            raise OSError(
+                0, f"users other than root can write to it (owner {facts.st_uid}, mode {facts.st_mode & 0o777:o})"
+            )
         return file.read(most + 1)

@@ -159,7 +159,7 @@ class Roster:
         if there:
             self._log.say(Level.WARNING, "kill_switch", f"{self._stop_file} is there: all capture has ended")
             return
-        self._log.say(Level.WARNING, "kill_switch", f"{self._stop_file} is gone: the taps begin anew")
+        self._log.say(Level.WARNING, "kill_switch", f"{self._stop_file} is gone: the taps start again")
         for entry in self.taps.values():
             if entry.paused:
                 entry.runner.hold(PAUSED)
@@ -206,7 +206,7 @@ class Roster:
     ) -> Entry:
         """Start a new tap.  Raises `RefusedError` while there is one of this name, which may still capture."""
         if spec.name in self.taps:
-            raise RefusedError("busy", f"there is a tap {spec.name!r} yet")
+            raise RefusedError("busy", f"the tap {spec.name!r} is still there")
         runner = Runner(
             spec, self._log, self._loaders, self._together, make=self._make, before=before, over=self._past.remember
         )

@@ -80,7 +80,7 @@ def load(directory: Path) -> tuple[State, list[str]]:
             raise ValueError(f"longer than {MAX_BYTES} bytes")
         version = msgspec.json.decode(data, type=_Version).version
         if version != VERSION:
-            raise ValueError(f"its version is {version}, this is for {VERSION}")
+            raise ValueError(f"its version is {version}, and this tapmirror reads {VERSION}")
         rough = msgspec.json.decode(data, type=_Rough)
     except (ValueError, RecursionError) as error:
         aside = _aside(path)

@@ -86,12 +86,12 @@ def test_something_else_in_the_place_of_the_socket(lab: Lab) -> None:
         victim = daemon.top / "victim"
         victim.write_text("precious")
         daemon.socket.symlink_to(victim)
-        with pytest.raises(LabError, match=r"(?s)status 2.*is there, and is no socket"):
+        with pytest.raises(LabError, match=r"(?s)status 2.*exists and is not a socket"):
             daemon.start()
         assert victim.read_text() == "precious" and daemon.socket.is_symlink()
         daemon.socket.unlink()
         daemon.runtime.chmod(0o777)
-        with pytest.raises(LabError, match=r"(?s)status 2.*could write into it"):
+        with pytest.raises(LabError, match=r"(?s)status 2.*can write to it"):
             daemon.start()
 
 
