@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replay: the only stage that owns sockets towards the shadow.
 
-One epoll reactor for each worker; each production connection has a shadow connection of its own,
-whose answers are read, counted and thrown away.  Nothing is ever sent twice.
+Each worker has one epoll reactor for each copy of each shadow.  Each production connection has a connection of its own
+to the shadow, whose answers are read, counted and discarded.  Only safe requests that the shadow left unread, behind an
+answer with notice that it closes the connection, are sent again (`resend`).
 """
 
 from tapmirror.replay.reactor import Reactor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shadow's answers: read and thrown away.
+"""The shadow's answers: read and discarded.
 
 Raw answers are discarded in the kernel (`MSG_TRUNC`, tcp(7)), HTTP answers are framed for their status and
 their bodies discarded.  A busy connection is woken only for `LAZY_BYTES` of them (`SO_RCVLOWAT`).
@@ -17,11 +17,11 @@ from tapmirror.replay.lane import Lane
 from tapmirror.replay.tls import TlsSocket
 
 LAZY_BYTES: Final = 16_384
-"""Answers that wake us on a busy connection: some twenty small ones, far less than a receive buffer."""
+"""Bytes of answers that wake the loop on a busy connection: some twenty small ones, far less than a receive buffer."""
 LOOK_BYTES: Final = 24_576
-"""Size of a read whose bytes are looked at: what wakes us is rarely longer, and the worst there is takes 15 ms."""
+"""Bytes of a read that are inspected: rarely more is there, and the worst content takes 15 ms."""
 DISCARD_BYTES: Final = 1 << 20
-"""Size of a read whose bytes are not."""
+"""Bytes of a read that are discarded."""
 
 _CLASSES: Final = ["other", "1xx", "2xx", "3xx", "4xx", "5xx", "other", "other", "other", "other"]
 
@@ -39,11 +39,11 @@ class Answers:
         self._waste = bytearray(DISCARD_BYTES)
 
     def read_raw(self, sock: _socket.socket | TlsSocket) -> tuple[int, int]:
-        """(bytes asked for, bytes read); nothing of them is looked at.  Raises what `recv_into` does."""
+        """Read and discard; returns (bytes asked for, bytes read).  Raises what `recv_into` does."""
         return DISCARD_BYTES, sock.recv_into(self._waste, DISCARD_BYTES, socket.MSG_TRUNC)
 
     def read_http(self, lane: Lane, sock: _socket.socket | TlsSocket) -> tuple[int, int]:
-        """(bytes asked for, bytes read); of bodies nothing is looked at.  Raises what `recv_into` does."""
+        """Read and frame, and discard bodies; returns (bytes asked for, bytes read).  Raises what `recv_into` does."""
         framer = lane.framer
         assert framer is not None
         skippable = framer.skippable()
@@ -73,7 +73,7 @@ class Answers:
             self._counts["garbage"] += 1
 
     def settle_in(self, lane: Lane) -> None:
-        """The connection lasts: what is not worth its system calls for one request is now."""
+        """Set options that are worth their system calls only on a connection that lasts."""
         lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
         if lane.observer is not None:
             lane.observer.settled = not self._paced
@@ -83,11 +83,11 @@ class Answers:
 
 
 def wake_for(lane: Lane, size: int) -> None:
-    """Have an event only when `size` bytes are there to be read."""
+    """Let the socket wake the loop only when `size` bytes can be read."""
     lane.lazy = size > 1
     lane.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)  # type: ignore[union-attr]
 
 
 def acknowledge_at_once(sock: _socket.socket | TlsSocket) -> None:
-    """Acknowledge what comes next as it comes.  What is sent undoes it (tcp_event_data_sent): call it afterwards."""
+    """Acknowledge the next packet at once.  Sending resets this (tcp_event_data_sent), so call it afterwards."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long to leave an address alone that could not be reached.
 
-One state for all connections to it: while it is down there is one attempt at a time, after pauses that double from
-`FIRST` (so at most ten attempts a second) up to a bound.  The first success ends it.  An address that does not answer
-at all is down after `UNANSWERED`; until then all may try.
+All connections to an address share one state.  While the address is down there is one attempt at a time, after pauses
+that double from `FIRST` (so at most ten attempts a second) up to a bound.  The first success ends this.  An address
+that does not answer at all counts as down after `UNANSWERED` seconds; until then all connections may try.
 
 Pure: `now` in, yes or no out.
 """
@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Final
 
 FIRST: Final = 0.1
-"""Seconds after the first failure."""
+"""Seconds of pause after the first failure."""
 UNANSWERED: Final = 1.0
-"""Seconds after which an attempt without an answer counts as a failure for others: its SYN has been repeated by
-then (RFC 6298, 2.1: the first time-out is one second)."""
+"""Seconds after which an attempt without an answer counts as a failure for other connections: its SYN has been repeated
+by then (RFC 6298, 2.1: the first time-out is one second)."""
 
 
 class Backoff:
@@ -49,7 +49,7 @@ class Backoff:
         return True
 
     def knows(self, began: float) -> bool:
-        """Whether the failure of an attempt that began then tells nothing new: there was one since."""
+        """Whether the failure of an attempt that began then is no news, because there was another failure since."""
         return self.pause > 0 and began < self._last
 
     def failed(self, now: float, began: float) -> None:
@@ -61,7 +61,7 @@ class Backoff:
         self._last = now
 
     def undecided(self) -> None:
-        """An attempt came to nothing that says anything: another may be made at once."""
+        """An attempt ended without saying anything about the address: another may begin at once."""
         self._until = 0.0
 
     def succeeded(self) -> None:

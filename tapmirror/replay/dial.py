@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How connections to a shadow begin: its addresses, back-off, TLS, and those that are not open yet."""
+"""How connections to a shadow begin: its addresses, back-off, TLS, and attempts that are in progress."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _MARK: Final[dict[int, tuple[int, int, int]]] = {
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN})
 """Errors that say that this host lacks something, whatever the address."""
 FRUITLESS: Final = 16
-"""Connections in a row that an address took and broke off without a byte, after which it counts as down: who accepts
-may be a forwarder with nobody behind it.  A version that fails half of its requests so has that many in a row once
+"""An address counts as down after it accepted and broke off this many connections in a row without sending a byte: it
+may be a forwarder without a backend.  A version that fails half of its requests in this way has that many in a row once
 in 65,000."""
 LOOKS: Final = 64
-"""Open connections of an address that are asked whether anything came, the newest first."""
+"""Most open connections of an address that are asked whether anything was received, the newest first."""
 
 
 class Place:
@@ -49,13 +49,13 @@ class Place:
         self.family, self.address = address
         self.backoff = Backoff(longest, first)
         self.attempts: dict[Lane, float] = {}
-        """Attempts under way, with the time at which each began."""
+        """Attempts in progress, with the time at which each began."""
         self.open: dict[Lane, float] = {}
         """Connections that are open, with the time at which each attempt began."""
         self.reason = DropReason.SHADOW_DOWN
-        """Why it cannot be connected to, while it cannot."""
+        """Why it cannot be connected to, as long as it cannot."""
         self._fruitless = 0
-        """Connections in a row that it broke off without a byte."""
+        """How many connections in a row it broke off without a byte."""
         self._silence = Backoff(longest, first)
         """Pauses of an address that breaks off too many connections without a byte."""
 
@@ -92,9 +92,7 @@ class Place:
         return True
 
     def forgive(self) -> None:
-        """One of the connections that the address broke off was broken off by production too: do not hold it against
-        the address.
-        """
+        """Do not count one of the connections that the address broke off, because production broke it off too."""
         self._fruitless = max(0, self._fruitless - 1)
         self._silence.undecided()
         if self._fruitless < FRUITLESS:
@@ -107,7 +105,7 @@ class Place:
         del self.open[lane]
 
     def _listen(self) -> bool:
-        """Whether something came on a connection that is open: then it is not down."""
+        """Whether something was received on an open connection: then the address is not down."""
         if any(lane.sock is not None and received_any(lane.sock) for lane in islice(reversed(self.open), LOOKS)):
             self._spoke()
             return True
@@ -119,10 +117,10 @@ class Place:
 
 
 class Dialer:
-    """Connections of lanes to one shadow, up to the moment when they are open.
+    """Opens the connections of lanes to one shadow.
 
-    Its addresses take turns, but for those that failed: these are left alone for a while, one by one.  `tls` is how a
-    connection is secured, if it is.
+    The shadow's addresses take turns, except those that failed, which are left alone for a while.  `tls`: how
+    connections are secured, if they are.
     """
 
     def __init__(
@@ -139,24 +137,25 @@ class Dialer:
         self._tls_name = (shadow.tls.sni if shadow.tls is not None else None) or shadow.host
         self._heads = HeadMemory(limits.heads_bytes)
         self.like: ResponseFramer | None = None
-        """Responses of the last connection that ended: what they began with is what those of others will."""
+        """The framer of the last connection that ended: the next one's responses will probably have the same head."""
         self.last = 0
-        """Requests that the shadow answered on the last connection that it closed with notice (RFC 9112, 9.6): servers
-        allow for one (HTTP/1.0), or for so many; 0: none, or it went on after so many."""
+        """How many requests the shadow answered on the last connection that it closed with notice (RFC 9112, 9.6).
+        Many servers allow a fixed number for each connection, or one (HTTP/1.0).  0: unknown, or it continued after
+        that."""
         self._events = ledger.events
         self._own = Backoff(limits.backoff_max)
-        """While this host has no descriptor, port or memory to spare: that is no address's fault."""
+        """Back-off while this host lacks a descriptor, a port or memory, which is no address's fault."""
         self._places: deque[Place] = deque()
         self._attempts: dict[Lane, tuple[float, Place]] = {}
-        """Attempts under way: until when each may take, and to which address."""
+        """Attempts in progress: until when each may last, and to which address."""
         self._open: dict[Lane, Place] = {}
         """The address of each open connection."""
         self.reason = DropReason.SHADOW_DOWN
-        """Why there is no connection."""
+        """Why the last call of `dial` failed."""
         self.readdress(addresses)
 
     def __bool__(self) -> bool:
-        """Some connection is not open yet."""
+        """Whether an attempt is in progress."""
         return bool(self._attempts)
 
     def readdress(self, addresses: Sequence[Address]) -> None:
@@ -167,29 +166,29 @@ class Dialer:
 
     @property
     def elsewhere(self) -> bool:
-        """Some address has not failed since it was last connected to."""
+        """Whether an address has not failed since it was last connected to."""
         return any(not place.down for place in self._places)
 
     def next_deadline(self) -> float | None:
-        """When the oldest attempt has taken too long; None: there is none."""
+        """When the oldest attempt will have taken too long; None: there is none."""
         if not self._attempts:
             return None
         lane, (deadline, place) = next(iter(self._attempts.items()))
         return min(deadline, place.attempts[lane] + UNANSWERED) if self._may_leave(lane, place) else deadline
 
     def overdue(self, now: float) -> Lane | None:
-        """A lane whose attempt has taken too long, which it soon has if nothing answered and another address is up."""
+        """A lane whose attempt has taken too long.  That is soon if the address is silent and another one is up."""
         deadline = self.next_deadline()
         return next(iter(self._attempts)) if deadline is not None and deadline <= now else None
 
     def _may_leave(self, lane: Lane, place: Place) -> bool:
-        """Whether nothing is connected there, and could be elsewhere."""
+        """Whether no connection to this address is open, and another address may be used."""
         return not isinstance(lane.sock, TlsSocket) and any(
             each is not place and not each.down for each in self._places
         )
 
     def dial(self, lane: Lane, now: float, connections: int) -> bool:
-        """Begin to connect, beside so many others; False if that is not possible now (`reason`)."""
+        """Begin to connect, if `connections` others allow it; False: not possible now, see `reason`."""
         if self._own.pause and not self._own.allows(now, now):
             self.reason = DropReason.NO_RESOURCES
             return False
@@ -204,9 +203,9 @@ class Dialer:
                 return False
             sock.setsockopt(*_MARK[place.family])
             if lane.http:
-                # The last step of the handshake goes with the request that waits, as its acknowledgement: a packet
-                # less, and the shadow wakes once and not twice (tcp_rcv_synsent_state_process, "pingpong mode").
-                # Where answers are timed this is undone (`latency`, `observer`).
+                # The handshake's last acknowledgement is sent together with the request that waits: one packet less,
+                # and the shadow wakes once instead of twice (tcp_rcv_synsent_state_process, "pingpong mode").  For
+                # answers that are timed this is undone (`latency`, `observer`).
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             number = sock.connect_ex(place.address)
             if number in (0, errno.EINPROGRESS):
@@ -241,7 +240,7 @@ class Dialer:
         return None
 
     def proceed(self, lane: Lane, *, gone: bool) -> int | None:
-        """After an event on a lane that connects: 0 it is open, None not yet, else why it failed (errno)."""
+        """Handle an event on a lane that connects: 0 it is open, None not yet, else why it failed (errno)."""
         if gone:
             return lane.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EPIPE  # type: ignore[union-attr]
         if self._tls is not None:
@@ -257,12 +256,12 @@ class Dialer:
         return 0
 
     def failed(self, lane: Lane, number: int, now: float) -> None:
-        """The attempt came to nothing."""
+        """The attempt failed."""
         deadline, place = self._attempts[lane]
         self._count_failure(number, now, deadline - self._connect_time, place)
 
     def broke_off(self, lane: Lane, now: float) -> None:
-        """The shadow ended a connection over which requests go."""
+        """The shadow ended a connection for requests."""
         place = self._open.get(lane)
         if place is not None and place.broke_off(lane, now):
             self._events["shadow_broke_off"] += 1
@@ -270,7 +269,7 @@ class Dialer:
                 self._events[CONNECT_SILENT] += 1
 
     def forget(self, lane: Lane) -> None:
-        """It does not connect any more, or is no longer open."""
+        """Forget a lane that does not connect any more, or whose connection is closed."""
         if lane in self._attempts:
             _, place = self._attempts.pop(lane)
             del place.attempts[lane]
@@ -278,7 +277,7 @@ class Dialer:
             where.ends(lane)
 
     def _secure(self, lane: Lane, context: ssl.SSLContext) -> int | None:
-        """Go on with the TLS handshake; returns as `proceed`."""
+        """Continue the TLS handshake; returns the same as `proceed`."""
         try:
             if not isinstance(lane.sock, TlsSocket):
                 assert lane.sock is not None
@@ -296,7 +295,7 @@ class Dialer:
         if number in _EXHAUSTED:
             self._exhausted(now, began)
             return
-        # Local ports run out for each address by itself (RFC 6056, 3.2); it may be of a family that this host has not.
+        # Local ports run out for each address separately (RFC 6056, 3.2), and this host may lack the address family.
         place.reason = DropReason.NO_RESOURCES if number == errno.EADDRNOTAVAIL else DropReason.SHADOW_DOWN
         self.reason = place.reason
         place.backoff.failed(now, began)

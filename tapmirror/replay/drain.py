@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sockets are emptied of answers, a bounded amount of each, and of all together, in an iteration of the loop.
+"""Reads answers from the sockets: in one iteration of the loop a bounded amount of each, and of all together.
 
-What becomes of the answers is `answers`' and `observer`'s; here is what an answer, or the end of one, means to its
-connection.
+`answers` and `observer` decide what becomes of answers; here is what an answer, or its end, means for the connection.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from tapmirror.replay.latency import Timing
 from tapmirror.replay.tls import TlsSocket
 
 READS: Final = 8
-"""Reads of one connection in one iteration of the loop."""
+"""Most reads of one connection in one iteration of the loop."""
 TURN_TIME: Final = 0.005
-"""Seconds of reading in one iteration, and then to the end of a read: as long as a batch of the capture takes.  So long
-take 5,000 ordinary answers, or 8 KiB of chunks of one byte."""
+"""Seconds of reading in one iteration, after which the present read is finished: as long as a batch of the capture
+takes.  It is enough for 5,000 ordinary answers, or for 8 KiB of chunks of one byte."""
 
 
 class Drain:
-    """Of all connections of one reactor.
+    """Reads the connections of one reactor.
 
-    `unread` gets those of which something is left, in the order in which it is their turn; `paced`: the time and size
-    of answers matter (pacing `wait`); `secured`: they come through TLS.
+    `unread` gets those with something left, in the order of their turns.  `paced`: the time and size of answers matter
+    (pacing `wait`).  `secured`: the connections use TLS.
     """
 
     __slots__ = ("_answers", "_ends", "_events", "_paced", "_secured", "_timing", "_unread", "left")
@@ -53,17 +52,17 @@ class Drain:
         self._paced = paced
         self._secured = secured
         self.left = TURN_TIME
-        """Seconds that may still be spent on reading in this iteration of the loop."""
+        """Seconds that are left for reading in this iteration of the loop."""
 
     def begin_iteration(self) -> None:
-        """As much may be read again."""
+        """Allow the full time of reading again."""
         self.left = TURN_TIME
 
     def read(self, lane: Lane, sock: _socket.socket | TlsSocket, now: float, *, ended: bool) -> bool:
-        """Read and discard, a bounded amount; whether the connection lasts.
+        """Read and discard a bounded amount; returns whether the connection lasts.
 
-        A read that was not filled emptied the socket: more will be a new edge (epoll(7)), except for an
-        end that came with this one (`ended`).
+        A read that was not filled has emptied the socket, and more data will be a new edge (epoll(7)), unless the
+        connection ended with this event (`ended`).
         """
         if self.left <= 0.0:
             self._unread[lane] = None
@@ -114,12 +113,12 @@ class Drain:
         return True
 
     def look_once_more(self, lane: Lane, now: float) -> None:
-        """Its connection is about to be torn: what was answered by now counts."""
+        """Read once more before the connection is reset: answers that have come by now count."""
         if lane.sock is not None and lane.state == OPEN and lane.framer is not None and lane.framer.outstanding:
             self._read(lane, lane.sock, now, ended=False)
 
     def broken(self, lane: Lane, now: float) -> None:
-        """Sending failed.  What was answered before counts."""
+        """Sending failed.  Answers that came before count."""
         if lane.framer is not None and lane.sock is not None:
             lane.withdraw()
             if not self._read(lane, lane.sock, now, ended=True):

@@ -3,21 +3,21 @@
 
 Theory of operation
 -------------------
-*Production ends.*  A raw FIN is passed on as a half-close after what is queued, a raw RST as an RST after what is
-queued, for production could read the bytes before it (tcp_reset() leaves them); both after the shadow's answer where
-they came after production's, for servers may give up what they have under way when they see their client go.  The
-answer is waited for as pacing `wait` would (`wait_time`), everything for `linger_time`: a stream of which bytes are
-left then is reset.  An HTTP flow that ended, however it ended, is closed when its whole requests are sent and
-answered, within `linger_time`: a server that sees its client gone might not do what production did.
+*Production ends.*  A raw FIN becomes a half-close behind what is queued, and a raw RST an RST behind what is queued,
+because production could read the bytes before it (tcp_reset() leaves them).  If they came after production's response,
+both wait for the shadow's response, since a server may abandon its work when it sees its client go.  The response is
+awaited for `wait_time`, as with pacing `wait`, and everything together for `linger_time`; a stream with bytes left then
+is reset.  An HTTP flow that ended, in whatever way, is closed when its complete requests are sent and answered, within
+`linger_time`: a server that sees its client gone might not do what production did.
 
-*A request has no end*, for production's client went, or bytes of it are lost.  The connection over which a part of it
-went is reset, so that the shadow cannot take it for whole; not before those ahead of it are answered, or `wait_time` is
-over, for a server may give these up as well.  What comes next on that flow waits, and goes over a new one.
+*A request is incomplete*, because the client left or bytes were lost.  If a part of it was sent, the connection is
+reset, so that the shadow cannot take it for whole.  The reset waits until the requests ahead of it are answered, or for
+`wait_time`, since a server may abandon these too.  What comes next on that flow waits, and uses a new connection.
 
-*The shadow ends.*  When it closes a connection, the request that went in part is dropped, those that went and have no
-answer are counted `unanswered`, those still queued whole go over a new connection.  So do those behind an answer that
-said that it is the last one on its connection (`Lane.repeatable`).  A raw stream that lost bytes is
-given up.
+*The shadow ends.*  When it closes a connection, a request that was sent in part is dropped, and requests that were sent
+and have no answer count as `unanswered`.  Requests still queued as a whole use a new connection.  So do those behind an
+answer with notice that it is the last one on its connection (`Lane.repeatable`).  A raw stream that lost bytes is given
+up.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from tapmirror.replay.singly import Singly
 from tapmirror.replay.sockets import Sockets
 
 LOOKS: Final = 1_024
-"""How many connections whose end waits one call of `expire` asks about: two milliseconds, ten times a second."""
+"""Most connections with a waiting end that one call of `expire` looks at: two milliseconds, ten times a second."""
 
 
 class Ends:
-    """Of all flows of one reactor: what is over leaves `lanes`.  `gentle` as of `Ports`."""
+    """Ends the flows of one reactor, and removes them from `lanes`.  `gentle` as in `Ports`."""
 
     __slots__ = (
         "_awaiting_end",
@@ -76,12 +76,12 @@ class Ends:
         self._ports = Ports(gentle)
         self._lingering: dict[Lane, float] = {}
         self._awaiting_end: dict[Lane, float] = {}
-        """Flows whose end waits for the shadow's answer, each with the time until which it does."""
+        """Flows whose end waits for the shadow's answer, with the time until which each waits."""
 
     # --- production's
 
     def finish(self, command: Finish, now: float) -> None:
-        """The flow is over; what is queued of it still goes."""
+        """The client closed its side; what is queued is still sent."""
         lane = self._lanes.get(command.flow)
         if lane is None:
             return
@@ -127,7 +127,7 @@ class Ends:
             self._sockets.excuse(lane)
 
     def take_back(self, lane: Lane) -> None:
-        """More comes of a flow that had ended."""
+        """Continue a flow that had ended, because more is to be sent on it."""
         lane.finishing = False
         self._lingering.pop(lane, None)
         self._awaiting_end.pop(lane, None)
@@ -159,17 +159,17 @@ class Ends:
                 self.remove(lane, DropReason.SHADOW_CLOSED)
 
     def __bool__(self) -> bool:
-        """Some connection waits for its end."""
+        """Whether a connection waits for its end."""
         return bool(self._lingering)
 
     def next_deadline(self) -> float | None:
-        """When there is something to do for one of them; None: there is none."""
+        """When one of them needs `expire`; None: none waits."""
         if self._awaiting_end:
             return 0.0
         return next(iter(self._lingering.values())) if self._lingering else None
 
     def expire(self, now: float) -> None:
-        """End those that took too long, and those whose answer is over."""
+        """End the flows that waited too long, or whose answer is complete."""
         for lane in list(islice(self._awaiting_end, LOOKS)):
             self._awaiting_end[lane] = self._awaiting_end.pop(lane)  # the others are first next time
             self.try_finish(lane, now)
@@ -183,7 +183,7 @@ class Ends:
     # --- the shadow's
 
     def connect_failed(self, lane: Lane, number: int, now: float) -> None:
-        """A connection never came to be, for `number` (errno)."""
+        """A connection could not be made, for the reason `number` (errno)."""
         self._dialer.failed(lane, number, now)
         reason = self._dialer.reason
         self._sockets.close(lane)
@@ -197,7 +197,7 @@ class Ends:
             self.remove(lane, reason)
 
     def shadow_ended(self, lane: Lane, now: float) -> None:
-        """The shadow closed its side; all that it answered was read."""
+        """The shadow closed its side, and all of its answers were read."""
         if lane.http:
             self._learn(lane, now)
             self.broken(lane, now)
@@ -207,24 +207,24 @@ class Ends:
             self.remove(lane, DropReason.SHADOW_CLOSED)
 
     def shadow_reset(self, lane: Lane, now: float) -> None:
-        """The shadow reset the connection; all that it answered was read."""
+        """The shadow reset the connection, and all of its answers were read."""
         self._learn(lane, now)
         self.broken(lane, now)
 
     def _learn(self, lane: Lane, now: float) -> None:
-        """Before the connection is forgotten: what its end tells of others'."""
+        """Learn from the end of a connection what is to be expected of the next ones."""
         if lane.http and not (lane.tunnel or lane.torn) and self._singly.ended(lane, self._dialer.last, now):
             for each in self._lanes.values():
                 each.ready = each.ready and not each.http
 
     def broken(self, lane: Lane, now: float) -> None:
-        """The shadow broke the connection off, or closed one over which requests go."""
+        """The shadow broke the connection off, or closed one for requests."""
         if lane.http and not lane.tunnel:
             self._dialer.broke_off(lane, now)
         self.lost(lane, now)
 
     def lost(self, lane: Lane, now: float) -> None:
-        """The connection is of no more use: what went in part is dropped, the rest goes over a new one."""
+        """Give up a connection: drop the request that was sent in part, and send the rest over a new one."""
         if not lane.http or lane.tunnel:
             self.give_up(lane, DropReason.SHADOW_CLOSED)
             if lane.finishing:
@@ -243,7 +243,7 @@ class Ends:
     # --- ours
 
     def _part(self, lane: Lane, now: float) -> None:
-        """The last request on a connection has no end."""
+        """Reset a connection whose last request stays incomplete, when those before it are answered."""
         if lane.state != OPEN or lane.framer is None or lane.framer.outstanding < 2 or lane.framer.failed:
             self._sockets.reset(lane, torn=1)
             return
@@ -255,7 +255,7 @@ class Ends:
             wake_for(lane, 1)
 
     def tear(self, lane: Lane, reason: DropReason) -> None:
-        """The request under way cannot be whole: if some of it went, the shadow shall not take it for that."""
+        """Give up an incomplete request, and reset its connection if some of it was sent."""
         if lane.drop_last(reason):
             self._sockets.reset(lane, torn=1)
             lane.drop_all(reason)
@@ -268,7 +268,7 @@ class Ends:
         lane.skip(reason)
 
     def remove(self, lane: Lane, reason: DropReason) -> None:
-        """The flow is over."""
+        """End a flow, and drop what is left of it."""
         if lane.sock is not None and (lane.resets or (lane.queued and (not lane.http or lane.tunnel))):
             reset_on_close(lane.sock)
         self._sockets.close(lane)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for the shadow on one flow, and what of it has gone: the account of a connection.
+"""A lane: one production connection as replay sees it, with what waits for the shadow and what was sent.
 
-A lane belongs to one production connection.  It outlives shadow connections: an HTTP flow whose
-shadow closed the connection goes on with its next request on a new one.
+It outlives connections to the shadow: if the shadow closes one, an HTTP flow continues with its next request on a new
+one.
 
-No socket calls here: what was sent is told to the lane, and it keeps the ledger.  Every `Send` is
-settled once, in bytes and, for requests, in whole requests.
+No socket calls here: callers report what was sent, and the lane keeps the ledger.  Every `Send` is settled once, in
+bytes and, for requests, in whole requests.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ IDLE: Final = 0
 CONNECTING: Final = 1
 OPEN: Final = 2
 GIVEN_UP: Final = 3
-"""A raw stream that lost bytes: nothing of it can be mirrored any more."""
+"""State of a raw stream that lost bytes: nothing more of it can be mirrored."""
 ITEM_BYTES: Final = 150
-"""What an item counts in the bounds beside its data: what CPython takes for it, the head of its data's object, and its
-place in the queue."""
+"""Bytes that an item counts against the bounds in addition to its data: its own memory in CPython, that of its `bytes`
+object, and its place in the queue."""
 AHEAD: Final = 1_024
-"""Parts queued on one connection beyond which requests do not wait for each other (`QueueMemory.singly`).  Over a long
-way to the shadow they would be ever later, and dropped at the end; of one that is only slow it is a second's work."""
+"""Most parts queued on one connection while requests wait for each other (`QueueMemory.singly`); with more they do not
+wait.  With a distant shadow they would become ever later and be dropped in the end; to a shadow that is only slow it is
+a second's work."""
 ROOM: Final = 4
-"""Nor do they where a part of so many of the room in bytes is taken, of the connection's or of all together."""
+"""Nor do they wait if one part in this many of the room in bytes is taken, of the connection or of all together."""
 
 
 class Item:
-    """A queued part: `data` is to be sent, `offset` bytes went before; `size` captured bytes are not yet settled."""
+    """A queued part: `data` to send, of which `offset` bytes were sent; `size` captured bytes are not settled yet."""
 
     __slots__ = ("announced", "answered", "data", "flags", "number", "offset", "repeated", "size")
 
@@ -52,23 +53,23 @@ class Item:
         self.size = size
         self.flags = flags
         self.announced = False
-        """The response framer was told to expect the answer to the request that begins here."""
+        """Whether the response framer was told to expect the answer to the request that begins here."""
         self.number = number
         """Number of the request that begins here (as of `Send`); 0: none is compared."""
         self.answered = answered
-        """Not negative: no data but a turn; production had sent that much."""
+        """If not negative, the item is a turn and has no data: production had sent that many bytes."""
         self.repeated = b""
-        """A whole request that went before (`Lane.repeat`), and was counted then; empty: it is none."""
+        """A whole request that was sent and counted before (`Lane.repeat`); empty: it is not one."""
 
     def restart(self) -> None:
-        """It goes over another connection."""
+        """Send it from its beginning, over another connection."""
         self.announced = False
         if self.repeated:
             self.data, self.offset = self.repeated, 0
 
 
 class QueueMemory:
-    """What the queues of all lanes hold, against the bounds."""
+    """How much the queues of all lanes hold, and their bounds."""
 
     __slots__ = ("all_bytes", "bytes", "held", "items", "lane_bytes", "repeats", "requests", "resend_quota", "singly")
 
@@ -78,8 +79,8 @@ class QueueMemory:
         self.bytes = 0
         """Captured bytes queued, which the ledger counts as in flight."""
         self.held = 0
-        """Bytes of data queued, which take the memory: a rewritten request may have far more.  What goes again is not
-        among them (`resend_quota`)."""
+        """Bytes of data queued, which is what takes memory: a rewritten request may have far more than its captured
+        one.  Without requests that are sent again (`resend_quota`)."""
         self.items = 0
         """Parts and turns queued."""
         self.requests = 0
@@ -88,10 +89,10 @@ class QueueMemory:
         self.repeats = 0
         """Requests queued to be sent again."""
         self.singly = False
-        """Each request waits for the answer to the one before (`singly`)."""
+        """Whether each request waits for the answer to the previous one (`singly`)."""
 
     def full(self, size: int) -> bool:
-        """Whether `size` more bytes of data pass the bound of all queues together."""
+        """Whether `size` more bytes would exceed the bound of all queues together."""
         return self.held + self.items * ITEM_BYTES + size > self.all_bytes
 
 
@@ -147,12 +148,12 @@ class Lane:
         self.fd = -1
         """The socket's, as long as there is one."""
         self.observer: Observer | None = None
-        """If its answers can be compared."""
+        """None: its answers cannot be compared."""
         self.observing: Observer | None = None
         """The observer, while answers on this connection are compared."""
         self.state = IDLE
         self.ready = False
-        """What comes next can be sent at once.  Set by `refresh`, cleared by whatever stands in the way."""
+        """Whether the next part can be sent at once.  Set by `refresh`, cleared by whatever prevents it."""
         self.framer: ResponseFramer | None = None
         self.queue: deque[Item] = deque()
         self.queued = 0
@@ -160,50 +161,50 @@ class Lane:
         self.resendable = Resendable(memory.resend_quota)
         """Copies of what was sent on this shadow connection."""
         self.begun = False
-        """A request was sent in part."""
+        """Whether a request was sent in part."""
         self.open_request = False
-        """The last request that was taken in has not come to its end."""
+        """Whether the last request that was taken in is not complete yet."""
         self.skipping: DropReason | None = None
-        """Why the rest of the request (raw: of the stream) is being dropped."""
+        """Why the rest of the request (raw: of the stream) is dropped, if it is."""
         self.finishing = False
         self.resets = False
-        """It ends with an RST, as production's connection did."""
+        """Whether it ends with an RST, as production's connection did."""
         self.shadow_done = False
         self.sent = 0
         """Requests sent on this shadow connection."""
         self.last = 0
-        """The request after whose answer the shadow is likely to close this connection; 0: none is known."""
+        """Number of the request after whose answer the shadow will probably close this connection; 0: unknown."""
         self.sent_at_sweep = -1
         self.idle_since = 0.0
         """Since when nothing was sent, as far as sweeps saw (`Shadow.idle_time`)."""
         self.lazy = False
-        """The kernel wakes us only for many bytes of answers."""
+        """Whether the kernel wakes us only for many bytes of answers."""
         self.switching = False
-        """The last request may turn the connection into a tunnel: what follows waits for the shadow's word."""
+        """Whether the last request may make the connection a tunnel: what follows waits for the shadow's answer."""
         self.tunnel = False
-        """What follows that request is no HTTP."""
+        """Whether what follows that request is not HTTP."""
         self.unanswered = False
-        """The last connection to the shadow ended while a request had no answer."""
+        """Whether the last connection to the shadow ended while a request had no answer."""
         self.blamed: Place | None = None
         """The address that broke off the last connection to the shadow without a byte; None: none did."""
         self.excused = False
-        """Production leaves unanswered what was asked last."""
+        """Whether production left the last request unanswered."""
         self.received = 0
         """Bytes of the shadow since the last turn (pacing `wait`)."""
         self.received_at = 0.0
         self.held_since = 0.0
-        """Since when its requests wait for each other, as not all are answered; 0: they do not."""
+        """Since when its requests wait for each other; 0: they do not."""
         self.torn = False
-        """A part of a request went that will have no end: nothing more goes here, and what went before it has no answer
-        yet."""
+        """Whether a part of a request was sent that will never be complete, behind requests without an answer: nothing
+        more is sent on this connection."""
         self.timed = 0
         """The request whose answer is timed (`latency`), counted as `sent`; 0: none."""
         self.timed_at = 0.0
         self.timed_lazy = False
-        """The connection is to be made lazy again then."""
+        """Whether the connection has to be made lazy again when the answer was timed."""
 
     def attach(self, sock: _socket.socket, framer: ResponseFramer | None, last: int = 0) -> None:
-        """A connection to the shadow begins, which it is likely to close after so many requests."""
+        """Begin a connection to the shadow, which will probably close it after `last` requests (0: unknown)."""
         self.sock = sock
         self.fd = sock.fileno()
         self.state = CONNECTING
@@ -222,7 +223,7 @@ class Lane:
         self.timed_lazy = False
 
     def refresh(self) -> None:
-        """Find out whether what comes next can be sent at once."""
+        """Find out whether the next part can be sent at once."""
         self.ready = (
             self.state == OPEN
             and not self.queue
@@ -234,8 +235,10 @@ class Lane:
 
     @property
     def parting(self) -> bool:
-        """What follows waits for the answer that is due, or would be lost: the shadow is likely to close behind it, or
-        loses what comes ahead of it.
+        """Whether what follows has to wait for the answer that is due.
+
+        It would be lost otherwise: the shadow will probably close the connection behind that answer, or it loses what
+        is sent ahead of answers.
         """
         framer, memory = self.framer, self._memory
         if framer is None or framer.failed or not framer.awaited:  # once failed it sees no answer any more
@@ -272,8 +275,9 @@ class Lane:
             self.open_request = False
 
     def enqueue_turn(self, answered: int) -> None:
-        """Mark the place in the stream where the shadow must have answered; where what came since the last such place
-        was dropped, that one will do.
+        """Mark a place in the stream before which the shadow must have answered.
+
+        If everything since the last such place was dropped, that place is used again.
         """
         if self.queue and self.queue[-1].answered >= 0:
             return
@@ -289,13 +293,13 @@ class Lane:
             self.received = 0
 
     def sent_in_part(self, data: bytes, size: int, flags: int, count: int, number: int = 0) -> None:
-        """Of a part that was not queued, `count` bytes went; keep the rest."""
+        """Keep the rest of a part that was not queued, and of which `count` bytes were sent."""
         self.enqueue(data, size, flags, number)
         self.queue[-1].announced = bool(flags & START)
         self.advance(count)
 
     def withdraw(self) -> None:
-        """Sending failed: if nothing went of the request that is first in the queue, no answer here is its."""
+        """Sending failed.  If nothing of the first queued request was sent, expect no answer to it here."""
         if self.framer is not None and self.queue and self.queue[0].announced and not self.queue[0].offset:
             self.queue[0].announced = False
             self.framer.withdraw()
@@ -304,17 +308,17 @@ class Lane:
             self.resendable.withdraw()
 
     def unsent(self) -> int:
-        """Announced requests that did not go whole: they cannot have been answered."""
+        """Announced requests that were not sent whole: they cannot have been answered."""
         return int(self.begun or (bool(self.queue) and self.queue[0].announced))
 
     def announced(self) -> int:
-        """Requests on this connection, with one whose first part has not gone whole: it may be answered already."""
+        """Requests on this connection, including one that was sent only in part: it may be answered already."""
         return self.sent + int(bool(self.queue) and self.queue[0].announced)
 
     # --- what was sent
 
     def sent_whole(self, size: int, flags: int) -> None:
-        """A part went at once that was never queued and is not a whole request."""
+        """Count a part that was sent at once, was never queued and is not a whole request."""
         self._ledger.bytes.mirrored += size
         if flags & START:
             self._memory.requests += 1
@@ -326,7 +330,7 @@ class Lane:
             self._ledger.requests.mirrored += 1
 
     def advance(self, count: int) -> bool:
-        """`count` bytes of the first queued part went.  True when the part is done."""
+        """Count `count` bytes of the first queued part as sent; returns whether the part is done."""
         item = self.queue[0]
         if item.flags == WHOLE and count == len(item.data) and not (item.offset or item.repeated):  # as nearly all
             self._went_whole(item, count)
@@ -355,7 +359,7 @@ class Lane:
         return done
 
     def _went_whole(self, item: Item, count: int) -> None:
-        """The first queued part, a whole request of `count` bytes, went at once."""
+        """Count the first queued part, a whole request of `count` bytes, as sent at once."""
         memory = self._memory
         self.queue.popleft()
         self.queued -= count
@@ -381,7 +385,7 @@ class Lane:
         self._memory.held += more
 
     def _drop_queued(self, item: Item, reason: DropReason) -> None:
-        """It is queued no more, and what is left of it is dropped."""
+        """Drop the rest of an item that was taken from the queue."""
         self._memory.items -= 1
         self._memory.bytes -= item.size
         if not item.repeated:
@@ -391,8 +395,10 @@ class Lane:
     # --- what may go again
 
     def repeatable(self) -> list[tuple[bytes, int]]:
-        """What the shadow should not have processed, and may be asked again (`resend`), with its flags: requests behind
-        the one with whose answer it said that it closes the connection.
+        """(request, flags) of the requests that may be sent again (`resend`).
+
+        The shadow should not have processed them: they came behind the one with whose answer it gave notice that it
+        closes the connection.
         """
         framer = self.framer
         if framer is None or not framer.stopped:
@@ -407,7 +413,7 @@ class Lane:
         return [(data, flags | WHOLE) for data, flags in behind if data and is_safe(data) and not flags & TUNNEL]
 
     def repeat(self, requests: list[tuple[bytes, int]]) -> None:
-        """Queue them before all else.  They are in the ledger, and are not again; dropped they are unanswered."""
+        """Queue them before everything else.  The ledger counts them once; if they are dropped, as unanswered."""
         for data, flags in reversed(requests):
             item = Item(data, 0, flags)
             item.repeated = data
@@ -417,21 +423,21 @@ class Lane:
         self._memory.resend_quota.count += len(requests)
 
     def _repeated(self) -> None:
-        """One of them is not queued any more."""
+        """Count that one of them is not queued any more."""
         self._memory.repeats -= 1
         self._memory.resend_quota.count -= 1
 
     # --- what is given up
 
     def drop(self, size: int, flags: int, reason: DropReason, number: int = 0) -> None:
-        """Drop a part that was not taken in; its request, if it begins one."""
+        """Drop a part that was not taken in, with its request if the part begins one."""
         self._ledger.bytes.dropped[reason] += size
         if flags & START:
             self._ledger.requests.dropped[reason] += 1
             self._left_out(number)
 
     def drop_all(self, reason: DropReason) -> None:
-        """Drop everything queued, and a request that went in part."""
+        """Drop everything queued, and a request that was sent in part."""
         requests = int(self.begun)
         for item in self.queue:
             self._drop_queued(item, reason)
@@ -447,7 +453,7 @@ class Lane:
         self._cut_open(reason)
 
     def drop_begun(self, reason: DropReason) -> None:
-        """Drop the rest of the request that went in part; the whole ones behind it stay."""
+        """Drop the rest of the request that was sent in part; whole requests behind it stay."""
         if not self.begun:
             return
         ended = False
@@ -463,9 +469,9 @@ class Lane:
             self._cut_open(reason)
 
     def drop_last(self, reason: DropReason) -> bool:
-        """Drop the request that was taken in last and has no end yet.
+        """Drop the last request that was taken in, which is not complete.
 
-        True if some of it went, or its answer is expected: the connection cannot be used any more.
+        True if some of it was sent, or its answer is expected: then the connection cannot be used any more.
         """
         if not self.open_request:
             return False
@@ -487,7 +493,7 @@ class Lane:
         return True
 
     def skip(self, reason: DropReason) -> None:
-        """Drop what comes, up to the next request."""
+        """Drop what follows, up to the next request."""
         self.skipping = reason
         self.ready = False
 
@@ -501,7 +507,7 @@ class Lane:
             self._ledger.requests.dropped[reason] += requests
 
     def _cut_open(self, reason: DropReason) -> None:
-        """What is still to come of the request that was just dropped is dropped as well."""
+        """Drop also what is still to come of the request that was just dropped."""
         if self.open_request:
             self.open_request = False
             self.skip(reason)

@@ -10,13 +10,13 @@ the rest of the batch in which the request was sent (`worker.BATCH`), and the pa
 for a while (`CLOSE`): a millisecond or two as a rule, more where the worker is short of CPU.  What is not in it:
 connecting, and waiting for the shadow to take the request.  Answers that never come are not in it either.
 
-A busy connection wakes us only for many bytes of answers.  To time one there it is made to wake us for a few, and
-`LAZY` bounds how often a second.  Where answers are compared, it is `observer` that decides when we are woken, and
-those are timed that it times, closer than we can.
+A busy connection wakes the loop only for many bytes of answers.  To time an answer there, the connection is made to
+wake the loop for a few bytes; `LAZY` bounds how often a second.  If answers are compared, `observer` decides about
+waking, and the requests that it times, more precisely than is possible here, are the ones timed here too.
 
-A new connection acknowledges late (`dial`), and a server that writes head and body apart waits for that (Nagle's
-algorithm), 40 ms as a rule, where production's own clients acknowledge at once.  So one whose first request is timed
-is made to as well, and `NEW` bounds how often a second.
+A new connection acknowledges late (`dial`).  A server that writes head and body separately waits for that (Nagle's
+algorithm), usually 40 ms, while production's own clients acknowledge at once.  So a connection whose first request is
+timed is made to acknowledge at once too; `NEW` bounds how often a second.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tapmirror.replay.answers import LAZY_BYTES, acknowledge_at_once, wake_for
 from tapmirror.replay.lane import Lane
 
 LAZY: Final = 50
-"""Requests timed a second on busy connections, all together: enough for a median of each second; each costs two
-system calls and a wake-up, some 10 us."""
+"""Most requests a second that are timed on busy connections, all together: enough for a median of each second.  Each
+costs two system calls and a wake-up, some 10 us."""
 
 NEW: Final = 250
-"""First requests on new connections that are timed a second, all together; each costs a system call and a packet."""
+"""Most first requests on new connections that are timed a second, all together; each costs a system call, a packet."""
 
 CLOSE: Final = 0.05
 """Seconds after the beginning of a time for which the loop's pauses are short.  Where traffic is dense the first
@@ -40,10 +40,11 @@ requests of each second are timed, so this is a small part of it; and of a time 
 
 
 class Timing:
-    """Of all connections of one reactor.
+    """Times requests of one reactor's connections.
 
-    When a request went whole: `sent`; or, to save calls, `begin` where `Lane.timed` is 0 and, on a busy connection,
-    some are `left` or the second is over (`until`).  When answers were read: `end`, where it is not 0.
+    Call `sent` when a request was sent whole.  To save calls, `begin` may be called instead, if `Lane.timed` is 0 and,
+    on a busy connection, some are `left` or the second is over (`until`).  Call `end` when answers were read, if
+    `Lane.timed` is not 0.
     """
 
     __slots__ = ("_histogram", "_new", "close_until", "left", "until")
@@ -56,7 +57,7 @@ class Timing:
         """Until then a time is being taken of which a pause would be a large part."""
 
     def sent(self, lane: Lane, now: float) -> None:
-        """A part went that was the last of a request, if it is one."""
+        """A part was sent that ended a request."""
         if lane.timed or lane.framer is None:
             return
         if lane.observing is not None and not lane.observing.timed:
@@ -64,7 +65,7 @@ class Timing:
         self.begin(lane, now)
 
     def begin(self, lane: Lane, now: float) -> None:
-        """The last request that was sent is timed from now on, if there is room for one more."""
+        """Time the last request that was sent from now on, unless enough are timed in this second."""
         if now >= self.until:
             self.until, self.left, self._new = now + 1.0, LAZY, NEW
         if lane.lazy:
@@ -82,7 +83,7 @@ class Timing:
         self.close_until = now + CLOSE
 
     def end(self, lane: Lane, now: float) -> None:
-        """Take the time, if the answer has come whole."""
+        """Count the time, if the answer is complete."""
         framer = lane.framer
         if framer is None or lane.sent - len(framer.awaited) < lane.timed:
             return

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to a shadow whose answers are compared: what it is asked, when, and what it answers when.
+"""One connection to a shadow whose answers are compared: its requests and answers, each with its time.
 
 Theory of operation
 -------------------
-*Received*: the kernel stamps each packet as it comes in from the interface (SO_TIMESTAMPING with RX_SOFTWARE,
-Documentation/networking/timestamping.rst); a read has the stamp of the last packet that it took bytes of.  Where one
-read takes several answers, all have that stamp: the earlier ones came before it.  So before a request is sent behind
-one that is timed, or is timed itself, what has come is read: clients that ask as fast as production answers have many
+*Received.*  The kernel stamps each packet as it comes in from the interface (SO_TIMESTAMPING with RX_SOFTWARE,
+Documentation/networking/timestamping.rst).  A read has the stamp of the last packet of which it has bytes.  If one read
+has several answers, all of them get that stamp, though the earlier ones came before it.  So everything that has come is
+read before a timed request is sent, and before one behind it: clients that send as fast as production answers have many
 requests on a connection in one iteration of the loop.
 
-*Sent*: the last part of each request asks for a stamp of the moment at which the kernel hands its last byte to the
-interface's driver (TX_SOFTWARE, by `sendmsg` of this part).  It comes back through the socket's error queue, as a rule
-before `sendmsg` returns, with the place of that byte in the stream (OPT_ID).  Until it comes, and where it does not
-(TLS, a driver without stamps), the clock before `send` stands for it, and is counted.
+*Sent.*  The last part of each request asks for a stamp of the moment at which the kernel hands its last byte to the
+interface's driver (TX_SOFTWARE, by `sendmsg` of this part).  The stamp comes back through the socket's error queue,
+usually before `sendmsg` returns, with the position of that byte in the stream (OPT_ID).  Until it comes, and if it
+never does (TLS, a driver without stamps), the clock before `send` is used instead, which is counted.
 
-Stamps are of the wall clock and are set on CLOCK_MONOTONIC with the difference of both in this iteration of the loop.
+Stamps are of the wall clock.  They are converted to CLOCK_MONOTONIC by the difference of both clocks in this iteration
+of the loop.
 
-*Not all have stamps.*  Of many requests a second only some are timed (`Asked.timed`).  While none of them waits for
-its answer on a busy connection, that is woken for many bytes of answers only, and they are read together.
+*Not all requests are timed.*  Of many requests a second only some are (`Asked.timed`).  While none of these waits for
+its answer on a busy connection, the connection wakes the loop only for many bytes of answers, and they are read
+together.
 """
 
 from __future__ import annotations
@@ -63,10 +65,10 @@ UNKNOWN_NS: Final = 0xFFFF_FFFF * 1000
 RTT_TIME: Final = 1.0
 """Seconds for which a round trip time is used."""
 STAMPS: Final = 256
-"""Requests on a connection that wait for the stamp of their last byte; further ones do without."""
+"""Most requests on a connection that wait for the stamp of their last byte; further ones get none."""
 OWED: Final = 100
-"""Answers that may wait to be read on a busy connection, if none of them is timed: fewer than `Compare.pending`.  The
-smallest are 27 bytes long, so `LAZY_BYTES` can be 600 of them."""
+"""Most answers that may wait to be read on a busy connection if none of them is timed: fewer than `Compare.pending`.
+The smallest answers have 27 bytes, so `LAZY_BYTES` can be 600 of them."""
 WASTE_BYTES: Final = 1 << 20
 
 _ASK: Final = [(socket.SOL_SOCKET, SO_TIMESTAMPING, struct.pack("=I", TX_SOFTWARE))]
@@ -88,12 +90,12 @@ class Clock:
         self.tick()
 
     def tick(self) -> None:
-        """Take the difference anew: the wall clock is set now and then."""
+        """Measure the difference again, because the wall clock may be set."""
         self.ahead = wall.ahead()
 
 
 class Observer:
-    """Of one lane, through all its connections.  `buffer` and `waste` are shared: nothing in them outlives a call."""
+    """Observes one lane on all its connections.  `buffer` and `waste` are shared: nothing in them outlives a call."""
 
     __slots__ = (
         "_asked",
@@ -131,26 +133,26 @@ class Observer:
         self._buffer = buffer
         self._waste = waste
         self._number = 0
-        """Number of the request under way."""
+        """Number of the request that is being sent."""
         self.timed = False
-        """Whether the request under way is timed."""
+        """Whether that request is timed."""
         self._asked = 0
-        """Requests begun on this connection."""
+        """How many requests were begun on this connection."""
         self._timed_last = 0
-        """Which of them was the last that is timed."""
+        """Which of them was the last timed one."""
         self.settled = False
         """Whether the connection is a busy one."""
         self._out = 0
         """Bytes that were sent on this connection."""
         self._awaited: deque[tuple[int, int]] = deque()
-        """Where requests ended whose stamps have not come, and their numbers."""
+        """(position in the stream, number) of requests whose stamps have not come yet."""
         self._stamps = False
         self._rtt_ns = 0
         self._least_ns = 0
         self._rtt_at = 0.0
 
     def connected(self) -> None:
-        """A connection is open and nothing was sent on it."""
+        """A connection is open, and nothing was sent on it yet."""
         self.settled = False
         self._rtt_at = 0.0
 
@@ -165,7 +167,7 @@ class Observer:
             self._conversation.left_out(self._target, number, Unpaired.ORDER)
 
     def _start(self, lane: Lane) -> bool:
-        """Observe from the next answer on; False: that is not to be told from the one under way."""
+        """Observe from the next answer on; False: it cannot be told from the one that is coming now."""
         framer, sock = lane.framer, lane.sock
         assert framer is not None
         owed = framer.owed()
@@ -206,7 +208,7 @@ class Observer:
             self._timed_last = self._asked
 
     def withdraw(self, number: int) -> None:
-        """Of the request that begins nothing went."""
+        """Nothing was sent of the request that was begun last."""
         self._conversation.withdraw(self._target, number)
 
     def left_out(self, number: int) -> None:
@@ -214,7 +216,7 @@ class Observer:
         self._conversation.left_out(self._target, number, Unpaired.NOT_SENT)
 
     def send(self, lane: Lane, data: Buffer, flags: int, now: float) -> int:
-        """Send some of a part; how many bytes.  Raises what `send` does."""
+        """Send as much as possible of a part; returns how many bytes.  Raises what `send` does."""
         sock = lane.sock
         assert sock is not None
         if not flags & END or not self.timed:
@@ -230,7 +232,7 @@ class Observer:
         return self._send_timed(sock, data, now)
 
     def _be_lazy(self, lane: Lane) -> None:
-        """Have answers that are not timed wait to be read, if the connection is a busy one and they are not many."""
+        """Let answers that are not timed wait to be read, if the connection is busy and there are not too many."""
         assert lane.framer is not None
         many = len(lane.framer.awaited) > OWED
         if lane.lazy:
@@ -240,8 +242,10 @@ class Observer:
             wake_for(lane, LAZY_BYTES)
 
     def crowded(self, lane: Lane, number: int) -> bool:
-        """Whether answers should be read before this request is sent: there may be some, and one that is timed, its own
-        or one before it, is to have a stamp for itself.
+        """Whether answers should be read before this request is sent.
+
+        That is so if answers may be waiting, and this request or one before it is timed: its answer needs a stamp of
+        its own.
         """
         assert lane.framer is not None
         return bool(lane.framer.awaited) and (self._hurry(lane) or self._conversation.times(number))
@@ -252,7 +256,7 @@ class Observer:
         return self._timed_last > self._asked - len(lane.framer.awaited)
 
     def _send_timed(self, sock: _Socket, data: Buffer, now: float) -> int:
-        """The last part of a request whose times count."""
+        """Send the last part of a timed request."""
         began = time.monotonic_ns()
         stamped = self._stamps and len(self._awaited) < STAMPS
         if not stamped:
@@ -272,7 +276,7 @@ class Observer:
         return count
 
     def _measure(self, sock: _Socket, now: float) -> None:
-        """The round trip, now and then."""
+        """Read the round-trip time, if the last value is old."""
         if now - self._rtt_at >= RTT_TIME:
             if not self._rtt_at:
                 acknowledge_at_once(sock)  # as clients of production do on a new connection: a server may wait for it
@@ -280,7 +284,7 @@ class Observer:
             self._rtt_ns, self._least_ns = _round_trips(sock)
 
     def late_stamps(self, sock: _Socket) -> bool:
-        """Take the stamps of what was sent; whether all have come."""
+        """Take the stamps of sent requests; returns whether all have come."""
         awaited = self._awaited
         while awaited:
             try:
@@ -303,7 +307,7 @@ class Observer:
     # --- what it answers
 
     def read(self, lane: Lane, sock: _Socket, answers: Answers) -> tuple[int, int]:
-        """(bytes asked for, bytes read).  Raises what `recv_into` does."""
+        """Read; returns (bytes asked for, bytes read).  Raises what `recv_into` does."""
         framer, conversation, target = lane.framer, self._conversation, self._target
         assert framer is not None
         skippable = framer.skippable()
@@ -340,19 +344,19 @@ class Observer:
         self._conversation.shadow_ended(self._target, int(now * 1e9), reset)
 
     def timed_out(self, now: float) -> None:
-        """The connection is closed, for the shadow does not answer in time."""
+        """The tap closes the connection, because the shadow does not answer in time."""
         self._conversation.timed_out(self._target, int(now * 1e9))
 
     def given_up(self) -> None:
-        """The connection is closed; nothing more of it will be read."""
+        """The tap closes the connection and reads nothing more of it."""
         self._conversation.given_up(self._target, Unpaired.NOT_SENT)
 
     def shut(self) -> None:
-        """The tap ends: what was sent is under way."""
+        """The tap ends; requests without an answer count as still in progress."""
         self._conversation.given_up(self._target, Unpaired.SHUTDOWN)
 
     def _received(self, found: list[tuple[int, int, bytes]]) -> int:
-        """When the last byte that was read came."""
+        """The stamp of the last byte that was read."""
         for _, kind, data in found:
             if kind == SO_TIMESTAMPING:
                 seconds, rest = _STAMP.unpack_from(data)
@@ -361,10 +365,10 @@ class Observer:
 
 
 def _ask_for_stamps(sock: _socket.socket, *, fresh: bool) -> bool:
-    """Whether what is sent is stamped; `fresh`: nothing was sent.  What is received is in any case.
+    """Ask the kernel for stamps; returns whether sent bytes get them.  Received ones always do.
 
-    Of a connection that the shadow has just reset the kernel counts no bytes (EINVAL, as before Linux 6.2 for
-    `_FROM_HERE`): whoever sends on it finds out.
+    `fresh`: nothing was sent yet.  If the shadow has just reset the connection, the kernel counts no bytes (EINVAL, as
+    before Linux 6.2 for `_FROM_HERE`); the next `send` reports that.
     """
     for options, stamped in ((_OPTIONS | _FROM_HERE, True), (_OPTIONS, fresh)):
         with contextlib.suppress(OSError):
@@ -374,7 +378,7 @@ def _ask_for_stamps(sock: _socket.socket, *, fresh: bool) -> bool:
 
 
 def _round_trips(sock: _Socket) -> tuple[int, int]:
-    """In nanoseconds, smoothed and the least; 0: not known."""
+    """Round-trip times in nanoseconds (smoothed, least); 0: not known."""
     info = bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_MIN_RTT + 4))
     smoothed, least = (
         int.from_bytes(info[at : at + 4], sys.byteorder) * 1000 for at in (TCP_INFO_RTT, TCP_INFO_MIN_RTT)

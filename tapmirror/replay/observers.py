@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the connections to one copy of a shadow share where its answers are compared."""
+"""What the observers of one copy of a shadow share, if its answers are compared."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Observers:
     """Makes the observers of one reactor.
 
-    `conversation` finds that of a production connection, if its answers are compared; `target` is the shadow's number
-    there.
+    `conversation` returns the conversation of a production connection, if its answers are compared.  `target` is the
+    shadow's number in it.
     """
 
     __slots__ = ("_buffer", "_clock", "_conversation", "_events", "_target", "_waste", "tick")
@@ -35,7 +35,7 @@ class Observers:
         self.tick = clock.tick
 
     def observer(self, flow: int) -> Observer | None:
-        """For a connection's lane; None: its answers are not compared."""
+        """The observer of a flow's lane; None: its answers are not compared."""
         conversation = self._conversation(flow)
         if conversation is None:
             return None

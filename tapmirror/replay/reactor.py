@@ -4,20 +4,21 @@
 Theory of operation
 -------------------
 *Connections* (`sockets`).  A raw flow is connected when it opens, an HTTP flow with its first request.  The fast path
-of `Send` is one `send` from the capture ring's memory.  A part that does not end its request leaves what fills no
-packet to the next one (`MSG_MORE`); before the loop waits, `push` sends that.
+of `Send` is one `send` from the capture ring's memory.  If a part does not end its request, the bytes that do not fill
+a packet wait for the next part (`MSG_MORE`); before the loop waits, `push` sends them.
 
-*Answers* (`drain`).  A busy connection is woken only for many bytes of them; a sweep every second
-(`sweep`) reads what is less.  What all of them may take of an iteration of the loop is bounded: the capture waits.
+*Answers* (`drain`).  A busy connection wakes the loop only for many bytes of answers; a sweep every second (`sweep`)
+reads the rest.  All reading in one iteration of the loop is bounded, because the capture waits meanwhile.
 
-*Loss.*  Nothing is sent twice.  Of a connection that ends (`ends`) what is queued whole goes over a new one.  While
-the shadow cannot be reached (`dial`) what comes is dropped at once.  At a bound of the queues a whole request is
-dropped; if part of it went already the connection is reset, so that the shadow cannot take it for whole.
+*Loss.*  Only `ends` sends a request again, and only where that is safe.  When a connection ends, requests that are
+queued whole use a new one.  While the shadow cannot be reached (`dial`), everything is dropped at once.  At a bound of
+the queues a whole request is dropped; if a part of it was sent, the connection is reset, so that the shadow cannot take
+it for whole.
 
-*Pacing `wait`* (`turns`).  A turn in the queue holds back what follows until the shadow answered; there is
-none amid a request.
+*Pacing `wait`* (`turns`).  A turn in the queue holds back what follows until the shadow has answered.  There is none in
+the middle of a request.
 
-*Singly* (`singly`).  To a shadow that loses what is sent ahead of its answers requests go one by one.
+*Singly* (`singly`).  A shadow that loses what is sent ahead of its answers gets its requests one by one.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Reactor:
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self.paced = spec.pacing is Pacing.WAIT
-        """It has something to do in each iteration: a shadow that is slow has no events."""
+        """Whether it has something to do in each iteration: a slow shadow causes no events."""
         self._sweep = Sweep(shadow.idle_time)
         self._wait_time = spec.limits.wait_time
         self._singly = Singly(self._memory, ledger, paced=self.paced)
@@ -113,7 +114,7 @@ class Reactor:
         self._broken = self._drain.broken
         self._observers = observers
         self._corked: set[Lane] = set()
-        """Lanes on which the last part since `push` did not end its request: the kernel may hold it back."""
+        """Lanes whose last part since `push` did not end its request, so that the kernel may hold it back."""
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Send: self._send if observers is None else self._send_observed,
             Open: self._open,
@@ -131,7 +132,7 @@ class Reactor:
         self._epoll.register(fd, select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
-        """Call back for this descriptor no more."""
+        """Stop calling back for this descriptor."""
         self._epoll.unregister(fd)
         del self._watched[fd]
 
@@ -162,17 +163,17 @@ class Reactor:
                 self._watched[fd]()
 
     def fileno(self) -> int:
-        """Readable when `run_once` has something to do."""
+        """A descriptor that is readable when `run_once` has something to do."""
         return self._epoll.fileno()
 
     @property
     def unread(self) -> bool:
-        """Something is left to be read that no event will tell of."""
+        """Whether something is left to be read for which there will be no event."""
         return bool(self._unread)
 
     @property
     def behind(self) -> bool:
-        """A connection with pacing `wait` falls behind unless answers are acted on as they come."""
+        """Whether a connection with pacing `wait` falls behind unless answers are read as they come."""
         return self._turns.behind
 
     def is_timing(self, now: float) -> bool:
@@ -230,7 +231,7 @@ class Reactor:
         return self._memory.bytes, self._memory.requests
 
     def idle(self) -> bool:
-        """Nothing is queued and no connection waits for its end."""
+        """Whether nothing is queued and no connection waits for its end."""
         memory = self._memory
         return not (memory.bytes or memory.held or memory.repeats or self._ends or self._dialer)
 
@@ -240,7 +241,7 @@ class Reactor:
         self._epoll.close()
 
     def push(self) -> None:
-        """No more comes just now: send what waits to fill a packet with the rest of its request."""
+        """Send what waits to fill a packet, because nothing more comes for the moment."""
         for lane in self._corked:
             if lane.begun and lane.state == OPEN and not lane.queue:
                 lane.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
@@ -341,7 +342,7 @@ class Reactor:
             self._went(lane, now)
 
     def _went(self, lane: Lane, now: float) -> None:
-        """The last byte of a request that did not go in one part, or whose answer is compared."""
+        """Note the last byte of a request that was sent in several parts, or whose answer is compared."""
         if lane.observing is not None:
             self._timing.sent(lane, now)
             if lane.sent == LAZY_AFTER:
@@ -355,13 +356,13 @@ class Reactor:
             self._part(lane)
 
     def _part(self, lane: Lane) -> None:
-        """What follows waits for the answer, which is read as it comes."""
+        """Let what follows wait for the answer, which is read as it comes."""
         lane.ready = False
         if lane.lazy:
             wake_for(lane, 1)
 
     def _send_later(self, lane: Lane | None, command: Send, now: float) -> None:
-        """The ways of a part that cannot be sent at once."""
+        """Handle a part that cannot be sent at once: queue or drop it."""
         size, flags = command.size, command.flags
         if lane is None:
             self._bytes.dropped[DropReason.SHADOW_CLOSED] += size
@@ -392,7 +393,8 @@ class Reactor:
             self._flush(lane, now)
 
     def _keep_rest(self, lane: Lane, command: Send, count: int, now: float) -> bool:
-        """`count` bytes went of a part that was not queued: the rest waits, if all queues together have room for it.
+        """Queue the rest of a part of which `count` bytes were sent, if all queues together have room for it.
+
         False: there is no connection any more.
         """
         data = command.data
@@ -413,7 +415,7 @@ class Reactor:
         return lane.sock is sock
 
     def _skip(self, lane: Lane, command: Send, reason: DropReason) -> None:
-        """Drop a part and what belongs to it."""
+        """Drop a part, and the rest of its request."""
         lane.drop(command.size, command.flags, reason, command.number)
         if not command.flags & END:
             lane.skip(reason)
@@ -437,8 +439,8 @@ class Reactor:
     def _open(self, command: Open, now: float) -> None:
         before = self._lanes.get(command.flow)
         if before is not None and before.http:
-            # More second copies for a flow that has ended: on a connection beside this one the answers to them would be
-            # taken for answers on this one.
+            # More second copies for a flow that has ended.  They use its connection: answers on another one beside it
+            # would be taken for answers on this one.
             self._ends.take_back(before)
             return
         lane = Lane(command.flow, command.http, self._memory, self._ledger)
@@ -565,19 +567,19 @@ class Reactor:
         return True
 
     def _waited(self, lane: Lane, now: float) -> bool:
-        """Whether a request that goes singly has waited so long that the answer is not worth it, until all came."""
+        """Whether a request that is sent singly has waited long enough; true until all answers have come."""
         if not lane.held_since:
             lane.held_since = now
         return now - lane.held_since >= self._wait_time and lane.sent != lane.last
 
     def _on_readable(self, lane: Lane, now: float, *, ended: bool = False) -> None:
-        """Read and discard; then what the answers were waited for."""
+        """Read and discard answers, then continue with what waited for them."""
         if lane.sock is None or lane.state != OPEN or not self._read(lane, lane.sock, now, ended=ended):
             return
         self._go_on(lane, now)
 
     def _go_on(self, lane: Lane, now: float) -> None:
-        """Answers were read: with what waited for them."""
+        """Continue with what waited for the answers that were read."""
         if lane.torn and lane.framer is not None and lane.framer.outstanding < 2:
             self._ends.lost(lane, now)
         if lane.queue:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All shadows of a worker: a reactor for each copy of each, so that none waits for another.
+"""All shadows of a worker, with a reactor for each copy of each, so that none waits for another.
 
-The first one's epoll is what the worker sleeps on; it watches those of the others, which so cost nothing in an
-iteration without events of theirs.
+The worker sleeps on the epoll of the first reactor.  That one watches the epolls of the others, which therefore cost
+nothing in an iteration without events.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tapmirror.replay.reactor import Reactor
 
 
 class Replay:
-    """Commands to the reactors of their targets."""
+    """Passes each command to the reactor of its target."""
 
     def __init__(self, reactors: Sequence[Reactor]) -> None:
         self.reactors = list(reactors)
         self._first, *self._others = reactors
         self._awake: list[Reactor] = []
-        """Reactors but the first that have events."""
+        """Reactors other than the first that have events."""
         for other in self._others:
             self._first.watch(other.fileno(), partial(self._awake.append, other))
         self.execute: Callable[[Command, float], None] = self._first.execute if not self._others else self._dispatch
@@ -33,11 +33,11 @@ class Replay:
         self._first.watch(fd, callback)
 
     def unwatch(self, fd: int) -> None:
-        """Call back for this descriptor no more."""
+        """Stop calling back for this descriptor."""
         self._first.unwatch(fd)
 
     def readdress(self, targets: Iterable[int], addresses: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
-        """Where these targets' shadow is from now on; what is connected stays."""
+        """Connect these targets to other addresses from now on; open connections stay."""
         for target in targets:
             self.reactors[target].readdress(addresses)
 
@@ -57,13 +57,13 @@ class Replay:
         self._awake.clear()
 
     def push(self) -> None:
-        """Before a pause: nothing that was taken in shall wait for what comes behind it."""
+        """Send what waits to fill a packet; call it before a pause."""
         for each in self.reactors:
             each.push()
 
     @property
     def behind(self) -> bool:
-        """A connection with pacing `wait` falls behind unless answers are acted on as they come."""
+        """Whether a connection with pacing `wait` falls behind unless answers are read as they come."""
         return any(each.behind for each in self.reactors)
 
     def is_timing(self, now: float) -> bool:
@@ -85,7 +85,7 @@ class Replay:
         return self.reactors[target].held()
 
     def idle(self) -> bool:
-        """Nothing is queued and no connection waits for its end."""
+        """Whether nothing is queued and no connection waits for its end."""
         return all(each.idle() for each in self.reactors)
 
     def close(self, reason: DropReason) -> None:

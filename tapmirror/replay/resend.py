@@ -3,14 +3,14 @@
 
 Theory of operation
 -------------------
-A server may say with any answer that it is the last one on its connection (RFC 9112, 9.6): after so many requests, or
-because it is being restarted.  It must not process what came behind that request, which clients send again over another
-connection then, by themselves if the method is safe (RFC 9110, 9.2.2).  So is it done here.  Others are not repeated:
-there are servers (Node.js) that have begun by then with what they read ahead, and throw its answer away.
+A server may give notice with any answer that it is the last one on its connection (RFC 9112, 9.6): after a number of
+requests, or because it is restarting.  It must not process what came behind that request.  Clients send that again over
+another connection, by themselves if the method is safe (RFC 9110, 9.2.2), and so does replay.  Other requests are not
+repeated: some servers (Node.js) have already begun with what they read ahead, and discard its answer.
 
-Repeating takes the bytes, which have left the capture's ring by then.  Nothing is kept where a request is the only one
-that waits, as most are: no answer before it can leave it unread.  Each goes again once: a shadow that gives notice with
-every answer shall not be sent all of them each time.
+Repeating needs the bytes, which have left the capture's ring by then.  Nothing is kept of a request that waits alone,
+as most do: no answer before it can leave it unread.  A request is repeated once, so a shadow that gives notice with
+every answer does not get all of them each time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from tapmirror.events import END, Buffer
 from tapmirror.framing.head import SAFE
 
 RESEND_BYTES: Final = 4_096
-"""Size of a request beyond which no copy of it is kept."""
+"""Most bytes of a request of which a copy is kept."""
 _INITIALS: Final = bytes({method[0] for method in SAFE})
-"""Looked at first, for of most other requests no copy need be made."""
+"""First letters of safe methods; checked first, because most other requests need no copy."""
 
 
 class ResendQuota:
-    """The copies of all lanes, against their bound: their number, as measuring each would cost more than making it."""
+    """Bounds the copies of all lanes by their number: measuring each would cost more than making it."""
 
     __slots__ = ("count", "most")
 
     def __init__(self, all_bytes: int) -> None:
-        """Beside queues that have this room, they may take a quarter of it."""
+        """Copies may take a quarter of `all_bytes`, the bound of the queues, in addition to it."""
         self.most = all_bytes // 4 // RESEND_BYTES
         self.count = 0
 
@@ -45,11 +45,10 @@ class Resendable:
     def __init__(self, of_all: ResendQuota) -> None:
         self._all = of_all
         self.requests: list[bytes] = []
-        """Copies of the requests that wait for their answers, the oldest first; b"" in place of one that is not
-        kept."""
+        """Copies of the requests that wait for their answers, the oldest first; b"": none is kept of this one."""
 
     def add(self, data: Buffer, flags: int) -> None:
-        """A request begins to be sent while an answer is due."""
+        """Note a request that begins to be sent while an answer is due."""
         of_all = self._all
         if flags & END and 0 < len(data) <= RESEND_BYTES and data[0] in _INITIALS and of_all.count < of_all.most:
             self.requests.append(bytes(data))
@@ -63,7 +62,7 @@ class Resendable:
             self._all.count -= 1
 
     def prune(self, outstanding: int) -> None:
-        """Only so many wait."""
+        """Forget all but the last `outstanding` requests, which still wait."""
         over = len(self.requests) - outstanding
         if over > 0:
             self._all.count -= over - self.requests[:over].count(b"")

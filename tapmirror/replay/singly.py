@@ -3,15 +3,15 @@
 
 Theory of operation
 -------------------
-Production's clients wait for their answers, as a rule, and what they send one after the other may reach a slower shadow
-as two requests in one packet.  Servers are to take these (RFC 9112, 9.3.2), and some do not: gunicorn's threads answer
-the first and keep the second until a third comes, or until the connection was idle for two seconds.  Others close
-behind answers of their choice, lighttpd behind the error to a request whose body it does not want.
+Production's clients usually wait for their answers, but what they send one after the other may reach a slower shadow as
+two requests in one packet.  Servers must accept that (RFC 9112, 9.3.2), and some do not: gunicorn's threads answer the
+first and keep the second until a third comes, or until the connection was idle for two seconds.  Others close after
+answers of their choice, as lighttpd does after the error for a request whose body it does not want.
 
-To wait for each answer takes reading it as it comes, so it is not done from the start.  Where connections end with
-requests unanswered, and not as `Dialer.last` foresees, it is done for a while, on all connections to that shadow.
-Servers also end connections that were idle for too long, and a request that is on its way then is lost, too: a single
-one, behind the last answer by far.
+Waiting for each answer means reading it as it comes, so it is not done from the start.  If connections end with
+unanswered requests, and not after the number that `Dialer.last` predicts, requests wait for a while, on all connections
+to that shadow.  Servers also end connections that were idle for too long.  A request that is on its way then is lost
+too, but it is a single one, long after the last answer.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tapmirror.replay.lane import Lane, QueueMemory
 from tapmirror.replay.ports import quiet_since
 
 TOGETHER: Final = 60.0
-"""Seconds within which two connections must end so: one may be an accident."""
+"""Seconds within which two connections must end in this way: one may be an accident."""
 LASTS: Final = 300.0
-"""Seconds: what was an outage of the shadow or of one version of it shall not cost for ever."""
+"""Seconds for which requests wait: it may only have been an outage, or one version, of the shadow."""
 
 
 class Singly:
-    """Of one reactor: sets `QueueMemory.singly`, by which lanes go."""
+    """Decides for one reactor, by setting `QueueMemory.singly`."""
 
     __slots__ = ("_events", "_memory", "_paced", "_seen", "_until")
 
     def __init__(self, memory: QueueMemory, ledger: Ledger, *, paced: bool) -> None:
-        """`paced`: by `wait`, which does so anyway: there is nothing to learn."""
+        """`paced`: pacing `wait` is on, which lets requests wait anyway, so there is nothing to learn."""
         self._memory = memory
         self._paced = paced
         self._events = ledger.events
@@ -42,8 +42,9 @@ class Singly:
         self._until = 0.0
 
     def ended(self, lane: Lane, last: int, now: float) -> bool:
-        """The shadow ended this connection, of which all was read; `last`: after how many requests that was to be
-        expected, 0: not known.  Whether requests go one by one from now on.
+        """The shadow ended this connection, and everything on it was read; returns whether requests wait from now on.
+
+        `last`: after how many requests the end was to be expected; 0: unknown.
         """
         framer = lane.framer
         if self._paced or framer is None or framer.failed or framer.idled:
@@ -64,9 +65,10 @@ class Singly:
         return True
 
     def _alone(self, lane: Lane) -> bool:
-        """Whether the last request was not lost because it was sent ahead of an answer: where requests go one by one,
-        where production did not answer it either, where the shadow had begun to, and where nothing came since (a
-        server's time for idle connections was over just then).
+        """Whether the last request was lost for another reason than being sent ahead of an answer.
+
+        That is so if requests wait already, if production did not answer it either, if the shadow had begun to answer
+        it, or if nothing came since it was sent (the server's idle time-out ended just then).
         """
         begun = lane.framer is not None and lane.framer.amid
         if begun or self._memory.singly or lane.excused:
@@ -74,7 +76,7 @@ class Singly:
         return lane.sock is not None and not lane.unsent() and quiet_since(lane.sock)  # it was what was sent last
 
     def look(self, now: float) -> None:
-        """Once in a while: what was learnt is given up when its time is over."""
+        """Stop waiting when the time is over; call it now and then."""
         if self._memory.singly and now >= self._until:
             self._memory.singly = False
             self._seen = float("-inf")

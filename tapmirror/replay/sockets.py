@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sockets of lanes: how one begins, how it is closed, and what is learnt of it then.
+"""The sockets of lanes: how they are opened and closed, and what is learned from a closed one.
 
-A socket is registered once, edge triggered, for everything; an event tells that it is connected, writable again,
-readable or gone.
+A socket is registered once, edge triggered, for all events: that it is connected, writable again, readable or gone.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select
 
 
 class Sockets:
-    """Of all lanes of one reactor."""
+    """The sockets of one reactor's lanes."""
 
     __slots__ = ("_answers", "_dialer", "_events", "_turns", "by_fd", "epoll", "unread")
 
@@ -33,7 +32,7 @@ class Sockets:
         self.by_fd: dict[int, Lane] = {}
         """The lanes that have a socket, by its descriptor."""
         self.unread: dict[Lane, None] = {}
-        """Lanes of which something is left to be read that no event will tell of, in the order of their turns."""
+        """Lanes with something left to read for which there will be no event, in the order of their turns."""
 
     def connect(self, lane: Lane, now: float) -> bool:
         """Begin to connect; False if that is not possible now (the reason is the dialer's)."""
@@ -44,7 +43,7 @@ class Sockets:
         return True
 
     def ask_again(self, lane: Lane) -> None:
-        """Have an event when it is writable, though it was before."""
+        """Ask for an event when the socket is writable, even if it already was."""
         self.epoll.modify(lane.fd, _INTEREST)
 
     def close(self, lane: Lane, torn: int = 0) -> None:
