@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline of a tap that compares: beside the commands for replay, each request is told to its conversation.
+"""The pipeline of a tap that compares: in addition to the commands for replay, it feeds each request to its
+conversation.
 
-What is told of a connection, and in which order, is what makes a pair: what production had sent before a request, the
-request when its head is known, which shadows are to get it, once policy has decided, and its end.  Replay tells the
-rest, what the shadows answer (`Conversation`).
+The order of what a conversation is fed makes the pairs: what production had sent before a request, the request when its
+head is known, the shadows that get it once policy has decided, and its end.  Replay feeds the shadows' answers
+(`Conversation`).
 
 Pure: no I/O, no clock.
 """
@@ -54,19 +55,19 @@ from tapmirror.tracer import Tracer
 NEVER: Final = 1 << 63
 """Nanoseconds of CLOCK_MONOTONIC."""
 TICK: Final = 1.0
-"""Seconds between two looks at requests that wait for an answer."""
+"""Seconds between two checks for requests that wait too long for an answer."""
 TARGET_BYTES: Final = 4096
-"""Bytes that are kept of the target of a longer head."""
+"""Most bytes that are kept of the target of a longer head."""
 HEAD_BYTES: Final = 8192
-"""Bytes of a request's head that are kept for a sample."""
+"""Most bytes of a request's head that are kept for a sample."""
 
 
 PROBE_DELAY: Final = 1.5
-"""Seconds after which a shadow gets a request the second time: what tells the time of day in seconds has changed."""
+"""Seconds after which a shadow gets a request the second time: a time of day in seconds has changed by then."""
 PROBES: Final = 1024
-"""Second copies that wait at one time: 1 % of 20,000 requests a second, three times over."""
+"""Most second copies that wait at one time: three times those of 1 % of 20,000 requests a second."""
 PROBE_BYTES: Final = 16_384
-"""Bytes of the longest request that is sent twice; heads are shorter, and safe requests have no body as a rule."""
+"""Most bytes of a request that is sent twice; heads are shorter, and safe requests usually have no body."""
 
 
 class Talk:
@@ -78,28 +79,28 @@ class Talk:
         self.flow = flow
         self.bucket = bucket
         self.ack = ANY
-        """What of production the client had when it asked last."""
+        """How much of production's stream the client had when it sent its last request."""
         self.conversation = conversation
         self.follows = False
-        """All that production sends is fed."""
+        """Whether everything that production sends is fed."""
         self.number = 0
         """Number of its last request that is compared."""
         self.current = 0
-        """Number of its last request; 0: that is not compared."""
+        """Number of its last request; 0: that one is not compared."""
         self.probes: set[int] = set()
-        """Shadows that have a second connection, for requests that they get twice."""
+        """Shadows that have a second connection for second copies of requests."""
         self.over = False
-        """The client's side has ended."""
+        """Whether the client's side has ended."""
 
 
 class ComparingPipeline(Pipeline):
-    """As `Pipeline`, for a tap whose answers are compared.
+    """As `Pipeline`, for a tap that compares answers.
 
-    Second copies of requests are for targets behind those of the shadows, in the same order.
+    Second copies of requests have targets after those of the shadows, in the same order.
 
-    Beyond `Compare.max_exchanges` connections take turns (`Rotation`).  The source is to be told whose answers are
-    captured: after each batch do what `answer_requests` says of single flows, then set `window`, if it is not None,
-    and call `opened`.
+    Beyond `Compare.max_exchanges`, connections take turns (`Rotation`).  The source must know whose answers to capture:
+    after each batch pass it what `answer_requests` says about single flows, then set its window to `window`, if that is
+    not None, and call `opened`.
     """
 
     __slots__ = (
@@ -145,30 +146,30 @@ class ComparingPipeline(Pipeline):
         self._time_ns = 0
         self._next_tick = 0.0
         self._undecided: list[tuple[int, Talk, int]] = []
-        """Requests of which policy has not said yet which shadows get them."""
+        """Requests for which policy has not chosen the shadows yet."""
         self._probes: deque[tuple[float, Talk, int, bytes, Send]] = deque()
-        """When, where and what is to be sent a second time."""
+        """What has to be sent a second time, with when and where."""
         self._ends: list[Finish] = []
-        """Ends of second connections, to be sent; policy knows nothing of these."""
+        """Ends of second connections that have to be sent; policy does not know these connections."""
         self._probed: set[tuple[int, int]] = set()
-        """Flow and number of requests that the shadows are to get twice and have not got yet."""
+        """(flow, number) of requests that the shadows should get twice and have not got yet."""
         self._talks: dict[int, Talk] = {}
         self._seed = spec.seed
         self._backlog = Backlog()
         self._rotation = Rotation(spec.compare.max_exchanges)
         self._since_ns = 0
-        """What production sent since then is captured, of those whose time slice it is."""
+        """Since when production's answers are captured, for connections whose time slice it is."""
         self._active: dict[int, Talk] = {}
-        """By flow, those that asked in this time slice; not kept while it is everyone's."""
+        """Connections with a request in this time slice, by flow; not kept while all connections are compared."""
         self._late: dict[int, Talk] = {}
-        """Connections whose time slice is over and that wait for answers of production, by flow."""
+        """Connections whose time slice is over, but which still wait for answers of production, by flow."""
         self._late_buckets: Counter[int] = Counter()
         """How many connections of `_late` are in each bucket, for which the kernel has one bit."""
         self.answer_requests: list[tuple[FlowKey, bool]] = []
         self.window: tuple[int, int] | None = None
 
     def opened(self, time_ns: int) -> None:
-        """The source has had the window, which is taken back, since that time."""
+        """The source has the window since this time; it need not be set again."""
         self.window = None
         self._since_ns = time_ns
 
@@ -232,7 +233,7 @@ class ComparingPipeline(Pipeline):
         return [*out, *self._due_probes(), *self._taken_ends()] if self._probes else out
 
     def drop_above(self, threshold: int, now: float) -> Sequence[Command]:
-        """As in `Pipeline`; what is given up is not compared any more."""
+        """As in `Pipeline`; connections that are given up are not compared any more."""
         self._at(now)
         commands = super().drop_above(threshold, now)
         return [*commands, *self._taken_ends()] if self._ends else commands
@@ -250,20 +251,20 @@ class ComparingPipeline(Pipeline):
         return [*commands, *self._taken_ends()]
 
     def conversation(self, flow: int) -> Conversation | None:
-        """Of a connection whose answers are compared; for replay, when it opens its own."""
+        """The conversation of a connection whose answers are compared; for replay, when it opens its connection."""
         talk = self._talks.get(flow)
         return None if talk is None else talk.conversation
 
     def shut(self) -> None:
-        """Replay is over too: what is still under way is not paired."""
+        """Replay has ended too: requests still in progress are not paired."""
         self._comparison.close()
 
     def state(self) -> dict[str, Any]:
-        """All that is known, to be encoded as JSON at once."""
+        """The whole state, to be encoded as JSON at once."""
         return {**self._comparison.living(), "capture": dict(sorted(self._counts.items()))}
 
     def brief(self, now: float) -> dict[str, Any]:
-        """A few numbers of each shadow, a few seconds old; with an infinite time those of now, which takes longer."""
+        """The briefs of all shadows, some seconds old at most; of this moment if `now` is infinite, which takes longer."""
         return {"shadows": self._comparison.brief(now), "capture": dict(sorted(self._counts.items()))}
 
     def _at(self, now: float) -> None:
@@ -271,11 +272,11 @@ class ComparingPipeline(Pipeline):
         self._time_ns = int(now * 1e9)
 
     def _let_go(self, flow: int, talk: Talk) -> None:
-        """Forget a connection of which nothing is under way any more."""
+        """Forget a connection that has nothing in progress any more."""
         if talk.over and not len(talk.conversation):
             if self._checks:
                 self._comparison.settle()
-                if len(talk.conversation):  # of what differs, a shadow is asked again on this connection
+                if len(talk.conversation):  # a check would be sent on this connection
                     return
             self._talks.pop(flow, None)
             self._comparison.closed(flow, Unpaired.UNANSWERED)
@@ -321,7 +322,7 @@ class ComparingPipeline(Pipeline):
         return super()._frame(flow, http, commands)
 
     def _gap(self, flow: Flow) -> None:
-        """Bytes of the client were lost: maybe requests, also where framing has nothing to tell of."""
+        """Bytes of the client were lost, and perhaps requests, even if framing reports none."""
         talk = self._talks.get(flow.id)
         if talk is not None and flow.framer.astray:
             talk.conversation.requests_lost()
@@ -362,7 +363,7 @@ class ComparingPipeline(Pipeline):
                 conversation.requests_lost()
 
     def _compares(self, flow: Flow, talk: Talk, flags: int) -> bool:
-        """Whether a request that begins, with these flags, is compared."""
+        """Whether a request that begins with these flags is compared."""
         if flow.pipelines or flow.ack == talk.ack >= 0:
             talk.conversation.pipelined()
         talk.ack = flow.ack
@@ -385,7 +386,7 @@ class ComparingPipeline(Pipeline):
         return False
 
     def _turn(self) -> None:
-        """Others are compared from now on, once the source knows; who still waits for answers gets them."""
+        """Begin the next time slice, once the source knows; connections that wait for answers still get them."""
         everyones = self._rotation.count == BUCKETS
         if not self._rotation.next_slice(self._now):
             return
@@ -404,7 +405,7 @@ class ComparingPipeline(Pipeline):
         self._let_rest()
 
     def _let_rest(self) -> None:
-        """Whose time slice is over and who has had all answers."""
+        """Let connections rest whose time slice is over and that have had all answers."""
         for flow, talk in list(self._late.items()):
             if talk.over or not talk.conversation.awaits:
                 del self._late[flow]
@@ -414,7 +415,7 @@ class ComparingPipeline(Pipeline):
                     self.answer_requests.append((talk.flow.key, False))
 
     def _request(self, flow: Flow, talk: Talk, part: Part) -> int:
-        """A request begins; which of its connection it is."""
+        """A request begins; returns its number on its connection."""
         talk.number = number = talk.number + 1
         conversation = talk.conversation
         head = _head(part.data)
@@ -424,7 +425,7 @@ class ComparingPipeline(Pipeline):
             self._probed.add((flow.id, number))
         size = len(head)
         if len(part.data) > size:
-            if part.data[size - 4 : size] != b"\r\n\r\n":  # not the whole head
+            if part.data[size - 4 : size] != b"\r\n\r\n":  # the part has not the whole head
                 size = bytes(part.data).find(b"\r\n\r\n") + 4
             if len(part.data) > size:
                 conversation.request_body(number, part.data[size:])
@@ -454,7 +455,7 @@ class ComparingPipeline(Pipeline):
     # --- which shadows get it
 
     def _routed(self, commands: list[Command], now: float) -> list[Command]:
-        """As in `Pipeline`; what policy decided on requests is told to their conversations."""
+        """As in `Pipeline`; also tells the conversations what policy decided about their requests."""
         if self._policy is None:
             if self._probed:
                 self._keep_probes(commands)
@@ -476,7 +477,7 @@ class ComparingPipeline(Pipeline):
         return self._traced(routed)
 
     def _traced(self, commands: list[Command]) -> list[Command]:
-        """With a request marked when it is time, and the ends of second connections."""
+        """The commands, with a request marked when it is time for one, and the ends of second connections."""
         if self._tracer is not None and self._now >= self._tracer.due:
             before, commands = commands, self._tracer.marked(commands, self._now)
             for plain, command in zip(before, commands, strict=True):
@@ -485,14 +486,14 @@ class ComparingPipeline(Pipeline):
         return [*commands, *self._taken_ends()] if self._ends else commands
 
     def _kept(self, command: Send) -> bytes:
-        """What is to be sent, if it may be that it is to be sent again."""
+        """A copy of the data, if it may have to be sent again."""
         if not self._checks or command.flags & (WHOLE | TUNNEL) != WHOLE or len(command.data) > HEAD_BYTES:
             return b""
         kept = bytes(command.data)
         return kept if kept.startswith(BEGINNINGS) else b""
 
     def _keep_probes(self, commands: list[Command]) -> None:
-        """Keep a copy of what shadows are to get a second time."""
+        """Keep copies of requests that shadows should get a second time."""
         for command in commands:
             if type(command) is not Send or (command.flow, command.number) not in self._probed:
                 continue
@@ -505,7 +506,7 @@ class ComparingPipeline(Pipeline):
         self._probed &= {(flow, number) for flow, _, number in self._undecided}
 
     def _take_checks(self) -> None:
-        """Requests that shadows are to get once more, for their answers differed: they wait as long as the others."""
+        """Take the checks, requests whose answers differed; they wait as long as the other second copies."""
         for check in self._comparison.checks:
             talk = self._talks.get(check.flow)
             if talk is None:
@@ -518,7 +519,7 @@ class ComparingPipeline(Pipeline):
         self._comparison.checks.clear()
 
     def _due_probes(self) -> list[Command]:
-        """Those whose time has come."""
+        """The second copies whose time has come."""
         out: list[Command] = []
         while self._probes and self._probes[0][0] <= self._now:
             _, talk, flow, data, command = self._probes.popleft()
@@ -541,8 +542,9 @@ class ComparingPipeline(Pipeline):
 
 
 def _head(data: Buffer) -> bytes:
-    """The head that a request's first part begins with.  A long one lacks its last fields, or the end of its target:
-    no line is torn.
+    """The head with which a request's first part begins.
+
+    A long one lacks its last fields, or the end of its target; no line is cut.
     """
     whole = bytes(data[:HEAD_BYTES])
     end = whole.find(b"\r\n\r\n")

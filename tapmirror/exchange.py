@@ -15,12 +15,12 @@ import msgspec
 
 
 class Failure(enum.Enum):
-    """Why a shadow gave no answer.  It is the shadow's doing, and counts as an error of it."""
+    """Why a shadow gave no answer.  This is the shadow's fault, and counts as its error."""
 
     CLOSED = "closed"
     """It closed or reset the connection before its answer was complete."""
     INVALID = "invalid"
-    """What it sent is no HTTP/1, or its head is longer than is read."""
+    """What it sent is not HTTP/1, or its head is too long."""
     TIMEOUT = "timeout"
     """It gave none within `Compare.answer_time`."""
 
@@ -29,16 +29,16 @@ class Unpaired(enum.Enum):
     """Why a request cannot be compared.  It says nothing about the shadow."""
 
     NOT_SENT = "not_sent"
-    """The shadow did not get it: sampled out, filtered, dropped, or changed by redaction into none."""
+    """The shadow did not get it: sampled out, filtered, dropped, or made invalid by redaction."""
     GAP = "gap"
-    """A hole in what the tap saw of production's answers, on a request that was under way."""
+    """The tap did not see all of production's answers while this request was in progress."""
     CUT = "cut"
-    """More of production's answer was needed than this level captures of a packet: its head is longer, or it is in
-    chunks and the client pipelines."""
+    """More of production's answer was needed than this level captures of a packet: its head is longer, or it is chunked
+    and the client pipelines."""
     ORDER = "order"
-    """After either, before it is certain again which answer belongs to which request."""
+    """After one of these two, until it is certain again which answer belongs to which request."""
     UNPARSED = "unparsed"
-    """What production sent is no HTTP/1, or its head is longer than is read."""
+    """What production sent is not HTTP/1, or its head is too long."""
     UNANSWERED = "unanswered"
     """Production's connection ended, or the time ran out, before its answer was complete."""
     RECONNECT = "reconnect"
@@ -46,13 +46,13 @@ class Unpaired(enum.Enum):
     BROKEN = "broken"
     """The request was not seen whole."""
     TUNNEL = "tunnel"
-    """After an upgrade: no HTTP/1 any more."""
+    """After an upgrade, so not HTTP/1 any more."""
     LIMIT = "limit"
     """More requests without an answer on one connection than `Compare.pending`, or no room in `Compare.held_bytes`."""
     THINNED = "thinned"
-    """More requests a second than `Compare.max_exchanges`: it was outside its connection's time slice."""
+    """There are more requests a second than `Compare.max_exchanges`, and it was outside its connection's time slice."""
     SHUTDOWN = "shutdown"
-    """Still under way when the tap ended."""
+    """Still in progress when the tap ended."""
 
 
 class Calls(enum.Enum):
@@ -65,7 +65,7 @@ class Calls(enum.Enum):
 
 
 class Answer(msgspec.Struct, gc=False):
-    """What came back on one side: a final response (1xx are skipped), or that none came."""
+    """The answer of one side: a final response (1xx are skipped), or the fact that none came."""
 
     status: int
     """0: none came, for the reason `failure`."""
@@ -84,8 +84,8 @@ class Answer(msgspec.Struct, gc=False):
     last_ns: int = 0
     """When the last byte was seen."""
     since_ns: int = 0
-    """When the answer before it on this connection was complete, 0: there was none.  Who is asked again before works on
-    one after the other."""
+    """When the previous answer on this connection was complete; 0: there was none.  A server answers requests one after
+    the other."""
     failure: Failure | None = None
 
 
@@ -93,7 +93,7 @@ class Asked(msgspec.Struct, gc=False):
     """A request: what comparison needs to know of it."""
 
     number: int
-    """Which of its connection's requests."""
+    """Number of the request on its connection."""
     method: bytes
     target: bytes
     head: bytes
@@ -107,51 +107,51 @@ class Asked(msgspec.Struct, gc=False):
     body: bytes = b""
     """The body as it came, with the framing of chunks; for a sample."""
     longer: bool = False
-    """The body is longer than a sample's.  There is none of it, or with `calls` its beginning."""
+    """The body is too long for a sample: `body` is empty, or with `calls` has its beginning."""
     calls: Calls | None = None
-    """What of its body or query may name an operation; None: nothing may."""
+    """What in its body or query may name an operation; None: nothing."""
     operation: str = ""
-    """The operation that it calls for among those that share its path, once that is known."""
+    """The operation that it calls, among those that share its path, once known."""
     flow: int = 0
     """Number of its connection (`Open.flow`)."""
     checks: tuple[str, ...] = ()
-    """Fields that had differed, of a request that the shadow got once more for that: in the exchange, its first answer
-    stands in production's place."""
+    """Of a request that the shadow got again as a check: the fields that had differed.  In its exchange, the shadow's
+    first answer is in place of production's."""
     ended_ns: int = 0
     """When its last byte was seen; 0: not yet."""
     late: bool = False
-    """It waited for the tap, or was sent among others that had (`thinning.Backlog`): its times do not count."""
+    """It waited for the tap, or was sent among others that had (`thinning.Backlog`), so it is not timed."""
     marked: bool = False
-    """A copy bears a mark (`tracer`), of which the answer may tell: no more than status and times are compared."""
+    """A copy has a mark (`tracer`), which the answer may contain, so only status and times are compared."""
 
 
 class Reply(msgspec.Struct, gc=False):
-    """A shadow's answer, and what its times are to be measured from."""
+    """A shadow's answer, and the moments from which its times are measured."""
 
     answer: Answer
     sent_ns: int
     """When the last byte of the request left for the shadow."""
     rtt_ns: int = 0
-    """Round trip to the shadow (tcp_info), smoothed, until it acknowledges; 0: not known."""
+    """Smoothed round-trip time to the shadow (tcp_info); 0: not known."""
     least_ns: int = 0
-    """The least round trip to the shadow: what the network takes, which is contained in the times; 0: not known."""
+    """Least round-trip time to the shadow: the network's part of the times; 0: not known."""
     request: bytes = b""
-    """What was sent, where it can be sent again; empty: it cannot."""
+    """What was sent, if it may be sent again; otherwise empty."""
     begun: bool = False
-    """The request began to be sent."""
+    """Whether the request began to be sent."""
     flags: int = 0
     """Flags of that request (as of `Conversation.asked`)."""
 
 
 class Exchange(msgspec.Struct, gc=False):
-    """A request, production's answer, and each shadow's: by its number, where there is one."""
+    """A request, with production's answer and the shadows'."""
 
     asked: Asked
     production: Answer
     replies: dict[int, Reply]
-    """By shadow.  Those of probes are at `shadow + PROBE`."""
+    """By the shadow's number.  Replies to second copies are at `shadow + PROBE`."""
     left_out: dict[int, Unpaired] = {}
-    """By shadow, why it did not get the request, if that is known."""
+    """By the shadow's number: why it did not get the request, as far as known."""
     size: int = 0
     """Bytes of heads and bodies in the exchange."""
 

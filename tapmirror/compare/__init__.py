@@ -35,17 +35,17 @@ the capture), returns nothing that anyone has to wait for, and can be asked for 
     talk.given_up(shadow, reason)              # the tap did
 
     comparison.closed(flow, reason)            # the connection and its copies are over
-    comparison.settle()                        # a few times a second: exchanges are looked at some at a time
+    comparison.settle()                        # a few times a second: exchanges are compared in batches
     comparison.tick(now, time_ns)              # once a second
     comparison.close()
 
 The snapshots of all workers go into `merge`, a state of a shadow into `figures`, and these to `tapmirror.report`.
-Who only watches takes `comparison.brief()`: a few numbers, which add up.
+To watch only, take `comparison.brief()`: some hundred numbers, which add up.
 
-The rooms: `pairing` brings requests and answers together; `bodies` and `diff` compare two answers; `identifiers` knows
-what each version gives anew, `noise` what differs by itself, `probes` what is asked twice to know that; `words` and
-`endpoints` group; `sketch`, `statistics` and `verdict` count and judge; `summary` is the state, `samples` what is kept
-for people, `figures` what it all says, `brief` the same in a few numbers.
+The modules: `pairing` brings requests and answers together; `bodies` and `diff` compare two answers; `identifiers`
+recognises what each version generates, `noise` what differs by itself, and `probes` chooses the requests that are sent
+twice to learn that; `words` and `endpoints` group requests; `sketch`, `statistics` and `verdict` count and judge;
+`summary` is the state, `samples` are for people, `figures` are the results, and `brief` has them in a few numbers.
 
 Pure: nothing here knows sockets, the clock or chance.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A body as something that can be compared: its codings undone within bounds, and what kind of thing it is.
+"""Bodies made comparable: their content codings are undone, within bounds, and their kind is determined.
 
 A small compressed body may stand for gigabytes: decoding stops at a bound.  `br` needs the package brotli (1.2 or
 later: earlier ones cannot be bounded), `zstd` the package zstandard; without them such bodies are compared as bytes.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 CODINGS: Final = 3
-"""Most codings of one body that are undone."""
+"""Most codings that are undone of one body."""
 MEMBERS: Final = 64
 """Most members of one gzip body: each costs a copy of what follows it."""
 WINDOW: Final = 8 << 20
@@ -95,7 +95,7 @@ def is_xml(content_type: bytes) -> bool:
 
 
 def text_of(body: bytes, content_type: bytes, errors: str = "replace") -> str:
-    """A body as text in its character set (UTF-8 if none is named that is known); what is no text in it is replaced.
+    """A body as text in its character set (UTF-8 if no known one is named); invalid bytes are replaced.
 
     `errors` as of `bytes.decode`: with "strict" it raises `UnicodeDecodeError` in place of that.
     """
@@ -108,13 +108,14 @@ def text_of(body: bytes, content_type: bytes, errors: str = "replace") -> str:
         name = "utf-8"
     try:
         return body.decode(name if _CHARSETS.fullmatch(name) else "utf-8", errors)
-    except LookupError:  # no such part of ISO 8859, or page of Windows
+    except LookupError:  # no such part of ISO 8859, or code page of Windows
         return body.decode("utf-8", errors)
 
 
 def _declared(body: bytes) -> str:
-    """The encoding of XML by its mark of the byte order or by what it declares (XML 1.0, F); not UTF-16 where that is
-    declared in ASCII, as .NET does of what it then sends as UTF-8.
+    """The encoding of XML, by its byte order mark or its declaration (XML 1.0, F).
+
+    A declaration of UTF-16 in ASCII is ignored: .NET writes it into what it then sends as UTF-8.
     """
     if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
@@ -124,18 +125,18 @@ def _declared(body: bytes) -> str:
 
 
 def without_boundary(content_type: bytes) -> bytes:
-    """A Content-Type without the boundary of a multipart, which is new with each answer, or each start of a server."""
+    """A Content-Type without the boundary of a multipart, which changes with each answer or each start of a server."""
     return _BOUNDARY.sub(rb"\1", content_type)
 
 
 def without_boundaries(body: bytes, content_type: bytes) -> bytes:
-    """A body whose parts are told apart by nothing but two hyphens (RFC 2046, 5.1.1); any other as it is."""
+    """A multipart body with two hyphens in place of each boundary (RFC 2046, 5.1.1); any other body unchanged."""
     found = _BOUNDARY.match(content_type)
     return body if found is None else body.replace(b"--" + found[2], b"--")
 
 
 def missing() -> list[str]:
-    """Codings that cannot be undone because a package is not there."""
+    """Codings that cannot be undone because a package is not installed."""
     found = []
     for name, package in (("br", "brotli"), ("zstd", "zstandard")):
         try:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison in a few hundred numbers: for who watches it run, and for metrics.
+"""A comparison in some hundred numbers, for live views and metrics.
 
-A brief is plain data of which every number is a count or a sum, so that those of several workers add up
-(`ledger.summed`); a verdict or a quantile is made of the sum (`judged`).  All of them only grow, but for what differs:
-that falls when something turns out to be noise.  The whole state, with its fields and samples, is asked for where
-somebody wants a report.
+A brief is plain data.  Every number in it is a count or a sum, so briefs of several workers add up (`ledger.summed`);
+verdicts and quantiles are computed from the sum (`judged`).  Numbers only grow, except those of differing exchanges,
+which fall when a difference turns out to be noise.  For a report, the whole state is asked for, with fields and
+samples.
 
-Endpoints: the first `NAMED` that are frequent have a place of their own and keep it, so that what metrics show of
-them goes on; all the others are in `all` only.
+The first `NAMED` frequent endpoints get a place of their own and keep it, so that their metrics continue.  All others
+are only in `all`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ from tapmirror.ledger import summed
 from tapmirror.spec.compare import Compare
 
 FREQUENT: Final = 0.01
-"""Share of the exchanges from which on an endpoint gets a place of its own."""
+"""Share of the exchanges that an endpoint needs to get a place of its own."""
 EVERY: Final = 2.0
-"""Seconds until an endpoint is looked at anew."""
+"""Seconds until an endpoint is computed again."""
 WORK: Final = 400.0
-"""What one brief may look at, in differing fields, which take about 10 us each: what the ring has room for
-meanwhile."""
+"""Most differing fields that one brief computes again, each in 10 us: the ring has room for what comes meanwhile."""
 LEAST: Final = 20
-"""What an endpoint takes of a brief's `WORK`, beside one for each of its fields."""
+"""How much of `WORK` an endpoint takes, in addition to one for each of its fields."""
 COUNTS: Final = ("pairs", "only_shadow", "only_production", "compared", "differing")
 """The numbers of an endpoint."""
 _EDGES: Final = tuple(float(bound) * 1e9 for bound in BOUNDS)
 
 
 class Look(msgspec.Struct):
-    """What an endpoint was when it was looked at last."""
+    """What was computed of an endpoint the last time."""
 
     at: float
     counts: dict[str, Any]
@@ -56,8 +55,10 @@ class Look(msgspec.Struct):
 
 
 class Briefing:
-    """The briefs of one shadow.  What is differing costs too much to be made out of all endpoints at once: each brief
-    looks at those anew that were looked at longest ago, and says of the others what they were then.
+    """Makes the briefs of one shadow.
+
+    Judging what differs is too expensive for all endpoints at once.  So each brief computes those again that were
+    computed longest ago, and keeps the earlier numbers of the others.
     """
 
     def __init__(self, spec: Compare, limits: VerdictLimits) -> None:
@@ -69,8 +70,9 @@ class Briefing:
         """Looks by endpoint; the oldest first."""
 
     def folded(self, names: Mapping[str, str]) -> None:
-        """Endpoints became a part of others (`Summary.fold`; new names by old): their looks are added up, or counts
-        would fall.
+        """Add up the looks of endpoints that became part of others (`Summary.fold`; new names by old).
+
+        Otherwise counts would fall.
         """
         for name, template in names.items():
             gone, into = self._looks.pop(name, None), self._looks.get(template)
@@ -81,8 +83,9 @@ class Briefing:
                 self._looks[template] = gone
 
     def brief(self, summary: Summary, now: float, work: float = math.inf) -> dict[str, Any]:
-        """What a state says in short.  `work` bounds how much is looked at anew, in differing fields (`WORK`); `now`
-        may be infinite: everything is looked at.
+        """The brief of a state.
+
+        `work` bounds how many differing fields are computed again (`WORK`).  If `now` is infinite, all are.
         """
         state, looks = summary.state, self._looks
         self._look(state, now, work)
@@ -110,10 +113,10 @@ class Briefing:
         }
 
     def _crowds(self, summary: Summary) -> dict[str, float]:
-        """By how much those of both sides at the 99th percentile are above 1, and of how many times that is told.
+        """By how much the crowds of both sides at the 99th percentile exceed 1, and from how many times that is known.
 
-        A pause makes times slow of all workers at once: then what all of them together have above 1 is the sum.  Where
-        each has its own it is less, and a verdict comes later than it could.
+        A pause makes the times of all workers slow together; then the excess of all is the sum.  If each worker has its
+        own pauses, it is less than the sum, and a verdict comes later than it could.
         """
         shadow, production = crowds_of(summary.state, P99)
         if min(shadow, production) < 1:
@@ -121,9 +124,9 @@ class Briefing:
         return {"production": production - 1, "shadow": shadow - 1, "told": summary.production.count}
 
     def _outages(self, summary: Summary) -> dict[str, float]:
-        """The same of errors, which come together while something is away.
+        """The same for errors, which come together while something is down.
 
-        Where it cannot be told yet all of them are taken for one: other workers that can tell must not speak for them.
+        As long as it is not known, all errors count as one: other workers must not decide for this one.
         """
         each = summary.state.endpoints.values()
         plus, minus = sum(one.only_shadow for one in each), sum(one.only_production for one in each)
@@ -133,7 +136,7 @@ class Briefing:
         return {"errors": found - 1, "told": sum(one.pairs for one in each)}
 
     def _look(self, state: State, now: float, work: float) -> None:
-        """Look at endpoints whose turn it is: new ones first."""
+        """Compute the endpoints whose turn it is again, new ones first."""
         looks, endpoints = self._looks, state.endpoints
         chosen = []
         new = [name for name in endpoints if name not in looks]
@@ -157,7 +160,7 @@ class Briefing:
             looks[name] = Look(at, _endpoint(endpoint, found), found, noise[name])
 
     def _places(self, pairs: int) -> list[str]:
-        """The endpoints that have a place, of so many exchanges; new ones get theirs."""
+        """The endpoints that have a place, after giving one to new frequent ones; `pairs` are all exchanges."""
         looks, named = self._looks, self._named
         named[:] = [name for name in named if name in looks]
         for name in sorted(looks, key=lambda name: -looks[name].counts["pairs"]):
@@ -176,8 +179,8 @@ def judged(found: Mapping[str, Any], limits: VerdictLimits | None = None) -> Ver
         for side in ("production", "shadow")
     }
     crowds = found["crowds"]
-    told = 0 < sketches["production"].count <= 2 * crowds["told"]  # a worker that has few times tells nothing of them
-    outages = found.get("outages", {"errors": 0.0, "told": 0})  # a daemon from before they were looked at has none
+    told = 0 < sketches["production"].count <= 2 * crowds["told"]  # a worker with few times does not know their crowd
+    outages = found.get("outages", {"errors": 0.0, "told": 0})  # an earlier version has none
     known = everything["pairs"] <= 2 * outages["told"]
     counts = Counts(
         everything["pairs"],
@@ -186,7 +189,7 @@ def judged(found: Mapping[str, Any], limits: VerdictLimits | None = None) -> Ver
         sketches["production"],
         sketches["shadow"],
         everything["compared"],
-        everything["differing"] - found.get("erring", 0),  # a daemon from before has none
+        everything["differing"] - found.get("erring", 0),  # an earlier version has none
         found["certain"],
         found["possible"],
         (1 + crowds["shadow"], 1 + crowds["production"]) if told else (0.0, 0.0),

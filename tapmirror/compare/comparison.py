@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of one tap in one worker: what it is fed, and its state.  See the package for how to feed it."""
+"""The comparison of one tap in one worker: takes what happens and keeps the state.  For its use see the package."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from tapmirror.framing.head import SAFE, is_safe
 from tapmirror.spec.compare import Compare, Level
 
 BEGINNINGS: Final = tuple(method + b" " for method in sorted(SAFE))
-"""How a request with a safe method begins."""
+"""The beginning of a request with a safe method."""
 HEAD_BYTES: Final = 64 << 10
-"""Bytes of an answer's head at most, the same as of a request's."""
+"""Most bytes of an answer's head, the same as of a request's."""
 REPEAT_EVERY: Final = 8
-"""One in so many of an endpoint's exchanges is held against an earlier answer of production's; of the first
-`REPEAT_FIRST`, every second."""
+"""One in this many exchanges of an endpoint is compared with an earlier answer of production's; of the first
+`REPEAT_FIRST`, every second one."""
 REPEAT_FIRST: Final = 2000
 BODIES: Final = 4096
-"""Bytes of both bodies that are looked into, for one of `Compare.max_bodies` (60 us).  Two of 60 KB take 2 to 5 ms, as
-30 such ones do."""
+"""Inspected bytes of both bodies that count as one of `Compare.max_bodies` (60 us).  Two bodies of 60 KB take 2 to 5
+ms, as long as 30 such pairs."""
 REASONS: Final = 16
-"""Different reasons for which bodies were not compared that are kept of one endpoint."""
+"""Most different reasons for uncompared bodies that are kept for one endpoint."""
 REPEATS: Final = 1024
 REPEAT_BYTES: Final = 4 << 20
 
 
 TOGETHER: Final = 32
-"""Exchanges that are looked at at once: of two that are looked at apart, each would find its code and data out of the
-processor's caches.  Measured live, status and 2 KB of JSON: a fifth and a tenth less than one by one."""
+"""Exchanges that are compared in one go.  One by one, each would find its code and data out of the processor's caches.
+Measured live with status and with 2 KB of JSON: a fifth and a tenth less CPU than one by one."""
 TOGETHER_BYTES: Final = 128 << 10
-"""Most bytes of heads and bodies in the exchanges that are looked at at once; two bodies of 60 KB that differ take 2
+"""Most bytes of heads and bodies in the exchanges that are compared in one go; two bodies of 60 KB that differ take 2
 to 5 ms."""
 
 
 class Comparison:
-    """Compares what it is fed.  `shadows` are (label, URL) by number."""
+    """The comparison of one tap in one worker.  `shadows` are (label, URL) by number."""
 
     def __init__(
         self,
@@ -85,17 +85,16 @@ class Comparison:
         self._allowance = ProbeAllowance(spec.noise_probe)
         self._identifiers = [Identifiers() for _ in shadows]
         self._short: list[Endpoint | None] = [None] * len(shadows)
-        """For each shadow, the endpoint that was last found to lack nothing but pairs of one version for its fields
-        to be judged."""
+        """For each shadow, the last endpoint that was found to need only pairs of one version to be judged."""
         self._done: list[tuple[Exchange, float]] = []
-        """Exchanges that were paired and not looked at yet, each with the time at which it was paired."""
+        """Exchanges that were paired and not compared yet, each with the time at which it was paired."""
         self._done_bytes = 0
         """Bytes of heads and bodies in the exchanges of `_done`."""
         self.checks: list[Recheck] = []
-        """Requests that a shadow is to get once more; whoever sends them takes them out."""
+        """Requests that a shadow should get once more; whoever sends them removes them."""
         self._now = 0.0
         self.rested = 0
-        """Requests that `request` was not told of, for their connections' time slice is over (`Rotation`)."""
+        """Requests not passed to `request` because the time slice of their connection is over (`Rotation`)."""
         if spec.level is Level.BODY:
             for name in missing():
                 for summary in self._summaries:
@@ -104,7 +103,7 @@ class Comparison:
     # --- what it is fed
 
     def opened(self, flow: int, midstream: bool) -> Conversation:
-        """A connection of production begins, or is joined; feed what it returns, and `request` here."""
+        """A connection of production begins, or is joined.  Feed the conversation that it returns, and `request`."""
         self.closed(flow, Unpaired.UNANSWERED)
         found = self._conversations[flow] = Conversation(
             self._reader, self._memory, self, midstream, len(self._shadows)
@@ -114,10 +113,10 @@ class Comparison:
     def request(
         self, flow: int, number: int, head: Buffer, flags: int, now: float, ended_ns: int = 0, *, late: bool = False
     ) -> bool:
-        """A request begins; `head` is valid, `flags` are as of its first `Part`.  `ended_ns`: when that was seen, if
-        it is whole.  `late`: it is not to be timed (`Asked.late`).
+        """A request begins.  Returns whether the shadow should get it twice, the second time as `shadow + PROBE`.
 
-        True: the shadow shall get it twice, the second time as `shadow + PROBE`.
+        `head` is a valid head, `flags` are those of the first `Part`.  `ended_ns`: when its end was seen, if the first
+        part is the whole request.  `late`: do not time it (`Asked.late`).
         """
         self._now = now
         conversation = self._conversations.get(flow)
@@ -166,7 +165,7 @@ class Comparison:
             conversation.close(reason)
 
     def tick(self, now: float, time_ns: int) -> None:
-        """About once a second: `now` as everywhere, `time_ns` the clock of the answers."""
+        """Call it about once a second; `now` as everywhere, `time_ns` by the clock of the answers."""
         self._now = now
         self.settle()
         self._count_rested()
@@ -184,16 +183,16 @@ class Comparison:
         return msgspec.to_builtins(self.living(), str_keys=True)  # type: ignore[no-any-return]
 
     def living(self) -> dict[str, Any]:
-        """The same to be encoded as JSON at once, which takes a quarter of the time: the states go on to change."""
+        """The same in a quarter of the time, to be encoded as JSON at once, because the states continue to change."""
         self.settle()
         self._count_rested()
         states = {label: summary.state for (label, _), summary in zip(self._shadows, self._summaries, strict=True)}
         return {"schema": SCHEMA, "shadows": states}
 
     def brief(self, now: float = math.inf) -> dict[str, Any]:
-        """The same in a few hundred numbers that add up over workers, by label: see `brief`.
+        """The same in some hundred numbers that add up over workers, by label: see `brief`.
 
-        With a time it takes some milliseconds at most, and what it says of an endpoint may be some seconds old.
+        If `now` is given, it takes a few milliseconds at most, and figures of an endpoint may be some seconds old.
         """
         self.settle()
         self._count_rested()
@@ -206,14 +205,14 @@ class Comparison:
     # --- what comes of it: Sink
 
     def paired(self, exchange: Exchange) -> None:
-        """A request, production's answer and the shadows': it is looked at with some others, or by `settle`."""
+        """Take a request with production's answer and the shadows'.  It is compared in a batch, or by `settle`."""
         self._done.append((exchange, self._now))
         self._done_bytes += exchange.size
         if len(self._done) >= TOGETHER or self._done_bytes >= TOGETHER_BYTES:
             self.settle()
 
     def settle(self) -> None:
-        """Look at all exchanges that were paired."""
+        """Compare all exchanges that wait."""
         done, self._done = self._done, []
         self._done_bytes = 0
         for exchange, now in done:
@@ -267,12 +266,12 @@ class Comparison:
                     summary.noisy(endpoint, repeat[0], probe=False)
 
     def unpaired(self, reason: Unpaired) -> None:
-        """A request that could not be paired, with any shadow."""
+        """Count a request that could not be paired, for all shadows."""
         for summary in self._summaries:
             summary.unpaired(reason.value)
 
     def raw(self) -> None:
-        """A connection that is no HTTP/1: nothing of it can be compared, with any shadow."""
+        """Count a connection that is not HTTP/1 and cannot be compared, for all shadows."""
         for summary in self._summaries:
             summary.state.raw += 1
 
@@ -294,11 +293,11 @@ class Comparison:
     def _differs(
         self, shadow: int, name: str, endpoint: Endpoint, exchange: Exchange, reply: Reply, now: float
     ) -> None:
-        """Compare the answers, count what differs, and keep samples where they are wanted."""
+        """Compare the answers, count what differs, and keep samples as far as wanted."""
         asked, production = exchange.asked, exchange.production
         summary = self._summaries[shadow]
         compared = self._compare(asked, production, reply.answer)
-        if not compared.skipped or compared.found:  # bodies not compared are not known to be equal
+        if not compared.skipped or compared.found:  # bodies that were not compared may differ
             endpoint.compared += 1
         if compared.skipped:
             reason = compared.skipped
@@ -343,7 +342,7 @@ class Comparison:
             self.checks.append(Recheck(asked.flow, number, shadow, reply.request, flags))
 
     def _checked(self, exchange: Exchange) -> None:
-        """The shadow's two answers to one request, of which the first differed from production's."""
+        """Take the shadow's two answers to one request, of which the first differed from production's."""
         asked, first = exchange.asked, exchange.production
         for number, reply in exchange.replies.items():
             compared = self._compare(asked, first, reply.answer)
@@ -366,7 +365,7 @@ class Comparison:
                 self._short[number - PROBE] = endpoint
 
     def _repeat(self, asked: Asked, production: Answer) -> list[list[str]]:
-        """What differs from production's last answer to the same request: one list, or none if there was none."""
+        """[what differs from production's last answer to the same request]; empty if there is no such answer."""
         before = self._repeats.swap(request_key(asked.head), production)
         if before is None:
             return []

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What two JSON documents differ in, by the paths of their fields.
 
-JSON lines are an array, and so are the events of a stream (text/event-stream), if the data of one is JSON.  An array
-whose elements differ in their places only is one difference of order; of arrays of different length that is the
-difference, and their elements are not compared.  Elements that changed *and* are in another order are held against
-those they belong to (`order`).
+JSON lines are an array, and so are the events of a stream (text/event-stream) if the data of one is JSON.  If only the
+order of an array's elements differs, that is one difference, of order.  If the lengths of two arrays differ, that is
+the difference, and their elements are not compared.  Elements that changed *and* are in another order are compared with
+those that they belong to (`order`).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from tapmirror.compare.order import by_member, by_value
 from tapmirror.compare.words import shortened
 
 ELEMENTS: Final = 1000
-"""Elements of the longest array whose order is found out, which costs some milliseconds at most."""
+"""Most elements of an array whose order is determined, which takes a few milliseconds at most."""
 DEPTH: Final = 48
-"""Levels of JSON that are looked into; what is deeper is compared as a whole."""
+"""Most levels of JSON that are compared by member; what is deeper is compared as a whole."""
 
 LEVELS: Final = 2
-"""Levels of objects whose members are told apart before they are read: answers often have one object around what
-they say."""
+"""Levels of objects that are split into raw members before anything is decoded: answers often have one object around
+their content."""
 MEMBERS: Final = 128
-"""Most members of an object that are told apart before they are read; more take as long to tell apart as to read,
-for they are small as a rule."""
+"""Most members of an object that are split this way; splitting more takes as long as decoding them, as they are usually
+small."""
 UNLIKE: Final = 16
-"""Members in which two objects differ, on all levels; with more all of both is read at once, which takes less then."""
+"""Most differing members of two objects, on all levels; with more, decoding both completely takes less time."""
 LINES: Final = 20_000
-"""Lines of the longest stream of events that is read, in some 20 ms; a longer one is a text."""
+"""Most lines of a stream of events that is parsed, in some 20 ms; a longer one is compared as text."""
 
 _JSON: Final = msgspec.json.Decoder()
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -49,8 +49,9 @@ Document: TypeAlias = tuple[Any, bool]
 
 
 def document(body: bytes, type_: bytes) -> Document | None:
-    """The JSON that a body is: a document, as RFC 8259, 8.1 has it or in another character set or with a mark of the
-    byte order; or one on each line, or in each event.
+    """The JSON in a body: one document, or one on each line or in each event.
+
+    A document may be in another character set than RFC 8259, 8.1 requires, and have a byte order mark.
     """
     if of_events(type_):
         return _events(body)
@@ -71,8 +72,9 @@ def document(body: bytes, type_: bytes) -> Document | None:
 
 
 def unlike(one: bytes, other: bytes) -> tuple[Document, Document] | None:
-    """Two objects without the members that are the same bytes on both sides: most answers differ in few, and to tell
-    the members apart takes a third of the time that reading them does.  None: both have to be read whole.
+    """Two objects without the members whose bytes are equal on both sides; None: both must be decoded completely.
+
+    Most answers differ in few members, and splitting takes a third of the time of decoding.
     """
     if one[:1] != b"{" or other[:1] != b"{":
         return None
@@ -88,7 +90,7 @@ def unlike(one: bytes, other: bytes) -> tuple[Document, Document] | None:
 
 
 class _UselessError(Exception):
-    """Too much of two objects differs."""
+    """Too many members of two objects differ."""
 
 
 def _unlike(
@@ -121,7 +123,7 @@ def _unlike(
 
 
 def _with_no_numbers(plain: bytes) -> Document | None:
-    """JSON in which NaN and Infinity stand for numbers, as Python and others write it against RFC 8259, 6."""
+    """JSON with NaN and Infinity as numbers, which Python and others write against RFC 8259, 6."""
     try:
         return json.loads(plain), False
     except _NO_JSON:
@@ -129,13 +131,14 @@ def _with_no_numbers(plain: bytes) -> Document | None:
 
 
 def of_events(type_: bytes) -> bool:
-    """Whether that is the type of a stream of events."""
+    """Whether this Content-Type is a stream of events."""
     return type_.lstrip().lower().startswith(b"text/event-stream")
 
 
 def _events(body: bytes) -> Document | None:
-    """The fields of each event (HTML, 9.2.6), its data read where it is JSON; comments, which only keep a connection
-    alive, are left out.
+    """The fields of each event (HTML, 9.2.6), with its data decoded if it is JSON.
+
+    Comments, which only keep a connection alive, are left out.
     """
     if body.count(b"\n") + body.count(b"\r") > LINES:
         return None
@@ -165,7 +168,7 @@ def _events(body: bytes) -> Document | None:
 def differ(findings: Findings, one: bytes, other: bytes, mine: Document, its: Document) -> None:
     """Find what two documents differ in; `one` and `other` are what they were read from."""
     (first, lines), (second, its_lines) = mine, its
-    if type(first) is type(second) and lines is not its_lines:  # who reads an array cannot read lines
+    if type(first) is type(second) and lines is not its_lines:  # a client that reads an array cannot read lines
         findings.add(Change.TYPE, "body", one, other)
         return
 
@@ -206,11 +209,11 @@ class Search:
         self.budget = findings.rules.nodes
         self.encoded = findings.rules.encoded_bytes
         self.prunes = prunes
-        """Whether equal arrays and objects need not be looked into.  For Python, true and 1 are equal: so only where
-        both documents have as many of true and of false.  NOTE: one that has true in place of 1, and 1 in place of
-        true, is missed."""
+        """Whether arrays and objects that are equal for Python can be skipped.  For Python, true and 1 are equal, so
+        only if both documents have equally many of true and of false.  NOTE: a document with true in place of 1, and 1
+        in place of true, is missed."""
         self.pruned: bool | None = None
-        """What `prunes` answered; None: it was not asked yet."""
+        """The answer of `prunes`; None: it was not called yet."""
 
     def values(self, one: Any, other: Any, path: str, depth: int) -> None:
         """Two JSON values."""

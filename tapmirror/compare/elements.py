@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""XML as a document: each element by the names of what it has, so that what differs is a field with a path.
+"""XML as a document like that of JSON, so that each difference is a field with a path.  For SOAP, feeds and other XML.
 
-An element that has nothing but text is that text.  Others have attributes (`@href`), elements by their names, several
-of one name as an array, and their text as `#text`.  Paths are `body.feed.entry.link.@href`: an array has no sign of its
-own, for one element and several of a name are the same field.  Answers of SOAP, feeds, and whatever is said to be XML.
+An element with nothing but text becomes that text.  Any other has its attributes (`@href`), its child elements by name
+(several of one name as an array), and its text as `#text`.  A path is `body.feed.entry.link.@href`: arrays have no sign
+of their own, because one element and several of a name are the same field.
 
-What says nothing: how much white space there is, the order of attributes, quotes, comments, instructions, how
-characters are written (references, CDATA), and the prefixes of names: a namespace is `@xmlns` of the element that is in
-another one than what it is in.  Where the names within an element are the same and come in another order, that is a
-difference.  NOTE: not how elements of several names take turns, and where between them text stands; nor the namespace
-of an attribute, unless the element has another one of its name (`href`, `xlink:href`): the one without a namespace, or
-of the first, is `@href`, the other `@{http://www.w3.org/1999/xlink}href`.
+Ignored are the amount of white space, the order of attributes, quotes, comments, processing instructions, how
+characters are written (references, CDATA), and prefixes of names: an element in another namespace than its parent has
+it as `@xmlns`.  If the same names come in another order within an element, that is a difference.
 
-What comes from the network is hostile: what has a document type, in which entities can be declared that stand for each
-other, is not read, and neither is what is too deep or has too many elements.  The caller takes all that for text.
+NOTE: how elements of several names alternate, and where text stands between them, is not seen.  Nor is the namespace of
+an attribute, unless the element has two of that name (`href`, `xlink:href`): then the one without a namespace, or the
+first, is `@href`, and the other `@{http://www.w3.org/1999/xlink}href`.
+
+What comes from the network is hostile.  XML with a document type, which can declare entities that expand each other, is
+not read; neither is XML that is too deep or has too many elements.  The caller compares these as text.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from tapmirror.compare.findings import Change, Findings
 from tapmirror.compare.words import shortened
 
 DEPTH: Final = 64
-"""Most levels of elements that are read."""
+"""Most levels of elements; deeper XML is not read."""
 ELEMENTS: Final = 5000
-"""Elements and attributes that are read, some 15 ms at worst."""
+"""Most elements and attributes, some 15 ms at worst; XML with more is not read."""
 TIMES: Final = 3
-"""How many times as long as another body of its length XML takes: two of 4 KB 0.5 ms, of 60 KB 6 ms."""
+"""How many times as long XML takes as another body of its length: two of 4 KB take 0.5 ms, of 60 KB 6 ms."""
 TEXT: Final = "#text"
 _NAMESPACE: Final = "@xmlns"
 _BETWEEN: Final = " "
-"""A namespace and the name in it: neither has a space that is read as one."""
+"""Separates a namespace from the name in it; neither contains a space."""
 
 
 class _NotReadError(Exception):
@@ -55,8 +56,9 @@ class Document(msgspec.Struct, gc=False, frozen=True):
 
 
 def document(body: bytes, type_: bytes) -> Document | None:
-    """None: it is no XML (XML 1.0, Namespaces 1.0), or none that is read.  Nothing is replaced: two characters that are
-    none in the character set would be the same.
+    """XML that was read; None: it is not XML (XML 1.0, Namespaces 1.0), or is not read.
+
+    Invalid characters are not replaced, because two different ones would become equal.
     """
     reader = _Reader()
     parser = expat.ParserCreate(namespace_separator=_BETWEEN)
@@ -87,9 +89,9 @@ class _Reader:
         self.left = ELEMENTS
         self.names: list[str] = []
         self.texts: list[str] = []
-        """Text within the open element since the last tag, in pieces."""
+        """Pieces of text in the open element since the last tag."""
         self.known: dict[str, tuple[str, str]] = {}
-        """(namespace, name) by the name as it is written, as far as it was met."""
+        """(namespace, name) of the names met so far, by the name as it is written."""
 
     def begins(self, written: str, attributes: list[str]) -> None:
         """A start tag; names and values of attributes take turns."""
@@ -143,9 +145,7 @@ class _Reader:
 
 
 def _told_apart(attributes: list[str], found: dict[str, Any]) -> dict[str, Any]:
-    """Attributes of which some have one name, in different namespaces, added to what is found: all but the first with
-    their namespace.
-    """
+    """Add attributes of one name in different namespaces to what is found: all but the first with their namespace."""
     names = (written.rpartition(_BETWEEN) for written in attributes[::2])
     for (space, _, name), value in sorted(zip(names, attributes[1::2], strict=True)):
         found[f"@{{{space}}}{name}" if f"@{name}" in found else f"@{name}"] = value
@@ -201,7 +201,7 @@ def _elements(element: dict[str, Any]) -> list[str]:
 
 
 def _whole(element: str | dict[str, Any]) -> dict[str, Any]:
-    """An element that has something but text, or one that has not as if it had."""
+    """An element as an object, even if it has nothing but text."""
     if type(element) is dict:
         return element
     return {TEXT: element} if element else {}

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which endpoint of the application a request is for: its method and the template of its path.
 
-Behind them is the operation that it calls for, where operations share a path (`operations`).
+If operations share a path (`operations`), the name of the operation is added.
 
 Theory of operation
 -------------------
-Templates that are given are tried first.  Others are learned: a segment that
-looks like an identifier is `{id}`, and where many different words are seen at one place, those that are seen seldom
-are `{id}` too.  So names in paths become one endpoint, and frequent words beside them stay what they are.  What was
-named before by a word that is `{id}` by now is renamed (`fold`), of all workers.
+Given templates are tried first.  Others are learned: a segment that looks like an identifier is `{id}`, and if many
+different words are seen at one place of a path, the rare ones are `{id}` too.  So names in paths become one endpoint,
+while frequent words at the same place stay as they are.  Endpoints with a word that became `{id}` later are renamed
+(`fold`), in the states of all workers.
 
-How many are many depends on the room.  A service of forty resources has forty words at one place, and the first forty
-names look the same: they are told apart as long as there is room for them, and where there is none the place that has
-most of them makes it.
+How many words are too many depends on the room.  A service with forty resources has forty words at one place, and so
+have the first forty names of something.  They are kept apart as long as there is room; when there is none, the place
+with most words makes room.
 
-Operations are a closed set in a good client, so each is told apart, up to a share of all endpoints.  What comes after
-them is `{operation}`, and when there was much of that, so are those that were seldom seen since the last time, in the
-place of which others can be: an attacker's names are there as long as he goes on with each of them.  What looks like an
-identifier in a name is `{id}` here too.
+A good client has a closed set of operations, so each is an endpoint, up to a share of all endpoints.  Further ones are
+`{operation}`.  When there were many of those, operations that were rarely seen since the last time make room for
+others.  So names that an attacker invents stay only as long as he continues with each.  What looks like an identifier
+in the name of an operation is `{id}` too.
 
-What clients send is hostile: a scan of random paths must cost neither memory nor the names of real endpoints.  The
-tree of words, the cache and the endpoints are bounded; what comes after the bound is `OTHER`.
+What clients send is hostile: a scan of random paths must cost neither memory nor the names of real endpoints.  The tree
+of words, the cache and the endpoints are bounded; everything beyond the bound is `OTHER`.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from typing import Any, Final, TypeAlias
 from tapmirror.compare.words import shortened, variable
 
 OTHER: Final = "other"
-"""Name of the endpoint that stands for all beyond the bound."""
+"""Name of the endpoint for everything beyond the bound."""
 HOLE: Final = "{id}"
 OPERATION: Final = "{operation}"
-"""Stands for any operation, at a path that has too many."""
+"""In place of any operation, at a path that has too many."""
 TOLD: Final = 0.75
-"""Share of the endpoints that operations may be: the others are of other paths."""
+"""Share of the endpoints that operations may take; the rest is for other paths."""
 SELDOM: Final = 10
-"""Requests below which an operation is seldom, and makes room when so many others were not told apart: `BEYOND`, and
-twice as many each time up to `MOST_BEYOND`."""
+"""An operation with fewer requests is rare, and makes room when enough requests were `{operation}`: `BEYOND` of them,
+and twice as many each time, up to `MOST_BEYOND`."""
 BEYOND: Final = 1000
 MOST_BEYOND: Final = 16_000
 WORDS: Final = 64
-"""Different words at one place that are kept: more is not a set of routes but of names."""
+"""Most different words at one place: more are not routes but names."""
 FEW: Final = 24
-"""Words at one place that are kept when there is no room for more endpoints; else `WORDS`."""
+"""Most words at one place when there is no room for more endpoints; otherwise `WORDS`."""
 FREQUENT: Final = 0.01
-"""Share of the requests at a place from which on a word stays when there are too many."""
+"""Share of the requests at a place that a word needs to stay when there are too many words."""
 SEGMENTS: Final = 8
-"""Most segments of a path that tell endpoints apart."""
+"""Most segments of a path that distinguish endpoints."""
 CACHED: Final = 4096
 CACHED_LENGTH: Final = 512
-"""Bytes of the longest path that is looked up in the cache; longer ones come from who scans."""
+"""Most bytes of a path that is looked up in the cache; longer ones come from scanners."""
 METHODS: Final = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PROPFIND", b"REPORT"}
 )
 
 Places: TypeAlias = dict[str, list[str]]
-"""By the path up to it, in words as names have them: the words that stay what they are at a place that had too many.
-By an endpoint's name and a space its operations that do."""
+"""For each place with too many words, by the path before it as in names of endpoints: the words that stay as they are.
+For an endpoint with too many operations, by its name and a space: the operations that stay."""
 
 _PARTS: Final = re.compile("([/:])")
 _NUMBER: Final = re.compile(rb"(?<=/)[0-9]+(?=/|$)").sub
@@ -80,7 +80,7 @@ class _Node:
         self.words: dict[str, _Node] = {}
         self.hits = 0
         self.full = False
-        """There are too many words here: one that is not in `words` counts as `HOLE`."""
+        """Whether there are too many words here, so that one that is not in `words` counts as `HOLE`."""
 
 
 class Endpoints:
@@ -89,7 +89,7 @@ class Endpoints:
     def __init__(
         self, templates: Iterable[str], limit: int, shown: Callable[[bytes], bytes] = lambda path: path
     ) -> None:
-        """`shown` takes what must not be shown out of a path."""
+        """`shown` removes what must not be shown from a path."""
         self._shown = shown
         templates = tuple(templates)
         self._given = [_Template(text) for text in templates]
@@ -99,19 +99,19 @@ class Endpoints:
         self._root = _Node()
         self._nodes = 1
         self._wide = False
-        """Some place has more than `FEW` words."""
+        """Whether a place has more than `FEW` words."""
         self._names: set[str] = set()
         self._cache: dict[tuple[bytes, bytes], list[Any]] = {}  # [name, requests since it was settled, words]
         self._operations: dict[str, dict[str, list[Any]]] = {}  # by endpoint, what was called for: [name, requests]
         self._told = 0
-        """Operations that are told apart, of all endpoints."""
+        """How many operations are kept apart, of all endpoints."""
         self._holes: set[str] = set()
-        """Endpoints that have more operations than are told apart."""
+        """Endpoints with more operations than are kept apart."""
         self._beyond = 0
         self._patience = BEYOND
-        """When so many operations were not told apart, the seldom ones make room."""
+        """After this many requests with `{operation}`, rare operations make room."""
         self.learned = 0
-        """Goes up when names seen before have become others: `fold` them then."""
+        """Grows when names that were seen before have changed: then `fold` them."""
 
     def name(self, method: bytes, target: bytes, operation: str = "") -> str:
         """The endpoint's name: `GET /users/{id}`, `POST /graphql getUser`."""
@@ -138,7 +138,7 @@ class Endpoints:
         return name
 
     def places(self) -> Places:
-        """Where too many words were seen, and which are still told apart there: what `fold` needs."""
+        """The places with too many words, and the words that are still kept apart there; for `fold`."""
         found: Places = {}
         rest = [("", self._root)]
         while rest:
@@ -151,7 +151,7 @@ class Endpoints:
         return found
 
     def _settle(self) -> None:
-        """Count at their places the requests that the cache answered, and forget them."""
+        """Count the requests that the cache answered at their places in the tree, and empty the cache."""
         for _, hits, words in self._cache.values():
             if not hits:
                 continue
@@ -166,7 +166,7 @@ class Endpoints:
         self._cache.clear()
 
     def _find(self, method: bytes, path: bytes) -> tuple[str, list[str]]:
-        """The name, and the words that count for the template if that is learned."""
+        """The name, and the words of the path; no words if a given template matches."""
         verb = method.decode() if method in METHODS else "OTHER"
         segments = _segments(path)
         for template in self._given:
@@ -200,7 +200,7 @@ class Endpoints:
         return self._admitted(found[0])
 
     def _make_room(self) -> None:
-        """Operations that were seldom called for are not told apart any more."""
+        """Stop keeping rare operations apart."""
         self._beyond = 0
         self._patience = min(2 * self._patience, MOST_BEYOND)
         before = self._told
@@ -246,7 +246,7 @@ class Endpoints:
         return found
 
     def _narrow_widest(self) -> None:
-        """There are too many endpoints: the place that has most words makes room."""
+        """Make room at the place with most words, because there are too many endpoints."""
         wide, rest = [], [self._root]
         while rest:
             node = rest.pop()
@@ -258,7 +258,7 @@ class Endpoints:
             self._narrow(max(wide, key=lambda node: len(node.words)))
 
     def _narrow(self, node: _Node) -> None:
-        """Too many words at one place: the seldom ones become one."""
+        """Join the rare words at a place that has too many."""
         self._settle()
         node.full = True
         least = max(10.0, FREQUENT * node.hits)
@@ -332,10 +332,10 @@ def _of_words(text: str) -> str:
 
 
 def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[str] = frozenset()) -> dict[str, str]:
-    """New names by old, of those names that have a word that is not told apart at its place any more.
+    """New names by old, for names with a word that is not kept apart at its place any more.
 
-    `given` are the templates of the spec, of which one without a method is for all methods.  A learned name that looks
-    like a template is none: or a request for `/5/7` would make one of all paths of two segments.
+    `given` are the templates of the spec; one without a method is for all methods.  A learned name is never used as a
+    template, even if it looks like one: otherwise a request for `/5/7` would join all paths of two segments.
     """
     known = {place: {*words} for place, words in places.items()}
     found = {}
@@ -352,8 +352,10 @@ def fold(names: Iterable[str], places: Mapping[str, Sequence[str]], given: Set[s
 
 
 def _folded(path: str, known: Mapping[str, Set[str]]) -> str:
-    """Of more words than count none was learned; a hostile worker's name may have millions, and each is looked up with
-    all before it.
+    """The path with `{id}` for words that are not known at their places.
+
+    Only the first `SEGMENTS` are looked up: no more were learned, and a hostile worker's name may have millions, each
+    of which would be looked up together with all before it.
     """
     first, *words = path.split("/", SEGMENTS + 1)
     place = ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the state of a comparison says: rates, quantiles, what differs and what is noise, and the verdict.
+"""The results of a comparison, computed from its state: rates, quantiles, differences and noise, and the verdict.
 
-This is what reports show, and `report --format json` prints.  Times are in milliseconds, shares between 0 and 1.
+Reports show them, and `report --format json` prints them.  Times are in milliseconds, shares between 0 and 1.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from tapmirror.spec.compare import Compare, Level
 
 SCHEMA_FIGURES: Final = "tapmirror.report/1"
 BINS: Final = 48
-"""Bins of a distribution that is drawn, at most."""
+"""Most bins of a distribution for drawing."""
 MS: Final = 1e-6
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A number, and between which it lies for certain enough (alpha of the limits)."""
+    """A number, and the interval that contains it (with the certainty of the limits' alpha)."""
 
     value: float | None
     """The number; None: it is not known."""
@@ -93,7 +93,7 @@ class FieldFigures(msgspec.Struct, frozen=True):
     noise: float | None
     """Share of pairs of one version in which it differed; None: there were none."""
     rate: float
-    """`raw` without the part that noise makes of it."""
+    """`raw` without the part that is due to noise."""
     samples: list[Sample]
 
 
@@ -113,7 +113,7 @@ class EndpointFigures(msgspec.Struct, frozen=True):
     """The shadow's error rate less production's."""
     compared: int
     differing: int
-    """Exchanges that differed otherwise than by noise."""
+    """Exchanges that differed by more than noise."""
     diff_rate: Estimate
     fields: list[FieldFigures]
     skipped: dict[str, int]
@@ -147,9 +147,9 @@ class Figures(msgspec.Struct, frozen=True):
     failures: dict[str, int]
     thinned: int
     raw: int
-    """Connections that are no HTTP/1, of which nothing is compared."""
+    """Connections that are not HTTP/1, and so not compared."""
     rtt: float | None
-    """Mean of the network's least round trip to the shadow, which its times contain; None: not known."""
+    """Mean of the least round-trip times to the shadow, which its times include; None: not known."""
     notes: list[str]
     verdict: Verdict
     alpha: float
@@ -158,13 +158,13 @@ class Figures(msgspec.Struct, frozen=True):
     """Figures of each endpoint, the worst first."""
     line: list[PointFigures]
     width: float
-    """Seconds of a point of `line`."""
+    """Seconds that a point of `line` covers."""
 
 
 def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, State]:
-    """The states of all shadows by label, of the snapshots of several workers.
+    """Merge the snapshots of several workers into the states of all shadows, by label.
 
-    Raises `msgspec.ValidationError` where one is not what it should be.
+    Raises `msgspec.ValidationError` if one is malformed.
     """
     bounds = state_bounds(spec)
     by_label: dict[str, list[State]] = {}
@@ -177,7 +177,7 @@ def merge(snapshots: Sequence[Mapping[str, Any]], spec: Compare) -> dict[str, St
 
 
 def figures(tap: str, shadow: str, state: State, spec: Compare, limits: VerdictLimits) -> Figures:
-    """What a state says."""
+    """The figures of a state."""
     thresholds = _thresholds(spec)
     known = _noise_elsewhere(state, thresholds)
     total = whole(state)
@@ -245,14 +245,14 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: VerdictL
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """How many exchanges of an endpoint differ, by how certain it is that the difference is no noise."""
+    """How many exchanges of an endpoint differ, by how certain it is that the difference is not noise."""
 
     differing: int = 0
-    """Exchanges that differ otherwise than by noise."""
+    """Exchanges that differ by more than noise."""
     certain: int = 0
-    """Exchanges with a field that differs more often than by noise for certain; without those of `erring`."""
+    """Exchanges with a field that certainly differs more often than by noise; without those of `erring`."""
     possible: int = 0
-    """Exchanges with a field that is no noise, or of which that is not known yet; without those of `erring`."""
+    """Exchanges with a field that is not noise, or may not be noise; without those of `erring`."""
     erring: int = 0
     """Exchanges of `differing` that differ because only one side's answer is an error."""
 
@@ -290,12 +290,12 @@ def judged_endpoint(
     `known` are the fields that are noise elsewhere (`noise_of`), `fields` how many fields differ at all endpoints,
     `by_status` as of `crowds_by_status`.
 
-    If error rates have a limit, exchanges with an error of one side alone count for that limit only, as long as neither
-    side has more of them for certain: it compares the sides' sums, while two equal versions with 1 % of errors each
-    differ in 2 % of the exchanges.
+    If error rates have a limit, exchanges with an error of one side alone count only for that limit, as long as neither
+    side certainly has more of them.  That limit compares the sums of both sides, while two equal versions with 1 % of
+    errors each differ in 2 % of the exchanges.
 
-    Statuses below 500 that are balanced (`balanced_statuses`) are not counted either: they are a rate limiter's, or of
-    whoever comes first.
+    Statuses below 500 that are balanced (`balanced_statuses`) are not counted either: they come from rate limiters, or
+    from races.
     """
     given = [limits.max_error_diff, limits.max_p99_ratio, limits.max_diff_rate]
     level = limits.alpha / max(1, sum(limit is not None for limit in given))
@@ -327,7 +327,7 @@ def judged_endpoint(
 
 
 def noise_of(endpoint: Endpoint, spec: Compare) -> set[str]:
-    """Fields of an endpoint that are noise, and of which noise pairs were seen."""
+    """Fields of an endpoint that are noise, as its noise pairs show."""
     return _noise(endpoint, _thresholds(spec))
 
 
@@ -381,9 +381,9 @@ def _endpoint(
 
 
 def certainly(name: str, endpoint: Endpoint, probes: bool, alpha: float) -> bool:
-    """Whether probes, or repeats, show that a field is no noise; it is wrong with probability `alpha` at most.
+    """Whether probes, or repeats, show that a field is not noise; wrong with probability `alpha` at most.
 
-    A field that has no such pairs, and a status, is taken to be no noise.
+    A field without such pairs, and a status, counts as not noise.
     """
     if not (probes or endpoint.probed or endpoint.repeated) or name.endswith(_STATUS):
         return True
@@ -407,7 +407,7 @@ def _quantiles(sketch: Sketch, unit: float) -> dict[str, float]:
 
 
 def crowds_of(state: State, share: float) -> tuple[float, float]:
-    """For (shadow, production): how many of the times beyond the quantile `share` count as one (`statistics.crowd`)."""
+    """(shadow's, production's) crowd: how many of the times beyond the quantile `share` count as one."""
     line = state.line
     return (
         crowd({number: point.shadow for number, point in line.items() if point.shadow}, share),
@@ -416,13 +416,13 @@ def crowds_of(state: State, share: float) -> tuple[float, float]:
 
 
 def error_crowd(state: State, only_shadow: int, only_production: int) -> float:
-    """How many errors of one side alone count as one (`statistics.crowd_of_differences`)."""
+    """The crowd of errors of one side alone: how many count as one (`statistics.crowd_of_differences`)."""
     line = {number: (point.pairs, point.errors[1] - point.errors[0]) for number, point in state.line.items()}
     return crowd_of_differences(line, only_shadow, only_production, state.width)
 
 
 def _part(crowds: tuple[float, float], count: int, of: int) -> tuple[float, float]:
-    """Of an endpoint that has so many of all: its requests are so much farther from each other."""
+    """The crowds of an endpoint with `count` of the `of` requests, which are that much farther from each other."""
     return crowds if not of else (thinned(crowds[0], count / of), thinned(crowds[1], count / of))
 
 
@@ -485,20 +485,21 @@ def _noise(endpoint: Endpoint, thresholds: Thresholds) -> set[str]:
 
 
 def _badness(endpoint: EndpointFigures) -> float:
-    """By what comes first: errors, differences, slowness as far as it is certain."""
+    """By what endpoints are sorted: errors, differences, slowness as far as it is certain."""
     slower = math.log(max(1.0, endpoint.p99_ratio.low or 1.0)) + math.log(max(1.0, endpoint.p50_ratio.low or 1.0))
     return 10 * max(0.0, endpoint.error_diff.value or 0.0) + (endpoint.diff_rate.value or 0.0) + slower
 
 
 def _doublings(endpoint: EndpointFigures) -> int:
-    """How many times over its median seems to have doubled.  That is certain after hundreds of requests only: until
-    then it puts those first that one should look at.
+    """How many times the median seems to have doubled.
+
+    This is certain only after hundreds of requests; until then it puts the most interesting endpoints first.
     """
     return int(math.log2(max(1.0, endpoint.p50_ratio.value or 1.0)))
 
 
 def _late(state: State, pairs: int) -> list[str]:
-    """That the tap was late: of what it sent late no times count."""
+    """A note that the tap was late, and how many exchanges are not timed for that."""
     if not state.late:
         return []
     cause = f"the tap was more than {1000 * LATE:.0f} ms behind"
@@ -506,7 +507,7 @@ def _late(state: State, pairs: int) -> list[str]:
 
 
 def _asked_once(endpoints: Sequence[EndpointFigures], spec: Compare) -> list[str]:
-    """What to do where identifiers and times count as differences, for no pairs of one version show them."""
+    """A note about endpoints where identifiers and times may count as differences, for lack of noise pairs."""
     names = [
         each.name
         for each in endpoints
@@ -584,9 +585,9 @@ def _coarse(buckets: dict[int, int], share: float) -> float:
 
 
 _STATUS: Final = " status"
-"""What the names of differences of statuses end with; such answers are not compared any further."""
+"""The end of the names of differences of statuses; such answers are not compared any further."""
 _IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "
 _VALUE: Final = f"{Change.VALUE.value} "
 _PROBED: Final = ("GET ", "HEAD ", "OPTIONS ")
-"""Endpoints of requests that a shadow may get twice."""
+"""The beginning of names of endpoints whose requests a shadow may get twice."""
 _ORDER: Final = {Nature.DIFFERENT: 0, Nature.WAITING: 1, Nature.NOISE: 2}

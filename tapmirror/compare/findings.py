@@ -11,7 +11,7 @@ import msgspec
 from tapmirror.compare.rules import Rules
 
 PATH: Final = 200
-"""Characters of a path; names within are cut to 60."""
+"""Most characters of a path; names in it are cut at 60."""
 
 
 class Change(enum.Enum):
@@ -24,7 +24,7 @@ class Change(enum.Enum):
     ORDER = "order"
     LENGTH = "length"
     IDENTIFIER = "identifier"
-    """Both values look like identifiers that each side gives anew (`identifiers`)."""
+    """Both values look like identifiers that each side generates (`identifiers`)."""
 
 
 class Difference(msgspec.Struct, gc=False):
@@ -42,7 +42,7 @@ class Difference(msgspec.Struct, gc=False):
 
 
 class Findings:
-    """The differences of one comparison; those that are ignored are none."""
+    """The differences of one comparison, without ignored ones."""
 
     __slots__ = ("found", "most", "rules")
 
@@ -50,7 +50,7 @@ class Findings:
         self.rules = rules
         self.found: list[Difference] = []
         self.most = rules.differences
-        """When so many are found, objects and arrays are looked through no further."""
+        """When this many are found, objects and arrays are not searched any further."""
 
     def add(self, change: Change, path: str, one: Any, other: Any) -> None:
         """Add a difference, if it counts and there is room for it."""

@@ -14,18 +14,18 @@ from tapmirror.compare.words import shortened
 _LENGTH: Final = b"content-length"
 _CODING: Final = b"content-encoding"
 _OF_NAMES: Final = frozenset({b"vary", b"access-control-allow-headers", b"access-control-expose-headers"})
-"""Fields that are sets of names of fields (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3), in which case does not count."""
+"""Fields whose value is a set of field names (RFC 9110, 5.1 and 12.5.5; Fetch, 3.3.3), in any case."""
 _WITH_NAMES: Final = frozenset({b"no-cache", b"private"})
-"""Directives of Cache-Control that may have such a set (RFC 9111, 5.2.2)."""
+"""Directives of Cache-Control whose argument may be such a set (RFC 9111, 5.2.2)."""
 _OR_OPEN: Final = re.compile(rb'("(?:[^"\\]|\\.|\\\Z)*(?:"|\Z))', re.DOTALL)
-"""A quoted string, or the rest behind a quote that none ends: or each would be looked for to the end."""
+"""A quoted string, or the rest after a quote that is not closed, so that not each such quote is searched to the end."""
 _QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED: Final = re.compile(rb"\\(.)", re.DOTALL)
 _WITH_TOKENS: Final = frozenset({b"location", b"content-location", b"link", b"refresh", b"content-security-policy"})
-"""Fields in which numbers and tokens stand beside what counts: where these alone differ that is a field of its own, or
-the state of a redirect, which is always another one, would hide that it leads elsewhere."""
+"""Fields with numbers and tokens beside what matters.  If only these differ, that is a separate field: otherwise the
+state parameter of a redirect, which is always a new one, would hide that the redirect leads elsewhere."""
 _OF_METHODS: Final = frozenset({b"allow", b"access-control-allow-methods"})
-"""Fields that are sets of methods (RFC 9110, 10.2.1).  Apache's order is another one after each start."""
+"""Fields whose value is a set of methods (RFC 9110, 10.2.1).  Apache's order changes with each start."""
 
 
 def differ(findings: Findings, one: bytes, other: bytes) -> None:
@@ -56,8 +56,9 @@ def differ(findings: Findings, one: bytes, other: bytes) -> None:
 
 
 def lengths_differ(findings: Findings, one: bytes, other: bytes) -> None:
-    """Find what the bodies that two answers to HEAD leave out differ in: their length, where both say it, for they
-    need not (RFC 9110, 8.6), and neither is compressed, which need not be done the same way.
+    """Compare the lengths of bodies that two answers to HEAD leave out.
+
+    Only if both give it, since they need not (RFC 9110, 8.6), and neither is compressed, since compression may differ.
     """
     mine, its = fields(one), fields(other)
     length, its_length = mine.get(_LENGTH), its.get(_LENGTH)
@@ -67,7 +68,7 @@ def lengths_differ(findings: Findings, one: bytes, other: bytes) -> None:
 
 
 def fields(head: bytes) -> dict[bytes, bytes]:
-    """Of a response's head: values by lower-case name; several of one name joined by a line break."""
+    """The fields of a response's head: values by lower-case name; several of one name are joined by a line break."""
     found: dict[bytes, bytes] = {}
     for line in head.split(b"\n")[1:]:
         name, colon, value = line.partition(b":")
@@ -79,28 +80,28 @@ def fields(head: bytes) -> dict[bytes, bytes]:
 
 
 def _may_differ(one: bytes, other: bytes, ignored: frozenset[bytes]) -> bool:
-    """Whether two heads have different lines whose names count.  Most differ in Date and identifiers only."""
+    """Whether two heads have different lines that count.  Most heads differ only in Date and identifiers."""
     mine, its = one.split(b"\n"), other.split(b"\n")
-    if len(mine) == len(its):  # as a rule in the same order
+    if len(mine) == len(its):  # usually in the same order
         for line, its_line in zip(mine, its, strict=True):
             if line != its_line and (_counts(line, ignored) or _counts(its_line, ignored)):
                 break
         else:
             return False
     lines, its_lines = {*mine}, {*its}
-    if len(lines) < len(mine) or len(its_lines) < len(its):  # a line twice may be there once on the other side
+    if len(lines) < len(mine) or len(its_lines) < len(its):  # a line may be there twice, and once on the other side
         return True
     return any(_counts(line, ignored) for line in lines ^ its_lines)
 
 
 def _counts(line: bytes, ignored: frozenset[bytes]) -> bool:
-    """Whether it is a field's that is compared."""
+    """Whether a line is of a field that is compared."""
     name, colon, _ = line.partition(b":")
     return bool(colon) and name.strip().lower() not in ignored
 
 
 def _means(name: bytes, value: bytes) -> object:
-    """A value without what says nothing: the order of a set, its lines (RFC 9110, 5.3), how a type is written."""
+    """A value without what has no meaning: the order and lines of a set (RFC 9110, 5.3), the spelling of a type."""
     if name == b"content-type":
         return _type(value)
     if name == b"cache-control":
@@ -119,8 +120,10 @@ def _names(value: bytes) -> frozenset[bytes]:
 
 
 def _directives(value: bytes) -> dict[bytes, tuple[bytes | frozenset[bytes], ...]]:
-    """Those of Cache-Control: in any order, but of one that is given twice, as where a proxy adds to an application's,
-    the first counts (RFC 9111, 4.2.1); quoted or not; case counts where an extension says so, and we cannot know.
+    """The directives of Cache-Control, in any order, quoted or not.
+
+    Of a directive that is given twice, as by an application and a proxy, the first counts (RFC 9111, 4.2.1).  Case is
+    kept in arguments: an extension may depend on it.
     """
     found: dict[bytes, dict[bytes | frozenset[bytes], None]] = {}
     for part in _parts(value.replace(b"\n", b","), b","):
@@ -131,8 +134,10 @@ def _directives(value: bytes) -> dict[bytes, tuple[bytes | frozenset[bytes], ...
 
 
 def _type(value: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """A type without white space, the boundary of a multipart, the order of parameters, quotes, and case where none
-    counts (RFC 9110, 8.3.1).
+    """A media type without white space, boundary, order of parameters and quotes, and without case if it has no
+    meaning.
+
+    See RFC 9110, 8.3.1.
     """
     kind, *parts = _parts(without_boundary(value), b";") or [b""]
     parameters = [
@@ -142,7 +147,7 @@ def _type(value: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
 
 
 def _parts(value: bytes, sign: bytes) -> list[bytes]:
-    """What stands between signs that are not within quotes (RFC 9110, 5.6.4), where it is anything."""
+    """The non-empty parts between signs that are not inside quotes (RFC 9110, 5.6.4)."""
     found = [[b""]]
     for part in _OR_OPEN.split(value):
         if part[:1] == b'"':
@@ -155,7 +160,7 @@ def _parts(value: bytes, sign: bytes) -> list[bytes]:
 
 
 def _parameter(part: bytes) -> tuple[bytes, bytes]:
-    """Its name, and its value without quotes."""
+    """The name of a parameter, and its value without quotes."""
     name, sign, value = part.partition(b"=")
     value = value.strip()
     quoted = _QUOTED.fullmatch(value)
@@ -163,7 +168,7 @@ def _parameter(part: bytes) -> tuple[bytes, bytes]:
 
 
 def _cookies(value: bytes) -> bytes:
-    """Cookies without their values and times: sessions differ always."""
+    """Cookies without their values and times, because sessions always differ."""
     kept = []
     for line in value.split(b"\n"):
         name, *attributes = line.split(b";")

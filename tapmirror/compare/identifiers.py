@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which differences are those of names and times that each version gives anew, where no request is sent twice.
+"""Differences that are identifiers and times which each version generates, for requests that are not sent twice.
 
 Theory of operation
 -------------------
-A `POST` that makes something answers with its identifier and the time: another one on each side, always.  Nothing may
-be sent twice to see that it differs by itself.  But an identifier gives itself away over some exchanges:
+A `POST` that creates something answers with its identifier and the time, which always differ between the sides.  Such a
+request may not be sent twice to see that.  But identifiers can be recognised over some exchanges:
 
-* a *token* (UUID, ULID, a hash, a random name) has the same form on both sides, is another one on both sides in every
-  exchange and never comes again;
-* a *number* (17, `ORD-00017`, `/orders/17`) goes up with time on both sides and never comes again;
-* a *time* (RFC 3339, or of the epoch) is as far from the Date of its own answer on both sides, within `APART`.
+* a *token* (UUID, ULID, a hash, a random name) has the same form on both sides, is a new one on both sides in every
+  exchange, and never comes again;
+* a *number* (17, `ORD-00017`, `/orders/17`) goes up with time on both sides, and never comes again;
+* a *time* (RFC 3339, or since the epoch) is equally far from the Date of its own answer on both sides, within `APART`.
 
-A difference that is so is called `Change.IDENTIFIER`.  What is *unlike* an identifier counts against all of the field:
-that both sides have the same token, that it stood in the request, that both sides' numbers go down.  A field with
-enough such differences and hardly anything unlike is noise (`likely`); all else differs.
+Such a difference is called `Change.IDENTIFIER`.  An exchange can also be *unlike* an identifier, which counts against
+the whole field: both sides have the same token, it was in the request, or both sides' numbers go down.  A field with
+enough such differences and hardly anything unlike is noise (`likely`); every other field differs.
 
-What one side alone does wrong is no difference of identifiers and stays what it was, a difference of the value: a form
-that is not production's, a token that came before, one that is elsewhere in the other side's answer, a number that does
-not go up.
+If only one side breaks the rules, it is not a difference of identifiers but stays a difference of the value: a form
+that is not production's, a token that came before or is elsewhere in the other side's answer, a number that does not go
+up.
 
-NOTE: two tokens that change places, a number that counts what is there (`total`, one more after each request) and is
-wrong by the same number each time, cannot be told from identifiers.  So reports say what was taken for one.
+NOTE: two tokens that are swapped, and a number that counts things (`total`, one more after each request) and is wrong
+by the same amount each time, cannot be told from identifiers.  So reports list what was taken for one.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ from tapmirror.compare.heads import fields
 from tapmirror.exchange import Answer, Asked
 
 ENOUGH: Final = 20
-"""Differences from which on a field is believed to be an identifier."""
+"""How many differences of identifiers a field needs to be taken for one."""
 UNLIKE: Final = 20
-"""So many times as many differences of identifiers there must be as what is unlike one."""
+"""How many times as many differences of identifiers there must be as exchanges that are unlike one."""
 TRACKS: Final = 512
-"""Fields that are watched, of one worker: each takes 12 KB.  Of more the differences count."""
+"""Most fields that one worker watches: each takes 12 KB.  In further fields all differences count."""
 SLOTS: Final = 512
-"""Tokens that are remembered of each side of a field, the newer in place of the older."""
+"""Most tokens that are remembered of each side of a field; newer ones replace older ones."""
 BEFORE: Final = 32
-"""Numbers that are remembered of each side, the last ones."""
+"""Most numbers that are remembered of each side: the last ones."""
 STEP: Final = 125_000_000
 """Least nanoseconds between two numbers that are remembered of one side."""
 CERTAIN: Final = 1_000_000_000
-"""Nanoseconds between two answers from which on the later one must have the higher number.  Below it that is not so:
-requests at once are answered in any order, and here answers come as the slower side gives them."""
+"""If two answers are this many nanoseconds apart, the later one must have the higher number.  Requests at the same time
+are answered in any order, and answers come here in the order of the slower side."""
 APART: Final = 3.0
-"""Seconds between a time and the Date of the answer, which is of whole seconds, more on one side than on the other."""
+"""Seconds by which a time's distance from its answer's Date, which has whole seconds, may differ between the sides."""
 FAR: Final = 400 * 86400.0
-"""Seconds from the Date up to which a number is taken for a time: what expires does so in a year."""
+"""Seconds from the Date within which a number is taken for a time: things expire within a year."""
 LONG: Final = 8
-"""Characters of a token that are looked for in requests and answers: shorter ones are there by chance."""
+"""Least characters of a token that is searched for in requests and answers: shorter ones are there by chance."""
 
 _UUID: Final = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _TOKEN: Final = re.compile(
@@ -104,7 +104,7 @@ class _Track:
         """The least and the most of production's tokens."""
         self.prefix = ""
         self.same = 0
-        """So many of production's last tokens in a row begin so: what looks like a prefix may be there by chance."""
+        """How many of production's last tokens in a row begin like this: a seeming prefix may be there by chance."""
 
     def alike(self, one: str, other: str) -> bool:
         """Whether the shadow's token is of the form of production's, as far as that is known yet."""
@@ -120,6 +120,7 @@ class _Track:
 
     def again(self, side: int, value: Any, at: int) -> bool:
         """Whether the side gave this token before, or a number that does not go up with time (`at`, in nanoseconds).
+
         The value is remembered.
         """
         name = int.from_bytes(blake2b(str(value).encode("utf-8", "replace"), digest_size=8).digest()) or 1
@@ -154,8 +155,9 @@ class Identifiers:
         self._tokens: dict[str, list[str]] = {}
 
     def sort(self, endpoint: str, asked: Asked, one: Answer, other: Answer, found: list[Difference]) -> Sorted:
-        """Name those differences `Change.IDENTIFIER` that look like two identifiers.  For an exchange whose request may
-        not be sent twice; `one` is production's answer, `other` the shadow's.
+        """Change differences that look like two identifiers to `Change.IDENTIFIER`.
+
+        For exchanges whose request may not be sent twice.  `one` is production's answer, `other` the shadow's.
         """
         sorted_: list[Difference] = []
         unlike: list[str] = []
@@ -212,17 +214,18 @@ def likely(count: int, unlike: int) -> bool:
 
 
 def _equal(tokens: list[str], differing: set[str], one: Answer) -> list[str]:
-    """Those that are there and do not differ: of an identifier that each side gives both have never the same.
+    """The tokens that are present and do not differ: two sides never generate the same identifier.
 
-    What is null or empty, and what lies within that which differs as a whole, says nothing.
+    Null and empty values, and values inside something that differs as a whole, do not count.
     """
     rest = [path for path in tokens if path not in differing and not any(map(differing.__contains__, _above(path)))]
     return _standing(rest, one) if rest else []
 
 
 def _standing(paths: list[str], answer: Answer) -> list[str]:
-    """Those at which an answer has a token: of fields of the head, of members of JSON, of elements of XML.  Elsewhere
-    nobody would see that both sides have the same, so nothing there is taken for an identifier.
+    """The paths at which an answer has a token, among header fields, members of JSON and elements of XML.
+
+    Elsewhere it could not be seen that both sides have the same token, so nothing there is taken for an identifier.
     """
     names = fields(answer.head)
     read = _reader(_plain_body(answer), names.get(b"content-type", b""))
@@ -238,7 +241,7 @@ def _standing(paths: list[str], answer: Answer) -> list[str]:
 
 
 def _reader(body: bytes, type_: bytes) -> Callable[[str], Iterable[Any]]:
-    """What gives the values that a body has at a path: of JSON and XML."""
+    """A function that returns the values of a body at a path, for JSON and XML."""
     if is_xml(type_):
         tree = elements.document(body, type_)
         return lambda path: () if tree is None else elements.at(tree.root, path)
@@ -247,7 +250,7 @@ def _reader(body: bytes, type_: bytes) -> Callable[[str], Iterable[Any]]:
 
 
 def _above(path: str) -> list[str]:
-    """The paths of what a field lies in."""
+    """The paths of everything that contains a field."""
     return [path[: found.start()] for found in _INNER.finditer(path)]
 
 
@@ -271,8 +274,10 @@ def _forms(each: Difference, one: Answer, other: Answer, *, known: bool) -> tupl
 
 
 def _by_chance(mine: Form, its: Form, first: str, second: str, known: bool) -> tuple[Form, Form] | None:
-    """Two of the form of one of them, where by chance the other looks like another: a hash without letters, a random
-    name that has digits at its end only, or none; also both, where tokens are `known` to be.
+    """Both forms, corrected if one of two tokens looks like another form by chance.
+
+    That may be a hash without letters, or a random name with digits at its end only, or with none.  Both may look so if
+    the field is `known` to have tokens.
     """
     before, _, one = first.rpartition("/")
     its_before, _, other = second.rpartition("/")
@@ -349,7 +354,7 @@ def _in_time(first: str, second: str, one: Answer, other: Answer) -> bool | None
 
 
 def _seconds(text: str, unit: float) -> float | None:
-    """Since the epoch."""
+    """Seconds since the epoch."""
     try:
         if _TIME.fullmatch(text):
             time = datetime.datetime.fromisoformat(text)

@@ -8,13 +8,13 @@ Two kinds of pairs show it, without a second production:
 * A *probe*: a safe request that the shadow got twice.  Its two answers come from the same version.
 * A *repeat*: the same request (method, target, fields that choose an answer) that production answered again later.
 
-Noise is what both show.  A field that differs among probes only is a shadow that cannot make up its mind where
-production can; one that differs among repeats only is data that changed in between.
+Noise is what both show.  If a field differs among probes only, the shadow is inconsistent where production is not.  If
+it differs among repeats only, data changed in between.
 
 A field of an endpoint has a raw rate (of exchanges in which it differs) and a noise rate (of such pairs).  It may be
-different when both are further apart than Diffy's thresholds (Twitter 2015): relatively, |raw - noise| / (raw +
-noise), and absolutely.  Diffy has as many noise pairs as exchanges; here they are few, so it is asked
-that both rates are apart for certain (confidence sequences, `statistics`), one way or the other:
+different when both rates are further apart than Diffy's thresholds (Twitter 2015): relatively, |raw - noise| / (raw +
+noise), and absolutely.  Diffy has as many noise pairs as exchanges.  Here they are few, so in addition it must be
+certain that the rates differ (confidence sequences, `statistics`), in one of two ways:
 
 * The raw rate is higher than that of noise.
 * The difference *holds*.  To exclude noise of 1 % takes a thousand pairs of any requests.  So half of the probes are
@@ -25,18 +25,18 @@ that both rates are apart for certain (confidence sequences, `statistics`), one 
   and however rare.  So ten checks that all hold are a surprise of 1 in 100.  What is left of that half goes to more
   pairs of endpoints where nothing else is missing.
 
-Symmetry fails where what differs depends on the time: the first two answers are milliseconds apart, the check comes
-seconds later.  A clock that shows minutes differs among the first two if its tick is between them, and holds
-then.  But a probe is `DRIFT` times further from the first copy than the two answers to one request are from
-each other, so such a field shows among probes so many times as often.  So the second way asks also that noise is
-rarer than `DRIFT` times the raw rate.
+Symmetry fails if what differs depends on time: the first two answers are milliseconds apart, and the check comes
+seconds later.  A clock that shows minutes differs among the first two if its tick is between them, and then holds.  But
+a probe is `DRIFT` times further from the first copy than the two answers to one request are from each other, so such a
+field differs among probes that many times as often.  So the second way also requires that noise is rarer than `DRIFT`
+times the raw rate.
 
-A field is said to be different with a probability of error of `SURPRISE` at whatever time one looks; a verdict, which
-is about all of them together, asks for more (`figures`).
-NOTE: what a cache of the shadow gives a second time holds, also if it would be another one without.
+A field is called different with a probability of error of `SURPRISE`, whenever one looks.  A verdict, which is about
+all fields together, requires more (`figures`).  NOTE: if a cache of the shadow answers the second time, the difference
+holds, even if it would not without the cache.
 
-Where there will be no noise pair (of POST requests) nothing is known about noise: then a field is taken for noise if
-it is noise at other endpoints, and else counts as different.
+If there will be no noise pairs (for POST requests), nothing is known about noise.  Then a field is taken for noise if
+it is noise at other endpoints, and otherwise counts as different.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ from tapmirror.compare.summary import Endpoint, Field
 from tapmirror.exchange import Answer
 
 ENOUGH: Final = 20
-"""Pairs of one kind from which on it is believed."""
+"""How many pairs of one kind are needed to rely on that kind alone."""
 SURPRISE: Final = 0.01
-"""Probability that a field is ever said to be different and is not, at whatever time one looks."""
+"""Probability that a field is ever called different and is not, whenever one looks."""
 DRIFT: Final = 10
 """A probe is sent 1.5 s after the first copy, a check too; both sides answer within 150 ms of each other."""
 NEVER: Final = 1e-5
-"""Probability of error down to which there are more checks, and more pairs: a verdict has enough then too."""
+"""Checks, and pairs, are made until the probability of error is below this, which is enough for a verdict too."""
 CHECKS: Final = 64
-"""Checks that are made of one field at most."""
+"""Most checks of one field."""
 UNSTEADY: Final = 4
-"""Checks that did not hold, from which on a field is not checked any more if they are a third of all."""
+"""A field is not checked any more after this many checks that did not hold, if they are a third of all."""
 CHOOSING: Final = frozenset(
     {
         *(b"accept", b"accept-encoding", b"accept-language", b"authorization", b"cookie", b"range", b"host", b"origin"),
@@ -72,7 +72,7 @@ CHOOSING: Final = frozenset(
         *(b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range"),
     }
 )
-"""Request fields on which an answer depends as a rule."""
+"""Request fields on which an answer usually depends."""
 
 
 class Nature(enum.Enum):
@@ -81,7 +81,7 @@ class Nature(enum.Enum):
     DIFFERENT = "different"
     NOISE = "noise"
     WAITING = "waiting"
-    """More often than the noise seen so far, but with so few noise pairs that may be chance."""
+    """It differs more often than the noise seen so far, but with so few noise pairs that this may be chance."""
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> Nature:
-    """What a field is that differs in `raw` of so many exchanges: noise, a difference, or not known yet."""
+    """Whether a field that differs in `raw` of `exchanges` is noise, a difference, or not known yet."""
     if not raw or not exchanges:
         return Nature.NOISE
     if not evidence.pairs:
@@ -125,8 +125,9 @@ def nature(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> 
 
 
 def is_noise(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -> bool:
-    """Whether a field that differs in `raw` of so many exchanges differs hardly more often in them than in noise pairs,
-    of which there is one at least.
+    """Whether a field that differs in `raw` of `exchanges` differs hardly more often than in noise pairs.
+
+    There must be at least one noise pair.
     """
     if not raw or not exchanges:
         return True
@@ -135,9 +136,7 @@ def is_noise(raw: int, exchanges: int, evidence: Evidence, limits: Thresholds) -
 
 
 def apart(raw: int, exchanges: int, evidence: Evidence, alpha: float) -> bool:
-    """Whether a field that differs in `raw` of so many exchanges is no noise; it is wrong with probability `alpha` at
-    most.
-    """
+    """Whether a field that differs in `raw` of `exchanges` is not noise; wrong with probability `alpha` at most."""
     low = share_low(raw, exchanges, alpha / 2)
     if evidence.holds(alpha / 4):
         low *= DRIFT
@@ -145,8 +144,10 @@ def apart(raw: int, exchanges: int, evidence: Evidence, alpha: float) -> bool:
 
 
 def wanted(raw: int, exchanges: int, evidence: Evidence) -> bool:
-    """Whether a field that has just differed is to be checked: it differs in half of the exchanges at most, is not
-    known to be noise, and was not checked often enough.
+    """Whether a field that has just differed should be checked.
+
+    It should if it differs in at most half of the exchanges, is not known to be noise, and was not checked often
+    enough.
     """
     if 2 * raw > exchanges or evidence.checks >= CHECKS or evidence.unsteady or evidence.holds(NEVER):
         return False
@@ -154,13 +155,15 @@ def wanted(raw: int, exchanges: int, evidence: Evidence) -> bool:
 
 
 def short(raw: int, exchanges: int, evidence: Evidence) -> bool:
-    """Whether checks show that a field is no noise, and there are too few noise pairs to be certain of it (`NEVER`)."""
+    """Whether checks show that a field is not noise, but there are too few noise pairs to be certain (`NEVER`)."""
     return raw > 0 and evidence.holds(SURPRISE) and not apart(raw, exchanges, evidence, NEVER)
 
 
 def weigh(probed: int, probe_noise: int, repeated: int, repeat_noise: int) -> tuple[int, int]:
-    """Returns (noisy, pairs): how many noise pairs count, and how many of them differed.  All of them, as long as there
-    are not `ENOUGH` of either kind; else only the kind that has enough, and of two the one that differs less often.
+    """Returns (noisy, pairs): how many of the noise pairs that count differ, and how many count.
+
+    As long as neither kind has `ENOUGH` pairs, all count.  Otherwise only the kind that has enough counts; if both
+    have, the one that differs less often.
     """
     if probed < ENOUGH and repeated < ENOUGH:
         return probe_noise + repeat_noise, probed + repeated
@@ -182,9 +185,7 @@ def evidence_of(endpoint: Endpoint, field: Field, probes: bool = False) -> Evide
 
 
 def apart_by_either(endpoint: Endpoint, field: Field, alpha: float) -> bool:
-    """Whether probes alone, or repeats alone, show that a field is no noise; it is wrong with probability `alpha` at
-    most.
-    """
+    """Whether probes alone, or repeats alone, show that a field is not noise; wrong with probability up to `alpha`."""
     pairs = ((field.probes, endpoint.probed), (field.repeats, endpoint.repeated))
     return any(
         apart(field.raw, endpoint.compared, Evidence(*each, field.checks, field.held), alpha / 2) for each in pairs

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which elements of two arrays belong to each other, where they stand in another order.
+"""Which elements of two arrays belong to each other, if they are in another order.
 
-By a member that tells them apart (an `id`), or as those left when equal ones have found each other.
+They are matched by a member that distinguishes them (an `id`), or as those that remain when equal ones are matched.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections import deque
 from typing import Any, Final
 
 MEMBERS: Final = 16
-"""Members of an object that are tried as what tells it from others of its array."""
+"""Most members of an object that are tried as the one that distinguishes it from others in its array."""
 
 
 def by_member(one: list[Any], other: list[Any]) -> list[int] | None:
-    """For each object its partner's place, if a member has a value of its own in each, the same ones on both sides.
+    """The index of each object's partner, if a member has a different value in each object, the same set on both sides.
 
-    One that is called `id`, or like it, comes first.
+    A member that is called `id`, or similarly, is tried first.
     """
     if not all(type(each) is dict for each in (*one, *other)):
         return None
@@ -32,8 +32,9 @@ def by_member(one: list[Any], other: list[Any]) -> list[int] | None:
 
 
 def by_value(one: list[bytes], other: list[bytes]) -> list[int] | None:
-    """For each element its partner's place, if at least half of the elements are equal to one of the others: the rest
-    go by their places.
+    """The index of each element's partner, if at least half of the elements are equal to one on the other side.
+
+    The rest are matched in their order.
     """
     places: dict[bytes, deque[int]] = {}
     for at, value in enumerate(other):

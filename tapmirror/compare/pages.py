@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two pages of HTML differ in: their text, the attributes of their elements, and what scripts and styles hold.
+"""What two pages of HTML differ in: their text, the attributes of their elements, their scripts and styles.
 
-The text is compared by its lines, of which each block is one, white space as one space.  Elements are held against each
-other in their order; where one side has other elements, those that are on one side only are paired by what they are.
-An attribute is a field by its element and its name: `body.a.href`, of elements that a page has many of for different
-things with what tells them apart: `body.meta.description.content`, `body.input.csrf.value`.
+The text is compared by lines: each block is a line, with white space as one space.  Elements are compared in their
+order; if one side has other elements, those on one side only are paired by their kind.  An attribute is a field with
+its element and its name, `body.a.href`.  Elements that a page has for different purposes also have what distinguishes
+them: `body.meta.description.content`, `body.input.csrf.value`.
 
-What says nothing: the order of attributes and of the names of a class, quotes, upper and lower case of names,
-references to characters, comments.  Values that differ in digits and long tokens only are a field of their own, as
-lines are.
+Ignored are the order of attributes and of the names of a class, quotes, the case of names, character references, and
+comments.  Values that differ only in digits and long tokens are a separate field, as lines are.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from tapmirror.compare.words import shortened
 
 _TAG: Final = re.compile(r"(<[^<>]*>)")
 LONGEST: Final = len("</section") + 1
-"""Characters of a tag that tell whether it begins or ends a block."""
+"""Most characters of a tag that are needed to see whether it begins or ends a block."""
 _BLOCK: Final = re.compile(
     r"</?(?:p|div|br|li|ul|ol|tr|td|th|table|h[1-6]|section|article|title|body|head|option|hr)\b", re.IGNORECASE
 )
 _NAME: Final = re.compile(r"<([A-Za-z][^\s/>]*)")
 _ATTRIBUTE: Final = re.compile(r"([^\s\"'>/=]++)(?:\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)'|([^\s\"'>]++)))?+")
 _TELLING: Final = ("name", "property", "http-equiv", "itemprop", "rel")
-"""Attributes of which the first tells an element of `_TOLD` from others (HTML, 4.2 and 4.10)."""
+"""Attributes, the first of which distinguishes an element of `_TOLD` from others (HTML, 4.2 and 4.10)."""
 _TOLD: Final = frozenset({"meta", "link", "input", "select", "textarea", "button", "form", "iframe"})
 _REFERENCES: Final = (
     *(("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&#x27;", "'"), ("&nbsp;", "\xa0")),
@@ -83,12 +82,12 @@ def page(text: str) -> Page:
 
 @lru_cache(1024)
 def _break(tag: str) -> str:
-    """What a tag, of which that is the beginning, is in the text."""
+    """What a tag that begins with this becomes in the text: a line break, or nothing."""
     return "\n" if _BLOCK.match(tag) else ""
 
 
 def _unescaped(text: str) -> str:
-    """With the characters that references stand for: the most frequent at once, which takes a tenth of the time."""
+    """The text with character references resolved: the most frequent ones directly, which takes a tenth of the time."""
     if "&" not in text:
         return text
     if _OTHER.search(text) is not None:
@@ -102,8 +101,9 @@ def _unescaped(text: str) -> str:
 
 
 def _shown(text: str, found: Page) -> str:
-    """Without comments, and without what scripts and styles hold, which goes to `found`.  One that has no end goes on
-    to the end.
+    """The text without comments, scripts and styles; the content of the latter goes to `found`.
+
+    One that is not closed reaches to the end.
     """
     kept: list[str] = []
     lower = text.lower() if text.isascii() else text
@@ -137,7 +137,7 @@ class _Elements:
     def __init__(self, findings: Findings) -> None:
         self.findings = findings
         self.seen: set[str] = set()
-        """Paths that differ: each is told once, or a list of a thousand links would be all there is room for."""
+        """Paths that differ.  Each is reported once; otherwise a list of a thousand links would take all the room."""
 
     def differ(self, one: list[str], other: list[str]) -> None:
         """Two lists of tags that are not the same."""
@@ -156,7 +156,7 @@ class _Elements:
         self.others(Counter(one), Counter(other))
 
     def others(self, one: Counter[str], other: Counter[str]) -> None:
-        """Elements that are on one side only, by what they are."""
+        """Compare elements that are on one side only, by their kind."""
         left, right = [*(one - other).elements()], [*(other - one).elements()]
         gone, new = _by_name(left[:LINES]), _by_name(right[:LINES])
         for name in dict.fromkeys((*gone, *new)):
@@ -171,7 +171,7 @@ class _Elements:
             self.add(Change.VALUE, "body.elements", _written(left[LINES:]), _written(right[LINES:]))
 
     def attributes(self, one: str, other: str) -> None:
-        """Two tags of elements that belong to each other."""
+        """Compare two tags of elements that belong to each other."""
         mine, its = _attributes(one), _attributes(other)
         name = _path(mine, one)
         for key in dict.fromkeys((*mine, *its)):
@@ -225,7 +225,7 @@ def _path(attributes: dict[str, str], tag: str) -> str:
 
 
 def _attributes(tag: str) -> dict[str, str]:
-    """As written, by their names in lower case; of several of one name the first counts (HTML, 13.2.5.33)."""
+    """The attributes as written, by lower-case name; of several with one name the first counts (HTML, 13.2.5.33)."""
     begins = _NAME.match(tag)
     found: dict[str, str] = {}
     if begins is not None:
@@ -235,7 +235,7 @@ def _attributes(tag: str) -> dict[str, str]:
 
 
 def _value(name: str, written: str) -> str:
-    """What an attribute that is written so means."""
+    """The meaning of an attribute that is written like this."""
     words = _unescaped(written).split()
     return " ".join(sorted({*words}) if name == "class" else words)
 

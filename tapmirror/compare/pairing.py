@@ -3,34 +3,34 @@
 
 Theory of operation
 -------------------
-On each side answers come in the order of the requests (RFC 9112, 9.3.2), so a reader of each side, told of every
-request that goes there, says which answer belongs to which.  Here the sides are brought together: a request is done
-when production and every shadow that got it have answered, or cannot any more.
+On each side answers come in the order of the requests (RFC 9112, 9.3.2).  So a reader of each side, which is told of
+every request that goes there, knows which answer belongs to which request.  Here the sides are brought together: a
+request is done when production and every shadow that got it have answered, or cannot answer any more.
 
-Never mispaired.  A hole in production's answers, outside a body of known length, hides how many of them went by.
-Everything under way is unpaired then, and so is everything after it, until a request begins while, for all that is
-known, no other waits for its answer.  That is a fact for clients that wait for each answer before they ask again.  So:
+*Never mispaired.*  A hole in production's answers, outside a body of known length, hides how many of them went by.
+Then everything in progress is unpaired, and so is everything after it, until a request begins while, as far as is
+known, no other one waits for its answer.  This can be known only for clients that wait for each answer before the next
+request.  So:
 
-* A client that was ever seen to ask before it was answered (pipelining) is not trusted: after a hole nothing of its
-  connection is paired again.
-* A hole amid the chunks of an answer hides where that ends, but not whose it is.  It is over when the client, who
-  waits, asks again; its times are of what was seen of it.  So it is with segments of which only the first bytes are
-  captured.
-* The first pair after a hole is held until the next request begins, or the connection ends, with no further
-  answer in between: had the reader been one answer behind, that one would have shown up as an answer to nothing.
+* A client that was ever seen to send a request before the previous answer (pipelining) is not trusted: after a hole,
+  nothing of its connection is paired again.
+* A hole in the chunks of an answer hides where the answer ends, but not whose it is.  It ends when the client, which
+  waits, sends the next request; its times are those of the part that was seen.  The same holds for segments of which
+  only the first bytes are captured.
+* The first pair after a hole is held until the next request begins, or the connection ends, without a further answer in
+  between: if the reader had been one answer behind, that answer would have had no request.
 
-NOTE: a client whose first requests go by unseen, or that was joined mid-stream, and that from then on always keeps one
-more request under way than it seems, is paired wrongly until it first has none under way: nothing on the wire tells it
-from one that waits.  (Random schedules with a twentieth of all segments lost, of clients that pipeline all the time:
-0.01 % of the pairs, 0.03 % where a fifth of the connections is joined mid-stream; of clients that wait: none in eight
-million.)
+NOTE: a client whose first requests were not seen, or that was joined mid-stream, and that from then on always has one
+more request in progress than it seems, is paired wrongly until it has none in progress: nothing on the wire
+distinguishes it from one that waits.  (Random schedules in which a twentieth of all segments is lost: for clients that
+pipeline all the time, 0.01 % of the pairs, and 0.03 % if a fifth of the connections is joined mid-stream; for clients
+that wait, none in eight million.)
 
-The same holds where the requests were not all seen (`requests_lost`), for a connection joined mid-stream, and for one
-whose time slice it is again (`suspend`, `resume`).  While it rests `pipelined` is called when the client asks twice
-without having acknowledged anything in between, which whoever pipelines does at some time.
+The same rules apply if not all requests were seen (`requests_lost`), to a connection that is joined mid-stream, and to
+one whose time slice begins again (`suspend`, `resume`).  While a connection rests, `pipelined` is called if the client
+sends two requests without acknowledging anything in between, which every client that pipelines does at some time.
 
-The caller feeds what production sent before a request, as far as that is known by its acknowledgements,
-before the request.
+Before a request, the caller feeds what production sent before it, as far as the client's acknowledgements show.
 
 Pure: no clock; outcomes are handed to `Sink`.
 """
@@ -51,26 +51,26 @@ from tapmirror.framing.answers import NOTHING, AnswerReader, ReaderBounds, Respo
 from tapmirror.framing.response import KNOWN_BYTES
 
 SAMPLE_BODY: Final = 2048
-"""Bytes of a request's body that are kept: what has room in a curl line."""
+"""Most bytes of a request's body that are kept: as much as a curl line has room for."""
 PENDING_BYTES: Final = 800
-"""Bytes that a request which is not done takes of the room beside its head and body: measured, as all its objects and
-its places in tables and queues."""
+"""Bytes that a request in progress counts in addition to its head and body: all its objects, and its places in tables
+and queues, as measured."""
 REPLY_BYTES: Final = 250
-"""The same of each shadow."""
+"""The same for each shadow."""
 
 
 class Sink(Protocol):
     """Where the outcomes go."""
 
     def paired(self, exchange: Exchange) -> None:
-        """All that answered has answered; `replies` may be empty."""
+        """A request is done: every side that will answer has answered.  `replies` may be empty."""
 
     def unpaired(self, reason: Unpaired) -> None:
         """A request that cannot be compared, with any of the shadows."""
 
 
 class Pending(msgspec.Struct, gc=False):
-    """A request that is not done.  `gc=False`: nothing that it refers to refers to it."""
+    """A request in progress.  `gc=False` is safe: nothing that it refers to refers back."""
 
     asked: Asked
     flags: int
@@ -78,12 +78,12 @@ class Pending(msgspec.Struct, gc=False):
     since: float
     replies: dict[int, Reply]
     waiting: int
-    """For: its end, production's answer, the decision which shadows get it, each of their answers, and its release."""
+    """How many things it waits for: its end, production's answer, the choice of shadows, their answers, its release."""
     left_out: dict[int, Unpaired] = {}
     production: Answer | None = None
     decided: bool = False
     dead: bool = False
-    """The sink was told the outcome already."""
+    """Whether the sink has its outcome already."""
 
 
 class _Side:
@@ -95,7 +95,7 @@ class _Side:
         self.reader = reader
         self.answers = 0
         self.head = b""
-        """The last answer's head; of a long one only what `_LAST` finds in it."""
+        """The head of the last answer; if it is long, only what `_LAST` found in it."""
 
     def answered(self, answer: Answer) -> None:
         """Count one more answer of this side."""
@@ -107,8 +107,9 @@ class _Side:
 
 
 class Conversation:
-    """The requests of one connection of production.  `midstream`: it stood before the tap; `shadows`: there are so
-    many.
+    """The requests of one connection of production.
+
+    `midstream`: it existed before the tap.  `shadows`: how many there are.
     """
 
     __slots__ = (
@@ -137,25 +138,25 @@ class Conversation:
         self._pending: dict[int, Pending] = {}
         self._pipelined = False
         self._checks = 0
-        """The number of the last request that a shadow got again: below 0, those of clients are above."""
+        """Number of the last request that a shadow got again.  These are negative, those of clients positive."""
         self._unconfirmed: Pending | None = None
         """The first request after a hole, until its pair is certain."""
         self._end_implied = False
-        """The answer before was taken to be over because the client went on."""
+        """Whether the previous answer was taken to be complete because the client sent its next request."""
         if midstream:
             self._production.broken = Unpaired.ORDER
 
     def __len__(self) -> int:
-        """Requests that are not done."""
+        """How many requests are in progress."""
         return len(self._pending)
 
     # --- production's side
 
     def request(self, asked: Asked | None, flags: int, body_limit: int, now: float) -> None:
-        """The client began a request; `flags` as of its first `Part`, `body_limit` as in `AnswerReader.expect`.
+        """The client began a request; `flags` are those of its first `Part`, `body_limit` as in `AnswerReader.expect`.
 
-        None: it is not compared, and only keeps its place among the others.  With `ended_ns` it was seen whole, and
-        `request_ended` need not follow.
+        `asked` is None for a request that is not compared and only keeps its place among the others.  If it has
+        `ended_ns`, the request was seen whole, and `request_ended` need not follow.
         """
         production = self._production
         size = 0
@@ -198,7 +199,7 @@ class Conversation:
             self._lost()
 
     def pipelined(self) -> None:
-        """The client asked twice without an answer in between, whether these requests are compared or not."""
+        """The client sent two requests without an answer in between, whether they are compared or not."""
         self._pipelined = True
 
     @property
@@ -207,9 +208,10 @@ class Conversation:
         return self._unconfirmed is not None or any(pending.production is None for pending in self._pending.values())
 
     def suspend(self) -> bool:
-        """The client begins a request that is not to be compared.  True: this connection rests, and neither requests
-        nor production's bytes are fed until `resume`.  False: it cannot rest yet, for earlier requests wait for
-        answers; call `request` for this one.
+        """The client begins a request that should not be compared.
+
+        True: this connection rests; feed neither requests nor production's bytes until `resume`.  False: it cannot rest
+        yet, because earlier requests wait for answers; call `request` for this one.
         """
         production = self._production
         self._finish_implied()
@@ -225,14 +227,15 @@ class Conversation:
         return True
 
     def resume(self) -> None:
-        """The end of `suspend`: production's bytes are fed again, from the answer to the next request on (and to any
-        that the client did not wait for).
+        """End `suspend`: production's bytes are fed again, from the answer to the next request on.
+
+        That includes the answers to earlier requests for which the client did not wait.
         """
         if self._production.broken is None:
             self._production.broken = Unpaired.ORDER
 
     def request_body(self, number: int, data: Buffer) -> None:
-        """The next bytes of its body; a short one is kept, for samples, and of others what may name an operation."""
+        """The next bytes of its body: kept for samples if it is short, or as far as they may name an operation."""
         pending = self._pending.get(number)
         if pending is None:
             return
@@ -251,7 +254,7 @@ class Conversation:
             asked.body += bytes(data)
 
     def request_ended(self, number: int, time_ns: int, *, late: bool = False) -> None:
-        """Its last byte was seen; `late`: it is not to be timed (`Asked.late`)."""
+        """Its last byte was seen; `late`: do not time it (`Asked.late`)."""
         pending = self._pending.get(number)
         if pending is not None and not pending.asked.ended_ns:
             pending.asked.ended_ns = time_ns
@@ -263,7 +266,7 @@ class Conversation:
         self._drop(self._pending.get(number), Unpaired.BROKEN)
 
     def requests_lost(self) -> None:
-        """Bytes of the client went by in which requests may have begun."""
+        """Bytes of the client were not seen, in which requests may have begun."""
         if self._production.broken is None:
             newest = next((each for each in reversed(self._pending.values()) if not each.asked.checks), None)
             if self._production.outstanding and (newest is None or newest.asked.ended_ns):
@@ -280,7 +283,7 @@ class Conversation:
             self._check()
 
     def production_gap(self, size: int, time_ns: int, reason: Unpaired = Unpaired.GAP) -> None:
-        """So many of production's bytes were not seen, or not copied (`Unpaired.CUT`)."""
+        """`size` of production's bytes were not seen, or not copied (`Unpaired.CUT`)."""
         production = self._production
         if production.broken is None:
             for pending, answer in production.gap(size, time_ns, reason):
@@ -288,7 +291,7 @@ class Conversation:
             self._check()
 
     def production_skippable(self) -> int:
-        """How many of the next bytes matter only by their number."""
+        """How many of the next bytes need not be fed, only counted."""
         return self._production.skippable()
 
     def production_ended(self, time_ns: int, reset: bool) -> None:
@@ -303,10 +306,10 @@ class Conversation:
     # --- the shadows' sides
 
     def chosen(self, shadow: int, number: int, request: bytes = b"", *, alone: bool = False) -> None:
-        """Note that this shadow is to get the request: `asked` or `left_out` will follow.  `request` is what it gets,
-        if that may be sent again.
+        """Note that this shadow should get the request; `asked` or `left_out` will follow.
 
-        `alone`: no other shadow is to get it, so that `decided` need not follow.
+        `request`: what the shadow gets, if that may be sent again.  `alone`: no other shadow will get it, so `decided`
+        need not follow.
         """
         pending = self._pending.get(number)
         if pending is not None:
@@ -321,10 +324,10 @@ class Conversation:
                 pending.waiting += 1
 
     def again(self, asked: Asked, shadow: int, first: Answer, flags: int, body_limit: int, now: float) -> int:
-        """A shadow is to get a request once more, as `shadow + PROBE`, to check the fields of `asked.checks`.  Returns
-        the number of the repeated request; 0: there is no room for it.
+        """A shadow should get a request once more, as `shadow + PROBE`, to check the fields of `asked.checks`.
 
-        The sink gets an exchange in which the shadow's first answer stands in production's place.
+        Returns the number of the repeated request; 0: there is no room for it.  In the exchange that the sink gets, the
+        shadow's first answer is in place of production's.
         """
         size = len(asked.head) + memory_of(first) + self._cost
         if size > self._memory.free:
@@ -338,14 +341,15 @@ class Conversation:
         return number
 
     def marked(self, number: int) -> None:
-        """A shadow gets the request with a mark, which its answer may tell."""
+        """A shadow gets the request with the mark of the loop check, which its answer may contain."""
         pending = self._pending.get(number)
         if pending is not None:
             pending.asked.marked = True
 
     def asked(self, shadow: int, number: int, flags: int) -> bool:
-        """The request begins to be sent to this shadow, behind all for which this was called before.  Returns whether
-        its times count.
+        """The request begins to be sent to this shadow, after all for which this was called before.
+
+        Returns whether its times count.
         """
         side = self._sides.get(shadow)
         if side is None:
@@ -369,7 +373,7 @@ class Conversation:
         return pending is not None and pending.asked.timed
 
     def withdraw(self, shadow: int, number: int) -> None:
-        """Nothing went of the request that was `asked` last; it will be asked again, or left out."""
+        """Nothing was sent of the request that was `asked` last; it will be asked again, or left out."""
         side = self._sides.get(shadow)
         if side is not None:
             side.reader.withdraw()
@@ -384,8 +388,10 @@ class Conversation:
         return pending is not None and pending.asked.timed
 
     def follow(self, shadow: int, owed: Iterable[int], answers: int) -> None:
-        """Begin to take this shadow's answers.  First come those that it owes yet, to requests with the flags `owed`;
-        before them it gave `answers` on this connection.
+        """Begin to take this shadow's answers.
+
+        First come those that it still owes, to requests with the flags `owed`.  Before these it gave `answers` on this
+        connection.
         """
         self.given_up(shadow, Unpaired.ORDER)
         side = self._sides[shadow] = _Side(AnswerReader(self._bounds, self._memory))
@@ -399,14 +405,15 @@ class Conversation:
         return side is not None and side.reader.broken is None and side.reader.outstanding > 0
 
     def unfollow(self, shadow: int) -> None:
-        """Take no more of this shadow's answers; it owes none."""
+        """Stop taking this shadow's answers; it owes none."""
         side = self._sides.pop(shadow, None)
         if side is not None:
             side.reader.give_up()  # of what it said unasked a part may be held
 
     def sent(self, shadow: int, number: int, time_ns: int, rtt_ns: int, least_ns: int = 0) -> None:
-        """The request's last byte left for the shadow at `time_ns`.  Round trips in nanoseconds, as tcp_info has them
-        then: `rtt_ns` smoothed, `least_ns` the least.
+        """The request's last byte left for the shadow at `time_ns`.
+
+        Round-trip times of tcp_info at that moment, in nanoseconds: `rtt_ns` smoothed, `least_ns` the least.
         """
         pending = self._pending.get(number)
         reply = None if pending is None else pending.replies.get(shadow)
@@ -414,7 +421,7 @@ class Conversation:
             reply.sent_ns, reply.rtt_ns, reply.least_ns = time_ns, rtt_ns, least_ns
 
     def left_out(self, shadow: int, number: int, reason: Unpaired) -> None:
-        """A shadow does not get the request, or got a part of it only."""
+        """A shadow does not get the request, or got only a part of it."""
         pending = self._pending.get(number)
         if pending is not None:
             pending.left_out.setdefault(shadow, reason)
@@ -441,7 +448,7 @@ class Conversation:
             self._check_side(shadow, side)
 
     def shadow_gap(self, shadow: int, size: int, time_ns: int) -> None:
-        """So many of its bytes were not looked at: at most `shadow_skippable`."""
+        """`size` of its bytes were discarded unread, at most `shadow_skippable`."""
         side = self._sides.get(shadow)
         if side is not None:
             for pending, answer in side.reader.gap(size, time_ns):
@@ -449,7 +456,7 @@ class Conversation:
                 self._replied(shadow, pending, answer)
 
     def shadow_skippable(self, shadow: int) -> int:
-        """How many of a shadow's next bytes matter only by their number."""
+        """How many of a shadow's next bytes need not be fed, only counted."""
         side = self._sides.get(shadow)
         return 0 if side is None else side.reader.skippable()
 
@@ -474,14 +481,14 @@ class Conversation:
                 self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.CLOSED))
 
     def timed_out(self, shadow: int, time_ns: int) -> None:
-        """The tap closes the connection, for the shadow does not answer in time."""
+        """The tap closes the connection, because the shadow does not answer in time."""
         side = self._sides.pop(shadow, None)
         if side is not None:
             for pending in side.reader.give_up():
                 self._replied(shadow, pending, Answer(0, last_ns=time_ns, failure=Failure.TIMEOUT))
 
     def given_up(self, shadow: int, reason: Unpaired) -> None:
-        """The tap itself closed the connection to the shadow: what is under way there is unpaired."""
+        """The tap itself closed the connection to the shadow: requests in progress there are unpaired."""
         side = self._sides.pop(shadow, None)
         if side is not None:
             for pending in side.reader.give_up():
@@ -525,7 +532,7 @@ class Conversation:
     # --- inside
 
     def _finish_implied(self) -> None:
-        """The client goes on: an answer whose end was not seen is over, unless it does not wait for answers."""
+        """The client sends its next request: an answer whose end was not seen is complete, if this client waits."""
         production = self._production
         if production.end_unknown:
             if self._pipelined:
@@ -537,7 +544,7 @@ class Conversation:
                 self._end_implied = True
 
     def _finish_last_implied(self, before: float) -> None:
-        """The client does not go on.  If all shadows have answered, such an answer is taken to be over."""
+        """The client sends nothing more: such an answer is taken to be complete if all shadows have answered."""
         if self._production.end_unknown:
             pending = next((each for each in self._pending.values() if each.production is None), None)
             if pending is not None and pending.since < before and pending.waiting == 1 + (pending is self._unconfirmed):
@@ -560,7 +567,7 @@ class Conversation:
         self._less(pending)
 
     def _less(self, pending: Pending) -> None:
-        """One thing less that the request waits for."""
+        """Count one thing less that the request waits for."""
         pending.waiting -= 1
         if not pending.waiting and pending.production is not None:
             size = self._finish(pending)
@@ -580,7 +587,7 @@ class Conversation:
                 self._lost()
 
     def _finish(self, pending: Pending) -> int:
-        """It is done; how many bytes of heads and bodies it held."""
+        """Finish a request; returns how many bytes of heads and bodies it held."""
         pending.dead = True
         if pending is self._unconfirmed:
             self._unconfirmed = None
@@ -616,7 +623,7 @@ class Conversation:
             self._lost()
 
     def _lost(self) -> None:
-        """It is not certain any more which answer is whose."""
+        """Give up what is in progress: it is not certain any more which answer belongs to which request."""
         production = self._production
         if production.broken is Unpaired.UNPARSED and (self._end_implied or self._unconfirmed is not None):
             production.broken = Unpaired.ORDER  # the rest of an answer that was taken for the beginning of one
@@ -634,9 +641,7 @@ class Conversation:
 
 
 def _strip(pending: Pending) -> None:
-    """A request was given up: a reader that waits for an answer to it yet goes on to refer to it, but not to what it
-    held.
-    """
+    """Free what a request held that was given up; a reader that waits for its answer still refers to the request."""
     pending.asked, pending.production, pending.replies = _GONE, None, _NO_REPLIES
 
 

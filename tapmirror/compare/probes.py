@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests a shadow gets twice, so that what differs can be told from noise: how many of them, and for what.
+"""Which requests a shadow gets twice, so that differences can be told from noise: how many, and why.
 
-A *probe* is a request of any kind.  A *check* is one whose responses just differed, in a field of which more is to be
-known.  Together they are no more than a share of the safe requests (`Compare.noise_probe`).
+A *probe* is any safe request.  A *check* is one whose responses have just differed, in a field about which more should
+be known.  Together they are at most a share of the safe requests (`Compare.noise_probe`).
 
 Pure: nothing here knows the clock or chance.
 """
@@ -18,11 +18,11 @@ from tapmirror.compare.noise import evidence_of, short, wanted
 from tapmirror.compare.summary import Endpoint, Field
 
 ANY: Final = ("",)
-"""Stands for the fields of a request that is sent again whatever its answers differ in."""
+"""In place of the fields of a request that is sent again whatever its answers differ in."""
 WHOLE_REQUEST: Final = 100.0
-"""What one request costs of what is saved, which is in percent of a request."""
+"""What one request costs; savings are in percent of a request."""
 CHECKS_SAVED: Final = 5
-"""Checks that may be made at once when nothing was to be checked for a while."""
+"""Most checks that may be made at once after a time without any."""
 
 
 class Recheck(msgspec.Struct, frozen=True):
@@ -37,22 +37,22 @@ class Recheck(msgspec.Struct, frozen=True):
 
 
 class ProbeAllowance:
-    """How many more may be sent twice.  `percent` of each safe request is saved."""
+    """How many more requests may be sent twice: each safe request adds `percent` of a request to the savings."""
 
     __slots__ = ("_checks", "_checks_wanted", "_percent", "_probes")
 
     def __init__(self, percent: float) -> None:
         self._percent = percent
         self._probes = 0.0
-        """What is saved for requests of any kind."""
+        """Savings for probes."""
         self._checks = 0.0
-        """What is saved for checks."""
+        """Savings for checks."""
         self._checks_wanted = False
 
     def probes(self, possible: bool) -> bool:
-        """Save of one more safe request.  Returns whether it is sent twice, if that is possible; it is paid for then.
+        """Save for one more safe request.  Returns whether it should be sent twice, if `possible`; it is paid for then.
 
-        Half is for checks, from when there was first something to check, as long as not enough is saved.
+        Once there was something to check, half is saved for checks, as long as there is not enough for them.
         """
         percent = self._percent
         if self._checks_wanted:
@@ -65,20 +65,20 @@ class ProbeAllowance:
         return False
 
     def checks(self, count: int = 1) -> bool:
-        """Whether so many checks may be made."""
+        """Whether `count` checks may be made."""
         return self._checks >= count * WHOLE_REQUEST
 
     def want_checks(self) -> None:
-        """There is something to check."""
+        """Say that there is something to check."""
         self._checks_wanted = True
 
     def pay_check(self) -> None:
-        """One is made."""
+        """Pay for one check."""
         self._checks -= WHOLE_REQUEST
 
 
 def worth_checking(endpoint: Endpoint, names: Sequence[str]) -> tuple[str, ...]:
-    """Of the fields in which an exchange differs those that are known; none, if no check of them is worth it."""
+    """Those of the fields in which an exchange differs that are known; empty if a check of none is worth it."""
     fields = {name: endpoint.fields[name] for name in names if name in endpoint.fields}
     for field in fields.values():
         seldom = 2 * field.raw <= endpoint.compared
@@ -88,7 +88,7 @@ def worth_checking(endpoint: Endpoint, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def lacks_pairs(endpoint: Endpoint, fields: Iterable[Field]) -> bool:
-    """Whether nothing but pairs of one version is missing for one of the fields to be judged."""
+    """Whether one of the fields lacks only pairs of one version to be judged."""
     return any(short(field.raw, endpoint.compared, evidence_of(endpoint, field)) for field in fields)
 
 

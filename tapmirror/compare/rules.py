@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of two answers is compared, and what does not count.
+"""What is compared of two answers, and what does not count.
 
-Numbers are equal if they are within a relative tolerance (two whole ones if they are the same), and times (RFC 3339)
-within one in seconds.
+Numbers are equal within a relative tolerance (two whole numbers only if they are the same), and times (RFC 3339) within
+a tolerance in seconds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tapmirror.compare.paths import any_of
 from tapmirror.spec.compare import IGNORED_HEADERS, ROUNDING, Compare
 
 ENCODED: Final = 4
-"""Times the longest body, that arrays are encoded for their order in one comparison: each level of arrays that differ
-takes twice its length, and what is in another order is compared once more."""
+"""How often, in lengths of the longest body, arrays may be encoded in one comparison to find their order: each level of
+arrays that differ takes twice its length, and what is in another order is compared once more."""
 
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.\d]{0,10}(?:Z|[+-]\d\d:?\d\d)?")
 
@@ -42,7 +42,7 @@ class Rules:
         ignored = () if spec.all_headers else IGNORED_HEADERS
         self.headers = frozenset(name.lower().encode() for name in (*ignored, *spec.ignore_headers))
         self.lengths = "content-length" not in map(str.lower, spec.ignore_headers) and b"content-length" in self.headers
-        """The length that answers to HEAD tell counts: it is not ignored, nor compared with all other fields."""
+        """Whether the length given by answers to HEAD counts: it is not ignored, nor compared with all other fields."""
         self.ignored = any_of(spec.ignore_paths) if spec.ignore_paths else None
         self.expressions = tuple(expressions)
         self.float_tolerance = spec.float_tolerance
@@ -53,13 +53,15 @@ class Rules:
         self.differences = spec.differences
 
     def close(self, one: Any, other: Any) -> bool:
-        """Whether two numbers are equal within the tolerance.  The default is for what additions make of fractions: two
-        identifiers or amounts of ten digits, of which the last differs, would be equal within it.
+        """Whether two numbers are equal within the tolerance, which is not for two whole numbers by default.
+
+        The default tolerance is for rounding in additions; two identifiers or amounts of ten digits that differ in the
+        last would be equal within it.
         """
         tolerance = self.float_tolerance
         if tolerance <= ROUNDING and type(one) is int and type(other) is int:
             return one == other
-        if one != one or other != other:  # NaN, of JSON that is none
+        if one != one or other != other:  # NaN, in invalid JSON
             return bool(one != one and other != other)
         if math.inf in (abs(one), abs(other)):
             return bool(one == other)
@@ -69,7 +71,7 @@ class Rules:
             return False
 
     def same_text(self, one: str, other: str) -> bool:
-        """Whether two texts are equal but for what does not count."""
+        """Whether two texts are equal, apart from what does not count."""
         if self.time_tolerance and _TIME.fullmatch(one) and _TIME.fullmatch(other):
             apart = _seconds_between(one, other)
             if apart is not None and apart <= self.time_tolerance:
@@ -83,5 +85,5 @@ def _seconds_between(one: str, other: str) -> float | None:
     try:
         first, second = datetime.datetime.fromisoformat(one), datetime.datetime.fromisoformat(other)
         return abs((first - second).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # no such day; only one of them names its zone
+    except (ValueError, TypeError, OverflowError):  # there is no such day, or only one of them has a time zone
         return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One exchange for people: the request as a line for a shell, both answers, the field's values; redacted and cut.
+"""One exchange for people: the request as a command line, both answers, and the field's values; redacted and cut.
 
-What is redacted is redacted before anything else is done with it: the values are taken from the redacted answers.
+Redaction comes before everything else: the values are taken from the redacted answers.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from tapmirror.compare.summary import Sample
 from tapmirror.exchange import Answer, Asked
 
 EXCERPT: Final = 1500
-"""Characters of an answer's body."""
+"""Most characters of an answer's body."""
 VALUE: Final = 200
-"""Characters of a value."""
+"""Most characters of a value."""
 CURL: Final = 4000
-"""Characters of a curl line; a body or a target that does not fit is left out."""
+"""Most characters of a curl line; a body or a target that does not fit is left out."""
 ROOM: Final = 500
-"""Characters of a curl line for all that is no field, body or target: where to ask, which may be a long name, among
-them."""
+"""Characters of a curl line for everything but fields, body and target, such as the host, which may be a long name."""
 METHOD: Final = 100
-"""Characters of a curl line for the method."""
+"""Most characters of the method in a curl line."""
 HIDDEN: Final = "(redacted)"
 CODING: Final = " header.content-encoding"
-"""How the name of a difference in Content-Encoding ends; answers are shown and compared decoded."""
+"""The end of the name of a difference in Content-Encoding; answers are compared and shown decoded."""
 WHOLE: Final = "value body"
-"""The name of a difference of whole bodies: what cannot be looked into is not shown, but how long it is."""
+"""The name of a difference of whole bodies: bodies that cannot be inspected are not shown, only their length is."""
 _IDENTIFIER: Final = f"{Change.IDENTIFIER.value} "
 _VALUE: Final = f"{Change.VALUE.value} "
 _UNPRINTABLE: Final = re.compile(rb"[^\t\n\r -~]")
@@ -43,13 +42,13 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:=@%+,-]+")
 _OWN: Final = (b"host", b"content-length", b"connection", b"transfer-encoding", b"expect")
 """Fields that curl sets itself."""
 _GLOBS: Final = re.compile(rb"[][{}]")
-"""What curl takes for a pattern of several URLs, unless told not to (curl(1), --globoff)."""
+"""Characters that curl takes for a pattern of several URLs without --globoff (curl(1))."""
 _REWRITTEN: Final = re.compile(rb"\A[^/]|#|/(?:\.|%2[eE]){1,2}(?:[/?]|\Z)|[^!-~]")
-"""Targets that curl does not send as they are: it resolves `/../`, encodes, leaves fragments out, and knows no `*`."""
+"""Targets that curl changes: it resolves `/../`, encodes characters, removes fragments, and does not know `*`."""
 
 
 class Redaction(Protocol):
-    """Takes out what must not be shown.  None: it cannot be looked into, and is not shown at all."""
+    """Removes what must not be shown.  None: it cannot be inspected, and is not shown at all."""
 
     def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
         """A request's head and body."""
@@ -98,7 +97,7 @@ def _size(answer: Answer) -> str:
 
 
 def _coding(answer: Answer, redaction: Redaction) -> str:
-    """How the body came: it is shown without."""
+    """The Content-Encoding of the body, which is shown decoded."""
     found = fields(answer.head).get(b"content-encoding")
     return _value(None if found is None else redaction.path(found))
 
@@ -141,7 +140,7 @@ def curl(asked: Asked, redaction: Redaction, base: str) -> str:
 
 
 def _target(target: bytes, base: str, most: int) -> list[str]:
-    """The last words: what is asked for, as it came; at most so many characters, or the line would be cut in a word."""
+    """The last words of the line: the target as it came, in at most `most` characters, so that no word is cut."""
     if len(_quoted(target)) > most:
         return [_quoted(f"{base}/(too long)".encode())]
     if _REWRITTEN.search(target):
@@ -151,7 +150,7 @@ def _target(target: bytes, base: str, most: int) -> list[str]:
 
 
 def _fitting(given: list[str], room: int) -> list[str]:
-    """The fields without the longest, where there is not so much room: a line that is cut would be none for a shell."""
+    """The fields, without the longest ones if there is no room: a line that is cut would be no command."""
     over = sum(map(len, given)) + len(given) - room
     gone = set()
     for at in sorted(range(len(given)), key=lambda at: -len(given[at])):
@@ -163,7 +162,7 @@ def _fitting(given: list[str], room: int) -> list[str]:
 
 
 def _quoted(text: bytes) -> str:
-    """One word of a shell (POSIX 2024, 2.2.4 for what is not printable): nothing in it is acted upon."""
+    """Quote a text as one word for a shell, which acts on nothing in it (POSIX 2024, 2.2.4 for unprintable bytes)."""
     if _UNPRINTABLE.search(text) or b"\n" in text or b"\r" in text or b"\t" in text:
         inner = "".join(chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\{byte:03o}" for byte in text)
         return f"$'{inner}'"
@@ -172,7 +171,7 @@ def _quoted(text: bytes) -> str:
 
 
 def _redacted(answer: Answer, rules: Rules, redaction: Redaction) -> Answer:
-    """The answer decoded and without what must not be shown; its body empty where that cannot be told."""
+    """The answer decoded, without what must not be shown; its body is empty if it cannot be inspected."""
     if not answer.head:
         return answer
     body: bytes | None = answer.body
@@ -212,7 +211,7 @@ def _shown(answer: Answer) -> str:
 
 
 def _values(found: Difference) -> tuple[str, str]:
-    """Both values.  Of two types as JSON has them: or 1 and "1" would look alike, and null as if it were not there."""
+    """Both values.  If their types differ, as JSON: otherwise 1 and "1" would look alike, and null like no value."""
     change, one, other = found.change, found.one, found.other
     if change is Change.LENGTH:  # what there is more of is beyond what is shown of a long one
         return _measured(one), _measured(other)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it means that two answers have different statuses: a fault of one side, chance, or statuses that change places.
+"""What different statuses of two answers mean: a fault of one side, chance, or statuses that are swapped.
 
-Of two equal versions each may answer 404 or 429 where the other one does not, but either as often as the other.
+Of two equal versions, each may answer 404 or 429 where the other does not, but both equally often.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ it."""
 
 
 def crowds_by_status(state: State) -> CrowdsByStatus:
-    """For each status that one side alone answers with, (how many such exchanges count as one, how many there are), of
-    exchanges where both statuses are those of errors or neither is.  They come together: a limiter turns away for some
-    time, and the other side's at another time.
+    """For each status that one side alone answers with: (how many such exchanges count as one, how many there are).
 
-    Counted by each status, with a sign for the side that answers it.  One count of all, signed by whose status is the
+    Only exchanges count in which both statuses are errors, or neither is.  Such statuses come together: a rate limiter
+    rejects for some time, and the other side's at another time.
+
+    They are counted by status, with a sign for the side that answers it.  One count for all, signed by whose status is
     lower, would not do: 403 in place of 200 and of 404 is higher than the one and lower than the other, and they would
     cancel out.
     """
@@ -69,9 +70,9 @@ def balanced_statuses(endpoint: Endpoint, alpha: float, by_status: CrowdsByStatu
 
 
 def balanced_errors(endpoint: Endpoint, alpha: float) -> int:
-    """How many of the exchanges in which only one side's answer is an error are balanced by as many of the other
-    side's, or may be (at `alpha`).  Per endpoint: over all of them one that answers nothing but errors could be
-    balanced by others.
+    """How many exchanges with an error of one side alone are, or may be (at `alpha`), balanced by the other side's.
+
+    It is counted for each endpoint, because one that answers nothing but errors could be balanced by others.
     """
     one, other = endpoint.only_shadow, endpoint.only_production
     low, high = share_interval(one, one + other, alpha) if one + other else (0.0, 1.0)
@@ -98,38 +99,41 @@ def chance(endpoint: Endpoint, what: Nature, by_status: CrowdsByStatus) -> Natur
 
 
 def _no_chance(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
-    """Of which two statuses, the lower one first, it is certain that they differ otherwise than by chance, though one
-    way as often as the other: they are there again, or change places.
+    """Pairs of statuses, the lower one first, that certainly differ for another reason than chance.
 
-    Not of 429 (RFC 6585, 4), which says nothing of a request but that there were too many before it: a limiter that has
-    had its number for this minute answers so again, and of each third request another third on either side.
+    They differ equally often in both directions, but are there again when asked twice, or are swapped.
+
+    429 (RFC 6585, 4) is never among them.  It only says that there were too many requests before: a limiter that has
+    reached its number for this minute answers 429 again, and one that rejects each third request may reject another
+    third on either side.
     """
     found = {*_by_pair(endpoint)} if _there_again(endpoint, alpha) else _swapped(endpoint, alpha)
     return {both for both in found if _TOO_MANY not in both.split()}
 
 
 def _there_again(endpoint: Endpoint, alpha: float) -> bool:
-    """Whether other statuses are no chance: pairs of one version differ in less than half as many.  Half of them it may
-    be by chance too: what is not there yet when it is asked for (404) is there when the shadow is asked again.
+    """Whether different statuses are not chance: pairs of one version differ less than half as often.
+
+    Half as often may be chance too: something that did not exist yet (404) may exist when the shadow is asked again.
     """
     field = endpoint.fields.get(STATUS)
     return field is not None and apart_by_either(endpoint, msgspec.structs.replace(field, raw=field.raw // 2), alpha)
 
 
 def _swapped(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
-    """Of which two statuses it is certain that they change places.
+    """Pairs of statuses that are certainly swapped.
 
-    Take two exchanges in a row, and let production answer the first with one status and the second with the other with
-    probability p, and the other way round with q.  An equal shadow does the same by itself: so they cross, one side
-    answering the one way and the other side the other way, with 2pq, and agree in a change with p^2 + q^2, which is no
-    less, whatever the requests are, and if both are after the same seat too.  Who answers 409 where the other one
-    answers 201 crosses, and hardly ever agrees in a change.
+    Take two consecutive exchanges.  Let production answer them with one status and then the other with probability p,
+    and the other way round with q.  An equal shadow does the same independently.  So the sides cross, each answering in
+    another order, with probability 2pq, and change alike with p^2 + q^2, which is no less, whatever the requests are,
+    even in a race for one seat.  A shadow that answers 409 where production answers 201 crosses, and hardly ever
+    changes alike.
 
-    Exchanges next to each other, and not counts of all, for what is away in some minutes on one side, and in others on
-    the other, is seldom so together.
+    Consecutive exchanges are used instead of totals, because something that is down in some minutes on one side, and in
+    others on the other side, is seldom down on both.
 
-    NOTE: where production answers with both by itself, in more than the square of the share that changes places, that
-    is what chance looks like too.
+    NOTE: if production itself answers with both, in more than the square of the share that is swapped, this looks the
+    same as chance.
     """
     enough = -math.log(alpha / max(1, len(endpoint.crossed)))
     return {
@@ -140,12 +144,12 @@ def _swapped(endpoint: Endpoint, alpha: float) -> set[BothStatuses]:
 
 
 def _majority(one: int, count: int, alpha: float, crowd: float) -> tuple[float, float]:
-    """Of the share that is one way round, of so many that differ; `crowd` of them count as one."""
+    """The interval of the share that differs in one direction, of `count` that differ; `crowd` of them count as one."""
     return share_interval(one / crowd, count / crowd, alpha) if crowd >= 1 else (0.0, 1.0)
 
 
 def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
-    """Of each two statuses, the lower one first, how often production had that, and how often the shadow."""
+    """For each pair of statuses, the lower one first: how often production had it, and how often the shadow."""
     found: dict[BothStatuses, tuple[int, int]] = {}
     for both, count in endpoint.discordant.items():
         key = " ".join(sorted(both.split(), key=int))
@@ -155,9 +159,9 @@ def _by_pair(endpoint: Endpoint) -> dict[BothStatuses, tuple[int, int]]:
 
 
 def _crowd_of(by_status: CrowdsByStatus, both: BothStatuses, count: int) -> float:
-    """That of two statuses that differ so often at an endpoint: the larger one of either's.  0: it cannot be told yet.
+    """The crowd of two statuses that differ `count` times at an endpoint: the larger one of both; 0: not known yet.
 
-    Of statuses that are too many to be told apart, the largest one there is.
+    For statuses that are not counted separately, because there are too many, it is the largest of all.
     """
     known = [by_status[status] for status in map(int, both.split()) if status in by_status]
     return max((thinned(crowd, min(1.0, count / every)) for crowd, every in known or by_status.values()), default=1.0)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of one shadow: one bounded structure of plain data, which adds up over workers.
+"""The state of a comparison with one shadow: one bounded structure of plain data, which adds up over workers.
 
-A worker's state is read by a process with privileges: the types say what numbers it may hold.
+A process with privileges reads the states of workers, so the types say which numbers are allowed.
 
-Counts, sketches and a few samples; nothing grows with the number of requests.  What is derived from it (rates,
-quantiles, what is noise, a verdict) is in `figures`; so a state can be judged anew with other limits.
+It has counts, sketches and a few samples; nothing grows with the number of requests.  Whatever is derived from it
+(rates, quantiles, noise, a verdict) is in `figures`, so a state can be judged again with other limits.
 
-All times are in nanoseconds, `began`, `ended` and the time line in seconds of the caller's clock.
+Times are in nanoseconds; `began`, `ended` and the time line are in seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Key = TypeVar("Key", int, str)
 SCHEMA: Final = "tapmirror.compare/1"
 CoarseKey: TypeAlias = Annotated[int, msgspec.Meta(ge=-KEYS, le=KEYS)]
 PointNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
-"""Number of a point of the time line, in 64 bits: after as many doublings of the width all points are one."""
+"""Number of a point of the time line, in 64 bits: after 64 doublings of the width there is only one point."""
 Status: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]
 """Status code of an answer; 0: none came."""
 BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9]{1,3}\Z")]
@@ -35,17 +35,17 @@ BothStatuses: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3} [0-9
 Ways: TypeAlias = Annotated[list[Count], msgspec.Meta(min_length=2, max_length=2)]
 """Exchanges in which production alone answered with a status, and in which the shadow alone did."""
 POINTS: Final = 120
-"""Points of the time line at most: when there are more, two become one."""
+"""Most points of the time line: when there are more, each two become one."""
 COARSE: Final = 2
-"""The time line's latencies have buckets of 4 of the sketches' (8 %)."""
+"""A bucket of the time line's latencies is 4 buckets of the sketches wide (8 %), as a power of two."""
 SIGNATURES: Final = 128
-"""Sets of fields that differ together, of one endpoint."""
+"""Most sets of fields that differ together, of one endpoint."""
 SIGNATURES_LENGTH: Final = 1 << 16
-"""Characters of them all: names may be 200 long, and a hostile shadow's answers differ in 32 at once."""
+"""Most characters of these sets: a name may have 200, and a hostile shadow's answers differ in 32 fields at once."""
 STATUSES: Final = 64
-"""Different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
+"""Most different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
 DISCORDANT: Final = 32
-"""Status codes of which the time line knows when one side alone answered with them; the most that `figures` has time
+"""Most status codes for which the time line has when one side alone answered with them: as many as `figures` has time
 for in each brief."""
 STATUS: Final = "value status"
 """The name of the difference of two statuses."""
@@ -74,13 +74,13 @@ class Field(msgspec.Struct):
     probes: Count = 0
     """Requests that the shadow got twice and whose two answers differed in this field."""
     repeats: Count = 0
-    """Requests that production got twice, from clients, and whose two answers differed in this field."""
+    """Requests that clients sent to production twice, and whose two answers differed in this field."""
     checks: Count = 0
-    """Exchanges that differed in this field and whose request the shadow got once more to check that."""
+    """Exchanges that differed in this field, and whose request the shadow got again to check that."""
     held: Count = 0
-    """Exchanges of `checks` in which the shadow's second answer had in this field what its first one had."""
+    """Exchanges of `checks` in which the shadow's second answer had the same value in this field as its first one."""
     unlike: Count = 0
-    """Where the field is an identifier: exchanges that make that less likely."""
+    """If the field is taken for an identifier: exchanges that speak against that."""
     samples: list[Sample] = []
 
 
@@ -110,21 +110,21 @@ class Endpoint(msgspec.Struct):
     ratio: Sketch = msgspec.field(default_factory=Sketch)
     """Ratio of the shadow's time to the last byte to production's, of each exchange."""
     compared: Count = 0
-    """Exchanges whose answers were looked at as far as the level says."""
+    """Exchanges whose answers were compared up to the level of the spec."""
     erring: Count = 0
     """Exchanges of `compared` in which only one side's answer was an error."""
     discordant: dict[BothStatuses, Count] = msgspec.field(default_factory=dict, name="turned")
-    """Exchanges of `compared` whose statuses differed where both sides' were those of errors or neither's, by
-    production's and the shadow's status (`200 429`)."""
+    """Exchanges of `compared` with different statuses, both errors or neither, by production's and the shadow's status
+    (`200 429`)."""
     before: Annotated[list[Status], msgspec.Meta(max_length=2)] = []
-    """Statuses of production and the shadow in the exchange that waits to be held against the next one; empty: none
+    """Statuses of production and the shadow in the exchange that waits to be compared with the next one; empty: none
     waits."""
     crossed: dict[BothStatuses, Count] = {}
-    """Pairs of successive exchanges in which the same two statuses differed one way in the first and the other way
-    in the second: by the two, the lower one first (`201 409`)."""
+    """Pairs of consecutive exchanges in which the same two statuses differed in opposite directions: by the two
+    statuses, the lower one first (`201 409`)."""
     changed: dict[BothStatuses, Count] = {}
-    """Pairs of successive exchanges in which both sides agreed, on one status in the first and on another in the
-    second: by the two, the lower one first."""
+    """Pairs of consecutive exchanges in which both sides changed alike from one status to another: by the two statuses,
+    the lower one first."""
     skipped: dict[str, Count] = {}
     """Bodies that could not be compared, by reason."""
     probed: Count = 0
@@ -148,7 +148,7 @@ class Point(msgspec.Struct):
 
 
 class State(msgspec.Struct):
-    """Everything that is known of one shadow."""
+    """The whole state of one shadow."""
 
     schema: str = SCHEMA
     level: str = ""
@@ -159,26 +159,25 @@ class State(msgspec.Struct):
     """Requests that were seen, paired or not."""
     unpaired: dict[str, Count] = {}
     failures: dict[str, Count] = {}
-    """Exchanges without an answer of the shadow, by reason."""
+    """Exchanges that the shadow did not answer, by reason."""
     thinned: Count = 0
-    """Exchanges of which only status and times were looked at, for there were too many a second, or too long ones."""
+    """Exchanges of which only status and times were compared, because they were too many a second, or too long."""
     late: Count = 0
-    """Exchanges of which no times count, for the tap was late to send the request (`thinning.Backlog`)."""
+    """Exchanges that are not timed, because the tap sent the request late (`thinning.Backlog`)."""
     raw: Count = 0
-    """Connections that are passed on as bytes, for they are no HTTP/1."""
+    """Connections that are forwarded as bytes, because they are not HTTP/1."""
     rtt_ns: Count = 0
     """Sum of the round trips to the shadow, which its times contain; of `rtts` exchanges."""
     rtts: Count = 0
     endpoints: dict[str, Endpoint] = {}
     places: Places = {}
-    """Where in paths words were learned to be names, and which were not."""
+    """The places in paths where words were learned to be identifiers, and which words there are not."""
     width: Annotated[float, msgspec.Meta(ge=1, le=1 << 40)] = 1.0
     """Seconds of a point of the time line."""
     line: dict[PointNumber, Point] = {}
     """Points of the time line by number: each is `width` seconds long and begins at `number * width`."""
     discordant: dict[Status, dict[PointNumber, Ways]] = msgspec.field(default_factory=dict, name="turned")
-    """Exchanges whose statuses differed, and were both those of errors or neither: by each of both, and by the point of
-    the time line."""
+    """Exchanges with different statuses, both errors or neither: by each of the two, and by point of the time line."""
     notes: list[str] = []
     """What the reader should know: codings that could not be undone."""
 
@@ -210,13 +209,12 @@ class Summary:
         self._samples = 0
         self.state = State(level=level)
         self.production = Sketch()
-        """Production's times to the last byte at all endpoints, in nanoseconds: a sum that would take long to make
-        anew."""
+        """Production's times to the last byte at all endpoints, in nanoseconds; kept because the sum takes long."""
         self.shadow = Sketch()
         """The shadow's times to the last byte at all endpoints, in nanoseconds."""
 
     def endpoint(self, name: str) -> Endpoint:
-        """The endpoint of this name, or the one for all that are too many."""
+        """The endpoint of this name, or the common one if there are too many."""
         endpoints = self.state.endpoints
         found = endpoints.get(name)
         if found is None:
@@ -226,7 +224,7 @@ class Summary:
         return found
 
     def observe(self, endpoint: Endpoint, asked: Asked, production: Answer, reply: Reply, now: float) -> None:
-        """Statuses, sizes and times of an exchange."""
+        """Count the statuses, sizes and times of an exchange."""
         state = self.state
         answer = reply.answer
         endpoint.pairs += 1
@@ -263,7 +261,7 @@ class Summary:
         if its_wrong:
             point.errors[1] += 1
         if status != other and wrong == its_wrong:
-            number = int(now / state.width)  # it may have become coarser
+            number = int(now / state.width)  # the time line may have become coarser
             for side, each in enumerate((status, other)):
                 ways = _ways(state, each)
                 if ways is not None:
@@ -303,7 +301,7 @@ class Summary:
             state.rtts += 1
 
     def differed(self, endpoint: Endpoint, fields: list[str]) -> list[str]:
-        """Count an exchange that differed in these fields; those of them of which a sample is wanted."""
+        """Count an exchange that differed in these fields; returns those of which a sample is wanted."""
         wanted = []
         names = set()
         for name in fields:
@@ -318,7 +316,7 @@ class Summary:
                     wanted.append(name)
         signature = "\n".join(sorted(names))
         if signature not in endpoint.signatures and not _has_room(endpoint, signature):
-            # Its least noisy field stands for all: what differs in it is judged right, whatever else differs.
+            # Its least noisy field stands for all fields: the exchange is judged rightly by it, whatever else differs.
             signature = min(names, key=lambda name: _noisiness(endpoint.fields[name]))
         _count_text(endpoint.signatures, signature, SIGNATURES + self._bounds.fields + 1)
         return wanted if self._samples < self._bounds.all_samples else []
@@ -328,7 +326,7 @@ class Summary:
         _count_text(endpoint.discordant, f"{one} {other}", STATUSES)
 
     def noisy(self, endpoint: Endpoint, fields: list[str], *, probe: bool) -> None:
-        """Count a pair of answers of one version, which differed in these fields."""
+        """Count a noise pair: two answers of one version, which differed in these fields."""
         if probe:
             endpoint.probed += 1
         else:
@@ -341,7 +339,7 @@ class Summary:
                 field.repeats += 1
 
     def checked(self, endpoint: Endpoint, held: Mapping[str, bool]) -> None:
-        """Count a request that the shadow got again: of these fields that had differed, did its answer hold?"""
+        """Count a check; `held`: for each field that had differed, whether the shadow's second answer held."""
         for name, same in held.items():
             field = endpoint.fields.get(name)
             if field is not None:
@@ -349,24 +347,25 @@ class Summary:
                 field.held += same
 
     def unlike(self, endpoint: Endpoint, fields: list[str]) -> None:
-        """Count an exchange in which these were unlike the identifiers that they were taken for."""
+        """Count an exchange in which these fields did not look like the identifiers that they were taken for."""
         for name in fields:
             field = endpoint.fields.get(name)
             if field is not None:
                 field.unlike += 1
 
     def add_sample(self, endpoint: Endpoint, field: str, sample: Sample) -> None:
-        """A sample that was asked for."""
+        """Keep a sample that was asked for."""
         endpoint.fields[field].samples.append(sample)
         self._samples += 1
 
     def unpaired(self, reason: str, count: int = 1) -> None:
-        """So many requests were not compared."""
+        """Count requests that were not compared."""
         self.state.unpaired[reason] = self.state.unpaired.get(reason, 0) + count
 
     def fold(self, places: Places) -> dict[str, str]:
-        """Merge endpoints whose names became one by what was learned of paths (`places`).  Returns the new name of each
-        endpoint that is gone.
+        """Merge endpoints whose names are the same after what was learned of paths (`places`).
+
+        Returns the new name of each endpoint that is gone.
         """
         self.state.places = places
         folded = fold_endpoints(self.state.endpoints, places, self._bounds)
@@ -388,7 +387,7 @@ class Summary:
 
 
 def _beside(endpoint: Endpoint, status: int, other: int) -> None:
-    """Hold an exchange against the one before it: each is in one such pair, or what one exchange shows counts twice."""
+    """Compare an exchange with the one before it.  Each exchange is in only one such pair, so none counts twice."""
     if not endpoint.before:
         endpoint.before = [status, other]
         return
@@ -404,17 +403,18 @@ def _beside(endpoint: Endpoint, status: int, other: int) -> None:
 
 
 def _ways(state: State, status: int) -> dict[int, list[int]] | None:
-    """Those of a status; None: there are too many."""
+    """The points of a status; None: there are too many statuses."""
     if status not in state.discordant and len(state.discordant) >= DISCORDANT:
         return None
     return state.discordant.setdefault(status, {})
 
 
 def _its_turn(asked_ns: int, answer: Answer, rtt_ns: int) -> int:
-    """When a server could begin with a request, as its client saw it: when it had it, and was done with the one before.
+    """When a server could begin with a request, as its client saw it: it had the request, and was done with the last
+    one.
 
-    A client of production asks as fast as production answers.  Requests queue at a shadow that is slower, and with what
-    they waited for each other it would seem ever slower.  Where stamps do not tell two answers apart, that stays in.
+    Clients send as fast as production answers.  So requests queue at a slower shadow, and if that waiting counted, the
+    shadow would seem ever slower.  If two answers have the same stamp, the waiting counts.
     """
     since = answer.since_ns
     return max(asked_ns, since - rtt_ns) if since < answer.first_ns else asked_ns
@@ -449,8 +449,9 @@ def whole(state: State) -> Endpoint:
 
 
 def fold_endpoints(endpoints: dict[str, Endpoint], places: Places, bounds: StateBounds) -> dict[str, str]:
-    """Merge endpoints whose names became one by what was learned of paths (`places`).  Returns the new name of each
-    endpoint that is gone.
+    """Merge endpoints whose names are the same after what was learned of paths (`places`).
+
+    Returns the new name of each endpoint that is gone.
     """
     folded = fold(endpoints, places, bounds.given)
     for name, template in folded.items():
@@ -459,12 +460,12 @@ def fold_endpoints(endpoints: dict[str, Endpoint], places: Places, bounds: State
 
 
 def is_error(status: int) -> bool:
-    """Whether that is the status of an error; 0 is that of no answer."""
+    """Whether a status is an error; 0, which stands for no answer, is one."""
     return status >= ERROR or not status
 
 
 def merge_endpoint(into: Endpoint, other: Endpoint, *, fields: bool = True) -> None:
-    """Add the exchanges of another endpoint (which is used up)."""
+    """Add the exchanges of another endpoint, which must not be used afterwards."""
     for name in ("pairs", "only_shadow", "only_production", "compared", "erring", "probed", "repeated"):
         setattr(into, name, getattr(into, name) + getattr(other, name))
     for mine, its in ((into.production, other.production), (into.shadow, other.shadow)):
@@ -520,7 +521,7 @@ def _merge_state(into: State, other: State) -> None:
 
 
 def _coarsen(state: State) -> None:
-    """Two points of the time line become one."""
+    """Join each two points of the time line."""
     line: dict[int, Point] = {}
     for number, point in state.line.items():
         _merge_point(line.setdefault(number >> 1, Point()), point)
@@ -546,7 +547,7 @@ def _add_ways(into: dict[int, list[int]], other: Mapping[int, list[int]], shift:
 
 
 def _limit_fields(endpoint: Endpoint, most: int) -> None:
-    """The seldom ones become one, and so do the signatures that have them."""
+    """Join the rarest fields into one, and the signatures that contain them."""
     if len(endpoint.fields) > most:
         ranked = sorted(endpoint.fields, key=lambda name: (name == OTHER, -endpoint.fields[name].raw))
         gone = set(ranked[most:]) - {OTHER}

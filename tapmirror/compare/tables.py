@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of text (CSV, RFC 4180) as documents: each row by the names of its columns.
 
-As lines, a time in each row is noise of that line, and hides what else differs in digits.
+If they were compared by lines, a time in each row would be noise of that line, and hide other differences in digits.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import io
 from typing import Final
 
 ROWS: Final = 2000
-"""Rows of the longest table that is read, in some milliseconds; a longer one is a text."""
+"""Most rows of a table that is parsed, in some milliseconds; a longer one is compared as text."""
 COLUMNS: Final = 200
 _NAMES: Final = {",": (b"text/csv", b"application/csv"), "\t": (b"text/tab-separated-values",)}
 
 
 def rows(text: str, type_: bytes) -> list[dict[str, str]] | None:
-    """The rows below the first, which names the columns; None: it is no table, or none with names."""
+    """The rows below the first, which names the columns; None: it is not a table with names."""
     kind = type_.partition(b";")[0].strip().lower()
     delimiter = next((delimiter for delimiter, kinds in _NAMES.items() if kind in kinds), None)
     if delimiter is None or max(text.count("\n"), text.count("\r")) > ROWS:
         return None
     first = text.removeprefix("\ufeff").partition("\n")[0]
-    if delimiter not in first and ";" in first:  # where a comma stands in numbers
+    if delimiter not in first and ";" in first:  # used where numbers have a comma
         delimiter = ";"
     try:
         names, *table = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter)
@@ -38,5 +38,5 @@ def rows(text: str, type_: bytes) -> list[dict[str, str]] | None:
 
 
 def _is_name(cell: str) -> bool:
-    """Whether a cell may be the name of a column: a value that is none has digits alone."""
+    """Whether a cell may be the name of a column, and is not a value of digits."""
     return any(map(str.isalpha, cell))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What two texts differ in: line by line.
 
-Lines that differ in digits and long tokens only are a field of their own, named by a hash of the rest of the line: so a
-line with the time of day, which differs always, hides no other.
+Lines that differ only in digits and long tokens are a separate field, named by a hash of the rest of the line.  So a
+line with the time of day, which always differs, does not hide other lines.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Final
 from tapmirror.compare.findings import Change, Findings
 
 LINES: Final = 2000
-"""Lines of a text that are compared one by one; the others are compared as a whole."""
+"""Most lines of a text that are compared one by one; the others are compared as a whole."""
 
 _VARIABLE: Final = re.compile(r"[0-9A-Za-z+/_=-]{20,}|[0-9a-fA-F-]{8,}|\d+")
 IN_REFERENCES: Final = re.compile(
     r"(?<![0-9A-Za-z+_=-])(?=[A-Za-z+_=-]*[0-9])[0-9A-Za-z+_=-]{20,}|[0-9a-fA-F-]{8,}|\d+"
 )
-"""Digits and long tokens in what may be a reference to something: a path of many words is no token.  It is looked
-for where such characters begin, for long words without a digit would take quadratic time."""
+"""Digits and long tokens in what may be a reference: a path of many words is not a token.  The expression begins at the
+first such character, because long words without a digit would take quadratic time."""
 
 
 def differ(findings: Findings, one: str, other: str) -> None:
-    """Two texts that come from different bytes."""
-    if one == other and "\ufffd" in one:  # what is no text is the same in both
+    """Compare two texts that were decoded from different bytes."""
+    if one == other and "\ufffd" in one:  # only invalid bytes differ, which are replaced alike
         findings.add(Change.VALUE, "body.lines", one, other)
     else:
         Lines(findings, "body.lines").differ(one.splitlines(), other.splitlines())
@@ -67,11 +67,11 @@ class Lines:
 
 
 def place(path: str, one: str, other: str, variable: re.Pattern[str] = _VARIABLE) -> str:
-    """Where two different texts at a path are a field of their own, for they differ in what is `variable` only."""
+    """The path of a difference of two texts; a separate one if they differ only in what is `variable`."""
     name = variable.sub("#", one[:400])
     return f"{path}[{_line_name(name)}]" if name == variable.sub("#", other[:400]) else path
 
 
 def _line_name(line: str) -> str:
-    """Of a line without its numbers: a hash, for names are shown and its text may be a secret."""
+    """A name for a line without its numbers: a hash, because names are shown and the text may be a secret."""
     return blake2b(" ".join(line.split()).encode("utf-8", "replace"), digest_size=4).hexdigest()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What keeps comparison within its budget: of more than so many a second, some.  And what is not to be timed.
+"""Keeps comparison within its budget: which of too many requests are compared, and which are not timed.
 
 Pure: no clock; `now` is passed in.
 """
@@ -13,13 +13,14 @@ from tapmirror.packet import BUCKETS
 
 _ALL: Final = 1 << 32
 SLICE_TIME: Final = 0.1
-"""Seconds for which the same connections are compared: a client's only one is left alone for a second or so."""
+"""Seconds of a time slice: a client with one connection is left out for about a second at a time."""
 
 
 class Rotation:
-    """The connections that are compared while there are more requests a second than `most`: those in so many buckets
-    from one on and around, and in the next time slice those behind them.  Each has its part of the time, and costs
-    nothing in the rest of it.
+    """Chooses the connections that are compared while there are more than `most` requests a second.
+
+    They are those in a range of hash buckets, which moves on by its own width with each time slice and wraps around.
+    Each connection has its share of the time, and costs nothing in the rest of it.
     """
 
     __slots__ = ("_began", "_most", "_rate", "_seen", "count", "due", "first")
@@ -40,8 +41,9 @@ class Rotation:
         return now >= self.due
 
     def next_slice(self, now: float) -> bool:
-        """Begin the next slice, by the rate of requests that was measured in the last one.  Returns whether other
-        connections are compared in it.
+        """Begin the next slice; its size follows from the rate of requests in the last one.
+
+        Returns whether other connections are compared in it.
         """
         took = now - self._began
         if self._began and took > 0:  # quick to rise, and slow to fall
@@ -62,9 +64,9 @@ class Rotation:
 
 
 class Rate:
-    """At most so many a second, counted in seconds of the clock; of less than one, one in several seconds.
+    """Allows at most `most` a second, counted in whole seconds of the clock; below 1, one in several seconds.
 
-    What costs as much as several is to `pay` for them; while it `owes` there is none.
+    For something that costs as much as several, call `pay`.  While it `owes`, nothing is allowed.
     """
 
     __slots__ = ("_cap", "_left", "_most", "_second")
@@ -76,7 +78,7 @@ class Rate:
         self._second = -1
 
     def allows(self, now: float) -> bool:
-        """Whether there may be one more, which is counted then."""
+        """Whether one more is allowed; if so, it is counted."""
         second = int(now)
         if second != self._second:
             passed = max(1, second - self._second)
@@ -88,25 +90,26 @@ class Rate:
         return True
 
     def pay(self, more: float) -> None:
-        """One that was allowed cost so many more."""
+        """Say that one that was allowed cost as much as `more` further ones."""
         self._left -= more
 
     @property
     def owes(self) -> bool:
-        """More was used than there is for this second."""
+        """Whether more was used than this second has."""
         return self._left < 0
 
 
 LATE: Final = 0.05
-"""Seconds that a request may have waited for the tap and be timed.  A tap that keeps up takes less: the pause for
-batching (1.2 ms), what AF_PACKET holds back (16 ms), a busy processor's time slices."""
+"""Seconds that a request may wait for the tap and still be timed.  In a tap that keeps up, requests wait less: for the
+pause of batching (1.2 ms), for AF_PACKET's block (16 ms), for a busy processor's time slices."""
 
 
 class Backlog:
-    """Tells requests that the shadow gets in one rush, for the tap was late, from those that come as clients sent them.
+    """Recognises requests that the shadow gets in a rush because the tap was late.
 
-    In a rush they queue at the shadow as they did not at production, and so do those behind them, until the shadow has
-    worked it off: for as long again as the tap was late, if production's rate is half of what the shadow can take.
+    In a rush, requests queue at the shadow as they did not at production.  So do those behind them, until the shadow
+    has worked the rush off: that takes as long again as the tap was late, if production's rate is half of the shadow's
+    capacity.
     """
 
     __slots__ = ("_until",)
@@ -115,7 +118,7 @@ class Backlog:
         self._until = -math.inf
 
     def holds(self, now: float, time_ns: int) -> bool:
-        """Whether a request that was captured at `time_ns` and is sent now is one of a rush, or just behind one."""
+        """Whether a request that was captured at `time_ns` and is sent now belongs to a rush, or follows one."""
         waited = now - time_ns / 1e9
         if waited > LATE:
             self._until = max(self._until, now + waited)
@@ -123,10 +126,10 @@ class Backlog:
 
 
 class Draw:
-    """About so many a second, drawn so that each has the same chance; all where there are fewer.
+    """Draws about `most` a second, so that each has the same chance; if there are fewer, it takes all.
 
-    The chance of a second is what the one before it had been right for.  `Rate` takes the first ones of each second
-    instead: what a distribution is made of must not depend on when it came.
+    The chance in each second is the one that would have been right for the second before.  `Rate` takes the first ones
+    of each second instead, but the sample of a distribution must not depend on when values came.
     """
 
     __slots__ = ("_chance", "_left", "_most", "_number", "_second", "_seen")
@@ -147,7 +150,7 @@ class Draw:
             self._chance = _ALL if seen <= self._most else int(_ALL * self._most / seen)
             self._second = second
             self._seen = 0
-            self._left = max(1.0, 2 * self._most)  # where the rate has just risen
+            self._left = max(1.0, 2 * self._most)  # the rate has just risen
         self._seen += 1
         # A linear congruential generator (Numerical Recipes, 7.1): cheap, and its high bits, which decide, are good.
         self._number = number = (self._number * 1664525 + 1013904223) & 0xFFFFFFFF

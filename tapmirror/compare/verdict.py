@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the shadow good enough?  Pass, fail, or not known yet, and then how many more requests it would take.
+"""The verdict: pass, fail, or not known yet, and then how many more requests are needed.
 
-Each limit is held against a confidence sequence: a limit is kept when the whole interval is on its good side, and
-broken when the whole interval is on the other.  Alpha is divided among the limits, so that with probability 1 -
-alpha no verdict at any time is wrong about any of them.
+Each limit is compared with a confidence sequence: a limit is kept if the whole interval is on its good side, and broken
+if the whole interval is on the other side.  Alpha is divided among the limits, so that with probability 1 - alpha no
+verdict at any time is wrong about any of them.
 
-For differences this holds as far as noise is told apart: a limit is kept only if it is with all fields that may be
-no noise, and broken only by those that differ more often than noise pairs can explain.  Fields taken for noise count
-for neither, and where no noise pairs can be had (of POST) a field is assumed to be no noise.  What differs in that one
-side's answer is an error counts for the limit of error rates alone, unless there is none.
+For differences this holds as far as noise is recognised: the limit is kept only if it is kept with all fields that may
+not be noise, and broken only by those that differ more often than noise pairs can explain.  Fields that are taken for
+noise count for neither.  If there can be no noise pairs (for POST), a field is assumed not to be noise.  An error on
+one side only counts only for the limit of error rates, if there is one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from tapmirror.compare.statistics import Interval, difference_interval, ratio_in
 
 P99: Final = 0.99
 Intervals: TypeAlias = Callable[[float], Interval]
-"""The interval, if there were so many times as many observations."""
+"""Returns the interval as it would be with this many times the observations."""
 AGAIN: Final = 2.0
-"""How many times the requests seen so far it takes at least until what differs does so for certain: pairs of one
-version are a share of them."""
+"""Least forecast for differences, in multiples of the requests so far: noise pairs, which decide, are few of them."""
 FARTHEST: Final = 1000.0
-"""How many times the requests seen so far a forecast looks ahead."""
+"""How far a forecast looks ahead, in multiples of the requests so far."""
 
 
 class Outcome(enum.Enum):
@@ -42,20 +41,20 @@ class Outcome(enum.Enum):
 
 
 class VerdictLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the shadow must keep to; None: does not matter."""
+    """The limits for a shadow; None: no limit."""
 
     max_error_diff: float | None = 0.001
-    """The shadow's error rate may be higher by so much."""
+    """By how much the shadow's error rate may be higher."""
     max_p99_ratio: float | None = 1.10
     """The shadow's 99th percentile of the time to the last byte, divided by production's."""
     max_diff_rate: float | None = 0.005
-    """Share of the compared exchanges that differ otherwise than by noise."""
+    """Share of the compared exchanges that differ by more than noise."""
     alpha: float = 0.01
     """Probability that any verdict at any time is wrong."""
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What a verdict is made from."""
+    """The counts from which a verdict is made."""
 
     pairs: int
     """Exchanges where both sides answered, or production did and the shadow failed to."""
@@ -69,7 +68,7 @@ class Counts(msgspec.Struct, frozen=True):
     """Exchanges whose answers were compared."""
     differing: int
     certain: int | None = None
-    """Exchanges of `differing` with a field that differs more often than by noise for certain; None: all of them."""
+    """Exchanges of `differing` with a field that certainly differs more often than by noise; None: all of them."""
     possible: int | None = None
     """Exchanges that differ in any field that is not known to be noise; None: as many as `differing`."""
     crowds: tuple[float, float] = (1.0, 1.0)
@@ -78,7 +77,7 @@ class Counts(msgspec.Struct, frozen=True):
     error_crowd: float = 1.0
     """How many of the differences of errors count as one (`statistics.crowd_of_differences`)."""
     requests: int = 0
-    """How many it took, if more than `pairs`: of many a second a part is compared, and a smaller one timed."""
+    """Requests that were needed for this, if more than `pairs`: of many a second only a part is compared, or timed."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -91,7 +90,7 @@ class Check(msgspec.Struct, frozen=True):
     high: float
     limit: float
     more: int | None
-    """Requests still needed, if it goes on as it did; None: none, or more than can be foreseen."""
+    """Requests still needed, if things stay as they are; None: none, or more than can be foreseen."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -135,7 +134,7 @@ def judge(counts: Counts, limits: VerdictLimits) -> Verdict:
 
 
 def _awaited(open_: list[Check]) -> list[Check]:
-    """Those that a verdict waits for: one limit that is broken is enough, and to pass all must be kept."""
+    """The checks that a verdict waits for: one broken limit is enough to fail, and to pass all must be kept."""
     broken = [check for check in open_ if check.estimate > check.limit and check.more is not None]
     return [min(broken, key=lambda check: check.more or 0)] if broken else open_
 
@@ -209,8 +208,10 @@ def _check(
     requests: int,
     least: float = 1.0,
 ) -> Check:
-    """`count` are the observations behind it, `requests` how many requests they took.  A forecast says at least `least`
-    times as many.
+    """The check of one limit.
+
+    `count`: observations behind the estimate; `requests`: requests that these needed.  A forecast is at least `least`
+    times the requests.
     """
     low, high = interval(1.0)
     outcome = _outcome(low, high, limit)
@@ -228,7 +229,7 @@ def _outcome(low: float, high: float, limit: float) -> Outcome:
 
 
 def _needed(interval: Intervals, limit: float) -> float | None:
-    """How many times the observations decide, if they go on as they did."""
+    """How many times the observations would decide, if things stay as they are."""
     if _outcome(*interval(FARTHEST), limit) is Outcome.UNDECIDED:
         return None
     low, high = 1.0, FARTHEST
@@ -239,7 +240,7 @@ def _needed(interval: Intervals, limit: float) -> float | None:
 
 
 def _rounded(number: float) -> int:
-    """To two digits, upwards: it is a forecast."""
+    """Round up to two digits, since it is a forecast."""
     if number < 10:
         return max(1, math.ceil(number))
     unit = int(10 ** (math.floor(math.log10(number)) - 1))
@@ -263,7 +264,7 @@ def _said(check: Check) -> str:
 
 
 def _surely(counts: Counts, open_: list[Check]) -> str:
-    """How sure a forecast is: what was never seen yet may come, and what came may come together, which takes more."""
+    """The wording for how sure a forecast is: something new may come, or come in groups, which needs more requests."""
     seen = {
         "error rate difference": counts.only_shadow + counts.only_production,
         "difference rate": counts.differing if counts.possible is None else counts.possible,

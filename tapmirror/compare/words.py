@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What in a path is a word of the application's, and what an identifier that is another one each time.
+"""Which parts of a path are words of the application, and which are identifiers that change each time.
 
-Used for the paths of requests (`/users/{id}`) and for names in JSON objects.  It goes by the look of a word alone;
-what it cannot see, learning in `endpoints` does.
+Used for paths of requests (`/users/{id}`) and for names in JSON objects.  Only the form of a word is considered;
+`endpoints` learns what the form does not show.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Final
 
 NAME: Final = 60
-"""Characters of a name; a longer one is `{}`: a part of it might be a secret that nothing recognises any more."""
+"""Most characters of a name.  A longer one is `{}`: if it were cut, a secret in it might not be recognised any more."""
 WORD: Final = 64
-"""A longer one is an identifier, whatever it looks like: time and memory are spent on shorter ones only."""
+"""A word longer than this is an identifier, whatever its form: time and memory are spent only on shorter ones."""
 
 _IDENTIFIER: Final = re.compile(
     r"[0-9]+"  # numbers
