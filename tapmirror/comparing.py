@@ -264,7 +264,7 @@ class ComparingPipeline(Pipeline):
         return {**self._comparison.living(), "capture": dict(sorted(self._counts.items()))}
 
     def brief(self, now: float) -> dict[str, Any]:
-        """The briefs of all shadows, some seconds old at most; of this moment if `now` is infinite, which takes longer."""
+        """The briefs of all shadows, some seconds old at most; of this moment if `now` is infinite, in more time."""
         return {"shadows": self._comparison.brief(now), "capture": dict(sorted(self._counts.items()))}
 
     def _at(self, now: float) -> None:

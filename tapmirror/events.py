@@ -17,8 +17,8 @@ from typing import Final, TypeAlias
 import msgspec
 
 Buffer: TypeAlias = bytes | memoryview
-"""Bytes of the network.  A `memoryview` may point into a capture ring: it is
-valid only until the call that received it returns.  Who keeps it, copies it."""
+"""Bytes of the network.  A `memoryview` may point into a capture ring: it is valid only until the call that received it
+returns.  Copy it to keep it."""
 
 # --- capture -> reassembly ----------------------------------------------------
 
@@ -46,14 +46,13 @@ URG: Final = 0x20
 FROM_SERVER: Final = 0x100
 """The segment travels from production to the client."""
 ACCEPTED: Final = 0x200
-"""No packet of its own: production's SYN-ACK was seen, and behind it what only a
-connection sends that was accepted.  `seq` is the client's and `ack` the server's
-first byte number (initial sequence number + 1); `length` is 0."""
+"""Not a packet: production's SYN-ACK was seen, and after it something that only an accepted connection sends.  `seq` is
+the client's and `ack` the server's first byte number (initial sequence number + 1); `length` is 0."""
 MULTIPATH: Final = 0x400
-"""In place of `ACCEPTED`: the connection is one of Multipath TCP (RFC 8684).  Its bytes may go over others as well, and
-come again as new ones of this, which only options of each segment tell."""
+"""In place of `ACCEPTED`: the connection uses Multipath TCP (RFC 8684).  Its bytes may also use other connections, and
+may come again as new bytes of this one, which only options in each segment show."""
 UNACCEPTED: Final = 0x800
-"""Of a client's segment: the handshake is complete; production has not shown yet that it accepted the connection."""
+"""On a client's segment: the handshake is complete, but production has not shown that it accepted the connection."""
 
 # --- reassembly -> framing ----------------------------------------------------
 
@@ -75,9 +74,9 @@ class Dismissed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Cut(msgspec.Struct, frozen=True, gc=False):
-    """`length` bytes of production's stream, of which the capture copied only the first, `data`.
+    """`length` bytes of production's stream, of which the capture copied only the first ones, `data`.
 
-    No gap: that the others are there is known, and that nothing went by beside them.
+    This is not a gap: it is known that there are exactly that many bytes.
     """
 
     data: Buffer
@@ -95,7 +94,7 @@ START: Final = 0x1
 END: Final = 0x2
 """The last byte of a request is the last byte of this part."""
 WHOLE: Final = START | END
-"""What nearly all parts are.  The data path asks for just this first: to compare takes a third of the time of `&`."""
+"""What nearly all parts are.  The data path checks for exactly this first: `==` takes a third of the time of `&`."""
 NO_BODY: Final = 0x4
 """The answer to this request has no body whatever its headers say (HEAD)."""
 TUNNEL: Final = 0x8
@@ -103,16 +102,15 @@ TUNNEL: Final = 0x8
 CONNECT: Final = 0x10
 """With TUNNEL: the method is CONNECT, so that a 2xx answer accepts and has no body (else only 101 accepts)."""
 KEEPING: Final = 0x40
-"""It is of HTTP/1.0 and asks to keep the connection, which lasts if the answer says so too, and else ends with it."""
+"""The request is HTTP/1.0 and asks to keep the connection, which lasts only if the answer says so too."""
 TRACED: Final = 0x20
-"""Only of a Message: the head has the field with which taps mark copies (`tracer`)."""
+"""Only in a Message: the head has the field with which taps mark copies (`tracer`)."""
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
-    """A run of a request's (or of a raw stream's) bytes, to be passed on.
+    """Consecutive bytes of a request (or of a raw stream), to be passed on.
 
-    `size` is how many captured bytes it stands for; `data` may be longer or
-    shorter where something was rewritten.
+    `size` is how many captured bytes it stands for; `data` may be longer or shorter if something was rewritten.
     """
 
     data: Buffer
@@ -123,8 +121,8 @@ class Part(msgspec.Struct, frozen=True, gc=False):
 class Lost(msgspec.Struct, frozen=True, gc=False):
     """`size` captured bytes will not be mirrored.
 
-    `broken` says that a request was under way and is hereby given up: what of
-    it was passed on already must not be taken for a whole one.
+    `broken` says that a request was in progress and is given up: the part of it that was already passed on must not be
+    taken for a whole request.
     """
 
     size: int
@@ -188,19 +186,18 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
 
 
 class Excuse(msgspec.Struct, frozen=True, gc=False):
-    """What the flow asked last is left unanswered by production: that the shadow does so, too, is no error."""
+    """Production left the flow's last request unanswered, so it is no error if the shadow does too."""
 
     flow: int
     target: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, gc=False):
-    """Give up what is under way on this flow, now.
+    """Give up what is in progress on this flow, now.
 
-    `reset`: the production connection is gone (RST, expiry); the shadow's is reset too.
-    `answered`: as of `Finish`.
-    Otherwise only the request under way (or, raw, the rest of the stream) is given up, and
-    the shadow must not be left with a part of it that it could take for a whole.
+    `reset`: the production connection is gone (RST, expiry), and the shadow's is reset too.  Otherwise only the request
+    in progress (or, raw, the rest of the stream) is given up, and the shadow must not be left with a part that it could
+    take for whole.  `answered`: as in `Finish`.
     """
 
     flow: int
@@ -216,28 +213,28 @@ Command: TypeAlias = Open | Send | Turn | Finish | Excuse | Abort
 
 
 class FilterReason(enum.Enum):
-    """Why something seen was not to be mirrored: nothing is lost by it."""
+    """Why something seen should not be mirrored: nothing is lost."""
 
     LOOP = "loop"
     """Sent by a tapmirror: it carries the loop mark (`LOOP_DSCP`)."""
     CLIENT = "client"
-    """From a client of none of the networks that are mirrored."""
+    """From a client in none of the networks that are mirrored."""
     DUPLICATE = "duplicate"
     """Retransmitted or overlapping bytes: production's TCP discarded them as well."""
     NOT_ACCEPTED = "not_accepted"
     """Production never accepted the connection (no SYN-ACK, no acknowledgement, or an RST)."""
     OUTSIDE = "outside"
-    """Outside what production's TCP takes: after FIN or RST, far from the window, or without an acknowledgement."""
+    """Not accepted by production's TCP: after FIN or RST, far from the window, or without an acknowledgement."""
     URGENT = "urgent"
-    """The byte that an urgent pointer marks: no part of what an application reads in order."""
+    """The byte that an urgent pointer marks, which an application does not read in order."""
     METHOD = "method"
-    """Not a safe method, where only these are mirrored."""
+    """Not a safe method, and only these are mirrored."""
     NO_RULE = "no_rule"
     """None of the tap's rules matches."""
     RULE = "rule"
     """The rule that matches mirrors nothing, or not to this shadow."""
     NO_MATCH = "no_match"
-    """Not among what this shadow is to get."""
+    """Not among the requests that this shadow should get."""
     BODY_LIMIT = "body_limit"
     """The body is longer than its rule mirrors."""
     CAP = "cap"
@@ -260,7 +257,7 @@ class DropReason(enum.Enum):
     CUT = "cut"
     """The capture holds only the first bytes of the packet."""
     MIDSTREAM = "midstream"
-    """The connection stood when the tap began: skipped up to the first request boundary."""
+    """The connection existed when the tap began: skipped up to the first request boundary."""
     GAP = "gap"
     """In a request broken by a hole, or between a hole and the next certain request boundary."""
     MULTIPATH = "multipath"
@@ -286,21 +283,21 @@ class DropReason(enum.Enum):
     SHADOW_CLOSED = "shadow_closed"
     """The shadow closed or reset the connection before everything was sent."""
     TUNNEL_REFUSED = "tunnel_refused"
-    """After CONNECT or Upgrade that the shadow did not accept: what followed was no HTTP."""
+    """After a CONNECT or Upgrade that the shadow did not accept: what followed was not HTTP."""
     NO_RESOURCES = "no_resources"
     """No descriptor, local port or memory for a shadow connection."""
     UNREDACTED = "unredacted"
-    """The body cannot be looked into, and so not be redacted: too long, compressed, or not what it claims to be."""
+    """The body cannot be inspected, and so not redacted: too long, compressed, or not what it claims to be."""
     HOLD_LIMIT = "hold_limit"
-    """More bytes of bodies that must be whole than `Limits.held_bytes`, or one longer than can be held."""
+    """Bodies that must be complete need more than `Limits.held_bytes`, or one is longer than can be held."""
     REWRITE = "rewrite"
     """The rewritten request would not be valid HTTP/1."""
     HOOK_ERROR = "hook_error"
-    """The hook raised an error, or returned what is no valid request."""
+    """The hook raised an error, or returned something that is not a valid request."""
     WORKER_LOST = "worker_lost"
-    """Read by a worker that died: what it held, and what became of it since its last account."""
+    """Read by a worker that died, and held by it, or not in its last report yet."""
     SHARE = "share"
-    """The connection fell out of the share while it was mirrored: what was held, and the request under way."""
+    """The connection left the share while it was mirrored: what was held, and the request in progress."""
     SHUTDOWN = "shutdown"
     """Still queued when the tap's drain time was over."""
 

@@ -3,29 +3,32 @@
 
 Theory of operation
 -------------------
-The governor sees one `Measure` a second and answers with a share, 0 to 1, by which the kernel-side sampling is
-multiplied: whole connections, monotone, so those of a smaller share are among those of a larger one.
+Once a second the governor takes a `Measure` and answers with a share, 0 to 1, by which the kernel's sampling is
+multiplied.  Whole connections leave, and those of a smaller share are among those of a larger one.
 
-*Throttle.*  Each load (CPU, ring, ...) is a quotient of what was measured and what is allowed.  Above 1 the share is
-multiplied by a factor at once (as TCP does with its window, RFC 5681, 3.1), then left alone until the measurement
-can have followed: the averages of PSI take ten seconds.  It rises only after all loads have been below `CALM` for a
-while, fast up to near where it failed last and slowly from there (the idea of CUBIC, RFC 9438), and never to where a
-load that is proportional to the share (CPU, bandwidth) would be above `AIM`.  Between `CALM` and 1 nothing moves.  A
-rise that fails makes the next one wait twice as long: so it does not swing.
+*Throttle.*  Each load (CPU, ring, ...) is the measured value divided by the allowed one.  If a load is above 1, the
+share is multiplied by a factor at once (as TCP does with its window, RFC 5681, 3.1).  Then nothing changes until the
+measurement can have followed; the averages of PSI take ten seconds.  The share rises only after all loads have been
+below `CALM` for a while: fast up to near where it failed last, and slowly from there (the idea of CUBIC, RFC 9438), but
+never to where a load that is proportional to the share (CPU, bandwidth) would be above `AIM`.  Between `CALM` and 1
+nothing moves.  After a rise that failed, the next one waits twice as long, so the share does not oscillate.
 
-*Breaker.*  Each shadow has one.  `CLOSED` while the shadow is well.  Connections that fail while nothing is sent, or
-too many bad answers, make it `OPEN`: nothing is captured for this shadow.  After a pause it is `HALF_OPEN`: a few
-connections try; twice as many each second where they get through, or where there was nothing to try with; a failure
-opens it again, for twice as long.  What still goes out on connections from before proves nothing while new ones are
-tried: a server that accepts none any more may serve those to their end.  Nor does it where connections are taken and
-broken off, all without a byte, by a forwarder with nobody behind it: these have failed like those that are refused, and
-answers prove that it is over.  What the tap captures is
-what the shadow that can take most gets, and of that each gets what it can take: one that is down does not cost the
-others anything, and one that is slow is spared.
+*Breaker.*  Each shadow has one.  It is `CLOSED` while the shadow is well.  If connections fail while nothing is sent,
+or too many answers are bad, it becomes `OPEN`, and nothing is captured for this shadow.  After a pause it is
+`HALF_OPEN`: a few connections try, and twice as many each second if they get through, or if there was nothing to try
+with.  A failure opens it again, for twice as long.
 
-*All taps.*  The taps of a daemon have one throttle in common (`Overall`), fed with the sums of what they measured; each
-tap's share is multiplied by it.  It waits longer for the measures to follow, because each tap takes up to a second to
-look, and to act.
+While new connections are tried, bytes that are sent on older ones prove nothing: a server that accepts no new
+connections may still serve the old ones.  Bytes that are sent prove nothing either if an address accepts connections
+and breaks all of them off without a byte, as a forwarder without a backend does.  Such connections count as failed, and
+only answers prove that the shadow is back.
+
+The tap captures what the shadow that can take most gets, and each of the others gets what it can take.  So a shadow
+that is down costs the others nothing, and a slow one gets less.
+
+*All taps.*  The taps of a daemon share one throttle (`Overall`), which is fed with the sums of their measurements.
+Each tap's share is multiplied by it.  It waits longer for the measurements to follow, because each tap needs up to a
+second to measure, and to act.
 
 Pure: measurements and `now` (monotonic seconds) in, share and reason out.
 """
@@ -46,36 +49,36 @@ from tapmirror.spec.budget import Budget
 from tapmirror.spec.settings import AllTaps
 
 FLOOR: Final = 0.01
-"""The least share that a load leaves: without any traffic nothing would show that it is over."""
+"""The least share that a load leaves: without any traffic nothing would show that the load is gone."""
 AIM: Final = 0.85
-"""Part of a limit to which a load is brought that is proportional to the share."""
+"""Part of its limit to which a load that is proportional to the share is brought."""
 CALM: Final = 0.8
-"""Part of a limit below which a load lets the share rise."""
+"""Part of its limit below which a load lets the share rise."""
 NEAR: Final = 0.8
-"""Part of the share that failed last up to which the share rises fast."""
+"""The share rises fast up to this part of the share that failed last."""
 FAST: Final = 1.15
-"""Growth a second: from a half to all in five."""
+"""Growth factor a second: from a half to the whole in five seconds."""
 SLOW: Final = 1.02
-"""Growth a second near the share that failed last."""
+"""Growth factor a second near the share that failed last."""
 HOLD: Final = 5.0
 """Seconds of calm before the share rises."""
 HOLD_MOST: Final = 120.0
-"""Seconds of calm before the share rises, at most: after each rise that failed they are more."""
+"""Most seconds of calm before the share rises; each rise that failed makes them more."""
 BEHIND: Final = 3
-"""Measures in a row that show delay before it counts: a worker that was held up once catches up, and loses nothing."""
+"""Delay counts after this many measures in a row: a worker that was held up once catches up, and loses nothing."""
 SHRINKS: Final = 0.8
-"""Part of the delay before, below which the worker is taken to be catching up."""
+"""If the delay is below this part of the last one, the worker is catching up."""
 SPARED: Final = 0.1
-"""Cores that the workers of a tap may use while the host is short of CPU: nobody gains by having that back, and
-pressure tells only that something waits, which may be a batch job (`Budget.host_cpu`)."""
+"""Cores that the workers of a tap may use even if the host is short of CPU: having them back would help nobody, and
+pressure only says that something waits, which may be a batch job (`Budget.host_cpu`)."""
 FORGIVEN: Final = 60.0
-"""Seconds at the full share after which earlier failures count no more."""
+"""Seconds at the full share after which earlier failures do not count any more."""
 
 UNDECIDED: Final = 60.0
-"""Seconds after which a connection that was tried and neither failed nor stands is none any more: its client left amid
-it, or its worker died.  Twelve times the default of `connect_time`, after which each has failed."""
+"""Seconds after which an attempt that neither failed nor succeeded does not count any more: its client left meanwhile,
+or its worker died.  Twelve times the default of `connect_time`, after which each attempt has failed."""
 PROBE: Final = 0.05
-"""Share of the connections that try a shadow first."""
+"""Share of the connections with which a shadow is first tried."""
 PROBE_GROWTH: Final = 2.0
 """Factor by which a probe's share grows each second: all connections after five."""
 RETRY: Final = 5.0
@@ -84,30 +87,30 @@ DOWN_TIME: Final = 3.0
 """Seconds for which connections must fail, and nothing be sent, before a shadow counts as down: a restart of a
 server's process is shorter."""
 WINDOW: Final = 10.0
-"""Seconds of answers that are judged."""
+"""Seconds of the window of answers that are judged."""
 ENOUGH: Final = 20
-"""Answers in the window before their share of errors says anything."""
+"""Least answers in the window for their share of errors to count."""
 SILENT_TRIALS: Final = 16
-"""Connections in a row, each broken off without a byte, that say that nobody is there: as many as made the worker try
-only one in five seconds.  A server may do so with clients that it does not like, which most may be at times (nginx's
-444)."""
+"""A shadow counts as down after this many connections in a row that it broke off without a byte: as many as make the
+worker try only one in five seconds.  A server may do this to clients that it rejects (nginx's 444), at times to most of
+them."""
 ENOUGH_HALF_OPEN: Final = 5
 ENOUGH_TIMES: Final = 5
-"""Timed answers in the window before their median says anything."""
+"""Least timed answers in the window for their median to count."""
 
 
 SILENCE: Final = "it breaks all connections off without a byte"
-"""What a port forwarder does that has nobody behind it."""
+"""What a port forwarder without a backend does, in words."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """How one shadow was since the last measure; counts of that time."""
+    """The state of one shadow since the last measure; counts are of that time."""
 
     answers: int = 0
     errors: int = 0
     """Answers of `answers` that were 5xx, not HTTP, or missing when the connection ended."""
     alike: int = 0
-    """Missing answers that production left out too, which say nothing; they may be told of later than as `errors`."""
+    """Requests that production left unanswered too, which prove nothing; this may be known later than `errors`."""
     broke_off: int = 0
     """Connections that it broke off without a byte."""
     connects: int = 0
@@ -115,11 +118,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     connect_failures: int = 0
     """Attempts to connect that failed, whenever they began; with those of `silent`."""
     silent: int = 0
-    """Connections that were broken off without a byte by an address that does so with all."""
+    """Connections that were broken off without a byte, by an address that does this with all."""
     connected: int = 0
     """Attempts to connect that succeeded, whenever they began."""
     answered: int = 0
-    """Answers that came, whatever they say."""
+    """Answers that came, with any status."""
     sent_bytes: int = 0
     times: Mapping[str, int] = {}
     """Answers that were timed, by the buckets of `histogram`."""
@@ -131,7 +134,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     ring_fill: float = 0.0
     """How full the ring of the worst worker is, 0 to 1."""
     delay: float = 0.0
-    """Seconds that what was read had waited in the ring, in the mean; of the worst worker."""
+    """Mean seconds that what was read had waited in the ring; of the worst worker."""
     cpu_share: float = 0.0
     """CPU seconds a second (cores) of all workers."""
     rss_bytes: int = 0
@@ -145,31 +148,30 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be captured now, and why not all; the reason changes only with a cause, not each second."""
+    """How much should be captured now, and why not everything.  The reason changes only with its cause."""
 
     share: float
     """0 to 1, of what the spec asks for."""
     reason: str
     shadows: Mapping[str, float] = {}
-    """The share of those that get less, of several shadows."""
+    """With several shadows, the shares of those that get less."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that may be too much."""
+    """One load on the host, a link or a shadow."""
 
     quotient: float
-    """The measured value divided by what is allowed."""
+    """The measured value divided by the allowed one."""
     text: str
     settle: float
     """Seconds after a change of the share until the measurement has followed."""
     factor: float
-    """What the share is multiplied by where it is too much; where it is proportional `AIM` decides, but at least
-    this."""
+    """Factor for the share if the load is too high.  For a proportional load `AIM` decides, but not below this."""
     proportional: bool = False
 
 
 class Throttle:
-    """One share by loads."""
+    """Lowers and raises one share, by loads."""
 
     __slots__ = ("_calm_since", "_failed", "_full_since", "_hold", "_last", "_rose", "_settled", "reason", "share")
 
@@ -189,7 +191,7 @@ class Throttle:
     def update(self, loads: Iterable[Load], now: float) -> float:
         """The share for now on."""
         loads = list(loads)
-        passed = max(0.0, min(1.0, now - self._last))  # after a suspend, too, it is one step
+        passed = max(0.0, min(1.0, now - self._last))  # only one step, even after the host was suspended
         self._last = now
         over = [load for load in loads if load.quotient > 1]
         if over:
@@ -237,17 +239,18 @@ class State(enum.Enum):
 
 
 class Reach:
-    """Whether a shadow is reached: one that is down refuses connections, or breaks all off without a byte."""
+    """Tells whether a shadow is reached.  One that is down refuses connections, or breaks all off without a byte."""
 
     __slots__ = ("_silent",)
 
     def __init__(self) -> None:
         self._silent = False
-        """The shadow breaks connections off without a byte: that bytes are sent proves nothing."""
+        """Whether the shadow breaks connections off without a byte, so that sent bytes prove nothing."""
 
     def through(self, health: Health) -> bool:
-        """Whether the shadow was reached since the last measure: it answered or, unless it breaks all off, bytes were
-        sent.
+        """Whether the shadow was reached since the last measure.
+
+        It was if it answered or, unless it breaks all connections off, if bytes were sent.
         """
         if health.answered:
             self._silent = False
@@ -262,7 +265,7 @@ class Reach:
 
 
 class Breaker:
-    """Whether a shadow is left alone."""
+    """Decides whether a shadow is left alone."""
 
     __slots__ = (
         "_asked",
@@ -291,11 +294,11 @@ class Breaker:
         self.state = State.CLOSED
         self.share = 1.0
         self.reason = ""
-        """Why the share is not the whole; "": it is."""
+        """Why the share is below 1; "": it is not."""
         self.cause = ""
         """What is wrong with the shadow; "": it is well, or nothing is known."""
         self.reached = False
-        """The shadow was reached at some time."""
+        """Whether the shadow was ever reached."""
         self._errors = budget.errors
         self._longest = budget.retry
         self._pause = min(RETRY, budget.retry)
@@ -305,18 +308,18 @@ class Breaker:
         self._reach = Reach()
         self._down_since: float | None = None
         self._silent = 0
-        """Connections in a row that it broke off without a byte, since it is half open or was reached."""
+        """How many connections in a row it broke off without a byte, since it became half-open or was reached."""
         self._window: deque[tuple[float, Health]] = deque()
         self._by_answers = False
-        """It was opened by bad answers, and not for want of connections."""
+        """Whether it was opened by bad answers, and not by failed connections."""
         self._tried = False
-        """Something was sent, or an attempt to connect was made, since it is half open."""
+        """Whether something was sent, or an attempt to connect was made, since it became half-open."""
         self._proven = False
-        """Something got through since it is half open: an attempt that hangs has not failed yet."""
+        """Whether something got through since it became half-open: an attempt that hangs has not failed yet."""
         self._asked = -math.inf
-        """When a connection was last tried since it is half open; -inf: none was."""
+        """When a connection was last tried since it became half-open; -inf: none was."""
         self._connected = False
-        """A connection came to be since it is half open: what goes out on older ones says nothing of new ones."""
+        """Whether a connection was opened since it became half-open: bytes on older ones say nothing about new ones."""
 
     def update(self, health: Health, now: float) -> float:
         """The share for now on."""
@@ -346,7 +349,7 @@ class Breaker:
         return self.share
 
     def _cause(self, health: Health, through: bool, now: float) -> str:
-        """Why the shadow is to be left alone; empty: it is well."""
+        """Why the shadow should be left alone; empty: it is well."""
         if through:
             self.reached = True
             self._down_since = None
@@ -378,7 +381,7 @@ class Breaker:
         return ""
 
     def _gets_through(self, health: Health, now: float) -> bool:
-        """It was reached, and while it is half open not only by connections that stood before."""
+        """Whether it was reached, and while it is half-open not only by connections from before."""
         old = self.state is State.HALF_OPEN and now - self._asked < UNDECIDED and not self._connected
         return self._reach.through(health) and not old
 
@@ -400,7 +403,7 @@ class Breaker:
 
 
 class _Shadow:
-    """What one shadow can take."""
+    """How much one shadow can take."""
 
     __slots__ = ("_latency", "_times", "breaker", "throttle")
 
@@ -411,7 +414,7 @@ class _Shadow:
         self._times: deque[tuple[float, Mapping[str, int]]] = deque()
 
     def update(self, health: Health, now: float) -> tuple[float, str]:
-        """Its share and the reason."""
+        """The shadow's share, and the reason for it."""
         slow = self._median(health, now) / self._latency
         text = f"half of its responses take more than {self._latency:g} s"
         share = self.throttle.update([Load(quotient=slow, text=text, settle=WINDOW, factor=0.5)], now)
@@ -423,7 +426,7 @@ class _Shadow:
         return self.breaker.cause or self.throttle.reason
 
     def _median(self, health: Health, now: float) -> float:
-        """Seconds, of the answers in the window; 0: too few were timed."""
+        """Median time in seconds of the answers in the window; 0: too few were timed."""
         self._times.append((now, health.times))
         while self._times[0][0] <= now - WINDOW:
             self._times.popleft()
@@ -434,7 +437,7 @@ class _Shadow:
 
 
 class Governor:
-    """The loop of one tap."""
+    """The control loop of one tap."""
 
     def __init__(self, budget: Budget, now: float) -> None:
         self._budget = budget
@@ -446,7 +449,7 @@ class Governor:
     def observe(self, measure: Measure, now: float) -> Decision:
         """What to do after this measure; call it about once a second."""
         share, reason = self._throttle.update(self._loads(measure), now), self._throttle.reason
-        # A shadow that is no longer there is forgotten: a tap can be changed.
+        # Forget shadows that the tap no longer has, as it may have been changed.
         self._shadows = {name: self._shadows.get(name) or _Shadow(self._budget, now) for name in measure.shadows}
         wanted = {name: self._shadows[name].update(health, now) for name, health in measure.shadows.items()}
         if wanted:
@@ -461,9 +464,9 @@ class Governor:
         return {name: shadow.breaker.state for name, shadow in self._shadows.items()}
 
     def causes(self, unreached: Mapping[str, str]) -> dict[str, str]:
-        """What is wrong with each shadow, also where it costs the share nothing; "": nothing.
+        """What is wrong with each shadow, even if the share is not lower for it; "": nothing.
 
-        `unreached`: why some could not be at the start, which counts until they are.
+        `unreached`: why some could not be reached at the start, which counts until they are reached.
         """
         found = {name: shadow.cause for name, shadow in self._shadows.items()}
         for name, why in unreached.items():
@@ -493,7 +496,7 @@ class Governor:
         return loads
 
     def _late(self, delay: float) -> Load:
-        """The workers' delay: too much only where it stays.  While they catch up it moves nothing."""
+        """The load by the workers' delay: too high only if it lasts.  While they catch up, nothing changes."""
         quotient = delay / self._budget.delay
         self._behind = self._behind + 1 if quotient > 1 and delay > self._delay * SHRINKS else 0
         self._delay = delay
@@ -504,7 +507,7 @@ class Governor:
 
 
 def _host_cpu(measure: Measure, limit: float) -> Load:
-    """The host's want of CPU: above the limit it is what the workers take of it that counts, down to `SPARED`."""
+    """The load by the host's lack of CPU: above the limit, the CPU that the workers take counts, down to `SPARED`."""
     pressure = 0.0 if limit >= 100 else measure.host_cpu / limit
     text = f"this host is short of CPU (pressure {measure.host_cpu:.0f} %): the workers may use {SPARED:g} of a core"
     if pressure <= 1:
@@ -513,7 +516,7 @@ def _host_cpu(measure: Measure, limit: float) -> Load:
 
 
 class Overall:
-    """The loop over all taps of a daemon: one share, by which that of each is multiplied."""
+    """The control loop over all taps of a daemon: one share, by which each tap's share is multiplied."""
 
     def __init__(self, budget: AllTaps, now: float) -> None:
         self.budget = budget
@@ -529,7 +532,7 @@ class Overall:
 
 
 def together(measures: Iterable[Measure]) -> Measure:
-    """The sum of what several taps cost, as one measure."""
+    """The costs of several taps added up, as one measure."""
     each = list(measures)
     return Measure(
         cpu_share=sum(one.cpu_share for one in each),
@@ -541,7 +544,7 @@ def together(measures: Iterable[Measure]) -> Measure:
 def _costs(
     measure: Measure, cpu: float | None, memory: int | None, bandwidth: float | None, whose: str, settle: float
 ) -> list[Load]:
-    """What workers cost this host and its links; `settle` as of `Load`, for what follows the share at once."""
+    """The loads that workers put on this host and its links; `settle` as in `Load`, for those that follow at once."""
     loads = []
     if cpu is not None:
         loads.append(
@@ -578,13 +581,13 @@ def _costs(
 def measure(
     before: Mapping[str, Any], after: Mapping[str, Any], seconds: float, host_cpu: float, host_memory: float
 ) -> Measure:
-    """What two snapshots of a tap, `seconds` apart, say; `host_cpu` and `host_memory` are the host's pressure."""
+    """The measure from two snapshots of a tap, `seconds` apart; `host_…` are the host's pressure."""
     shadows = {name: health(before["shadows"].get(name), now) for name, now in after["shadows"].items()}
     cpu = after["worker"]["cpu_s"] - before["worker"]["cpu_s"]
     return Measure(
         ring_fill=after.get("ring", {}).get("fill", 0.0),
         delay=worst_wait(waits(before), waits(after)),
-        cpu_share=max(0.0, cpu) / seconds,  # less than before: a worker was replaced
+        cpu_share=max(0.0, cpu) / seconds,  # it is lower than before if a worker was replaced
         rss_bytes=after["worker"]["rss_kb"] * 1024,
         workers=len(after.get("workers", ())) or 1,
         shadow_bytes=sum(health.sent_bytes for health in shadows.values()) / seconds,
@@ -595,7 +598,7 @@ def measure(
 
 
 def health(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Health:
-    """What two snapshots of a shadow say; None: there was none before."""
+    """A shadow's health from two snapshots; `before` is None if this is the first one."""
     then = before or _NOTHING
     answers = _grown(then, after, "answers")
     past, buckets = then["latency"]["buckets"], after["latency"]["buckets"]
@@ -627,5 +630,5 @@ def _grew(then: Mapping[str, Any], now: Mapping[str, Any], group: str, name: str
 
 
 def _grown(then: Mapping[str, Any], now: Mapping[str, Any], group: str) -> int:
-    """All of a group together; 1xx are no answers of their own."""
+    """By how much a whole group grew, without 1xx, which are not final responses."""
     return sum(_grew(then, now, group, name) for name in now[group] if name != "1xx")
