@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compiled capture program as plain data: into the kernel, and kept for the next start.
+"""A compiled capture program as plain data: loading it into the kernel, and keeping it for the next start.
 
-Compiling takes half a second of a processor and all of LLVM; loading what was compiled before takes neither.  `Code` is
-the program's instructions with its maps; `load` makes the maps, puts their descriptors in place and loads the program,
-by bpf(2) itself.  What is kept is read only if nobody but its owner, who is us, can have written it; and whatever it
-says, the verifier judges it like any program.
+Compiling takes half a second of CPU and all of LLVM; loading a program that was compiled before takes neither.  `Code`
+has the program's instructions and its maps.  `load` makes the maps, puts their descriptors in place and loads the
+program with bpf(2).  A kept file is read only if nobody but us can have written it, and the verifier checks its program
+like any other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ATTEMPTS: Final = 5
 """At loading a program, as libbpf makes.  The verifier gives up with EAGAIN when it sees a signal: one comes to each
 process that is stopped or frozen (a container that is paused, a host that is suspended) and goes on."""
 LICENSE: Final = b"Dual BSD/GPL\0"
-"""Licence of the programs in bpf/, as the kernel is told: bpf_ktime_get_ns is there for GPL-compatible ones only."""
+"""Licence of the programs in bpf/ for the kernel: bpf_ktime_get_ns is only for GPL-compatible ones."""
 
 _ATTR_BYTES: Final = 80
 """Bytes of `union bpf_attr` that are used, rounded up."""
@@ -48,18 +48,17 @@ _LOAD_IMMEDIATE: Final = 0x18
 _PSEUDO_MAP_FD: Final = 1
 _DIGEST_BYTES: Final = 32
 FORM: Final = 1
-"""Version of the files that are kept: another one whenever `Code` means something else."""
+"""Version of the kept files; it changes whenever the meaning of `Code` does."""
 FILE_BYTES: Final = 1 << 20
-"""Most bytes of a file that is kept; one has some 20 KiB."""
+"""Most bytes of a kept file; one has some 20 KiB."""
 FILES: Final = 8
-"""Programs that are kept, those used last: one for each size of ring, number of workers, kernel and version in use."""
+"""Most programs that are kept, those used last: one for each size of ring, number of workers, kernel and version."""
 _NAME: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9]+")
-"""Name of a file with a program that is kept, or that was being written.  The directory may have other files, which
-stay."""
+"""Name of a file with a kept program, or with one that was being written.  Other files in the directory stay."""
 
 
 class MapShape(msgspec.Struct, frozen=True):
-    """What a map is made as."""
+    """The attributes with which a map is made."""
 
     name: str
     kind: int
@@ -74,7 +73,7 @@ class Code(msgspec.Struct, frozen=True):
 
     instructions: bytes
     maps: list[MapShape]
-    """Maps of the program; those of which others are made come first."""
+    """Maps of the program; those that others are made of come first."""
     places: list[tuple[int, int]]
     """Which instruction refers to which of the maps."""
 
@@ -93,9 +92,9 @@ def take(instructions: bytes, maps: Mapping[str, int]) -> Code:
 
 
 def load(code: Code, inner: Mapping[str, str]) -> tuple[int, dict[str, int]]:
-    """Load it; the descriptors of the program and of its maps by name.  Raises OSError.
+    """Load a program; returns its descriptor, and those of its maps by name.  Raises OSError.
 
-    `inner`: of maps of maps, the map that those in it are like.
+    `inner`: for each map of maps, by name, a map like those in it.
     """
     fds: dict[str, int] = {}
     try:
@@ -113,7 +112,7 @@ def load(code: Code, inner: Mapping[str, str]) -> tuple[int, dict[str, int]]:
 
 
 def make_map(shape: MapShape, inner: int = 0) -> int:
-    """Make a map; its descriptor.  Raises OSError."""
+    """Make a map; returns its descriptor.  Raises OSError."""
     return _bpf(
         MAP_CREATE,
         _MAP_ATTR.pack(shape.kind, shape.key_bytes, shape.value_bytes, shape.entries, shape.flags, inner),
@@ -130,13 +129,13 @@ def update(fd: int, key: bytes, value: bytes) -> None:
 
 
 def key_of(source: str, flags: list[str], compiler: str) -> str:
-    """The name of what this is compiled to, by this compiler on this kernel."""
+    """The name under which the compiled form of this source is kept, for this compiler and kernel."""
     parts = [str(FORM), compiler, platform.machine(), platform.release(), source, *flags]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def load_stored(directory: Path, key: str) -> Code | None:
-    """What was kept under a name, which is in use then; None if nothing was, or it is not to be trusted."""
+    """The program that was kept under a name, and mark it as used; None: there is none, or it must not be trusted."""
     try:
         fd = os.open(directory / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -157,7 +156,7 @@ def load_stored(directory: Path, key: str) -> Code | None:
 
 
 def store(directory: Path, key: str, code: Code) -> None:
-    """Keep it, as far as that is possible, in a directory that is ours alone; of others those used last."""
+    """Keep a program, if possible, in a directory that is ours alone, with the others that were used last."""
     content = msgspec.msgpack.encode(code)
     path = directory / f".{key}.{os.getpid()}"
     with suppress(OSError):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processes of a tap must have in common: the version, and the header that kernel and user space agree on.
+"""What the processes of a tap must have in common: the version, and the header shared by kernel and user space.
 
-Loader and workers are started from the files that are installed at that moment, which need not be those that their
-supervisor was started from: a package may have been replaced meanwhile.  What is read in common memory, or said over
-their sockets, would be taken for something else then.  So each is told the supervisor's `CONTRACT` with its command,
-which all versions can read, and refuses another one before it reads anything else.
+Loader and workers are started from the files that are installed at that moment.  These need not be the supervisor's
+files: the package may have been replaced meanwhile.  Then shared memory and messages would be misinterpreted.  So each
+process gets the supervisor's `CONTRACT` on its command line, in a form that all versions can read, and refuses a
+different one before it reads anything else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONTRACT: Final = f"{__version__}-{hashlib.sha256(bpf_text('tap.h').encode()).he
 
 
 def broken(theirs: str) -> str | None:
-    """Why nothing may be read of a supervisor with this contract, in one line; None: it is ours."""
+    """Why we must not work with a supervisor that has this contract, in one line; None: it is ours."""
     if theirs == CONTRACT:
         return None
     return f"tapmirror {CONTRACT} is installed now, and {theirs or 'an older one'} is running: restart it"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a tap can start on this host, and how well it would run: a finding for each thing looked at.
+"""Checks whether a tap can start on this host, and how well it would run, with a finding for each check.
 
-Looks and tries, and leaves nothing behind: the trial load of the capture program is attached to no interface, and the
-connection to the shadow carries no byte.  What cannot be looked at without privilege is said, not guessed.
+Checks leave nothing behind: the capture program is loaded on trial and attached to no interface, and the connection to
+the shadow has no data.  What cannot be checked without privilege is reported as unknown.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ USEFUL: Final = {
     "CONFIG_PSI": "the daemon does not see when this host is under pressure",
 }
 FEWEST_FILES: Final = 32
-"""Descriptors that a daemon needs to start one tap, as measured; each more takes a dozen."""
+"""Descriptors that a daemon needs to start one tap, as measured; each further tap takes a dozen."""
 WORKERS_FILES: Final = 16
-"""Descriptors that a worker needs beside its connections; rounded up."""
+"""Descriptors that a worker needs in addition to its connections; rounded up."""
 HOW_FILES: Final = "ulimit -Hn; LimitNOFILE= in a unit"
 CONNECT_TIME: Final = 3.0
 FAST_CLOCKS: Final = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "xen")
 SOUND_YEAR: Final = 2024
-"""A clock that shows less was never set."""
+"""A clock that shows an earlier year was never set."""
 
 IFF_UP: Final = 1
 SIOCGIFFLAGS: Final = 0x8913
@@ -65,15 +65,15 @@ class Level(enum.Enum):
 
     OK = "ok"
     WARN = "warn"
-    """It can start, and something is less than it could be."""
+    """It can start, but something is worse than it could be."""
     FAIL = "fail"
     """A tap cannot start."""
     UNKNOWN = "unknown"
-    """The thing could not be looked at."""
+    """It could not be checked."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at."""
+    """The result of one check."""
 
     check: str
     level: Level
@@ -83,7 +83,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def examine(iface: str | None, shadows: Iterable[Shadow]) -> Iterator[Finding]:
-    """Look at everything; with an interface and shadows, at these too."""
+    """Make all checks, also of an interface and of shadows if given."""
     yield kernel(platform.release())
     yield from options(config_of(platform.release()))
     yield from privileges(Path("/proc/self/status").read_text(encoding="ascii"))
@@ -101,7 +101,7 @@ def examine(iface: str | None, shadows: Iterable[Shadow]) -> Iterator[Finding]:
 
 
 def can_start(findings: list[Finding]) -> bool:
-    """Whether a tap can."""
+    """Whether a tap can start."""
     return not any(finding.level is Level.FAIL for finding in findings)
 
 
@@ -109,7 +109,7 @@ def can_start(findings: list[Finding]) -> bool:
 
 
 def kernel(release: str) -> Finding:
-    """Its version."""
+    """Check the kernel's version."""
     found = re.match(r"(\d+)\.(\d+)", release)
     if found and (int(found[1]), int(found[2])) >= OLDEST:
         return Finding("kernel", Level.OK, f"Linux {release}")
@@ -118,7 +118,7 @@ def kernel(release: str) -> Finding:
 
 
 def config_of(release: str, proc: Path = Path("/proc"), boot: Path = Path("/boot")) -> str | None:
-    """The options that the kernel was built with; None: nobody tells."""
+    """The options that the kernel was built with; None: they are in no file."""
     try:
         return gzip.decompress((proc / "config.gz").read_bytes()).decode()
     except OSError:
@@ -130,7 +130,7 @@ def config_of(release: str, proc: Path = Path("/proc"), boot: Path = Path("/boot
 
 
 def options(config: str | None) -> Iterator[Finding]:
-    """The options that matter."""
+    """Check the kernel's build options."""
     if config is None:
         yield Finding("options", Level.UNKNOWN, "not known: there is no /proc/config.gz and no /boot/config-…")
         return
@@ -156,7 +156,7 @@ def options(config: str | None) -> Iterator[Finding]:
 
 
 def privileges(status: str) -> Iterator[Finding]:
-    """What this process may do; of /proc/self/status."""
+    """Check what this process may do, by its /proc/self/status."""
     missing = privsep.lacking(status)
     if os.geteuid() != 0:
         yield Finding("privilege", Level.FAIL, "not root: a tap cannot start, and some checks are left out", "use sudo")
@@ -167,7 +167,7 @@ def privileges(status: str) -> Iterator[Finding]:
 
 
 def packet_socket() -> Finding:
-    """Whether packets can be seen at all."""
+    """Check whether packet sockets can be opened."""
     try:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
     except PermissionError:
@@ -178,7 +178,7 @@ def packet_socket() -> Finding:
 
 
 def headers() -> Finding:
-    """Whether there are kernel headers to compile with."""
+    """Check for kernel headers to compile with."""
     try:
         with loader.headers() as view:
             where = "of the running kernel" if view is None else "under /usr/src (any version serves)"
@@ -192,7 +192,7 @@ def headers() -> Finding:
 
 
 def trial_load() -> Finding:
-    """Compile and load the capture program, as a tap does, and let go of it."""
+    """Compile and load the capture program as a tap does, and unload it."""
     if os.geteuid() != 0:
         return Finding("ebpf", Level.UNKNOWN, "the capture program was not loaded: not root", "use sudo")
     request = loader.Request(
@@ -229,14 +229,14 @@ REMEDIES: Final = {
 
 
 def _hidden(check: str, text: str, remedy: str) -> Finding:
-    """What is missing: a failure for root; others may just not see it."""
+    """A finding about something that is missing: a failure for root; unknown for others, who may not see it."""
     if os.geteuid() != 0:
         return Finding(check, Level.UNKNOWN, "cannot be tried: not root", "use sudo")
     return Finding(check, Level.FAIL, text, remedy)
 
 
 def user() -> Finding:
-    """As whom workers run."""
+    """Check for a user of their own for the workers."""
     wanted = privsep.WORKER_USERS[0]
     try:
         uid, _ = privsep.worker_identity()
@@ -249,7 +249,7 @@ def user() -> Finding:
 
 
 def files(hard: int) -> Finding:
-    """Whether workers can have as many connections as a tap's default allows."""
+    """Check whether workers can have as many connections as a tap allows by default."""
     wanted = Limits().connections + 64
     if hard != resource.RLIM_INFINITY and hard < FEWEST_FILES:
         text = f"at most {hard} descriptors: too few to start a tap"
@@ -268,7 +268,7 @@ def files(hard: int) -> Finding:
 
 
 def interfaces(name: str) -> Iterator[Finding]:
-    """Each that is meant: by its name, several names, a pattern of them, or all."""
+    """Check each interface that is meant by a name, a list, a pattern, or `any`."""
     patterns = ["*"] if name == ANY else name.split(",")
     there = [each for _, each in socket.if_nameindex()]
     for pattern in patterns:
@@ -288,7 +288,7 @@ def interfaces(name: str) -> Iterator[Finding]:
 
 
 def interface(name: str) -> Iterator[Finding]:
-    """Whether it is there and up, its ring, and the offload that would hide packets' borders."""
+    """Check whether an interface exists and is up, its receive ring, and an offload that would join packets (LRO)."""
     try:
         socket.if_nametoindex(name)
         flags = struct.unpack_from("=H", _ioctl(SIOCGIFFLAGS, struct.pack("16s24x", name.encode()[:15])), 16)[0]
@@ -336,7 +336,7 @@ def _ring(name: str) -> Finding:
 
 
 def _ethtool(name: str, command: bytes) -> tuple[int, ...]:
-    """The old interface of ethtool: the command's structure, filled in.  Raises OSError."""
+    """The ioctl interface of ethtool: returns the command's structure, filled in.  Raises OSError."""
     buffer = ctypes.create_string_buffer(command, len(command))
     _ioctl(SIOCETHTOOL, struct.pack("16sP16x", name.encode()[:15], ctypes.addressof(buffer)))
     return struct.unpack(f"={len(command) // 4}I", buffer.raw)
@@ -351,7 +351,7 @@ def _ioctl(number: int, argument: bytes) -> bytes:
 
 
 def reach(shadow: Shadow) -> Iterator[Finding]:
-    """Whether its name resolves and it takes a connection; one that does not yet is waited for by a tap."""
+    """Check whether a shadow's name resolves, and whether it accepts a connection; a tap waits if it does not yet."""
     try:
         found = socket.getaddrinfo(shadow.host, shadow.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError) as error:
@@ -382,7 +382,7 @@ def reach(shadow: Shadow) -> Iterator[Finding]:
 
 
 def clock_source(file: Path) -> Finding:
-    """Whether asking for the time is cheap: it is asked for with every packet."""
+    """Check whether reading the clock is cheap, which is done for every packet."""
     try:
         source = file.read_text(encoding="ascii").strip()
     except OSError:
@@ -398,7 +398,7 @@ def clock_source(file: Path) -> Finding:
 
 
 def clock() -> Finding:
-    """Whether the wall clock is right: reports and times to live go by it; the data path does not."""
+    """Check whether the wall clock is right, which reports and `ttl` use, and the data path does not."""
     if time.gmtime().tm_year < SOUND_YEAR:
         return Finding(
             "clock", Level.WARN, f"it is {time.ctime()} here: the clock was never set", "set it, by NTP best"

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker leaves to the one that takes its place: its ledgers, so that they go on.
+"""What a worker leaves to its successor: its ledgers, so that they continue.
 
 Theory of operation
 -------------------
-With every snapshot the supervisor gets the worker's ledgers (`saved`) and hands the last ones to a successor, which
-goes on from them (`take_over`).  What the capture counted in the kernel is not in them: it goes on by itself.
+With every snapshot the supervisor gets the worker's ledgers (`saved`).  It hands the last ones to a successor, which
+continues from them (`take_over`).  What the capture counts in the kernel is not in them, and continues by itself.
 
-How much the dead worker had read is known exactly, for the capture keeps it (`Source.received`); what became
-of that only up to the last ledgers.  The difference, what it held and what it passed on after its last ledgers, is
-entered as `worker_lost`: at most what it read in the time between two snapshots is counted as lost though it was
-mirrored, and nothing the other way around.  Requests that began after the last ledgers are in no account at all.
+How much the dead worker had read is known exactly, because the capture keeps it (`Source.received`).  What became of it
+is known only up to the last ledgers.  The difference, which is what the worker held and what it passed on since, is
+entered as `worker_lost`.  So what was read between two snapshots may be counted as lost although it was mirrored, but
+never the other way around.  Requests that began after the last ledgers are in no account.
 
 Pure: values only.
 """
@@ -23,11 +23,11 @@ from tapmirror.events import DropReason, FilterReason
 from tapmirror.ledger import Account, Ledger
 
 BY_CAPTURE: Final = (FilterReason.LOOP, DropReason.RING_FULL, DropReason.FRAGMENT)
-"""What the capture itself enters into the segments and bytes of the worker's own ledger."""
+"""The fates that the capture itself enters into the segments and bytes of the worker's own ledger."""
 
 
 def saved(own: Ledger, shadows: Sequence[Ledger]) -> dict[str, Any]:
-    """The worker's own ledger and those of its shadows (none: its own is the only shadow's), as plain data."""
+    """The worker's own ledger and those of its shadows as plain data; no shadows: its own is that of the only one."""
     return {"own": own.saved(), "shadows": [ledger.saved() for ledger in shadows]}
 
 
@@ -37,9 +37,9 @@ def take_over(
     shadows: Sequence[tuple[Ledger, int]],
     received: tuple[int, int],
 ) -> None:
-    """Enter a predecessor's ledgers into our new ledgers; `past` None: it left none.
+    """Enter a predecessor's ledgers into our new ledgers; `past` is None if it left none.
 
-    `shadows` with the number of their copies; `received`: segments and bytes that were read before us.
+    `shadows` are (ledger, number of copies).  `received`: segments and bytes that were read before us.
     """
     if past is not None:
         own.restore(past["own"])

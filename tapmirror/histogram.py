@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times counted in buckets that never change: of bounded size, and sums of counts are counts again.
+"""Histograms of times with fixed buckets: their size is bounded, and they can be added.
 
-As plain data it is {"count", "sum_s", "buckets": {upper bound in seconds: how many were at most that and above the
-bound before}}, with the buckets that have any; "inf" has those above all bounds.  So workers', and predecessors', are
-added like all other counters (`ledger.summed`).
+As plain data a histogram is {"count", "sum_s", "buckets": {upper bound in seconds: how many were at most that and above
+the previous bound}}, without empty buckets; "inf" has the times above all bounds.  So those of workers and their
+predecessors are added like all other counters (`ledger.summed`).
 
 Pure.
 """
@@ -18,14 +18,15 @@ BOUNDS: Final = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.075),
     *(0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0),
 )
-"""Seconds.  From what a host in the same rack takes to what nobody waits for; a quantile is right within half."""
+"""Upper bounds in seconds, from the time of a host in the same rack to times that nobody waits for.  A quantile may be
+wrong by half."""
 BEYOND: Final = "inf"
 NAMES: Final = (*(f"{bound:g}" for bound in BOUNDS), BEYOND)
 """Names of the buckets, in order."""
 
 
 class Histogram:
-    """How often times of each length were seen."""
+    """A histogram of times."""
 
     __slots__ = ("counts", "total")
 
@@ -35,26 +36,26 @@ class Histogram:
         """Sum of all times in seconds."""
 
     def add(self, seconds: float) -> None:
-        """One more."""
+        """Count one time."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.total += seconds
 
     def snapshot(self) -> dict[str, Any]:
-        """As plain data."""
+        """The histogram as plain data."""
         buckets = {name: count for name, count in zip(NAMES, self.counts, strict=True) if count}
         return {"count": sum(self.counts), "sum_s": self.total, "buckets": buckets}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Add what a snapshot has."""
+        """Add the times of a snapshot."""
         self.counts = [count + saved["buckets"].get(name, 0) for name, count in zip(NAMES, self.counts, strict=True)]
         self.total += saved["sum_s"]
 
 
 def quantile(buckets: Mapping[str, int], part: float) -> float | None:
-    """The time in seconds that this part (0 to 1) did not pass; None where there is none.
+    """The quantile `part` (0 to 1) in seconds; None if there are no times.
 
-    Within a bucket they are taken to be spread evenly, as Prometheus' histogram_quantile does; of those beyond all
-    bounds only the last bound is known.
+    Times are assumed to be spread evenly within a bucket, as in Prometheus's histogram_quantile.  For times above all
+    bounds the result is the last bound.
     """
     rank = part * sum(buckets.values())
     below = 0.0

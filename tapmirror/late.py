@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows that have ended, remembered for a while: what still comes of them begins no new flow.
+"""Flows that have ended are remembered for a while, so that late segments do not begin new flows.
 
-In generations, each a plain dictionary that is thrown away as a whole: a third of the memory and half of the time of
-one in the order of its entries.
+They are kept in generations, plain dictionaries that are thrown away as a whole.  This takes a third of the memory and
+half of the time of one ordered dictionary.
 
 Pure: no clock; `now` is passed in.
 """
@@ -15,12 +15,12 @@ from typing import Final
 from tapmirror.events import FlowKey
 
 LATE: Final = 3.0
-"""Seconds for which an ended flow is remembered at least, and not much longer: more than the first retransmission
+"""Least seconds for which an ended flow is remembered (and not much longer): more than the first retransmission
 time-outs (RFC 6298: 1 s, then 2 s; Linux: 0.2 s)."""
 LATE_FLOWS: Final = 16_384
 """How many are remembered in any case: LATE at 5,000 connections a second."""
 _OLDER: Final = 3
-"""Generations beside the one that grows."""
+"""Number of generations in addition to the one that grows."""
 _TIME: Final = LATE / _OLDER
 """Seconds of one generation."""
 
@@ -44,13 +44,13 @@ class LateFlows:
         self._newest[key] = end << 1 | over
 
     def expire(self, now: float) -> None:
-        """Forget those of long ago."""
+        """Forget flows that ended long ago."""
         if now >= self._until:
             for _ in range(min(_OLDER, int((now - self._until) / _TIME)) + 1):
                 self._turn(now)
 
     def _turn(self, now: float) -> None:
-        """A generation begins; the oldest is gone."""
+        """Begin a generation, and forget the oldest one."""
         self._older.appendleft(self._newest)
         self._newest = {}
         self._until = now + _TIME

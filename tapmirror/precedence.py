@@ -3,13 +3,13 @@
 
 Theory of operation
 -------------------
-*Its share.*  The nice value, and that of the session: kernels that weigh sessions (CONFIG_SCHED_AUTOGROUP) compare
-processes by their own only within one (sched(7), "The autogroup feature").
+*Share of the CPU.*  It is set by the nice value of the process, and of its session: kernels with autogroup
+(CONFIG_SCHED_AUTOGROUP) compare nice values of processes only within a session (sched(7), "The autogroup feature").
 
-*Its place in the queue.*  The nice value does not decide it.  Whoever runs is left alone until a slice of time is over
-(Linux 6.6 and later, EEVDF: RUN_TO_PARITY, 2.8 ms as a rule), whatever the weights, unless the one that wakes asks for
-shorter slices than it (6.12: PREEMPT_SHORT in check_preempt_wakeup_fair).  So we ask for the longest one there is:
-what wakes beside us runs at once.  Older kernels take no notice of it.
+*Place in the queue.*  The nice value does not decide it.  A running process is not interrupted until its time slice is
+over (Linux 6.6 and later, EEVDF: RUN_TO_PARITY, usually 2.8 ms), whatever the weights, unless the process that wakes up
+asks for shorter slices (6.12: PREEMPT_SHORT in check_preempt_wakeup_fair).  So we ask for the longest slices there are,
+and others that wake up run at once.  Older kernels ignore this.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from contextlib import suppress
 from typing import Final
 
 NICENESS: Final = 5
-"""Where CPU is short, production's processes (0) get three times as much (sched_prio_to_weight in the kernel): a tap
-rather drops than makes production wait."""
+"""If CPU is short, production's processes (nice 0) get three times as much (sched_prio_to_weight in the kernel): a tap
+should drop requests rather than let production wait."""
 LONGEST: Final = 100_000_000
-"""Nanoseconds: the most that sched_setattr(2) takes of an ordinary process."""
+"""Nanoseconds of a slice: the most that sched_setattr(2) accepts for an ordinary process."""
 KEEP_POLICY: Final = 0x08
 """SCHED_FLAG_KEEP_POLICY of linux/sched.h: a batch or idle process stays one."""
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
@@ -34,9 +34,9 @@ _ATTR: Final = struct.Struct("=IIQiIQQQ")
 
 
 def give_way(niceness: int = NICENESS, pid: int = 0) -> None:
-    """Let others come before this process (0: ours), and before its session.
+    """Let other processes come before this one (0: ours), and before its session.
 
-    Whoever is nicer already stays so, and what the kernel does not know or allow is left as it is.  Raises
+    A process that is nicer already stays so, and what the kernel does not know or allow stays as it is.  Raises
     ProcessLookupError.
     """
     niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, pid))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Having and giving up privileges, and messages with descriptors between processes.  Nothing else.
+"""Checking and giving up privileges, and messages with descriptors between processes.  Nothing else.
 
 The rules of prctl(2), capabilities(7) and unix(7); what was given up is checked afterwards.
 """
@@ -32,7 +32,7 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAP_LAST: Final = 63
 PIECE: Final = 1 << 13
-"""Characters of a piece of a long message: below `MESSAGE` of the worker, however they are written in JSON."""
+"""Most characters of a piece of a long message: in JSON it stays below the worker's `MESSAGE`, whatever they are."""
 
 
 class PrivilegeError(RuntimeError):
@@ -114,9 +114,9 @@ def receive(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]
 
 
 def receive_bare(sock: socket.socket, limit: int) -> dict[str, Any]:
-    """One message of at most `limit` bytes from one who is not trusted.  Raises as `receive` does.
+    """One message of at most `limit` bytes from an untrusted process.  Raises as `receive` does.
 
-    Where there is no room for descriptors, the kernel discards those that come (unix(7)): they are an error.
+    There is no room for descriptors, so the kernel discards any that come (unix(7)); they are an error.
     """
     data, _, flags, _ = sock.recvmsg(limit)
     if flags & socket.MSG_CTRUNC:
@@ -129,7 +129,7 @@ def receive_bare(sock: socket.socket, limit: int) -> dict[str, Any]:
 
 
 def send_large(sock: socket.socket, message: Any, fds: Sequence[int] = ()) -> None:
-    """Send one message of any size, by descriptor of its own.  Raises OSError."""
+    """Send one message of any size, through a descriptor of its own.  Raises OSError."""
     data = msgspec.json.encode(message)
     memory = os.memfd_create("message", os.MFD_CLOEXEC)
     try:
@@ -150,14 +150,14 @@ def receive_large(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list
 
 
 class Parcel:
-    """One message of any size, as it is now, that goes as several of at most `PIECE` characters (see `Pieces`)."""
+    """One message of any size, which is sent as several of at most `PIECE` characters (see `Pieces`)."""
 
     def __init__(self, message: Any) -> None:
         self._text = msgspec.json.encode(message).decode()
         self._sent = 0
 
     def send(self, sock: socket.socket, most: int) -> bool:
-        """Send up to so many pieces, without waiting for who takes them; whether all are sent.  Raises OSError."""
+        """Send up to `most` pieces without waiting for the reader; returns whether all are sent.  Raises OSError."""
         for _ in range(most):
             end = self._sent + PIECE
             more = end < len(self._text)
@@ -173,7 +173,7 @@ class Parcel:
 
 
 class Pieces:
-    """Messages of a `Parcel` as they come; one has at most `limit` characters."""
+    """Joins the pieces of a `Parcel` as they come; a message has at most `limit` characters."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -181,7 +181,7 @@ class Pieces:
         self._size = 0
 
     def take(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message that this one completes, or is; empty while there is more to come.  Raises ValueError."""
+        """The message that this one completes, or is itself; empty while more is to come.  Raises ValueError."""
         piece = message.get("piece")
         if not isinstance(piece, str):
             return message

@@ -25,7 +25,8 @@ def unsignalled() -> Iterator[None]:
     """Hold back `HELD` for this thread, and for a child that is started meanwhile until it says otherwise.
 
     A child is in the terminal's process group until it has a session of its own, and `subprocess` gives it the default
-    actions before that: a Ctrl-C in between would kill the child, before a line of it has run.  To us it comes later.
+    actions before that.  So a Ctrl-C in between would kill the child before any of its code runs.  We get the signal
+    afterwards.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     try:
@@ -68,7 +69,8 @@ def accept_sigterm() -> None:
 def how_ended(code: int, *, by_us: bool = False, needs: str = "") -> str:
     """How a child ended, for people, by the code of `subprocess`.
 
-    SIGKILL that is not ours (`by_us`) is the kernel's, as a rule: `needs` is what the child takes memory for.
+    A SIGKILL that is not ours (`by_us`) usually comes from the kernel, for lack of memory: `needs` says for what the
+    child takes memory.
     """
     if code >= 0:
         return f"exit status {code}"

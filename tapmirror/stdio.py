@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker prints: a pipe into which it writes without ever waiting, and of which few lines are heard.
+"""The output of a worker: a pipe into which it writes without ever waiting, and of which only some lines are passed on.
 
 A worker prints next to nothing itself: a traceback when it breaks down, and whatever a user's hook prints.  It must
-never wait for whoever reads that (the journal, a stopped terminal), and cannot be let write there as it likes.
+never wait for the reader (the journal, a stopped terminal), and must not be able to flood it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import sys
 from typing import Final
 
 RATE: Final = 5.0
-"""Lines a second that are heard of one worker."""
+"""Most lines a second that are passed on from one worker."""
 BURST: Final = 30.0
-"""Lines that are heard at once: a traceback."""
+"""Most lines that are passed on at once: enough for a traceback."""
 READ_BYTES: Final = 1 << 16
 """Bytes of a read: as much as the pipe holds, so that one read empties it (pipe(7))."""
 WRITE_BYTES: Final = 4096
-"""PIPE_BUF: up to so much is written whole or not at all."""
+"""PIPE_BUF: writes of up to this many bytes are complete or fail."""
 LINE_BYTES: Final = 400
 
 
 class Unwaiting(io.TextIOBase):
-    """A stream to a descriptor that does not block: what it has no room for is lost, and counted."""
+    """A stream to a non-blocking descriptor; lines for which there is no room are lost and counted."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -60,7 +60,7 @@ class Unwaiting(io.TextIOBase):
 
 
 def print_without_waiting() -> None:
-    """Of this process, from now on.  Its descriptors 1 and 2 are to be of a pipe that does not block."""
+    """Let this process print without waiting from now on.  Its descriptors 1 and 2 must be a non-blocking pipe."""
     sys.stdout = sys.stderr = Unwaiting(2)
 
 
@@ -76,13 +76,13 @@ class Output:
         self._held = 0
 
     def let_go(self) -> None:
-        """The worker has its end."""
+        """Close our copy of the worker's end, which the worker has now."""
         if self.theirs >= 0:
             os.close(self.theirs)
             self.theirs = -1
 
     def lines(self, now: float) -> list[str]:
-        """Those that have come and may be passed on; no more than one read's work."""
+        """The lines that have come and may be passed on; it does at most one read."""
         if self._ours < 0:
             return []
         try:
@@ -96,7 +96,7 @@ class Output:
         return self._few([line for line in whole if line.strip()], now)
 
     def close(self, now: float) -> list[str]:
-        """The last ones; it is heard no more."""
+        """Close the pipe; returns the last lines."""
         self.let_go()
         found = self.lines(now)
         if self._rest:
@@ -124,7 +124,7 @@ class Output:
 
 
 def shown(line: bytes) -> str:
-    """A line as it may be shown anywhere: of printable characters, and not long."""
+    """A line in printable characters, and not long, so that it may be shown anywhere."""
     text = line[:LINE_BYTES].decode("utf-8", "backslashreplace")
     dots = "..." if len(line) > LINE_BYTES else ""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) + dots

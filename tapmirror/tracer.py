@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that are marked on their way to a shadow, and known again where production gets them.
+"""Marks requests on their way to a shadow, and recognises them if production gets them.
 
-A proxy at a shadow that leads to production opens connections of its own: they bear no mark of a tap, and have nothing
-else by which packets would tell.  What HTTP proxies do pass on is a field that they do not know (RFC 9110, 5.1).
-So the copy of a request gets one now and then, with a number that only the shadow learns: if a request of production
-has it, what is sent to that shadow comes back.  One is enough, and none comes by chance or from a client who wants the
-tap to end.
+A proxy at a shadow that forwards to production opens connections of its own.  These have no mark of a tap, nor anything
+else in their packets.  But HTTP proxies forward fields that they do not know (RFC 9110, 5.1).  So now and then the copy
+of a request gets such a field, with a number that only the shadow learns.  If a request of production has it, what is
+sent to that shadow comes back.  One such request is enough, and none comes by chance, or from a client that wants to
+end the tap.
 
 Pure: no I/O, no clock.
 """
@@ -22,10 +22,10 @@ from tapmirror.events import START, Buffer, Command, FlowKey, Send
 from tapmirror.framing.head import TRACE
 
 PAUSE: Final = 1.0
-"""Seconds from one marked request to a shadow to the next, at least, once so many went by as `SPACING` says."""
+"""Least seconds between two marked requests to a shadow, in addition to `SPACING`."""
 SPACING: Final = 16
-"""One of so many requests to a shadow is marked, so that most are as they came.  At first it is one of 1, 2, 4 and
-8, without a pause."""
+"""At most one in this many requests to a shadow is marked, so that most are unchanged.  At first it is one in 1, 2, 4
+and 8, without a pause."""
 _HEAD_END: Final = re.compile(rb"\r\n\r\n")
 
 
@@ -39,30 +39,30 @@ class Loop(msgspec.Struct, frozen=True):
 
 
 class _Target:
-    """What is known of one shadow's requests."""
+    """When one shadow's next request is marked."""
 
     __slots__ = ("due", "left", "spacing")
 
     def __init__(self) -> None:
         self.spacing = 1
         self.left = 1
-        """Requests to the next one that is marked, of those from `due` on."""
+        """How many requests from `due` on come before the next marked one."""
         self.due = 0.0
 
 
 class Tracer:
-    """Of one worker.  `token` is the same in all workers of a tap, and known to nobody else but its shadows."""
+    """The tracer of one worker.  `token` is the same in all workers of a tap; only its shadows learn it."""
 
     def __init__(self, token: bytes) -> None:
         self._token = token
         self._find = re.compile(re.escape(token) + rb"\.([0-9]{1,4})").search
         self._targets: dict[int, _Target] = {}
         self.due = 0.0
-        """When the next request may be marked: before, commands need not be shown to `marked`."""
+        """When the next request may be marked; until then commands need not be passed to `marked`."""
         self.loop: Loop | None = None
 
     def marked(self, commands: Sequence[Command], now: float) -> list[Command]:
-        """The commands, with a field more in a request now and then of each shadow."""
+        """The commands, with the field added to a request of each shadow now and then."""
         out: list[Command] = []
         for command in commands:
             if type(command) is Send and command.flags & START and self._takes(command.target, now):
@@ -73,7 +73,7 @@ class Tracer:
         return out
 
     def look(self, head: Buffer, key: FlowKey) -> None:
-        """Take note of a request of production with the field."""
+        """Check a request of production that has the field."""
         found = self._find(head)
         if found is not None and self.loop is None:
             self.loop = Loop(int(found[1]), key[:16])
@@ -96,6 +96,6 @@ class Tracer:
         return True
 
     def _with_field(self, data: Buffer, target: int) -> bytes:
-        """A request, or its beginning with the whole head, with one field more."""
+        """A request, or its beginning with the whole head, with the field added."""
         end = _HEAD_END.search(data).end() - 2  # type: ignore[union-attr]
         return b"".join((data[:end], b"%b: %b.%d\r\n" % (TRACE, self._token, target), data[end:]))

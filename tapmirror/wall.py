@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wall clock against CLOCK_MONOTONIC: the kernel stamps packets by the one, all our times are of the other."""
+"""The difference of the wall clock and CLOCK_MONOTONIC: the kernel stamps packets by the former, we use the latter."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import time
 from typing import Final
 
 NEAR_NS: Final = 2_000
-"""Nanoseconds between the first and the last of three reads of clocks in a row: 0.2 µs as a rule, where nobody comes
-between."""
+"""Most nanoseconds between the first and the last of three reads of clocks: usually 0.2 µs, if not interrupted."""
 TRIES: Final = 4
 
 
 def ahead() -> int:
     """By how many nanoseconds the wall clock is ahead, to a microsecond.
 
-    Whoever is put off the processor between two reads of clocks, as on a busy host, would be wrong by so long: the wall
-    clock's is taken in the middle between two of the other, and again where these lie far apart; the nearest count.
+    On a busy host, a process may be interrupted between two reads of clocks, and be wrong by that time.  So the wall
+    clock is read between two reads of the other clock, again if these are far apart, and the closest reads count.
     """
     least = found = 0
     for _ in range(TRIES):

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/1 responses of one connection, read for comparison: each with its request, head, and what is kept of its body.
+"""HTTP/1 responses of one connection, for comparison: each with its request, its head, and as much of its body as is
+kept.
 
 Theory of operation
 -------------------
-As in `responses`, answers come in the order of the requests (RFC 9112, 9.3.2), and the length of each body follows
-from RFC 9112, 6.3.  Here each request is expected with a token of the caller's, and its answer is handed back with
-it, so that which answer belongs to which request is decided in this one place.
+As in `responses`, answers come in the order of the requests (RFC 9112, 9.3.2), and the length of each body follows from
+RFC 9112, 6.3.  Here the caller gives a token with each expected request, and gets it back with the answer.  So this is
+the only place that decides which answer belongs to which request.
 
-Both sides are read by it.  A shadow may be hostile: it is read leniently and within bounds.  Production's stream has
-holes: one inside a body of known length is that body's loss only.  One inside a body in chunks hides where that ends:
-if no other answer is owed its end is unknown (`end_unknown`), and the caller says when the answer is over
-(`finish_implied`), as it knows from what the client does next.  Any other one hides how many answers went by, and
-from then on nothing is read (`broken`) until the caller knows of a point where an answer must begin (`resync`).  So it
-is for a head that finds no room; a body that finds none is hashed.
+Both sides are read in this way.  A shadow may be hostile, so it is read leniently and within bounds.  Production's
+stream has holes.  A hole inside a body of known length costs only that body.  A hole inside a chunked body hides where
+the body ends: if no other answer is owed, its end is unknown (`end_unknown`), and the caller, who sees what the client
+does next, says when the answer is complete (`finish_implied`).  Any other hole hides how many answers went by.  Then
+nothing is read (`broken`) until the caller knows a point at which an answer must begin (`resync`).  The same happens if
+there is no room for a head; a body without room is hashed.
 
 Pure: bytes and times in, answers out.
 """
@@ -49,15 +50,15 @@ from tapmirror.framing.response import (
 )
 
 SMALL: Final = 512
-"""Pieces of a body that are shorter are put together as they come: a shadow may send chunks of a byte, and an object
-for each would take 43."""
+"""Pieces of a body that are shorter than this are joined as they come: a shadow may send chunks of one byte, and an
+object for each would take 43 bytes."""
 NOTHING: Final = -1
 """`body_limit` of a request whose answer's body does not matter: it is skipped by its length."""
 DIGEST_BYTES: Final = 16
-"""128 bits: that two bodies are equal by chance, or made so, is out of the question."""
+"""Bytes of a digest: with 128 bits, two different bodies have the same digest neither by chance nor on purpose."""
 
 END_UNKNOWN: Final = DISCARD + 1
-"""A state more: amid chunks, and where they end was not seen."""
+"""One more state: inside a chunked body whose end was not seen."""
 _CHUNKS: Final = (CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER)
 _NONE: Final = ()
 
@@ -74,8 +75,9 @@ class ReaderBounds(msgspec.Struct, frozen=True):
 
 
 class ResponseMemory:
-    """Bytes that all readers of a worker may keep of answers.  Who is done with an answer gives back `memory_of` of
-    it.
+    """Bytes that all readers of a worker may keep of answers.
+
+    Whoever is done with an answer gives back its `memory_of`.
     """
 
     __slots__ = ("free",)
@@ -122,9 +124,9 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         """Requests whose answer is not complete (`outstanding`): flags, keep, token."""
         self._now = self._first = self._before = 0
         self.broken: Unpaired | None = None
-        """Why nothing is read any more."""
+        """Why nothing is read any more, if so."""
         self.end_unknown_reason = Unpaired.GAP
-        """Why the end of the last one of unknown end is unknown."""
+        """Why the end of the last answer with an unknown end is unknown."""
         self._known = b""  # the last plain head, the length of its body, and its status: see `responses`
         self._known_length = 0
         self._known_status = 0
@@ -159,7 +161,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
             self.awaited.append((marks, body_limit, token))
 
     def withdraw(self) -> None:
-        """Of the last request that was expected nothing went: what comes answers those before it, or nobody."""
+        """Nothing was sent of the last expected request, so no answer to it will come."""
         if self.broken is None and self.awaited:
             self.awaited.pop()
             if not self.awaited and self._state != NEXT:  # what has begun to come answers nobody
@@ -189,7 +191,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         return out
 
     def _take_plain(self, data: Buffer, pos: int, size: int, out: list[tuple[Any, Answer]]) -> int:
-        """A plain answer of which all is there; where it ends, or 0."""
+        """Take a plain answer that is complete in `data`; returns where it ends, or 0."""
         flags, body_limit, token = self.awaited[0]
         if flags:
             return 0
@@ -247,11 +249,11 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     @property
     def end_unknown(self) -> bool:
-        """An answer is under way, and where it ends will not be seen."""
+        """Whether an answer is in progress whose end will not be seen."""
         return self._state == END_UNKNOWN and self.broken is None
 
     def finish_implied(self) -> Sequence[tuple[Any, Answer]]:
-        """That answer is over: its last byte was the last one that was seen."""
+        """That answer is complete: the last byte that was seen was its last one."""
         out: list[tuple[Any, Answer]] = []
         self._answered(out)
         return out
@@ -278,7 +280,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         return out
 
     def give_up(self) -> list[Any]:
-        """Forget everything that is under way: the tokens of the requests that have no answer."""
+        """Forget everything in progress; returns the tokens of the requests without an answer."""
         tokens = [token for _, _, token in self.awaited]
         self.awaited.clear()
         self._memory.free += len(self._buffer) + len(self._head) + sum(map(len, self._body))
@@ -338,7 +340,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
         return len(data)
 
     def _drift(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
-        """Amid a body, as far as is known; another answer begins a segment of its own."""
+        """Take bytes that belong to a body, as far as is known; another answer would begin its own segment."""
         if bytes(data[pos : pos + len(PREFIX)]) == PREFIX:
             self._break(self.end_unknown_reason)
         self._length += len(data) - pos
@@ -347,7 +349,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     # --- what the steps share
 
     def _start(self, status: int, head: bytes, body_limit: int) -> bool:
-        """A final answer whose body may follow; False: there is no room for it."""
+        """Begin a final answer, whose body may follow; False: there is no room for it."""
         if len(head) > self._memory.free:
             self._break(Unpaired.LIMIT)
             return False

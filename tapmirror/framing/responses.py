@@ -9,11 +9,10 @@ of the body do not matter, and the caller may discard `skippable()` of them unre
 
 A 408 that answers nothing says that the connection was idle for too long (RFC 9110, 15.5.9); nothing follows it.
 
-Nothing that follows from this reaches production, and the shadow may be a test build or
-hostile.  So it is read leniently (lines may end in LF alone) and with constant memory: a
-head is held up to `head_bytes`, of everything else at most a line, and all connections together hold no more
-than `memory` has room for.  What is not HTTP, or answers nothing that was asked, or finds no room, sets `failed`:
-from then on nothing is looked at any more.
+Nothing of this reaches production, and the shadow may be a test build, or hostile.  So it is read leniently (lines may
+end in LF alone) and with constant memory: at most `head_bytes` of a head are held, at most a line of everything else,
+and all connections together hold no more than `memory` has room for.  Bytes that are not HTTP, or answer no request, or
+find no room, set `failed`; from then on nothing is inspected.
 
 Pure: bytes in, counts out.
 """
@@ -45,7 +44,7 @@ from tapmirror.framing.response import (
 )
 
 _TIMEOUTS: Final = (b"HTTP/1.1 408", b"HTTP/1.0 408")
-"""How what a server says to a connection that was idle for too long begins."""
+"""The beginning of what a server sends on a connection that was idle for too long."""
 
 
 class ResponseFramer(ResponseReader[int]):
@@ -67,7 +66,7 @@ class ResponseFramer(ResponseReader[int]):
     )
 
     def __init__(self, head_bytes: int, memory: HeadMemory, like: ResponseFramer | None = None) -> None:
-        """`like`: of another connection to the same server, whose last head is likely to come again."""
+        """`like`: the framer of another connection to the same server, whose last head will probably come again."""
         super().__init__(head_bytes)
         self._memory = memory
         self.awaited: deque[int] = deque()
@@ -81,11 +80,11 @@ class ResponseFramer(ResponseReader[int]):
         self.closing = False
         """The shadow closes the connection after a response that has come, or that is coming."""
         self._at_notice = 0
-        """How many were awaited then, with that one."""
+        """How many requests waited at that time, including that one."""
         self.failed = False
         """What came is not HTTP, or answers nothing.  Everything else is discarded."""
         self.idled = False
-        """It closes the connection because nothing was asked for too long: how many it answered there means nothing."""
+        """The shadow closes the connection for being idle too long, so the number of answers on it means nothing."""
         self.tunnel: bool | None = None
         """Whether the last CONNECT or Upgrade request was accepted; None: no answer yet."""
         self.offered = False
@@ -107,12 +106,12 @@ class ResponseFramer(ResponseReader[int]):
 
     @property
     def amid(self) -> bool:
-        """Whether a part of the oldest response has come and its end has not, where only more bytes can tell that."""
+        """Whether the oldest response has begun and is not complete, and only further bytes can complete it."""
         return self._state not in (NEXT, UNTIL_END, DISCARD)
 
     @property
     def stopped(self) -> bool:
-        """Whether the shadow said that it closes the connection behind a response, and no later response has begun."""
+        """Whether the shadow gave notice with a response that it closes the connection, and began no later response."""
         behind = self._at_notice - len(self.awaited)
         return self.closing and not self.failed and (not behind or (behind == 1 and self._state == NEXT))
 
