@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decisions on each request, in their order, and what comes of them for each shadow.
+"""The decisions on each request, in their order, and the commands for each shadow that follow from them.
 
 Theory of operation
 -------------------
-The pipeline's commands come in as if there were one shadow, and go out for each: number 0 and up, one
-for each copy of each shadow.  A request is decided when its head is there, in this order:
+The pipeline's commands come in as if there were one shadow.  They go out for each target: there is one number, from 0
+on, for each copy of each shadow.  A request is decided when its head is there, in this order:
 
 1. safe methods, the tap's share and caps: for all shadows;
 2. the first rule that matches: its shadows, its share and caps, its limit of the body;
@@ -12,10 +12,10 @@ for each copy of each shadow.  A request is decided when its head is there, in t
 4. for each shadow: its own match, whether its share is lowered at present, the rule's share for it, its own share and
    caps, its rewrite.
 
-Whatever comes of the request for a shadow is in that shadow's ledger, request and bytes; what follows
-of the request shares its fate.  Nothing here waits for anything but the end of a request, and that only
-where it must be whole (redaction or a hook that read the body, a pooled connection, a limit on a body whose length
-is not announced).  What is held is bounded, each by its reason and all by `Limits.held_bytes`.
+The fate of the request for a shadow is entered into that shadow's ledger, with its bytes; later parts of the request
+share that fate.  Nothing waits here except for the end of a request, and only if it must be complete: for redaction or
+a hook that reads the body, for a pooled connection, or for a limit on a body whose length is not announced.  What is
+held is bounded, each request by the reason for it, and all by `Limits.held_bytes`.
 
 A raw connection is decided when it opens, by its shares of connections alone.
 """
@@ -59,12 +59,12 @@ HookFunction: TypeAlias = Callable[[HookRequest], object]
 
 _HEAD_END: Final = re.compile(rb"\r\n\r\n")
 _SMALL: Final = 4096
-"""Bytes that are copied rather than searched where they lie."""
+"""Most bytes that are copied before they are searched."""
 _UNBOUNDED: Final = 1 << 62
 
 
 def is_needed(spec: TapSpec) -> bool:
-    """Whether there is anything to decide: without it every request goes to one shadow as it is (or with one Host)."""
+    """Whether there is anything to decide.  If not, each request goes to one shadow as it is (or with another Host)."""
     (shadow, *more) = spec.shadows
     return bool(
         more
@@ -83,7 +83,7 @@ def is_needed(spec: TapSpec) -> bool:
 
 
 def constant_host(spec: TapSpec) -> bytes | None:
-    """The value of Host that framing can set by itself, where nothing else is rewritten."""
+    """The value of Host that framing sets, if nothing else is rewritten."""
     shadow = spec.shadows[0]
     host = shadow.rewrite.host
     if shadow.rewrite != Rewrite(host=host) or host in ("keep", "shadow-suffix"):
@@ -92,7 +92,7 @@ def constant_host(spec: TapSpec) -> bytes | None:
 
 
 class Talk(SampledConnection):
-    """A production connection and the request under way on it."""
+    """A production connection, and the request in progress on it."""
 
     __slots__ = ("charges", "flow", "held", "opened", "sends", "skips")
 
@@ -102,15 +102,15 @@ class Talk(SampledConnection):
         self.opened: set[int] = set()
         """Targets that were told of the connection."""
         self.sends: Sequence[int] = ()
-        """Targets that the request under way goes to."""
+        """Targets that get the request in progress."""
         self.skips: Sequence[tuple[Destination, Fate]] = ()
-        """Shadows that do not get the request under way."""
+        """Shadows that do not get the request in progress."""
         self.charges: Sequence[Bucket] = ()
         self.held: Held | None = None
 
 
 class Held:
-    """A request that must be whole before it goes on."""
+    """A request that must be complete before it is passed on."""
 
     __slots__ = ("body", "flags", "limit", "number", "over", "request", "size", "takes")
 
@@ -122,11 +122,11 @@ class Held:
         self.flags = command.flags
         self.number = command.number
         self.limit = limit
-        """Bytes of the body at most."""
+        """Most bytes of the body."""
         self.over = over
-        """What becomes of it beyond."""
+        """The fate of the request if the body is longer."""
         self.body = bytearray()
-        """What came of it.  Not its parts: a client may send one byte in each, which took 42."""
+        """Its bytes so far, joined: a client may send parts of one byte, and an object for each would take 42 bytes."""
         self.size = 0
         """Captured bytes that it stands for."""
 
@@ -172,7 +172,7 @@ class Policy:
         self._find = finder(rules)
         self._round_robin = spec.spread is Spread.ROUND_ROBIN
         self._quick = not self._capped and not self._round_robin
-        """No cap of the tap and no rotation has to be looked at, and no shadow's share is lowered."""
+        """Whether the tap has no cap and no rotation, and no shadow's share is lowered."""
         self._turn = 0
         self._may_hold = bool(
             (self._redactor is not None and self._redactor.reads_bodies)
@@ -192,14 +192,14 @@ class Policy:
         }
 
     def route(self, commands: Sequence[Command], now: float) -> list[Command]:
-        """Commands for one shadow to commands for each.  Their data is valid as long as that of those."""
+        """Turn commands for one shadow into commands for each.  Their data is valid as long as that of `commands`."""
         out: list[Command] = []
         for command in commands:
             self._steps[type(command)](command, now, out)
         return out
 
     def begin(self, at: float) -> None:
-        """When the tap began, of the clock of `now`: what its ramps go by, in every worker."""
+        """Set when the tap began, by the clock of `now`; its ramps start there, in every worker."""
         shares = [self._tap, *(each.share for each in self.destinations)]
         for rule in self._rules:
             shares += [rule.share, *(share for _, share in rule.mirrors if share is not None)]
@@ -207,18 +207,20 @@ class Policy:
             share.sampler.begin(at)
 
     def holds(self, flow: int) -> bool:
-        """Whether a request of this connection waits to be whole."""
+        """Whether a request of this connection is held until it is complete."""
         talk = self._talks.get(flow)
         return talk is not None and talk.held is not None
 
     def set_percent(self, percent: float) -> None:
-        """Change the tap's share, a ramp's too, for requests that begin from here on."""
+        """Change the tap's share for requests that begin from now on; a ramp is over then."""
         self._tap.set_percent(percent)
         self._tap_plain = self._by_connection or self._tap.plain
 
     def set_thresholds(self, thresholds: Sequence[int]) -> None:
-        """Give each shadow only connections whose hash is below its own, and of those that stand the requests that
-        begin from here on; a raw one that a shadow has goes on to its end.  Empty: all of them get everything.
+        """Give each shadow only connections whose hash is below its own threshold; empty: all shadows get everything.
+
+        On existing connections this applies to requests that begin from now on; a raw connection that a shadow has
+        continues to its end.
         """
         for each, threshold in zip(self.destinations, thresholds or [ALL] * len(self.destinations), strict=True):
             each.threshold = threshold
@@ -239,7 +241,7 @@ class Policy:
             self._decide_connection(talk, out)
 
     def _decide_connection(self, talk: Talk, out: list[Command]) -> None:
-        """A raw connection: which shadows get it."""
+        """Decide which shadows get a raw connection."""
         takes: list[Destination] = []
         skips: list[tuple[Destination, Fate]] = []
         picked = self._pick(len(self.destinations)) if self._round_robin else None
@@ -269,7 +271,7 @@ class Policy:
             out.extend(Finish(command.flow, target, command.answered) for target in sorted(talk.opened))
 
     def _excuse(self, command: Excuse, now: float, out: list[Command]) -> None:
-        """NOTE: not on pooled connections, over which requests of others go too."""
+        """Pass it on.  NOTE: not for pooled connections, which have requests of other clients too."""
         talk = self._talks.get(command.flow)
         if talk is not None:
             out.extend(Excuse(command.flow, target) for target in talk.sends if target in talk.opened)
@@ -433,7 +435,7 @@ class Policy:
     def _must_hold(
         self, request: Request, rule: CompiledRule | None, takes: Sequence[Destination]
     ) -> tuple[int, FilterReason | DropReason | None]:
-        """(bytes of the body at most, what becomes of it beyond); no reason: it need not be held."""
+        """(most bytes of the body, fate of the request if it is longer); no fate: it need not be held."""
         limit = _UNBOUNDED
         over: FilterReason | DropReason | None = None
         if request.length == 0:
@@ -450,13 +452,13 @@ class Policy:
         return limit, over
 
     def _hold(self, talk: Talk, held: Held, data: Buffer, command: Send, now: float, out: list[Command]) -> None:
-        """Keep a part; pass the request on when it is whole."""
+        """Keep a part, and pass the request on when it is complete."""
         held.body += data
         held.size += command.size
         self._held_bytes += command.size
         for each in held.takes:
             each.held_bytes += command.size * each.spec.copies
-        # A chunked body is measured when it is whole; until then its framing may take as much again.
+        # A chunked body is measured when it is complete; until then its framing may take as much again.
         most = held.limit if held.request.length is not None else held.limit * 2 + _SMALL
         fate: FilterReason | DropReason | None = None
         if len(held.body) > most:
@@ -476,7 +478,7 @@ class Policy:
                 self._pass_on(talk, held.request, held.takes, body, whole, now, out)
 
     def _release(self, talk: Talk, held: Held) -> None:
-        """Hold it no longer."""
+        """Stop holding a request."""
         talk.held = None
         self._held_bytes -= held.size
         for each in held.takes:
@@ -503,7 +505,7 @@ class Policy:
         now: float,
         out: list[Command],
     ) -> None:
-        """Redact, call the hook, rewrite; `body` is what there is of it, all of it where it was held."""
+        """Redact, call the hook, rewrite; `body` is the part that is there, which is all of it if it was held."""
         if self._redactor is not None or self._hook is not None:
             changed: tuple[Request, Buffer] | Fate = (request, body)
             if self._redactor is not None:
@@ -541,13 +543,13 @@ class Policy:
         talk.sends = sends
 
     def _refuse(self, talk: Talk, takes: Sequence[Destination], fate: Fate, size: int) -> None:
-        """After all it does not go to these, nor what follows of it."""
+        """Do not send the request, nor its later parts, to these shadows after all."""
         for each in takes:
             each.settle(fate, size, 1)
         talk.skips = [*talk.skips, *((each, fate) for each in takes)]
 
     def _to_pool(self, each: Destination, talk: Talk, data: bytes, size: int, flags: int, out: list[Command]) -> None:
-        """A whole request, on a connection that others use too: always the same for one production connection."""
+        """Send a complete request on a shared connection, always the same one for one production connection."""
         lane = -1 - talk.flow % each.pooled
         for target in each.targets:
             if (target, lane) not in self._pools:
@@ -557,7 +559,7 @@ class Policy:
 
     def _redact(self, redactor: Redactor, request: Request, body: Buffer) -> tuple[Request, Buffer] | Fate:
         head = redactor.head(request)
-        if not REQUEST_LINE.match(head):  # a pattern took more of the path than can be missing
+        if not REQUEST_LINE.match(head):  # a pattern removed too much of the path
             return DropReason.UNREDACTED
         if redactor.reads_bodies and request.length != 0:
             plain = unchunked(bytes(body)) if request.length is None else bytes(body)
@@ -578,7 +580,7 @@ class Policy:
             if changed is None:
                 return FilterReason.HOOK
             found = from_hook(changed, request, shown)
-        except BaseException:  # whatever a user's function does (SystemExit is no Exception), the tap goes on
+        except BaseException:  # the tap goes on whatever a user's function does (SystemExit is no Exception)
             found = None
         if found is None:
             for each in takes:

@@ -3,15 +3,15 @@
 
 Theory of operation
 -------------------
-What is to be taken out must not leave, so everything doubtful is refused and not passed on:
+What must be removed may not leave the host, so everything doubtful is refused and not passed on:
 
-* A JSON body is parsed and written anew even where nothing matched: what a second parser would see in
-  it (a member given twice, white space) is what ours saw.
-* A body that says it is JSON or a form and is not, one with a Content-Encoding, one that is too long:
+* A JSON body is parsed and written again even if nothing matched, so that any other parser sees in it what ours saw (a
+  member given twice, white space).
+* A body that is declared as JSON or a form and is not, one with a Content-Encoding, or one that is too long gives
   `None`, and the request is not mirrored.
-* A body that does not say it is JSON but begins like it is taken for JSON; also one that says it is a form, as all
-  that `curl -d` sends does.
-* With `privacy: strict` a body of any other kind is refused too.
+* A body that is not declared as JSON but begins like it is treated as JSON, even if it is declared as a form, as
+  everything that `curl -d` sends is.
+* With `privacy: strict`, a body of any other kind is refused too.
 
 Hashes are HMAC-SHA-256 (RFC 2104) under a key that lives as long as the tap, cut to 64 bits: equal
 values can be recognised, values cannot be looked up in a table.
@@ -33,7 +33,7 @@ from tapmirror.policy.request import Request, decoded
 from tapmirror.spec import Redact
 
 Action: TypeAlias = Callable[[bytes], bytes | None]
-"""A value to what replaces it; None: it goes, and its name with it."""
+"""Turns a value into its replacement; None: it is removed, together with its name."""
 
 STRICT_HEADERS: Final = {
     **dict.fromkeys(
@@ -54,7 +54,7 @@ STRICT_HEADERS: Final = {
     ),
     **dict.fromkeys(("x-forwarded-for", "x-real-ip", "forwarded", "true-client-ip", "cf-connecting-ip"), "hash"),
 }
-"""Credentials, and what says who or where a person is."""
+"""Header fields with credentials, or that say who or where a person is."""
 _WORDS: Final = (
     *("password", "new_password", "old_password", "current_password", "confirm_password", "password_confirmation"),
     *("passwd", "pwd", "passphrase", "passcode", "pin", "otp", "code", "credentials"),
@@ -66,52 +66,52 @@ _WORDS: Final = (
     *("x_amz_signature", "x_amz_credential", "x_amz_security_token", "x_goog_signature", "x_goog_credential"),
 )
 STRICT_NAMES: Final = tuple(dict.fromkeys(word.replace("_", mark) for word in _WORDS for mark in ("_", "", "-")))
-"""Parameters and JSON members, in which case does not count: `access_token`, `accessToken` and `access-token`."""
+"""Names of parameters and JSON members, in any spelling: `access_token`, `accessToken` and `access-token`."""
 
 CODE: Final = "code"
-"""A name of two meanings: a code of OAuth (RFC 6749, 4.1.2) or one that is to be typed in, which is taken out; or an
-error's code."""
+"""A name with two meanings: a code of OAuth (RFC 6749, 4.1.2) or one for typing in, which is removed; or an error's
+code."""
 ERRORS: Final = frozenset({"error", "errors"})
-"""Members of which a `CODE` that is a small number or made of words tells what went wrong (JSON-RPC 2.0, 5.1), not of
-what is within them, but for `EXTENSIONS`."""
+"""Members in which a `CODE` that is a small number, or made of words, says what went wrong (JSON-RPC 2.0, 5.1).  This
+holds directly in them, not deeper, except in `EXTENSIONS`."""
 EXTENSIONS: Final = "extensions"
 """GraphQL's `errors[].extensions.code`."""
 _CODE_MOST: Final = 99_999
 _CODE_WORDS: Final = re.compile(r"(?=.{1,64}\Z)(?:[A-Z]+(?:[ _][A-Z]+)*|[a-z]+(?:[_./-][a-z]+)*|(?:[A-Z][a-z]{2,})+)")
-"""`BAD_USER_INPUT`, `not-found`, `ResourceNotFound`: what is given out by chance looks otherwise."""
+"""`BAD_USER_INPUT`, `not-found`, `ResourceNotFound`: random codes look different."""
 
 _FORM: Final = b"application/x-www-form-urlencoded"
 _JSON: Final = re.compile(rb"(?:\xef\xbb\xbf|\s)*[{\[]")
-"""How a body begins that is JSON; a mark behind white space is none, but some parsers take it for that, too."""
+"""The beginning of a body that is JSON.  A byte order mark after white space is not one, but some parsers accept it."""
 _JSON_FORM: Final = re.compile(rb"(?:\xef\xbb\xbf|%ef%bb%bf|\s|\+|%(?:20|09|0a|0d))*(?:[{\[]|%7b|%5b)", re.IGNORECASE)
 """The same of one that says it is a form."""
 _KINDS: Final = re.compile(rb"\s*([^;\s]*)")
 _WITHIN: Final = re.compile(rb"[\[\].]+")
 _PLAIN: Final = "!$'()*,:@"
-"""What may stand in any parameter's value as it is (RFC 3986, 3.3), beside letters, digits and `-._~`."""
+"""Characters that need no escape in a parameter's value (RFC 3986, 3.3), in addition to letters, digits and `-._~`."""
 _DEPTH: Final = 200
 MARK: Final = b"\xef\xbb\xbf"
-"""The byte order mark of UTF-8, which some put before JSON."""
+"""The byte order mark of UTF-8, which some programs write before JSON."""
 PARAMETERS: Final = 4096
-"""Parameters of a query or a form that are looked at, in some 5 ms: no application has as many.  A query with more
-is left out, a form with more is `unredacted`."""
+"""Most parameters of a query or a form that are inspected, in some 5 ms: no application has as many.  A longer query is
+left out, and a longer form is `unredacted`."""
 
 
 NESTED: Final = 4
-"""JSON in texts of JSON, that is looked into: each time it is quoted anew its quotes take twice the room."""
+"""Most levels of JSON inside strings of JSON that are inspected: each level of quoting doubles the room for quotes."""
 NOT_SHOWN: Final = "(not shown)"
-"""In place of a text that cannot be looked into."""
+"""In place of a text that cannot be inspected."""
 _MEMBER: Final = re.compile(r"[\s\ufeff]*[{\[].*\"\s*:", re.DOTALL)
-"""In a text that is no JSON: it may be the beginning of some, or followed by something else."""
+"""In a text that is not JSON: it may be the beginning of JSON, or JSON followed by something else."""
 _OPENS: Final = re.compile(r"[{\[]").search
 
 
 class Redactor:
-    """Takes things out of requests.  `secret` is the key of the hashes.
+    """Redacts requests.  `secret` is the key of the hashes.
 
-    With `texts` also out of texts that are JSON themselves, in JSON and in parameters: for what is shown, and not for
-    what a shadow gets, since such a text is written anew.  `usual`: nobody named the members one by one, so errors may
-    keep their codes, as with `privacy: strict`.
+    `texts`: also inspect strings that are JSON themselves, in JSON and in parameters.  This is for samples and not for
+    shadows, because such a string is written again.  `usual`: nobody named the members one by one, so errors may keep
+    their codes, as with `privacy: strict`.
     """
 
     def __init__(self, spec: Redact, secret: bytes, *, texts: bool = False, usual: bool = False) -> None:
@@ -124,7 +124,7 @@ class Redactor:
         self._query = {k.strip().lower().encode(): self._action(v) for k, v in {**names, **spec.query}.items()}
         members = {**{f"**.{name}": "remove" for name in names}, **spec.json}
         self.member_paths = [steps_of(path) for path in members]
-        """Paths of the JSON members that are taken out."""
+        """Paths of the JSON members that are redacted."""
         actions = [(steps_of(path), self._action(text)) for path, text in members.items()]
         self._anywhere = {steps[1].lower(): action for steps, action in actions if is_anywhere(steps)}
         self._codes = usual or (self._strict and steps_of(f"**.{CODE}") not in map(_lowered, map(steps_of, spec.json)))
@@ -132,11 +132,11 @@ class Redactor:
         self._members = [(steps, action) for steps, action in actions if not is_anywhere(steps)]
         self._patterns = [(compile_re2(text), becomes.encode()) for text, becomes in spec.patterns.items()]
         self.reads_bodies = bool(members or self._query or self._patterns)
-        """Whether bodies must be whole to be redacted."""
+        """Whether bodies must be complete because they are redacted."""
         self.body_bytes = spec.body_bytes
 
     def head(self, request: Request) -> bytes:
-        """The head without what is to be taken out."""
+        """The redacted head."""
         path = self.text(self._path(request.path) if self._query and b";" in request.path else request.path)
         query = request.query
         if query is not None:
@@ -170,7 +170,7 @@ class Redactor:
         return b"\r\n".join([start, *lines, b"", b""])
 
     def body(self, request: Request, body: bytes) -> bytes | None:
-        """The body without it; None: it cannot be looked into."""
+        """The redacted body; None: it cannot be inspected."""
         if not body:
             return body
         if request.fields.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -178,7 +178,7 @@ class Redactor:
         said = request.fields.get(b"content-type", b"").lower()
         match = _KINDS.match(said)
         kind = match[1] if match is not None else b""
-        # Of a type that is given twice, or in quotes, servers take either; what is no form loses nothing as one.
+        # If a type is given twice, or in quotes, servers may use either.  A body that is no form loses nothing as one.
         form = kind == _FORM or (_FORM in said and not self._strict)
         if form:
             json = not self._texts and _JSON_FORM.match(body) is not None  # `_parameter` looks into texts
@@ -194,7 +194,7 @@ class Redactor:
         return None if found is None else self.text(found)
 
     def data(self, text: bytes) -> bytes:
-        """A text that may be JSON, as it may be shown."""
+        """A text that may be JSON, redacted for being shown."""
         return self.text(self._text(text.decode("utf-8", "replace"), self._texts).encode())
 
     def _action(self, text: str) -> Action:
@@ -215,8 +215,9 @@ class Redactor:
         return text
 
     def _path(self, path: bytes) -> bytes:
-        """A path, in whose segments parameters may follow a `;` (RFC 3986, 3.3), as servlets' sessions do.  If it has
-        more of them than are looked at, all are left out.
+        """A redacted path.  Its segments may have parameters after a `;` (RFC 3986, 3.3), such as sessions of servlets.
+
+        If it has more of them than are inspected, all are left out.
         """
         looked = path.count(b";") < PARAMETERS
         segments = []
@@ -234,7 +235,7 @@ class Redactor:
         return b"/".join(segments)
 
     def _pairs(self, text: bytes) -> bytes | None:
-        """A query or a form; None: it has more parameters than are looked at."""
+        """A redacted query or form; None: it has more parameters than are inspected."""
         if text.count(b"&") + text.count(b";") >= PARAMETERS:
             return None
         kept = []
@@ -245,9 +246,9 @@ class Redactor:
         return b"&".join(kept)
 
     def _pair(self, pair: bytes) -> bytes | None:
-        """A parameter, or several with `;` between, as some servers take it (HTML 4.01, B.2.2); None: none is left.
+        """A redacted parameter, or several with `;` between them, as some servers read it (HTML 4.01, B.2.2).
 
-        What follows a `;` may be of the value too: it goes with it.
+        None: nothing is left.  What follows a `;` may also belong to the value before it, and is removed with that.
         """
         at = 0
         while True:
@@ -264,7 +265,7 @@ class Redactor:
             at = end + 1
 
     def _parameter(self, pair: bytes) -> bytes:
-        """A parameter whose value is JSON, or that is JSON without a name, without what is to be taken out of that."""
+        """Redact a parameter whose value is JSON, or that is JSON without a name."""
         name, mark, value = pair.partition(b"=")
         if _JSON.match(decoded(name)):
             name, mark, value = b"", b"", pair
@@ -277,8 +278,10 @@ class Redactor:
         return pair if shown == text else name + mark + quote(shown).encode()
 
     def _of_parameter(self, name: bytes) -> Action | None:
-        """What is done with a parameter.  The names of `strict`, and all of what is shown, are meant within others too:
-        `user[password]`.  White space around a name does not count, as in PHP.
+        """The action for a parameter.
+
+        The names of `strict`, and all names in samples, also count inside others: `user[password]`.  White space around
+        a name is ignored, as in PHP.
         """
         name = name.strip().lower()
         action = self._query.get(name)
@@ -287,7 +290,7 @@ class Redactor:
         return action
 
     def _json(self, body: bytes, texts: int) -> bytes | None:
-        """`texts`: how many levels of texts that are JSON are looked into; 0: none is."""
+        """Redact JSON; `texts`: how many levels of strings that are JSON are inspected."""
         try:
             document = msgspec.json.decode(body)
             if self._anywhere:
@@ -303,7 +306,7 @@ class Redactor:
             return None
 
     def _redact_texts(self, value: dict[str, Any] | list[Any], texts: int, depth: int) -> None:
-        """Look into all texts, in place."""
+        """Redact all strings that are JSON, in place."""
         if depth > _DEPTH:
             raise RecursionError
         items: Any = value.items() if isinstance(value, dict) else enumerate(value)
@@ -314,7 +317,7 @@ class Redactor:
                 self._redact_texts(child, texts, depth + 1)
 
     def _text(self, text: str, texts: int) -> str:
-        """A text as it may be shown."""
+        """A string, redacted for being shown."""
         if text.lstrip()[:1] in ("{", "[", '"'):
             found = self._json(text.encode("utf-8", "replace"), texts - 1) if texts else None
             if found is not None:
@@ -339,9 +342,9 @@ def _lowered(steps: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _redact_anywhere(value: Any, actions: Mapping[str, Action], depth: int, *, codes: bool, error: bool) -> None:
-    """Apply the actions to members of these names, in one walk, in place.  What is within such a one goes with it.
+    """Apply the actions to members with these names, in one walk, in place, together with everything inside them.
 
-    `codes`: errors keep theirs; `error`: the value is one, or several.
+    `codes`: errors keep their codes.  `error`: the value is an error, or a list of errors.
     """
     if depth > _DEPTH:
         raise RecursionError
@@ -370,8 +373,8 @@ def _tells_an_error(code: Any) -> bool:
 def _redact(value: Any, steps: tuple[str, ...], action: Action, depth: int, seen: set[tuple[int, int]]) -> None:
     """Apply the action to what the steps lead to, in place.
 
-    `seen` are the values (by identity; none is made meanwhile) from which so many steps that begin with `**` were
-    followed: to one value several `**` may lead in as many ways as there are places for them.
+    `seen`: (value, number of remaining steps) for steps that begin with `**` and were followed already, with values by
+    identity, since none is made meanwhile.  Several `**` may lead to one value in very many ways.
     """
     if depth > _DEPTH:
         raise RecursionError

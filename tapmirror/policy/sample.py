@@ -3,16 +3,16 @@
 
 Theory of operation
 -------------------
-A hash of 32 bits is compared with a threshold: what is in at 10 % is in at 20 %, and the same seed
-decides the same again.  What is hashed is the connection (the hash that bpf/tap.c computes), the
-connection and the request's number on it, or a key taken from the request.  Each level (tap, rule,
-mirror, shadow) mixes in a salt of its own, so that half of a half is a quarter; all shadows share
-theirs, so that two shadows with 10 % each get the same requests and can be compared.
+A hash of 32 bits is compared with a threshold: what is selected at 10 % is also selected at 20 %, and the same seed
+gives the same selection again.  The hash is of the connection (as bpf/tap.c computes it), of the connection and the
+request's number on it, or of a key in the request.  Each level (tap, rule, mirror, shadow) mixes in its own salt, so
+that half of a half is a quarter.  All shadows share one salt, so that two shadows with 10 % each get the same requests
+and can be compared.
 
 A ramp is a threshold that moves: connections keep what was decided when they began.
 
-Caps are token buckets (as in tc-tbf(8)) that hold one second's worth; of bytes a bucket may go into debt, since
-how long a request is need not be known when it begins.
+Caps are token buckets (as in tc-tbf(8)) that hold one second's worth.  A bucket of bytes may go into debt, because the
+length of a request need not be known when it begins.
 """
 
 from __future__ import annotations
