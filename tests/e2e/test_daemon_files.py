@@ -54,7 +54,8 @@ def test_a_state_of_another_version_is_set_aside(lab: Lab) -> None:
         daemon.state.mkdir(mode=0o700)
         (daemon.state / "taps.json").write_text('{"version": 99, "taps": "of another shape"}')
         daemon.start()
-        until(lambda: "its version is 99, this is for 1; set aside as taps.json." in daemon.said(), "the line")
+        line = "its version is 99, and this tapmirror reads 1; set aside as taps.json."
+        until(lambda: line in daemon.said(), "the line")
         daemon.run(*WEB)
         assert any(path.name.endswith(".unread") for path in daemon.state.iterdir())
 

@@ -118,7 +118,8 @@ def test_what_a_newer_version_wrote_or_says_is_told_and_not_misread(lab: Lab, tm
         daemon.start()
         place = re.escape(str(daemon.state / "taps.json"))
         line = (
-            rf"{place}: its version is 2, this is for 1; set aside as (taps\.json\.\S+\.unread), beginning without taps"
+            rf"{place}: its version is 2, and this tapmirror reads 1; "
+            r"set aside as (taps\.json\.\S+\.unread), beginning without taps"
         )
         until(lambda: bool(re.search(line, daemon.said())), "the line")
         assert daemon.ask(List())["taps"] == []
