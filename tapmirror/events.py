@@ -224,7 +224,8 @@ class FilterReason(enum.Enum):
     NOT_ACCEPTED = "not_accepted"
     """Production never accepted the connection (no SYN-ACK, no acknowledgement, or an RST)."""
     OUTSIDE = "outside"
-    """Not accepted by production's TCP: after FIN or RST, far from the window, or without an acknowledgement."""
+    """Not accepted by production's TCP: after FIN or RST, far from the window, without an acknowledgement or with a
+    wrong one."""
     URGENT = "urgent"
     """The byte that an urgent pointer marks, which an application does not read in order."""
     METHOD = "method"
