@@ -806,6 +806,26 @@ def test_of_several_taps_those_that_have_begun_have_their_ledgers(monkeypatch: p
         os.close(stop_write)
 
 
+def test_a_signal_just_before_the_first_tap_starts_ends_it_as_one_while_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "Claims", lambda spec: pytest.fail("it starts"))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stop_read, stop_write = os.pipe()
+    try:
+        tap: Any = Fake("a", None)
+        signals = Signals(stop_write)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            run.start([tap], signals, stop_read)
+        assert tap.ended == [True]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(stop_read)
+        os.close(stop_write)
+
+
 @pytest.mark.parametrize(
     ("number", "then"),
     [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_IGN)],

@@ -220,11 +220,13 @@ def start(taps: list[Tap], signals: Signals, stop: int) -> list[Claims]:
     """
     claims: list[Claims] = []
     for i, tap in enumerate(taps):
-        if i and select.select([stop], [], [], 0)[0]:
+        if i and told(stop):
             del taps[i:]
             break
         try:
             with contextlib.nullcontext() if i else signals.interrupting():
+                if not i and told(stop):  # just before
+                    raise Interrupted
                 claims.append(Claims(tap.spec))
                 tap.start()
         except BaseException as error:
@@ -235,6 +237,11 @@ def start(taps: list[Tap], signals: Signals, stop: int) -> list[Claims]:
                 claim.close()
             raise
     return claims
+
+
+def told(stop: int) -> bool:
+    """Whether it is time to stop."""
+    return bool(select.select([stop], [], [], 0)[0])
 
 
 def watch(taps: Sequence[Tap], stop: int, duration: float) -> tuple[list[dict[str, Any]], bool]:
