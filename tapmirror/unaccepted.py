@@ -37,8 +37,9 @@ ENTRY: Final = 400
 AT_ONCE: Final = 512
 """How many connections one call of `expire` gives up: it stays at about a millisecond."""
 
-_Head: TypeAlias = tuple[int, int, int, int]
-"""Of a segment: flags, sequence number, acknowledgement, length."""
+_Head: TypeAlias = tuple[int, int, int, int, int]
+"""Of a segment: flags, sequence number, acknowledgement, length; of an RST its place as well: what it ends depends on
+what came before it, also if it comes again."""
 
 
 class _Held:
@@ -84,7 +85,6 @@ class Unaccepted:
     def hold(self, segment: Segment, now: float) -> None:
         """Keep a segment, or drop it where there is no room."""
         key, flags, seq, ack, length, payload, time_ns = segment
-        head = flags & ~UNACCEPTED, seq, ack, length
         held = self._held.get(key)
         if held is None:
             if flags & RST:  # as of a health check: there is nothing that it could end
@@ -93,7 +93,9 @@ class Unaccepted:
             while len(self._held) * 2 >= self._limits.flows:
                 self._drop(next(iter(self._held)), DropReason.TABLE_FULL)
             held = self._held[key] = _Held(seq)
+            head = flags & ~UNACCEPTED, seq, ack, length, 0
         else:
+            head = flags & ~UNACCEPTED, seq, ack, length, len(held.segments) if flags & RST else 0
             self._held.move_to_end(key)
             if distance(seq, held.next) < 0:
                 held.again = time_ns
@@ -138,7 +140,7 @@ class Unaccepted:
             return []
         segments: list[Segment] = []
         for head, (payload, time_ns) in held.segments.items():
-            flags, seq, ack, length = head
+            flags, seq, ack, length, _ = head
             if ack == server or 0 < distance(ack, server) < EARLY:
                 self._release(length)
                 segments.append((key, flags, seq, ack, length, payload, max(time_ns, held.again)))
@@ -149,7 +151,7 @@ class Unaccepted:
     def turned_away(self, key: FlowKey, seq: int) -> None:
         """Production reset a connection of this key; `seq`: the number of the RST, which tells which."""
         held = self._held.get(key)
-        if held is not None and any(ack == seq for _, _, ack, _ in held.segments):
+        if held is not None and any(ack == seq for _, _, ack, _, _ in held.segments):
             self._drop(key, FilterReason.NOT_ACCEPTED)
 
     def expire(self, now: float) -> None:
@@ -166,7 +168,7 @@ class Unaccepted:
             self._drop(key, reason)
 
     def _drop(self, key: FlowKey, reason: DropReason | FilterReason) -> None:
-        for _, _, _, length in self._held.pop(key).segments:
+        for _, _, _, length, _ in self._held.pop(key).segments:
             self._discard(length, reason)
 
     def _discard(self, length: int, reason: DropReason | FilterReason) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tapmirror.events import (
@@ -858,6 +858,7 @@ def test_what_a_client_sends_before_production_accepted_waits_for_that() -> None
     ),
     st.integers(0, 8),
 )
+@example([(ACK, 0, b""), (RST | ACK, 6, b""), (ACK, 0, bytes(6)), (RST | ACK, 6, b"")], 4)
 def test_what_waited_amounts_to_the_same_as_if_the_acceptance_had_come_first(
     steps: list[tuple[int, int, bytes]], waiting: int
 ) -> None:
