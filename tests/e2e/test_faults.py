@@ -213,8 +213,8 @@ class Wire:
 
     def send(self, flags: str, data: bytes = b"", at: int | None = None) -> None:
         """One segment, at `at` of the stream or where it has come to."""
-        seq = (self.seq if at is None else at) & 0xFFFFFFFF
-        segment = TCP(sport=self._ports[0], dport=self._ports[1], seq=seq, ack=self.ack, flags=flags, window=65_535)
+        seq, ack = (self.seq if at is None else at) & 0xFFFFFFFF, self.ack & 0xFFFFFFFF
+        segment = TCP(sport=self._ports[0], dport=self._ports[1], seq=seq, ack=ack, flags=flags, window=65_535)
         packet = self._ether / segment / Raw(data) if data else self._ether / segment
         self._sock.send(bytes(packet))
         if at is None:
@@ -317,7 +317,7 @@ def test_forged_segments_neither_put_requests_into_the_shadow_nor_hide_those_of_
                 wire.send("PA", b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
                 while (answer := wire.receive()).seq != wire.ack or not answer.payload:
                     pass
-                wire.ack += len(answer.payload)
+                wire.ack = (wire.ack + len(answer.payload)) & 0xFFFFFFFF
                 wire.send("A")
                 until(lambda: path in [got.uri for got in shadow.got], f"{path} at the shadow", PATIENCE)
 
@@ -330,8 +330,11 @@ def test_forged_segments_neither_put_requests_into_the_shadow_nor_hide_those_of_
             wire.ack = right
             time.sleep(1)  # ten times as long as holes were waited for
             ask("/second")
+            right = wire.ack
+            wire.ack += 1 << 29
             wire.send("PA", forged, at=wire.seq + (500 << 20))
             wire.send("R", at=wire.seq + (500 << 20) + len(forged))
+            wire.ack = right
             ask("/third")
             wire.close()
             ledger = tap.final()
