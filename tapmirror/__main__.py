@@ -11,10 +11,16 @@ from typing import Final
 
 UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 """What a write to standard output fails with where it is a file on a disk, or closed (`cli.closed`)."""
+OWN_SIGNALS: Final = (["run"], ["daemon"])
+"""Commands that have handlers of their own before they begin anything."""
 
 
 def main() -> None:
-    """Run the command.  A Ctrl-C while Python imports it ends the process, without a traceback: nothing was begun."""
+    """Run the command.  A Ctrl-C while Python imports it ends the process, without a traceback: nothing was begun.
+
+    So it does before a command of `OWN_SIGNALS` has its handlers: click would end with 1, which says that a tap broke
+    down, or that a shadow fails.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from tapmirror.cli.main import COMMANDS, command
     from tapmirror.cli.main import main as group
@@ -22,7 +28,8 @@ def main() -> None:
     for word in sys.argv[1:2]:
         if word in COMMANDS:
             command(word)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.argv[1:2] not in OWN_SIGNALS:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         group(prog_name="tapmirror")
     except OSError as error:

@@ -28,6 +28,20 @@ def test_it_can_be_ended_while_it_is_imported() -> None:
     assert "Traceback" not in rest
 
 
+def test_a_run_can_be_ended_before_it_has_begun(tmp_path: Path) -> None:
+    """Here while it reads its file.  Not with 1, which says that a tap broke down, or that a shadow fails."""
+    file = tmp_path / "tap.yaml"
+    os.mkfifo(file)
+    command = [sys.executable, "-m", "tapmirror", "run", "-f", str(file)]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+        open(file, "wb"),  # once it has opened it
+    ):
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == (b"", b"")
+    assert process.returncode == -signal.SIGINT
+
+
 @pytest.mark.parametrize("words", [["spec", "--example"], ["explain", "-f", "-"]])
 def test_a_full_disk_under_what_it_prints_is_one_line(words: list[str]) -> None:
     example = subprocess.run([sys.executable, "-m", "tapmirror", "spec", "--example"], capture_output=True, check=True)
