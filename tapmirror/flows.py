@@ -283,7 +283,7 @@ class FlowTable:
         if flow is None:
             if not flags & FROM_SERVER:
                 return self._unknown(segment, now)
-            self._told(key, flags, seq, ack)
+            self._told(key, flags, seq, ack, length)
             return ()
         rx = flow.rx
         flow.last = now
@@ -491,12 +491,15 @@ class FlowTable:
 
     # --- a segment of no known flow
 
-    def _told(self, key: FlowKey, flags: int, seq: int, ack: int) -> None:
+    def _told(self, key: FlowKey, flags: int, seq: int, ack: int, length: int) -> None:
         """By production."""
         if flags & RST:
             self._unaccepted.turned_away(key, seq)
+        goes_on = flags & (ACK | SYN | RST | FIN) == ACK
+        if goes_on and not length:
+            return  # production may have no such connection (`standing`)
         late = self._late.find(key)
-        if flags & (ACK | SYN | RST | FIN) == ACK and not (late is not None and late[1]):
+        if goes_on and not (late is not None and late[1]):
             self._standing.hear(key, ack)
         else:
             self._standing.forget(key)

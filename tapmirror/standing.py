@@ -7,6 +7,10 @@ number that it acknowledges is that of what the client sends next, and who canno
 that begins there is the connection's, like that of a client who has completed a handshake.  The same is known of a
 connection that was followed until it was silent for too long, or left the share.
 
+Only production's data is such a word.  A bare acknowledgement also comes where there is no connection: to what is out
+of the window of a handshake that the client did not complete (`tcp_check_req`), whose first number was chosen by
+whoever sent the SYN, under any address, and to what comes behind a connection's end (TIME-WAIT).
+
 Where it could not be heard in time, because it answered before it was asked for, the connection was given up.  Then its
 next word is waited for, which tells the same.
 
@@ -39,7 +43,7 @@ class Standing:
         self._awaited: OrderedDict[FlowKey, None] = OrderedDict()
 
     def hear(self, key: FlowKey, ack: int) -> None:
-        """Production has all that the client sent before `ack`."""
+        """Production has sent data, and has all that the client sent before `ack`."""
         self._heard[key] = ack
         if len(self._heard) > HEARD:
             self._heard.popitem(last=False)

@@ -85,8 +85,10 @@ class Dialogue:
     def accept(self, port: int = 40000, base: int = 1000) -> None:
         self.put(ACCEPTED, 0, port=port, base=base)
 
-    def server(self, ack: int, flags: int = ACK, at: int = 0, base: int = 1000, port: int = 40000) -> None:
-        segment: Segment = (key(port), FROM_SERVER | flags, 5000 + at, (base + ack) & 0xFFFFFFFF, 0, b"", 0)
+    def server(
+        self, ack: int, flags: int = ACK, at: int = 0, base: int = 1000, port: int = 40000, length: int = 0
+    ) -> None:
+        segment: Segment = (key(port), FROM_SERVER | flags, 5000 + at, (base + ack) & 0xFFFFFFFF, length, b"", 0)
         self.take(self.table.feed(segment, self.now))
 
     def wait(self, seconds: float) -> None:
@@ -353,7 +355,7 @@ def test_midstream_goes_on_where_production_has_all_that_the_client_sent(before:
 def test_midstream_goes_on_at_once_with_what_production_waits_for() -> None:
     """It spoke before the client did, and nobody has to be asked."""
     d = Dialogue()
-    d.server(0)
+    d.server(0, length=9)
     d.put(ACK | PSH, 0, b"abc")
     assert d.text == b"abc" and d.after_reply == [True]
     d.put(ACK | PSH, 3, b"def")
@@ -370,12 +372,22 @@ def test_midstream_goes_on_at_once_with_what_production_waits_for() -> None:
 )
 def test_midstream_production_waits_for_other_data_or_for_none(flags: int, at: int, base: int) -> None:
     d = Dialogue()
-    d.server(0)
-    d.server(0, flags, base=base)
+    d.server(0, length=9)
+    d.server(0, flags, base=base, length=9 if flags == ACK else 0)
     d.put(ACK | PSH, at, b"abc")
     assert d.text == b"" and d.table.ack_requests == [(key(), True)]
     d.server(at + 3)
     assert d.text == b"abc"
+
+
+def test_a_bare_acknowledgement_tells_of_no_connection() -> None:
+    """Whoever sent a SYN under another's address gets one, without any connection."""
+    d = Dialogue()
+    d.server(0)
+    d.put(ACK | PSH, 0, b"abc")
+    d.wait(LIMITS.accept_time)
+    assert d.text == b""
+    assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 3}
 
 
 @pytest.mark.parametrize("why", ["idle", "share"])
@@ -400,7 +412,7 @@ def test_what_production_says_behind_a_connections_end_is_not_of_the_next() -> N
     d.accept()
     d.put(FIN | ACK, 0)
     d.server(1, FIN | ACK)
-    d.server(1)
+    d.server(1, length=9)
     d.wait(2 * LATE)
     d.put(ACK | PSH, 1, b"abc")
     assert d.text == b"."
@@ -415,6 +427,8 @@ def test_midstream_that_was_not_heard_in_time_is_heard_the_next_time() -> None:
         assert d.table.ack_requests == [(key(), True)] and len(d.table) == 0
         if early:
             d.server(3)
+            assert d.table.ack_requests == [(key(), True)]
+            d.server(3, length=9)
             assert d.table.ack_requests == [(key(), True), (key(), False)]
         d.put(ACK, 3, b"def")
         d.server(6)
