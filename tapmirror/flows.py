@@ -10,7 +10,7 @@ A flow begins in one of two ways:
 * in mid-stream, by data of a connection that the table does not know (it stood when the tap
   began).  Such a flow is *tentative*, unless the data is what production waits for by its last
   word (`standing`): its data is held until production acknowledges some of
-  it, without a hole; whatever the client sends shows nothing.  An RST from production, or
+  it, without a hole (`_judged`); whatever the client sends shows nothing.  An RST from production, or
   `Limits.accept_time` without that, discards it.  Where there is a hole, and production has all
   that was sent, nothing tells which of what is held is the connection's: it goes on behind that.
 
@@ -419,7 +419,7 @@ class FlowTable:
         if rx.simple and ack == rx.next:
             pass  # production has what the tap has: nothing follows from it
         elif flags & ACK and flow.state is State.TENTATIVE:
-            events += self._judged(flow, ack, now)
+            events += self._judged(flow, ack, now, knows=length > 0 or seq == flow.ack)
         elif flags & ACK and abs(distance(ack, rx.next)) < FAR:
             if flow.asking:
                 sent = (seq + length) & MASK
@@ -433,16 +433,18 @@ class FlowTable:
             self._move(flow, Move.SERVER_FIN, now)
         return events
 
-    def _judged(self, flow: Flow, ack: int, now: float) -> list[Event]:
+    def _judged(self, flow: Flow, ack: int, now: float, *, knows: bool) -> list[Event]:
         """Production acknowledged so far what is held of a connection that was joined in mid-stream.
 
-        Anybody may have written that, with any number; production answers it with the one that it waits for.
+        Anybody may have written that, with any number; production answers it with the one that it waits for.  `knows`:
+        it is of a connection, for it is data, or what the client acknowledges is what production sends next; a bare
+        acknowledgement also comes for a handshake that nobody completes (`standing`).
         """
         rx = flow.rx
         ahead = distance(ack, rx.next)
-        if 0 < ahead <= rx.unbroken:
+        if knows and 0 < ahead <= rx.unbroken:
             return self._confirmed(flow, now)
-        if ack == flow.reach:
+        if knows and ack == flow.reach:
             # All that the client sent: of an upload, more than is held; or somebody wrote before.
             rx.discard(DropReason.MIDSTREAM)
             flow.rx = Receiver(ack, self._memory, self._ledger)
@@ -548,6 +550,7 @@ class FlowTable:
         _, flags, seq, ack, length, payload, _ = segment
         flow.rx.hold(seq, payload, length, bool(flags & FIN), ack)
         flow.reach = (seq + length) & MASK
+        flow.ack = ack
 
     def _out_of_share(self, key: FlowKey) -> bool:
         return self._threshold < ALL and flow_hash(key, self._seed) >= self._threshold

@@ -390,6 +390,17 @@ def test_a_bare_acknowledgement_tells_of_no_connection() -> None:
     assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 3}
 
 
+@pytest.mark.parametrize(("at", "length", "text"), [(0, 0, b"abc"), (1, 0, b""), (-1, 0, b""), (1, 9, b"abc")])
+def test_midstream_goes_on_by_a_bare_acknowledgement_where_the_client_knows_productions_number(
+    at: int, length: int, text: bytes
+) -> None:
+    """One of a handshake comes to whoever sent the SYN, but he does not see production's number, and has to guess."""
+    d = Dialogue()
+    d.put(ACK | PSH, 0, b"abc")
+    d.server(3, at=at, length=length)
+    assert d.text == text
+
+
 @pytest.mark.parametrize("why", ["idle", "share"])
 def test_a_connection_that_was_followed_goes_on_where_it_was_left(why: str) -> None:
     """Unless something came meanwhile."""
@@ -580,7 +591,7 @@ def test_midstream_is_not_confirmed_by_what_the_client_says() -> None:
         d.put(ACK, 0, b"abc", ack=ack)
         d.put(ACK, 3, b"def", ack=ack)
     assert d.text == b""
-    d.server(6)
+    d.server(6, at=4)
     assert d.text == b"abcdef"
 
 

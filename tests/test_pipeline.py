@@ -295,7 +295,7 @@ def test_what_many_flows_hold_is_bounded(begun: bytes) -> None:
 def test_midstream_http_begins_at_a_request_and_counts_what_it_skips() -> None:
     tap = Tap(protocol=Protocol.HTTP)
     tap.put(ACK, 0, b"rest of a body", ack=1)
-    tap.put(FROM_SERVER | ACK, 0, b"", ack=1014)
+    tap.server(1, ACK, 14)
     tap.put(ACK, 14, GET, ack=7)
     assert tap.sent == GET
     assert tap.ledger.bytes.dropped[DropReason.MIDSTREAM] == 14
@@ -304,7 +304,7 @@ def test_midstream_http_begins_at_a_request_and_counts_what_it_skips() -> None:
 def test_midstream_raw_is_skipped_whole() -> None:
     tap = Tap(protocol=Protocol.RAW)
     tap.put(ACK, 0, b"abc", ack=1)
-    tap.put(FROM_SERVER | ACK, 0, b"", ack=1003)
+    tap.server(1, ACK, 3)
     tap.put(ACK, 3, b"def", ack=1)
     tap.put(FIN | ACK, 6, ack=1)
     assert tap.said == []
@@ -387,7 +387,7 @@ def test_a_flow_that_falls_out_of_the_share(before: bytes, given_up: int) -> Non
     assert tap.pipeline.drop_above(1 << 32, 3.0) == []
     start = len(before) + 16
     tap.put(ACK, start, GET, ack=2)
-    tap.put(FROM_SERVER | ACK, 0, ack=1000 + start + len(GET))
+    tap.server(2, ACK, start + len(GET))
     assert [type(command) for command in tap.said] == [Open, Send]
     assert tap.said[1] == Send(2, GET, len(GET), START | END)
 

@@ -211,10 +211,12 @@ class Wire:
         self._sock.settimeout(PATIENCE)
         self.ack = 0
 
-    def send(self, flags: str, data: bytes = b"", at: int | None = None) -> None:
-        """One segment, at `at` of the stream or where it has come to."""
+    def send(self, flags: str, data: bytes = b"", at: int | None = None, *, damaged: bool = False) -> None:
+        """One segment, at `at` of the stream or where it has come to; one that is damaged has a wrong checksum."""
         seq, ack = (self.seq if at is None else at) & 0xFFFFFFFF, self.ack & 0xFFFFFFFF
         segment = TCP(sport=self._ports[0], dport=self._ports[1], seq=seq, ack=ack, flags=flags, window=65_535)
+        if damaged:
+            segment.chksum = 1
         packet = self._ether / segment / Raw(data) if data else self._ether / segment
         self._sock.send(bytes(packet))
         if at is None:
@@ -342,6 +344,41 @@ def test_forged_segments_neither_put_requests_into_the_shadow_nor_hide_those_of_
     assert [got.uri for got in shadow.got] == [got.uri for got in production.got] == paths
     assert ledger["requests"]["mirrored"] == 3 and dropped(ledger) == {}
     assert ledger["bytes"]["filtered"] == {"outside": ledger["bytes"]["seen"] - ledger["bytes"]["mirrored"]}
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_a_handshake_that_nobody_completes_lets_nothing_into_the_shadow(lab: Lab, where: str) -> None:
+    """Production answers what is out of its window, with the number that whoever sent the SYN has chosen, under any
+    address; the capture remembers it no more, for others came in its place (`places` of bpf/tap.c).
+    """
+    forged = b"GET /forged HTTP/1.1\r\nHost: a\r\n\r\n"
+    with (
+        silent(lab.client),
+        HashSink(lab.node) as production,
+        HashSink(lab.shadow) as shadow,
+        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80)) as tap,
+        contextlib.ExitStack() as stack,
+    ):
+        wires = [Wire(lab, 80, port) for port in same_place(lab.client.addr4, lab.node.addr4, 9)]
+        for wire in wires:
+            stack.callback(wire.close, silently=True)
+            wire.send("S")
+            assert wire.receive().flags == "SA"
+        first = wires[0]
+        start = first.seq - (len(forged) if where == "before" else 0)
+        if where == "before":
+            first.send("PA", forged, at=start, damaged=True)  # the worker asks for production's word
+            until(lambda: passed(lab, shadow), "that the worker goes on", PATIENCE)
+        first.send("S", at=first.seq + (1 << 28))
+        while (answer := first.receive()).flags != "A":
+            pass
+        assert answer.ack == first.seq
+        if where == "behind":
+            first.send("PA", forged, at=start)
+        until(lambda: passed(lab, shadow), "that the worker goes on", PATIENCE)
+        ledger = tap.final()
+    assert {got.uri for got in shadow.got} == {got.uri for got in production.got}
+    assert ledger["bytes"]["mirrored"] == ledger["bytes"]["seen"] - len(forged)
 
 
 def overflows(host: Host) -> int:
@@ -731,6 +768,19 @@ def test_a_connection_whose_first_answer_was_not_heard_is_heard_then(lab: Lab, c
             ledger = tap.stop()
     assert [got.uri for got in shadow.got] == ["/1", "/2"]
     assert set(ledger["bytes"]["filtered"]) == {"not_accepted"}
+
+
+def same_place(client: str, server: str, count: int) -> list[int]:
+    """Ports of the client whose handshakes share a place of the capture program (PLACES)."""
+    ends = MAPPED + socket.inet_aton(client), MAPPED + socket.inet_aton(server)
+    places: dict[int, list[int]] = {}
+    for port in range(10_000, 1 << 16):
+        place = flow_hash(flow_key(*ends, port.to_bytes(2), (80).to_bytes(2), 0), 0) % 16_384
+        there = places.setdefault(place, [])
+        there.append(port)
+        if len(there) == count:
+            return there
+    raise AssertionError("no place has so many")
 
 
 def same_bucket(client: str, server: str, start: int) -> tuple[int, int]:
