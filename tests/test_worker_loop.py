@@ -21,7 +21,7 @@ from tapmirror.replay import Reactor, Replay
 from tapmirror.source import Counters
 from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
 from tapmirror.tracer import Loop, Tracer
-from tapmirror.worker.loop import BATCH, BATCH_BYTES, HOLD, SHORT_HOLD, TOGETHER, Worker
+from tapmirror.worker.loop import BATCH, BATCH_BYTES, HOLD, ROOMY, SHORT_HOLD, TOGETHER, Worker
 from tapmirror.worker.restraint import LATE
 from tapmirror.worker.setup import MESSAGE
 
@@ -126,18 +126,19 @@ def test_after_a_batch_that_ended_for_its_bytes_there_is_no_pause(monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("age", "timing", "pacing", "compared", "pause"),
+    ("age", "timing", "pacing", "compared", "ring", "pause"),
     [
-        (0.0, False, Pacing.ASAP, False, HOLD),
-        (2 * LATE, False, Pacing.ASAP, False, SHORT_HOLD),
-        (0.0, True, Pacing.ASAP, False, SHORT_HOLD),
-        (0.0, False, Pacing.WAIT, False, SHORT_HOLD),
-        (0.0, False, Pacing.ASAP, True, SHORT_HOLD),
+        (0.0, False, Pacing.ASAP, False, ROOMY, HOLD),
+        (2 * LATE, False, Pacing.ASAP, False, ROOMY, SHORT_HOLD),
+        (0.0, True, Pacing.ASAP, False, ROOMY, SHORT_HOLD),
+        (0.0, False, Pacing.WAIT, False, ROOMY, SHORT_HOLD),
+        (0.0, False, Pacing.ASAP, True, ROOMY, SHORT_HOLD),
+        (0.0, False, Pacing.ASAP, False, ROOMY // 2, SHORT_HOLD),
     ],
-    ids=["as a rule", "late", "timing", "paced", "compared"],
+    ids=["as a rule", "late", "timing", "paced", "compared", "a small ring"],
 )
 def test_how_long_a_pause_is(
-    monkeypatch: pytest.MonkeyPatch, age: float, timing: bool, pacing: Pacing, compared: bool, pause: float
+    monkeypatch: pytest.MonkeyPatch, age: float, timing: bool, pacing: Pacing, compared: bool, ring: int, pause: float
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
@@ -166,7 +167,8 @@ def test_how_long_a_pause_is(
         answer_requests=[],
         window=None,
     )
-    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),), pacing=pacing)
+    limits = Limits(ring_bytes=ring)
+    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),), pacing=pacing, limits=limits)
     worker = Worker(spec, source, replay, Ledger(), None, pipeline if compared else None)
     worker._pipeline = pipeline
     worker.run(lambda: 0.001)
