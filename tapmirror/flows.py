@@ -82,6 +82,8 @@ UNDER_WAY: Final = 1 << 24
 """How far production's number is at most from the first byte that is known of a connection: what was sent, and not
 acknowledged, before the first that was seen (the kernel's receive buffers are 6 MiB at most as a rule, tcp_rmem), or
 acknowledged before it was asked for."""
+LARGEST: Final = 1 << 16
+"""Bytes of a segment at most (`admission.CHUNK`): old holes make room before one finds none."""
 REJOIN: Final = 1 << 16
 """A flow joined by data at most this far behind the first byte of a handshake that is reported
 later is that handshake's connection, not a new one on the same tuple."""
@@ -321,7 +323,7 @@ class FlowTable:
             if flow.state is State.TENTATIVE:
                 if now - flow.since >= self._limits.accept_time:
                     self._give_up(flow)
-            elif now - flow.since >= self._limits.hole_time and self._memory.half_taken(0):
+            elif now - flow.since >= self._limits.hole_time and self._memory.half_taken(LARGEST):
                 flow.rx.discard(DropReason.MEMORY_LIMIT)
                 self._stop_asking(flow)
         self._unaccepted.expire(now)

@@ -263,6 +263,18 @@ def test_old_holes_make_room_where_it_is_short(others: int) -> None:
     assert d.unsettled() == 0
 
 
+def test_old_holes_leave_room_for_a_connection_joined_in_mid_stream() -> None:
+    """Just below the bound too: it would be refused for as long as they wait."""
+    d = Dialogue(msgspec.structs.replace(LIMITS, reassembly_bytes=1 << 18))
+    d.accept()
+    d.put(ACK, 1, bytes((1 << 17) - 2))
+    d.wait(LIMITS.hole_time)
+    d.put(ACK, 0, b"abc", port=2)
+    d.server(3, port=2)
+    assert b"".join(d.out.values()) == b"abc"
+    assert d.unsettled() == 0
+
+
 def test_midstream_waits_for_production() -> None:
     d = Dialogue()
     d.put(ACK, 0, b"abc")
