@@ -17,7 +17,7 @@ from tapmirror.histogram import Histogram
 from tapmirror.ledger import Ledger
 from tapmirror.replay.answers import LAZY_BYTES, wake_for
 from tapmirror.replay.lane import Lane, QueueMemory
-from tapmirror.replay.latency import CLOSE, LAZY, NEW, Timing
+from tapmirror.replay.latency import LAZY, NEW, Timing
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -67,13 +67,6 @@ def test_an_answer_in_two_pieces_has_come_with_the_second(rig: Rig) -> None:
     rig.send(11.0)
     rig.read(ANSWER, 11.004)
     assert rig.times.snapshot()["count"] == 2
-
-
-def test_pauses_are_short_for_a_while_after_the_beginning_of_a_time(rig: Rig) -> None:
-    assert rig.timing.close_until == 0.0
-    rig.send(10.0)
-    rig.send(10.01)  # not timed
-    assert rig.timing.close_until == 10.0 + CLOSE
 
 
 def test_of_pipelined_requests_one_is_timed_and_by_its_own_answer(rig: Rig) -> None:

@@ -19,10 +19,9 @@ from tapmirror import privsep
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor, Replay
 from tapmirror.source import Counters
-from tapmirror.spec import Limits, Pacing, TapSpec, parse_shadow
+from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.tracer import Loop, Tracer
-from tapmirror.worker.loop import BATCH, BATCH_BYTES, HOLD, ROOMY, SHORT_HOLD, TOGETHER, Worker
-from tapmirror.worker.restraint import LATE
+from tapmirror.worker.loop import BATCH, BATCH_BYTES, TOGETHER, Worker
 from tapmirror.worker.setup import MESSAGE
 
 REST = {each.name for each in msgspec.structs.fields(Counters)} - {"seen", "emitted", "loop"}
@@ -123,58 +122,6 @@ def test_after_a_batch_that_ended_for_its_bytes_there_is_no_pause(monkeypatch: p
 
     assert asked == [BATCH_BYTES]
     assert bool(pauses) is not cut
-
-
-@pytest.mark.parametrize(
-    ("age", "timing", "pacing", "compared", "ring", "pause"),
-    [
-        (0.0, False, Pacing.ASAP, False, ROOMY, HOLD),
-        (2 * LATE, False, Pacing.ASAP, False, ROOMY, SHORT_HOLD),
-        (0.0, True, Pacing.ASAP, False, ROOMY, SHORT_HOLD),
-        (0.0, False, Pacing.WAIT, False, ROOMY, SHORT_HOLD),
-        (0.0, False, Pacing.ASAP, True, ROOMY, SHORT_HOLD),
-        (0.0, False, Pacing.ASAP, False, ROOMY // 2, SHORT_HOLD),
-    ],
-    ids=["as a rule", "late", "timing", "paced", "compared", "a small ring"],
-)
-def test_how_long_a_pause_is(
-    monkeypatch: pytest.MonkeyPatch, age: float, timing: bool, pacing: Pacing, compared: bool, ring: int, pause: float
-) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-
-    def read(limit: int, size: int, finish: Any) -> Iterator[Any]:
-        return iter([None] * 8)
-
-    def stop(wait: float, clock: Callable[[], float]) -> None:
-        worker.stop()
-
-    source: Any = SimpleNamespace(age=lambda now: age, fill=lambda: 0.0, read=read, cut=False)
-    replay: Any = SimpleNamespace(
-        execute=None,
-        push=lambda: None,
-        expire=lambda now: None,
-        next_deadline=lambda: None,
-        is_timing=lambda now: timing,
-        behind=False,
-        run_once=stop,
-    )
-    pipeline: Any = SimpleNamespace(
-        feed=lambda segment, now: (),
-        expire=lambda now: (),
-        flows=SimpleNamespace(ack_requests=(), impatient=False),
-        rest=(),
-        answer_requests=[],
-        window=None,
-    )
-    limits = Limits(ring_bytes=ring)
-    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),), pacing=pacing, limits=limits)
-    worker = Worker(spec, source, replay, Ledger(), None, pipeline if compared else None)
-    worker._pipeline = pipeline
-    worker.run(lambda: 0.001)
-    os.close(worker._memory)
-
-    assert pauses == [pause]
 
 
 def test_what_is_left_of_a_segment_is_done_before_the_next_one_is_read_and_others_get_their_turns_between() -> None:
@@ -291,7 +238,6 @@ def looping(
         push=lambda: None,
         expire=overdue,
         next_deadline=lambda: None,
-        is_timing=lambda now: False,
         run_once=turn or (lambda wait, clock: worker.stop()),
     )
     worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, replay, Ledger())
@@ -314,7 +260,6 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeyp
         push=lambda: done.append("push"),
         expire=lambda now: None,
         next_deadline=lambda: None,
-        is_timing=lambda now: False,
         run_once=stop,
     )
     worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, replay, Ledger())

@@ -6,9 +6,9 @@ Theory of operation
 A connection has at most one request under way that is timed, by the clock that the loop reads anyway: from the
 iteration in which the request's last byte was sent to the iteration in which its answer's last byte was read.  So a
 time has in it the network, the shadow, what the shadow had to answer on this connection before, and our own iterations:
-the rest of the batch in which the request was sent (`worker.BATCH`), and the pause after it, which is the short one
-for a while (`CLOSE`): a millisecond or two as a rule, more where the worker is short of CPU.  What is not in it:
-connecting, and waiting for the shadow to take the request.  Answers that never come are not in it either.
+the rest of the batch in which the request was sent (`worker.BATCH`), and the pause after it (`worker.HOLD`), a
+millisecond or two as a rule, more where the worker is short of CPU.  What is not in it: connecting, and waiting for the
+shadow to take the request.  Answers that never come are not in it either.
 
 A busy connection wakes the loop only for many bytes of answers.  To time an answer there, the connection is made to
 wake the loop for a few bytes; `LAZY` bounds how often a second.  If answers are compared, `observer` decides about
@@ -34,10 +34,6 @@ costs two system calls and a wake-up, some 10 us."""
 NEW: Final = 250
 """Most first requests on new connections that are timed a second, all together; each costs a system call, a packet."""
 
-CLOSE: Final = 0.05
-"""Seconds after the beginning of a time for which the loop's pauses are short.  Where traffic is dense the first
-requests of each second are timed, so this is a small part of it; and of a time that is longer a pause is one."""
-
 
 class Timing:
     """Times requests of one reactor's connections.
@@ -47,14 +43,12 @@ class Timing:
     `Lane.timed` is not 0.
     """
 
-    __slots__ = ("_histogram", "_new", "close_until", "left", "until")
+    __slots__ = ("_histogram", "_new", "left", "until")
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
         self.left = self._new = 0
         self.until = 0.0
-        self.close_until = 0.0
-        """Until then a time is being taken of which a pause would be a large part."""
 
     def sent(self, lane: Lane, now: float) -> None:
         """A part was sent that ended a request."""
@@ -80,7 +74,6 @@ class Timing:
             self._new -= 1
             acknowledge_at_once(lane.sock)
         lane.timed, lane.timed_at = lane.sent, now
-        self.close_until = now + CLOSE
 
     def end(self, lane: Lane, now: float) -> None:
         """Count the time, if the answer is complete."""

@@ -176,10 +176,6 @@ class Reactor:
         """Whether a connection with pacing `wait` falls behind unless answers are read as they come."""
         return self._turns.behind
 
-    def is_timing(self, now: float) -> bool:
-        """Whether a time is being taken that a pause would lengthen much."""
-        return now < self._timing.close_until
-
     def readdress(self, addresses: Sequence[Address]) -> None:
         """Connect to these from now on; what is connected stays."""
         self._dialer.readdress(addresses)

@@ -66,10 +66,6 @@ class Replay:
         """Whether a connection with pacing `wait` falls behind unless answers are read as they come."""
         return any(each.behind for each in self.reactors)
 
-    def is_timing(self, now: float) -> bool:
-        """Whether a time is being taken that a pause would lengthen."""
-        return any(each.is_timing(now) for each in self.reactors)
-
     def next_deadline(self) -> float | None:
         """When `expire` has something to do; None: no connection is open."""
         times = [time for each in self.reactors if (time := each.next_deadline()) is not None]

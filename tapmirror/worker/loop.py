@@ -41,14 +41,9 @@ TOGETHER: Final = 64
 """Commands that are carried out together: in turns with reassembly and framing, either would find the processor's
 caches full of the other's code, and the kernel's, each time.  Where answers are compared the two are not apart: replay
 asks the pipeline for conversations."""
-HOLD: Final = 0.003
+HOLD: Final = 0.0012
 """Pause in seconds after a batch while traffic is dense: one wake-up, which costs as much as three requests, then
-serves several.  It is the delay of copies, and a burst for the shadow."""
-SHORT_HOLD: Final = 0.0012
-"""The pause where a time that is taken would have it in it, where answers are compared or waited for, for a worker
-that is late, and where the ring is small."""
-ROOMY: Final = 4 << 20
-"""Bytes of a ring that is not full after `HOLD`: 10 Gbit/s are 3.8 MB in 3 ms."""
+serves several, and none is held much longer than a millisecond."""
 FEW: Final = 1
 """Traffic is dense if the pause will bring this many records, judging by the last batch; with fewer, a pause costs more
 than it saves."""
@@ -87,10 +82,6 @@ class Worker:
         """What is sent comes back to production, so nothing more is read or sent, not even at the end."""
         self._paced = spec.pacing is Pacing.WAIT
         self._together = TOGETHER if comparing is None else 1
-        roomy = spec.limits.ring_bytes >= ROOMY
-        self._hold = HOLD if roomy and comparing is None and not self._paced else SHORT_HOLD
-        self._late = False
-        """The last batch had waited for longer than pauses and batches take."""
         self._stopping = False
         self._whole = False
         """Whether the last ledger should have the whole state of the comparison."""
@@ -105,7 +96,7 @@ class Worker:
         """Whether the last batch was as large as allowed, or is not finished."""
         self._given_up = 0, 0
         """Segments and bytes that were captured and will not be read."""
-        self._restraint = Restraint(BATCH, SHORT_HOLD)
+        self._restraint = Restraint(BATCH, HOLD)
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
         """The pieces of a long answer that still have to be sent to the supervisor."""
@@ -155,14 +146,13 @@ class Worker:
                 else:
                     next_tick = self._tick(now)
             if count:
-                hold = SHORT_HOLD if self._late or self._replay.is_timing(now) else self._hold
                 if (
                     not self._full
-                    and count * hold >= FEW * (now - last_batch)
+                    and count * HOLD >= FEW * (now - last_batch)
                     and not (self._paced and self._replay.behind)
                 ):
                     self._replay.push()
-                    time.sleep(hold)
+                    time.sleep(HOLD)
                 last_batch = now
             behind = self._pipeline.rest and not self._loops
             wait = 0.0 if behind else max(0.0, next_tick - now)
@@ -293,8 +283,7 @@ class Worker:
 
         age = self._source.age(now)
         limit = BATCH
-        self._late = age > LATE
-        if self._late or self._full:
+        if age > LATE or self._full:
             limit = self._restraint.limit(now, age, self._read, time.thread_time(), self._source.fill())
         for segment in self._source.read(limit, BATCH_BYTES, execute):
             commands += feed(segment, now)
