@@ -68,13 +68,6 @@ def test_a_link_local_address_without_an_interface_is_none(host: str) -> None:
         look_up(Shadow(host=host, port=81), OURSELVES)
 
 
-def test_a_signal_while_it_is_asked_leaves_no_process() -> None:
-    with met_by_a_signal() as begun:
-        with pytest.raises(Ended):
-            look_up(Shadow(host="localhost", port=81), OURSELVES)
-        assert [child.returncode for child in begun] == [-signal.SIGKILL]
-
-
 @pytest.fixture
 def getent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A script in the place of getent."""
@@ -83,6 +76,14 @@ def getent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return path
+
+
+def test_a_signal_while_it_is_asked_leaves_no_process(getent: Path) -> None:
+    getent.write_text("#!/bin/sh\nexec sleep 60\n")
+    with met_by_a_signal() as begun:
+        with pytest.raises(Ended):
+            look_up(Shadow(host="shadow.test", port=81), OURSELVES)
+        assert [child.returncode for child in begun] == [-signal.SIGKILL]
 
 
 @pytest.mark.parametrize(
