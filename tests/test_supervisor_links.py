@@ -354,6 +354,24 @@ def test_what_cannot_be_held_is_said(ip: Callable[..., None]) -> None:
     assert links.waits_for() == "no interface lo (lo: no room)"
 
 
+def test_those_that_cannot_be_held_beside_others_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not one that is gone again."""
+    errors = {"tap1": errno.ENOSPC, "tap2": errno.ENODEV, "tap3": errno.ENOSPC}
+
+    def hold(name: str) -> Gated:
+        if name in errors:
+            raise OSError(errors[name], "no room")
+        return Gated(name)
+
+    monkeypatch.setattr(module, "present", lambda patterns: ["tap0", "tap1", "tap2", "tap3"])
+    links = Links(["tap*"], hold)
+    links.follow()
+    assert (links.names(), links.refused()) == (["tap0"], "tap1 and 1 more: no room")
+    errors.clear()
+    links.follow()
+    assert (len(links.names()), links.refused()) == (4, "")
+
+
 @in_the_lab
 def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None]) -> None:
     """That of a ring, which cannot be made anew: its reader has it mapped."""

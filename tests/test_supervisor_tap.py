@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -30,6 +31,7 @@ from tapmirror.spawn import how_ended
 from tapmirror.spec import Budget, Capture, Compare, Limits
 from tapmirror.supervisor import patience, workers
 from tapmirror.supervisor.addresses import Address
+from tapmirror.supervisor.links import Hold
 from tapmirror.supervisor.patience import Scheduled, _Look
 from tapmirror.supervisor.sides import ENOUGH
 from tapmirror.supervisor.tap import LAST_WAIT, Tap
@@ -493,6 +495,27 @@ def test_start_look_stop(lab: Lab, capture: str) -> None:
         unchanged(lab.node, before)
         assert not any("bpf" in name for name in descriptors().values())
     assert warnings == []
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_an_interface_that_cannot_be_captured_beside_others_is_told_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capture: str
+) -> None:
+    hold = Tap._hold
+
+    def refuse(tap: Tap, name: str) -> Hold:
+        if name == "eth1":
+            raise OSError(errno.ENOSPC, "no room")
+        return hold(tap, name)
+
+    monkeypatch.setattr(Tap, "_hold", refuse)
+    warnings: list[str] = []
+    with driven(lab.node, warnings.append, iface="eth*", capture=Capture(capture)) as tap:
+        assert tap.state == "running"
+        tap._next_look = 0.0
+        tap.service(time.monotonic())
+        identity(tap.stop())
+    assert [line for line in warnings if "eth" in line] == ["not captured: eth1: no room"]
 
 
 @pytest.mark.parametrize("capture", CAPTURES)

@@ -113,7 +113,8 @@ class Links:
         """Held by what begins and ends holds."""
         self._released = False
         self._suspended = False
-        self._problem = ""
+        self._refused: dict[str, str] = {}
+        """Interfaces that are there and cannot be captured, and why."""
 
     def names(self) -> list[str]:
         """Those that are captured."""
@@ -127,7 +128,7 @@ class Links:
             for name, hold in self._held.copy().items():
                 if name not in wanted or hold.name() != name:
                     self._held.pop(name).close()
-            self._problem = ""
+            self._refused = {}
             for name in wanted:
                 if name not in self._held and not self._released:
                     self._begin(name)
@@ -138,7 +139,8 @@ class Links:
         try:
             hold = self._hold(name)
         except OSError as error:
-            self._problem = f"{name}: {error.strerror or error}"
+            if error.errno not in (errno.ENODEV, errno.ENXIO):  # it is gone again
+                self._refused[name] = error.strerror or str(error)
             return
         if hold.name() == name:
             self._held[name] = hold
@@ -164,13 +166,19 @@ class Links:
             while self._held:
                 self._held.popitem()[1].close()
 
+    def refused(self) -> str:
+        """Which interfaces cannot be captured though they are there, and why, in one line; "": all can."""
+        name, why = next(iter(self._refused.items()), ("", ""))
+        others = len(self._refused) - 1
+        return f"{name}{f' and {others} more' if others > 0 else ''}: {why}" if name else ""
+
     def waits_for(self) -> str:
         """Why no packet can arrive, in one line; "": packets can arrive."""
         held = list(self._held.copy())
         if not held:
             several = len(self._patterns) > 1 or is_pattern(self._patterns[0])
             what = f"no interface {'like ' if several else ''}{', '.join(self._patterns)}"
-            return f"{what} ({self._problem})" if self._problem else what
+            return f"{what} ({self.refused()})" if self._refused else what
         if not any(is_up(name) for name in held):
             return f"{', '.join(held)} {'is' if len(held) == 1 else 'are'} down"
         return ""

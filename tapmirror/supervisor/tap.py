@@ -70,6 +70,8 @@ class Tap:
         self._open_capture: OpenCapture | None = None
         self._workers = automatic() if spec.workers == "auto" else spec.workers
         self._links = Links(spec.links(), self._hold)
+        self._refused = ""
+        """Which interfaces cannot be captured, as it was told last."""
         self._bell: Bell | None = None
         self._next_look = 0.0
         self._slots: list[WorkerSlot] = []
@@ -137,7 +139,7 @@ class Tap:
                 slot.begin()
             for slot in self._slots:
                 slot.start()
-            self._links.follow()
+            self._follow_links()
             while not self._probe(time.monotonic()):
                 self._probing.wait()
             self._names = Names(
@@ -213,7 +215,7 @@ class Tap:
             return
         if self._bell.rung() or now >= self._next_look:
             self._next_look = now + LOOK
-            self._links.follow()
+            self._follow_links()
         try:
             self._probe(now)
         except TapError as error:
@@ -222,6 +224,14 @@ class Tap:
             slot.service(now)
         self._follow_names(now)
         self._end_if_lost()
+
+    def _follow_links(self) -> None:
+        """Capture the interfaces that there are, and tell which cannot be; where none can, `waits_for` does."""
+        self._links.follow()
+        refused = self._links.refused() if self._links.names() else ""
+        if refused and refused != self._refused:
+            self._warn(f"not captured: {refused}")
+        self._refused = refused
 
     def snapshot(self) -> dict[str, Any]:
         """The ledger.  Raises `TapError` if the tap is over."""
