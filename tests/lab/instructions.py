@@ -75,7 +75,7 @@ def serve(listener: socket.socket, reply: bytes) -> None:
     """A shadow: the same answer to each request, on any number of connections."""
 
     def talk(sock: socket.socket) -> None:
-        with sock, contextlib.suppress(ConnectionResetError):
+        with sock, contextlib.suppress(ConnectionResetError, BrokenPipeError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while data := sock.recv(1 << 16):
                 sock.sendall(reply * data.count(b"\r\n\r\n"))
