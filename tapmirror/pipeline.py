@@ -117,10 +117,13 @@ class Pipeline:
         commands: list[Command] = []
         for event in events:
             flow, chunk, after_reply = event
-            if flow.framer is None or self._turns or type(chunk) is not memoryview:
+            framer = flow.framer
+            if framer is None or self._turns or type(chunk) is not memoryview:
                 self._step(event, commands)
+            elif framer.transparent:  # what `framer.feed` and `_pass_on` would come to
+                commands.append(Send(flow.id, chunk, len(chunk), 0))
             else:
-                self._pass_on(flow, flow.framer.feed(chunk, after_reply), commands)
+                self._pass_on(flow, framer.feed(chunk, after_reply), commands)
         if self._policy is not None or (self._tracer is not None and now >= self._tracer.due):
             return self._routed(commands, now)
         return commands

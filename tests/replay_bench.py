@@ -99,7 +99,7 @@ class Bench:
         if isinstance(command, Send):
             self.bytes += command.size
             self.requests += bool(command.flags & START)
-        self.reactor.execute(command, self.now)
+        self.reactor.execute([command], self.now)
         self.check()
 
     def send(self, flow: int, data: bytes, flags: int = WHOLE) -> None:

@@ -311,6 +311,22 @@ def test_midstream_raw_is_skipped_whole() -> None:
     assert tap.ledger.bytes.dropped[DropReason.MIDSTREAM] == 6
 
 
+@pytest.mark.parametrize("protocol", [Protocol.RAW, Protocol.AUTO])
+def test_a_raw_stream_passes_as_it_is_until_a_hole(protocol: Protocol) -> None:
+    tap = Tap(protocol=protocol)
+    tap.put(ACCEPTED, 0)
+    for at, data in ((0, b"\x00\x01\x02"), (3, b"GET / HTTP/1.1\r\n\r\n"), (21, b"z")):
+        tap.put(ACK, at, data, ack=at)
+        assert tap.said[-1] == Send(1, data, len(data), 0)
+    tap.put(ACK, 30, b"behind", ack=22)
+    tap.server(23, ACK, 36)
+    tap.put(ACK, 36, b"later", ack=23)
+    assert tap.sent == b"\x00\x01\x02GET / HTTP/1.1\r\n\r\nz"
+    assert tap.said[-1] == Abort(1, DropReason.GAP, False)
+    assert tap.ledger.bytes.dropped[DropReason.GAP] == len(b"behindlater")
+    assert tap.settled() == tap.fed
+
+
 def test_reset_aborts() -> None:
     tap = Tap()
     tap.put(ACCEPTED, 0)

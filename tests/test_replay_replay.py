@@ -69,8 +69,8 @@ def test_a_shadow_that_has_nothing_to_say_costs_no_turn(three: Three, monkeypatc
     three.iterate()
     assert turns == {1: 0, 2: 0}
     now = time.monotonic()
-    three.replay.execute(Open(1, True, b"", 2), now)
-    three.replay.execute(Send(1, GET, len(GET), START | END, 2), now)
+    three.replay.execute([Open(1, True, b"", 2)], now)
+    three.replay.execute([Send(1, GET, len(GET), START | END, 2)], now)
     sock, _ = three.listeners[2].accept()
     with sock:
         three.iterate()
@@ -84,8 +84,8 @@ def test_a_shadow_that_has_nothing_to_say_costs_no_turn(three: Three, monkeypatc
 def test_commands_go_to_their_targets(three: Three) -> None:
     now = time.monotonic()
     for target in range(3):
-        three.replay.execute(Open(1, True, b"", target), now)
-        three.replay.execute(Send(1, GET, len(GET), START | END, target), now)
+        three.replay.execute([Open(1, True, b"", target)], now)
+        three.replay.execute([Send(1, GET, len(GET), START | END, target)], now)
     assert three.replay.next_deadline() is not None
     three.iterate()
     for target in (0, 2):
@@ -98,7 +98,7 @@ def test_commands_go_to_their_targets(three: Three) -> None:
     assert three.ledgers[1].requests.dropped == {DropReason.SHADOW_DOWN: 1}
     assert [three.replay.held(target) for target in range(3)] == [(0, 0)] * 3
     for target in range(3):
-        three.replay.execute(Finish(1, target), now)
+        three.replay.execute([Finish(1, target)], now)
     three.iterate()
     three.replay.expire(time.monotonic() + 60)
     assert three.replay.idle()
@@ -109,20 +109,20 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_at_all_of_them(
 ) -> None:
     now = time.monotonic()
     for target in (0, 2):
-        three.replay.execute(Open(1, True, b"", target), now)
-        three.replay.execute(Send(1, GET, len(GET), START | END, target), now)
+        three.replay.execute([Open(1, True, b"", target)], now)
+        three.replay.execute([Send(1, GET, len(GET), START | END, target)], now)
     three.iterate()
     shadows = [three.listeners[target].accept()[0] for target in (0, 2)]
     for sock in shadows:
         assert sock.recv(100) == GET
         sock.setblocking(False)
     for target in (0, 2):
-        three.replay.execute(Send(1, POST, len(POST), START, target), now)
+        three.replay.execute([Send(1, POST, len(POST), START, target)], now)
     three.replay.push()
     assert [sock.recv(100) for sock in shadows] == [POST, POST]
     for target in (0, 2):
-        three.replay.execute(Send(1, b"123456789", 9, END, target), now)
-        three.replay.execute(Send(1, POST, len(POST), START, target), now)
+        three.replay.execute([Send(1, b"123456789", 9, END, target)], now)
+        three.replay.execute([Send(1, POST, len(POST), START, target)], now)
     at_the_wait: list[bytes] = []
     monkeypatch.setattr(three.replay.reactors[0], "run_once", lambda *_: at_the_wait.append(shadows[1].recv(100)))
     three.replay.run_once(5.0, time.monotonic)  # it waits at the first one
@@ -133,8 +133,8 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_at_all_of_them(
 
 def test_what_happens_at_any_of_them_ends_the_wait(three: Three) -> None:
     """The last reactor's epoll is watched by the first one's."""
-    three.replay.execute(Open(1, True, b"", 2), time.monotonic())
-    three.replay.execute(Send(1, GET, len(GET), START | END, 2), time.monotonic())
+    three.replay.execute([Open(1, True, b"", 2)], time.monotonic())
+    three.replay.execute([Send(1, GET, len(GET), START | END, 2)], time.monotonic())
     began = time.monotonic()
     three.replay.run_once(PATIENCE, time.monotonic)
     assert time.monotonic() - began < PATIENCE / 2

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_a_worker_that_was_kept_off_the_cpu_catches_up_in_small_batches(monkeypa
         yield from ()
 
     source: Any = SimpleNamespace(age=lambda now: here.age, fill=lambda: here.fill, read=read, cut=False)
-    nothing: Any = SimpleNamespace(execute=None)
+    nothing: Any = SimpleNamespace(execute=nothing_to_do)
     worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, nothing, Ledger())
 
     worker._take(100.0)
@@ -92,7 +92,7 @@ def test_a_worker_that_gets_much_at_once_reads_it_in_full_batches(monkeypatch: p
         yield from [None] * limit
 
     source: Any = SimpleNamespace(age=lambda now: here.age, fill=lambda: 0.0, read=read, cut=False)
-    nothing: Any = SimpleNamespace(execute=None)
+    nothing: Any = SimpleNamespace(execute=nothing_to_do)
     worker = Worker(TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("a:80"),)), source, nothing, Ledger())
     worker._pipeline = SimpleNamespace(  # type: ignore[assignment]
         feed=lambda segment, now: (), flows=SimpleNamespace(ack_requests=()), rest=()
@@ -218,12 +218,17 @@ def test_commands_are_carried_out_together_and_before_room_is_given_back(each: i
 
     worker = looping(SimpleNamespace(age=lambda now: 0.0, read=read, cut=False), SimpleNamespace(rest=()))
     worker._pipeline.feed = feed  # type: ignore[assignment,method-assign]
-    worker._replay.execute = lambda command, now: done.append(f"sent {command}")
+    worker._replay.execute = lambda commands, now: done.extend(f"sent {each}" for each in commands)
     worker._take(0.0)
     os.close(worker._memory)
 
     first = ["fed a", "fed b", "sent a", "sent b"] if together else ["fed a", "sent a", "fed b", "sent b"]
     assert list(dict.fromkeys(done)) == [*first, "given back", "fed c", "sent c"]
+
+
+def nothing_to_do(commands: Iterable[Any], now: float) -> None:
+    """Carry out no command: there must be none."""
+    assert not list(commands)
 
 
 def looping(
@@ -234,7 +239,7 @@ def looping(
 ) -> Worker:
     """A worker whose loop runs with these, and `turn` in place of the shadows' sockets; without one it ends there."""
     replay: Any = SimpleNamespace(
-        execute=None,
+        execute=nothing_to_do,
         push=lambda: None,
         expire=overdue,
         next_deadline=lambda: None,
@@ -256,7 +261,7 @@ def test_what_waits_for_the_rest_of_its_request_is_sent_before_the_pause(monkeyp
 
     source: Any = SimpleNamespace(age=lambda now: 0.0, read=lambda limit, size, finish: iter([None] * 8), cut=False)
     replay: Any = SimpleNamespace(
-        execute=None,
+        execute=nothing_to_do,
         push=lambda: done.append("push"),
         expire=lambda now: None,
         next_deadline=lambda: None,

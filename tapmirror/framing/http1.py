@@ -97,6 +97,9 @@ class RequestFramer:
     `midstream`: the stream did not begin with the first byte fed.
     """
 
+    transparent: Final = False
+    """Its bytes have to be looked at."""
+
     __slots__ = (
         "_after",
         "_broken",

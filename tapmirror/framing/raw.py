@@ -18,7 +18,7 @@ _NOTHING: Final[tuple[Message, ...]] = ()
 class RawFramer:
     """One stream of bytes; the interface of `RequestFramer`."""
 
-    __slots__ = ("_reason",)
+    __slots__ = ("_reason", "transparent")
 
     held: Final = 0
     """Bytes kept back: none ever."""
@@ -27,6 +27,8 @@ class RawFramer:
 
     def __init__(self, midstream: bool) -> None:
         self._reason = DropReason.MIDSTREAM if midstream else None
+        self.transparent = not midstream
+        """Whether every byte is passed on as it is, as one `Part` for each `feed`."""
 
     def feed(self, data: Buffer, after_reply: bool) -> Sequence[Message]:
         """Take the next bytes of the stream; `after_reply` does not matter here."""
@@ -39,6 +41,7 @@ class RawFramer:
         if self._reason is not None:
             return _NOTHING
         self._reason = DropReason.GAP
+        self.transparent = False
         return (Lost(0, DropReason.GAP, True),)
 
     def end(self) -> Sequence[Message]:

@@ -27,7 +27,7 @@ import errno
 import select
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tapmirror.events import END, START, TUNNEL, WHOLE, Abort, Command, DropReason, Excuse, Finish, Open, Send, Turn
@@ -115,7 +115,7 @@ class Reactor:
         self._observers = observers
         self._corked: set[Lane] = set()
         """Lanes whose last part since `push` did not end its request, so that the kernel may hold it back."""
-        self._steps: dict[type, Callable[[Any, float], None]] = {
+        self.steps: Final[Mapping[type, Callable[[Any, float], None]]] = {
             Send: self._send if observers is None else self._send_observed,
             Open: self._open,
             Turn: self._turn,
@@ -123,6 +123,7 @@ class Reactor:
             Excuse: self._ends.excuse,
             Abort: self._abort,
         }
+        """What carries out a command of each type, given the time."""
 
     # --- the loop's side
 
@@ -245,9 +246,11 @@ class Reactor:
 
     # --- commands
 
-    def execute(self, command: Command, now: float) -> None:
-        """Carry out one command of the pipeline."""
-        self._steps[type(command)](command, now)
+    def execute(self, commands: Iterable[Command], now: float) -> None:
+        """Carry out commands of the pipeline."""
+        steps = self.steps
+        for command in commands:
+            steps[type(command)](command, now)
 
     def _send(self, command: Send, now: float) -> None:
         """The fast path: one look-up, one `send`."""

@@ -25,8 +25,10 @@ class Replay:
         """Reactors other than the first that have events."""
         for other in self._others:
             self._first.watch(other.fileno(), partial(self._awake.append, other))
-        self.execute: Callable[[Command, float], None] = self._first.execute if not self._others else self._dispatch
-        """Carries out one command at a time."""
+        self.execute: Callable[[Iterable[Command], float], None] = (
+            self._dispatch if self._others else self._first.execute
+        )
+        """Carries out commands of the pipeline, in their order."""
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back whenever another descriptor is readable."""
@@ -89,5 +91,7 @@ class Replay:
         for each in reversed(self.reactors):
             each.close(reason)
 
-    def _dispatch(self, command: Any, now: float) -> None:
-        self.reactors[command.target].execute(command, now)
+    def _dispatch(self, commands: Iterable[Any], now: float) -> None:
+        reactors = self.reactors
+        for command in commands:
+            reactors[command.target].steps[type(command)](command, now)

@@ -252,8 +252,7 @@ class Worker:
     def _take(self, now: float) -> int:
         """Read and process up to one batch; returns how many records it had.  An unfinished rest counts as one."""
         if self._pipeline.rest:
-            for command in self._pipeline.work(now):
-                self._replay.execute(command, now)
+            self._replay.execute(self._pipeline.work(now), now)
             self._full = True
             count = 1
         else:
@@ -277,8 +276,7 @@ class Worker:
         count = 0
 
         def execute() -> None:
-            for command in commands:
-                carry_out(command, now)
+            carry_out(commands, now)
             commands.clear()
 
         age = self._source.age(now)
@@ -317,8 +315,7 @@ class Worker:
 
     def _tick(self, now: float) -> float:
         """Act on time-outs; returns when to call it again."""
-        for command in self._pipeline.expire(now):
-            self._replay.execute(command, now)
+        self._replay.execute(self._pipeline.expire(now), now)
         self._replay.expire(now)
         deadline = self._replay.next_deadline()
         soon = now + TICK
@@ -335,8 +332,7 @@ class Worker:
         end = clock() + self._spec.limits.drain_time
         while not self._loops and (self._take(clock()) or not self._source.empty()) and clock() < end:
             self._replay.run_once(0.0, clock)
-        for command in self._pipeline.close(clock()):
-            self._replay.execute(command, clock())
+        self._replay.execute(self._pipeline.close(clock()), clock())
         while not self._loops and not self._replay.idle() and (now := clock()) < end:
             self._replay.expire(now)
             self._replay.run_once(min(TICK, end - now), clock)
@@ -385,8 +381,7 @@ class Worker:
             if percent is not None:
                 self._policy.set_percent(percent)
         now = time.monotonic()
-        for command in self._pipeline.drop_above(threshold, now):
-            self._replay.execute(command, now)
+        self._replay.execute(self._pipeline.drop_above(threshold, now), now)
 
     def _readdress(self, message: dict[str, Any]) -> None:
         """Send to a shadow's new addresses, and exclude the present end points of all shadows from the capture."""

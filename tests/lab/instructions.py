@@ -110,8 +110,7 @@ def worked(name: str, requests: int, port: int) -> None:
 
     def take(segments: list[Segment]) -> None:
         for segment in segments:
-            for command in pipeline.feed(segment, now):
-                replay.execute(command, now)
+            replay.execute(pipeline.feed(segment, now), now)
 
     request, replies = memoryview(REQUEST), [memoryview(answer(level, 17 * n if differs else 0)) for n in range(16)]
     nothing = memoryview(b"")
