@@ -180,38 +180,44 @@ class RingSource:
         left = limit
         next_note = left - _GIVE_BACK
         claimed = self._consumer[_CLAIM]
+        before_payload = RECORD.size
+        segments, total = self._segments, self._bytes
         try:
             while position < produced and left:
                 header = lengths[offset >> 2]
-                if header > _LENGTH and header & _BUSY:
-                    break
+                discarded = header > _LENGTH
+                if discarded:
+                    if header & _BUSY:
+                        break
+                    header &= _LENGTH
                 if fence is not None:
                     fence()
                 if position >= claimed:
                     self._consumer[_CLAIM] = claimed = min(position + _CLAIM_BYTES, produced)
-                start = offset
-                padded = ((header & _LENGTH if header > _LENGTH else header) + 15) & ~7
+                record, start = data, offset + 8
+                padded = (header + 15) & ~7
                 position += padded
                 offset += padded
                 if offset >= whole:
                     offset -= whole
+                    if offset:
+                        record, start = memoryview(b"".join((data[start:], data[:offset]))), 0
                 left -= 1
-                if header <= _LENGTH:  # neither busy nor discarded
-                    record = data
-                    if start + 8 + header > whole:
-                        record = memoryview(b"".join((data[start:], data[:offset])))
-                        start = 0
-                    time_ns, seq, ack, length, caplen, _, flags, key = unpack(record, start + 8)
-                    if length and (flags < FROM_SERVER or not flags & FROM_SERVER):
-                        self._segments += 1
-                        self._bytes += length
-                    yield key, flags, seq, ack, length, record[start + 80 : start + 80 + caplen], time_ns
+                if not discarded:
+                    time_ns, seq, ack, length, caplen, _, flags, key = unpack(record, start)
+                    if length and not flags & FROM_SERVER:
+                        segments += 1
+                        total += length
+                    start += before_payload
+                    yield key, flags, seq, ack, length, record[start : start + caplen], time_ns
                 if left == next_note:
                     next_note -= _GIVE_BACK
                     finish()
+                    self._segments, self._bytes = segments, total
                     self._note(position)
             finish()
         finally:
+            self._segments, self._bytes = segments, total
             self._note(position)
 
     def empty(self) -> bool:
