@@ -27,7 +27,8 @@ from collections.abc import Collection, Sequence
 from typing import Final, TypeAlias
 
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Chunk, Cut, Dismissed, End, Gap, Segment
-from tapmirror.flows import Event, Flow, FlowTable
+from tapmirror.flow import Flow
+from tapmirror.flows import Event, FlowTable
 from tapmirror.framing import detect
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits

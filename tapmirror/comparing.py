@@ -32,7 +32,6 @@ from tapmirror.events import (
     Cut,
     End,
     Finish,
-    FlowKey,
     Gap,
     Message,
     Open,
@@ -41,7 +40,8 @@ from tapmirror.events import (
     Send,
 )
 from tapmirror.exchange import PROBE, Unpaired
-from tapmirror.flows import BEGINS, Flow
+from tapmirror.flow import Flow
+from tapmirror.flows import BEGINS
 from tapmirror.framing.answers import NOTHING
 from tapmirror.framing.head import is_safe
 from tapmirror.ledger import Ledger
@@ -51,6 +51,7 @@ from tapmirror.policy import Policy
 from tapmirror.spec import TapSpec
 from tapmirror.tcp import ANY
 from tapmirror.tracer import Tracer
+from tapmirror.wants import Wants
 
 NEVER: Final = 1 << 63
 """Nanoseconds of CLOCK_MONOTONIC."""
@@ -111,7 +112,6 @@ class ComparingPipeline(Pipeline):
         "_counts",
         "_ends",
         "_late",
-        "_late_buckets",
         "_next_tick",
         "_now",
         "_probed",
@@ -124,6 +124,7 @@ class ComparingPipeline(Pipeline):
         "_targets",
         "_time_ns",
         "_undecided",
+        "_wants",
         "answer_requests",
         "window",
     )
@@ -163,9 +164,9 @@ class ComparingPipeline(Pipeline):
         """Connections with a request in this time slice, by flow; not kept while all connections are compared."""
         self._late: dict[int, Talk] = {}
         """Connections whose time slice is over, but which still wait for answers of production, by flow."""
-        self._late_buckets: Counter[int] = Counter()
+        self._wants = Wants()
         """How many connections of `_late` are in each bucket, for which the kernel has one bit."""
-        self.answer_requests: list[tuple[FlowKey, bool]] = []
+        self.answer_requests = self._wants.requests
         self.window: tuple[int, int] | None = None
 
     def opened(self, time_ns: int) -> None:
@@ -399,9 +400,7 @@ class ComparingPipeline(Pipeline):
                     self._active[flow] = talk
                 elif flow not in self._late:
                     self._late[flow] = talk
-                    self._late_buckets[talk.bucket] += 1
-                    if self._late_buckets[talk.bucket] == 1:
-                        self.answer_requests.append((talk.flow.key, True))
+                    self._wants.want(talk.flow.key, talk.bucket)
         self._let_rest()
 
     def _let_rest(self) -> None:
@@ -409,10 +408,7 @@ class ComparingPipeline(Pipeline):
         for flow, talk in list(self._late.items()):
             if talk.over or not talk.conversation.awaits:
                 del self._late[flow]
-                self._late_buckets[talk.bucket] -= 1
-                if not self._late_buckets[talk.bucket]:
-                    del self._late_buckets[talk.bucket]
-                    self.answer_requests.append((talk.flow.key, False))
+                self._wants.unwant(talk.flow.key, talk.bucket)
 
     def _request(self, flow: Flow, talk: Talk, part: Part) -> int:
         """A request begins; returns its number on its connection."""

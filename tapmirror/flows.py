@@ -28,20 +28,17 @@ flow, one that was given up as such, a hole in the stream); the requests leave t
 What waits behind a hole may be anybody's who knows addresses and ports.  It goes on when the client
 fills the hole, or production acknowledges it; and only if it acknowledges what production sends meanwhile.
 
-The states and what moves between them are the table `TRANSITIONS`; a pair that is not in
-it changes nothing.
-
 Pure: segments and `now` in, stream events out.
 """
 
 from __future__ import annotations
 
-import enum
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
+from tapmirror.early import EarlyData
 from tapmirror.events import (
     ACCEPTED,
     ACK,
@@ -62,6 +59,7 @@ from tapmirror.events import (
     Gap,
     Segment,
 )
+from tapmirror.flow import TRANSITIONS, Flow, Move, State
 from tapmirror.late import LateFlows
 from tapmirror.ledger import Ledger
 from tapmirror.packet import BUCKETS, flow_hash
@@ -69,11 +67,8 @@ from tapmirror.spec import Limits
 from tapmirror.standing import Standing
 from tapmirror.tcp import ANY, FAR, MASK, UNKNOWN, Piece, ReassemblyMemory, Receiver, acknowledges, distance
 from tapmirror.unaccepted import Unaccepted
+from tapmirror.wants import Wants
 
-EARLY_FLOWS: Final = 1_024
-"""How many SYNs with data (TCP Fast Open) are held for production's SYN-ACK."""
-EARLY_BYTES: Final = 2_048
-"""How much of the data of each: a SYN carries at most one segment."""
 SCAN: Final = 512
 """How many flows one call of `expire` looks at: the cost of a call stays below a millisecond."""
 BEGINS: Final = ACCEPTED | MULTIPATH
@@ -105,116 +100,6 @@ mid-stream, it is the first).  What follows a gap does not count as such: the lo
 """
 
 
-class State(enum.Enum):
-    """Of a flow."""
-
-    __hash__ = object.__hash__  # by identity, in C: Enum's own is Python code
-
-    TENTATIVE = enum.auto()
-    OPEN = enum.auto()
-    CLIENT_DONE = enum.auto()
-    SERVER_DONE = enum.auto()
-    CLOSED = enum.auto()
-    LEFT_OUT = enum.auto()
-
-
-class Move(enum.Enum):
-    """What can happen to a flow as a whole."""
-
-    __hash__ = object.__hash__
-
-    CONFIRMED = enum.auto()
-    CLIENT_FIN = enum.auto()
-    REQUESTS_END = enum.auto()
-    """The client's FIN where nothing that comes after it matters (`Flow.ends_with_client`)."""
-    SERVER_FIN = enum.auto()
-    RESET = enum.auto()
-
-
-TRANSITIONS: Final = {
-    (State.TENTATIVE, Move.CONFIRMED): State.OPEN,
-    (State.TENTATIVE, Move.RESET): State.CLOSED,
-    (State.OPEN, Move.CLIENT_FIN): State.CLIENT_DONE,
-    (State.OPEN, Move.REQUESTS_END): State.CLOSED,
-    (State.OPEN, Move.SERVER_FIN): State.SERVER_DONE,
-    (State.OPEN, Move.RESET): State.CLOSED,
-    (State.CLIENT_DONE, Move.SERVER_FIN): State.CLOSED,
-    (State.CLIENT_DONE, Move.RESET): State.CLOSED,
-    (State.SERVER_DONE, Move.CLIENT_FIN): State.CLOSED,
-    (State.SERVER_DONE, Move.REQUESTS_END): State.CLOSED,
-    (State.SERVER_DONE, Move.RESET): State.CLOSED,
-    (State.LEFT_OUT, Move.RESET): State.CLOSED,
-}
-
-
-class Flow:
-    """One production connection.  `framer`, `opened`, `prefix` and `ends_with_client` are set by the pipeline."""
-
-    __slots__ = (
-        "ack",
-        "answered",
-        "asking",
-        "ends_with_client",
-        "first",
-        "followed_to",
-        "framer",
-        "hash",
-        "heard",
-        "id",
-        "key",
-        "last",
-        "midstream",
-        "opened",
-        "pipelines",
-        "prefix",
-        "reach",
-        "rx",
-        "said",
-        "server_first",
-        "server_next",
-        "since",
-        "state",
-    )
-
-    def __init__(self, ident: int, key: FlowKey, seq: int, rx: Receiver, now: float, midstream: bool) -> None:
-        self.id = ident
-        self.key = key
-        self.first = seq
-        """Sequence number of the first byte: tells a new connection on the same tuple from a repeated SYN-ACK."""
-        self.rx = rx
-        self.state = State.TENTATIVE if midstream else State.OPEN
-        self.midstream = midstream
-        self.reach = seq
-        """Number behind the client's last data, while the flow is tentative."""
-        self.last = now
-        """When the flow's last segment came."""
-        self.since: float
-        """Since when the flow has been waiting for production's acknowledgement: there only while `asking`."""
-        self.asking = False
-        self.heard: int | None = None
-        """Number behind what production sent last since it was asked for because of a hole; None: nothing since."""
-        self.ack = ANY
-        """The acknowledgement number of the client's last data; `ANY`, `UNKNOWN`."""
-        self.server_first: int | None = None
-        """Sequence number of production's first byte; None where the handshake was not seen."""
-        self.server_next: int | None = None
-        self.answered = 0
-        """Bytes that production sent since the pipeline last took note (where they are captured)."""
-        self.followed_to: int | None = None
-        """Sequence number up to which production's stream is followed, where it is (`answered`); None: not yet."""
-        self.said = ANY
-        """Like `ack`, where `answered` follows production: counts the data before a hole too."""
-        self.pipelines = False
-        """The client did not wait for an answer before it asked again (`answered`)."""
-        self.ends_with_client = False
-        """The flow is over when the client's stream is: neither production's FIN nor an RST adds to it."""
-        self.opened = False
-        self.framer: Any = None
-        self.prefix = b""
-        self.hash: int | None = None
-        """Hash of the key, once it was asked for."""
-
-
 class FlowTable:
     """All flows of one worker, within `limits`.
 
@@ -231,16 +116,16 @@ class FlowTable:
         self._blank: OrderedDict[Flow, float] = OrderedDict()
         """Flows without a framer, and since when they are known to be silent, in this order."""
         self._asking: dict[FlowKey, Flow] = {}
-        self._buckets: Counter[int] = Counter()
+        self._wants = Wants()
         self._late = LateFlows()
         self._standing = Standing()
         self._unaccepted = Unaccepted(limits, ledger)
-        self._early: OrderedDict[FlowKey, tuple[int, bytes, int]] = OrderedDict()
+        self._early = EarlyData(limits.accept_time, ledger)
         self._scan: Iterator[Flow] = iter(())
         self._waits: Iterator[Flow] = iter(())
         self._next_id = 1
         self._threshold = ALL
-        self.ack_requests: list[tuple[FlowKey, bool]] = []
+        self.ack_requests = self._wants.requests
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -259,8 +144,7 @@ class FlowTable:
     def held(self) -> tuple[int, int]:
         """(segments, bytes) that are held for bytes before them or for production's word."""
         segments = self._memory.segments + self._unaccepted.segments + len(self._early)
-        early = sum(len(data) for _, data, _ in self._early.values())
-        return segments, self._memory.bytes + self._unaccepted.bytes + early
+        return segments, self._memory.bytes + self._unaccepted.bytes + self._early.size
 
     @property
     def impatient(self) -> bool:
@@ -327,6 +211,7 @@ class FlowTable:
                 flow.rx.discard(DropReason.MEMORY_LIMIT)
                 self._stop_asking(flow)
         self._unaccepted.expire(now)
+        self._early.expire(now)
         self._late.expire(now)
         batch = list(islice(self._scan, SCAN))
         if len(batch) < SCAN:
@@ -362,9 +247,7 @@ class FlowTable:
         for flow in self._flows.values():
             flow.rx.discard(DropReason.SHUTDOWN)
         self._unaccepted.drop(DropReason.SHUTDOWN)
-        for _, data, _ in self._early.values():
-            self._ledger.drop(DropReason.SHUTDOWN, len(data), 1)
-        self._early.clear()
+        self._early.close()
 
     # --- a flow that the table knows
 
@@ -377,7 +260,7 @@ class FlowTable:
         if flags & FROM_SERVER:
             return self._from_server(flow, flags, seq, ack, length, now)
         if flags & SYN and not flags & RST:  # tcp_validate_incoming() looks at RST first
-            return self._early_data(segment)
+            return self._early_data(segment, now)
         if flow.state in (State.CLIENT_DONE, State.CLOSED):
             self._ledger.filter(FilterReason.DUPLICATE, length, 1 if length else 0)
             return self._reset(flow, now, flags, ack) if flags & RST and flow.rx.is_edge(seq) else []
@@ -400,7 +283,7 @@ class FlowTable:
         """Of this connection, where another processor told of its acceptance meanwhile, or of the next on its tuple."""
         key, flags, seq, ack, length, payload, time_ns = segment
         if flags & SYN:
-            return self._early_data(segment)
+            return self._early_data(segment, now)
         if ack == flow.server_first:  # no nearer than that: another connection's may be close to it
             return list(self.feed((key, flags & ~UNACCEPTED, seq, ack, length, payload, time_ns), now))
         self._unaccepted.hold(segment, now)
@@ -518,7 +401,7 @@ class FlowTable:
                 self._ledger.drop(DropReason.SHARE, length, 1)
             return ()
         if flags & SYN:
-            return self._early_data(segment)
+            return self._early_data(segment, now)
         if flags & UNACCEPTED:
             self._unaccepted.hold(segment, now)
             return ()
@@ -561,31 +444,29 @@ class FlowTable:
         """Production accepted a connection: the first byte of the client is `seq`, of the server `ack`."""
         key, flags, seq, ack, _, _, _ = segment
         if self._out_of_share(key):
+            self._early.drop(key, DropReason.SHARE)
             return []
         self._await_no_more(key)
-        early = self._early.pop(key, None) if self._early else None
         events = self._room(now)
         if events is None:
-            if early is not None:
-                self._ledger.drop(DropReason.TABLE_FULL, len(early[1]), 1)
+            self._early.drop(key, DropReason.TABLE_FULL)
             self._ledger.events["flows_refused"] += 1
             return []
         if flags & MULTIPATH:
-            if early is not None:
-                self._ledger.drop(DropReason.MULTIPATH, len(early[1]), 1)
+            self._early.drop(key, DropReason.MULTIPATH)
             flow = self._add(key, seq, now, midstream=False)
             flow.server_first = ack
             return events + self._leave_out(flow)
-        if early is None or (early[0] + len(early[1])) & MASK != seq:
-            if early is not None:
-                self._ledger.filter(FilterReason.NOT_ACCEPTED, len(early[1]), 1)
+        early = self._early.taken(key, seq)
+        if early is None:
             flow = self._add(key, seq, now, midstream=False)
             flow.ack = flow.server_first = ack
             return events
-        flow = self._add(key, early[0], now, midstream=False)
+        start, data, said = early
+        flow = self._add(key, start, now, midstream=False)
         flow.ack = flow.server_first = ack
         flow.first = seq
-        return events + self._events(flow, flow.rx.feed(early[0], early[1], len(early[1]), False, early[2]), now)
+        return events + self._events(flow, flow.rx.feed(start, data, len(data), False, said), now)
 
     def _leave_out(self, flow: Flow) -> list[Event]:
         """Nothing of this connection is passed on: not what was held either."""
@@ -604,24 +485,8 @@ class FlowTable:
             self._move(flow, Move.RESET, now)
         return []
 
-    def _early_data(self, segment: Segment) -> list[Event]:
-        """Keep the data of a SYN (RFC 7413) until production's SYN-ACK tells whether it was taken."""
-        key, flags, seq, ack, length, payload, _ = segment
-        if flags & (ACK | UNACCEPTED):
-            self._ledger.filter(FilterReason.OUTSIDE, length, 1 if length else 0)
-            return []
-        old = self._early.pop(key, None)
-        if old is not None:
-            self._ledger.filter(FilterReason.DUPLICATE, len(old[1]), 1)
-        if length > EARLY_BYTES or len(payload) < length:
-            self._ledger.drop(DropReason.CUT, length, 1)
-            return []
-        if not length:
-            return []
-        self._early[key] = ((seq + 1) & MASK, bytes(payload), ack)
-        if len(self._early) > EARLY_FLOWS:
-            _, (_, data, _) = self._early.popitem(last=False)
-            self._ledger.filter(FilterReason.NOT_ACCEPTED, len(data), 1)
+    def _early_data(self, segment: Segment, now: float) -> list[Event]:
+        self._early.hold(segment, now)
         return []
 
     def _room(self, now: float) -> list[Event] | None:
@@ -680,15 +545,15 @@ class FlowTable:
     def _give_up(self, flow: Flow) -> None:
         """Production said nothing of this connection that could be heard; perhaps it does next time."""
         flow.rx.discard(FilterReason.NOT_ACCEPTED)
-        self._want(flow.key)
+        self._wants.want(flow.key, self._bucket(flow.key))
         displaced = self._standing.wait(flow.key)
         if displaced is not None:
-            self._unwant(displaced)
+            self._wants.unwant(displaced, self._bucket(displaced))
         self._remove(flow)
 
     def _await_no_more(self, key: FlowKey) -> None:
         if self._standing.was_awaited(key):
-            self._unwant(key)
+            self._wants.unwant(key, self._bucket(key))
 
     def _evict(self, flow: Flow, now: float) -> list[Event]:
         flow.rx.discard(DropReason.IDLE)
@@ -745,7 +610,7 @@ class FlowTable:
         flow.asking = True
         flow.since = now
         self._asking[flow.key] = flow
-        self._want(flow.key)
+        self._wants.want(flow.key, self._bucket(flow.key))
 
     def _stop_asking(self, flow: Flow) -> None:
         if not flow.asking:
@@ -753,22 +618,7 @@ class FlowTable:
         flow.asking = False
         flow.heard = None
         self._asking.pop(flow.key, None)
-        self._unwant(flow.key)
-
-    def _want(self, key: FlowKey) -> None:
-        """One more wants the acknowledgements of this bucket."""
-        bucket = self._bucket(key)
-        self._buckets[bucket] += 1
-        if self._buckets[bucket] == 1:
-            self.ack_requests.append((key, True))
-
-    def _unwant(self, key: FlowKey) -> None:
-        """One less does."""
-        bucket = self._bucket(key)
-        self._buckets[bucket] -= 1
-        if not self._buckets[bucket]:
-            del self._buckets[bucket]
-            self.ack_requests.append((key, False))
+        self._wants.unwant(flow.key, self._bucket(flow.key))
 
 
 def _takes_reset(flow: Flow, seq: int) -> bool:

@@ -35,7 +35,8 @@ from tapmirror.events import (
     Send,
     Turn,
 )
-from tapmirror.flows import BEGINS, Event, Flow, FlowTable
+from tapmirror.flow import Flow
+from tapmirror.flows import BEGINS, Event, FlowTable
 from tapmirror.framing import HeadMemory, RawFramer, RequestFramer, detect
 from tapmirror.ledger import Ledger
 from tapmirror.policy import Policy, constant_host

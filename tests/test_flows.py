@@ -573,6 +573,25 @@ def test_data_on_syns_that_production_never_answers_is_bounded() -> None:
     assert d.unsettled() == 0
 
 
+def test_data_on_a_syn_that_production_never_answers_is_not_held_to_the_end() -> None:
+    d = Dialogue()
+    d.put(SYN, -1, b"early")
+    d.wait(LIMITS.accept_time - 0.1)
+    assert d.table.held() == (1, 5)
+    d.wait(0.1)
+    assert d.table.held() == (0, 0)
+    assert d.ledger.bytes.filtered == {FilterReason.NOT_ACCEPTED: 5}
+
+
+def test_data_on_the_syn_of_a_connection_that_fell_out_of_the_share() -> None:
+    d = Dialogue()
+    d.put(SYN, -1, b"early")
+    d.table.drop_above(0, d.now)
+    d.put(ACCEPTED, 5)
+    assert (d.table.held(), d.text) == ((0, 0), b"")
+    assert d.ledger.bytes.dropped == {DropReason.SHARE: 5}
+
+
 def test_full_table_refuses_and_counts() -> None:
     d = Dialogue(msgspec.structs.replace(LIMITS, flows=2))
     for port in (1, 2, 3):
