@@ -14,7 +14,7 @@ from tapmirror.tcp import ANY, Receiver
 
 
 class State(enum.Enum):
-    """Of a flow."""
+    """The state of a flow."""
 
     __hash__ = object.__hash__  # by identity, in C: Enum's own is Python code
 
@@ -93,31 +93,32 @@ class Flow:
         self.state = State.TENTATIVE if midstream else State.OPEN
         self.midstream = midstream
         self.reach = seq
-        """Number behind the client's last data, while the flow is tentative."""
+        """Sequence number behind the client's last data, while the flow is tentative."""
         self.last = now
         """When the flow's last segment came."""
         self.since: float
-        """Since when the flow has been waiting for production's acknowledgement: there only while `asking`."""
+        """Since when the flow has waited for production's acknowledgement; set only while `asking`."""
         self.asking = False
         self.heard: int | None = None
-        """Number behind what production sent last since it was asked for because of a hole; None: nothing since."""
+        """Sequence number behind what production sent last, since a hole made the table ask for its
+        acknowledgements; None: it has sent nothing since then."""
         self.ack = ANY
         """The acknowledgement number of the client's last data; `ANY`, `UNKNOWN`."""
         self.server_first: int | None = None
-        """Sequence number of production's first byte; None where the handshake was not seen."""
+        """Sequence number of production's first byte; None: the handshake was not seen."""
         self.server_next: int | None = None
         self.answered = 0
-        """Bytes that production sent since the pipeline last took note (where they are captured)."""
+        """Bytes that production sent since the pipeline last took note, if they are captured."""
         self.followed_to: int | None = None
-        """Sequence number up to which production's stream is followed, where it is (`answered`); None: not yet."""
+        """Sequence number up to which production's stream is followed, if it is (`answered`); None: not yet."""
         self.said = ANY
-        """Like `ack`, where `answered` follows production: counts the data before a hole too."""
+        """Like `ack`, if `answered` follows production's stream; also changed by data in front of a hole."""
         self.pipelines = False
-        """The client did not wait for an answer before it asked again (`answered`)."""
+        """Whether the client sent a request before it had the response to the previous one (`answered`)."""
         self.ends_with_client = False
-        """The flow is over when the client's stream is: neither production's FIN nor an RST adds to it."""
+        """Whether the flow is over when the client's stream is: what production sends after that adds nothing."""
         self.opened = False
         self.framer: Any = None
         self.prefix = b""
         self.hash: int | None = None
-        """Hash of the key, once it was asked for."""
+        """Hash of the key; None: not computed yet."""

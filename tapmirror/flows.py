@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow table: which connections there are, and what their segments amount to.
+"""The flow table: which connections there are, and what bytes their segments add to each client's stream.
 
 Theory of operation
 -------------------
 A flow begins in one of two ways:
 
-* by an `ACCEPTED` record: the capture saw production's SYN-ACK, so the first byte is known, and by what followed
-  it that production accepted the connection; what the client sent meanwhile waits (`unaccepted`);
-* in mid-stream, by data of a connection that the table does not know (it stood when the tap
-  began).  Such a flow is *tentative*, unless the data is what production waits for by its last
-  word (`standing`): its data is held until production acknowledges some of
-  it, without a hole (`_judged`); whatever the client sends shows nothing.  An RST from production, or
-  `Limits.accept_time` without that, discards it.  Where there is a hole, and production has all
-  that was sent, nothing tells which of what is held is the connection's: it goes on behind that.
+* By an `ACCEPTED` record.  The capture saw production's SYN-ACK, so the first byte is known, and a later packet of
+  production showed that it accepted the connection.  What the client sent in between has waited (`unaccepted`, and
+  `early` for the data of a SYN).
+* In mid-stream, by data of a connection that the table does not know, because it is older than the tap.  If
+  production's last word says that it waits for exactly this data (`standing`), the flow goes on at once.  Otherwise the
+  flow is *tentative*: its data is held until production acknowledges some of it, without a hole (`_judged`).  What the
+  client sends proves nothing.  An RST from production discards the data, and so does `Limits.accept_time` without an
+  acknowledgement.  If there is a hole, and production has all that was sent, nothing tells which of the held bytes
+  are the connection's: then the flow goes on behind them.
 
-A connection of Multipath TCP is known by a `MULTIPATH` record, and left out: nothing of it is passed on.
+A `MULTIPATH` record announces a connection of Multipath TCP.  It is left out: nothing of it is passed on.
 
-It ends by FIN from both sides (where only requests matter, by the client's alone), by an RST, by
-a new connection on the same 4-tuple, or by `Limits.flow_idle` of silence.  An ended flow is
-remembered for a while (`late`), so that a late retransmission is not taken for a connection in
-mid-stream and mirrored twice.
+A flow ends by a FIN from both sides (by the client's alone if only requests matter), by an RST, by a new connection on
+the same 4-tuple, or by `Limits.flow_idle` of silence.  An ended flow is remembered for a while (`late`), so that a late
+retransmission is not taken for a connection in mid-stream, and mirrored twice.
 
-Production's packets are not captured as a matter of course: that would cost a record for
-each.  The table asks for the acknowledgements of a flow while it needs them (a tentative
-flow, one that was given up as such, a hole in the stream); the requests leave through `ack_requests`.
+Production's packets are normally not captured, because each would cost a record.  The table asks for the
+acknowledgements of a flow while it needs them: for a tentative flow, for one that was given up while it was tentative,
+and while there is a hole in the stream.  These requests leave through `ack_requests`.
 
-What waits behind a hole may be anybody's who knows addresses and ports.  It goes on when the client
-fills the hole, or production acknowledges it; and only if it acknowledges what production sends meanwhile.
+Anybody who knows addresses and ports can send data that then waits behind a hole.  Such data goes on when the client
+fills the hole or production acknowledges it, and only if it acknowledges what production sends in the meantime.
 
 Pure: segments and `now` in, stream events out.
 """
@@ -74,29 +74,31 @@ SCAN: Final = 512
 BEGINS: Final = ACCEPTED | MULTIPATH
 """Flags of a segment that tells of an accepted connection."""
 UNDER_WAY: Final = 1 << 24
-"""How far production's number is at most from the first byte that is known of a connection: what was sent, and not
-acknowledged, before the first that was seen (the kernel's receive buffers are 6 MiB at most as a rule, tcp_rmem), or
-acknowledged before it was asked for."""
+"""Largest distance, in bytes, between the number that production acknowledges and the first byte that the table knows
+of a connection.  Bytes in between were sent before the first one that was seen, or were acknowledged before the table
+asked.  The kernel's receive buffers usually have at most 6 MiB (tcp_rmem)."""
 LARGEST: Final = 1 << 16
-"""Bytes of a segment at most (`admission.CHUNK`): old holes make room before one finds none."""
+"""Most bytes of a segment (`admission.CHUNK`).  Old holes make room before there is none for such a segment."""
 REJOIN: Final = 1 << 16
-"""A flow joined by data at most this far behind the first byte of a handshake that is reported
-later is that handshake's connection, not a new one on the same tuple."""
+"""Data of a flow that was joined in mid-stream may begin this many bytes behind the first byte of a handshake that is
+reported later: up to this distance both are the same connection, not a new one on the same tuple."""
 ALL: Final = 1 << 32
 """How many values the flow hash has."""
 
 _SPECIAL: Final = FIN | SYN | RST | URG | FROM_SERVER | ACCEPTED | UNACCEPTED
 _TOLD: Final = _SPECIAL | ACK
 _PLAIN: Final = (ACK | PSH, ACK)
-"""Nearly all segments with data: looked up in a third of the time that `&` takes."""
+"""The flags of nearly all segments with data.  Comparing with these takes a third of the time of `&`."""
 _LAST: Final = FIN | ACK
 _END: Final = End(reset=False)
 _DISMISSED: Final = Dismissed()
 
 Event: TypeAlias = "tuple[Flow, Chunk | Dismissed, bool]"
-"""A chunk of a flow's client stream, and whether it came after a reply, so that a new turn of the dialogue may begin
-with it: it begins a segment, and the client had received something since its last data (or, of a connection joined in
-mid-stream, it is the first).  What follows a gap does not count as such: the lost bytes may have acknowledged the same.
+"""(flow, chunk of its client's stream, whether that came after a reply).
+
+A chunk that came after a reply may begin a new turn of the dialogue.  It is the beginning of a segment, and the client
+had received something since its last data, or the chunk is the first one of a connection joined in mid-stream.  A chunk
+behind a gap never counts as one: the lost bytes may have acknowledged the same reply.
 """
 
 
@@ -142,17 +144,20 @@ class FlowTable:
         self._blank.pop(flow, None)
 
     def held(self) -> tuple[int, int]:
-        """(segments, bytes) that are held for bytes before them or for production's word."""
+        """(segments, bytes) that wait for the bytes before them, or for production's word."""
         segments = self._memory.segments + self._unaccepted.segments + len(self._early)
         return segments, self._memory.bytes + self._unaccepted.bytes + self._early.size
 
     @property
     def impatient(self) -> bool:
-        """Some flow waits for something that has a time-out."""
+        """Whether something waits that has a time-out, so that `expire` should be called more often."""
         return bool(self._asking or self._unaccepted)
 
     def accept(self, segment: Segment, now: float) -> tuple[Sequence[Event], list[Segment]]:
-        """Take one that `BEGINS`.  The second is to be fed next: what the client of that connection had sent before."""
+        """Take a segment that `BEGINS` a connection.
+
+        Returns events, and the segments that the client had sent before: feed these next.
+        """
         key, server_first = segment[0], segment[3]
         flow = self._flows.get(key)
         if flow is None:
@@ -163,7 +168,7 @@ class FlowTable:
         return events, self._unaccepted.taken(key, server_first) if self._unaccepted else []
 
     def feed(self, segment: Segment, now: float) -> Sequence[Event]:
-        """Take one captured segment that does not begin a connection; return what the client streams gained by it."""
+        """Take one captured segment that does not begin a connection; returns what it adds to the clients' streams."""
         key, flags, seq, ack, length, payload, _ = segment
         flow = self._flows.get(key)
         if flow is None:
@@ -196,7 +201,7 @@ class FlowTable:
         return self._known(flow, segment, now)
 
     def expire(self, now: float) -> list[Event]:
-        """Act on what has waited too long.  Bounded work; call it a few times a second."""
+        """Act on what has waited too long.  Call it a few times a second; each call does a bounded amount of work."""
         events: list[Event] = []
         waiting = list(islice(self._waits, SCAN))
         if len(waiting) < SCAN:
@@ -222,10 +227,10 @@ class FlowTable:
         return events
 
     def drop_above(self, threshold: int, now: float) -> list[Flow]:
-        """Forget the flows whose hash is not below `threshold`, and take no more of these; those that were forgotten.
+        """Forget the flows whose hash is not below `threshold`, and take no more of them; returns the forgotten ones.
 
-        Where the threshold is raised again they are joined like any connection in mid-stream.  Those that are left out
-        stay: they would be taken for others then.
+        If the threshold rises again, they are joined like any connection in mid-stream.  Flows of Multipath TCP stay in
+        the table: without them, their connections would be joined as well.
         """
         self._threshold = threshold
         gone: list[Flow] = []
@@ -280,7 +285,11 @@ class FlowTable:
         return self._events(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
 
     def _before_acceptance(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
-        """Of this connection, where another processor told of its acceptance meanwhile, or of the next on its tuple."""
+        """Take a segment with the mark `UNACCEPTED`.
+
+        It belongs to this connection if another processor reported the acceptance meanwhile, and otherwise to the next
+        connection on the same tuple.
+        """
         key, flags, seq, ack, length, payload, time_ns = segment
         if flags & SYN:
             return self._early_data(segment, now)
@@ -319,11 +328,12 @@ class FlowTable:
         return events
 
     def _judged(self, flow: Flow, ack: int, now: float, *, knows: bool) -> list[Event]:
-        """Production acknowledged so far what is held of a connection that was joined in mid-stream.
+        """Production acknowledged everything before `ack` on a connection that was joined in mid-stream.
 
-        Anybody may have written that, with any number; production answers it with the one that it waits for.  `knows`:
-        it is of a connection, for it is data, or what the client acknowledges is what production sends next; a bare
-        acknowledgement also comes for a handshake that nobody completes (`standing`).
+        Anybody may have sent the held data, with any number; production answers it with the number that it waits for.
+        `knows`: this packet of production proves a connection.  It has data, or the client acknowledges exactly what
+        production sends next.  A bare acknowledgement alone also comes for a handshake that nobody completes
+        (`standing`).
         """
         rx = flow.rx
         ahead = distance(ack, rx.next)
@@ -341,20 +351,20 @@ class FlowTable:
         return []
 
     def _confirmed(self, flow: Flow, now: float) -> list[Event]:
-        """Production knows this connection: what was held for its word goes on."""
+        """Production knows this connection: the data that was held for its word goes on."""
         flow.ack = ANY
         self._move(flow, Move.CONFIRMED, now)
         pieces = flow.rx.release()
         if not pieces or not isinstance(pieces[0][0], bytes) or len(pieces[0][0]) > 1:
             return self._events(flow, pieces, now)
-        # A single byte may be a keep-alive probe, which repeats or makes up one before the next (RFC 9293, 3.8.4): then
-        # what follows is the first that the client says.
+        # A single byte may be a keep-alive probe, which repeats or invents the byte before the next one (RFC 9293,
+        # 3.8.4).  Then the client's first data is what follows.
         events = self._events(flow, pieces[:1], now)
         flow.ack = ANY
         return events + self._events(flow, pieces[1:], now)
 
     def _count_answer(self, flow: Flow, seq: int, length: int) -> None:
-        """Note how far production's stream has come, each byte once."""
+        """Note how far production's stream has come; each byte counts once."""
         end = (seq + length) & MASK
         if flow.server_next is None:
             flow.server_next = seq
@@ -369,7 +379,7 @@ class FlowTable:
         if flow.state is State.TENTATIVE and (segment[1] & MULTIPATH or 0 <= ahead < REJOIN):
             flow.server_first = segment[3]
             return self._leave_out(flow) if segment[1] & MULTIPATH else self._confirmed(flow, now)
-        # A record that found no room in the ring comes again, maybe behind data that production acknowledged.
+        # A record for which the ring had no room comes again, maybe behind data that production acknowledged.
         taken_up = segment[1] & MULTIPATH and flow.state is not State.LEFT_OUT
         if not taken_up and (ahead == 0 or (flow.midstream and 0 <= ahead < REJOIN)):
             return []
@@ -379,7 +389,7 @@ class FlowTable:
     # --- a segment of no known flow
 
     def _told(self, key: FlowKey, flags: int, seq: int, ack: int, length: int) -> None:
-        """By production."""
+        """Take a segment that production sent on a connection that the table does not know."""
         if flags & RST:
             self._unaccepted.turned_away(key, seq)
         goes_on = flags & (ACK | SYN | RST | FIN) == ACK
@@ -415,13 +425,13 @@ class FlowTable:
             old = distance(seq, late[0]) < 0
             self._ledger.filter(FilterReason.DUPLICATE if old else FilterReason.OUTSIDE, length, 1)
             return ()
-        # Anybody can write such segments under any address: they must not take the room of accepted connections.
+        # Anybody can send such segments under any address.  They must not take the room of accepted connections.
         events = self._room(now) if len(self._asking) * 2 < self._limits.flows else None
         if events is None:
             self._ledger.drop(DropReason.TABLE_FULL, length, 1)
             return ()
         flow = self._add(key, seq, now, midstream=True)
-        flow.rx.simple = False  # until production's word nothing is in order, however it looks
+        flow.rx.simple = False  # until production's word, nothing counts as in order
         self._hold(flow, segment)
         if self._standing.goes_on(key, seq):
             events += self._confirmed(flow, now)
@@ -441,7 +451,7 @@ class FlowTable:
         return self._threshold < ALL and flow_hash(key, self._seed) >= self._threshold
 
     def _begin(self, segment: Segment, now: float) -> list[Event]:
-        """Production accepted a connection: the first byte of the client is `seq`, of the server `ack`."""
+        """Production accepted a connection.  The segment's `seq` is the client's first byte, its `ack` production's."""
         key, flags, seq, ack, _, _, _ = segment
         if self._out_of_share(key):
             self._early.drop(key, DropReason.SHARE)
@@ -469,7 +479,7 @@ class FlowTable:
         return events + self._events(flow, flow.rx.feed(start, data, len(data), False, said), now)
 
     def _leave_out(self, flow: Flow) -> list[Event]:
-        """Nothing of this connection is passed on: not what was held either."""
+        """Pass on nothing of this connection, and discard what was held."""
         self._stop_asking(flow)
         flow.rx.discard(DropReason.MULTIPATH)
         flow.rx.simple = False  # each segment is looked at
@@ -477,7 +487,7 @@ class FlowTable:
         return []
 
     def _left_out(self, flow: Flow, flags: int, length: int, now: float) -> list[Event]:
-        """A segment, of either side, of such a connection."""
+        """Take a segment of either side of a connection that is left out."""
         client = not flags & FROM_SERVER
         if length and client:
             self._ledger.drop(DropReason.MULTIPATH, length, 1)
@@ -490,10 +500,11 @@ class FlowTable:
         return []
 
     def _room(self, now: float) -> list[Event] | None:
-        """Make room for one more flow, if need be by giving up a silent one, and tell of its end; None: there is none.
+        """Make room for one more flow, if necessary by giving up a silent one, whose end is returned; None: no room.
 
-        A full table does not push out busy flows: only one goes that was silent for a while and of whose protocol
-        nothing is known yet.  Amortized constant time: one that had a segment since the last look goes to the end.
+        A full table does not push out busy flows.  A flow is given up only if it was silent for a while and if its
+        protocol is not known yet.  Amortized constant time: a flow that had a segment since the last look moves to the
+        end.
         """
         if len(self._flows) < self._limits.flows:
             return []
@@ -526,9 +537,9 @@ class FlowTable:
             self._stop_asking(flow)
 
     def _reset(self, flow: Flow, now: float, flags: int = 0, ack: int = 0) -> list[Event]:
-        """The connection is gone: what waits behind a hole was never read by production.
+        """The connection is gone: production never read what waits behind a hole.
 
-        `flags`, `ack`: of the client's RST, if it is that.
+        `flags`, `ack`: those of the RST, if the client sent it.
         """
         after_reply = bool(flags & ACK) and ack != flow.ack >= 0
         tentative = flow.state is State.TENTATIVE
@@ -543,7 +554,7 @@ class FlowTable:
         self._move(flow, Move.RESET, now)
 
     def _give_up(self, flow: Flow) -> None:
-        """Production said nothing of this connection that could be heard; perhaps it does next time."""
+        """Production said nothing about this connection that was captured; its next word is waited for."""
         flow.rx.discard(FilterReason.NOT_ACCEPTED)
         self._wants.want(flow.key, self._bucket(flow.key))
         displaced = self._standing.wait(flow.key)
@@ -562,7 +573,7 @@ class FlowTable:
         return [(flow, End(reset=True), False)]
 
     def _forget(self, flow: Flow, now: float, *, over: bool = True) -> None:
-        """Take a flow out of the table; `over`: nothing can follow on this connection."""
+        """Take a flow out of the table, and remember it.  `over`: nothing can follow on this connection."""
         goes_on = not over and flow.state is State.OPEN
         if self._remove(flow):
             self._late.remember(flow.key, flow.rx.next, over, now)
@@ -570,7 +581,7 @@ class FlowTable:
                 self._standing.hear(flow.key, flow.rx.next)
 
     def _remove(self, flow: Flow) -> bool:
-        """Take a flow out of the table, and remember nothing of it; whether it was there."""
+        """Take a flow out of the table without remembering it; returns whether it was there."""
         if flow.asking:
             self._stop_asking(flow)
         flow.state = State.CLOSED
@@ -622,13 +633,14 @@ class FlowTable:
 
 
 def _takes_reset(flow: Flow, seq: int) -> bool:
-    """Whether an RST of the client's ends the connection.
+    """Whether an RST of the client ends the connection.
 
-    Behind a hole only where production has spoken since: until then what waits there may be somebody else's.
+    Behind a hole it does so only if production has spoken since then.  Before that, somebody else may have
+    sent what waits there.
     """
     return flow.rx.is_edge(seq) and (seq == flow.rx.next or flow.heard is not None)
 
 
 def _dismisses(flow: Flow, end: int) -> bool:
-    """Production's stream ends there: whether nothing of it came after the client's last data."""
+    """Whether production's stream, which ends at `end`, had nothing after the client's last data."""
     return end == flow.ack and flow.ends_with_client and flow.state is State.OPEN
