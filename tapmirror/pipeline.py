@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that knows the order of the stages: flows, framing, and what replay is told.
+"""The one place that knows the order of the stages: flows, framing, policy, and the commands for replay.
 
-A segment goes in, commands for replay come out.  Here, too, is where what framing gives up
-becomes an entry of the ledger, and where a connection's protocol is decided.
+A segment goes in, commands for replay come out.  The pipeline also enters in the ledger what framing gives up, and
+decides the protocol of each connection.
 
 Pure: no I/O, no clock.
 """
@@ -48,19 +48,17 @@ AnyEvent = TypeVar("AnyEvent", bound=tuple[Flow, Any, Any])
 
 _NOTHING: Final[tuple[Command, ...]] = ()
 TLS_HANDSHAKE: Final = b"\x16\x03"
-"""What a record of TLS begins with that begins a connection: its type, and the version's first byte (RFC 8446, 5.1)."""
-
-
+"""How the first record of a TLS connection begins: its type, and the first byte of the version (RFC 8446, 5.1)."""
 AT_ONCE: Final = 1 << 17
-"""Bytes of a connection that are framed in one go, and then to the end of a segment.  What waited behind a hole comes
-all at once, 6 MiB by default: 220,000 small requests, or a million chunks of one byte, which take some seconds."""
+"""Bytes of a connection that are framed in one go, rounded up to the end of a segment.  What waited behind a hole comes
+all at once, up to 6 MiB by default: 220,000 small requests, or a million chunks of one byte, take some seconds."""
 
 
 class Pipeline:
-    """Segments to commands, for one worker of one tap.
+    """Turns segments into commands, for one worker of one tap.
 
-    Without a `policy` all of them are for target 0.  A `tracer` marks requests, and is shown those that are marked.
-    While there is a `rest`, nothing is fed, and it acts on no time-outs: call `work`.
+    Without a `policy` all commands are for target 0.  A `tracer` marks requests, and is shown those that are marked.
+    While there is a `rest`, do not call `feed` or `expire`, but `work`.
     """
 
     __slots__ = (
@@ -97,17 +95,17 @@ class Pipeline:
         self._heads = HeadMemory(spec.limits.heads_bytes)
         self._host = constant_host(spec) if policy is None else None
         self._trailers = spec.redact is None
-        """Trailers are fields like those of the head; where something is redacted they stay here."""
+        """Whether trailer fields are passed on.  They are like fields of the head, so not if anything is redacted."""
         self.rest: deque[tuple[Flow, Any, Any]] = deque()
-        """Events that were too much to be done at once: `work` does some.  No data is a view of a segment."""
+        """Events that were too many to be done at once; `work` does some.  Their data is not a view of a segment."""
 
     @property
     def flows(self) -> FlowTable:
-        """The flow table, for its acknowledgement requests and its size."""
+        """The flow table: for what it asks the capture for, and its size."""
         return self._flows
 
     def feed(self, segment: Segment, now: float) -> Sequence[Command]:
-        """Take one captured segment.  The commands' data is valid as long as the segment's."""
+        """Take one captured segment.  The data of the commands is valid as long as that of the segment."""
         if segment[1] & BEGINS:
             return self._begin(segment, now)
         events = self._flows.feed(segment, now)
@@ -130,7 +128,7 @@ class Pipeline:
         return commands
 
     def _begin(self, segment: Segment, now: float) -> Sequence[Command]:
-        """Of a segment that tells of an acceptance: its commands, and those of what was held for it."""
+        """Take a segment that reports an accepted connection, and what was held for it; returns all their commands."""
         events, waited = self._flows.accept(segment, now)
         commands: list[Command] = []
         if events:
@@ -140,14 +138,14 @@ class Pipeline:
         if commands:
             commands = self._routed(commands, now)
         for held in waited:
-            if self.rest:  # of this connection, if it was joined in mid-stream before
+            if self.rest:  # of this connection, if it had been joined in mid-stream
                 self.rest += [(flow, _lasting(chunk), after) for flow, chunk, after in self._flows.feed(held, now)]
             else:
                 commands += self.feed(held, now)
         return commands
 
     def _routed(self, commands: list[Command], now: float) -> list[Command]:
-        """Through policy, and with a request marked when it is time."""
+        """Pass commands through policy, and mark a request when it is time."""
         if self._policy is not None:
             commands = self._policy.route(commands, now)
         if self._tracer is not None and now >= self._tracer.due:
@@ -167,11 +165,11 @@ class Pipeline:
         return commands if self._policy is None else self._policy.route(commands, now)
 
     def drop_above(self, threshold: int, now: float) -> Sequence[Command]:
-        """From here on there are only flows whose hash is below `threshold`: give up the others, each with the
-        request under way on it, and what of them still comes.
+        """From now on take only flows whose hash is below `threshold`.  Give up the others, each with its incomplete
+        request, and with whatever still comes of them.
 
-        What went to the shadow of such a request is cut off there by a reset; whole requests that are queued still go.
-        Of the `rest` nothing is done here: it may take seconds, and the supervisor waits.
+        If a part of such a request went to the shadow, a reset cuts it off there.  Whole requests that are queued are
+        still sent.  Nothing of the `rest` is done here: that may take seconds, and the supervisor waits for this call.
         """
         commands: list[Command] = []
         gone = self._flows.drop_above(threshold, now)
@@ -201,7 +199,7 @@ class Pipeline:
         return segments, size
 
     def close(self, now: float) -> list[Command]:
-        """The capture is over: give up the `rest` and what is not whole, and end every stream that is still open."""
+        """The capture is over: give up the `rest` and incomplete requests, and end every stream that is still open."""
         commands: list[Command] = []
         for event in self._taken():
             self._ledger.bytes.dropped[DropReason.SHUTDOWN] += _size(event)
@@ -217,7 +215,7 @@ class Pipeline:
         return commands if self._policy is None else self._policy.route(commands, now) + self._policy.close()
 
     def _some(self, events: Iterable[AnyEvent]) -> Sequence[AnyEvent]:
-        """Of these as much as may be done at once; the rest waits.  There are no others that wait."""
+        """As many of these events as may be done at once.  The others become the `rest`, which was empty."""
         some: list[AnyEvent] = []
         size = 0
         for event in events:
@@ -230,7 +228,7 @@ class Pipeline:
         return some
 
     def _next(self) -> list[tuple[Flow, Any, Any]]:
-        """As much of the `rest`."""
+        """As many events of the `rest` as may be done at once."""
         some = []
         size = 0
         while self.rest and size < AT_ONCE:
@@ -240,7 +238,7 @@ class Pipeline:
         return some
 
     def _taken(self) -> list[tuple[Flow, Any, Any]]:
-        """The `rest`, which is none then."""
+        """The whole `rest`, which is empty afterwards."""
         rest = list(self.rest)
         self.rest.clear()
         return rest
@@ -257,7 +255,7 @@ class Pipeline:
             return
         framer: Framer | None = flow.framer
         if kind is Dismissed:
-            # The client acknowledges with the rest of an upload what answered the beginning of it.
+            # A response that comes before an upload is complete is acknowledged by the rest of the upload.
             if flow.opened and isinstance(framer, RequestFramer) and not framer.answered_early:
                 commands.append(Excuse(flow.id))
             return
@@ -299,7 +297,7 @@ class Pipeline:
                     commands.append(Abort(flow.id, message.reason, False))
 
     def _look(self, flow: Flow, message: Part) -> int:
-        """At a request with the field of those that are marked; its flags without that."""
+        """Show the tracer a request that has the field of marked ones; returns the flags without `TRACED`."""
         if self._tracer is not None:
             self._tracer.look(message.data, flow.key)
         return message.flags & ~TRACED
@@ -316,7 +314,7 @@ class Pipeline:
                 commands.append(Finish(flow.id, answered=answered))
 
     def _gone(self, flow: Flow) -> None:
-        """A flow was given up that has not ended."""
+        """A flow that has not ended was given up."""
 
     def _give_up_prefix(self, flow: Flow, reason: DropReason) -> None:
         if flow.prefix:
@@ -330,7 +328,7 @@ class Pipeline:
     # --- the protocol of a connection
 
     def _decide(self, flow: Flow, data: Buffer, commands: list[Command]) -> Framer | None:
-        """Choose the framer by the first bytes; None while they do not tell."""
+        """Choose the framer by the first bytes; None while they do not tell enough."""
         if data[0] == TLS_HANDSHAKE[0] and data[:2] == TLS_HANDSHAKE:
             self._ledger.events["flows_tls"] += 1
         if self._protocol is Protocol.AUTO and not flow.midstream:
@@ -361,7 +359,7 @@ class Pipeline:
         commands.append(Open(flow.id, http, flow.key))
 
     def _accept(self, segment: Segment, commands: list[Command]) -> None:
-        """A raw connection is opened at once: its server may speak first.  It is framed with its first bytes."""
+        """Open a raw connection at once, since its server may speak first.  Its framer is made with the first bytes."""
         flow = self._flows.get(segment[0])
         if flow is not None and not flow.opened and not flow.midstream:
             self._flows.framed(flow)
@@ -369,8 +367,8 @@ class Pipeline:
 
 
 def _size(event: tuple[Flow, Any, Any]) -> int:
-    """Bytes of the client's stream in one that waits.  Without an `after_reply` it is production's (`answered`), of
-    which there is no account.
+    """Bytes of the client's stream in an event that waits.  If `after_reply` is None, they are production's
+    (`answered`), which are not accounted for.
     """
     _, chunk, after_reply = event
     return 0 if after_reply is None else _length(chunk)
@@ -381,7 +379,7 @@ def _length(chunk: Any) -> int:
 
 
 def _lasting(chunk: Any) -> Any:
-    """The same, without being a view of a segment's payload."""
+    """The same data, but not as a view of a segment's payload."""
     if isinstance(chunk, memoryview):
         return bytes(chunk)
     return Cut(bytes(chunk.data), chunk.length) if isinstance(chunk, Cut) else chunk

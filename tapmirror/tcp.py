@@ -3,40 +3,39 @@
 
 Theory of operation
 -------------------
-`Receiver` models the receive queue of a Linux TCP socket as far as it can be seen
-from the wire (RFC 9293, 3.10.7.4; Linux `tcp_data_queue`, `tcp_data_queue_ofo`,
-`tcp_ofo_queue`, `tcp_check_urg`), because what the application read there is what the shadow
-is to get.  The kernel is its oracle: tests/test_oracle.py.
+`Receiver` models the receive queue of a Linux TCP socket as far as it can be seen from the wire (RFC 9293, 3.10.7.4;
+Linux `tcp_data_queue`, `tcp_data_queue_ofo`, `tcp_ofo_queue`, `tcp_check_urg`), because the shadow is to get what
+production's application read from that queue.  The kernel is its oracle: tests/test_oracle.py.
 
-* A segment that begins at or before the next expected byte is taken at once; what
-  of it was taken before is cut off its front: **the first copy of a byte wins**.
-* A segment that begins later waits in a queue sorted by its start.  One that lies wholly inside its
-  predecessor is discarded; one that begins where an older one begins and covers it replaces it, and so it does
-  with those behind it that it covers.  One that begins where its predecessor ends is joined to it, and is one with
-  it from then on (`tcp_ooo_try_coalesce`).  Where two overlap in part, the one that begins first
-  gives the common bytes.
-* FIN occupies a sequence number behind its segment's data, waits and is discarded with it, and ends the
-  stream when it is taken; what comes after it is outside.
-* An urgent pointer marks one byte, which leaves the stream (without SO_OOBINLINE, which servers hardly set).
-  A later pointer moves the mark if it was not reached yet.  The application is taken to read without delay.
+* A segment that begins at or before the next expected byte is taken at once.  Bytes that were taken before are cut off
+  its front: **the first copy of a byte wins**.
+* A segment that begins later waits in a queue that is sorted by start.  A segment that lies wholly inside its
+  predecessor is discarded.  A segment that begins where an older one begins, and covers it, replaces it, and also
+  replaces the following ones that it covers.  A segment that begins where its predecessor ends is joined to it, and
+  both are one from then on (`tcp_ooo_try_coalesce`).  If two overlap in part, the common bytes come from the one that
+  begins first.
+* A FIN occupies the sequence number behind the data of its segment.  It waits and is discarded together with that data.
+  When it is taken, the stream ends; whatever comes after it is outside.
+* An urgent pointer marks one byte, which is taken out of the stream (as without SO_OOBINLINE, which servers rarely
+  set).  A later pointer moves the mark if the marked byte was not reached yet.  The application is assumed to read
+  without delay.
 
-A hole in the stream is waited for as long as production waits for it.  It is taken for
-a `Gap` (bytes that production has and the tap does not) when production acknowledged
-something beyond it (`acknowledged`); of a file also when the caller gives up on it (`give_up`).
-Thus loss on the wire, which the client repairs by sending again, loss in the capture,
-which nobody repairs, and what somebody else wrote under the client's address, which production
-discards, cannot be mistaken for one another.
+A hole in the stream is waited for as long as production waits for it.  It becomes a `Gap` (bytes that production has
+and the tap does not) when production acknowledges something beyond it (`acknowledged`).  In a capture file it also
+becomes a gap when the caller gives up on it (`give_up`).  So three things are told apart: loss on the wire, which the
+client repairs by sending again; loss in the capture, which nobody repairs; and data that somebody else sent under the
+client's address, which production discards.
 
-Sequence numbers are 32 bits and wrap; positions in the stream are plain integers that
-count from its first byte and do not.
+Sequence numbers have 32 bits and wrap.  Positions in the stream are plain integers that count from its first byte, and
+do not wrap.
 
-What the tap cannot know, and which rule it follows.  *The window*: production discards what lies beyond it;
-here everything up to `FAR` is kept, since an honest client sends the same again.  *Its own
-sequence numbers*: production discards a segment that acknowledges what it has not sent; here it is taken,
-since that would cost a record for each packet of production, except while these are asked for (`disbelieve`).
-*Memory*: where neighbouring segments lie so in memory that the kernel cannot join them, differing overlaps of the
-seam go otherwise; and with three segments that overlap with differing data, which of two the kernel joins a third to
-depends on the shape of its tree.
+The tap cannot know everything that production knows.  *The window*: production discards what lies beyond its window;
+here everything up to `FAR` is kept, because an honest client sends the same bytes again.  *Production's own sequence
+numbers*: production discards a segment that acknowledges what it has not sent.  Here it is taken, because knowing would
+cost a record for each packet of production, except while these are asked for (`disbelieve`).  *Memory*: the kernel
+cannot join neighbouring segments if they lie in memory in certain ways; then differing overlaps at the seam resolve
+differently.  And with three segments that overlap with differing data, the shape of the kernel's tree decides which
+of two the third is joined to.
 
 Pure: bytes in, pieces out.
 """
@@ -54,20 +53,20 @@ from tapmirror.spec import Limits
 MASK: Final = 0xFFFFFFFF
 HALF: Final = 0x80000000
 FAR: Final = 1 << 30
-"""No segment further than this from the next byte belongs to the stream: the largest
-window that TCP can offer (RFC 7323, 2.3)."""
+"""The largest window that TCP can offer, in bytes (RFC 7323, 2.3).  A segment that is further from the next expected
+byte does not belong to the stream."""
 BUFFERED: Final = 1 << 24
-"""More than the other side has sent and had not acknowledged (tcp_wmem and tcp_rmem: 4 and 6 MiB at most as a rule)."""
+"""More bytes than are ever sent and not acknowledged yet: tcp_wmem and tcp_rmem are usually at most 4 and 6 MiB."""
 
 ANY: Final = 1 << 32
-"""In place of the acknowledgement number of a sender's last data: whatever the next acknowledges is new."""
+"""Stands for the acknowledgement number of a sender's last data: whatever its next data acknowledges is new."""
 UNKNOWN: Final = -1
-"""In place of the acknowledgement number of a sender's last data: bytes are missing, and nobody knows what they
+"""Stands for the acknowledgement number of a sender's last data if bytes are missing: nobody knows what they
 acknowledged."""
 
 Piece: TypeAlias = tuple[Chunk, int | None]
-"""A chunk of the stream, and the acknowledgement number of the segment that it begins
-(None where the chunk does not begin a segment)."""
+"""A chunk of the stream, and the acknowledgement number of its segment (None: the chunk is not the beginning of a
+segment)."""
 
 
 def distance(to: int, base: int) -> int:
@@ -76,31 +75,31 @@ def distance(to: int, base: int) -> int:
 
 
 def acknowledges(ack: int, sent: int) -> bool:
-    """Whether a segment that acknowledges `ack` can be of a connection whose other side has sent up to `sent`.
+    """Whether a segment that acknowledges `ack` can belong to a connection whose other side has sent up to `sent`.
 
-    As `tcp_ack` discards what is of none (RFC 5961, 5.2): who does not see the connection has to guess.
+    `tcp_ack` discards segments that do not (RFC 5961, 5.2): whoever cannot see the connection has to guess the number.
     """
     return -BUFFERED <= distance(ack, sent) <= BUFFERED
 
 
 class Held:
-    """Segments that wait for the bytes before them: one, or several that follow each other.
+    """One segment that waits for the bytes before it, or several that follow each other.
 
-    `end` is behind the FINs, if there are any, `data_end` behind the data alone.
+    `data_end` is the place behind the data, and `end` the place behind the data and its FINs, if there are any.
     """
 
     __slots__ = ("ack", "data_end", "end", "entries", "fin", "pieces", "start")
 
     def __init__(self, start: int, end: int, fin: bool, data: bytes, ack: int) -> None:
         self.ack = ack
-        """Of the first segment."""
+        """Acknowledgement number of the first segment."""
         self.start = start
         self.end = end
         self.data_end = start + len(data)
         self.fin = fin
         self.pieces = [(start, data, ack)] if data else []
         self.entries = 1
-        """Segments that it was made of, those without data (FINs) too: each costs memory."""
+        """How many segments it was made of, including those without data (FINs): each costs memory."""
 
     def size(self) -> int:
         """Bytes of data."""
@@ -111,7 +110,7 @@ _start = attrgetter("start")
 
 
 class ReassemblyMemory:
-    """What all receivers together hold, against the bounds of `Limits`."""
+    """What all receivers hold together, and the bounds for it from `Limits`."""
 
     __slots__ = ("bytes", "entries", "limits", "segments")
 
@@ -121,10 +120,12 @@ class ReassemblyMemory:
         self.segments = 0
         """Segments with data that are held."""
         self.entries = 0
-        """Segments that are held, those without data (FINs) too."""
+        """Segments that are held, including those without data (FINs)."""
 
     def refuses(self, count: int, held: int, size: int) -> DropReason | None:
-        """Whether `size` more bytes beside a flow's `count` segments of `held` bytes pass a bound, and which."""
+        """Which bound would be exceeded by `size` more bytes of a flow that holds `count` segments with `held` bytes;
+        None: none would be.
+        """
         limits = self.limits
         if held + size > limits.flow_bytes or count >= limits.flow_segments:
             return DropReason.FLOW_LIMIT
@@ -133,7 +134,7 @@ class ReassemblyMemory:
         return None
 
     def half_taken(self, size: int) -> bool:
-        """Whether `size` more bytes pass half of the bounds of all flows together."""
+        """Whether `size` more bytes would exceed half of the bounds for all flows together."""
         limits = self.limits
         return (self.bytes + size) * 2 > limits.reassembly_bytes or self.entries * 2 >= limits.reassembly_segments
 
@@ -141,9 +142,8 @@ class ReassemblyMemory:
 class Receiver:
     """The bytes of one direction, in order.
 
-    `next` is the sequence number of the next expected byte and `position` its place in the
-    stream.  The owner of the fast path may add the length of an in-order segment to both
-    itself, provided that `simple` is true.
+    `next` is the sequence number of the next expected byte, and `position` its place in the stream.  While `simple` is
+    true, the flow table may take a segment that is in order by adding its length to both (its fast path).
     """
 
     __slots__ = (
@@ -164,27 +164,27 @@ class Receiver:
         self.next = seq & MASK
         self.position = 0
         self.simple = True
-        """Nothing is held or marked and no FIN was taken: an in-order segment needs no further thought."""
+        """Whether nothing is held, no byte is marked and no FIN was taken: a segment in order needs no other step."""
         self.ended = False
-        """The end was handed out."""
+        """Whether the end of the stream was handed out."""
         self._queue: list[Held] = []
         self._count = 0
         self._held = 0
         self._edge = 0
-        """The highest end of what is held, while something is: what reaches further is discarded last."""
+        """The highest end of the held segments, as long as there are any."""
         self._urgent = -1
-        """Place of the byte that an urgent pointer marks; -1: none."""
+        """Place of the byte that an urgent pointer marks; -1: no byte is marked."""
         self._memory = memory
         self._ledger = ledger
 
     @property
     def waiting(self) -> bool:
-        """There is a hole, and bytes (or the FIN) behind it."""
+        """Whether there is a hole, with bytes or the FIN behind it."""
         return bool(self._queue)
 
     @property
     def unbroken(self) -> int:
-        """Bytes, from the next one on, that are held without a hole."""
+        """How many bytes are held without a hole, counted from the next expected one."""
         end = self.position
         for held in self._queue:
             if held.start > end:
@@ -195,8 +195,8 @@ class Receiver:
     def is_edge(self, seq: int) -> bool:
         """Whether `seq` is the next expected byte, or the one after the last that was seen.
 
-        The rule for RST: Linux resets only on an exact match with one of these (RFC 5961, 3.2;
-        `tcp_validate_incoming`), or, after a FIN, with the FIN itself (`tcp_reset_check`).
+        This is the rule for RST.  Linux accepts an RST only if it matches one of these exactly (RFC 5961, 3.2;
+        `tcp_validate_incoming`), or, after a FIN, the FIN itself (`tcp_reset_check`).
         """
         place = self.position + distance(seq, self.next)
         if place == self.position or (self.ended and place == self.position - 1):
@@ -204,13 +204,14 @@ class Receiver:
         return bool(self._queue) and place == self._edge
 
     def crowded(self, size: int) -> bool:
-        """There is no room to hold `size` more bytes."""
+        """Whether there is no room to hold `size` more bytes."""
         return self._memory.refuses(self._count, self._held, size) is not None
 
     def mark(self, seq: int, length: int, pointer: int) -> None:
-        """Note the urgent pointer of a segment of `length` bytes, before it is fed (RFC 6093; Linux `tcp_check_urg`).
+        """Note the urgent pointer of a segment of `length` bytes; call it before `feed` (RFC 6093; `tcp_check_urg`).
 
-        What an earlier one marked, and is not reached yet, is ordinary again.  That of an old segment counts nothing.
+        A byte that was marked before, and was not reached yet, becomes ordinary again.  The pointer of an old segment
+        has no effect.
         """
         start = self.position + distance(seq, self.next)
         place = start + max(pointer - 1, 0)
@@ -221,9 +222,9 @@ class Receiver:
             self.simple = False
 
     def feed(self, seq: int, payload: Buffer, length: int, fin: bool, ack: int) -> list[Piece]:
-        """Take a segment of `length` bytes of which `payload` was captured; return what is now in order.
+        """Take a segment of `length` bytes, of which `payload` was captured; returns what is in order now.
 
-        Pieces made from `payload` share its memory.  What is discarded is put into the ledger.
+        Pieces made from `payload` share its memory.  Discarded bytes are entered in the ledger.
         """
         start = self.position + distance(seq, self.next)
         if self.ended or not -FAR < start - self.position < FAR:
@@ -237,13 +238,13 @@ class Receiver:
         return self._take(start, payload, fin, ack)
 
     def finish(self) -> None:
-        """Take a FIN that comes alone and in order to a receiver that is `simple`, as `feed` would."""
+        """Take a FIN without data, in order, while `simple` is true; `feed` would do the same."""
         self.ended = True
         self.simple = False
         self._advance(self.position + 1)
 
     def acknowledged(self, ack: int) -> list[Piece]:
-        """Production has received everything before `ack`: holes before it are gaps."""
+        """Production has received everything before `ack`: holes before it become gaps."""
         limit = self.position + distance(ack, self.next)
         pieces: list[Piece] = []
         while self.position < limit and not self.ended:
@@ -251,14 +252,14 @@ class Receiver:
         return pieces
 
     def give_up(self) -> list[Piece]:
-        """Take the first hole for a gap without proof; return what follows it."""
+        """Declare the first hole a gap without proof; returns the gap and what follows it."""
         pieces: list[Piece] = []
         if self._queue:
             self._skip_to(self._queue[0].start, pieces)
         return pieces
 
     def disbelieve(self, sent: int) -> None:
-        """Forget what waits of which production discards the acknowledgement: it has sent up to `sent`."""
+        """Discard what waits with an acknowledgement that production, which has sent up to `sent`, does not accept."""
         kept: list[Held] = []
         for held in self._queue:
             if acknowledges(held.ack, sent):
@@ -270,17 +271,17 @@ class Receiver:
         self._settle()
 
     def discard(self, reason: DropReason | FilterReason) -> None:
-        """Forget what is held, for this reason."""
+        """Discard everything that is held, for this reason."""
         for held in self._queue:
             self._unhold(held, reason)
         self._queue.clear()
         self._settle()
 
     def hold(self, seq: int, payload: Buffer, length: int, fin: bool, ack: int) -> None:
-        """Keep a segment back even though it may be in order; `release` hands out what is.
+        """Keep a segment back although it may be in order, until `release`.
 
-        For connections of which it is not yet known whether production accepted them.  Anybody can write such segments
-        under any address: half of the room is left to others.
+        This is for connections that production may not have accepted.  Anybody can send such segments under any
+        address, so they get at most half of the room.
         """
         start = self.position + distance(seq, self.next)
         if len(payload) < length:
@@ -299,7 +300,7 @@ class Receiver:
             self._queue_up(start + length, b"", True, ack, join=False)
 
     def release(self) -> list[Piece]:
-        """Hand out what is held and in order."""
+        """Hand out what is held, as far as it is in order."""
         pieces: list[Piece] = []
         self._drain(pieces)
         return pieces
@@ -319,7 +320,7 @@ class Receiver:
         return pieces
 
     def _deliver(self, start: int, data: Buffer, ack: int | None, pieces: list[Piece]) -> None:
-        """Hand on what of a segment lies at or after `position`, which is not before its start."""
+        """Hand on the part of a segment from `position` on.  The segment does not begin behind `position`."""
         end = start + len(data)
         if end <= self.position:
             if len(data):
@@ -344,10 +345,10 @@ class Receiver:
         self._settle()
 
     def _end(self, pieces: list[Piece]) -> None:
-        """The FIN is taken."""
+        """Take the FIN."""
         self.ended = True
         self._advance(self.position + 1)
-        self.discard(FilterReason.OUTSIDE)  # as tcp_fin() purges what is out of order behind it
+        self.discard(FilterReason.OUTSIDE)  # tcp_fin() purges the segments behind it, too
         pieces.append((End(reset=False), None))
 
     def _advance(self, position: int) -> None:
@@ -358,7 +359,7 @@ class Receiver:
         self.simple = not self._queue and not self.ended and self._urgent < self.position
 
     def _drain(self, pieces: list[Piece]) -> None:
-        """Hand on the queue up to the next hole."""
+        """Hand on what is queued up to the next hole."""
         queue = self._queue
         count, fin = 0, False
         while count < len(queue) and queue[count].start <= self.position and not fin:
@@ -374,7 +375,7 @@ class Receiver:
         self._settle()
 
     def _skip_to(self, position: int, pieces: list[Piece]) -> None:
-        """Make the bytes up to `position` a gap and hand on what follows them."""
+        """Make the bytes up to `position` a gap, and hand on what follows it."""
         length = position - self.position
         if length:
             pieces.append((Gap(length), None))
@@ -384,9 +385,10 @@ class Receiver:
         self._drain(pieces)
 
     def _queue_up(self, start: int, payload: Buffer, fin: bool, ack: int, *, join: bool = True) -> None:
-        """Insert as `tcp_data_queue_ofo` does; see the theory of operation.
+        """Insert a segment into the queue as `tcp_data_queue_ofo` does; see the theory of operation.
 
-        `join`: as what is out of order, not as what production may well have taken already.
+        `join`: the segment is out of order for production, too, which then joins neighbours.  Of held segments, which
+        production may have taken already, that is not known.
         """
         size = len(payload)
         end = start + size + fin
@@ -413,7 +415,7 @@ class Receiver:
         self._memory.segments += len(held.pieces)
         self.simple = False
         if join and before is not None and before.end == start:
-            # Data behind FINs is joined to the data before them, and the FIN is behind both then.
+            # Data behind FINs is joined to the data in front of them; then the FIN is behind both.
             before.pieces += [(before.data_end, data, ack) for _, data, ack in held.pieces]
             before.data_end += size
             before.entries += 1
@@ -429,7 +431,7 @@ class Receiver:
         queue[last:covered] = [held]
 
     def _unhold(self, held: Held, reason: DropReason | FilterReason | None) -> None:
-        """Take a segment out of the account of what is held; `reason`: why it is discarded, if it is."""
+        """Take a segment out of the account of what is held; `reason`: why it is discarded, None: it is handed out."""
         count, size = len(held.pieces), held.size()
         self._count -= held.entries
         self._memory.entries -= held.entries

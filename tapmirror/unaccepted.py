@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What clients sent on connections that production may still turn away.
 
-A handshake that is complete is no connection yet: if production's accept queue is full, its kernel discards what
-completes the handshake, and the data behind it, until the client sends them again and there is room (Linux
-`tcp_v4_syn_recv_sock`, `tcp_check_req`).  So such segments wait here, each as it came, until the capture tells that
-production accepted the connection; then they are fed as if they came now.
+A complete handshake is not a connection yet.  If production's accept queue is full, its kernel discards the packet that
+completes the handshake, and the data behind it, until the client sends both again and there is room (Linux
+`tcp_v4_syn_recv_sock`, `tcp_check_req`).  So such segments wait here, unchanged, until the capture reports that
+production accepted the connection.  Then they are fed as if they had just come.
 
-Most wait for milliseconds, and anybody can begin connections that are never accepted.  So there is room of its own for
-them, and where it is full those go that have been silent for longest.
+Most wait for milliseconds only, but anybody can begin connections that are never accepted.  So they have their own
+room, and if it is full, the connections go that have been silent for longest.
 
 Pure: no clock; `now` is passed in.
 """
@@ -24,22 +24,20 @@ from tapmirror.spec import Limits
 from tapmirror.tcp import MASK, distance
 
 EARLY: Final = 1 << 20
-"""As in bpf/tap.c: bytes of production that a client can acknowledge in them."""
+"""How many bytes of production a client can have acknowledged in such a segment; the same as in bpf/tap.c."""
 MOST_BYTES: Final = 96 << 10
-"""Of one connection.  The SYN-ACK offers 64 KiB at most, for its window is never scaled (RFC 7323, 2.2); the rest is
-for what is sent again in other pieces.  Less than the pipeline frames at once (`pipeline.AT_ONCE`)."""
+"""Most bytes of one connection.  A SYN-ACK offers at most 64 KiB, because its window is never scaled (RFC 7323, 2.2);
+the rest is for data that is sent again in other pieces.  Less than the pipeline frames at once (`pipeline.AT_ONCE`)."""
 MOST_SEGMENTS: Final = 256
-"""Of one connection: twice as many as fill that window in Ethernet, and those that are sent again."""
+"""Most segments of one connection: twice as many as fill that window on Ethernet, and those that are sent again."""
 ENTRY: Final = 400
-"""Bytes that a segment counts beside its payload: the memory that it needs however short it is."""
-
-
+"""Bytes that a segment counts in addition to its payload: the memory that it needs however short it is."""
 AT_ONCE: Final = 512
-"""How many connections one call of `expire` gives up: it stays at about a millisecond."""
+"""Most connections that one call of `expire` gives up, which takes about a millisecond."""
 
 _Head: TypeAlias = tuple[int, int, int, int, int]
-"""Of a segment: flags, sequence number, acknowledgement, length; of an RST its place as well: what it ends depends on
-what came before it, also if it comes again."""
+"""What makes two segments the same: flags, sequence number, acknowledgement and length.  The last number is the place
+of an RST among the others: what a repeated RST ends depends on what came before it.  It is 0 for other segments."""
 
 
 class _Held:
@@ -49,20 +47,22 @@ class _Held:
 
     def __init__(self, seq: int) -> None:
         self.segments: dict[_Head, tuple[bytes, int]] = {}
-        """The payload of each, and its time, in their order."""
+        """The payload and the time of each segment, in the order in which they came."""
         self.bytes = 0
         self.last = 0.0
-        """When the last of them came."""
+        """When the last segment came."""
         self.next = seq
-        """Number behind all of them."""
+        """Sequence number behind all of them."""
         self.again = 0
-        """Time of the last that was sent again: production had discarded what came before, and it was not production
-        that took so long."""
+        """Time of the last segment that was sent again.  Production had discarded the earlier ones, so production's
+        response time counts from this one."""
 
 
 class Unaccepted:
-    """The segments of all such connections of one worker: of half as many as there may be flows, and as many bytes as
-    heads may take (`Limits.heads_bytes`), which are their like: a connection's first.
+    """The segments of all such connections of one worker.
+
+    There are at most half as many connections as there may be flows.  Their bytes are bounded like those of heads
+    (`Limits.heads_bytes`), since most of them are heads.
     """
 
     __slots__ = ("_held", "_ledger", "_limits", "_room", "bytes", "segments")
@@ -71,23 +71,23 @@ class Unaccepted:
         self._limits = limits
         self._ledger = ledger
         self._room = limits.heads_bytes
-        """What is left of it, in bytes."""
+        """Bytes that are still free."""
         self._held: OrderedDict[FlowKey, _Held] = OrderedDict()
-        """The one that has been silent for longest first."""
+        """By connection; the one that has been silent for longest comes first."""
         self.segments = 0
         """Segments with payload that are held."""
         self.bytes = 0
-        """Their payload."""
+        """Bytes of payload that are held."""
 
     def __len__(self) -> int:
         return len(self._held)
 
     def hold(self, segment: Segment, now: float) -> None:
-        """Keep a segment, or drop it where there is no room."""
+        """Keep a segment, or drop it if there is no room."""
         key, flags, seq, ack, length, payload, time_ns = segment
         held = self._held.get(key)
         if held is None:
-            if flags & RST:  # as of a health check: there is nothing that it could end
+            if flags & RST:  # of a health check, for example: there is nothing that it could end
                 self._ledger.filter(FilterReason.OUTSIDE, length, 1 if length else 0)
                 return
             while len(self._held) * 2 >= self._limits.flows:
@@ -99,7 +99,7 @@ class Unaccepted:
             self._held.move_to_end(key)
             if distance(seq, held.next) < 0:
                 held.again = time_ns
-            if head in held.segments:  # whatever it says now: reassembly takes the first copy
+            if head in held.segments:  # reassembly takes the first copy, whatever this one says
                 held.last = now
                 self._ledger.filter(FilterReason.DUPLICATE, length, 1 if length else 0)
                 return
@@ -120,7 +120,7 @@ class Unaccepted:
             self.segments += 1
 
     def _refuses(self, key: FlowKey, held: _Held, size: int) -> DropReason | None:
-        """Make room for so many more bytes, if need be by giving up others; why there is none all the same."""
+        """Make room for `size` more bytes, if necessary by giving up others; why there is none, or None."""
         if held.bytes + size > MOST_BYTES or len(held.segments) >= MOST_SEGMENTS:
             return DropReason.FLOW_LIMIT
         while self._room < size + ENTRY:
@@ -131,9 +131,9 @@ class Unaccepted:
         return None
 
     def taken(self, key: FlowKey, server: int) -> list[Segment]:
-        """Production accepted the connection whose first byte of production's is `server`: what was held of it.
+        """Production accepted the connection on which its own first byte is `server`: what was held of it.
 
-        What is of an earlier one with the same key was turned away.
+        Segments of an earlier connection with the same key were turned away.
         """
         held = self._held.pop(key, None)
         if held is None:
@@ -149,13 +149,13 @@ class Unaccepted:
         return segments
 
     def turned_away(self, key: FlowKey, seq: int) -> None:
-        """Production reset a connection of this key; `seq`: the number of the RST, which tells which."""
+        """Production reset a connection of this key; `seq`, the number of the RST, tells which one."""
         held = self._held.get(key)
         if held is not None and any(ack == seq for _, _, ack, _, _ in held.segments):
             self._drop(key, FilterReason.NOT_ACCEPTED)
 
     def expire(self, now: float) -> None:
-        """Give up those that were silent for too long: what production did not take the client sends again."""
+        """Give up connections that were silent for too long: a client sends again what production did not take."""
         for _ in range(min(AT_ONCE, len(self._held))):
             key, held = next(iter(self._held.items()))
             if now - held.last < self._limits.accept_time:
@@ -163,7 +163,7 @@ class Unaccepted:
             self._drop(key, FilterReason.NOT_ACCEPTED)
 
     def drop(self, reason: DropReason, of: Callable[[FlowKey], bool] = lambda _: True) -> None:
-        """Give up the connections with such keys."""
+        """Give up the connections whose key `of` chooses."""
         for key in [key for key in self._held if of(key)]:
             self._drop(key, reason)
 
@@ -181,7 +181,7 @@ class Unaccepted:
             self._ledger.filter(reason, length, 1)
 
     def _release(self, length: int) -> None:
-        """A segment of so many bytes takes no memory any more."""
+        """Free the memory of a segment of `length` bytes."""
         self._room += length + ENTRY
         self.bytes -= length
         if length:
