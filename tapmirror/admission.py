@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decisions of bpf/tap.c, for sources that have no program in the kernel.
 
-Direction, match, loop mark, sampling, the acceptance of connections, which of production's packets
-become records, and the counters: the same rules in the same order, so that nothing after a
-source can tell which it was.  See `tap()` there for the reasons.
+These are direction, match, loop mark, sampling, the acceptance of connections, which of production's packets become
+records, and the counters.  The rules and their order are the same as there, so that no later stage can tell one source
+from another.  The reasons are given at `tap()` in bpf/tap.c.
 
 Pure.
 """
@@ -31,49 +31,49 @@ from tapmirror.events import (
 from tapmirror.packet import BUCKETS, Header, flow_hash, flow_key
 
 HANDSHAKES: Final = 32_768
-"""Handshakes that are remembered at most of those that the client did not complete, which a flood of SYNs fills."""
+"""Most handshakes that are remembered of those that the client did not complete; a flood of SYNs fills these."""
 COMPLETED: Final = 32_768
-"""And of those that it did: the size of the map `completed` of bpf/tap.c."""
+"""Most handshakes that are remembered of those that the client completed: the size of the map `completed` there."""
 WANT_ONE: Final = 1
 WANT_ALL: Final = 2
 WANT_ANSWERS: Final = 4
 MASK: Final = 0xFFFFFFFF
 CHUNK: Final = 65_536
-"""TAP_CHUNK of bpf/tap.h: a larger packet (BIG TCP) is several records, and what ends something goes with the last."""
+"""TAP_CHUNK of bpf/tap.h.  A larger packet (BIG TCP) becomes several records, the last of which has its FIN or PSH."""
 PLAUSIBLE: Final = 1 << 30
-"""Furthest a number can be from that of the handshake: the largest window."""
+"""Largest distance of a number from that of the handshake: the largest window."""
 EARLY: Final = 1 << 20
-"""As in bpf/tap.c: bytes that a side can send before it hears of the other."""
+"""Bytes that a side can send before it hears from the other; the same as in bpf/tap.c."""
 FAST_OPEN: Final = 0x1000
 COMPLETE: Final = 0x4000
 SAID: Final = 0x8000
 ANSWERED: Final = ACCEPTED | MULTIPATH
-"""TAP_EARLY, TAP_COMPLETE, TAP_SAID, TAP_ANSWERED of bpf/tap.c.  A report always finds room: TAP_LOOSE has no
-counterpart."""
+"""TAP_EARLY, TAP_COMPLETE, TAP_SAID, TAP_ANSWERED of bpf/tap.c.  TAP_LOOSE has no counterpart, because there is always
+room for a report here."""
 
 
 class Way(NamedTuple):
-    """What all packets from one end point to another have in common, one of them production's: who has many of them
-    may ask once (`Admission.way`), until `exclude` or `set_threshold`.
+    """What all packets from one end point to another have in common, if one of the two is production.
+
+    A source may keep the result of `Admission.way` for further packets, until it calls `exclude` or `set_threshold`.
     """
 
     key: FlowKey
     from_client: bool
     fate: str | None
-    """The counter of what is left out whole, `client` or `sampled_out`; None: it is taken."""
+    """The counter for flows that are left out whole, `client` or `sampled_out`; None: the flow is taken."""
     bucket: int
 
 
 class Admission:
-    """Headers in, segments out; `totals` counts as `Counters` does.
+    """Headers in, segments out; `totals` has the same counters as `Counters`.
 
-    `clients`: (address, mask) of the networks whose clients are admitted; empty: any.
-
-    `probe`: first sequence number of the SYN that looks whether a shadow leads back to production; 0: none.
-
-    `both_ways`: production's packets come in too, from a mirror port or through a tunnel.  `many`: several interfaces,
-    which may show one packet.  `either_way`: production may be behind the interface; its address alone tells.
-    `answer_bytes`: of each of production's segments with payload, where flows want answers.
+    `clients`: (address, mask) of the networks whose clients are admitted; empty: all clients are.
+    `probe`: initial sequence number of the SYN that tests whether a shadow leads back to production; 0: no test.
+    `both_ways`: production's packets come in as well, from a mirror port or through a tunnel.
+    `many`: there are several interfaces, and the same packet may pass more than one.
+    `either_way`: production may be behind the interface, so only its address tells the direction.
+    `answer_bytes`: how much is captured of each segment of production with payload, if its flow's answers are wanted.
     """
 
     def __init__(
@@ -113,11 +113,11 @@ class Admission:
         self.totals: dict[str, tuple[int, int]] = {}
 
     def set_threshold(self, threshold: int) -> None:
-        """From here on take the flows whose hash is below it."""
+        """Take only flows whose hash is below `threshold` from now on."""
         self._threshold = threshold
 
     def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
-        """End points of shadows from now on."""
+        """Set the end points of the shadows, (address, port), which are never production."""
         self._excluded = frozenset((address, port.to_bytes(2, "big")) for address, port in excluded)
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
@@ -126,11 +126,11 @@ class Admission:
         self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | (WANT_ALL if wanted else 0)
 
     def want_answers(self, first: int, count: int) -> None:
-        """Report production's payload of flows in so many buckets from `first` on and around."""
+        """Report production's payload in `count` buckets from `first` on; after the last bucket comes the first."""
         self._window = (first, count)
 
     def keep_answers(self, key: FlowKey, wanted: bool) -> None:
-        """The same of the flow's bucket, wherever these are."""
+        """Begin or stop to report production's payload in the flow's bucket, wherever that window is."""
         bucket = flow_hash(key, self._seed) & 0xFFFF
         self._wants[bucket] = self._wants[bucket] & ~WANT_ANSWERS | (WANT_ANSWERS if wanted else 0)
 
@@ -140,7 +140,7 @@ class Admission:
         self.totals[name] = records + 1, total + size
 
     def admit(self, header: Header, outgoing: bool, time_ns: int, loopback: bool = False) -> list[Segment]:
-        """The segments that one packet gives; `loopback`: of an interface that shows every packet twice."""
+        """The segments that one packet gives; `loopback`: its interface shows every packet twice."""
         ends = header.source, header.destination, header.source_port, header.destination_port
         way = self.way(*ends, header.vlan, outgoing, loopback)
         if way is None:
@@ -160,7 +160,7 @@ class Admission:
         outgoing: bool,
         loopback: bool,
     ) -> Way | None:
-        """Whose packets these are; None: not the tap's."""
+        """Which flow and direction packets between these end points belong to; None: they are not for this tap."""
         if outgoing and loopback:
             return None
         vlan = 0 if self._many else vlan
@@ -194,7 +194,7 @@ class Admission:
     def from_server(
         self, way: Way, fragment: bool, seq: int, ack: int, flags: int, size: int, payload: memoryview, time_ns: int
     ) -> list[Segment]:
-        """The segments that a packet of production's gives."""
+        """The segments that a packet of production gives."""
         key, _, fate, bucket = way
         if fate is not None:
             return []
@@ -224,8 +224,9 @@ class Admission:
         return [*told, (key, flags | FROM_SERVER, seq, ack, size, b"", time_ns)]
 
     def _shown(self, key: FlowKey, seq: int, ack: int, flags: int, size: int, time_ns: int) -> list[Segment] | None:
-        """The report that production accepted a connection, if that shows in what it sends behind its SYN-ACK; None: it
-        says nothing.
+        """The report that production accepted a connection, if this packet, behind its SYN-ACK, shows that.
+
+        None: the packet shows nothing, and is ignored.
         """
         client, server, kind = self._known(key)
         taken, sent = (ack - client) & MASK, (seq - server) & MASK
@@ -237,12 +238,12 @@ class Admission:
             return []
         if not flags & ACK or taken >= PLAUSIBLE or sent >= PLAUSIBLE:
             return []
-        if taken >= EARLY or sent >= EARLY:  # what would have shown it was not captured
+        if taken >= EARLY or sent >= EARLY:  # the packet that would have shown it was not captured
             self._dropped(key)
             return []
         if not taken and not size and not flags & FIN:
             return None
-        if not kind & COMPLETE:  # as at a mirror port: before what the client sent
+        if not kind & COMPLETE:  # at a mirror port, it may come before the client's packet
             self._handshakes[key] = client, server, kind | FAST_OPEN
             return []
         return self._accepted(key, time_ns)
@@ -263,7 +264,7 @@ class Admission:
         payload: memoryview,
         time_ns: int,
     ) -> list[Segment]:
-        """The segments that a packet of a client's gives."""
+        """The segments that a packet of a client gives."""
         key, _, fate, _ = way
         if dscp == self._dscp or (flags & SYN and seq == self._probe != 0):
             if flags & SYN:
@@ -275,12 +276,12 @@ class Admission:
         self._count_all(fate or "emitted", size)
         if fate is not None:
             return []
-        flags &= ~MULTIPATH  # a mark of ours, which a client's SYN-ACK must not bear
+        flags &= ~MULTIPATH  # our own mark, which a SYN-ACK of a client must not bear
         segments: list[Segment] = []
         if flags & SYN:
             self.count("syn")
             if self._known(key)[2] & ANSWERED:
-                flags |= UNACCEPTED  # the data of another SYN is none of this connection's
+                flags |= UNACCEPTED  # the data of another SYN does not belong to this connection
             elif not flags & (ACK | FIN | RST):
                 self._fast_open(key, seq, size)
         elif flags & ACK and (key in self._handshakes or key in self._completed) and self._completes(key, seq, ack):
@@ -304,17 +305,17 @@ class Admission:
             self.totals[name] = records + 1 + (size - 1) // CHUNK, total + size
 
     def _completes(self, key: FlowKey, seq: int, ack: int) -> bool:
-        """Whether the client completes a handshake that production answered, or did."""
+        """Whether the client completes a handshake that production answered, or completed it before."""
         client, server, kind = self._known(key)
         if not kind & ANSWERED or (seq + EARLY - client) & MASK >= PLAUSIBLE:
             return False
         return (ack - server) & MASK < (EARLY if kind & FAST_OPEN else 1)
 
     def _complete(self, key: FlowKey, seq: int, flags: int, size: int) -> int:
-        """A packet of the client's in a handshake that is complete by then; what the handshake was."""
+        """Note a packet of the client by which a handshake is complete; returns what the handshake was before."""
         client, server, kind = self._known(key)
         if flags & RST and seq == client and not kind & (FAST_OPEN | SAID):
-            self._dropped(key)  # it has said nothing, and will not
+            self._dropped(key)  # the client has sent no data, and will send none
             return kind
         now = kind | COMPLETE | (SAID if size or flags & FIN else 0)
         if now != kind:
@@ -329,7 +330,7 @@ class Admission:
         return [(key, kind & ANSWERED, client, server, 0, b"", time_ns)]
 
     def _fast_open(self, key: FlowKey, seq: int, size: int) -> None:
-        """Remember what would acknowledge the data of a SYN, as bpf/tap.c does."""
+        """Remember which number acknowledges the data of a SYN, as bpf/tap.c does."""
         client, _, kind = self._known(key)
         if size or (kind and client == (seq + 1) & MASK):
             self._dropped(key)
@@ -343,16 +344,16 @@ class Admission:
             those.popitem(last=False)
 
     def _known(self, key: FlowKey) -> tuple[int, int, int]:
-        """A handshake, in whichever it is; of none, nothing."""
+        """The handshake with this key, from either table; zeros if there is none."""
         return self._completed.get(key) or self._handshakes.get(key, (0, 0, 0))
 
     def _dropped(self, key: FlowKey) -> tuple[int, int, int]:
-        """The same, which is forgotten."""
+        """The handshake with this key, which is forgotten; zeros if there is none."""
         return self._completed.pop(key, None) or self._handshakes.pop(key, (0, 0, 0))
 
 
 def _chunks(segment: Segment) -> Iterator[Segment]:
-    """A segment that is longer than one may be, in several."""
+    """Divide a segment that is longer than `CHUNK`."""
     key, flags, seq, ack, size, payload, time_ns = segment
     for start in range(0, size, CHUNK):
         part = flags & (UNACCEPTED | 0xFF) & ~(SYN | URG) if start else flags
