@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where segments come from.  All sources yield the same record; nothing after them can tell which it was."""
+"""Where segments come from.  All sources yield the same record, so no later stage can tell which source it was."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import msgspec
 from tapmirror.events import FlowKey, Segment
 
 ENDLESS: Final = 1 << 62
-"""More bytes than there are."""
+"""A number of bytes that stands for no limit."""
 
 
 def nothing() -> None:
-    """What is left to do with segments that are done with at once."""
+    """The default for `finish` of `Source.read`: every segment is done with as soon as the next one is asked for."""
 
 
 class Counters(msgspec.Struct, frozen=True):
     """(records, bytes) since the start, as `enum tap_count` of bpf/tap.h counts them.
 
     seen, emitted, sampled_out, loop, ring_full, fragment and client count segments with payload from client to
-    production, so that seen is the sum of the others of these.  The rest count packets.
+    production; seen is the sum of the other six.  All others count packets.
     """
 
     seen: tuple[int, int]
@@ -48,26 +48,27 @@ class Source(Protocol):
 
     @property
     def received(self) -> tuple[int, int]:
-        """Segments with payload from client to production, and their bytes, that `read` has yielded, also to a worker
-        before us.
+        """(segments with payload from client to production, their bytes) that `read` has yielded, including to a worker
+        before this one.
         """
 
     cut: bool
-    """The last `read` left something for its bound of bytes."""
+    """Whether the last `read` left something because of its limit in bytes."""
 
     def fileno(self) -> int:
-        """Readable while there is something to read."""
+        """The descriptor that is readable while there is something to read."""
 
     def read(self, limit: int, size: int = ENDLESS, finish: Callable[[], object] = nothing) -> Iterator[Segment]:
-        """Yield at most `limit` of the segments that are there now, and none after so many bytes of the capture.
+        """Yield at most `limit` of the segments that are there now, and none that begins after `size` bytes of the
+        capture.
 
-        The payloads of several segments are valid at a time.  `finish` is called before they are not any more: it does
-        what is left to do with those that were yielded by then.  Who leaves it in the middle, having done that, gets
-        the others next time.
+        The payloads of several segments are valid at a time.  `finish` is called before they become invalid: it must do
+        whatever is still to be done with the segments yielded by then.  If the caller stops in the middle, after doing
+        that, it gets the other segments next time.
         """
 
     def empty(self) -> bool:
-        """Nothing is there to be read."""
+        """Whether nothing is there to be read."""
 
     def age(self, now: float) -> float:
         """Seconds from the capture of what will be read next to `now` (CLOCK_MONOTONIC); 0: nothing is there."""
@@ -76,10 +77,12 @@ class Source(Protocol):
         """Begin or stop to yield production's acknowledgements of this flow (and of those in its bucket)."""
 
     def want_answers(self, first: int, count: int) -> None:
-        """Yield production's payload too, of the flows in so many of the 65,536 buckets from `first` on and around."""
+        """Yield production's payload in `count` of the 65,536 buckets from `first` on; after the last bucket comes the
+        first.
+        """
 
     def keep_answers(self, key: FlowKey, wanted: bool) -> None:
-        """The same of this flow's bucket, wherever these are."""
+        """Begin or stop to yield production's payload in this flow's bucket, wherever that window is."""
 
     def counters(self) -> Counters:
         """What the capture counted."""
@@ -88,16 +91,16 @@ class Source(Protocol):
         """How full the ring is, from 0 to 1."""
 
     def set_threshold(self, threshold: int) -> None:
-        """From here on take only flows whose hash is below it, where this is not decided in the kernel."""
+        """Take only flows whose hash is below `threshold` from now on, if the kernel does not decide that."""
 
     def woken(self) -> None:
         """The descriptor is readable, or has an error."""
 
     def stop(self) -> None:
-        """Capture nothing more; what is there can still be read."""
+        """Capture nothing more.  What was captured can still be read."""
 
     def discard(self) -> None:
-        """Read nothing more: what is there is captured and not received."""
+        """Read nothing more.  What is there stays captured, but is never received."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of a capture file, in blocks, with the place of each for error messages."""
+"""The bytes of a capture file in blocks, each with its place in the file for error messages."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections.abc import Callable
 from typing import Final
 
 BLOCK: Final = 1 << 20
-"""Bytes of a read."""
+"""Bytes that one read asks for."""
 GZIP: Final = b"\x1f\x8b"
 _GZIP_BITS: Final = 31
 """Argument of zlib: the largest window, and a gzip header is expected."""
 
 
 class CaptureError(Exception):
-    """A capture file that cannot be read (further).  The message is one line; `offset` is where, if known."""
+    """A capture file cannot be read, or not any further.  The message is one line.  `offset` is the place, if it is
+    known.
+    """
 
     def __init__(self, message: str, offset: int | None = None) -> None:
         super().__init__(message if offset is None else f"at byte {offset:,}: {message}")
@@ -23,7 +25,7 @@ class CaptureError(Exception):
 
 
 class Blocks:
-    """A window on a stream of bytes: `view`, which begins at byte `start`.  Slices of it stay valid."""
+    """A window on a stream of bytes.  `view` begins at byte `start` of the stream; slices of it stay valid."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
@@ -31,7 +33,7 @@ class Blocks:
         self.start = 0
 
     def need(self, count: int) -> bool:
-        """See that the window holds `count` bytes; False if the stream ends before.  Raises `CaptureError`."""
+        """Make the window hold at least `count` bytes; False if the stream ends before.  Raises `CaptureError`."""
         have = len(self.view)
         if have >= count:
             return True
@@ -43,12 +45,12 @@ class Blocks:
         return have >= count
 
     def advance(self, count: int) -> None:
-        """Move the window's beginning on, within the window."""
+        """Move the beginning of the window on by `count` bytes, which the window must hold."""
         self.view = self.view[count:]
         self.start += count
 
     def skip(self, count: int) -> bool:
-        """Move on by `count` bytes, however many; False if they are not there.  Raises `CaptureError`."""
+        """Move on by any number of bytes; False if the stream ends before.  Raises `CaptureError`."""
         while count:
             if not self.need(1):
                 return False
@@ -59,7 +61,7 @@ class Blocks:
 
 
 class Gunzip:
-    """Unpacks gzip of any number of members (RFC 1952), of which `begun` was read already."""
+    """Unpacks gzip with any number of members (RFC 1952).  `begun` are the bytes that were already read."""
 
     def __init__(self, read: Callable[[int], bytes], begun: bytes) -> None:
         self._read = read
@@ -69,9 +71,9 @@ class Gunzip:
         self._within = False
 
     def read(self, count: int) -> bytes:
-        """At most `count` bytes, however much the packed ones stand for; none at the end.
+        """At most `count` bytes, however many the packed ones stand for; no bytes at the end.
 
-        Raises `CaptureError` where the file is damaged; its offsets are those of the packed file.
+        Raises `CaptureError` if the file is damaged, with an offset in the packed file.
         """
         while True:
             if self._stream.eof:

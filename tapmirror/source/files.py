@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capture files: pcap, pcapng, and either compressed by gzip.
+"""Capture files: pcap and pcapng, also if gzip has compressed them.
 
-Why not scapy's or libpcap's readers: neither tells where a file is damaged, scapy's takes several times as
-long for a packet as everything that is done with it here, and libpcap knows no gzip.
+The readers of scapy and libpcap are not used.  Neither tells where a file is damaged.  scapy's takes several times as
+long for a packet as everything that is done with it here, and libpcap does not read gzip.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class CaptureFile:
         except OSError as error:
             raise CaptureError(f"it cannot be opened: {error.strerror}") from None
         self.on_read: Callable[[int], object] | None = None
-        """Called with the number of bytes, whenever some were read of the file."""
+        """Called with the number of bytes whenever some were read from the file."""
 
     def frames(self) -> Iterator[Frame]:
-        """Every frame, in the order of the file.  Raises `CaptureError` where it is damaged."""
+        """Every frame, in the order of the file.  Raises `CaptureError` if the file is damaged."""
         blocks = Blocks(self._read)
         blocks.need(4)
         if bytes(blocks.view[:2]) == GZIP:
@@ -47,7 +47,7 @@ class CaptureFile:
         raise CaptureError("no capture file (pcap or pcapng, or either compressed by gzip)", 0)
 
     def is_same(self, path: str) -> bool:
-        """Whether a path leads to this file."""
+        """Whether this path leads to the open file."""
         try:
             return os.path.samestat(os.stat(path), os.fstat(self._file.fileno()))
         except OSError:

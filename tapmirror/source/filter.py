@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classic BPF program by which a packet socket takes only what may concern a tap.
+"""The classic BPF program by which a packet socket takes only packets that may concern a tap.
 
-It rather takes too much than too little: what it lets through is judged again.  Not so by its interface, which may be
-gone when a packet is read, or another have its number.  Of what production sends it takes the first bytes (what it
-returns is how many are copied), for that is judged by its headers, and seldom needed.  Offsets are relative to the
-network header (SKF_NET_OFF), so that it serves every link; the kernel has taken the outer VLAN tag out of the frame by
-then, unless that is one from before IEEE 802.1ad.
+In doubt it takes a packet, since what it lets through is judged again.  The interface is the exception: only this
+program checks it, because the interface may be gone by the time a packet is read, or its number may belong to another
+one.  Of what production sends it takes only the first bytes (its return value is the number of bytes to copy), because
+only the headers are judged, and the payload is rarely needed.
+
+Offsets are relative to the network header (SKF_NET_OFF), so that the program serves every link.  By then the kernel has
+taken the outer VLAN tag out of the frame, unless the tag is of a kind from before IEEE 802.1ad.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ from typing import Final, TypeAlias
 from tapmirror.packet.link import VLAN_TYPES
 
 MAX_LINKS: Final = 512
-"""Interfaces that are compared at most.  Two such programs, of which one takes the other's place, have room in the 20
-KiB that a socket has before Linux 6.7 (net.core.optmem_max)."""
+"""Most interfaces that are compared.  When one such program replaces another, both must have room in the 20 KiB that
+a socket has before Linux 6.7 (net.core.optmem_max)."""
 _FAR: Final = 200
-"""Interfaces that are compared before one jump to what comes behind them all: a conditional one reaches 255 far."""
+"""How many interfaces are compared before there is a jump to the code behind all of them: a conditional jump reaches
+255 instructions."""
 MAX_PORTS: Final = 50
-"""More are not compared: a jump reaches 255 instructions far."""
+"""Most ports that are compared: a conditional jump reaches 255 instructions."""
 HEADERS: Final = 160
-"""Bytes that a packet's headers have at most: Ethernet with a tag, IPv4 and TCP with all options (18 + 60 + 60); IPv6
-with extension headers is taken whole."""
+"""Most bytes of a packet's headers: Ethernet with a tag, IPv4 and TCP with all options (18 + 60 + 60).  IPv6 packets
+with extension headers are taken whole."""
 REFUSE_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0)
 
 _NET: Final = 0x100000000 - 0x100000
@@ -48,15 +51,16 @@ _TCP: Final = 6
 _EXTENSIONS: Final = (0, 43, 44, 60)
 
 Instruction: TypeAlias = tuple[int, int, str, str]
-"""(code, operand, label if true, label if false); a label of "" is the next instruction.  Of `_JA` the first counts."""
+"""(code, operand, label if true, label if false).  An empty label is the next instruction.  `_JA` uses only the
+first label."""
 
 
 def tcp_filter(ports: Iterable[int] | None, links: Collection[int] = (), answer_bytes: int = 0) -> bytes:
-    """A program that takes TCP packets with one of these ports on either side, and what it cannot judge.
+    """A program that takes TCP packets with one of these ports on either side, and packets that it cannot judge.
 
-    `ports` of None: it takes every packet.  `links`: numbers of the interfaces whose packets it takes, `MAX_LINKS` at
-    most; none: it does not look.  Of packets that only come from one of the ports it takes the headers and
-    `answer_bytes`, but all where it does not compare the ports or does not look so far.
+    `ports`: None takes every packet.  `links`: the numbers of the interfaces whose packets are taken, at most
+    `MAX_LINKS`; empty: those of all interfaces.  If only the source port of a packet is one of these, the program takes
+    its headers and `answer_bytes`.  It takes the whole packet if it does not compare ports, or cannot look that far.
     """
     if ports is None:
         return _assembled([*_of_links(links), (_RET, _ALL, "", "")])
@@ -103,7 +107,7 @@ def tcp_filter(ports: Iterable[int] | None, links: Collection[int] = (), answer_
 
 
 def _of_links(links: Collection[int]) -> list[Instruction | str]:
-    """Go on only with packets of these interfaces; none: with all."""
+    """Continue only with packets of these interfaces; empty: with all packets."""
     if not links:
         return []
     wanted = sorted(links)

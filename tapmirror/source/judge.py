@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets in an AF_PACKET ring to segments: what the kernel says of each, its headers, and what `admission` decides.
+"""Turns packets in an AF_PACKET ring into segments: by what the kernel says of each, its headers, and `admission`.
 
 Theory of operation
 -------------------
-Nearly all packets are TCP in Ethernet without tags, in IPv4 without options or IPv6 without extension headers.  Of
-these everything that is needed lies at known places: one read of the kernel's header, one of theirs, and whose they are
-is known by the bytes that name both ends (`_known`), since it is the same for all packets of a flow in one direction.
-All others take the long way, through `packet`, which reads everything; so do those whose TCP header has to be read
-further.  Both ways lead to the same rules, and have the same outcome.
+Nearly all packets are TCP in Ethernet without tags, in IPv4 without options or IPv6 without extension headers.  All
+that is needed of these lies at known places: one read takes the kernel's header, another one those of the packet.
+Which flow and direction it belongs to is known by the bytes that name both ends (`_known`), because these are the same
+for all packets of a flow in one direction.  All other packets take the long way, through `packet`, which reads
+everything; so do packets of which more of the TCP header is needed (the urgent pointer, the options of a SYN-ACK).
+Both ways lead to the same rules, and have the same outcome.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ TP_STATUS_VLAN_VALID: Final = 0x10
 ARPHRD_LOOPBACK: Final = 772
 ARPHRD_WITH_ETHERNET: Final = (1, ARPHRD_LOOPBACK)
 KNOWN: Final = 16_384
-"""Ends that are remembered, some 5 MB; with more all are asked for anew, which costs each what the long way does."""
+"""Most pairs of end points that are remembered (some 5 MB).  If there are more, all are looked up anew, each at the
+cost of the long way."""
 
 FRAME: Final = struct.Struct("=4x5IH6x28s")
 """`struct tpacket3_hdr`: seconds, nanoseconds, captured, length, status, offset of the frame; then as one, `_PLACE`."""
 _PLACE: Final = struct.Struct("=I14x2s4xHBx")
-"""VLAN tag of a packet; of the `struct sockaddr_ll` behind it: protocol, the interface's kind, the packet's."""
+"""The VLAN tag of a packet; then, from the `struct sockaddr_ll` behind it: the protocol, the kind of interface, the
+kind of packet."""
 _TYPE_AT: Final = 12
-"""Where the following begin, in a frame."""
+"""Where the following structures begin in a frame."""
 _IP4: Final = struct.Struct(">IH2xI2x12sIIH")
-"""EtherType, version, header length and type of service; total length; fragment, time to live and protocol; addresses
-and ports; sequence number, acknowledgement; offset and flags."""
+"""EtherType, version, header length and type of service; total length; fragment, time to live and protocol;
+addresses and ports; sequence number, acknowledgement; data offset and flags."""
 _IP6: Final = struct.Struct(">HIHBx36sIIH")
 """EtherType; version, traffic class and flow label; payload length; next header; the rest as in `_IP4`."""
 _IP4_PLAIN: Final = ETHERTYPE_IP4 << 8 | 0x45
@@ -46,13 +49,13 @@ _TCP4_AT: Final = _IP4_AT + 20
 _TCP6_AT: Final = _IP4_AT + 40
 _TCP_BYTES: Final = 20
 _WHOLE_TCP: Final = 0x3FFF00FF
-"""Mask of the word with the fragment: what it leaves is 6 (TCP) where the packet is no fragment."""
+"""Mask for the word with the fragment fields: the result is 6 (TCP) if the packet is not a fragment."""
 
 
 class Judge:
     """Packets in, segments out.
 
-    `decoder` reads what `decode` does not; `promiscuous`: packets for other stations count (TAP_PROMISC and
+    `decoder` reads packets that `decode` does not.  `promiscuous`: packets for other stations count (TAP_PROMISC and
     TAP_EITHER_WAY of bpf/tap.h).
     """
 
@@ -61,18 +64,18 @@ class Judge:
         self._decoder = decoder
         self._promiscuous = promiscuous
         self._known: dict[bytes, dict[bytes, Way | None]] = {}
-        """By place (`_PLACE`), where the short way can be gone, and by ends."""
+        """For each place (`_PLACE`) at which the short way is possible: what is known of end points, by their bytes."""
         self._room = KNOWN
 
     def forget(self) -> None:
-        """Whose packets count, or which, may be different from now on."""
+        """Forget what is remembered: other packets, or packets of other end points, count from now on."""
         self._known.clear()
         self._room = KNOWN
 
     def judged(self, ring: memoryview, at: int, ahead: int) -> list[Segment]:
-        """The segments of the packet that is there in the ring.
+        """The segments of the packet that is at `at` in the ring.
 
-        `ahead`: what the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns.
+        `ahead`: how far the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns.
         """
         seconds, nanoseconds, captured, size, _, offset, place = FRAME.unpack_from(ring, at)
         known = self._known.get(place)
@@ -113,7 +116,7 @@ class Judge:
         return self._admission.from_server(way, False, seq, ack, flags, length, payload, time_ns)
 
     def _learn(self, known: dict[bytes, Way | None], place: bytes, ends: bytes) -> Way | None:
-        """Ask whose packets these are, and remember it."""
+        """Look up whose packets these are, and remember it."""
         tag, _, hardware, kind = _PLACE.unpack(place)
         size = (len(ends) - 4) // 2
         mapped = MAPPED if size == 4 else b""
@@ -131,13 +134,13 @@ class Judge:
         return way
 
     def _remembered(self) -> None:
-        """One more; if these are too many, begin anew."""
+        """Remember one more; if there are too many, forget all."""
         self._room -= 1
         if not self._room:
             self.forget()
 
     def _long(self, ring: memoryview, at: int, ahead: int) -> list[Segment]:
-        """The same, for any packet; and go the short way with others of its place, if that can be."""
+        """The segments of any packet, on the long way.  If others of its place can go the short way, they will."""
         seconds, nanoseconds, captured, size, status, offset, place = FRAME.unpack_from(ring, at)
         tag, protocol, hardware, kind = _PLACE.unpack(place)
         if kind == PACKET_OTHERHOST and not self._promiscuous:
@@ -156,7 +159,7 @@ class Judge:
         return self._admission.admit(header, kind == PACKET_OUTGOING, time_ns, hardware == ARPHRD_LOOPBACK)
 
     def _header(self, frame: memoryview, size: int, ethertype: int | None, vlan: int, now: float) -> Header | None:
-        """`ethertype` for links without an Ethernet header, `vlan` for a tag that the kernel took out."""
+        """`ethertype`: for links without an Ethernet header.  `vlan`: a tag that the kernel took out of the frame."""
         if self._decoder is None:
             return decode(frame, size, ethertype=ethertype, vlan=vlan)
         return self._decoder.decode(frame, size, ETHERNET if ethertype is None else RAW, now, vlan)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments from an AF_PACKET socket with a ring in shared memory: where the kernel gives no eBPF, and for tunnels.
+"""Segments from an AF_PACKET socket with a ring in shared memory: if the kernel offers no eBPF, and for tunnels.
 
 The kernel copies each packet that passes the filter into a block of the ring (TPACKET_V3, packet(7) and
-Documentation/networking/packet_mmap.rst); `judge` makes segments of them.  Promises the same as the eBPF ring, and
-costs more: of each of production's packets the headers are copied too, and if answers are compared so much of it as
-that takes.  Captured is less than `size` then, and lengths are those on the wire.
+Documentation/networking/packet_mmap.rst), and `judge` turns packets into segments.  The promises are the same as with
+the eBPF ring, but it costs more: the headers of each packet of production are copied too, and as much of its payload as
+a comparison needs.  A packet may be captured only in part; the lengths are those on the wire.
 
-A block comes to us when it is full, or of an age that is chosen (`HAND_OVER_MS`).  What we counted is noted in the
-ring (`packet_ring`), so that it lasts as long as that, like the counters of the kernel program.
+The kernel hands a block over when it is full, or after a given time (`HAND_OVER_MS`).  This reader's counts are noted
+in the ring (`packet_ring`), so that they last as long as the ring, like the counters of the kernel program.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from tapmirror.source.sockets import BLOCK_BYTES, HANDED_OVER, PROMPT_MS, attach
 
 PACKET_STATISTICS: Final = 6
 LAST_BLOCK: Final = 1.0
-"""Seconds that one is waited for at the end."""
+"""Seconds to wait for the last block at the end."""
 _NAMES: Final = Counters.__struct_fields__
 
 
 class LiveSource:
     """The reader of one packet socket with a ring.
 
-    `decoder` and `promiscuous` as for `Judge`.  What a worker that read this ring before had counted is
-    counted on.
+    `decoder` and `promiscuous`: as for `Judge`.  The counts go on from those of a worker that read this ring before.
     """
 
     def __init__(
@@ -57,19 +56,19 @@ class LiveSource:
         self._judge = Judge(admission, decoder, promiscuous=promiscuous)
         self._ring = PacketRing(sock, ring_bytes, block_bytes)
         self._real = 0
-        """What the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns."""
+        """How far the kernel's time stamps are ahead of CLOCK_MONOTONIC, in ns."""
         self._pieces = 0
-        """Fragments that were counted as discarded."""
+        """How many fragments were counted as discarded."""
         self.cut = False
-        """The last `read` left something for its bound of bytes."""
+        """Whether the last `read` left something because of its limit in bytes."""
         self._unread: Sequence[Segment] = ()
-        """Segments of the last packet that was read, before which reading was left."""
+        """Segments of the last packet that were not yielded, because the caller stopped there."""
         self._discarded = 0, 0
-        """Segments and bytes that were captured and will not be read."""
+        """(segments, bytes) that were captured and will not be read."""
         self._take_over()
 
     def _take_over(self) -> None:
-        """Go on with what a reader before us noted, and count what it had begun since."""
+        """Continue with the counts that a reader before us noted, and count what it had begun since then."""
         noted = self._ring.noted()
         if noted is None:  # a successor has to know that nothing was counted yet
             self._note()
@@ -88,7 +87,9 @@ class LiveSource:
 
     @property
     def received(self) -> tuple[int, int]:
-        """Segments with payload from client to production, and their bytes, read so far, by whichever reader."""
+        """(segments with payload from client to production, their bytes) that were read, including by readers before
+        this one.
+        """
         segments, size = self._admission.totals.get("emitted", (0, 0))
         unread = [length for _, flags, _, _, length, _, _ in self._unread if length and not flags & FROM_SERVER]
         return segments - self._discarded[0] - len(unread), size - self._discarded[1] - sum(unread)
@@ -98,7 +99,9 @@ class LiveSource:
         return self._sock.fileno()
 
     def read(self, limit: int, size: int = ENDLESS, finish: Callable[[], object] = nothing) -> Iterator[Segment]:
-        """Yield the segments of at most `limit` packets that are there, and of none after `size` bytes of them."""
+        """Yield the segments of at most `limit` packets that are there, and of none that begins after `size` bytes of
+        them.
+        """
         left = limit
         ring, view, judged = self._ring, self._ring.view, self._judge.judged
         self.cut = False
@@ -122,7 +125,7 @@ class LiveSource:
                 self._note()
 
     def discard(self) -> None:
-        """Judge what is there, and yield nothing of it."""
+        """Judge the packets that are there, and yield none of their segments."""
         segments, size = self.received
         self._unread = ()
         while self._ready():
@@ -133,7 +136,7 @@ class LiveSource:
         self._discarded = captured[0] - segments, captured[1] - size
 
     def empty(self) -> bool:
-        """No packet is there."""
+        """Whether no packet is there."""
         return not self._unread and not self._ready()
 
     def age(self, now: float) -> float:
@@ -146,7 +149,7 @@ class LiveSource:
         return now - float(seconds * 1_000_000_000 + nanoseconds - self._real) / 1e9
 
     def exclude(self, excluded: Collection[tuple[bytes, int]]) -> None:
-        """End points of shadows from now on: nothing that goes there is captured."""
+        """Set the end points of the shadows: nothing that goes there is captured from now on."""
         self._admission.exclude(excluded)
         self._judge.forget()
 
@@ -155,19 +158,19 @@ class LiveSource:
         self._admission.want_ack(key, wanted)
 
     def want_answers(self, first: int, count: int) -> None:
-        """Yield production's payload too, of the flows in so many buckets from `first` on and around."""
+        """Yield production's payload in `count` buckets from `first` on; after the last bucket comes the first."""
         self._admission.want_answers(first, count)
 
     def keep_answers(self, key: FlowKey, wanted: bool) -> None:
-        """The same of this flow's bucket, wherever these are."""
+        """Begin or stop to yield production's payload in this flow's bucket, wherever that window is."""
         self._admission.keep_answers(key, wanted)
 
     def counters(self) -> Counters:
         """What was counted.
 
-        Packets that the ring had no room for are counted by the kernel without their size and before they are
-        judged: each is entered as one record, of 0 bytes, both seen and lost (`ring_full`).  So is each IP fragment
-        that did not make a whole datagram (`fragment`), where they are put together.
+        The kernel counts packets for which the ring had no room without their size, and before they are judged.  Each
+        of them is entered as one record of 0 bytes, both as seen and as lost (`ring_full`).  If fragments are put
+        together, so is each IP fragment that did not become part of a whole datagram (`fragment`).
         """
         _, lost, _ = struct.unpack("=III", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 12))
         pieces = self._decoder.fragments.discarded if self._decoder is not None else 0
@@ -186,16 +189,16 @@ class LiveSource:
         return self._ring.fill()
 
     def set_threshold(self, threshold: int) -> None:
-        """From here on take only flows whose hash is below it."""
+        """Take only flows whose hash is below `threshold` from now on."""
         self._admission.set_threshold(threshold)
         self._judge.forget()
 
     def woken(self) -> None:
-        """Take note of an error (ENETDOWN: the interface went down): it would wake us for ever."""
+        """Take note of an error (ENETDOWN: the interface went down), which would otherwise wake the worker for ever."""
         self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def stop(self) -> None:
-        """Let no more packets in, and wait for the last block, within `LAST_BLOCK`; needs no privilege."""
+        """Let no more packets in, and wait for the last block, at most `LAST_BLOCK` seconds.  Needs no privilege."""
         attach_filter(self._sock, REFUSE_ALL)
         end = time.monotonic() + LAST_BLOCK
         time.sleep(HANDED_OVER)  # what passed the filter before is in by then
@@ -208,7 +211,7 @@ class LiveSource:
         self._sock.close()
 
     def _ready(self, finish: Callable[[], object] = nothing) -> bool:
-        """A packet is there to be read next; `finish` as of `read`."""
+        """Whether a packet is there to be read next; `finish` as of `read`."""
         ring = self._ring
         while not ring.left:
             if ring.held:
@@ -224,6 +227,6 @@ class LiveSource:
         return self._ring.take()
 
     def _note(self) -> None:
-        """Tell a successor what was counted, and up to where."""
+        """Note for a successor what was counted, and up to which packet."""
         totals = self._admission.totals
         self._ring.note(self._ring.position, [n for name in _NAMES for n in totals.get(name, (0, 0))])

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ring of an AF_PACKET socket (TPACKET_V3): its blocks in their order, and what a reader notes in them.
 
-The kernel copies packets into a block and hands that over (packet(7), Documentation/networking/packet_mmap.rst).  Each
-block has room that the kernel leaves alone (`tp_sizeof_priv`) and that lasts as long as the ring: there a reader notes
-how far it came, for the case that it dies and another takes over, as `ring` does in the consumer page.  In
-the block itself: how many of its packets were begun.  In the first one: the last position up to which everything is
-counted, and the counts (one of two, so that there is always a whole one).  What was begun behind that position may
-have been acted on: the successor counts it and does not yield it again.
+The kernel copies packets into a block and hands the block over (packet(7), Documentation/networking/packet_mmap.rst).
+Each block has room that the kernel does not use (`tp_sizeof_priv`), and that lasts as long as the ring.  There a reader
+notes how far it came, in case it dies and another takes over, as `ring` does in the consumer page.  Each block has the
+number of its packets that were begun.  The first block also has the last position up to which everything is counted,
+and the counts, in two copies, one of which is always whole.  Packets that were begun behind that position may have been
+acted on: the successor counts them, and does not yield them again.
 
-Memory order: as in `ring`, with `order`.
+Memory order: as in `ring`, by `order`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TPACKET_V3: Final = 2
 TP_STATUS_USER: Final = 1
 
 PRIVATE: Final = 640
-"""Bytes of each block for our notes."""
+"""Bytes of each block for the reader's notes."""
 VALUES: Final = 2 * len(Counters.__struct_fields__)
-"""Numbers that are noted."""
+"""How many numbers are noted."""
 
 _REQUEST: Final = struct.Struct("=7I")
 _BLOCK: Final = struct.Struct("=4xI2I")  # after version: offset of private data, status, packets
@@ -41,18 +41,18 @@ _NUMBER: Final = 24
 _FIRST: Final = struct.Struct("=16xI")
 _WORD: Final = struct.Struct("=I")
 _SNAPLEN: Final = 3
-"""`tp_snaplen` in a packet's header (struct tpacket3_hdr), in words."""
+"""Where `tp_snaplen` is in a packet's header (struct tpacket3_hdr), in words."""
 _BEGUN: Final = 48
 """Offset of a block's private data, of which this is the first word."""
 _VALID: Final = _BEGUN + 4
 _NOTES: Final = _BEGUN + 8
 _NOTE: Final = struct.Struct(f"={2 + VALUES}Q")
-"""Number of a block, packets of it, the values; there are two.  `_VALID` says which counts: the first (1), the other
-(2), or none yet (0)."""
+"""Number of a block, how many of its packets, the values; there are two such copies.  `_VALID` says which one
+counts: the first (1), the other (2), or none yet (0)."""
 
 
 def set_up_ring(sock: socket.socket, ring_bytes: int, block_bytes: int, retire_ms: int) -> None:
-    """Give a packet socket a ring; what came before is discarded.  Raises OSError."""
+    """Give a packet socket a ring, and discard what it had received before.  Raises OSError."""
     sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
     blocks = ring_bytes // block_bytes
     request = _REQUEST.pack(block_bytes, blocks, block_bytes, blocks, retire_ms, PRIVATE, 0)
@@ -62,7 +62,7 @@ def set_up_ring(sock: socket.socket, ring_bytes: int, block_bytes: int, retire_m
 class PacketRing:
     """The reader of one ring's blocks.
 
-    `take` a block, `begin` its packets one by one while there are some `left`, `note`, `give_back` the block.
+    `take` a block, `begin` its packets one by one while there are some `left`, `note`, and `give_back` the block.
     """
 
     def __init__(self, sock: socket.socket, ring_bytes: int, block_bytes: int) -> None:
@@ -73,9 +73,9 @@ class PacketRing:
         self._words = self.view.cast("I")
         self._block = self._oldest()
         self.held = False
-        """The present block is ours."""
+        """Whether the kernel has handed over the present block."""
         self.left = 0
-        """Packets of it that were not begun; the next is at `at`."""
+        """How many of its packets were not begun; the next one is at `at`."""
         self.at = 0
         self._begun = 0
         self._begun_at = 0
@@ -83,11 +83,11 @@ class PacketRing:
 
     @property
     def position(self) -> tuple[int, int]:
-        """The number of the present block, and how many of its packets were begun."""
+        """(number of the present block, how many of its packets were begun)."""
         return self._number(self._block), self._begun
 
     def take(self) -> bool:
-        """Go on to the next block, if it has come to us; perhaps none of its packets is left."""
+        """Go on to the next block if the kernel has handed it over.  It may have no packets left."""
         start = self._block * self._block_bytes
         _, status, packets = _BLOCK.unpack_from(self.view, start)
         if not status & TP_STATUS_USER:
@@ -103,7 +103,7 @@ class PacketRing:
         return True
 
     def places(self, first: int, end: int) -> Iterator[int]:
-        """Where packets of the present block are, by their number in it."""
+        """Where packets of the present block are, by their number in the block."""
         start = self._block * self._block_bytes
         at = start + int(_FIRST.unpack_from(self.view, start)[0])
         for number in range(end):
@@ -112,7 +112,7 @@ class PacketRing:
             at += int(_WORD.unpack_from(self.view, at)[0])
 
     def begin(self) -> int:
-        """Where the next packet is; it is valid until the block is given back."""
+        """Where the next packet is.  It is valid until the block is given back."""
         at = self.at
         self.left -= 1
         self._begun += 1
@@ -121,11 +121,11 @@ class PacketRing:
         return at
 
     def captured(self, at: int) -> int:
-        """Bytes of the packet there that were captured."""
+        """How many bytes of the packet there were captured."""
         return self._words[(at >> 2) + _SNAPLEN]
 
     def give_back(self) -> None:
-        """Let the kernel have the present block again; all of it that counts was noted."""
+        """Give the present block back to the kernel.  Whatever counts in it must have been noted."""
         if order.FENCE is not None:
             order.FENCE()
         start = self._block * self._block_bytes
@@ -137,7 +137,7 @@ class PacketRing:
         self._begun = 0
 
     def note(self, position: tuple[int, int], values: Sequence[int]) -> None:
-        """Everything up to this position is in these values."""
+        """Note that these values include everything up to this position."""
         other = self.view[_VALID] & 1
         _NOTE.pack_into(self.view, _NOTES + other * _NOTE.size, *position, *values)
         if order.FENCE is not None:
@@ -145,7 +145,7 @@ class PacketRing:
         self.view[_VALID] = 1 + other
 
     def noted(self) -> tuple[tuple[int, int], Sequence[int]] | None:
-        """What was noted last; None: nothing was."""
+        """What was noted last; None: nothing was noted."""
         valid = self.view[_VALID]
         if not valid:
             return None
@@ -158,20 +158,20 @@ class PacketRing:
         return float(sum(_BLOCK.unpack_from(self.view, at)[1] & TP_STATUS_USER for at in blocks)) / self._count
 
     def filling(self) -> bool:
-        """Packets are there that cannot be read yet, in the block that the kernel fills."""
+        """Whether there are packets in the block that the kernel still fills, which cannot be read yet."""
         blocks = (_BLOCK.unpack_from(self.view, i * self._block_bytes) for i in range(self._count))
         return any(packets and not status & TP_STATUS_USER for _, status, packets in blocks)
 
     def close(self) -> None:
-        """Unmap it."""
+        """Unmap the ring."""
         self._words.release()
         self.view.release()
         with contextlib.suppress(BufferError):  # somebody still has a payload; it goes with that
             self._map.close()
 
     def _oldest(self) -> int:
-        """The block to begin with: the first of a new ring; of one that another read, the oldest that it left, or else
-        the newest, which the kernel is filling.
+        """The block to begin with.  In a new ring it is the first one.  In a ring that another has read, it is the
+        oldest one that was left, or else the newest one, which the kernel is filling.
         """
         blocks = [
             (_BLOCK.unpack_from(self.view, i * self._block_bytes)[1], self._number(i), i) for i in range(self._count)
@@ -180,5 +180,5 @@ class PacketRing:
         return min(ready)[1] if ready else max((number, -i) for _, number, i in blocks)[1] * -1
 
     def _number(self, block: int) -> int:
-        """When the kernel began to fill it: of all blocks in their order."""
+        """When the kernel began to fill this block: of all blocks, in their order."""
         return int(struct.unpack_from("=Q", self.view, block * self._block_bytes + _NUMBER)[0])

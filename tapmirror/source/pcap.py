@@ -10,13 +10,14 @@ from typing import Final, TypeAlias
 from tapmirror.source.blocks import Blocks, CaptureError
 
 Frame: TypeAlias = tuple[int, int, int, memoryview]
-"""(link type, time in ns since 1970, size on the wire, what was captured of it)."""
+"""(link type, time in ns since 1970, size on the wire, captured bytes)."""
 
 HEADER: Final = 24
 MAX_FRAME: Final = 1 << 20
-"""Longest captured frame: tcpdump takes 262,144 bytes, BIG TCP gives up to 8 * 65,535.  More is damage."""
+"""Longest captured frame: tcpdump takes 262,144 bytes, and BIG TCP has up to 8 * 65,535.  A longer one is damage."""
 _NEVER_WRITTEN: Final = bytes(32)
-"""Two headers of packets without a byte, at time 0: the end of a file that a crash left at its size and empty."""
+"""Two packet headers without a byte, at time 0: the end of a file that kept its size but lost its content in a
+crash."""
 
 _FORMATS: Final = {
     b"\xd4\xc3\xb2\xa1": ("<", 1_000),
@@ -28,7 +29,7 @@ MAGICS: Final = frozenset(_FORMATS)
 
 
 def frames(blocks: Blocks) -> Iterator[Frame]:
-    """The frames of a file whose window stands at its beginning.  Raises `CaptureError` at damage."""
+    """The frames of a file whose window stands at its beginning.  Raises `CaptureError` if the file is damaged."""
     if not blocks.need(HEADER):
         raise CaptureError(f"the file header is cut: {len(blocks.view)} of {HEADER} bytes", 0)
     order, scale = _FORMATS[bytes(blocks.view[:4])]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Capture files in the format pcapng (draft-ietf-opsawg-pcapng).
 
-Section headers, interface descriptions with their units of time, enhanced, simple and (obsolete) packet
-blocks; every other block is skipped.  A section may have its own byte order and interfaces.
+Section headers, interface descriptions with their units of time, and enhanced, simple and (obsolete) packet blocks are
+read; every other block is skipped.  Each section may have its own byte order and interfaces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tapmirror.source.pcap import MAX_FRAME, Frame
 MAGIC: Final = b"\x0a\x0d\x0d\x0a"
 MAX_INTERFACES: Final = 65_536
 MAX_BLOCK: Final = MAX_FRAME + (1 << 16)
-"""Longest block that is read: a frame and its options.  Longer ones of a kind that is skipped are skipped."""
+"""Longest block that is read: a frame and its options.  Longer blocks of a kind that is skipped are skipped as well."""
 
 _SECTION: Final = 0x0A0D0D0A
 _INTERFACE: Final = 1
@@ -31,7 +31,7 @@ _TSOFFSET: Final = 14
 
 
 class Interface(NamedTuple):
-    """What an interface description says; a time stamp is a number of `1 / units` seconds."""
+    """What an interface description says.  A time stamp counts in `1 / units` seconds."""
 
     link: int
     snap: int
@@ -40,7 +40,7 @@ class Interface(NamedTuple):
 
 
 class _Section:
-    """What holds for the blocks of a section."""
+    """What applies to the blocks of a section."""
 
     def __init__(self, order: str) -> None:
         self.interfaces: list[Interface] = []
@@ -54,7 +54,7 @@ class _Section:
 
 
 def frames(blocks: Blocks) -> Iterator[Frame]:
-    """The frames of a file whose window stands at its beginning.  Raises `CaptureError` at damage."""
+    """The frames of a file whose window stands at its beginning.  Raises `CaptureError` if the file is damaged."""
     section: _Section | None = None
     while True:
         if not blocks.need(12):
@@ -108,7 +108,7 @@ def _describe(section: _Section, body: memoryview, start: int) -> None:
 
 
 def _options(section: _Section, body: memoryview, at: int, start: int) -> dict[int, bytes]:
-    """The options of a block, the last of each kind."""
+    """The options of a block; of each kind the last one."""
     found: dict[int, bytes] = {}
     while len(body) - at >= 4:
         kind, length = section.option.unpack_from(body, at)

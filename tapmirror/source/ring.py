@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segments from the eBPF ring buffer, read through memory.
 
-The layout is the kernel's (kernel/bpf/ringbuf.c): a consumer page that we write, a producer page
-and the data that we only read.  The kernel offers the data twice in a row, so that every record is
-contiguous; we map it once, since both would count as our memory, and copy the one that wraps.
-A record is an 8-byte header (length, with a busy and a discard bit) and its body, padded to 8 bytes.
+The layout is the kernel's (kernel/bpf/ringbuf.c): a consumer page that we write, a producer page, and the data, both of
+which we only read.  The kernel offers the data twice in a row, so that every record is contiguous.  We map it once,
+because both would count as our memory, and copy the one record that wraps.  A record is a header of 8 bytes (length,
+with a busy bit and a discard bit) and its body, padded to 8 bytes.
 
-The rest of the consumer page is ours as well, and lasts as long as the ring: there a reader notes how far it came,
-for the case that it dies and another takes over.  First it claims what it is about to yield (`_CLAIM`), then it
-notes what it has yielded (one of two triples, so that there is always a whole one).  What was claimed and not noted
-may have been acted on: the successor counts it and does not yield it again.
+The rest of the consumer page is ours as well, and lasts as long as the ring.  There a reader notes how far it came, in
+case it dies and another takes over.  First it claims what it is about to yield (`_CLAIM`), then it notes what it has
+yielded, in one of two triples, so that one is always whole.  Records that were claimed and not noted may have been
+acted on: the successor counts them, and does not yield them again.
 
-No callback for each event and no ctypes: `memoryview` slices go straight to the consumer.  Needs no
+There is no callback for each event and no ctypes: `memoryview` slices go straight to the consumer.  This needs no
 privilege, only the descriptors.
 
-Memory order: the producer publishes its position with a release store, and a record's length after its
-body; `order` has what reading that takes.
+Memory order: the producer publishes its position with a release store, and a record's length after its body; `order`
+has what a reader has to do for that.
 """
 
 from __future__ import annotations
@@ -47,30 +47,32 @@ WINDOWS_AT: Final = BUCKETS
 """Offset of the windows in `struct tap_wants`."""
 
 READS: Final = 100
-"""Attempts to read the counters between two packets: under the heaviest load one in a few succeeds."""
+"""Attempts to read the counters between two packets; under the heaviest load one of a few succeeds."""
 PATIENT_READS: Final = 30
-"""Further attempts, a millisecond apart: a processor of a virtual machine can be held back amid a packet."""
+"""Further attempts, a millisecond apart: a processor of a virtual machine can be held back in the middle of a
+packet."""
 
 _CLAIM: Final = 8
-"""Words of the consumer page: the position up to which records were claimed, which triple is valid, the triples
+"""Words of the consumer page: the position up to which records were claimed, which triple is valid, and the triples
 (position, segments, bytes)."""
 _VALID: Final = 9
 _NOTES: Final = 10
 _CLAIM_BYTES: Final = 1 << 16
-"""What is claimed at once; at most so much, and a record, is lost with a reader that dies while it reads."""
+"""How many bytes are claimed at once.  At most these, and one record, are lost with a reader that dies while it
+reads."""
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
 _LENGTH: Final = _DISCARD - 1
 _GIVE_BACK: Final = 64
-"""Records after which their room is given back to the kernel."""
+"""Number of records after which their room is given back to the kernel."""
 
 
 class RingSource:
     """The reader of one ring.  Takes over the three descriptors.
 
-    `cpus`: processors that have counters of their own.  How many there are now is another question: a worker may
-    start long after the program.
-    `shard`: which of the tap's `workers` this is, whose counters therefore count and whose buckets are ours.
+    `cpus`: how many processors have counters of their own.  There may be another number of processors now, since a
+    worker may start long after the program. `shard`: the number of this worker among the tap's `workers`; it tells
+    which counters and buckets are ours.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class RingSource:
         self._wants = self._maps[3]
         self._shard = shard
         self.cut = False
-        """The last `read` left something for its bound of bytes."""
+        """Whether the last `read` left something because of its limit in bytes."""
         first = _NOTES + 3 * self._consumer[_VALID]
         self._position, self._segments, self._bytes = self._consumer[first : first + 3]
         self._take_over(shard, workers)
@@ -114,7 +116,9 @@ class RingSource:
             os.close(fd)
 
     def _take_over(self, shard: int, workers: int) -> None:
-        """Pass over what a reader before us had claimed, and open buckets and window that it left as it needed them."""
+        """Pass over what a reader before us had claimed, and open the buckets and the window, which it left as it
+        needed them.
+        """
         position = self._position
         if not position and not self._consumer[_CLAIM]:
             return
@@ -137,11 +141,11 @@ class RingSource:
                 self._wants[bucket] = WANT_ONE
 
     def _bytes_at(self, offset: int, size: int) -> bytes:
-        """A part of the ring that may wrap around."""
+        """`size` bytes of the ring from `offset` on, which may wrap around."""
         return bytes(self._data[offset : offset + size]) + bytes(self._data[: max(0, offset + size - self._size)])
 
     def _note(self, position: int) -> None:
-        """Everything before `position` is done with: say so to a successor, and give the room back to the kernel."""
+        """Note for a successor that everything before `position` is done with, and give its room back to the kernel."""
         if order.FENCE is not None:
             order.FENCE()
         words = self._consumer
@@ -156,7 +160,9 @@ class RingSource:
 
     @property
     def received(self) -> tuple[int, int]:
-        """Segments with payload from client to production, and their bytes, read so far, by whichever reader."""
+        """(segments with payload from client to production, their bytes) that were read, including by readers before
+        this one.
+        """
         return self._segments, self._bytes
 
     def fileno(self) -> int:
@@ -164,7 +170,7 @@ class RingSource:
         return self._fd
 
     def read(self, limit: int, size: int = ENDLESS, finish: Callable[[], object] = nothing) -> Iterator[Segment]:
-        """Yield the records that are there, at most `limit`, and of those that begin in the next `size` bytes."""
+        """Yield at most `limit` records that are there, and none that begins after the next `size` bytes."""
         position = self._position
         produced = self._producer[0]
         self.cut = produced - position > size
@@ -221,7 +227,7 @@ class RingSource:
             self._note(position)
 
     def empty(self) -> bool:
-        """No record is there."""
+        """Whether no record is there."""
         return bool(self._position == self._producer[0])
 
     def age(self, now: float) -> float:
@@ -239,23 +245,24 @@ class RingSource:
         return now - self._words[((position + 8) & mask) >> 3] / 1e9
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
-        """Set the byte of the flow's bucket, which the kernel program looks at."""
+        """Ask the kernel program for the acknowledgements of the flow's bucket, or no more, by the bucket's byte."""
         bucket = flow_hash(key, self._seed) & 0xFFFF
         self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | (WANT_ALL if wanted else 0)
 
     def want_answers(self, first: int, count: int) -> None:
-        """Set this worker's window."""
+        """Set this worker's window of buckets whose answers are captured."""
         WINDOW.pack_into(self._wants, WINDOWS_AT + WINDOW.size * self._shard, first, count)
 
     def keep_answers(self, key: FlowKey, wanted: bool) -> None:
-        """Set the bit for answers in the byte of the flow's bucket."""
+        """Set or clear the bit for answers in the byte of the flow's bucket."""
         bucket = flow_hash(key, self._seed) & 0xFFFF
         self._wants[bucket] = self._wants[bucket] & ~WANT_ANSWERS | (WANT_ANSWERS if wanted else 0)
 
     def counters(self) -> Counters:
-        """The sum over all CPUs, as it was at one moment.
+        """The sum over all CPUs, at one moment.
 
-        The kernel counts on while we read: read again until what was seen has met its fate.
+        The kernel goes on counting while we read.  So this reads again until everything seen is also counted as
+        emitted, left out or lost.
         """
         step = 2 * COUNTERS_PER_CPU
         for attempt in range(READS + PATIENT_READS):
@@ -275,10 +282,10 @@ class RingSource:
         return int(self._producer[0] - self._position) / self._size
 
     def set_threshold(self, threshold: int) -> None:
-        """Nothing to do: the kernel program has it from the supervisor."""
+        """Nothing to do: the kernel program gets the threshold from the supervisor."""
 
     def woken(self) -> None:
-        """Nothing to do: it is read in every iteration of the loop anyway."""
+        """Nothing to do: the ring is read in every iteration of the loop anyway."""
 
     def stop(self) -> None:
         """Nothing to do: capture ends when the supervisor lets go of the packet socket."""
@@ -294,7 +301,7 @@ class RingSource:
 
 
 def counter_bytes(cpus: int) -> int:
-    """Size of a worker's part of the counters map: a set for each CPU."""
+    """Size of a worker's part of the counters map, in bytes: one set for each CPU."""
     return cpus * COUNTERS_PER_CPU * 16
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AF_PACKET sockets, opened by who has the privilege and read by who has none (`live`)."""
+"""AF_PACKET sockets, which a privileged process opens and an unprivileged one reads (`live`)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ PACKET_FANOUT_FLAG_UNIQUEID: Final = 0x2000
 SO_ATTACH_FILTER: Final = 26
 
 BLOCK_BYTES: Final = 128 << 10
-"""Bytes of a block of the ring.  A packet has to fit into one; many blocks make it patient, since each holds little
-where traffic is thin: 128 of them, a ring of 16 MiB, last for two seconds at least, or half of one (`PROMPT_MS`)."""
+"""Bytes of a block of the ring.  A packet has to fit into a block.  Many blocks let the ring wait longer for its
+reader, because each holds little if there is little traffic: 128 blocks, a ring of 16 MiB, last for at least two
+seconds, or half a second (`PROMPT_MS`)."""
 HAND_OVER_MS: Final = 16
-"""Milliseconds after which a block comes to us that is not full: what a packet may wait."""
+"""Milliseconds after which the kernel hands over a block that is not full: so long a packet may wait."""
 PROMPT_MS: Final = 4
-"""Milliseconds after which a block comes to us where answers are compared, and their times: what waits together
-reaches the shadow at once, and has to queue there.  A tick of the kernel's clock at 250 Hz."""
+"""Milliseconds after which the kernel hands over a block if responses, and their times, are compared.  Requests that
+wait together reach the shadow at once, and have to queue there.  One tick of the kernel's clock at 250 Hz."""
 HANDED_OVER: Final = 0.03
-"""Seconds after which one has come, unless the host has no time for its timers."""
+"""Seconds after which a block was handed over, unless the host has no time for its timers."""
 
 HEADROOM: Final = 4_096
-"""Bytes of a block that are not the packet's: headers of block, packet and link."""
+"""Bytes of a block that are not the packet's: the headers of block, packet and link."""
 
 
 def open_live(
@@ -47,11 +48,11 @@ def open_live(
     hand_over_ms: int = HAND_OVER_MS,
     promiscuous: bool = False,
 ) -> socket.socket:
-    """A packet socket on the interface (None: not on any yet), with a ring.  Needs privilege; raises OSError.
+    """A packet socket with a ring, on the interface (None: not on any yet).  Needs privilege; raises OSError.
 
-    `ports`: what the kernel lets through (None: everything, for tunnels), and `answer_bytes` of what comes from there.
-    `hand_over_ms`: the most that a packet waits in it.
-    `promiscuous`: also packets for other stations.
+    `ports`: what the kernel lets through (None: everything, for tunnels), with `answer_bytes` of what comes from there.
+    `hand_over_ms`: how long a packet waits in the ring at most. `promiscuous`: packets for other stations are taken
+    too.
     """
     sock = _with_ring(0, tcp_filter(ports, answer_bytes=answer_bytes), ring_bytes, block_bytes, hand_over_ms, loopback)
     try:
@@ -73,11 +74,12 @@ def open_shared(
     block_bytes: int = BLOCK_BYTES,
     hand_over_ms: int = HAND_OVER_MS,
 ) -> list[socket.socket]:
-    """A packet socket with a ring for each of several workers, on all interfaces; no packet comes before `let_in`.
+    """A packet socket with a ring for each of several workers, on all interfaces.  No packet comes before `let_in`.
 
-    Each gets its share of the flows, both directions of one together: the kernel's hash of PACKET_FANOUT_HASH takes
-    the lower end point first (`__skb_get_hash_symmetric`).  It does not look into UDP, so not into VXLAN or GENEVE.
-    Sockets of such a group cannot be bound to another interface later, hence all.  Needs privilege; raises OSError.
+    Each socket gets its share of the flows, and both directions of a flow: the kernel's hash of PACKET_FANOUT_HASH
+    takes the lower end point first (`__skb_get_hash_symmetric`).  It does not look into UDP, and therefore not into
+    VXLAN or GENEVE.  Sockets of such a group cannot be bound to another interface later, so they are bound to all.
+    Needs privilege; raises OSError.
     """
     sockets: list[socket.socket] = []
     group = PACKET_FANOUT_FLAG_UNIQUEID << 16
@@ -97,7 +99,9 @@ def open_shared(
 def let_in(
     sockets: Iterable[socket.socket], ports: Collection[int] | None, links: Collection[int], answer_bytes: int = 0
 ) -> None:
-    """Let packets of these ports and of the interfaces with these numbers in, and no others; as `open_live`."""
+    """Let in packets of these ports and of the interfaces with these numbers, and no others; the rest as for
+    `open_live`.
+    """
     program = tcp_filter(ports, links, answer_bytes) if links else REFUSE_ALL
     for sock in sockets:
         attach_filter(sock, program)
@@ -126,7 +130,7 @@ def be_promiscuous(sock: socket.socket, iface: str) -> None:
 
 
 def block_bytes(largest: int) -> int:
-    """Size of a block that takes packets of `largest` bytes: a power of two."""
+    """Size of a block that has room for packets of `largest` bytes: a power of two."""
     return max(BLOCK_BYTES, 1 << (largest + HEADROOM).bit_length())
 
 
