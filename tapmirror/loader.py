@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loader: a short-lived privileged process that compiles and loads the capture program.
 
-What it compiled is kept (`bytecode`), so that it compiles once for each kernel, size of ring and number of workers.
+What it compiled is kept (`bytecode`), so it compiles only once for each kernel, ring size and number of workers.
 
-It is the only place that imports bcc, and only in the child (`python -m tapmirror.loader FD`), so that
-neither LLVM's memory nor its attack surface outlives the start.  It reads no packet.  The descriptors go
-to the parent over the socket pair (SCM_RIGHTS), and the child exits.
+It is the only module that imports bcc, and only in the child (`python -m tapmirror.loader FD`), so that neither LLVM's
+memory nor its attack surface outlives the start.  It reads no packet.  The child sends the descriptors to its parent
+over a socket pair (SCM_RIGHTS), and exits.
 
-bcc wants kernel headers, but the program uses only stable network UAPI: any installed headers
-package serves, through a private merged view (`headers`) that is removed afterwards.
+bcc wants kernel headers, but the program uses only stable network UAPI.  So any installed headers package serves,
+through a private merged view (`headers`) that is removed afterwards.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from tapmirror.precedence import give_way
 from tapmirror.spawn import accept_sigterm, how_ended, start
 
 LOAD_TIME: Final = 60.0
-"""Seconds for the child: compiling takes about one on an idle host."""
+"""Seconds that the child may take: compiling takes about one on an idle host."""
 DEATH_TIME: Final = 1.0
-"""Seconds for a child that has closed its socket to be gone."""
+"""Seconds that a child which has closed its socket may take to exit."""
 NOT_VERIFIED: Final = (errno.EACCES, errno.EINVAL)
-"""Errors of bpf(2) when it does not take the program itself; who may not load any program is told EPERM."""
+"""Errors of bpf(2) if the kernel does not take this program.  Whoever may not load any program gets EPERM."""
 REPLY_BYTES: Final = 65_536
 MAX_WORKERS: Final = 64
-"""Workers of one tap: more than a host has processors to spare; their descriptors fit into one message
+"""Most workers of one tap: more than a host has processors to spare.  Their descriptors fit into one message
 (SCM_MAX_FD in the kernel is 253)."""
 CHILD_FDS: Final = 4 + MAX_WORKERS
 
@@ -94,7 +94,7 @@ ENDPOINT: Final = struct.Struct("<16s2s6x")
 BUCKETS: Final = 65_536
 WANT_ONE: Final = 1
 WINDOW: Final = struct.Struct("<II")
-"""`struct tap_window` of bpf/tap.h, of which `struct tap_wants` has `MAX_WORKERS` behind its buckets."""
+"""`struct tap_window` of bpf/tap.h.  `struct tap_wants` has `MAX_WORKERS` of these behind its buckets."""
 
 
 class LoaderError(Exception):
@@ -114,28 +114,28 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     ports: list[int]
     addrs: list[bytes]
     excluded: list[tuple[bytes, int]]
-    """Shadow end points, of which no connection is ever captured."""
+    """End points of shadows: connections to these are never captured."""
     clients: list[tuple[bytes, bytes]] = []
-    """(address, mask) of the networks whose clients are captured; empty: any client."""
+    """(address, mask) of the networks whose clients are captured; empty: all clients are."""
     threshold: int
     seed: int
     dscp: int
     probe: int = 0
-    """First sequence number of the SYN that looks whether a shadow leads back to production; 0: none."""
+    """Initial sequence number of the SYN that tests whether a shadow leads back to production; 0: no test."""
     egress_all: bool
     promisc: bool = False
     answer_bytes: int = 0
-    """Copied of each of production's segments; 0: none."""
+    """How many bytes are copied of each segment of production; 0: none."""
     many: bool = False
-    """Several interfaces, which may show one packet."""
+    """Whether there are several interfaces, so that one packet may pass more than one of them."""
     either_way: bool = False
-    """Production may be behind the interface: its address alone tells, and must be given."""
+    """Whether production may be behind the interface.  Then only its address tells the direction, and must be given."""
     ring_bytes: int
     """Bytes of each worker's ring; a power of two."""
     workers: int = 1
-    """How many share the flows, at most `MAX_WORKERS`."""
+    """How many workers share the flows; at most `MAX_WORKERS`."""
     cpus: int = msgspec.field(default_factory=lambda: os.cpu_count() or 1)
-    """Processors that have counters of their own; where more come later, they share these."""
+    """How many processors have counters of their own.  If there are more later, they share these."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,14 @@ class Loaded:
     rings: tuple[int, ...]
     """Descriptors of the rings, one for each worker."""
     cpus: int
-    """As of the request."""
+    """The same as in the request."""
 
     def worker_fds(self, shard: int = 0) -> list[int]:
         """Duplicates of the descriptors that a worker needs: its ring, counters, wants."""
         return [os.dup(fd) for fd in (self.rings[shard], self.counters, self.wants)]
 
     def close(self) -> None:
-        """Let go of everything; the kernel detaches and frees what nobody else holds."""
+        """Close everything.  The kernel detaches and frees what nobody else holds."""
         for fd in (self.program, self.counters, self.wants, self.config, *self.rings):
             with suppress(OSError):
                 os.close(fd)
@@ -189,9 +189,9 @@ def load(request: Request) -> Loaded:
 
 
 def _answer(child: subprocess.Popen[bytes], ours: socket.socket, request: Request) -> tuple[bytes, list[int], str]:
-    """What a child answers, with descriptors, and how it ended: it is gone then.  Nothing: it died.
+    """What a child answers, with descriptors, and how it ended.  No answer means that it died.  It is gone afterwards.
 
-    Raises `LoaderError` if it takes too long; it is not gone then.
+    Raises `LoaderError` if it takes too long; then it is not gone.
     """
     data, fds = b"", list[int]()
     try:
@@ -211,7 +211,7 @@ def _answer(child: subprocess.Popen[bytes], ours: socket.socket, request: Reques
 
 
 def configure(loaded: Loaded, request: Request) -> None:
-    """Write the program's configuration, and open all buckets of the `wants` map, for answers too."""
+    """Write the program's configuration, and open all buckets of the map `wants`, for answers too."""
     flags = (EGRESS_ALL if request.egress_all else 0) | (PROMISC if request.promisc else 0)
     flags |= (MANY if request.many else 0) | (EITHER_WAY if request.either_way else 0)
     ports = bytearray(8192)
@@ -241,16 +241,16 @@ def configure(loaded: Loaded, request: Request) -> None:
 
 
 def write(fd: int, offset: int, content: bytes) -> None:
-    """Write into a map that can be mapped."""
+    """Write into a map that can be mapped into memory."""
     with mmap.mmap(fd, -(-(offset + len(content)) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
         view[offset : offset + len(content)] = content
 
 
 def set_excluded(loaded: Loaded, excluded: list[tuple[bytes, int]]) -> None:
-    """Other end points of shadows, while the program runs.
+    """Change the end points of the shadows while the program runs.
 
-    Until all are written it may know some of the old ones and some of the new; what goes to the others
-    bears the loop mark.
+    Until all are written, the program may know some of the old ones and some of the new ones.  Packets to the others
+    have the loop mark.
     """
     write(loaded.config, EXCLUDED_AT, _end_points(excluded))
     write(loaded.config, EXCLUDED_COUNT_AT, struct.pack("<I", min(len(excluded), MAX_ADDRS)))
@@ -261,7 +261,7 @@ def _end_points(excluded: list[tuple[bytes, int]]) -> bytes:
 
 
 def set_threshold(loaded: Loaded, threshold: int) -> None:
-    """From the next packet on capture the flows whose hash is below `threshold`."""
+    """Capture only flows whose hash is below `threshold`, from the next packet on."""
     write(loaded.config, 0, THRESHOLD.pack(threshold))
 
 
@@ -269,7 +269,7 @@ class Attachment:
     """A packet socket with the program, bound to one interface, for both directions."""
 
     def __init__(self, loaded: Loaded, iface: str) -> None:
-        """Begin to capture.  Raises OSError."""
+        """Begin to capture there.  Raises OSError."""
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         try:
             self._attach(loaded.program)
@@ -291,15 +291,15 @@ class Attachment:
             raise OSError(errno.ENOMEM, words) from None
 
     def close(self) -> None:
-        """Capture there no longer."""
+        """Stop to capture there."""
         self.socket.close()
 
 
 def _note_link(loaded: Loaded, index: int, flags: int) -> None:
-    """Tell the program how to read the interface's packets.  Raises OSError if it has no more room.
+    """Tell the program how to read the interface's packets.  Raises OSError if the program has no room for another one.
 
-    An entry of an interface that is gone stays until another needs its place: the kernel seldom gives an index twice,
-    and then the entry is overwritten here.
+    The entry of an interface that is gone stays until another one needs its place.  The kernel rarely gives an index
+    twice, and if it does, this overwrites the entry.
     """
     with mmap.mmap(loaded.config, -(-CONFIG.size // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
         (count,) = struct.unpack_from("<I", view, LINK_COUNT_AT)
@@ -324,7 +324,7 @@ def link_index(iface: str, any_socket: socket.socket) -> int:
 
 
 def link_flags(iface: str, any_socket: socket.socket) -> int:
-    """How its packets are to be read: `LOOPBACK`, `NO_L2` or 0.  Raises OSError."""
+    """How the interface's packets are to be read: `LOOPBACK`, `NO_L2` or 0.  Raises OSError."""
     answer = fcntl.ioctl(any_socket, SIOCGIFHWADDR, struct.pack("16s24x", iface.encode()))
     kind = int(struct.unpack_from("=H", answer, 16)[0])
     if kind == ARPHRD_LOOPBACK:
@@ -333,13 +333,13 @@ def link_flags(iface: str, any_socket: socket.socket) -> int:
 
 
 def is_loopback(iface: str) -> bool:
-    """Whether the interface, of this network namespace, shows every packet twice.  Raises OSError."""
+    """Whether the interface, in this network namespace, shows every packet twice.  Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         return link_flags(iface, any_socket) == LOOPBACK
 
 
 def source() -> str:
-    """The program's text, its header put in."""
+    """The text of the program, with its header put in."""
     return contract.bpf_text("tap.c").replace('#include "tap.h"\n', contract.bpf_text("tap.h"), 1)
 
 
@@ -347,9 +347,9 @@ def source() -> str:
 
 
 def own_headers() -> bool:
-    """Whether the running kernel's own headers are where bcc looks for them by itself, and can be read.
+    """Whether the running kernel's own headers are where bcc looks for them, and can be read.
 
-    The unit's ProtectKernelModules= hides /lib/modules, also from root without CAP_DAC_OVERRIDE.
+    ProtectKernelModules= of the unit hides /lib/modules, even from root without CAP_DAC_OVERRIDE.
     """
     with suppress(PermissionError):
         return Path(f"/lib/modules/{platform.release()}/build/include").is_dir()
@@ -358,10 +358,10 @@ def own_headers() -> bool:
 
 @contextmanager
 def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
-    """A directory for BCC_KERNEL_SOURCE; None where the running kernel's own headers are in place.
+    """A directory for BCC_KERNEL_SOURCE; None: the running kernel's own headers are in place.
 
-    Debian splits a headers package in two (X-amd64 and X-common), Ubuntu links one into the other;
-    the view holds links to the entries of both.  Raises `LoaderError`.
+    Debian splits a headers package in two (X-amd64 and X-common), and Ubuntu links one into the other.  The view holds
+    links to the entries of both.  Raises `LoaderError`.
     """
     if own_headers():
         yield None
@@ -386,7 +386,9 @@ def headers(root: Path = Path("/usr/src")) -> Iterator[str | None]:
 
 
 def common_of(main: Path) -> list[Path]:
-    """What Debian's flavours share, if it is there: X-common of X-amd64 and X-cloud-amd64, X-common-rt of X-rt."""
+    """The part that Debian's flavours share, if it exists: X-common for X-amd64 and X-cloud-amd64, X-common-rt for
+    X-rt.
+    """
     parts = main.name.split("-")
     for count in range(len(parts) - 1, 1, -1):
         stem, flavour = "-".join(parts[:count]), parts[count]
@@ -397,7 +399,7 @@ def common_of(main: Path) -> list[Path]:
 
 
 def compile_and_load(request: Request) -> list[int]:
-    """The descriptors program, counters, wants, config, a ring for each worker.  Raises `LoaderError`."""
+    """The descriptors of program, counters, wants and config, and of a ring for each worker.  Raises `LoaderError`."""
     try:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
     except PermissionError:
@@ -424,7 +426,7 @@ def compile_and_load(request: Request) -> list[int]:
 
 
 def load_program(text: str, flags: list[str]) -> tuple[int, dict[str, int]]:
-    """Load what this compiles to, which may be known from the last time.  Raises `LoaderError`."""
+    """Load the program that this text compiles to, which may be known from an earlier start.  Raises `LoaderError`."""
     directory = Path(os.environ.get("CACHE_DIRECTORY", CACHE))
     key = bytecode.key_of(text, flags, compiler())
     known = bytecode.load_stored(directory, key)
@@ -446,7 +448,7 @@ def load_program(text: str, flags: list[str]) -> tuple[int, dict[str, int]]:
 
 
 def compile_program(text: str, flags: list[str]) -> bytecode.Code:
-    """By bcc.  Raises `LoaderError`."""
+    """Compile with bcc.  Raises `LoaderError`."""
     with headers() as view:
         if view is not None:
             os.environ["BCC_KERNEL_SOURCE"] = view
@@ -467,9 +469,9 @@ def compile_program(text: str, flags: list[str]) -> bytecode.Code:
 
 
 def compiler() -> str:
-    """The version of bcc, without importing it, which takes all of LLVM; "" where there is none.
+    """The version of bcc, without importing it, because that loads all of LLVM; "": there is no bcc.
 
-    NOTE: LLVM's own version is not in it: Debian's releases do not change it.
+    NOTE: it does not include LLVM's own version, which does not change within a release of Debian.
     """
     found = PathFinder.find_spec("bcc")
     if found is None or found.origin is None:
@@ -480,7 +482,8 @@ def compiler() -> str:
 
 
 def check_bpf() -> None:
-    """Make the smallest map: where the kernel has no BPF for us, that tells, and bcc's own error does not.
+    """Make the smallest possible map.  Its error tells if the kernel does not let us use BPF; bcc's own error would
+    not.
 
     Raises `LoaderError`.
     """
@@ -493,24 +496,26 @@ def check_bpf() -> None:
 
 
 def lift_memory_lock() -> None:
-    """Before Linux 5.11 maps and programs count as locked memory, of which the usual limit is far below a ring.
+    """Lift the limit for locked memory: before Linux 5.11, maps and programs count as such, and the usual limit is far
+    below the size of a ring.
 
-    Where it cannot be lifted the kernel may still not ask; if it does, it refuses the map.
+    If it cannot be lifted, this kernel may not need it.  If it does, it refuses the map.
     """
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error that may have many."""
+    """The first line of an error message, which may have many."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory that is gone with this process, however it ends: a file system mounted nowhere (fsmount(2)).
+    """A directory that is gone with this process, however it ends: it is in a file system that is mounted nowhere
+    (fsmount(2)).
 
-    Where that is not allowed (a container), one under /tmp.
+    If that is not allowed (in a container), it is a directory under /tmp.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     context = libc.syscall(SYS_FSOPEN, b"tmpfs", 0)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes, as the supervisor has them: one process, and the place that one after the other takes.
+"""Worker processes as the supervisor sees them: one process, and the place that one process after another takes.
 
 Theory of operation
 -------------------
-What is captured belongs to the supervisor: the ring and its counters outlive whoever reads them.  A worker that dies (a
-signal, out of memory, an error) is replaced over the same ring, after a pause that doubles with each failure; while
-nobody reads, the ring fills, and what it has no room for is counted in the kernel as `ring_full`.  The successor gets
-the ledgers of the last snapshot (`handover`), reads on where its predecessor had come to, and joins the connections in
-mid-stream.  A place is lost after `FAILURES` deaths of which each came soon, and with who found a loop.
+What is captured belongs to the supervisor: the ring and its counters outlive whoever reads them.  A worker that dies
+(by a signal, for want of memory, by an error) is replaced on the same ring, after a pause that doubles with each
+failure. While nobody reads, the ring fills, and the kernel counts as `ring_full` what it has no room for.  The
+successor gets the ledgers of the last snapshot (`handover`), reads on where its predecessor stopped, and joins the
+connections in mid-stream.  A place is lost after `FAILURES` deaths if each came soon after the start, and if the worker
+found a loop.
 """
 
 from __future__ import annotations
@@ -35,78 +36,81 @@ from tapmirror.supervisor.patience import LONGEST, Patience, Scheduled
 from tapmirror.worker.setup import MESSAGE, STATE_BYTES, Setup
 
 READY_TIME: Final = 20.0
-"""Seconds for a worker to start: Python's imports on a busy host."""
+"""Seconds that a worker may take to start: Python's imports on a busy host."""
 PIECES_TIME: Final = 20.0
-"""Seconds for all pieces of an answer: some 2,000 at most, of which a busy worker sends ten in one iteration of its
-loop."""
+"""Seconds that all pieces of an answer may take.  There are at most some 2,000, and a busy worker sends ten of them
+in one iteration of its loop."""
 REPLY_TIME: Final = 5.0
-"""Seconds for a worker to answer; it looks at its control socket in every iteration of its loop.  As in the two above,
-those in which it waits for a CPU do not count (`patience`)."""
+"""Seconds that a worker may take to answer.  It looks at its control socket in every iteration of its loop.  For
+this limit and the two above, seconds in which the worker waits for a CPU do not count (`patience`)."""
 LOOK: Final = 1.0
-"""Seconds between two looks at whether a worker that does not answer has a CPU."""
+"""Seconds between two checks whether a worker that does not answer has a CPU."""
 STARVED: Final = 5.0
-"""Seconds for which a worker waits for a CPU that are told."""
+"""Seconds without a CPU after which the user is told."""
 LAST_WORDS: Final = 1024
-"""Messages that are read of a worker that is gone, at most; the kernel keeps fewer (net.unix.max_dgram_qlen)."""
+"""Most messages that are read from a worker that is gone; the kernel keeps fewer (net.unix.max_dgram_qlen)."""
 FIRST_PAUSE: Final = 0.1
 """Seconds before the first restart."""
 LONGEST_PAUSE: Final = 5.0
-"""Seconds before a restart at most."""
+"""Most seconds before a restart."""
 STEADY: Final = 10.0
-"""Seconds for which a worker has run when its next death counts as the first again: twice the longest pause, so that
-one that dies soon after each start does not take half of a processor for its starts."""
+"""If a worker has run for this many seconds, its next death counts as the first again.  This is twice the longest
+pause, so that a worker that dies soon after each start does not use half of a processor for its starts."""
 FAILURES: Final = 8
-"""Deaths in a row after which the tap is given up: some 16 seconds, and whatever kills it is there to stay."""
+"""After so many deaths in a row the tap is given up.  That takes some 16 seconds, so whatever kills the workers is
+not going to stop."""
 
 Make: TypeAlias = Callable[[], "tuple[Setup, Sequence[int]]"]
-"""The set-up of a worker that starts now, and its descriptors, which become the caller's."""
+"""The set-up of a worker that starts now, and its descriptors, which then belong to the caller."""
 
 
 class TapError(Exception):
-    """The tap cannot be started or went wrong; the message is one line for the user."""
+    """The tap cannot be started, or failed.  The message is one line for the user."""
 
 
 class LoopError(TapError):
-    """What the tap sends comes back to production: it is not to be tried again."""
+    """What the tap sends comes back to production, so it must not be tried again."""
 
 
 class TapRefusedError(TapError):
-    """It was told to do what makes no sense on this host."""
+    """The request makes no sense on this host."""
 
 
 def _readable(sock: socket.socket, wait: float) -> bool:
-    """Whether something is there, within `wait` seconds.  By poll(2): a daemon may have descriptors beyond 1024."""
+    """Whether there is something to read within `wait` seconds.  Uses poll(2), because a daemon may have descriptors
+    beyond 1024.
+    """
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(wait * 1000))
 
 
 class LoopFound(msgspec.Struct, frozen=True):
-    """A loop, as a worker tells of it: what was sent to a shadow came back to production."""
+    """A loop that a worker reports: what was sent to a shadow came back to production."""
 
     target: Annotated[int, msgspec.Meta(ge=0)]
-    """The shadow's number among the copies of all."""
+    """The number of the shadow, where each of its copies counts."""
     client: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f:.]{2,45}\Z")]
-    """Address that the request came from."""
+    """The address from which the request came."""
 
 
 class WorkerProcess:
-    """A worker and our end of its control socket; ours until `close`.
+    """A worker process, and our end of its control socket, which stays ours until `close`.
 
-    `warn` receives one-line warnings, `said` the lines that it prints.
+    `warn` receives one-line warnings, `said` the lines that the worker prints.
     """
 
     def __init__(
         self, setup: Setup, fds: Sequence[int], warn: Callable[[str], None], said: Callable[[str], None]
     ) -> None:
-        """Begin to start it.  The descriptors stay the caller's.  Raises OSError."""
+        """Begin to start the worker.  The descriptors stay the caller's.  Raises OSError."""
         self._warn = warn
         self._said = said
         self._pieces = privsep.Pieces(STATE_BYTES)
         self.ready = False
         """Whether the worker mirrors."""
         self.loop: LoopFound | None = None
-        """It found that what it sends comes back to production."""
+        """Whether the worker found that what it sends comes back to production."""
         self._output = stdio.Output()
         try:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -124,7 +128,7 @@ class WorkerProcess:
         self._starting = Patience(self._scheduled)
         self._began = self._starting.now()
         self._told = False
-        """The user was told that it waits for a CPU."""
+        """Whether the user was told that the worker waits for a CPU."""
         self._hurried = False
         try:
             privsep.send_large(self._control, msgspec.to_builtins(setup), fds)
@@ -138,48 +142,51 @@ class WorkerProcess:
         return self._process.pid
 
     def fileno(self) -> int:
-        """Readable when the worker has become ready, and when it died."""
+        """The descriptor that is readable when the worker has become ready, and when it has died."""
         return self._control.fileno()
 
     def hear(self, now: float) -> None:
-        """Pass on some of what it printed."""
+        """Pass on some of the lines that the worker printed."""
         for line in self._output.lines(now):
             self._said(line)
 
     def look(self) -> None:
-        """Take note of what it says unasked.  Raises `TapError` if it is gone or cannot start."""
+        """Take note of what the worker says unasked.  Raises `TapError` if it is gone or cannot start."""
         if _readable(self._control, 0.0):
             self._take()
 
     def hurry(self, hurried: bool) -> None:
-        """From now on time without a CPU counts as well: somebody waits.  Or not any more.  In any thread."""
+        """Count time without a CPU from now on as well, because somebody waits for the worker; or no more.
+
+        Any thread may call this.
+        """
         self._hurried = hurried
 
     def wait_ready(self, wait: float) -> None:
-        """Raises `TapError` if it is gone, cannot start, or takes over `wait` seconds."""
+        """Wait until it is ready.  Raises `TapError` if it is gone, cannot start, or takes over `wait` seconds."""
         end = self._look(self._starting) + wait
         while not self.ready:
             self._wait(self._starting, end, wait)
             self._take()
 
     def late(self) -> bool:
-        """Whether it has had `READY_TIME` to start.  Ask about once a second."""
+        """Whether the worker has had `READY_TIME` to start.  Ask about once a second."""
         return self._look(self._starting) - self._began > READY_TIME
 
     def ask(self, request: dict[str, Any], answer: str, wait: float) -> dict[str, Any]:
-        """Send a request; the message that answers it.  Raises `TapError`: it is gone, or over `wait` seconds late."""
+        """Send a request; returns the answer.  Raises `TapError` if the worker is gone, or over `wait` seconds late."""
         self.tell(request)
         return self.answer(answer, wait)
 
     def tell(self, request: dict[str, Any]) -> None:
-        """Send a request.  Raises `TapError`: it is gone."""
+        """Send a request.  Raises `TapError` if the worker is gone."""
         try:
             privsep.send(self._control, request)
         except OSError:
             raise self._gone() from None
 
     def answer(self, answer: str, wait: float) -> dict[str, Any]:
-        """Wait for the message that answers a request.  Raises `TapError`: it is gone, or silent for `wait` seconds.
+        """Wait for the answer to a request.  Raises `TapError` if the worker is gone, or silent for `wait` seconds.
 
         A long answer comes in pieces, as the worker finds time for them, for up to `PIECES_TIME`.
         """
@@ -192,7 +199,7 @@ class WorkerProcess:
                 return message
 
     def close(self, wait: float) -> None:
-        """Let it drain and go, for `wait` seconds at most; it is gone then."""
+        """Let the worker drain and exit, for at most `wait` seconds.  It is gone afterwards."""
         self._control.close()
         try:
             self._process.wait(wait)
@@ -204,7 +211,7 @@ class WorkerProcess:
             self._said(line)
 
     def _wait(self, patience: Patience, end: float, wait: float) -> None:
-        """Until there is something to take, or the end."""
+        """Wait until there is a message, or the end."""
         while not _readable(self._control, min(LOOK, max(0.0, end - patience.now()))):
             if self._look(patience) >= end:
                 self._process.kill()  # it hangs, and would not drain either
@@ -224,7 +231,7 @@ class WorkerProcess:
         return now
 
     def _take(self) -> dict[str, Any]:
-        """The next message."""
+        """The next message of the worker."""
         try:
             message = self._pieces.take(privsep.receive_bare(self._control, MESSAGE))
         except (OSError, EOFError):
@@ -244,7 +251,9 @@ class WorkerProcess:
         return message
 
     def _gone(self) -> TapError:
-        """Why it is: by its last words, which the kernel hands out only after the error that nobody listens there."""
+        """Why the worker is gone, by its last words.  The kernel hands these out only after the error that nobody
+        listens there.
+        """
         try:
             code = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -260,11 +269,11 @@ class WorkerProcess:
 
 
 class WorkerSlot:
-    """The place of a worker, which others take when one dies.
+    """The place of a worker, which the next one takes if a worker dies.
 
-    Call `start`; then `service` when a descriptor is readable and at least once a second.  `lost` says why no worker
-    takes the place any more ("": one has it, or will have).  `said` receives the lines that workers print, a few a
-    second.
+    Call `start`, then `service` whenever a descriptor is readable, and at least once a second.  `lost` says why no
+    worker takes the place any more ("": a worker has it, or will have it).  `said` receives the lines that workers
+    print, a few a second.
     """
 
     def __init__(self, make: Make, warn: Callable[[str], None], said: Callable[[str], None]) -> None:
@@ -278,33 +287,34 @@ class WorkerSlot:
         self._process: WorkerProcess | None = None
         self._failures = 0
         self._due = 0.0
-        """When the next one is to be started, if there is none."""
+        """When the next worker is to be started, if there is none."""
         self._began = 0.0
         """When the present worker was started."""
         self._last: dict[str, Any] = {}
-        """The last snapshot; as long as one runs it can be asked for a newer one."""
+        """The last snapshot.  While a worker runs, it can be asked for a newer one."""
         self._handover: dict[str, Any] | None = None
         self._shadows: Sequence[Shadow] = ()
-        """The tap's."""
+        """The shadows of the tap."""
         self._pending: dict[tuple[str, int | None], tuple[dict[str, Any], str]] = {}
-        """What a worker that is starting is to be told: the last request of each kind, and its answer's name."""
+        """What a starting worker is to be told as soon as it is ready: the last request of each kind, and the name
+        of its answer."""
         self._drains = False
         self._hurried = False
         self._loop: LoopFound | None = None
-        """What one that died had found."""
+        """The loop that a dead worker had found."""
         self._looked = 0.0
         self._cpu = 0.0
-        """Seconds of CPU of those that died."""
+        """Seconds of CPU that dead workers had used."""
         self._compared: dict[str, Any] = {"shadows": {}, "capture": {}}
-        """What the comparisons of those that died said, in short."""
+        """What the comparisons of dead workers said, in short."""
 
     def begin(self) -> None:
-        """Start the first worker; `start` waits for it.  Raises OSError; `close` is due then too."""
+        """Begin to start the first worker; `start` waits for it.  Raises OSError; call `close` in that case, too."""
         if self._process is None:
             self._launch()
 
     def start(self) -> None:
-        """Start the first worker, and wait for it.  Raises `TapError`, OSError; `close` is due then too."""
+        """Start the first worker, and wait for it.  Raises `TapError` or OSError; call `close` in that case, too."""
         self.begin()
         assert self._process is not None
         self._process.wait_ready(READY_TIME)
@@ -313,24 +323,26 @@ class WorkerSlot:
 
     @property
     def running(self) -> bool:
-        """A worker has it, and mirrors."""
+        """Whether a worker has the place, and mirrors."""
         return self._process is not None and self._process.ready
 
     @property
     def loop(self) -> LoopFound | None:
-        """Its worker found that what it sends comes back to production."""
+        """Whether its worker found that what it sends comes back to production."""
         return self._loop if self._process is None else self._process.loop
 
     def filenos(self) -> list[int]:
-        """Readable when there is something for `service` to do."""
+        """The descriptor that is readable when `service` has something to do."""
         return [self._process.fileno()] if self._process is not None else []
 
     def due(self) -> float | None:
-        """When there is something to do that no descriptor tells of; None: nothing."""
+        """When `service` has something to do that no descriptor shows; None: nothing."""
         return None if self._process is not None or self.lost else self._due
 
     def service(self, now: float) -> None:
-        """Take note of a worker's death, and start the next when it is time; look at the ledger once a second."""
+        """Take note of the death of a worker, and start the next one when it is time.  Look at the ledger once a
+        second.
+        """
         if self.lost:
             return
         if self._process is None:
@@ -355,7 +367,7 @@ class WorkerSlot:
             self._failures = 0
 
     def snapshot(self) -> dict[str, Any]:
-        """The ledger; the last one that was given, where no worker runs."""
+        """The ledger.  If no worker runs, it is the last one that a worker gave."""
         if self._process is not None and self._process.ready:
             try:
                 self._look(self._process)
@@ -364,7 +376,7 @@ class WorkerSlot:
         return copy.deepcopy(self._last)
 
     def comparison(self) -> dict[str, Any] | None:
-        """The state of its comparison; None where no worker runs."""
+        """The state of its comparison; None: no worker runs."""
         if self._process is None or not self._process.ready:
             return None
         try:
@@ -379,7 +391,8 @@ class WorkerSlot:
     def tell(self, request: dict[str, Any], answer: str) -> None:
         """Tell the worker something, if there is one; a later one has it from its set-up.
 
-        One that is starting is told when it is ready: of each kind (of addresses: for each shadow) the last.
+        A starting worker is told when it is ready: the last request of each kind (of addresses: the last for each
+        shadow).
         """
         if self._process is None:
             return
@@ -394,14 +407,16 @@ class WorkerSlot:
             self._died(error)
 
     def _tell_pending(self, process: WorkerProcess) -> None:
-        """Tell a worker that has become ready what changed since it was set up.  Raises `TapError`."""
+        """Tell a worker that has become ready what has changed since it was set up.  Raises `TapError`."""
         pending, self._pending = self._pending, {}
         for request, answer in pending.values():
             process.ask(request, answer, REPLY_TIME)
 
     def hurry(self, hurried: bool = True) -> None:
-        """The tap ends or is to pause: a worker that gets no CPU is not waited for any longer than another one.  Or it
-        is again.  In any thread.
+        """The tap ends or is to pause, so a worker that gets no CPU is not waited for longer than any other; or that is
+        over.
+
+        Any thread may call this.
         """
         self._hurried = hurried
         process = self._process
@@ -409,7 +424,7 @@ class WorkerSlot:
             process.hurry(hurried)
 
     def begin_drain(self, *, comparison: bool) -> None:
-        """Let the worker pass on what was captured, and end; `drain` waits for it."""
+        """Tell the worker to pass on what was captured, and to exit; `drain` waits for that."""
         if self._process is not None and self._process.ready and not self._drains:
             try:
                 self._process.tell({"op": "drain", "comparison": comparison})
@@ -418,11 +433,11 @@ class WorkerSlot:
                 self._died(error)
 
     def drain(self, wait: float, *, comparison: bool) -> dict[str, Any]:
-        """Let the worker pass on what was captured, and end; the final ledger, with the state of its comparison if that
-        is wanted.
+        """Let the worker pass on what was captured, and exit; returns the final ledger, with the state of its
+        comparison if `comparison` is set.
 
-        Where it died, now or before, and the next has not begun, what was captured since waits in the ring: that one is
-        waited for, as long as the time lasts.
+        If the worker has died, now or before, and the next one has not begun, what was captured since then waits in the
+        ring.  In that case this waits for the next worker, as long as there is time.
         """
         end = time.monotonic() + wait
         while True:
@@ -436,7 +451,7 @@ class WorkerSlot:
                 return written_off(self._last)
 
     def _drained(self, wait: float, *, comparison: bool) -> dict[str, Any] | None:
-        """The final ledger of the worker that is there; None: it died."""
+        """The final ledger of the present worker; None: it died."""
         if self._process is not None and not self._process.ready:
             try:
                 self._process.wait_ready(wait)
@@ -489,7 +504,7 @@ class WorkerSlot:
         self._looked = time.monotonic()
 
     def _counted(self, found: object, *, final: bool = False) -> dict[str, Any]:
-        """A worker's figures with those of its predecessors.  Raises `TapError` if they are not to be believed."""
+        """The figures of a worker and of its predecessors together.  Raises `TapError` if they cannot be right."""
         try:
             snapshot = checked(found, self._shadows, final=final)
         except ValueError as error:
@@ -525,7 +540,7 @@ class WorkerSlot:
 
 
 def written_off(ledger: dict[str, Any]) -> dict[str, Any]:
-    """A ledger whose worker is gone for good: what it had in flight is lost."""
+    """The ledger of a worker that is gone and not replaced: what it had in flight is lost."""
     for view in (ledger, *ledger["shadows"].values()):
         for unit in ("segments", "bytes", "requests"):
             account = view.get(unit)
@@ -537,5 +552,5 @@ def written_off(ledger: dict[str, Any]) -> dict[str, Any]:
 
 
 def automatic() -> int:
-    """How many workers `workers: auto` is on this host: it leaves production half of the processors."""
+    """How many workers `workers: auto` means on this host: half of the processors are left to production."""
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // 2))
