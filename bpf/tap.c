@@ -630,19 +630,20 @@ static inline int from_server(struct __sk_buff *skb, struct tap_config *c, const
 	struct tap_wants *w = wants.lookup(&zero);
 	if (!w || (p->flags & SYN))
 		return 0;
-	u8 *bucket = &w->bucket[hash & 0xffff];
+	u8 *once = &w->once[hash & 0xffff];
 	if (c->answer_bytes && p->length && !p->fragment) {
 		/* Without its payload it still tells what was acknowledged, and that the connection ends. */
 		if (wants_answers(w, hash, shard) && answer(skb, c, key, p, hash)) {
-			if (*bucket & TAP_WANT_ONE)
-				*bucket &= ~TAP_WANT_ONE;
+			if (*once)
+				*once = 0;
 			return 0;
 		}
 	}
 	if (!(p->flags & (FIN | RST)) && !(c->flags & TAP_EGRESS_ALL)) {
-		if (!(*bucket & (TAP_WANT_ONE | TAP_WANT_ALL)))
+		if (!*once && !(w->bucket[hash & 0xffff] & TAP_WANT_ALL))
 			return 0;
-		*bucket &= ~TAP_WANT_ONE;
+		if (*once)
+			*once = 0;
 	}
 	count(shard, TAP_EGRESS, 1, p->length);
 	return 1;

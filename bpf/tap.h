@@ -123,13 +123,15 @@ struct tap_counter {
 };
 
 /*
- * Which acknowledgements of production become records, by the low 16 bits of the flow's hash: none, the next
- * packet only, or all until user space clears the bit.  Production's payload does too in the buckets with
+ * Which acknowledgements of production become records, by the low 16 bits of the flow's hash: all in the buckets with
+ * TAP_WANT_ALL, and the next packet only where `once` is set.  Production's payload does too in the buckets with
  * TAP_WANT_ANSWERS and in the window of the flow's worker: so many buckets, from the first on and around.
+ *
+ * While the program runs, only user space writes to `bucket` and only the program writes to `once`: neither can undo
+ * what the other writes at the same time.
  */
-#define TAP_WANT_ONE 1
-#define TAP_WANT_ALL 2
-#define TAP_WANT_ANSWERS 4
+#define TAP_WANT_ALL 1
+#define TAP_WANT_ANSWERS 2
 
 #define TAP_MAX_WORKERS 64
 
@@ -141,6 +143,7 @@ struct tap_window {
 struct tap_wants {
 	__u8 bucket[65536];
 	struct tap_window window[TAP_MAX_WORKERS];
+	__u8 once[65536];
 };
 
 /* Of a handshake that production answered: first sequence number of each side, and what to tell once it accepted.

@@ -123,7 +123,7 @@ class Admission:
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Begin or stop to report production's acknowledgements of the flow's bucket."""
         bucket = flow_hash(key, self._seed) & 0xFFFF
-        self._wants[bucket] = self._wants[bucket] & WANT_ANSWERS | (WANT_ALL if wanted else 0)
+        self._wants[bucket] = self._wants[bucket] & ~WANT_ALL | (WANT_ALL if wanted else 0)
 
     def want_answers(self, first: int, count: int) -> None:
         """Report production's payload in `count` buckets from `first` on; after the last bucket comes the first."""

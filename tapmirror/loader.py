@@ -92,9 +92,9 @@ EXCLUDED_AT: Final = 304
 ENDPOINT: Final = struct.Struct("<16s2s6x")
 """`struct tap_endpoint` of bpf/tap.h."""
 BUCKETS: Final = 65_536
-WANT_ONE: Final = 1
 WINDOW: Final = struct.Struct("<II")
-"""`struct tap_window` of bpf/tap.h.  `struct tap_wants` has `MAX_WORKERS` of these behind its buckets."""
+"""`struct tap_window` of bpf/tap.h.  `struct tap_wants` has the byte of each bucket, `MAX_WORKERS` windows, and another
+byte for each bucket (`once`)."""
 
 
 class LoaderError(Exception):
@@ -211,7 +211,7 @@ def _answer(child: subprocess.Popen[bytes], ours: socket.socket, request: Reques
 
 
 def configure(loaded: Loaded, request: Request) -> None:
-    """Write the program's configuration, and open all buckets of the map `wants`, for answers too."""
+    """Write the configuration.  In the map `wants`, ask for the next packet of each bucket, and for all answers."""
     flags = (EGRESS_ALL if request.egress_all else 0) | (PROMISC if request.promisc else 0)
     flags |= (MANY if request.many else 0) | (EITHER_WAY if request.either_way else 0)
     ports = bytearray(8192)
@@ -237,7 +237,7 @@ def configure(loaded: Loaded, request: Request) -> None:
     )
     write(loaded.config, 0, value)
     windows = WINDOW.pack(0, BUCKETS if request.answer_bytes else 0) * MAX_WORKERS
-    write(loaded.wants, 0, bytes([WANT_ONE]) * BUCKETS + windows)
+    write(loaded.wants, 0, bytes(BUCKETS) + windows + b"\1" * BUCKETS)
 
 
 def write(fd: int, offset: int, content: bytes) -> None:

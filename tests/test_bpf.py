@@ -34,7 +34,7 @@ from tapmirror.admission import EARLY
 from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, LOOP_DSCP, MULTIPATH, PSH, RST, SYN, UNACCEPTED
 from tapmirror.packet import flow_hash, flow_key, shard_of
 from tapmirror.source import Counters
-from tapmirror.source.ring import WANT_ANSWERS, WANT_ONE
+from tapmirror.source.ring import ONCE_AT, WANT_ALL, WANT_ANSWERS
 from tapmirror.spec.clients import as_ranges
 from tapmirror.spec.sampled import threshold
 from tapmirror.spec.tap import MAX_CLIENTS
@@ -188,6 +188,17 @@ def test_an_acceptance_that_there_is_no_room_for_is_told_later() -> None:
         assert [each[1:4] for each in program.records()[0]] == [(ACCEPTED, 100, 500)]
 
 
+def test_what_user_space_writes_is_left_alone() -> None:
+    """The program writes only to bytes of its own: it cannot undo a wish that comes at the same time."""
+    with Program(promisc=True) as program:
+        (source,) = program.sources
+        wishes = bytes([WANT_ALL | WANT_ANSWERS]) * 65_536
+        loader.write(program.loaded.wants, 0, wishes)
+        program.run(IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, seq=1, ack=9, flags="A"))
+        assert source._wants[:65_536] == wishes
+        assert source._wants[ONCE_AT : ONCE_AT + 65_536].count(0) == 1
+
+
 def test_an_answer_that_there_is_no_room_for_still_acknowledges() -> None:
     def answer(flags: str) -> Any:
         return IP(src=SERVER, dst=CLIENT) / TCP(sport=80, dport=40_000, seq=1, ack=9, flags=flags) / Raw(b"y" * 100)
@@ -198,7 +209,8 @@ def test_an_answer_that_there_is_no_room_for_still_acknowledges() -> None:
         program.run(IP(src=CLIENT, dst=SERVER) / tcp(b"x" * 1_000), repeat=600)
         program.run(answer("A"))  # nobody waits for an acknowledgement
         program.run(answer("FA"))
-        loader.write(program.loaded.wants, 0, bytes([WANT_ANSWERS | WANT_ONE]) * 65_536)
+        loader.write(program.loaded.wants, 0, bytes([WANT_ANSWERS]) * 65_536)
+        loader.write(program.loaded.wants, ONCE_AT, b"\1" * 65_536)
         program.run(answer("A"), repeat=2)
         counts = program.sources[0].counters()
         assert (counts.answers[0], counts.answers_lost[0]) == (1, 4)

@@ -34,6 +34,7 @@ from tapmirror.events import ACCEPTED, FROM_SERVER, LOOP_DSCP, MULTIPATH, UNACCE
 from tapmirror.source import Counters
 from tapmirror.source.ring import (
     COUNTERS_PER_CPU,
+    ONCE_AT,
     RECORD,
     WANT_ALL,
     WANT_ANSWERS,
@@ -110,8 +111,10 @@ def test_the_configuration_has_the_layout_of_the_header() -> None:
 def test_the_wants_have_the_layout_of_the_header() -> None:
     wants = structs()["tap_wants"]
     assert (wants.window.offset, WINDOWS_AT) == (loader.BUCKETS, loader.BUCKETS)
-    assert ctypes.sizeof(wants) == WINDOWS_AT + WINDOW.size * MAX_WORKERS
-    value = wants.from_buffer_copy(bytes(WINDOWS_AT) + WINDOW.pack(1, 2) * (MAX_WORKERS - 1) + loader.WINDOW.pack(3, 4))
+    assert (wants.once.offset, ctypes.sizeof(wants)) == (ONCE_AT, ONCE_AT + loader.BUCKETS)
+    value = wants.from_buffer_copy(
+        bytes(WINDOWS_AT) + WINDOW.pack(1, 2) * (MAX_WORKERS - 1) + loader.WINDOW.pack(3, 4) + b"\1" * loader.BUCKETS
+    )
     assert [(value.window[i].first, value.window[i].count) for i in (0, MAX_WORKERS - 1)] == [(1, 2), (3, 4)]
 
 
@@ -126,7 +129,7 @@ def test_counters_and_flags_have_the_numbers_of_the_header() -> None:
     assert (defined["TAP_FROM_SERVER"], defined["TAP_ACCEPTED"]) == (FROM_SERVER, ACCEPTED)
     assert (defined["TAP_MULTIPATH"], defined["TAP_UNACCEPTED"]) == (MULTIPATH, UNACCEPTED)
     assert (defined["TAP_WANT_ALL"], defined["TAP_WANT_ANSWERS"]) == (WANT_ALL, WANT_ANSWERS)
-    assert (defined["TAP_WANT_ONE"], defined["TAP_MAX_WORKERS"]) == (loader.WANT_ONE, loader.MAX_WORKERS)
+    assert defined["TAP_MAX_WORKERS"] == loader.MAX_WORKERS
     assert defined["TAP_MAX_ADDRS"] == loader.MAX_ADDRS
     assert defined["TAP_MAX_CLIENTS"] == MAX_CLIENTS
     flags = ("LOOPBACK", "EGRESS_ALL", "NO_L2", "PROMISC", "MANY", "EITHER_WAY", "MAX_LINKS")
@@ -267,7 +270,7 @@ def test_the_configuration_is_what_was_asked_for() -> None:
         wants = structs()["tap_wants"]
         with mmap.mmap(loaded.wants, -(-ctypes.sizeof(wants) // mmap.PAGESIZE) * mmap.PAGESIZE) as view:
             found = wants.from_buffer_copy(view)
-        assert bytes(found.bucket) == b"\1" * 65_536
+        assert (bytes(found.bucket), bytes(found.once)) == (bytes(65_536), b"\1" * 65_536)
         assert {(each.first, each.count) for each in found.window} == {(0, 0)}
     finally:
         loaded.close()

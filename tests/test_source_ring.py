@@ -21,7 +21,7 @@ from tapmirror.events import ACCEPTED, FIN, FROM_SERVER
 from tapmirror.loader import Attachment
 from tapmirror.packet import BUCKETS, flow_hash
 from tapmirror.source import Counters
-from tapmirror.source.ring import RECORD, WANT_ALL, WANT_ONE, WINDOW, WINDOWS_AT, RingSource, counter_bytes
+from tapmirror.source.ring import ONCE_AT, RECORD, WANT_ALL, WINDOW, WINDOWS_AT, RingSource, counter_bytes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -243,6 +243,7 @@ def test_the_table_of_wants_is_set_by_the_flows_hash(lab: Lab) -> None:
         assert both.ring_source._wants[flow_hash(key, 77) & 0xFFFF] == WANT_ALL
         both.ring_source.want_ack(key, False)
         assert both.ring_source._wants[flow_hash(key, 77) & 0xFFFF] == 0
+        assert both.ring_source._wants[ONCE_AT : ONCE_AT + BUCKETS] == b"\1" * BUCKETS
 
 
 def test_a_successor_finds_the_counters_though_there_are_more_processors_now(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +271,8 @@ def test_a_successor_wants_acknowledgements_and_no_answers_that_the_first_waited
         sizes = {"ring_bytes": program.request.ring_bytes, "cpus": program.request.cpus}
         second = RingSource(*program.loaded.worker_fds(0), **sizes, seed=0)
         program.sources.append(second)
-        assert second._wants[:BUCKETS] == bytes([WANT_ONE]) * BUCKETS
+        assert second._wants[:BUCKETS] == bytes(BUCKETS)
+        assert second._wants[ONCE_AT : ONCE_AT + BUCKETS] == b"\1" * BUCKETS
         assert WINDOW.unpack_from(second._wants, WINDOWS_AT) == (0, BUCKETS)
 
 

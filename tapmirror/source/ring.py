@@ -37,14 +37,15 @@ RECORD: Final = struct.Struct("<QIIIIII40s")
 COUNTER_NAMES: Final = Counters.__struct_fields__
 COUNTERS_PER_CPU: Final = 16
 """TAP_COUNTERS of bpf/tap.h."""
-WANT_ONE: Final = 1
-WANT_ALL: Final = 2
-WANT_ANSWERS: Final = 4
-"""TAP_WANT_ONE, TAP_WANT_ALL, TAP_WANT_ANSWERS of bpf/tap.h."""
+WANT_ALL: Final = 1
+WANT_ANSWERS: Final = 2
+"""TAP_WANT_ALL, TAP_WANT_ANSWERS of bpf/tap.h."""
 WINDOW: Final = struct.Struct("<II")
 """`struct tap_window`; packed, it is one store of 8 bytes."""
 WINDOWS_AT: Final = BUCKETS
 """Offset of the windows in `struct tap_wants`."""
+ONCE_AT: Final = WINDOWS_AT + WINDOW.size * MAX_WORKERS
+"""Offset of the bytes in which the next packet of a bucket is asked for."""
 
 READS: Final = 100
 """Attempts to read the counters between two packets; under the heaviest load one of a few succeeds."""
@@ -95,7 +96,7 @@ class RingSource:
             mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
             mmap.mmap(ring, page + ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page),
             mmap.mmap(counters, _pages((shard + 1) * counter_bytes(cpus)), mmap.MAP_SHARED, mmap.PROT_READ),
-            mmap.mmap(wants, _pages(WINDOWS_AT + 8 * MAX_WORKERS), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
+            mmap.mmap(wants, _pages(ONCE_AT + BUCKETS), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
         ]
         self._consumer = memoryview(self._maps[0]).cast("Q")
         shared = memoryview(self._maps[1])
@@ -138,7 +139,8 @@ class RingSource:
         self.want_answers(0, BUCKETS)
         for bucket in range(BUCKETS):
             if shard_of(bucket, workers) == shard:
-                self._wants[bucket] = WANT_ONE
+                self._wants[bucket] = 0
+                self._wants[ONCE_AT + bucket] = 1
 
     def _bytes_at(self, offset: int, size: int) -> bytes:
         """`size` bytes of the ring from `offset` on, which may wrap around."""
