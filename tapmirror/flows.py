@@ -17,6 +17,10 @@ A flow begins in one of two ways:
 
 A `MULTIPATH` record announces a connection of Multipath TCP.  It is left out: nothing of it is passed on.
 
+If only requests matter, those that the client begins behind production's FIN are left out.  They come on a pooled
+connection that production closes while it is idle, if the client uses it before it has looked.  Production resets the
+connection, or reads no more, and the client asks again on another one.
+
 A flow ends by a FIN from both sides (by the client's alone if only requests matter), by an RST, by a new connection on
 the same 4-tuple, or by `Limits.flow_idle` of silence.  An ended flow is remembered for a while (`late`), so that a late
 retransmission is not taken for a connection in mid-stream, and mirrored twice.
@@ -142,6 +146,8 @@ class FlowTable:
     def framed(self, flow: Flow) -> None:
         """The flow has a framer from now on: it does not make room for others any more."""
         self._blank.pop(flow, None)
+        if flow.state is State.SERVER_DONE:
+            flow.rx.simple = False
 
     def held(self) -> tuple[int, int]:
         """(segments, bytes) that wait for the bytes before them, or for production's word."""
@@ -282,7 +288,20 @@ class FlowTable:
         if flow.state is State.TENTATIVE:
             self._hold(flow, segment)
             return []
+        if flow.unanswerable:
+            return self._behind_the_end(flow, segment, now)
         return self._events(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
+
+    def _behind_the_end(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
+        """Take a segment of the client behind production's FIN: only a request that was begun goes on."""
+        _, flags, seq, ack, length, payload, _ = segment
+        rx = flow.rx
+        if length and seq == rx.next and not rx.waiting and flow.framer.between:
+            rx.skip(length)
+            seq, length, payload = rx.next, 0, payload[:0]
+        events = self._events(flow, rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
+        rx.simple = False  # each segment is looked at
+        return events
 
     def _before_acceptance(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
         """Take a segment with the mark `UNACCEPTED`.
@@ -325,6 +344,8 @@ class FlowTable:
             if (seq + length) & MASK == flow.ack and _dismisses(flow, flow.ack):
                 events.append((flow, _DISMISSED, False))
             self._move(flow, Move.SERVER_FIN, now)
+        if flow.state is State.SERVER_DONE:
+            rx.simple = False  # what the client sends now is looked at
         return events
 
     def _judged(self, flow: Flow, ack: int, now: float, *, knows: bool) -> list[Event]:

@@ -26,6 +26,7 @@ from tapmirror.events import (
     DropReason,
     End,
     Excuse,
+    FilterReason,
     Finish,
     Gap,
     Message,
@@ -269,11 +270,15 @@ class Pipeline:
             return
         data: Buffer = chunk  # type: ignore[assignment]
         if framer is None:
-            if flow.prefix:
+            begun = bool(flow.prefix)
+            if begun:
                 data, after_reply = self._take_prefix(flow) + data, True
             framer = self._decide(flow, data, commands)
             if framer is None:
                 flow.prefix = bytes(data)
+                return
+            if flow.unanswerable and not begun:
+                self._ledger.filter(FilterReason.OUTSIDE, len(data))
                 return
         if self._turns and flow.answered:
             commands.append(Turn(flow.id, flow.answered))

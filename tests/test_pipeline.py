@@ -20,6 +20,7 @@ from tapmirror.events import (
     Command,
     DropReason,
     Excuse,
+    FilterReason,
     Finish,
     Open,
     Send,
@@ -544,3 +545,90 @@ def test_what_is_under_way_of_a_connection_that_has_ended_is_held_until_its_end_
     assert tap.settled() == tap.fed
     assert tap.said[-1] == Finish(1)
     assert tap.ledger.bytes.dropped == {DropReason.INCOMPLETE: 9}
+
+
+@pytest.mark.parametrize("rest", [ACK, FIN | ACK])
+def test_a_request_that_begins_after_production_s_fin_is_left_out(rest: int) -> None:
+    """As on a pooled connection that production closed while it was idle: the client asks again on another."""
+    tap = Tap()
+    size = len(GET)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, GET, ack=1)
+    tap.server(20, FIN | ACK, size)
+    tap.put(rest, size, GET, ack=21)
+    if not rest & FIN:
+        tap.put(ACK, 2 * size, GET, ack=21)
+        tap.put(FIN | ACK, 3 * size, ack=21)
+    assert tap.sent == GET
+    assert isinstance(tap.said[-1], Finish)
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: size if rest & FIN else 2 * size}
+    assert tap.ledger.requests.seen == 1
+    assert tap.fed == tap.settled()
+
+
+@pytest.mark.parametrize("protocol", [Protocol.HTTP, Protocol.AUTO])
+def test_a_first_request_after_production_s_fin_is_left_out(protocol: Protocol) -> None:
+    """As on a connection that a browser opened in advance."""
+    tap = Tap(protocol=protocol)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.server(1, FIN | ACK, 0)
+    for number in range(3):
+        tap.put(ACK, number * len(GET), GET, ack=2)
+        tap.server(2, ACK, (number + 1) * len(GET))
+    tap.put(FIN | ACK, 3 * len(GET), ack=2)
+    assert tap.sent == b""
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: 3 * len(GET)}
+    assert tap.ledger.requests.seen == 0
+    assert tap.fed == tap.settled()
+
+
+def test_a_request_of_which_a_part_came_before_production_s_fin_goes_on() -> None:
+    tap = Tap()
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, GET[:2], ack=1)
+    tap.server(1, FIN | ACK, 2)
+    tap.put(ACK, 2, GET[2:] + GET, ack=2)
+    tap.put(ACK, 2 * len(GET), GET, ack=2)
+    assert tap.sent == GET * 2
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+    assert tap.fed == tap.settled()
+
+
+def test_a_hole_behind_production_s_fin() -> None:
+    """What fills it is a request, and so is what waited behind it; what follows is left out."""
+    tap = Tap()
+    size = len(GET)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, GET, ack=1)
+    tap.put(ACK, 2 * size, GET, ack=1)
+    tap.server(1, FIN | ACK, size)
+    tap.put(ACK, size, GET, ack=2)
+    tap.server(2, ACK, 3 * size)
+    tap.put(ACK, 3 * size, GET, ack=2)
+    assert tap.sent == GET * 3
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: size}
+    assert tap.fed == tap.settled()
+
+
+def test_an_upload_goes_on_behind_production_s_fin_and_no_request_behind_it() -> None:
+    """Production may answer before its end."""
+    tap = Tap()
+    upload = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, upload, ack=1)
+    tap.server(20, FIN | ACK, len(upload))
+    tap.put(ACK, len(upload), b"12345", ack=21)
+    tap.put(ACK, len(upload) + 5, b"6789", ack=21)
+    tap.put(ACK, len(upload) + 9, GET, ack=21)
+    assert tap.sent == upload + b"123456789"
+    assert tap.fed == tap.settled()
+
+
+def test_bytes_go_on_behind_production_s_fin() -> None:
+    """Production may still read them."""
+    tap = Tap(protocol=Protocol.RAW)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, b"a", ack=1)
+    tap.server(20, FIN | ACK, 1)
+    tap.put(ACK, 1, b"b", ack=21)
+    assert tap.sent == b"ab"

@@ -149,6 +149,11 @@ class RequestFramer:
         return len(self._buffer) + self._empty
 
     @property
+    def between(self) -> bool:
+        """Whether the next byte begins a request."""
+        return self._state == _BOUNDARY
+
+    @property
     def astray(self) -> bool:
         """Requests may have gone by, or will, that are not told of."""
         return self._state >= _RESYNC

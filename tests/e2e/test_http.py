@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -244,6 +246,30 @@ def test_a_slow_shadow_that_closes_after_so_many_answers_gets_every_request_once
     assert ledger["requests"]["mirrored"] == count
     assert ledger["answers"] == {"2xx": count}
     assert ledger["events"]["sent_again"] > 0
+
+
+@both
+def test_what_a_client_sends_on_a_connection_that_production_has_closed_is_not_for_the_shadow(lab: Lab) -> None:
+    """As a pool that does not look: the request goes again on another connection, and production reads it once."""
+
+    def asked(client: socket.socket, number: int) -> bytes:
+        client.sendall(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+        return read_until(client, b"ok\n")
+
+    with Nginx(lab.node, each=2) as production, Nginx(lab.shadow, log=True) as shadow:
+        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), protocol="http", loop_check=False) as tap:
+            for first in range(0, 40, 2):
+                with connect(lab.client, lab.node.addr4, 80) as client:
+                    assert asked(client, first) and asked(client, first + 1)
+                    assert client.recv(1) == b""
+                    with contextlib.suppress(OSError):
+                        asked(client, first + 2)
+            until(lambda: shadow.requests() >= 40, "all of them at the shadow", PATIENCE)
+            ledger = tap.final()
+        assert production.requests() == 40
+        assert sorted(int(each.uri[1:]) for each in shadow.logged()) == list(range(40))
+        assert ledger["requests"]["mirrored"] == 40
+        assert ledger["bytes"]["filtered"]["outside"] > 0
 
 
 def asks(lab: Lab, requests: list[bytes], answer: bytes) -> None:
