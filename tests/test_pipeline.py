@@ -555,14 +555,17 @@ def test_a_request_that_begins_after_production_s_fin_is_left_out(rest: int) -> 
     tap.put(ACCEPTED, 0, ack=1)
     tap.put(ACK, 0, GET, ack=1)
     tap.server(20, FIN | ACK, size)
+    tap.put(ACK, 0, GET, ack=1)  # again, as its acknowledgement was lost
     tap.put(rest, size, GET, ack=21)
     if not rest & FIN:
         tap.put(ACK, 2 * size, GET, ack=21)
         tap.put(FIN | ACK, 3 * size, ack=21)
     assert tap.sent == GET
     assert isinstance(tap.said[-1], Finish)
-    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: size if rest & FIN else 2 * size}
+    outside = size if rest & FIN else 2 * size
+    assert tap.ledger.bytes.filtered == {FilterReason.DUPLICATE: size, FilterReason.OUTSIDE: outside}
     assert tap.ledger.requests.seen == 1
+    assert len(tap.pipeline.flows) == 0
     assert tap.fed == tap.settled()
 
 
@@ -622,6 +625,29 @@ def test_an_upload_goes_on_behind_production_s_fin_and_no_request_behind_it() ->
     tap.put(ACK, len(upload) + 9, GET, ack=21)
     assert tap.sent == upload + b"123456789"
     assert tap.fed == tap.settled()
+
+
+def test_nor_behind_an_upload_of_which_a_part_was_not_captured() -> None:
+    tap = Tap()
+    upload = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+    end = len(upload) + 9
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, upload, ack=1)
+    tap.server(20, FIN | ACK, len(upload))
+    tap.put(ACK, end - 4, b"6789", ack=21)
+    tap.server(21, ACK, end)
+    tap.put(ACK, end, GET, ack=21)
+    assert tap.sent == upload
+    assert tap.ledger.requests.seen == 1
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+
+
+def test_a_connection_of_one_packet_ends_with_production_s_fin() -> None:
+    tap = Tap()
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(FIN | ACK, 0, GET, ack=1)
+    tap.server(20, FIN | ACK, len(GET) + 1)
+    assert len(tap.pipeline.flows) == 0
 
 
 def test_bytes_go_on_behind_production_s_fin() -> None:
