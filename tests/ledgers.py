@@ -29,6 +29,7 @@ def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dic
         "capture": "ebpf",
         "state": "running",
         "state_reason": "",
+        "away_s": 0.0,
         **known,
         "shadows": {
             "staging:8080": {

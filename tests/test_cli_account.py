@@ -32,6 +32,12 @@ def test_the_ledger_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None
     assert shown({**snapshot(), "tap": "web"}).startswith("Ledger of web\n")
 
 
+def test_time_without_an_interface_is_told() -> None:
+    line = "nothing was captured for 4.3 s, because no interface was there"
+    assert line in shown({**snapshot(), "away_s": 4.26}).splitlines()
+    assert "nothing was captured" not in shown(snapshot())
+
+
 def test_no_number_and_no_word_is_broken_on_a_narrow_terminal() -> None:
     large = snapshot(scale=1_234_567)
     text = shown(large, 40)

@@ -92,6 +92,34 @@ def test_mute_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held["a"].closed and held["b"].closed and links.names() == []
 
 
+def test_time_without_an_interface_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not what passes while nothing is to be captured."""
+    there: list[str] = []
+    now = 100.0
+    monkeypatch.setattr(module, "present", lambda patterns: there)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    links = Links(["a"], Gated)
+
+    def after(seconds: float, *names: str) -> float:
+        nonlocal now
+        there[:] = names
+        now += seconds
+        links.follow()
+        return links.away
+
+    assert [after(0.0), after(1.0), after(2.0, "a"), after(4.0, "a")] == [0.0, 1.0, 3.0, 3.0]
+    assert after(8.0) == 3.0
+    now += 16.0
+    assert links.away == 19.0
+    links.suspend(True)
+    assert [after(32.0), after(64.0, "a")] == [19.0, 19.0]
+    links.suspend(False)
+    assert [after(128.0, "a"), after(256.0), after(512.0)] == [19.0, 19.0, 531.0]
+    links.release()
+    now += 1024.0
+    assert links.away == 531.0
+
+
 def test_what_is_muted_amid_a_look_begins_no_more() -> None:
     begun: list[Gated] = []
 

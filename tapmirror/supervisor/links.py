@@ -27,6 +27,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -115,6 +116,9 @@ class Links:
         self._suspended = False
         self._refused: dict[str, str] = {}
         """Interfaces that are there and cannot be captured, and why."""
+        self._away: tuple[float, float | None] = (0.0, None)
+        """(seconds without an interface to capture, since when there is none; None: there is one, or nothing is to be
+        captured).  Replaced as a whole, because other threads read it."""
 
     def names(self) -> list[str]:
         """Those that are captured."""
@@ -134,6 +138,21 @@ class Links:
                     self._begin(name)
             if self._released:  # perhaps amid this: what was begun or ended after it let packets in
                 self.mute()
+            self._note_away()
+
+    def _note_away(self) -> None:
+        """Take note of whether there is an interface to capture."""
+        seconds, since = self._away
+        if self._held or self._suspended or self._released:
+            self._away = (self.away, None)
+        elif since is None:
+            self._away = (seconds, time.monotonic())
+
+    @property
+    def away(self) -> float:
+        """Seconds for which there was no interface to capture, including a time that still lasts."""
+        seconds, since = self._away
+        return seconds if since is None else seconds + time.monotonic() - since
 
     def _begin(self, name: str) -> None:
         try:
@@ -163,6 +182,7 @@ class Links:
         """Capture nothing any more.  Once and for all; in any thread."""
         self.mute()
         with self._lock:
+            self._note_away()
             while self._held:
                 self._held.popitem()[1].close()
 

@@ -226,7 +226,7 @@ class Tap:
         self._end_if_lost()
 
     def _follow_links(self) -> None:
-        """Capture the interfaces that there are, and tell which cannot be; where none can, `waits_for` does."""
+        """Capture the interfaces that there are, and tell which cannot be; if none can, `waits_for` does."""
         self._links.follow()
         refused = self._links.refused() if self._links.names() else ""
         if refused and refused != self._refused:
@@ -476,7 +476,13 @@ class Tap:
     def _with_facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The ledger of all workers together."""
         state, reason = self._condition()
-        facts = {"tap": self.spec.name, "capture": self.capture, "state": state, "state_reason": reason}
+        facts = {
+            "tap": self.spec.name,
+            "capture": self.capture,
+            "state": state,
+            "state_reason": reason,
+            "away_s": round(self._links.away, 2),
+        }
         names = {} if self._names is None else msgspec.structs.asdict(self._names.counts)
         return self.with_share(ledgers.together(parts, facts, names))
 
