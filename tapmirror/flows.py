@@ -288,20 +288,7 @@ class FlowTable:
         if flow.state is State.TENTATIVE:
             self._hold(flow, segment)
             return []
-        if flow.unanswerable:
-            return self._behind_the_end(flow, segment, now)
-        return self._events(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
-
-    def _behind_the_end(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
-        """Take a segment of the client behind production's FIN: only a request that was begun goes on."""
-        _, flags, seq, ack, length, payload, _ = segment
-        rx = flow.rx
-        if length and seq == rx.next and not rx.waiting and flow.framer.between:
-            rx.skip(length)
-            seq, length, payload = rx.next, 0, payload[:0]
-        events = self._events(flow, rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
-        rx.simple = False  # each segment is looked at
-        return events
+        return self._gained(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
 
     def _before_acceptance(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
         """Take a segment with the mark `UNACCEPTED`.
@@ -339,7 +326,7 @@ class FlowTable:
                 if flow.heard is None:
                     rx.disbelieve(sent)
                 flow.heard = sent
-            events += self._events(flow, rx.acknowledged(ack), now)
+            events += self._gained(flow, rx.acknowledged(ack), now)
         if flags & FIN:
             if (seq + length) & MASK == flow.ack and _dismisses(flow, flow.ack):
                 events.append((flow, _DISMISSED, False))
@@ -614,6 +601,26 @@ class FlowTable:
         return True
 
     # --- pieces, and the acknowledgements that holes need
+
+    def _gained(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
+        """The events of a flow that gained these pieces; behind production's FIN only those of a begun request."""
+        if not flow.unanswerable:
+            return self._events(flow, pieces, now)
+        begins = flow.framer.between
+        events = self._events(flow, pieces, now)
+        flow.rx.simple = False  # each segment is looked at
+        return self._left(events) if begins else events
+
+    def _left(self, events: list[Event]) -> list[Event]:
+        """Leave out the data of these events, and what is missing of it."""
+        left: list[Event] = []
+        for event in events:
+            chunk = event[1]
+            if isinstance(chunk, (bytes, memoryview)):
+                self._ledger.filter(FilterReason.OUTSIDE, len(chunk))
+            elif type(chunk) is not Gap:
+                left.append(event)
+        return left
 
     def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
         events: list[Event] = []

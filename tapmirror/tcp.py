@@ -243,11 +243,6 @@ class Receiver:
         self.simple = False
         self._advance(self.position + 1)
 
-    def skip(self, length: int) -> None:
-        """Leave out the next `length` bytes, which production's application does not read.  Nothing may be held."""
-        self._ledger.filter(FilterReason.OUTSIDE, length, 1)
-        self._advance(self.position + length)
-
     def acknowledged(self, ack: int) -> list[Piece]:
         """Production has received everything before `ack`: holes before it become gaps."""
         limit = self.position + distance(ack, self.next)

@@ -597,19 +597,22 @@ def test_a_request_of_which_a_part_came_before_production_s_fin_goes_on() -> Non
     assert tap.fed == tap.settled()
 
 
-def test_a_hole_behind_production_s_fin() -> None:
-    """What fills it is a request, and so is what waited behind it; what follows is left out."""
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_hole_behind_production_s_fin(filled: bool) -> None:
+    """Neither what fills it nor what waited behind it was read, also if production acknowledged it."""
     tap = Tap()
     size = len(GET)
     tap.put(ACCEPTED, 0, ack=1)
     tap.put(ACK, 0, GET, ack=1)
     tap.put(ACK, 2 * size, GET, ack=1)
     tap.server(1, FIN | ACK, size)
-    tap.put(ACK, size, GET, ack=2)
+    if filled:
+        tap.put(ACK, size, GET, ack=2)
     tap.server(2, ACK, 3 * size)
     tap.put(ACK, 3 * size, GET, ack=2)
-    assert tap.sent == GET * 3
-    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: size}
+    assert tap.sent == GET
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: (3 if filled else 2) * size}
+    assert not tap.ledger.bytes.dropped
     assert tap.fed == tap.settled()
 
 
