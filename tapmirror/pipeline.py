@@ -277,7 +277,8 @@ class Pipeline:
             if framer is None:
                 flow.prefix = bytes(data)
                 return
-            if flow.unanswerable and not begun:
+            # Joined in mid-stream, it was held, and the packet that tells of it may be both its answer and the end.
+            if flow.unanswerable and not begun and not flow.midstream:
                 self._ledger.filter(FilterReason.OUTSIDE, len(data))
                 return
         if self._turns and flow.answered:

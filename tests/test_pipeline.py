@@ -645,6 +645,18 @@ def test_nor_behind_an_upload_of_which_a_part_was_not_captured() -> None:
     assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
 
 
+def test_a_request_that_was_held_until_its_answer_and_the_end_came_in_one_packet() -> None:
+    tap = Tap()
+    post = GET.replace(b"GET", b"POST")
+    tap.put(ACK, 0, post, ack=1)
+    tap.server(1, FIN | ACK, len(post), length=20)
+    tap.put(ACK, len(post), GET, ack=22)
+    tap.put(FIN | ACK, len(post + GET), ack=22)
+    assert tap.sent == post
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+    assert len(tap.pipeline.flows) == 0
+
+
 def test_a_connection_of_one_packet_ends_with_production_s_fin() -> None:
     tap = Tap()
     tap.put(ACCEPTED, 0, ack=1)
