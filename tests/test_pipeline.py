@@ -645,6 +645,19 @@ def test_nor_behind_an_upload_of_which_a_part_was_not_captured() -> None:
     assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
 
 
+def test_nor_where_production_refused_to_leave_http() -> None:
+    """As the first request on each connection of some clients asks for HTTP/2 in clear text."""
+    tap = Tap()
+    first = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, first, ack=1)
+    tap.server(1, FIN | ACK, len(first), length=20)
+    tap.put(ACK, len(first), GET[:20], ack=22)
+    tap.put(ACK, len(first) + 20, GET[20:], ack=22)
+    assert tap.sent == first
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+
+
 def test_a_request_that_was_held_until_its_answer_and_the_end_came_in_one_packet() -> None:
     tap = Tap()
     post = GET.replace(b"GET", b"POST")

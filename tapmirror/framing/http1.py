@@ -150,8 +150,8 @@ class RequestFramer:
 
     @property
     def between(self) -> bool:
-        """Whether the next byte begins a request."""
-        return self._state == _BOUNDARY
+        """Whether nothing is under way that the next bytes could belong to: no request, and no tunnel that was used."""
+        return self._state in (_BOUNDARY, _SWITCH) and not self._buffer
 
     @property
     def astray(self) -> bool:
