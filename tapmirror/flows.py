@@ -146,8 +146,7 @@ class FlowTable:
     def framed(self, flow: Flow) -> None:
         """The flow has a framer from now on: it does not make room for others any more."""
         self._blank.pop(flow, None)
-        if flow.state is State.SERVER_DONE:
-            flow.rx.simple = False
+        _look_at_each(flow)
 
     def held(self) -> tuple[int, int]:
         """(segments, bytes) that wait for the bytes before them, or for production's word."""
@@ -220,6 +219,7 @@ class FlowTable:
                     self._give_up(flow)
             elif now - flow.since >= self._limits.hole_time and self._memory.half_taken(LARGEST):
                 flow.rx.discard(DropReason.MEMORY_LIMIT)
+                _look_at_each(flow)
                 self._stop_asking(flow)
         self._unaccepted.expire(now)
         self._early.expire(now)
@@ -331,8 +331,7 @@ class FlowTable:
             if (seq + length) & MASK == flow.ack and _dismisses(flow, flow.ack):
                 events.append((flow, _DISMISSED, False))
             self._move(flow, Move.SERVER_FIN, now)
-        if flow.state is State.SERVER_DONE:
-            rx.simple = False  # what the client sends now is looked at
+        _look_at_each(flow)
         return events
 
     def _judged(self, flow: Flow, ack: int, now: float, *, knows: bool) -> list[Event]:
@@ -608,7 +607,7 @@ class FlowTable:
             return self._events(flow, pieces, now)
         begins = flow.framer.between
         events = self._events(flow, pieces, now)
-        flow.rx.simple = False  # each segment is looked at
+        _look_at_each(flow)
         return self._left(events) if begins else events
 
     def _left(self, events: list[Event]) -> list[Event]:
@@ -658,6 +657,14 @@ class FlowTable:
         flow.heard = None
         self._asking.pop(flow.key, None)
         self._wants.unwant(flow.key, self._bucket(flow.key))
+
+
+def _look_at_each(flow: Flow) -> None:
+    """Behind production's FIN no segment of the client takes the short way.  To be called after each step of the
+    receiver, which lets it again as soon as nothing is held.
+    """
+    if flow.state is State.SERVER_DONE:
+        flow.rx.simple = False
 
 
 def _takes_reset(flow: Flow, seq: int) -> bool:

@@ -645,6 +645,24 @@ def test_nor_behind_an_upload_of_which_a_part_was_not_captured() -> None:
     assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
 
 
+def test_nor_behind_an_upload_whose_rest_found_no_room() -> None:
+    limits = Limits(reassembly_bytes=1 << 17)
+    tap = Tap(limits=limits)
+    upload = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+    end = len(upload) + 9
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, upload, ack=1)
+    tap.server(20, FIN | ACK, len(upload))
+    tap.put(ACK, end - 4, b"6789", ack=21)
+    for seconds in (1, 2):
+        tap.pipeline.expire(1.0 + limits.hole_time + seconds)
+    tap.put(ACK, len(upload), b"123456789", ack=21)
+    tap.put(ACK, end, GET, ack=21)
+    assert tap.ledger.bytes.dropped == {DropReason.MEMORY_LIMIT: 4}
+    assert tap.sent == upload + b"123456789"
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+
+
 def test_nor_where_production_refused_to_leave_http() -> None:
     """As the first request on each connection of some clients asks for HTTP/2 in clear text."""
     tap = Tap()
