@@ -196,7 +196,12 @@ class FlowTable:
             after_reply = ack != flow.ack >= 0
             flow.ack = ack
             return ((flow, payload, after_reply),)
-        if flags & _TOLD == _LAST and seq == rx.next and rx.simple and not length:  # as nearly every stream ends
+        if (  # as nearly every stream ends
+            flags & _TOLD == _LAST
+            and seq == rx.next
+            and not length
+            and (rx.simple or (flow.unanswerable and not rx.waiting))
+        ):
             rx.finish()
             if flow.ends_with_client:
                 self._forget(flow, now)
@@ -660,10 +665,10 @@ class FlowTable:
 
 
 def _look_at_each(flow: Flow) -> None:
-    """Behind production's FIN no segment of the client takes the short way.  To be called after each step of the
-    receiver, which lets it again as soon as nothing is held.
+    """Where only a begun request goes on, no data takes the short way.  To be called after each step of the receiver,
+    which lets it again as soon as nothing is held.
     """
-    if flow.state is State.SERVER_DONE:
+    if flow.unanswerable:
         flow.rx.simple = False
 
 

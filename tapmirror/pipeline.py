@@ -354,8 +354,8 @@ class Pipeline:
             else RawFramer(midstream)
         )
         flow.framer = framer
-        self._flows.framed(flow)
         flow.ends_with_client = http
+        self._flows.framed(flow)
         if not flow.opened and (http or not flow.midstream):
             self._open(flow, http, commands)
         return framer

@@ -696,11 +696,40 @@ def test_a_connection_of_one_packet_ends_with_production_s_fin() -> None:
     assert len(tap.pipeline.flows) == 0
 
 
-def test_bytes_go_on_behind_production_s_fin() -> None:
+@pytest.mark.parametrize("protocol", [Protocol.RAW, Protocol.AUTO])
+def test_bytes_go_on_behind_production_s_fin(protocol: Protocol) -> None:
     """Production may still read them."""
-    tap = Tap(protocol=Protocol.RAW)
+    tap = Tap(protocol=protocol)
     tap.put(ACCEPTED, 0, ack=1)
-    tap.put(ACK, 0, b"a", ack=1)
-    tap.server(20, FIN | ACK, 1)
-    tap.put(ACK, 1, b"b", ack=21)
-    assert tap.sent == b"ab"
+    tap.put(ACK, 0, b"a\n", ack=1)
+    tap.server(20, FIN | ACK, 2)
+    tap.put(ACK, 2, b"b", ack=21)
+    assert tap.sent == b"a\nb"
+
+
+TUNNEL_HEAD = b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "said", "last"),
+    [
+        (Protocol.RAW, b"", b"QUIT\r\n"),
+        (Protocol.AUTO, b"", b"\0QUIT\r\n"),
+        (Protocol.HTTP, TUNNEL_HEAD, b"\0QUIT\r\n"),
+        (Protocol.HTTP, b"", GET),
+    ],
+)
+@pytest.mark.parametrize("answered", [True, False])
+def test_whether_the_client_had_its_answer_is_told_also_where_production_closes_first(
+    protocol: Protocol, said: bytes, last: bytes, answered: bool
+) -> None:
+    tap = Tap(protocol=protocol)
+    end = len(said + last)
+    tap.put(ACCEPTED, 0, ack=1)
+    if said:
+        tap.put(ACK, 0, said, ack=1)
+    tap.put(ACK, len(said), last, ack=20)
+    tap.server(20, FIN | ACK, end, length=9)
+    tap.put(FIN | ACK, end, ack=30 if answered else 20)
+    assert tap.sent == said + last
+    assert tap.said[-1] == Finish(1, answered=answered)
