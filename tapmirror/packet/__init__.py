@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames to TCP header facts, layer by layer.
+"""Frames to TCP headers, layer by layer.
 
-`link` and `tunnel` say what a frame or a packet carries, `header` reads IP and TCP, `fragments` puts
-datagrams together, `decoder` knows the order, `key` names the flow.
+`link` and `tunnel` say what a frame or a packet carries, `header` reads IP and TCP, `fragments` puts datagrams
+together, `decoder` knows the order of all this, and `key` names the flow.
 
 Pure.  Any bytes are allowed; what is no TCP segment is `None`.
 """

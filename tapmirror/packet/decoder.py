@@ -19,14 +19,14 @@ from tapmirror.packet.link import KNOWN, Cargo, cargo, ethernet
 from tapmirror.packet.tunnel import inner
 
 MAX_TUNNELS: Final = 6
-"""Tunnels within one another that are looked into."""
+"""Most tunnels within one another that are looked into."""
 
 
 def decode(frame: memoryview, size: int, *, ethertype: int | None = None, vlan: int = 0) -> Header | None:
-    """Read a captured frame of `size` bytes on the wire, of which `frame` was captured, as bpf/tap.c does.
+    """Read a frame as bpf/tap.c does; `size` is its length on the wire, `frame` what was captured of it.
 
-    `ethertype` is given for links without an Ethernet header; `vlan` is a tag that the kernel had
-    taken out of the frame.
+    `ethertype` is given for links without an Ethernet header; `vlan` is a tag that the kernel had taken out of the
+    frame.
     """
     found = ethernet(frame, vlan) if ethertype is None else Cargo(ethertype, 0, vlan)
     packet = network(frame, found.offset, size, found.ethertype)
@@ -36,8 +36,8 @@ def decode(frame: memoryview, size: int, *, ethertype: int | None = None, vlan: 
 class Decoder:
     """Frames to headers, through tunnels and fragments.
 
-    `checksums`: leave out segments whose TCP checksum is wrong.  Where the sender's card computes them, outgoing
-    packets are captured before that and are all "wrong": hence only on request.
+    `checksums`: leave out segments whose TCP checksum is wrong.  This is only done on request: if the sender's network
+    card computes checksums, outgoing packets are captured before that, and all of them look wrong.
     """
 
     def __init__(self, *, tunnels: bool, checksums: bool) -> None:
@@ -46,10 +46,11 @@ class Decoder:
         self.fragments = Fragments()
         self.bad_checksums = 0
         self.unknown: Counter[int] = Counter()
-        """Frames of links that are not known, by link type."""
+        """Frames of unknown link types, by type."""
 
     def decode(self, frame: memoryview, size: int, link: int, now: float, vlan: int = 0) -> Header | None:
-        """Read a frame of which `frame` was captured, `size` bytes on the wire; `now` in seconds of the capture.
+        """Read a frame; `size` is its length on the wire, `frame` what was captured of it, `now` the capture's time in
+        seconds.
 
         `vlan` is a tag that the kernel had taken out of the frame.
         """
@@ -92,12 +93,16 @@ class Decoder:
 
 
 def label(vni: int, vlan: int) -> int:
-    """The place of a flow key for VLAN ids, for what came in a virtual network: both by their checksum."""
+    """What stands for the VLAN ids in a flow key.  In a virtual network (`vni`) it is a checksum of its id and the VLAN
+    ids.
+    """
     return zlib.crc32(struct.pack(">II", vni, vlan)) if vni else vlan
 
 
 def checksum_right(frame: memoryview, packet: Network) -> bool:
-    """Whether the TCP checksum fits (RFC 9293, 3.1; RFC 8200, 8.1).  What was not captured whole is believed."""
+    """Whether the TCP checksum is right (RFC 9293, 3.1; RFC 8200, 8.1).  It is taken for right if the segment was not
+    captured whole.
+    """
     data = frame[packet.offset : packet.end]
     length = packet.end - packet.offset
     if len(data) < length:

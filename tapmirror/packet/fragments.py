@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """IP fragments, put together.
 
-IPv6 as Linux does it (`inet_frag_queue_insert` in net/ipv4/inet_fragment.c): a fragment that lies wholly within
-another is ignored, one that overlaps others in part discards the datagram (RFC 5722).  IPv4 as RFC 791, 3.2 has it: of
-overlapping bytes the more recently arrived copy is taken.  (Linux discards here too, since 4.20, and the sender
-has to send again; but a capture is to be read, whatever its receiver was.)  In both a datagram is discarded by a last
-fragment at two places, and by a middle one whose size is no multiple of 8.
+IPv6 fragments are put together as Linux does it (`inet_frag_queue_insert` in net/ipv4/inet_fragment.c): one that lies
+wholly within another is ignored, and one that overlaps others in part discards the datagram (RFC 5722).  For IPv4, RFC
+791, 3.2 holds: of overlapping bytes, the copy that arrived last is taken.  (Since 4.20, Linux discards the datagram
+here too, and the sender has to send it again.  But a capture is to be read whatever its receiver was.)  In both cases a
+datagram is discarded if its last fragment is at two places, or if the size of another fragment is no multiple of 8.
 
-Bounded: datagrams, bytes, and the time for which one is waited for; the oldest gives way.
+There are bounds for datagrams, for bytes, and for how long the rest of a datagram is waited for.  The oldest gives way.
 """
 
 from __future__ import annotations
@@ -20,36 +20,37 @@ from tapmirror.packet.key import MAPPED
 
 DATAGRAMS: Final = 1_024
 HELD_BYTES: Final = 4 << 20
-"""Bytes that are held of fragments at most, as many as in Linux (net.ipv4.ipfrag_high_thresh)."""
+"""Most bytes of fragments that are held, as many as in Linux (net.ipv4.ipfrag_high_thresh)."""
 PIECES: Final = 64
-"""Fragments of one datagram at most: the largest in pieces of 1 KiB."""
+"""Most fragments of one datagram: the largest datagram in pieces of 1 KiB."""
 WAIT: Final = 30.0
-"""Seconds that a datagram's fragments are waited for, as in Linux (net.ipv4.ipfrag_time)."""
+"""How many seconds the rest of a datagram is waited for, as in Linux (net.ipv4.ipfrag_time)."""
 LARGEST: Final = 65_535
 
 Name: TypeAlias = tuple[bytes, bytes, int, int, int]
 
 
 class _Datagram:
-    """What of a datagram has come."""
+    """The fragments of a datagram that have come."""
 
     __slots__ = ("began", "came", "dead", "ends", "first", "held", "pieces")
 
     def __init__(self, began: float) -> None:
         self.began = began
         self.came = 0
-        """Fragments, also those that others cover; 0 when they were given up."""
+        """How many fragments came, including those that others cover; 0 after they were given up."""
         self.pieces: list[tuple[int, bytes]] = []
-        """(place, bytes), in order and without overlap."""
+        """(place, bytes) of each piece, in order and without overlap."""
         self.held = 0
         self.ends: int | None = None
         self.first: Network | None = None
         self.dead = False
-        """It contradicts itself: nothing of it is used, and nothing more is kept."""
+        """Whether the fragments contradict each other: then nothing of the datagram is used, and nothing more of it
+        is kept."""
 
 
 class Fragments:
-    """Datagrams in pieces.  `discarded` counts the fragments that were given up."""
+    """Datagrams that are not whole yet.  `discarded` counts the fragments that were given up."""
 
     def __init__(self) -> None:
         self._datagrams: OrderedDict[Name, _Datagram] = OrderedDict()
@@ -57,13 +58,15 @@ class Fragments:
         self.discarded = 0
 
     def __len__(self) -> int:
-        """Fragments of datagrams that are not whole yet."""
+        """How many fragments have come of datagrams that are not whole yet."""
         return sum(datagram.came for datagram in self._datagrams.values())
 
     def add(self, frame: memoryview, found: Network, now: float, vlan: int = 0) -> tuple[memoryview, Network] | None:
-        """Take a fragment.  Of the datagram that is whole with it: what it carries, and where that begins (0).
+        """Take a fragment.  If the datagram is whole with it: (what the datagram carries, its header, whose `offset` is
+        0).
 
-        `vlan` is the place of a flow key for it: a capture may hold a datagram once for each VLAN that it passed.
+        `vlan` is what stands for the VLAN ids in a flow key: a capture may have a datagram once for each VLAN that it
+        passed.
         """
         piece = found.piece
         assert piece is not None
@@ -87,12 +90,12 @@ class Fragments:
         return self._whole(name, datagram)
 
     def give_up(self) -> None:
-        """No more fragments will come."""
+        """No more fragments will come: discard what is held."""
         while self._datagrams:
             self._drop_oldest()
 
     def _insert(self, datagram: _Datagram, start: int, data: bytes, more: bool, strict: bool) -> bool:
-        """Put a piece into its place; False if the datagram is not to be used."""
+        """Put a piece into its place; returns False if the datagram must not be used."""
         end = start + len(data)
         if end > LARGEST or (more and len(data) % 8) or not data:
             return False
@@ -144,7 +147,7 @@ class Fragments:
 
 
 def _overlaid(pieces: list[tuple[int, bytes]], start: int, data: bytes, strict: bool) -> list[tuple[int, bytes]] | None:
-    """The pieces with one more, which covers what was there; `strict`: None if it covers part of another."""
+    """Add a piece, which replaces what was in its place.  With `strict`, None if it covers a part of another piece."""
     end = start + len(data)
     merged = [(start, data)]
     for place, piece in pieces:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The headers of IP and TCP: the user-space twin of the parsing in bpf/tap.c.
+"""The headers of IP and TCP; bpf/tap.c reads them in the same way.
 
-IPv4 (RFC 791), IPv6 (RFC 8200) with its jumbo payloads (RFC 2675) and the kernel's BIG TCP (a length
-of 0), TCP (RFC 9293).  Any bytes are allowed; what is no whole header is `None`.
+IPv4 (RFC 791), IPv6 (RFC 8200) with its jumbo payloads (RFC 2675) and the kernel's BIG TCP (with a length of 0), TCP
+(RFC 9293).  Any bytes are allowed; a header that is not whole is `None`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _IP6: Final = struct.Struct(">IHBB16s16s")
 ETHERTYPE_IP4: Final = 0x0800
 ETHERTYPE_IP6: Final = 0x86DD
 MAX_EXTENSIONS: Final = 6
-"""Extension headers that are followed at most, as many as in bpf/tap.c."""
+"""Most extension headers that are followed, as many as in bpf/tap.c."""
 MAX_OPTIONS: Final = 16
-"""TCP options that are looked at at most, as many as in bpf/tap.c."""
+"""Most TCP options that are looked at, as many as in bpf/tap.c."""
 OPTION_MPTCP: Final = 30
 PROTO_TCP: Final = 6
 HOP_BY_HOP: Final = 0
@@ -32,7 +32,7 @@ _EXTENSIONS: Final = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION))
 
 
 class Header(NamedTuple):
-    """What the headers of a TCP packet say.  `length` is the payload's on the wire; `flags` as in `Segment`."""
+    """What the headers of a TCP packet say.  `length` is the payload's length on the wire; `flags` as in `Segment`."""
 
     source: bytes
     destination: bytes
@@ -49,7 +49,9 @@ class Header(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Which part of a datagram a fragment is: `size` bytes at `place`, which begin at `offset` of the frame."""
+    """Which part of a datagram a fragment has: `place` is its first byte there, `offset` the same byte in the frame,
+    and `more` tells whether others follow.
+    """
 
     ident: int
     place: int
@@ -59,14 +61,14 @@ class Piece(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What the network header says; `offset` and `end` bound what it carries, of protocol `proto`."""
+    """What the network header says.  What it carries, of protocol `proto`, is from `offset` to `end`."""
 
     source: bytes
     destination: bytes
     dscp: int
     piece: Piece | None
-    """Which part of a datagram this is; None: it is whole.  Only the first one (`place` 0) has a header of `proto`
-    at `offset`."""
+    """Which part of a datagram this is; None: it is whole.  Only the first part (with `place` 0) has a header of
+    `proto` at `offset`."""
     proto: int
     offset: int
     end: int
@@ -105,7 +107,7 @@ def _ip6(frame: memoryview, offset: int, size: int) -> Network | None:
 
 
 def extensions(frame: memoryview, found: Network) -> Network | None:
-    """Go on behind the extension headers of IPv6 at `found.offset`, up to what cannot be read of a fragment."""
+    """Pass over the IPv6 extension headers at `found.offset`, as far as a fragment has them."""
     _, _, _, piece, proto, at, _ = found
     for _ in range(MAX_EXTENSIONS):
         if proto not in _EXTENSIONS:
@@ -128,7 +130,7 @@ def extensions(frame: memoryview, found: Network) -> Network | None:
 
 
 def tcp(frame: memoryview, found: Network, vlan: int) -> Header | None:
-    """Read the TCP header that a network header leads to."""
+    """Read the TCP header at the place that the network header tells."""
     source, destination, dscp, piece, proto, at, end = found
     if proto != PROTO_TCP or len(frame) < at + 20 or (piece is not None and piece.place):
         return None
@@ -158,7 +160,7 @@ def tcp(frame: memoryview, found: Network, vlan: int) -> Header | None:
 
 
 def _is_multipath(frame: memoryview, at: int, end: int) -> bool:
-    """Whether the options have that of Multipath TCP; as `kind_of` of bpf/tap.c."""
+    """Whether one of the TCP options is that of Multipath TCP; `kind_of` of bpf/tap.c does the same."""
     for _ in range(MAX_OPTIONS):
         if at + 2 > min(end, len(frame)) or not frame[at]:
             break

@@ -27,20 +27,20 @@ IPV6: Final = 229
 LINUX_SLL2: Final = 276
 
 VLAN_TYPES: Final = frozenset((0x8100, 0x88A8, 0x9100, 0x9200))
-"""IEEE 802.1Q and 802.1ad; the last two are of outer tags from before 802.1ad, which switches still write."""
+"""IEEE 802.1Q and 802.1ad.  The last two are for outer tags from before 802.1ad, which switches still write."""
 PLAIN_TYPES: Final = frozenset((ETHERTYPE_IP4, ETHERTYPE_IP6))
 MPLS_TYPES: Final = frozenset((0x8847, 0x8848))
 PPPOE_SESSION: Final = 0x8864
 SHORTEST_TYPE: Final = 0x600
-"""Below it, an EtherType is a length and a header of IEEE 802.2 follows."""
+"""Smallest number that is an EtherType.  A smaller one is a length, and a header of IEEE 802.2 follows."""
 MAX_LABELS: Final = 16
 MAX_TAGS: Final = 2
-"""VLAN tags that are followed at most, as many as in bpf/tap.c."""
+"""Most VLAN tags that are followed, as many as in bpf/tap.c."""
 
 _RAW_TYPES: Final = frozenset((12, 14, RAW))
-"""LINKTYPE_RAW, and what DLT_RAW is numbered in files of some systems."""
+"""LINKTYPE_RAW, and the numbers that DLT_RAW has in the files of some systems."""
 _FAMILIES: Final = {2: ETHERTYPE_IP4, 10: ETHERTYPE_IP6, 24: ETHERTYPE_IP6, 28: ETHERTYPE_IP6, 30: ETHERTYPE_IP6}
-"""AF_INET; AF_INET6 of Linux, NetBSD and OpenBSD, FreeBSD, macOS."""
+"""AF_INET everywhere; AF_INET6 in Linux, in NetBSD and OpenBSD, in FreeBSD, in macOS."""
 _PPP_PROTOCOLS: Final = {0x0021: ETHERTYPE_IP4, 0x0057: ETHERTYPE_IP6, 0x0281: 0x8847, 0x0283: 0x8848}
 _SNAP: Final = b"\xaa\xaa\x03\0\0\0"
 
@@ -60,11 +60,12 @@ KNOWN: Final = _RAW_TYPES | {
 
 
 MAX_LAYERS: Final = 8
-"""Frames within frames of the link layer (MPLS, SNAP, PPPoE); none is known to nest more than two or three."""
+"""Most frames within frames of the link layer (MPLS, SNAP, PPPoE).  No use is known that nests more than two or
+three."""
 
 
 class Cargo(NamedTuple):
-    """What a frame carries: its EtherType, where it begins, and the VLAN ids (as in a flow key)."""
+    """What a frame carries: its EtherType, where it begins, and the VLAN ids as in a flow key."""
 
     ethertype: int
     offset: int
@@ -72,7 +73,9 @@ class Cargo(NamedTuple):
 
 
 def cargo(frame: memoryview, link: int, offset: int = 0, vlan: int = 0, depth: int = 0) -> Cargo | None:
-    """Read the link layer at `offset`.  None: a type that is not known, not whole, or deeper than `MAX_LAYERS`."""
+    """Read the link layer at `offset`.  None: its type is unknown, it is not whole, or it is nested deeper than
+    `MAX_LAYERS`.
+    """
     if depth > MAX_LAYERS:
         return None
     if link == ETHERNET:
@@ -99,7 +102,7 @@ def cargo(frame: memoryview, link: int, offset: int = 0, vlan: int = 0, depth: i
 
 
 def tagged(frame: memoryview, kind: int, offset: int, vlan: int) -> Cargo:
-    """Go on from an EtherType, with what it stands for at `offset`, through VLAN tags."""
+    """Pass over VLAN tags.  `kind` is an EtherType, and `offset` the place of what it stands for."""
     for _ in range(MAX_TAGS):
         if kind not in VLAN_TYPES:
             break
@@ -115,7 +118,7 @@ def ethernet(frame: memoryview, vlan: int) -> Cargo:
 
 
 def carried(frame: memoryview, kind: int, offset: int, vlan: int, depth: int = 0) -> Cargo | None:
-    """Go on from an EtherType through tags and labels; `depth` layers were there before."""
+    """Pass over tags and labels behind an EtherType; there were `depth` layers before."""
     if kind in PLAIN_TYPES:
         return Cargo(kind, offset, vlan)
     kind, offset, vlan = tagged(frame, kind, offset, vlan)
@@ -129,7 +132,7 @@ def carried(frame: memoryview, kind: int, offset: int, vlan: int, depth: int = 0
 
 
 def _mpls(frame: memoryview, offset: int, vlan: int, depth: int) -> Cargo | None:
-    """What lies behind a stack of labels is not named: the first four bits tell (RFC 4928)."""
+    """Read a stack of MPLS labels.  They do not name what they carry: its first four bits tell (RFC 4928)."""
     for _ in range(MAX_LABELS):
         if len(frame) < offset + 5:
             return None
@@ -157,5 +160,5 @@ def _ppp(frame: memoryview, offset: int, vlan: int, depth: int = 0) -> Cargo | N
 
 
 def _number(frame: memoryview, offset: int) -> int:
-    """Two bytes; 0, which is no EtherType, where there are none."""
+    """The number in two bytes; 0, which is no EtherType, if they are not there."""
     return int.from_bytes(frame[offset : offset + 2], "big")

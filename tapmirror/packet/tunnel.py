@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tunnels: what a packet carries that is itself a packet.
+"""Tunnels: what a packet carries that is a packet itself.
 
-VXLAN (RFC 7348) and GENEVE (RFC 8926), as AWS and Azure deliver mirrored traffic; GTP-U (3GPP TS 29.281);
-Teredo (RFC 4380); GRE (RFC 2784, 2890) with IP, Ethernet, MPLS or ERSPAN of types I to III
-(draft-foschiano-erspan), as switches do, and of PPTP (RFC 2637); IPv4 and IPv6 in either (RFC 2003, 2473, 4213).  UDP
-tunnels are known by their port.
+VXLAN (RFC 7348) and GENEVE (RFC 8926), in which AWS and Azure deliver mirrored traffic; GTP-U (3GPP TS 29.281); Teredo
+(RFC 4380); GRE (RFC 2784, 2890) with IP, Ethernet, MPLS or ERSPAN of types I to III (draft-foschiano-erspan), as
+switches use it, and that of PPTP (RFC 2637); IPv4 and IPv6 in either (RFC 2003, 2473, 4213).  UDP tunnels are
+recognised by their port.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IP6_IN_IP: Final = 41
 GRE: Final = 47
 
 VXLAN_PORTS: Final = frozenset((4789, 8472))
-"""IANA's, and what Linux took before there was one."""
+"""IANA's port, and the one that Linux used before there was one."""
 GENEVE_PORT: Final = 6081
 GTP_PORT: Final = 2152
 TEREDO_PORT: Final = 3544
@@ -31,10 +31,10 @@ ERSPAN_3: Final = 0x22EB
 
 
 class Inner(NamedTuple):
-    """What a tunnel carries, and the id of the virtual network it belongs to (0: none).
+    """What a tunnel carries, and the id of the virtual network that it belongs to (0: none).
 
-    Only that of VXLAN, where it names a network segment and is the same both ways (RFC 7348, 4); with the others
-    each end may choose its own.
+    Only VXLAN has one here: its id names a network segment, and is the same in both directions (RFC 7348, 4).  With the
+    other tunnels each end may choose its own.
     """
 
     cargo: Cargo
@@ -42,7 +42,7 @@ class Inner(NamedTuple):
 
 
 def inner(frame: memoryview, outer: Network) -> Inner | None:
-    """Look into a packet.  None: it is no tunnel that is known."""
+    """Read what a packet carries.  None: it is no tunnel of a known kind."""
     _, _, _, _, proto, at, _ = outer
     if proto == UDP:
         return _udp(frame, at)
@@ -77,7 +77,7 @@ def _udp(frame: memoryview, at: int) -> Inner | None:
 
 
 def _teredo(frame: memoryview, at: int) -> Cargo | None:
-    """IPv6, perhaps behind an authentication and an origin indication (RFC 4380, 5.1.1)."""
+    """IPv6, which may be behind an authentication and an origin indication (RFC 4380, 5.1.1)."""
     if _number(frame, at) == 1:
         at += 13 + _byte(frame, at + 2) + _byte(frame, at + 3)
     if _number(frame, at) == 0:
@@ -86,7 +86,7 @@ def _teredo(frame: memoryview, at: int) -> Cargo | None:
 
 
 def _gtp(frame: memoryview, at: int) -> Cargo | None:
-    """A G-PDU; optional fields and extension headers follow if one of three flags says so."""
+    """A G-PDU.  Three flags say whether optional fields and extension headers follow."""
     flags = frame[at]
     at += 8
     if flags & 7:
