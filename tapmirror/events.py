@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every value that one stage of the pipeline hands to the next.
 
-This is the only language between the stages: sources yield `Segment`s,
-reassembly yields stream chunks, framing yields messages, the pipeline yields
-commands for replay.  Loss is a value too (`Gap`, `DropReason`), so that a
-stage which gives something up has to say what and why.
+This is the only language between the stages: sources yield `Segment`s, reassembly yields stream chunks, framing yields
+messages, and the pipeline yields commands for replay.  Loss is a value too (`Gap`, `DropReason`), so a stage that gives
+something up has to say what and why.
 
 Nothing here has behaviour: no I/O, no clock, no state.
 """
@@ -23,17 +22,16 @@ returns.  Copy it to keep it."""
 # --- capture -> reassembly ----------------------------------------------------
 
 FlowKey: TypeAlias = bytes
-"""40 bytes, laid out as `struct tap_key` in bpf/tap.h: client address (16, IPv4
-as ::ffff:a.b.c.d), server address (16), client port, server port (big endian,
-2 each), VLAN ids (4, native order: outer << 16 | inner, or the only one, or 0)."""
+"""40 bytes, laid out as `struct tap_key` in bpf/tap.h: client address (16 bytes; IPv4 as ::ffff:a.b.c.d), server
+address (16), client port and server port (2 each, big endian), VLAN ids (4, native order: outer << 16 | inner, or
+the only one, or 0)."""
 
 Segment: TypeAlias = tuple[FlowKey, int, int, int, int, Buffer, int]
 """(key, flags, seq, ack, length, payload, time_ns): one captured TCP segment.
 
-`length` is the payload's length on the wire, `payload` what was captured of it
-(shorter when capture cut it, empty for header-only records).  `seq` and `ack`
-are the 32-bit numbers of the header.  `time_ns` is CLOCK_MONOTONIC.
-A tuple and not a class: one is made for every packet (STYLE: the data path)."""
+`length` is the payload's length on the wire, in bytes.  `payload` is what was captured of it: less if the capture
+cut it, and nothing for a record of headers only.  `seq` and `ack` are the 32-bit numbers of the header.  `time_ns`
+is CLOCK_MONOTONIC.  This is a tuple and not a class, because one is made for every packet."""
 
 # Segment flags: the low byte is the TCP header's (RFC 9293, 3.1).
 FIN: Final = 0x01
@@ -42,15 +40,16 @@ RST: Final = 0x04
 PSH: Final = 0x08
 ACK: Final = 0x10
 URG: Final = 0x20
-"""The urgent pointer of the header is then in bits 16 to 31 of the flags."""
+"""The header's urgent pointer is then in bits 16 to 31 of the flags."""
 FROM_SERVER: Final = 0x100
 """The segment travels from production to the client."""
 ACCEPTED: Final = 0x200
-"""Not a packet: production's SYN-ACK was seen, and after it something that only an accepted connection sends.  `seq` is
-the client's and `ack` the server's first byte number (initial sequence number + 1); `length` is 0."""
+"""Not a packet: production's SYN-ACK was seen, and after it something that only an accepted connection sends.  `seq`
+and `ack` are the numbers of the first byte of the client and of the server (initial sequence number + 1); `length`
+is 0."""
 MULTIPATH: Final = 0x400
-"""In place of `ACCEPTED`: the connection uses Multipath TCP (RFC 8684).  Its bytes may also use other connections, and
-may come again as new bytes of this one, which only options in each segment show."""
+"""In place of `ACCEPTED`: the connection uses Multipath TCP (RFC 8684).  Its bytes may also travel on other
+connections, and may come again as new bytes of this one.  Only options in each segment show that."""
 UNACCEPTED: Final = 0x800
 """On a client's segment: the handshake is complete, but production has not shown that it accepted the connection."""
 
@@ -58,19 +57,21 @@ UNACCEPTED: Final = 0x800
 
 
 class Gap(msgspec.Struct, frozen=True, gc=False):
-    """`length` bytes of the stream that production received and the tap did not."""
+    """`length` bytes of the stream are missing: production received them and the tap did not."""
 
     length: int
 
 
 class End(msgspec.Struct, frozen=True, gc=False):
-    """The stream is over: the client's FIN, in order, or (`reset`) an RST from either side."""
+    """The stream is over, because the client's FIN was taken in order or, if `reset`, because of an RST from either
+    side or of a time-out.
+    """
 
     reset: bool
 
 
 class Dismissed(msgspec.Struct, frozen=True, gc=False):
-    """Production ended the connection without a byte after what the client had sent last."""
+    """Production ended the connection and sent nothing after the client's last data."""
 
 
 class Cut(msgspec.Struct, frozen=True, gc=False):
@@ -94,23 +95,25 @@ START: Final = 0x1
 END: Final = 0x2
 """The last byte of a request is the last byte of this part."""
 WHOLE: Final = START | END
-"""What nearly all parts are.  The data path checks for exactly this first: `==` takes a third of the time of `&`."""
+"""The flags of nearly all parts.  The data path checks for exactly this first: `==` takes a third of the time of
+`&`."""
 NO_BODY: Final = 0x4
 """The answer to this request has no body whatever its headers say (HEAD)."""
 TUNNEL: Final = 0x8
-"""If the answer accepts (2xx to CONNECT, 101), what follows is no longer HTTP."""
+"""If the answer accepts (2xx to CONNECT, or 101), what follows is no longer HTTP."""
 CONNECT: Final = 0x10
-"""With TUNNEL: the method is CONNECT, so that a 2xx answer accepts and has no body (else only 101 accepts)."""
+"""With TUNNEL: the method is CONNECT, so a 2xx answer accepts, and has no body.  Otherwise only 101 accepts."""
 KEEPING: Final = 0x40
 """The request is HTTP/1.0 and asks to keep the connection, which lasts only if the answer says so too."""
 TRACED: Final = 0x20
-"""Only in a Message: the head has the field with which taps mark copies (`tracer`)."""
+"""Only in a Message: the head has the field by which taps recognise their own copies (`tracer`)."""
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
-    """Consecutive bytes of a request (or of a raw stream), to be passed on.
+    """Consecutive bytes of a request, or of a raw stream, that are to be passed on.
 
-    `size` is how many captured bytes it stands for; `data` may be longer or shorter if something was rewritten.
+    `size` is the number of captured bytes that it stands for; `data` may be longer or shorter if something was
+    rewritten.
     """
 
     data: Buffer
@@ -119,10 +122,10 @@ class Part(msgspec.Struct, frozen=True, gc=False):
 
 
 class Lost(msgspec.Struct, frozen=True, gc=False):
-    """`size` captured bytes will not be mirrored.
+    """`size` captured bytes that will not be mirrored, because of `reason`.
 
-    `broken` says that a request was in progress and is given up: the part of it that was already passed on must not be
-    taken for a whole request.
+    `broken`: a request was in progress and is given up, so the part of it that was already passed on must not be taken
+    for a whole request.
     """
 
     size: int
@@ -139,21 +142,21 @@ Message: TypeAlias = Part | Lost
 
 
 class Open(msgspec.Struct, frozen=True, gc=False):
-    """A production connection that is mirrored: `flow` names it from here on."""
+    """A production connection is mirrored; `flow` is its number in the following commands."""
 
     flow: int
     http: bool
-    """Framed as HTTP/1 requests (else raw bytes)."""
+    """Whether it is framed as HTTP/1 requests; otherwise its bytes are passed on as they are."""
     key: FlowKey = b""
-    """Key of the flow; for policy."""
+    """The flow's key, for policy."""
     target: int = 0
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
     """Pass on `data`, which stands for `size` captured bytes; `flags` as in `Part`.
 
-    `data` is valid only during the call that received it.  `number`: with START, which of its connection's requests it
-    is (from 1), if its answers are compared.
+    `data` is valid only during the call that received it.  `number`: with START, the number of this request on its
+    connection (from 1) if answers are compared; otherwise 0.
     """
 
     flow: int
@@ -165,8 +168,8 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
-    """At this point of the stream production had sent `answered` bytes since the last
-    `Turn`.  Only with pacing `wait`: what follows is sent after the shadow answered too.
+    """At this point of the stream, production had sent `answered` bytes since the last `Turn`.  This is used only with
+    pacing `wait`: what follows is sent after the shadow has answered, too.
     """
 
     flow: int
@@ -177,7 +180,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
 class Finish(msgspec.Struct, frozen=True, gc=False):
     """The client closed its side (FIN): half-close the shadow connection after what is queued.
 
-    `answered`: it did so after production had answered what it had sent last.
+    `answered`: the client had received something from production since its last data.
     """
 
     flow: int
@@ -186,7 +189,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
 
 
 class Excuse(msgspec.Struct, frozen=True, gc=False):
-    """Production left the flow's last request unanswered, so it is no error if the shadow does too."""
+    """Production left the flow's last request unanswered, so it is no error if the shadow does the same."""
 
     flow: int
     target: int = 0
@@ -195,9 +198,9 @@ class Excuse(msgspec.Struct, frozen=True, gc=False):
 class Abort(msgspec.Struct, frozen=True, gc=False):
     """Give up what is in progress on this flow, now.
 
-    `reset`: the production connection is gone (RST, expiry), and the shadow's is reset too.  Otherwise only the request
-    in progress (or, raw, the rest of the stream) is given up, and the shadow must not be left with a part that it could
-    take for whole.  `answered`: as in `Finish`.
+    `reset`: production's connection is gone (RST, time-out), and the shadow's is reset too.  Otherwise only the request
+    in progress is given up (of a raw stream, the rest), and the shadow must not be left with a part that it could take
+    for the whole.  `answered`: as in `Finish`.
     """
 
     flow: int
@@ -213,14 +216,14 @@ Command: TypeAlias = Open | Send | Turn | Finish | Excuse | Abort
 
 
 class FilterReason(enum.Enum):
-    """Why something seen should not be mirrored: nothing is lost."""
+    """Why something that was seen should not be mirrored.  It is no loss."""
 
     LOOP = "loop"
-    """Sent by a tapmirror: it carries the loop mark (`LOOP_DSCP`)."""
+    """Sent by tapmirror: it carries the loop mark (`LOOP_DSCP`)."""
     CLIENT = "client"
-    """From a client in none of the networks that are mirrored."""
+    """The client is in none of the networks that are mirrored."""
     DUPLICATE = "duplicate"
-    """Retransmitted or overlapping bytes: production's TCP discarded them as well."""
+    """Retransmitted or overlapping bytes, which production's TCP discarded as well."""
     NOT_ACCEPTED = "not_accepted"
     """Production never accepted the connection (no SYN-ACK, no acknowledgement, or an RST)."""
     OUTSIDE = "outside"
@@ -229,23 +232,24 @@ class FilterReason(enum.Enum):
     URGENT = "urgent"
     """The byte that an urgent pointer marks, which an application does not read in order."""
     METHOD = "method"
-    """Not a safe method, and only these are mirrored."""
+    """Only safe methods are mirrored, and this is not one."""
     NO_RULE = "no_rule"
     """None of the tap's rules matches."""
     RULE = "rule"
-    """The rule that matches mirrors nothing, or not to this shadow."""
+    """The rule that matches mirrors nothing, or nothing to this shadow."""
     NO_MATCH = "no_match"
-    """Not among the requests that this shadow should get."""
+    """It is not among the requests that this shadow is to get."""
     BODY_LIMIT = "body_limit"
-    """The body is longer than its rule mirrors."""
+    """The body is longer than its rule allows."""
     CAP = "cap"
-    """More requests or bytes a second than a cap allows."""
+    """A cap on requests or bytes a second is reached."""
     TURN = "turn"
-    """Another shadow's turn (`spread: round-robin`)."""
+    """It is another shadow's turn (`spread: round-robin`)."""
     HOOK = "hook"
     """The hook returned nothing."""
     TUNNEL = "tunnel"
-    """Asks to leave HTTP (CONNECT, Upgrade), which redaction cannot follow and a pooled connection cannot carry."""
+    """The request asks to leave HTTP (CONNECT, Upgrade), which redaction cannot follow and a pooled connection
+    cannot carry."""
 
 
 class DropReason(enum.Enum):
@@ -258,11 +262,11 @@ class DropReason(enum.Enum):
     CUT = "cut"
     """The capture holds only the first bytes of the packet."""
     MIDSTREAM = "midstream"
-    """The connection existed when the tap began: skipped up to the first request boundary."""
+    """The connection existed when the tap began: everything up to the first request boundary is skipped."""
     GAP = "gap"
-    """In a request broken by a hole, or between a hole and the next certain request boundary."""
+    """Part of a request that a hole broke, or between a hole and the next certain request boundary."""
     MULTIPATH = "multipath"
-    """Belongs to a connection of Multipath TCP, which cannot be followed."""
+    """The connection uses Multipath TCP, which cannot be followed."""
     UNPARSED = "unparsed"
     """Not valid HTTP/1, up to the next certain request boundary."""
     OVERSIZE = "oversize"
@@ -274,21 +278,21 @@ class DropReason(enum.Enum):
     TABLE_FULL = "table_full"
     """More flows than `Limits.flows`."""
     IDLE = "idle"
-    """Held by a flow that fell silent."""
+    """It was held for a flow that was silent for too long."""
     INCOMPLETE = "incomplete"
     """The connection ended in the middle of a request."""
     SHADOW_DOWN = "shadow_down"
     """The shadow could not be connected to."""
     SHADOW_SLOW = "shadow_slow"
-    """The queue to the shadow was at its bound."""
+    """The queue to the shadow was full."""
     SHADOW_CLOSED = "shadow_closed"
     """The shadow closed or reset the connection before everything was sent."""
     TUNNEL_REFUSED = "tunnel_refused"
-    """After a CONNECT or Upgrade that the shadow did not accept: what followed was not HTTP."""
+    """It came after a CONNECT or Upgrade that the shadow did not accept, and is not HTTP."""
     NO_RESOURCES = "no_resources"
-    """No descriptor, local port or memory for a shadow connection."""
+    """There was no descriptor, local port or memory for a connection to the shadow."""
     UNREDACTED = "unredacted"
-    """The body cannot be inspected, and so not redacted: too long, compressed, or not what it claims to be."""
+    """The body cannot be inspected, and so not be redacted: it is too long, compressed, or not what it claims to be."""
     HOLD_LIMIT = "hold_limit"
     """Bodies that must be complete need more than `Limits.held_bytes`, or one is longer than can be held."""
     REWRITE = "rewrite"
@@ -296,15 +300,14 @@ class DropReason(enum.Enum):
     HOOK_ERROR = "hook_error"
     """The hook raised an error, or returned something that is not a valid request."""
     WORKER_LOST = "worker_lost"
-    """Read by a worker that died, and held by it, or not in its last report yet."""
+    """A worker that died had read it, and held it or had not reported it yet."""
     SHARE = "share"
-    """The connection left the share while it was mirrored: what was held, and the request in progress."""
+    """The connection left the share while it was mirrored: this is what was held, and the request in progress."""
     SHUTDOWN = "shutdown"
-    """Still queued when the tap's drain time was over."""
+    """It was still queued when the tap's drain time was over."""
 
 
 LOOP_DSCP: Final = 0x2B
-"""The differentiated-services codepoint of every packet tapmirror sends to a shadow, and
-the mark by which any tap knows such a packet again: across processes, hosts, loopback and
-address translation, and without privilege.  0b101011 lies in pool 2 of RFC 2474 (xxxx11),
-which is kept for experimental and local use."""
+"""The differentiated-services codepoint of every packet that tapmirror sends to a shadow.  Any tap recognises such a
+packet by it: in other processes, on other hosts, on loopback and behind address translation, and without privilege.
+0b101011 lies in pool 2 of RFC 2474 (xxxx11), which is kept for experimental and local use."""

@@ -5,10 +5,9 @@ For each unit (segments, bytes, requests) at any time:
 
     seen = mirrored + sampled_out + sum(filtered) + sum(dropped) + in_flight
 
-`seen` is counted where a thing first appears (segments and bytes: by the kernel,
-at the interface; requests: by framing) and the right side where its fate is
-decided, so the two sides are counted independently and a difference is a bug,
-not a rounding.  `in_flight` is measured too: the stages report what they hold.
+`seen` is counted where something first appears: segments and bytes by the kernel at the interface, requests by framing.
+The right side is counted where its fate is decided.  So both sides are independent, and a difference is a fault, not a
+rounding.  `in_flight` is measured too: the stages report what they hold.
 
 Pure: counters only.
 """
@@ -26,19 +25,20 @@ from tapmirror.events import DropReason, FilterReason
 from tapmirror.histogram import Histogram
 
 CONNECT_FAILED: Final = "connect_"
-"""Events that begin so are attempts to connect to a shadow that failed, by errno: `connect_ECONNREFUSED`."""
+"""Beginning of the names of events that count failed attempts to connect to a shadow, by errno:
+`connect_ECONNREFUSED`."""
 CONNECT_SILENT: Final = f"{CONNECT_FAILED}silent"
-"""Event: a connection that an address took and broke off without a byte, as it does with all."""
+"""Event: an address accepted a connection and closed it without sending a byte, as it did with all before."""
 
 UNANSWERED_ALIKE: Final = "unanswered_alike"
-"""Event: a request that the shadow left unanswered, and production too."""
+"""Event: neither the shadow nor production answered a request."""
 
 SENT_AGAIN_BYTES: Final = "sent_again_bytes"
-"""Event: a byte of requests that went twice (`sent_again`), which no account has twice."""
+"""Event: a byte of a request that was sent twice (`sent_again`).  Each account has it once."""
 
 
 class Account:
-    """The account of one unit.  Plain attributes: the data path adds to them."""
+    """The account of one unit.  Its counters are plain attributes, because the data path adds to them."""
 
     __slots__ = ("dropped", "filtered", "mirrored", "sampled_out", "seen")
 
@@ -50,7 +50,7 @@ class Account:
         self.dropped: Counter[DropReason] = Counter()
 
     def settled(self) -> int:
-        """How much of what was seen has met its fate."""
+        """How much of what was seen is mirrored, sampled out, filtered or dropped, and not in flight any more."""
         return self.mirrored + self.sampled_out + self.filtered.total() + self.dropped.total()
 
     def saved(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def added(one: Account, other: Account) -> Account:
 
 
 def times(account: Account, copies: int) -> Account:
-    """The account of everything sent `copies` times."""
+    """The account if everything was sent `copies` times, which is at least once."""
     total = account
     for _ in range(copies - 1):
         total = added(total, account)
@@ -104,7 +104,7 @@ def times(account: Account, copies: int) -> Account:
 
 
 class View(msgspec.Struct, frozen=True):
-    """What became of everything seen on its way to one shadow (or to several: the sum)."""
+    """What became of everything seen on its way to one shadow, or the sum for several."""
 
     bytes: Account
     requests: Account
@@ -116,7 +116,7 @@ class View(msgspec.Struct, frozen=True):
     held_requests: int
 
     def snapshot(self) -> dict[str, Any]:
-        """As plain data."""
+        """The view as plain data."""
         return {
             "bytes": self.bytes.snapshot(self.held_bytes),
             "requests": self.requests.snapshot(self.held_requests),
@@ -127,7 +127,9 @@ class View(msgspec.Struct, frozen=True):
 
 
 def total(views: Sequence[View]) -> View:
-    """The sum of the accounts of all shadows: every copy counts.  Their times are not mixed: the first's."""
+    """The sum of the accounts of all shadows, in which every copy counts.  Their response times are not mixed: those of
+    the first shadow stay.
+    """
     whole = views[0]
     for view in views[1:]:
         whole = View(
@@ -143,7 +145,7 @@ def total(views: Sequence[View]) -> View:
 
 
 def summed(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One snapshot of several, which have the same shape: numbers are added; of all else the first's stays."""
+    """Add up snapshots of the same shape: numbers are added, and of everything else the first snapshot's stays."""
     found = dict(snapshots[0])
     for snapshot in snapshots[1:]:
         for name, value in snapshot.items():
@@ -158,9 +160,9 @@ def summed(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def waits(snapshot: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Of each worker of a tap's snapshot: records that it read, and the microseconds that all these had waited for it.
+    """For each worker in a tap's snapshot: (records that it read, microseconds that they had waited for it in sum).
 
-    A snapshot that does not tell workers apart is as of one.
+    A snapshot without workers counts as that of one worker.
     """
     workers = snapshot.get("workers") or ()
     each = workers if workers and all("delay_records" in worker for worker in workers) else [snapshot["events"]]
@@ -168,9 +170,9 @@ def waits(snapshot: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def worst_wait(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> float:
-    """Seconds that what was read between two `waits` had waited in the mean, of the worker where it is most.
+    """How long, in seconds, records that were read between two `waits` had waited on average, at the slowest worker.
 
-    The mean over all would hide one that gets no CPU behind those that do: it reads less than they do.
+    An average over all workers would hide one that gets no CPU, because it reads less than the others.
     """
     worst = 0.0
     for (records, waited), (more, longer) in zip_longest(before, after, fillvalue=(0, 0)):
@@ -183,10 +185,10 @@ class Ledger:
     """All counters of one tap in one process.
 
     segments, bytes   TCP segments with payload from client to production, and their payload.
-                      A segment is `mirrored` when reassembly handed a byte of it on.  A byte is
-                      `mirrored` when the kernel took it for sending to the shadow.
-    requests          HTTP requests whose head was recognised.  `mirrored`: its last byte was sent.
-    events            everything else worth counting (flows, connections, SYNs): no identity.
+                      A segment is `mirrored` when reassembly handed on a byte of it.  A byte is
+                      `mirrored` when the kernel accepted it for sending to the shadow.
+    requests          HTTP requests whose head was recognised.  One is `mirrored` when its last byte was sent.
+    events            everything else worth counting (flows, connections, SYNs), without an identity.
     answers           the shadow's HTTP responses by status class ("2xx"), and what went wrong.
     latency           how long some of them took (`replay.latency`).
     """
@@ -202,13 +204,13 @@ class Ledger:
         self.latency = Histogram()
 
     def drop(self, reason: DropReason, size: int, segments: int = 0) -> None:
-        """Give up `size` bytes (and `segments` that were not yet handed on)."""
+        """Count `size` bytes as lost, and `segments` if reassembly has handed on nothing of them."""
         self.bytes.dropped[reason] += size
         if segments:
             self.segments.dropped[reason] += segments
 
     def filter(self, reason: FilterReason, size: int, segments: int = 0) -> None:
-        """Leave out `size` bytes (and `segments` that were not yet handed on)."""
+        """Count `size` bytes as left out, and `segments` if reassembly has handed on nothing of them."""
         self.bytes.filtered[reason] += size
         if segments:
             self.segments.filtered[reason] += segments
@@ -232,7 +234,7 @@ class Ledger:
         self.latency.restore(saved["latency"])
 
     def snapshot(self, *, segments: int = 0, bytes: int = 0, requests: int = 0) -> dict[str, Any]:  # noqa: A002
-        """The ledger as plain data; the arguments are what is in flight of each unit."""
+        """The ledger as plain data.  The arguments tell how much of each unit is in flight."""
         return {
             "segments": self.segments.snapshot(segments),
             "bytes": self.bytes.snapshot(bytes),

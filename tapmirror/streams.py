@@ -3,21 +3,24 @@
 
 Theory of operation
 -------------------
-The flow table of a tap knows one direction, asks production for evidence and has to go on.  A capture
-file shows both and can wait; what they share is the `Receiver`.
+The flow table of a tap knows one direction, asks production for evidence and has to go on.  A capture file has both
+directions and can wait.  Both use the `Receiver`.
 
-* A connection begins with a SYN, a SYN-ACK, or in mid-stream with whatever comes first.  The client is the
-  sender of the SYN, else the receiver of the SYN-ACK, else the side on a port that is not `ports`', else the
-  one with the higher port.
-* Data on a SYN or SYN-ACK (RFC 7413) waits for the first acknowledgement, which tells whether it was taken.
-* A hole stays open until the missing bytes come, the connection ends, or a bound of `Limits` is reached (then
-  that of this stream goes, or the oldest): in a file bytes may stand behind their own acknowledgement.
-* A connection ends when both sides' FIN are in order, by an RST that the receiver would take, by a
-  new SYN on its tuple (if it had ended, or a SYN-ACK or the first byte answers to the new one), or with the
-  capture.  For `LINGER` seconds of the capture it then stays known, so that late segments begin no new one.
-* The byte that an urgent pointer marks stays where it was sent: a file's streams are what was captured.  A tap leaves
-  it out, as the application's `read` does.
-* At the bound of the table the oldest connection without data goes first, then the one longest silent.
+* A connection begins with a SYN, with a SYN-ACK, or in mid-stream with whatever comes first.  The client is the sender
+  of the SYN, or else the receiver of the SYN-ACK.  Without either, the server is the side whose port is in `ports`; if
+  that is neither or both, it is the side with the lower port.
+* Data on a SYN or SYN-ACK (RFC 7413) waits for the first acknowledgement, which tells whether the other side took it.
+* A hole stays open until the missing bytes come, the connection ends, or a bound of `Limits` is reached: in a file,
+  bytes may come later than their own acknowledgement.  At a bound, the hole of the stream that needs room is given up,
+  or else the oldest hole.
+* A connection ends when the FINs of both sides are in order, by an RST that the receiver would take, or with the
+  capture.  A new SYN on its tuple ends it as well, if the connection was over or had no data, or if a SYN-ACK or the
+  first byte belongs to the new one.  After its end the connection stays known for `LINGER` seconds of the capture, so
+  that late segments begin no new one.
+* The byte that an urgent pointer marks stays where it was sent, because a file's streams are what was captured.  A tap
+  leaves it out, as the application's `read` does.
+* If the table is full, a connection that is over goes first, then the oldest one without data, then the one that has
+  been silent for longest.
 
 Pure: headers and the capture's time in, events out.
 """
@@ -38,11 +41,12 @@ LINGER: Final = 60.0
 """Seconds for which an ended connection stays known: Linux's TIME-WAIT (TCP_TIMEWAIT_LEN)."""
 
 Event: TypeAlias = "tuple[Stream, Chunk, bool]"
-"""A chunk of a stream, and whether its sender had received something since its last data (as in `flows`)."""
+"""(stream, chunk of it, whether its sender had received something since its last data).  The last one is as in
+`flows`."""
 
 
 class Stream:
-    """One direction of a connection.  `book` belongs to whoever reads the events."""
+    """One direction of a connection.  `book` is free for whoever reads the events."""
 
     __slots__ = ("ack", "book", "connection", "early", "first", "is_client", "midstream", "peer", "rx")
 
@@ -52,20 +56,20 @@ class Stream:
         self.connection = connection
         self.is_client = is_client
         self.rx: Receiver | None = None
-        """None until a sequence number is known."""
+        """The receiver; None until a sequence number is known."""
         self.first = 0
         """Sequence number of the first byte."""
         self.midstream = False
-        """The stream's first byte is not known to have been captured."""
+        """Whether the stream's first byte may be missing in the capture."""
         self.early = False
-        """What came with the SYN is held: it is not known whether the other side took it."""
+        """Whether data of the SYN is held, because it is not known yet whether the other side took it."""
         self.ack = ANY
-        """The acknowledgement number of the last data; `ANY`, `UNKNOWN`."""
+        """The acknowledgement number of the sender's last data; `ANY`, `UNKNOWN`."""
         self.book: Any = None
 
 
 class Connection:
-    """Both directions.  `key` names client and server."""
+    """Both directions of a connection.  `key` names client and server in this order, and `reverse` in the other."""
 
     __slots__ = ("client", "ended", "has_data", "key", "reverse", "server", "syn", "whole")
 
@@ -76,17 +80,18 @@ class Connection:
         self.server = Stream(self, False)
         self.client.peer, self.server.peer = self.server, self.client
         self.syn: int | None = None
-        """Sequence number of the first byte after a later SYN, which may begin the next connection."""
+        """Sequence number of the first byte behind a later SYN, which may begin the next connection; None: there was
+        none."""
         self.ended = False
         self.has_data = False
         self.whole = True
-        """It did not have to give way to others before its end."""
+        """Whether it was followed to its end: false if it had to make room for others."""
 
 
 class StreamTable:
     """All connections, within `limits`.
 
-    `finished` collects those that are over; the caller empties it.  `ports` are known to be servers'.
+    `finished` collects the connections that are over; the caller empties it.  `ports` are ports of servers.
     """
 
     def __init__(self, limits: Limits, ledger: Ledger, ports: Collection[int] = ()) -> None:
@@ -105,11 +110,11 @@ class StreamTable:
         return len(self._streams) // 2
 
     def held(self) -> tuple[int, int]:
-        """(segments, bytes) that wait for bytes before them, or for the first acknowledgement."""
+        """(segments, bytes) that wait for the bytes before them, or for the first acknowledgement."""
         return self._memory.segments, self._memory.bytes
 
     def feed(self, header: Header, now: float) -> Sequence[Event]:
-        """Take one segment; `now` is the capture's time in seconds."""
+        """Take one segment; returns what it adds to the streams.  `now` is the capture's time in seconds."""
         source, destination, source_port, destination_port, vlan, _, _, seq, ack, flags, length, payload = header
         key = flow_key(source, destination, source_port, destination_port, vlan)
         if length:
@@ -135,7 +140,7 @@ class StreamTable:
         return ((stream, payload, after_reply),)
 
     def close(self) -> list[Event]:
-        """The capture is over: everything ends."""
+        """The capture is over: every connection ends."""
         events: list[Event] = []
         for table in (self._over, self._busy, self._fresh):
             for connection in list(table):
@@ -182,7 +187,7 @@ class StreamTable:
         return events
 
     def _take(self, stream: Stream, rx: Receiver, header: Header, events: list[Event]) -> None:
-        """Feed a segment.  Where it has to wait and there is no room, holes are given up."""
+        """Take a segment of a known connection.  If it has to wait and there is no room, holes are given up."""
         length = header.length
         while distance(header.seq, rx.next) > 0 and rx.crowded(len(header.payload)):
             oldest = stream if rx.waiting else next(iter(self._waiting), None)
@@ -199,7 +204,7 @@ class StreamTable:
             self._waiting.pop(stream, None)
 
     def _begin(self, key: FlowKey, header: Header) -> Stream:
-        """A connection that is not known; the stream that the header belongs to."""
+        """Add the connection that begins with this segment; returns the stream that the segment belongs to."""
         reverse = flow_key(header.destination, header.source, header.destination_port, header.source_port, header.vlan)
         from_client = self._is_from_client(header)
         connection = Connection(key, reverse) if from_client else Connection(reverse, key)
@@ -220,7 +225,7 @@ class StreamTable:
         return header.source_port >= header.destination_port
 
     def _again(self, key: FlowKey, stream: Stream, header: Header, events: list[Event]) -> Stream:
-        """What may begin another connection on a tuple that is known."""
+        """Take a segment that may begin another connection on a known tuple; returns the stream that it belongs to."""
         connection = stream.connection
         first = (header.seq + 1) & MASK
         if not header.flags & SYN:  # the first byte after a SYN whose SYN-ACK was not captured
@@ -239,7 +244,9 @@ class StreamTable:
         return stream
 
     def _replace(self, stream: Stream, successor: Connection, events: list[Event]) -> Stream:
-        """A new connection on the tuple of one whose end was perhaps not seen; the stream in `stream`'s direction."""
+        """Put a new connection in the place of one whose end may not have been captured; returns its stream in the
+        direction of `stream`.
+        """
         old = stream.connection
         events += self._finish(old)
         self._add(successor)
@@ -249,7 +256,7 @@ class StreamTable:
         return successor.client if stream.is_client == same else successor.server
 
     def _synchronize(self, stream: Stream, header: Header, events: list[Event]) -> None:
-        """A SYN or SYN-ACK of this connection."""
+        """Take a SYN or SYN-ACK of this connection."""
         first = (header.seq + 1) & MASK
         rx = stream.rx or self._start(stream, first)
         if header.flags & ACK:
@@ -272,7 +279,7 @@ class StreamTable:
         return stream.rx
 
     def _acknowledge(self, stream: Stream, ack: int, events: list[Event]) -> None:
-        """The first acknowledgement tells whether what came with the SYN was taken."""
+        """Decide by the first acknowledgement of this stream whether the data of its SYN was taken."""
         if not stream.early or stream.rx is None:
             return
         stream.early = False
@@ -291,7 +298,7 @@ class StreamTable:
         return peer is None or ack == peer.next
 
     def _end(self, connection: Connection, now: float) -> list[Event]:
-        """Nothing more is taken of this connection; its remains are given out."""
+        """The connection is over: hand out what is held, and take nothing more of it."""
         events = self._give_out(connection)
         connection.ended = True
         self._fresh.pop(connection, None)
@@ -300,7 +307,7 @@ class StreamTable:
         return events
 
     def _finish(self, connection: Connection) -> list[Event]:
-        """Forget a connection."""
+        """Forget a connection, after handing out what is held of it."""
         events = self._give_out(connection)
         connection.ended = True
         for table in (self._fresh, self._busy, self._over):
