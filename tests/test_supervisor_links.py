@@ -20,7 +20,7 @@ from tapmirror.source.live import PACKET_STATISTICS
 from tapmirror.source.packet_ring import SOL_PACKET
 from tapmirror.source.sockets import open_live, open_shared
 from tapmirror.supervisor import links as module
-from tapmirror.supervisor.links import Bell, Bound, Hold, Links, Listed, Shared, is_up, present
+from tapmirror.supervisor.links import Bell, Bound, Hold, Links, Shared, is_up, present
 
 
 def test_without_descriptors_an_interface_is_taken_to_be_up() -> None:
@@ -153,7 +153,7 @@ def test_the_end_of_one_that_is_muted_lets_no_other_in(monkeypatch: pytest.Monke
     monkeypatch.setattr(loader, "link_index", lambda name, any_socket: "abc".index(name) + 1)
     numbers: dict[str, int] = {}
     with socket.socket() as sock:
-        links = Links(["*"], lambda name: Shared([sock], [80], name, numbers, 321))
+        links = Links(["*"], lambda name: Shared([sock, sock], [80], name, numbers, 321))
         links.follow()
         assert let_in[-1] == [1, 2, 3]
         let_in.clear()
@@ -290,16 +290,16 @@ def test_one_that_swaps_names_with_another(ip: Callable[..., None]) -> None:
 
 
 @in_the_lab
-@pytest.mark.parametrize("kind", ["listed", "shared"])
+@pytest.mark.parametrize("kind", ["single", "several"])
 def test_sockets_of_several_interfaces_follow_the_name_too(ip: Callable[..., None], kind: str) -> None:
     """They are bound to all: what the interface is called now no socket tells."""
-    socks = open_shared(2, 1 << 20, loopback=False, block_bytes=1 << 17) if kind == "shared" else [raw()]
+    socks = open_shared(2, 1 << 20, loopback=False, block_bytes=1 << 17) if kind == "several" else [raw()]
     numbers: dict[str, int] = {}
     taken: list[int] = []
 
     def hold(name: str) -> Hold:
         taken.append(socket.if_nametoindex(name))
-        return (Listed if kind == "listed" else Shared)(socks, [80], name, numbers)
+        return Shared(socks, [80], name, numbers)
 
     links = Links(["tap*"], hold)
     try:
@@ -417,17 +417,17 @@ def test_one_socket_goes_from_one_interface_to_the_next(ip: Callable[..., None])
 
 
 @in_the_lab
-@pytest.mark.parametrize("kind", ["own", "listed", "shared"])
+@pytest.mark.parametrize("kind", ["own", "single", "several"])
 def test_what_is_muted_lets_nothing_in_and_stays_so(ip: Callable[..., None], kind: str) -> None:
     """While it is bound yet: to take a socket off takes the kernel its time."""
-    socks = open_shared(2, 1 << 20, loopback=True, block_bytes=1 << 17) if kind == "shared" else [raw()]
+    socks = open_shared(2, 1 << 20, loopback=True, block_bytes=1 << 17) if kind == "several" else [raw()]
     holds: list[Hold] = []
 
     def hold(name: str) -> Hold:
         kinds: dict[str, Callable[[], Hold]] = {
             "own": lambda: Bound(socks[0], name),
-            "listed": lambda: Listed(socks, None, name, {}),
-            "shared": lambda: Shared(socks, [80], name, {}),
+            "single": lambda: Shared(socks, None, name, {}),
+            "several": lambda: Shared(socks, [80], name, {}),
         }
         holds.append(kinds[kind]())
         return holds[-1]

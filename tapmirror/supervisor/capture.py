@@ -24,7 +24,7 @@ from tapmirror.source.sockets import (
 from tapmirror.spec import Capture, Pacing, TapSpec
 from tapmirror.spec.clients import as_ranges, captured_clients
 from tapmirror.supervisor.addresses import largest_packet, packed
-from tapmirror.supervisor.links import Attached, Bound, Hold, Listed, Shared, present
+from tapmirror.supervisor.links import Attached, Bound, Hold, Shared, present
 from tapmirror.supervisor.workers import TapError
 
 
@@ -64,9 +64,8 @@ class OpenCapture:
         if self._loaded is not None:
             hold: Attached | Bound | Shared = Attached(self._loaded, name)
         elif self._workers > 1 or self._spec.many:
-            kind = Shared if self._workers > 1 else Listed
             ports = None if self._spec.decap else self._spec.ports
-            hold = kind(self._sockets, ports, name, self._numbers, self._spec.compare.captured_bytes)
+            hold = Shared(self._sockets, ports, name, self._numbers, self._spec.compare.captured_bytes)
         else:
             hold = Bound(self._sockets[0], name)
         if self._spec.promisc:

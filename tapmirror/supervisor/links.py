@@ -262,10 +262,13 @@ class Bound:
 
 
 class Shared:
-    """One of the interfaces of packet sockets that are bound to all: the kernel lets in what comes from them.
+    """One of the interfaces of packet sockets that are bound to all of them; a filter lets in what comes from this one.
 
-    It and not the reader looks where a packet comes from, for it does so when that comes: what waits in a ring was
-    captured, whatever has become of its interface.
+    The kernel and not the reader looks where a packet comes from, because it does so when the packet comes.  What waits
+    in a ring was captured, whatever has become of its interface since.
+
+    Several sockets are bound when they are opened.  A single one is bound here, as long as there is an interface to
+    capture: otherwise each packet of the host would cost something.
     """
 
     def __init__(
@@ -276,8 +279,8 @@ class Shared:
         links: dict[str, int],
         answer_bytes: int = 0,
     ) -> None:
-        """`links`: the numbers of those that are captured, to which this one comes; `ports` and `answer_bytes` as of
-        `let_in`.
+        """`links`: the numbers of the interfaces that are captured, to which this one's is added; `ports` and
+        `answer_bytes` are those of `let_in`.
 
         Raises OSError.
         """
@@ -292,6 +295,8 @@ class Shared:
         self._links = links
         let_in(sockets, ports, [*links.values(), self._index], answer_bytes)
         links[name] = self._index
+        if len(sockets) == 1:
+            bind_to_all(self.socket, ETH_P_ALL)
 
     def name(self) -> str:
         """The name, as long as it is the same interface's."""
@@ -310,25 +315,5 @@ class Shared:
         self._links.pop(self._name, None)
         with contextlib.suppress(OSError):  # closed by now
             let_in(self._sockets, self._ports, [*self._links.values()], self._answer_bytes)
-
-
-class Listed(Shared):
-    """The same of one socket, which is bound only as long as there is one: else each packet of the host costs."""
-
-    def __init__(
-        self,
-        sockets: Sequence[socket.socket],
-        ports: Sequence[int] | None,
-        name: str,
-        links: dict[str, int],
-        answer_bytes: int = 0,
-    ) -> None:
-        """As of `Shared`."""
-        super().__init__(sockets, ports, name, links, answer_bytes)
-        bind_to_all(self.socket, ETH_P_ALL)
-
-    def close(self) -> None:
-        """The last one takes the socket off."""
-        super().close()
-        if not self._links:
+        if len(self._sockets) == 1 and not self._links:
             unbind(self.socket)
