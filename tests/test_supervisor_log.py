@@ -174,6 +174,31 @@ def test_an_error_of_the_journal_is_counted() -> None:
     log.close()
 
 
+def test_lines_that_two_threads_lose_are_all_counted() -> None:
+    """One loses what the queue has no room for, the other what cannot be written: neither adds without the lock."""
+    alone: list[bool] = []
+
+    class Count(int):
+        def __add__(self, more: int) -> Count:
+            alone.append(log._lock.locked())
+            return Count(int(self) + more)
+
+    full = threading.Event()
+
+    def broken(_: bytes) -> None:
+        full.wait(PATIENCE)
+        raise BrokenPipeError
+
+    log = Log(broken, journal=False)
+    log.lost = Count()
+    for number in range(WAITING + 2):  # one of them the thread has taken, or not yet
+        log.say(Level.INFO, str(number), "line")
+    full.set()
+    log.close()
+    assert log.lost == WAITING + 2
+    assert all(alone)
+
+
 @pytest.mark.parametrize("journal", [True, False])
 def test_standard_error_is_the_journal_if_systemd_says_so(journal: bool) -> None:
     read, write = os.pipe()

@@ -131,7 +131,8 @@ class Log:
                 self._write(b"\n" + line if torn else line)
                 torn = False
             except OSError:
-                self.lost += 1
+                with self._lock:
+                    self.lost += 1
                 torn = True  # a part of it may be there
 
 
