@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -168,6 +169,15 @@ def test_what_is_no_field_of_an_answer_is_not_read() -> None:
         with pytest.raises(ControlError, match=f"response {words}") as caught, asking.understood():
             eval(wrong)
         assert caught.value.code == "version"
+
+
+def test_what_cannot_be_read_may_be_our_own_fault_and_says_where() -> None:
+    """Nothing in an answer tells one from the other."""
+    with pytest.raises(ControlError) as caught, asking.understood():
+        status.log_line({"time": "noon", "level": "info", "text": "hello"})
+    assert "of another version, or this is a fault of tapmirror " in str(caught.value)
+    assert re.search(r"in \w+\.py:\d+$", str(caught.value))
+    assert isinstance(caught.value.__cause__, TypeError)
 
 
 def test_a_warning_is_told_beside_what_was_done(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -12,6 +14,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from tapmirror import __version__
 from tapmirror.cli.messages import error_line, fail
 from tapmirror.control.client import SOCKET, Client, ControlError
 from tapmirror.control.messages import List, Request
@@ -75,15 +78,18 @@ def refused(error: ControlError) -> NoReturn:
 
 @contextlib.contextmanager
 def understood() -> Iterator[None]:
-    """Wrap code that reads an answer's fields: raises `ControlError` if one is missing, as with another version.
+    """Wrap code that reads an answer's fields: raises `ControlError` if one is missing or is not what it should be.
 
-    The code must not print anything, since it may end half way.
+    It cannot tell an answer of another version from a mistake in the code that reads it, so the message names both, and
+    the place.  The code must not print anything, since it may end half way.
     """
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-        raise ControlError("version", f"the daemon's response {what}: it is of another version") from None
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        fault = f"or this is a fault of tapmirror {__version__}, in {os.path.basename(at.filename)}:{at.lineno}"
+        raise ControlError("version", f"the daemon's response {what}: it is of another version, {fault}") from error
 
 
 def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
