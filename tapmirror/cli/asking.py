@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -86,8 +85,10 @@ def understood() -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        from traceback import extract_tb  # a millisecond, which each command would take
+
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-        at = traceback.extract_tb(error.__traceback__)[-1]
+        at = extract_tb(error.__traceback__)[-1]
         fault = f"or this is a fault of tapmirror {__version__}, in {os.path.basename(at.filename)}:{at.lineno}"
         raise ControlError("version", f"the daemon's response {what}: it is of another version, {fault}") from error
 
