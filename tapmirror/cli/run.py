@@ -104,23 +104,8 @@ def run(
     if can_redraw():
         from tapmirror.cli import redrawn  # noqa: F401 -- loaded now, as above
     taps = [Tap(spec, tell, partial(tell, say=worker_said)) for spec in specs]
-    stop_read, stop_write = os.pipe()
-    signals = Signals(stop_write)
-    say_starting(as_json=as_json)
-    try:
-        claims = start(taps, signals, stop_read)
-    except Interrupted:
-        tell("stopped while it was starting: there is no ledger")
-        os._exit(2)  # the interpreter's own end takes a fifth of a second
-    except (TapError, ClaimedError, OSError) as error:
-        fail(as_option(str(error)) if file is None else str(error), 2)
+    ledgers, broken = mirror(taps, duration, as_json=as_json, by_options=file is None)
     specs = [tap.spec for tap in taps]
-    lasts = min((spec.ttl for spec in specs if spec.ttl is not None), default=math.inf)
-    try:
-        ledgers, broken = watch(taps, stop_read, min(lasts, math.inf if duration is None else duration))
-    finally:
-        for claim in claims:
-            claim.close()
     if comparing:
         for ledger, spec in zip(ledgers, specs, strict=True):
             compared.keep_spec(ledger, spec.compare)
@@ -133,6 +118,32 @@ def run(
         code = 1
     if code:
         raise SystemExit(code)
+
+
+def mirror(
+    taps: list[Tap], duration: float | None, *, as_json: bool, by_options: bool
+) -> tuple[list[dict[str, Any]], bool]:
+    """Start the taps and drive them until it is time to stop; returns what `watch` does.
+
+    Taps that were not started are removed from the list (`start`).  If none can be started, or a signal comes while the
+    first one is starting, the program ends here with exit code 2.
+    """
+    stop_read, stop_write = os.pipe()
+    signals = Signals(stop_write)
+    say_starting(as_json=as_json)
+    try:
+        claims = start(taps, signals, stop_read)
+    except Interrupted:
+        tell("stopped while it was starting: there is no ledger")
+        os._exit(2)  # the interpreter's own end takes a fifth of a second
+    except (TapError, ClaimedError, OSError) as error:
+        fail(as_option(str(error)) if by_options else str(error), 2)
+    lasts = [tap.spec.ttl for tap in taps if tap.spec.ttl is not None]
+    try:
+        return watch(taps, stop_read, min([*lasts, math.inf if duration is None else duration]))
+    finally:
+        for claim in claims:
+            claim.close()
 
 
 def print_ledgers(ledgers: Sequence[dict[str, Any]], *, as_json: bool) -> bool:

@@ -207,20 +207,7 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: VerdictL
     everything = _endpoint(
         "all", total, thresholds, known, limits, together.differing, crowds, errors, {}, probes=False
     )
-    counts = Counts(
-        total.pairs,
-        total.only_shadow,
-        total.only_production,
-        total.production.last,
-        total.shadow.last,
-        total.compared,
-        together.differing - together.erring,
-        together.certain,
-        together.possible,
-        crowds[P99],
-        errors,
-        state.requests,
-    )
+    counts = _counts(state, total, together, crowds[P99], errors)
     return Figures(
         SCHEMA_FIGURES,
         tap,
@@ -241,6 +228,28 @@ def figures(tap: str, shadow: str, state: State, spec: Compare, limits: VerdictL
         endpoints,
         _line(state),
         state.width,
+    )
+
+
+def _counts(state: State, total: Endpoint, together: Judged, slowest: tuple[float, float], errors: float) -> Counts:
+    """What the verdict is made from.
+
+    `total` and `together` are sums over all endpoints, `slowest` the crowds beyond the 99th percentile (`crowds_of`),
+    `errors` that of errors (`error_crowd`).
+    """
+    return Counts(
+        total.pairs,
+        total.only_shadow,
+        total.only_production,
+        total.production.last,
+        total.shadow.last,
+        total.compared,
+        together.differing - together.erring,
+        together.certain,
+        together.possible,
+        slowest,
+        errors,
+        state.requests,
     )
 
 
