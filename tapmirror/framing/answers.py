@@ -146,7 +146,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
 
     @property
     def idle(self) -> bool:
-        """Between answers: nothing of one is held."""
+        """Whether the reader is between two answers and holds nothing of one."""
         return self._state == NEXT
 
     def expect(self, flags: int, body_limit: int, token: Any) -> None:
@@ -297,7 +297,7 @@ class AnswerReader(ResponseReader[tuple[Any, Answer]]):
     # --- one step each: take bytes of `data` from `pos` on, say where the next step begins
 
     def _next(self, data: Buffer, pos: int, out: list[tuple[Any, Answer]]) -> int:
-        """The common case, all in one piece."""
+        """Begin the next answer: the common case, in which its head lies whole in `data`."""
         if not self.awaited:
             return self._fail(data)
         flags, body_limit, _ = self.awaited[0]
@@ -461,4 +461,4 @@ _STEPS: Final[tuple[_Step, ...]] = (
     AnswerReader._discard,
     AnswerReader._drift,
 )
-"""By state."""
+"""The method that takes bytes in each state."""

@@ -44,7 +44,7 @@ from tapmirror.events import CONNECT, KEEPING, NO_BODY, TRACED, TUNNEL, Buffer
 SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 """Methods of which a second copy does no harm (RFC 9110, 9.2.1)."""
 _OVERRIDE: Final = re.compile(rb"\nx-(?:http-)?method(?:-override)?[ \t]*:", re.IGNORECASE)
-"""Frameworks take the method from such a field where they are told to: a GET may be a DELETE."""
+"""Fields from which frameworks take the method, if they are configured to: a GET may be a DELETE."""
 TRACE: Final = b"Tapmirror-Loop"
 """The field of a request whose copy a tap has marked (`tracer`)."""
 CHUNKED: Final = -1
@@ -61,7 +61,7 @@ _VISIBLE: Final = rb"[!-~\x80-\xff]"
 _PATH: Final = rb"(?:/|[A-Za-z][0-9A-Za-z+\-.]*+://)"
 """How a target in origin form or absolute form begins."""
 _FORM: Final = rb"(?=CONNECT [^/ ]|OPTIONS \* |(?!CONNECT )" + TOKEN + rb"++ " + _PATH + rb")"
-"""Method and target go together."""
+"""Whether the method and the target may occur together."""
 _HOST: Final = rb"(?:(?:\[[0-9A-Za-z:.%_~\-]++\]|[!$&'()*+,;=%._~\-0-9A-Za-z\x80-\xff]++)(?::[0-9]*+)?)?"
 """A value of Host: uri-host and port (RFC 3986, 3.2.2 and 3.2.3), or nothing."""
 
@@ -102,9 +102,9 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     """What a request's head says about framing."""
 
     flags: int
-    """NO_BODY, TUNNEL, CONNECT, KEEPING, TRACED, as of `Part.flags`."""
+    """Those of NO_BODY, TUNNEL, CONNECT, KEEPING and TRACED that apply, as in `Part.flags`."""
     length: int
-    """Bytes of the body; CHUNKED: to be found out."""
+    """Bytes of the body; CHUNKED: its length is not announced."""
     closing: bool
     """The server reads no further request after this one."""
     host: tuple[int, int] | None
@@ -160,7 +160,7 @@ def read_head(found: re.Match[bytes]) -> Head | None:
 
 
 def _body_length(lengths: list[bytes], codings: list[bytes], current: bool) -> int | None:
-    """RFC 9112, 6.3, for requests and without its leniencies.  None: refused."""
+    """The length of a request's body by RFC 9112, 6.3, without the leniencies that it allows.  None: refused."""
     if codings:
         return CHUNKED if codings == [b"chunked"] and not lengths and current else None
     if not lengths:
@@ -172,7 +172,8 @@ def _body_length(lengths: list[bytes], codings: list[bytes], current: bool) -> i
 
 
 def is_safe(request: Buffer) -> bool:
-    """Whether what a shadow is to get may be sent to it twice: it counts what goes there, which a rewrite or a hook
-    may have made of something else.
+    """Whether a request may be sent to a shadow twice.
+
+    `request` is what the shadow gets: a rewrite or a hook may have changed production's request.
     """
     return bytes(request[:8]).partition(b" ")[0] in SAFE and not _OVERRIDE.search(request)

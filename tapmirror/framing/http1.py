@@ -98,7 +98,7 @@ class RequestFramer:
     """
 
     transparent: Final = False
-    """Its bytes have to be looked at."""
+    """The framer has to look at the bytes: they do not pass as they are."""
 
     __slots__ = (
         "_after",
@@ -155,7 +155,7 @@ class RequestFramer:
 
     @property
     def astray(self) -> bool:
-        """Requests may have gone by, or will, that are not told of."""
+        """Whether requests may have gone by, or may go by, that are not reported."""
         return self._state >= _RESYNC
 
     def feed(self, data: Buffer, after_reply: bool) -> Sequence[Message]:
@@ -208,7 +208,7 @@ class RequestFramer:
         return Part(b"".join((data[:first], self._host, data[last:])), size, flags)
 
     def gap(self, length: int) -> Sequence[Message]:
-        """`length` bytes are missing here."""
+        """Skip `length` bytes that are missing at this place."""
         state = self._state
         if state in (_LENGTH, _CHUNK_DATA) and length <= self._remaining:
             broken = self._under_way()
@@ -307,7 +307,7 @@ class RequestFramer:
         return pos
 
     def _length(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
-        """Of a body, or of one chunk's data."""
+        """Take bytes of a body, or of one chunk's data."""
         taken = min(len(data) - pos, self._remaining)
         self._remaining -= taken
         pos += taken
@@ -374,7 +374,7 @@ class RequestFramer:
         return found, pos
 
     def _take(self, line: bytes, out: list[Message]) -> None:
-        """A line of chunk framing goes on, or is swallowed until the last one."""
+        """Pass on a line of chunk framing; the lines of a trailer are left out up to the empty one."""
         size = len(line)
         if self._state == _TRAILER:
             if size > 2 and not self._trailers:
@@ -449,7 +449,7 @@ class RequestFramer:
             self._reason = DropReason.UNPARSED
 
     def _under_way(self) -> bool:
-        """A request was announced and is neither whole nor given up."""
+        """Whether a request was announced and is neither whole nor given up."""
         return _LENGTH <= self._state <= _TRAILER and not self._broken
 
     def _fail(self, data: Buffer, pos: int, reason: DropReason, out: list[Message]) -> int:

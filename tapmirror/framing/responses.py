@@ -230,7 +230,7 @@ class ResponseFramer(ResponseReader[int]):
         return pos if self._read_head(head, out) else self._fail(data)
 
     def _unasked(self, data: Buffer, pos: int) -> int:
-        """What begins while no request waits for an answer."""
+        """Take bytes that come while no request waits for an answer."""
         buffer = self._buffer
         piece = data[pos : pos + len(_TIMEOUTS[0]) - len(buffer)]
         buffer += piece

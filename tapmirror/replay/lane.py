@@ -55,14 +55,14 @@ class Item:
         self.announced = False
         """Whether the response framer was told to expect the answer to the request that begins here."""
         self.number = number
-        """Number of the request that begins here (as of `Send`); 0: none is compared."""
+        """Number of the request that begins here (`Send.number`); 0: none is compared."""
         self.answered = answered
         """If not negative, the item is a turn and has no data: production had sent that many bytes."""
         self.repeated = b""
         """A whole request that was sent and counted before (`Lane.repeat`); empty: it is not one."""
 
     def restart(self) -> None:
-        """Send it from its beginning, over another connection."""
+        """Prepare to send the item from its beginning, over another connection."""
         self.announced = False
         if self.repeated:
             self.data, self.offset = self.repeated, 0
@@ -146,7 +146,7 @@ class Lane:
         self._ledger = ledger
         self.sock: _socket.socket | TlsSocket | None = None
         self.fd = -1
-        """The socket's, as long as there is one."""
+        """The socket's descriptor, as long as there is a socket."""
         self.observer: Observer | None = None
         """None: its answers cannot be compared."""
         self.observing: Observer | None = None
@@ -157,7 +157,7 @@ class Lane:
         self.framer: ResponseFramer | None = None
         self.queue: deque[Item] = deque()
         self.queued = 0
-        """As `QueueMemory.held`."""
+        """Bytes of data queued for this flow, counted as `QueueMemory.held` is."""
         self.resendable = Resendable(memory.resend_quota)
         """Copies of what was sent on this shadow connection."""
         self.begun = False
@@ -168,7 +168,7 @@ class Lane:
         """Why the rest of the request (raw: of the stream) is dropped, if it is."""
         self.finishing = False
         self.resets = False
-        """Whether it ends with an RST, as production's connection did."""
+        """Whether the connection ends with an RST, as production's did."""
         self.shadow_done = False
         self.sent = 0
         """Requests sent on this shadow connection."""
@@ -193,12 +193,12 @@ class Lane:
         """Bytes of the shadow since the last turn (pacing `wait`)."""
         self.received_at = 0.0
         self.held_since = 0.0
-        """Since when its requests wait for each other; 0: they do not."""
+        """Since when the requests wait for each other; 0: they do not."""
         self.torn = False
         """Whether a part of a request was sent that will never be complete, behind requests without an answer: nothing
         more is sent on this connection."""
         self.timed = 0
-        """The request whose answer is timed (`latency`), counted as `sent`; 0: none."""
+        """Which request's answer is timed (`latency`): the value of `sent` with that request; 0: none."""
         self.timed_at = 0.0
         self.timed_lazy = False
         """Whether the connection has to be made lazy again when the answer was timed."""

@@ -58,8 +58,8 @@ _READABLE: Final = select.EPOLLIN | _ENDED
 class Reactor:
     """All connections of one worker to one shadow.
 
-    `addresses` are (family, socket address), of which connections use all; `tls` is how a connection is
-    secured, if it is; `gentle` as of `Ports`.
+    `addresses` are pairs of (family, socket address); connections use all of them.  `tls` is how connections are
+    secured, if they are.  `gentle` is that of `Ports`.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Reactor:
         self._timing = Timing(ledger.latency)
         self._turns = Turns(spec.limits.wait_time)
         self.paced = spec.pacing is Pacing.WAIT
-        """Whether it has something to do in each iteration: a slow shadow causes no events."""
+        """Whether the reactor has something to do in each iteration, because a slow shadow causes no events."""
         self._sweep = Sweep(shadow.idle_time)
         self._wait_time = spec.limits.wait_time
         self._singly = Singly(self._memory, ledger, paced=self.paced)
@@ -297,7 +297,7 @@ class Reactor:
                 self._went(lane, now)
 
     def _send_observed(self, command: Send, now: float) -> None:
-        """As `_send`, where answers are compared."""
+        """Do what `_send` does, on a connection whose answers are compared."""
         lane = self._lanes.get(command.flow)
         if lane is None or lane.observer is None or (lane.observing is None and not command.number):
             self._send(command, now)

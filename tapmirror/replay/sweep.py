@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a look at all connections once a second finds: what no event tells of.
+"""What a look at all connections once a second finds: what no event reports.
 
-Pure but for the sockets' own objects: no system call here.
+Nothing here makes a system call.
 """
 
 from __future__ import annotations

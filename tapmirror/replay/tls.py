@@ -61,7 +61,7 @@ class TlsSocket:
         self._sock = context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
 
     def handshake(self) -> bool:
-        """Go on with it; whether it is done.  Raises OSError if it failed."""
+        """Continue the handshake; returns whether it is complete.  Raises OSError if it failed."""
         try:
             self._sock.do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -69,14 +69,14 @@ class TlsSocket:
         return True
 
     def send(self, data: Buffer, flags: int = 0) -> int:
-        """Send some of it; how many bytes.  `flags` as of `recv_into`."""
+        """Send a part of the data; returns how many bytes.  `flags` are ignored, as in `recv_into`."""
         try:
             return self._sock.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
 
     def recv_into(self, buffer: bytearray | memoryview, size: int, flags: int = 0) -> int:
-        """Read; `flags` are for the kernel, which cannot see into TLS."""
+        """Read into a buffer.  `flags` are ignored: they are for the kernel, which cannot see into TLS."""
         try:
             return self._sock.recv_into(buffer, min(size, len(buffer)))
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -89,17 +89,17 @@ class TlsSocket:
         _socket.socket.shutdown(self._sock, how)
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
-        """Of the socket beneath."""
+        """Set an option of the TCP socket."""
         self._sock.setsockopt(level, option, value)
 
     def getsockopt(self, level: int, option: int, *size: int) -> Any:
-        """Of the socket beneath."""
+        """An option of the TCP socket."""
         return self._sock.getsockopt(level, option, *size)
 
     def fileno(self) -> int:
-        """Of the socket beneath."""
+        """The descriptor of the TCP socket."""
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Close it, without a word to the other side."""
+        """Close the TCP socket without ending TLS first (no close_notify)."""
         self._sock.close()

@@ -30,7 +30,7 @@ class Turns:
         self._latest = 0.0
 
     def __bool__(self) -> bool:
-        """Some lane waits: look at it at every tick."""
+        """Whether some lane waits, and must be looked at in every tick."""
         return bool(self._waiting or self._behind)
 
     @property
@@ -71,6 +71,6 @@ class Turns:
             self._behind.discard(lane)
 
     def forget(self, lane: Lane) -> None:
-        """Its connection is gone."""
+        """The lane's connection is gone."""
         self._waiting.pop(lane, None)
         self._behind.discard(lane)

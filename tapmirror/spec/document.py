@@ -45,7 +45,7 @@ class Problem(msgspec.Struct, frozen=True):
         return f"{where}{path}: {self.message}" if path else f"{where}{self.message}"
 
     def of(self, file: object) -> str:
-        """The same with the file's name before it."""
+        """The problem in one line, with the file's name in front."""
         return f"{file}:{'' if self.line else ' '}{self}"
 
 
@@ -115,7 +115,7 @@ def load(data: bytes) -> list[Document]:
 
 
 class _Builder:
-    """Nodes to plain data."""
+    """Turns YAML nodes into plain data."""
 
     def __init__(self) -> None:
         self.lines: dict[Path, int] = {}

@@ -36,7 +36,7 @@ from tapmirror.spec.tap import Mirror, Rule
 
 VERSIONS: Final = tuple(f"networking.istio.io/{version}" for version in ("v1", "v1beta1", "v1alpha3"))
 BOTH: Final = "HTTP route cannot contain both mirror and mirrors"
-"""In Istio's own words (validateHTTPRouteConflict)."""
+"""The message in Istio's own words (validateHTTPRouteConflict)."""
 
 _ANSWERS: Final = ("redirect", "directResponse")
 _OF_THE_PROXY: Final = {
@@ -145,7 +145,7 @@ def _rule(
 
 
 def _headers(reading: Importing, data: dict[str, Any], path: Path) -> None:
-    """Tell of fields that are changed; those of answers are nothing to a copy."""
+    """Report header fields that the route changes; changes to responses do not matter to a copy."""
     where = (*path, "headers")
     if reading.mapping(data.get("headers"), where).get("request"):
         reading.left_out((*where, "request"), CHANGES)
@@ -181,7 +181,7 @@ def _matches(
 
 
 def _conditions(reading: Importing, entry: dict[str, Any], path: Path) -> dict[str, Any] | None:
-    """The conditions of one alternative as fields of `Match`; None if one of them is not seen here."""
+    """The conditions of one alternative as fields of `Match`; None if a tap cannot see what one of them asks for."""
     for name, value in entry.items():
         if name in _MATCH or (name in _KNOWN_HERE and _KNOWN_HERE[name](reading, value, (*path, name))):
             continue
@@ -233,7 +233,7 @@ def _text(reading: Importing, data: Any, path: Path, *, ignore_case: bool = Fals
 
 
 def _holds(reading: Importing, data: Any, path: Path, value: str) -> bool:
-    """Whether a StringMatch holds for a text that is known here already."""
+    """Whether a StringMatch holds for a text that is already known when the file is read."""
     text = _text(reading, data, path)
     if text is None:
         return False

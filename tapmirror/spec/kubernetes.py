@@ -70,7 +70,7 @@ def import_tap(
 
 
 def _said_where(problem: Problem) -> Problem:
-    """With how such a file is told what rules of Kubernetes do not say."""
+    """The problem, and, if it is something that Kubernetes' rules do not state, how to state it."""
     option = _UNSAID.get(problem.message)
     if option is None:
         return problem
@@ -79,7 +79,7 @@ def _said_where(problem: Problem) -> Problem:
 
 
 def _items(document: Document) -> list[Document]:
-    """The documents that one is: several, where it is a list as `kubectl get -o yaml` prints it."""
+    """The documents that one document stands for: several if it is a list, as `kubectl get -o yaml` prints it."""
     data = document.data
     if not isinstance(data, dict) or not str(data.get("kind", "")).endswith("List"):
         return [document]

@@ -43,7 +43,7 @@ from tapmirror.spec.tap import MAX_SHADOWS
 from tapmirror.spec.translated import IFACE, UNNAMED, Translation, whole_path
 
 Shadows: TypeAlias = dict[tuple[int, str], list[dict[str, Any]]]
-"""By line of the server and URI of the mirror; `_of` tells the servers of one upstream from others."""
+"""The shadows of each mirror, by its server's line and its URI.  `_of` marks the servers of one upstream."""
 
 _LUA: Final = re.compile(r"(server_rewrite|rewrite|access|set|balancer)_by_lua(_block|_file)?")
 """Lua that changes a request, turns it away or chooses where it goes to (ngx_http_lua_module), before or as it is
@@ -72,20 +72,20 @@ class Split(msgspec.Struct, frozen=True):
     """One `split_clients`."""
 
     share: dict[str, str]
-    """`by` and `key` of the share that it is."""
+    """`by` and `key` of the share that the split stands for."""
     bands: list[tuple[float, str]]
     """Bands of the split: (percent, value)."""
 
     def percent(self, values: Collection[str]) -> float:
-        """Of the requests that have one of these values."""
+        """Percent of the requests that have one of these values."""
         return round(sum(percent for percent, value in self.bands if value in values), 4)
 
 
 class Conditions(msgspec.Struct):
-    """What a location wants of a subrequest, so that it does not turn it away."""
+    """What a subrequest must be so that a location does not turn it away."""
 
     split: str | None = None
-    """Variable of `split_clients` that it looks at."""
+    """The variable of `split_clients` that the location looks at."""
     values: set[str] = set()
     """Values of that variable that are let through."""
     match: dict[str, Any] = {}
@@ -137,7 +137,7 @@ class _Reader:
         self._result.missing(line, path, message)
 
     def _unread(self, block: Directive) -> None:
-        """Tell what is not looked at: files that are included, Lua, and mirrors where nginx itself takes none."""
+        """Report what is not looked at: files that are included, Lua, and mirrors where nginx itself takes none."""
         for each in block.block or ():
             if each.name == "include" and not re.search(r"mime\.types$|_params$|modules-enabled", " ".join(each.args)):
                 self.missing(each.line, "include", f"{shown(' '.join(each.args))} is not read (nginx -T prints it all)")
@@ -169,7 +169,7 @@ class _Reader:
         self._splits[split.args[1].strip("${}")] = Split(self._share(split), bands)
 
     def _share(self, split: Directive) -> dict[str, str]:
-        """By what a text splits."""
+        """What `split_clients` splits by, as `by` and `key` of a share."""
         names = [found[1] or found[2] for found in VARIABLE.finditer(split.args[0])]
         if any(name in EVERY_REQUEST for name in names):
             return {"by": "request"}
@@ -382,7 +382,7 @@ class _Reader:
         return servers
 
     def _conditions(self, location: Directive) -> Conditions:
-        """What its `if … return` let through."""
+        """Which requests the `if … return` of a location let through."""
         wanted = Conditions()
         for each in location.all("if"):
             text = " ".join(each.args).removeprefix("(").removesuffix(")").strip()
@@ -407,7 +407,7 @@ class _Reader:
         return wanted
 
     def _on_request(self, match: dict[str, Any], name: str, operator: str, value: str) -> bool:
-        """Put the opposite of a condition of the request into a match; False: it cannot be said."""
+        """Add the opposite of a condition on the request to a match; False: a match cannot express it."""
         if name == "request_method":
             listed = re.fullmatch(r"\^\(([A-Z|]+)\)\$|([A-Z]+)", value)
             if operator not in ("!=", "!~") or listed is None or "methods" in match:
@@ -428,7 +428,7 @@ class _Reader:
     def _settings(
         self, scope: Scope, server: Server, uri: str, target: Directive, found: re.Match[str]
     ) -> dict[str, Any]:
-        """Everything of a shadow but where it is and its share; the host None is that of `proxy_pass`."""
+        """Everything about a shadow except its address and its share; host None: the one that `proxy_pass` names."""
         rewrite: dict[str, Any] = {"host": None}
         self._path(rewrite, scope[-1], uri, target, found[4] or "")
         method = one(scope, "proxy_method")

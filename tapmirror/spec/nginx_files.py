@@ -19,7 +19,7 @@ MAX_DIRECTIVES: Final = 100_000
 """Directives of the whole configuration at most: 1 MiB of text has fewer, but a file can be included many times."""
 _FILE: Final = re.compile(r"^# configuration file (.+):\r?$", re.MULTILINE)
 _BEFORE: Final = re.compile(r"(?:(?:nginx: .*|[ \t\r]*(?:#.*)?)\n)*+")
-"""What it says itself before the first one, and comments."""
+"""What may stand before the first file: nginx's own messages, and comments."""
 _PATTERN: Final = re.compile(r"[*?\[]")
 
 
@@ -66,7 +66,7 @@ class _Files:
         return found
 
     def _matching(self, wanted: str) -> Iterator[Directive]:
-        """In the order of glob(3)."""
+        """The files that an `include` names, in the order of glob(3)."""
         path = self._root / wanted
         if path in self._files:
             yield self._files[path]

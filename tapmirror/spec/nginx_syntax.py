@@ -22,7 +22,7 @@ MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
 _LUA_BLOCK: Final = "_by_lua_block"
 _LUA: Final = re.compile(r"--\[(=*)\[|\[(=*)\[|--[^\n]*|[\"'{}]")
-"""In Lua: braces, and what begins a text or comment, in which a brace ends nothing (Lua 5.1, 2.1)."""
+"""What matters in Lua: braces, and the beginning of a text or comment, where a brace ends nothing (Lua 5.1, 2.1)."""
 _LUA_TEXT: Final = {quote: re.compile(rf"(?:\\.|[^{quote}\\\n])*{quote}", re.DOTALL) for quote in "\"'"}
 _ESCAPES: Final = {"t": "\t", "r": "\r", "n": "\n", '"': '"', "'": "'", "\\": "\\"}
 
@@ -40,7 +40,7 @@ class Directive(msgspec.Struct):
         return [each for each in self.block or () if each.name == name]
 
     def last(self, name: str) -> Directive | None:
-        """The last of them."""
+        """The last directive of a name that is directly in its block."""
         found = self.all(name)
         return found[-1] if found else None
 

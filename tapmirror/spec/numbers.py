@@ -17,7 +17,7 @@ _LONGEST: Final = 100
 _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 TIME: Final = r"(?:[0-9]+(?:\.[0-9]+)?(?:d|h|ms|m|s))+"
-"""With a unit, or several."""
+"""A length of time: one or several numbers, each with its unit."""
 _PART: Final = re.compile(r"([0-9.]+)(d|h|ms|m|s)")
 _UNITS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -27,23 +27,23 @@ Seconds: TypeAlias = Annotated[float, Meta(extra=_UNIT)]
 
 
 def decimal(value: float, digits: int = 6) -> str:
-    """With so many digits that say something, and never with an exponent, which few read."""
+    """A number as text, with `digits` significant digits and without an exponent, which few can read."""
     text = f"{value:.{digits}g}"
     return f"{Decimal(text):f}" if "e" in text else text
 
 
 def number_of(text: str) -> float | None:
-    """None: it is no number."""
+    """The number that a text stands for; None: it is no number."""
     return float(text) if len(text) <= _LONGEST and _NUMBER.fullmatch(text) else None
 
 
 def whole_of(text: str) -> int | None:
-    """None: it is no whole number."""
+    """The whole number that a text stands for; None: it is no whole number."""
     return int(text) if len(text) <= _LONGEST and _WHOLE.fullmatch(text) else None
 
 
 def seconds_of(text: str) -> float | None:
-    """None: it is no length of time; a number alone is of seconds."""
+    """A length of time in seconds; a number without a unit is in seconds.  None: the text is no length of time."""
     if len(text) > _LONGEST or not re.fullmatch(TIME, text):
         return number_of(text)
     return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))

@@ -41,7 +41,7 @@ _WAYS: Final[dict[type, dict[str, tuple[str, ...]]]] = {
     TapSpec: {one: (many,) for one, many in SINGULAR.items()},
     Shadow: {"to": ("host", "port")},
 }
-"""What can be said in two ways, of which one may be taken."""
+"""Pairs of fields that say the same thing in two ways; only one of the two may be written."""
 _TITLES: Final = {
     "TapSpec": "a tap",
     "Settings": "daemon.yaml",
@@ -55,14 +55,17 @@ _TITLES: Final = {
     "PathRewrite": "a path rewrite",
     "Text": "a text condition",
 }
-"""Structures that are not called by the name of their class: some are no thing of which there is one."""
+"""What messages call structures, where the name of the class would not be understood."""
 _ABSENT: Final = object()
 _NAMES: Final[dict[type, str]] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @cache
 def _fields(cls: type) -> dict[str, inspect.Field]:
-    """Of a structure, by their names in files.  To look takes milliseconds, and a file may have thousands of taps."""
+    """The fields of a structure, by their names in files.
+
+    Kept, because finding them takes milliseconds, and a file may have thousands of taps.
+    """
     known = inspect.type_info(cls)
     assert isinstance(known, inspect.StructType)
     return {field.encode_name: field for field in known.fields}
@@ -120,7 +123,7 @@ def read_settings(data: bytes) -> Settings:
 
 
 class _Reader:
-    """One document's values to structures."""
+    """Converts the values of one document to structures."""
 
     def __init__(self, document: Document, found: list[Problem], kept: bool = False, auto: int = 1) -> None:
         self._document = document
@@ -129,7 +132,7 @@ class _Reader:
         self._auto = auto
 
     def tap(self, data: Any, path: Path) -> list[TapSpec]:
-        """The tap, or nothing: what is wrong has been told."""
+        """The tap; None if something is wrong with it, which has then been reported."""
         known = len(self._found)
         tap = self.structure(data, TapSpec, path)
         return [tap] if isinstance(tap, TapSpec) and len(self._found) == known else []
@@ -139,7 +142,7 @@ class _Reader:
         return _ABSENT
 
     def _value(self, data: Any, kind: inspect.Type, path: Path) -> Any:
-        """A value of a type; `_ABSENT` if it is none, which has been told then."""
+        """Convert a value to a type; returns `_ABSENT` if that is impossible, after reporting why."""
         if isinstance(kind, inspect.UnionType):
             if data is None and kind.includes_none:
                 return None
@@ -164,7 +167,7 @@ class _Reader:
         return self._scalar(data, kind, path)
 
     def structure(self, data: Any, cls: type, path: Path) -> Any:
-        """A value of a structure; `_ABSENT` if it is none, which has been told then."""
+        """Convert a value to a structure; returns `_ABSENT` if that is impossible, after reporting why."""
         known_before = len(self._found)
         data = self._said_once(data, cls, path)
         try:
@@ -215,7 +218,7 @@ class _Reader:
         return _ABSENT if len(self._found) > known_before else built
 
     def _said_once(self, data: Any, cls: type, path: Path) -> Any:
-        """What was written, without the second way in which it says a thing, which is told."""
+        """What was written.  Where it says one thing in two ways, the second is reported and left out."""
         if not isinstance(data, dict):
             return data
         for name, others in _WAYS.get(cls, {}).items():
