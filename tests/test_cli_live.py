@@ -155,9 +155,9 @@ def test_a_line_has_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None
     assert (output, first) == ("", f"tapmirror: {heading(spec())}")
     assert re.match(r"\d\d:\d\d:\d\d  0/s 0\.0 MB/s  ", line)
     for words in (
-        "requests 2,400 mirrored 200 dropped (shadow_down, ring_full) (not counted: those in 200 lost segments) ",
-        ") 100 waiting  ",
-        "segments 400 passed 200 dropped",
+        "requests: 2,400 mirrored, 200 dropped (shadow_down, ring_full) (not counted: those in 200 lost segments), ",
+        "), 100 waiting  ",
+        "segments: 400 passed, 200 dropped",
         "flows 12,345",
         "2xx 2,300",
     ):
@@ -178,7 +178,7 @@ def test_of_raw_connections_a_line_has_the_bytes(capsys: pytest.CaptureFixture[s
     with LineView([spec()]) as view:
         view.show([snapshot(protocol="raw")])
     line = capsys.readouterr().err.splitlines()[1]
-    assert "  bytes 1,400 mirrored 200 dropped (shadow_down, ring_full) 100 waiting  segments " in line
+    assert "  bytes: 1,400 mirrored, 200 dropped (shadow_down, ring_full), 100 waiting  segments: " in line
 
 
 def test_both_views_say_what_a_second_signal_would_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,5 +368,5 @@ def test_without_a_terminal_there_is_a_line_now_and_then(lab: Lab) -> None:
     lines = text.splitlines()
     assert 2 <= len(lines) <= 3
     assert "\x1b" not in text
-    assert all(re.match(r"\d\d:\d\d:\d\d  [\d,]+/s \d+\.\d MB/s  requests ", line) for line in lines)
-    assert "requests 700 mirrored 0 dropped" in lines[-1] and "2xx 700" in lines[-1]
+    assert all(re.match(r"\d\d:\d\d:\d\d  [\d,]+/s \d+\.\d MB/s  requests: ", line) for line in lines)
+    assert "requests: 700 mirrored, 0 dropped" in lines[-1] and "2xx 700" in lines[-1]

@@ -182,7 +182,7 @@ class LineView:
             lost = sum(account["dropped"].values()), sum(segments["dropped"].values())
             why = f" ({', '.join(account['dropped'])})" if lost[0] else ""
             why += f" ({words})" if (words := not_counted(ledger)) else ""
-            waiting = f" {account['in_flight']:,} waiting" if account["in_flight"] else ""
+            waiting = f", {account['in_flight']:,} waiting" if account["in_flight"] else ""
             causes, several = reach.of(ledger), len(ledger["shadows"]) > 1
             shadows = [
                 f"shadow{several * f' {label}'}: {shadow_words(shadow, causes.get(label, ''), several=several)}"
@@ -192,8 +192,8 @@ class LineView:
             state = f"{words}  " if (words := state_words(ledger)) else ""
             line = (
                 f"{time.strftime('%H:%M:%S')}  {name}{state}{rate:,.0f}/s {size / 1e6:.1f} MB/s  "
-                f"{unit} {account['mirrored']:,} mirrored {lost[0]:,} dropped{why}{waiting}  "
-                f"segments {segments['mirrored']:,} passed {lost[1]:,} dropped  "
+                f"{unit}: {account['mirrored']:,} mirrored, {lost[0]:,} dropped{why}{waiting}  "
+                f"segments: {segments['mirrored']:,} passed, {lost[1]:,} dropped  "
                 f"flows {ledger['flows']:,}  cpu {cpu:.0%}  {behind(delay)}  {'; '.join(shadows)}"
             )
             with lost_if_full():

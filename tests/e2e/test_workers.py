@@ -144,7 +144,7 @@ def test_the_shadows_times_are_measured_and_outlive_a_worker(lab: Lab, per_conne
     sent = {"requests": 200, "connections": 20, "rate": 200, "per_connection": per_connection}
     with HashSink(lab.node), SlowShop(lab.shadow), Tap(lab.node, shadow="10.77.2.2:80", workers=2) as tap:
         load(lab.client, lab.node.addr4, **sent)
-        until(lambda: " requests 200 mirrored " in tap.said(), "a look at all")
+        until(lambda: " requests: 200 mirrored, " in tap.said(), "a look at all")
         workers = [pid for pid, words in tap.processes().items() if "tapmirror.worker" in words]
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
