@@ -128,7 +128,8 @@ struct tap_counter {
  * TAP_WANT_ANSWERS and in the window of the flow's worker: so many buckets, from the first on and around.
  *
  * While the program runs, only user space writes to `bucket` and only the program writes to `once`: neither can undo
- * what the other writes at the same time.
+ * what the other writes at the same time.  But a worker that takes over from one that died sets `once` again: at worst
+ * one packet less becomes a record.
  */
 #define TAP_WANT_ALL 1
 #define TAP_WANT_ANSWERS 2
