@@ -114,7 +114,7 @@ def _lines(ledger: dict[str, Any]) -> Iterator[str]:
     if words := not_counted(ledger):
         yield f"requests {words}"
     if ledger["away_s"]:
-        yield f"nothing was captured for {ledger['away_s']:.1f} s, because no interface was there"
+        yield f"nothing was captured for {ledger['away_s']:.1f} s, because there was no interface to capture"
     for label, shadow in ledger["shadows"].items():
         yield f"shadow{'' if len(ledger['shadows']) == 1 else f' {label}'}: {answers(shadow)}"
     calls = ledger["events"].get("hook_calls")
