@@ -274,14 +274,21 @@ class Summary:
         if asked.late:
             state.late += 1
             return
-        sent = reply.sent_ns
-        if not asked.timed or not sent or answer.last_ns < sent:
-            return
+        if asked.timed and 0 < reply.sent_ns <= answer.last_ns:
+            self._time(endpoint, point, asked, production, reply)
+
+    def _time(self, endpoint: Endpoint, point: Point, asked: Asked, production: Answer, reply: Reply) -> None:
+        """Count the times of an exchange.
+
+        None are counted if production's answer came before the request's end, so that both sides stay comparable.
+        """
+        state, mine, its = self.state, endpoint.production, endpoint.shadow
+        answer = reply.answer
         ended = _its_turn(asked.ended_ns, production, 0)
-        sent = _its_turn(sent, answer, reply.least_ns)
+        sent = _its_turn(reply.sent_ns, answer, reply.least_ns)
         took = production.last_ns - ended
         if took <= 0:
-            return  # an answer before the request's end has no time; of both sides, so that they stay comparable
+            return
         mine.first.add(production.first_ns - ended)
         key = mine.last.add(took)
         times = self.production.buckets
