@@ -52,7 +52,7 @@ class Bell:
         self._socket.bind((0, RTMGRP_LINK))
 
     def fileno(self) -> int:
-        """To be waited on."""
+        """The descriptor to wait on."""
         return self._socket.fileno()
 
     def rung(self) -> bool:
@@ -68,7 +68,7 @@ class Bell:
             rung = True
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Close the descriptor."""
         self._socket.close()
 
 
@@ -79,10 +79,13 @@ class Hold(Protocol):
         """The present name of the captured interface; "": it is gone."""
 
     def mute(self) -> None:
-        """Let no packet in any more; quick.  For all interfaces, where several share a socket.  Raises OSError."""
+        """Let no packet in any more, which is quick.  If several interfaces share a socket, this is for all of them.
+
+        Raises OSError.
+        """
 
     def close(self) -> None:
-        """Capture there no longer."""
+        """End the capture on the interface."""
 
 
 def bind_to_all(sock: socket.socket, protocol: int) -> None:
@@ -111,7 +114,7 @@ class Links:
         self._hold = hold
         self._held: dict[str, Hold] = {}
         self._lock = threading.Lock()
-        """Held by what begins and ends holds."""
+        """Held while holds are begun and ended."""
         self._released = False
         self._suspended = False
         self._refused: dict[str, str] = {}
@@ -121,11 +124,11 @@ class Links:
         captured).  Replaced as a whole, because other threads read it."""
 
     def names(self) -> list[str]:
-        """Those that are captured."""
+        """The names of the interfaces that are captured."""
         return sorted(self._held.copy())
 
     def follow(self) -> None:
-        """Capture what there is now."""
+        """Begin and end holds, so that the interfaces that there are now are captured."""
         there = [] if self._suspended else present(self._patterns)
         with self._lock:
             wanted = [] if self._released else there
@@ -205,7 +208,7 @@ class Links:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether it may stand for several interfaces."""
+    """Whether a name is a pattern, which may stand for several interfaces."""
     return any(character in name for character in "*?[")
 
 
@@ -215,7 +218,7 @@ def present(patterns: Sequence[str]) -> list[str]:
 
 
 def is_up(name: str) -> bool:
-    """Whether the interface is there, and up; also where that cannot be asked, for want of descriptors."""
+    """Whether the interface exists and is up.  True if that cannot be found out for lack of descriptors."""
     try:
         any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     except OSError:
@@ -236,7 +239,7 @@ class Attached(loader.Attachment):
         return str(self.socket.getsockname()[0])
 
     def mute(self) -> None:
-        """Put another filter in the program's place."""
+        """Replace the program by a filter that rejects everything."""
         attach_filter(self.socket, REFUSE_ALL)
 
 
@@ -253,11 +256,11 @@ class Bound:
         return str(self.socket.getsockname()[0])
 
     def mute(self) -> None:
-        """By the socket's filter."""
+        """Attach a filter that rejects everything."""
         attach_filter(self.socket, REFUSE_ALL)
 
     def close(self) -> None:
-        """Take no packet any more."""
+        """Unbind the socket, so that it gets no more packets."""
         unbind(self.socket)
 
 
@@ -299,19 +302,19 @@ class Shared:
             bind_to_all(self.socket, ETH_P_ALL)
 
     def name(self) -> str:
-        """The name, as long as it is the same interface's."""
+        """The name, as long as it belongs to the same interface; otherwise ""."""
         try:
             return self._name if loader.link_index(self._name, self.socket) == self._index else ""
         except OSError:
             return ""
 
     def mute(self) -> None:
-        """By the filters of all sockets.  Nothing is captured afterwards, even if one interface is closed."""
+        """Set the filters of all sockets to let nothing in.  That stays so when the hold on one interface is closed."""
         self._links.clear()
         let_in(self._sockets, self._ports, ())
 
     def close(self) -> None:
-        """Let nothing more in from there."""
+        """Let no more packets in from this interface."""
         self._links.pop(self._name, None)
         with contextlib.suppress(OSError):  # closed by now
             let_in(self._sockets, self._ports, [*self._links.values()], self._answer_bytes)

@@ -46,7 +46,7 @@ class Line(msgspec.Struct, frozen=True):
     """A line that is kept for a tap."""
 
     seq: int
-    """Grows from one line to the next, over all taps."""
+    """Number of the line, which grows from one line to the next over all taps."""
     time: float
     """When it was said, in seconds of the wall clock."""
     level: str

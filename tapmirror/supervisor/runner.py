@@ -221,12 +221,12 @@ class Runner:
         self._detach()
 
     def release(self) -> None:
-        """The end of `hold`: start anew."""
+        """End `hold`: start the tap anew."""
         self._held = self._loop
         self._poke()
 
     def end(self) -> Future[dict[str, Any] | None]:
-        """Detach at once, drain, go.  Can be called again."""
+        """Detach at once, drain what was captured, and end the thread.  May be called again."""
         with self._lock:
             self._ending = True
         self._detach()
@@ -360,7 +360,7 @@ class Runner:
             self.started.set_exception(error)
 
     def _drive(self) -> dict[str, Any] | None:
-        """Until it ends, is held, or is lost; the last ledger."""
+        """Drive the tap until it ends, is held, or is lost; returns its last ledger."""
         tap = self._tap
         assert tap is not None
         began, self._life = time.monotonic(), next(LIVES)
@@ -386,7 +386,7 @@ class Runner:
             claims.close()
 
     def _go_on(self, tap: Tap) -> None:
-        """Until it is to end, or to be held.  Raises `TapError` if it is lost."""
+        """Drive the tap until it is to end or to be held.  Raises `TapError` if it is lost."""
         regulation = Regulation(self.spec.budget, self._together, time.monotonic(), self._tell_share)
         try:
             self._serve(tap, regulation)
@@ -415,7 +415,7 @@ class Runner:
             self._wait(max(0.0, until - time.monotonic()), tap.filenos())
 
     def _tell_waiting(self, tap: Tap, before: str) -> str:
-        """What it waits for; `before`: that of the last call.  A change is told."""
+        """What the tap waits for; `before` is the result of the last call.  A change is logged."""
         state, reason = tap.state, tap.state_reason
         if state == "running" and before:
             self._log.say(Level.NOTICE, "waiting", "it waits no more, and captures", tap=self.spec.name)
@@ -447,7 +447,7 @@ class Runner:
             self._held = self._held or PAUSED
 
     def _pause(self) -> None:
-        """Wait for the next try; commands are served meanwhile."""
+        """Wait until the next try is due, and serve commands meanwhile."""
         wait = BACKOFF[min(self._failures, len(BACKOFF)) - 1] if self._failures else 0.0
         state, reason = self._state
         if state == "failed":

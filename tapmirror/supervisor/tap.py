@@ -71,7 +71,7 @@ class Tap:
         self._workers = automatic() if spec.workers == "auto" else spec.workers
         self._links = Links(spec.links(), self._hold)
         self._refused = ""
-        """Which interfaces cannot be captured, as it was told last."""
+        """Which interfaces cannot be captured, as it was last reported."""
         self._bell: Bell | None = None
         self._next_look = 0.0
         self._slots: list[WorkerSlot] = []
@@ -84,7 +84,7 @@ class Tap:
         self._ciphered = False
         """Whether the user was told that clients speak TLS."""
         self._ended: str | None = None
-        """Why it is over (None: it is not)."""
+        """Why the tap is over; None: it is not."""
         self.loops = False
         """Whether something that the tap sent came back to production."""
 
@@ -193,7 +193,7 @@ class Tap:
         return self._probing.unreached
 
     def interfaces(self) -> list[str]:
-        """Those that are captured now."""
+        """The interfaces that are captured now."""
         return self._links.names()
 
     def filenos(self) -> list[int]:
@@ -354,7 +354,7 @@ class Tap:
                 self._end(f"{slot.lost}; the tap is detached")
 
     def _told(self, loop: LoopFound) -> str:
-        """What a worker found, for people."""
+        """Report to people what a worker found."""
         labels = [shadow.label for shadow in self.spec.shadows for _ in range(shadow.copies)]
         label = labels[min(loop.target, len(labels) - 1)]
         return (
@@ -363,7 +363,7 @@ class Tap:
         )
 
     def _end(self, reason: str) -> None:
-        """It is over, but for its last ledger."""
+        """End the tap; its last ledger can still be had."""
         self._links.release()
         if self._ended is None:
             self._ended = reason
@@ -445,7 +445,7 @@ class Tap:
         return list(dict.fromkeys([*found, *self._left]))[:EXCLUDED]
 
     def _set_up(self, shard: int) -> tuple[Setup, list[int]]:
-        """Of a worker that starts now, with its descriptors."""
+        """The set-up of a worker that starts now, and its descriptors."""
         assert self._open_capture is not None
         uid, gid = privsep.worker_identity()
         setup = Setup(
