@@ -610,7 +610,8 @@ class FlowTable:
         """The events of a flow that gained these pieces; behind production's FIN only those of a begun request."""
         if not flow.unanswerable:
             return self._events(flow, pieces, now)
-        begins = flow.framer.between
+        first = pieces[0][0] if pieces else None
+        begins = flow.framer.leaves_out(first if isinstance(first, (bytes, memoryview)) else b"")
         events = self._events(flow, pieces, now)
         _look_at_each(flow)
         return self._left(events) if begins else events

@@ -676,6 +676,54 @@ def test_nor_where_production_refused_to_leave_http() -> None:
     assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
+    ],
+)
+def test_a_tunnel_goes_on_behind_production_s_fin(head: bytes) -> None:
+    """Production may have nothing to say, and read what the client sends: a container's input."""
+    tap = Tap()
+    size = len(head)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, head, ack=1)
+    tap.server(1, FIN | ACK, size, length=20)
+    tap.put(ACK, size, b"input", ack=22)
+    tap.put(ACK, size + 5, b"more", ack=22)
+    assert tap.sent == head + b"inputmore"
+
+
+@pytest.mark.parametrize("rest", [0, 8])
+def test_nor_behind_a_gap(rest: int) -> None:
+    """In one piece, and in two."""
+    tap = Tap()
+    size = len(GET)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, GET, ack=1)
+    tap.put(ACK, 2 * size, GET, ack=2)
+    tap.server(20, FIN | ACK, 3 * size)
+    tap.put(ACK, 3 * size, GET[: size - rest], ack=21)
+    tap.put(FIN | ACK, 4 * size - rest, GET[size - rest :], ack=21)
+    assert tap.sent == GET
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: size}
+    assert tap.fed == tap.settled()
+
+
+def test_nor_behind_an_empty_line() -> None:
+    """As of old clients, behind the body of a POST."""
+    tap = Tap()
+    size = len(GET) + 2
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, GET + b"\r\n", ack=1)
+    tap.server(20, FIN | ACK, size)
+    tap.put(FIN | ACK, size, GET, ack=21)
+    assert tap.sent == GET
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+    assert tap.fed == tap.settled()
+
+
 def test_a_request_that_was_held_until_its_answer_and_the_end_came_in_one_packet() -> None:
     tap = Tap()
     post = GET.replace(b"GET", b"POST")

@@ -148,10 +148,14 @@ class RequestFramer:
         """Bytes fed that are in no `Part` and no `Lost` yet."""
         return len(self._buffer) + self._empty
 
-    @property
-    def between(self) -> bool:
-        """Whether nothing is under way that the next bytes could belong to: no request, and no tunnel that was used."""
-        return self._state in (_BOUNDARY, _SWITCH) and not self._buffer
+    def leaves_out(self, data: Buffer) -> bool:
+        """Whether `data`, the next bytes, begins a request: then do not feed it, nor what follows.
+
+        Where that is not certain, because of an offered upgrade or after a loss, it has to look like one.
+        """
+        if self._state in (_SWITCH, _RESYNC) and not self._buffer and detect(data) == "http":
+            self._state = _BOUNDARY
+        return self._state <= _HEAD and not self._buffer
 
     @property
     def astray(self) -> bool:
