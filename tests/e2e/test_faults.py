@@ -577,13 +577,18 @@ def lab_with_small_buffers() -> Iterator[Lab]:
 
 @pytest.mark.apart
 @pytest.mark.parametrize(
-    "behaviour", [Behaviour(read=False), Behaviour(accept=False), Behaviour(read_rate=100.0)], ids=str
+    ("behaviour", "connections"),
+    [
+        *((each, 40) for each in (Behaviour(read=False), Behaviour(accept=False), Behaviour(read_rate=100.0))),
+        (Behaviour(read=False), 1_000),
+    ],
+    ids=str,
 )
-def test_a_shadow_that_does_not_read(lab_with_small_buffers: Lab, behaviour: Behaviour) -> None:
+def test_a_shadow_that_does_not_read(lab_with_small_buffers: Lab, behaviour: Behaviour, connections: int) -> None:
     """Memory is bounded, what does not fit is dropped by whole requests, the other tap goes on at full rate."""
     lab, size = lab_with_small_buffers, 50_000
     # 40 MB: more than the sockets and the stuck tap's queues hold, and less than the ring and the other's queues do.
-    requests, connections, queues = 800, 40, 8 << 20
+    requests, queues = max(800, 5 * connections), 8 << 20
     few = {"drain_time": 0.5, "queue_bytes": 1 << 20, "queues_bytes": queues}
     with (
         Nginx(lab.node),
