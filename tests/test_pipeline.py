@@ -547,13 +547,18 @@ def test_what_is_under_way_of_a_connection_that_has_ended_is_held_until_its_end_
     assert tap.ledger.bytes.dropped == {DropReason.INCOMPLETE: 9}
 
 
+def asked_once() -> Tap:
+    """A connection on which the client has sent one request."""
+    tap = Tap()
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, GET, ack=1)
+    return tap
+
+
 @pytest.mark.parametrize("rest", [ACK, FIN | ACK])
 def test_a_request_that_begins_after_production_s_fin_is_left_out(rest: int) -> None:
     """As on a pooled connection that production closed while it was idle: the client asks again on another."""
-    tap = Tap()
-    size = len(GET)
-    tap.put(ACCEPTED, 0, ack=1)
-    tap.put(ACK, 0, GET, ack=1)
+    tap, size = asked_once(), len(GET)
     tap.server(20, FIN | ACK, size)
     tap.put(ACK, 0, GET, ack=1)  # again, as its acknowledgement was lost
     tap.put(rest, size, GET, ack=21)
@@ -600,10 +605,7 @@ def test_a_request_of_which_a_part_came_before_production_s_fin_goes_on() -> Non
 @pytest.mark.parametrize("filled", [True, False])
 def test_a_hole_behind_production_s_fin(filled: bool) -> None:
     """Neither what fills it nor what waited behind it was read, also if production acknowledged it."""
-    tap = Tap()
-    size = len(GET)
-    tap.put(ACCEPTED, 0, ack=1)
-    tap.put(ACK, 0, GET, ack=1)
+    tap, size = asked_once(), len(GET)
     tap.put(ACK, 2 * size, GET, ack=1)
     tap.server(1, FIN | ACK, size)
     if filled:
@@ -698,10 +700,7 @@ def test_a_tunnel_goes_on_behind_production_s_fin(head: bytes) -> None:
 @pytest.mark.parametrize("rest", [0, 8])
 def test_nor_behind_a_gap(rest: int) -> None:
     """In one piece, and in two."""
-    tap = Tap()
-    size = len(GET)
-    tap.put(ACCEPTED, 0, ack=1)
-    tap.put(ACK, 0, GET, ack=1)
+    tap, size = asked_once(), len(GET)
     tap.put(ACK, 2 * size, GET, ack=2)
     tap.server(20, FIN | ACK, 3 * size)
     tap.put(ACK, 3 * size, GET[: size - rest], ack=21)
