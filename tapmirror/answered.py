@@ -26,7 +26,21 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Final, TypeAlias
 
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Chunk, Cut, Dismissed, End, Gap, Segment
+from tapmirror.events import (
+    ACCEPTED,
+    ACK,
+    FIN,
+    FROM_SERVER,
+    PSH,
+    RST,
+    Chunk,
+    Cut,
+    Dismissed,
+    End,
+    Gap,
+    Segment,
+    ServerFin,
+)
 from tapmirror.flow import Flow
 from tapmirror.flows import Event, FlowTable
 from tapmirror.framing import detect
@@ -40,7 +54,7 @@ ANSWER: Final = None
 _PLAIN: Final = (FROM_SERVER | ACK | PSH, FROM_SERVER | ACK)
 """Flags of nearly all of production's segments with data."""
 
-EitherEvent: TypeAlias = "tuple[Flow, Chunk | Dismissed | Cut, bool | None]"
+EitherEvent: TypeAlias = "tuple[Flow, Chunk | Dismissed | ServerFin | Cut, bool | None]"
 """An `Event`, or one of production's direction, which has `ANSWER` in the place of `after_reply`."""
 
 

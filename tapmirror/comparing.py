@@ -31,8 +31,10 @@ from tapmirror.events import (
     Command,
     Cut,
     End,
+    FilterReason,
     Finish,
     Gap,
+    LeftOut,
     Message,
     Open,
     Part,
@@ -354,6 +356,9 @@ class ComparingPipeline(Pipeline):
                 if flags & END and talk.current and not flags & START:
                     late = self._backlog.holds(self._now, self._time_ns)
                     conversation.request_ended(talk.current, self._time_ns, late=late)
+                continue
+            if isinstance(message, LeftOut):
+                self._ledger.filter(FilterReason.OUTSIDE, message.size)
                 continue
             self._ledger.bytes.dropped[message.reason] += message.size
             if message.broken:

@@ -74,6 +74,10 @@ class Dismissed(msgspec.Struct, frozen=True, gc=False):
     """Production ended the connection and sent nothing after the client's last data."""
 
 
+class ServerFin(msgspec.Struct, frozen=True, gc=False):
+    """Production has sent its FIN: a request that the client begins from here on gets no response."""
+
+
 class Cut(msgspec.Struct, frozen=True, gc=False):
     """`length` bytes of production's stream, of which the capture copied only the first ones, `data`.
 
@@ -133,7 +137,13 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
     broken: bool = False
 
 
-Message: TypeAlias = Part | Lost
+class LeftOut(msgspec.Struct, frozen=True, gc=False):
+    """`size` captured bytes of requests that began behind production's FIN (`ServerFin`)."""
+
+    size: int
+
+
+Message: TypeAlias = Part | Lost | LeftOut
 
 # --- pipeline -> replay -------------------------------------------------------
 

@@ -122,8 +122,3 @@ class Flow:
         self.prefix = b""
         self.hash: int | None = None
         """Hash of the key; None: not computed yet."""
-
-    @property
-    def unanswerable(self) -> bool:
-        """Whether a request that the client begins now can have no response: production has sent its FIN."""
-        return self.ends_with_client and self.state is State.SERVER_DONE

@@ -17,10 +17,6 @@ A flow begins in one of two ways:
 
 A `MULTIPATH` record announces a connection of Multipath TCP.  It is left out: nothing of it is passed on.
 
-If only requests matter, those that the client begins behind production's FIN are left out.  They come on a pooled
-connection that production closes while it is idle, if the client uses it before it has looked.  Production resets the
-connection, or reads no more, and the client asks again on another one.
-
 A flow ends by a FIN from both sides (by the client's alone if only requests matter), by an RST, by a new connection on
 the same 4-tuple, or by `Limits.flow_idle` of silence.  An ended flow is remembered for a while (`late`), so that a late
 retransmission is not taken for a connection in mid-stream, and mirrored twice.
@@ -62,6 +58,7 @@ from tapmirror.events import (
     FlowKey,
     Gap,
     Segment,
+    ServerFin,
 )
 from tapmirror.flow import TRANSITIONS, Flow, Move, State
 from tapmirror.late import LateFlows
@@ -96,8 +93,9 @@ _PLAIN: Final = (ACK | PSH, ACK)
 _LAST: Final = FIN | ACK
 _END: Final = End(reset=False)
 _DISMISSED: Final = Dismissed()
+_SERVER_FIN: Final = ServerFin()
 
-Event: TypeAlias = "tuple[Flow, Chunk | Dismissed, bool]"
+Event: TypeAlias = "tuple[Flow, Chunk | Dismissed | ServerFin, bool]"
 """(flow, chunk of its client's stream, whether that came after a reply).
 
 A chunk that came after a reply may begin a new turn of the dialogue.  It is the beginning of a segment, and the client
@@ -146,7 +144,6 @@ class FlowTable:
     def framed(self, flow: Flow) -> None:
         """The flow has a framer from now on: it does not make room for others any more."""
         self._blank.pop(flow, None)
-        _look_at_each(flow)
 
     def held(self) -> tuple[int, int]:
         """(segments, bytes) that wait for the bytes before them, or for production's word."""
@@ -196,12 +193,7 @@ class FlowTable:
             after_reply = ack != flow.ack >= 0
             flow.ack = ack
             return ((flow, payload, after_reply),)
-        if (  # as nearly every stream ends
-            flags & _TOLD == _LAST
-            and seq == rx.next
-            and not length
-            and (rx.simple or (flow.unanswerable and not rx.waiting))
-        ):
+        if flags & _TOLD == _LAST and seq == rx.next and rx.simple and not length:  # as nearly every stream ends
             rx.finish()
             if flow.ends_with_client:
                 self._forget(flow, now)
@@ -224,7 +216,6 @@ class FlowTable:
                     self._give_up(flow)
             elif now - flow.since >= self._limits.hole_time and self._memory.half_taken(LARGEST):
                 flow.rx.discard(DropReason.MEMORY_LIMIT)
-                _look_at_each(flow)
                 self._stop_asking(flow)
         self._unaccepted.expire(now)
         self._early.expire(now)
@@ -293,7 +284,7 @@ class FlowTable:
         if flow.state is State.TENTATIVE:
             self._hold(flow, segment)
             return []
-        return self._gained(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
+        return self._events(flow, flow.rx.feed(seq, payload, length, bool(flags & FIN), ack), now)
 
     def _before_acceptance(self, flow: Flow, segment: Segment, now: float) -> list[Event]:
         """Take a segment with the mark `UNACCEPTED`.
@@ -331,12 +322,13 @@ class FlowTable:
                 if flow.heard is None:
                     rx.disbelieve(sent)
                 flow.heard = sent
-            events += self._gained(flow, rx.acknowledged(ack), now)
+            events += self._events(flow, rx.acknowledged(ack), now)
         if flags & FIN:
             if (seq + length) & MASK == flow.ack and _dismisses(flow, flow.ack):
                 events.append((flow, _DISMISSED, False))
             self._move(flow, Move.SERVER_FIN, now)
-        _look_at_each(flow)
+            if (flow.ends_with_client or flow.framer is None) and flow.state is State.SERVER_DONE:
+                events.append((flow, _SERVER_FIN, False))
         return events
 
     def _judged(self, flow: Flow, ack: int, now: float, *, knows: bool) -> list[Event]:
@@ -606,27 +598,6 @@ class FlowTable:
 
     # --- pieces, and the acknowledgements that holes need
 
-    def _gained(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
-        """The events of a flow that gained these pieces; behind production's FIN only those of a begun request."""
-        if not flow.unanswerable:
-            return self._events(flow, pieces, now)
-        first = pieces[0][0] if pieces else None
-        begins = flow.framer.leaves_out(first if isinstance(first, (bytes, memoryview)) else b"")
-        events = self._events(flow, pieces, now)
-        _look_at_each(flow)
-        return self._left(events) if begins else events
-
-    def _left(self, events: list[Event]) -> list[Event]:
-        """Leave out the data of these events, and what is missing of it."""
-        left: list[Event] = []
-        for event in events:
-            chunk = event[1]
-            if isinstance(chunk, (bytes, memoryview)):
-                self._ledger.filter(FilterReason.OUTSIDE, len(chunk))
-            elif type(chunk) is not Gap:
-                left.append(event)
-        return left
-
     def _events(self, flow: Flow, pieces: list[Piece], now: float) -> list[Event]:
         events: list[Event] = []
         for chunk, ack in pieces:
@@ -663,14 +634,6 @@ class FlowTable:
         flow.heard = None
         self._asking.pop(flow.key, None)
         self._wants.unwant(flow.key, self._bucket(flow.key))
-
-
-def _look_at_each(flow: Flow) -> None:
-    """Where only a begun request goes on, no data takes the short way.  To be called after each step of the receiver,
-    which lets it again as soon as nothing is held.
-    """
-    if flow.unanswerable:
-        flow.rx.simple = False
 
 
 def _takes_reset(flow: Flow, seq: int) -> bool:

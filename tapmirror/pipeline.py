@@ -29,14 +29,16 @@ from tapmirror.events import (
     FilterReason,
     Finish,
     Gap,
+    LeftOut,
     Message,
     Open,
     Part,
     Segment,
     Send,
+    ServerFin,
     Turn,
 )
-from tapmirror.flow import Flow
+from tapmirror.flow import Flow, State
 from tapmirror.flows import BEGINS, Event, FlowTable
 from tapmirror.framing import HeadMemory, RawFramer, RequestFramer, detect
 from tapmirror.ledger import Ledger
@@ -260,6 +262,10 @@ class Pipeline:
             if flow.opened and isinstance(framer, RequestFramer) and not framer.answered_early:
                 commands.append(Excuse(flow.id))
             return
+        if kind is ServerFin:
+            if framer is not None:
+                self._pass_on(flow, framer.no_more(), commands)
+            return
         if kind is Gap:
             if framer is None:
                 framer = self._frame(flow, self._protocol is not Protocol.RAW, commands)
@@ -269,7 +275,10 @@ class Pipeline:
             self._pass_on(flow, framer.gap(chunk.length), commands)  # type: ignore[union-attr]
             return
         data: Buffer = chunk  # type: ignore[assignment]
+        last = False
         if framer is None:
+            # Joined in mid-stream, it was held, and the packet that tells of it may be both its answer and the end.
+            late = flow.state is State.SERVER_DONE and not flow.midstream
             begun = bool(flow.prefix)
             if begun:
                 data, after_reply = self._take_prefix(flow) + data, True
@@ -277,14 +286,15 @@ class Pipeline:
             if framer is None:
                 flow.prefix = bytes(data)
                 return
-            # Joined in mid-stream, it was held, and the packet that tells of it may be both its answer and the end.
-            if flow.unanswerable and not begun and not flow.midstream:
-                self._ledger.filter(FilterReason.OUTSIDE, len(data))
-                return
+            if late and not begun:
+                framer.no_more()
+            last = late and begun
         if self._turns and flow.answered:
             commands.append(Turn(flow.id, flow.answered))
             flow.answered = 0
         self._pass_on(flow, framer.feed(data, after_reply), commands)
+        if last:
+            self._pass_on(flow, framer.no_more(), commands)
 
     def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
         for message in messages:
@@ -297,6 +307,8 @@ class Pipeline:
                     if flags & TRACED:
                         flags = self._look(flow, message)
                 commands.append(Send(flow.id, message.data, message.size, flags))
+            elif isinstance(message, LeftOut):
+                self._ledger.filter(FilterReason.OUTSIDE, message.size)
             else:
                 self._ledger.bytes.dropped[message.reason] += message.size
                 if message.broken and flow.opened:
@@ -354,8 +366,8 @@ class Pipeline:
             else RawFramer(midstream)
         )
         flow.framer = framer
-        flow.ends_with_client = http
         self._flows.framed(flow)
+        flow.ends_with_client = http
         if not flow.opened and (http or not flow.midstream):
             self._open(flow, http, commands)
         return framer

@@ -10,7 +10,7 @@ import pytest
 
 from tapmirror import answered
 from tapmirror.answered import ANSWER, AnsweredTable
-from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Cut, End, Gap, Segment
+from tapmirror.events import ACCEPTED, ACK, FIN, FROM_SERVER, PSH, RST, Cut, End, Gap, Segment, ServerFin
 from tapmirror.ledger import Ledger
 from tapmirror.spec import Limits
 
@@ -33,6 +33,8 @@ class Dialogue:
         flow = self.table.goes_on(segment, 1.0)
         for _, chunk, after_reply in ((flow, segment[5], ANSWER),) if flow else self.table.feed_both(segment, 1.0):
             who = "server" if after_reply is ANSWER else "client"
+            if isinstance(chunk, ServerFin):
+                continue
             if isinstance(chunk, Gap):
                 text = f"<{chunk.length}>"
             elif isinstance(chunk, Cut):

@@ -26,6 +26,7 @@ from tapmirror.events import (
     FilterReason,
     Gap,
     Segment,
+    ServerFin,
 )
 from tapmirror.flows import BEGINS, SCAN, Event, FlowTable
 from tapmirror.late import LATE
@@ -56,6 +57,8 @@ class Dialogue:
 
     def take(self, events: Sequence[Event]) -> None:
         for flow, chunk, after_reply in events:
+            if isinstance(chunk, ServerFin):
+                continue
             if isinstance(chunk, Gap):
                 text = b"<%d>" % chunk.length
             elif isinstance(chunk, End):

@@ -71,6 +71,7 @@ class Heard:
                     self.breaks.append(message.reason)
                     self.open = None
                 continue
+            assert isinstance(message, Part)
             self.parts += 1
             assert message.size > 0
             data = bytes(message.data)

@@ -632,6 +632,23 @@ def test_an_upload_goes_on_behind_production_s_fin_and_no_request_behind_it() ->
     assert tap.fed == tap.settled()
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_nor_in_the_segment_that_ends_an_upload(chunked: bool) -> None:
+    tap = Tap()
+    head = b"PUT / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (
+        b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 9"
+    )
+    body = b"4\r\nbody\r\n0\r\n\r\n" if chunked else b"123456789"
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.put(ACK, 0, head + body[:3], ack=1)
+    tap.server(20, FIN | ACK, len(head) + 3)
+    tap.put(ACK, len(head) + 3, body[3:] + GET, ack=21)
+    assert tap.sent == head + body
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+    assert not tap.ledger.bytes.dropped
+    assert tap.fed == tap.settled()
+
+
 def test_nor_behind_an_upload_of_which_a_part_was_not_captured() -> None:
     tap = Tap()
     upload = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
@@ -719,7 +736,7 @@ def test_nor_behind_an_empty_line() -> None:
     tap.server(20, FIN | ACK, size)
     tap.put(FIN | ACK, size, GET, ack=21)
     assert tap.sent == GET
-    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: size}
     assert tap.fed == tap.settled()
 
 

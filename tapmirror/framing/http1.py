@@ -52,7 +52,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from tapmirror.events import END, START, TUNNEL, WHOLE, Buffer, DropReason, Lost, Message, Part
+from tapmirror.events import END, START, TUNNEL, WHOLE, Buffer, DropReason, LeftOut, Lost, Message, Part
 from tapmirror.framing.detect import ENOUGH, detect
 from tapmirror.framing.head import CHUNKED, HEAD, PLAIN, REQUEST_LINE, STOP, TOKEN, VALUE, Head, read_head
 from tapmirror.framing.memory import HeadMemory
@@ -110,6 +110,7 @@ class RequestFramer:
         "_head_bytes",
         "_host",
         "_host_at",
+        "_last",
         "_lined",
         "_memory",
         "_reason",
@@ -135,6 +136,7 @@ class RequestFramer:
         self._remaining = 0  # of a body or chunk; in trailers, of what they may take
         self._after = _BOUNDARY  # the state that follows the request under way
         self._broken = False  # the request under way is being counted off
+        self._last = False  # no other request may begin
         self._early = False  # the client received something amid the request that `_switch` follows
         self.answered_early = False
         """The client received something amid the last request that came in pieces: an answer, or 100 Continue."""
@@ -148,14 +150,10 @@ class RequestFramer:
         """Bytes fed that are in no `Part` and no `Lost` yet."""
         return len(self._buffer) + self._empty
 
-    def leaves_out(self, data: Buffer) -> bool:
-        """Whether `data`, the next bytes, begins a request: then do not feed it, nor what follows.
-
-        Where that is not certain, because of an offered upgrade or after a loss, it has to look like one.
-        """
-        if self._state in (_SWITCH, _RESYNC) and not self._buffer and detect(data) == "http":
-            self._state = _BOUNDARY
-        return self._state <= _HEAD and not self._buffer
+    def no_more(self) -> Sequence[Message]:
+        """Production has sent its FIN: leave out requests that begin from here on; one that was begun goes on."""
+        self._last = True
+        return self._leave_out() if self._state <= _HEAD and not self._buffer else _NOTHING
 
     @property
     def astray(self) -> bool:
@@ -183,7 +181,7 @@ class RequestFramer:
                 self.answered_early = True
             if self._remaining:
                 return (Part(data, size, 0),)
-            self._state = _BOUNDARY
+            self._request_ended()
             return (Part(data, size, END),)
         out: list[Message] = []
         self._run = pos = 0
@@ -391,11 +389,14 @@ class RequestFramer:
     def _switch(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
         """Decide what follows a CONNECT or Upgrade request."""
         buffer = self._buffer
-        if self._early or buffer:
+        if self._early or buffer or self._last:
             begun = bytes(buffer) + data[pos : pos + ENOUGH]
             found = detect(begun)
             if found == "http":
-                self._state = _HEAD
+                if self._last:
+                    out += self._leave_out()
+                else:
+                    self._state = _HEAD
                 return pos
             if found is None and len(begun) < self._head_bytes:
                 buffer += data[pos:]
@@ -411,12 +412,17 @@ class RequestFramer:
         return len(data)
 
     def _resync(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
-        if after_reply and REQUEST_LINE.match(data) and detect(data) == "http":
+        if (after_reply or self._last) and REQUEST_LINE.match(data) and detect(data) == "http":
+            if self._last:
+                self._leave_out()
+                return pos
             return self._head(data, pos, after_reply, out)
         return self._fail(data, pos, DropReason.UNPARSED, out)
 
     def _over(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
-        out.append(Lost(len(data) - pos, self._reason or DropReason.INCOMPLETE))
+        size = len(data) - pos
+        left_out = self._last and self._reason is None
+        out.append(LeftOut(size) if left_out else Lost(size, self._reason or DropReason.INCOMPLETE))
         self._run = len(data)
         return self._run
 
@@ -451,6 +457,16 @@ class RequestFramer:
         self._state = self._after
         if self._state == _RESYNC:
             self._reason = DropReason.UNPARSED
+        elif self._last and self._state == _BOUNDARY:
+            self._leave_out()
+
+    def _leave_out(self) -> tuple[Message, ...]:
+        """Take nothing more.  Returns what was held."""
+        held = self.held
+        self._release()
+        self._reason = None
+        self._state = _OVER
+        return (LeftOut(held),) if held else _NOTHING
 
     def _under_way(self) -> bool:
         """Whether a request was announced and is neither whole nor given up."""

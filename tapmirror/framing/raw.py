@@ -36,6 +36,10 @@ class RawFramer:
             return (Part(data, len(data), 0),)
         return (Lost(len(data), self._reason),)
 
+    def no_more(self) -> Sequence[Message]:
+        """Production has sent its FIN, and may still read: bytes go on."""
+        return _NOTHING
+
     def gap(self, length: int) -> Sequence[Message]:
         """`length` bytes are missing here: the stream cannot go on."""
         if self._reason is not None:

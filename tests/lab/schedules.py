@@ -63,8 +63,8 @@ def reading(outcome: Outcome) -> Reading:
                     found.ended = found.ended or ("reset" if chunk.reset else "fin")
                 elif isinstance(chunk, Gap):
                     found.gaps += 1
-                else:
-                    found.read += chunk  # type: ignore[operator]
+                elif isinstance(chunk, bytes | memoryview):
+                    found.read += chunk
         for key, wanted in table.ack_requests:
             admission.want_ack(key, wanted)
         table.ack_requests.clear()
