@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -725,6 +726,7 @@ def given_up(tap: supervisor_tap.Tap) -> dict[str, int]:
 def held(worker: int) -> Iterator[None]:
     """What comes meanwhile it sees when it is over."""
     os.kill(worker, signal.SIGSTOP)
+    until(lambda: ") T " in Path(f"/proc/{worker}/stat").read_text(encoding="utf-8"), "the worker's stop")
     try:
         yield
     finally:
@@ -755,7 +757,11 @@ def test_the_first_request_behind_the_answer_to_one_from_before_the_tap(lab: Lab
 
 @pytest.mark.parametrize(("capture", "ports"), [(Capture.EBPF, 20_000), (Capture.PACKET, 30_000)])
 def test_a_connection_whose_first_answer_was_not_heard_is_heard_then(lab: Lab, capture: Capture, ports: int) -> None:
-    """The one packet of production that is captured unasked was of another connection in its bucket."""
+    """The one packet of production that is captured unasked was of another connection in its bucket.
+
+    AF_PACKET's filter is in the worker: where a stall parts a request from its response, so that these are in two
+    blocks of the ring, the worker asks for the response in time, and hears the first one too.
+    """
     asked = Asked()
     first, second = same_bucket(lab.client.addr4, lab.node.addr4, ports)
     with Talker(lab.node, 80, asked.talk), HashSink(lab.shadow) as shadow, contextlib.ExitStack() as stack:
@@ -771,8 +777,10 @@ def test_a_connection_whose_first_answer_was_not_heard_is_heard_then(lab: Lab, c
                     read_until(sock, b"\r\n\r\n")
                 serve(tap, lambda: len(shadow.got) + len(given_up(tap)) > number, "its fate")  # noqa: B023
             ledger = tap.stop()
-    assert [got.uri for got in shadow.got] == ["/1", "/2"]
-    assert set(ledger["bytes"]["filtered"]) == {"not_accepted"}
+    heard = [got.uri for got in shadow.got] == ["/0", "/1", "/2"]
+    assert heard or [got.uri for got in shadow.got] == ["/1", "/2"]
+    assert set(ledger["bytes"]["filtered"]) == (set() if heard else {"not_accepted"})
+    assert capture is Capture.PACKET or not heard
 
 
 def same_place(client: str, server: str, count: int) -> list[int]:
