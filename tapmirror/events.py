@@ -238,7 +238,7 @@ class FilterReason(enum.Enum):
     """Production never accepted the connection (no SYN-ACK, no acknowledgement, or an RST)."""
     OUTSIDE = "outside"
     """Not accepted by production's TCP: after FIN or RST, far from the window, without an acknowledgement or with a
-    wrong one."""
+    wrong one.  Or HTTP requests that the client begins after production's FIN."""
     URGENT = "urgent"
     """The byte that an urgent pointer marks, which an application does not read in order."""
     METHOD = "method"

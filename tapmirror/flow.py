@@ -56,12 +56,15 @@ TRANSITIONS: Final = {
 
 
 class Flow:
-    """One production connection.  `framer`, `opened`, `prefix` and `ends_with_client` are set by the pipeline."""
+    """One production connection.  `framer`, `opened`, `prefix`, `before_fin` and `ends_with_client` are set by the
+    pipeline.
+    """
 
     __slots__ = (
         "ack",
         "answered",
         "asking",
+        "before_fin",
         "ends_with_client",
         "first",
         "followed_to",
@@ -120,5 +123,7 @@ class Flow:
         self.opened = False
         self.framer: Any = None
         self.prefix = b""
+        self.before_fin: int | None = None
+        """How many bytes of `prefix` came before production's FIN; None: it did not come before there was a framer."""
         self.hash: int | None = None
         """Hash of the key; None: not computed yet."""

@@ -38,7 +38,7 @@ from tapmirror.events import (
     ServerFin,
     Turn,
 )
-from tapmirror.flow import Flow, State
+from tapmirror.flow import Flow
 from tapmirror.flows import BEGINS, Event, FlowTable
 from tapmirror.framing import HeadMemory, RawFramer, RequestFramer, detect
 from tapmirror.ledger import Ledger
@@ -265,36 +265,47 @@ class Pipeline:
         if kind is ServerFin:
             if framer is not None:
                 self._pass_on(flow, framer.no_more(), commands)
+            elif flow.before_fin is None:
+                flow.before_fin = len(flow.prefix)
             return
         if kind is Gap:
             if framer is None:
                 framer = self._frame(flow, self._protocol is not Protocol.RAW, commands)
-                prefix = self._take_prefix(flow)
+                prefix: Buffer = self._take_prefix(flow)
+                if flow.before_fin is not None:
+                    prefix = self._up_to_fin(flow, framer, prefix, True, commands)
                 if prefix:
                     self._pass_on(flow, framer.feed(prefix, True), commands)
             self._pass_on(flow, framer.gap(chunk.length), commands)  # type: ignore[union-attr]
             return
         data: Buffer = chunk  # type: ignore[assignment]
-        last = False
+        split = False
         if framer is None:
-            # Joined in mid-stream, it was held, and the packet that tells of it may be both its answer and the end.
-            late = flow.state is State.SERVER_DONE and not flow.midstream
-            begun = bool(flow.prefix)
-            if begun:
+            if flow.prefix:
                 data, after_reply = self._take_prefix(flow) + data, True
             framer = self._decide(flow, data, commands)
             if framer is None:
                 flow.prefix = bytes(data)
                 return
-            if late and not begun:
-                framer.no_more()
-            last = late and begun
+            split = flow.before_fin is not None
         if self._turns and flow.answered:
             commands.append(Turn(flow.id, flow.answered))
             flow.answered = 0
+        if split:
+            data = self._up_to_fin(flow, framer, data, after_reply, commands)
         self._pass_on(flow, framer.feed(data, after_reply), commands)
-        if last:
-            self._pass_on(flow, framer.no_more(), commands)
+
+    def _up_to_fin(
+        self, flow: Flow, framer: Framer, data: Buffer, after_reply: bool, commands: list[Command]
+    ) -> Buffer:
+        """Feed a new framer what came of the first bytes before production's FIN, and tell it of that; returns the
+        rest.
+        """
+        begun, rest = data[: flow.before_fin], data[flow.before_fin :]
+        if begun:
+            self._pass_on(flow, framer.feed(begun, after_reply), commands)
+        self._pass_on(flow, framer.no_more(), commands)
+        return rest
 
     def _pass_on(self, flow: Flow, messages: Sequence[Message], commands: list[Command]) -> None:
         for message in messages:

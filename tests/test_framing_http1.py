@@ -6,14 +6,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from framing_cases import BROKEN, GET, REFUSED, TAKEN, chunked, head
-from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, DropReason, Lost, Message, Part
+from tapmirror.events import CONNECT, END, NO_BODY, START, TUNNEL, DropReason, LeftOut, Lost, Message, Part
 from tapmirror.framing import HeadMemory, RequestFramer
 
 LIMIT = 8192
@@ -41,6 +41,7 @@ class Heard:
         self.lost: Counter[DropReason] = Counter()
         self.breaks: list[DropReason] = []
         self.open: bytes | None = None
+        self.left_out = 0
         self.fed = self.accounted = 0
         self.parts = 0
 
@@ -52,6 +53,10 @@ class Heard:
 
     def gap(self, length: int) -> Heard:
         self._take(self.framer.gap(length))
+        return self
+
+    def no_more(self) -> Heard:
+        self._take(self.framer.no_more())
         return self
 
     def end(self) -> Heard:
@@ -71,7 +76,10 @@ class Heard:
                     self.breaks.append(message.reason)
                     self.open = None
                 continue
-            assert isinstance(message, Part)
+            if isinstance(message, LeftOut):
+                assert message.size
+                self.left_out += message.size
+                continue
             self.parts += 1
             assert message.size > 0
             data = bytes(message.data)
@@ -298,12 +306,17 @@ CHUNK_8 = chunked(b"8\r\n")
 REST = b"\r\n0\r\n\r\n"
 
 
+CLOSING = head(b"Connection: close", b"Content-Length: 6")
+
+
 def play(script: list[bytes | int | str]) -> Heard:
-    """Bytes are fed, numbers are gaps, '|' says that the next bytes come after an answer."""
+    """Bytes are fed, numbers are gaps, '|' says that the next bytes come after an answer, '.' is production's FIN."""
     got, after_reply = Heard(), True
     for step in script:
         if step == "|":
             after_reply = True
+        elif step == ".":
+            got.no_more()
         elif isinstance(step, int):
             got.gap(step)
         else:
@@ -451,6 +464,69 @@ def test_gap_before_it_is_known_whether_the_server_switched() -> None:
     assert got.lost == {Reason.GAP: 2 + len(ws)} and not got.breaks
 
 
+# --- behind production's FIN
+
+
+@cut
+@pytest.mark.parametrize("requests", TAKEN.values(), ids=TAKEN.keys())
+def test_behind_production_s_fin_no_request_begins(requests: tuple[bytes, ...], cut: Cut) -> None:
+    stream, first = b"".join(requests), len(requests[0])
+    places = list(accumulate(map(len, requests), initial=0))
+    for at in {0, 1, 2, first // 2, *range(first - 5, first + 3), len(stream)}:
+        begun = [request for place, request in zip(places, requests, strict=False) if place < at]
+        got = heard(cut(stream[:at]) if at else []).no_more()
+        for piece in cut(stream[at:]) if at < len(stream) else []:
+            got.feed(piece)
+        got.end()
+        assert got.requests == begun
+        assert got.left_out == len(stream) - sum(map(len, begun))
+        assert not got.lost and not got.breaks
+
+
+@pytest.mark.parametrize("first", SWITCHING)
+@pytest.mark.parametrize(
+    ("script", "requests", "left_out", "tunnel"),
+    [
+        ([".", GET], 0, 1, b""),
+        ([".", GET[:2], ".", GET[2:], GET], 0, 2, b""),
+        (["|", GET[:2], ".", GET[2:], GET], 1, 1, b""),
+        (["|", GET[:2], ".", GET[2:9], ".", GET[9:], "|", GET], 1, 1, b""),
+        ([".", ws, "|", GET], 0, 0, ws + GET),
+        (["|", ws, ".", "|", GET], 0, 0, ws + GET),
+    ],
+)
+def test_behind_production_s_fin_the_bytes_after_say_whether_it_had_switched(
+    first: bytes, script: list[bytes | int | str], requests: int, left_out: int, tunnel: bytes
+) -> None:
+    got = play([first, *script]).end()
+    assert got.requests == [first] + [GET] * requests
+    assert got.left_out == left_out * len(GET)
+    assert got.tunnel == tunnel
+    assert not got.lost and not got.breaks
+
+
+@pytest.mark.parametrize(
+    ("script", "requests", "left_out", "lost"),
+    [
+        ([5, ".", "|", GET, GET], 0, 2, {}),
+        ([5, ".", GET], 0, 1, {}),
+        ([".", 5, "|", GET], 0, 1, {}),
+        ([5, ".", b"x", "|", GET], 0, 1, {Reason.GAP: 1}),
+        ([BODY_8, b"0123", ".", 4, GET], 0, 1, {}),
+        ([CLOSING, b"0123", ".", b"45"], 1, 0, {}),
+        ([CLOSING, b"0123", ".", b"45" + GET, GET], 1, 2, {}),
+        ([CLOSING, b"0123", ".", b"45" + b"x", GET], 1, 1, {Reason.UNPARSED: 1}),
+    ],
+)
+def test_behind_production_s_fin_what_looks_like_a_request_is_left_out_where_none_was_certain(
+    script: list[bytes | int | str], requests: int, left_out: int, lost: dict[DropReason, int]
+) -> None:
+    got = play(script).end()
+    assert len(got.requests) == requests
+    assert got.left_out == left_out * len(GET)
+    assert +got.lost == lost
+
+
 # --- the end
 
 
@@ -534,7 +610,7 @@ def test_the_outcome_does_not_depend_on_the_slices(data: bytes, cuts: list[int],
 
 steps = st.one_of(
     st.integers(1, 300),
-    st.just("|"),
+    st.sampled_from(["|", "."]),
     st.binary(min_size=1, max_size=30),
     damaged_streams(),
     st.sampled_from([GET, GET[:7], BODY_8, CHUNK_8, REST, b"\r\n", b"0123", *SWITCHING]),
@@ -549,6 +625,8 @@ def test_everything_is_accounted_for_whatever_comes(
     for step in script:
         if isinstance(step, int):
             got.gap(step)
+        elif step == ".":
+            got.no_more()
         elif isinstance(step, str):
             after_reply = True
         elif step:

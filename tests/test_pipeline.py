@@ -590,14 +590,58 @@ def test_a_first_request_after_production_s_fin_is_left_out(protocol: Protocol) 
     assert tap.fed == tap.settled()
 
 
-def test_a_request_of_which_a_part_came_before_production_s_fin_goes_on() -> None:
-    tap = Tap()
+@pytest.mark.parametrize("protocol", [Protocol.HTTP, Protocol.AUTO])
+def test_a_request_of_which_a_part_came_before_production_s_fin_goes_on(protocol: Protocol) -> None:
+    tap = Tap(protocol=protocol)
     tap.put(ACCEPTED, 0, ack=1)
-    tap.put(ACK, 0, GET[:2], ack=1)
-    tap.server(1, FIN | ACK, 2)
+    tap.put(ACK, 0, GET[:1], ack=1)
+    tap.server(1, FIN | ACK, 1)
+    tap.put(ACK, 1, GET[1:2], ack=2)
+    tap.server(1, FIN | ACK, 2)  # again, as its acknowledgement was lost
     tap.put(ACK, 2, GET[2:] + GET, ack=2)
     tap.put(ACK, 2 * len(GET), GET, ack=2)
-    assert tap.sent == GET * 2
+    assert tap.sent == GET
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: 2 * len(GET)}
+    assert tap.fed == tap.settled()
+
+
+@pytest.mark.parametrize("protocol", [Protocol.HTTP, Protocol.AUTO])
+def test_a_first_request_in_pieces_after_production_s_fin_is_left_out(protocol: Protocol) -> None:
+    tap = Tap(protocol=protocol)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.server(1, FIN | ACK, 0)
+    tap.put(ACK, 0, GET[:1], ack=2)
+    tap.server(1, FIN | ACK, 1)  # again, as its acknowledgement was lost
+    tap.put(ACK, 1, GET[1:9], ack=2)
+    tap.put(ACK, 9, GET[9:], ack=2)
+    assert tap.sent == b""
+    assert tap.ledger.requests.seen == 0
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
+    assert tap.fed == tap.settled()
+
+
+@pytest.mark.parametrize("before", [b"", b"GE"])
+def test_nor_where_the_first_bytes_were_not_captured(before: bytes) -> None:
+    """Production lingers, and acknowledges what it discards."""
+    tap, begun = Tap(), len(before)
+    tap.put(ACCEPTED, 0, ack=1)
+    tap.server(1, FIN | ACK, 0)
+    if before:
+        tap.put(ACK, 0, before, ack=2)
+    tap.put(ACK, begun + 9, GET, ack=2)
+    tap.server(2, ACK, begun + 9 + len(GET))
+    tap.put(ACK, begun + 9 + len(GET), GET, ack=3)
+    assert tap.sent == b""
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: tap.fed}
+
+
+def test_nor_where_all_before_the_fin_had_been_sent_before_the_tap_began() -> None:
+    tap = Tap()
+    tap.put(ACK, 0, b"body", ack=1)
+    tap.put(ACK, 9, b"body", ack=1)
+    tap.server(1, FIN | ACK, 13, length=20)
+    tap.put(ACK, 13, GET, ack=22)
+    assert tap.sent == b""
     assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: len(GET)}
     assert tap.fed == tap.settled()
 

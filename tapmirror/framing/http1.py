@@ -36,6 +36,9 @@ server refused, and HTTP goes on; else everything from there on is the tunnel's,
 the body of that request counts as well: the answer may come before the body was sent.  A tunnel does not survive
 a gap.
 
+Behind production's FIN (`no_more`) no request can have an answer: what the client begins there is left out, and a
+request of which a part came before it goes on.
+
 NOTE: cannot know what a server says while it still reads a body: where the head was lost, a request line at the
 beginning of a segment of the body is taken for a request if the client received something amid the body.
 
@@ -43,7 +46,7 @@ NOTE: cannot know what came before a connection was joined in mid-stream: its fi
 or the first request of every connection that was idle would be lost; it may be a part of a body as well.
 
 NOTE: cannot know that production ended the connection early (errors, its limit of requests on one):
-pipelined requests that it never read are mirrored.
+pipelined requests that it never read are mirrored, if they began before its FIN.
 """
 
 from __future__ import annotations
@@ -86,6 +89,7 @@ _SWITCH: Final = 7  # after a CONNECT or Upgrade request
 _TUNNEL: Final = 8
 _RESYNC: Final = 9  # waiting for a certain boundary
 _OVER: Final = 10  # nothing more can be taken
+_UNREAD: Final = 11  # what comes began behind production's FIN
 
 
 class RequestFramer:
@@ -136,7 +140,7 @@ class RequestFramer:
         self._remaining = 0  # of a body or chunk; in trailers, of what they may take
         self._after = _BOUNDARY  # the state that follows the request under way
         self._broken = False  # the request under way is being counted off
-        self._last = False  # no other request may begin
+        self._last = False  # production has sent its FIN: no other request may begin
         self._early = False  # the client received something amid the request that `_switch` follows
         self.answered_early = False
         """The client received something amid the last request that came in pieces: an answer, or 100 Continue."""
@@ -152,8 +156,14 @@ class RequestFramer:
 
     def no_more(self) -> Sequence[Message]:
         """Production has sent its FIN: leave out requests that begin from here on; one that was begun goes on."""
+        if self._last:
+            return _NOTHING
         self._last = True
-        return self._leave_out() if self._state <= _HEAD and not self._buffer else _NOTHING
+        if self._state <= _HEAD and not self._buffer:
+            return self._leave_out()
+        if self._state == _SWITCH and self._buffer:
+            self._state = _HEAD  # as it seems; else a later piece would decide whether it had begun
+        return _NOTHING
 
     @property
     def astray(self) -> bool:
@@ -219,7 +229,7 @@ class RequestFramer:
             if not self._remaining:
                 self._body_ended()
             return (Lost(0, DropReason.GAP, True),) if broken else _NOTHING
-        if state in (_RESYNC, _OVER):
+        if state >= _RESYNC:
             return _NOTHING
         if state == _TUNNEL:
             self._state = _OVER
@@ -412,17 +422,20 @@ class RequestFramer:
         return len(data)
 
     def _resync(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
-        if (after_reply or self._last) and REQUEST_LINE.match(data) and detect(data) == "http":
+        if (after_reply or self._last) and REQUEST_LINE.match(data, pos) and detect(data[pos:]) == "http":
             if self._last:
-                self._leave_out()
+                self._state = _UNREAD
                 return pos
             return self._head(data, pos, after_reply, out)
         return self._fail(data, pos, DropReason.UNPARSED, out)
 
     def _over(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
-        size = len(data) - pos
-        left_out = self._last and self._reason is None
-        out.append(LeftOut(size) if left_out else Lost(size, self._reason or DropReason.INCOMPLETE))
+        out.append(Lost(len(data) - pos, self._reason or DropReason.INCOMPLETE))
+        self._run = len(data)
+        return self._run
+
+    def _unread(self, data: Buffer, pos: int, after_reply: bool, out: list[Message]) -> int:
+        out.append(LeftOut(len(data) - pos))
         self._run = len(data)
         return self._run
 
@@ -458,14 +471,13 @@ class RequestFramer:
         if self._state == _RESYNC:
             self._reason = DropReason.UNPARSED
         elif self._last and self._state == _BOUNDARY:
-            self._leave_out()
+            self._state = _UNREAD
 
     def _leave_out(self) -> tuple[Message, ...]:
-        """Take nothing more.  Returns what was held."""
+        """Leave out what is held and all that follows."""
         held = self.held
         self._release()
-        self._reason = None
-        self._state = _OVER
+        self._state = _UNREAD
         return (LeftOut(held),) if held else _NOTHING
 
     def _under_way(self) -> bool:
@@ -513,5 +525,6 @@ _STEPS: Final[tuple[_Step, ...]] = (
     RequestFramer._tunnel,
     RequestFramer._resync,
     RequestFramer._over,
+    RequestFramer._unread,
 )
 """The method that takes bytes in each state."""
