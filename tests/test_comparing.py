@@ -24,6 +24,7 @@ from tapmirror.events import (
     UNACCEPTED,
     WHOLE,
     Excuse,
+    FilterReason,
     Finish,
     Open,
     Send,
@@ -324,6 +325,25 @@ def test_what_production_leaves_unanswered_is_no_error_of_the_shadow() -> None:
     for port in (1, 2):
         tap.put(port, ACK | FIN | FROM_SERVER)
     assert tap.excused == 1
+
+
+def test_a_request_behind_production_s_fin_takes_no_pair_away() -> None:
+    """Nor a hole there; the shadow answers after that."""
+    tap = Tap()
+    tap.accept()
+    tap.ask("/a")
+    tap.put(1, ACK | FIN | FROM_SERVER, b"HTTP/1.1 200 OK\r\n\r\nok")
+    tap.at[1, True] += 1
+    tap.ask("/b")
+    tap.at[1, False] += 9
+    tap.ask("/c")
+    tap.put(1, ACK | FROM_SERVER)
+    tap.ask("/d")
+    tap.shadow()
+    tap.put(1, ACK | FIN)
+    assert tap.sent == [(0, b"/a")]
+    assert (tap.pairs(), tap.state()["unpaired"]) == ({"GET /a": 1}, {})
+    assert tap.ledger.bytes.filtered == {FilterReason.OUTSIDE: 3 * len(b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n")}
 
 
 def test_what_is_over_is_forgotten() -> None:
