@@ -101,6 +101,16 @@ def test_requests(tmp_path: Path) -> None:
     assert [r["type"] for r in found] == ["http1", "http1", "stream", "stream"]
 
 
+def test_requests_behind_the_server_s_fin_are_listed(tmp_path: Path) -> None:
+    """A tap leaves them out; here it is asked what the client sent."""
+    talk = Talk()
+    talk.put(0, GET)
+    talk.put(1, b"HTTP/1.1 204 No Content\r\n\r\n", "FA")
+    talk.put(0, GET.replace(b"/a", b"/b"))
+    found = read(tmp_path / "c", pcap(talk.frames), Options(http=True))
+    assert [r["uri"] for r in found if r["type"] == "http1"] == ["/a?b=c", "/b?b=c"]
+
+
 def test_requests_around_a_hole_and_in_mid_stream(tmp_path: Path) -> None:
     talk = Talk()
     for n in range(4):
