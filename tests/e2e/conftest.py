@@ -18,6 +18,13 @@ def lab() -> Iterator[Lab]:
         yield built
 
 
+@pytest.fixture
+def fresh() -> Iterator[Lab]:
+    """A lab of the test's own: no connection was there before, so that every port of the client is free."""
+    with Lab() as built:
+        yield built
+
+
 @pytest.fixture(params=["ebpf", "packet"])
 def each_capture(request: pytest.FixtureRequest) -> Iterator[None]:
     """The test is run with each way to capture."""

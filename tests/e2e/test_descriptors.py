@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,13 +29,6 @@ capture: {capture}
 limits: {{drain_time: 0.5}}
 """
 """The shadow never answers: the drain is as long as it may be."""
-
-
-@pytest.fixture
-def fresh() -> Iterator[Lab]:
-    """A lab in which no port is in TIME_WAIT."""
-    with Lab() as built:
-        yield built
 
 
 @pytest.fixture

@@ -277,8 +277,9 @@ def test_a_tap_that_gets_little_cpu_drops_and_goes_on(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
-def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(lab: Lab, capture: str) -> None:
+def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(fresh: Lab, capture: str) -> None:
     """Production forgets each connection and says nothing; the next client has the same address and port."""
+    lab = fresh
     count, port = 30, 7100
     texts = [b"%04d " % number * 50 for number in range(count)]
     reset = Behaviour(reset_after=len(texts[0]))
@@ -306,9 +307,10 @@ def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(lab: Lab, capt
 
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_forged_segments_neither_put_requests_into_the_shadow_nor_hide_those_of_the_client(
-    lab: Lab, capture: str
+    fresh: Lab, capture: str
 ) -> None:
     """Of somebody who knows its addresses and ports and guesses numbers: production discards them and goes on."""
+    lab = fresh
     forged = b"GET /forged HTTP/1.1\r\nHost: a\r\n\r\n"
     with silent(lab.client), HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
         target = endpoint(lab.shadow.addr4, 80)
@@ -348,11 +350,11 @@ def test_forged_segments_neither_put_requests_into_the_shadow_nor_hide_those_of_
 
 
 @pytest.mark.parametrize("where", ["before", "behind"])
-def test_a_handshake_that_nobody_completes_lets_nothing_into_the_shadow(lab: Lab, where: str) -> None:
+def test_a_handshake_that_nobody_completes_lets_nothing_into_the_shadow(fresh: Lab, where: str) -> None:
     """Production answers what is out of its window, with the number that whoever sent the SYN has chosen, under any
     address; the capture remembers it no more, for others came in its place (`places` of bpf/tap.c).
     """
-    forged = b"GET /forged HTTP/1.1\r\nHost: a\r\n\r\n"
+    lab, forged = fresh, b"GET /forged HTTP/1.1\r\nHost: a\r\n\r\n"
     with (
         silent(lab.client),
         HashSink(lab.node) as production,
@@ -756,12 +758,13 @@ def test_the_first_request_behind_the_answer_to_one_from_before_the_tap(lab: Lab
 
 
 @pytest.mark.parametrize(("capture", "ports"), [(Capture.EBPF, 20_000), (Capture.PACKET, 30_000)])
-def test_a_connection_whose_first_answer_was_not_heard_is_heard_then(lab: Lab, capture: Capture, ports: int) -> None:
+def test_a_connection_whose_first_answer_was_not_heard_is_heard_then(fresh: Lab, capture: Capture, ports: int) -> None:
     """The one packet of production that is captured unasked was of another connection in its bucket.
 
     AF_PACKET's filter is in the worker: where a stall parts a request from its response, so that these are in two
     blocks of the ring, the worker asks for the response in time, and hears the first one too.
     """
+    lab = fresh
     asked = Asked()
     first, second = same_bucket(lab.client.addr4, lab.node.addr4, ports)
     with Talker(lab.node, 80, asked.talk), HashSink(lab.shadow) as shadow, contextlib.ExitStack() as stack:
@@ -832,8 +835,9 @@ def test_an_idle_connection_costs_little_and_goes_on_after_a_pause(lab: Lab) -> 
         assert ledger["events"]["shadow_connects"] == 500
 
 
-def test_overlaps_on_the_wire_reach_the_shadow_as_production_read_them(lab: Lab) -> None:
+def test_overlaps_on_the_wire_reach_the_shadow_as_production_read_them(fresh: Lab) -> None:
     """Frames of our own: disorder, a repetition with other bytes, data beyond a hole; the sequence wraps around."""
+    lab = fresh
     read: list[bytes] = []
 
     def keep(line: Line) -> None:
