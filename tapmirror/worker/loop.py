@@ -47,6 +47,11 @@ serves several, and none is held much longer than a millisecond."""
 FEW: Final = 1
 """Traffic is dense if the pause will bring this many records, judging by the last batch; with fewer, a pause costs more
 than it saves."""
+HELD_UP: Final = 0.5
+"""Seconds between two iterations after which the sockets are looked at before anything is judged by the time.  A
+process that is stopped and goes on (SIGCONT, a thawed cgroup) comes out of epoll_wait(2) without a look at them
+(signal(7)), and would take for silence what has been answered meanwhile.  It is half of the shortest time-out
+(`replay.backoff.UNANSWERED`)."""
 TICK: Final = 0.1
 """Seconds between two looks at time-outs while something waits for one."""
 IDLE_TICK: Final = 1.0
@@ -137,8 +142,12 @@ class Worker:
         """The loop: ring, commands, shadow sockets, time-outs."""
         last_batch = 0.0
         next_tick = 0.0
+        before = clock()
         while not self._stopping:
             now = clock()
+            if now - before > HELD_UP:
+                self._replay.run_once(0.0, clock)
+            before = now
             count = 0 if self._loops else self._take(now)
             if now >= next_tick:
                 if self._pipeline.rest and not self._loops:  # maybe for seconds
