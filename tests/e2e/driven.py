@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
-from e2e.mirror import PATIENCE, ROOM
-from lab import HashSink, Host
+from e2e.mirror import PATIENCE, ROOM, UNITS
+from lab import HashSink, Host, identity
 from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.supervisor.tap import Tap
 
@@ -49,6 +49,14 @@ def serve(tap: Tap, until: Callable[[], bool], what: str, seconds: float = PATIE
         tap.service(now)
         due = tap.due()
         select.select(tap.filenos(), [], [], 0.05 if due is None else min(0.05, max(0.0, due - now)))
+
+
+def settled(tap: Tap) -> dict[str, Any]:
+    """Stop it; its ledger, in which everything is accounted for and nothing is in flight."""
+    ledger = tap.stop()
+    identity(ledger)
+    assert {unit: ledger[unit]["in_flight"] for unit in UNITS} == dict.fromkeys(UNITS, 0)
+    return ledger
 
 
 def serve_for(tap: Tap, seconds: float) -> None:
