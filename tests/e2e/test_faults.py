@@ -20,7 +20,7 @@ import pytest
 from scapy.all import IP, TCP, Ether, Raw
 
 from e2e.driven import driven, serve, settled
-from e2e.mirror import PATIENCE, Line, Mirror, Talker, connect, dropped, endpoint, read_until
+from e2e.mirror import PATIENCE, ROOM, Line, Mirror, Talker, connect, dropped, endpoint, read_until
 from lab import (
     Behaviour,
     Faults,
@@ -89,6 +89,17 @@ def test_killed_under_load_production_is_unharmed_and_nothing_stays(lab: Lab, ca
             assert load(lab.client, lab.node.addr4, requests=100, connections=5).failed == 0
             shadow.wait_for(seen + 100, PATIENCE)
             assert again.final()["requests"]["mirrored"] == 100
+
+
+@contextlib.contextmanager
+def held(worker: int) -> Iterator[None]:
+    """What comes meanwhile it sees when it is over."""
+    os.kill(worker, signal.SIGSTOP)
+    until(lambda: ") T " in Path(f"/proc/{worker}/stat").read_text(encoding="utf-8"), "the worker's stop")
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
 
 
 def known_to_be_down(tap: supervisor_tap.Tap) -> bool:
@@ -179,23 +190,19 @@ def passed(lab: Lab, shadow: HashSink) -> bool:
 @pytest.mark.parametrize("factor", [1, 10])
 def test_a_stopped_worker_loses_what_the_ring_cannot_hold_and_says_so(lab: Lab, factor: int) -> None:
     sizes = (0, 40_000, 3_000) if factor == 10 else (0, 100)
-    small = {"ring_bytes": 2 << 20} if factor == 10 else None  # full before the worker is taken for one that hangs
+    limits = Limits(**{**ROOM, **({"ring_bytes": 2 << 20} if factor == 10 else {})})
     with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf", limits=small) as tap:
+        with driven(lab.node, capture=Capture.EBPF, limits=limits) as tap:  # nobody asks the worker while it is held
             plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=20, rate=1_000, bodies=sizes)
             running = Load(lab.client, plan)
             shadow.wait_for(200, PATIENCE)
-            worker = worker_of(tap)
-            os.kill(worker, signal.SIGSTOP)
-            try:
+            with held(tap.snapshot()["worker"]["pid"]):
                 count = len(production.got)
                 production.wait_for(count + 600, PATIENCE)
-            finally:
-                os.kill(worker, signal.SIGCONT)
             production.wait_for(len(production.got) + 300, PATIENCE)
             assert running.stop().failed == 0
             until(lambda: passed(lab, shadow), "that it goes on", PATIENCE)
-            ledger = tap.final()
+            ledger = settled(tap)
         assert shadow.bad == []
         sent = {got.uri: (got.head, got.sha256) for got in production.got}
         for got in shadow.got:
@@ -474,13 +481,12 @@ def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
     }[where]
     after = b"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"
     with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
-        small = {"ring_bytes": 1 << 20}  # full before the worker is taken for one that hangs
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf", limits=small) as tap:
+        small = Limits(**{**ROOM, "ring_bytes": 1 << 20})  # soon full
+        with driven(lab.node, capture=Capture.EBPF, limits=small) as tap:  # nobody asks the worker while it is held
             with connect(lab.client, lab.node.addr4, 80) as client, connect(lab.client, lab.node.addr4, 80) as flood:
                 client.sendall(parts[0])
-                time.sleep(0.3)
-                os.kill(worker_of(tap), signal.SIGSTOP)
-                try:
+                until(lambda: bool(tap.snapshot()["segments"]["seen"]), "its first part")
+                with held(tap.snapshot()["worker"]["pid"]):
                     flood.sendall(filler + bytes(2 << 20))
                     for _ in range(600):  # and the rest, where a large record has no room any more
                         flood.sendall(b"GET /small HTTP/1.1\r\nHost: f\r\n\r\n")
@@ -489,8 +495,6 @@ def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
                     client.sendall(parts[1])
                     if not parts[2]:
                         production.wait_for(before + 1, PATIENCE)
-                finally:
-                    os.kill(worker_of(tap), signal.SIGCONT)
                 until(lambda: passed(lab, shadow), "the tap to have read its ring", PATIENCE)
                 if parts[2]:
                     client.sendall(parts[2])
@@ -504,7 +508,7 @@ def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
                     return any(got.uri == "/after" for got in [*shadow.got])
 
                 until(taken_up, "the next one", PATIENCE)
-            ledger = tap.final()
+            ledger = settled(tap)
         sent = {(got.uri, got.head, got.sha256) for got in production.got}
         assert {(got.uri, got.head, got.sha256) for got in shadow.got if got.whole} <= sent
         assert not any(got.whole and got.uri in ("/torn", "/lost") for got in shadow.got)
@@ -517,20 +521,18 @@ def test_bytes_around_a_gap_are_never_joined(lab: Lab, where: str) -> None:
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_a_worker_without_cpu_for_a_second_loses_nothing(lab: Lab, capture: str) -> None:
     """However it captures, and however little comes meanwhile."""
+    limits = Limits(drain_time=30.0)
     with Nginx(lab.node), Nginx(lab.shadow) as shadow:
-        ring = {"ring_bytes": Limits().ring_bytes}
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture, limits=ring) as tap:
-            running = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=10**9, connections=16, rate=500))
-            until(lambda: shadow.requests() > 50, "requests at the shadow", PATIENCE)
-            os.kill(worker_of(tap), signal.SIGSTOP)
-            time.sleep(1.0)
-            os.kill(worker_of(tap), signal.SIGCONT)
-            result = running.stop()
-            shadow.wait_for(result.answered, PATIENCE)
-            ledger = tap.final()
-        assert result.failed == 0
+        with driven(lab.node, capture=Capture(capture), limits=limits) as tap:  # nobody asks the worker meanwhile
+            plan: dict[str, Any] = {"connections": 16, "rate": 500}
+            assert load(lab.client, lab.node.addr4, requests=50, **plan).answered == 50
+            shadow.wait_for(50, PATIENCE)
+            with held(tap.snapshot()["worker"]["pid"]):  # for longer where the host stalls, but nothing comes then
+                assert load(lab.client, lab.node.addr4, requests=500, **plan).answered == 500
+            shadow.wait_for(550, PATIENCE)
+            ledger = settled(tap)
         assert dropped(ledger) == {}
-        assert ledger["requests"]["mirrored"] == result.answered > 300
+        assert ledger["requests"]["mirrored"] == 550
 
 
 @pytest.mark.apart
@@ -609,24 +611,25 @@ def test_a_shadow_that_does_not_read(lab_with_small_buffers: Lab, behaviour: Beh
     lab, size = lab_with_small_buffers, 50_000
     # 40 MB: more than the sockets and the stuck tap's queues hold, and less than the ring and the other's queues do.
     requests, queues = max(800, 5 * connections), 8 << 20
-    few = {"drain_time": 0.5, "queue_bytes": 1 << 20, "queues_bytes": queues}
+    few = Limits(**{**ROOM, "drain_time": 0.5, "queue_bytes": 1 << 20, "queues_bytes": queues})
     with (
         Nginx(lab.node),
         RecordingTcp(lab.shadow, 81, behaviour) as slow,
         Nginx(lab.shadow, ports=(80,)) as fine,
-        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 81), capture="ebpf", limits=few) as stuck,
+        driven(lab.node, shadow=endpoint(lab.shadow.addr4, 81), capture=Capture.EBPF, limits=few) as stuck,
         Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf") as other,
     ):
-        before = resident_kb(worker_of(stuck))
+        worker = stuck.snapshot()["worker"]["pid"]
+        before = resident_kb(worker)
         result = load(lab.client, lab.node.addr4, requests=requests, connections=connections, rate=500, bodies=(size,))
         assert result.failed == 0
         fine.wait_for(requests, PATIENCE)
-        grown = resident_kb(worker_of(stuck)) - before
-        ledger = stuck.final()
+        serve(stuck, lambda: seen(stuck) == requests, "all of them read")
+        grown = resident_kb(worker) - before
+        ledger = settled(stuck)
         assert other.final()["requests"]["mirrored"] == requests
         assert len(slow.records) <= 1 + 2 * connections
     assert grown < (queues + (12 << 20)) >> 10  # what is queued, with its overhead, and what it reads at once
-    assert ledger["requests"]["seen"] == requests
     assert set(ledger["requests"]["dropped"]) <= {"shadow_slow", "shutdown", "shadow_down"}
     assert ledger["requests"]["dropped"]["shadow_slow"] > 0
 
@@ -655,16 +658,16 @@ def test_answers_without_end_are_discarded(lab: Lab, name: str) -> None:
         if size
         else Talker(lab.shadow, 80, chunks)
     )
-    few = {"drain_time": 0.5, "ring_bytes": Limits().ring_bytes}  # the ring counts as memory
+    few = Limits(drain_time=0.5)  # and an ordinary ring, which counts as memory
     with Nginx(lab.node), shadow:
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf", limits=few) as tap:
+        with driven(lab.node, capture=Capture.EBPF, limits=few) as tap:
             result = load(lab.client, lab.node.addr4, requests=200, connections=2, rate=200)
             assert (result.answered, result.failed) == (200, 0)
             until(lambda: not size or shadow.written > size / 4, "much to be written", PATIENCE)
-            memory = resident_kb(worker_of(tap), peak=True)
-            ledger = tap.final()
+            serve(tap, lambda: seen(tap) == 200, "all of them read")
+            memory = resident_kb(tap.snapshot()["worker"]["pid"], peak=True)
+            ledger = settled(tap)
         assert memory < 60 << 10
-        assert ledger["requests"]["seen"] == 200
         assert ledger["requests"]["mirrored"] > 0
 
 
@@ -681,15 +684,16 @@ def test_answers_without_end_are_discarded(lab: Lab, name: str) -> None:
 def test_a_shadow_that_leaves_in_the_middle(lab: Lab, behaviour: Behaviour) -> None:
     """Only that connection suffers; every request is sent once at most, and each is settled."""
     with Nginx(lab.node), RecordingTcp(lab.shadow, 80, behaviour) as shadow:
-        with Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture="ebpf", limits={"drain_time": 0.5}) as tap:
+        few = Limits(**{**ROOM, "drain_time": 0.5})
+        with driven(lab.node, capture=Capture.EBPF, limits=few) as tap:
             result = load(lab.client, lab.node.addr4, requests=300, connections=5, rate=300, bodies=(0, 2_000, 20_000))
             assert result.failed == 0
-            ledger = tap.final()
+            serve(tap, lambda: seen(tap) == 300, "all of them read")
+            ledger = settled(tap)
         content = b"".join(bytes(record.content) for record in shadow.records)
         for number in range(300):
             assert content.count(b"POST /%d HTTP" % number) <= 1
         account = ledger["requests"]
-        assert account["seen"] == 300
         # One that breaks off all of them without a byte is down.
         down = set() if behaviour.answer else {"shadow_down"}
         assert set(account["dropped"]) <= {"shadow_closed", "shadow_slow", "shutdown"} | down
@@ -739,17 +743,6 @@ def ask(sock: socket.socket, path: str) -> None:
 def given_up(tap: supervisor_tap.Tap) -> dict[str, int]:
     filtered: dict[str, int] = tap.snapshot()["bytes"]["filtered"]
     return filtered
-
-
-@contextlib.contextmanager
-def held(worker: int) -> Iterator[None]:
-    """What comes meanwhile it sees when it is over."""
-    os.kill(worker, signal.SIGSTOP)
-    until(lambda: ") T " in Path(f"/proc/{worker}/stat").read_text(encoding="utf-8"), "the worker's stop")
-    try:
-        yield
-    finally:
-        os.kill(worker, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("capture", [Capture.EBPF, Capture.PACKET])

@@ -105,11 +105,12 @@ def test_what_is_found_at_the_end_is_told_too(lab: Lab) -> None:
     said: list[str] = []
     shadow = parse_shadow(f"{lab.shadow.addr4}:8080")
     with (
-        Nginx(lab.node),
+        Nginx(lab.node) as production,
         Nginx(lab.shadow, 8080, passes_to=f"{NODE}:80", keeps=False),
         driven(lab.node, said.append, iface="eth0,eth1", shadows=(shadow,)) as tap,
     ):
         assert load(lab.client, lab.node.addr4, requests=20, connections=1).answered == 20
+        until(lambda: production.requests() > 20, "that one comes back")
         before = tap.loops
         identity(tap.stop())
     assert (before, tap.loops) == (False, True)
