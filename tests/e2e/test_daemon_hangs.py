@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from e2e.mirror import PATIENCE
+from e2e.mirror import PATIENCE, ROOM
 from e2e.served import WEB, attached, state_of, under_load, untorn, web
 from lab import (
     Lab,
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 @pytest.mark.alone
 @pytest.mark.parametrize("switch", ["file", "command"])
-def test_the_kill_switch_works_within_a_second_whatever_hangs(lab: Lab, switch: str) -> None:
+def test_the_kill_switch_waits_for_nothing_that_hangs(lab: Lab, switch: str) -> None:
     before = Snapshot.of(lab.node)
     with Daemon(lab.node) as daemon, under_load(lab) as (production, shadow, _running):
         soon = Limits(drain_time=0.5)
@@ -49,8 +49,8 @@ def test_the_kill_switch_works_within_a_second_whatever_hangs(lab: Lab, switch: 
                 (daemon.runtime / "STOP").touch()
             else:
                 stopping.start()
-            until(lambda: attached(lab.node) == [], "all capture has ended", 3.0)
-            assert time.monotonic() - began < 1.0
+            until(lambda: attached(lab.node) == [], "all capture has ended")
+            assert time.monotonic() - began < REPLY_TIME, "the time that a worker is given"
             unchanged(lab.node, before)
             if switch == "file":
                 assert "kill switch is on" in daemon.refusal(Start(taps=[web("c", ports=(82,))])).args[0]
@@ -108,7 +108,8 @@ def test_a_worker_that_prints_for_each_request_is_heard_seldom_and_waits_for_nob
         under_load(lab, paths=("/" + "x" * 8000,), connections=4) as (production, shadow, _running),
     ):
         began = time.monotonic()
-        daemon.ask(Start(taps=[web(hook=Hook(call="chatty:change"), protocol=Protocol.HTTP)]))
+        chatty = web(hook=Hook(call="chatty:change"), protocol=Protocol.HTTP, limits=Limits(**ROOM))
+        daemon.ask(Start(taps=[chatty]))
         shadow.wait_for(500, PATIENCE)
         daemon.send_signal(signal.SIGSTOP)  # nobody reads what it prints
         try:

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from e2e.served import WEB, under_load, untorn
+from e2e.served import WEB, under_load, untorn, web
 from lab import (
     PATIENCE,
     HashSink,
@@ -17,6 +17,7 @@ from lab import (
     until,
 )
 from lab.daemon import Daemon
+from tapmirror.control.messages import Start
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -33,7 +34,7 @@ def test_metrics_are_served(lab: Lab) -> None:
 def test_whoever_scrapes_changes_nothing_of_the_mirroring(lab: Lab) -> None:
     """Scenario 39: as fast as it goes, beside clients that never read and heads that never end."""
     with Daemon(lab.node, more=("--metrics=9464",)) as daemon, under_load(lab) as (production, shadow, running):
-        daemon.run(*WEB)
+        daemon.ask(Start(taps=[web()]))
         until(lambda: len(shadow.got) > 200, "all connections are mirrored")
         before = len(production.got)
         at = ("127.0.0.1", 9464)

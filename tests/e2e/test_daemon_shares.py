@@ -48,9 +48,10 @@ def test_the_budget_of_all_taps_lowers_their_shares_together_and_gives_them_back
                 return {name: each.get("effective", 0.0) / each.get("percent", 1.0) for name, each in found.items()}
 
             until(lambda: 0 < shares()["a"] == shares()["b"] < 0.6, "less of both")
-            facts = daemon.ask(Status())["daemon"]["all_taps"]
-            assert facts["budget"] == {"bandwidth": 20000.0} and facts["reason"].startswith("all taps: ")
-            assert "bytes/s of all taps go out; the budget is 20,000" in daemon.run("status", "b").stdout
+            why = "bytes/s of all taps go out; the budget is 20,000"
+            until(lambda: why in daemon.run("status", "b").stdout, why)
+            assert daemon.ask(Status())["daemon"]["all_taps"]["budget"] == {"bandwidth": 20000.0}
+            until(lambda: daemon.ask(Status())["daemon"]["all_taps"]["reason"].startswith("all taps: "), "the reason")
             until(lambda: daemon.ask(Status())["daemon"]["all_taps"]["used"]["bandwidth"] < 20000, "less")
             settings.write_text("budget: {bandwidth: 1000000000}\n")
             daemon.run("reload")

@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
 def test_hostile_clients_change_nothing_of_the_mirroring(lab: Lab) -> None:
     with Daemon(lab.node) as daemon, under_load(lab, rate=1000) as (_production, shadow, running):
-        daemon.run(*WEB)
+        daemon.ask(Start(taps=[web()]))
         assert stat.S_IMODE(daemon.runtime.stat().st_mode) == 0o750
         assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o660 and daemon.socket.stat().st_gid == 0
         shadow.wait_for(100, PATIENCE)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from e2e.mirror import connect
-from lab import HashSink, Lab, LoadPlan, RecordingTcp, Tap, identity, load, tap, until
+from e2e.driven import driven, serve, settled
+from e2e.mirror import ROOM, connect
+from lab import HashSink, Lab, LoadPlan, RecordingTcp, Tap, identity, load, tap
 from lab import Load as Running
 from lab.snapshot import cpu_seconds
+from tapmirror.spec import Capture, Limits
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -80,15 +82,20 @@ def test_half_of_the_hosts_ports_stay_its_own(fresh: Lab, capture: str) -> None:
     """To a shadow that never answers, so that each connection lingers."""
     lab, requests = fresh, 2 * PORTS
     lab.node.sysctl("ipv4.ip_local_port_range", f"40000 {40_000 + PORTS - 1}")
-    with HashSink(lab.node), RecordingTcp(lab.shadow, 80), Tap(lab.node, spec=SPEC.format(capture=capture)) as tap:
+    limits = Limits(**{**ROOM, "drain_time": 0.5})  # the shadow never answers: the drain is as long as it may be
+    with (
+        HashSink(lab.node),
+        RecordingTcp(lab.shadow, 80),
+        driven(lab.node, capture=Capture(capture), limits=limits) as tap,
+    ):
         result = load(lab.client, lab.node.addr4, requests=requests, connections=requests, per_connection=1)
         assert result.answered == requests
-        until(lambda: len(to_shadow(lab)) == PORTS // 2, "half of the ports")
+        serve(tap, lambda: bool(tap.snapshot()["requests"]["seen"] == requests), "all of them read")
+        assert len(to_shadow(lab)) == PORTS // 2
         with contextlib.ExitStack() as own:
             for _ in range(PORTS // 4):
                 own.enter_context(connect(lab.node, "10.77.2.2", 80))
-        ledger = tap.stop()
-    identity(ledger)
+        ledger = settled(tap)
     assert ledger["requests"]["mirrored"] == PORTS // 2
     assert ledger["requests"]["dropped"] == {"no_resources": requests - PORTS // 2}
     assert not any(name.startswith("connect_E") for name in ledger["events"])
