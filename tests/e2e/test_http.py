@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
 
+from e2e.driven import driven, serve, settled
 from e2e.mirror import (
     PATIENCE,
     Line,
@@ -284,8 +286,10 @@ def test_a_shadow_that_keeps_back_the_second_of_two_requests_gets_them_one_by_on
     """As gunicorn's threads: what came with a request is looked at when the next comes, or never."""
     done: list[bytes] = []
     each_time = 30
+    asked = threading.Event()
 
     def talk(line: Line) -> None:
+        assert asked.wait(PATIENCE)  # slower than production and its client together
         held = whole = b""
         while whole.count(b"\r\n\r\n") < each_time:  # then it closes, as if it had been idle for too long
             piece = line.receive_within(PATIENCE)
@@ -293,7 +297,6 @@ def test_a_shadow_that_keeps_back_the_second_of_two_requests_gets_them_one_by_on
                 return
             whole += piece
             head, end, held = (held + piece).partition(b"\r\n\r\n")
-            time.sleep(0.02)  # slower than production and its client together, on any host
             if end:
                 done.append(head.split(b" ")[1])
                 line.send(OK)
@@ -307,15 +310,18 @@ def test_a_shadow_that_keeps_back_the_second_of_two_requests_gets_them_one_by_on
     with (
         Talker(lab.node, 80, switching(OK, False)),
         Talker(lab.shadow, 80, talk) as shadow,
-        Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), loop_check=False) as tap,
+        driven(lab.node, loop_check=False) as tap,
     ):
         first = round_of("first")
+        serve(tap, lambda: tap.snapshot()["requests"]["mirrored"] == len(first), "all of the first round")
+        asked.set()
         shadow.ended(2)
-        assert 0 < len(done) < len(first)
+        serve(tap, lambda: tap.snapshot()["events"].get("singly", 0) == 1, "that it is known")
         lost = len(first) - len(done)
+        assert 0 < lost < len(first)
         second = round_of("second")
-        until(lambda: len(done) >= len(first) - lost + len(second), "all of the second round", PATIENCE)
-        ledger = tap.final()
+        serve(tap, lambda: len(done) >= len(first) - lost + len(second), "all of the second round")
+        ledger = settled(tap)
     assert sorted(done[-len(second) :]) == sorted(second)
     assert ledger["answers"]["unanswered"] == lost
     assert ledger["events"]["singly"] == 1
