@@ -40,6 +40,16 @@ def driven(
             tap.close()
 
 
+def known_to_be_down(tap: Tap) -> bool:
+    """Whether requests are given up at once, and not only after each has been tried."""
+    return bool(tap.snapshot()["requests"]["dropped"].get("shadow_down", 0) > 0)
+
+
+def attempts(tap: Tap) -> int:
+    """How often a connection to the shadow was begun up to now."""
+    return int(tap.snapshot()["events"].get("shadow_connects", 0))
+
+
 def serve(tap: Tap, until: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
     """Drive the tap until something holds."""
     end = time.monotonic() + seconds

@@ -19,7 +19,7 @@ from typing import Any, Final
 import pytest
 from scapy.all import IP, TCP, Ether, Raw
 
-from e2e.driven import driven, serve, settled
+from e2e.driven import attempts, driven, known_to_be_down, serve, settled
 from e2e.mirror import PATIENCE, ROOM, Line, Mirror, Talker, connect, dropped, endpoint, read_until
 from lab import (
     Behaviour,
@@ -100,16 +100,6 @@ def held(worker: int) -> Iterator[None]:
         yield
     finally:
         os.kill(worker, signal.SIGCONT)
-
-
-def known_to_be_down(tap: supervisor_tap.Tap) -> bool:
-    """Whether requests are given up at once, and not only after each has been tried."""
-    return bool(tap.snapshot()["requests"]["dropped"].get("shadow_down", 0) > 0)
-
-
-def attempts(tap: supervisor_tap.Tap) -> int:
-    """How often a connection to the shadow was begun up to now."""
-    return int(tap.snapshot()["events"].get("shadow_connects", 0))
 
 
 def seen(tap: supervisor_tap.Tap) -> int:
