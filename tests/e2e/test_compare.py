@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any, Final
 
@@ -111,26 +112,33 @@ def test_the_answers_that_have_more_are_said_to_have_more(lab: Lab) -> None:
     assert figures.verdict.outcome is Outcome.FAIL
 
 
+def times_as_long(lab: Lab, requests: int, **options: Any) -> dict[str, float]:
+    """By which factor the shadow is slower, at some quantiles: the median of five rounds, since a host that stalls for
+    a tenth of a second delays more requests than there are beyond the 99th percentile of a round.
+    """
+    rounds: dict[str, list[float]] = {"p50": [], "p99": []}
+    for _ in range(5):
+        figures = compared(lab, requests, "status", paths=("/a/",), **options)
+        assert figures.paired + sum(figures.unpaired.values()) == requests
+        (endpoint,) = figures.endpoints
+        for name, ratios in rounds.items():
+            ratios.append(endpoint.shadow.last[name] / endpoint.production.last[name])
+    return {name: statistics.median(ratios) for name, ratios in rounds.items()}
+
+
 @pytest.mark.alone
 def test_a_slower_tail_is_measured(lab: Lab) -> None:
     """20 % at the 99th percentile."""
     with SlowShop(lab.node), SlowShop(lab.shadow, slower=1.2):
-        figures = compared(lab, 4_000, "status", paths=("/a/",), rate=400, connections=32)
-    assert figures.paired == 4_000
-    (endpoint,) = figures.endpoints
-    ratio = endpoint.shadow.last["p99"] / endpoint.production.last["p99"]
-    assert ratio == pytest.approx(1.2, rel=0.05)
+        assert times_as_long(lab, 800, rate=400, connections=32)["p99"] == pytest.approx(1.2, rel=0.05)
 
 
 @pytest.mark.alone
 def test_requests_that_queue_at_a_slower_shadow_do_not_make_it_slower_still(lab: Lab) -> None:
     """Clients that ask as soon as production has answered: what the shadow cannot follow waits there."""
     with SlowShop(lab.node), SlowShop(lab.shadow, slower=3.0):
-        figures = compared(lab, 2_000, "status", paths=("/a/",), connections=8)
-    assert figures.paired == 2_000
-    (endpoint,) = figures.endpoints
-    ratios = {name: endpoint.shadow.last[name] / endpoint.production.last[name] for name in ("p50", "p99")}
-    assert ratios == {"p50": pytest.approx(1.0, rel=0.1), "p99": pytest.approx(3.0, rel=0.1)}
+        found = times_as_long(lab, 500, connections=8)
+    assert found == {"p50": pytest.approx(1.0, rel=0.1), "p99": pytest.approx(3.0, rel=0.1)}
 
 
 def test_second_copies_for_connections_that_have_ended_are_paired_right(lab: Lab) -> None:
