@@ -163,7 +163,8 @@ def test_requests_by_hand(lab: Lab) -> None:
 def test_a_running_tap_is_reported_and_judged_through_the_socket(lab: Lab, tmp_path: Path) -> None:
     """In every form, of two workers together, as often as one likes, and by nobody who may not."""
     with Shop(lab.node), Shop(lab.shadow, reviews=REVIEWS_V2), Daemon(lab.node) as daemon:
-        compare = Compare(level=Level.BODY, noise_probe=20.0)
+        most = 1e5  # a second: all of them, also where they come at once to a worker that was held up
+        compare = Compare(level=Level.BODY, noise_probe=20.0, max_exchanges=most, max_bodies=most)
         daemon.ask(Start(taps=[web(protocol=Protocol.HTTP, compare=compare, workers=2, loop_check=False)]))
         load(lab.client, lab.node.addr4, requests=600, paths=("/reviews/", "/page/"), rate=300, connections=8)
 
