@@ -66,6 +66,7 @@ def test_a_tap_that_is_not_to_look_finds_nothing(lab: Lab) -> None:
     words = ["--iface=eth0", "--port=80", "--json", "--duration=3", "--no-loop-check"]
     with Nginx(lab.node) as production, Nginx(lab.shadow, 8080, passes_to=f"{NODE}:80"):
         clients = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=10**9, connections=5, rate=200))
+        until(lambda: production.requests() > 0, "the load")
         done = lab.node.run([str(COMMAND), "run", f"--shadow={lab.shadow.addr4}:8080", *words], timeout=300)
         sent = clients.stop()
         asked = production.requests()
