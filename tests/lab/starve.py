@@ -22,6 +22,10 @@ from lab.hosts import until
 CONTROLLER: Final = Path("/sys/fs/cgroup/cpu")
 PERIOD: Final = 0.1
 """Seconds; as of CFS bandwidth control."""
+STOPPED_PERIOD: Final = 1.0
+"""Seconds of a period by signals.  Who sends them gets the CPU late on a busy host, and a small part of a tenth of a
+second would be a large one.
+"""
 
 
 @contextmanager
@@ -58,9 +62,9 @@ def _by_signals(pid: int, share: float) -> Iterator[None]:
     def alternate() -> None:
         while not over.is_set():
             os.kill(pid, signal.SIGSTOP)
-            over.wait(PERIOD * (1 - share))
+            over.wait(STOPPED_PERIOD * (1 - share))
             os.kill(pid, signal.SIGCONT)
-            time.sleep(PERIOD * share)
+            time.sleep(STOPPED_PERIOD * share)
 
     thread = threading.Thread(target=alternate)
     thread.start()
