@@ -31,9 +31,10 @@ MAP_TYPE_ARRAY: Final = 2
 MAP_TYPE_ARRAY_OF_MAPS: Final = 12
 MAP_TYPE_RINGBUF: Final = 27
 PROG_TYPE_SOCKET_FILTER: Final = 1
-ATTEMPTS: Final = 5
-"""At loading a program, as libbpf makes.  The verifier gives up with EAGAIN when it sees a signal: one comes to each
-process that is stopped or frozen (a container that is paused, a host that is suspended) and goes on."""
+ATTEMPTS: Final = 50
+"""At loading a program.  The verifier gives up with EAGAIN when it sees a signal: one comes to each process that is
+stopped or frozen (a container that is paused, a host that is suspended) and goes on.  libbpf makes five, which is too
+few where the host stops processes again and again: on a busy one the verifier needs a tenth of a second."""
 LICENSE: Final = b"Dual BSD/GPL\0"
 """Licence of the programs in bpf/ for the kernel: bpf_ktime_get_ns is only for GPL-compatible ones."""
 

@@ -159,7 +159,7 @@ def test_the_kernel_takes_a_program_and_its_maps() -> None:
             os.close(fd)
 
 
-@pytest.mark.parametrize(("times", "loaded"), [(bytecode.ATTEMPTS - 1, True), (bytecode.ATTEMPTS, False)])
+@pytest.mark.parametrize(("times", "loaded"), [(20, True), (bytecode.ATTEMPTS - 1, True), (bytecode.ATTEMPTS, False)])
 def test_a_program_that_the_verifier_left_for_a_signal_is_loaded_again(
     monkeypatch: pytest.MonkeyPatch, times: int, loaded: bool
 ) -> None:
