@@ -109,13 +109,13 @@ def test_a_worker_that_needs_more_memory_than_it_may_have(lab: Lab) -> None:
 def test_a_share_that_changes_under_load(lab: Lab, capture: Capture, protocol: Protocol) -> None:
     with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
         with driven(lab.node, capture=capture, protocol=protocol) as tap:
-            running = heavy(lab)
+            running = heavy(lab, connections=40)  # so many that each share has some of them
             serve(tap, lambda: len(shadow.got) > 100, "mirroring")
             flows: list[int] = []
             for percent in (60.0, 20.0, 60.0, 100.0):
                 tap.set_percent(percent)
                 # in which each connection is used
-                serve_until_same(tap, lambda: tap.snapshot()["flows"], production, 180)
+                serve_until_same(tap, lambda: tap.snapshot()["flows"], production, 360)
                 flows.append(tap.snapshot()["flows"])
                 identity(tap.snapshot())
                 assert tap.snapshot()["share"]["percent"] == percent
@@ -123,7 +123,7 @@ def test_a_share_that_changes_under_load(lab: Lab, capture: Capture, protocol: P
                 count = len(shadow.got)
                 serve(tap, lambda: len(shadow.got) > count + 100, "mirroring again")
             ledger = settle(tap, production, running)
-        assert flows[1] < flows[0] < flows[3] == 20
+        assert flows[1] < flows[0] < flows[3] == 40
         if protocol is Protocol.HTTP:
             assert flows[0] == flows[2]
             untorn(production, shadow)
