@@ -16,17 +16,14 @@ import pytest
 
 from lab import PATIENCE
 from tapmirror import privsep
-from tapmirror.events import END, START, Command, DropReason, Open, Send
 from tapmirror.ledger import Ledger
 from tapmirror.replay import Reactor, Replay
-from tapmirror.replay.backoff import UNANSWERED
 from tapmirror.source import Counters
 from tapmirror.spec import Limits, TapSpec, parse_shadow
 from tapmirror.tracer import Loop, Tracer
-from tapmirror.worker.loop import BATCH, BATCH_BYTES, TOGETHER, Worker
+from tapmirror.worker.loop import BATCH, BATCH_BYTES, TICK, TOGETHER, Worker
 from tapmirror.worker.setup import MESSAGE
 
-GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 REST = {each.name for each in msgspec.structs.fields(Counters)} - {"seen", "emitted", "loop"}
 
 
@@ -127,42 +124,34 @@ def test_after_a_batch_that_ended_for_its_bytes_there_is_no_pause(monkeypatch: p
     assert bool(pauses) is not cut
 
 
-def test_a_worker_that_was_stopped_knows_who_has_answered_before_it_judges_by_the_time() -> None:
-    """The shadow is taken for one that answers nobody, else, and the next connection's request is given up."""
-    spec = TapSpec(iface="eth0", ports=(80,), shadows=(parse_shadow("127.0.0.1:80"),))
-    ledger = Ledger()
-    asked: list[int] = []
+@pytest.mark.parametrize("held", [0.0, 5.0])
+def test_a_worker_that_was_stopped_looks_at_its_sockets_before_it_judges_by_the_time(held: float) -> None:
+    """What has been answered meanwhile would be taken for silence, else."""
+    done: list[str] = []
     now = 100.0
 
     def read(limit: int, size: int, finish: Any) -> Iterator[Any]:
-        if len(asked) < 2:
-            yield len(asked)
-        finish()
-
-    def feed(segment: int, now: float) -> list[Command]:
-        asked.append(segment)
-        return [Open(segment, True), Send(segment, memoryview(GET), len(GET), START | END)]
+        done.append("read")
+        return iter(())
 
     def turn(wait: float, clock: Callable[[], float]) -> None:
         nonlocal now
-        if now == 100.0:  # stopped in here: it comes out without a look (signal(7))
-            now += 2 * UNANSWERED
-            return
-        reactor.run_once(0.0, clock)
-        if ledger.events["shadow_connected"] == 2 or ledger.requests.dropped:
-            worker.stop()
+        done.append("wait" if wait else "look")
+        if wait:
+            if done.count("wait") == 2:
+                worker.stop()
+            now += TICK + held  # stopped in here, it comes out without a look (signal(7))
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        reactor = Reactor([(socket.AF_INET, listener.getsockname())], spec, spec.shadows[0], ledger)
-        worker = looping(
-            SimpleNamespace(age=lambda now: 0.0, read=read, cut=False), SimpleNamespace(feed=feed, rest=()), turn
-        )
-        worker._replay.execute = reactor.execute
-        worker.run(lambda: now)
-        os.close(worker._memory)
-        found = ledger.events["shadow_connected"], ledger.requests.dropped.total()
-        reactor.close(DropReason.SHUTDOWN)
-    assert found == (2, 0)
+    worker = looping(
+        SimpleNamespace(age=lambda now: 0.0, read=read, cut=False),
+        SimpleNamespace(rest=(), flows=SimpleNamespace(ack_requests=(), impatient=True)),
+        turn,
+        lambda now: done.append("judge"),
+    )
+    worker.run(lambda: now)
+    os.close(worker._memory)
+
+    assert done == ["read", "judge", "wait", *(["look"] if held else []), "read", "judge", "wait"]
 
 
 def test_what_is_left_of_a_segment_is_done_before_the_next_one_is_read_and_others_get_their_turns_between() -> None:
