@@ -427,7 +427,9 @@ def test_a_connection_that_a_full_accept_queue_turns_away_is_mirrored_when_produ
             listener = stack.enter_context(socket.create_server((lab.node.addr4, 80), backlog=1))
         listener.settimeout(PATIENCE)
         shadow = stack.enter_context(HashSink(lab.shadow))
-        tap = stack.enter_context(Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80), capture=capture))
+        # If the relay stalls, the clients take it for the link's delay and send again after many seconds.
+        patient, shadow_at = {"accept_time": 3 * PATIENCE}, endpoint(lab.shadow.addr4, 80)
+        tap = stack.enter_context(Mirror(lab.node, shadow=shadow_at, capture=capture, limits=patient))
         with lab.client.enter():
             clients = [stack.enter_context(socket.socket()) for _ in range(count)]
         with pytest.raises(ConnectionRefusedError), connect(lab.client, lab.node.addr4, 81):
