@@ -530,6 +530,30 @@ def test_waiting_for_the_answer_of_raw(answer: bytes) -> None:
         assert bench.read(sock, 3) == b"two"
 
 
+@pytest.mark.parametrize("looks", ["at the time", "at a command"])
+def test_what_has_come_and_was_not_read_yet_is_no_silence(looks: str) -> None:
+    """This process had no CPU meanwhile, and looks at the clock before it looks at the socket."""
+    with Bench(pacing=Pacing.WAIT) as bench:
+        sock = bench.open(http=False)
+        bench.send(1, b"one", 0)
+        bench.read(sock, 3)
+        if looks == "at the time":
+            bench.give(Turn(1, 10))
+            bench.send(1, b"two", 0)
+        sock.sendall(b"an")
+        bench.iterate()
+        sock.sendall(b"answer")
+        bench.now += 0.2
+        if looks == "at the time":
+            bench.reactor.expire(bench.now)
+        else:
+            bench.give(Turn(1, 10))
+            bench.send(1, b"two", 0)
+        assert not select.select([sock], [], [], 0.05)[0]
+        bench.iterate(0.2)
+        assert bench.read(sock, 3) == b"two"
+
+
 def test_waiting_has_an_end() -> None:
     with Bench(pacing=Pacing.WAIT, wait_time=2.0) as bench:
         sock = bench.open(http=False)

@@ -501,6 +501,8 @@ class Reactor:
         while queue and lane.state == OPEN:
             item = queue[0]
             if item.answered >= 0:
+                if self._turns.silent(lane, now) and not self._read(lane, lane.sock, now, ended=False):  # type: ignore[arg-type]
+                    return
                 if not self._turns.answered(lane, item.answered, now):
                     return
                 self._turns.pass_on(lane, now)

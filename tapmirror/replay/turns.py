@@ -53,10 +53,18 @@ class Turns:
         if lane.framer is not None and not lane.tunnel:
             done = not lane.framer.outstanding
         else:
-            done = lane.received >= answered or (lane.received > 0 and now - lane.received_at >= SILENCE)
+            done = lane.received >= answered or self.silent(lane, now)
         if not done:
             self._waiting.setdefault(lane, now + self._wait_time)
         return done
+
+    @staticmethod
+    def silent(lane: Lane, now: float) -> bool:
+        """Whether the shadow sent something that is no HTTP, and nothing was read since then for `SILENCE`.
+
+        Something may have come that was not read yet: this process may have had no CPU for so long.
+        """
+        return (lane.framer is None or lane.tunnel) and lane.received > 0 and now - lane.received_at >= SILENCE
 
     def pass_on(self, lane: Lane, now: float) -> None:
         """The turn at the head of the queue is over."""
