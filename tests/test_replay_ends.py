@@ -17,7 +17,7 @@ from replay_bench import GET, GIVEN_UP, OK, RESET, WHOLE, Bench, ended
 from tapmirror.events import END, START, Abort, DropReason, Excuse, Finish, Open, Send, Turn
 from tapmirror.exchange import Unpaired
 from tapmirror.ledger import CONNECT_SILENT, UNANSWERED_ALIKE
-from tapmirror.replay import ends
+from tapmirror.replay import ends, ports
 from tapmirror.replay.backoff import FIRST
 from tapmirror.replay.dial import FRUITLESS, LOOKS
 from tapmirror.replay.observer import Clock
@@ -392,8 +392,11 @@ def test_an_end_waits_for_the_answer_if_production_had_answered(
     assert bench.reactor.next_deadline() != 0.0
 
 
-def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(bench: Bench) -> None:
+def test_an_answer_that_came_just_before_the_last_bytes_went_is_not_theirs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the stamps of the kernel, which are some milliseconds apart, it may be: a lock-step dialogue."""
+    monkeypatch.setattr(ports, "DOUBT", 60_000)
     sock = bench.open(http=False)
     bench.send(1, b"ping", 0)
     assert bench.read(sock, 4) == b"ping"

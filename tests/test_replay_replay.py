@@ -41,9 +41,9 @@ class Three:
             ]
         )
 
-    def iterate(self, seconds: float = 0.05) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def iterate(self) -> None:
+        """What has happened is seen, however late."""
+        for _ in range(5):
             self.replay.run_once(0.01, time.monotonic)
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,8 +157,18 @@ def told_in_pieces(pieces: int, pause: float) -> tuple[WorkerProcess, subprocess
     return worker, process, thread
 
 
-def test_a_long_answer_may_take_longer_than_each_of_its_pieces() -> None:
-    worker, process, thread = told_in_pieces(16, 0.25)
+def test_a_long_answer_may_take_longer_than_each_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second for each of them, by a clock that nothing else moves."""
+    worker, process, thread = told_in_pieces(16, 0.0)
+    now, take = 1000.0, worker._take
+
+    def late() -> dict[str, Any]:
+        nonlocal now
+        now += 1.0
+        return take()
+
+    monkeypatch.setattr(worker, "_take", late)
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now))
     with process:
         assert worker.answer("compare", 3.0) == {"compare": "x" * 16}
         process.kill()
