@@ -6,22 +6,23 @@ What a probe finds: test_supervisor_tap, e2e/test_names.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from e2e.driven import driven
+from e2e.driven import driven, serve
 from lab import HashSink, Lab
 from tapmirror.spec import Capture, TapSpec, parse_shadow
 from tapmirror.supervisor.addresses import Address
-from tapmirror.supervisor.probe import PROBE_TIME
+from tapmirror.supervisor.probe import PROBE_TIME, Probe
 from tapmirror.supervisor.probing import LEADS_BACK, LOOK_TIME, PROBED, RING_TIME, Probing
 from tapmirror.supervisor.resolving import Undecided
-from tapmirror.supervisor.tap import Tap
 from tapmirror.supervisor.workers import TapError
 
 BAD, GOOD, DEAD, MORE = ((socket.AF_INET, (f"192.0.2.{last}", 80)) for last in (1, 2, 3, 4))
@@ -179,25 +180,32 @@ def lab() -> Iterator[Lab]:
         yield built
 
 
-def turns(tap: Tap, over: Callable[[], bool]) -> list[float]:
-    """Drive the tap as the daemon does until something holds; how long each turn took."""
-    took: list[float] = []
-    while not over():
-        assert len(took) < 200
-        began = time.monotonic()
-        tap.service(began)
-        took.append(time.monotonic() - began)
-        due = tap.due()
-        time.sleep(0.02 if due is None else max(0.0, min(0.02, due - time.monotonic())))
-    return took
+class Clock:
+    """Time stands still for the probes until the test lets it pass; how long each look at one may wait is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
+        over = Probe.over
+
+        def noted(probe: Probe, wait: float = 0.0) -> bool:
+            self.waits.append(wait)
+            return over(probe, wait)
+
+        monkeypatch.setattr(Probe, "over", noted)
+        monkeypatch.setattr("tapmirror.supervisor.probe.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def looked(self, count: int) -> bool:
+        """Whether there were so many looks, none of which waited."""
+        assert not any(self.waits)
+        return len(self.waits) >= count
 
 
-@pytest.mark.alone
 @pytest.mark.e2e
 @pytest.mark.ebpf
 @pytest.mark.parametrize("capture", CAPTURES)
-def test_addresses_that_answer_nothing_hold_up_nothing(lab: Lab, capture: str) -> None:
-    """Each turn is short; that they lead nowhere is known soon all the same, of all at the same time."""
+def test_addresses_that_answer_nothing_hold_up_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
+    """No look at them waits; that they lead nowhere is known soon all the same, of all at the same time."""
     dead = [(socket.AF_INET, (f"10.77.2.{last}", 80)) for last in (97, 98, 99)]
     decided: str | Undecided | None = Undecided()
 
@@ -206,33 +214,60 @@ def test_addresses_that_answer_nothing_hold_up_nothing(lab: Lab, capture: str) -
         decided = tap._refusal_of_move(0, dead)
         return not isinstance(decided, Undecided)
 
-    with HashSink(lab.shadow), driven(lab.node, capture=Capture(capture)) as tap:
-        began = time.monotonic()
-        took = turns(tap, known)
-        assert time.monotonic() - began < 2 * PROBE_TIME
-        assert tap.due() is None
-    assert decided is None and max(took) < PROBE_TIME / 2 and len(took) > 3
+    with HashSink(lab.shadow), silent(lab, *dead), driven(lab.node, capture=Capture(capture)) as tap:
+        clock = Clock(monkeypatch)
+        assert not known()
+        serve(tap, lambda: clock.looked(5), "looks")
+        assert not known()
+        clock.now += PROBE_TIME
+        serve(tap, known, "what became of them")
+        assert clock.looked(6) and tap.due() is None
+    assert decided is None
 
 
-@pytest.mark.alone
 @pytest.mark.e2e
 @pytest.mark.ebpf
 @pytest.mark.parametrize("capture", CAPTURES)
-def test_an_interface_that_comes_late_holds_up_nothing(lab: Lab, capture: str) -> None:
+def test_an_interface_that_comes_late_holds_up_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
     """The shadow answers nothing, and is probed only now."""
     said: list[str] = []
-    nobody = f"10.77.2.{90 + CAPTURES.index(capture)}"  # unknown to ARP yet, or it fails at once
-    with driven(
-        lab.node, said.append, iface="late0", shadow=f"{nobody}:80", capture=Capture(capture), wait_for_interface=True
-    ) as tap:
-        assert max(turns(tap, iter([False, False, True]).__next__)) < PROBE_TIME / 2
-        assert said == []
+    nobody = "10.77.2.90"
+    clock = Clock(monkeypatch)
+    with (
+        silent(lab, (socket.AF_INET, (nobody, 80))),
+        driven(
+            lab.node,
+            said.append,
+            iface="late0",
+            shadow=f"{nobody}:80",
+            capture=Capture(capture),
+            wait_for_interface=True,
+        ) as tap,
+    ):
+        for _ in range(3):
+            tap.service(time.monotonic())
+        assert said == [] and clock.waits == []
         lab.node.run(["ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1"])
         try:
             for end in ("late0", "late1"):
                 lab.node.run(["ip", "link", "set", end, "up"])
-            took = turns(tap, lambda: bool(said))
+            serve(tap, lambda: clock.looked(5), "looks")
+            assert said == []
+            clock.now += PROBE_TIME
+            serve(tap, lambda: bool(said), "what became of it")
+            assert clock.looked(6)
         finally:
             lab.node.run(["ip", "link", "del", "late0"])
     assert said == [f"the shadow {nobody} port 80 cannot be reached yet (timed out); mirroring begins when it can"]
-    assert max(took) < PROBE_TIME / 2 and len(took) > 3
+
+
+@contextlib.contextmanager
+def silent(lab: Lab, *addresses: Address) -> Iterator[None]:
+    """While it lasts, what is sent there is lost.  (Of addresses that nobody has the kernel would tell after 3 s.)"""
+    for _, (host, *_) in addresses:
+        lab.node.run(["ip", "neigh", "replace", host, "lladdr", "02:00:00:00:00:99", "dev", "eth1"])
+    try:
+        yield
+    finally:
+        for _, (host, *_) in addresses:
+            lab.node.run(["ip", "neigh", "del", host, "dev", "eth1"])

@@ -38,6 +38,8 @@ SHADOW = "10.77.2.2"
 QUICK = Limits(drain_time=0.5)
 ROOM = Limits(ring_bytes=64 << 20)
 """However little a busy host gives it."""
+LATE = parse_shadow(f"{SHADOW}:80", connect_time=PATIENCE)
+"""However late the host is with what lets connections in again."""
 CAPTURES = ["ring", "packet"]
 
 
@@ -159,20 +161,23 @@ def test_ready_snapshot_drain(lab: Lab, capture: str) -> None:
 @pytest.mark.parametrize("capture", CAPTURES)
 def test_everything_is_accounted_for_in_every_snapshot_under_load(lab: Lab, capture: str) -> None:
     with HashSink(lab.node), HashSink(lab.shadow) as shadow, Bare(lab.node, capture, limits=ROOM) as worker:
-        running = Load(lab.client, LoadPlan(address=lab.node.addr4, requests=1500, connections=20, bodies=(10, 9_000)))
-        looks = 0
-        most = 0
-        while running.running():
+        plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=20, rate=1_000, bodies=(10, 9_000))
+        running = Load(lab.client, plan)
+        found: set[int] = set()
+
+        def looked() -> bool:
             ledger = worker.ask("snapshot", "snapshot")
             identity(ledger)
-            most = max(most, ledger["segments"]["seen"])
-            looks += 1
-        assert running.result().answered == 1500
-        assert looks > 20 and most > 0
-        shadow.wait_for(1500, PATIENCE)
+            found.add(ledger["segments"]["seen"])
+            return len(found) > 20
+
+        until(looked, "20 looks of which each finds something new")
+        result = running.stop()
+        assert result.failed == 0
+        shadow.wait_for(result.answered, PATIENCE)
         final = worker.ask("drain", "final")
         identity(final)
-        assert final["requests"]["mirrored"] == 1500 and shadow.bad == []
+        assert final["requests"]["mirrored"] == result.answered and shadow.bad == []
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -190,9 +195,11 @@ def test_what_the_comparison_knows_is_in_the_last_ledger_only_if_it_is_asked_for
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("way", ["drain", "the supervisor is gone", "SIGTERM"])
 def test_however_it_ends_what_is_queued_goes_to_the_shadow(lab: Lab, capture: str, way: str) -> None:
-    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Bare(lab.node, capture) as worker:
+    more: dict[str, Any] = {"limits": Limits(drain_time=PATIENCE), "shadows": (LATE,)}
+    with HashSink(lab.node), HashSink(lab.shadow) as shadow, Bare(lab.node, capture, **more) as worker:
         with lab.shadow.blocked(80):
-            assert load(lab.client, lab.node.addr4, requests=40, connections=4).answered == 40
+            # on one connection: another one that is begun a second later is not even tried
+            assert load(lab.client, lab.node.addr4, requests=40, connections=1).answered == 40
             until(lambda: bool(worker.ask("snapshot", "snapshot")["requests"]["seen"] == 40), "all of it is queued")
             assert len(shadow.got) == 0
             if way == "drain":
