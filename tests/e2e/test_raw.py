@@ -110,6 +110,7 @@ def test_a_connection_that_is_over_before_the_shadows_stands_arrives_whole(lab: 
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             shadow.wait_for(sum(map(len, said)), PATIENCE)
             ledger = tap.final()
+        shadow.wait_ended(1 + len(said))  # and the probe
         heard = [(bytes(record.content), record.end) for record in shadow.records if record.content]
         assert sorted(heard) == [(words, "reset") for words in sorted(said)]
         assert dropped(ledger) == {}
