@@ -2,7 +2,8 @@
 """Scenario 25: another version takes a daemon's place under load, and the first one comes back.
 
 No request reaches the shadow twice and none of production's fails; that nobody captured for a time is told, and nothing
-is missing that came before or behind it.  What a version cannot read of another one is refused or set aside with a line.
+is missing that came before or behind it.  What a version cannot read of another one is refused or set aside with a
+line.
 """
 
 from __future__ import annotations

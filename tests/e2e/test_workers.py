@@ -10,9 +10,12 @@ import time
 
 import pytest
 
-from e2e.mirror import PATIENCE, Mirror, dropped
+from e2e.driven import driven
+from e2e.mirror import PATIENCE, ROOM, Mirror, dropped
 from lab import HashSink, Lab, Nginx, Tap, identity, load, until
 from lab.shop import SlowShop
+from tapmirror.spec import Capture, Limits
+from tapmirror.supervisor.workers import WorkerSlot
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ebpf]
 
@@ -118,19 +121,23 @@ def test_killed_amid_the_end(lab: Lab, capture: str, workers: int) -> None:
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
-def test_what_the_end_leaves_no_time_for_is_lost_and_counted(lab: Lab, capture: str) -> None:
+def test_what_the_end_leaves_no_time_for_is_lost_and_counted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capture: str
+) -> None:
     """It gets no CPU while requests come, and has no time at its end to read them."""
-    text = f"iface: eth0\nport: 80\nshadow: 10.77.2.2:80\ncapture: {capture}\nlimits: {{drain_time: 0.001}}\n"
-    with HashSink(lab.node), HashSink(lab.shadow), Tap(lab.node, spec=text) as tap:
-        (worker,) = (pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+    limits = Limits(**{**ROOM, "drain_time": 0.001})
+    with HashSink(lab.node), HashSink(lab.shadow), driven(lab.node, capture=Capture(capture), limits=limits) as tap:
+        worker = tap.snapshot()["worker"]["pid"]
+        begin_drain = WorkerSlot.begin_drain
+
+        def told(slot: WorkerSlot, *, comparison: bool) -> None:
+            begin_drain(slot, comparison=comparison)
+            os.kill(worker, signal.SIGCONT)
+
+        monkeypatch.setattr(WorkerSlot, "begin_drain", told)
         os.kill(worker, signal.SIGSTOP)
-        go_on = threading.Timer(0.5, os.kill, (worker, signal.SIGCONT))
-        try:
-            assert load(lab.client, lab.node.addr4, requests=2_000, connections=5).answered == 2_000
-        finally:
-            go_on.start()
+        assert load(lab.client, lab.node.addr4, requests=2_000, connections=5).answered == 2_000
         ledger = tap.stop()
-        go_on.join()
     identity(ledger)
     segments, size = ledger["segments"], ledger["bytes"]
     assert (segments["seen"], segments["in_flight"]) == (2_000, 0)
