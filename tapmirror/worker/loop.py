@@ -181,8 +181,8 @@ class Worker:
         for name in ("syn", "syn_ack", "accepted", "bare_ack", "egress", "control_lost", "loop_syn"):
             self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
         if self._comparing is not None:
-            for name in ("answers", "answers_lost"):
-                self._ledger.events[f"kernel_{name}"] = getattr(counters, name)[0]
+            self._ledger.events["kernel_answers"] = counters.answers[0]
+            self._ledger.events["kernel_answers_lost"] = counters.answers_lost[0]
         self._enter_delay()
         captured = counters.emitted[1] - received_bytes + in_bytes
         shadows = self._shadows(captured)
