@@ -83,7 +83,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def examine(iface: str | None, shadows: Iterable[Shadow]) -> Iterator[Finding]:
-    """Make all checks, also of an interface and of shadows if given."""
+    """Make all checks; interfaces and shadows are checked only if they are given."""
     yield kernel(platform.release())
     yield from options(config_of(platform.release()))
     yield from privileges(Path("/proc/self/status").read_text(encoding="ascii"))
@@ -229,14 +229,16 @@ REMEDIES: Final = {
 
 
 def _hidden(check: str, text: str, remedy: str) -> Finding:
-    """A finding about something that is missing: a failure for root; unknown for others, who may not see it."""
+    """The finding that something is missing.  For root it is a failure; for others it is unknown, as they may not see
+    it.
+    """
     if os.geteuid() != 0:
         return Finding(check, Level.UNKNOWN, "cannot be tried: not root", "use sudo")
     return Finding(check, Level.FAIL, text, remedy)
 
 
 def user() -> Finding:
-    """Check for a user of their own for the workers."""
+    """Check whether there is a user that workers can run as."""
     wanted = privsep.WORKER_USERS[0]
     try:
         uid, _ = privsep.worker_identity()
@@ -268,7 +270,7 @@ def files(hard: int) -> Finding:
 
 
 def interfaces(name: str) -> Iterator[Finding]:
-    """Check each interface that is meant by a name, a list, a pattern, or `any`."""
+    """Check each interface that `name` stands for: a name, a list, a pattern, or `any`."""
     patterns = ["*"] if name == ANY else name.split(",")
     there = [each for _, each in socket.if_nameindex()]
     for pattern in patterns:
@@ -382,7 +384,7 @@ def reach(shadow: Shadow) -> Iterator[Finding]:
 
 
 def clock_source(file: Path) -> Finding:
-    """Check whether reading the clock is cheap, which is done for every packet."""
+    """Check whether reading the clock is cheap: it is read for every packet."""
     try:
         source = file.read_text(encoding="ascii").strip()
     except OSError:
@@ -398,7 +400,7 @@ def clock_source(file: Path) -> Finding:
 
 
 def clock() -> Finding:
-    """Check whether the wall clock is right, which reports and `ttl` use, and the data path does not."""
+    """Check whether the wall clock is right.  Reports and `ttl` use it; the data path does not."""
     if time.gmtime().tm_year < SOUND_YEAR:
         return Finding(
             "clock", Level.WARN, f"it is {time.ctime()} here: the clock was never set", "set it, by NTP best"

@@ -87,7 +87,7 @@ DOWN_TIME: Final = 3.0
 """Seconds for which connections must fail, and nothing be sent, before a shadow counts as down: a restart of a
 server's process is shorter."""
 WINDOW: Final = 10.0
-"""Seconds of the window of answers that are judged."""
+"""Length of the window in seconds: the answers within it are judged."""
 ENOUGH: Final = 20
 """Least answers in the window for their share of errors to count."""
 SILENT_TRIALS: Final = 16
@@ -100,7 +100,7 @@ ENOUGH_TIMES: Final = 5
 
 
 SILENCE: Final = "it breaks all connections off without a byte"
-"""What a port forwarder without a backend does, in words."""
+"""In words, what a port forwarder without a backend does."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +116,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     connects: int = 0
     """Attempts to connect that began."""
     connect_failures: int = 0
-    """Attempts to connect that failed, whenever they began; with those of `silent`."""
+    """Attempts to connect that failed, whenever they began; those of `silent` are among them."""
     silent: int = 0
     """Connections that were broken off without a byte, by an address that does this with all."""
     connected: int = 0
@@ -134,7 +134,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     ring_fill: float = 0.0
     """How full the ring of the worst worker is, 0 to 1."""
     delay: float = 0.0
-    """Mean seconds that what was read had waited in the ring; of the worst worker."""
+    """Mean time in seconds for which records had waited in the ring when they were read; that of the worst worker."""
     cpu_share: float = 0.0
     """CPU seconds a second (cores) of all workers."""
     rss_bytes: int = 0
@@ -184,7 +184,7 @@ class Throttle:
         self._full_since: float | None = now
         self._hold = HOLD
         self._failed = 1.0
-        """The share that was too much last."""
+        """The last share that was too much."""
         self._rose = False
         """Whether the share rose since it was lowered last."""
 
@@ -294,9 +294,9 @@ class Breaker:
         self.state = State.CLOSED
         self.share = 1.0
         self.reason = ""
-        """Why the share is below 1; "": it is not."""
+        """Why the share is below 1; empty: it is not."""
         self.cause = ""
-        """What is wrong with the shadow; "": it is well, or nothing is known."""
+        """What is wrong with the shadow; empty: it is well, or nothing is known."""
         self.reached = False
         """Whether the shadow was ever reached."""
         self._errors = budget.errors
@@ -381,7 +381,7 @@ class Breaker:
         return ""
 
     def _gets_through(self, health: Health, now: float) -> bool:
-        """Whether it was reached, and while it is half-open not only by connections from before."""
+        """Whether the shadow was reached.  While it is half-open, connections from before do not count."""
         old = self.state is State.HALF_OPEN and now - self._asked < UNDECIDED and not self._connected
         return self._reach.through(health) and not old
 
@@ -422,7 +422,7 @@ class _Shadow:
 
     @property
     def cause(self) -> str:
-        """What is wrong with it; "": nothing."""
+        """What is wrong with the shadow; empty: nothing."""
         return self.breaker.cause or self.throttle.reason
 
     def _median(self, health: Health, now: float) -> float:
@@ -464,7 +464,7 @@ class Governor:
         return {name: shadow.breaker.state for name, shadow in self._shadows.items()}
 
     def causes(self, unreached: Mapping[str, str]) -> dict[str, str]:
-        """What is wrong with each shadow, even if the share is not lower for it; "": nothing.
+        """What is wrong with each shadow, even if this does not lower the share; empty: nothing.
 
         `unreached`: why some could not be reached at the start, which counts until they are reached.
         """
@@ -544,7 +544,9 @@ def together(measures: Iterable[Measure]) -> Measure:
 def _costs(
     measure: Measure, cpu: float | None, memory: int | None, bandwidth: float | None, whose: str, settle: float
 ) -> list[Load]:
-    """The loads that workers put on this host and its links; `settle` as in `Load`, for those that follow at once."""
+    """The loads that workers put on this host and its links; `settle` (as in `Load`) is for those that can be
+    measured at once.
+    """
     loads = []
     if cpu is not None:
         loads.append(

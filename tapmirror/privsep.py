@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking and giving up privileges, and messages with descriptors between processes.  Nothing else.
+"""Checks and gives up privileges, and passes messages with descriptors between processes.  It does nothing else.
 
-The rules of prctl(2), capabilities(7) and unix(7); what was given up is checked afterwards.
+The rules are those of prctl(2), capabilities(7) and unix(7).  What was given up is checked afterwards.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, Final
 import msgspec
 
 WORKER_USERS: Final = ("tapmirror", "nobody")
-"""The worker runs as the first of these that exists."""
+"""The worker runs as the first of these users that exists."""
 CAPABILITIES: Final = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_NET_RAW": 13}
-"""Capabilities that starting a tap takes, with their numbers (include/uapi/linux/capability.h)."""
+"""The capabilities that are needed to start a tap, with their numbers (include/uapi/linux/capability.h)."""
 MAX_FDS: Final = 8
 
 PR_SET_DUMPABLE: Final = 4
@@ -40,7 +40,7 @@ class PrivilegeError(RuntimeError):
 
 
 def worker_identity() -> tuple[int, int]:
-    """(uid, gid) for a worker.  Raises `PrivilegeError` if the system has no user for it."""
+    """The (uid, gid) that a worker runs as.  Raises `PrivilegeError` if the system has no user for it."""
     for name in WORKER_USERS:
         with suppress(KeyError):
             entry = pwd.getpwnam(name)
@@ -49,7 +49,7 @@ def worker_identity() -> tuple[int, int]:
 
 
 def lacking(status: str | None = None) -> list[str]:
-    """Those of `CAPABILITIES` that this process does not have; `status`: of /proc/self/status."""
+    """Those of `CAPABILITIES` that this process does not have; `status` is the text of /proc/self/status."""
     text = Path("/proc/thread-self/status").read_text() if status is None else status
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", text, re.MULTILINE)
     have = int(found[1], 16) if found else 0
@@ -57,7 +57,7 @@ def lacking(status: str | None = None) -> list[str]:
 
 
 def user_id(name: str) -> int | None:
-    """The number of a user; None: there is none of this name."""
+    """The number of a user; None: no user has this name."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
@@ -101,9 +101,8 @@ def send(sock: socket.socket, message: Any, fds: Sequence[int] = ()) -> None:
 
 
 def receive(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]:
-    """One message of at most `limit` bytes and its descriptors.
-
-    Raises EOFError at the end, OSError, and ValueError for what is no JSON object.
+    """Receive one message of at most `limit` bytes, with its descriptors.  Raises EOFError at the end, OSError, and
+    ValueError if it is no JSON object.
     """
     data, fds, flags, _ = socket.recv_fds(sock, limit, MAX_FDS)
     if not data:
@@ -114,7 +113,7 @@ def receive(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]
 
 
 def receive_bare(sock: socket.socket, limit: int) -> dict[str, Any]:
-    """One message of at most `limit` bytes from an untrusted process.  Raises as `receive` does.
+    """Receive one message of at most `limit` bytes from an untrusted process.  It raises what `receive` raises.
 
     There is no room for descriptors, so the kernel discards any that come (unix(7)); they are an error.
     """
@@ -141,7 +140,9 @@ def send_large(sock: socket.socket, message: Any, fds: Sequence[int] = ()) -> No
 
 
 def receive_large(sock: socket.socket, limit: int) -> tuple[dict[str, Any], list[int]]:
-    """One message of `send_large` of at most `limit` bytes and its descriptors; raises as `receive` does."""
+    """Receive one message of `send_large`, of at most `limit` bytes, with its descriptors.  It raises what `receive`
+    raises.
+    """
     message, (memory, *fds) = receive(sock, 4096)
     with open(memory, "rb") as file:
         if not 0 < message["bytes"] <= limit:
