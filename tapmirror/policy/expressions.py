@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many regular expressions on one part of a request, looked for all at once.
 
-One call of RE2's costs 0.8 us from Python, whatever it looks for, and RE2 can look for many expressions as one
-automaton (RE2::Set).  So all that rules and shadows want of one subject - the path, a header - is found by the first
-who asks, and kept while the request is decided.
+One call of RE2 costs 0.8 us from Python, whatever it looks for, and RE2 can look for many expressions as one automaton
+(RE2::Set).  So everything that rules and shadows look for in one subject (the path, a header) is found when the first
+of them asks, and kept until the request is decided.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from tapmirror.spec import Match, Text
 
 Subject: TypeAlias = Hashable
-"""What is looked at: "path", ("header", b"x-user")."""
+"""The part of a request that is searched: "path", ("header", b"x-user")."""
 Reader: TypeAlias = "Callable[[Request], bytes | None]"
-"""Reads a subject's value from a request; None: there is none."""
+"""Reads a subject's value from a request; None: the request has none."""
 
 FEW: Final = 2
-"""Expressions on one subject from which on they are looked for together; fewer are tried one by one."""
+"""From this many expressions on one subject on, they are looked for together; fewer are tried one by one."""
 MOST: Final = 256
-"""Expressions in one automaton at most: beyond that RE2's memory (8 MiB) may not hold it."""
+"""Most expressions in one automaton: a larger one may not fit into RE2's memory (8 MiB)."""
 _ALWAYS: Final = b"(?s:.*)"
 
 
 class Expressions:
-    """Those of all matches of a policy."""
+    """The expressions of all matches of a policy."""
 
     def __init__(self, matches: Iterable[Match] = ()) -> None:
         wanted: dict[Subject, list[bytes]] = {}
@@ -47,7 +47,9 @@ class Expressions:
                     self._places |= {(subject, each): (automaton, i + 1) for i, each in enumerate(part)}
 
     def check(self, subject: Subject, text: Text, read: Reader) -> Callable[[Request], bool] | None:
-        """Whether a condition with an expression holds; None: it is for its own to try."""
+        """A function that tells whether the condition holds; None: it is not among those that are looked for
+        together.
+        """
         if text.regex is None:
             return None
         automaton, number = self._places.get((subject, _bytes(text)), (None, 0))
@@ -83,7 +85,7 @@ class _Automaton:
 
     @classmethod
     def made(cls, expressions: list[bytes]) -> _Automaton | None:
-        """None: they are too much for one."""
+        """The automaton; None: the expressions are too much for one."""
         import re2
 
         try:
@@ -92,11 +94,11 @@ class _Automaton:
             return None
 
     def look(self, request: Request, value: bytes | None) -> None:
-        """Find all that match."""
+        """Find all expressions that match the value."""
         self.request = request
         self.found = [] if value is None else self._set.Match(value)
         if value is not None and 0 not in self.found:
-            # RE2 gave up for want of memory: what always matches is not there either.
+            # RE2 gave up because it has no memory left: even the expression that always matches is missing.
             self.found = self._tried(value)
 
     def _tried(self, value: bytes) -> list[int]:
@@ -121,7 +123,7 @@ def _bytes(text: Text) -> bytes:
 
 
 def _texts(match: Match) -> Iterator[tuple[Subject, Text | None]]:
-    """All conditions on texts, with their subjects as `policy.match` calls them."""
+    """All conditions on texts, each with its subject, as `policy.match` names it."""
     yield from (("path", match.path), ("target", match.target), ("host", match.host))
     yield from ((("header", name.lower()), text) for name, text in match.headers.items())
     yield from ((("query", name), text) for name, text in match.query.items())

@@ -25,23 +25,23 @@ class HookRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     target: str
-    """Target of the request line, with the query."""
+    """The target of the request line, with the query."""
     headers: tuple[tuple[str, str], ...]
     """Names and values in their order."""
     body: bytes | None
-    """Only with `body: true`, else None.  Chunked bodies are put together."""
+    """The body, without the framing of chunks; None unless the hook has `body: true`."""
     client: str
     """The client's address."""
     connection: int
     """Number of the client's connection: the same for all its requests."""
 
     def replace(self, **changes: object) -> HookRequest:
-        """A copy with other values."""
+        """A copy of this request with other values."""
         return msgspec.structs.replace(self, **changes)
 
 
 def to_hook(request: Request, connection: int, body: bytes | None) -> HookRequest:
-    """The record for a request."""
+    """The request as the hook gets it."""
     headers = []
     for line in request.head[request.line_end + 2 : -4].split(b"\r\n"):
         name, _, value = line.decode("latin-1").partition(":")

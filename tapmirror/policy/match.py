@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Match` as a function of a request.
 
-Texts are compared as the bytes that were sent (ISO 8859-1 for what is not ASCII).  Regular expressions
-are RE2's: in time linear in the input, whatever a client sends.
+Texts are compared as the bytes that were sent (ISO 8859-1 for what is not ASCII).  Regular expressions are those of
+RE2, whose time is linear in the length of the input, whatever a client sends.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ _V4: Final = bytes(10) + b"\xff\xff"
 
 
 def matcher(matches: Iterable[Match], expressions: Expressions = NONE) -> Check | None:
-    """Whether one of the matches holds; None: there are none, so that every request matches.
-
-    `expressions` are those that are looked for together, of these matches and others.
+    """A function that tells whether one of the matches holds; None: there are none, so every request matches.
+    `expressions` are looked for together; they are those of these matches and of others.
     """
     checks = [_all_of(match, expressions) for match in matches]
     if not checks or any(check is None for check in checks):
@@ -38,7 +37,9 @@ def matcher(matches: Iterable[Match], expressions: Expressions = NONE) -> Check 
 
 
 def _all_of(match: Match, expressions: Expressions) -> Check | None:
-    """Whether all conditions of a match hold; None: it has none.  The cheap ones are tried first."""
+    """A function that tells whether all conditions of a match hold; None: it has none.  The cheap ones are tried
+    first.
+    """
 
     def of(subject: Subject, text: Text, read: Reader) -> Check:
         found = expressions.check(subject, text, read)
@@ -72,7 +73,7 @@ def _all_of(match: Match, expressions: Expressions) -> Check | None:
 
 
 def text_check(text: Text) -> TextCheck:
-    """The condition as a function of a value, or of None: there is no such value."""
+    """The condition as a function of a value, which is None if the request does not have it."""
     check = _plain_check(text)
     if text.invert:
         return lambda value: not check(value)
@@ -109,7 +110,7 @@ def _plain_check(text: Text) -> TextCheck:
 
 
 def compile_re2(text: str, ignore_case: bool = False) -> re.Pattern[bytes]:
-    """An expression of RE2 on bytes, which need not be UTF-8 where it is ASCII."""
+    """Compile an expression for bytes, which need not be UTF-8 if the expression is ASCII."""
     import re2
 
     options = re2.Options()
@@ -122,7 +123,7 @@ def compile_re2(text: str, ignore_case: bool = False) -> re.Pattern[bytes]:
 
 
 def compile_text(text: str) -> re.Pattern[str]:
-    """An expression of RE2 on text."""
+    """Compile an expression for text."""
     import re2
 
     options = re2.Options()
@@ -132,7 +133,7 @@ def compile_text(text: str) -> re.Pattern[str]:
 
 
 def clients(networks: Iterable[str]) -> Check:
-    """Whether the client is in one of the networks."""
+    """A function that tells whether the client is in one of the networks."""
     ranges: list[tuple[bytes, bytes]] = []
     for text in networks:
         network = ipaddress.ip_network(text)
@@ -147,7 +148,9 @@ def _methods(methods: Iterable[str]) -> Check:
 
 
 def _prefix(text: Text) -> Check | None:
-    """The path begins so, the commonest of all conditions, with one call less."""
+    """A function that tells whether the path begins with this.  It is the most frequent condition, and needs one call
+    less in this way.
+    """
     if text.prefix is None or text.ignore_case or text.invert:
         return None
     prefix = text.prefix.encode()

@@ -22,11 +22,11 @@ Fate: TypeAlias = FilterReason | DropReason | None
 
 
 ALL: Final = 1 << 32
-"""Above all values of the flow hash."""
+"""A threshold above all values of the flow hash."""
 
 
 class Share:
-    """A check and a sampler: what a tap, rule, mirror or shadow has of its own."""
+    """The share of a tap, rule, mirror or shadow."""
 
     __slots__ = ("plain", "sampler")
 
@@ -55,7 +55,7 @@ class Destination:
         self.changes_method = spec.rewrite.method is not None
         self.pooled = spec.pooled
         self.threshold = ALL
-        """Connections whose hash is not below it are not for this shadow, as long as it can take no more."""
+        """The shadow gets only connections whose hash is below this, as long as it can take no more."""
         self.held_bytes = 0
         self.held_requests = 0
 
@@ -97,7 +97,7 @@ class CompiledRule:
         self.others = [each for each in destinations if id(each) not in chosen]
         """Shadows that this rule does not name."""
         self.plain: list[Destination] | None = None
-        """Where a request of this rule goes in any case, but for tunnels; None: that has to be looked at."""
+        """Where every request of this rule goes, except tunnels; None: this depends on the request."""
         wholly = all(share is None and each.check is None and each.share.plain for each, share in self.mirrors)
         if wholly and not self.others and self.share.plain and self.body is None:
             self.plain = [each for each, _ in self.mirrors]
@@ -106,7 +106,7 @@ class CompiledRule:
 Finder: TypeAlias = Callable[[Request], CompiledRule | None]
 """The first of some rules that a request matches."""
 RUN: Final = 500
-"""Rules that one expression looks for."""
+"""Most rules that one expression looks for."""
 
 
 def finder(rules: Sequence[CompiledRule]) -> Finder:
@@ -135,7 +135,7 @@ def finder(rules: Sequence[CompiledRule]) -> Finder:
 
 
 def _literal(rule: CompiledRule) -> bytes | None:
-    """An expression for the path that is all that the rule asks for."""
+    """The expression for the path, if the rule asks for nothing else; otherwise None."""
     if len(rule.spec.match) != 1:
         return None
     match = rule.spec.match[0]

@@ -64,7 +64,9 @@ _UNBOUNDED: Final = 1 << 62
 
 
 def is_needed(spec: TapSpec) -> bool:
-    """Whether there is anything to decide.  If not, each request goes to one shadow as it is (or with another Host)."""
+    """Whether there is anything to decide.  If not, each request goes to one shadow unchanged, or only with another
+    Host.
+    """
     (shadow, *more) = spec.shadows
     return bool(
         more
@@ -126,9 +128,10 @@ class Held:
         self.over = over
         """The fate of the request if the body is longer."""
         self.body = bytearray()
-        """Its bytes so far, joined: a client may send parts of one byte, and an object for each would take 42 bytes."""
+        """The bytes that have come so far, joined: a client may send parts of one byte, and an object for each would
+        take 42 bytes."""
         self.size = 0
-        """Captured bytes that it stands for."""
+        """How many captured bytes the request stands for."""
 
 
 class Policy:
@@ -271,7 +274,7 @@ class Policy:
             out.extend(Finish(command.flow, target, command.answered) for target in sorted(talk.opened))
 
     def _excuse(self, command: Excuse, now: float, out: list[Command]) -> None:
-        """Pass it on.  NOTE: not for pooled connections, which have requests of other clients too."""
+        """Pass the command on.  NOTE: not for pooled connections, which have requests of other clients too."""
         talk = self._talks.get(command.flow)
         if talk is not None:
             out.extend(Excuse(command.flow, target) for target in talk.sends if target in talk.opened)
@@ -341,7 +344,7 @@ class Policy:
     def _choose(
         self, request: Request, talk: Talk, flags: int, now: float
     ) -> tuple[Sequence[Destination], Sequence[tuple[Destination, Fate]], CompiledRule | None]:
-        """Which shadows get it, why the others do not, and by which rule."""
+        """Which shadows get the request, why the others do not, and which rule decided."""
         fate: Fate
         if self._safe and request.method not in SAFE:
             fate = FilterReason.METHOD
@@ -405,7 +408,7 @@ class Policy:
         now: float,
         charges: list[Bucket],
     ) -> Fate | Literal[True]:
-        """True, or why this shadow does not get it."""
+        """True, or the fate of the request for this shadow."""
         if each.check is not None and not each.check(request):
             return FilterReason.NO_MATCH
         if talk.hash >= each.threshold:
@@ -435,7 +438,9 @@ class Policy:
     def _must_hold(
         self, request: Request, rule: CompiledRule | None, takes: Sequence[Destination]
     ) -> tuple[int, FilterReason | DropReason | None]:
-        """(most bytes of the body, fate of the request if it is longer); no fate: it need not be held."""
+        """Returns (most bytes of the body, fate of the request if it is longer); the fate is None if it need not be
+        held.
+        """
         limit = _UNBOUNDED
         over: FilterReason | DropReason | None = None
         if request.length == 0:

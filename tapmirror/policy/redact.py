@@ -100,9 +100,9 @@ left out, and a longer form is `unredacted`."""
 NESTED: Final = 4
 """Most levels of JSON inside strings of JSON that are inspected: each level of quoting doubles the room for quotes."""
 NOT_SHOWN: Final = "(not shown)"
-"""In place of a text that cannot be inspected."""
+"""Shown in place of a text that cannot be inspected."""
 _MEMBER: Final = re.compile(r"[\s\ufeff]*[{\[].*\"\s*:", re.DOTALL)
-"""In a text that is not JSON: it may be the beginning of JSON, or JSON followed by something else."""
+"""A member in a text that is not JSON, but may be the beginning of JSON, or JSON followed by something else."""
 _OPENS: Final = re.compile(r"[{\[]").search
 
 
@@ -209,7 +209,7 @@ class Redactor:
         return hmac.new(self._secret, value, hashlib.sha256).hexdigest()[:16].encode()
 
     def text(self, text: bytes) -> bytes:
-        """Any text without what the patterns match."""
+        """A text without what the patterns match."""
         for pattern, becomes in self._patterns:
             text = pattern.sub(lambda _, becomes=becomes: becomes, text)  # type: ignore[misc]
         return text
@@ -333,7 +333,7 @@ def steps_of(path: str) -> tuple[str, ...]:
 
 
 def is_anywhere(steps: tuple[str, ...]) -> bool:
-    """Whether it is a name at any depth."""
+    """Whether the path is a name at any depth (`**.name`)."""
     return len(steps) == 2 and steps[0] == "**" and steps[1] not in ("**", "*", "[]")
 
 
@@ -424,7 +424,7 @@ def _as_bytes(value: Any) -> bytes:
 
 
 def framed(head: bytes, length: int) -> bytes:
-    """A head for a body of `length` bytes that was held: with Content-Length, not chunked."""
+    """The head for a body of `length` bytes that was held: it has a Content-Length and is not chunked."""
     kept = [
         line
         for line in head[:-4].split(b"\r\n")

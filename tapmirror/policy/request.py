@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request's head, looked at no further than somebody asks.
-
-The head is one that `framing.head` took for valid; nothing is validated here.
+"""A request's head, of which only those parts are read that somebody asks for.  `framing.head` took the head for valid;
+nothing is validated here.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ class Request:
         self.line_end = end = head.find(b"\r")
         self.method, target, self.version = head[:end].split(b" ")
         self.origin = b""
-        """Scheme and authority of a target in absolute form, else empty."""
+        """Scheme and authority of a target in absolute form; otherwise empty."""
         if not target.startswith(b"/"):
             origin = _ORIGIN.match(target)
             if origin is not None:
                 self.origin, target = origin[0], target[origin.end() :]
         self.path, mark, query = target.partition(b"?")
         self.query = query if mark else None
-        """None: there is no question mark."""
+        """The query; None: the target has no question mark."""
 
     @cached_property
     def target(self) -> bytes:
@@ -74,7 +73,7 @@ class Request:
 
     @cached_property
     def length(self) -> int | None:
-        """Of the body as announced; None: chunked."""
+        """Length of the body as announced; None: it is chunked."""
         found = _LENGTH.search(self.head, self.line_end)
         if found is not None:
             return int(found[1])
@@ -82,7 +81,7 @@ class Request:
 
     @cached_property
     def parameters(self) -> dict[bytes, bytes]:
-        """Of the query, decoded; the first of each name."""
+        """Parameters of the query by name, decoded.  Of several with one name, the first counts."""
         found: dict[bytes, bytes] = {}
         for pair in (self.query or b"").split(b"&"):
             name, _, value = pair.partition(b"=")
@@ -92,7 +91,7 @@ class Request:
 
     @cached_property
     def cookies(self) -> dict[bytes, bytes]:
-        """By name; the first of each (RFC 6265, 5.4)."""
+        """Cookies by name.  Of several with one name, the first counts (RFC 6265, 5.4)."""
         found: dict[bytes, bytes] = {}
         for pair in self.fields.get(b"cookie", b"").split(b";"):
             name, sign, value = pair.strip(b" \t").partition(b"=")
@@ -102,7 +101,9 @@ class Request:
 
     @cached_property
     def claims(self) -> dict[str, object]:
-        """Of the JSON Web Token in Authorization (RFC 7519), unverified; empty if there is none that can be read."""
+        """Claims of the JSON Web Token in Authorization (RFC 7519), unverified; empty: there is none that can be
+        read.
+        """
         scheme, _, token = self.fields.get(b"authorization", b"").partition(b" ")
         parts = token.strip(b" ").split(b".")
         if scheme.lower() != b"bearer" or len(parts) != 3 or len(token) > TOKEN_BYTES:
@@ -114,7 +115,9 @@ class Request:
 
 
 def persistent(head: bytes, flags: int) -> tuple[bytes, int]:
-    """A head, with its flags, after which the connection stays, over which requests of others go (RFC 9112, 9.3)."""
+    """A head, with its flags, that keeps the connection open (RFC 9112, 9.3), because requests of other clients use it
+    too.
+    """
     options = b",".join(_CONNECTION.findall(head)).lower()
     old = head.startswith(b"HTTP/1.0\r", head.find(b"\r") - 8)
     if b"close" not in options and (not old or b"keep-alive" in options):
@@ -124,13 +127,13 @@ def persistent(head: bytes, flags: int) -> tuple[bytes, int]:
 
 
 def decoded(text: bytes) -> bytes:
-    """A name or value of a query."""
+    """A name or value of a query, decoded."""
     return unquote_to_bytes(text.replace(b"+", b" ")) if b"%" in text or b"+" in text else text
 
 
 def port_start(host: bytes) -> int:
-    """Where the colon before the port is in `host[:port]`; -1: it has none.  Colons within brackets are an
-    IPv6 address's (Envoy: HeaderUtility::getPortStart).
+    """The index of the colon before the port in `host[:port]`; -1: it has no port.  Colons within brackets belong to an
+    IPv6 address (Envoy: HeaderUtility::getPortStart).
     """
     colon = host.rfind(b":")
     return -1 if colon < host.rfind(b"]") else colon

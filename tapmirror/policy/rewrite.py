@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Rewrite` as a function from a request's head to the head that a shadow gets.
 
-Whatever a template takes from a request, no control character gets into a field: the values come from a
-head that has none but tabs, and what is put together is looked at once more.
+Whatever a template takes from a request, no control character gets into a field: the values come from a head that has
+none but tabs, and the result is checked once more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 def rewriter(shadow: Shadow, tap: str) -> Rewriter | None:
-    """The function for one shadow; None: everything is kept."""
+    """The function for one shadow; None: nothing is changed."""
     spec = shadow.rewrite
     if spec == Rewrite():
         return None
@@ -59,7 +59,7 @@ def rewriter(shadow: Shadow, tap: str) -> Rewriter | None:
 
 
 def _line_rewriter(spec: Rewrite) -> Callable[[Request], bytes | None] | None:
-    """The new request line, without its CR LF."""
+    """A function that returns the new request line, without its CR LF."""
     if spec.method is None and spec.path is None and not spec.set_query and not spec.remove_query:
         return None
     method = spec.method.encode() if spec.method is not None else None
@@ -67,7 +67,7 @@ def _line_rewriter(spec: Rewrite) -> Callable[[Request], bytes | None] | None:
     query = _query_rewriter(spec) if spec.set_query or spec.remove_query else None
 
     def rewrite(request: Request) -> bytes | None:
-        # `*` is of OPTIONS only, a host with its port of CONNECT, and there is nothing else (RFC 9112, 3.2.3 and 3.2.4)
+        # only CONNECT has a host with its port, only OPTIONS `*`, and there is nothing else (RFC 9112, 3.2.3 and 3.2.4)
         if request.path == b"*" or request.method == b"CONNECT":
             return request.head[: request.line_end] if method in (None, request.method) else None
         new_path = request.path if path is None else path(request.path)
@@ -106,7 +106,7 @@ def _query_rewriter(spec: Rewrite) -> Callable[[bytes | None], bytes | None]:
 def _field_rewriter(
     spec: Rewrite, shadow: Shadow, tap: str
 ) -> Callable[[Request, bytes, int, float], bytes | None] | None:
-    """The head from behind the request line on."""
+    """A function that returns the fields: the head behind the request line."""
     host = _host_rewriter(spec.host, shadow)
     put = dict(spec.set_headers)
     if spec.marker is not None:
@@ -145,7 +145,7 @@ def _filled(parts: Iterable[tuple[bytes, bytes | Part]], request: Request, conne
 
 
 def _removing(names: Iterable[str]) -> re.Pattern[bytes] | None:
-    """Matches the lines of these fields, each with the CR LF before it.
+    """An expression that matches the lines of these fields, each with the CR LF before it.
 
     Both cases of the first letter are spelled out: a search that must begin with one of few bytes is
     several times faster than one that ignores case from the first.
@@ -179,7 +179,7 @@ def with_suffix(host: bytes) -> bytes:
 
 
 def template(text: str, tap: str, shadow: str) -> bytes | Part:
-    """What fills a template; bytes if that is always the same."""
+    """A function that fills a template; bytes if the result is always the same."""
     parts: list[bytes | Part] = []
     for literal, name, _, _ in string.Formatter().parse(text):
         parts.append(literal.encode())
@@ -198,7 +198,7 @@ def template(text: str, tap: str, shadow: str) -> bytes | Part:
 
 
 def show_address(address: bytes) -> bytes:
-    """16 bytes as the text of the address; IPv4 as such."""
+    """An address of 16 bytes as text; one of IPv4 is written as such."""
     if address.startswith(_MAPPED):
         return b"%d.%d.%d.%d" % tuple(address[12:])
     return str(ipaddress.IPv6Address(address)).encode()

@@ -93,13 +93,13 @@ class Sampler:
         self._key = key_reader(spec.key) if spec.key is not None else None
         self._requests = Bucket(spec.max_requests) if spec.max_requests is not None else None
         self.bytes = Bucket(spec.max_bytes) if spec.max_bytes is not None else None
-        """To be charged with what passes."""
+        """The bucket that is charged with the bytes that pass; None: they have no cap."""
         self.always = spec.most() == 100 and spec.ramp is None
         """Whether every request is in the share (a cap may still say no)."""
         self.capped = self._requests is not None or self.bytes is not None
 
     def begin(self, at: float) -> None:
-        """When a ramp began, if not with the first that is decided."""
+        """Say when the ramp began; otherwise it begins with the first decision."""
         self._began = at
 
     def set_percent(self, percent: float) -> None:
@@ -139,7 +139,7 @@ class Sampler:
         return True
 
     def percent(self, now: float) -> float:
-        """The share at a time, in percent."""
+        """The share at this time, in percent."""
         if self._ramp is None:
             return self._steps * 100 / FULL
         if self._began is None:

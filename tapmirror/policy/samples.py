@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is taken out of the samples that a comparison keeps: of requests, of both answers, and of names.
 
-The tap's own rules hold, and those of `compare.redact` beside them; without these the fields and members that
-usually hold secrets or persons go, as with `privacy: strict`, but texts are shown.  As in `redact`: what cannot be
-looked into is not shown.
+The tap's own rules hold, and those of `compare.redact` in addition.  Without the latter, the fields and members that
+usually hold secrets or personal data are removed, as with `privacy: strict`, but texts are shown.  As in `redact`, what
+cannot be inspected is not shown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ USUAL: Final = Redact(
     json={f"**.{name}": "replace:(redacted)" for name in STRICT_NAMES},
 )
 _REQUEST: Final = b"GET / HTTP/1.1\r\n"
-"""In place of the status line, for rules of fields know requests only."""
+"""In place of the status line, because the rules for fields are made for requests."""
 
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _READABLE: Final = re.compile(
@@ -34,19 +34,19 @@ _READABLE: Final = re.compile(
 )
 _TYPED: Final = re.compile(rb"\r\ncontent-type[ \t]*:", re.IGNORECASE)
 NAMES: Final = 4096
-"""Paths of differences that are remembered."""
+"""Most paths of differences that are remembered."""
 _LINKS: Final = (b"location", b"content-location", b"link", b"refresh")
 """Fields of answers that hold URLs."""
 _SESSION: Final = re.compile(rb";jsessionid=[^/?#;,<>\" ]*", re.IGNORECASE).sub
 """The session that servlets put into paths of clients without cookies (Jakarta Servlet 6.0, 7.1.3)."""
 QUERIES: Final = 32
-"""Queries and fragments in the fields of an answer that are looked into; fields with more are left out."""
+"""Most queries and fragments in the fields of an answer that are inspected; fields with more are left out."""
 _QUERY: Final = re.compile(rb"([?#])([^?#<>\"]*)")
 _WITHIN: Final = ((), ("[]",), ("[]", "data"))
-"""Where a document may be: it is the body, a line of it, or the data of an event (`compare.documents`)."""
+"""Where a document may be: it may be the body, a line of it, or the data of an event (`compare.documents`)."""
 _LEADS: Final = (re.compile(r"\[\](?=[.\[])"), re.compile(r"\[\]\.(?:data|\*)(?=[.\[])", re.IGNORECASE))
 LINES: Final = 4096
-"""Lines of events or of JSON that are looked into, in some 10 ms; what has more is not shown."""
+"""Most lines of events or of JSON that are inspected, in some 10 ms; what has more is not shown."""
 _OPENS: Final = (b"{", b"[")
 _WIDE: Final = (b"\xff\xfe", b"\xfe\xff")
 """Marks of UTF-16, in which nothing would be found."""
@@ -69,9 +69,8 @@ class SampleRedactor:
         """`compare.Redaction.field`: the same fields differ again and again."""
 
     def request(self, head: bytes, body: bytes) -> tuple[bytes, bytes | None]:
-        """A request's head and body; no body: it cannot be looked into.  Any bytes may come.
-
-        Only JSON and forms can: what clients send as text or in parts may hold a password anywhere.
+        """A request's head and body; the body is None if it cannot be inspected.  Any bytes may come.  Only JSON and
+        forms can be inspected: what clients send as text or in parts may hold a password anywhere.
         """
         if body and not _READABLE.search(head) and (_TYPED.search(head) or body.lstrip()[:1] not in (b"{", b"[")):
             return self._request(head, b"")[0], None
@@ -83,13 +82,15 @@ class SampleRedactor:
         return self._request(head, body)
 
     def path(self, path: bytes) -> bytes:
-        """A request's path, or what else is only text."""
+        """A request's path, or anything else that is only text."""
         for redactor in self._redactors:
             path = redactor.text(path)
         return path
 
     def _field(self, path: str) -> str:
-        """The path of a difference (`body.items[].price`): a member that is taken out ends it, whatever is within."""
+        """The path of a difference (`body.items[].price`).  It ends at a member that is removed, whatever is within
+        that.
+        """
         root, _, _ = path.partition(".")
         root = root.partition("[")[0]
         if root == path:
@@ -140,7 +141,9 @@ class SampleRedactor:
         return lines[0] + b"\r\n" + fields.partition(b"\r\n")[2], shown
 
     def _link(self, line: bytes) -> bytes:
-        """A field of an answer; the URLs in it lose what the rules take out of a query, of their fragments too."""
+        """A field of an answer.  What the rules remove from a query is removed from the URLs in it, and from their
+        fragments too.
+        """
         name, _, value = line.partition(b":")
         return name + b":" + _QUERY.sub(self._query, _SESSION(b"", value))
 
@@ -151,11 +154,11 @@ class SampleRedactor:
 
 
 def _end(steps: Sequence[str], rule: Sequence[str]) -> int:
-    """After how many steps of a path a rule is met first; 0: it is not."""
+    """After how many steps of a path a rule first applies; 0: it does not."""
     failed: set[tuple[int, int]] = set()
 
     def end(at: int, place: int) -> int:
-        """Of the path from `at` on, and the rule from `place` on."""
+        """The same for the path from `at` on, and the rule from `place` on."""
         if place == len(rule):
             return at
         if (at, place) in failed:
@@ -179,7 +182,9 @@ def _is(step: str, wanted: str) -> bool:
 
 
 def _within(spec: Redact) -> Redact:
-    """The rules, and those of members of lines and events (`[].a`, `[].data.a`) as they are within each."""
+    """The rules, and in addition those of members of lines and events (`[].a`, `[].data.a`) as they are within each
+    line or event.
+    """
     json = dict(spec.json)
     for path, action in spec.json.items():
         for lead in _LEADS:
@@ -227,7 +232,7 @@ def _events(redactor: Redactor, lines: list[bytes]) -> bytes | None:
 
 
 def _line(redactor: Redactor, line: bytes) -> bytes:
-    """A line that is no data: identifiers are JSON, too, and comments and other fields may be anything."""
+    """A line that is not data: an identifier may be JSON too, and comments and other fields may be anything."""
     if line.lstrip()[:1] in _OPENS:
         return redactor.data(line)
     name, colon, value = line.partition(b":")

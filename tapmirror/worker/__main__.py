@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _say_that_memory_is_out(control: socket.socket, limit: int) -> NoReturn:
-    """End, with a line for the supervisor; there may be no memory for more."""
+    """Exit with a line for the supervisor: there may be no memory for more."""
     with suppress(OSError):
         privsep.send(control, {"error": f"limits.memory: the worker needs more than {limit >> 20} MiB"})
     os._exit(1)

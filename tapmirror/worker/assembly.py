@@ -140,7 +140,7 @@ def _replay(
             reactors.append(Reactor(addresses, spec, shadow, ledger, context, observers, gentle))
             if comparing is not None and twice:
                 observers = Observers(comparing.conversation, len(reactors) - 1 + PROBE, clock, Counter())
-                # A ledger of its own: what is sent twice was captured once.
+                # It has a ledger of its own, because what is sent twice was captured once.
                 second.append(Reactor(addresses, its_spec, shadow, Ledger(), context, observers, gentle))
     return Replay(reactors + second)
 
@@ -174,7 +174,8 @@ def prepare(setup: Setup, fds: list[int]) -> Worker:
     ledger = Ledger()
     pipeline = None
     if spec.compare.level is not Level.OFF:
-        # A quarter of what a worker imports, which other taps do without.  Now, while the files can still be read.
+        # This is a quarter of what a worker imports, and other taps do not need it.  It is done now, while the files
+        # can still be read.
         from tapmirror.worker import compared
 
         compared.load()

@@ -15,7 +15,7 @@ from tapmirror.worker.setup import Setup
 
 
 def load() -> None:
-    """Import the packages for codings of bodies too, before the worker gives up the privilege to read files."""
+    """Import also the packages that decode bodies, before the worker gives up the privilege to read files."""
     missing()
 
 

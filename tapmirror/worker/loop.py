@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker's loop: ring, commands of the supervisor, the shadows' sockets, time-outs.
 
-It never sleeps on anything but its epoll and the batching pause `HOLD`.
+It sleeps only in epoll and in the batching pause `HOLD`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ if TYPE_CHECKING:  # what compares nothing does not load it
 BATCH: Final = 512
 """Most records between two looks at the shadow's sockets and the supervisor's commands: a few milliseconds of work."""
 BATCH_BYTES: Final = 1 << 18
-"""The same in bytes of the capture.  Tiny requests and chunks of one byte take 0.3 us a byte: a tenth of a second."""
+"""The same in bytes of the capture.  At worst (tiny requests, chunks of one byte) each takes 0.3 us: a tenth of a
+second in all."""
 TOGETHER: Final = 64
 """Commands that are carried out together: in turns with reassembly and framing, either would find the processor's
 caches full of the other's code, and the kernel's, each time.  Where answers are compared the two are not apart: replay
@@ -84,7 +85,7 @@ class Worker:
         self._pipeline = Pipeline(spec, ledger, policy, tracer=tracer) if comparing is None else comparing
         self._tracer = tracer
         self._loops = False
-        """What is sent comes back to production, so nothing more is read or sent, not even at the end."""
+        """Whether what is sent comes back to production; then nothing more is read or sent, not even at the end."""
         self._paced = spec.pacing is Pacing.WAIT
         self._together = TOGETHER if comparing is None else 1
         self._stopping = False
@@ -95,12 +96,12 @@ class Worker:
         self._entered = 0
         """How many of them the ledger already has (`delay_records`)."""
         self._waited = 0.0
-        """Sum of the seconds that records waited in the capture, as far as the ledger does not have it yet; each record
-        counts as long as the first of its batch."""
+        """Sum of the seconds that records waited in the capture, as far as it is not in the ledger yet.  Each record
+        counts as if it had waited as long as the first of its batch."""
         self._full = False
         """Whether the last batch was as large as allowed, or is not finished."""
         self._given_up = 0, 0
-        """Segments and bytes that were captured and will not be read."""
+        """How many segments and bytes were captured and will not be read."""
         self._restraint = Restraint(BATCH, HOLD)
         self._control: socket.socket | None = None
         self._parcel: privsep.Parcel | None = None
@@ -168,7 +169,7 @@ class Worker:
             if self._parcel is not None:
                 self._hand_over()
                 wait = min(wait, PIECES_PAUSE)
-            # What came meanwhile makes the source readable: this returns at once then.
+            # If something came meanwhile, the source is readable, and this returns at once.
             self._replay.run_once(wait, clock)
 
     def snapshot(self) -> dict[str, Any]:
@@ -259,7 +260,7 @@ class Worker:
         return views
 
     def _take(self, now: float) -> int:
-        """Read and process up to one batch; returns how many records it had.  An unfinished rest counts as one."""
+        """Read and process up to one batch.  Returns how many records it had; an unfinished rest counts as one."""
         if self._pipeline.rest:
             self._replay.execute(self._pipeline.work(now), now)
             self._full = True
@@ -306,7 +307,9 @@ class Worker:
         return count
 
     def _stand_still(self, loop: Loop) -> None:
-        """Report the loop to the supervisor, which ends the tap, and read nothing more until then."""
+        """Tell the supervisor that the shadow leads back to production.  It ends the tap; until then nothing more is
+        read.
+        """
         if not self._loops:
             self._loops = True
             self._replay.unwatch(self._source.fileno())
@@ -430,7 +433,7 @@ class Worker:
 
 
 def _enter(account: Account, counters: Any, index: int) -> None:
-    """Enter the capture's totals into an account; `index` 0: of records, 1: of bytes."""
+    """Enter the capture's totals into an account: those of records (`index` 0), or of bytes (1)."""
     account.seen = counters.seen[index]
     account.sampled_out = counters.sampled_out[index]
     account.filtered[FilterReason.LOOP] = counters.loop[index]

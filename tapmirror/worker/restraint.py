@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a worker catches up after it got no CPU.
+"""How fast a worker catches up after a time without CPU.
 
 Theory of operation
 -------------------
@@ -26,7 +26,7 @@ LATE: Final = 0.01
 SPAN: Final = 0.1
 """Seconds over which its rate and its CPU are measured: a period of the kernel's quotas (CFS bandwidth control)."""
 IDLE: Final = 0.5
-"""Share of one CPU: a late worker that had less was kept from running."""
+"""Share of one CPU: a late worker that used less was kept from running."""
 FASTER: Final = 3.0
 """It catches up at this many times the mean rate, and once more for each `SPAN` that it is late, so that it is not late
 for long."""
@@ -54,7 +54,8 @@ class Restraint:
     def limit(self, now: float, age: float, read: int, cpu: float, fill: float) -> int:
         """The size of the next batch, in records, of a worker that is late by `age` seconds, or has just read `most`.
 
-        `read`: records that it read in all.  `cpu`: seconds of CPU that it used in all.  `fill`: of the ring, 0 to 1.
+        `read` is how many records it read in all, `cpu` how many seconds of CPU it used in all, and `fill` how full the
+        ring is (0 to 1).
         """
         elapsed = now - self._since
         if elapsed >= SPAN:

@@ -23,7 +23,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     spec: TapSpec
     addresses: list[list[tuple[int, list[Any]]]]
-    """For each shadow its (address family, socket address), in the order in which they are tried."""
+    """For each shadow, its pairs of (address family, socket address), in the order in which they are tried."""
     capture: str
     """`ring` (descriptors: ring, counters, wants) or `packet` (descriptor: the AF_PACKET socket)."""
     excluded: list[tuple[bytes, int]] = []
@@ -33,21 +33,21 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     block_bytes: int = BLOCK_BYTES
     """Bytes of a block of the capture ring; for `packet`."""
     cpus: int = 1
-    """Processors that have counters of their own; for `ring`."""
+    """How many processors have counters of their own; for `ring`."""
     shard: int = 0
     """Number of this worker among the tap's, from 0."""
     workers: int = 1
-    """Workers of the tap; each has its part of the connections."""
+    """How many workers the tap has; each has its part of the connections."""
     threshold: int = 1 << 32
-    """Connections are captured whose flow hash is below this; 2**32: all."""
+    """Connections whose flow hash is below this are captured; 2**32: all are."""
     thresholds: list[int] = []
-    """For each shadow, the hash below which it gets a connection; empty: all get what is captured."""
+    """For each shadow, the flow hash below which it gets a connection; empty: each gets all that is captured."""
     probe: int = 0
     """Initial sequence number of the SYN that probes whether a shadow leads back to production; for `packet`."""
     secret: bytes = b""
     """Key of the hashes of redaction, the same for all workers of the tap; JSON carries it as base64."""
     began: float = 0.0
-    """When the tap began, of CLOCK_MONOTONIC."""
+    """When the tap began, in seconds of CLOCK_MONOTONIC."""
     past: dict[str, Any] | None = None
     """The last ledgers of the worker whose place this one takes."""
     uid: int
@@ -59,7 +59,9 @@ class SetupError(Exception):
 
 
 def memory_limit(spec: TapSpec) -> int:
-    """A worker's limit of private memory in bytes (setrlimit(2), RLIMIT_DATA).  The ring is shared, and not in it."""
+    """A worker's limit of private memory in bytes (setrlimit(2), RLIMIT_DATA).  The ring is shared, so it does not
+    count.
+    """
     copies = sum(shadow.copies for shadow in spec.shadows)
     compared = spec.compare.held_bytes + COMPARED_BYTES if spec.compare.level is not Level.OFF else 0
     return spec.limits.memory + (copies - 1) * spec.limits.queues_bytes + compared * copies
