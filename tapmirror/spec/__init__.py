@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tap's specification: one typed structure, whatever door it came in by.
+"""The tap's specification: one typed structure, wherever it comes from.
 
 Pure: names are not resolved and no interface is looked at here.
 """

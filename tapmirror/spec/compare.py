@@ -41,10 +41,10 @@ class Level(enum.Enum):
 
 
 HEADERS_BYTES: Final = 4096
-"""Captured of each segment of production where only the head and the framing matter, also for the status alone, which
-ends with the head: nginx's own are below 1 KiB, cookies and policies make some of 3."""
+"""Bytes captured of each of production's segments if only the head and the framing matter (also for the status alone,
+because the whole head is read): nginx's own heads are shorter than 1 KiB; with cookies and policies some have 3 KiB."""
 BODY_BYTES: Final = 65_536
-"""The whole segment."""
+"""The whole segment is captured."""
 
 
 class Compare(Checked, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ class Compare(Checked, frozen=True, kw_only=True):
 
     @property
     def captured_bytes(self) -> int:
-        """How much of each of production's segments is captured."""
+        """How many bytes of each of production's segments are captured."""
         return {Level.OFF: 0, Level.BODY: BODY_BYTES}.get(self.level, HEADERS_BYTES)
 
     @property
@@ -130,7 +130,7 @@ class Compare(Checked, frozen=True, kw_only=True):
         return self.level in (Level.HEADERS, Level.BODY) and self.noise_probe > 0
 
     def slips(self, *, probe_given: bool = False) -> Found:
-        """As of `TapSpec`; `probe_given`: `noise_probe` was written, be it as its default is."""
+        """As `TapSpec.slips`; `probe_given`: `noise_probe` was given, even if with the default value."""
         given = probe_given or self.noise_probe != NOISE_PROBE
         if self.level is Level.OFF and given:
             yield "noise_probe", "nothing is compared: set compare to a level"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML text to plain data that knows its lines, within bounds.
+"""Reads YAML text as plain data that knows its lines, within bounds.
 
 Nothing is constructed but texts, numbers, truth values, lists and mappings.  A file of some
-kilobytes can stand for gigabytes (aliases of aliases) or nest deeper than any stack: what is
-looked at is counted, and beyond a bound the file is refused.
+kilobytes can stand for gigabytes (aliases of aliases) or nest deeper than any stack: so what is read is counted, and
+beyond a bound the file is refused.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import yaml
 from tapmirror.spec.errors import shown
 
 _MERGE: Final = "tag:yaml.org,2002:merge"
-"""Tag of the key `<<`: a mapping, or several, whose fields count where the one that it is in does not say them
-itself."""
+"""Tag of the key `<<`: a mapping, or several, whose fields count unless the mapping with this key has them itself."""
 MAX_BYTES: Final = 256 << 10
-"""Bytes of the longest file: hundreds of rules; PyYAML reads it in seconds."""
+"""Bytes of the longest file, with hundreds of rules; PyYAML reads it in seconds."""
 MAX_NODES: Final = 50_000
 MAX_DEPTH: Final = 32
 EXPONENT: Final = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+", re.ASCII)
@@ -35,7 +34,7 @@ class Problem(msgspec.Struct, frozen=True):
     """One thing that is wrong with a file."""
 
     line: int
-    """Counted from 1; 0: of no line."""
+    """Counted from 1; 0: it belongs to no line."""
     path: str
     message: str
 
@@ -64,10 +63,10 @@ class Document(msgspec.Struct):
     lines: dict[Path, int]
     """Lines of every value, and of every key's value, by path."""
     problems: list[Problem]
-    """What is wrong with it as YAML, though it could be read."""
+    """What is wrong with it as YAML, although it could be read."""
 
     def line(self, path: Path) -> int:
-        """The line of a value, or of the nearest thing that it is in."""
+        """The line of a value or, if that has none, of the innermost thing around it."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 0)
@@ -180,7 +179,9 @@ class _Builder:
         return text
 
     def _text(self, node: yaml.ScalarNode, path: Path) -> str:
-        """As it was written, but for characters that are escaped in halves, as JSON does: YAML takes these for two."""
+        """The text as it was written, except for characters that are escaped as two halves, as JSON does: YAML takes
+        these for two.
+        """
         text = str(node.value)
         if _HALF.search(text) is None:
             return text

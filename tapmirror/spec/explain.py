@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tap in plain words: what happens to a request, in which order, where it is decided and what that costs."""
+"""Describes a tap in plain words: what happens to a request, in which order, where it is decided and what that
+costs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ HELD = "requests with a body are held in memory until they are complete"
 
 
 def explain(tap: TapSpec) -> list[str]:
-    """The lines, without line breaks; what belongs to something is indented by two spaces."""
+    """The lines of the description, without line breaks; details are indented by two spaces."""
     ports = " and ".join(str(port) for port in tap.ports)
     where = f" of {', '.join(tap.addrs)}" if tap.addrs else ""
     lines = [f"Tap {tap.name}: TCP to port {ports}{where} on interface {tap.iface}"]
@@ -288,7 +290,7 @@ def _us(microseconds: float) -> str:
 
 
 def _texts(rule: Rule) -> Iterator[Text]:
-    """Its conditions on texts."""
+    """The conditions of a match on texts."""
     for match in rule.match:
         for text in (match.host, match.path, match.target):
             if text is not None:

@@ -87,7 +87,7 @@ class Match(Checked, frozen=True, kw_only=True):
 
 
 def network_problems(field: str, networks: tuple[str, ...]) -> Found:
-    """Which of the texts are no networks (address, or address/length)."""
+    """Those of the texts that are not networks (address, or address/length)."""
     for i, text in enumerate(networks):
         try:
             ipaddress.ip_network(text)

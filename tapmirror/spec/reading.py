@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain data to `TapSpec`: every field checked against its type, everything that is wrong told at once.
+"""Reads plain data as `TapSpec`: every field is checked against its type, and everything that is wrong is reported at
+once.
 
-The types are the only description: what a field may be is read from them (`msgspec.inspect`).  Beside
-them there is this sugar, which `sugar` puts into the long form before anything is looked at:
+The types are the only description: what a field may be is read from them (`msgspec.inspect`).  In addition there are
+short forms, which `sugar` converts to the long form before anything is checked:
 
 * `port`, `shadow`, `addr`, `rule`: one value instead of a list of one;
 * a shadow as `HOST:PORT` (also as `to:` within a structure);
@@ -77,9 +78,8 @@ def read_taps(data: bytes) -> list[TapSpec]:
 
 
 def taps_of(documents: list[Document], *, kept: bool = False, auto: int = 1) -> list[TapSpec]:
-    """The taps of documents, each one tap or a list under `taps`.  Raises `FileError`.
-
-    `kept`: they were taken before, and what is no more than a slip (`TapSpec.slips`, also for `auto`) is let pass.
+    """The taps of documents, each one tap or a list under `taps`.  Raises `FileError`.  `kept`: they were accepted
+    before, so slips are let pass (`TapSpec.slips`; for `auto`, see there).
     """
     found = [problem for document in documents for problem in document.problems]
     taps: list[TapSpec] = []
@@ -111,7 +111,7 @@ def taps_of(documents: list[Document], *, kept: bool = False, auto: int = 1) -> 
 
 
 def read_settings(data: bytes) -> Settings:
-    """The one document of a `daemon.yaml`; one without any says nothing.  Raises `FileError`."""
+    """The settings in a `daemon.yaml`, which has one document; without any, all are defaults.  Raises `FileError`."""
     documents = load(data)
     found = [problem for document in documents for problem in document.problems]
     if len(documents) > 1:
@@ -218,7 +218,7 @@ class _Reader:
         return _ABSENT if len(self._found) > known_before else built
 
     def _said_once(self, data: Any, cls: type, path: Path) -> Any:
-        """What was written.  Where it says one thing in two ways, the second is reported and left out."""
+        """What was written.  If it says one thing in two ways, the second is reported and left out."""
         if not isinstance(data, dict):
             return data
         for name, others in _WAYS.get(cls, {}).items():
@@ -287,7 +287,7 @@ _SCALARS: Final = types.MappingProxyType(
 
 
 class _One(list[Any]):
-    """A list of one that was written as the one itself: its problems are told without an index."""
+    """A list of one value that was written as the value itself: its problems are reported without an index."""
 
 
 def sugar(data: Any, cls: type) -> tuple[Any, dict[str, Path]]:
@@ -341,7 +341,7 @@ def _compare(data: Any) -> tuple[Any, dict[str, Path]]:
 
 
 def in_percent(cls: type) -> Collection[str]:
-    """The fields, as files name them, whose numbers are in percent and may say so."""
+    """The fields, as files name them, whose numbers are in percent and may have a percent sign."""
     if cls is Compare:
         return PERCENT
     return ("from", "to") if cls is Ramp else ("percent",) if issubclass(cls, Sampled) else ()
@@ -360,7 +360,9 @@ def _place(path: Path, data: list[Any], index: int) -> Path:
 
 
 def _written(data: Any) -> str:
-    """A value as it is quoted in a message; what YAML 1.1 makes of some words is named, for who wrote one of them."""
+    """A value as it is quoted in a message.  If YAML 1.1 reads some words as this value, the message says so to who
+    wrote one of them.
+    """
     return f"{str(data).lower()} (or {'yes, on' if data else 'no, off'})" if isinstance(data, bool) else shown(data)
 
 
@@ -376,7 +378,7 @@ def _meant(name: str, fields: dict[str, Any]) -> str:
 
 
 def _split(field: str) -> Path:
-    """`a[0].b` as a path; what is behind the first two parts is a name of the user's, with whatever dots."""
+    """`a[0].b` as a path.  What follows the first two parts is a name chosen by the user, which may have dots."""
     if not field:
         return ()
     head, _, rest = field.partition(".")

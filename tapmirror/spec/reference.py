@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference of the file, generated from the types: JSON Schema, and an example with every field.
 
-What a field means is the text below it in the source, as for readers of the code.
+The meaning of a field is the text below it in the source.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def schema() -> dict[str, Any]:
 
 
 def _times(cls: type) -> list[str]:
-    """The fields that take a length of time."""
+    """The fields whose value is a length of time."""
     info = types.type_info(cls)
     assert isinstance(info, types.StructType)
     return [field.encode_name for field in info.fields if _kind(field.type) == "TIME"]
@@ -149,7 +149,7 @@ def _sweeten(components: dict[str, Any]) -> None:
 
 
 def example() -> str:
-    """A file with every field: what is needed as it could be, all else as a comment with its default."""
+    """A file with every field: required ones with a possible value, all others as a comment with the default."""
     lines = ["# A tap of tapmirror.  A field that is commented out shows its default, or the form of its value."]
     lines += ["# Times are in seconds; 90s, 15m, 1h30m or 2d can be written too.", ""]
     lines += _fields(TapSpec, {"iface": "eth0", "ports": "[80]", "shadows": "[staging.internal:8080]"})
@@ -212,7 +212,7 @@ def _default(field: types.Field) -> str:
 
 
 def _kind(kind: types.Type) -> str:
-    """How a value of a type is written."""
+    """How a value of this type is written."""
     if isinstance(kind, types.UnionType):
         (kind,) = [each for each in kind.types if not isinstance(each, types.NoneType | types.LiteralType)]
     if isinstance(kind, types.Metadata):

@@ -94,7 +94,7 @@ class Redact(Checked, frozen=True, kw_only=True):
     """What is taken out of every request before it leaves this host.
 
     An action is `remove`, `hash` (keyed, the same for equal values while the tap runs) or `replace:TEXT`.
-    A body that cannot be looked into (too long, not the JSON it claims to be, compressed) is not mirrored.
+    A body that cannot be inspected (too long, not the JSON that it claims to be, compressed) is not mirrored.
     """
 
     privacy: str | None = None
@@ -135,7 +135,9 @@ class Redact(Checked, frozen=True, kw_only=True):
 
 
 def _replacement_error(regex: str, becomes: str) -> str | None:
-    """Why a match cannot be replaced so: a group that the expression does not have, or no escape sequence."""
+    """Why matches cannot be replaced by this: it has a group that the expression does not have, or no valid escape
+    sequence.
+    """
     import re2
 
     try:
@@ -146,7 +148,7 @@ def _replacement_error(regex: str, becomes: str) -> str | None:
 
 
 def _is_path(text: str) -> bool:
-    """Whether it is a path of JSON members.  What looks like a pattern and is none would take nothing out."""
+    """Whether it is a path of JSON members.  Anything that only looks like one would remove nothing."""
     steps = text.replace("[]", "").split(".")
     return steps[-1] != "**" and all(step in ("*", "**") or not {*step} & {*"*[]"} for step in steps)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much is mirrored: a share, by what it is chosen, a cap, a ramp.  The same for taps, rules and shadows."""
+"""How much is mirrored: a share, how it is selected, a cap, a ramp.  The same for taps, rules and shadows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEP: Final = 0.0001
 FULL: Final = 1_000_000
 """Steps in 100 percent."""
 KEY: Final = re.compile(r"client|(header|cookie|query|jwt):([!#$%&'*+\-.^_`|~0-9A-Za-z\[\]/]{1,128})")
-"""What a key is taken from; of a JSON Web Token, one claim (RFC 7519, 4)."""
+"""An expression for what a key is taken from; of a JSON Web Token it is one claim (RFC 7519, 4)."""
 
 
 SomeSampled = TypeVar("SomeSampled", bound="Sampled")
@@ -31,7 +31,7 @@ class By(enum.Enum):
     """A client's connection.  For a tap the kernel decides, and what is left out costs nothing."""
     REQUEST = "request"
     KEY = "key"
-    """All requests with the same value of `key`; those without one, by their client's address."""
+    """All requests with the same value of `key`.  Requests without one are selected by their client's address."""
     EXACT = "exact"
     """Every n-th request, evenly spaced."""
 
@@ -90,11 +90,11 @@ class Sampled(Checked, frozen=True, kw_only=True):
                 yield name, f"{value} is not a number above 0"
 
     def most(self) -> float:
-        """The largest percentage that this ever is."""
+        """The largest percentage that this ever reaches."""
         return max(self.ramp.start, self.ramp.end) if self.ramp is not None else self.percent
 
     def needs_requests(self) -> bool:
-        """Whether it can be decided only where requests are known."""
+        """Whether it can be decided only if requests are known."""
         return self.by is not By.CONNECTION or self.max_requests is not None or self.max_bytes is not None
 
 

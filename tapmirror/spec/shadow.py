@@ -13,7 +13,7 @@ from tapmirror.spec.rewrite import Rewrite
 from tapmirror.spec.sampled import Sampled
 
 MAX_COPIES = 64
-"""Copies of one shadow at most: each has its own connections."""
+"""Most copies of one shadow: each has its own connections."""
 MAX_POOL = 1024
 
 
@@ -92,7 +92,7 @@ class Shadow(Sampled, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """Its name, or where it is."""
+        """Its name or, if it has none, its end point."""
         return self.name or self.end_point
 
     @property
@@ -122,7 +122,7 @@ def parse_shadow(text: str, **more: object) -> Shadow:
 
 
 def _is_host(text: str) -> bool:
-    """An address, or a name as a resolver may know it: underscores and letters beyond ASCII are in use."""
+    """Whether it is an address, or a name that a resolver may know: underscores and letters beyond ASCII are in use."""
     if ":" not in text:
         return bool(text) and all(c.isalnum() or c in "-._" for c in text)
     try:

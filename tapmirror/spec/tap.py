@@ -22,13 +22,13 @@ from tapmirror.spec.sampled import By, Sampled, divided, threshold
 from tapmirror.spec.shadow import MAX_COPIES, Shadow
 
 MAX_ADDRS = 16
-"""Production addresses of one tap: the capture program compares each packet with all of them."""
+"""Most production addresses of one tap: the capture program compares each packet with all of them."""
 MAX_WORKERS = 64
-"""Workers of one tap at most: more than a host has processors to spare."""
+"""Most workers of one tap: more than a host has processors to spare."""
 MAX_CLIENTS = 32
-"""Networks of clients: the capture without a program in the kernel compares each packet with all of them."""
+"""Most networks of clients: with AF_PACKET, each packet is compared with all of them."""
 MAX_SHADOWS = 16
-"""Shadows of one tap at most: the capture program can leave out as many end points."""
+"""Most shadows of one tap: as many end points as the capture program can leave out."""
 
 
 ANY = "any"
@@ -45,11 +45,11 @@ LEAST = {
 """Least values of limits: two of the largest packets; a request line and a Host; a small request; twice what a
 worker has at its start."""
 MOST = {"ring_bytes": 1 << 31}
-"""Largest values of limits, where it is not `MOST_OF_ALL`: the largest ring of the kernel, whose size is a power of two
-in 32 bits."""
+"""Largest values of limits, if that is not `MOST_OF_ALL`: the kernel's largest ring, whose size is a power of two in 32
+bits."""
 MOST_OF_ALL = 1 << 40
 LONGEST = 1_000_000
-"""Seconds of limits at most, eleven days: poll(2) counts milliseconds in 31 bits."""
+"""Most seconds of a limit, eleven days: poll(2) counts milliseconds in 31 bits."""
 
 
 class Protocol(enum.Enum):
@@ -65,7 +65,7 @@ class Capture(enum.Enum):
     """Where the packets come from."""
 
     AUTO = "auto"
-    """eBPF; where the kernel or the system refuses it, AF_PACKET."""
+    """eBPF, or AF_PACKET if the kernel or the system refuses that."""
     EBPF = "ebpf"
     PACKET = "packet"
 
@@ -75,7 +75,7 @@ class Pacing(enum.Enum):
 
     ASAP = "asap"
     WAIT = "wait"
-    """After the shadow responded as production did: half-duplex, for stateful protocols."""
+    """After the shadow has responded, if production had: half-duplex, for stateful protocols."""
 
 
 class Spread(enum.Enum):
@@ -83,7 +83,7 @@ class Spread(enum.Enum):
 
     ALL = "all"
     ROUND_ROBIN = "round-robin"
-    """One after the other, of those that a rule names."""
+    """One of those that the rule names, in turn."""
 
 
 class Over(enum.Enum):
@@ -146,8 +146,8 @@ class Limits(Checked, frozen=True, kw_only=True):
     """The limit of every buffer, table and queue."""
 
     ring_bytes: int = 16 << 20
-    """Capture ring; a power of two.  Requests of 200 bytes at 20,000 a second fill it in three seconds, 1 Gbit/s
-    of bodies in 130 ms: longer than any observed pause of the worker.  It counts as memory of the worker."""
+    """Size of the capture ring; a power of two.  Requests of 200 bytes at 20,000 a second fill it in three seconds, 1
+    Gbit/s of bodies in 130 ms: longer than any observed pause of the worker.  It counts as memory of the worker."""
     flows: int = 65_536
     """Number of connections in the flow table: about twice the ephemeral ports (28,232) that one client address has
     by default.  At most half of it is for connections joined mid-stream that production has not acknowledged yet."""
@@ -338,15 +338,14 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
                     yield f"rules[{i}].mirror[{j}]", f"{shown(mirror.shadow)} is there already"
 
     def slips(self, auto: int = 1, *, probe_given: bool = False) -> Found:
-        """What is refused to whoever writes it, and was not always: a tap that was kept with it goes on.
-
-        `auto`: how many workers that is on the host where it is to run; elsewhere one, at least, is certain.
-        `probe_given`: as of `Compare.slips`.
+        """What is refused in a file or command, but was not always: a tap that was stored with it continues.  `auto` is
+        how many workers the host would start; on another host it is known only that there will be one at least.
+        `probe_given`: see `Compare.slips`.
         """
         return slips(self.name, self.compare, self.budget, self.workers, auto, probe_given=probe_given)
 
     def http_only(self) -> Iterator[str]:
-        """The fields in use that make sense only where requests are known."""
+        """The fields in use that need requests, which raw bytes do not have."""
         if self.needs_requests():
             yield "by" if self.by is not By.CONNECTION else "max_requests" if self.max_requests else "max_bytes"
         for field in ("safe_methods", "rules", "redact", "hook"):
@@ -368,11 +367,11 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
 
     @property
     def many(self) -> bool:
-        """Whether it may be several interfaces."""
+        """Whether the tap may have several interfaces."""
         return self.iface == ANY or any(character in self.iface for character in ",*?[")
 
     def of_worker(self, workers: int) -> TapSpec:
-        """The spec by which one of so many workers decides: with its part of the caps."""
+        """The spec for one of `workers` workers, with its part of the caps."""
         rules = tuple(
             divided(
                 rule if rule.mirror is None else replace(rule, mirror=tuple(divided(m, workers) for m in rule.mirror)),
@@ -391,7 +390,7 @@ class TapSpec(Sampled, frozen=True, kw_only=True):
 
 
 def interface_error(name: str) -> str | None:
-    """Why this can be no interface's name, nor a pattern of some."""
+    """Why this can be neither the name of an interface nor a pattern of names."""
     if not name or not name.isprintable() or "/" in name or " " in name or len(name.encode()) > 15:
         return f"{shown(name)} is not an interface name"
     return None
@@ -406,7 +405,7 @@ def slips(
     *,
     probe_given: bool,
 ) -> Found:
-    """`TapSpec.slips` of what a tap is to have, which may have more that is wrong with it."""
+    """`TapSpec.slips` of data that may have other faults as well."""
     if name.startswith("-"):
         yield "name", f"{shown(name)} begins with -: commands would take it for an option"
     elif "/" in name:
