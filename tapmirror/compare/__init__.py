@@ -3,8 +3,8 @@
 
 How to feed it
 --------------
-One `Comparison` for each worker.  It takes what happens, with `now` (seconds) and times (nanoseconds of the clock of
-the capture), returns nothing that anyone has to wait for, and can be asked for its `snapshot()` at any time.
+There is one `Comparison` for each worker.  It is told what happens, with `now` (seconds) and times (nanoseconds of the
+clock of the capture), never waits for anything, and can be asked for its `snapshot()` at any time.
 
     comparison = Comparison(spec.compare, [("new", "http://10.0.0.2:8080")], redaction, expressions)
 
@@ -40,7 +40,7 @@ the capture), returns nothing that anyone has to wait for, and can be asked for 
     comparison.close()
 
 The snapshots of all workers go into `merge`, a state of a shadow into `figures`, and these to `tapmirror.report`.
-To watch only, take `comparison.brief()`: some hundred numbers, which add up.
+To watch it, `comparison.brief()` is enough: some hundred numbers, which add up.
 
 The modules: `pairing` brings requests and answers together; `bodies` and `diff` compare two answers; `identifiers`
 recognises what each version generates, `noise` what differs by itself, and `probes` chooses the requests that are sent

@@ -30,8 +30,8 @@ _CHARSETS: Final = re.compile(
     r"utf-?(?:8|16(?:[lb]e)?)|(?:us-)?ascii|iso-8859-\d\d?|latin-?1|windows-\d{3,4}|koi8-[ru]|macintosh"
     r"|shift[-_]jis|euc-(?:jp|kr)|iso-2022-(?:jp|kr)|gb2312|gbk|gb18030|big5"
 )
-"""Character sets in use on the web (WHATWG Encoding).  Python has more: of those some take time that grows with the
-square of the length (punycode), others make text that cannot be encoded again (utf-7, unicode_escape)."""
+"""Character sets in use on the web (WHATWG Encoding).  Python has more, but some of those take time that grows with the
+square of the length (punycode), and others give text that cannot be encoded again (utf-7, unicode_escape)."""
 
 
 _BOUNDARY: Final = re.compile(rb"\A(\s*+multipart/[^;]*+;.*?\bboundary=)\"?([^\s\";]{1,70})\"?", re.IGNORECASE)
@@ -75,7 +75,7 @@ def decoded(body: bytes, coding: bytes, limit: int) -> bytes:
 
 
 def kind_of(content_type: bytes, body: bytes) -> Kind:
-    """How a body is compared: by its Content-Type; without one by how it begins."""
+    """How a body is compared.  This is decided by its Content-Type or, without one, by how it begins."""
     kind = content_type.partition(b";")[0].strip().lower()
     if kind.endswith((b"/json", b"+json", b"ndjson", b"/jsonl", b"/x-jsonl", b"jsonlines")):
         return Kind.JSON
@@ -89,7 +89,7 @@ def kind_of(content_type: bytes, body: bytes) -> Kind:
 
 
 def is_xml(content_type: bytes) -> bool:
-    """Whether that is a type of XML (RFC 7303) that is compared as such: a page of XHTML is HTML."""
+    """Whether this is a type of XML (RFC 7303) that is compared as XML; XHTML is compared as HTML."""
     kind = content_type.partition(b";")[0].strip().lower()
     return kind.endswith((b"/xml", b"+xml")) and kind_of(content_type, b"") is Kind.TEXT
 
@@ -147,7 +147,7 @@ def missing() -> list[str]:
 
 
 def _gzip(body: bytes, limit: int) -> bytes:
-    """All members (RFC 1952, 2.2)."""
+    """The data of all members of a gzip body (RFC 1952, 2.2)."""
     out = b""
     for _ in range(MEMBERS):
         member = zlib.decompressobj(16 + zlib.MAX_WBITS)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of one tap in one worker: takes what happens and keeps the state.  For its use see the package."""
+"""The comparison of one tap in one worker: it is told what happens, and keeps the state.  The package says how to use
+it.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +176,7 @@ class Comparison:
                 conversation.expire(now - self._spec.answer_time, time_ns)
 
     def close(self) -> None:
-        """The tap ends."""
+        """End the comparison, because the tap ends."""
         for flow in list(self._conversations):
             self.closed(flow, Unpaired.SHUTDOWN)
 

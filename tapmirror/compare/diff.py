@@ -8,20 +8,22 @@ one.  Paths are `status`, `header.etag`, `body.items[].price`; `[]` stands for a
 that is an identifier and no word.  Kinds: the value differs, the type differs, the shadow lacks it (missing), only
 the shadow has it (extra), the same elements in another order, another number of elements (length).
 
-* Where the status differs nothing else is compared: the rest follows from it.
-* Header fields by name, see `heads`.
-* What is a JSON object or array on both sides is compared as such, whatever text it is said to be: see `documents`.
-  NaN and Infinity are read as numbers.  What is said to be JSON and is none on either side is text.
-* HTML by its text and the attributes of its elements, see `pages`.
-* Tables of text (CSV) by their rows and columns, if both have the same columns, see `tables`.
-* XML by its elements and their attributes, see `elements`; what is none by its tags where one follows another.
-* Text by its lines, see `texts`.
-* Everything else is its bytes; of a multipart without the boundary between its parts.
+* If the status differs, nothing else is compared: the rest follows from it.
+* Header fields are compared by name, see `heads`.
+* A body that is a JSON object or array on both sides is compared as such, whatever kind of text it is declared as: see
+  `documents`.  NaN and Infinity are read as numbers.  Bodies that are declared as JSON, neither of which is, are
+  compared as text.
+* HTML is compared by its text and the attributes of its elements, see `pages`.
+* Tables of text (CSV) are compared by rows and columns, if both have the same columns, see `tables`.
+* XML is compared by its elements and their attributes, see `elements`.  What cannot be read as XML is split at its
+  tags, and compared as text.
+* Text is compared by its lines, see `texts`.
+* Everything else is compared as bytes; a multipart body without the boundary between its parts.
 
 What does not count is in `rules`.
 
-All work is bounded: `Rules` says how many bytes, nodes, lines and differences.  What is beyond the nodes is compared
-as a whole.
+All work is bounded: `Rules` says how many bytes, nodes, lines and differences.  What is beyond that number of nodes is
+compared as a whole.
 
 Pure.
 """
@@ -60,7 +62,7 @@ class Compared(msgspec.Struct, gc=False):
     skipped: str = ""
     """Why the bodies were not compared, if they were not."""
     looked: int = 0
-    """Bytes of both bodies, decoded, that were looked into: what it took time for.  Those of XML count as more."""
+    """Decoded bytes of both bodies that were inspected, which is what took time.  Bytes of XML count as more."""
 
 
 def compare(one: Answer, other: Answer, rules: Rules, *, bodiless: bool = False) -> Compared:
@@ -88,7 +90,7 @@ def compare(one: Answer, other: Answer, rules: Rules, *, bodiless: bool = False)
 
 
 def _bodies(findings: Findings, one: Answer, other: Answer) -> tuple[str, int]:
-    """Compare the bodies; says why not, if not, and how many bytes were looked into."""
+    """Compare the bodies.  Returns why they were not compared (empty: they were), and how many bytes were inspected."""
     limit = findings.rules.decoded_bytes
     if not one.whole or not other.whole:
         return "not seen whole", 0
@@ -104,7 +106,7 @@ def _bodies(findings: Findings, one: Answer, other: Answer) -> tuple[str, int]:
         findings.add(Change.VALUE, "body", _measure(one), _measure(other))
         return "", 0
     try:
-        # a body that is not there says how it would be coded, too: in answers to HEAD, with 304
+        # a Content-Encoding may also be there without a body: in answers to HEAD, and with 304
         first = decoded(one.body, coding, limit) if coding and one.body else one.body
         second = decoded(other.body, its_coding, limit) if its_coding and other.body else other.body
     except TooLongError:
@@ -159,7 +161,7 @@ def _decoded(findings: Findings, one: bytes, other: bytes, type_: bytes, its_typ
             if tree is not None and its_tree is not None:
                 elements.differ(findings, one, other, tree, its_tree)
                 return
-            # as a rule all of it is one line
+            # usually all of it is one line
             first, second = first.replace("><", ">\n<"), second.replace("><", ">\n<")
         texts.differ(findings, first, second)
     else:

@@ -96,9 +96,8 @@ class _UselessError(Exception):
 def _unlike(
     one: bytes | msgspec.Raw, other: bytes | msgspec.Raw, levels: int, left: int
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """The same so many levels deep, and how many members may yet differ of the `left` ones.
-
-    Raises what a decoder does, and `_UselessError`.
+    """The same, `levels` deep.  Also returns how many more members may differ, of the `left` ones.  Raises what a
+    decoder raises, and `_UselessError`.
     """
     mine = _MEMBERS.decode(one)
     if len(mine) > MEMBERS:
@@ -123,7 +122,7 @@ def _unlike(
 
 
 def _with_no_numbers(plain: bytes) -> Document | None:
-    """JSON with NaN and Infinity as numbers, which Python and others write against RFC 8259, 6."""
+    """Decode JSON with NaN and Infinity as numbers, which Python and others write, although RFC 8259, 6 forbids it."""
     try:
         return json.loads(plain), False
     except _NO_JSON:
@@ -194,12 +193,12 @@ def at(value: Any, path: str, here: str = "body") -> Iterator[Any]:
 
 
 class Search:
-    """One comparison, and how much it may still do."""
+    """One comparison, with what remains of its bounds."""
 
     __slots__ = ("add", "budget", "encoded", "found", "most", "pruned", "prunes", "rules")
 
     step = "[]"
-    """Stands in a path for any place in an array."""
+    """What stands for any place of an array in a path."""
 
     def __init__(self, findings: Findings, prunes: Callable[[], bool]) -> None:
         self.rules = findings.rules
@@ -216,7 +215,7 @@ class Search:
         """The answer of `prunes`; None: it was not called yet."""
 
     def values(self, one: Any, other: Any, path: str, depth: int) -> None:
-        """Two JSON values."""
+        """Compare two JSON values."""
         self.budget -= 1
         kind = type(one)
         if kind is not type(other):
@@ -257,7 +256,7 @@ class Search:
         return self.pruned
 
     def objects(self, one: dict[str, Any], other: dict[str, Any], path: str, depth: int) -> None:
-        """By their members."""
+        """Compare two objects, member by member."""
         values = self.values
         for name, value in one.items():
             its = other.get(name, _ABSENT)
@@ -282,7 +281,7 @@ class Search:
                         return
 
     def arrays(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
-        """Of equal length."""
+        """Compare two arrays of equal length."""
         before = len(self.found)
         self.pairs(one, other, path + self.step, depth)
         if len(self.found) == before or not 2 <= len(one) <= self.rules.nodes or self.encoded <= 0:
@@ -302,7 +301,7 @@ class Search:
             self.pairs(one, [other[at] for at in order], path + self.step, depth)
 
     def pairs(self, one: list[Any], other: list[Any], path: str, depth: int) -> None:
-        """Each element with the other's at its place."""
+        """Compare each element with the one at the same place."""
         for at, (mine, its) in enumerate(zip(one, other, strict=True), 1):
             self.values(mine, its, path, depth)
             if len(self.found) >= self.most:

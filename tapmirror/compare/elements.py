@@ -180,7 +180,7 @@ class _Search(Search):
     step = ""
 
     def values(self, one: Any, other: Any, path: str, depth: int) -> None:
-        """Two elements, or two arrays of them."""
+        """Compare two elements, or two arrays of them."""
         if type(one) is not type(other):
             if type(one) is list or type(other) is list:
                 self.budget -= 1
@@ -190,7 +190,7 @@ class _Search(Search):
         super().values(one, other, path, depth)
 
     def objects(self, one: dict[str, Any], other: dict[str, Any], path: str, depth: int) -> None:
-        """By what they have, and the order of the elements among it."""
+        """Compare two elements by what they have, and by the order of the elements in them."""
         if one.keys() == other.keys() and (order := _elements(one)) != (its_order := _elements(other)):
             self.add(Change.ORDER, path, order, its_order)
         super().objects(one, other, path, depth)

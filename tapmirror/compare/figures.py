@@ -110,7 +110,7 @@ class EndpointFigures(msgspec.Struct, frozen=True):
     """The shadow's p50 divided by production's, of the time to the last byte."""
     p99_ratio: Estimate
     error_diff: Estimate
-    """The shadow's error rate less production's."""
+    """The shadow's error rate minus production's."""
     compared: int
     differing: int
     """Exchanges that differed by more than noise."""
@@ -416,7 +416,7 @@ def _quantiles(sketch: Sketch, unit: float) -> dict[str, float]:
 
 
 def crowds_of(state: State, share: float) -> tuple[float, float]:
-    """(shadow's, production's) crowd: how many of the times beyond the quantile `share` count as one."""
+    """The (shadow's, production's) crowds: how many of the times beyond the quantile `share` count as one."""
     line = state.line
     return (
         crowd({number: point.shadow for number, point in line.items() if point.shadow}, share),
@@ -431,7 +431,9 @@ def error_crowd(state: State, only_shadow: int, only_production: int) -> float:
 
 
 def _part(crowds: tuple[float, float], count: int, of: int) -> tuple[float, float]:
-    """The crowds of an endpoint with `count` of the `of` requests, which are that much farther from each other."""
+    """The crowds of an endpoint with `count` of all `of` requests: its requests are farther from each other by that
+    factor.
+    """
     return crowds if not of else (thinned(crowds[0], count / of), thinned(crowds[1], count / of))
 
 

@@ -70,7 +70,7 @@ _TOKEN: Final = re.compile(
     r"|(?P<name>(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[0-9A-Za-z_.+=-]{10,2000})|(?P<word>[0-9A-Za-z_.+=-]{10,2000}))"
 )
 _BASE64: Final = re.compile(r"(?=[^+/=]*[+/=])(?!/(?![^=+]*[=+]))(?![^/]{0,20}://)[0-9A-Za-z+/]{16,2000}={0,2}")
-"""With one of the characters that others have not; a path is none."""
+"""A token of base64, with one of the characters that other tokens do not have; a path is not one."""
 _NO_PATH: Final = re.compile(r"[\s?#]")
 _HASH: Final = re.compile(r"(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{12,128}")
 _HEX: Final = re.compile(r"[0-9a-f]+")
@@ -98,7 +98,7 @@ class _Track:
         self.token = token
         self.seen = [array("Q", bytes(8 * SLOTS)) for _ in range(2)]
         self.numbers: list[deque[tuple[int, int]]] = [deque(maxlen=BEFORE) for _ in range(2)]
-        """For each side its last numbers: (nanoseconds, number)."""
+        """For each side, its last numbers, as (nanoseconds, number)."""
         self.count = 0
         self.lengths = (1 << 20, 0)
         """The least and the most of production's tokens."""
@@ -383,12 +383,12 @@ def _within(value: str, *texts: bytes) -> bool:
 
 
 def _plain(answer: Answer) -> bytes:
-    """Its head, and its body without codings."""
+    """The head of an answer, and its body without codings."""
     return answer.head + _plain_body(answer)
 
 
 def _plain_body(answer: Answer) -> bytes:
-    """Its body without codings; nothing if it is too long, or broken."""
+    """The body of an answer without codings; empty if it is too long or broken."""
     coding = fields(answer.head).get(b"content-encoding", b"")
     try:
         return decoded(answer.body, coding, 1 << 20) if coding else answer.body

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which operation a request calls for, where all of them share one path: GraphQL, JSON-RPC, SOAP.
+"""Which operation a request calls, if all operations share one path: GraphQL, JSON-RPC, SOAP.
 
 Theory of operation
 -------------------
 The operation is named by what its protocol names it by:
 
-* GraphQL (GraphQL over HTTP, 5; GraphQL, 2.3): `operationName`, or else the operation of the document `query`; of one
-  without a name its first field.  GraphQL is what goes to a path that ends in `graphql` or `gql`, names such a type,
-  or has a document in `query` that begins as one that is no text of a search does.
+* GraphQL (GraphQL over HTTP, 5; GraphQL, 2.3): `operationName`, or else the operation in the document `query`; if that
+  has no name, its first field.  A request is GraphQL if its path ends in `graphql` or `gql`, if its type says so, or if
+  its `query` has a document that begins unlike any text to search for.
 * JSON-RPC 2.0 (4): `method`, beside `jsonrpc`.
-* SOAP 1.1 (6.1.1) the last part of `SOAPAction`; SOAP 1.2 (part 2, 6.5.3) that of `action` in Content-Type; where both
-  are empty the first element of the envelope's body.
+* SOAP 1.1 (6.1.1): the last part of `SOAPAction`; SOAP 1.2 (part 2, 6.5.3): that of `action` in Content-Type; if both
+  are empty, the first element of the envelope's body.
 
-Several calls in one array are `BATCH`, unless all call for one operation.
+Several calls in one array are `BATCH`, unless all call the same operation.
 
-Of a body `OPENING` bytes are looked at.  JSON that is longer is read as far as it goes, and nothing is said that does
-not stand there; of a document that is cut, its first operation counts: only tools send several.  No body is
-decompressed, and parts of a form (uploads) are not looked for.
+Only the first `OPENING` bytes of a body are inspected.  Longer JSON is read that far, and nothing is assumed about the
+rest.  In a document that is cut the first operation counts: only tools send several.  No body is decompressed, and
+parts of a form (uploads) are not inspected.
 
-What clients send is hostile: a name is `NAME` characters of few kinds, or there is none.  How many there may be is for
-`endpoints` to say.
+What clients send is hostile: a name must match `NAME`, which has a bounded length and few kinds of characters;
+otherwise there is none.  `endpoints` limits how many names there are.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ import msgspec
 from tapmirror.exchange import Asked, Calls
 
 OPENING: Final = 4096
-"""Bytes of a body, as of a target."""
+"""Most bytes of a body that are inspected, and of a target."""
 LEXEMES: Final = 128
-"""Lexemes that are looked at in one body, of cut JSON and of GraphQL documents: some 0.1 ms."""
+"""Most lexemes that are inspected in one body, of cut JSON and of GraphQL documents: some 0.1 ms."""
 CHUNKS: Final = 32
-"""Chunks of a body that are looked at."""
+"""Most chunks of a body that are inspected."""
 ACTION: Final = 512
-"""Bytes of a URI of which the last part counts."""
+"""Most bytes of a URI whose last part counts."""
 BATCH: Final = "batch"
 ANONYMOUS: Final = "anonymous"
 NAME: Final = re.compile(r"[\w.:/$@-]{1,80}", re.ASCII)
-"""JSON-RPC's are any text: `eth_call`, `user.get`, `tools/list`."""
+"""The form of a name.  Those of JSON-RPC may be any text: `eth_call`, `user.get`, `tools/list`."""
 
 _TYPE: Final = b"\ncontent-type:"
 _ACTION: Final = b"\nsoapaction:"
@@ -57,10 +57,10 @@ _IN_ENVELOPE: Final = re.compile(rb"<(?:[\w.-]+:)?Body(?:\s[^<>]*)?>\s*<(?:[\w.-
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,"]', re.DOTALL)
 """A token of JSON: a string, which may be cut, or a mark."""
 _WHOLE: Final = re.compile(rb'[^"\\]*(?:\\(?:u[0-9a-fA-F]{4}|[^u])[^"\\]*)*', re.DOTALL)
-"""What of a cut string of JSON can be read: all but half an escape at its end."""
+"""The part of a cut JSON string that can be read: all but half an escape at its end."""
 _DOCUMENT: Final = re.compile(r"\s*+(?:query|mutation|subscription)\b\s*+(?:[_A-Za-z]\w*+\s*+)?[({@]", re.ASCII)
 _NAMED: Final = re.compile(r"\s*+(?:query|mutation|subscription)\s++([_A-Za-z]\w*+)", re.ASCII)
-"""How most documents begin; the others are read by their lexemes."""
+"""The beginning of most documents; all others are read by their lexemes."""
 _LEXEME: Final = re.compile(
     r'#[^\r\n]*+|"""(?:\\"""|.)*?(?:"""|\Z)|"(?:[^"\\\r\n]|\\.)*"?|\.\.\.|[_A-Za-z]\w*+|[{}():@]',
     re.ASCII | re.DOTALL,
@@ -69,13 +69,13 @@ _LEXEME: Final = re.compile(
 _LETTERS: Final = f"{string.ascii_letters}{string.digits}_"
 _JSON: Final = (b"{", b"[", b" ", b"\t", b"\r", b"\n")
 _NO_SIZE: Final = (b"{", b"[", b"<")
-"""What a body that is not in chunks begins with as a rule."""
+"""What a body usually begins with if it is not chunked."""
 _QUERY: Final = ord("?")  # a number: `in` finds it in a seventh of the time
 _KINDS: Final = frozenset({"query", "mutation", "subscription"})
 
 
 class _Call(msgspec.Struct):
-    """The members that tell; others are passed over."""
+    """The members that name an operation; all others are skipped."""
 
     query: str | None = None
     operationName: str | None = None  # noqa: N815 - as it is named there
@@ -87,7 +87,7 @@ _calls: Final = msgspec.json.Decoder(_Call | list[_Call])
 
 
 def calls(method: bytes, target: bytes, head: bytes) -> Calls | None:
-    """By what a request may name an operation; None: by nothing."""
+    """How a request may name an operation; None: it names none."""
     if method == b"POST":
         low = head.lower()
         if _ACTION in low:
@@ -110,7 +110,7 @@ def _to_graphql(target: bytes) -> bool:
 
 
 def operation(asked: Asked) -> str:
-    """The name of what a request calls for; empty: it names nothing that could be read."""
+    """The name of the operation that a request calls; empty: it has none that could be read."""
     name = _named(asked)
     return name if name and NAME.fullmatch(name) else ""
 
@@ -154,7 +154,7 @@ def _of_call(call: _Call, graphql: bool, most: Iterator[int]) -> str:
 
 
 def _begun(text: bytes) -> _Call | list[_Call]:
-    """The members of a JSON object of which only the beginning is there; of an array nothing is said."""
+    """The members of a JSON object of which only the beginning is there; those of an array are not read."""
     found: dict[str, str] = {}
     key, value, depth = "", False, 0
     for _, token in zip(range(LEXEMES), _TOKEN.finditer(text), strict=False):
@@ -188,12 +188,12 @@ def _text(token: bytes) -> str:
 
 
 def _shortened(document: str, cut: bool) -> str:
-    """Without a word that may be half of one."""
+    """The text without its last word, which may be cut."""
     return document.rstrip(_LETTERS) if cut else document
 
 
 def _of_document(document: str, most: Iterator[int]) -> str:
-    """Of the first operation: its name, or else its first field; of as many lexemes as `most` has."""
+    """The name of the first operation or, without one, its first field.  As many lexemes are read as `most` has."""
     named = _NAMED.match(document)
     if named is not None:
         return named[1]

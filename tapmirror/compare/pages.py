@@ -82,7 +82,7 @@ def page(text: str) -> Page:
 
 @lru_cache(1024)
 def _break(tag: str) -> str:
-    """What a tag that begins with this becomes in the text: a line break, or nothing."""
+    """What replaces a tag that begins like this in the text: a line break, or nothing."""
     return "\n" if _BLOCK.match(tag) else ""
 
 
@@ -140,7 +140,7 @@ class _Elements:
         """Paths that differ.  Each is reported once; otherwise a list of a thousand links would take all the room."""
 
     def differ(self, one: list[str], other: list[str]) -> None:
-        """Two lists of tags that are not the same."""
+        """Compare two lists of tags that are not equal."""
         one, other = _beginning(one), _beginning(other)
         if len(one) == len(other):
             pairs = [(mine, its) for mine, its in zip(one, other, strict=True) if mine != its]
@@ -196,7 +196,7 @@ class _Elements:
 
 
 def _beginning(tags: list[str]) -> list[str]:
-    """Tags that begin an element."""
+    """The tags that begin an element."""
     return [tag for tag in tags if tag[1:2] not in "/!?"]
 
 
@@ -207,7 +207,7 @@ def _element(tag: str) -> tuple[str, str]:
 
 
 def _by_name(tags: list[str]) -> dict[str, list[str]]:
-    """By the path of the element."""
+    """Group elements by their paths."""
     found: dict[str, list[str]] = {}
     for tag in tags:
         found.setdefault(_path(_attributes(tag), tag), []).append(tag)

@@ -9,11 +9,12 @@ from typing import Final
 
 
 def any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    """For paths as in `redact.json`, with `body.` before them if they name nothing else: they and all within them.
+    """An expression for paths as in `redact.json` and everything within them.  A path that names no other part is one
+    of the body (`body.`).
 
-    Matching takes time that is bounded by the square of a path's length, whatever the patterns: what stands between
-    two `**` is taken where it is first found and not looked for again (`(?>...)`), for whatever follows may come
-    any number of steps later; between two `*` of one step likewise.
+    Matching takes time that is bounded by the square of a path's length, whatever the patterns: what stands between two
+    `**` is matched where it is found first, and not tried again (`(?>...)`), because whatever follows may come any
+    number of steps later.  The same holds between two `*` of one step.
     """
     choices = []
     for pattern in patterns:
@@ -44,7 +45,7 @@ def _steps(pattern: str) -> str:
 
 
 _ANY_DEPTH: Final = re.compile(r"(?:\.\*\*)+(?=\.|\Z)\.?")
-"""`**` as a step of its own; several at once are one."""
+"""`**` as a step of its own; several in a row are one."""
 _DOWN: Final = r"(?:\[\])*\."
 _DEEPER: Final = r"(?:[^.]*\.)"
 _END: Final = r"(?=[.\[]|\Z)"

@@ -53,7 +53,7 @@ class Rules:
         self.differences = spec.differences
 
     def close(self, one: Any, other: Any) -> bool:
-        """Whether two numbers are equal within the tolerance, which is not for two whole numbers by default.
+        """Whether two numbers are equal within the tolerance, which by default does not apply to two whole numbers.
 
         The default tolerance is for rounding in additions; two identifiers or amounts of ten digits that differ in the
         last would be equal within it.

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A distribution in bounded memory: counts in buckets whose edges grow by a constant factor.
 
-As DDSketch (Masson, Rim and Lee, VLDB 2019): every quantile is within a relative error of `ERROR`, however the
-values are distributed, and sketches of several workers add up exactly.  It is written here and not taken from a
-library because the confidence sequences of `statistics` need the ranks at the edges of the buckets, which none
-offers, and a state that is plain data; HDR histograms have linear buckets within each power of two, and a fixed
-array of them.
+It works like DDSketch (Masson, Rim and Lee, VLDB 2019): every quantile is within a relative error of `ERROR`, however
+the values are distributed, and sketches of several workers add up exactly.  It is written here and not taken from a
+library because the confidence sequences of `statistics` need the ranks at the edges of the buckets, which none offers,
+and a state that is plain data; HDR histograms have linear buckets within each power of two, and a fixed array of them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _ceil = math.ceil
 
 
 class Sketch(msgspec.Struct):
-    """Values above 0."""
+    """A distribution of values above 0."""
 
     buckets: dict[_Key, Count] = {}
     """By key: how many values lie in (gamma ** (key - 1), gamma ** key]."""

@@ -24,15 +24,14 @@ computed when somebody looks, costs nothing before, and the counts of several wo
 
 What they assume: exchanges are alike and independent of each other.  Traffic that changes in time is averaged over.
 
-Times are not independent: what a pause or a queue makes slow, it makes many requests slow.  Taken for independent,
-two equal versions with such bursts were said to differ in a third of all runs (simulated: `tests/lab/peeking.py`).  So
-for quantiles it is looked how slow requests are spread over time: they vary more from one stretch to the next than
-chance would have it by a factor, the *crowd* (Pearson's statistic of dispersion; the design effect of cluster samples,
-Kish 1965), and so many requests count as one.
-
-Nor are errors: while a dependency is away, or a server restarts, each request fails.  Two equal versions with such
-outages at different times were said to differ in up to half of all runs.  For the difference of error rates the crowd
-is that of the stretches' differences; but what lasts longer than `LASTING` is more than one outage, or who died for
+Times are not independent: what a pause or a queue makes slow, it makes many requests slow.  When they were taken for
+independent, two equal versions with such bursts were said to differ in a third of all runs (simulated:
+`tests/lab/peeking.py`).  So for quantiles it matters how slow requests are spread over time: they vary more from one
+stretch to the next than chance would have it by a factor, the *crowd* (Pearson's statistic of dispersion; the design
+effect of cluster samples, Kish 1965), and that many requests count as one.  Errors are not independent either: while a
+dependency is away, or a server restarts, each request fails.  Two equal versions with such outages at different times
+were said to differ in up to half of all runs.  For the difference of error rates the crowd is that of the stretches'
+differences; but what lasts longer than `LASTING` counts as more than one outage.  Otherwise a version that died for
 good would never fail.  The same holds for other statuses that one side has more of.
 """
 
@@ -56,9 +55,9 @@ nearly all."""
 QUANTILE_PRIOR: Final = 1000.0
 """Weight of the mixture around the quantile, in observations: tightest at some 12,000 (Howard et al. 2021, 3.5)."""
 STRETCHES: Final = 8
-"""Fewest stretches of time of which it can be told how much they differ."""
+"""Least stretches of time that are needed to tell how much they differ."""
 LASTING: Final = 30.0
-"""Seconds of errors in a row that count as one at most."""
+"""Most seconds of errors in a row that count as one."""
 _CHANCE: Final = 2.0
 """Standard deviations by which stretches of independent values differ now and then."""
 _STEPS: Final = 50
@@ -112,16 +111,16 @@ def share_high(hits: float, count: float, alpha: float) -> float:
 
 
 def _short(hits: float, count: float, alpha: float) -> tuple[float, float]:
-    """What of the evidence does not depend on the share, less what is enough; and by how much the evidence against the
-    estimate itself is less than enough.
+    """The part of the evidence that does not depend on the share, minus what is enough; and by how much the evidence
+    against the estimate itself falls short of that.
     """
     known = _log_beta(0.5 + hits, 0.5 + (count - hits)) - _log_beta(0.5, 0.5) + math.log(alpha)
     return known, max(0.0, -_against(hits, count, hits / count, known))
 
 
 def _root(hits: float, count: float, known: float, at: float) -> float:
-    """Where the evidence is enough, by Newton's method from a share `at` that is farther from the estimate: there its
-    slope only grows, so no step goes too far and the outcome is on the outer side.
+    """The share at which the evidence is enough, by Newton's method from a share `at` that is farther from the
+    estimate.  There the slope only grows, so no step goes too far, and the result is on the outer side.
 
     The first share is at most where count * KL(estimate, share) is what is missing: of that divergence it is known to
     be more than (estimate - share)**2 / 2 by the greater of both.
@@ -165,8 +164,8 @@ def difference_evidence(plus: float, minus: float, count: float, mean: float) ->
 
 
 def difference_interval(plus: float, minus: float, count: float, alpha: float, crowd: float = 1.0) -> Interval:
-    """The interval of the mean of `count` values, of which `plus` are +1, `minus` are -1 and the others 0; so many of
-    them as `crowd` says count as one (`crowd_of_differences`).
+    """The interval of the mean of `count` values, of which `plus` are +1, `minus` are -1 and the others 0; `crowd` of
+    them count as one (`crowd_of_differences`).
     """
     if not count or crowd < 1:
         return -1.0, 1.0
@@ -195,8 +194,8 @@ def ratio_interval(
     times: float = 1.0,
     crowds: tuple[float, float] = (1.0, 1.0),
 ) -> Interval:
-    """The interval of the ratio of two distributions' quantiles `share` (0 to 1).  So many of the values of each as
-    `crowds` say count as one (`crowd`).
+    """The interval of the ratio of two distributions' quantiles `share` (0 to 1).  `crowds` says how many values of
+    each distribution count as one (`crowd`).
     """
     if not over.count or not under.count or min(crowds) < 1:
         return 0.0, math.inf
@@ -206,10 +205,11 @@ def ratio_interval(
 
 
 def crowd(line: Mapping[int, Mapping[int, int]], share: float) -> float:
-    """How many of the values beyond the quantile `share` count as one, for they come together: 1 if they do not, 0 if
-    that cannot be told yet.  `line`: by the number of a stretch of time, the counts of its values by bucket.
+    """How many of the values beyond the quantile `share` count as one, because they come together: 1 if they do not, 0
+    if that cannot be told yet.  `line`: by the number of a stretch of time, the counts of its values by bucket.
 
-    Looked for among single stretches and among twice, four times ... as long ones, for what is slow may last as long.
+    It is looked for among single stretches and among those that are two, four, ... times as long, because slowness may
+    last that long.
     """
     if len(line) < STRETCHES:
         return 0.0
@@ -236,9 +236,9 @@ def crowd(line: Mapping[int, Mapping[int, int]], share: float) -> float:
 
 
 def crowd_of_differences(line: Mapping[int, tuple[int, int]], plus: int, minus: int, width: float) -> float:
-    """How many of the values that are not 0 count as one, for they come together; as `crowd`, for values of +1, -1 and
-    0.  `line`: by the number of a stretch of `width` seconds, (values, their sum); `plus` and `minus` are how many
-    values of each sign there are in all.
+    """How many of the values that are not 0 count as one, because they come together.  It is like `crowd`, for values
+    of +1, -1 and 0.  `line`: by the number of a stretch of `width` seconds, (values, their sum); `plus` and `minus` are
+    how many values of each sign there are in all.
     """
     count = sum(size for size, _ in line.values())
     if not plus + minus or not count:
@@ -253,15 +253,15 @@ def crowd_of_differences(line: Mapping[int, tuple[int, int]], plus: int, minus: 
 
 
 def thinned(size: float, part: float) -> float:
-    """The crowd among this part (0 to 1) of all values, which lie so much farther from each other; 0: it cannot be
+    """The crowd among this part (0 to 1) of all values, which are farther from each other by as much; 0: it cannot be
     told.
     """
     return size if size <= 1 else 1 + (size - 1) * part
 
 
 def _dispersion(line: Mapping[int, tuple[int, int]], mean: float, variance: float) -> float:
-    """By what factor the sums of stretches, (values, sum), vary more than those of independent values of this mean and
-    variance; of the length that has most.
+    """By what factor the sums of stretches, (values, sum), vary more than those of independent values with this mean
+    and variance.  The length of stretches with the largest factor counts.
     """
     found = 1.0
     rows = line
@@ -281,12 +281,12 @@ def _dispersion(line: Mapping[int, tuple[int, int]], mean: float, variance: floa
 
 @lru_cache(256)
 def _ranks(count: int, share: float, alpha: float) -> tuple[int, int]:
-    """Between which order statistics the quantile lies: 0 and count + 1 are beyond all of them."""
+    """The order statistics between which the quantile lies; 0 and count + 1 stand for the places beyond all of them."""
     enough = -math.log(alpha)
     a, b = QUANTILE_PRIOR * share, QUANTILE_PRIOR * (1 - share)
 
     def possible(hits: int) -> bool:
-        """Whether so many values may be at or below it."""
+        """Whether this many values may be at or below the quantile."""
         return share_evidence(hits, count, share, a, b) < enough
 
     middle = min(count, max(0, round(count * share)))

@@ -168,4 +168,4 @@ def _crowd_of(by_status: CrowdsByStatus, both: BothStatuses, count: int) -> floa
 
 
 _TOO_MANY: Final = "429"
-"""The status that says nothing of a request but that there were others before it."""
+"""The status that says nothing about a request, except that there were others before it."""

@@ -45,7 +45,7 @@ SIGNATURES_LENGTH: Final = 1 << 16
 STATUSES: Final = 64
 """Most different status codes of one endpoint; more come only from a hostile shadow, and count as 0."""
 DISCORDANT: Final = 32
-"""Most status codes for which the time line has when one side alone answered with them: as many as `figures` has time
+"""Most status codes for which the time line shows when one side alone answered with them: as many as `figures` has time
 for in each brief."""
 STATUS: Final = "value status"
 """The name of the difference of two statuses."""
@@ -417,8 +417,8 @@ def _ways(state: State, status: int) -> dict[int, list[int]] | None:
 
 
 def _its_turn(asked_ns: int, answer: Answer, rtt_ns: int) -> int:
-    """When a server could begin with a request, as its client saw it: it had the request, and was done with the last
-    one.
+    """When a server could begin with a request, as its client saw it: when it had the request and was done with the
+    previous one.
 
     Clients send as fast as production answers.  So requests queue at a slower shadow, and if that waiting counted, the
     shadow would seem ever slower.  If two answers have the same stamp, the waiting counts.
