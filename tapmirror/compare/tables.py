@@ -38,5 +38,5 @@ def rows(text: str, type_: bytes) -> list[dict[str, str]] | None:
 
 
 def _is_name(cell: str) -> bool:
-    """Whether a cell may be the name of a column, and is not a value of digits."""
+    """Whether a cell may be the name of a column: it is not a value of digits."""
     return any(map(str.isalpha, cell))

@@ -33,7 +33,7 @@ FARTHEST: Final = 1000.0
 
 
 class Outcome(enum.Enum):
-    """What is known."""
+    """The result of a check, or of all checks."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -77,7 +77,8 @@ class Counts(msgspec.Struct, frozen=True):
     error_crowd: float = 1.0
     """How many of the differences of errors count as one (`statistics.crowd_of_differences`)."""
     requests: int = 0
-    """Requests that were needed for this, if more than `pairs`: of many a second only a part is compared, or timed."""
+    """Requests that were needed for this, if more than `pairs`: if there are many a second, only a part of them is
+    compared or timed."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -229,7 +230,7 @@ def _outcome(low: float, high: float, limit: float) -> Outcome:
 
 
 def _needed(interval: Intervals, limit: float) -> float | None:
-    """How many times the observations would decide, if things stay as they are."""
+    """By what factor the observations must grow to decide, if things stay as they are."""
     if _outcome(*interval(FARTHEST), limit) is Outcome.UNDECIDED:
         return None
     low, high = 1.0, FARTHEST

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tap may cost this host and its shadows, and when a shadow counts as ill: the set points of the governor.
-
-Where one is passed, fewer connections are captured (whole ones, in the kernel) until it holds again.
+"""What a tap may cost this host and its shadows, and when a shadow counts as unwell: the set points of the governor.
+If one of them is exceeded, fewer connections are captured (whole ones are left out, in the kernel) until it is kept
+again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from tapmirror.spec.errors import Checked, Found
 from tapmirror.spec.numbers import Seconds
 
 WORKER: Final = 42 << 20
-"""Bytes that a worker holds as long as nothing comes: with less, the share is at its least for good."""
+"""Bytes that an idle worker holds.  With a budget below this, the share would always be at its minimum."""
 
 
 def too_little(memory: int | None, workers: int = 1) -> str:
-    """What is wrong with a budget of memory for so many workers; empty: nothing."""
+    """What is wrong with a budget of memory for this many workers; empty: nothing."""
     if memory is None or memory >= workers * WORKER:
         return ""
     whose = "a worker holds" if workers == 1 else f"{workers} workers hold"
@@ -62,7 +62,7 @@ class Budget(Checked, frozen=True, kw_only=True):
     at most 5."""
 
     def memory_of(self, workers: int) -> int:
-        """Bytes for so many workers."""
+        """The budget of memory in bytes for this many workers."""
         return max(512 << 20, workers * (256 << 20)) if self.memory is None else self.memory
 
     def _check(self) -> Found:

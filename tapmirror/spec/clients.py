@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which clients can be mirrored at all: what the capture leaves out of the others costs next to nothing."""
+"""Which clients can be mirrored at all: the capture leaves out all others, which costs next to nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MAPPED: Final = ipaddress.ip_network("::ffff:0:0/96")
 def captured_clients(tap: TapSpec) -> tuple[str, ...]:
     """The networks whose clients are captured; empty: all clients.
 
-    These are the tap's own, narrowed by those of its rules where each rule that mirrors wants some, and by those of its
-    shadows where each does; as long as they are few enough for the capture program.
+    These are the tap's own networks.  They are narrowed to those of its rules if every rule that mirrors is limited to
+    some, and to those of its shadows if every shadow is; unless they would be too many for the capture program.
     """
     found: list[Network] | None = _merged(tap.clients) if tap.clients else None
     mirroring = [rule.match for rule in tap.rules if rule.mirror != ()]
@@ -34,7 +34,7 @@ def captured_clients(tap: TapSpec) -> tuple[str, ...]:
 
 
 def as_ranges(networks: Iterable[str]) -> list[tuple[bytes, bytes]]:
-    """(address, mask) of networks, in the 16 bytes of a flow key (IPv4 as ::ffff:a.b.c.d)."""
+    """The (address, mask) of each network, in the 16 bytes of a flow key (IPv4 as ::ffff:a.b.c.d)."""
     ranges = []
     for text in networks:
         network = ipaddress.ip_network(text)
@@ -54,7 +54,7 @@ def _of_all(groups: Iterable[tuple[Match, ...]]) -> list[Network] | None:
 
 
 def _merged(texts: Iterable[str]) -> list[Network]:
-    """The fewest networks that are the same addresses."""
+    """The fewest networks that contain the same addresses."""
     known = [_plain(ipaddress.ip_network(text)) for text in texts]
     four = [network for network in known if isinstance(network, ipaddress.IPv4Network)]
     six = [network for network in known if isinstance(network, ipaddress.IPv6Network)]
@@ -62,14 +62,14 @@ def _merged(texts: Iterable[str]) -> list[Network]:
 
 
 def _plain(network: Network) -> Network:
-    """A network of mapped addresses as the IPv4 network that it is."""
+    """The network; if it is one of mapped addresses, the IPv4 network that it stands for."""
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):  # type: ignore[arg-type]
         return ipaddress.ip_network((network.network_address.packed[12:], network.prefixlen - 96))
     return network
 
 
 def _both(one: Network, other: Network) -> Network | None:
-    """The addresses in both."""
+    """The addresses that are in both, as a network; None: there are none."""
     if isinstance(one, ipaddress.IPv4Network) and isinstance(other, ipaddress.IPv4Network):
         return one if one.subnet_of(other) else other if other.subnet_of(one) else None
     if isinstance(one, ipaddress.IPv6Network) and isinstance(other, ipaddress.IPv6Network):

@@ -20,4 +20,5 @@ POLICY_US: Final = {
     "strict_redaction": 9.7,
     "30_percent_by_cookie": 5.4,
 }
-"""Deciding alone, where there is anything to decide; without rules it is not in the way (`bench_core.policy`)."""
+"""Deciding alone, if there is anything to decide; without rules, requests do not pass through policy
+(`bench_core.policy`)."""

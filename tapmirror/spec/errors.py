@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a spec: each thing with the path of its field, all of them at once."""
+"""The errors of a spec: all of them at once, each with the path of its field."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any, TypeAlias
 import msgspec
 
 Found: TypeAlias = Iterator[tuple[str, str]]
-"""(path of the field, what is wrong), as the checks of a structure give them."""
+"""Pairs of (path of the field, what is wrong), which the checks of a structure yield."""
 
 
 class SpecError(ValueError):
-    """Values that the spec refuses.  `field` and the message are those of the first, `problems` has them all."""
+    """Values that the spec refuses.  `field` and the message are those of the first error; `problems` has all of
+    them.
+    """
 
     def __init__(self, field: str, message: str, more: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(f"{field}: {message}" if field else message)
@@ -22,10 +24,10 @@ class SpecError(ValueError):
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A structure that cannot hold values out of their range."""
+    """A structure whose values are always valid."""
 
     def _check(self) -> Found:
-        """What is wrong with its own fields (those of structures within are checked there)."""
+        """What is wrong with the fields of this structure; structures within it check their own."""
         return iter(())
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Final, TypeAlias
 from msgspec import Meta
 
 _LONGEST: Final = 100
-"""Characters of the longest number."""
+"""Most characters of a number."""
 _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 TIME: Final = r"(?:[0-9]+(?:\.[0-9]+)?(?:d|h|ms|m|s))+"
@@ -23,7 +23,7 @@ _UNITS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 _UNIT: Final = {"unit": "s"}
 Seconds: TypeAlias = Annotated[float, Meta(extra=_UNIT)]
-"""A field of a file that takes a length of time too."""
+"""A number of seconds, which in a file may be written as a length of time."""
 
 
 def decimal(value: float, digits: int = 6) -> str:

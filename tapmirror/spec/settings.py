@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daemon.yaml`: what is said to the daemon, and not to a tap."""
+"""`daemon.yaml`: the settings of the daemon itself, which belong to no tap."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tapmirror.spec.errors import Checked, Found
 
 class AllTaps(Checked, frozen=True, kw_only=True):
     """The most that all taps of a daemon may use together, in addition to the budget of each.  If they use more, the
-    shares of all taps are lowered by one factor.  Absent: no limit but those of the taps, for only its operator knows
-    what a host can spare.
+    shares of all taps are lowered by one factor.  Absent: no limits but those of the taps, because only the operator
+    knows what the host can spare.
     """
 
     cpu: float | None = None
