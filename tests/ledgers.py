@@ -30,6 +30,7 @@ def snapshot(*, scale: int = 1, cpu: float = 0.0, protocol: str = "http") -> dic
         "state": "running",
         "state_reason": "",
         "away_s": 0.0,
+        "missing_s": {},
         **known,
         "shadows": {
             "staging:8080": {

@@ -35,6 +35,8 @@ def test_the_ledger_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None
 def test_time_without_an_interface_is_told() -> None:
     line = "nothing was captured for 4.3 s, because there was no interface to capture"
     assert line in shown({**snapshot(), "away_s": 4.26}).splitlines()
+    line = "eth1 was not captured for 4.3 s: it was missing, or could not be"
+    assert line in shown({**snapshot(), "missing_s": {"eth1": 4.26}}).splitlines()
     assert "nothing was captured" not in shown(snapshot())
 
 

@@ -750,8 +750,8 @@ class Orphan:
             os.close(self._reader)
             self._reader = -1
         return Ledger().snapshot(segments=0, bytes=0, requests=0) | {
-            "tap": "web", "capture": "ebpf", "state": "running", "state_reason": "", "away_s": 0.0, "shadows": {},
-            "flows": 0, "worker": {"cpu_s": 0.0, "rss_kb": 0},
+            "tap": "web", "capture": "ebpf", "state": "running", "state_reason": "", "away_s": 0.0, "missing_s": {},
+            "shadows": {}, "flows": 0, "worker": {"cpu_s": 0.0, "rss_kb": 0},
         }  # fmt: skip
 
     def stop(self) -> dict[str, Any]:

@@ -120,6 +120,36 @@ def test_time_without_an_interface_is_counted(monkeypatch: pytest.MonkeyPatch) -
     assert links.away == 531.0
 
 
+def test_time_without_one_of_several_interfaces_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are named: what a pattern matches may come and go."""
+    there = ["a", "veth0"]
+    now = 100.0
+    monkeypatch.setattr(module, "present", lambda patterns: there)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    links = Links(["a", "b", "veth*"], Gated)
+
+    def after(seconds: float, *names: str) -> tuple[dict[str, float], str]:
+        nonlocal now
+        there[:] = names
+        now += seconds
+        links.follow()
+        return links.missing, links.without()
+
+    assert after(0.0, "a", "veth0") == ({}, "b: no such interface")
+    assert after(1.0, "a", "b") == ({"b": 1.0}, "")
+    assert after(2.0, "veth0") == ({"b": 1.0}, "a, b: no such interface")
+    assert after(4.0) == ({"a": 4.0, "b": 5.0}, ""), "without any, it waits"
+    links.suspend(True)
+    assert after(8.0) == ({"a": 4.0, "b": 5.0}, "")
+    links.suspend(False)
+    assert after(16.0, "a", "b") == ({"a": 20.0, "b": 21.0}, "")
+    assert after(32.0, "b") == ({"a": 20.0, "b": 21.0}, "a: no such interface")
+    now += 64.0
+    assert links.missing == {"a": 84.0, "b": 21.0}
+    assert links.away == 16.0
+    links.release()
+
+
 def test_what_is_muted_amid_a_look_begins_no_more() -> None:
     begun: list[Gated] = []
 
@@ -392,12 +422,12 @@ def test_those_that_cannot_be_held_beside_others_are_said(monkeypatch: pytest.Mo
         return Gated(name)
 
     monkeypatch.setattr(module, "present", lambda patterns: ["tap0", "tap1", "tap2", "tap3"])
-    links = Links(["tap*"], hold)
+    links = Links(["tap*", "eth0"], hold)
     links.follow()
-    assert (links.names(), links.refused()) == (["tap0"], "tap1 and 1 more: no room")
+    assert (links.names(), links.without()) == (["tap0"], "eth0: no such interface; tap1 and 1 more: no room")
     errors.clear()
     links.follow()
-    assert (len(links.names()), links.refused()) == (4, "")
+    assert (len(links.names()), links.without()) == (4, "eth0: no such interface")
 
 
 @in_the_lab

@@ -115,6 +115,8 @@ def _lines(ledger: dict[str, Any]) -> Iterator[str]:
         yield f"requests {words}"
     if ledger["away_s"]:
         yield f"nothing was captured for {ledger['away_s']:.1f} s, because there was no interface to capture"
+    for name, seconds in ledger["missing_s"].items():
+        yield f"{name} was not captured for {seconds:.1f} s: it was missing, or could not be"
     for label, shadow in ledger["shadows"].items():
         yield f"shadow{'' if len(ledger['shadows']) == 1 else f' {label}'}: {answers(shadow)}"
     calls = ledger["events"].get("hook_calls")

@@ -143,7 +143,7 @@ def shadow_words(shadow: dict[str, Any], cause: str, *, several: bool) -> str:
 
 
 def state_words(ledger: dict[str, Any]) -> str:
-    """Why a tap does not mirror now (its interface is down or gone, or a worker is restarting); "": it does."""
+    """Why a tap does not mirror, or not all (an interface is down or gone, a worker is restarting); "": it does."""
     return f"{ledger['state'].upper()}: {ledger['state_reason']}" if ledger["state_reason"] else ""
 
 

@@ -102,6 +102,29 @@ def unbind(sock: socket.socket) -> None:
         bind_to_all(sock, NEVER)
 
 
+class Away:
+    """Counts the seconds for which something is not there."""
+
+    def __init__(self) -> None:
+        self._times: tuple[float, float | None] = (0.0, None)
+        """(seconds that are over, since when it is away; None: it is there).  Replaced as a whole, because other
+        threads read it."""
+
+    def note(self, *, away: bool) -> None:
+        """Take note of whether it is away now."""
+        seconds, since = self._times
+        if not away:
+            self._times = (self.seconds, None)
+        elif since is None:
+            self._times = (seconds, time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """In all, including a time that still lasts."""
+        seconds, since = self._times
+        return seconds if since is None else seconds + time.monotonic() - since
+
+
 class Links:
     """A tap's hold on its interfaces.  `patterns`: their names, or what they match (fnmatch).
 
@@ -119,9 +142,11 @@ class Links:
         self._suspended = False
         self._refused: dict[str, str] = {}
         """Interfaces that are there and cannot be captured, and why."""
-        self._away: tuple[float, float | None] = (0.0, None)
-        """(seconds without an interface to capture, since when there is none; None: there is one, or nothing is to be
-        captured).  Replaced as a whole, because other threads read it."""
+        self._away = Away()
+        """The time without an interface to capture, in which something is to be captured."""
+        named = [name for name in patterns if not is_pattern(name)] if len(patterns) > 1 else []
+        self._missing = {name: Away() for name in named}
+        """The same for each one of several that are named.  What a pattern matches may come and go."""
 
     def names(self) -> list[str]:
         """The names of the interfaces that are captured."""
@@ -135,34 +160,39 @@ class Links:
             for name, hold in self._held.copy().items():
                 if name not in wanted or hold.name() != name:
                     self._held.pop(name).close()
-            self._refused = {}
+            refused: dict[str, str] = {}
             for name in wanted:
                 if name not in self._held and not self._released:
-                    self._begin(name)
+                    self._begin(name, refused)
+            self._refused = refused
             if self._released:  # perhaps amid this: what was begun or ended after it let packets in
                 self.mute()
             self._note_away()
 
     def _note_away(self) -> None:
-        """Take note of whether there is an interface to capture."""
-        seconds, since = self._away
-        if self._held or self._suspended or self._released:
-            self._away = (self.away, None)
-        elif since is None:
-            self._away = (seconds, time.monotonic())
+        """Take note of which interfaces there are to capture."""
+        captures = not (self._suspended or self._released)
+        self._away.note(away=captures and not self._held)
+        for name, away in self._missing.items():
+            away.note(away=captures and name not in self._held)
 
     @property
     def away(self) -> float:
         """Seconds for which there was no interface to capture, including a time that still lasts."""
-        seconds, since = self._away
-        return seconds if since is None else seconds + time.monotonic() - since
+        return self._away.seconds
 
-    def _begin(self, name: str) -> None:
+    @property
+    def missing(self) -> dict[str, float]:
+        """Seconds for which each one of several interfaces could not be captured, by its name; others than 0."""
+        found = {name: away.seconds for name, away in self._missing.items()}
+        return {name: seconds for name, seconds in found.items() if seconds}
+
+    def _begin(self, name: str, refused: dict[str, str]) -> None:
         try:
             hold = self._hold(name)
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.ENXIO):  # it is gone again
-                self._refused[name] = error.strerror or str(error)
+                refused[name] = error.strerror or str(error)
             return
         if hold.name() == name:
             self._held[name] = hold
@@ -194,6 +224,14 @@ class Links:
         name, why = next(iter(self._refused.items()), ("", ""))
         others = len(self._refused) - 1
         return f"{name}{f' and {others} more' if others > 0 else ''}: {why}" if name else ""
+
+    def without(self) -> str:
+        """Which interfaces are not captured though others are, and why, in one line; "": all are."""
+        held = self._held.copy()
+        gone = [name for name in self._missing if name not in held and name not in self._refused]
+        if not held:
+            return ""
+        return "; ".join(filter(None, (f"{', '.join(gone)}: no such interface" if gone else "", self.refused())))
 
     def waits_for(self) -> str:
         """Why no packet can arrive, in one line; "": packets can arrive."""

@@ -70,8 +70,8 @@ class Tap:
         self._open_capture: OpenCapture | None = None
         self._workers = automatic() if spec.workers == "auto" else spec.workers
         self._links = Links(spec.links(), self._hold)
-        self._refused = ""
-        """Which interfaces cannot be captured, as it was last reported."""
+        self._without = ""
+        """Which interfaces are not captured, as it was last reported."""
         self._bell: Bell | None = None
         self._next_look = 0.0
         self._slots: list[WorkerSlot] = []
@@ -185,7 +185,10 @@ class Tap:
         if self._share.paused:
             return "paused", ""
         waits_for = self._links.waits_for()
-        return ("waiting", waits_for) if waits_for else ("running", "")
+        if waits_for:
+            return "waiting", waits_for
+        without = self._links.without()
+        return "running", f"not captured: {without}" if without else ""
 
     @property
     def unreached(self) -> Mapping[str, str]:
@@ -228,10 +231,10 @@ class Tap:
     def _follow_links(self) -> None:
         """Capture the interfaces that there are, and tell which cannot be; if none can, `waits_for` does."""
         self._links.follow()
-        refused = self._links.refused() if self._links.names() else ""
-        if refused and refused != self._refused:
-            self._warn(f"not captured: {refused}")
-        self._refused = refused
+        without = self._links.without()
+        if without and without != self._without:
+            self._warn(f"not captured: {without}")
+        self._without = without
 
     def snapshot(self) -> dict[str, Any]:
         """The ledger.  Raises `TapError` if the tap is over."""
@@ -482,6 +485,7 @@ class Tap:
             "state": state,
             "state_reason": reason,
             "away_s": round(self._links.away, 2),
+            "missing_s": {name: round(seconds, 2) for name, seconds in self._links.missing.items()},
         }
         names = {} if self._names is None else msgspec.structs.asdict(self._names.counts)
         return self.with_share(ledgers.together(parts, facts, names))

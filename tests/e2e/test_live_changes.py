@@ -358,6 +358,20 @@ def test_interfaces_that_come_and_go_under_a_pattern(lab: Lab, capture: Capture)
         identity(tap.stop())
 
 
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_one_of_several_interfaces_that_is_missing_is_told(lab: Lab, capture: Capture) -> None:
+    warnings: list[str] = []
+    missing = "not captured: late0: no such interface"
+    with HashSink(lab.shadow), driven(lab.node, warnings.append, iface="eth0,late0", capture=capture) as tap:
+        assert (tap.state, tap.state_reason, warnings) == ("running", missing, [missing])
+        lab.node.run(["ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1"])
+        serve(tap, lambda: tap.interfaces() == ["eth0", "late0"], "its coming")
+        assert (tap.state, tap.state_reason) == ("running", "")
+        ledger = tap.stop()
+        lab.node.run(["ip", "link", "del", "late0"])
+    assert ledger["missing_s"].keys() == {"late0"} and ledger["away_s"] == 0.0
+
+
 @pytest.mark.parametrize(("capture", "workers"), [(Capture.EBPF, 1), (Capture.PACKET, 1), (Capture.PACKET, 2)])
 @pytest.mark.parametrize("fate", [signal.SIGCONT, signal.SIGKILL])
 @pytest.mark.parametrize("returns", [False, True])
