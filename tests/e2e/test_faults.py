@@ -59,7 +59,7 @@ limits: {{ring_bytes: 1048576}}
 
 def worker_of(tap: Tap) -> int:
     """The worker's pid."""
-    return next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+    return tap.workers()[0]
 
 
 @pytest.mark.apart
@@ -259,17 +259,6 @@ class Wire:
         self._sock.close()
 
 
-@contextlib.contextmanager
-def silent(host: Host) -> Iterator[None]:
-    """The host's kernel sends no resets."""
-    host.run(["nft", "add table ip quiet; add chain ip quiet out { type filter hook output priority 0; }"])
-    host.run(["nft", "add rule ip quiet out tcp flags rst drop"])
-    try:
-        yield
-    finally:
-        host.run(["nft", "delete table ip quiet"])
-
-
 def test_a_tap_that_gets_little_cpu_drops_and_goes_on(lab: Lab) -> None:
     """A fiftieth of one: what the ring cannot hold is given up and counted, nothing waits for it, nothing grows."""
     with Nginx(lab.node), HashSink(lab.shadow) as shadow:
@@ -298,8 +287,8 @@ def test_a_tuple_that_is_used_again_without_any_end_mixes_nothing(fresh: Lab, ca
     texts = [b"%04d " % number * 50 for number in range(count)]
     reset = Behaviour(reset_after=len(texts[0]))
     with (
-        silent(lab.client),
-        silent(lab.node),
+        lab.client.silent(),
+        lab.node.silent(),
         RecordingTcp(lab.node, port, reset) as production,
         RecordingTcp(lab.shadow, port) as shadow,
         Mirror(lab.node, port=port, shadow=endpoint(lab.shadow.addr4, port), protocol="raw", capture=capture) as tap,
@@ -326,7 +315,7 @@ def test_forged_segments_neither_put_requests_into_the_shadow_nor_hide_those_of_
     """Of somebody who knows its addresses and ports and guesses numbers: production discards them and goes on."""
     lab = fresh
     forged = b"GET /forged HTTP/1.1\r\nHost: a\r\n\r\n"
-    with silent(lab.client), HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
+    with lab.client.silent(), HashSink(lab.node) as production, HashSink(lab.shadow) as shadow:
         target = endpoint(lab.shadow.addr4, 80)
         with Mirror(lab.node, shadow=target, capture=capture, limits={"hole_time": 0.1}) as tap:
             wire = Wire(lab, 80, 40_200)
@@ -370,7 +359,7 @@ def test_a_handshake_that_nobody_completes_lets_nothing_into_the_shadow(fresh: L
     """
     lab, forged = fresh, b"GET /forged HTTP/1.1\r\nHost: a\r\n\r\n"
     with (
-        silent(lab.client),
+        lab.client.silent(),
         HashSink(lab.node) as production,
         HashSink(lab.shadow) as shadow,
         Mirror(lab.node, shadow=endpoint(lab.shadow.addr4, 80)) as tap,
@@ -399,9 +388,8 @@ def test_a_handshake_that_nobody_completes_lets_nothing_into_the_shadow(fresh: L
 
 
 def overflows(host: Host) -> int:
-    """How often a full accept queue turned something away there (TcpExtListenOverflows)."""
-    names, values = (line.split() for line in host.read("netstat").splitlines() if line.startswith("TcpExt:"))
-    return int(values[names.index("ListenOverflows")])
+    """How often a full accept queue turned something away there."""
+    return host.counter("netstat", "TcpExt", "ListenOverflows")
 
 
 def served(listener: socket.socket) -> str:
@@ -846,7 +834,7 @@ def test_overlaps_on_the_wire_reach_the_shadow_as_production_read_them(fresh: La
         while piece := line.receive():
             read.append(piece)
 
-    with silent(lab.client), Talker(lab.node, 7000, keep), RecordingTcp(lab.shadow, 7001) as shadow:
+    with lab.client.silent(), Talker(lab.node, 7000, keep), RecordingTcp(lab.shadow, 7001) as shadow:
         target = endpoint(lab.shadow.addr4, 7001)
         with Mirror(lab.node, port=7000, shadow=target, protocol="raw", capture="ebpf") as tap:
             wire = Wire(lab, 7000, 40_000, seq=0xFFFFFFF0)

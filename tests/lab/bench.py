@@ -144,7 +144,7 @@ def measure(lab: Lab, case: Case, capture: str, seconds: float) -> Result:
         result = Load(lab.client, plan).result()
         time.sleep(DRAIN_TIME)
         used = tap.cpu() - before
-        worker = next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+        (worker,) = tap.workers()
         memory, peak = resident_kb(worker), resident_kb(worker, peak=True)
         ledger = tap.stop()
     if result.failed:
@@ -232,7 +232,7 @@ def production(lab: Lab, capture: str, rounds: int, shadow: Nginx, *, starve: bo
     def tapped() -> None:
         with Tap(lab.node, shadow=f"{lab.shadow.addr4}:80", capture=capture) as tap:
             time.sleep(SETTLE_TIME)
-            worker = next(pid for pid, words in tap.processes().items() if "tapmirror.worker" in words)
+            (worker,) = tap.workers()
             with starving(worker):
                 block("tapped")
 

@@ -207,6 +207,22 @@ class Host:
         finally:
             self.run(["nft", "delete table inet lab"])
 
+    @contextlib.contextmanager
+    def silent(self, only: str = "") -> Iterator[None]:
+        """While it lasts, the kernel here sends no resets; `only`: to or from a port, as in "sport 80"."""
+        of_port = f"tcp {only} " if only else ""
+        self.run(["nft", "add table ip quiet; add chain ip quiet out { type filter hook output priority 0; }"])
+        self.run(["nft", f"add rule ip quiet out {of_port}tcp flags rst drop"])
+        try:
+            yield
+        finally:
+            self.run(["nft", "delete table ip quiet"])
+
+    def counter(self, file: str, kind: str, name: str) -> int:
+        """What this network's kernel counts, as "snmp", "Tcp", "RetransSegs" (in /proc/net)."""
+        names, values = (line.split() for line in self.read(file).splitlines() if line.startswith(f"{kind}:"))
+        return int(values[names.index(name)])
+
     def at_close(self, closer: Callable[[], None]) -> None:
         """Call `closer` before the processes are ended, the last one first."""
         self._closers.append(closer)

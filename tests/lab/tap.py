@@ -91,6 +91,10 @@ class Tap:
         """The supervisor and its children, by pid, with their command lines."""
         return tree(self.pid)
 
+    def workers(self) -> list[int]:
+        """The pids of its workers."""
+        return [pid for pid, words in self.processes().items() if "tapmirror.worker" in words]
+
     def cpu(self) -> float:
         """Seconds of CPU, user and system, of these since their start."""
         return cpu_seconds(self.processes())

@@ -44,11 +44,6 @@ def tap(lab: Lab, capture: str, *ports: int, **more: Any) -> Tap:
     return Tap(lab.node, spec=json.dumps(spec))
 
 
-def worker_of(running: Tap) -> int:
-    """Its worker's pid."""
-    return next(pid for pid, words in running.processes().items() if "tapmirror.worker" in words)
-
-
 def settled(count: Callable[[], int]) -> int:
     """Wait until it does not change any more, a minute at most; what it is then."""
     end = time.monotonic() + PATIENCE

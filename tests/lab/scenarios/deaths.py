@@ -12,7 +12,7 @@ from typing import Final
 from lab.hosts import until
 from lab.load import Load, LoadPlan
 from lab.network import Lab
-from lab.scenarios import Outcome, ended, tap, worker_of
+from lab.scenarios import Outcome, ended, tap
 from lab.servers import Nginx
 from lab.snapshot import EVERYBODYS, Snapshot
 from lab.tap import Tap
@@ -75,7 +75,7 @@ def sending(lab: Lab) -> Load:
 
 def after_death(lab: Lab, running: Tap, victim: str, before: Snapshot, outcome: Outcome) -> list[str]:
     """Kill it; what is left of the tap then.  One whose worker dies has another, and is stopped."""
-    pids = {"all": [*running.processes()], "supervisor": [running.pid], "worker": [worker_of(running)]}[victim]
+    pids = {"all": [*running.processes()], "supervisor": [running.pid], "worker": running.workers()}[victim]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     if victim == "worker":

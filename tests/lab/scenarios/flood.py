@@ -9,7 +9,7 @@ from typing import Final
 from lab.flood import syns, unanswering
 from lab.load import Load, LoadPlan
 from lab.network import Lab
-from lab.scenarios import Outcome, ended, missing, settled, tap, worker_of
+from lab.scenarios import Outcome, ended, missing, settled, tap
 from lab.servers import Nginx
 from lab.snapshot import resident_kb
 
@@ -33,7 +33,7 @@ def flooded(lab: Lab, capture: str, scale: float, count: int) -> Outcome:
         unanswering(lab),
         tap(lab, capture) as running,
     ):
-        worker = worker_of(running)
+        worker = running.workers()[0]
         start = resident_kb(worker)
         plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=CONNECTIONS, rate=RATE)
         load = Load(lab.client, plan)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from lab.hosts import until
 from lab.load import Load, LoadPlan
 from lab.network import Lab
-from lab.scenarios import Outcome, ended, missing, settled, tap, worker_of
+from lab.scenarios import Outcome, ended, missing, settled, tap
 from lab.scenarios.answers import Endless
 from lab.servers import Nginx
 from lab.sinks import Behaviour, RecordingTcp
@@ -64,9 +64,9 @@ def down(lab: Lab, capture: str, scale: float, how: str) -> Outcome:
                     )
                     load = Load(lab.client, plan)
                 time.sleep(seconds / 3)
-                before = resident_kb(worker_of(running))
+                before = resident_kb(running.workers()[0])
                 time.sleep(seconds * 2 / 3)
-                grown.append((resident_kb(worker_of(running)) - before) / 1024)
+                grown.append((resident_kb(running.workers()[0]) - before) / 1024)
             with Nginx(lab.shadow) as shadow:
                 began = time.monotonic()
                 until(lambda: shadow.requests() > 0, "requests at the shadow")
@@ -108,7 +108,7 @@ def unread(lab: Lab, capture: str, scale: float, read_rate: float) -> Outcome:
         tap(lab, capture, 81, 82, limits=ROOM) as stuck,
         tap(lab, capture, 80, limits=ROOM) as other,
     ):
-        worker = worker_of(stuck)
+        worker = stuck.workers()[0]
         before = resident_kb(worker)
         plan = LoadPlan(
             address=lab.node.addr4,
@@ -146,7 +146,7 @@ def endless(lab: Lab, capture: str, scale: float, start: bytes, again: bytes) ->
         Nginx(lab.shadow) as fine,
         tap(lab, capture, 81, 80) as running,
     ):
-        worker = worker_of(running)
+        worker = running.workers()[0]
         plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=2, rate=200)
         load = Load(lab.client, plan)
         began, used = time.monotonic(), cpu_seconds([worker])

@@ -12,24 +12,25 @@ from typing import Final
 from lab.hosts import until
 from lab.load import Load, LoadPlan
 from lab.network import Lab
-from lab.scenarios import Outcome, ended, missing, tap, worker_of
+from lab.scenarios import Outcome, ended, missing, tap
 from lab.sinks import HashSink
 
 SECONDS: Final = 5.0
 RATE: Final = 500
 """Requests a second; a production that remembers each of them takes ten times as many, and hardly more."""
 BODIES: Final = (0, 3_000)
+RETRANSMITTED: Final = ("snmp", "Tcp", "RetransSegs")
 
 
 def stopped(lab: Lab, capture: str, scale: float, factor: int) -> Outcome:
     """No request is changed, made up or sent twice, and everything that is missing is known to be."""
     outcome = Outcome()
     with HashSink(lab.node) as production, HashSink(lab.shadow) as shadow, tap(lab, capture) as running:
-        retransmitted = retransmissions(lab)
+        retransmitted = lab.client.counter(*RETRANSMITTED)
         plan = LoadPlan(address=lab.node.addr4, requests=10**9, connections=50, rate=RATE * factor, bodies=BODIES)
         load = Load(lab.client, plan)
         shadow.wait_for(200)
-        worker = worker_of(running)
+        worker = running.workers()[0]
         os.kill(worker, signal.SIGSTOP)
         try:
             time.sleep(SECONDS * scale)
@@ -41,7 +42,7 @@ def stopped(lab: Lab, capture: str, scale: float, factor: int) -> Outcome:
         last = {got.uri for got in production.got[count:]}
         until(lambda: any(got.uri in last for got in [*shadow.got]), "requests from then on at the shadow")
         ledger = ended(running, outcome)
-        retransmitted = retransmissions(lab) - retransmitted
+        retransmitted = lab.client.counter(*RETRANSMITTED) - retransmitted
     sent = {got.uri: (got.head, got.sha256) for got in production.got}
     whole = [got for got in shadow.got if got.whole]
     changed = [got.uri for got in whole if sent.get(got.uri) != (got.head, got.sha256)]
@@ -69,9 +70,3 @@ def stopped(lab: Lab, capture: str, scale: float, factor: int) -> Outcome:
     if capture == "ebpf" and not retransmitted:  # of what finds no room, AF_PACKET does not know the size
         outcome.hold(account["seen"] == size, f"{account['seen']} bytes seen, {size} sent")
     return outcome
-
-
-def retransmissions(lab: Lab) -> int:
-    """Of the client's, up to now."""
-    names, values = (line.split() for line in lab.client.read("snmp").splitlines() if line.startswith("Tcp:"))
-    return int(values[names.index("RetransSegs")])
