@@ -31,7 +31,7 @@ FLAT: Final = 8
 
 READERS: Final = 1_000
 UPLOADS: Final = 10_000
-UPLOAD_RATE: Final = 400
+UPLOAD_RATE: Final = 200
 SIZE: Final = 50_000
 BUFFERS: Final = {"ipv4.tcp_wmem": "4096 16384 131072", "ipv4.tcp_rmem": "4096 131072 131072"}
 """Of both ends: of all that is sent the kernel holds less than half."""
@@ -120,19 +120,24 @@ def unread(lab: Lab, capture: str, scale: float, read_rate: float) -> Outcome:
         result = Load(lab.client, plan).result()
         settled(fine.requests)
         grown = (resident_kb(worker, peak=True) - before) / 1024
-        others = ended(other, outcome)["requests"]["mirrored"]
+        others = ended(other, outcome)
         ledger = ended(stuck, outcome)
     slow, beside = (ledger["shadows"][f"{lab.shadow.addr4}:{port}"]["requests"] for port in (81, 82))
     outcome.figures += [
         f"{plan.connections:,} connections, {count * SIZE / 1e6:,.0f} MB, {result.rate * SIZE / 1e6:.0f} MB/s",
         f"to this shadow: {slow['mirrored']:,} of {count:,}, dropped {slow['dropped']}",
-        f"to another shadow of the tap: {beside['mirrored']:,}, to another tap's: {others:,}",
+        f"to another shadow of the tap: {beside['mirrored']:,}, to another tap's: {others['requests']['mirrored']:,}",
+        f"segments lost: {missing(ledger, 'segments')}; by the other tap: {missing(others, 'segments')}",
         f"the worker grew by {grown:.0f} MiB",
+        f"CPU: {ledger['worker']['cpu_s']:.1f} s, the other tap's {others['worker']['cpu_s']:.1f} s",
     ]
     outcome.hold(result.failed == 0, f"{result.failed} requests of production's failed")
-    outcome.hold(beside["mirrored"] == count, "less at another shadow of the tap")
-    outcome.hold(others == count, "less at another tap's shadow")
-    outcome.hold(scale < 1 or slow["dropped"].get("shadow_slow", 0) > 0, "nothing was dropped")
+    # What a busy host gives a worker too little CPU for is lost to all shadows alike, and is not this one's doing.
+    seen = "ring_full" not in ledger["segments"]["dropped"]
+    outcome.hold("shadow_slow" not in beside["dropped"], "dropped for another shadow of the tap")
+    outcome.hold(not seen or beside["mirrored"] == count, "less at another shadow of the tap")
+    outcome.hold("shadow_slow" not in others["requests"]["dropped"], "dropped by another tap")
+    outcome.hold(not seen or scale < 1 or slow["dropped"].get("shadow_slow", 0) > 0, "nothing was dropped")
     outcome.hold(grown <= QUEUES, f"grew by more than {QUEUES} MiB")
     return outcome
 
