@@ -396,7 +396,7 @@ def served(listener: socket.socket) -> str:
     """Take one connection and answer its request; the path."""
     connection, _ = listener.accept()
     with connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(listener.gettimeout())
         path = connection.recv(1 << 16).split(b" ")[1].decode()
         connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
     return path
@@ -411,13 +411,15 @@ def test_a_connection_that_a_full_accept_queue_turns_away_is_mirrored_when_produ
     count = 20
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(Lab(faults=Faults(delay=1.0, delay_s=0.03)))
+        # If the relay stalls, both ends take it for the link's delay, and send again after many seconds.
+        patience = 3 * PATIENCE
+        lab.node.sysctl("ipv4.tcp_synack_retries", 7)
         with lab.node.enter():
             listener = stack.enter_context(socket.create_server((lab.node.addr4, 80), backlog=1))
-        listener.settimeout(PATIENCE)
+        listener.settimeout(patience)
         shadow = stack.enter_context(HashSink(lab.shadow))
-        # If the relay stalls, the clients take it for the link's delay and send again after many seconds.
-        patient, shadow_at = {"accept_time": 3 * PATIENCE}, endpoint(lab.shadow.addr4, 80)
-        tap = stack.enter_context(Mirror(lab.node, shadow=shadow_at, capture=capture, limits=patient))
+        target, limits = endpoint(lab.shadow.addr4, 80), {"accept_time": patience}
+        tap = stack.enter_context(Mirror(lab.node, shadow=target, capture=capture, limits=limits))
         with lab.client.enter():
             clients = [stack.enter_context(socket.socket()) for _ in range(count)]
         with pytest.raises(ConnectionRefusedError), connect(lab.client, lab.node.addr4, 81):
@@ -432,12 +434,12 @@ def test_a_connection_that_a_full_accept_queue_turns_away_is_mirrored_when_produ
             select.select([], [client], [], PATIENCE)
             client.sendall(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
         turned_away = overflows(lab.node)
-        until(lambda: overflows(lab.node) >= turned_away + count, "all of it sent again", PATIENCE)
-        shadow.wait_for(2, PATIENCE)
+        until(lambda: overflows(lab.node) >= turned_away + count, "all of it sent again", patience)
+        shadow.wait_for(2, patience)
         mirrored = {got.uri for got in shadow.got}
         assert mirrored == {served(listener), served(listener)}
         others = {served(listener) for _ in range(count - 2)}
-        shadow.wait_for(count, PATIENCE)
+        shadow.wait_for(count, patience)
         ledger = tap.final()
         assert mirrored | others == {f"/{number}" for number in range(count)}
         assert sorted(got.uri for got in shadow.got) == sorted(mirrored | others)
