@@ -25,6 +25,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from tapmirror.events import FROM_SERVER, FlowKey, Segment
@@ -68,6 +69,18 @@ _GIVE_BACK: Final = 64
 """Number of records after which their room is given back to the kernel."""
 
 
+def monotonic_ahead(path: str = "/proc/self/timens_offsets") -> float:
+    """By how many seconds our CLOCK_MONOTONIC is ahead of the kernel's stamps: in a time namespace it has another epoch
+    (time_namespaces(7)).
+    """
+    with suppress(OSError, ValueError), open(path, encoding="ascii") as file:  # a kernel without them
+        for line in file:
+            name, seconds, nanoseconds = line.split()
+            if name == "monotonic":
+                return int(seconds) + int(nanoseconds) / 1e9
+    return 0.0
+
+
 class RingSource:
     """The reader of one ring.  Takes over the three descriptors.
 
@@ -91,6 +104,7 @@ class RingSource:
         page = mmap.PAGESIZE
         self._fd = ring
         self._seed = seed
+        self._ahead = monotonic_ahead()
         self._size = ring_bytes
         self._maps = [
             mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
@@ -244,7 +258,7 @@ class RingSource:
             return 0.0  # nothing is written there yet, or ever
         if order.FENCE is not None:
             order.FENCE()
-        return now - self._words[((position + 8) & mask) >> 3] / 1e9
+        return now - self._words[((position + 8) & mask) >> 3] / 1e9 - self._ahead
 
     def want_ack(self, key: FlowKey, wanted: bool) -> None:
         """Ask the kernel program for the acknowledgements of the flow's bucket, or no more, by the bucket's byte."""

@@ -116,3 +116,4 @@ def test_the_monotonic_clock_may_begin_anywhere(lab: Lab, capture: str) -> None:
         os.kill(inner, signal.SIGTERM)
     identity(done["ledger"])
     assert done["ledger"]["requests"]["mirrored"] == 400
+    assert done["ledger"]["events"]["delay_us"] < YEARS * 1e6, "none waited for years"
