@@ -129,8 +129,25 @@ def test_behind_a_ring_it_is_looked_for_longer(wire: Wire) -> None:
     for now in (0.0, 1.0, 1.0 + RING_TIME / 2):
         wire.probing.look(now)
         assert wire.probing.found([GOOD], now) is None
-    wire.probing.look(1.0 + RING_TIME)
+    for _ in range(2):
+        assert wire.probing.found([GOOD], 1.2) is None
+        wire.probing.look(1.0 + RING_TIME)
     assert not wire.known([GOOD], 1.2)
+
+
+def test_behind_a_ring_whose_worker_had_no_cpu_it_is_looked_for_twice(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer behind that time is of before it; the worker reads its ring then."""
+    wire.probing.behind_ring = True
+    arrived = iter([0, 0, 0, 1])
+    monkeypatch.setattr(wire.probing, "_arrived", arrived.__next__)
+    assert wire.probing.found([GOOD], 0.0) is None
+    for now in (0.0, 1.0, 3.0):
+        wire.probing.look(now)
+        assert wire.probing.found([GOOD], now) is None
+    wire.probing.look(3.0 + LOOK_TIME)
+    assert wire.known([GOOD], 3.1)
 
 
 def test_what_was_given_up_is_not_known(wire: Wire) -> None:

@@ -105,6 +105,8 @@ class _Trial:
         """Probes that had arrived when it began."""
         self.sent_by: float | None = None
         """When everything had been sent for certain."""
+        self.late = False
+        """Whether there was a look when `RING_TIME` was over."""
         self.due = 0.0
         """When the next look is due."""
 
@@ -146,9 +148,11 @@ class Probing:
         if trial.sent_by is None:
             trial.sent_by = now
         leads_back = self._arrived() > trial.before
-        if leads_back or not self.behind_ring or now >= trial.sent_by + RING_TIME:
+        if leads_back or not self.behind_ring or trial.late:
             self._found[trial.addresses] = Found(now + PROBED, leads_back, trial.probe.failure)
             self.give_up()
+        # A worker that had no CPU may answer before it reads its ring; it has read that before it answers again.
+        trial.late = now >= trial.sent_by + RING_TIME
 
     def wait(self) -> None:
         """Sleep until the next look may find something."""
