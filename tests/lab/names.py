@@ -30,7 +30,7 @@ class NameServer:
         self.addresses = addresses
         self.asked = 0
         self._file = tempfile.NamedTemporaryFile("w", prefix=prefix(), suffix=".conf")  # noqa: SIM115
-        self._file.write(f"nameserver {ADDRESS}\noptions timeout:1 attempts:1\n")
+        self._file.write(f"nameserver {ADDRESS}\noptions timeout:20 attempts:1\n")  # its thread may be held
         self._file.flush()
         with host.enter():
             self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
