@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -402,6 +403,13 @@ def test_bookinfo_mirrors_a_portion_to_v2(lab: Lab) -> None:
                     client.sendall(get(path, host="reviews:9080"))
                     answer = read_until(client, b"}]}")
                     assert answer.startswith(b"HTTP/1.1 200 ") and b'"podname": "reviews-v1"' in answer
+
+                def told() -> list[str]:
+                    return re.findall(r"requests: ([\d,]+) mirrored", mirror.said())
+
+                looks = len(told())
+                until(lambda: len(told()) > looks + 1, "two looks behind the last request")
+                until(lambda: len(v2.calls()) >= int(told()[-1].replace(",", "")), "the calls of all that was sent")
             ledger = mirror.final()
         calls = v2.calls()
         assert len(v1.calls()) == 1000 and {call.host for call in v1.calls()} == {"reviews:9080"}
