@@ -41,12 +41,12 @@ SCENARIOS: Final[dict[int, dict[str, Scenario]]] = {
         "1,000 connections to a shadow that reads 1 byte/s": partial(unread, read_rate=1.0),
     },
     11: {
-        "answers of 10 GB": partial(endless, start=HEAD % b"Content-Length: 10000000000\r\n\r\n", again=b"x"),
-        "answers with endless headers": partial(endless, start=HEAD % b"", again=b"X: a\r\n"),
-        "answers in endless chunks of 1 byte": partial(
+        "responses of 10 GB": partial(endless, start=HEAD % b"Content-Length: 10000000000\r\n\r\n", again=b"x"),
+        "responses with endless headers": partial(endless, start=HEAD % b"", again=b"X: a\r\n"),
+        "responses in endless chunks of 1 byte": partial(
             endless, start=HEAD % b"Transfer-Encoding: chunked\r\n\r\n", again=b"1\r\nx\r\n"
         ),
-        "answers that are not HTTP": partial(endless, start=b"\x00\xff", again=b"garbage"),
+        "responses that are not HTTP": partial(endless, start=b"\x00\xff", again=b"garbage"),
     },
     20: {"10,000 connections in mid-stream": joined},
 }

@@ -11,7 +11,7 @@ from lab.hosts import until
 from lab.load import Load, LoadPlan
 from lab.network import Lab
 from lab.scenarios import Outcome, ended, missing, settled, tap
-from lab.scenarios.answers import Endless
+from lab.scenarios.endless import Endless
 from lab.servers import Nginx
 from lab.sinks import Behaviour, RecordingTcp
 from lab.snapshot import cpu_seconds, resident_kb
@@ -165,7 +165,7 @@ def endless(lab: Lab, capture: str, scale: float, start: bytes, again: bytes) ->
         ledger = ended(running, outcome)
     beside = ledger["shadows"][f"{lab.shadow.addr4}:80"]["requests"]
     outcome.figures += [
-        f"{sent / 1e9:.1f} GB of answers, {sent / seconds / 1e6:,.0f} MB/s",
+        f"{sent / 1e9:.1f} GB of responses, {sent / seconds / 1e6:,.0f} MB/s",
         f"to another shadow: {beside['mirrored']:,} of {result.answered:,} requests",
         f"the worker had {memory:.0f} MiB at most, and {used / seconds:.0%} of a CPU",
     ]

@@ -30,7 +30,7 @@ class Endless:
     def __init__(self, host: Host, port: int, start: bytes, again: bytes, most: int) -> None:
         self._host = host
         self._process = host.popen(
-            [sys.executable, "-c", "from lab.scenarios.answers import main; main()"],
+            [sys.executable, "-c", "from lab.scenarios.endless import main; main()"],
             env={"PYTHONPATH": str(Path(__file__).parents[2])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
